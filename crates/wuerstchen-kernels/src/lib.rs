@@ -1,0 +1,23 @@
+//! Tensor operations of Würstchen that have a WGSL shader, each with its composed twin.
+//!
+//! Features are channels-last, `[B, H, W, C]`: every 1x1 convolution is then a matrix product, and
+//! the operations here read and write whole rows of channels.
+//!
+//! Each function chooses by the device of its input: a hand-written CPU kernel on burn Flex (with
+//! its own backward pass), a WGSL shader on wgpu, and the composed twin in `reference` on anything
+//! else. Callers never know.
+#![recursion_limit = "256"]
+
+#[cfg(feature = "cpu")]
+mod cpu;
+pub mod depthwise_conv;
+pub mod gelu;
+pub mod global_response_norm;
+pub mod layer_norm;
+#[cfg(feature = "gpu")]
+mod wgsl;
+
+pub use depthwise_conv::{DepthwiseOptions, Padding, depthwise_conv};
+pub use gelu::gelu;
+pub use global_response_norm::global_response_norm;
+pub use layer_norm::layer_norm;

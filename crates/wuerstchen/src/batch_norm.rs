@@ -1,0 +1,93 @@
+//! Batch normalisation of channels-last features.
+
+use burn::module::{Initializer, Module, Param, RunningState};
+use burn::prelude::*;
+
+/// Which statistics a batch norm uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistics {
+    /// The running averages that training left.
+    Running,
+    /// Those of the batch, which also move the running averages: training.
+    Batch,
+}
+
+/// Share of a batch's statistics in the running averages, PyTorch's default.
+const MOMENTUM: f64 = 0.1;
+
+/// Normalises every channel over the batch, then scales and shifts it.
+///
+/// burn's own batch norm wants channels first and derives the statistics from the device.
+#[derive(Module, Debug)]
+pub struct ChannelBatchNorm {
+    /// Scale, `[C]`.
+    pub weight: Param<Tensor<1>>,
+    /// Shift, `[C]`.
+    pub bias: Param<Tensor<1>>,
+    /// `[C]`.
+    pub running_mean: RunningState<Tensor<1>>,
+    /// `[C]`.
+    pub running_var: RunningState<Tensor<1>>,
+    epsilon: f64,
+}
+
+impl ChannelBatchNorm {
+    /// Starts at mean 0, variance 1, scale 1 and shift 0.
+    pub fn init(channels: usize, epsilon: f64, device: &Device) -> Self {
+        Self {
+            weight: Initializer::Ones.init([channels], device),
+            bias: Initializer::Zeros.init([channels], device),
+            running_mean: RunningState::new(Tensor::zeros([channels], device)),
+            running_var: RunningState::new(Tensor::ones([channels], device)),
+            epsilon,
+        }
+    }
+
+    /// Normalises `[B, H, W, C]` features.
+    pub fn forward(&self, x: Tensor<4>, statistics: Statistics) -> Tensor<4> {
+        let [batch, height, width, channels] = x.dims();
+        let rows = x.reshape([batch * height * width, channels]);
+        let (mean, variance) = match statistics {
+            Statistics::Running => (self.running_mean.value(), self.running_var.value()),
+            Statistics::Batch => self.batch_statistics(&rows),
+        };
+        let scale = self.weight.val() / (variance + self.epsilon).sqrt();
+        let shift = self.bias.val() - mean * scale.clone();
+        let y = rows * scale.unsqueeze() + shift.unsqueeze();
+        y.reshape([batch, height, width, channels])
+    }
+
+    fn batch_statistics(&self, rows: &Tensor<2>) -> (Tensor<1>, Tensor<1>) {
+        let [count, _] = rows.dims();
+        let mean = rows.clone().mean_dim(0);
+        let variance = (rows.clone() - mean.clone()).square().mean_dim(0);
+        let (mean, variance) = (mean.squeeze_dim(0), variance.squeeze_dim(0));
+        let update = |state: &RunningState<Tensor<1>>, value: Tensor<1>| {
+            state.update(state.value_sync() * (1.0 - MOMENTUM) + value.detach() * MOMENTUM);
+        };
+        update(&self.running_mean, mean.clone());
+        // PyTorch keeps the unbiased variance and normalises by the biased one.
+        update(&self.running_var, variance.clone() * (count as f64 / (count as f64 - 1.0)));
+        (mean, variance)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Tolerance;
+
+    /// Values 1 and 3: mean 2, biased variance 1, unbiased variance 2.
+    #[test]
+    fn training_moves_the_running_averages_as_pytorch() {
+        let norm = ChannelBatchNorm::init(1, 0.0, &Device::flex());
+        let x = Tensor::<4>::from_data([[[[1.0], [3.0]]]], &Device::flex());
+        let y = norm.forward(x, Statistics::Batch).into_data();
+        let tolerance = Tolerance::absolute(1e-6);
+        y.assert_approx_eq::<f32>(&TensorData::from([[[[-1.0], [1.0]]]]), tolerance);
+        let mean = norm.running_mean.value_sync().into_data();
+        mean.assert_approx_eq::<f32>(&TensorData::from([0.2]), tolerance);
+        let variance = norm.running_var.value_sync().into_data();
+        variance.assert_approx_eq::<f32>(&TensorData::from([1.1]), tolerance);
+    }
+}

@@ -1,0 +1,129 @@
+//! Attention of the picture to itself and to the text.
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::prelude::*;
+use burn::tensor::activation::{silu, softmax};
+use wuerstchen_kernels::layer_norm;
+
+use super::linear;
+
+/// Configuration of an [`AttentionBlock`].
+#[derive(Config, Debug)]
+pub struct AttentionBlockConfig {
+    /// Number of feature channels `C`.
+    pub channels: usize,
+    /// Width `D` of the text tokens.
+    pub condition_channels: usize,
+    /// Number of heads; divides `C`.
+    pub heads: usize,
+}
+
+/// `y = x + attention(q = LN(x), kv = [LN(x), kv_mapper(text)])`.
+///
+/// The picture's own tokens come first among the keys, and padded text tokens are attended too.
+///
+/// Source: `AttnBlock` in `modules.py` of dome272/Wuerstchen.
+#[derive(Module, Debug)]
+pub struct AttentionBlock {
+    /// Multi-head attention.
+    pub attention: Attention,
+    /// SiLU, then `[D]` to `[C]`.
+    pub kv_mapper: Linear,
+}
+
+/// Multi-head attention with biased projections and no mask.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Queries.
+    pub to_q: Linear,
+    /// Keys.
+    pub to_k: Linear,
+    /// Values.
+    pub to_v: Linear,
+    /// Output.
+    pub to_out: Linear,
+    heads: usize,
+}
+
+impl AttentionBlockConfig {
+    /// Initializes the block on `device`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the heads do not divide the channels; [`PriorConfig`](crate::PriorConfig) and
+    /// [`DecoderConfig`](crate::DecoderConfig) check it first.
+    pub fn init(&self, device: &Device) -> AttentionBlock {
+        let channels = self.channels;
+        assert!(channels % self.heads == 0, "{} heads do not divide {channels}", self.heads);
+        let square = || linear(channels, channels, 1.0, device);
+        AttentionBlock {
+            attention: Attention {
+                to_q: square(),
+                to_k: square(),
+                to_v: square(),
+                to_out: square(),
+                heads: self.heads,
+            },
+            kv_mapper: linear(self.condition_channels, channels, 1.0, device),
+        }
+    }
+}
+
+impl AttentionBlock {
+    /// Applies the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, H, W, C]`
+    /// - text: `[B, T, D]`
+    pub fn forward(&self, x: Tensor<4>, text: Tensor<3>) -> Tensor<4> {
+        let [batch, height, width, channels] = x.dims();
+        let tokens = layer_norm(x.clone()).reshape([batch, height * width, channels]);
+        let text = self.kv_mapper.forward(silu(text));
+        let context = Tensor::cat(vec![tokens.clone(), text], 1);
+        x + self.attention.forward(tokens, context).reshape([batch, height, width, channels])
+    }
+}
+
+impl Attention {
+    /// Attends from `x` to `context`.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, Q, C]`
+    /// - context: `[B, K, C]`
+    pub fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+        let [batch, queries, channels] = x.dims();
+        let size = channels / self.heads;
+        let split = |x: Tensor<3>| {
+            let [_, tokens, _] = x.dims();
+            x.reshape([batch, tokens, self.heads, size]).swap_dims(1, 2)
+        };
+        let q = split(self.to_q.forward(x) * (size as f64).powf(-0.5));
+        let k = split(self.to_k.forward(context.clone()));
+        let v = split(self.to_v.forward(context));
+        let weights = softmax(q.matmul(k.swap_dims(2, 3)), 3); // [B, heads, Q, K]
+        let attended = weights.matmul(v).swap_dims(1, 2).reshape([batch, queries, channels]);
+        self.to_out.forward(attended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Distribution, Tolerance};
+
+    /// Equal keys get equal weights, so that attention to one repeated token is that token's value.
+    #[test]
+    fn equal_keys_are_averaged() {
+        let device = Device::flex();
+        let attention = AttentionBlockConfig::new(4, 3, 2).init(&device).attention;
+        let x = Tensor::<3>::random([1, 2, 4], Distribution::Default, &device);
+        let token = Tensor::<3>::random([1, 1, 4], Distribution::Default, &device);
+        let value = attention.to_out.forward(attention.to_v.forward(token.clone()));
+        let attended = attention.forward(x, token.repeat_dim(1, 5));
+        let expected = value.repeat_dim(1, 2).into_data();
+        attended.into_data().assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-5, 1e-6));
+    }
+}

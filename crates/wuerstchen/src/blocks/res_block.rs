@@ -1,0 +1,140 @@
+//! The convolutional block: depthwise convolution, layer norm, channel MLP with GRN.
+
+use burn::module::{Initializer, Module, Param};
+use burn::nn::{Dropout, DropoutConfig, Linear};
+use burn::prelude::*;
+use wuerstchen_kernels::{
+    DepthwiseOptions, Padding, depthwise_conv, gelu, global_response_norm, layer_norm,
+};
+
+use super::{linear, zeros};
+
+/// Configuration of a [`ResBlock`].
+#[derive(Config, Debug)]
+pub struct ResBlockConfig {
+    /// Number of feature channels `C`.
+    pub channels: usize,
+    /// Number of channels `S` that are appended after the norm; 0 for none.
+    pub skip_channels: usize,
+    /// Side of the depthwise kernel.
+    pub kernel_size: usize,
+    /// Probability of zeroing an activation of the MLP while training.
+    pub dropout: f64,
+    /// Gain of the last linear layer at the start of training.
+    pub output_gain: f64,
+}
+
+/// `y = x + MLP([LN(depthwise(x)), skip])`.
+///
+/// The skip features are appended after the norm and not normalised.
+///
+/// Source: `ResBlock` and `ResBlockStageB` in `modules.py` of dome272/Wuerstchen.
+#[derive(Module, Debug)]
+pub struct ResBlock {
+    /// Depthwise convolution with zero padding.
+    pub depthwise: DepthwiseConv,
+    /// The layers that mix channels.
+    pub channelwise: ChannelMlp,
+}
+
+/// A depthwise kernel and its bias.
+#[derive(Module, Debug)]
+pub struct DepthwiseConv {
+    /// One kernel per channel, `[C, 1, K, K]`.
+    pub weight: Param<Tensor<4>>,
+    /// `[C]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl DepthwiseConv {
+    /// Xavier-uniform weights and zero bias, as the authors start.
+    pub fn init(channels: usize, kernel_size: usize, device: &Device) -> Self {
+        // PyTorch's fan of a depthwise kernel: weight.size(1) and weight.size(0) times its area.
+        let (area, xavier) = (kernel_size * kernel_size, Initializer::XavierUniform { gain: 1.0 });
+        let shape = [channels, 1, kernel_size, kernel_size];
+        let weight = xavier.init_with(shape, Some(area), Some(channels * area), device);
+        Self { weight, bias: zeros([channels], device) }
+    }
+
+    /// Convolves `[B, H, W, C]` features at stride 1.
+    pub fn forward(&self, x: Tensor<4>, padding: Padding) -> Tensor<4> {
+        let options = DepthwiseOptions { stride: 1, padding };
+        depthwise_conv(x, self.weight.val(), self.bias.val(), options)
+    }
+}
+
+/// Expands to four times the channels, GELU, global response norm, contracts.
+#[derive(Module, Debug)]
+pub struct ChannelMlp {
+    /// `[C + S]` to `[4C]`.
+    pub expand: Linear,
+    /// Over the expanded channels.
+    pub response_norm: ResponseNorm,
+    /// Between the norm and the last layer.
+    pub dropout: Dropout,
+    /// `[4C]` to `[C]`.
+    pub contract: Linear,
+}
+
+/// The parameters of a global response norm.
+#[derive(Module, Debug)]
+pub struct ResponseNorm {
+    /// Scale, `[1, 1, 1, C]`.
+    pub gamma: Param<Tensor<4>>,
+    /// Shift, `[1, 1, 1, C]`.
+    pub beta: Param<Tensor<4>>,
+}
+
+impl ResBlockConfig {
+    /// Initializes the block on `device`.
+    pub fn init(&self, device: &Device) -> ResBlock {
+        let (channels, hidden) = (self.channels, 4 * self.channels);
+        let affine = || zeros([1, 1, 1, hidden], device);
+        ResBlock {
+            depthwise: DepthwiseConv::init(channels, self.kernel_size, device),
+            channelwise: ChannelMlp {
+                expand: linear(channels + self.skip_channels, hidden, 1.0, device),
+                response_norm: ResponseNorm { gamma: affine(), beta: affine() },
+                dropout: DropoutConfig::new(self.dropout).init(),
+                contract: linear(hidden, channels, self.output_gain, device),
+            },
+        }
+    }
+}
+
+impl ResBlock {
+    /// Applies the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, H, W, C]`
+    /// - skip: `[B, H, W, S]`, if the block has skip channels
+    pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>) -> Tensor<4> {
+        let h = layer_norm(self.depthwise.forward(x.clone(), Padding::Zeros));
+        let h = match skip {
+            Some(skip) => Tensor::cat(vec![h, skip], 3),
+            None => h,
+        };
+        let mlp = &self.channelwise;
+        let h = gelu(mlp.expand.forward(h));
+        let ResponseNorm { gamma, beta } = &mlp.response_norm;
+        let h = global_response_norm(h, gamma.val(), beta.val());
+        x + mlp.contract.forward(mlp.dropout.forward(h))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    #[test]
+    fn zero_output_gain_is_the_identity() {
+        let device = Device::flex();
+        let block = ResBlockConfig::new(3, 2, 3, 0.0, 0.0).init(&device);
+        let x = Tensor::<4>::random([1, 4, 5, 3], Distribution::Default, &device);
+        let skip = Tensor::ones([1, 4, 5, 2], &device);
+        let y = block.forward(x.clone(), Some(skip));
+        y.into_data().assert_eq(&x.into_data(), true);
+    }
+}

@@ -1,0 +1,99 @@
+//! Conditioning on the diffusion time.
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::prelude::*;
+
+use super::linear;
+
+/// Configuration of a [`TimestepBlock`].
+#[derive(Config, Debug)]
+pub struct TimestepBlockConfig {
+    /// Number of feature channels `C`.
+    pub channels: usize,
+    /// Width `R` of the time embedding (`c_r` of the published configs).
+    pub time_embedding: usize,
+}
+
+/// Scales and shifts every channel by an affine function of the time embedding.
+///
+/// `y = x·(1 + a) + b`, where `[a, b]` is one linear map of the embedding.
+///
+/// Source: `TimestepBlock` in `modules.py` of dome272/Wuerstchen.
+#[derive(Module, Debug)]
+pub struct TimestepBlock {
+    /// Maps `[B, R]` to `[B, 2C]`. Checkpoints call it `mapper`, which `derive(Module)` reserves.
+    pub scale_shift: Linear,
+}
+
+impl TimestepBlockConfig {
+    /// Initializes the block as the identity on `device`.
+    pub fn init(&self, device: &Device) -> TimestepBlock {
+        let scale_shift = linear(self.time_embedding, 2 * self.channels, 0.0, device);
+        TimestepBlock { scale_shift }
+    }
+}
+
+impl TimestepBlock {
+    /// Conditions `x` on the time embedding.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, H, W, C]`
+    /// - time_embedding: `[B, R]`
+    pub fn forward(&self, x: Tensor<4>, time_embedding: Tensor<2>) -> Tensor<4> {
+        let [batch, .., channels] = x.dims();
+        let ab = self.scale_shift.forward(time_embedding).reshape([batch, 1, 1, 2 * channels]);
+        let a = ab.clone().narrow(3, 0, channels);
+        let b = ab.narrow(3, channels, channels);
+        x * (a + 1.0) + b
+    }
+}
+
+/// Ratio of the lowest to the highest frequency of the time embedding.
+const MAX_POSITIONS: f32 = 10_000.0;
+
+/// Sinusoidal embedding of the diffusion times `t` in `[0, 1]`, of width `size`.
+///
+/// The arguments reach 10⁴, where one unit in the last place of f32 is 10⁻³ radians: the
+/// reference's f32 roundings are kept and sine and cosine are evaluated on the CPU.
+///
+/// Source: `gen_r_embedding` in `modules.py` of dome272/Wuerstchen.
+///
+/// # Shapes
+///
+/// - output: `[B, size]`: the sines, the cosines, and a zero if `size` is odd
+pub fn time_embedding(times: &[f32], size: usize, device: &Device) -> Tensor<2> {
+    let half = size / 2;
+    let step = MAX_POSITIONS.ln() / (half as f32 - 1.0);
+    let mut values = Vec::with_capacity(times.len() * size);
+    for t in times {
+        let argument = |i: usize| f64::from(t * MAX_POSITIONS * libm::expf(-(i as f32) * step));
+        values.extend((0..half).map(|i| libm::sin(argument(i)) as f32));
+        values.extend((0..half).map(|i| libm::cos(argument(i)) as f32));
+        values.extend((2 * half..size).map(|_| 0.0));
+    }
+    Tensor::from_data(TensorData::new(values, [times.len(), size]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_as_the_identity() {
+        let device = Device::flex();
+        let block = TimestepBlockConfig::new(3, 4).init(&device);
+        let x = Tensor::<4>::random([1, 2, 2, 3], burn::tensor::Distribution::Default, &device);
+        let y = block.forward(x.clone(), Tensor::ones([1, 4], &device));
+        y.into_data().assert_eq(&x.into_data(), true);
+    }
+
+    /// At t = 0 every sine is 0 and every cosine 1; an odd width ends with a zero.
+    #[test]
+    fn embedding_of_time_zero() {
+        let embedding = time_embedding(&[0.0], 5, &Device::flex());
+        let expected = TensorData::from([[0.0f32, 0.0, 1.0, 1.0, 0.0]]);
+        embedding.into_data().assert_eq(&expected, true);
+    }
+}

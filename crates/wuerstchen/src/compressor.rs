@@ -1,0 +1,369 @@
+//! The semantic compressor: EfficientNetV2 features mapped to a very small image embedding.
+
+use burn::module::{Initializer, Module, Param};
+use burn::nn::Linear;
+use burn::prelude::*;
+use burn::tensor::activation::{sigmoid, silu};
+use burn::tensor::module::linear as matmul_bias;
+use serde::{Deserialize, Serialize};
+use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv};
+
+use crate::batch_norm::{ChannelBatchNorm, Statistics};
+use crate::blocks::{Observer, channels_first, channels_last, linear};
+use crate::config::{ConfigError, positive};
+use crate::resize::{Filter, resize};
+
+/// Configuration of a [`Compressor`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompressorConfig {
+    /// Channels of the image embedding.
+    pub c_latent: usize,
+    /// Channels of the first convolution, which halves the picture.
+    pub stem: usize,
+    /// The stages of the backbone.
+    pub stages: Vec<StageConfig>,
+    /// Channels of the features that are mapped to the embedding.
+    pub head: usize,
+    /// Epsilon of the backbone's batch norms.
+    #[serde(default = "default_backbone_epsilon")]
+    pub backbone_bn_eps: f64,
+    /// Epsilon of the batch norm behind the mapper.
+    #[serde(default = "default_mapper_epsilon")]
+    pub mapper_bn_eps: f64,
+}
+
+fn default_backbone_epsilon() -> f64 {
+    1e-3
+}
+
+fn default_mapper_epsilon() -> f64 {
+    1e-5
+}
+
+/// A run of equal blocks; only the first changes the resolution and the channels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageConfig {
+    /// Which kind of block.
+    pub block: BlockKind,
+    /// Factor from a block's input channels to its inner ones.
+    pub expand: usize,
+    /// Output channels.
+    pub channels: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Stride of the first block.
+    pub stride: usize,
+}
+
+/// The two kinds of EfficientNetV2 blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockKind {
+    /// A dense 3x3 convolution, then a 1x1 one unless `expand` is 1.
+    Fused,
+    /// 1x1, depthwise 3x3, squeeze-and-excitation, 1x1.
+    Inverted,
+}
+
+/// Strides of EfficientNetV2-S, whose weights do not tell them.
+const V2_S_STRIDES: [usize; 6] = [1, 2, 2, 2, 1, 2];
+
+/// Mean and standard deviation of ImageNet's colours, `[0, 1]`.
+const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// Makes the image embedding that Stage B starts from and Stage C learns to make.
+///
+/// Source: `EfficientNetEncoder` in `modules.py` of dome272/Wuerstchen; `efficientnet_v2_s` in
+/// torchvision.
+#[derive(Module, Debug)]
+pub struct Compressor {
+    /// Stem, stages, head, numbered as in torchvision.
+    backbone: Vec<Stage>,
+    /// Checkpoints call it `mapper`, which `derive(Module)` reserves.
+    projection: ConvNorm,
+}
+
+#[derive(Module, Debug)]
+enum Stage {
+    Conv(ConvNorm),
+    Blocks(Vec<InvertedBlock>),
+}
+
+/// A convolution without bias, a batch norm and maybe SiLU.
+#[derive(Module, Debug)]
+struct ConvNorm {
+    /// `[C_out, C_in, K, K]`, or `[C, 1, K, K]` if depthwise.
+    conv: Param<Tensor<4>>,
+    norm: ChannelBatchNorm,
+    stride: usize,
+    depthwise: bool,
+    activation: bool,
+}
+
+#[derive(Module, Debug)]
+struct InvertedBlock {
+    block: Vec<Layer>,
+    residual: bool,
+}
+
+#[derive(Module, Debug)]
+enum Layer {
+    Conv(ConvNorm),
+    Squeeze(SqueezeExcitation),
+}
+
+/// Scales every channel by a function of all channels' means.
+#[derive(Module, Debug)]
+struct SqueezeExcitation {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl CompressorConfig {
+    /// Reads the sizes off the weights of a torchvision-style EfficientNetV2: `shape` tells the
+    /// shape of a tensor by its checkpoint name, `None` where there is no such tensor.
+    ///
+    /// Strides cannot be read off weights; those of EfficientNetV2-S are assumed.
+    pub fn infer(shape: impl Fn(&str) -> Option<Vec<usize>>) -> Option<Self> {
+        let dim = |name: String, axis: usize| shape(&name)?.get(axis).copied();
+        let stages = V2_S_STRIDES.len();
+        let stage = |i: usize| {
+            let inverted = shape(&format!("backbone.{i}.0.block.3.0.weight")).is_some();
+            let last = [3, 1, 0].into_iter();
+            let last = last.map(|j| format!("backbone.{i}.0.block.{j}.0.weight"));
+            let channels = last.filter_map(|name| dim(name, 0)).next()?;
+            let first = format!("backbone.{i}.0.block.0.0.weight");
+            let (inner, input) = (dim(first.clone(), 0)?, dim(first, 1)?);
+            let has = |l: &usize| shape(&format!("backbone.{i}.{l}.block.0.0.weight")).is_some();
+            let single = shape(&format!("backbone.{i}.0.block.1.0.weight")).is_none();
+            Some(StageConfig {
+                block: if inverted { BlockKind::Inverted } else { BlockKind::Fused },
+                expand: if single { 1 } else { inner / input.max(1) },
+                channels,
+                layers: (0..).take_while(has).count(),
+                stride: V2_S_STRIDES[i - 1],
+            })
+        };
+        Some(Self {
+            c_latent: dim("mapper.0.weight".into(), 0)?,
+            stem: dim("backbone.0.0.weight".into(), 0)?,
+            stages: (1..=stages).map(stage).collect::<Option<_>>()?,
+            head: dim(format!("backbone.{}.0.weight", stages + 1), 0)?,
+            backbone_bn_eps: default_backbone_epsilon(),
+            mapper_bn_eps: default_mapper_epsilon(),
+        })
+    }
+
+    /// How many pixels one pixel of the embedding stands for, along each axis.
+    pub fn downscale(&self) -> usize {
+        self.stages.iter().map(|stage| stage.stride).product::<usize>() * 2
+    }
+
+    /// Checks what the architecture needs of the sizes.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that cannot be used and what it needs.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let sizes = [("c_latent", self.c_latent), ("stem", self.stem), ("head", self.head)];
+        let stages = self.stages.iter().flat_map(|stage| {
+            [
+                ("expand", stage.expand),
+                ("channels", stage.channels),
+                ("layers", stage.layers),
+                ("stride", stage.stride),
+            ]
+        });
+        sizes
+            .into_iter()
+            .chain(stages)
+            .try_for_each(|(field, value)| positive("compressor", field, value))
+    }
+
+    /// Initializes the model on `device`.
+    pub fn init(&self, device: &Device) -> Compressor {
+        let epsilon = self.backbone_bn_eps;
+        let conv = |shape, stride| ConvNorm::init(shape, stride, epsilon, device);
+        let mut input = self.stem;
+        let mut backbone = vec![Stage::Conv(conv([self.stem, 3, 3, 3], 2))];
+        for stage in &self.stages {
+            let mut blocks = Vec::new();
+            for i in 0..stage.layers {
+                let stride = if i == 0 { stage.stride } else { 1 };
+                blocks.push(stage.block(input, stride, &conv, device));
+                input = stage.channels;
+            }
+            backbone.push(Stage::Blocks(blocks));
+        }
+        backbone.push(Stage::Conv(conv([self.head, input, 1, 1], 1)));
+        let shape = [self.c_latent, self.head, 1, 1];
+        let mut projection = ConvNorm::init(shape, 1, self.mapper_bn_eps, device);
+        projection.activation = false;
+        Compressor { backbone, projection }
+    }
+}
+
+impl StageConfig {
+    fn block(
+        &self,
+        input: usize,
+        stride: usize,
+        conv: &impl Fn([usize; 4], usize) -> ConvNorm,
+        device: &Device,
+    ) -> InvertedBlock {
+        let (inner, output) = (input * self.expand, self.channels);
+        let project = || {
+            let mut project = conv([output, inner, 1, 1], 1);
+            project.activation = false;
+            Layer::Conv(project)
+        };
+        let block = match self.block {
+            BlockKind::Fused if self.expand == 1 => {
+                vec![Layer::Conv(conv([output, input, 3, 3], stride))]
+            }
+            BlockKind::Fused => vec![Layer::Conv(conv([inner, input, 3, 3], stride)), project()],
+            BlockKind::Inverted => {
+                let mut depthwise = conv([inner, 1, 3, 3], stride);
+                depthwise.depthwise = true;
+                let squeezed = (input / 4).max(1);
+                let squeeze = SqueezeExcitation {
+                    fc1: linear(inner, squeezed, 1.0, device),
+                    fc2: linear(squeezed, inner, 1.0, device),
+                };
+                let expand = Layer::Conv(conv([inner, input, 1, 1], 1));
+                vec![expand, Layer::Conv(depthwise), Layer::Squeeze(squeeze), project()]
+            }
+        };
+        InvertedBlock { block, residual: stride == 1 && input == output }
+    }
+}
+
+impl Compressor {
+    /// Makes the image embedding of prepared pictures (see [`prepare`]).
+    ///
+    /// # Shapes
+    ///
+    /// - image: `[B, 3, H, W]`, normalised as ImageNet
+    /// - output: `[B, c_latent, H / downscale, W / downscale]`, rounded up
+    pub fn forward(&self, image: Tensor<4>, statistics: Statistics) -> Tensor<4> {
+        self.forward_observed(image, statistics, &mut |_, _| {})
+    }
+
+    /// As [`Self::forward`], and reports every block.
+    pub fn forward_observed(
+        &self,
+        image: Tensor<4>,
+        statistics: Statistics,
+        observe: Observer,
+    ) -> Tensor<4> {
+        let mut x = channels_last(image);
+        for (i, stage) in self.backbone.iter().enumerate() {
+            match stage {
+                Stage::Conv(conv) => x = conv.forward(x, statistics),
+                Stage::Blocks(blocks) => {
+                    for (j, block) in blocks.iter().enumerate() {
+                        x = block.forward(x, statistics);
+                        observe(&format!("backbone.{i}.{j}"), &x);
+                    }
+                }
+            }
+            observe(&format!("backbone.{i}"), &x);
+        }
+        channels_first(self.projection.forward(x, statistics))
+    }
+}
+
+impl InvertedBlock {
+    fn forward(&self, x: Tensor<4>, statistics: Statistics) -> Tensor<4> {
+        let y = self.block.iter().fold(x.clone(), |y, layer| match layer {
+            Layer::Conv(layer) => layer.forward(y, statistics),
+            Layer::Squeeze(layer) => layer.forward(y),
+        });
+        if self.residual { x + y } else { y }
+    }
+}
+
+impl SqueezeExcitation {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let means = x.clone().mean_dim(1).mean_dim(2);
+        x * sigmoid(self.fc2.forward(silu(self.fc1.forward(means))))
+    }
+}
+
+impl ConvNorm {
+    fn init(shape: [usize; 4], stride: usize, epsilon: f64, device: &Device) -> Self {
+        let [output, _, size, _] = shape;
+        // torchvision starts EfficientNet with Kaiming-normal weights over the outputs.
+        let std = (2.0 / (output * size * size) as f64).sqrt();
+        Self {
+            conv: Initializer::Normal { mean: 0.0, std }.init(shape, device),
+            norm: ChannelBatchNorm::init(output, epsilon, device),
+            stride,
+            depthwise: false,
+            activation: true,
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>, statistics: Statistics) -> Tensor<4> {
+        let weight = self.conv.val();
+        let [output, ..] = weight.dims();
+        let y = if self.depthwise {
+            let options = DepthwiseOptions { stride: self.stride, padding: Padding::Zeros };
+            depthwise_conv(x.clone(), weight, Tensor::zeros([output], &x.device()), options)
+        } else {
+            dense_conv(x, weight, self.stride)
+        };
+        let y = self.norm.forward(y, statistics);
+        if self.activation { silu(y) } else { y }
+    }
+}
+
+/// A convolution padded by `(K − 1) / 2` as one matrix product of all shifted pictures.
+fn dense_conv(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
+    let ([output, input, size, _], [_, height, width, _]) = (weight.dims(), x.dims());
+    let pad = size / 2;
+    let step = stride as isize;
+    let x = if pad > 0 { x.pad([(pad, pad), (pad, pad), (0, 0)], 0.0f32) } else { x };
+    let shifted = |tap: usize| {
+        let (top, left) = (tap / size, tap % size);
+        let rows = x.clone().slice_dim(1, s![top..top + height;step]);
+        rows.slice_dim(2, s![left..left + width;step])
+    };
+    let patches = Tensor::cat((0..size * size).map(shifted).collect(), 3);
+    let weight = weight.permute([2, 3, 1, 0]).reshape([size * size * input, output]);
+    matmul_bias(patches, weight, None)
+}
+
+/// Prepares pictures for the compressor: the shorter side becomes `size` (bilinear, antialiased),
+/// the centre is cropped to a square, colours are normalised as ImageNet.
+///
+/// # Shapes
+///
+/// - image: `[B, 3, H, W]` in `[0, 1]`
+/// - output: `[B, 3, size, size]`
+pub fn prepare(image: Tensor<4>, size: usize) -> Tensor<4> {
+    normalise(crop(resize_shorter_side(image, size), size))
+}
+
+/// Resizes `[B, C, H, W]` so that the shorter side becomes `size`, the other rounded down.
+pub fn resize_shorter_side(image: Tensor<4>, size: usize) -> Tensor<4> {
+    let [_, _, height, width] = image.dims();
+    let shorter = height.min(width);
+    let sides = [height * size / shorter, width * size / shorter];
+    channels_first(resize(channels_last(image), sides, Filter::Bilinear))
+}
+
+/// The centre `size`x`size` of `[B, C, H, W]`, offsets rounded half to even as torchvision does.
+pub fn crop(image: Tensor<4>, size: usize) -> Tensor<4> {
+    let [_, _, height, width] = image.dims();
+    let offset = |side: usize| ((side - size) as f64 / 2.0).round_ties_even() as usize;
+    image.narrow(2, offset(height), size).narrow(3, offset(width), size)
+}
+
+/// Normalises the colours of `[B, 3, H, W]` in `[0, 1]` as ImageNet.
+pub fn normalise(image: Tensor<4>) -> Tensor<4> {
+    let channel =
+        |values: [f32; 3]| Tensor::<1>::from_data(values, &image.device()).reshape([1, 3, 1, 1]);
+    (image.clone() - channel(IMAGENET_MEAN)) / channel(IMAGENET_STD)
+}

@@ -1,0 +1,49 @@
+//! What is wrong with a configuration.
+
+/// A field of a config that the architecture cannot use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{part} config: {field} must be {expected}, got {found}")]
+pub struct ConfigError {
+    /// Which model.
+    pub part: &'static str,
+    /// Which field.
+    pub field: &'static str,
+    /// What the architecture needs.
+    pub expected: String,
+    /// What the config says.
+    pub found: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(
+        part: &'static str,
+        field: &'static str,
+        expected: impl ToString,
+        found: impl ToString,
+    ) -> Self {
+        Self { part, field, expected: expected.to_string(), found: found.to_string() }
+    }
+}
+
+pub(crate) fn positive(
+    part: &'static str,
+    field: &'static str,
+    value: usize,
+) -> Result<(), ConfigError> {
+    match value {
+        0 => Err(ConfigError::new(part, field, "at least 1", value)),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn heads_divide(
+    part: &'static str,
+    field: &'static str,
+    heads: usize,
+    channels: usize,
+) -> Result<(), ConfigError> {
+    match heads > 0 && channels % heads == 0 {
+        true => Ok(()),
+        false => Err(ConfigError::new(part, field, format!("a divisor of {channels}"), heads)),
+    }
+}

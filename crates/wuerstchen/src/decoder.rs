@@ -1,0 +1,362 @@
+//! Stage B: the diffusion model that makes VQGAN latents from an image embedding.
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::prelude::*;
+use burn::tensor::activation::sigmoid;
+use serde::{Deserialize, Serialize};
+use wuerstchen_kernels::layer_norm;
+
+use crate::blocks::{
+    AttentionBlockConfig, Block, Downscale, Observer, ResBlockConfig, TimestepBlockConfig, Upscale,
+    channels_first, channels_last, condition_mapper, linear, pixel_shuffle, pixel_unshuffle,
+    time_embedding,
+};
+use crate::config::{ConfigError, heads_divide, positive};
+use crate::resize::resize_bicubic;
+
+/// Configuration of a [`Decoder`], with the published field names (`decoder/config.json`).
+///
+/// Every list has one entry per level, the finest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DecoderConfig {
+    /// Channels of the latents that come in.
+    pub c_in: usize,
+    /// Channels of the predicted noise.
+    pub c_out: usize,
+    /// Width of the time embedding.
+    pub c_r: usize,
+    /// Side of the patches that the first layer packs into channels.
+    pub patch_size: usize,
+    /// Width of text and image embedding inside the model.
+    pub c_cond: usize,
+    /// Width of every level.
+    pub c_hidden: Vec<usize>,
+    /// Attention heads of every level; -1 where the level has no attention.
+    pub nhead: Vec<i64>,
+    /// How often every level repeats its blocks.
+    pub blocks: Vec<usize>,
+    /// The blocks of every level: `C`onvolution, `T`imestep, `A`ttention; starts with `C`.
+    pub level_config: Vec<LevelConfig>,
+    /// Whether a level sees the image embedding.
+    pub inject_effnet: Vec<bool>,
+    /// Channels of the image embedding.
+    pub effnet_embd: usize,
+    /// Width of the text encoder.
+    pub clip_embd: usize,
+    /// Side of the depthwise kernels.
+    #[serde(default = "default_kernel_size")]
+    pub kernel_size: usize,
+    /// Dropout probability while training; one value, or one per level.
+    #[serde(default)]
+    pub dropout: LevelDropout,
+}
+
+fn default_kernel_size() -> usize {
+    3
+}
+
+/// The blocks of a level, as a string such as `CTA` or a list of its letters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LevelConfig {
+    /// `"CTA"`.
+    Letters(String),
+    /// `["C", "T", "A"]`.
+    List(Vec<String>),
+}
+
+impl LevelConfig {
+    fn letters(&self) -> String {
+        match self {
+            Self::Letters(letters) => letters.clone(),
+            Self::List(list) => list.concat(),
+        }
+    }
+}
+
+/// One dropout probability for the whole model or one per level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LevelDropout {
+    /// The same on every level.
+    One(f64),
+    /// One per level.
+    Levels(Vec<f64>),
+}
+
+impl Default for LevelDropout {
+    fn default() -> Self {
+        Self::One(0.0)
+    }
+}
+
+impl LevelDropout {
+    fn at(&self, level: usize) -> f64 {
+        match self {
+            Self::One(dropout) => *dropout,
+            Self::Levels(levels) => levels[level],
+        }
+    }
+}
+
+/// Bounds of the predicted noise scale: `sigmoid(b)·(1 − 2·margin) + margin`.
+const SCALE_MARGIN: f64 = 1e-3;
+
+/// Predicts the noise in VQGAN latents, given the time, the image embedding and the prompt.
+///
+/// A U-Net whose residual blocks see the image embedding, resized to the level's resolution.
+///
+/// Source: `DiffNeXt` in `modules.py` of dome272/Wuerstchen; `WuerstchenDiffNeXt` in diffusers.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    clip_mapper: Linear,
+    effnet_mappers: Vec<Option<Linear>>,
+    embedding: Linear,
+    down_blocks: Vec<Vec<Block>>,
+    up_blocks: Vec<Vec<Block>>,
+    clf: Linear,
+    patch_size: usize,
+    time_channels: usize,
+}
+
+impl DecoderConfig {
+    /// Number of resolutions.
+    pub fn levels(&self) -> usize {
+        self.c_hidden.len()
+    }
+
+    /// The latents' height and width must be multiples of this.
+    pub fn size_multiple(&self) -> usize {
+        self.patch_size << (self.levels() - 1)
+    }
+
+    /// Checks what the architecture needs of the sizes.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that cannot be used and what it needs.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value) in [
+            ("c_in", self.c_in),
+            ("c_out", self.c_out),
+            ("c_cond", self.c_cond),
+            ("patch_size", self.patch_size),
+            ("effnet_embd", self.effnet_embd),
+            ("clip_embd", self.clip_embd),
+            ("c_hidden", self.levels()),
+        ] {
+            positive("decoder", field, value)?;
+        }
+        if self.c_r < 4 {
+            return Err(ConfigError::new("decoder", "c_r", "at least 4", self.c_r));
+        }
+        if self.kernel_size % 2 == 0 {
+            return Err(ConfigError::new("decoder", "kernel_size", "odd", self.kernel_size));
+        }
+        let levels = self.levels();
+        for (field, length) in [
+            ("nhead", self.nhead.len()),
+            ("blocks", self.blocks.len()),
+            ("level_config", self.level_config.len()),
+            ("inject_effnet", self.inject_effnet.len()),
+        ] {
+            if length != levels {
+                let expected = format!("a list of {levels}, one per level of c_hidden");
+                return Err(ConfigError::new("decoder", field, expected, length));
+            }
+        }
+        (0..levels).try_for_each(|level| self.validate_level(level))
+    }
+
+    fn validate_level(&self, level: usize) -> Result<(), ConfigError> {
+        let letters = self.level_config[level].letters();
+        positive("decoder", "c_hidden", self.c_hidden[level])?;
+        positive("decoder", "blocks", self.blocks[level])?;
+        if !letters.starts_with('C') || !letters.chars().all(|letter| "CTA".contains(letter)) {
+            let expected = "letters C, T, A starting with C";
+            return Err(ConfigError::new("decoder", "level_config", expected, letters));
+        }
+        if letters.contains('A') {
+            let heads = usize::try_from(self.nhead[level]).unwrap_or(0);
+            heads_divide("decoder", "nhead", heads, self.c_hidden[level])?;
+        }
+        Ok(())
+    }
+
+    /// Initializes the model on `device` as the authors start training.
+    pub fn init(&self, device: &Device) -> Decoder {
+        let (levels, widths) = (self.levels(), &self.c_hidden);
+        let down = |level: usize| {
+            let shrink = (level > 0).then(|| {
+                Block::Downscale(Downscale::init(widths[level - 1], widths[level], device))
+            });
+            shrink.into_iter().chain(self.level(level, 0, device)).collect()
+        };
+        let up = |level: usize| {
+            let skip = if level + 1 < levels { widths[level] } else { 0 };
+            let grow = (level > 0)
+                .then(|| Block::Upscale(Upscale::init(widths[level], widths[level - 1], device)));
+            self.level(level, skip, device).into_iter().chain(grow).collect()
+        };
+        let mapper = |level: usize| {
+            self.inject_effnet[level]
+                .then(|| condition_mapper(self.effnet_embd, self.c_cond, device))
+        };
+        let patch = self.patch_size * self.patch_size;
+        Decoder {
+            clip_mapper: condition_mapper(self.clip_embd, self.c_cond, device),
+            effnet_mappers: (0..levels).chain((0..levels).rev()).map(mapper).collect(),
+            embedding: linear(self.c_in * patch, widths[0], 1.0, device),
+            down_blocks: (0..levels).map(down).collect(),
+            up_blocks: (0..levels).rev().map(up).collect(),
+            clf: linear(widths[0], 2 * self.c_out * patch, 0.0, device),
+            patch_size: self.patch_size,
+            time_channels: self.c_r,
+        }
+    }
+
+    /// The blocks of one level; the first takes `skip` channels of the way down besides the
+    /// image embedding.
+    fn level(&self, level: usize, skip: usize, device: &Device) -> Vec<Block> {
+        let channels = self.c_hidden[level];
+        let condition = if self.inject_effnet[level] { self.c_cond } else { 0 };
+        // The authors' code shrinks the last layer of every block by the number of all blocks.
+        let output_gain = (1.0 / self.blocks.iter().sum::<usize>() as f64).sqrt();
+        let letters = self.level_config[level].letters().repeat(self.blocks[level]);
+        let block = |(i, letter): (usize, char)| match letter {
+            'C' => {
+                let skip = condition + if i == 0 { skip } else { 0 };
+                let dropout = self.dropout.at(level);
+                let config =
+                    ResBlockConfig::new(channels, skip, self.kernel_size, dropout, output_gain);
+                Block::Res(config.init(device))
+            }
+            'T' => Block::Timestep(TimestepBlockConfig::new(channels, self.c_r).init(device)),
+            _ => {
+                let heads = usize::try_from(self.nhead[level]).expect("checked by `validate`");
+                let config = AttentionBlockConfig::new(channels, self.c_cond, heads);
+                Block::Attention(config.init(device))
+            }
+        };
+        letters.chars().enumerate().map(block).collect()
+    }
+}
+
+/// What every block of a forward pass sees.
+struct Conditions {
+    time: Tensor<2>,
+    text: Tensor<3>,
+    image: Tensor<4>,
+}
+
+impl Decoder {
+    /// Predicts the noise in `x`.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, c_in, H, W]`, height and width multiples of
+    ///   [`DecoderConfig::size_multiple`]
+    /// - times: `B` diffusion times in `[0, 1]`, 1 is pure noise
+    /// - image_embedding: `[B, effnet_embd, h, w]`, of any size
+    /// - text: `[B, T, clip_embd]`
+    /// - output: `[B, c_out, H, W]`
+    pub fn forward(
+        &self,
+        x: Tensor<4>,
+        times: &[f32],
+        image_embedding: Tensor<4>,
+        text: Tensor<3>,
+    ) -> Tensor<4> {
+        self.forward_observed(x, times, image_embedding, text, &mut |_, _| {})
+    }
+
+    /// As [`Self::forward`], and reports the embedded input, every block, every resized and mapped
+    /// image embedding, and the output's offset `a` and scale `b`.
+    pub fn forward_observed(
+        &self,
+        x: Tensor<4>,
+        times: &[f32],
+        image_embedding: Tensor<4>,
+        text: Tensor<3>,
+        observe: Observer,
+    ) -> Tensor<4> {
+        let x = channels_last(x);
+        let conditions = Conditions {
+            time: time_embedding(times, self.time_channels, &x.device()),
+            text: self.embed_text(text),
+            image: channels_last(image_embedding),
+        };
+        let patches = pixel_unshuffle(x.clone(), self.patch_size);
+        let mut h = layer_norm(self.embedding.forward(patches));
+        observe("embedding", &h);
+
+        let mut outputs = Vec::new();
+        for (level, blocks) in self.down_blocks.iter().enumerate() {
+            let name = format!("down_blocks.{level}");
+            h = self.level(blocks, h, level, &name, None, &conditions, observe);
+            outputs.push(h.clone());
+        }
+        outputs.pop(); // the deepest output is the way up's input, not its skip
+        for (i, blocks) in self.up_blocks.iter().enumerate() {
+            let skip = (i > 0).then(|| outputs.pop()).flatten();
+            let (name, mapper) = (format!("up_blocks.{i}"), self.down_blocks.len() + i);
+            h = self.level(blocks, h, mapper, &name, skip, &conditions, observe);
+        }
+
+        let ab = pixel_shuffle(self.clf.forward(layer_norm(h)), self.patch_size);
+        observe("clf", &ab);
+        let [.., channels] = x.dims();
+        let a = ab.clone().narrow(3, 0, channels);
+        let b = sigmoid(ab.narrow(3, channels, channels)) * (1.0 - 2.0 * SCALE_MARGIN);
+        let b = b + SCALE_MARGIN;
+        observe("a", &a);
+        observe("b", &b);
+        channels_first((x - a) / b)
+    }
+
+    /// The text as the blocks see it: linear, layer norm.
+    ///
+    /// # Shapes
+    ///
+    /// - text: `[B, T, clip_embd]`
+    /// - output: `[B, T, c_cond]`
+    pub fn embed_text(&self, text: Tensor<3>) -> Tensor<3> {
+        layer_norm(self.clip_mapper.forward(text))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call each on the way down and up")]
+    fn level(
+        &self,
+        blocks: &[Block],
+        mut h: Tensor<4>,
+        mapper: usize,
+        name: &str,
+        mut skip: Option<Tensor<4>>,
+        conditions: &Conditions,
+        observe: Observer,
+    ) -> Tensor<4> {
+        let mut image: Option<Tensor<4>> = None;
+        for (j, block) in blocks.iter().enumerate() {
+            h = match block {
+                Block::Res(block) => {
+                    if let (None, Some(linear)) = (&image, &self.effnet_mappers[mapper]) {
+                        let [_, height, width, _] = h.dims();
+                        let resized = resize_bicubic(conditions.image.clone(), [height, width]);
+                        let mapped = linear.forward(resized);
+                        observe(&format!("effnet_mappers.{mapper}"), &mapped);
+                        image = Some(mapped);
+                    }
+                    let appended: Vec<_> = skip.take().into_iter().chain(image.clone()).collect();
+                    block.forward(h, (!appended.is_empty()).then(|| Tensor::cat(appended, 3)))
+                }
+                Block::Timestep(block) => block.forward(h, conditions.time.clone()),
+                Block::Attention(block) => block.forward(h, conditions.text.clone()),
+                Block::Downscale(block) => block.forward(h),
+                Block::Upscale(block) => block.forward(h),
+            };
+            observe(&format!("{name}.{j}"), &h);
+        }
+        h
+    }
+}

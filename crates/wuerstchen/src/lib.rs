@@ -1,0 +1,64 @@
+//! Würstchen: text to image in three stages (arXiv 2306.00637).
+//!
+//! ```text
+//! prompt ─► text embedding ─► image embedding ─► latents ─► picture
+//!     text encoder      Stage C (prior)  Stage B (decoder)  Stage A (vqgan)
+//! ```
+//!
+//! Stage A, a VQGAN, makes pictures a quarter of their size. Stage B, a diffusion model, makes A's
+//! latents from an image embedding that is 42 times smaller than the picture; a semantic compressor
+//! defines it. Stage C, a diffusion model too, makes that embedding from a prompt. Training goes
+//! the other way: A, then B with the compressor, then C.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use std::sync::Arc;
+//! use wuerstchen::{GenerateOptions, ModelFiles, Pipeline};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let bytes = std::fs::read("model.safetensors")?;
+//! let files = ModelFiles::from_bundle("model.safetensors", Arc::new(bytes))?;
+//! let pipeline = Pipeline::load(&files, &burn::tensor::Device::flex())?;
+//! let options = GenerateOptions { seed: 7, ..Default::default() };
+//! let made = pipeline
+//!     .generate("a red circle on white", &options, &mut |_| ControlFlow::Continue(()))
+//!     .await?;
+//! println!("{} x {} pixels", made.images[0].width, made.images[0].height);
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod batch_norm;
+pub mod blocks;
+pub mod bundle;
+pub mod compressor;
+pub mod config;
+pub mod decoder;
+pub mod guidance;
+pub mod image;
+pub mod noise;
+pub mod options;
+pub mod pipeline;
+pub mod prior;
+pub mod resize;
+pub mod sampler;
+pub mod schedule;
+pub mod text;
+pub mod vqgan;
+pub mod weights;
+
+pub use batch_norm::Statistics;
+pub use bundle::{ModelFiles, layout};
+pub use compressor::{Compressor, CompressorConfig};
+pub use config::ConfigError;
+pub use decoder::{Decoder, DecoderConfig};
+pub use image::Image;
+pub use options::{Defaults, GenerateOptions, OptionsError, Settings};
+pub use pipeline::{Error, Generated, ModelCard, Pipeline, Progress, Stage};
+pub use prior::{Prior, PriorConfig};
+pub use sampler::Sampler;
+pub use schedule::Schedule;
+pub use text::{TextEncoder, TextEncoderConfig, Tokenizer, TokenizerFiles};
+pub use vqgan::{Vqgan, VqganConfig};
+pub use weights::{Checkpoint, KeyTable, LoadError, WeightDtype};
+pub use wuerstchen_kernels as kernels;

@@ -1,0 +1,245 @@
+//! What a caller may choose about a picture besides the prompt.
+
+use serde::{Deserialize, Serialize};
+
+use crate::sampler::Sampler;
+
+/// Everything a caller may choose about the pictures of one prompt.
+///
+/// The command line, the JSON of JavaScript callers and the pipeline all use this one type, so that
+/// an option is added here and where it takes effect, nowhere else. What is left out takes the
+/// model's own default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "clap", derive(clap::Args))]
+pub struct GenerateOptions {
+    /// What the picture should not show
+    #[cfg_attr(feature = "clap", arg(short, long, default_value = ""))]
+    pub negative_prompt: String,
+    /// Seed of all noise: one seed gives one picture on every device
+    #[cfg_attr(feature = "clap", arg(short, long, default_value_t = 0))]
+    pub seed: u64,
+    /// How many pictures; picture k is the same whatever the count
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub count: Option<usize>,
+    /// Width in pixels
+    #[cfg_attr(feature = "clap", arg(short = 'W', long))]
+    pub width: Option<usize>,
+    /// Height in pixels
+    #[cfg_attr(feature = "clap", arg(short = 'H', long))]
+    pub height: Option<usize>,
+    /// Denoising steps of the prior (Stage C)
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub prior_steps: Option<usize>,
+    /// Guidance scale of the prior; 1 or less turns guidance off
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub prior_guidance_scale: Option<f64>,
+    /// Times that the prior visits, from 1 to 0, instead of evenly spaced steps
+    #[cfg_attr(feature = "clap", arg(long, value_delimiter = ',', conflicts_with = "prior_steps"))]
+    pub timesteps: Option<Vec<f32>>,
+    /// Denoising steps of the decoder (Stage B)
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub decoder_steps: Option<usize>,
+    /// Guidance scale of the decoder; 1 or less turns guidance off
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub decoder_guidance_scale: Option<f64>,
+    /// The reverse-diffusion step
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub sampler: Option<Sampler>,
+}
+
+/// What a model does where [`GenerateOptions`] say nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Defaults {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// At least 1.
+    pub prior_steps: usize,
+    /// Above 1 to guide.
+    pub prior_guidance_scale: f64,
+    /// At least 1.
+    pub decoder_steps: usize,
+    /// Above 1 to guide.
+    pub decoder_guidance_scale: f64,
+    /// The reverse-diffusion step.
+    pub sampler: Sampler,
+}
+
+impl Default for Defaults {
+    /// Those of `WuerstchenCombinedPipeline` in diffusers.
+    fn default() -> Self {
+        Self {
+            width: 512,
+            height: 512,
+            prior_steps: 60,
+            prior_guidance_scale: 4.0,
+            decoder_steps: 12,
+            decoder_guidance_scale: 0.0,
+            sampler: Sampler::Ddpm,
+        }
+    }
+}
+
+/// Most pictures of one prompt at a time.
+pub const MAX_COUNT: usize = 256;
+
+/// Why [`GenerateOptions`] cannot be run.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum OptionsError {
+    /// No steps, or more than the schedule can tell apart.
+    #[error("{field} must be between 1 and 1000, got {found}")]
+    Steps {
+        /// Which option.
+        field: &'static str,
+        /// Its value.
+        found: usize,
+    },
+    /// Not a number that guides.
+    #[error("{field} must be finite and at least 0, got {found}")]
+    GuidanceScale {
+        /// Which option.
+        field: &'static str,
+        /// Its value.
+        found: f64,
+    },
+    /// No pictures or too many.
+    #[error("count must be between 1 and {MAX_COUNT}, got {0}")]
+    Count(usize),
+    /// Times that do not fall from 1 to 0.
+    #[error("timesteps must fall from at most 1 to 0, at least two of them, got {0:?}")]
+    Timesteps(Vec<f32>),
+    /// A side the architecture cannot make.
+    #[error("{field} must be {}, got {found}", nearest_text(nearest))]
+    Size {
+        /// `width` or `height`.
+        field: &'static str,
+        /// Its value in pixels.
+        found: usize,
+        /// The nearest values that are possible, in pixels.
+        nearest: Vec<usize>,
+    },
+}
+
+fn nearest_text(nearest: &[usize]) -> String {
+    let sides: Vec<_> = nearest.iter().map(usize::to_string).collect();
+    match sides.is_empty() {
+        true => "a size that the model can make".to_owned(),
+        false => {
+            format!("a size that the model can make, the nearest being {}", sides.join(" and "))
+        }
+    }
+}
+
+/// Options with every gap filled and every value checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// What the picture should not show.
+    pub negative_prompt: String,
+    /// Seed of all noise.
+    pub seed: u64,
+    /// At least 1.
+    pub count: usize,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// From 1 to 0.
+    pub prior_timesteps: Vec<f32>,
+    /// Above 1 to guide.
+    pub prior_guidance_scale: f64,
+    /// From 1 to 0.
+    pub decoder_timesteps: Vec<f32>,
+    /// Above 1 to guide.
+    pub decoder_guidance_scale: f64,
+    /// The reverse-diffusion step.
+    pub sampler: Sampler,
+}
+
+impl GenerateOptions {
+    /// Fills the gaps from `defaults` and checks every value once; sizes are checked by the
+    /// pipeline, which knows the model.
+    ///
+    /// # Errors
+    ///
+    /// Names the first option that cannot be run and what was expected.
+    pub fn resolve(&self, defaults: &Defaults) -> Result<Settings, OptionsError> {
+        let steps = |field, value: Option<usize>, default| match value.unwrap_or(default) {
+            found @ (0 | 1001..) => Err(OptionsError::Steps { field, found }),
+            steps => Ok(crate::schedule::uniform_timesteps(steps)),
+        };
+        let scale = |field, value: Option<f64>, default| match value.unwrap_or(default) {
+            scale if scale.is_finite() && scale >= 0.0 => Ok(scale),
+            found => Err(OptionsError::GuidanceScale { field, found }),
+        };
+        let count = self.count.unwrap_or(1);
+        if !(1..=MAX_COUNT).contains(&count) {
+            return Err(OptionsError::Count(count));
+        }
+        let prior_timesteps = match &self.timesteps {
+            Some(times) if is_schedule(times) => times.clone(),
+            Some(times) => return Err(OptionsError::Timesteps(times.clone())),
+            None => steps("prior_steps", self.prior_steps, defaults.prior_steps)?,
+        };
+        Ok(Settings {
+            negative_prompt: self.negative_prompt.clone(),
+            seed: self.seed,
+            count,
+            width: self.width.unwrap_or(defaults.width),
+            height: self.height.unwrap_or(defaults.height),
+            prior_timesteps,
+            prior_guidance_scale: scale(
+                "prior_guidance_scale",
+                self.prior_guidance_scale,
+                defaults.prior_guidance_scale,
+            )?,
+            decoder_timesteps: steps("decoder_steps", self.decoder_steps, defaults.decoder_steps)?,
+            decoder_guidance_scale: scale(
+                "decoder_guidance_scale",
+                self.decoder_guidance_scale,
+                defaults.decoder_guidance_scale,
+            )?,
+            sampler: self.sampler.unwrap_or(defaults.sampler),
+        })
+    }
+}
+
+fn is_schedule(times: &[f32]) -> bool {
+    let falls = times.windows(2).all(|pair| pair[0] > pair[1]);
+    falls && times.len() >= 2 && times[0] <= 1.0 && times[times.len() - 1] == 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(json: &str) -> Result<Settings, OptionsError> {
+        let options: GenerateOptions = serde_json::from_str(json).unwrap();
+        options.resolve(&Defaults::default())
+    }
+
+    #[test]
+    fn json_of_javascript_callers_may_leave_fields_out() {
+        let settings = resolve(r#"{"priorGuidanceScale": 6.5}"#).unwrap();
+        assert_eq!((settings.prior_guidance_scale, settings.prior_timesteps.len()), (6.5, 61));
+        assert!(serde_json::from_str::<GenerateOptions>(r#"{"guidance": 6.5}"#).is_err());
+    }
+
+    #[test]
+    fn names_what_no_sampler_can_run() {
+        let message = |json| resolve(json).unwrap_err().to_string();
+        assert_eq!(
+            message(r#"{"priorSteps": 0}"#),
+            "prior_steps must be between 1 and 1000, got 0"
+        );
+        assert_eq!(message(r#"{"count": 0}"#), "count must be between 1 and 256, got 0");
+        let negative = r#"{"decoderGuidanceScale": -1}"#;
+        assert_eq!(
+            message(negative),
+            "decoder_guidance_scale must be finite and at least 0, got -1"
+        );
+        assert!(message(r#"{"timesteps": [1.0, 0.5]}"#).starts_with("timesteps must fall"));
+    }
+}

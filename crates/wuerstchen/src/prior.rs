@@ -1,0 +1,148 @@
+//! Stage C: the text-conditional prior that makes image embeddings.
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::prelude::*;
+use burn::tensor::activation::leaky_relu;
+use serde::{Deserialize, Serialize};
+use wuerstchen_kernels::layer_norm;
+
+use crate::blocks::{
+    AttentionBlockConfig, Block, Observer, ResBlockConfig, TimestepBlockConfig, channels_first,
+    channels_last, condition_mapper, linear, time_embedding,
+};
+use crate::config::{ConfigError, heads_divide, positive};
+
+/// Configuration of a [`Prior`], with the published field names (`prior/config.json`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PriorConfig {
+    /// Channels of the image embedding.
+    pub c_in: usize,
+    /// Width of the model.
+    pub c: usize,
+    /// Width of the text encoder.
+    pub c_cond: usize,
+    /// Width of the time embedding.
+    pub c_r: usize,
+    /// Number of groups of a residual, a timestep and an attention block.
+    pub depth: usize,
+    /// Number of attention heads; divides `c`.
+    pub nhead: usize,
+    /// Dropout probability while training.
+    #[serde(default)]
+    pub dropout: f64,
+}
+
+/// Kernel side of the prior's depthwise convolutions, fixed in the authors' code.
+const KERNEL_SIZE: usize = 3;
+
+/// Keeps the division of the output parametrisation finite.
+const OUTPUT_EPSILON: f64 = 1e-5;
+
+/// Predicts the noise in an image embedding, given the diffusion time and the prompt.
+///
+/// Source: Würstchen (arXiv 2306.00637), section 3; `Prior` in `modules.py` of dome272/Wuerstchen.
+#[derive(Module, Debug)]
+pub struct Prior {
+    projection: Linear,
+    cond_in: Linear,
+    cond_out: Linear,
+    blocks: Vec<Block>,
+    out: Linear,
+    time_channels: usize,
+}
+
+impl PriorConfig {
+    /// Checks what the architecture needs of the sizes.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that cannot be used and what it needs.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value) in
+            [("c_in", self.c_in), ("c", self.c), ("c_cond", self.c_cond), ("depth", self.depth)]
+        {
+            positive("prior", field, value)?;
+        }
+        if self.c_r < 4 {
+            return Err(ConfigError::new("prior", "c_r", "at least 4", self.c_r));
+        }
+        heads_divide("prior", "nhead", self.nhead, self.c)
+    }
+
+    /// Initializes the model on `device` as the authors start training.
+    pub fn init(&self, device: &Device) -> Prior {
+        let output_gain = (1.0 / self.depth as f64).sqrt();
+        let res = ResBlockConfig::new(self.c, 0, KERNEL_SIZE, self.dropout, output_gain);
+        let timestep = TimestepBlockConfig::new(self.c, self.c_r);
+        let attention = AttentionBlockConfig::new(self.c, self.c, self.nhead);
+        let group = |_| {
+            [
+                Block::Res(res.init(device)),
+                Block::Timestep(timestep.init(device)),
+                Block::Attention(attention.init(device)),
+            ]
+        };
+        Prior {
+            projection: condition_mapper(self.c_in, self.c, device),
+            cond_in: condition_mapper(self.c_cond, self.c, device),
+            cond_out: condition_mapper(self.c, self.c, device),
+            blocks: (0..self.depth).flat_map(group).collect(),
+            out: linear(self.c, 2 * self.c_in, 0.0, device),
+            time_channels: self.c_r,
+        }
+    }
+}
+
+impl Prior {
+    /// Predicts the noise in `x`.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, c_in, H, W]`
+    /// - times: `B` diffusion times in `[0, 1]`, 1 is pure noise
+    /// - text: `[B, T, c_cond]`
+    pub fn forward(&self, x: Tensor<4>, times: &[f32], text: Tensor<3>) -> Tensor<4> {
+        self.forward_observed(x, times, text, &mut |_, _| {})
+    }
+
+    /// As [`Self::forward`], and reports the projected input, every block and the raw output.
+    pub fn forward_observed(
+        &self,
+        x: Tensor<4>,
+        times: &[f32],
+        text: Tensor<3>,
+        observe: Observer,
+    ) -> Tensor<4> {
+        let x = channels_last(x);
+        let time = time_embedding(times, self.time_channels, &x.device());
+        let text = self.embed_text(text);
+        let mut h = self.projection.forward(x.clone());
+        observe("projection", &h);
+        for (i, block) in self.blocks.iter().enumerate() {
+            h = match block {
+                Block::Res(block) => block.forward(h, None),
+                Block::Timestep(block) => block.forward(h, time.clone()),
+                Block::Attention(block) => block.forward(h, text.clone()),
+                Block::Downscale(_) | Block::Upscale(_) => unreachable!("a prior has one level"),
+            };
+            observe(&format!("blocks.{i}"), &h);
+        }
+        let ab = self.out.forward(layer_norm(h));
+        observe("out", &ab);
+        let [.., channels] = x.dims();
+        let a = ab.clone().narrow(3, 0, channels);
+        let b = ab.narrow(3, channels, channels);
+        channels_first((x - a) / ((b * -1.0 + 1.0).abs() + OUTPUT_EPSILON))
+    }
+
+    /// The text as the blocks see it: linear, leaky ReLU, linear.
+    ///
+    /// # Shapes
+    ///
+    /// - text: `[B, T, c_cond]`
+    /// - output: `[B, T, c]`
+    pub fn embed_text(&self, text: Tensor<3>) -> Tensor<3> {
+        self.cond_out.forward(leaky_relu(self.cond_in.forward(text), 0.2))
+    }
+}

@@ -1,0 +1,103 @@
+//! The noise schedule: how much signal is left at a diffusion time, and which times are visited.
+//!
+//! Time runs from 1 (pure noise) to 0 (clean), as in the paper.
+
+use std::f32::consts::FRAC_PI_2;
+
+use serde::{Deserialize, Serialize};
+
+/// Constants of the schedule, with the published field names (`scheduler_config.json`).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// Bends the time axis; 1 leaves it straight.
+    pub scaler: f64,
+    /// Keeps the schedule away from its singular end.
+    pub s: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { scaler: 1.0, s: 0.008 }
+    }
+}
+
+impl Schedule {
+    /// Share of signal variance at time `t`:
+    /// `ᾱ(t) = cos²((t' + s)/(1 + s)·π/2) / cos²(s/(1 + s)·π/2)`, between 10⁻⁴ and 0.9999.
+    ///
+    /// Evaluated in f32, as the reference does.
+    ///
+    /// Source: `Diffuzz._alpha_cumprod` in `diffuzz.py` of dome272/Wuerstchen;
+    /// `DDPMWuerstchenScheduler` in diffusers.
+    pub fn alpha_cumprod(&self, t: f32) -> f32 {
+        let scaler = self.scaler as f32;
+        let t = match self.scaler {
+            scaler_f64 if scaler_f64 > 1.0 => 1.0 - libm::powf(1.0 - t, scaler),
+            scaler_f64 if scaler_f64 < 1.0 => libm::powf(t, scaler),
+            _ => t,
+        };
+        let s = self.s as f32;
+        let cos_squared = |t: f32| {
+            let cos = libm::cosf((t + s) / (1.0 + s) * FRAC_PI_2);
+            cos * cos
+        };
+        (cos_squared(t) / cos_squared(0.0)).clamp(0.0001, 0.9999)
+    }
+
+    /// The p2 loss weight `(k + SNR)^−γ` with `k = γ = 1`, which is `1 − ᾱ(t)`.
+    ///
+    /// Source: Choi et al., "Perception prioritized training of diffusion models"
+    /// (arXiv 2204.00227), eq. 8; `Diffuzz.p2_weight`.
+    pub fn p2_weight(&self, t: f32) -> f32 {
+        let alpha = self.alpha_cumprod(t);
+        1.0 / (1.0 + alpha / (1.0 - alpha))
+    }
+}
+
+/// `steps + 1` times evenly from 1 to 0: the authors' default.
+///
+/// Evaluated from both ends as `torch.linspace` does, so that the roundings agree.
+pub fn uniform_timesteps(steps: usize) -> Vec<f32> {
+    let step = -1.0 / steps as f32;
+    let count = steps + 1;
+    (0..count)
+        .map(|i| match i < count / 2 {
+            true => 1.0 + step * i as f32,
+            false => -step * (count - 1 - i) as f32,
+        })
+        .collect()
+}
+
+/// The 30 times (29 steps) that diffusers recommends for Stage C: 20 from 1 to 2/3, 10 on to 0.
+///
+/// Source: `DEFAULT_STAGE_C_TIMESTEPS` in diffusers.
+pub fn default_stage_c_timesteps() -> Vec<f32> {
+    let linspace = |start: f64, end: f64, count: usize| {
+        let step = (end - start) / (count as f64 - 1.0);
+        (0..count).map(move |i| if i + 1 == count { end } else { start + step * i as f64 })
+    };
+    let fine = linspace(1.0, 2.0 / 3.0, 20);
+    fine.chain(linspace(2.0 / 3.0, 0.0, 11).skip(1)).map(|t| t as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Midpoint value: the authors' formula evaluated in Python; ends: its clamp.
+    #[test]
+    fn matches_the_authors_code() {
+        let schedule = Schedule::default();
+        assert_eq!(schedule.alpha_cumprod(0.0), 0.9999);
+        assert!((schedule.alpha_cumprod(0.5) - 0.493_843_6).abs() < 1e-6);
+        assert_eq!(schedule.alpha_cumprod(1.0), 0.0001);
+        assert!((schedule.p2_weight(0.5) - (1.0 - 0.493_843_6)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn stage_c_visits_thirty_times() {
+        let times = default_stage_c_timesteps();
+        assert_eq!((times.len(), times[0], times[19], times[29]), (30, 1.0, 2.0 / 3.0, 0.0));
+        assert!(times.windows(2).all(|pair| pair[0] > pair[1]));
+    }
+}

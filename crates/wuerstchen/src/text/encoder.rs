@@ -1,0 +1,236 @@
+//! The CLIP text transformer.
+
+use burn::module::{Initializer, Module, Param};
+use burn::nn::{LayerNorm, LayerNormConfig, Linear};
+use burn::prelude::*;
+use burn::tensor::activation::softmax;
+use serde::{Deserialize, Serialize};
+use wuerstchen_kernels::gelu;
+
+use crate::blocks::linear;
+use crate::config::{ConfigError, heads_divide, positive};
+use crate::text::TokenIds;
+
+/// Configuration of a [`TextEncoder`], with the published field names
+/// (`text_encoder/config.json`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextEncoderConfig {
+    /// Width of the model.
+    pub hidden_size: usize,
+    /// Inner width of the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of attention heads; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Length of every prompt in tokens, padding included.
+    pub max_position_embeddings: usize,
+    /// Number of tokens.
+    pub vocab_size: usize,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+    /// The activation of the feed-forward layers; only `gelu` is known.
+    pub hidden_act: String,
+}
+
+/// Turns token ids into one embedding per token.
+///
+/// A transformer with layer norms in front of its layers, whose tokens see the tokens before them
+/// that are not padding.
+///
+/// Source: Radford et al., "Learning transferable visual models from natural language supervision"
+/// (arXiv 2103.00020), section 2.4; `CLIPTextModel` in transformers.
+#[derive(Module, Debug)]
+pub struct TextEncoder {
+    token_embedding: Param<Tensor<2>>,
+    position_embedding: Param<Tensor<2>>,
+    layers: Vec<TextLayer>,
+    final_layer_norm: LayerNorm,
+    heads: usize,
+}
+
+#[derive(Module, Debug)]
+struct TextLayer {
+    layer_norm1: LayerNorm,
+    self_attn: SelfAttention,
+    layer_norm2: LayerNorm,
+    mlp: FeedForward,
+}
+
+#[derive(Module, Debug)]
+struct SelfAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+}
+
+#[derive(Module, Debug)]
+struct FeedForward {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl TextEncoderConfig {
+    /// Checks what the architecture needs of the sizes.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that cannot be used and what it needs.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value) in [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("vocab_size", self.vocab_size),
+        ] {
+            positive("text encoder", field, value)?;
+        }
+        if self.hidden_act != "gelu" {
+            let found = self.hidden_act.clone();
+            return Err(ConfigError::new("text encoder", "hidden_act", "\"gelu\"", found));
+        }
+        let heads = self.num_attention_heads;
+        heads_divide("text encoder", "num_attention_heads", heads, self.hidden_size)
+    }
+
+    /// Initializes the model on `device`.
+    pub fn init(&self, device: &Device) -> TextEncoder {
+        let width = self.hidden_size;
+        let embedding = Initializer::Normal { mean: 0.0, std: 0.02 };
+        let norm = || LayerNormConfig::new(width).with_epsilon(self.layer_norm_eps).init(device);
+        let output_gain = (1.0 / (2 * self.num_hidden_layers) as f64).sqrt();
+        let layer = |_| TextLayer {
+            layer_norm1: norm(),
+            self_attn: SelfAttention {
+                q_proj: linear(width, width, 1.0, device),
+                k_proj: linear(width, width, 1.0, device),
+                v_proj: linear(width, width, 1.0, device),
+                out_proj: linear(width, width, output_gain, device),
+            },
+            layer_norm2: norm(),
+            mlp: FeedForward {
+                fc1: linear(width, self.intermediate_size, 1.0, device),
+                fc2: linear(self.intermediate_size, width, output_gain, device),
+            },
+        };
+        TextEncoder {
+            token_embedding: embedding.init([self.vocab_size, width], device),
+            position_embedding: embedding.init([self.max_position_embeddings, width], device),
+            layers: (0..self.num_hidden_layers).map(layer).collect(),
+            final_layer_norm: norm(),
+            heads: self.num_attention_heads,
+        }
+    }
+}
+
+impl TextEncoder {
+    /// The last hidden state of every token.
+    ///
+    /// # Shapes
+    ///
+    /// - prompts: `B` lists of `T` ids, `T` at most `max_position_embeddings`
+    /// - output: `[B, T, hidden_size]`
+    pub fn forward(&self, prompts: &[TokenIds]) -> Tensor<3> {
+        self.forward_observed(prompts, &mut |_, _| {})
+    }
+
+    /// As [`Self::forward`], and reports every hidden state with its number; 0 is the embedding.
+    pub fn forward_observed(
+        &self,
+        prompts: &[TokenIds],
+        observe: &mut dyn FnMut(usize, &Tensor<3>),
+    ) -> Tensor<3> {
+        let (batch, length) = (prompts.len(), prompts[0].ids.len());
+        let positions = self.position_embedding.val();
+        let ([_, width], device) = (positions.dims(), &positions.device());
+        let ids: Vec<_> = prompts.iter().flat_map(|p| p.ids.iter().map(|&id| id as i32)).collect();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [batch * length]), device);
+        let tokens = self.token_embedding.val().select(0, ids).reshape([batch, length, width]);
+        let mut h = tokens + positions.narrow(0, 0, length).unsqueeze();
+        let mask = attention_mask(prompts, device);
+        observe(0, &h);
+        for (i, layer) in self.layers.iter().enumerate() {
+            h = layer.forward(h, mask.clone(), self.heads);
+            observe(i + 1, &h);
+        }
+        self.final_layer_norm.forward(h)
+    }
+}
+
+/// What is added to the attention scores, `[B, 1, T, T]`: 0 where a token may look, else a number
+/// that softmax turns into 0.
+fn attention_mask(prompts: &[TokenIds], device: &Device) -> Tensor<4> {
+    const HIDDEN: f32 = -1e30;
+    let length = prompts[0].ids.len();
+    let mut mask = Vec::with_capacity(prompts.len() * length * length);
+    for prompt in prompts {
+        for query in 0..length {
+            let visible = |key: usize| key <= query && prompt.attended[key];
+            mask.extend((0..length).map(|key| if visible(key) { 0.0 } else { HIDDEN }));
+        }
+    }
+    Tensor::from_data(TensorData::new(mask, [prompts.len(), 1, length, length]), device)
+}
+
+impl TextLayer {
+    fn forward(&self, x: Tensor<3>, mask: Tensor<4>, heads: usize) -> Tensor<3> {
+        let h = self.self_attn.forward(self.layer_norm1.forward(x.clone()), mask, heads);
+        let x = x + h;
+        let h = self.mlp.fc1.forward(self.layer_norm2.forward(x.clone()));
+        x + self.mlp.fc2.forward(gelu(h))
+    }
+}
+
+impl SelfAttention {
+    fn forward(&self, x: Tensor<3>, mask: Tensor<4>, heads: usize) -> Tensor<3> {
+        let [batch, tokens, channels] = x.dims();
+        let size = channels / heads;
+        let split = |x: Tensor<3>| x.reshape([batch, tokens, heads, size]).swap_dims(1, 2);
+        let q = split(self.q_proj.forward(x.clone()) * (size as f64).powf(-0.5));
+        let k = split(self.k_proj.forward(x.clone()));
+        let v = split(self.v_proj.forward(x));
+        let weights = softmax(q.matmul(k.swap_dims(2, 3)) + mask, 3);
+        let attended = weights.matmul(v).swap_dims(1, 2).reshape([batch, tokens, channels]);
+        self.out_proj.forward(attended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoder() -> TextEncoder {
+        let config = TextEncoderConfig {
+            hidden_size: 8,
+            intermediate_size: 16,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            max_position_embeddings: 4,
+            vocab_size: 10,
+            layer_norm_eps: 1e-5,
+            hidden_act: "gelu".into(),
+        };
+        config.init(&Device::flex())
+    }
+
+    fn prompt(ids: [u32; 4], attended: [bool; 4]) -> TokenIds {
+        TokenIds { ids: ids.to_vec(), attended: attended.to_vec() }
+    }
+
+    #[test]
+    fn tokens_do_not_see_what_follows() {
+        let encoder = encoder();
+        let first_two = |ids| encoder.forward(&[prompt(ids, [true; 4])]).narrow(1, 0, 2);
+        let (a, b) = (first_two([1, 2, 3, 4]), first_two([1, 2, 5, 6]));
+        a.into_data().assert_eq(&b.into_data(), true);
+    }
+
+    #[test]
+    fn padding_is_not_seen() {
+        let encoder = encoder();
+        let last = |id| encoder.forward(&[prompt([1, id, 3, 4], [true, false, true, true])]);
+        let (a, b) = (last(2).narrow(1, 2, 2), last(7).narrow(1, 2, 2));
+        a.into_data().assert_eq(&b.into_data(), true);
+    }
+}

@@ -1,0 +1,7 @@
+//! From a prompt to text embeddings: tokenizer and CLIP text transformer.
+
+mod encoder;
+mod tokenizer;
+
+pub use encoder::{TextEncoder, TextEncoderConfig};
+pub use tokenizer::{TokenIds, Tokenizer, TokenizerError, TokenizerFiles};

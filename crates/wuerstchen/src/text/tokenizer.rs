@@ -1,0 +1,195 @@
+//! Token ids of prompts, as CLIP's tokenizer makes them.
+
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+/// The text of the files of a tokenizer folder; those that are not there are `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenizerFiles {
+    /// `tokenizer.json`: everything in one file.
+    pub tokenizer: Option<String>,
+    /// `vocab.json`: token to id; needed where there is no `tokenizer.json`.
+    pub vocab: Option<String>,
+    /// `merges.txt`: pairs in order of merging; needed where there is no `tokenizer.json`.
+    pub merges: Option<String>,
+    /// `tokenizer_config.json`: padding token and length.
+    pub tokenizer_config: Option<String>,
+    /// `special_tokens_map.json`: the padding token where the config has none.
+    pub special_tokens_map: Option<String>,
+}
+
+/// Why a tokenizer cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// Neither `tokenizer.json` nor the pair of `vocab.json` and `merges.txt` is there.
+    #[error("tokenizer: expected tokenizer.json, or vocab.json and merges.txt, found neither")]
+    NoVocabulary,
+    /// A file is not what it should be.
+    #[error("tokenizer: {file}: {reason}")]
+    File {
+        /// Which file.
+        file: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A special token is not in the vocabulary.
+    #[error("tokenizer: the {role} token {token:?} is not in the vocabulary")]
+    UnknownToken {
+        /// What it is for.
+        role: &'static str,
+        /// Its text.
+        token: String,
+    },
+    /// A prompt cannot be split.
+    #[error("tokenizer: cannot encode {prompt:?}: {reason}")]
+    Encode {
+        /// The prompt.
+        prompt: String,
+        /// What the tokenizer says.
+        reason: String,
+    },
+}
+
+/// A prompt as the text encoder takes it, padded to a fixed length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenIds {
+    /// Beginning, tokens, end, padding.
+    pub ids: Vec<u32>,
+    /// Whether a token is attended; false for padding.
+    pub attended: Vec<bool>,
+}
+
+/// Splits prompts into token ids of a fixed length.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    pad: u32,
+    end: u32,
+    length: usize,
+}
+
+const BEGIN: &str = "<|startoftext|>";
+const END: &str = "<|endoftext|>";
+
+/// CLIP's pattern of words, from `CLIPConverter` in transformers.
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+impl Tokenizer {
+    /// Makes the tokenizer of a folder; prompts become `length` tokens.
+    ///
+    /// # Errors
+    ///
+    /// Names the file that is missing or cannot be read, or the special token that is unknown.
+    pub fn new(files: &TokenizerFiles, length: usize) -> Result<Self, TokenizerError> {
+        let inner = match (&files.tokenizer, &files.vocab, &files.merges) {
+            (Some(tokenizer), ..) => tokenizer
+                .parse()
+                .map_err(|error: tokenizers::Error| file_error("tokenizer.json", error))?,
+            (None, Some(vocab), Some(merges)) => from_vocabulary(vocab, merges)?,
+            _ => return Err(TokenizerError::NoVocabulary),
+        };
+        let config = json("tokenizer_config.json", files.tokenizer_config.as_deref())?;
+        let map = json("special_tokens_map.json", files.special_tokens_map.as_deref())?;
+        let special = |role: &'static str, key: &str, default: &str| {
+            let token = text_of(&config[key]).or_else(|| text_of(&map[key]));
+            let token = token.unwrap_or_else(|| default.to_owned());
+            let id = inner.token_to_id(&token);
+            id.ok_or(TokenizerError::UnknownToken { role, token })
+        };
+        let (pad, end) = (special("padding", "pad_token", END)?, special("end", "eos_token", END)?);
+        Ok(Self { inner, pad, end, length })
+    }
+
+    /// The ids of a prompt: cut to the length, the end token kept, or padded to it.
+    ///
+    /// # Errors
+    ///
+    /// Names the prompt if the tokenizer cannot split it.
+    pub fn encode(&self, prompt: &str) -> Result<TokenIds, TokenizerError> {
+        let encoding = self.inner.encode(prompt, true).map_err(|error| TokenizerError::Encode {
+            prompt: prompt.to_owned(),
+            reason: error.to_string(),
+        })?;
+        let mut ids = encoding.get_ids().to_vec();
+        if ids.len() > self.length {
+            ids.truncate(self.length);
+            ids[self.length - 1] = self.end;
+        }
+        let attended = (0..self.length).map(|i| i < ids.len()).collect();
+        ids.resize(self.length, self.pad);
+        Ok(TokenIds { ids, attended })
+    }
+}
+
+fn file_error(file: &'static str, reason: impl ToString) -> TokenizerError {
+    TokenizerError::File { file, reason: reason.to_string() }
+}
+
+fn json(file: &'static str, text: Option<&str>) -> Result<Value, TokenizerError> {
+    text.map_or(Ok(Value::Null), |text| {
+        serde_json::from_str(text).map_err(|error| file_error(file, error))
+    })
+}
+
+/// A special token is a string or an object with its `content`.
+fn text_of(token: &Value) -> Option<String> {
+    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+}
+
+/// The tokenizer that `tokenizer.json` of CLIP describes, from the two files it was made of.
+fn from_vocabulary(vocab: &str, merges: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let vocab: std::collections::HashMap<String, u32> =
+        serde_json::from_str(vocab).map_err(|error| file_error("vocab.json", error))?;
+    let pairs = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version"));
+    let pairs = pairs
+        .map(|line| match line.split_once(' ') {
+            Some((a, b)) => Ok((a.to_owned(), b.to_owned())),
+            None => Err(file_error("merges.txt", format!("expected two parts, found {line:?}"))),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let id = |role, token: &str| {
+        vocab.get(token).copied().ok_or(TokenizerError::UnknownToken { role, token: token.into() })
+    };
+    let (begin, end) = (id("begin", BEGIN)?, id("end", END)?);
+    let model = BPE::builder()
+        .vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), pairs)
+        .unk_token(END.into())
+        .end_of_word_suffix("</w>".into())
+        .build()
+        .map_err(|error| file_error("merges.txt", error))?;
+    let pattern = |text: &str| SplitPattern::Regex(text.into());
+    let split = Split::new(pattern(WORDS), SplitDelimiterBehavior::Removed, true)
+        .map_err(|error| file_error("vocab.json", error))?;
+    let spaces =
+        Replace::new(tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()), " ")
+            .map_err(|error| file_error("vocab.json", error))?;
+
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
+    let _ = tokenizer.with_normalizer(Some(Normalizers::new(vec![
+        NFC.into(),
+        spaces.into(),
+        Lowercase.into(),
+    ])));
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![
+        split.into(),
+        ByteLevel::new(false, true, true).into(),
+    ])));
+    tokenizer.with_post_processor(Some(
+        tokenizers::processors::roberta::RobertaProcessing::new(
+            (END.into(), end),
+            (BEGIN.into(), begin),
+        )
+        .trim_offsets(false)
+        .add_prefix_space(false),
+    ));
+    tokenizer
+        .add_special_tokens(
+            [BEGIN, END].map(|token| AddedToken::from(token, true).normalized(true)),
+        )
+        .map_err(|error| file_error("vocab.json", error))?;
+    Ok(tokenizer)
+}

@@ -1,0 +1,389 @@
+//! Stage A: the VQGAN that turns pixels into latents and back.
+
+use burn::module::{Initializer, Module, Param};
+use burn::nn::Linear;
+use burn::prelude::*;
+use burn::tensor::module::linear as matmul_bias;
+use serde::{Deserialize, Serialize};
+use wuerstchen_kernels::{Padding, gelu, layer_norm};
+
+use crate::batch_norm::{ChannelBatchNorm, Statistics};
+use crate::blocks::{
+    DepthwiseConv, Observer, channels_first, channels_last, linear, pixel_shuffle, pixel_unshuffle,
+};
+use crate::config::{ConfigError, positive};
+
+/// Configuration of a [`Vqgan`], with the published field names (`vqgan/config.json`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VqganConfig {
+    /// Channels of the picture.
+    pub in_channels: usize,
+    /// Channels of the reconstruction.
+    pub out_channels: usize,
+    /// Side of the patches that the first layer packs into channels.
+    pub up_down_scale_factor: usize,
+    /// Number of resolutions; every one after the first halves the picture.
+    pub levels: usize,
+    /// Residual blocks at the lowest resolution of the decoder.
+    pub bottleneck_blocks: usize,
+    /// Channels at the lowest resolution, halved at every finer one.
+    pub embed_dim: usize,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Size of the codebook.
+    pub num_vq_embeddings: usize,
+    /// Factor between Stage B's latents and this model's.
+    pub scale_factor: f64,
+}
+
+/// Epsilon of the batch norm in front of the latents, PyTorch's default.
+const NORM_EPSILON: f64 = 1e-5;
+
+/// A VQGAN whose residual blocks mix pixels and channels in turn.
+///
+/// Source: `VQModel` in `vqgan.py` of dome272/Wuerstchen; `PaellaVQModel` in diffusers.
+#[derive(Module, Debug)]
+pub struct Vqgan {
+    in_block: Linear,
+    down_blocks: Vec<VqganBlock>,
+    vquantizer: Quantizer,
+    up_blocks: Vec<VqganBlock>,
+    out_block: Linear,
+    patch_size: usize,
+}
+
+/// One entry of the encoder's or decoder's list of blocks, numbered as in the checkpoints.
+#[derive(Module, Debug)]
+enum VqganBlock {
+    Mixing(MixingBlock),
+    Downscale(Conv4x4),
+    Upscale(Conv4x4),
+    ToLatents(LatentNorm),
+    FromLatents(LatentMap),
+}
+
+/// The codebook.
+#[derive(Module, Debug)]
+struct Quantizer {
+    /// `[K, latent_channels]`.
+    embedding: Param<Tensor<2>>,
+}
+
+/// A linear map without bias and a batch norm.
+#[derive(Module, Debug)]
+struct LatentNorm {
+    map: Linear,
+    norm: ChannelBatchNorm,
+}
+
+#[derive(Module, Debug)]
+struct LatentMap {
+    map: Linear,
+}
+
+/// The weights of a 4x4 convolution, transposed or not, of stride 2 and padding 1.
+#[derive(Module, Debug)]
+struct Conv4x4 {
+    weight: Param<Tensor<4>>,
+    bias: Param<Tensor<1>>,
+}
+
+impl VqganConfig {
+    /// How many pixels one latent pixel stands for, along each axis.
+    pub fn downscale(&self) -> usize {
+        self.up_down_scale_factor << (self.levels - 1)
+    }
+
+    /// Checks what the architecture needs of the sizes.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that cannot be used and what it needs.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value) in [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("up_down_scale_factor", self.up_down_scale_factor),
+            ("levels", self.levels),
+            ("bottleneck_blocks", self.bottleneck_blocks),
+            ("latent_channels", self.latent_channels),
+            ("num_vq_embeddings", self.num_vq_embeddings),
+        ] {
+            positive("vqgan", field, value)?;
+        }
+        let multiple = 1usize << (self.levels - 1).min(31);
+        if self.embed_dim == 0 || self.embed_dim % multiple != 0 {
+            let expected = format!("a multiple of {multiple}");
+            return Err(ConfigError::new("vqgan", "embed_dim", expected, self.embed_dim));
+        }
+        if !(self.scale_factor.is_finite() && self.scale_factor > 0.0) {
+            let expected = "finite and above 0";
+            return Err(ConfigError::new("vqgan", "scale_factor", expected, self.scale_factor));
+        }
+        Ok(())
+    }
+
+    /// Initializes the model on `device`.
+    pub fn init(&self, device: &Device) -> Vqgan {
+        let widths: Vec<_> = (0..self.levels).rev().map(|i| self.embed_dim >> i).collect();
+        let patch = self.up_down_scale_factor * self.up_down_scale_factor;
+        let latents = self.latent_channels;
+        let mut down_blocks = Vec::new();
+        for (i, &width) in widths.iter().enumerate() {
+            if i > 0 {
+                let conv = Conv4x4::init([width, widths[i - 1]], width, device);
+                down_blocks.push(VqganBlock::Downscale(conv));
+            }
+            down_blocks.push(VqganBlock::Mixing(MixingBlock::init(width, device)));
+        }
+        let mut map = linear(self.embed_dim, latents, 1.0, device);
+        map.bias = None;
+        let norm = ChannelBatchNorm::init(latents, NORM_EPSILON, device);
+        down_blocks.push(VqganBlock::ToLatents(LatentNorm { map, norm }));
+
+        let map = linear(latents, self.embed_dim, 1.0, device);
+        let mut up_blocks = vec![VqganBlock::FromLatents(LatentMap { map })];
+        for (i, &width) in widths.iter().rev().enumerate() {
+            for _ in 0..if i == 0 { self.bottleneck_blocks } else { 1 } {
+                up_blocks.push(VqganBlock::Mixing(MixingBlock::init(width, device)));
+            }
+            if i + 1 < self.levels {
+                let conv = Conv4x4::init([width, width / 2], width / 2, device);
+                up_blocks.push(VqganBlock::Upscale(conv));
+            }
+        }
+
+        let bound = 1.0 / self.num_vq_embeddings as f64;
+        let uniform = Initializer::Uniform { min: -bound, max: bound };
+        Vqgan {
+            in_block: linear(self.in_channels * patch, widths[0], 1.0, device),
+            down_blocks,
+            vquantizer: Quantizer {
+                embedding: uniform.init([self.num_vq_embeddings, latents], device),
+            },
+            up_blocks,
+            out_block: linear(widths[0], self.out_channels * patch, 1.0, device),
+            patch_size: self.up_down_scale_factor,
+        }
+    }
+}
+
+/// What quantising latents gives.
+pub struct Quantized {
+    /// The nearest codes, `[B, C, H, W]`; the gradient passes straight through to the latents.
+    pub latents: Tensor<4>,
+    /// Their numbers in the codebook, `[B, H, W]`.
+    pub indices: Tensor<3, Int>,
+    /// `mean((z − sg(q))²)·0.25 + mean((sg(z) − q)²)`.
+    pub loss: Tensor<1>,
+}
+
+/// Weight of the loss that commits the encoder to its codes.
+const COMMITMENT: f64 = 0.25;
+
+impl Vqgan {
+    /// Encodes a picture into unscaled latents.
+    ///
+    /// Stage B works on these divided by [`VqganConfig::scale_factor`].
+    ///
+    /// # Shapes
+    ///
+    /// - image: `[B, 3, H, W]` in `[0, 1]`, height and width multiples of
+    ///   [`VqganConfig::downscale`]
+    /// - output: `[B, latent_channels, H / downscale, W / downscale]`
+    pub fn encode(&self, image: Tensor<4>, statistics: Statistics) -> Tensor<4> {
+        self.encode_observed(image, statistics, &mut |_, _| {})
+    }
+
+    /// As [`Self::encode`], and reports every block.
+    pub fn encode_observed(
+        &self,
+        image: Tensor<4>,
+        statistics: Statistics,
+        observe: Observer,
+    ) -> Tensor<4> {
+        let patches = pixel_unshuffle(channels_last(image), self.patch_size);
+        let x = self.in_block.forward(patches);
+        observe("in_block", &x);
+        channels_first(run(&self.down_blocks, x, statistics, "down_blocks", observe))
+    }
+
+    /// Replaces every latent pixel by the nearest entry of the codebook, the first one on ties.
+    ///
+    /// # Shapes
+    ///
+    /// - latents: `[B, latent_channels, H, W]`, unscaled
+    pub fn quantize(&self, latents: Tensor<4>) -> Quantized {
+        let latents = channels_last(latents);
+        let [batch, height, width, channels] = latents.dims();
+        let rows = latents.reshape([batch * height * width, channels]);
+        let codebook = self.vquantizer.embedding.val();
+        let norms = codebook.clone().square().sum_dim(1).transpose(); // [1, K]
+        let distances = norms - rows.clone().detach().matmul(codebook.clone().transpose()) * 2.0;
+        let indices: Tensor<1, Int> = distances.detach().argmin(1).squeeze_dim(1);
+        let codes = codebook.select(0, indices.clone());
+        let commitment = (rows.clone() - codes.clone().detach()).square().mean();
+        let loss =
+            commitment * COMMITMENT + (rows.clone().detach() - codes.clone()).square().mean();
+        let straight_through = rows.clone() + (codes - rows).detach();
+        Quantized {
+            latents: channels_first(straight_through.reshape([batch, height, width, channels])),
+            indices: indices.reshape([batch, height, width]),
+            loss,
+        }
+    }
+
+    /// Decodes unscaled latents into a picture, not clamped.
+    ///
+    /// # Shapes
+    ///
+    /// - latents: `[B, latent_channels, H, W]`
+    /// - output: `[B, 3, H·downscale, W·downscale]`
+    pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
+        self.decode_observed(latents, &mut |_, _| {})
+    }
+
+    /// As [`Self::decode`], and reports every block.
+    pub fn decode_observed(&self, latents: Tensor<4>, observe: Observer) -> Tensor<4> {
+        let x = channels_last(latents);
+        let x = run(&self.up_blocks, x, Statistics::Running, "up_blocks", observe);
+        let patches = self.out_block.forward(x);
+        observe("out_block.0", &patches);
+        channels_first(pixel_shuffle(patches, self.patch_size))
+    }
+}
+
+fn run(
+    blocks: &[VqganBlock],
+    mut x: Tensor<4>,
+    statistics: Statistics,
+    name: &str,
+    observe: Observer,
+) -> Tensor<4> {
+    for (i, block) in blocks.iter().enumerate() {
+        x = match block {
+            VqganBlock::Mixing(block) => block.forward(x),
+            VqganBlock::Downscale(conv) => conv.downscale(x),
+            VqganBlock::Upscale(conv) => conv.upscale(x),
+            VqganBlock::ToLatents(block) => block.norm.forward(block.map.forward(x), statistics),
+            VqganBlock::FromLatents(block) => block.map.forward(x),
+        };
+        observe(&format!("{name}.{i}"), &x);
+    }
+    x
+}
+
+/// A residual block that mixes pixels, then channels, each with learnt scalar modulation.
+///
+/// With scalars `g`: `x += g₂·depthwise(LN(x)·(1 + g₀) + g₁)`, then
+/// `x += g₅·MLP(LN(x)·(1 + g₃) + g₄)`. The depthwise convolution replicates the border.
+///
+/// Source: `ResBlock` in `vqgan.py` of dome272/Wuerstchen.
+#[derive(Module, Debug)]
+struct MixingBlock {
+    gammas: Param<Tensor<1>>,
+    depthwise: DepthwiseConv,
+    channelwise: MixingMlp,
+}
+
+#[derive(Module, Debug)]
+struct MixingMlp {
+    expand: Linear,
+    contract: Linear,
+}
+
+impl MixingBlock {
+    fn init(channels: usize, device: &Device) -> Self {
+        Self {
+            gammas: Initializer::Zeros.init([6], device),
+            depthwise: DepthwiseConv::init(channels, 3, device),
+            channelwise: MixingMlp {
+                expand: linear(channels, 4 * channels, 1.0, device),
+                contract: linear(4 * channels, channels, 1.0, device),
+            },
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let gammas = self.gammas.val();
+        let gamma = |i: usize| gammas.clone().narrow(0, i, 1).reshape([1, 1, 1, 1]);
+        let h = layer_norm(x.clone()) * (gamma(0) + 1.0) + gamma(1);
+        let x = x + self.depthwise.forward(h, Padding::Replicate) * gamma(2);
+        let h = layer_norm(x.clone()) * (gamma(3) + 1.0) + gamma(4);
+        let h = self.channelwise.contract.forward(gelu(self.channelwise.expand.forward(h)));
+        x + h * gamma(5)
+    }
+}
+
+impl Conv4x4 {
+    fn init([a, b]: [usize; 2], output: usize, device: &Device) -> Self {
+        let xavier = Initializer::XavierUniform { gain: 1.0 };
+        let weight = xavier.init_with([a, b, 4, 4], Some(16 * b), Some(16 * a), device);
+        Self { weight, bias: Initializer::Zeros.init([output], device) }
+    }
+
+    /// A 4x4 convolution of stride 2 is a 2x2 convolution of 2x2 patches: four shifted pictures
+    /// side by side and one matrix product. Weight `[C_out, C_in, 4, 4]`.
+    fn downscale(&self, x: Tensor<4>) -> Tensor<4> {
+        let weight = self.weight.val();
+        let [output, input, ..] = weight.dims();
+        let blocks = pixel_unshuffle(x.pad([(1, 1), (1, 1), (0, 0)], 0.0f32), 2);
+        let [_, rows, columns, _] = blocks.dims();
+        let shifted = |a, b| blocks.clone().narrow(1, a, rows - 1).narrow(2, b, columns - 1);
+        let patches =
+            Tensor::cat(vec![shifted(0, 0), shifted(0, 1), shifted(1, 0), shifted(1, 1)], 3);
+        let weight = weight
+            .reshape([output, input, 2, 2, 2, 2]) // C_out, C_in, a, dy, b, dx
+            .permute([2, 4, 1, 3, 5, 0])
+            .reshape([16 * input, output]);
+        matmul_bias(patches, weight, Some(self.bias.val()))
+    }
+
+    /// The transposed convolution: one matrix product gives each pixel's four overlapping 2x2
+    /// patches, which are added where they lie. Weight `[C_in, C_out, 4, 4]`.
+    fn upscale(&self, x: Tensor<4>) -> Tensor<4> {
+        let weight = self.weight.val();
+        let [input, output, ..] = weight.dims();
+        let [_, height, width, _] = x.dims();
+        let weight = weight
+            .reshape([input, output, 2, 2, 2, 2]) // C_in, C_out, a, dy, b, dx
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([input, 16 * output]);
+        let patches = matmul_bias(x, weight, None);
+        let placed = |a: usize, b: usize| {
+            let patch = patches.clone().narrow(3, (2 * a + b) * 4 * output, 4 * output);
+            patch.pad([(a, 1 - a), (b, 1 - b), (0, 0)], 0.0f32)
+        };
+        let sum = placed(0, 0) + placed(0, 1) + placed(1, 0) + placed(1, 1);
+        let y = pixel_shuffle(sum, 2).narrow(1, 1, 2 * height).narrow(2, 1, 2 * width);
+        y + self.bias.val().reshape([1, 1, 1, output])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Tolerance;
+    use burn::tensor::module::{conv_transpose2d, conv2d};
+    use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
+
+    /// Both 4x4 convolutions against burn's own.
+    #[test]
+    fn matrix_products_are_the_convolutions() {
+        let device = Device::flex();
+        let conv = Conv4x4::init([3, 3], 3, &device);
+        let x = Tensor::<4>::random([2, 3, 6, 4], burn::tensor::Distribution::Default, &device);
+        let (weight, bias) = (conv.weight.val(), Some(conv.bias.val()));
+        let tolerance = Tolerance::rel_abs(1e-5, 1e-5);
+
+        let options = ConvOptions::new([2, 2], [1, 1], [1, 1], 1);
+        let expected = conv2d(x.clone(), weight.clone(), bias.clone(), options).into_data();
+        let y = channels_first(conv.downscale(channels_last(x.clone()))).into_data();
+        y.assert_approx_eq::<f32>(&expected, tolerance);
+
+        let options = ConvTransposeOptions::new([2, 2], [1, 1], [0, 0], [1, 1], 1);
+        let expected = conv_transpose2d(x.clone(), weight, bias, options).into_data();
+        let y = channels_first(conv.upscale(channels_last(x))).into_data();
+        y.assert_approx_eq::<f32>(&expected, tolerance);
+    }
+}

@@ -1,0 +1,585 @@
+//! Checkpoints: reading, naming, strict loading, writing.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use burn::module::{ModuleMapper, ModuleVisitor, Param};
+use burn::prelude::*;
+use half::{bf16, f16};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+/// Why weights cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file is not a safetensors file.
+    #[error("{part}: not a safetensors file: {reason}")]
+    Format {
+        /// Which weights.
+        part: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor is of a type that no weights have.
+    #[error("{part}: tensor {name:?} is {found}, expected f32, f16 or bf16")]
+    Dtype {
+        /// Which weights.
+        part: String,
+        /// Name of the tensor.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+    /// The tensors are not those of the model.
+    #[error("{part}: the weights do not fit the config{differences}")]
+    Mismatch {
+        /// Which weights.
+        part: String,
+        /// Every tensor that differs.
+        differences: Differences,
+    },
+    /// A file of the model is not there.
+    #[error("expected the file {path:?} in the model, found {}", if found.is_empty() { "nothing" } else { found })]
+    MissingFile {
+        /// Its path in the model folder.
+        path: String,
+        /// What is there instead.
+        found: String,
+    },
+    /// A text file is not what it should be.
+    #[error("{path}: {reason}")]
+    File {
+        /// Its path in the model folder.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A config asks for what the architecture cannot be.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// A tokenizer cannot be made.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::text::TokenizerError),
+}
+
+/// Every difference between a model's parameters and a checkpoint's tensors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// Names that the model needs and the checkpoint lacks.
+    pub missing: Vec<String>,
+    /// Names that the checkpoint has and the model does not know.
+    pub unexpected: Vec<String>,
+    /// Name, expected shape, found shape.
+    pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+impl Differences {
+    fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty()
+    }
+}
+
+impl fmt::Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for name in &self.missing {
+            write!(f, "\n  missing: {name}")?;
+        }
+        for name in &self.unexpected {
+            write!(f, "\n  unexpected: {name}")?;
+        }
+        for (name, expected, found) in &self.misshapen {
+            write!(f, "\n  misshapen: {name}: expected {expected:?}, found {found:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Storage type of written weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits; what lies outside ±65504 becomes infinite.
+    F16,
+}
+
+/// Named tensors over shared bytes: a safetensors file in memory or mapped.
+#[derive(Clone)]
+pub struct Checkpoint {
+    part: String,
+    bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: std::ops::Range<usize>,
+}
+
+/// A tensor's name, shape and values.
+pub type NamedTensor = (String, Vec<usize>, Vec<f32>);
+
+impl Checkpoint {
+    /// Reads the header of a safetensors file; `part` names it in errors.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with the header.
+    pub fn parse(part: &str, bytes: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<Self, LoadError> {
+        let data = (*bytes).as_ref();
+        let (length, metadata) = SafeTensors::read_metadata(data)
+            .map_err(|error| LoadError::Format { part: part.into(), reason: error.to_string() })?;
+        let start = length + 8;
+        let entry = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+            let (from, to) = info.data_offsets;
+            let range = start + from..start + to;
+            (name, Entry { dtype: info.dtype, shape: info.shape.clone(), range })
+        };
+        let tensors = metadata.tensors().into_iter().map(entry).collect();
+        Ok(Self { part: part.into(), bytes, tensors })
+    }
+
+    /// A checkpoint in memory.
+    pub fn from_tensors(part: &str, tensors: impl IntoIterator<Item = NamedTensor>) -> Self {
+        let mut bytes = Vec::new();
+        let mut entries = BTreeMap::new();
+        for (name, shape, values) in tensors {
+            let start = bytes.len();
+            bytes.extend_from_slice(bytemuck::cast_slice(&values));
+            let range = start..bytes.len();
+            entries.insert(name, Entry { dtype: Dtype::F32, shape, range });
+        }
+        Self { part: part.into(), bytes: Arc::new(bytes), tensors: entries }
+    }
+
+    /// What errors call these weights.
+    pub fn part(&self) -> &str {
+        &self.part
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Name, type and shape of every tensor, sorted by name.
+    pub fn describe(&self) -> impl Iterator<Item = (&str, String, &[usize])> {
+        self.tensors.iter().map(|(name, entry)| {
+            (name.as_str(), format!("{:?}", entry.dtype).to_lowercase(), &entry.shape[..])
+        })
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(name)?.shape)
+    }
+
+    /// The values of a tensor as f32.
+    ///
+    /// # Errors
+    ///
+    /// The tensor is missing or of a type that no weights have.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let entry = self.tensors.get(name).ok_or_else(|| LoadError::Mismatch {
+            part: self.part.clone(),
+            differences: Differences { missing: vec![name.into()], ..Default::default() },
+        })?;
+        let bytes = &(*self.bytes).as_ref()[entry.range.clone()];
+        let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+        Ok(match entry.dtype {
+            Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
+            Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+            other => {
+                return Err(LoadError::Dtype {
+                    part: self.part.clone(),
+                    name: name.into(),
+                    found: format!("{other:?}"),
+                });
+            }
+        })
+    }
+
+    /// The integers of a tensor of 64-bit integers, as goldens hold them.
+    pub fn integers(&self, name: &str) -> Option<Vec<i64>> {
+        let entry = self.tensors.get(name).filter(|entry| entry.dtype == Dtype::I64)?;
+        Some(bytemuck::pod_collect_to_vec(&(*self.bytes).as_ref()[entry.range.clone()]))
+    }
+
+    /// The bytes of a tensor of bytes, as goldens hold pictures.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        let entry = self.tensors.get(name).filter(|entry| entry.dtype == Dtype::U8)?;
+        Some(&(*self.bytes).as_ref()[entry.range.clone()])
+    }
+
+    /// The tensors whose names start with `prefix`, without it.
+    pub fn under(&self, prefix: &str) -> Self {
+        let entries = self.tensors.iter().filter_map(|(name, entry)| {
+            Some((name.strip_prefix(prefix)?.to_owned(), entry.clone()))
+        });
+        Self {
+            part: prefix.trim_end_matches(['/', '.']).to_owned(),
+            bytes: self.bytes.clone(),
+            tensors: entries.collect(),
+        }
+    }
+
+    /// The authors' original layout as diffusers names it: fused attention projections are split,
+    /// and the codebook is called an embedding.
+    ///
+    /// # Errors
+    ///
+    /// A tensor is of a type that no weights have.
+    ///
+    /// Source: `convert_wuerstchen.py` in diffusers.
+    pub fn from_original(&self) -> Result<Self, LoadError> {
+        let mut tensors = Vec::new();
+        for (name, entry) in &self.tensors {
+            if is_counter(name) {
+                continue;
+            }
+            let (values, shape) = (self.values(name)?, entry.shape.clone());
+            match name.rsplit_once(".attn.in_proj_") {
+                Some((block, kind)) => {
+                    let third = values.len() / 3;
+                    let shape: Vec<_> =
+                        std::iter::once(shape[0] / 3).chain(shape[1..].iter().copied()).collect();
+                    for (i, projection) in ["to_q", "to_k", "to_v"].into_iter().enumerate() {
+                        let values = values[i * third..][..third].to_vec();
+                        tensors.push((
+                            format!("{block}.{projection}.{kind}"),
+                            shape.clone(),
+                            values,
+                        ));
+                    }
+                }
+                None => {
+                    let name = name.replace(".attn.out_proj.", ".to_out.0.");
+                    let name = name.replace("vquantizer.codebook.", "vquantizer.embedding.");
+                    tensors.push((name, shape, values));
+                }
+            }
+        }
+        Ok(Self::from_tensors(&self.part, tensors))
+    }
+
+    /// Writes named checkpoints as one safetensors file, each under its prefix.
+    ///
+    /// # Errors
+    ///
+    /// A tensor is of a type that no weights have.
+    pub fn write<'a>(
+        parts: impl IntoIterator<Item = (String, &'a Self)>,
+        dtype: WeightDtype,
+        metadata: Option<std::collections::HashMap<String, String>>,
+    ) -> Result<Vec<u8>, LoadError> {
+        let mut stored = Vec::new();
+        for (prefix, part) in parts {
+            for (name, entry) in &part.tensors {
+                let values = part.values(name)?;
+                let bytes = match dtype {
+                    WeightDtype::F32 => bytemuck::cast_slice(&values).to_vec(),
+                    WeightDtype::F16 => {
+                        values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+                    }
+                };
+                stored.push((format!("{prefix}{name}"), entry.shape.clone(), bytes));
+            }
+        }
+        let dtype = match dtype {
+            WeightDtype::F32 => Dtype::F32,
+            WeightDtype::F16 => Dtype::F16,
+        };
+        let views = stored.iter().map(|(name, shape, bytes): &(String, Vec<usize>, Vec<u8>)| {
+            let view = TensorView::new(dtype, shape.clone(), bytes);
+            (name, view.expect("as many bytes as the shape says"))
+        });
+        let bytes = safetensors::serialize(views, metadata);
+        Ok(bytes.expect("shapes and sizes agree"))
+    }
+}
+
+/// Training counters of batch norms and position numbers, which no model needs.
+fn is_counter(name: &str) -> bool {
+    name.ends_with("num_batches_tracked") || name.ends_with("position_ids")
+}
+
+/// How a model's field names become checkpoint names: pairs of path segments, applied in order.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyTable(&'static [(&'static str, &'static str)]);
+
+impl KeyTable {
+    /// Names of the prior and the decoder.
+    pub const DIFFUSION: Self = Self(&[
+        ("cond_in", "cond_mapper.0"),
+        ("cond_out", "cond_mapper.2"),
+        ("out", "out.1"),
+        ("clf", "clf.1"),
+        ("embedding", "embedding.1"),
+        ("Res", ""),
+        ("Timestep", ""),
+        ("Attention", ""),
+        ("Downscale", "1"),
+        ("Upscale", "1"),
+        ("expand", "0"),
+        ("response_norm", "2"),
+        ("contract", "4"),
+        ("scale_shift", "mapper"),
+        ("to_out", "to_out.0"),
+        ("kv_mapper", "kv_mapper.1"),
+    ]);
+
+    /// Names of the VQGAN.
+    pub const VQGAN: Self = Self(&[
+        ("in_block", "in_block.1"),
+        ("out_block", "out_block.0"),
+        ("Mixing", ""),
+        ("Downscale", ""),
+        ("Upscale", ""),
+        ("ToLatents.map", "0"),
+        ("ToLatents.norm", "1"),
+        ("FromLatents.map", "0"),
+        ("depthwise", "depthwise.1"),
+        ("expand", "0"),
+        ("contract", "2"),
+        ("vquantizer.embedding", "vquantizer.embedding.weight"),
+    ]);
+
+    /// Names of the semantic compressor.
+    pub const COMPRESSOR: Self = Self(&[
+        ("projection", "mapper"),
+        ("Conv", ""),
+        ("Blocks", ""),
+        ("Squeeze", ""),
+        ("conv", "0.weight"),
+        ("norm", "1"),
+    ]);
+
+    /// Names of the text encoder.
+    pub const TEXT: Self = Self(&[
+        ("token_embedding", "text_model.embeddings.token_embedding.weight"),
+        ("position_embedding", "text_model.embeddings.position_embedding.weight"),
+        ("layers", "text_model.encoder.layers"),
+        ("final_layer_norm", "text_model.final_layer_norm"),
+        ("gamma", "weight"),
+        ("beta", "bias"),
+    ]);
+
+    fn name(self, path: &[String]) -> String {
+        let mut name = format!(".{}.", path.join("."));
+        for (field, key) in self.0 {
+            let key = if key.is_empty() { ".".to_owned() } else { format!(".{key}.") };
+            name = name.replace(&format!(".{field}."), &key);
+        }
+        name.trim_matches('.').to_owned()
+    }
+}
+
+/// Loads a checkpoint into a module, strictly.
+///
+/// # Errors
+///
+/// Every missing, unexpected and misshapen tensor, all at once, or a tensor of a type that no
+/// weights have.
+pub fn load<M: Module>(module: M, checkpoint: &Checkpoint, keys: KeyTable) -> Result<M, LoadError> {
+    let mut loader = Loader {
+        path: Path::default(),
+        keys,
+        checkpoint,
+        used: BTreeSet::new(),
+        differences: Differences::default(),
+        error: None,
+    };
+    let module = module.map(&mut loader);
+    if let Some(error) = loader.error {
+        return Err(error);
+    }
+    let mut differences = loader.differences;
+    let used = loader.used;
+    let unused = checkpoint.names().filter(|name| !used.contains(*name) && !is_counter(name));
+    differences.unexpected = unused.map(str::to_owned).collect();
+    match differences.is_empty() {
+        true => Ok(module),
+        false => Err(LoadError::Mismatch { part: checkpoint.part.clone(), differences }),
+    }
+}
+
+/// The weights of a module under their checkpoint names and in PyTorch's layout.
+pub fn tensors<M: Module>(module: &M, keys: KeyTable) -> Vec<NamedTensor> {
+    let mut tensors = Vec::new();
+    for_each_parameter(module, keys, |name, shape, values| tensors.push((name, shape, values)));
+    tensors
+}
+
+fn for_each_parameter<M: Module>(
+    module: &M,
+    keys: KeyTable,
+    visit: impl FnMut(String, Vec<usize>, Vec<f32>),
+) {
+    module.visit(&mut Reader { path: Path::default(), keys, visit });
+}
+
+/// Where a traversal of a module is.
+#[derive(Default)]
+struct Path {
+    names: Vec<String>,
+    containers: Vec<String>,
+}
+
+impl Path {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.names.push(name.to_owned());
+        self.containers.push(container.to_owned());
+    }
+
+    fn exit(&mut self) {
+        self.names.pop();
+        self.containers.pop();
+    }
+
+    /// Whether the parameter here is the matrix of a linear layer, which burn keeps transposed.
+    fn is_linear_weight(&self) -> bool {
+        self.containers.last().is_some_and(|container| container == "Struct:Linear")
+            && self.names.last().is_some_and(|name| name == "weight")
+    }
+}
+
+struct Loader<'a> {
+    path: Path,
+    keys: KeyTable,
+    checkpoint: &'a Checkpoint,
+    used: BTreeSet<String>,
+    differences: Differences,
+    error: Option<LoadError>,
+}
+
+impl Loader<'_> {
+    /// The values of the parameter `name` of shape `expected`, transposed if `linear`.
+    fn read(&mut self, name: &str, expected: &[usize], linear: bool) -> Option<Vec<f32>> {
+        self.used.insert(name.to_owned());
+        let Some(found) = self.checkpoint.shape(name) else {
+            self.differences.missing.push(name.to_owned());
+            return None;
+        };
+        let torch = match linear {
+            true => vec![expected[1], expected[0]],
+            false => expected.to_vec(),
+        };
+        // A 1x1 convolution is a linear layer with two more axes of length 1.
+        let squeezed = match found {
+            [rows, columns, 1, 1] if linear => Cow::Owned(vec![*rows, *columns]),
+            _ => Cow::Borrowed(found),
+        };
+        if *squeezed != torch {
+            self.differences.misshapen.push((name.to_owned(), torch, found.to_vec()));
+            return None;
+        }
+        match self.checkpoint.values(name) {
+            Ok(values) if linear => Some(transpose(&values, torch[1])),
+            Ok(values) => Some(values),
+            Err(error) => {
+                self.error.get_or_insert(error);
+                None
+            }
+        }
+    }
+}
+
+/// Transposes rows of `columns` values.
+fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
+    let rows = values.len() / columns.max(1);
+    (0..values.len()).map(|i| values[i % rows * columns + i / rows]).collect()
+}
+
+impl ModuleMapper for Loader<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let shape = param.lazy_shape();
+        let (name, linear) = (self.keys.name(&self.path.names), self.path.is_linear_weight());
+        let Some(values) = self.read(&name, shape.as_slice(), linear) else { return param };
+        let tensor = Tensor::from_data(TensorData::new(values, shape), &param.lazy_device());
+        let id = param.id;
+        param.transform_for_load(tensor, id)
+    }
+}
+
+struct Reader<F> {
+    path: Path,
+    keys: KeyTable,
+    visit: F,
+}
+
+impl<F: FnMut(String, Vec<usize>, Vec<f32>)> ModuleVisitor for Reader<F> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let name = self.keys.name(&self.path.names);
+        let data = param.val().into_data().convert::<f32>();
+        let shape = data.shape().to_vec();
+        let values = data.try_to_vec::<f32>().expect("converted to f32");
+        match self.path.is_linear_weight() {
+            true => {
+                let (rows, columns) = (shape[0], shape[1]);
+                (self.visit)(name, vec![columns, rows], transpose(&values, columns));
+            }
+            false => (self.visit)(name, shape, values),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PriorConfig;
+
+    fn prior_config() -> PriorConfig {
+        PriorConfig { c_in: 2, c: 4, c_cond: 3, c_r: 4, depth: 1, nhead: 2, dropout: 0.0 }
+    }
+
+    #[test]
+    fn writes_what_it_reads() {
+        let device = Device::flex();
+        let written = tensors(&prior_config().init(&device), KeyTable::DIFFUSION);
+        let checkpoint = Checkpoint::from_tensors("prior", written.clone());
+        let loaded = load(prior_config().init(&device), &checkpoint, KeyTable::DIFFUSION).unwrap();
+        assert_eq!(tensors(&loaded, KeyTable::DIFFUSION), written);
+        let bytes = Checkpoint::write([("".into(), &checkpoint)], WeightDtype::F32, None).unwrap();
+        let parsed = Checkpoint::parse("prior", Arc::new(bytes)).unwrap();
+        assert!(load(loaded, &parsed, KeyTable::DIFFUSION).is_ok());
+    }
+
+    #[test]
+    fn reports_every_difference_at_once() {
+        let device = Device::flex();
+        let mut tensors = tensors(&prior_config().init(&device), KeyTable::DIFFUSION);
+        tensors.retain(|(name, ..)| name != "blocks.2.kv_mapper.1.bias");
+        tensors.push(("surprise".into(), vec![1], vec![0.0]));
+        let bias = tensors.iter_mut().find(|(name, ..)| name == "projection.bias").unwrap();
+        *bias = ("projection.bias".into(), vec![2], vec![0.0; 2]);
+        let checkpoint = Checkpoint::from_tensors("prior", tensors);
+        let error = load(prior_config().init(&device), &checkpoint, KeyTable::DIFFUSION);
+        let message = error.unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "prior: the weights do not fit the config\n  missing: blocks.2.kv_mapper.1.bias\n  \
+             unexpected: surprise\n  misshapen: projection.bias: expected [4], found [2]"
+        );
+    }
+}
