@@ -26,7 +26,8 @@ pub fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> 
     }
     #[cfg(feature = "gpu")]
     if crate::wgsl::runs_on(&x.device()) {
-        return crate::wgsl::global_response_norm(x, gamma, beta);
+        let norms = crate::wgsl::channel_norms(x.clone());
+        return reference::respond(x, norms, gamma, beta);
     }
     reference::global_response_norm(x, gamma, beta)
 }
@@ -35,13 +36,29 @@ pub fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> 
 pub mod reference {
     use super::*;
 
-    /// Twin of `shaders/global_response_norm.wgsl`; norms in f32 whatever the input type.
+    /// As [`super::global_response_norm`].
     pub fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> Tensor<4> {
+        let norms = channel_norms(x.clone());
+        respond(x, norms, gamma, beta)
+    }
+
+    /// Twin of `shaders/channel_norms.wgsl`: `[B, H, W, C]` to `[B, 1, 1, C]`; sums in f32 whatever
+    /// the input type.
+    pub fn channel_norms(x: Tensor<4>) -> Tensor<4> {
         let dtype = x.dtype();
-        let squares = x.clone().cast(burn::tensor::DType::F32).square();
-        let norm = squares.sum_dim(1).sum_dim(2).sqrt(); // [B, 1, 1, C]
-        let response = (norm.clone() / (norm.mean_dim(3) + EPSILON)).cast(dtype);
-        x.clone() * (response * gamma + 1.0) + beta
+        let squares = x.cast(burn::tensor::DType::F32).square();
+        squares.sum_dim(1).sum_dim(2).sqrt().cast(dtype)
+    }
+
+    /// Scales `x` by its channels' relative norms.
+    pub(super) fn respond(
+        x: Tensor<4>,
+        norms: Tensor<4>,
+        gamma: Tensor<4>,
+        beta: Tensor<4>,
+    ) -> Tensor<4> {
+        let response = norms.clone() / (norms.mean_dim(3) + EPSILON);
+        x * (response * gamma + 1.0) + beta
     }
 }
 

@@ -21,3 +21,11 @@ pub use depthwise_conv::{DepthwiseOptions, Padding, depthwise_conv};
 pub use gelu::gelu;
 pub use global_response_norm::global_response_norm;
 pub use layer_norm::layer_norm;
+
+/// All composed twins: the definitions of the kernels.
+pub mod reference {
+    pub use crate::depthwise_conv::reference::depthwise_conv;
+    pub use crate::gelu::reference::gelu;
+    pub use crate::global_response_norm::reference::{channel_norms, global_response_norm};
+    pub use crate::layer_norm::reference::layer_norm;
+}

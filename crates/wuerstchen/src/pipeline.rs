@@ -237,6 +237,11 @@ impl Pipeline {
         })
     }
 
+    /// Where the models are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Makes pictures of a prompt.
     ///
     /// # Errors
@@ -250,7 +255,21 @@ impl Pipeline {
         on_step: OnStep<'_>,
     ) -> Result<Generated, Error> {
         let settings = options.resolve(&self.card.defaults)?;
-        let count = settings.count;
+        self.generate_each(&vec![prompt; settings.count], settings, on_step).await
+    }
+
+    /// Makes one picture of every prompt, all at once; `settings.count` is not used.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::generate`].
+    pub async fn generate_each(
+        &self,
+        prompts: &[&str],
+        settings: Settings,
+        on_step: OnStep<'_>,
+    ) -> Result<Generated, Error> {
+        let count = prompts.len();
         let (embedding_size, latent_size) = self.sizes(settings.height, settings.width)?;
         // Every picture has its own stream of noise, so that it does not depend on the count.
         let mut streams: Vec<_> =
@@ -262,8 +281,8 @@ impl Pipeline {
             Tensor::cat(streams.iter_mut().map(one).collect(), 0)
         };
 
-        let text =
-            self.embed(&self.prior_text, prompt, &settings, settings.prior_guidance_scale)?;
+        let guidance_scale = settings.prior_guidance_scale;
+        let text = embed(&self.prior_text, prompts, &settings, guidance_scale)?;
         report(on_step, Stage::Text, 1, 2, &read(text.conditional.clone()).await?)?;
         let sampling = Sampling {
             timesteps: &settings.prior_timesteps,
@@ -275,7 +294,7 @@ impl Pipeline {
         let image_embedding = self.image_embedding(latents);
 
         let guidance_scale = settings.decoder_guidance_scale;
-        let text = self.embed(&self.decoder_text, prompt, &settings, guidance_scale)?;
+        let text = embed(&self.decoder_text, prompts, &settings, guidance_scale)?;
         report(on_step, Stage::Text, 2, 2, &read(text.conditional.clone()).await?)?;
         let sampling =
             Sampling { timesteps: &settings.decoder_timesteps, guidance_scale, ..sampling };
@@ -387,19 +406,27 @@ impl Pipeline {
         let above = (pixels..=MAX_SIDE).find(possible);
         below.into_iter().chain(above).collect()
     }
+}
 
-    fn embed(
-        &self,
-        part: &TextPart,
-        prompt: &str,
-        settings: &Settings,
-        guidance_scale: f64,
-    ) -> Result<Guided<Tensor<3>>, Error> {
-        let embed =
-            |prompt: &str| part.embed(&[prompt]).map(|text| text.repeat_dim(0, settings.count));
-        let negative = is_guided(guidance_scale).then(|| embed(&settings.negative_prompt));
-        Ok(Guided { conditional: embed(prompt)?, unconditional: negative.transpose()? })
-    }
+/// Embeds every prompt, and as often the negative one where the sampling is guided.
+fn embed(
+    part: &TextPart,
+    prompts: &[&str],
+    settings: &Settings,
+    guidance_scale: f64,
+) -> Result<Guided<Tensor<3>>, Error> {
+    let all_equal = prompts.windows(2).all(|pair| pair[0] == pair[1]);
+    let conditional = match all_equal {
+        true => part.embed(&prompts[..1])?.repeat_dim(0, prompts.len()),
+        false => part.embed(prompts)?,
+    };
+    let unconditional = match is_guided(guidance_scale) {
+        true => {
+            Some(part.embed(&[&settings.negative_prompt])?.repeat_dim(0, prompts.len()))
+        }
+        false => None,
+    };
+    Ok(Guided { conditional, unconditional })
 }
 
 /// Longest side of a picture in pixels.

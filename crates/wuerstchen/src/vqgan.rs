@@ -153,13 +153,13 @@ impl VqganConfig {
             }
         }
 
-        let bound = 1.0 / self.num_vq_embeddings as f64;
-        let uniform = Initializer::Uniform { min: -bound, max: bound };
+        // The latents leave a batch norm, so the codes start where they will be.
+        let normal = Initializer::Normal { mean: 0.0, std: 1.0 };
         Vqgan {
             in_block: linear(self.in_channels * patch, widths[0], 1.0, device),
             down_blocks,
             vquantizer: Quantizer {
-                embedding: uniform.init([self.num_vq_embeddings, latents], device),
+                embedding: normal.init([self.num_vq_embeddings, latents], device),
             },
             up_blocks,
             out_block: linear(widths[0], self.out_channels * patch, 1.0, device),

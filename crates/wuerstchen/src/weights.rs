@@ -313,6 +313,9 @@ fn is_counter(name: &str) -> bool {
 pub struct KeyTable(&'static [(&'static str, &'static str)]);
 
 impl KeyTable {
+    /// The field names themselves, as training states use them.
+    pub const FIELDS: Self = Self(&[]);
+
     /// Names of the prior and the decoder.
     pub const DIFFUSION: Self = Self(&[
         ("cond_in", "cond_mapper.0"),

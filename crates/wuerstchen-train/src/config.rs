@@ -1,0 +1,163 @@
+//! What a training run does, as one TOML file says it.
+
+use serde::{Deserialize, Serialize};
+use wuerstchen::{
+    CompressorConfig, ConfigError, DecoderConfig, Defaults, PriorConfig, Schedule,
+    TextEncoderConfig, VqganConfig,
+};
+
+use crate::optimizer::OptimizerConfig;
+
+/// One training run of the three stages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Name of the model.
+    pub name: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Side of the training pictures in pixels.
+    pub image_size: usize,
+    /// The sizes of the models.
+    pub model: ModelConfig,
+    /// Training of Stage A.
+    pub a: StageConfig,
+    /// Training of Stage B and the semantic compressor.
+    pub b: StageConfig,
+    /// Training of Stage C.
+    pub c: StageConfig,
+    /// What the trained model does where options say nothing.
+    pub defaults: Defaults,
+}
+
+/// The sizes of the models, with the published field names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Length of every prompt in tokens.
+    pub max_tokens: usize,
+    /// Stage A.
+    pub vqgan: VqganConfig,
+    /// The semantic compressor.
+    pub compressor: CompressorConfig,
+    /// Stage B.
+    pub decoder: DecoderConfig,
+    /// Stage B's text encoder.
+    pub decoder_text: TextSize,
+    /// Stage C.
+    pub prior: PriorConfig,
+    /// Stage C's text encoder.
+    pub prior_text: TextSize,
+    /// The noise schedule of both diffusion stages.
+    #[serde(default)]
+    pub schedule: Schedule,
+}
+
+/// The sizes of a text encoder; the rest follows from the corpus.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextSize {
+    /// Width of the model.
+    pub hidden_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of attention heads.
+    pub num_attention_heads: usize,
+}
+
+impl TextSize {
+    /// The config of the text encoder for a vocabulary and a prompt length.
+    pub fn encoder(self, vocab_size: usize, length: usize) -> TextEncoderConfig {
+        TextEncoderConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: 4 * self.hidden_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            max_position_embeddings: length,
+            vocab_size,
+            layer_norm_eps: 1e-5,
+            hidden_act: "gelu".into(),
+        }
+    }
+}
+
+/// How one stage is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageConfig {
+    /// Number of updates.
+    pub steps: u64,
+    /// Pictures in every update.
+    pub batch_size: usize,
+    /// Number of distinct scenes whose latents are computed once and kept; 0 draws every scene
+    /// afresh.
+    #[serde(default)]
+    pub cached_scenes: usize,
+    /// Steps between sample grids.
+    pub sample_every: u64,
+    /// The optimiser.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// Probability that a sample's caption is dropped, for guidance.
+    #[serde(default)]
+    pub caption_drop: f64,
+    /// Probability that a word is replaced by the unknown one.
+    #[serde(default)]
+    pub unknown_words: f64,
+    /// Stage A: probability that a step decodes quantised latents.
+    #[serde(default)]
+    pub quantized: f64,
+    /// Stage B: probability that a sample's image embedding is zero.
+    #[serde(default)]
+    pub embedding_drop: f64,
+    /// Stage B: probability that a sample's image embedding is noised.
+    #[serde(default)]
+    pub embedding_noise: f64,
+    /// Whether the loss is weighted by p2.
+    #[serde(default)]
+    pub p2_weighting: bool,
+}
+
+impl TrainConfig {
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    ///
+    /// Says where the text does not fit, or which size the architecture cannot use.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.model.vqgan.validate()?;
+        self.model.compressor.validate()?;
+        self.model.decoder.validate()?;
+        self.model.prior.validate()?;
+        self.model.decoder_text.encoder(1, self.model.max_tokens).validate()?;
+        self.model.prior_text.encoder(1, self.model.max_tokens).validate()?;
+        let expect = |part, field, expected: usize, found: usize| match expected == found {
+            true => Ok(()),
+            false => Err(ConfigError {
+                part,
+                field,
+                expected: expected.to_string(),
+                found: found.to_string(),
+            }),
+        };
+        let model = &self.model;
+        let (decoder, prior) = (&model.decoder, &model.prior);
+        expect("decoder", "c_in", model.vqgan.latent_channels, decoder.c_in)?;
+        expect("decoder", "c_out", model.vqgan.latent_channels, decoder.c_out)?;
+        expect("decoder", "effnet_embd", model.compressor.c_latent, decoder.effnet_embd)?;
+        expect("decoder", "clip_embd", model.decoder_text.hidden_size, decoder.clip_embd)?;
+        expect("prior", "c_in", model.compressor.c_latent, prior.c_in)?;
+        expect("prior", "c_cond", model.prior_text.hidden_size, prior.c_cond)?;
+        let multiple = model.vqgan.downscale() * decoder.size_multiple();
+        let multiple = multiple.max(model.compressor.downscale());
+        if self.image_size == 0 || self.image_size % multiple != 0 {
+            return Err(ConfigError {
+                part: "training",
+                field: "image_size",
+                expected: format!("a multiple of {multiple}"),
+                found: self.image_size.to_string(),
+            });
+        }
+        Ok(())
+    }
+}

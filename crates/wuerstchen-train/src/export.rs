@@ -1,0 +1,180 @@
+//! Trained weights as a model that every program here can load.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::prelude::*;
+use serde::Serialize;
+use serde_json::{Value, json};
+use wuerstchen::weights::{KeyTable, load, tensors};
+use wuerstchen::{
+    Checkpoint, Compressor, LoadError, ModelCard, ModelFiles, TextEncoderConfig, Vqgan, layout,
+};
+
+use crate::config::TrainConfig;
+use crate::corpus::{tokenizer_files, vocab_size};
+use crate::stages::{DecoderModel, PriorModel};
+
+/// The config of Stage B's text encoder.
+pub fn decoder_text(config: &TrainConfig) -> TextEncoderConfig {
+    config.model.decoder_text.encoder(vocab_size(), config.model.max_tokens)
+}
+
+/// The config of Stage C's text encoder.
+pub fn prior_text(config: &TrainConfig) -> TextEncoderConfig {
+    config.model.prior_text.encoder(vocab_size(), config.model.max_tokens)
+}
+
+/// Stage B's model as training starts it.
+pub fn init_decoder(config: &TrainConfig, device: &Device) -> DecoderModel {
+    DecoderModel {
+        decoder: config.model.decoder.init(device),
+        text_encoder: decoder_text(config).init(device),
+        compressor: config.model.compressor.init(device),
+    }
+}
+
+/// Stage C's model as training starts it.
+pub fn init_prior(config: &TrainConfig, device: &Device) -> PriorModel {
+    PriorModel {
+        prior: config.model.prior.init(device),
+        text_encoder: prior_text(config).init(device),
+    }
+}
+
+/// Weights by the folder of their part.
+pub type Weights = BTreeMap<String, Checkpoint>;
+
+fn part<M: Module>(folder: &str, module: &M, keys: KeyTable) -> (String, Checkpoint) {
+    (folder.to_owned(), Checkpoint::from_tensors(folder, tensors(module, keys)))
+}
+
+/// Stage A's weights.
+pub fn vqgan_weights(model: &Vqgan) -> Weights {
+    Weights::from([part(layout::VQGAN, model, KeyTable::VQGAN)])
+}
+
+/// The weights of Stage B, its text encoder and the compressor.
+pub fn decoder_weights(model: &DecoderModel) -> Weights {
+    Weights::from([
+        part(layout::DECODER, &model.decoder, KeyTable::DIFFUSION),
+        part(layout::DECODER_TEXT, &model.text_encoder, KeyTable::TEXT),
+        part(layout::COMPRESSOR, &model.compressor, KeyTable::COMPRESSOR),
+    ])
+}
+
+/// The weights of Stage C and its text encoder.
+pub fn prior_weights(model: &PriorModel) -> Weights {
+    Weights::from([
+        part(layout::PRIOR, &model.prior, KeyTable::DIFFUSION),
+        part(layout::PRIOR_TEXT, &model.text_encoder, KeyTable::TEXT),
+    ])
+}
+
+/// The model of a run: its configs, the trained weights, and the starting weights of the stages
+/// that are not trained yet, so that samples can be drawn at any time.
+pub fn model_files(config: &TrainConfig, trained: Weights, device: &Device) -> ModelFiles {
+    let mut weights = vqgan_weights(&config.model.vqgan.init(device));
+    weights.extend(decoder_weights(&init_decoder(config, device)));
+    weights.extend(prior_weights(&init_prior(config, device)));
+    weights.extend(trained);
+    ModelFiles { texts: texts(config), weights }
+}
+
+/// Stage A from a model.
+///
+/// # Errors
+///
+/// The model has no Stage A of the run's config.
+pub fn load_vqgan(
+    config: &TrainConfig,
+    files: &Weights,
+    device: &Device,
+) -> Result<Vqgan, LoadError> {
+    let weights = weights(files, layout::VQGAN, "a")?;
+    load(config.model.vqgan.init(device), weights, KeyTable::VQGAN)
+}
+
+/// The semantic compressor from a model.
+///
+/// # Errors
+///
+/// The model has no compressor of the run's config.
+pub fn load_compressor(
+    config: &TrainConfig,
+    files: &Weights,
+    device: &Device,
+) -> Result<Compressor, LoadError> {
+    let weights = weights(files, layout::COMPRESSOR, "b")?;
+    load(config.model.compressor.init(device), weights, KeyTable::COMPRESSOR)
+}
+
+fn weights<'a>(files: &'a Weights, folder: &str, stage: &str) -> Result<&'a Checkpoint, LoadError> {
+    files.get(folder).ok_or_else(|| LoadError::MissingFile {
+        path: folder.to_owned(),
+        found: format!("a run whose stage {stage} is not trained; train it first"),
+    })
+}
+
+/// Every config and tokenizer of the model, by its path in the model folder.
+fn texts(config: &TrainConfig) -> BTreeMap<String, String> {
+    let model = &config.model;
+    let mut texts = BTreeMap::new();
+    let mut insert = |path: String, value: Value| {
+        let text = serde_json::to_string_pretty(&value).expect("JSON values are JSON");
+        texts.insert(path, text);
+    };
+    for (folder, class, value) in [
+        (layout::PRIOR, "WuerstchenPrior", to_json(&model.prior)),
+        (layout::PRIOR_TEXT, "CLIPTextModel", to_json(&prior_text(config))),
+        (layout::DECODER, "WuerstchenDiffNeXt", to_json(&model.decoder)),
+        (layout::DECODER_TEXT, "CLIPTextModel", to_json(&decoder_text(config))),
+        (layout::VQGAN, "PaellaVQModel", to_json(&model.vqgan)),
+        (layout::COMPRESSOR, "EfficientNetEncoder", to_json(&model.compressor)),
+    ] {
+        insert(format!("{folder}/config.json"), with_class(class, value));
+    }
+    let embedding = model.compressor.downscale() as f64;
+    let prior_index = json!({
+        // The compressor's batch norm leaves unit variance: no further scaling.
+        "latent_mean": 1.0, "latent_std": 0.0, "resolution_multiple": embedding,
+    });
+    let decoder_index =
+        json!({"latent_dim_scale": embedding / model.vqgan.downscale() as f64});
+    for (folder, class, index) in [
+        (layout::PRIOR_PIPELINE, "WuerstchenPriorPipeline", prior_index),
+        (layout::DECODER_PIPELINE, "WuerstchenDecoderPipeline", decoder_index),
+    ] {
+        insert(format!("{folder}/model_index.json"), with_class(class, index));
+        let schedule = with_class("DDPMWuerstchenScheduler", to_json(&model.schedule));
+        insert(format!("{folder}/scheduler/scheduler_config.json"), schedule);
+    }
+    let card = ModelCard {
+        name: config.name.clone(),
+        licence: "MIT OR Apache-2.0".into(),
+        provenance: "trained by `wuerstchen train` on the built-in corpus `shapes`".into(),
+        defaults: config.defaults.clone(),
+    };
+    insert(layout::CARD.into(), to_json(&card));
+    let files = tokenizer_files();
+    for folder in [layout::PRIOR_TOKENIZER, layout::DECODER_TOKENIZER] {
+        let named = [
+            ("tokenizer.json", &files.tokenizer),
+            ("tokenizer_config.json", &files.tokenizer_config),
+        ];
+        for (file, text) in named {
+            let text = text.clone().expect("the corpus has both files");
+            texts.insert(format!("{folder}/{file}"), text);
+        }
+    }
+    texts
+}
+
+fn to_json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("configs are JSON")
+}
+
+fn with_class(class: &str, mut value: Value) -> Value {
+    value["_class_name"] = json!(class);
+    value
+}

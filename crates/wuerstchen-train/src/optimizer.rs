@@ -1,0 +1,272 @@
+//! AdamW, global gradient clipping and the exponential moving average of the weights.
+
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::prelude::*;
+use burn::tensor::Gradients;
+use serde::{Deserialize, Serialize};
+
+/// Settings of the optimiser.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Share of the weights, times the learning rate, that every step takes away.
+    pub weight_decay: f64,
+    /// Steps over which the learning rate rises from 0.
+    pub warmup_steps: u64,
+    /// Share of the steps, at the end, over which the learning rate falls to 0 along a cosine; 0
+    /// keeps it constant.
+    pub cooldown: f64,
+    /// Largest global L2 norm of the gradients.
+    pub max_grad_norm: f64,
+    /// Decay of the moving average of the weights at every update.
+    pub ema_beta: f64,
+    /// Steps between updates of the moving average.
+    pub ema_every: u64,
+    /// Steps before which the moving average is a copy of the weights.
+    pub ema_start: u64,
+}
+
+impl Default for OptimizerConfig {
+    /// The authors' settings for Stage C (`train_stage_C.py` of dome272/Wuerstchen).
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-4,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            warmup_steps: 10_000,
+            cooldown: 0.0,
+            max_grad_norm: 1.0,
+            ema_beta: 0.9,
+            ema_every: 100,
+            ema_start: 5000,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The learning rate of step `step` (from 0) of `steps`.
+    pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
+        let warmup = ((step + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
+        let cooldown_steps = self.cooldown * steps as f64;
+        let left = steps.saturating_sub(step) as f64;
+        let cooldown = match left < cooldown_steps {
+            true => 0.5 - 0.5 * (std::f64::consts::PI * left / cooldown_steps).cos(),
+            false => 1.0,
+        };
+        self.learning_rate * warmup * cooldown
+    }
+}
+
+/// One flat tensor for every parameter, without autodiff.
+pub type Values = HashMap<ParamId, Tensor<1>>;
+
+/// AdamW with clipping and a moving average of the weights.
+///
+/// Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (arXiv 1711.05101),
+/// Algorithm 2; `torch.optim.AdamW`.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    config: OptimizerConfig,
+    /// First moments of the gradients.
+    pub first: Values,
+    /// Second moments of the gradients.
+    pub second: Values,
+    /// Moving average of the weights.
+    pub ema: Values,
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Global L2 norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Whether the gradients were finite; if not, the weights did not change.
+    pub finite: bool,
+}
+
+impl Optimizer {
+    /// Starts with moments of zero and the moving average at the weights.
+    pub fn new<M: Module>(config: OptimizerConfig, module: &M) -> Self {
+        Self { config, first: Values::new(), second: Values::new(), ema: values(module) }
+    }
+
+    /// Updates the weights with the gradients of `loss.backward()`; `step` counts from 0.
+    pub fn step<M: Module>(
+        &mut self,
+        module: M,
+        gradients: &Gradients,
+        step: u64,
+        learning_rate: f64,
+    ) -> (M, StepReport) {
+        let (gradients, grad_norm) = collect_gradients(&module, gradients);
+        if !grad_norm.is_finite() {
+            return (module, StepReport { grad_norm, finite: false });
+        }
+        // `clip_grad_norm_` of PyTorch.
+        let clip = (self.config.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
+        let module = module.map(&mut Update {
+            config: &self.config,
+            gradients,
+            clip,
+            learning_rate,
+            step: step + 1,
+            first: &mut self.first,
+            second: &mut self.second,
+        });
+        self.average(&module, step);
+        (module, StepReport { grad_norm, finite: true })
+    }
+
+    fn average<M: Module>(&mut self, module: &M, step: u64) {
+        if step % self.config.ema_every.max(1) != 0 {
+            return;
+        }
+        let beta = if step < self.config.ema_start { 0.0 } else { self.config.ema_beta };
+        for (id, value) in values(module) {
+            let average = match self.ema.remove(&id) {
+                Some(average) if beta > 0.0 => average * beta + value * (1.0 - beta),
+                _ => value,
+            };
+            self.ema.insert(id, average);
+        }
+    }
+}
+
+struct Update<'a> {
+    config: &'a OptimizerConfig,
+    gradients: Values,
+    clip: f64,
+    learning_rate: f64,
+    step: u64,
+    first: &'a mut Values,
+    second: &'a mut Values,
+}
+
+impl ModuleMapper for Update<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(gradient) = self.gradients.remove(&param.id) else { return param };
+        let (config, id) = (self.config, param.id);
+        let gradient = gradient * self.clip;
+        let moment = |state: &mut Values, gradient: Tensor<1>, beta: f64| {
+            let moment = match state.remove(&id) {
+                Some(moment) => moment * beta + gradient * (1.0 - beta),
+                None => gradient * (1.0 - beta),
+            };
+            state.insert(id, moment.clone());
+            moment
+        };
+        let first = moment(self.first, gradient.clone(), config.beta1);
+        let second = moment(self.second, gradient.square(), config.beta2);
+        let correction = |beta: f64| 1.0 - beta.powf(self.step as f64);
+        let root = second.sqrt() / correction(config.beta2).sqrt() + config.epsilon;
+        let change = first / root * (self.learning_rate / correction(config.beta1));
+        let shrink = 1.0 - self.learning_rate * config.weight_decay;
+        param.map(|value| {
+            let shape = value.dims();
+            let updated = value.inner().flatten::<1>(0, D - 1) * shrink - change;
+            Tensor::from_inner(updated.reshape(shape)).require_grad()
+        })
+    }
+}
+
+/// The gradient of every parameter that has one, and their global L2 norm.
+pub fn collect_gradients<M: Module>(module: &M, gradients: &Gradients) -> (Values, f64) {
+    struct Collect<'a> {
+        gradients: &'a Gradients,
+        values: Values,
+        squares: Vec<Tensor<1>>,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = param.val().grad(self.gradients) {
+                let gradient: Tensor<1> = gradient.flatten(0, D - 1);
+                self.squares.push(gradient.clone().square().sum());
+                self.values.insert(param.id, gradient);
+            }
+        }
+    }
+    let mut collect = Collect { gradients, values: Values::new(), squares: Vec::new() };
+    module.visit(&mut collect);
+    let norm = match collect.squares.is_empty() {
+        true => 0.0,
+        false => f64::from(Tensor::cat(collect.squares, 0).sum().sqrt().into_scalar::<f32>()),
+    };
+    (collect.values, norm)
+}
+
+/// The value of every parameter.
+pub fn values<M: Module>(module: &M) -> Values {
+    struct Collect(Values);
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.insert(param.id, param.val().inner().flatten(0, D - 1));
+        }
+    }
+    let mut collect = Collect(Values::new());
+    module.visit(&mut collect);
+    collect.0
+}
+
+/// The module with the given values in place of its own, without autodiff; parameters that have
+/// none become zero.
+pub fn with_values<M: Module>(module: &M, values: &Values) -> M {
+    struct Replace<'a>(&'a Values);
+    impl ModuleMapper for Replace<'_> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let value = self.0.get(&param.id).cloned();
+            param.map(|own| match value {
+                Some(value) => value.reshape(own.dims()),
+                None => own.zeros_like(),
+            })
+        }
+    }
+    module.valid().map(&mut Replace(values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn learning_rate_rises_stays_and_falls() {
+        let config = OptimizerConfig {
+            learning_rate: 1.0,
+            warmup_steps: 10,
+            cooldown: 0.2,
+            ..Default::default()
+        };
+        let rate = |step| (config.learning_rate_at(step, 100) * 1e3).round() / 1e3;
+        assert_eq!([0, 4, 9, 50, 80, 90, 100].map(rate), [0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0]);
+    }
+
+    /// The first step of Adam moves every weight by the learning rate against its gradient's sign.
+    #[test]
+    fn first_step_has_the_length_of_the_learning_rate() {
+        let device = Device::flex().autodiff();
+        let layer = burn::nn::LinearConfig::new(2, 1).with_bias(false).init(&device);
+        let before = layer.weight.val().into_data();
+        let x = Tensor::<2>::from_data([[1.0, -2.0]], &device);
+        let gradients = layer.forward(x).sum().backward();
+        let config = OptimizerConfig { weight_decay: 0.0, ..Default::default() };
+        let mut optimizer = Optimizer::new(config, &layer);
+        let (layer, report) = optimizer.step(layer, &gradients, 0, 0.5);
+        assert!((report.grad_norm - 5f64.sqrt()).abs() < 1e-6);
+        let after = layer.weight.val().into_data();
+        let difference = |i: usize| {
+            after.as_slice::<f32>().unwrap()[i] - before.as_slice::<f32>().unwrap()[i]
+        };
+        assert!((difference(0) + 0.5).abs() < 1e-5 && (difference(1) - 0.5).abs() < 1e-5);
+    }
+}

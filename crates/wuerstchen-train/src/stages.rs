@@ -1,0 +1,286 @@
+//! What each stage learns: its model and its loss.
+
+use burn::module::Module;
+use burn::prelude::*;
+use wuerstchen::noise::Philox;
+use wuerstchen::sampler::add_noise;
+use wuerstchen::text::TokenIds;
+use wuerstchen::{
+    Compressor, Decoder, Prior, Schedule, Statistics, TextEncoder, Vqgan, VqganConfig, compressor,
+};
+
+use crate::config::StageConfig;
+use crate::corpus::Corpus;
+use crate::shapes::Sample;
+
+/// A stage that can be trained.
+pub trait Stage {
+    /// What is trained.
+    type Model: Module;
+
+    /// The loss of one batch. Everything random comes from `rng`; `first` is the number of the
+    /// batch's first sample.
+    fn loss(&self, model: &Self::Model, rng: &mut Philox, first: u64) -> Tensor<1>;
+}
+
+/// Stage A: pictures to latents and back.
+pub struct StageA {
+    /// Where pictures come from.
+    pub corpus: Corpus,
+    /// How it is trained.
+    pub config: StageConfig,
+    /// With autodiff.
+    pub device: Device,
+}
+
+/// Weights of the squared error beside the absolute one in Stage A's loss.
+const SQUARED_ERROR: f64 = 2.0;
+
+impl Stage for StageA {
+    type Model = Vqgan;
+
+    fn loss(&self, model: &Vqgan, rng: &mut Philox, first: u64) -> Tensor<1> {
+        let samples = samples(&self.corpus, &self.config, first);
+        let pictures = self.corpus.pictures(&samples, &self.device);
+        let latents = model.encode(pictures.clone(), Statistics::Batch);
+        let quantized = model.quantize(latents.clone());
+        // The pipeline decodes without quantising, so the decoder learns both.
+        let latents = match f64::from(rng.uniform()) < self.config.quantized {
+            true => quantized.latents,
+            false => latents,
+        };
+        let error = model.decode(latents) - pictures;
+        error.clone().abs().mean() + error.square().mean() * SQUARED_ERROR + quantized.loss
+    }
+}
+
+/// What Stage B trains: the decoder, its text encoder and the semantic compressor.
+#[derive(Module, Debug)]
+pub struct DecoderModel {
+    /// Stage B.
+    pub decoder: Decoder,
+    /// Its text encoder.
+    pub text_encoder: TextEncoder,
+    /// Makes the image embedding.
+    pub compressor: Compressor,
+}
+
+/// Stage B: an image embedding to Stage A's latents, the embedding learnt on the way.
+pub struct StageB {
+    /// Where pictures and captions come from.
+    pub corpus: Corpus,
+    /// How it is trained.
+    pub config: StageConfig,
+    /// With autodiff.
+    pub device: Device,
+    /// The noise schedule.
+    pub schedule: Schedule,
+    /// Stage A's latents of the cached scenes.
+    pub latents: Cache,
+    /// Stage A, frozen.
+    pub vqgan: Vqgan,
+    /// Its config.
+    pub vqgan_config: VqganConfig,
+}
+
+impl Stage for StageB {
+    type Model = DecoderModel;
+
+    fn loss(&self, model: &DecoderModel, rng: &mut Philox, first: u64) -> Tensor<1> {
+        let batch = self.config.batch_size;
+        let chosen = self.latents.choose(rng, batch, first);
+        let samples: Vec<_> = chosen.iter().map(|&index| self.corpus.sample(index)).collect();
+        let pictures = self.corpus.pictures(&samples, &self.device);
+        let latents = self.latents.get(&chosen).unwrap_or_else(|| {
+            stage_a_latents(&self.vqgan, &self.vqgan_config, pictures.clone().inner())
+        });
+        let normalised = compressor::normalise(pictures);
+        let embedding = model.compressor.forward(normalised, Statistics::Batch);
+        let embedding = self.perturb(embedding, rng);
+        let captions = captions(&self.corpus, &self.config, &samples, rng);
+        let text = model.text_encoder.forward(&captions);
+        let noised = Noised::new(Tensor::from_inner(latents), &self.schedule, rng);
+        let predicted = model.decoder.forward(noised.x.clone(), &noised.times, embedding, text);
+        noised.loss(predicted, &self.schedule, self.config.p2_weighting)
+    }
+}
+
+impl StageB {
+    /// Zeroes some samples' embeddings and noises others up to half way, so that Stage B bears with
+    /// what Stage C makes.
+    fn perturb(&self, embedding: Tensor<4>, rng: &mut Philox) -> Tensor<4> {
+        let [batch, ..] = embedding.dims();
+        let (mut keep, mut times) = (Vec::new(), Vec::new());
+        for _ in 0..batch {
+            let kind = f64::from(rng.uniform());
+            let dropped = kind < self.config.embedding_drop;
+            let noised = kind < self.config.embedding_drop + self.config.embedding_noise;
+            keep.push(if dropped { 0.0 } else { 1.0 });
+            times.push(if noised { 0.5 * rng.uniform() } else { 0.0 });
+        }
+        let noise = rng.normal_tensor(embedding.dims(), &self.device);
+        let embedding = add_noise(&self.schedule, embedding, noise, &times);
+        embedding * column(&keep, &self.device)
+    }
+}
+
+/// What Stage C trains: the prior and its text encoder.
+#[derive(Module, Debug)]
+pub struct PriorModel {
+    /// Stage C.
+    pub prior: Prior,
+    /// Its text encoder.
+    pub text_encoder: TextEncoder,
+}
+
+/// Stage C: a prompt to an image embedding.
+pub struct StageC {
+    /// Where pictures and captions come from.
+    pub corpus: Corpus,
+    /// How it is trained.
+    pub config: StageConfig,
+    /// With autodiff.
+    pub device: Device,
+    /// The noise schedule.
+    pub schedule: Schedule,
+    /// The image embeddings of the cached scenes.
+    pub embeddings: Cache,
+    /// The semantic compressor, frozen.
+    pub compressor: Compressor,
+}
+
+impl Stage for StageC {
+    type Model = PriorModel;
+
+    fn loss(&self, model: &PriorModel, rng: &mut Philox, first: u64) -> Tensor<1> {
+        let chosen = self.embeddings.choose(rng, self.config.batch_size, first);
+        let samples: Vec<_> = chosen.iter().map(|&index| self.corpus.sample(index)).collect();
+        let embeddings = self.embeddings.get(&chosen).unwrap_or_else(|| {
+            let pictures = self.corpus.pictures(&samples, &self.device.clone().inner());
+            image_embeddings(&self.compressor, pictures)
+        });
+        let captions = captions(&self.corpus, &self.config, &samples, rng);
+        let text = model.text_encoder.forward(&captions);
+        let noised = Noised::new(Tensor::from_inner(embeddings), &self.schedule, rng);
+        let predicted = model.prior.forward(noised.x.clone(), &noised.times, text);
+        noised.loss(predicted, &self.schedule, self.config.p2_weighting)
+    }
+}
+
+/// Stage B's target: Stage A's latents in the scale that Stage B works in.
+pub fn stage_a_latents(vqgan: &Vqgan, config: &VqganConfig, pictures: Tensor<4>) -> Tensor<4> {
+    vqgan.encode(pictures, Statistics::Running) / config.scale_factor
+}
+
+/// Stage C's target: the image embeddings of pictures in `[0, 1]`.
+pub fn image_embeddings(compressor: &Compressor, pictures: Tensor<4>) -> Tensor<4> {
+    compressor.forward(compressor::normalise(pictures), Statistics::Running)
+}
+
+/// Latents of a fixed number of scenes, computed once.
+pub struct Cache {
+    scenes: usize,
+    shape: [usize; 3],
+    values: Vec<f32>,
+    device: Device,
+}
+
+/// Scenes in one forward pass while a cache is filled.
+const CACHE_BATCH: usize = 64;
+
+impl Cache {
+    /// Computes the latents of the first `scenes` samples of the corpus; `encode` maps pictures
+    /// `[B, 3, H, W]` on `device` to latents, `on_batch` hears how many are done.
+    pub fn fill(
+        corpus: &Corpus,
+        scenes: usize,
+        device: &Device,
+        encode: impl Fn(Tensor<4>) -> Tensor<4>,
+        mut on_batch: impl FnMut(usize),
+    ) -> Self {
+        let (mut values, mut shape) = (Vec::new(), [0; 3]);
+        for start in (0..scenes).step_by(CACHE_BATCH) {
+            let end = scenes.min(start + CACHE_BATCH);
+            let samples: Vec<_> = (start..end).map(|i| corpus.sample(i as u64)).collect();
+            let latents = encode(corpus.pictures(&samples, device));
+            let [_, channels, height, width] = latents.dims();
+            shape = [channels, height, width];
+            values.extend(latents.into_data().try_to_vec::<f32>().expect("latents are f32"));
+            on_batch(end);
+        }
+        Self { scenes, shape, values, device: device.clone() }
+    }
+
+    /// The numbers of a batch's samples: any of the cached scenes, or the next ones if there are
+    /// none.
+    fn choose(&self, rng: &mut Philox, batch: usize, first: u64) -> Vec<u64> {
+        match self.scenes {
+            0 => (first..first + batch as u64).collect(),
+            scenes => (0..batch).map(|_| u64::from(rng.below(scenes as u32))).collect(),
+        }
+    }
+
+    fn get(&self, chosen: &[u64]) -> Option<Tensor<4>> {
+        if self.scenes == 0 {
+            return None;
+        }
+        let size: usize = self.shape.iter().product();
+        let rows = chosen.iter().flat_map(|&i| &self.values[i as usize * size..][..size]);
+        let [channels, height, width] = self.shape;
+        let values: Vec<f32> = rows.copied().collect();
+        let shape = [chosen.len(), channels, height, width];
+        Some(Tensor::from_data(TensorData::new(values, shape), &self.device))
+    }
+}
+
+/// Clean latents noised to random times.
+pub struct Noised {
+    /// The noised latents.
+    pub x: Tensor<4>,
+    /// The noise.
+    pub noise: Tensor<4>,
+    /// The time of every sample.
+    pub times: Vec<f32>,
+}
+
+impl Noised {
+    /// Draws a time and noise for every sample.
+    ///
+    /// Times are `clamp((1 − U)·1.08 + 0.001, 0.001, 1)`: 7.5 % of them are pure noise.
+    ///
+    /// Source: `train_stage_C.py` of dome272/Wuerstchen.
+    pub fn new(clean: Tensor<4>, schedule: &Schedule, rng: &mut Philox) -> Self {
+        let [batch, ..] = clean.dims();
+        let time = |_| ((1.0 - rng.uniform()) * 1.08 + 0.001).clamp(0.001, 1.0);
+        let times: Vec<f32> = (0..batch).map(time).collect();
+        let noise = rng.normal_tensor(clean.dims(), &clean.device());
+        Self { x: add_noise(schedule, clean, noise.clone(), &times), noise, times }
+    }
+
+    /// The mean over the samples of the squared error of the predicted noise, weighted by p2 where
+    /// asked.
+    pub fn loss(&self, predicted: Tensor<4>, schedule: &Schedule, p2: bool) -> Tensor<1> {
+        let weight = |t: &f32| if p2 { schedule.p2_weight(*t) } else { 1.0 };
+        let weights: Vec<f32> = self.times.iter().map(weight).collect();
+        let weights = column(&weights, &predicted.device());
+        ((predicted - self.noise.clone()).square() * weights).mean()
+    }
+}
+
+fn column(values: &[f32], device: &Device) -> Tensor<4> {
+    Tensor::<1>::from_data(values, device).reshape([values.len(), 1, 1, 1])
+}
+
+fn samples(corpus: &Corpus, config: &StageConfig, first: u64) -> Vec<Sample> {
+    (first..first + config.batch_size as u64).map(|index| corpus.sample(index)).collect()
+}
+
+fn captions(
+    corpus: &Corpus,
+    config: &StageConfig,
+    samples: &[Sample],
+    rng: &mut Philox,
+) -> Vec<TokenIds> {
+    let odds = [config.caption_drop, config.unknown_words];
+    samples.iter().map(|sample| corpus.caption(&sample.caption, odds, rng)).collect()
+}

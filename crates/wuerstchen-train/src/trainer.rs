@@ -1,0 +1,165 @@
+//! The training loop's body: one update, and the state that lets it go on later.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+use wuerstchen::noise::Philox;
+use wuerstchen::weights::{KeyTable, load, tensors};
+use wuerstchen::{Checkpoint, LoadError, WeightDtype};
+
+use crate::config::StageConfig;
+use crate::optimizer::{Optimizer, values, with_values};
+use crate::stages::Stage;
+
+/// Trains one stage, one update at a time.
+///
+/// All random numbers are counted from the seed and the number of the step, so that the state is
+/// the weights, the moments and one number.
+pub struct Trainer<S: Stage> {
+    /// What is learnt.
+    pub stage: S,
+    model: S::Model,
+    optimizer: Optimizer,
+    config: StageConfig,
+    seed: u64,
+    step: u64,
+    device: Device,
+}
+
+/// What one update did.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Metrics {
+    /// Updates done.
+    pub step: u64,
+    /// The loss of this batch.
+    pub loss: f64,
+    /// Global L2 norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// The learning rate of this step.
+    pub learning_rate: f64,
+    /// Whether the loss and the gradients were finite; if not, the step changed nothing.
+    pub finite: bool,
+}
+
+/// What a saved state says about itself.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    step: u64,
+    seed: u64,
+}
+
+const FORMAT: u32 = 1;
+const HEADER_KEY: &str = "wuerstchen-training";
+
+impl<S: Stage> Trainer<S> {
+    /// Starts training `model`, which lives on a device with autodiff.
+    pub fn new(stage: S, model: S::Model, config: StageConfig, seed: u64, device: Device) -> Self {
+        let optimizer = Optimizer::new(config.optimizer.clone(), &model);
+        Self { stage, model, optimizer, config, seed, step: 0, device }
+    }
+
+    /// Updates done.
+    pub fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    /// Whether all updates are done.
+    pub fn is_done(&self) -> bool {
+        self.step >= self.config.steps
+    }
+
+    /// Does one update.
+    pub fn step(mut self) -> (Self, Metrics) {
+        // Only dropout draws from the device's own generator.
+        self.device.seed(self.seed ^ self.step);
+        let mut rng = Philox::new(self.seed, self.step);
+        let first = self.step * self.config.batch_size as u64;
+        let loss = self.stage.loss(&self.model, &mut rng, first);
+        let gradients = loss.backward();
+        let learning_rate =
+            self.config.optimizer.learning_rate_at(self.step, self.config.steps);
+        let (model, report) =
+            self.optimizer.step(self.model, &gradients, self.step, learning_rate);
+        self.model = model;
+        self.step += 1;
+        let loss = f64::from(loss.into_scalar::<f32>());
+        let metrics = Metrics {
+            step: self.step,
+            loss,
+            grad_norm: report.grad_norm,
+            learning_rate,
+            finite: report.finite && loss.is_finite(),
+        };
+        (self, metrics)
+    }
+
+    /// The model with the moving average of the weights, without autodiff.
+    pub fn averaged(&self) -> S::Model {
+        with_values(&self.model, &self.optimizer.ema)
+    }
+
+    /// The model being trained.
+    pub fn model(&self) -> &S::Model {
+        &self.model
+    }
+
+    /// Everything that is needed to go on, as a safetensors file.
+    pub fn save(&self) -> Vec<u8> {
+        let part = |name: &str, module: &S::Model| {
+            Checkpoint::from_tensors(name, tensors(module, KeyTable::FIELDS))
+        };
+        let of = |values| with_values(&self.model, values);
+        let parts = [
+            ("weights", part("weights", &self.model)),
+            ("ema", part("ema", &self.averaged())),
+            ("first", part("first", &of(&self.optimizer.first))),
+            ("second", part("second", &of(&self.optimizer.second))),
+        ];
+        let header = Header { format: FORMAT, step: self.step, seed: self.seed };
+        let header = serde_json::to_string(&header).expect("three numbers are JSON");
+        let metadata = HashMap::from([(HEADER_KEY.to_owned(), header)]);
+        let parts = parts.iter().map(|(name, part)| (format!("{name}/"), part));
+        Checkpoint::write(parts, WeightDtype::F32, Some(metadata)).expect("all tensors are f32")
+    }
+
+    /// Goes on from a saved state.
+    ///
+    /// # Errors
+    ///
+    /// The file is no training state, of another seed, or its tensors do not fit the model.
+    pub fn restore(mut self, name: &str, bytes: Vec<u8>) -> Result<Self, LoadError> {
+        let format = |reason: String| LoadError::Format { part: name.to_owned(), reason };
+        let header = read_header(&bytes).map_err(format)?;
+        if header.seed != self.seed {
+            let reason = format!("it is of seed {}, the config says {}", header.seed, self.seed);
+            return Err(format(reason));
+        }
+        let all = Checkpoint::parse(name, Arc::new(bytes))?;
+        let part = |part: &str| all.under(&format!("{part}/"));
+        let template = self.model.clone();
+        let read = |name: &str| {
+            load(template.valid(), &part(name), KeyTable::FIELDS).map(|module| values(&module))
+        };
+        self.optimizer.ema = read("ema")?;
+        self.optimizer.first = read("first")?;
+        self.optimizer.second = read("second")?;
+        self.model = load(self.model, &part("weights"), KeyTable::FIELDS)?;
+        self.step = header.step;
+        Ok(self)
+    }
+}
+
+fn read_header(bytes: &[u8]) -> Result<Header, String> {
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
+    let header = metadata.metadata().as_ref().and_then(|map| map.get(HEADER_KEY));
+    let header = header.ok_or("it holds no training state")?;
+    let header: Header = serde_json::from_str(header).map_err(|e| e.to_string())?;
+    match header.format {
+        FORMAT => Ok(header),
+        other => Err(format!("it is of format {other}, this program reads {FORMAT}")),
+    }
+}

@@ -1,0 +1,423 @@
+//! `wuerstchen train`: runs the training of one stage or of all, in files that survive it.
+
+use std::fs;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::{Device, Tensor};
+use clap::{Args, ValueEnum};
+use futures_lite::future::block_on;
+use indicatif::{ProgressBar, ProgressStyle};
+use wuerstchen::{Checkpoint, GenerateOptions, Image, Pipeline, Statistics, WeightDtype, layout};
+use wuerstchen_train::config::{StageConfig, TrainConfig};
+use wuerstchen_train::corpus::Corpus;
+use wuerstchen_train::eval::reconstruct;
+use wuerstchen_train::export::{self, Weights};
+use wuerstchen_train::shapes::{Kind, Split, evaluation};
+use wuerstchen_train::stages::{
+    Cache, Stage, StageA, StageB, StageC, image_embeddings, stage_a_latents,
+};
+use wuerstchen_train::{Metrics, Trainer};
+
+use crate::files::write_png_grid;
+
+/// Arguments of `wuerstchen train`.
+#[derive(Args)]
+pub(crate) struct TrainArgs {
+    /// Which stage; `all` trains A, then B with the compressor, then C
+    stage: StageName,
+    /// The run's TOML file
+    #[arg(short, long)]
+    config: PathBuf,
+    /// Folder of the run [default: runs/NAME, the name as in the config]
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Change a value of the config, such as `c.steps=1000`
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on from a saved state: `auto` takes the run's own if there is one
+    #[arg(long, value_name = "auto|PATH")]
+    resume: Option<String>,
+    /// Save and stop after this many seconds
+    #[arg(long)]
+    max_seconds: Option<u64>,
+    /// Say what would be trained and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Where to train
+    #[arg(long, default_value = "cpu")]
+    device: crate::devices::DeviceChoice,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StageName {
+    A,
+    B,
+    C,
+    All,
+}
+
+/// Seconds between saved states.
+const SAVE_SECS: u64 = 120;
+
+/// Seconds that a run saves for itself before its time is up.
+const GRID_SIDE: usize = 8;
+
+pub(crate) fn run(args: &TrainArgs) -> Result<()> {
+    let config = read_config(&args.config, &args.set)?;
+    config.validate().map_err(|error| crate::usage(error.into()))?;
+    let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    if args.dry_run {
+        return describe(&config, &output);
+    }
+    fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
+    let resolved = toml::to_string_pretty(&config).context("cannot write the config as TOML")?;
+    write_atomically(&output.join("config.toml"), resolved.as_bytes())?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let handler = stop.clone();
+    // The second Ctrl-C ends the program without saving.
+    let on_signal = move || {
+        if handler.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(on_signal).context("cannot listen to Ctrl-C")?;
+    let deadline = args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs));
+    let run = Run { config, output, device: args.device.open()?, stop, deadline };
+    let stages = match args.stage {
+        StageName::All => vec![StageName::A, StageName::B, StageName::C],
+        one => vec![one],
+    };
+    for stage in stages {
+        let done = match stage {
+            StageName::A => run.stage_a(args.resume.as_deref())?,
+            StageName::B => run.stage_b(args.resume.as_deref())?,
+            _ => run.stage_c(args.resume.as_deref())?,
+        };
+        if !done {
+            eprintln!("stopped; go on with --resume auto");
+            return Ok(());
+        }
+    }
+    run.write_model()
+}
+
+/// Reads the config and applies `KEY=VALUE` changes.
+fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the config {}", path.display()))?;
+    let mut table: toml::Table =
+        text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
+    for change in changes {
+        let (key, value) = change
+            .split_once('=')
+            .with_context(|| format!("--set expects KEY=VALUE, got {change:?}"))
+            .map_err(crate::usage)?;
+        let value: toml::Table = format!("value = {value}")
+            .parse()
+            .or_else(|_| format!("value = {value:?}").parse())
+            .with_context(|| format!("--set {key}: {value:?} is not a TOML value"))
+            .map_err(crate::usage)?;
+        set(&mut table, key, value["value"].clone()).map_err(crate::usage)?;
+    }
+    table.try_into().with_context(|| format!("{} does not fit", path.display()))
+}
+
+fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+            Ok(())
+        }
+        Some((first, rest)) => match table.get_mut(first) {
+            Some(toml::Value::Table(inner)) => set(inner, rest, value),
+            _ => bail!("--set {key}: the config has no table {first:?}"),
+        },
+    }
+}
+
+fn describe(config: &TrainConfig, output: &Path) -> Result<()> {
+    let device = Device::flex();
+    let files = export::model_files(config, Weights::new(), &device);
+    println!("run {:?} in {}", config.name, output.display());
+    for (part, weights) in &files.weights {
+        let count: usize =
+            weights.describe().map(|(.., shape)| shape.iter().product::<usize>()).sum();
+        println!("{part:<32} {count:>12} parameters");
+    }
+    for (name, stage) in [("a", &config.a), ("b", &config.b), ("c", &config.c)] {
+        let samples = stage.steps * stage.batch_size as u64;
+        println!(
+            "stage {name}: {} steps of {} = {samples} samples",
+            stage.steps, stage.batch_size
+        );
+    }
+    Ok(())
+}
+
+/// One run: what it trains and where it is kept.
+struct Run {
+    config: TrainConfig,
+    output: PathBuf,
+    device: Device,
+    stop: Arc<AtomicBool>,
+    deadline: Option<Instant>,
+}
+
+impl Run {
+    fn corpus(&self) -> Result<Corpus> {
+        let config = &self.config;
+        Ok(Corpus::new(config.seed, config.image_size, config.model.max_tokens)?)
+    }
+
+    fn stage_a(&self, resume: Option<&str>) -> Result<bool> {
+        let (config, device) = (&self.config, self.device.clone().autodiff());
+        device.seed(config.seed);
+        let stage =
+            StageA { corpus: self.corpus()?, config: config.a.clone(), device: device.clone() };
+        let model = config.model.vqgan.init(&device);
+        let trainer = Trainer::new(stage, model, config.a.clone(), config.seed, device);
+        let corpus = self.corpus()?;
+        self.train("a", &config.a, trainer, resume, |model| {
+            let samples: Vec<_> = (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
+            let pictures = corpus.pictures(&samples, &self.device);
+            let latents = model.encode(pictures.clone(), Statistics::Running);
+            let decoded = model.decode(latents).clamp(0.0, 1.0);
+            Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
+        }, |model| export::vqgan_weights(model))
+    }
+
+    fn stage_b(&self, resume: Option<&str>) -> Result<bool> {
+        let (config, device) = (&self.config, self.device.clone().autodiff());
+        device.seed(config.seed);
+        let weights = self.read_weights()?;
+        let vqgan = export::load_vqgan(config, &weights, &self.device)?;
+        let corpus = self.corpus()?;
+        let bar = spinner("caching Stage A's latents");
+        let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
+        let scenes = config.b.cached_scenes;
+        let latents = Cache::fill(&corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
+        bar.finish_and_clear();
+        let stage = StageB {
+            corpus,
+            config: config.b.clone(),
+            device: device.clone(),
+            schedule: config.model.schedule,
+            latents,
+            vqgan,
+            vqgan_config: config.model.vqgan.clone(),
+        };
+        let model = export::init_decoder(config, &device);
+        let trainer = Trainer::new(stage, model, config.b.clone(), config.seed, device);
+        let corpus = self.corpus()?;
+        self.train("b", &config.b, trainer, resume, |model| {
+            let samples: Vec<_> = (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
+            let pictures = corpus.pictures(&samples, &self.device);
+            let embedding = image_embeddings(&model.compressor, pictures.clone());
+            let mut trained = self.read_weights()?;
+            trained.extend(export::decoder_weights(model));
+            let pipeline = self.pipeline(trained)?;
+            let prompts: Vec<_> = samples.iter().map(|sample| sample.caption.as_str()).collect();
+            let settings = GenerateOptions::default().resolve(&config.defaults)?;
+            let decoded = reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
+            let decoded = block_on(decoded)?.clamp(0.0, 1.0);
+            Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
+        }, |model| export::decoder_weights(model))
+    }
+
+    fn stage_c(&self, resume: Option<&str>) -> Result<bool> {
+        let (config, device) = (&self.config, self.device.clone().autodiff());
+        device.seed(config.seed);
+        let weights = self.read_weights()?;
+        let compressor = export::load_compressor(config, &weights, &self.device)?;
+        let corpus = self.corpus()?;
+        let bar = spinner("caching the compressor's image embeddings");
+        let encode = |x| image_embeddings(&compressor, x);
+        let scenes = config.c.cached_scenes;
+        let embeddings = Cache::fill(&corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
+        bar.finish_and_clear();
+        let stage = StageC {
+            corpus,
+            config: config.c.clone(),
+            device: device.clone(),
+            schedule: config.model.schedule,
+            embeddings,
+            compressor,
+        };
+        let model = export::init_prior(config, &device);
+        let trainer = Trainer::new(stage, model, config.c.clone(), config.seed, device);
+        self.train("c", &config.c, trainer, resume, |model| {
+            let mut trained = self.read_weights()?;
+            trained.extend(export::prior_weights(model));
+            let pipeline = self.pipeline(trained)?;
+            let prompt = |i: u64| {
+                let kind = [Kind::One, Kind::Two][(i / 4 % 2) as usize];
+                evaluation(kind, Split::Seen, config.seed, i).caption
+            };
+            let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(prompt).collect();
+            let prompts: Vec<_> = prompts.iter().map(String::as_str).collect();
+            let settings = GenerateOptions::default().resolve(&pipeline.card.defaults)?;
+            let go = &mut |_: wuerstchen::Progress| ControlFlow::Continue(());
+            Ok(block_on(pipeline.generate_each(&prompts, settings, go))?.images)
+        }, |model| export::prior_weights(model))
+    }
+
+    /// Trains until the stage, the time or the user's patience ends; tells whether the stage did.
+    fn train<S: Stage>(
+        &self,
+        name: &str,
+        config: &StageConfig,
+        mut trainer: Trainer<S>,
+        resume: Option<&str>,
+        sample: impl Fn(&S::Model) -> Result<Vec<Image>>,
+        weights: impl Fn(&S::Model) -> Weights,
+    ) -> Result<bool> {
+        let folder = self.output.join(name);
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let state = folder.join("state.safetensors");
+        trainer = match resume {
+            Some("auto") if !state.exists() => trainer,
+            Some("auto") => restore(trainer, &state)?,
+            Some(path) => restore(trainer, Path::new(path))?,
+            None => trainer,
+        };
+        let mut log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join("metrics.jsonl"))
+            .context("cannot open metrics.jsonl")?;
+        let bar = ProgressBar::new(config.steps);
+        bar.set_style(progress_style());
+        bar.set_prefix(format!("stage {name}"));
+        bar.set_position(trainer.steps_done());
+        bar.reset_eta();
+        let (start, first) = (Instant::now(), trainer.steps_done());
+        let mut saved = Instant::now();
+        while !trainer.is_done() {
+            let (next, metrics) = trainer.step();
+            trainer = next;
+            let secs = start.elapsed().as_secs_f64();
+            let samples = (metrics.step - first) * config.batch_size as u64;
+            let rate = samples as f64 / secs;
+            log_metrics(&mut log, &metrics, rate)?;
+            bar.set_position(metrics.step);
+            bar.set_message(format!("loss {:.4}, {rate:.0} samples/s", metrics.loss));
+            let last = trainer.is_done();
+            if metrics.step % config.sample_every == 0 || last {
+                let path = folder.join(format!("samples-{:06}.png", metrics.step));
+                write_png_grid(&path, &sample(&trainer.averaged())?, GRID_SIDE)?;
+            }
+            let time_is_up = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let interrupted = time_is_up || self.stop.load(Ordering::Relaxed);
+            if last || interrupted || saved.elapsed().as_secs() >= SAVE_SECS {
+                write_atomically(&state, &trainer.save())?;
+                self.write_weights(weights(&trainer.averaged()))?;
+                saved = Instant::now();
+            }
+            if interrupted && !last {
+                bar.abandon();
+                return Ok(false);
+            }
+        }
+        bar.finish();
+        Ok(true)
+    }
+
+    fn pipeline(&self, trained: Weights) -> Result<Pipeline> {
+        let files = export::model_files(&self.config, trained, &self.device);
+        Ok(Pipeline::load(&files, &self.device)?)
+    }
+
+    fn weights_path(&self, part: &str) -> PathBuf {
+        let file = match part {
+            layout::PRIOR_TEXT | layout::DECODER_TEXT => "model.safetensors",
+            _ => "diffusion_pytorch_model.safetensors",
+        };
+        self.output.join("model").join(part).join(file)
+    }
+
+    fn write_weights(&self, weights: Weights) -> Result<()> {
+        for (part, checkpoint) in &weights {
+            let bytes = Checkpoint::write([(String::new(), checkpoint)], WeightDtype::F32, None)?;
+            let path = self.weights_path(part);
+            fs::create_dir_all(path.parent().expect("it has a folder"))?;
+            write_atomically(&path, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// The weights that the run has trained so far.
+    fn read_weights(&self) -> Result<Weights> {
+        let mut weights = Weights::new();
+        for part in layout::PARTS {
+            let path = self.weights_path(part);
+            if path.exists() {
+                let bytes = fs::read(&path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                weights.insert(part.to_owned(), Checkpoint::parse(part, Arc::new(bytes))?);
+            }
+        }
+        Ok(weights)
+    }
+
+    /// Writes the configs beside the weights, and the whole model as one file.
+    fn write_model(&self) -> Result<()> {
+        let files = export::model_files(&self.config, self.read_weights()?, &self.device);
+        let folder = self.output.join("model");
+        for (path, text) in &files.texts {
+            let path = folder.join(path);
+            fs::create_dir_all(path.parent().expect("it has a folder"))?;
+            write_atomically(&path, text.as_bytes())?;
+        }
+        let bundle = self.output.join("model.safetensors");
+        write_atomically(&bundle, &files.to_bundle(WeightDtype::F16)?)?;
+        eprintln!("wrote {} and {}", folder.display(), bundle.display());
+        Ok(())
+    }
+}
+
+fn to_images(x: Tensor<4>) -> Vec<Image> {
+    Image::from_data(&x.into_data())
+}
+
+fn restore<S: Stage>(trainer: Trainer<S>, path: &Path) -> Result<Trainer<S>> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(trainer.restore(&path.display().to_string(), bytes)?)
+}
+
+fn log_metrics(log: &mut fs::File, metrics: &Metrics, samples_per_sec: f64) -> Result<()> {
+    let mut line = serde_json::to_value(metrics)?;
+    line["samples_per_sec"] = samples_per_sec.into();
+    writeln!(log, "{line}").context("cannot write metrics.jsonl")
+}
+
+/// Writes a file so that it is whole or not there: under another name, then renamed.
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let part = path.with_extension("part");
+    let write = || {
+        let mut file = fs::File::create(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn progress_style() -> ProgressStyle {
+    let template = "{prefix} {bar:30} {pos}/{len} {msg} ETA {eta}";
+    ProgressStyle::with_template(template).expect("the template is valid")
+}
+
+fn spinner(message: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(ProgressStyle::with_template("{msg}: {pos}").expect("the template is valid"));
+    bar.set_message(message);
+    bar
+}

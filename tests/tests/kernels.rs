@@ -1,0 +1,59 @@
+//! Every shader against its composed twin, on whatever adapter there is.
+
+use burn::prelude::*;
+use wuerstchen_kernels::{
+    DepthwiseOptions, Padding, depthwise_conv, global_response_norm, layer_norm, reference,
+};
+use wuerstchen_tests::{gpu, relative_error, values};
+
+/// Sums in another order than the twin's.
+const TOLERANCE: f64 = 1e-5;
+
+/// Odd sizes, channels that no workgroup divides, one with more than 65 535 workgroups.
+const SHAPES: [[usize; 4]; 5] =
+    [[1, 1, 1, 1], [2, 5, 7, 48], [1, 3, 4, 257], [3, 8, 8, 64], [1, 300, 300, 2]];
+
+#[test]
+fn layer_norm_matches_its_twin() {
+    let Some(device) = gpu() else { return };
+    for (seed, shape) in SHAPES.into_iter().enumerate() {
+        let x = values(shape, seed as u64, &device);
+        let expected = reference::layer_norm(x.clone());
+        let error = relative_error(layer_norm(x), expected);
+        // One channel is its own mean: both sides are zero.
+        assert!(shape[3] == 1 || error < TOLERANCE, "{shape:?}: {error}");
+    }
+}
+
+#[test]
+fn global_response_norm_matches_its_twin() {
+    let Some(device) = gpu() else { return };
+    for (seed, shape) in SHAPES.into_iter().enumerate() {
+        let x = values(shape, seed as u64, &device);
+        let gamma = values([1, 1, 1, shape[3]], 1, &device);
+        let beta = values([1, 1, 1, shape[3]], 2, &device);
+        let expected =
+            reference::global_response_norm(x.clone(), gamma.clone(), beta.clone());
+        let error = relative_error(global_response_norm(x, gamma, beta), expected);
+        assert!(error < TOLERANCE, "{shape:?}: {error}");
+    }
+}
+
+#[test]
+fn depthwise_conv_matches_its_twin() {
+    let Some(device) = gpu() else { return };
+    for (seed, shape) in SHAPES.into_iter().enumerate() {
+        for (size, stride, padding) in
+            [(3, 1, Padding::Zeros), (3, 2, Padding::Zeros), (5, 1, Padding::Replicate)]
+        {
+            let options = DepthwiseOptions { stride, padding };
+            let x = values(shape, seed as u64, &device);
+            let weight = values([shape[3], 1, size, size], 1, &device);
+            let bias: Tensor<1> = values([shape[3]], 2, &device);
+            let expected =
+                reference::depthwise_conv(x.clone(), weight.clone(), bias.clone(), options);
+            let error = relative_error(depthwise_conv(x, weight, bias, options), expected);
+            assert!(error < TOLERANCE, "{shape:?} {size}x{size} {options:?}: {error}");
+        }
+    }
+}

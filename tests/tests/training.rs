@@ -1,0 +1,124 @@
+//! Training can stop anywhere and go on as if it had not.
+
+use burn::prelude::*;
+use wuerstchen::weights::{KeyTable, NamedTensor, tensors};
+use wuerstchen_train::config::TrainConfig;
+use wuerstchen_train::corpus::Corpus;
+use wuerstchen_train::export::{init_decoder, init_prior};
+use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC, image_embeddings};
+use wuerstchen_train::Trainer;
+
+fn config() -> TrainConfig {
+    toml::from_str(include_str!("../../configs/smoke.toml")).unwrap()
+}
+
+fn corpus(config: &TrainConfig) -> Corpus {
+    Corpus::new(config.seed, config.image_size, config.model.max_tokens).unwrap()
+}
+
+fn steps<S: Stage>(mut trainer: Trainer<S>, count: usize) -> Trainer<S> {
+    for _ in 0..count {
+        let (next, metrics) = trainer.step();
+        assert!(metrics.finite, "{metrics:?}");
+        trainer = next;
+    }
+    trainer
+}
+
+/// The weights, their average and both moments after six steps, and after three, saving, restoring
+/// into a fresh trainer, and three more: equal to the last bit.
+fn assert_resumes<S: Stage>(trainer: impl Fn() -> Trainer<S>) {
+    let straight = steps(trainer(), 6);
+    let saved = steps(trainer(), 3).save();
+    let resumed = steps(trainer().restore("state", saved).unwrap(), 3);
+    let weights = |trainer: &Trainer<S>| -> Vec<NamedTensor> {
+        tensors(trainer.model(), KeyTable::FIELDS)
+    };
+    assert_eq!(weights(&straight), weights(&resumed));
+    assert_ne!(weights(&straight), weights(&trainer()));
+    assert!(straight.save() == resumed.save(), "moments or averages differ");
+}
+
+#[test]
+fn stage_a_resumes_bit_equal() {
+    let (config, device) = (config(), Device::flex().autodiff());
+    assert_resumes(|| {
+        device.seed(config.seed);
+        let stage = StageA {
+            corpus: corpus(&config),
+            config: config.a.clone(),
+            device: device.clone(),
+        };
+        let model = config.model.vqgan.init(&device);
+        Trainer::new(stage, model, config.a.clone(), config.seed, device.clone())
+    });
+}
+
+#[test]
+fn stage_b_resumes_bit_equal() {
+    let (config, device) = (config(), Device::flex().autodiff());
+    device.seed(config.seed);
+    let vqgan = config.model.vqgan.init(&Device::flex());
+    let vqgan = load_copy(vqgan);
+    assert_resumes(|| {
+        device.seed(config.seed);
+        let corpus = corpus(&config);
+        let latents = Cache::fill(&corpus, 0, &Device::flex(), |x| x, |_| {});
+        let stage = StageB {
+            corpus,
+            config: config.b.clone(),
+            device: device.clone(),
+            schedule: config.model.schedule,
+            latents,
+            vqgan: vqgan.clone(),
+            vqgan_config: config.model.vqgan.clone(),
+        };
+        let model = init_decoder(&config, &device);
+        Trainer::new(stage, model, config.b.clone(), config.seed, device.clone())
+    });
+}
+
+#[test]
+fn stage_c_resumes_bit_equal() {
+    let (config, device) = (config(), Device::flex().autodiff());
+    device.seed(config.seed);
+    let compressor = load_copy(config.model.compressor.init(&Device::flex()));
+    assert_resumes(|| {
+        device.seed(config.seed);
+        let corpus = corpus(&config);
+        let encode = |x| image_embeddings(&compressor, x);
+        let embeddings = Cache::fill(&corpus, 40, &Device::flex(), encode, |_| {});
+        let stage = StageC {
+            corpus,
+            config: config.c.clone(),
+            device: device.clone(),
+            schedule: config.model.schedule,
+            embeddings,
+            compressor: compressor.clone(),
+        };
+        let model = init_prior(&config, &device);
+        Trainer::new(stage, model, config.c.clone(), config.seed, device.clone())
+    });
+}
+
+/// Draws the lazily initialised weights, so that every clone has the same.
+fn load_copy<M: burn::module::Module>(module: M) -> M {
+    let _ = tensors(&module, KeyTable::FIELDS);
+    module
+}
+
+#[test]
+fn a_state_of_another_seed_is_refused() {
+    let (config, device) = (config(), Device::flex().autodiff());
+    let trainer = |seed| {
+        let stage = StageA {
+            corpus: corpus(&config),
+            config: config.a.clone(),
+            device: device.clone(),
+        };
+        let model = config.model.vqgan.init(&device);
+        Trainer::new(stage, model, config.a.clone(), seed, device.clone())
+    };
+    let error = trainer(2).restore("state", trainer(1).save()).err().unwrap().to_string();
+    assert_eq!(error, "state: not a safetensors file: it is of seed 1, the config says 2");
+}
