@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Runs every check: format, lints, tests (on the CPU and on whatever Vulkan device there is, a
+# software one if need be), documentation, the WebAssembly build. Installs what it needs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/wuerstchen/target}"
+step() { printf '\n== %s\n' "$*"; }
+
+step "install what is missing"
+if [ -z "${WUERSTCHEN_GPU_TESTS:-}" ] && ! ls /usr/share/vulkan/icd.d/*.json >/dev/null 2>&1; then
+    # A software Vulkan device for the shader tests; WUERSTCHEN_GPU_TESTS=no does without.
+    if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+        apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1 >/dev/null
+    else
+        echo "no Vulkan driver: install one, or set WUERSTCHEN_GPU_TESTS=no" >&2
+        exit 1
+    fi
+fi
+rustup component add rustfmt clippy
+rustup target add wasm32-unknown-unknown
+
+step "format"
+cargo fmt --all --check
+
+step "lints"
+# One profile and one set of features for everything: a second one costs ten minutes.
+cargo clippy --release --workspace --all-targets -- -D warnings
+
+step "tests"
+cargo test --release --workspace
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+step "WebAssembly"
+RUSTFLAGS='--cfg getrandom_backend="wasm_js" -C target-feature=+simd128' \
+    cargo check --release --target wasm32-unknown-unknown \
+    --package wuerstchen --no-default-features --features cpu
+
+step "all checks passed"
