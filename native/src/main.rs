@@ -1,1 +1,74 @@
-fn main() {}
+//! Würstchen on the command line.
+
+mod devices;
+mod files;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
+
+/// Model weights and features are large and short-lived: the system's allocator returns them to the
+/// kernel each time, and faulting them in again costs more than the arithmetic on small models.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// Text-to-image in three stages
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare every stage with tensors of the authors' code
+    Verify(verify::VerifyArgs),
+    /// List the devices that can run the model
+    Devices(devices::DevicesArgs),
+}
+
+/// A check failed.
+const FAILED: u8 = 1;
+/// The options cannot be run, as clap's own errors.
+const USAGE: u8 = 2;
+/// There is no such device, or it failed.
+const DEVICE: u8 = 3;
+/// A file is missing or not what it should be.
+const DATA: u8 = 4;
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Verify(args) => verify::run(&args),
+        Command::Devices(args) => devices::run(&args).map(|()| true),
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    use wuerstchen::Error;
+    let code = |cause: &(dyn std::error::Error + 'static)| {
+        if cause.is::<devices::NoDevice>() {
+            return Some(DEVICE);
+        }
+        match cause.downcast_ref::<Error>()? {
+            Error::Options(_) | Error::Tokenizer(_) => Some(USAGE),
+            Error::Device(_) => Some(DEVICE),
+            Error::Cancelled => Some(FAILED),
+        }
+    };
+    error.chain().find_map(code).unwrap_or(DATA)
+}
