@@ -86,8 +86,7 @@ fn gpus() -> Vec<Found> {
     let devices = Device::enumerate(DeviceType::Wgpu).into_vec();
     let count = devices.len();
     let describe = |device: Device| {
-        let of_kind =
-            |numbered: &Numbered| (0..count).any(|i| Device::wgpu(numbered(i)) == device);
+        let of_kind = |numbered: &Numbered| (0..count).any(|i| Device::wgpu(numbered(i)) == device);
         let kind = KINDS.iter().find(|(_, numbered)| of_kind(numbered));
         let kind = kind.map_or("GPU of unknown kind", |(name, _)| *name);
         let identity = device.identity();

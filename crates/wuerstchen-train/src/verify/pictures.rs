@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use burn::prelude::*;
 use serde::Deserialize;
+use wuerstchen::guidance::is_guided;
 use wuerstchen::pipeline::{Guided, Sampling, TextPart};
 use wuerstchen::{Checkpoint, Image, ModelFiles, Pipeline, Progress, Sampler};
-use wuerstchen::guidance::is_guided;
 
 use super::VerifyError;
 use super::compare::Recorder;
@@ -19,7 +19,10 @@ const SAMPLING_BOUND: f64 = 1e-3;
 const BYTES_BOUND: f64 = 1e-3;
 
 /// Decoder guidance of the golden `dec_cfg`.
-const DECODER_GUIDANCE: f64 = 4.0;
+const DECODER_GUIDANCE: f64 = 2.0;
+
+/// The combined pipeline's default: none.
+const COMBINED_DECODER_GUIDANCE: f64 = 0.0;
 
 /// `golden/pipeline.json`.
 #[derive(Deserialize)]
@@ -74,8 +77,10 @@ impl<'a> Studio<'a> {
     async fn prior(&self, recorder: &mut Recorder<'_>, variant: &str) -> Result<(), VerifyError> {
         let name = |what: &str| format!("{variant}.{what}");
         let initial: Tensor<4> = recorder.tensor(&name("initial"), self.device)?;
-        let scale = std::env::var("PG").map_or(scale_of(variant, self.case.prior_guidance), |s| s.parse().unwrap());
-        let text = self.embed(&self.pipeline.prior_text, initial.dims()[0], scale)?;
+        let scale = scale_of(variant, self.case.prior_guidance);
+        // The reference made this one variant without a negative prompt.
+        let negative = if variant.contains("stagec") { "" } else { &self.case.negative };
+        let text = self.embed(&self.pipeline.prior_text, initial.dims()[0], scale, negative)?;
         let (times, noises) = self.schedule_of(recorder, variant)?;
         let sampling =
             Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
@@ -83,9 +88,13 @@ impl<'a> Studio<'a> {
         let mut latents = Vec::new();
         let result = self
             .pipeline
-            .sample_prior(initial, text, &sampling, &mut replay(&mut noises, self.device), &mut |p| {
-                keep(&mut latents, p)
-            })
+            .sample_prior(
+                initial,
+                text,
+                &sampling,
+                &mut replay(&mut noises, self.device),
+                &mut |p| keep(&mut latents, p),
+            )
             .await?;
         recorder.check_values(&name("latents"), &slices(&latents), SAMPLING_BOUND);
         let embeddings = self.pipeline.image_embedding(result);
@@ -97,8 +106,9 @@ impl<'a> Studio<'a> {
         let name = |what: &str| format!("{variant}.{what}");
         let initial: Tensor<4> = recorder.tensor(&name("initial"), self.device)?;
         let embeddings = recorder.tensor("prior_cfg.image_embeddings", self.device)?;
-        let scale = std::env::var("DG").map_or(scale_of(variant, self.case.decoder_guidance), |s| s.parse().unwrap());
-        let text = self.embed(&self.pipeline.decoder_text, initial.dims()[0], scale)?;
+        let scale = scale_of(variant, self.case.decoder_guidance);
+        let (part, negative) = (&self.pipeline.decoder_text, &self.case.negative);
+        let text = self.embed(part, initial.dims()[0], scale, negative)?;
         let (times, noises) = self.schedule_of(recorder, variant)?;
         let sampling =
             Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
@@ -160,18 +170,17 @@ impl<'a> Studio<'a> {
         };
 
         let scale = self.case.prior_guidance;
-        let text = self.embed(&self.pipeline.prior_text, first[0], scale)?;
+        let text = self.embed(&self.pipeline.prior_text, first[0], scale, &self.case.negative)?;
         let times = wuerstchen::schedule::uniform_timesteps(prior_noises.len());
         let sampling =
             Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
         let noise = &mut replay(&mut prior_noises, self.device);
         let on_step = &mut |_: Progress| ControlFlow::Continue(());
-        let result =
-            self.pipeline.sample_prior(initial, text, &sampling, noise, on_step).await?;
+        let result = self.pipeline.sample_prior(initial, text, &sampling, noise, on_step).await?;
         let embedding = self.pipeline.image_embedding(result);
 
-        let scale = 0.0;
-        let text = self.embed(&self.pipeline.decoder_text, first[0], scale)?;
+        let scale = COMBINED_DECODER_GUIDANCE;
+        let text = self.embed(&self.pipeline.decoder_text, first[0], scale, &self.case.negative)?;
         let times = wuerstchen::schedule::uniform_timesteps(decoder_noises.len());
         let sampling =
             Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
@@ -190,11 +199,15 @@ impl<'a> Studio<'a> {
         part: &TextPart,
         count: usize,
         scale: f64,
+        negative: &str,
     ) -> Result<Guided<Tensor<3>>, VerifyError> {
         let embed = |prompt: &str| part.embed(&[prompt]).map(|text| text.repeat_dim(0, count));
-        let negative = is_guided(scale).then(|| embed(&self.case.negative));
+        let negative = is_guided(scale).then(|| embed(negative));
         let embed = || -> Result<_, wuerstchen::text::TokenizerError> {
-            Ok(Guided { conditional: embed(&self.case.prompt)?, unconditional: negative.transpose()? })
+            Ok(Guided {
+                conditional: embed(&self.case.prompt)?,
+                unconditional: negative.transpose()?,
+            })
         };
         Ok(embed().map_err(wuerstchen::Error::from)?)
     }

@@ -8,8 +8,8 @@ use wuerstchen::decoder::LevelDropout;
 use wuerstchen::sampler::add_noise;
 use wuerstchen::weights::{gradients, load, tensors};
 use wuerstchen::{
-    DecoderConfig, KeyTable, LoadError, ModelFiles, PriorConfig, Schedule, Statistics,
-    VqganConfig, layout,
+    DecoderConfig, KeyTable, LoadError, ModelFiles, PriorConfig, Schedule, Statistics, VqganConfig,
+    layout,
 };
 
 use super::VerifyError;
@@ -60,8 +60,7 @@ fn diffusion_step<M: Module>(
     times: &[f32],
 ) -> Result<(), VerifyError> {
     let (schedule, device) = (Schedule::default(), &prediction.device());
-    let (x, noise) =
-        (recorder.tensor("x0", device)?, recorder.tensor::<4>("noise", device)?);
+    let (x, noise) = (recorder.tensor("x0", device)?, recorder.tensor::<4>("noise", device)?);
     recorder.check("xt", add_noise(&schedule, x, noise.clone(), times), DIFFUSION_BOUND);
     recorder.check("pred", prediction.clone(), DIFFUSION_BOUND);
 
