@@ -2,6 +2,8 @@
 
 mod devices;
 mod files;
+mod generate;
+mod inspect;
 mod verify;
 
 use std::process::ExitCode;
@@ -25,6 +27,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make pictures of a prompt
+    Generate(generate::GenerateArgs),
+    /// Tell how a picture was made, or what is in a model
+    Inspect(inspect::InspectArgs),
     /// Compare every stage with tensors of the authors' code
     Verify(verify::VerifyArgs),
     /// List the devices that can run the model
@@ -53,6 +59,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool> {
     match command {
+        Command::Generate(args) => generate::run(&args).map(|()| true),
+        Command::Inspect(args) => inspect::run(&args).map(|()| true),
         Command::Verify(args) => verify::run(&args),
         Command::Devices(args) => devices::run(&args).map(|()| true),
     }

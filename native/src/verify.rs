@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use futures_lite::future::block_on;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use wuerstchen::ModelFiles;
-use wuerstchen_train::verify::{Check, GPU_SLACK, Subject, verify};
+use wuerstchen_train::verify::{Check, GPU_SLACK, Subject, Verification, verify};
 
 use crate::devices::{self, Choice};
 use crate::files;
@@ -52,7 +54,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
         device: &found.device,
         slack,
     };
-    let verification = block_on(verify(&subject))?;
+    let verification = verify_with_progress(&subject)?;
     if let Some(folder) = &args.dump {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
@@ -69,6 +71,17 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
         print_table(&verification.checks);
     }
     Ok(ok)
+}
+
+/// Shows which file is computed, as a GPU takes its time to compile.
+fn verify_with_progress(subject: &Subject) -> Result<Verification> {
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}")
+        .expect("the template is well-formed");
+    let spinner = ProgressBar::new_spinner().with_style(style);
+    spinner.enable_steady_tick(Duration::from_millis(200));
+    let result = block_on(verify(subject, &mut |file| spinner.set_message(file.to_owned())));
+    spinner.finish_and_clear();
+    Ok(result?)
 }
 
 /// A line for every module of every file, with its worst tensor, then every failed tensor.

@@ -118,21 +118,27 @@ const OTHERS: [(&str, Part); 7] = [
 ];
 
 /// Computes every golden again and compares; golden files that are not there are skipped.
+/// Calls `on_file` with the name of each before it is computed.
 ///
 /// # Errors
 ///
 /// The model cannot be loaded, or a golden file lacks its inputs. Differences are no error but
 /// failed checks.
-pub async fn verify(subject: &Subject<'_>) -> Result<Verification, VerifyError> {
+pub async fn verify(
+    subject: &Subject<'_>,
+    on_file: &mut dyn FnMut(&str),
+) -> Result<Verification, VerifyError> {
     let Subject { files, originals, goldens, device, slack } = *subject;
     let mut result = Verification::default();
     for (name, part) in STAGES.into_iter().chain(OTHERS) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
+        on_file(name);
         let mut recorder = Recorder::new(name, golden, slack);
         part(&mut recorder, files, device)?;
         recorder.finish(&mut result);
     }
     if let Some(rows) = goldens.texts.get("tokenizer") {
+        on_file("tokenizer");
         let empty = Checkpoint::from_tensors("tokenizer", []);
         let mut recorder = Recorder::new("tokenizer", &empty, slack);
         text::tokenizers(&mut recorder, files, rows)?;
@@ -141,11 +147,13 @@ pub async fn verify(subject: &Subject<'_>) -> Result<Verification, VerifyError> 
     if let (Some(golden), Some(case)) =
         (goldens.tensors.get("pipeline"), goldens.texts.get("pipeline"))
     {
+        on_file("pipeline");
         let studio = pictures::Studio::load(files, golden, case, device)?;
         let mut recorder = Recorder::new("pipeline", golden, slack);
         studio.variants(&mut recorder).await?;
         recorder.finish(&mut result);
         if let Some(golden) = goldens.tensors.get("combined") {
+            on_file("combined");
             let mut recorder = Recorder::new("combined", golden, slack);
             studio.combined(&mut recorder).await?;
             recorder.finish(&mut result);
@@ -154,7 +162,9 @@ pub async fn verify(subject: &Subject<'_>) -> Result<Verification, VerifyError> 
     for ((name, part), folder) in STAGES.into_iter().zip(stages::FOLDERS) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
         if originals.weights.contains_key(folder) {
-            let mut recorder = Recorder::new(&format!("original/{name}"), golden, slack);
+            let name = format!("original/{name}");
+            on_file(&name);
+            let mut recorder = Recorder::new(&name, golden, slack);
             part(&mut recorder, originals, device)?;
             recorder.finish(&mut result);
         }
