@@ -123,11 +123,8 @@ pub(crate) fn choose(choice: Choice) -> Result<Found> {
 pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
     let all: Vec<_> = std::iter::once(cpu()).chain(gpus()).collect();
     if args.json {
-        println!("{}", serde_json::to_string(&all)?);
-    } else {
-        for found in &all {
-            println!("{:<20} {}", found.kind, found.name);
-        }
+        return crate::print(&serde_json::to_string(&all)?);
     }
-    Ok(())
+    let line = |found: &Found| format!("{:<20} {}", found.kind, found.name);
+    crate::print(&all.iter().map(line).collect::<Vec<_>>().join("\n"))
 }

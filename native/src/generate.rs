@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -72,6 +72,10 @@ struct Report<'a> {
 
 /// Generates and writes.
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
+    let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        bail!("cannot write {}: there is no folder {}", args.output.display(), folder.display());
+    }
     let files = model_files(args)?;
     let found = devices::choose(args.device)?;
     let started = Instant::now();
@@ -110,7 +114,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
             prompt: &args.prompt,
             settings: &generated.settings,
         };
-        println!("{}", serde_json::to_string(&report)?);
+        crate::print(&serde_json::to_string(&report)?)?;
     }
     Ok(())
 }

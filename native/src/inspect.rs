@@ -58,10 +58,9 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     }
     let model = describe(&files::read_model(&args.path)?);
     match args.json {
-        true => println!("{}", serde_json::to_string(&model)?),
-        false => print_model(&model),
+        true => crate::print(&serde_json::to_string(&model)?),
+        false => crate::print(model_text(&model).trim_end()),
     }
-    Ok(())
 }
 
 /// How a picture was made; `None` if it does not tell.
@@ -78,19 +77,18 @@ pub(crate) fn provenance(bytes: &[u8]) -> Result<Option<Provenance>> {
 
 fn print_picture(found: &Provenance, json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string(found)?);
-        return Ok(());
+        return crate::print(&serde_json::to_string(found)?);
     }
-    println!("prompt: {}", found.prompt);
+    let mut lines = vec![format!("prompt: {}", found.prompt)];
     if !found.model.is_empty() {
-        println!("model: {}", found.model);
+        lines.push(format!("model: {}", found.model));
     }
-    println!("image: {}", found.image);
-    println!("version: {}", found.version);
+    lines.push(format!("image: {}", found.image));
+    lines.push(format!("version: {}", found.version));
     for (name, value) in found.settings.as_object().into_iter().flatten() {
-        println!("{name}: {value}");
+        lines.push(format!("{name}: {value}"));
     }
-    Ok(())
+    crate::print(&lines.join("\n"))
 }
 
 fn describe(files: &ModelFiles) -> Model {
@@ -112,14 +110,20 @@ fn describe(files: &ModelFiles) -> Model {
 
 fn describe_part(weights: &Checkpoint, config: Value) -> Part {
     let mut part = Part { tensors: 0, parameters: 0, bytes: 0, dtypes: BTreeSet::new(), config };
-    for (_, dtype, shape) in weights.describe() {
+    for (name, dtype, shape) in weights.describe() {
         let count: usize = shape.iter().product();
         part.tensors += 1;
-        part.parameters += count;
+        part.parameters += if is_buffer(name) { 0 } else { count };
         part.bytes += count * dtype_bytes(&dtype);
         part.dtypes.insert(dtype);
     }
     part
+}
+
+/// Running statistics of batch norms, which are measured and not learnt.
+fn is_buffer(name: &str) -> bool {
+    let buffers = ["running_mean", "running_var", "num_batches_tracked", "position_ids"];
+    buffers.iter().any(|buffer| name.ends_with(buffer))
 }
 
 /// Bytes of a value, from the number of bits in the type's name.
@@ -128,31 +132,33 @@ fn dtype_bytes(dtype: &str) -> usize {
     bits.parse::<usize>().map_or(1, |bits| bits / 8)
 }
 
-fn print_model(model: &Model) {
-    println!("{:<32}{:>8}{:>16}{:>16}  types", "part", "tensors", "parameters", "bytes");
+fn model_text(model: &Model) -> String {
+    let mut lines = Vec::new();
+    lines.push(format!("{:<32}{:>8}{:>16}{:>16}  types", "part", "tensors", "parameters", "bytes"));
     for (name, part) in &model.parts {
         let types: Vec<_> = part.dtypes.iter().map(String::as_str).collect();
-        println!(
+        lines.push(format!(
             "{name:<32}{:>8}{:>16}{:>16}  {}",
             part.tensors,
             part.parameters,
             part.bytes,
             types.join(", ")
-        );
+        ));
     }
-    println!("{:<40}{:>16}{:>16}", "all", model.parameters, model.bytes);
+    lines.push(format!("{:<40}{:>16}{:>16}", "all", model.parameters, model.bytes));
     for (name, part) in &model.parts {
         if let Some(config) = part.config.as_object() {
-            println!("\n{name}");
+            lines.push(format!("\n{name}"));
             for (field, value) in config.iter().filter(|(field, _)| !field.starts_with('_')) {
-                println!("  {field}: {value}");
+                lines.push(format!("  {field}: {value}"));
             }
         }
     }
     if let Some(card) = model.card.as_object() {
-        println!("\nmodel");
+        lines.push(format!("\nmodel"));
         for (field, value) in card {
-            println!("  {field}: {value}");
+            lines.push(format!("  {field}: {value}"));
         }
     }
+    lines.join("\n")
 }

@@ -6,6 +6,7 @@ mod generate;
 mod inspect;
 mod verify;
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -63,6 +64,14 @@ fn run(command: Command) -> Result<bool> {
         Command::Inspect(args) => inspect::run(&args).map(|()| true),
         Command::Verify(args) => verify::run(&args),
         Command::Devices(args) => devices::run(&args).map(|()| true),
+    }
+}
+
+/// Writes a result to stdout; a reader that has seen enough may close it.
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
     }
 }
 

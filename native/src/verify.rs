@@ -66,9 +66,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
     let ok = verification.ok();
     if args.json {
         let report = Report { ok, device: &found.name, checks: &verification.checks };
-        println!("{}", serde_json::to_string(&report)?);
+        crate::print(&serde_json::to_string(&report)?)?;
     } else {
-        print_table(&verification.checks);
+        crate::print(&table(&verification.checks))?;
     }
     Ok(ok)
 }
@@ -85,8 +85,12 @@ fn verify_with_progress(subject: &Subject) -> Result<Verification> {
 }
 
 /// A line for every module of every file, with its worst tensor, then every failed tensor.
-fn print_table(checks: &[Check]) {
-    println!("{:<24}{:<22}{:>7}  {:>9}  {:>9}", "file", "module", "tensors", "relative", "bound");
+fn table(checks: &[Check]) -> String {
+    let mut lines = Vec::new();
+    lines.push(format!(
+        "{:<24}{:<22}{:>7}  {:>9}  {:>9}",
+        "file", "module", "tensors", "relative", "bound"
+    ));
     let mut files: Vec<&str> = Vec::new();
     for check in checks {
         if files.last() != Some(&check.file.as_str()) {
@@ -103,22 +107,23 @@ fn print_table(checks: &[Check]) {
             let worst = checks.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
             let Some(worst) = worst else { continue };
             let verdict = if checks.iter().all(|check| check.ok) { "ok" } else { "FAILED" };
-            println!(
+            lines.push(format!(
                 "{file:<24}{module:<22}{:>7}  {:>9.1e}  {:>9.1e}  {verdict}",
                 checks.len(),
                 worst.relative,
                 worst.bound
-            );
+            ));
         }
     }
     for check in checks.iter().filter(|check| !check.ok) {
-        println!(
+        lines.push(format!(
             "FAILED {}/{}: {:.3e} is above {:.1e} (largest difference {:.3e})",
             check.file, check.name, check.relative, check.bound, check.absolute
-        );
+        ));
     }
     let failed = checks.iter().filter(|check| !check.ok).count();
-    println!("{} of {} tensors agree", checks.len() - failed, checks.len());
+    lines.push(format!("{} of {} tensors agree", checks.len() - failed, checks.len()));
+    lines.join("\n")
 }
 
 /// The first two parts of a tensor's name.
