@@ -42,6 +42,13 @@ fn encoder(
     };
     let ids = recorder.integers("input_ids")?;
     let mask = recorder.integers("attention_mask")?;
+    if mask.len() != ids.len() {
+        return Err(recorder.error("expected as much \"attention_mask\" as \"input_ids\"".into()));
+    }
+    let unknown = |&&id: &&i64| usize::try_from(id).map_or(true, |id| id >= config.vocab_size);
+    if let Some(id) = ids.iter().find(unknown) {
+        return Err(recorder.error(format!("expected ids below {}, got {id}", config.vocab_size)));
+    }
     let prompts = |attended: &dyn Fn(usize) -> bool| -> Vec<TokenIds> {
         let row = |i: usize| TokenIds {
             ids: ids[i * length..][..length].iter().map(|&id| id as u32).collect(),
