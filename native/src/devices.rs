@@ -1,5 +1,130 @@
-//! stub
+//! Which devices there are and which one runs.
+
 use anyhow::Result;
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub(crate) enum DeviceChoice { Cpu }
-impl DeviceChoice { pub(crate) fn open(&self) -> Result<burn::tensor::Device> { Ok(burn::tensor::Device::flex()) } }
+use burn::tensor::{Device, DeviceKind, DeviceType};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+/// Where to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Choice {
+    /// The best hardware GPU, else the CPU
+    Auto,
+    /// The CPU
+    Cpu,
+    /// Any GPU, a software one if there is no other
+    Gpu,
+}
+
+/// Arguments of `wuerstchen devices`.
+#[derive(Args)]
+pub(crate) struct DevicesArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// No device of the kind that was asked for.
+#[derive(Debug)]
+pub(crate) struct NoDevice;
+
+impl std::fmt::Display for NoDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "no GPU: expected an adapter with a Vulkan, Metal or DirectX 12 driver, found none; \
+             --device cpu runs without"
+        )
+    }
+}
+
+impl std::error::Error for NoDevice {}
+
+/// A device and what to call it.
+#[derive(Serialize)]
+pub(crate) struct Found {
+    /// As the driver names it.
+    pub(crate) name: String,
+    /// `cpu`, or what the driver says about the GPU.
+    kind: &'static str,
+    /// Whether a GPU is emulated on the CPU.
+    software: bool,
+    #[serde(skip)]
+    pub(crate) device: Device,
+}
+
+impl Found {
+    /// Whether this is burn's CPU backend.
+    pub(crate) fn is_cpu(&self) -> bool {
+        self.kind == CPU
+    }
+
+    /// How good a choice of a GPU this is, the lowest is best.
+    fn rank(&self) -> usize {
+        KINDS.iter().position(|(kind, _)| *kind == self.kind).unwrap_or(KINDS.len())
+    }
+}
+
+const CPU: &str = "cpu";
+
+type Numbered = fn(usize) -> DeviceKind;
+
+/// Kinds of adapters, the best first.
+const KINDS: [(&str, Numbered); 4] = [
+    ("discrete GPU", DeviceKind::DiscreteGpu),
+    ("integrated GPU", DeviceKind::IntegratedGpu),
+    ("virtual GPU", DeviceKind::VirtualGpu),
+    ("software GPU", |_| DeviceKind::Cpu),
+];
+
+fn cpu() -> Found {
+    Found { name: "CPU".into(), kind: CPU, software: false, device: Device::flex() }
+}
+
+/// Every adapter, the best first.
+fn gpus() -> Vec<Found> {
+    let devices = Device::enumerate(DeviceType::Wgpu).into_vec();
+    let count = devices.len();
+    let describe = |device: Device| {
+        let of_kind = |numbered: &Numbered| (0..count).any(|i| Device::wgpu(numbered(i)) == device);
+        let kind = KINDS.iter().find(|(_, numbered)| of_kind(numbered));
+        let kind = kind.map_or("GPU of unknown kind", |(name, _)| *name);
+        let identity = device.identity();
+        let software = identity.as_ref().is_none_or(|identity| identity.physical.is_none());
+        let name = identity.map_or_else(|| "unnamed".to_owned(), |identity| identity.name);
+        Found { name, kind, software, device }
+    };
+    let mut gpus: Vec<_> = devices.into_iter().map(describe).collect();
+    gpus.sort_by_key(|gpu| (gpu.software, gpu.rank()));
+    gpus
+}
+
+/// Picks the device and says in one line which it is.
+///
+/// A software GPU is slower than the CPU that emulates it, so `auto` never picks one.
+pub(crate) fn choose(choice: Choice) -> Result<Found> {
+    let found = match choice {
+        Choice::Cpu => cpu(),
+        Choice::Gpu => gpus().into_iter().next().ok_or(NoDevice)?,
+        Choice::Auto => gpus().into_iter().find(|gpu| !gpu.software).unwrap_or_else(cpu),
+    };
+    let reason = match (choice, found.is_cpu()) {
+        (Choice::Auto, true) => ", as there is no hardware GPU",
+        _ => "",
+    };
+    match found.is_cpu() {
+        true => eprintln!("running on the CPU{reason}"),
+        false => eprintln!("running on {} ({})", found.name, found.kind),
+    }
+    Ok(found)
+}
+
+/// Lists all devices.
+pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
+    let all: Vec<_> = std::iter::once(cpu()).chain(gpus()).collect();
+    if args.json {
+        return crate::print(&serde_json::to_string(&all)?);
+    }
+    let line = |found: &Found| format!("{:<20} {}", found.kind, found.name);
+    crate::print(&all.iter().map(line).collect::<Vec<_>>().join("\n"))
+}

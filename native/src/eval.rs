@@ -9,6 +9,9 @@ use wuerstchen::weights::{KeyTable, load};
 use wuerstchen::{CompressorConfig, GenerateOptions, Pipeline, VqganConfig, layout};
 use wuerstchen_train::eval::{Ceiling, EvalConfig, EvalRow, evaluate};
 
+use crate::devices::{Choice, choose};
+use crate::print;
+
 /// Arguments of `wuerstchen eval`.
 #[derive(Args)]
 pub(crate) struct EvalArgs {
@@ -24,15 +27,15 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     options: GenerateOptions,
     /// Where to run
-    #[arg(long, default_value = "cpu")]
-    device: crate::devices::DeviceChoice,
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Choice,
     /// Print JSON lines instead of a table
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
-    let device = args.device.open()?;
+    let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
     let pipeline = Pipeline::load(&files, &device)?;
     let config = |part: &str| format!("{part}/config.json");
@@ -43,24 +46,27 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let compressor = load(compressor.init(&device), weights, KeyTable::COMPRESSOR)?;
     let vqgan_config: VqganConfig = files.config(&config(layout::VQGAN))?;
     let ceiling = Ceiling { compressor: &compressor, vqgan_config: &vqgan_config };
-    let settings = args
-        .options
-        .resolve(&pipeline.card.defaults)
-        .map_err(|error| crate::usage(error.into()))?;
+    let settings = args.options.resolve(&pipeline.card.defaults)?;
     let eval = EvalConfig {
         prompts: args.prompts.max(1),
         batch_size: args.batch_size.max(1),
         seed: args.options.seed,
     };
     if !args.json {
-        println!("{}", header());
+        print(&header())?;
     }
-    let mut print = |row: &EvalRow| match args.json {
-        true => println!("{}", serde_json::to_string(row).expect("a report is JSON")),
-        false => println!("{}", line(row)),
+    let mut written = Ok(());
+    let mut on_row = |row: &EvalRow| {
+        let text = match args.json {
+            true => serde_json::to_string(row).expect("a report is JSON"),
+            false => line(row),
+        };
+        if written.is_ok() {
+            written = print(&text);
+        }
     };
-    block_on(evaluate(&pipeline, &ceiling, &settings, &eval, &mut print))?;
-    Ok(())
+    block_on(evaluate(&pipeline, &ceiling, &settings, &eval, &mut on_row))?;
+    written
 }
 
 const COLUMNS: [&str; 7] =

@@ -1,9 +1,119 @@
-//! stub main
-mod devices; mod eval; mod files; mod train;
-use clap::Parser;
+//! Würstchen on the command line.
+
+mod devices;
+mod eval;
+mod files;
+mod generate;
+mod inspect;
+mod train;
+mod verify;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
+
+/// Model weights and features are large and short-lived: the system's allocator returns them to the
+/// kernel each time, and faulting them in again costs more than the arithmetic on small models.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// Text-to-image in three stages
 #[derive(Parser)]
-enum Cli { Train(train::TrainArgs), Eval(eval::EvalArgs) }
-pub(crate) fn usage(error: anyhow::Error) -> anyhow::Error { error }
-fn main() -> anyhow::Result<()> { match Cli::parse() { Cli::Train(args) => train::run(&args), Cli::Eval(args) => eval::run(&args) } }
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make pictures of a prompt
+    Generate(generate::GenerateArgs),
+    /// Tell how a picture was made, or what is in a model
+    Inspect(inspect::InspectArgs),
+    /// Train a model: Stage A, then B with the compressor, then C
+    Train(train::TrainArgs),
+    /// Measure how well pictures show what their prompts say
+    Eval(eval::EvalArgs),
+    /// Compare every stage with tensors of the authors' code
+    Verify(verify::VerifyArgs),
+    /// List the devices that can run the model
+    Devices(devices::DevicesArgs),
+}
+
+/// A check failed.
+const FAILED: u8 = 1;
+/// The options cannot be run, as clap's own errors.
+const USAGE: u8 = 2;
+/// There is no such device, or it failed.
+const DEVICE: u8 = 3;
+/// A file is missing or not what it should be.
+const DATA: u8 = 4;
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Generate(args) => generate::run(&args).map(|()| true),
+        Command::Inspect(args) => inspect::run(&args).map(|()| true),
+        Command::Train(args) => train::run(&args).map(|()| true),
+        Command::Eval(args) => eval::run(&args).map(|()| true),
+        Command::Verify(args) => verify::run(&args),
+        Command::Devices(args) => devices::run(&args).map(|()| true),
+    }
+}
+
+/// Writes a result to stdout; a reader that has seen enough may close it.
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// The command line asks for what cannot be.
+#[derive(Debug)]
+struct UsageError(String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Marks an error as one of the command line.
+fn usage(error: &anyhow::Error) -> anyhow::Error {
+    UsageError(format!("{error:#}")).into()
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    use wuerstchen::Error;
+    let code = |cause: &(dyn std::error::Error + 'static)| {
+        if cause.is::<devices::NoDevice>() {
+            return Some(DEVICE);
+        }
+        if cause.is::<UsageError>() || cause.is::<wuerstchen::OptionsError>() {
+            return Some(USAGE);
+        }
+        match cause.downcast_ref::<Error>()? {
+            Error::Options(_) | Error::Tokenizer(_) => Some(USAGE),
+            Error::Device(_) => Some(DEVICE),
+            Error::Cancelled => Some(FAILED),
+        }
+    };
+    error.chain().find_map(code).unwrap_or(DATA)
+}

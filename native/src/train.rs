@@ -24,7 +24,9 @@ use wuerstchen_train::stages::{
 };
 use wuerstchen_train::{Metrics, Trainer};
 
-use crate::files::write_png_grid;
+use crate::devices::{Choice, choose};
+use crate::files::{write, write_png_grid};
+use crate::usage;
 
 /// Arguments of `wuerstchen train`.
 #[derive(Args)]
@@ -50,8 +52,8 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     dry_run: bool,
     /// Where to train
-    #[arg(long, default_value = "cpu")]
-    device: crate::devices::DeviceChoice,
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Choice,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -65,19 +67,19 @@ enum StageName {
 /// Seconds between saved states.
 const SAVE_SECS: u64 = 120;
 
-/// Seconds that a run saves for itself before its time is up.
+/// Pictures in a row of a sample grid.
 const GRID_SIDE: usize = 8;
 
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let config = read_config(&args.config, &args.set)?;
-    config.validate().map_err(|error| crate::usage(error.into()))?;
+    config.validate().map_err(|error| usage(&error.into()))?;
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     if args.dry_run {
         return describe(&config, &output);
     }
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     let resolved = toml::to_string_pretty(&config).context("cannot write the config as TOML")?;
-    write_atomically(&output.join("config.toml"), resolved.as_bytes())?;
+    write(&output.join("config.toml"), resolved.as_bytes())?;
 
     let stop = Arc::new(AtomicBool::new(false));
     let handler = stop.clone();
@@ -89,7 +91,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     };
     ctrlc::set_handler(on_signal).context("cannot listen to Ctrl-C")?;
     let deadline = args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs));
-    let run = Run { config, output, device: args.device.open()?, stop, deadline };
+    let run = Run { config, output, device: choose(args.device)?.device, stop, deadline };
     let stages = match args.stage {
         StageName::All => vec![StageName::A, StageName::B, StageName::C],
         one => vec![one],
@@ -118,13 +120,13 @@ fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
         let (key, value) = change
             .split_once('=')
             .with_context(|| format!("--set expects KEY=VALUE, got {change:?}"))
-            .map_err(crate::usage)?;
+            .map_err(|error| usage(&error))?;
         let value: toml::Table = format!("value = {value}")
             .parse()
             .or_else(|_| format!("value = {value:?}").parse())
             .with_context(|| format!("--set {key}: {value:?} is not a TOML value"))
-            .map_err(crate::usage)?;
-        set(&mut table, key, value["value"].clone()).map_err(crate::usage)?;
+            .map_err(|error| usage(&error))?;
+        set(&mut table, key, value["value"].clone()).map_err(|error| usage(&error))?;
     }
     table.try_into().with_context(|| format!("{} does not fit", path.display()))
 }
@@ -145,20 +147,18 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
 fn describe(config: &TrainConfig, output: &Path) -> Result<()> {
     let device = Device::flex();
     let files = export::model_files(config, Weights::new(), &device);
-    println!("run {:?} in {}", config.name, output.display());
+    let mut lines = vec![format!("run {:?} in {}", config.name, output.display())];
     for (part, weights) in &files.weights {
         let count: usize =
             weights.describe().map(|(.., shape)| shape.iter().product::<usize>()).sum();
-        println!("{part:<32} {count:>12} parameters");
+        lines.push(format!("{part:<32} {count:>12} parameters"));
     }
     for (name, stage) in [("a", &config.a), ("b", &config.b), ("c", &config.c)] {
         let samples = stage.steps * stage.batch_size as u64;
-        println!(
-            "stage {name}: {} steps of {} = {samples} samples",
-            stage.steps, stage.batch_size
-        );
+        let StageConfig { steps, batch_size, .. } = stage;
+        lines.push(format!("stage {name}: {steps} steps of {batch_size} = {samples} samples"));
     }
-    Ok(())
+    crate::print(&lines.join("\n"))
 }
 
 /// One run: what it trains and where it is kept.
@@ -184,13 +184,21 @@ impl Run {
         let model = config.model.vqgan.init(&device);
         let trainer = Trainer::new(stage, model, config.a.clone(), config.seed, device);
         let corpus = self.corpus()?;
-        self.train("a", &config.a, trainer, resume, |model| {
-            let samples: Vec<_> = (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
-            let pictures = corpus.pictures(&samples, &self.device);
-            let latents = model.encode(pictures.clone(), Statistics::Running);
-            let decoded = model.decode(latents).clamp(0.0, 1.0);
-            Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
-        }, |model| export::vqgan_weights(model))
+        self.train(
+            "a",
+            &config.a,
+            trainer,
+            resume,
+            |model| {
+                let samples: Vec<_> =
+                    (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
+                let pictures = corpus.pictures(&samples, &self.device);
+                let latents = model.encode(pictures.clone(), Statistics::Running);
+                let decoded = model.decode(latents).clamp(0.0, 1.0);
+                Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
+            },
+            |model| export::vqgan_weights(model),
+        )
     }
 
     fn stage_b(&self, resume: Option<&str>) -> Result<bool> {
@@ -202,7 +210,8 @@ impl Run {
         let bar = spinner("caching Stage A's latents");
         let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
         let scenes = config.b.cached_scenes;
-        let latents = Cache::fill(&corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
+        let latents =
+            Cache::fill(&corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
         bar.finish_and_clear();
         let stage = StageB {
             corpus,
@@ -216,19 +225,29 @@ impl Run {
         let model = export::init_decoder(config, &device);
         let trainer = Trainer::new(stage, model, config.b.clone(), config.seed, device);
         let corpus = self.corpus()?;
-        self.train("b", &config.b, trainer, resume, |model| {
-            let samples: Vec<_> = (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
-            let pictures = corpus.pictures(&samples, &self.device);
-            let embedding = image_embeddings(&model.compressor, pictures.clone());
-            let mut trained = self.read_weights()?;
-            trained.extend(export::decoder_weights(model));
-            let pipeline = self.pipeline(trained)?;
-            let prompts: Vec<_> = samples.iter().map(|sample| sample.caption.as_str()).collect();
-            let settings = GenerateOptions::default().resolve(&config.defaults)?;
-            let decoded = reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
-            let decoded = block_on(decoded)?.clamp(0.0, 1.0);
-            Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
-        }, |model| export::decoder_weights(model))
+        self.train(
+            "b",
+            &config.b,
+            trainer,
+            resume,
+            |model| {
+                let samples: Vec<_> =
+                    (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
+                let pictures = corpus.pictures(&samples, &self.device);
+                let embedding = image_embeddings(&model.compressor, pictures.clone());
+                let mut trained = self.read_weights()?;
+                trained.extend(export::decoder_weights(model));
+                let pipeline = self.pipeline(trained)?;
+                let prompts: Vec<_> =
+                    samples.iter().map(|sample| sample.caption.as_str()).collect();
+                let settings = GenerateOptions::default().resolve(&config.defaults)?;
+                let decoded =
+                    reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
+                let decoded = block_on(decoded)?.clamp(0.0, 1.0);
+                Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
+            },
+            |model| export::decoder_weights(model),
+        )
     }
 
     fn stage_c(&self, resume: Option<&str>) -> Result<bool> {
@@ -240,7 +259,8 @@ impl Run {
         let bar = spinner("caching the compressor's image embeddings");
         let encode = |x| image_embeddings(&compressor, x);
         let scenes = config.c.cached_scenes;
-        let embeddings = Cache::fill(&corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
+        let embeddings =
+            Cache::fill(&corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
         bar.finish_and_clear();
         let stage = StageC {
             corpus,
@@ -252,20 +272,27 @@ impl Run {
         };
         let model = export::init_prior(config, &device);
         let trainer = Trainer::new(stage, model, config.c.clone(), config.seed, device);
-        self.train("c", &config.c, trainer, resume, |model| {
-            let mut trained = self.read_weights()?;
-            trained.extend(export::prior_weights(model));
-            let pipeline = self.pipeline(trained)?;
-            let prompt = |i: u64| {
-                let kind = [Kind::One, Kind::Two][(i / 4 % 2) as usize];
-                evaluation(kind, Split::Seen, config.seed, i).caption
-            };
-            let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(prompt).collect();
-            let prompts: Vec<_> = prompts.iter().map(String::as_str).collect();
-            let settings = GenerateOptions::default().resolve(&pipeline.card.defaults)?;
-            let go = &mut |_: wuerstchen::Progress| ControlFlow::Continue(());
-            Ok(block_on(pipeline.generate_each(&prompts, settings, go))?.images)
-        }, |model| export::prior_weights(model))
+        self.train(
+            "c",
+            &config.c,
+            trainer,
+            resume,
+            |model| {
+                let mut trained = self.read_weights()?;
+                trained.extend(export::prior_weights(model));
+                let pipeline = self.pipeline(trained)?;
+                let prompt = |i: u64| {
+                    let kind = [Kind::One, Kind::Two][(i / 4 % 2) as usize];
+                    evaluation(kind, Split::Seen, config.seed, i).caption
+                };
+                let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(prompt).collect();
+                let prompts: Vec<_> = prompts.iter().map(String::as_str).collect();
+                let settings = GenerateOptions::default().resolve(&pipeline.card.defaults)?;
+                let go = &mut |_: wuerstchen::Progress| ControlFlow::Continue(());
+                Ok(block_on(pipeline.generate_each(&prompts, settings, go))?.images)
+            },
+            |model| export::prior_weights(model),
+        )
     }
 
     /// Trains until the stage, the time or the user's patience ends; tells whether the stage did.
@@ -317,7 +344,7 @@ impl Run {
             let time_is_up = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
             let interrupted = time_is_up || self.stop.load(Ordering::Relaxed);
             if last || interrupted || saved.elapsed().as_secs() >= SAVE_SECS {
-                write_atomically(&state, &trainer.save())?;
+                write(&state, &trainer.save())?;
                 self.write_weights(weights(&trainer.averaged()))?;
                 saved = Instant::now();
             }
@@ -348,7 +375,7 @@ impl Run {
             let bytes = Checkpoint::write([(String::new(), checkpoint)], WeightDtype::F32, None)?;
             let path = self.weights_path(part);
             fs::create_dir_all(path.parent().expect("it has a folder"))?;
-            write_atomically(&path, &bytes)?;
+            write(&path, &bytes)?;
         }
         Ok(())
     }
@@ -359,8 +386,8 @@ impl Run {
         for part in layout::PARTS {
             let path = self.weights_path(part);
             if path.exists() {
-                let bytes = fs::read(&path)
-                    .with_context(|| format!("cannot read {}", path.display()))?;
+                let bytes =
+                    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
                 weights.insert(part.to_owned(), Checkpoint::parse(part, Arc::new(bytes))?);
             }
         }
@@ -374,10 +401,10 @@ impl Run {
         for (path, text) in &files.texts {
             let path = folder.join(path);
             fs::create_dir_all(path.parent().expect("it has a folder"))?;
-            write_atomically(&path, text.as_bytes())?;
+            write(&path, text.as_bytes())?;
         }
         let bundle = self.output.join("model.safetensors");
-        write_atomically(&bundle, &files.to_bundle(WeightDtype::F16)?)?;
+        write(&bundle, &files.to_bundle(WeightDtype::F16)?)?;
         eprintln!("wrote {} and {}", folder.display(), bundle.display());
         Ok(())
     }
@@ -396,18 +423,6 @@ fn log_metrics(log: &mut fs::File, metrics: &Metrics, samples_per_sec: f64) -> R
     let mut line = serde_json::to_value(metrics)?;
     line["samples_per_sec"] = samples_per_sec.into();
     writeln!(log, "{line}").context("cannot write metrics.jsonl")
-}
-
-/// Writes a file so that it is whole or not there: under another name, then renamed.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_extension("part");
-    let write = || {
-        let mut file = fs::File::create(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&part, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn progress_style() -> ProgressStyle {

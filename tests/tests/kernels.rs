@@ -32,8 +32,7 @@ fn global_response_norm_matches_its_twin() {
         let x = values(shape, seed as u64, &device);
         let gamma = values([1, 1, 1, shape[3]], 1, &device);
         let beta = values([1, 1, 1, shape[3]], 2, &device);
-        let expected =
-            reference::global_response_norm(x.clone(), gamma.clone(), beta.clone());
+        let expected = reference::global_response_norm(x.clone(), gamma.clone(), beta.clone());
         let error = relative_error(global_response_norm(x, gamma, beta), expected);
         assert!(error < TOLERANCE, "{shape:?}: {error}");
     }

@@ -2,11 +2,11 @@
 
 use burn::prelude::*;
 use wuerstchen::weights::{KeyTable, NamedTensor, tensors};
+use wuerstchen_train::Trainer;
 use wuerstchen_train::config::TrainConfig;
 use wuerstchen_train::corpus::Corpus;
 use wuerstchen_train::export::{init_decoder, init_prior};
 use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC, image_embeddings};
-use wuerstchen_train::Trainer;
 
 fn config() -> TrainConfig {
     toml::from_str(include_str!("../../configs/smoke.toml")).unwrap()
@@ -31,9 +31,8 @@ fn assert_resumes<S: Stage>(trainer: impl Fn() -> Trainer<S>) {
     let straight = steps(trainer(), 6);
     let saved = steps(trainer(), 3).save();
     let resumed = steps(trainer().restore("state", saved).unwrap(), 3);
-    let weights = |trainer: &Trainer<S>| -> Vec<NamedTensor> {
-        tensors(trainer.model(), KeyTable::FIELDS)
-    };
+    let weights =
+        |trainer: &Trainer<S>| -> Vec<NamedTensor> { tensors(trainer.model(), KeyTable::FIELDS) };
     assert_eq!(weights(&straight), weights(&resumed));
     assert_ne!(weights(&straight), weights(&trainer()));
     assert!(straight.save() == resumed.save(), "moments or averages differ");
@@ -44,11 +43,8 @@ fn stage_a_resumes_bit_equal() {
     let (config, device) = (config(), Device::flex().autodiff());
     assert_resumes(|| {
         device.seed(config.seed);
-        let stage = StageA {
-            corpus: corpus(&config),
-            config: config.a.clone(),
-            device: device.clone(),
-        };
+        let stage =
+            StageA { corpus: corpus(&config), config: config.a.clone(), device: device.clone() };
         let model = config.model.vqgan.init(&device);
         Trainer::new(stage, model, config.a.clone(), config.seed, device.clone())
     });
@@ -111,11 +107,8 @@ fn load_copy<M: burn::module::Module>(module: M) -> M {
 fn a_state_of_another_seed_is_refused() {
     let (config, device) = (config(), Device::flex().autodiff());
     let trainer = |seed| {
-        let stage = StageA {
-            corpus: corpus(&config),
-            config: config.a.clone(),
-            device: device.clone(),
-        };
+        let stage =
+            StageA { corpus: corpus(&config), config: config.a.clone(), device: device.clone() };
         let model = config.model.vqgan.init(&device);
         Trainer::new(stage, model, config.a.clone(), seed, device.clone())
     };

@@ -639,3 +639,112 @@ mod tests {
         }
     }
 }
+
+/// Every kernel and its backward pass against the composed twin and burn's automatic derivative.
+#[cfg(all(test, feature = "train"))]
+mod gradient_tests {
+    use burn::tensor::{Distribution, Tolerance};
+
+    use super::*;
+    use crate::{depthwise_conv, gelu, global_response_norm, layer_norm};
+
+    /// Two more than one block of the elementwise kernels, and no multiple of a vector's width.
+    const ODD: [usize; 4] = [2, 11, 41, 19];
+
+    fn random(shape: [usize; 4]) -> Tensor<4> {
+        Tensor::random(shape, Distribution::Normal(0.3, 1.0), &Device::flex())
+    }
+
+    /// Compares the outputs, and the inputs' gradients of a sum that weighs every output apart.
+    fn compare<const N: usize>(
+        inputs: [Tensor<4>; N],
+        kernel: impl Fn([Tensor<4>; N]) -> Tensor<4>,
+        twin: impl Fn([Tensor<4>; N]) -> Tensor<4>,
+    ) {
+        let device = Device::flex().autodiff();
+        let leaves =
+            || inputs.each_ref().map(|x| Tensor::from_data(x.to_data(), &device).require_grad());
+        let (ours, theirs) = (leaves(), leaves());
+        let (y, expected) = (kernel(ours.clone()), twin(theirs.clone()));
+        let weights: Tensor<4> = Tensor::from_data(random(y.dims()).into_data(), &device);
+        let gradients = (y.clone() * weights.clone()).sum().backward();
+        let expected_gradients = (expected.clone() * weights).sum().backward();
+        assert_close(y, expected);
+        for (x, twin) in ours.iter().zip(&theirs) {
+            let gradient = x.grad(&gradients).expect("every input is reached");
+            assert_close(gradient, twin.grad(&expected_gradients).expect("every input is reached"));
+        }
+    }
+
+    /// Sums in another order differ by a few units in the last place of the largest values.
+    fn assert_close(ours: Tensor<4>, expected: Tensor<4>) {
+        let scale = expected.clone().abs().max().into_scalar::<f32>().max(1.0);
+        let tolerance = Tolerance::rel_abs(1e-4, 1e-5 * scale);
+        ours.into_data().assert_approx_eq::<f32>(&expected.into_data(), tolerance);
+    }
+
+    #[test]
+    fn layer_norm_is_its_twin() {
+        for shape in [ODD, [1, 1, 1, 2], [3, 2, 5, 48]] {
+            let twin = |[x]: [Tensor<4>; 1]| layer_norm::reference::layer_norm(x);
+            compare([random(shape)], |[x]| layer_norm(x), twin);
+        }
+    }
+
+    #[test]
+    fn gelu_is_its_twin() {
+        for shape in [ODD, [1, 1, 1, 1]] {
+            let twin = |[x]: [Tensor<4>; 1]| gelu::reference::gelu(x);
+            compare([random(shape) * 3.0], |[x]| gelu(x), twin);
+        }
+    }
+
+    #[test]
+    fn global_response_norm_is_its_twin() {
+        for shape in [ODD, [3, 1, 1, 5], [1, 4, 5, 32]] {
+            let affine = || random([1, 1, 1, shape[3]]);
+            compare(
+                [random(shape), affine(), affine()],
+                |[x, gamma, beta]| global_response_norm(x, gamma, beta),
+                |[x, gamma, beta]| {
+                    global_response_norm::reference::global_response_norm(x, gamma, beta)
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn depthwise_conv_is_its_twin() {
+        for padding in [Padding::Zeros, Padding::Replicate] {
+            for (stride, size) in [(1, 3), (2, 3), (1, 5), (2, 5), (3, 3), (1, 1)] {
+                for [batch, height, width, channels] in [[2, 7, 5, 19], [1, 8, 6, 3], [2, 1, 2, 4]]
+                {
+                    let options = DepthwiseOptions { stride, padding };
+                    let inputs = [
+                        random([batch, height, width, channels]),
+                        random([channels, 1, size, size]),
+                        random([1, 1, 1, channels]),
+                    ];
+                    compare(
+                        inputs,
+                        |[x, weight, bias]| {
+                            depthwise_conv(x, weight, bias.reshape([channels]), options)
+                        },
+                        |[x, weight, bias]| {
+                            let bias = bias.reshape([channels]);
+                            depthwise_conv::reference::depthwise_conv(x, weight, bias, options)
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    /// A transposed view has other strides than its shape says.
+    #[test]
+    fn views_are_read_as_they_are_shaped() {
+        let x = random([2, 3, 7, 5]);
+        let twin = |[x]: [Tensor<4>; 1]| layer_norm::reference::layer_norm(x.permute([0, 2, 3, 1]));
+        compare([x], |[x]| layer_norm(x.permute([0, 2, 3, 1])), twin);
+    }
+}

@@ -87,8 +87,12 @@ impl WgslKernels for CubeBackend {
         let shape = norms_shape(x.meta.shape());
         let groups = (batch * channels).div_ceil(WORKGROUP_SIZE);
         let source = include_str!("../../../shaders/channel_norms.wgsl");
-        Shader { name: "channel_norms", source }
-            .launch(vec![x], shape, &[batch, height * width, channels], groups)
+        Shader { name: "channel_norms", source }.launch(
+            vec![x],
+            shape,
+            &[batch, height * width, channels],
+            groups,
+        )
     }
 
     fn wgsl_depthwise_conv(
@@ -102,12 +106,15 @@ impl WgslKernels for CubeBackend {
         let [_, rows, columns, _] = shape.dims();
         let [.., size] = weight.meta.shape().dims::<4>();
         let replicate = usize::from(options.padding == Padding::Replicate);
-        let dims =
-            [batch, height, width, channels, rows, columns, size, options.stride, replicate];
+        let dims = [batch, height, width, channels, rows, columns, size, options.stride, replicate];
         let groups = shape.num_elements().div_ceil(WORKGROUP_SIZE);
         let source = include_str!("../../../shaders/depthwise_conv.wgsl");
-        Shader { name: "depthwise_conv", source }
-            .launch(vec![x, weight, bias], shape, &dims, groups)
+        Shader { name: "depthwise_conv", source }.launch(
+            vec![x, weight, bias],
+            shape,
+            &dims,
+            groups,
+        )
     }
 }
 

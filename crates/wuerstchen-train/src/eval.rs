@@ -6,9 +6,7 @@ use burn::prelude::*;
 use serde::Serialize;
 use wuerstchen::noise::Philox;
 use wuerstchen::pipeline::{Guided, Sampling};
-use wuerstchen::{
-    Compressor, Error, Image, Pipeline, Progress, Settings, Statistics, VqganConfig,
-};
+use wuerstchen::{Compressor, Error, Image, Pipeline, Progress, Settings, Statistics, VqganConfig};
 
 use crate::shapes::{Kind, Sample, Split, Verdict, chance, draw, evaluation, judge, read_scene};
 use crate::stages::image_embeddings;
@@ -261,7 +259,10 @@ mod tests {
         };
         let wrong = Verdict { colour: false, relation: None, ..right };
         let scores = scores(&[right, wrong]);
-        assert_eq!((scores.colour, scores.shape, scores.objects), (Some(0.5), Some(1.0), Some(0.5)));
+        assert_eq!(
+            (scores.colour, scores.shape, scores.objects),
+            (Some(0.5), Some(1.0), Some(0.5))
+        );
         assert_eq!((scores.size, scores.relation), (None, Some(1.0)));
     }
 }

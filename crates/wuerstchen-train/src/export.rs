@@ -139,8 +139,7 @@ fn texts(config: &TrainConfig) -> BTreeMap<String, String> {
         // The compressor's batch norm leaves unit variance: no further scaling.
         "latent_mean": 1.0, "latent_std": 0.0, "resolution_multiple": embedding,
     });
-    let decoder_index =
-        json!({"latent_dim_scale": embedding / model.vqgan.downscale() as f64});
+    let decoder_index = json!({"latent_dim_scale": embedding / model.vqgan.downscale() as f64});
     for (folder, class, index) in [
         (layout::PRIOR_PIPELINE, "WuerstchenPriorPipeline", prior_index),
         (layout::DECODER_PIPELINE, "WuerstchenDecoderPipeline", decoder_index),

@@ -8,6 +8,7 @@ pub mod optimizer;
 pub mod shapes;
 pub mod stages;
 pub mod trainer;
+pub mod verify;
 
 pub use config::TrainConfig;
 pub use trainer::{Metrics, Trainer};

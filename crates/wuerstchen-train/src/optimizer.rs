@@ -264,9 +264,8 @@ mod tests {
         let (layer, report) = optimizer.step(layer, &gradients, 0, 0.5);
         assert!((report.grad_norm - 5f64.sqrt()).abs() < 1e-6);
         let after = layer.weight.val().into_data();
-        let difference = |i: usize| {
-            after.as_slice::<f32>().unwrap()[i] - before.as_slice::<f32>().unwrap()[i]
-        };
+        let difference =
+            |i: usize| after.as_slice::<f32>().unwrap()[i] - before.as_slice::<f32>().unwrap()[i];
         assert!((difference(0) + 0.5).abs() < 1e-5 && (difference(1) - 0.5).abs() < 1e-5);
     }
 }

@@ -80,10 +80,8 @@ impl<S: Stage> Trainer<S> {
         let first = self.step * self.config.batch_size as u64;
         let loss = self.stage.loss(&self.model, &mut rng, first);
         let gradients = loss.backward();
-        let learning_rate =
-            self.config.optimizer.learning_rate_at(self.step, self.config.steps);
-        let (model, report) =
-            self.optimizer.step(self.model, &gradients, self.step, learning_rate);
+        let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
+        let (model, report) = self.optimizer.step(self.model, &gradients, self.step, learning_rate);
         self.model = model;
         self.step += 1;
         let loss = f64::from(loss.into_scalar::<f32>());
@@ -154,7 +152,8 @@ impl<S: Stage> Trainer<S> {
 }
 
 fn read_header(bytes: &[u8]) -> Result<Header, String> {
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
+    let (_, metadata) =
+        safetensors::SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
     let header = metadata.metadata().as_ref().and_then(|map| map.get(HEADER_KEY));
     let header = header.ok_or("it holds no training state")?;
     let header: Header = serde_json::from_str(header).map_err(|e| e.to_string())?;

@@ -7,6 +7,7 @@ use safetensors::SafeTensors;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::compressor::CompressorConfig;
 use crate::text::TokenizerFiles;
 use crate::weights::{Checkpoint, LoadError, WeightDtype};
 
@@ -112,6 +113,35 @@ impl ModelFiles {
         let text = self.text(path)?;
         serde_json::from_str(text)
             .map_err(|error| LoadError::File { path: path.into(), reason: error.to_string() })
+    }
+
+    /// The semantic compressor's config; what the file does not say is read off the weights.
+    ///
+    /// # Errors
+    ///
+    /// The compressor is missing, or neither its config nor its weights tell the sizes.
+    pub fn compressor_config(&self) -> Result<CompressorConfig, LoadError> {
+        let path = format!("{}/config.json", layout::COMPRESSOR);
+        let given: serde_json::Value = match self.texts.contains_key(&path) {
+            true => self.config(&path)?,
+            false => serde_json::Value::Null,
+        };
+        let config = if given.get("stages").is_some() {
+            self.config(&path)?
+        } else {
+            let weights = self.weights(layout::COMPRESSOR)?;
+            let shape = |name: &str| weights.shape(name).map(<[usize]>::to_vec);
+            let mut config = CompressorConfig::infer(shape).ok_or_else(|| LoadError::File {
+                path: path.clone(),
+                reason: "no field \"stages\", and the weights are no EfficientNetV2's".into(),
+            })?;
+            let epsilon = |field: &str| given.get(field).and_then(serde_json::Value::as_f64);
+            config.backbone_bn_eps = epsilon("backbone_bn_eps").unwrap_or(config.backbone_bn_eps);
+            config.mapper_bn_eps = epsilon("mapper_bn_eps").unwrap_or(config.mapper_bn_eps);
+            config
+        };
+        config.validate()?;
+        Ok(config)
     }
 
     /// The text of a file.

@@ -148,6 +148,10 @@ impl DecoderConfig {
         ] {
             positive("decoder", field, value)?;
         }
+        if self.c_out != self.c_in {
+            let expected = format!("{} as c_in", self.c_in);
+            return Err(ConfigError::new("decoder", "c_out", expected, self.c_out));
+        }
         if self.c_r < 4 {
             return Err(ConfigError::new("decoder", "c_r", "at least 4", self.c_r));
         }

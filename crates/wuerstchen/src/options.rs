@@ -134,7 +134,8 @@ fn nearest_text(nearest: &[usize]) -> String {
 }
 
 /// Options with every gap filled and every value checked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Settings {
     /// What the picture should not show.
     pub negative_prompt: String,

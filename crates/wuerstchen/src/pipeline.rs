@@ -6,6 +6,7 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{ModelFiles, layout};
+use crate::config::ConfigError;
 use crate::decoder::{Decoder, DecoderConfig};
 use crate::guidance::{guide, is_guided};
 use crate::image::Image;
@@ -53,8 +54,14 @@ impl TextPart {
         let config: TextEncoderConfig = files.config(&format!("{encoder}/config.json"))?;
         config.validate()?;
         let length = config.max_position_embeddings;
+        let tokenizer = Tokenizer::new(&files.tokenizer(tokenizer), length)?;
+        if tokenizer.id_count() > config.vocab_size {
+            let expected = format!("at least {}, the tokenizer's", tokenizer.id_count());
+            let found = config.vocab_size;
+            return Err(ConfigError::new("text encoder", "vocab_size", expected, found).into());
+        }
         Ok(Self {
-            tokenizer: Tokenizer::new(&files.tokenizer(tokenizer), length)?,
+            tokenizer,
             encoder: load(config.init(device), files.weights(encoder)?, KeyTable::TEXT)?,
         })
     }
@@ -207,6 +214,11 @@ impl Pipeline {
         prior_config.validate()?;
         decoder_config.validate()?;
         vqgan_config.validate()?;
+        agree("prior", "c_cond", prior_config.c_cond, text_width(files, layout::PRIOR_TEXT)?)?;
+        let text_width = text_width(files, layout::DECODER_TEXT)?;
+        agree("decoder", "clip_embd", decoder_config.clip_embd, text_width)?;
+        agree("decoder", "effnet_embd", decoder_config.effnet_embd, prior_config.c_in)?;
+        agree("decoder", "c_in", decoder_config.c_in, vqgan_config.latent_channels)?;
         let index = |folder: &str| format!("{folder}/model_index.json");
         let schedule = |folder: &str| format!("{folder}/scheduler/scheduler_config.json");
         let text = |tokenizer, encoder| TextPart::load(files, tokenizer, encoder, device);
@@ -421,12 +433,31 @@ fn embed(
         false => part.embed(prompts)?,
     };
     let unconditional = match is_guided(guidance_scale) {
-        true => {
-            Some(part.embed(&[&settings.negative_prompt])?.repeat_dim(0, prompts.len()))
-        }
+        true => Some(part.embed(&[&settings.negative_prompt])?.repeat_dim(0, prompts.len())),
         false => None,
     };
     Ok(Guided { conditional, unconditional })
+}
+
+/// Checks a width that two parts share.
+fn agree(
+    part: &'static str,
+    field: &'static str,
+    found: usize,
+    other: usize,
+) -> Result<(), ConfigError> {
+    match found == other {
+        true => Ok(()),
+        false => {
+            let expected = format!("{other} as in the part next to it");
+            Err(ConfigError::new(part, field, expected, found))
+        }
+    }
+}
+
+fn text_width(files: &ModelFiles, encoder: &str) -> Result<usize, LoadError> {
+    let config: TextEncoderConfig = files.config(&format!("{encoder}/config.json"))?;
+    Ok(config.hidden_size)
 }
 
 /// Longest side of a picture in pixels.

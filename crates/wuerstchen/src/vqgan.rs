@@ -179,7 +179,7 @@ pub struct Quantized {
 }
 
 /// Weight of the loss that commits the encoder to its codes.
-const COMMITMENT: f64 = 0.25;
+pub const COMMITMENT: f64 = 0.25;
 
 impl Vqgan {
     /// Encodes a picture into unscaled latents.

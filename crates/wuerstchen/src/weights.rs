@@ -23,7 +23,7 @@ pub enum LoadError {
         reason: String,
     },
     /// A tensor is of a type that no weights have.
-    #[error("{part}: tensor {name:?} is {found}, expected f32, f16 or bf16")]
+    #[error("{part}: tensor {name:?} is {found}, expected f64, f32, f16 or bf16")]
     Dtype {
         /// Which weights.
         part: String,
@@ -156,6 +156,28 @@ impl Checkpoint {
         Self { part: part.into(), bytes: Arc::new(bytes), tensors: entries }
     }
 
+    /// Several files as one checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// Two of them have a tensor of the same name.
+    pub fn join(part: &str, shards: &[Self]) -> Result<Self, LoadError> {
+        let mut bytes = Vec::new();
+        let mut tensors = BTreeMap::new();
+        for shard in shards {
+            for (name, entry) in &shard.tensors {
+                let start = bytes.len();
+                bytes.extend_from_slice(&(*shard.bytes).as_ref()[entry.range.clone()]);
+                let entry = Entry { range: start..bytes.len(), ..entry.clone() };
+                if tensors.insert(name.clone(), entry).is_some() {
+                    let reason = format!("two of its files have a tensor {name:?}");
+                    return Err(LoadError::Format { part: part.into(), reason });
+                }
+            }
+        }
+        Ok(Self { part: part.into(), bytes: Arc::new(bytes), tensors })
+    }
+
     /// What errors call these weights.
     pub fn part(&self) -> &str {
         &self.part
@@ -192,6 +214,10 @@ impl Checkpoint {
         let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
         Ok(match entry.dtype {
             Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
+            Dtype::F64 => {
+                let values: Vec<f64> = bytemuck::pod_collect_to_vec(bytes);
+                values.into_iter().map(|value| value as f32).collect()
+            }
             Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
             Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
             other => {
@@ -418,6 +444,20 @@ pub fn tensors<M: Module>(module: &M, keys: KeyTable) -> Vec<NamedTensor> {
     tensors
 }
 
+/// The gradients of a module's parameters, named and laid out as [`tensors`] does; parameters that
+/// the loss does not reach are left out.
+#[cfg(feature = "train")]
+pub fn gradients<M: Module>(
+    module: &M,
+    gradients: &burn::tensor::Gradients,
+    keys: KeyTable,
+) -> Vec<NamedTensor> {
+    let mut tensors = Vec::new();
+    let visit = |name, shape, values| tensors.push((name, shape, values));
+    module.visit(&mut GradientReader { path: Path::default(), keys, gradients, visit });
+    tensors
+}
+
 fn for_each_parameter<M: Module>(
     module: &M,
     keys: KeyTable,
@@ -442,6 +482,18 @@ impl Path {
     fn exit(&mut self) {
         self.names.pop();
         self.containers.pop();
+    }
+
+    /// The checkpoint name of the parameter here, and a tensor of its shape in PyTorch's layout.
+    fn describe<const D: usize>(&self, keys: KeyTable, tensor: Tensor<D>) -> NamedTensor {
+        let data = tensor.into_data().convert::<f32>();
+        let shape = data.shape().to_vec();
+        let values = data.try_to_vec::<f32>().expect("converted to f32");
+        let name = keys.name(&self.names);
+        match self.is_linear_weight() {
+            true => (name, vec![shape[1], shape[0]], transpose(&values, shape[1])),
+            false => (name, shape, values),
+        }
     }
 
     /// Whether the parameter here is the matrix of a linear layer, which burn keeps transposed.
@@ -533,16 +585,33 @@ impl<F: FnMut(String, Vec<usize>, Vec<f32>)> ModuleVisitor for Reader<F> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.keys.name(&self.path.names);
-        let data = param.val().into_data().convert::<f32>();
-        let shape = data.shape().to_vec();
-        let values = data.try_to_vec::<f32>().expect("converted to f32");
-        match self.path.is_linear_weight() {
-            true => {
-                let (rows, columns) = (shape[0], shape[1]);
-                (self.visit)(name, vec![columns, rows], transpose(&values, columns));
-            }
-            false => (self.visit)(name, shape, values),
+        let (name, shape, values) = self.path.describe(self.keys, param.val());
+        (self.visit)(name, shape, values);
+    }
+}
+
+#[cfg(feature = "train")]
+struct GradientReader<'a, F> {
+    path: Path,
+    keys: KeyTable,
+    gradients: &'a burn::tensor::Gradients,
+    visit: F,
+}
+
+#[cfg(feature = "train")]
+impl<F: FnMut(String, Vec<usize>, Vec<f32>)> ModuleVisitor for GradientReader<'_, F> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = param.val().grad(self.gradients) {
+            let (name, shape, values) = self.path.describe(self.keys, gradient);
+            (self.visit)(name, shape, values);
         }
     }
 }

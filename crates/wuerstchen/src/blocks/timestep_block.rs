@@ -51,12 +51,13 @@ impl TimestepBlock {
 }
 
 /// Ratio of the lowest to the highest frequency of the time embedding.
-const MAX_POSITIONS: f32 = 10_000.0;
+const MAX_POSITIONS: f64 = 10_000.0;
 
 /// Sinusoidal embedding of the diffusion times `t` in `[0, 1]`, of width `size`.
 ///
 /// The arguments reach 10⁴, where one unit in the last place of f32 is 10⁻³ radians: the
-/// reference's f32 roundings are kept and sine and cosine are evaluated on the CPU.
+/// reference's f32 roundings are kept, its exponential being exact to the last place, and sine and
+/// cosine are evaluated on the CPU.
 ///
 /// Source: `gen_r_embedding` in `modules.py` of dome272/Wuerstchen.
 ///
@@ -65,10 +66,11 @@ const MAX_POSITIONS: f32 = 10_000.0;
 /// - output: `[B, size]`: the sines, the cosines, and a zero if `size` is odd
 pub fn time_embedding(times: &[f32], size: usize, device: &Device) -> Tensor<2> {
     let half = size / 2;
-    let step = MAX_POSITIONS.ln() / (half as f32 - 1.0);
+    let step = (libm::log(MAX_POSITIONS) / (half as f64 - 1.0)) as f32;
+    let frequency = |i: usize| libm::exp(f64::from(-(i as f32) * step)) as f32;
     let mut values = Vec::with_capacity(times.len() * size);
     for t in times {
-        let argument = |i: usize| f64::from(t * MAX_POSITIONS * libm::expf(-(i as f32) * step));
+        let argument = |i: usize| f64::from(t * MAX_POSITIONS as f32 * frequency(i));
         values.extend((0..half).map(|i| libm::sin(argument(i)) as f32));
         values.extend((0..half).map(|i| libm::cos(argument(i)) as f32));
         values.extend((2 * half..size).map(|_| 0.0));

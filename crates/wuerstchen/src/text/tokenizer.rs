@@ -104,6 +104,11 @@ impl Tokenizer {
         Ok(Self { inner, pad, end, length })
     }
 
+    /// One more than the largest id, which is what an encoder needs embeddings for.
+    pub fn id_count(&self) -> usize {
+        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+    }
+
     /// The ids of a prompt: cut to the length, the end token kept, or padded to it.
     ///
     /// # Errors

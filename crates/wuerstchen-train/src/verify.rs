@@ -1,0 +1,173 @@
+//! Comparison of the whole system with tensors that the authors' code computed.
+//!
+//! A folder of goldens holds, for a tiny model, what each part makes of given inputs. Every golden
+//! is computed again here from the same inputs and weights, and compared under a stated bound.
+
+mod compare;
+mod pictures;
+mod schedule;
+mod stages;
+mod text;
+mod training;
+
+use std::collections::BTreeMap;
+
+use burn::prelude::*;
+use serde::Serialize;
+use wuerstchen::{Checkpoint, LoadError, ModelFiles};
+
+use compare::Recorder;
+
+/// Why goldens cannot be compared at all.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// A model or golden file does not fit.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The pipeline cannot run.
+    #[error(transparent)]
+    Generate(#[from] wuerstchen::Error),
+    /// A golden file lacks an input or has it in another form.
+    #[error("golden/{file}: {reason}")]
+    Golden {
+        /// Which file.
+        file: String,
+        /// What was expected and found.
+        reason: String,
+    },
+}
+
+/// What is compared with what.
+pub struct Subject<'a> {
+    /// The model in the diffusers layout.
+    pub files: &'a ModelFiles,
+    /// The same weights from the authors' original files, under the names of diffusers; may lack
+    /// parts.
+    pub originals: &'a ModelFiles,
+    /// What the reference computed.
+    pub goldens: &'a Goldens,
+    /// Where our code runs.
+    pub device: &'a Device,
+    /// Factor on every bound: 1 on a CPU, [`GPU_SLACK`] on a GPU.
+    pub slack: f64,
+}
+
+/// A GPU sums in other orders and may round products to fewer bits.
+pub const GPU_SLACK: f64 = 10.0;
+
+/// The reference's tensors, by the name of their file.
+#[derive(Clone, Default)]
+pub struct Goldens {
+    /// `golden/NAME.safetensors`.
+    pub tensors: BTreeMap<String, Checkpoint>,
+    /// `golden/NAME.json`.
+    pub texts: BTreeMap<String, String>,
+}
+
+/// One compared tensor.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Check {
+    /// Name of the golden file; `original/…` where the weights came from the original files.
+    pub file: String,
+    /// Name of the tensor.
+    pub name: String,
+    /// `‖ours − golden‖ / ‖golden‖`, or the share of values that differ where equality is asked.
+    pub relative: f64,
+    /// Largest absolute difference.
+    pub absolute: f64,
+    /// What `relative` may reach.
+    pub bound: f64,
+    /// Whether it stays within.
+    pub ok: bool,
+}
+
+/// The outcome of a comparison.
+#[derive(Default)]
+pub struct Verification {
+    /// Every tensor that was compared.
+    pub checks: Vec<Check>,
+    /// What we computed, as one safetensors file for each file of [`Check::file`].
+    pub computed: BTreeMap<String, Vec<u8>>,
+}
+
+impl Verification {
+    /// Whether every bound holds.
+    pub fn ok(&self) -> bool {
+        self.checks.iter().all(|check| check.ok)
+    }
+}
+
+/// A group of goldens: its file and the function that computes it again.
+type Part = fn(&mut Recorder, &ModelFiles, &Device) -> Result<(), VerifyError>;
+
+const STAGES: [(&str, Part); 4] = [
+    ("prior", stages::prior),
+    ("decoder", stages::decoder),
+    ("vqgan", stages::vqgan),
+    ("effnet", stages::compressor),
+];
+
+const OTHERS: [(&str, Part); 7] = [
+    ("clip_prior", text::prior),
+    ("clip_decoder", text::decoder),
+    ("interpolate", schedule::interpolate),
+    ("scheduler", schedule::scheduler),
+    ("train_prior", training::prior),
+    ("train_decoder", training::decoder),
+    ("train_vqgan", training::vqgan),
+];
+
+/// Computes every golden again and compares; golden files that are not there are skipped.
+/// Calls `on_file` with the name of each before it is computed.
+///
+/// # Errors
+///
+/// The model cannot be loaded, or a golden file lacks its inputs. Differences are no error but
+/// failed checks.
+pub async fn verify(
+    subject: &Subject<'_>,
+    on_file: &mut dyn FnMut(&str),
+) -> Result<Verification, VerifyError> {
+    let Subject { files, originals, goldens, device, slack } = *subject;
+    let mut result = Verification::default();
+    for (name, part) in STAGES.into_iter().chain(OTHERS) {
+        let Some(golden) = goldens.tensors.get(name) else { continue };
+        on_file(name);
+        let mut recorder = Recorder::new(name, golden, slack);
+        part(&mut recorder, files, device)?;
+        recorder.finish(&mut result);
+    }
+    if let Some(rows) = goldens.texts.get("tokenizer") {
+        on_file("tokenizer");
+        let empty = Checkpoint::from_tensors("tokenizer", []);
+        let mut recorder = Recorder::new("tokenizer", &empty, slack);
+        text::tokenizers(&mut recorder, files, rows)?;
+        recorder.finish(&mut result);
+    }
+    if let (Some(golden), Some(case)) =
+        (goldens.tensors.get("pipeline"), goldens.texts.get("pipeline"))
+    {
+        on_file("pipeline");
+        let studio = pictures::Studio::load(files, golden, case, device)?;
+        let mut recorder = Recorder::new("pipeline", golden, slack);
+        studio.variants(&mut recorder).await?;
+        recorder.finish(&mut result);
+        if let Some(golden) = goldens.tensors.get("combined") {
+            on_file("combined");
+            let mut recorder = Recorder::new("combined", golden, slack);
+            studio.combined(&mut recorder).await?;
+            recorder.finish(&mut result);
+        }
+    }
+    for ((name, part), folder) in STAGES.into_iter().zip(stages::FOLDERS) {
+        let Some(golden) = goldens.tensors.get(name) else { continue };
+        if originals.weights.contains_key(folder) {
+            let name = format!("original/{name}");
+            on_file(&name);
+            let mut recorder = Recorder::new(&name, golden, slack);
+            part(&mut recorder, originals, device)?;
+            recorder.finish(&mut result);
+        }
+    }
+    Ok(result)
+}

@@ -1,0 +1,236 @@
+//! Golden inputs and comparison with golden outputs.
+
+use burn::prelude::*;
+use safetensors::tensor::{Dtype, TensorView};
+use wuerstchen::Checkpoint;
+use wuerstchen::blocks::channels_first;
+
+use super::{Check, Verification, VerifyError};
+
+/// One golden file: hands out inputs, takes what we computed and notes how far off it is.
+pub(super) struct Recorder<'a> {
+    file: String,
+    golden: &'a Checkpoint,
+    slack: f64,
+    checks: Vec<Check>,
+    computed: Vec<Computed>,
+}
+
+struct Computed {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+/// Norm under which a golden tensor counts as zero and differences are taken as they are.
+const SMALLEST_NORM: f64 = 1e-12;
+
+/// Stands for a difference that is not a number or between tensors of different sizes.
+const UNCOMPARABLE: f64 = f64::MAX;
+
+impl<'a> Recorder<'a> {
+    pub(super) fn new(file: &str, golden: &'a Checkpoint, slack: f64) -> Self {
+        let (checks, computed) = (Vec::new(), Vec::new());
+        Self { file: file.to_owned(), golden, slack, checks, computed }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.golden.shape(name).is_some()
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        self.golden.names().map(str::to_owned).collect()
+    }
+
+    /// Names before `suffix`, of all tensors that end in it.
+    pub(super) fn stems(&self, suffix: &str) -> Vec<String> {
+        let names = self.golden.names().filter_map(|name| name.strip_suffix(suffix));
+        names.map(str::to_owned).collect()
+    }
+
+    pub(super) fn shape(&self, name: &str) -> Result<&[usize], VerifyError> {
+        self.golden.shape(name).ok_or_else(|| self.error(format!("expected a tensor {name:?}")))
+    }
+
+    pub(super) fn values(&self, name: &str) -> Result<Vec<f32>, VerifyError> {
+        self.shape(name)?;
+        Ok(self.golden.values(name)?)
+    }
+
+    pub(super) fn integers(&self, name: &str) -> Result<Vec<i64>, VerifyError> {
+        let integers = self.golden.integers(name);
+        integers.ok_or_else(|| self.error(format!("expected 64-bit integers {name:?}")))
+    }
+
+    pub(super) fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        device: &Device,
+    ) -> Result<Tensor<D>, VerifyError> {
+        let shape = self.shape(name)?;
+        if shape.len() != D {
+            return Err(self.error(format!("expected {D} axes of {name:?}, found {shape:?}")));
+        }
+        let data = TensorData::new(self.values(name)?, shape.to_vec());
+        Ok(Tensor::from_data(data, device))
+    }
+
+    /// The entries along the first axis of `name`, as tensors of the other axes.
+    pub(super) fn entries(
+        &self,
+        name: &str,
+        device: &Device,
+    ) -> Result<Vec<Tensor<4>>, VerifyError> {
+        let all: Tensor<5> = self.tensor(name, device)?;
+        let [count, ..] = all.dims();
+        Ok((0..count).map(|i| all.clone().narrow(0, i, 1).squeeze_dim(0)).collect())
+    }
+
+    pub(super) fn error(&self, reason: String) -> VerifyError {
+        VerifyError::Golden { file: self.file.clone(), reason }
+    }
+
+    /// Compares a tensor with the golden of that name, if there is one.
+    pub(super) fn check<const D: usize>(&mut self, name: &str, ours: Tensor<D>, bound: f64) {
+        if self.has(name) {
+            self.check_values(name, &[&read(ours)], bound);
+        }
+    }
+
+    /// Compares what an observer saw: channels-last features, under a module's name.
+    pub(super) fn check_observed(&mut self, module: &str, ours: &Tensor<4>, bound: f64) {
+        let name = format!("act/{module}:out");
+        let name = if self.has(&name) { name } else { module.to_owned() };
+        self.check(&name, channels_first(ours.clone()), bound);
+    }
+
+    /// Compares equal parts of a tensor one by one; the worst counts.
+    pub(super) fn check_values(&mut self, name: &str, parts: &[&[f32]], bound: f64) {
+        self.check_scaled(name, parts, SMALLEST_NORM, bound);
+    }
+
+    /// As [`Self::check_values`], where a part whose norm is below `scale` is measured by `scale`.
+    pub(super) fn check_scaled(&mut self, name: &str, parts: &[&[f32]], scale: f64, bound: f64) {
+        let golden = self.golden.values(name).unwrap_or_default();
+        let ours = parts.concat();
+        let (mut relative, mut absolute) = (0.0f64, 0.0f64);
+        if ours.len() == golden.len() {
+            let mut rest = &golden[..];
+            for part in parts {
+                let (golden, after) = rest.split_at(part.len());
+                rest = after;
+                let differences = part.iter().zip(golden).map(|(a, b)| f64::from(a - b));
+                absolute = differences.clone().fold(absolute, |worst, d| larger(worst, d.abs()));
+                let norm = |squares: f64| squares.sqrt();
+                let off = norm(differences.map(|d| d * d).sum());
+                let size = norm(golden.iter().map(|&v| f64::from(v) * f64::from(v)).sum());
+                relative = larger(relative, off / size.max(scale));
+            }
+        } else {
+            (relative, absolute) = (UNCOMPARABLE, UNCOMPARABLE);
+        }
+        self.note(name, relative, absolute, bound * self.slack);
+        let shape = match ours.len() == golden.len() {
+            true => self.golden.shape(name).unwrap_or_default().to_vec(),
+            false => vec![ours.len()],
+        };
+        let bytes = ours.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.computed.push(Computed { name: name.into(), dtype: Dtype::F32, shape, bytes });
+    }
+
+    /// Compares integers, which must be equal.
+    pub(super) fn check_equal(&mut self, name: &str, ours: &[i64], golden: &[i64]) {
+        let pairs = ours.iter().zip(golden);
+        let different = pairs.clone().filter(|(a, b)| a != b).count();
+        let worst = pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0) as f64;
+        match ours.len() == golden.len() {
+            true => self.note(name, different as f64 / golden.len().max(1) as f64, worst, 0.0),
+            false => self.note(name, UNCOMPARABLE, UNCOMPARABLE, 0.0),
+        }
+        let shape = self.golden.shape(name).map_or(vec![ours.len()], <[usize]>::to_vec);
+        let bytes = ours.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.computed.push(Computed { name: name.into(), dtype: Dtype::I64, shape, bytes });
+    }
+
+    /// Compares pictures: the share of bytes that are more than one level off.
+    pub(super) fn check_bytes(&mut self, name: &str, ours: &[u8], bound: f64) {
+        let golden = self.golden.bytes(name).unwrap_or_default();
+        let off = || ours.iter().zip(golden).map(|(a, b)| a.abs_diff(*b));
+        let (share, worst) = match ours.len() == golden.len() {
+            true => {
+                let wrong = off().filter(|&levels| levels > 1).count();
+                (wrong as f64 / ours.len().max(1) as f64, f64::from(off().max().unwrap_or(0)))
+            }
+            false => (UNCOMPARABLE, UNCOMPARABLE),
+        };
+        let shape = match ours.len() == golden.len() {
+            true => self.golden.shape(name).unwrap_or_default().to_vec(),
+            false => vec![ours.len()],
+        };
+        self.note(name, share, worst, bound);
+        let bytes = ours.to_vec();
+        self.computed.push(Computed { name: name.into(), dtype: Dtype::U8, shape, bytes });
+    }
+
+    fn note(&mut self, name: &str, relative: f64, absolute: f64, bound: f64) {
+        let finite = |value: f64| if value.is_finite() { value } else { UNCOMPARABLE };
+        let (relative, absolute) = (finite(relative), finite(absolute));
+        let (file, name) = (self.file.clone(), name.to_owned());
+        self.checks.push(Check { file, name, relative, absolute, bound, ok: relative <= bound });
+    }
+
+    pub(super) fn finish(mut self, result: &mut Verification) {
+        // A value that was computed in two ways is written once.
+        self.computed.sort_by(|a, b| a.name.cmp(&b.name));
+        self.computed.dedup_by(|a, b| a.name == b.name);
+        let views = self.computed.iter().map(|tensor| {
+            let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
+            (&tensor.name, view.expect("as many bytes as the shape says"))
+        });
+        let bytes = safetensors::serialize(views, None).expect("shapes and sizes agree");
+        result.computed.insert(self.file, bytes);
+        result.checks.extend(self.checks);
+    }
+}
+
+/// The larger of two, where what is not a number is larger than all.
+fn larger(a: f64, b: f64) -> f64 {
+    if b > a || b.is_nan() { b } else { a }
+}
+
+/// The values of a tensor.
+pub(super) fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let data = tensor.into_data().convert::<f32>();
+    data.try_to_vec::<f32>().expect("converted to f32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(golden: Vec<f32>, ours: &[f32]) -> Check {
+        let golden = Checkpoint::from_tensors("x", [("y".into(), vec![golden.len()], golden)]);
+        let mut recorder = Recorder::new("x", &golden, 1.0);
+        recorder.check_values("y", &[ours], 0.1);
+        recorder.checks.remove(0)
+    }
+
+    /// Norm of the difference 0.4, norm of the golden 5.
+    #[test]
+    fn errors_are_relative_to_the_norm() {
+        let check = checked(vec![3.0, 4.0], &[3.0, 4.4]);
+        assert!((check.relative - 0.08).abs() < 1e-6 && (check.absolute - 0.4).abs() < 1e-6);
+        assert!(check.ok);
+    }
+
+    #[test]
+    fn zeros_nan_and_other_sizes_give_numbers() {
+        assert!(checked(vec![0.0], &[0.0]).ok);
+        assert!(!checked(vec![0.0], &[1.0]).ok);
+        for ours in [&[f32::NAN][..], &[], &[1.0, 2.0]] {
+            let check = checked(vec![1.0], ours);
+            assert!(!check.ok && check.relative.is_finite());
+        }
+    }
+}

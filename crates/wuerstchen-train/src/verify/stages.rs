@@ -1,0 +1,141 @@
+//! The stages and their blocks.
+
+use burn::prelude::*;
+use wuerstchen::blocks::time_embedding;
+use wuerstchen::compressor::{crop, normalise, resize_shorter_side};
+use wuerstchen::pipeline::PriorIndex;
+use wuerstchen::vqgan::COMMITMENT;
+use wuerstchen::weights::load;
+use wuerstchen::{
+    DecoderConfig, KeyTable, ModelFiles, PriorConfig, Statistics, VqganConfig, layout,
+};
+
+use super::VerifyError;
+use super::compare::{Recorder, read};
+
+/// The folders of the stages, in the order of their goldens.
+pub(super) const FOLDERS: [&str; 4] =
+    [layout::PRIOR, layout::DECODER, layout::VQGAN, layout::COMPRESSOR];
+
+/// Largest relative error of the diffusion models and the compressor; the reference's own, of f32
+/// against f64, reaches 10⁻⁵ to 10⁻⁴.
+pub(super) const DIFFUSION_BOUND: f64 = 1e-4;
+
+/// Largest relative error of Stage A and the text encoders.
+pub(super) const EXACT_BOUND: f64 = 1e-5;
+
+pub(super) fn prior(
+    recorder: &mut Recorder,
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<(), VerifyError> {
+    let config: PriorConfig = files.config(&config_path(layout::PRIOR))?;
+    config.validate().map_err(wuerstchen::LoadError::from)?;
+    let model = load(config.init(device), files.weights(layout::PRIOR)?, KeyTable::DIFFUSION)?;
+    let times = recorder.values("r")?;
+    let (x, text) = (recorder.tensor("x", device)?, recorder.tensor::<3>("c", device)?);
+    recorder.check("r_embed", time_embedding(&times, config.c_r, device), EXACT_BOUND);
+    recorder.check("c_embed", model.embed_text(text.clone()), DIFFUSION_BOUND);
+    let y = model.forward_observed(x, &times, text, &mut |name, x| {
+        recorder.check_observed(name, x, DIFFUSION_BOUND);
+    });
+    recorder.check("y", y, DIFFUSION_BOUND);
+    Ok(())
+}
+
+pub(super) fn decoder(
+    recorder: &mut Recorder,
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<(), VerifyError> {
+    let config: DecoderConfig = files.config(&config_path(layout::DECODER))?;
+    config.validate().map_err(wuerstchen::LoadError::from)?;
+    let model = load(config.init(device), files.weights(layout::DECODER)?, KeyTable::DIFFUSION)?;
+    let times = recorder.values("r")?;
+    let (x, text) = (recorder.tensor("x", device)?, recorder.tensor::<3>("clip", device)?);
+    let image = recorder.tensor("effnet", device)?;
+    recorder.check("r_embed", time_embedding(&times, config.c_r, device), EXACT_BOUND);
+    recorder.check("clip_embed", model.embed_text(text.clone()), DIFFUSION_BOUND);
+    let y = model.forward_observed(x, &times, image, text, &mut |name, x| {
+        recorder.check_observed(name, x, DIFFUSION_BOUND);
+    });
+    recorder.check("y", y, DIFFUSION_BOUND);
+    Ok(())
+}
+
+pub(super) fn vqgan(
+    recorder: &mut Recorder,
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<(), VerifyError> {
+    let config: VqganConfig = files.config(&config_path(layout::VQGAN))?;
+    config.validate().map_err(wuerstchen::LoadError::from)?;
+    let model = load(config.init(device), files.weights(layout::VQGAN)?, KeyTable::VQGAN)?;
+    let image = recorder.tensor("image", device)?;
+    let latents = model.encode_observed(image, Statistics::Running, &mut |name, x| {
+        recorder.check_observed(name, x, EXACT_BOUND);
+    });
+    recorder.check("latents", latents.clone(), EXACT_BOUND);
+    recorder.check("encode_scaled", latents.clone() / config.scale_factor, EXACT_BOUND);
+
+    let quantized = model.quantize(latents.clone());
+    recorder.check("quantized", quantized.latents.clone(), EXACT_BOUND);
+    // The golden lacks the commitment, whose value is the same but for its weight.
+    let codebook_loss = read(quantized.loss / (1.0 + COMMITMENT));
+    if recorder.has("codebook_loss") {
+        recorder.check_values("codebook_loss", &[&codebook_loss], EXACT_BOUND);
+    }
+    if recorder.has("indices") {
+        let indices = quantized.indices.into_data().convert::<i64>();
+        let indices = indices.try_to_vec::<i64>().expect("converted to i64");
+        let golden = recorder.integers("indices")?;
+        recorder.check_equal("indices", &indices, &golden);
+    }
+    recorder.check("decoded_quantized", model.decode(quantized.latents), EXACT_BOUND);
+    let decoded = model.decode_observed(latents, &mut |name, x| {
+        recorder.check_observed(name, x, EXACT_BOUND);
+    });
+    recorder.check("decoded", decoded, EXACT_BOUND);
+    Ok(())
+}
+
+pub(super) fn compressor(
+    recorder: &mut Recorder,
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<(), VerifyError> {
+    let config = files.compressor_config()?;
+    let weights = files.weights(layout::COMPRESSOR)?;
+    let model = load(config.init(device), weights, KeyTable::COMPRESSOR)?;
+    let x = recorder.tensor("x", device)?;
+    let latents = model.forward_observed(x, Statistics::Running, &mut |name, x| {
+        recorder.check_observed(name, x, DIFFUSION_BOUND);
+    });
+    recorder.check("latents", latents.clone(), DIFFUSION_BOUND);
+    let index = format!("{}/model_index.json", layout::PRIOR_PIPELINE);
+    if files.texts.contains_key(&index) {
+        let index: PriorIndex = files.config(&index)?;
+        let scaled = (latents + index.latent_std) / index.latent_mean;
+        recorder.check("scaled", scaled, DIFFUSION_BOUND);
+    }
+    if recorder.has("picture") {
+        let picture = recorder.tensor("picture", device)?;
+        let &[.., height, width] = recorder.shape("cropped")? else {
+            return Err(recorder.error("expected pictures in \"cropped\"".into()));
+        };
+        let size = height.min(width);
+        let resized = resize_shorter_side(picture, size);
+        recorder.check("resized", resized.clone(), EXACT_BOUND);
+        let cropped = crop(resized, size);
+        recorder.check("cropped", cropped.clone(), EXACT_BOUND);
+        let normalised = normalise(cropped);
+        recorder.check("normalised", normalised.clone(), EXACT_BOUND);
+        let latents = model.forward(normalised, Statistics::Running);
+        recorder.check("latents_picture", latents, DIFFUSION_BOUND);
+    }
+    Ok(())
+}
+
+pub(super) fn config_path(folder: &str) -> String {
+    format!("{folder}/config.json")
+}

@@ -1,0 +1,157 @@
+//! One training step: losses, gradients, weights after an optimiser step.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::prelude::*;
+use wuerstchen::decoder::LevelDropout;
+use wuerstchen::sampler::add_noise;
+use wuerstchen::weights::{gradients as named_gradients, load, tensors};
+use wuerstchen::{
+    DecoderConfig, KeyTable, LoadError, ModelFiles, PriorConfig, Schedule, Statistics, VqganConfig,
+    layout,
+};
+
+use super::VerifyError;
+use super::compare::{Recorder, read};
+use super::stages::{DIFFUSION_BOUND, EXACT_BOUND, config_path};
+use crate::optimizer::{Optimizer, OptimizerConfig};
+
+/// Largest relative error of gradients, which sum over all positions.
+const GRADIENT_BOUND: f64 = 1e-3;
+
+pub(super) fn prior(
+    recorder: &mut Recorder,
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<(), VerifyError> {
+    let device = &device.clone().autodiff();
+    let mut config: PriorConfig = files.config(&config_path(layout::PRIOR))?;
+    config.validate().map_err(LoadError::from)?;
+    config.dropout = 0.0;
+    let model = load(config.init(device), files.weights(layout::PRIOR)?, KeyTable::DIFFUSION)?;
+    let times = recorder.values("t")?;
+    let (x, text) = (recorder.tensor("xt", device)?, recorder.tensor("c", device)?);
+    let prediction = model.forward(x, &times, text);
+    diffusion_step(recorder, &model, prediction, &times)
+}
+
+pub(super) fn decoder(
+    recorder: &mut Recorder,
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<(), VerifyError> {
+    let device = &device.clone().autodiff();
+    let mut config: DecoderConfig = files.config(&config_path(layout::DECODER))?;
+    config.validate().map_err(LoadError::from)?;
+    config.dropout = LevelDropout::One(0.0);
+    let model = load(config.init(device), files.weights(layout::DECODER)?, KeyTable::DIFFUSION)?;
+    let times = recorder.values("t")?;
+    let (x, text) = (recorder.tensor("xt", device)?, recorder.tensor("clip", device)?);
+    let image = recorder.tensor("effnet", device)?;
+    let prediction = model.forward(x, &times, image, text);
+    diffusion_step(recorder, &model, prediction, &times)
+}
+
+/// The p2-weighted loss of a noise prediction, its gradients and a step of AdamW.
+fn diffusion_step<M: Module>(
+    recorder: &mut Recorder,
+    model: &M,
+    prediction: Tensor<4>,
+    times: &[f32],
+) -> Result<(), VerifyError> {
+    let (schedule, device) = (Schedule::default(), &prediction.device());
+    let (x, noise) = (recorder.tensor("x0", device)?, recorder.tensor::<4>("noise", device)?);
+    recorder.check("xt", add_noise(&schedule, x, noise.clone(), times), DIFFUSION_BOUND);
+    recorder.check("pred", prediction.clone(), DIFFUSION_BOUND);
+
+    let [batch, ..] = noise.dims();
+    let loss = (prediction - noise).square().reshape([batch as i32, -1]).mean_dim(1);
+    let loss: Tensor<1> = loss.squeeze_dim(1);
+    recorder.check("loss", loss.clone(), DIFFUSION_BOUND);
+    let weights: Vec<f32> = times.iter().map(|&t| schedule.p2_weight(t)).collect();
+    let weights = Tensor::<1>::from_data(&weights[..], device);
+    recorder.check("weight", weights.clone(), DIFFUSION_BOUND);
+    let total = (loss * weights).mean();
+    if recorder.has("total") {
+        recorder.check_values("total", &[&read(total.clone())], DIFFUSION_BOUND);
+    }
+    let gradients = total.backward();
+    check_gradients(recorder, model, &gradients, KeyTable::DIFFUSION);
+    check_optimizer_step(recorder, model, &gradients);
+    Ok(())
+}
+
+pub(super) fn vqgan(
+    recorder: &mut Recorder,
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<(), VerifyError> {
+    let device = &device.clone().autodiff();
+    let config: VqganConfig = files.config(&config_path(layout::VQGAN))?;
+    config.validate().map_err(LoadError::from)?;
+    let model = load(config.init(device), files.weights(layout::VQGAN)?, KeyTable::VQGAN)?;
+    let image = recorder.tensor::<4>("image", device)?;
+    let quantized = model.quantize(model.encode(image.clone(), Statistics::Running));
+    recorder.check_values("vq_loss", &[&read(quantized.loss.clone())], EXACT_BOUND);
+    let reconstruction = model.decode(quantized.latents);
+    recorder.check("rec", reconstruction.clone(), EXACT_BOUND);
+    let total = (reconstruction - image).square().mean() + quantized.loss;
+    recorder.check_values("total", &[&read(total.clone())], EXACT_BOUND);
+    check_gradients(recorder, &model, &total.backward(), KeyTable::VQGAN);
+    Ok(())
+}
+
+/// Compares all gradients and their global norm.
+fn check_gradients<M: Module>(
+    recorder: &mut Recorder,
+    model: &M,
+    gradients: &burn::tensor::Gradients,
+    keys: KeyTable,
+) {
+    let gradients: BTreeMap<String, Vec<f32>> = named_gradients(model, gradients, keys)
+        .into_iter()
+        .map(|(name, _, values)| (name, values))
+        .collect();
+    let squares = gradients.values().flatten().map(|&value| f64::from(value) * f64::from(value));
+    let norm = squares.sum::<f64>().sqrt();
+    if recorder.has("grad_norm") {
+        recorder.check_values("grad_norm", &[&[norm as f32]], GRADIENT_BOUND);
+    }
+    for name in recorder.names() {
+        let Some(parameter) = name.strip_prefix("grad/") else { continue };
+        // A parameter that the loss does not reach has no gradient here and zeros there.
+        let zeros = || vec![0.0; recorder.shape(&name).map_or(0, |s| s.iter().product())];
+        let ours = gradients.get(parameter).cloned().unwrap_or_else(zeros);
+        let scale = if is_key_bias(parameter) { norm } else { 0.0 };
+        recorder.check_scaled(&name, &[&ours], scale.max(f64::MIN_POSITIVE), GRADIENT_BOUND);
+    }
+}
+
+/// Softmax ignores what all keys share: the true gradient of this bias is zero, and what either
+/// side computes is rounding, measured against the norm of all gradients.
+fn is_key_bias(parameter: &str) -> bool {
+    parameter.ends_with("attention.to_k.bias")
+}
+
+/// One step of our optimiser with the reference's settings, from the same gradients.
+///
+/// The weights of key biases are left out: Adam's first step is the sign of the gradient, and
+/// theirs is rounding.
+fn check_optimizer_step<M: Module>(
+    recorder: &mut Recorder,
+    model: &M,
+    gradients: &burn::tensor::Gradients,
+) {
+    // The defaults are those of `torch.optim.AdamW`, which the goldens used.
+    let config = OptimizerConfig::default();
+    let learning_rate = config.learning_rate;
+    let mut optimizer = Optimizer::new(config, model);
+    let (model, _) = optimizer.step(model.clone(), gradients, 0, learning_rate);
+    for (parameter, _, weights) in tensors(&model, KeyTable::DIFFUSION) {
+        let name = format!("after/{parameter}");
+        if recorder.has(&name) && !is_key_bias(&parameter) {
+            recorder.check_values(&name, &[&weights], DIFFUSION_BOUND);
+        }
+    }
+}

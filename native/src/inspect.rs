@@ -1,0 +1,164 @@
+//! `wuerstchen inspect`: what is in a picture or a model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Cursor;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+use wuerstchen::{Checkpoint, ModelFiles, layout};
+
+use crate::files;
+use crate::generate::{PNG_KEY, Provenance};
+
+/// Arguments of `wuerstchen inspect`.
+#[derive(Args)]
+pub(crate) struct InspectArgs {
+    /// A generated PNG, a model folder or a bundle file
+    path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is known about a part of a model.
+#[derive(Serialize)]
+struct Part {
+    tensors: usize,
+    parameters: usize,
+    bytes: usize,
+    dtypes: BTreeSet<String>,
+    config: Value,
+}
+
+#[derive(Serialize)]
+struct Model {
+    card: Value,
+    parameters: usize,
+    bytes: usize,
+    parts: BTreeMap<String, Part>,
+}
+
+const PNG_SIGNATURE: &[u8] = b"\x89PNG";
+
+/// Prints what the file tells.
+pub(crate) fn run(args: &InspectArgs) -> Result<()> {
+    if args.path.is_file() {
+        let bytes = files::read(&args.path)?;
+        if bytes.starts_with(PNG_SIGNATURE) {
+            let found = provenance(&bytes)
+                .with_context(|| format!("cannot read {}", args.path.display()))?;
+            let Some(found) = found else {
+                bail!("{}: this picture does not tell how it was made", args.path.display());
+            };
+            return print_picture(&found, args.json);
+        }
+    }
+    let model = describe(&files::read_model(Some(&args.path))?);
+    match args.json {
+        true => crate::print(&serde_json::to_string(&model)?),
+        false => crate::print(model_text(&model).trim_end()),
+    }
+}
+
+/// How a picture was made; `None` if it does not tell.
+pub(crate) fn provenance(bytes: &[u8]) -> Result<Option<Provenance>> {
+    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
+    reader.finish()?;
+    for chunk in &reader.info().utf8_text {
+        if chunk.keyword == PNG_KEY {
+            return Ok(Some(serde_json::from_str(&chunk.get_text()?)?));
+        }
+    }
+    Ok(None)
+}
+
+fn print_picture(found: &Provenance, json: bool) -> Result<()> {
+    if json {
+        return crate::print(&serde_json::to_string(found)?);
+    }
+    let mut lines = vec![format!("prompt: {}", found.prompt)];
+    if !found.model.is_empty() {
+        lines.push(format!("model: {}", found.model));
+    }
+    lines.push(format!("image: {}", found.image));
+    lines.push(format!("version: {}", found.version));
+    for (name, value) in found.settings.as_object().into_iter().flatten() {
+        lines.push(format!("{name}: {value}"));
+    }
+    crate::print(&lines.join("\n"))
+}
+
+fn describe(files: &ModelFiles) -> Model {
+    let json = |path: &str| {
+        let text = files.texts.get(path);
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null)
+    };
+    let part = |(name, weights): (&String, &Checkpoint)| {
+        (name.clone(), describe_part(weights, json(&format!("{name}/config.json"))))
+    };
+    let parts: BTreeMap<_, _> = files.weights.iter().map(part).collect();
+    Model {
+        card: json(layout::CARD),
+        parameters: parts.values().map(|part| part.parameters).sum(),
+        bytes: parts.values().map(|part| part.bytes).sum(),
+        parts,
+    }
+}
+
+fn describe_part(weights: &Checkpoint, config: Value) -> Part {
+    let mut part = Part { tensors: 0, parameters: 0, bytes: 0, dtypes: BTreeSet::new(), config };
+    for (name, dtype, shape) in weights.describe() {
+        let count: usize = shape.iter().product();
+        part.tensors += 1;
+        part.parameters += if is_buffer(name) { 0 } else { count };
+        part.bytes += count * dtype_bytes(&dtype);
+        part.dtypes.insert(dtype);
+    }
+    part
+}
+
+/// Running statistics of batch norms, which are measured and not learnt.
+fn is_buffer(name: &str) -> bool {
+    let buffers = ["running_mean", "running_var", "num_batches_tracked", "position_ids"];
+    buffers.iter().any(|buffer| name.ends_with(buffer))
+}
+
+/// Bytes of a value, from the number of bits in the type's name.
+fn dtype_bytes(dtype: &str) -> usize {
+    let bits: String = dtype.chars().filter(char::is_ascii_digit).collect();
+    bits.parse::<usize>().map_or(1, |bits| bits / 8)
+}
+
+fn model_text(model: &Model) -> String {
+    let mut lines = Vec::new();
+    lines.push(format!("{:<32}{:>8}{:>16}{:>16}  types", "part", "tensors", "parameters", "bytes"));
+    for (name, part) in &model.parts {
+        let types: Vec<_> = part.dtypes.iter().map(String::as_str).collect();
+        lines.push(format!(
+            "{name:<32}{:>8}{:>16}{:>16}  {}",
+            part.tensors,
+            part.parameters,
+            part.bytes,
+            types.join(", ")
+        ));
+    }
+    lines.push(format!("{:<40}{:>16}{:>16}", "all", model.parameters, model.bytes));
+    for (name, part) in &model.parts {
+        if let Some(config) = part.config.as_object() {
+            lines.push(format!("\n{name}"));
+            for (field, value) in config.iter().filter(|(field, _)| !field.starts_with('_')) {
+                lines.push(format!("  {field}: {value}"));
+            }
+        }
+    }
+    if let Some(card) = model.card.as_object() {
+        lines.push(format!("\nmodel"));
+        for (field, value) in card {
+            lines.push(format!("  {field}: {value}"));
+        }
+    }
+    lines.join("\n")
+}
