@@ -1,5 +1,6 @@
 //! Würstchen on the command line.
 
+mod bench;
 mod devices;
 mod eval;
 mod files;
@@ -38,6 +39,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Measure how well pictures show what their prompts say
     Eval(eval::EvalArgs),
+    /// Time every stage, in generation and in training
+    Bench(bench::BenchArgs),
     /// Compare every stage with tensors of the authors' code
     Verify(verify::VerifyArgs),
     /// List the devices that can run the model
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Inspect(args) => inspect::run(&args).map(|()| true),
         Command::Train(args) => train::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),
+        Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Verify(args) => verify::run(&args),
         Command::Devices(args) => devices::run(&args).map(|()| true),
     }

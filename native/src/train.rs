@@ -111,7 +111,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
 }
 
 /// Reads the config and applies `KEY=VALUE` changes.
-fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
+pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the config {}", path.display()))?;
     let mut table: toml::Table =
@@ -212,6 +212,16 @@ impl Run {
         let scenes = config.b.cached_scenes;
         let latents =
             Cache::fill(&corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
+        let frozen = config.b.freeze_compressor;
+        let model = match frozen {
+            true => export::load_decoder(config, &weights, &device)?,
+            false => export::init_decoder(config, &device),
+        };
+        let compressor = burn::module::Module::valid(&model.compressor);
+        let encode = |x| image_embeddings(&compressor, x);
+        let on_batch = |n| bar.set_position(n as u64);
+        let scenes = if frozen { scenes } else { 0 };
+        let embeddings = Cache::fill(&corpus, scenes, &self.device, encode, on_batch);
         bar.finish_and_clear();
         let stage = StageB {
             corpus,
@@ -219,14 +229,14 @@ impl Run {
             device: device.clone(),
             schedule: config.model.schedule,
             latents,
+            embeddings,
             vqgan,
             vqgan_config: config.model.vqgan.clone(),
         };
-        let model = export::init_decoder(config, &device);
         let trainer = Trainer::new(stage, model, config.b.clone(), config.seed, device);
         let corpus = self.corpus()?;
         self.train(
-            "b",
+            if frozen { "b-frozen" } else { "b" },
             &config.b,
             trainer,
             resume,

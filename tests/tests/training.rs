@@ -66,6 +66,7 @@ fn stage_b_resumes_bit_equal() {
             device: device.clone(),
             schedule: config.model.schedule,
             latents,
+            embeddings: Cache::fill(&self::corpus(&config), 0, &Device::flex(), |x| x, |_| {}),
             vqgan: vqgan.clone(),
             vqgan_config: config.model.vqgan.clone(),
         };

@@ -89,6 +89,10 @@ pub struct StageConfig {
     pub steps: u64,
     /// Pictures in every update.
     pub batch_size: usize,
+    /// Threads that each compute an equal share of the batch's gradients; on a CPU as many as there
+    /// are cores. Batch norms then see a share's statistics.
+    #[serde(default = "one")]
+    pub shards: usize,
     /// Number of distinct scenes whose latents are computed once and kept; 0 draws every scene
     /// afresh.
     #[serde(default)]
@@ -113,17 +117,25 @@ pub struct StageConfig {
     /// Stage B: probability that a sample's image embedding is noised.
     #[serde(default)]
     pub embedding_noise: f64,
+    /// Stage B: goes on from the run's own model with the compressor as it is, so that its
+    /// embeddings can be cached and Stage C can be trained at the same time.
+    #[serde(default)]
+    pub freeze_compressor: bool,
     /// Whether the loss is weighted by p2.
     #[serde(default)]
     pub p2_weighting: bool,
 }
 
+fn one() -> usize {
+    1
+}
+
 impl TrainConfig {
-    /// Reads a TOML file.
+    /// Checks that the parts fit each other and the architecture.
     ///
     /// # Errors
     ///
-    /// Says where the text does not fit, or which size the architecture cannot use.
+    /// Names the first field that cannot be used and what it needs.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.model.vqgan.validate()?;
         self.model.compressor.validate()?;
@@ -148,6 +160,17 @@ impl TrainConfig {
         expect("decoder", "clip_embd", model.decoder_text.hidden_size, decoder.clip_embd)?;
         expect("prior", "c_in", model.compressor.c_latent, prior.c_in)?;
         expect("prior", "c_cond", model.prior_text.hidden_size, prior.c_cond)?;
+        for stage in [&self.a, &self.b, &self.c] {
+            let (batch, shards) = (stage.batch_size, stage.shards);
+            if batch == 0 || shards == 0 || batch % shards != 0 {
+                return Err(ConfigError {
+                    part: "training",
+                    field: "batch_size",
+                    expected: format!("a positive multiple of shards = {shards}"),
+                    found: batch.to_string(),
+                });
+            }
+        }
         let multiple = model.vqgan.downscale() * decoder.size_multiple();
         let multiple = multiple.max(model.compressor.downscale());
         if self.image_size == 0 || self.image_size % multiple != 0 {

@@ -95,6 +95,25 @@ pub fn load_vqgan(
     load(config.model.vqgan.init(device), weights, KeyTable::VQGAN)
 }
 
+/// Stage B's model from a model.
+///
+/// # Errors
+///
+/// The model has no Stage B of the run's config.
+pub fn load_decoder(
+    config: &TrainConfig,
+    files: &Weights,
+    device: &Device,
+) -> Result<DecoderModel, LoadError> {
+    let DecoderModel { decoder, text_encoder, compressor } = init_decoder(config, device);
+    let part = |folder| weights(files, folder, "b");
+    Ok(DecoderModel {
+        decoder: load(decoder, part(layout::DECODER)?, KeyTable::DIFFUSION)?,
+        text_encoder: load(text_encoder, part(layout::DECODER_TEXT)?, KeyTable::TEXT)?,
+        compressor: load(compressor, part(layout::COMPRESSOR)?, KeyTable::COMPRESSOR)?,
+    })
+}
+
 /// The semantic compressor from a model.
 ///
 /// # Errors

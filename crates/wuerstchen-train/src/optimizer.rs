@@ -102,15 +102,16 @@ impl Optimizer {
         Self { config, first: Values::new(), second: Values::new(), ema: values(module) }
     }
 
-    /// Updates the weights with the gradients of `loss.backward()`; `step` counts from 0.
+    /// Updates the weights with the gradients of a loss (see [`collect_gradients`]); `step` counts
+    /// from 0.
     pub fn step<M: Module>(
         &mut self,
         module: M,
-        gradients: &Gradients,
+        gradients: Values,
         step: u64,
         learning_rate: f64,
     ) -> (M, StepReport) {
-        let (gradients, grad_norm) = collect_gradients(&module, gradients);
+        let grad_norm = global_norm(&module, &gradients);
         if !grad_norm.is_finite() {
             return (module, StepReport { grad_norm, finite: false });
         }
@@ -181,29 +182,44 @@ impl ModuleMapper for Update<'_> {
     }
 }
 
-/// The gradient of every parameter that has one, and their global L2 norm.
-pub fn collect_gradients<M: Module>(module: &M, gradients: &Gradients) -> (Values, f64) {
+/// The gradient of every parameter that has one.
+pub fn collect_gradients<M: Module>(module: &M, gradients: &Gradients) -> Values {
     struct Collect<'a> {
         gradients: &'a Gradients,
         values: Values,
-        squares: Vec<Tensor<1>>,
     }
     impl ModuleVisitor for Collect<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = param.val().grad(self.gradients) {
-                let gradient: Tensor<1> = gradient.flatten(0, D - 1);
-                self.squares.push(gradient.clone().square().sum());
-                self.values.insert(param.id, gradient);
+                self.values.insert(param.id, gradient.flatten(0, D - 1));
             }
         }
     }
-    let mut collect = Collect { gradients, values: Values::new(), squares: Vec::new() };
+    let mut collect = Collect { gradients, values: Values::new() };
     module.visit(&mut collect);
-    let norm = match collect.squares.is_empty() {
+    collect.values
+}
+
+/// The L2 norm of all gradients together, summed in the order of the parameters so that it does not
+/// depend on hashing.
+fn global_norm<M: Module>(module: &M, gradients: &Values) -> f64 {
+    struct Squares<'a> {
+        gradients: &'a Values,
+        sums: Vec<Tensor<1>>,
+    }
+    impl ModuleVisitor for Squares<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.gradients.get(&param.id) {
+                self.sums.push(gradient.clone().square().sum());
+            }
+        }
+    }
+    let mut squares = Squares { gradients, sums: Vec::new() };
+    module.visit(&mut squares);
+    match squares.sums.is_empty() {
         true => 0.0,
-        false => f64::from(Tensor::cat(collect.squares, 0).sum().sqrt().into_scalar::<f32>()),
-    };
-    (collect.values, norm)
+        false => f64::from(Tensor::cat(squares.sums, 0).sum().sqrt().into_scalar::<f32>()),
+    }
 }
 
 /// The value of every parameter.
@@ -258,10 +274,10 @@ mod tests {
         let layer = burn::nn::LinearConfig::new(2, 1).with_bias(false).init(&device);
         let before = layer.weight.val().into_data();
         let x = Tensor::<2>::from_data([[1.0, -2.0]], &device);
-        let gradients = layer.forward(x).sum().backward();
+        let gradients = collect_gradients(&layer, &layer.forward(x).sum().backward());
         let config = OptimizerConfig { weight_decay: 0.0, ..Default::default() };
         let mut optimizer = Optimizer::new(config, &layer);
-        let (layer, report) = optimizer.step(layer, &gradients, 0, 0.5);
+        let (layer, report) = optimizer.step(layer, gradients, 0, 0.5);
         assert!((report.grad_norm - 5f64.sqrt()).abs() < 1e-6);
         let after = layer.weight.val().into_data();
         let difference =

@@ -1,5 +1,7 @@
 //! What each stage learns: its model and its loss.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::prelude::*;
 use wuerstchen::noise::Philox;
@@ -14,13 +16,12 @@ use crate::corpus::Corpus;
 use crate::shapes::Sample;
 
 /// A stage that can be trained.
-pub trait Stage {
+pub trait Stage: Sync {
     /// What is trained.
-    type Model: Module;
+    type Model: Module + Sync;
 
-    /// The loss of one batch. Everything random comes from `rng`; `first` is the number of the
-    /// batch's first sample.
-    fn loss(&self, model: &Self::Model, rng: &mut Philox, first: u64) -> Tensor<1>;
+    /// The mean loss of the samples of these numbers. Everything random comes from `rng`.
+    fn loss(&self, model: &Self::Model, rng: &mut Philox, samples: Range<u64>) -> Tensor<1>;
 }
 
 /// Stage A: pictures to latents and back.
@@ -39,8 +40,8 @@ const SQUARED_ERROR: f64 = 2.0;
 impl Stage for StageA {
     type Model = Vqgan;
 
-    fn loss(&self, model: &Vqgan, rng: &mut Philox, first: u64) -> Tensor<1> {
-        let samples = samples(&self.corpus, &self.config, first);
+    fn loss(&self, model: &Vqgan, rng: &mut Philox, samples: Range<u64>) -> Tensor<1> {
+        let samples: Vec<_> = samples.map(|index| self.corpus.sample(index)).collect();
         let pictures = self.corpus.pictures(&samples, &self.device);
         let latents = model.encode(pictures.clone(), Statistics::Batch);
         let quantized = model.quantize(latents.clone());
@@ -77,6 +78,8 @@ pub struct StageB {
     pub schedule: Schedule,
     /// Stage A's latents of the cached scenes.
     pub latents: Cache,
+    /// The image embeddings of the cached scenes, where the compressor is frozen.
+    pub embeddings: Cache,
     /// Stage A, frozen.
     pub vqgan: Vqgan,
     /// Its config.
@@ -86,16 +89,22 @@ pub struct StageB {
 impl Stage for StageB {
     type Model = DecoderModel;
 
-    fn loss(&self, model: &DecoderModel, rng: &mut Philox, first: u64) -> Tensor<1> {
-        let batch = self.config.batch_size;
-        let chosen = self.latents.choose(rng, batch, first);
+    fn loss(&self, model: &DecoderModel, rng: &mut Philox, samples: Range<u64>) -> Tensor<1> {
+        let chosen = self.latents.choose(rng, samples);
         let samples: Vec<_> = chosen.iter().map(|&index| self.corpus.sample(index)).collect();
-        let pictures = self.corpus.pictures(&samples, &self.device);
+        let pictures = |device: &Device| self.corpus.pictures(&samples, device);
         let latents = self.latents.get(&chosen).unwrap_or_else(|| {
-            stage_a_latents(&self.vqgan, &self.vqgan_config, pictures.clone().inner())
+            let pictures = pictures(&self.device.clone().inner());
+            stage_a_latents(&self.vqgan, &self.vqgan_config, pictures)
         });
-        let normalised = compressor::normalise(pictures);
-        let embedding = model.compressor.forward(normalised, Statistics::Batch);
+        let embedding = match (self.embeddings.get(&chosen), self.config.freeze_compressor) {
+            (Some(embedding), _) => Tensor::from_inner(embedding),
+            (None, true) => image_embeddings(&model.compressor, pictures(&self.device)).detach(),
+            (None, false) => {
+                let normalised = compressor::normalise(pictures(&self.device));
+                model.compressor.forward(normalised, Statistics::Batch)
+            }
+        };
         let embedding = self.perturb(embedding, rng);
         let captions = captions(&self.corpus, &self.config, &samples, rng);
         let text = model.text_encoder.forward(&captions);
@@ -152,8 +161,8 @@ pub struct StageC {
 impl Stage for StageC {
     type Model = PriorModel;
 
-    fn loss(&self, model: &PriorModel, rng: &mut Philox, first: u64) -> Tensor<1> {
-        let chosen = self.embeddings.choose(rng, self.config.batch_size, first);
+    fn loss(&self, model: &PriorModel, rng: &mut Philox, samples: Range<u64>) -> Tensor<1> {
+        let chosen = self.embeddings.choose(rng, samples);
         let samples: Vec<_> = chosen.iter().map(|&index| self.corpus.sample(index)).collect();
         let embeddings = self.embeddings.get(&chosen).unwrap_or_else(|| {
             let pictures = self.corpus.pictures(&samples, &self.device.clone().inner());
@@ -213,10 +222,10 @@ impl Cache {
 
     /// The numbers of a batch's samples: any of the cached scenes, or the next ones if there are
     /// none.
-    fn choose(&self, rng: &mut Philox, batch: usize, first: u64) -> Vec<u64> {
+    fn choose(&self, rng: &mut Philox, samples: Range<u64>) -> Vec<u64> {
         match self.scenes {
-            0 => (first..first + batch as u64).collect(),
-            scenes => (0..batch).map(|_| u64::from(rng.below(scenes as u32))).collect(),
+            0 => samples.collect(),
+            scenes => samples.map(|_| u64::from(rng.below(scenes as u32))).collect(),
         }
     }
 
@@ -269,10 +278,6 @@ impl Noised {
 
 fn column(values: &[f32], device: &Device) -> Tensor<4> {
     Tensor::<1>::from_data(values, device).reshape([values.len(), 1, 1, 1])
-}
-
-fn samples(corpus: &Corpus, config: &StageConfig, first: u64) -> Vec<Sample> {
-    (first..first + config.batch_size as u64).map(|index| corpus.sample(index)).collect()
 }
 
 fn captions(

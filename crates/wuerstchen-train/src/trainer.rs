@@ -11,7 +11,7 @@ use wuerstchen::weights::{KeyTable, load, tensors};
 use wuerstchen::{Checkpoint, LoadError, WeightDtype};
 
 use crate::config::StageConfig;
-use crate::optimizer::{Optimizer, values, with_values};
+use crate::optimizer::{Optimizer, Values, collect_gradients, values, with_values};
 use crate::stages::Stage;
 
 /// Trains one stage, one update at a time.
@@ -76,15 +76,12 @@ impl<S: Stage> Trainer<S> {
     pub fn step(mut self) -> (Self, Metrics) {
         // Only dropout draws from the device's own generator.
         self.device.seed(self.seed ^ self.step);
-        let mut rng = Philox::new(self.seed, self.step);
-        let first = self.step * self.config.batch_size as u64;
-        let loss = self.stage.loss(&self.model, &mut rng, first);
-        let gradients = loss.backward();
-        let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
-        let (model, report) = self.optimizer.step(self.model, &gradients, self.step, learning_rate);
+        let (gradients, loss) = self.gradients();
+        let learning_rate =
+            self.config.optimizer.learning_rate_at(self.step, self.config.steps);
+        let (model, report) = self.optimizer.step(self.model, gradients, self.step, learning_rate);
         self.model = model;
         self.step += 1;
-        let loss = f64::from(loss.into_scalar::<f32>());
         let metrics = Metrics {
             step: self.step,
             loss,
@@ -93,6 +90,44 @@ impl<S: Stage> Trainer<S> {
             finite: report.finite && loss.is_finite(),
         };
         (self, metrics)
+    }
+
+    /// The gradients and the loss of this step's batch, each shard of it on its own thread.
+    fn gradients(&self) -> (Values, f64) {
+        let shards = self.config.shards as u64;
+        let size = self.config.batch_size as u64 / shards;
+        let shard = |shard: u64| {
+            let number = self.step * shards + shard;
+            // Its own graph: burn's autodiff would wait for the other shards' otherwise.
+            let model = self.model.clone().fork(&self.device);
+            let mut rng = Philox::new(self.seed, number);
+            let loss = self.stage.loss(&model, &mut rng, number * size..(number + 1) * size);
+            let gradients = collect_gradients(&model, &loss.backward());
+            (gradients, f64::from(loss.into_scalar::<f32>()))
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let run = |i| scope.spawn(move || shard(i));
+            let threads: Vec<_> = (1..shards).map(run).collect();
+            let first = shard(0);
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            std::iter::once(first).chain(threads.into_iter().map(join)).collect()
+        });
+        let share = 1.0 / shards as f64;
+        let (mut total, mut loss) = (Values::new(), 0.0);
+        for (gradients, shard_loss) in results {
+            loss += shard_loss * share;
+            for (id, gradient) in gradients {
+                let gradient = gradient * share;
+                let sum = match total.remove(&id) {
+                    Some(sum) => sum + gradient,
+                    None => gradient,
+                };
+                total.insert(id, sum);
+            }
+        }
+        (total, loss)
     }
 
     /// The model with the moving average of the weights, without autodiff.

@@ -121,6 +121,11 @@ pub struct Decoder {
 }
 
 impl DecoderConfig {
+    /// The letters of a level's blocks, once.
+    pub(crate) fn letters(&self, level: usize) -> String {
+        self.level_config[level].letters()
+    }
+
     /// Number of resolutions.
     pub fn levels(&self) -> usize {
         self.c_hidden.len()

@@ -36,6 +36,7 @@ pub mod config;
 pub mod decoder;
 pub mod guidance;
 pub mod image;
+mod multiply_adds;
 pub mod noise;
 pub mod options;
 pub mod pipeline;

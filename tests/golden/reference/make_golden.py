@@ -7,8 +7,7 @@ all of it again in Rust and compares.
 
 The sizes are odd on purpose: five-by-five kernels, an odd time embedding, three levels of which the
 middle one has neither attention nor an image embedding, a padding token that is no end token,
-pictures that are not square. No weight is zero, so that no term can be forgotten unseen: a fresh
-model has zeros in the response norms, the time mappers, the gammas and the last convolution.
+pictures that are not square.
 
     python make_golden.py --out ../small --seed 20
 """
@@ -18,69 +17,32 @@ import copy
 import json
 import re
 import tempfile
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    DDPMWuerstchenScheduler,
-    WuerstchenCombinedPipeline,
-    WuerstchenDecoderPipeline,
-    WuerstchenPriorPipeline,
-)
+from diffusers import DDPMWuerstchenScheduler
 from diffusers.pipelines.wuerstchen import (
     DEFAULT_STAGE_C_TIMESTEPS,
-    PaellaVQModel,
-    WuerstchenDiffNeXt,
-    WuerstchenPrior,
     pipeline_wuerstchen,
     pipeline_wuerstchen_prior,
 )
 from diffusers.schedulers import scheduling_ddpm_wuerstchen
+from models import BOS, DECODER, EOS, LENGTH, PRIOR, Models, encode, make_tokenizer, normalise
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConvConfig
 from torchvision.transforms import v2 as transforms
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPTokenizerFast
-from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-PRIOR = {"c_in": 6, "c": 24, "c_cond": 20, "c_r": 17, "depth": 3, "nhead": 3, "dropout": 0.1}
-DECODER = {
-    "c_in": 4, "c_out": 4, "c_r": 17, "patch_size": 2, "c_cond": 20, "c_hidden": [8, 12, 24],
-    "nhead": [2, -1, 4], "blocks": [1, 2, 1], "level_config": ["CTA", "CT", "CTA"],
-    "inject_effnet": [True, False, True], "effnet_embd": 6, "clip_embd": 28, "kernel_size": 5,
-    "dropout": 0.1,
-}  # fmt: skip
-VQGAN = {
-    "levels": 2, "bottleneck_blocks": 3, "embed_dim": 12, "latent_channels": 4,
-    "num_vq_embeddings": 48, "scale_factor": 0.3764,
-}  # fmt: skip
-PRIOR_TEXT = {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4}
-DECODER_TEXT = {"hidden_size": 28, "num_hidden_layers": 3, "num_attention_heads": 2}
-EFFNET = [  # expansion, kernel, stride, channels in and out, layers
-    FusedMBConvConfig(1, 3, 1, 6, 6, 1),
-    FusedMBConvConfig(4, 3, 2, 6, 10, 2),
-    FusedMBConvConfig(4, 3, 2, 10, 8, 1),
-    MBConvConfig(4, 3, 2, 8, 16, 1),
-    MBConvConfig(6, 3, 1, 16, 16, 2),
-    MBConvConfig(6, 3, 2, 16, 24, 1),
-]
-EFFNET_HEAD = 40
 HEIGHT, WIDTH = 256, 128
 EMBEDDING, LATENTS = (6, 3), (64, 32)  # what the pipelines make of that size
+PART = (32, 16)  # of the latents, where the decoder runs by itself
 PROMPT, NEGATIVE = "A Shiba Inu in a spacesuit, floating above Venus!", "blurred, low quality"
 PRIOR_GUIDANCE, DECODER_GUIDANCE = 4.0, 2.0
-LENGTH = 77
-BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "!"
-CORPUS = """a shiba inu in a spacesuit floating above venus blurred low quality the quality of the
-light over the mountains a painting of a lighthouse in a storm the sleepy badger walks along the
-sleepy river at night a photo of a teapot isn't it what they've we'll the the the a a in in of"""
 PROMPTS = [
     "", " ", "teapot", PROMPT, NEGATIVE, "A BADGER's sett isn't BLUE; it's #2: 50% 2.71",
-    "crème brûlée – “Größe” … 大阪 🦡 e\u0301", "  tabs\tand\nlines   and\u00a0more  ",
+    "crème brûlée – “Größe” … 大阪 🦡 e\u0301", "  tabs\tand\nlines  and\u00a0more  ",
     f"{BOS}light{EOS} house", "the sleepy badger walks along the river " * 12,
     "we'll they've you're I'm he'd don't", "z" * 150, "don’t!? wait!!! 12345",
 ]  # fmt: skip
@@ -96,158 +58,6 @@ PRIOR_KEPT = r"blocks\.\d+|projection|cond_mapper|out"
 DECODER_KEPT = r"(down|up)_blocks\.\d+\.\d+|effnet_mappers\.\d+|clip_mapper|embedding|clf"
 VQGAN_KEPT = r"(down|up)_blocks\.\d+|in_block|out_block"
 EFFNET_KEPT = r"backbone\.\d|backbone\.[1-6]\.\d|mapper"
-TEXT_KEPT = r"text_model\.embeddings|text_model\.encoder\.layers\.\d+"
-
-
-class Compressor(nn.Module):
-    """The semantic compressor as the authors build it."""
-
-    def __init__(self):
-        super().__init__()
-        norm = partial(nn.BatchNorm2d, eps=1e-3)
-        net = EfficientNet(EFFNET, 0.0, 0.0, norm_layer=norm, last_channel=EFFNET_HEAD)
-        self.backbone = net.features
-        channels = PRIOR["c_in"]
-        conv = nn.Conv2d(EFFNET_HEAD, channels, 1, bias=False)
-        self.mapper = nn.Sequential(conv, nn.BatchNorm2d(channels))
-
-    def forward(self, x):
-        return self.mapper(self.backbone(x))
-
-
-class Models:
-    """Everything that has weights, and the tokenizer."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        self.prior = randomise(WuerstchenPrior(**PRIOR))
-        self.decoder = randomise(WuerstchenDiffNeXt(**DECODER))
-        self.vqgan = calibrate(randomise(PaellaVQModel(**VQGAN)), "encode", (4, 3, 32, 32))
-        self.effnet = calibrate(randomise(Compressor()), "forward", (4, 3, 64, 64))
-        self.prior_text = self.text(PRIOR_TEXT)
-        self.text = self.text(DECODER_TEXT)
-
-    def text(self, sizes):
-        ids = {f"{k}_token_id": getattr(self.tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
-        config = CLIPTextConfig(
-            vocab_size=len(self.tokenizer), intermediate_size=2 * sizes["hidden_size"],
-            projection_dim=sizes["hidden_size"], hidden_act="gelu", **sizes, **ids,
-        )  # fmt: skip
-        return randomise(CLIPTextModel(config))
-
-    def prior_pipeline(self):
-        scheduler = DDPMWuerstchenScheduler()
-        return quiet(WuerstchenPriorPipeline(self.tokenizer, self.prior_text, self.prior, scheduler))
-
-    def decoder_pipeline(self):
-        scheduler = DDPMWuerstchenScheduler()
-        return quiet(WuerstchenDecoderPipeline(
-            self.tokenizer, self.text, self.decoder, scheduler, self.vqgan
-        ))  # fmt: skip
-
-    def combined_pipeline(self):
-        schedulers = [DDPMWuerstchenScheduler() for _ in range(2)]
-        pipeline = WuerstchenCombinedPipeline(
-            self.tokenizer, self.text, self.decoder, schedulers[0], self.vqgan,
-            self.tokenizer, self.prior_text, self.prior, schedulers[1],
-        )  # fmt: skip
-        return quiet(pipeline)
-
-
-def quiet(pipeline):
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@torch.no_grad()
-def randomise(model):
-    """Gives every parameter a random value of a size at which signals keep theirs."""
-    for name, p in model.named_parameters():
-        fan_in = p[0].numel() ** 0.5 if p.ndim > 1 else 1.0
-        mean, std = 0.0, 1.0 / fan_in
-        if name.endswith("bias"):
-            std = 0.08
-        elif name.endswith(("gamma", "gammas")):
-            std = 0.4
-        elif name.endswith("beta"):
-            std = 0.1
-        elif p.ndim == 1:  # a norm's weight
-            mean, std = 1.0, 0.15
-        elif name.endswith(".mapper.weight"):  # of the time embedding
-            std = 0.25 / fan_in
-        elif name.endswith("vquantizer.embedding.weight"):
-            std = 1.0
-        elif name.endswith("_embedding.weight"):
-            std = 0.4
-        if name.startswith("effnet_mappers") and name.endswith("weight"):
-            std = 0.1 / fan_in  # image embeddings are of the order of 42
-        # The last layers: a prediction close to the input keeps the samplings from exploding.
-        if name in ("out.1.weight", "clf.1.weight"):
-            std = 0.1 / fan_in
-        elif name in ("out.1.bias", "clf.1.bias"):
-            std = 0.02
-        elif name == "out_block.0.weight":
-            std = 0.25 / fan_in
-        elif name == "out_block.0.bias":
-            mean, std = 0.5, 0.02
-        p.copy_(mean + std * torch.randn(p.shape))
-        if name == "clf.1.bias":
-            p[len(p) // 2 :] += 3.0  # the denominator, behind a sigmoid
-    return model.eval()
-
-
-@torch.no_grad()
-def calibrate(model, method, shape):
-    """Takes the statistics of all batch norms from a few random batches."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.train()
-        norm.momentum = None  # a plain mean
-    for _ in range(3):
-        x = torch.rand(shape)
-        if method == "encode":
-            model.encode(x, return_dict=False)
-        else:
-            model(normalise(x))
-    for norm in norms:
-        norm.momentum = 0.1
-    return model.eval()
-
-
-normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-
-
-def make_tokenizer(folder):
-    """A byte-pair vocabulary in the form of CLIP's, with merges learnt from a few sentences."""
-    base = list(bytes_to_unicode().values())
-    counts = Counter(re.findall(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+", CORPUS))
-    words = {word: [*word[:-1], word[-1] + "</w>"] for word in counts}
-    merges = []
-    while len(merges) < 100:
-        pairs = Counter()
-        for word, parts in words.items():
-            for pair in zip(parts, parts[1:]):
-                pairs[pair] += counts[word]
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        for parts in words.values():
-            for i in reversed(range(len(parts) - 1)):
-                if tuple(parts[i : i + 2]) == best:
-                    parts[i : i + 2] = ["".join(best)]
-    tokens = [*base, *(c + "</w>" for c in base), *map("".join, merges), BOS, EOS]
-    assert len(set(tokens)) == len(tokens)
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab, rules = folder / "vocab.json", folder / "merges.txt"
-    vocab.write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    rules.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    options = {"pad_token": PAD, "model_max_length": LENGTH}
-    slow, fast = (kind(str(vocab), str(rules), **options) for kind in (CLIPTokenizer, CLIPTokenizerFast))
-    return slow, fast
-
-
-def encode(tokenizer, prompts):
-    options = {"padding": "max_length", "max_length": LENGTH, "truncation": True}
-    return tokenizer(prompts, return_tensors="pt", **options)
 
 
 class Outputs:
@@ -309,14 +119,16 @@ def golden_prior(models):
 
 @torch.no_grad()
 def golden_decoder(models):
-    x, clip = torch.randn(2, DECODER["c_in"], *LATENTS), torch.randn(2, LENGTH, DECODER["clip_embd"])
-    effnet, r = 20 * torch.randn(2, DECODER["effnet_embd"], *EMBEDDING), torch.tensor([0.8127, 0.1493])
+    x, r = torch.randn(2, DECODER["c_in"], *PART), torch.tensor([0.8127, 0.1493])
+    effnet = 20 * torch.randn(2, DECODER["effnet_embd"], *EMBEDDING)
+    clip = torch.randn(2, LENGTH, DECODER["clip_embd"])
     model = models.decoder
     with Outputs(model, DECODER_KEPT) as tensors:
         y = model(x, r, effnet, clip)
     tensors |= {"x": x, "r": r, "effnet": effnet, "clip": clip, "y": y}
     tensors["a"], tensors["b"] = model(x, r, effnet, clip, return_noise=False)
-    tensors["r_embed"], tensors["clip_embed"] = model.gen_r_embedding(r), model.gen_c_embeddings(clip)
+    tensors["r_embed"] = model.gen_r_embedding(r)
+    tensors["clip_embed"] = model.gen_c_embeddings(clip)
     exact = copy.deepcopy(model).double()(*(v.double() for v in (x, r, effnet, clip)))
     return tensors, error(y, exact)
 
@@ -330,8 +142,8 @@ def golden_vqgan(models):
         with Outputs(model, VQGAN_KEPT) as tensors:
             latents = model.encode(image, return_dict=False)[0]
             decoded = model.decode(latents, force_not_quantize=True).sample
-        nearest = torch.cdist(latents.permute(0, 2, 3, 1).reshape(-1, 4), codes).topk(2, largest=False)
-        margin = nearest.values.diff(dim=1).min().item()
+        distances = torch.cdist(latents.permute(0, 2, 3, 1).flatten(0, 2), codes)
+        margin = distances.topk(2, largest=False).values.diff(dim=1).min().item()
     quantized, _, (_, _, indices) = model.vquantizer(latents)
     indices = indices.reshape(2, *latents.shape[2:])
     tensors |= {
@@ -374,9 +186,8 @@ def golden_effnet(models):
 def golden_clip(tokenizer, model):
     inputs = encode(tokenizer, [PROMPT, "", PROMPTS[9]])
     ids, mask = inputs.input_ids, inputs.attention_mask
-    with Outputs(model, TEXT_KEPT) as tensors:
-        result = model(ids, attention_mask=mask, output_hidden_states=True)
-    tensors |= {f"hidden_states.{i}": h for i, h in enumerate(result.hidden_states)}
+    result = model(ids, attention_mask=mask, output_hidden_states=True)
+    tensors = {f"hidden_states.{i}": h for i, h in enumerate(result.hidden_states)}
     tensors |= {"input_ids": ids, "attention_mask": mask}
     tensors["last_hidden_state"] = result.last_hidden_state
     tensors["last_hidden_state.no_mask"] = model(ids).last_hidden_state
@@ -407,17 +218,20 @@ def golden_interpolate():
 
 def golden_scheduler():
     t = torch.linspace(0, 1, 41)
-    tensors = {"t": t, "default_stage_c_timesteps": torch.tensor(DEFAULT_STAGE_C_TIMESTEPS, dtype=torch.float64)}
+    stage_c = torch.tensor(DEFAULT_STAGE_C_TIMESTEPS, dtype=torch.float64)
+    tensors = {"t": t, "default_stage_c_timesteps": stage_c}
     for scaler in (0.5, 1.0, 2.0):
         alphas = DDPMWuerstchenScheduler(scaler=scaler)._alpha_cumprod(t, "cpu")
         tensors[f"alpha_cumprod.scaler{scaler}"] = alphas
-    lists = {"stagec": DEFAULT_STAGE_C_TIMESTEPS, "custom": [1.0, 0.81, 0.42, 0.13, 0.0], "n12": 12, "n60": 60}
+    lists = {
+        "stagec": {"timesteps": DEFAULT_STAGE_C_TIMESTEPS},
+        "custom": {"timesteps": [1.0, 0.81, 0.42, 0.13, 0.0]},
+        "n12": {"num_inference_steps": 12},
+        "n60": {"num_inference_steps": 60},
+    }
     for name, times in lists.items():
         scheduler = DDPMWuerstchenScheduler()
-        if isinstance(times, int):
-            scheduler.set_timesteps(times)
-        else:
-            scheduler.set_timesteps(timesteps=times)
+        scheduler.set_timesteps(**times)
         x, predictions = [torch.randn(2, 2, 2, 3)], []
         with Noises() as noises:
             for time in scheduler.timesteps[:-1]:
@@ -426,7 +240,8 @@ def golden_scheduler():
         tensors[f"timesteps.{name}"] = scheduler.timesteps
         for key, values in {"x": x, "pred": predictions, "noise": noises}.items():
             tensors[f"steps.{name}.{key}"] = torch.stack(values)
-    x0, noise, t = torch.randn(4, 2, 3, 4), torch.randn(4, 2, 3, 4), torch.tensor([0.03, 0.4, 0.77, 1.0])
+    x0, noise = torch.randn(4, 2, 3, 4), torch.randn(4, 2, 3, 4)
+    t = torch.tensor([0.03, 0.4, 0.77, 1.0])
     scheduler = DDPMWuerstchenScheduler()
     tensors |= {"add_noise.x0": x0, "add_noise.noise": noise, "add_noise.t": t}
     tensors["add_noise.y"] = scheduler.add_noise(x0, noise, t)
@@ -457,7 +272,7 @@ def sample(pipeline, name, **arguments):
 
 
 def golden_pipeline(models):
-    pipeline, tensors, embeddings = models.prior_pipeline(), {}, None
+    pipeline, tensors = models.prior_pipeline(), {}
     guided = {"guidance_scale": PRIOR_GUIDANCE, "negative_prompt": NEGATIVE}
     variants = {
         "prior_cfg": {**guided, "num_inference_steps": 4},
@@ -466,7 +281,8 @@ def golden_pipeline(models):
         "prior_n2": {**guided, "num_inference_steps": 2, "num_images_per_prompt": 2},
     }
     for name, arguments in variants.items():
-        result, seen = sample(pipeline, name, prompt=PROMPT, height=HEIGHT, width=WIDTH, **arguments)
+        arguments |= {"prompt": PROMPT, "height": HEIGHT, "width": WIDTH}
+        result, seen = sample(pipeline, name, **arguments)
         tensors |= seen | {f"{name}.image_embeddings": result.image_embeddings}
         assert result.image_embeddings.shape[2:] == EMBEDDING
     embeddings = tensors["prior_cfg.image_embeddings"]
@@ -480,11 +296,9 @@ def golden_pipeline(models):
         assert last.shape[2:] == LATENTS
         with torch.no_grad():
             unclamped = vqgan.decode(vqgan.config.scale_factor * last).sample
-        image = result.images
-        assert torch.equal(image, unclamped.clamp(0, 1))
-        levels = (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
-        tensors |= seen | {f"{name}.unclamped": unclamped, f"{name}.image": image}
-        tensors[f"{name}.image_u8"] = levels
+        assert torch.equal(result.images, unclamped.clamp(0, 1))  # so it need not be kept
+        levels = (result.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+        tensors |= seen | {f"{name}.unclamped": unclamped, f"{name}.image_u8": levels}
     return tensors
 
 
@@ -499,7 +313,8 @@ def golden_combined(models):
 
 def train_diffusion(model, shape, inputs, predict):
     """One step of the authors' training without dropout, with AdamW as PyTorch has it."""
-    x0, noise, t = torch.randn(2, *shape), torch.randn(2, *shape), torch.tensor([0.8611, 0.3127])
+    x0, noise = 3 * torch.randn(2, *shape), torch.randn(2, *shape)
+    t = torch.tensor([0.8611, 0.3127])
     xt = DDPMWuerstchenScheduler().add_noise(x0, noise, t)
     model = copy.deepcopy(model)
     pred = predict(model, xt, t)
@@ -524,11 +339,11 @@ def golden_train_prior(models):
 
 
 def golden_train_decoder(models):
-    """On a part of the latents, which is enough and small."""
-    effnet, clip = torch.randn(2, DECODER["effnet_embd"], 3, 2), torch.randn(2, LENGTH, DECODER["clip_embd"])
+    effnet = torch.randn(2, DECODER["effnet_embd"], 3, 2)
+    clip = torch.randn(2, LENGTH, DECODER["clip_embd"])
     predict = lambda model, xt, t: model(xt, t, effnet, clip)  # noqa: E731
     inputs = {"effnet": effnet, "clip": clip}
-    return train_diffusion(models.decoder, (DECODER["c_in"], 32, 16), inputs, predict)
+    return train_diffusion(models.decoder, (DECODER["c_in"], *PART), inputs, predict)
 
 
 def golden_train_vqgan(models):
@@ -562,8 +377,9 @@ def fused(weights):
 
 def save_original(models, folder):
     folder.mkdir()
-    names = {k.replace("quantizer.embedding", "quantizer.codebook"): v for k, v in models.vqgan.state_dict().items()}
-    torch.save({"state_dict": names}, folder / "vqgan_f4_v1_500k.pt")
+    weights = dict(models.vqgan.state_dict())
+    weights["vquantizer.codebook.weight"] = weights.pop("vquantizer.embedding.weight")
+    torch.save({"state_dict": weights}, folder / "vqgan_f4_v1_500k.pt")
     compressor = dict(models.effnet.state_dict())
     stage_b = {"state_dict": fused(models.decoder.state_dict()), "effnet_state_dict": compressor}
     torch.save(stage_b, folder / "model_v2_stage_b.pt")
@@ -595,14 +411,16 @@ def main():
     out.mkdir(parents=True)  # never writes into what is there
     with tempfile.TemporaryDirectory() as folder:
         slow, fast = make_tokenizer(Path(folder))
-        tokens = golden_tokenizer(slow, fast)
         models = Models(fast)
         models.prior_pipeline().save_pretrained(out / "wuerstchen-prior")
+        # A tokenizer that was used saves its padding and truncation: the second one has them.
+        tokens = golden_tokenizer(slow, fast)
         models.decoder_pipeline().save_pretrained(out / "wuerstchen")
     save_effnet(models, out / "effnet")
     save_original(models, out / "original")
 
-    measured = {f.__name__[7:]: f(models) for f in (golden_prior, golden_decoder, golden_vqgan, golden_effnet)}
+    stages = (golden_prior, golden_decoder, golden_vqgan, golden_effnet)
+    measured = {stage.__name__.removeprefix("golden_"): stage(models) for stage in stages}
     goldens = {name: tensors for name, (tensors, _) in measured.items()} | {
         "clip_prior": golden_clip(fast, models.prior_text),
         "clip_decoder": golden_clip(fast, models.text),

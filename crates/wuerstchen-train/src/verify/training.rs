@@ -15,7 +15,7 @@ use wuerstchen::{
 use super::VerifyError;
 use super::compare::{Recorder, read};
 use super::stages::{DIFFUSION_BOUND, EXACT_BOUND, config_path};
-use crate::optimizer::{Optimizer, OptimizerConfig};
+use crate::optimizer::{Optimizer, OptimizerConfig, collect_gradients};
 
 /// Largest relative error of gradients, which sum over all positions.
 const GRADIENT_BOUND: f64 = 1e-3;
@@ -147,6 +147,7 @@ fn check_optimizer_step<M: Module>(
     let config = OptimizerConfig::default();
     let learning_rate = config.learning_rate;
     let mut optimizer = Optimizer::new(config, model);
+    let gradients = collect_gradients(model, gradients);
     let (model, _) = optimizer.step(model.clone(), gradients, 0, learning_rate);
     for (parameter, _, weights) in tensors(&model, KeyTable::DIFFUSION) {
         let name = format!("after/{parameter}");

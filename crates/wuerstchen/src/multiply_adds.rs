@@ -1,0 +1,96 @@
+//! How many multiply-adds a forward pass takes, so that times of implementations compare.
+//!
+//! Counts convolutions and matrix products of one picture; norms, activations and sums are left out.
+
+use crate::decoder::DecoderConfig;
+use crate::prior::PriorConfig;
+use crate::text::TextEncoderConfig;
+use crate::vqgan::VqganConfig;
+
+fn res_block(pixels: usize, channels: usize, skip: usize, kernel: usize) -> usize {
+    pixels * channels * (kernel * kernel + 4 * (channels + skip) + 4 * channels)
+}
+
+fn attention_block(pixels: usize, tokens: usize, channels: usize, condition: usize) -> usize {
+    let projections = channels * channels * (4 * pixels + 2 * tokens);
+    projections + tokens * condition * channels + 2 * pixels * (pixels + tokens) * channels
+}
+
+impl PriorConfig {
+    /// Multiply-adds of one prediction at `[height, width]` with `tokens` text tokens.
+    pub fn multiply_adds(&self, [height, width]: [usize; 2], tokens: usize) -> usize {
+        let (pixels, c) = (height * width, self.c);
+        let group = res_block(pixels, c, 0, 3)
+            + 2 * c * self.c_r
+            + attention_block(pixels, tokens, c, c);
+        self.depth * group + pixels * c * 3 * self.c_in + tokens * c * (self.c_cond + c)
+    }
+}
+
+impl DecoderConfig {
+    /// Multiply-adds of one prediction of latents `[height, width]` with `tokens` text tokens.
+    pub fn multiply_adds(&self, [height, width]: [usize; 2], tokens: usize) -> usize {
+        let patch = self.patch_size * self.patch_size;
+        let pixels = |level: usize| height * width / (patch << (2 * level));
+        let mut total = tokens * self.clip_embd * self.c_cond
+            + pixels(0) * self.c_hidden[0] * patch * (self.c_in + 2 * self.c_out);
+        for (level, &c) in self.c_hidden.iter().enumerate() {
+            let injected = self.inject_effnet[level];
+            let condition = if injected { self.c_cond } else { 0 };
+            let blocks = |letter| self.letters(level).matches(letter).count() * self.blocks[level];
+            let way = blocks('C') * res_block(pixels(level), c, condition, self.kernel_size)
+                + blocks('T') * 2 * c * self.c_r
+                + blocks('A') * attention_block(pixels(level), tokens, c, self.c_cond)
+                + pixels(level) * self.effnet_embd * condition;
+            total += 2 * way;
+            if level + 1 < self.levels() {
+                let next = self.c_hidden[level + 1];
+                // The U-Net skip of the first block on the way up, and both changes of resolution.
+                total += pixels(level) * c * 4 * c + 2 * pixels(level + 1) * 4 * c * next;
+            }
+        }
+        total
+    }
+}
+
+impl VqganConfig {
+    /// Multiply-adds of decoding latents `[height, width]`.
+    pub fn decode_multiply_adds(&self, [height, width]: [usize; 2]) -> usize {
+        let mut total = height * width * self.latent_channels * self.embed_dim;
+        for level in 0..self.levels {
+            let (pixels, c) = ((height * width) << (2 * level), self.embed_dim >> level);
+            let blocks = if level == 0 { self.bottleneck_blocks } else { 1 };
+            total += blocks * pixels * c * (9 + 8 * c);
+            if level + 1 < self.levels {
+                total += pixels * 16 * c * (c / 2);
+            }
+        }
+        let (pixels, c) = ((height * width) << (2 * (self.levels - 1)), self.embed_dim);
+        let patch = self.up_down_scale_factor * self.up_down_scale_factor;
+        total + pixels * (c >> (self.levels - 1)) * self.out_channels * patch
+    }
+}
+
+impl TextEncoderConfig {
+    /// Multiply-adds of embedding one prompt.
+    pub fn multiply_adds(&self) -> usize {
+        let (tokens, width) = (self.max_position_embeddings, self.hidden_size);
+        let layer = tokens * width * (4 * width + 2 * self.intermediate_size)
+            + 2 * tokens * tokens * width;
+        self.num_hidden_layers * layer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One pixel, one channel, no text: 9 + 4 + 4 for the residual block, 2 for the time, 4 + 2 for
+    /// the attention, 3 in and out.
+    #[test]
+    fn smallest_prior_counted_by_hand() {
+        let config =
+            PriorConfig { c_in: 1, c: 1, c_cond: 1, c_r: 1, depth: 1, nhead: 1, dropout: 0.0 };
+        assert_eq!(config.multiply_adds([1, 1], 0), 17 + 2 + 6 + 3);
+    }
+}

@@ -1,0 +1,177 @@
+//! `wuerstchen bench`: times of every stage, with sizes that let them be set beside others.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use burn::tensor::{Device, Distribution, Tensor};
+use clap::Args;
+use serde_json::{Value, json};
+use wuerstchen::text::TokenIds;
+use wuerstchen_train::Trainer;
+use wuerstchen_train::config::TrainConfig;
+use wuerstchen_train::corpus::Corpus;
+use wuerstchen_train::export::{decoder_text, init_decoder, init_prior, prior_text};
+use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC};
+
+use crate::devices::{Choice, choose};
+
+/// Arguments of `wuerstchen bench`.
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// A training config whose models are timed with random weights [default: the built-in model's]
+    #[arg(short, long)]
+    config: Option<PathBuf>,
+    /// Runs of each measurement; the median is printed
+    #[arg(long, default_value_t = 10)]
+    runs: usize,
+    /// Where to run
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Choice,
+}
+
+/// The config of the built-in model.
+const BUILT_IN: &str = include_str!("../../configs/shapes.toml");
+
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    let config: TrainConfig = match &args.config {
+        Some(path) => crate::train::read_config(path, &[])?,
+        None => toml::from_str(BUILT_IN)?,
+    };
+    config.validate().map_err(|error| crate::usage(&error.into()))?;
+    let found = choose(args.device)?;
+    let bench = Bench { config, device: found.device.clone(), runs: args.runs.max(1) };
+    let report = json!({
+        "device": found.name,
+        "threads": std::thread::available_parallelism().map_or(1, usize::from),
+        "model": bench.config.name,
+        "runs": bench.runs,
+        "generation": bench.generation(),
+        "training": bench.training()?,
+    });
+    crate::print(&serde_json::to_string_pretty(&report)?)
+}
+
+struct Bench {
+    config: TrainConfig,
+    device: Device,
+    runs: usize,
+}
+
+impl Bench {
+    /// One forward pass of every stage for one picture, without guidance.
+    fn generation(&self) -> Value {
+        let (model, device) = (&self.config.model, &self.device);
+        let tokens = model.max_tokens;
+        let embedding = self.config.image_size / model.compressor.downscale();
+        let latents = self.config.image_size / model.vqgan.downscale();
+        let random = |shape: [usize; 4]| {
+            Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device)
+        };
+        let text = |width| {
+            Tensor::<3>::random([1, tokens, width], Distribution::Normal(0.0, 1.0), device)
+        };
+        let x = random([1, model.prior.c_in, embedding, embedding]);
+        let z = random([1, model.decoder.c_in, latents, latents]);
+        let ids = [TokenIds { ids: vec![0; tokens], attended: vec![true; tokens] }];
+
+        let prior = model.prior.init(device);
+        let decoder = model.decoder.init(device);
+        let vqgan = model.vqgan.init(device);
+        let encoder = prior_text(&self.config).init(device);
+        let (prior_width, decoder_width) = (model.prior.c_cond, model.decoder.clip_embd);
+        let [prior_input, decoder_input] = [text(prior_width), text(decoder_width)];
+        let prior_secs =
+            self.time(|| prior.forward(x.clone(), &[0.5], prior_input.clone()));
+        let decoder_secs = self.time(|| {
+            decoder.forward(z.clone(), &[0.5], x.clone(), decoder_input.clone())
+        });
+        let vqgan_secs = self.time(|| vqgan.decode(z.clone()));
+        let text_secs = self.time(|| encoder.forward(&ids));
+        let line = |stage, input: Vec<usize>, multiply_adds: usize, secs: f64| {
+            json!({"stage": stage, "input": input, "multiply_adds": multiply_adds, "secs": secs,
+                   "gmac_per_sec": multiply_adds as f64 / secs / 1e9})
+        };
+        let text_macs =
+            [prior_text(&self.config), decoder_text(&self.config)].map(|c| c.multiply_adds());
+        json!([
+            line("text", vec![1, tokens], text_macs[0], text_secs),
+            line("prior", x.dims().to_vec(),
+                 model.prior.multiply_adds([embedding; 2], tokens), prior_secs),
+            line("decoder", z.dims().to_vec(),
+                 model.decoder.multiply_adds([latents; 2], tokens), decoder_secs),
+            line("vqgan", z.dims().to_vec(),
+                 model.vqgan.decode_multiply_adds([latents; 2]), vqgan_secs),
+        ])
+    }
+
+    /// Updates of every stage at the config's batch size, on scenes drawn afresh.
+    fn training(&self) -> Result<Value> {
+        let (config, device) = (&self.config, self.device.clone().autodiff());
+        let corpus =
+            || Corpus::new(config.seed, config.image_size, config.model.max_tokens);
+        let no_cache = || Ok::<_, anyhow::Error>(Cache::fill(&corpus()?, 0, &self.device, |x| x, |_| {}));
+        let a = StageA { corpus: corpus()?, config: config.a.clone(), device: device.clone() };
+        let b = StageB {
+            corpus: corpus()?,
+            config: config.b.clone(),
+            device: device.clone(),
+            schedule: config.model.schedule,
+            latents: no_cache()?,
+            embeddings: no_cache()?,
+            vqgan: config.model.vqgan.init(&self.device),
+            vqgan_config: config.model.vqgan.clone(),
+        };
+        let c = StageC {
+            corpus: corpus()?,
+            config: config.c.clone(),
+            device: device.clone(),
+            schedule: config.model.schedule,
+            embeddings: no_cache()?,
+            compressor: config.model.compressor.init(&self.device),
+        };
+        Ok(json!([
+            self.time_training("a", a, config.model.vqgan.init(&device), &config.a),
+            self.time_training("b", b, init_decoder(config, &device), &config.b),
+            self.time_training("c", c, init_prior(config, &device), &config.c),
+        ]))
+    }
+
+    fn time_training<S: Stage>(
+        &self,
+        name: &str,
+        stage: S,
+        model: S::Model,
+        config: &wuerstchen_train::config::StageConfig,
+    ) -> Value {
+        let device = self.device.clone().autodiff();
+        let trainer = Trainer::new(stage, model, config.clone(), self.config.seed, device);
+        let (mut trainer, _) = trainer.step();
+        let mut times = Vec::new();
+        for _ in 0..self.runs {
+            let start = Instant::now();
+            (trainer, _) = trainer.step();
+            times.push(start.elapsed().as_secs_f64());
+        }
+        let secs = median(times);
+        let batch = config.batch_size;
+        json!({"stage": name, "batch_size": batch, "secs": secs,
+               "samples_per_sec": batch as f64 / secs})
+    }
+
+    /// Median seconds of a computation, its result read back; the first run is not counted.
+    fn time<const D: usize>(&self, compute: impl Fn() -> Tensor<D>) -> f64 {
+        let once = || {
+            let start = Instant::now();
+            let _ = compute().into_data();
+            start.elapsed().as_secs_f64()
+        };
+        once();
+        median((0..self.runs).map(|_| once()).collect())
+    }
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
