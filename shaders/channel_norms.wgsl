@@ -11,6 +11,7 @@ alias elem = f32;
 @group(0) @binding(1) var<storage, read_write> norms: array<elem>; // [B, C]
 @group(0) @binding(2) var<storage, read_write> dims: array<u32>; // B, H·W, C
 
+const BLOCK = 256u; // pixels in a part of the sum
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -26,10 +27,15 @@ fn main(
         return;
     }
     let start = index / channels * pixels * channels + index % channels;
+    // Sums of sums: one long sum of f32 would lose what it adds to.
     var sum = 0.0;
-    for (var pixel = 0u; pixel < pixels; pixel++) {
-        let value = f32(x[start + pixel * channels]);
-        sum += value * value;
+    for (var first = 0u; first < pixels; first += BLOCK) {
+        var part = 0.0;
+        for (var pixel = first; pixel < min(first + BLOCK, pixels); pixel++) {
+            let value = f32(x[start + pixel * channels]);
+            part += value * value;
+        }
+        sum += part;
     }
     norms[index] = elem(sqrt(sum));
 }

@@ -65,12 +65,10 @@ impl Bench {
         let tokens = model.max_tokens;
         let embedding = self.config.image_size / model.compressor.downscale();
         let latents = self.config.image_size / model.vqgan.downscale();
-        let random = |shape: [usize; 4]| {
-            Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device)
-        };
-        let text = |width| {
-            Tensor::<3>::random([1, tokens, width], Distribution::Normal(0.0, 1.0), device)
-        };
+        let random =
+            |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device);
+        let text =
+            |width| Tensor::<3>::random([1, tokens, width], Distribution::Normal(0.0, 1.0), device);
         let x = random([1, model.prior.c_in, embedding, embedding]);
         let z = random([1, model.decoder.c_in, latents, latents]);
         let ids = [TokenIds { ids: vec![0; tokens], attended: vec![true; tokens] }];
@@ -81,11 +79,9 @@ impl Bench {
         let encoder = prior_text(&self.config).init(device);
         let (prior_width, decoder_width) = (model.prior.c_cond, model.decoder.clip_embd);
         let [prior_input, decoder_input] = [text(prior_width), text(decoder_width)];
-        let prior_secs =
-            self.time(|| prior.forward(x.clone(), &[0.5], prior_input.clone()));
-        let decoder_secs = self.time(|| {
-            decoder.forward(z.clone(), &[0.5], x.clone(), decoder_input.clone())
-        });
+        let prior_secs = self.time(|| prior.forward(x.clone(), &[0.5], prior_input.clone()));
+        let decoder_secs =
+            self.time(|| decoder.forward(z.clone(), &[0.5], x.clone(), decoder_input.clone()));
         let vqgan_secs = self.time(|| vqgan.decode(z.clone()));
         let text_secs = self.time(|| encoder.forward(&ids));
         let line = |stage, input: Vec<usize>, multiply_adds: usize, secs: f64| {
@@ -96,21 +92,33 @@ impl Bench {
             [prior_text(&self.config), decoder_text(&self.config)].map(|c| c.multiply_adds());
         json!([
             line("text", vec![1, tokens], text_macs[0], text_secs),
-            line("prior", x.dims().to_vec(),
-                 model.prior.multiply_adds([embedding; 2], tokens), prior_secs),
-            line("decoder", z.dims().to_vec(),
-                 model.decoder.multiply_adds([latents; 2], tokens), decoder_secs),
-            line("vqgan", z.dims().to_vec(),
-                 model.vqgan.decode_multiply_adds([latents; 2]), vqgan_secs),
+            line(
+                "prior",
+                x.dims().to_vec(),
+                model.prior.multiply_adds([embedding; 2], tokens),
+                prior_secs
+            ),
+            line(
+                "decoder",
+                z.dims().to_vec(),
+                model.decoder.multiply_adds([latents; 2], tokens),
+                decoder_secs
+            ),
+            line(
+                "vqgan",
+                z.dims().to_vec(),
+                model.vqgan.decode_multiply_adds([latents; 2]),
+                vqgan_secs
+            ),
         ])
     }
 
     /// Updates of every stage at the config's batch size, on scenes drawn afresh.
     fn training(&self) -> Result<Value> {
         let (config, device) = (&self.config, self.device.clone().autodiff());
-        let corpus =
-            || Corpus::new(config.seed, config.image_size, config.model.max_tokens);
-        let no_cache = || Ok::<_, anyhow::Error>(Cache::fill(&corpus()?, 0, &self.device, |x| x, |_| {}));
+        let corpus = || Corpus::new(config.seed, config.image_size, config.model.max_tokens);
+        let no_cache =
+            || Ok::<_, anyhow::Error>(Cache::fill(&corpus()?, 0, &self.device, |x| x, |_| {}));
         let a = StageA { corpus: corpus()?, config: config.a.clone(), device: device.clone() };
         let b = StageB {
             corpus: corpus()?,

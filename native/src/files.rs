@@ -189,7 +189,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// Writes a file so that it is whole or not there: under another name first, then renamed.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_added_extension("part");
+    // Two programs may write the same file at a time.
+    let part = path.with_added_extension(format!("{}.part", std::process::id()));
     let write = || {
         let mut file = fs::File::create(&part)?;
         file.write_all(bytes)?;

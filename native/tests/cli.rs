@@ -43,9 +43,23 @@ fn assert_all_agree(device: &str) {
     assert!(failed.is_empty(), "{failed:#?}");
     assert_eq!(code, Some(0));
     for file in [
-        "prior", "decoder", "vqgan", "effnet", "clip_prior", "clip_decoder", "interpolate",
-        "scheduler", "tokenizer", "pipeline", "train_prior", "train_decoder", "train_vqgan",
-        "original/prior", "original/decoder", "original/vqgan", "original/effnet",
+        "prior",
+        "decoder",
+        "vqgan",
+        "effnet",
+        "clip_prior",
+        "clip_decoder",
+        "interpolate",
+        "scheduler",
+        "tokenizer",
+        "pipeline",
+        "train_prior",
+        "train_decoder",
+        "train_vqgan",
+        "original/prior",
+        "original/decoder",
+        "original/vqgan",
+        "original/effnet",
     ] {
         assert!(checks.iter().any(|check| check["file"] == file), "{file} was not compared");
     }

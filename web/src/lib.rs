@@ -1,1 +1,1 @@
-//! .
+//! Würstchen in the browser: the WebAssembly layer over [`wuerstchen::Pipeline`], not written yet.

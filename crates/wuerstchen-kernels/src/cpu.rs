@@ -227,9 +227,15 @@ fn row_statistics(x: &[f32]) -> (f32, f32) {
 /// The L2 norm of every channel over the pixels, and the mean of the norms plus `ε`.
 #[inline(always)]
 fn channel_norms(x: &[f32], channels: usize) -> (Vec<f32>, f32) {
-    let mut norms = vec![0.0f32; channels];
-    for x in x.chunks_exact(channels) {
-        norms.iter_mut().zip(x).for_each(|(norm, x)| *norm += x * x);
+    const BLOCK: usize = 256; // pixels in a part of the sum
+    let (mut norms, mut part) = (vec![0.0f32; channels], vec![0.0f32; channels]);
+    // Sums of sums: one long sum of f32 would lose what it adds to.
+    for x in x.chunks(BLOCK * channels) {
+        part.fill(0.0);
+        for x in x.chunks_exact(channels) {
+            part.iter_mut().zip(x).for_each(|(part, x)| *part += x * x);
+        }
+        norms.iter_mut().zip(&part).for_each(|(norm, part)| *norm += part);
     }
     norms.iter_mut().for_each(|norm| *norm = norm.sqrt());
     let mean = norms.iter().sum::<f32>() / channels as f32;

@@ -77,8 +77,7 @@ impl<S: Stage> Trainer<S> {
         // Only dropout draws from the device's own generator.
         self.device.seed(self.seed ^ self.step);
         let (gradients, loss) = self.gradients();
-        let learning_rate =
-            self.config.optimizer.learning_rate_at(self.step, self.config.steps);
+        let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
         let (model, report) = self.optimizer.step(self.model, gradients, self.step, learning_rate);
         self.model = model;
         self.step += 1;

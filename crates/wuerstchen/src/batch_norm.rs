@@ -64,6 +64,8 @@ impl ChannelBatchNorm {
         let (mean, variance) = (mean.squeeze_dim(0), variance.squeeze_dim(0));
         let update = |state: &RunningState<Tensor<1>>, value: Tensor<1>| {
             state.update(state.value_sync() * (1.0 - MOMENTUM) + value.detach() * MOMENTUM);
+            // Only synchronised values are saved with the module.
+            let _ = state.value_sync();
         };
         update(&self.running_mean, mean.clone());
         // PyTorch keeps the unbiased variance and normalises by the biased one.

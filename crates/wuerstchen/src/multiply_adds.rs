@@ -20,9 +20,8 @@ impl PriorConfig {
     /// Multiply-adds of one prediction at `[height, width]` with `tokens` text tokens.
     pub fn multiply_adds(&self, [height, width]: [usize; 2], tokens: usize) -> usize {
         let (pixels, c) = (height * width, self.c);
-        let group = res_block(pixels, c, 0, 3)
-            + 2 * c * self.c_r
-            + attention_block(pixels, tokens, c, c);
+        let group =
+            res_block(pixels, c, 0, 3) + 2 * c * self.c_r + attention_block(pixels, tokens, c, c);
         self.depth * group + pixels * c * 3 * self.c_in + tokens * c * (self.c_cond + c)
     }
 }
@@ -75,8 +74,8 @@ impl TextEncoderConfig {
     /// Multiply-adds of embedding one prompt.
     pub fn multiply_adds(&self) -> usize {
         let (tokens, width) = (self.max_position_embeddings, self.hidden_size);
-        let layer = tokens * width * (4 * width + 2 * self.intermediate_size)
-            + 2 * tokens * tokens * width;
+        let layer =
+            tokens * width * (4 * width + 2 * self.intermediate_size) + 2 * tokens * tokens * width;
         self.num_hidden_layers * layer
     }
 }

@@ -85,22 +85,29 @@ impl Tokenizer {
     ///
     /// Names the file that is missing or cannot be read, or the special token that is unknown.
     pub fn new(files: &TokenizerFiles, length: usize) -> Result<Self, TokenizerError> {
-        let inner = match (&files.tokenizer, &files.vocab, &files.merges) {
+        let config = json("tokenizer_config.json", files.tokenizer_config.as_deref())?;
+        let map = json("special_tokens_map.json", files.special_tokens_map.as_deref())?;
+        let special = |key: &str| {
+            let token = text_of(&config[key]).or_else(|| text_of(&map[key]));
+            token.unwrap_or_else(|| END.to_owned())
+        };
+        let (pad, end) = (special("pad_token"), special("eos_token"));
+        let mut inner: tokenizers::Tokenizer = match (&files.tokenizer, &files.vocab, &files.merges)
+        {
             (Some(tokenizer), ..) => tokenizer
                 .parse()
                 .map_err(|error: tokenizers::Error| file_error("tokenizer.json", error))?,
-            (None, Some(vocab), Some(merges)) => from_vocabulary(vocab, merges)?,
+            (None, Some(vocab), Some(merges)) => from_vocabulary(vocab, merges, &pad)?,
             _ => return Err(TokenizerError::NoVocabulary),
         };
-        let config = json("tokenizer_config.json", files.tokenizer_config.as_deref())?;
-        let map = json("special_tokens_map.json", files.special_tokens_map.as_deref())?;
-        let special = |role: &'static str, key: &str, default: &str| {
-            let token = text_of(&config[key]).or_else(|| text_of(&map[key]));
-            let token = token.unwrap_or_else(|| default.to_owned());
+        // A file saved after use asks for padding and cutting too, which `encode` does itself.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| file_error("tokenizer.json", error))?;
+        let id = |role, token: String| {
             let id = inner.token_to_id(&token);
             id.ok_or(TokenizerError::UnknownToken { role, token })
         };
-        let (pad, end) = (special("padding", "pad_token", END)?, special("end", "eos_token", END)?);
+        let (pad, end) = (id("padding", pad)?, id("end", end)?);
         Ok(Self { inner, pad, end, length })
     }
 
@@ -146,7 +153,13 @@ fn text_of(token: &Value) -> Option<String> {
 }
 
 /// The tokenizer that `tokenizer.json` of CLIP describes, from the two files it was made of.
-fn from_vocabulary(vocab: &str, merges: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
+///
+/// The padding token is never split, whatever it is: older tokenizers pad with `!`.
+fn from_vocabulary(
+    vocab: &str,
+    merges: &str,
+    pad: &str,
+) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let vocab: std::collections::HashMap<String, u32> =
         serde_json::from_str(vocab).map_err(|error| file_error("vocab.json", error))?;
     let pairs = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version"));
@@ -191,10 +204,13 @@ fn from_vocabulary(vocab: &str, merges: &str) -> Result<tokenizers::Tokenizer, T
         .trim_offsets(false)
         .add_prefix_space(false),
     ));
-    tokenizer
-        .add_special_tokens(
-            [BEGIN, END].map(|token| AddedToken::from(token, true).normalized(true)),
-        )
-        .map_err(|error| file_error("vocab.json", error))?;
+    let mut special = vec![BEGIN, END];
+    if !special.contains(&pad) {
+        special.push(pad);
+    }
+    // transformers lets only CLIP's own two pass the normaliser.
+    let added = special.into_iter().enumerate();
+    let added = added.map(|(i, token)| AddedToken::from(token, true).normalized(i < 2));
+    tokenizer.add_special_tokens(added).map_err(|error| file_error("vocab.json", error))?;
     Ok(tokenizer)
 }
