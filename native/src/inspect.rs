@@ -155,7 +155,7 @@ fn model_text(model: &Model) -> String {
         }
     }
     if let Some(card) = model.card.as_object() {
-        lines.push(format!("\nmodel"));
+        lines.push("\nmodel".to_string());
         for (field, value) in card {
             lines.push(format!("  {field}: {value}"));
         }

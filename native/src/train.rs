@@ -197,7 +197,7 @@ impl Run {
                 let decoded = model.decode(latents).clamp(0.0, 1.0);
                 Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
             },
-            |model| export::vqgan_weights(model),
+            export::vqgan_weights,
         )
     }
 
@@ -256,7 +256,7 @@ impl Run {
                 let decoded = block_on(decoded)?.clamp(0.0, 1.0);
                 Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
             },
-            |model| export::decoder_weights(model),
+            export::decoder_weights,
         )
     }
 
@@ -301,7 +301,7 @@ impl Run {
                 let go = &mut |_: wuerstchen::Progress| ControlFlow::Continue(());
                 Ok(block_on(pipeline.generate_each(&prompts, settings, go))?.images)
             },
-            |model| export::prior_weights(model),
+            export::prior_weights,
         )
     }
 

@@ -173,7 +173,7 @@ impl TrainConfig {
         }
         let multiple = model.vqgan.downscale() * decoder.size_multiple();
         let multiple = multiple.max(model.compressor.downscale());
-        if self.image_size == 0 || self.image_size % multiple != 0 {
+        if self.image_size == 0 || !self.image_size.is_multiple_of(multiple) {
             return Err(ConfigError {
                 part: "training",
                 field: "image_size",

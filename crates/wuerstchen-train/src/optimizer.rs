@@ -131,7 +131,7 @@ impl Optimizer {
     }
 
     fn average<M: Module>(&mut self, module: &M, step: u64) {
-        if step % self.config.ema_every.max(1) != 0 {
+        if !step.is_multiple_of(self.config.ema_every.max(1)) {
             return;
         }
         let beta = if step < self.config.ema_start { 0.0 } else { self.config.ema_beta };

@@ -85,6 +85,7 @@ pub struct Compressor {
 }
 
 #[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "two of eight stages are small")]
 enum Stage {
     Conv(ConvNorm),
     Blocks(Vec<InvertedBlock>),

@@ -42,7 +42,7 @@ pub(crate) fn heads_divide(
     heads: usize,
     channels: usize,
 ) -> Result<(), ConfigError> {
-    match heads > 0 && channels % heads == 0 {
+    match heads > 0 && channels.is_multiple_of(heads) {
         true => Ok(()),
         false => Err(ConfigError::new(part, field, format!("a divisor of {channels}"), heads)),
     }

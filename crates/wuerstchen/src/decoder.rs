@@ -160,7 +160,7 @@ impl DecoderConfig {
         if self.c_r < 4 {
             return Err(ConfigError::new("decoder", "c_r", "at least 4", self.c_r));
         }
-        if self.kernel_size % 2 == 0 {
+        if self.kernel_size.is_multiple_of(2) {
             return Err(ConfigError::new("decoder", "kernel_size", "odd", self.kernel_size));
         }
         let levels = self.levels();
@@ -267,7 +267,7 @@ impl Decoder {
     /// - x: `[B, c_in, H, W]`, height and width multiples of
     ///   [`DecoderConfig::size_multiple`]
     /// - times: `B` diffusion times in `[0, 1]`, 1 is pure noise
-    /// - image_embedding: `[B, effnet_embd, h, w]`, of any size
+    /// - `image_embedding`: `[B, effnet_embd, h, w]`, of any size
     /// - text: `[B, T, clip_embd]`
     /// - output: `[B, c_out, H, W]`
     pub fn forward(

@@ -355,7 +355,7 @@ impl Pipeline {
     /// # Shapes
     ///
     /// - x, output: `[B, 4, H, W]`
-    /// - image_embedding: `[B, effnet_embd, h, w]`
+    /// - `image_embedding`: `[B, effnet_embd, h, w]`
     /// - text: `[B, T, clip_embd]`
     pub async fn sample_decoder(
         &self,
@@ -407,7 +407,7 @@ impl Pipeline {
         let cells = (pixels as f64 / self.prior_index.resolution_multiple).ceil() as usize;
         let latents = (cells as f64 * self.decoder_index.latent_dim_scale) as usize;
         let exact = latents * self.vqgan_config.downscale() == pixels;
-        let fits = latents % self.decoder_config.size_multiple() == 0;
+        let fits = latents.is_multiple_of(self.decoder_config.size_multiple());
         (pixels > 0 && pixels <= MAX_SIDE && exact && fits).then_some((cells, latents))
     }
 

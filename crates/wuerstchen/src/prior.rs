@@ -136,7 +136,7 @@ impl Prior {
         channels_first((x - a) / ((b * -1.0 + 1.0).abs() + OUTPUT_EPSILON))
     }
 
-    /// The text as the blocks see it: linear, leaky ReLU, linear.
+    /// The text as the blocks see it: linear, leaky `ReLU`, linear.
     ///
     /// # Shapes
     ///

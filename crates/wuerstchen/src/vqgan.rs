@@ -112,7 +112,7 @@ impl VqganConfig {
             positive("vqgan", field, value)?;
         }
         let multiple = 1usize << (self.levels - 1).min(31);
-        if self.embed_dim == 0 || self.embed_dim % multiple != 0 {
+        if self.embed_dim == 0 || !self.embed_dim.is_multiple_of(multiple) {
             let expected = format!("a multiple of {multiple}");
             return Err(ConfigError::new("vqgan", "embed_dim", expected, self.embed_dim));
         }

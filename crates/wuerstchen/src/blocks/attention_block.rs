@@ -28,7 +28,7 @@ pub struct AttentionBlockConfig {
 pub struct AttentionBlock {
     /// Multi-head attention.
     pub attention: Attention,
-    /// SiLU, then `[D]` to `[C]`.
+    /// `SiLU`, then `[D]` to `[C]`.
     pub kv_mapper: Linear,
 }
 
@@ -55,7 +55,11 @@ impl AttentionBlockConfig {
     /// [`DecoderConfig`](crate::DecoderConfig) check it first.
     pub fn init(&self, device: &Device) -> AttentionBlock {
         let channels = self.channels;
-        assert!(channels % self.heads == 0, "{} heads do not divide {channels}", self.heads);
+        assert!(
+            channels.is_multiple_of(self.heads),
+            "{} heads do not divide {channels}",
+            self.heads
+        );
         let square = || linear(channels, channels, 1.0, device);
         AttentionBlock {
             attention: Attention {

@@ -40,7 +40,7 @@ impl TimestepBlock {
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - time_embedding: `[B, R]`
+    /// - `time_embedding`: `[B, R]`
     pub fn forward(&self, x: Tensor<4>, time_embedding: Tensor<2>) -> Tensor<4> {
         let [batch, .., channels] = x.dims();
         let ab = self.scale_shift.forward(time_embedding).reshape([batch, 1, 1, 2 * channels]);
