@@ -1,6 +1,7 @@
 // The L2 norm of every channel over the pixels of a picture, the reduction of global response norm.
 //
-// One invocation per picture and channel: neighbouring invocations read neighbouring channels.
+// One workgroup per picture and eight channels: eight rows of invocations each sum every eighth
+// pixel, then the eight sums are added. Neighbouring invocations read neighbouring channels.
 // Twin: `reference::channel_norms` in crates/wuerstchen-kernels/src/global_response_norm.rs.
 
 alias elem = f32;
@@ -11,8 +12,11 @@ alias elem = f32;
 @group(0) @binding(1) var<storage, read_write> norms: array<elem>; // [B, C]
 @group(0) @binding(2) var<storage, read_write> dims: array<u32>; // B, H·W, C
 
-const BLOCK = 256u; // pixels in a part of the sum
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
+const CHANNELS = 8u; // of one workgroup; matches `CHANNELS` in wgsl.rs
+const ROWS = WORKGROUP_SIZE / CHANNELS;
+
+var<workgroup> partial: array<f32, WORKGROUP_SIZE>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
@@ -22,20 +26,25 @@ fn main(
 ) {
     let pixels = dims[1];
     let channels = dims[2];
-    let index = (group.y * groups.x + group.x) * WORKGROUP_SIZE + lane;
-    if index >= dims[0] * channels {
-        return;
-    }
-    let start = index / channels * pixels * channels + index % channels;
-    // Sums of sums: one long sum of f32 would lose what it adds to.
+    let blocks = (channels + CHANNELS - 1u) / CHANNELS;
+    let index = group.y * groups.x + group.x;
+    let picture = index / blocks;
+    let channel = index % blocks * CHANNELS + lane % CHANNELS;
+    let exists = picture < dims[0] && channel < channels;
+
     var sum = 0.0;
-    for (var first = 0u; first < pixels; first += BLOCK) {
-        var part = 0.0;
-        for (var pixel = first; pixel < min(first + BLOCK, pixels); pixel++) {
-            let value = f32(x[start + pixel * channels]);
-            part += value * value;
+    if exists {
+        for (var pixel = lane / CHANNELS; pixel < pixels; pixel += ROWS) {
+            let value = f32(x[(picture * pixels + pixel) * channels + channel]);
+            sum += value * value;
         }
-        sum += part;
     }
-    norms[index] = elem(sqrt(sum));
+    partial[lane] = sum;
+    workgroupBarrier();
+    if exists && lane < CHANNELS {
+        for (var row = 1u; row < ROWS; row++) {
+            sum += partial[row * CHANNELS + lane];
+        }
+        norms[picture * channels + channel] = elem(sqrt(sum));
+    }
 }

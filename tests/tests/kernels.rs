@@ -1,4 +1,4 @@
-//! Every shader against its composed twin, on whatever adapter there is.
+//! Every shader, on whatever adapter there is, against its composed twin on the CPU.
 
 use burn::prelude::*;
 use wuerstchen_kernels::{
@@ -17,9 +17,9 @@ const SHAPES: [[usize; 4]; 5] =
 fn layer_norm_matches_its_twin() {
     let Some(device) = gpu() else { return };
     for (seed, shape) in SHAPES.into_iter().enumerate() {
-        let x = values(shape, seed as u64, &device);
-        let expected = reference::layer_norm(x.clone());
-        let error = relative_error(layer_norm(x), expected);
+        let x = |device: &Device| values(shape, seed as u64, device);
+        let expected = reference::layer_norm(x(&Device::flex()));
+        let error = relative_error(layer_norm(x(&device)), expected);
         // One channel is its own mean: both sides are zero.
         assert!(shape[3] == 1 || error < TOLERANCE, "{shape:?}: {error}");
     }
@@ -29,10 +29,13 @@ fn layer_norm_matches_its_twin() {
 fn global_response_norm_matches_its_twin() {
     let Some(device) = gpu() else { return };
     for (seed, shape) in SHAPES.into_iter().enumerate() {
-        let x = values(shape, seed as u64, &device);
-        let gamma = values([1, 1, 1, shape[3]], 1, &device);
-        let beta = values([1, 1, 1, shape[3]], 2, &device);
-        let expected = reference::global_response_norm(x.clone(), gamma.clone(), beta.clone());
+        let on = |device: &Device| {
+            let affine = |seed| values([1, 1, 1, shape[3]], seed, device);
+            (values(shape, seed as u64, device), affine(1), affine(2))
+        };
+        let (x, gamma, beta) = on(&Device::flex());
+        let expected = reference::global_response_norm(x, gamma, beta);
+        let (x, gamma, beta) = on(&device);
         let error = relative_error(global_response_norm(x, gamma, beta), expected);
         assert!(error < TOLERANCE, "{shape:?}: {error}");
     }
@@ -46,11 +49,14 @@ fn depthwise_conv_matches_its_twin() {
             [(3, 1, Padding::Zeros), (3, 2, Padding::Zeros), (5, 1, Padding::Replicate)]
         {
             let options = DepthwiseOptions { stride, padding };
-            let x = values(shape, seed as u64, &device);
-            let weight = values([shape[3], 1, size, size], 1, &device);
-            let bias: Tensor<1> = values([shape[3]], 2, &device);
-            let expected =
-                reference::depthwise_conv(x.clone(), weight.clone(), bias.clone(), options);
+            let on = |device: &Device| {
+                let weight: Tensor<4> = values([shape[3], 1, size, size], 1, device);
+                let bias: Tensor<1> = values([shape[3]], 2, device);
+                (values(shape, seed as u64, device), weight, bias)
+            };
+            let (x, weight, bias) = on(&Device::flex());
+            let expected = reference::depthwise_conv(x, weight, bias, options);
+            let (x, weight, bias) = on(&device);
             let error = relative_error(depthwise_conv(x, weight, bias, options), expected);
             assert!(error < TOLERANCE, "{shape:?} {size}x{size} {options:?}: {error}");
         }

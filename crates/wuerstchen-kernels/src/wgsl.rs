@@ -16,6 +16,9 @@ use crate::depthwise_conv::{DepthwiseOptions, Padding};
 /// Invocations in a workgroup; every shader names the same number.
 const WORKGROUP_SIZE: usize = 64;
 
+/// Channels that one workgroup of `channel_norms.wgsl` handles.
+const CHANNELS: usize = 8;
+
 /// Most workgroups along one axis of a dispatch that every WebGPU device takes.
 const MAX_GROUPS: u32 = 65_535;
 
@@ -85,7 +88,7 @@ impl WgslKernels for CubeBackend {
     fn wgsl_channel_norms(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let [batch, height, width, channels] = x.meta.shape().dims();
         let shape = norms_shape(x.meta.shape());
-        let groups = (batch * channels).div_ceil(WORKGROUP_SIZE);
+        let groups = batch * channels.div_ceil(CHANNELS);
         let source = include_str!("../../../shaders/channel_norms.wgsl");
         Shader { name: "channel_norms", source }.launch(
             vec![x],
