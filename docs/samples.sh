@@ -19,7 +19,7 @@ prompts=(
     "a blue diamond below an orange circle on a gray background"
 )
 for i in "${!prompts[@]}"; do
-    "$binary" generate "${prompts[$i]}" -o "$folder/$i.png" --device cpu 2>/dev/null
+    "$binary" generate "${prompts[$i]}" -m "$(dirname "$0")/../models/shapes.safetensors" -o "$folder/$i.png" --device cpu 2>/dev/null
     convert "$folder/$i.png" -filter point -resize 300% \
         -background white -gravity center -size 192x44 -pointsize 13 "caption:${prompts[$i]}" \
         -append "$folder/$i-captioned.png"

@@ -16,6 +16,7 @@ if [ -z "${WUERSTCHEN_GPU_TESTS:-}" ] && ! ls /usr/share/vulkan/icd.d/*.json >/d
         exit 1
     fi
 fi
+export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/tmp}" # Mesa complains without one
 rustup component add rustfmt clippy
 rustup target add wasm32-unknown-unknown
 

@@ -70,6 +70,15 @@ fn every_golden_agrees_on_the_cpu() {
     assert_all_agree("cpu");
 }
 
+/// On any adapter, a software one too; only an explicit `WUERSTCHEN_GPU_TESTS=no` skips it.
+#[test]
+fn every_golden_agrees_on_the_gpu() {
+    if std::env::var("WUERSTCHEN_GPU_TESTS").is_ok_and(|value| value == "no") {
+        return;
+    }
+    assert_all_agree("gpu");
+}
+
 /// A golden with one weight changed must be noticed, or the comparison shows nothing.
 #[test]
 fn a_changed_weight_is_noticed() {
