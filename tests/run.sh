@@ -3,7 +3,6 @@
 # software one if need be), documentation, the WebAssembly build. Installs what it needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/wuerstchen/target}"
 step() { printf '\n== %s\n' "$*"; }
 
 step "install what is missing"
