@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use burn_store::pytorch_reader::{DType, PytorchReader, Tensor};
 use half::{bf16, f16};
 use wuerstchen::weights::NamedTensor;
-use wuerstchen::{Checkpoint, Image, ModelFiles, layout};
+use wuerstchen::{Checkpoint, Image, Manifest, ModelFiles, layout};
 use wuerstchen_train::verify::Goldens;
 
 /// Text files of a model, by their paths in its folder.
@@ -30,10 +30,14 @@ const TOKENIZER_FILES: [&str; 5] = [
     "special_tokens_map.json",
 ];
 
+/// The file that makes a folder a web bundle.
+pub(crate) const MANIFEST: &str = "manifest.json";
+
 /// The model that runs where none is named.
 const BUILT_IN: &[u8] = include_bytes!("../../models/shapes.safetensors");
 
-/// Reads a model: a folder in the diffusers layout, one bundle file, or the built-in one.
+/// Reads a model: a folder in the diffusers layout, a web bundle, one bundle file, or the built-in
+/// one.
 pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
     let Some(path) = path else {
         return Ok(ModelFiles::from_bundle("the built-in model", Arc::new(BUILT_IN))?);
@@ -42,6 +46,9 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
     if kind.is_file() {
         let name = path.display().to_string();
         return Ok(ModelFiles::from_bundle(&name, Arc::new(read(path)?))?);
+    }
+    if path.join(MANIFEST).is_file() {
+        return read_web_bundle(path);
     }
     let mut files = ModelFiles::default();
     let configs = layout::PARTS.iter().map(|part| format!("{part}/config.json"));
@@ -70,6 +77,16 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
         );
     }
     Ok(files)
+}
+
+/// Reads a model that was exported for the browser.
+fn read_web_bundle(folder: &Path) -> Result<ModelFiles> {
+    let path = folder.join(MANIFEST);
+    let text = String::from_utf8(read(&path)?);
+    let text = text.with_context(|| format!("{} is not text", path.display()))?;
+    let in_folder = || format!("cannot read the model in {}", folder.display());
+    let manifest = Manifest::parse(&text).with_context(in_folder)?;
+    manifest.read::<anyhow::Error>(|file| read(&folder.join(file))).with_context(in_folder)
 }
 
 /// The weights of a folder: one file or several shards. Half-precision variants are taken only
@@ -212,11 +229,8 @@ pub(crate) fn write_png_grid(path: &Path, images: &[Image], columns: usize) -> R
             rgb[start..start + row.len()].copy_from_slice(row);
         }
     }
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.write_header()?.write_image_data(&rgb)?;
-    write(path, &bytes)
+    let grid = Image { width, height, rgb };
+    write(path, &grid.to_png().context("cannot encode the pictures")?)
 }
 
 /// The files of a folder with an extension, sorted; none where there is no such folder.

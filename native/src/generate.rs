@@ -8,9 +8,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use wuerstchen::{GenerateOptions, Image, Pipeline, Progress, Settings, Stage};
+use serde::Serialize;
+use wuerstchen::{GenerateOptions, Pipeline, Progress, Provenance, Settings, Stage};
 
 use crate::devices::{self, Choice};
 use crate::files;
@@ -23,7 +22,7 @@ pub(crate) struct GenerateArgs {
     /// The PNG file to write; several pictures are numbered, out-0.png, out-1.png, …
     #[arg(short, long, value_name = "FILE", default_value = "out.png")]
     output: PathBuf,
-    /// A model folder in the diffusers layout, or a bundle file [default: the built-in model]
+    /// A model folder (diffusers layout or web bundle) or a bundle file [default: the built-in model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// Where to run
@@ -34,28 +33,6 @@ pub(crate) struct GenerateArgs {
     json: bool,
     #[command(flatten)]
     options: GenerateOptions,
-}
-
-/// Keyword of the PNG text that holds the [`Provenance`] as JSON.
-pub(crate) const PNG_KEY: &str = "wuerstchen";
-
-/// Keyword of the PNG text for people and other programs.
-const PNG_PARAMETERS: &str = "parameters";
-
-/// How a picture was made, as its PNG file tells.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Provenance {
-    /// What was asked for.
-    pub(crate) prompt: String,
-    /// Name of the model.
-    pub(crate) model: String,
-    /// Which of the pictures of one call, from 0.
-    pub(crate) image: usize,
-    /// Version of this program.
-    pub(crate) version: String,
-    /// Every option that took effect.
-    pub(crate) settings: Value,
 }
 
 /// What `--json` prints.
@@ -84,7 +61,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
 
     let started = Instant::now();
     let bar = Bars::default();
-    let mut on_step = |progress: Progress| bar.show(&progress);
+    let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
     let generated = block_on(pipeline.generate(&args.prompt, &args.options, &mut on_step));
     bar.0.finish_and_clear();
     let generated = generated?;
@@ -100,7 +77,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             settings: serde_json::to_value(&generated.settings)?,
         };
-        files::write(&path, &encode(image, &provenance)?)?;
+        files::write(&path, &provenance.to_png(image).context("cannot encode the picture")?)?;
         eprintln!("wrote {}", path.display());
         written.push(path.display().to_string());
     }
@@ -153,34 +130,6 @@ fn numbered(path: &Path, i: usize, count: usize) -> PathBuf {
     path.with_file_name(format!("{stem}-{i}.{}", extension.unwrap_or("png".into())))
 }
 
-/// A PNG file that tells how it was made.
-fn encode(image: &Image, provenance: &Provenance) -> Result<Vec<u8>> {
-    let side = |pixels: usize| u32::try_from(pixels).context("the picture is too large for PNG");
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, side(image.width)?, side(image.height)?);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let json = serde_json::to_string(provenance)?;
-    encoder.add_itxt_chunk(PNG_KEY.into(), json)?;
-    encoder.add_itxt_chunk(PNG_PARAMETERS.into(), describe(provenance))?;
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(&image.rgb)?;
-    writer.finish()?;
-    Ok(bytes)
-}
-
-/// The prompt, then one line of settings.
-fn describe(provenance: &Provenance) -> String {
-    let mut lines = vec![provenance.prompt.clone()];
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    if let Some(settings) = provenance.settings.as_object() {
-        let parts: Vec<_> =
-            settings.iter().map(|(name, value)| format!("{name}: {}", text(value))).collect();
-        lines.push(parts.join(", "));
-    }
-    lines.join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,21 +139,5 @@ mod tests {
         let name = |i, count| numbered(Path::new("a/out.png"), i, count);
         assert_eq!(name(0, 1), Path::new("a/out.png"));
         assert_eq!(name(1, 2), Path::new("a/out-1.png"));
-    }
-
-    #[test]
-    fn pictures_tell_how_they_were_made() {
-        let image = Image { width: 2, height: 1, rgb: vec![0, 1, 2, 3, 4, 5] };
-        let provenance = Provenance {
-            prompt: "ein blauer Kreis – ✓".into(),
-            model: "tiny".into(),
-            image: 0,
-            version: "1".into(),
-            settings: serde_json::json!({ "seed": 7 }),
-        };
-        let bytes = encode(&image, &provenance).unwrap();
-        let read = crate::inspect::provenance(&bytes).unwrap().unwrap();
-        assert_eq!(read.prompt, provenance.prompt);
-        assert_eq!(read.settings, provenance.settings);
     }
 }

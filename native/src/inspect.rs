@@ -1,17 +1,15 @@
 //! `wuerstchen inspect`: what is in a picture or a model.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Cursor;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
-use wuerstchen::{Checkpoint, ModelFiles, layout};
+use wuerstchen::{Checkpoint, ModelFiles, Provenance, layout};
 
 use crate::files;
-use crate::generate::{PNG_KEY, Provenance};
 
 /// Arguments of `wuerstchen inspect`.
 #[derive(Args)]
@@ -48,7 +46,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     if args.path.is_file() {
         let bytes = files::read(&args.path)?;
         if bytes.starts_with(PNG_SIGNATURE) {
-            let found = provenance(&bytes)
+            let found = Provenance::from_png(&bytes)
                 .with_context(|| format!("cannot read {}", args.path.display()))?;
             let Some(found) = found else {
                 bail!("{}: this picture does not tell how it was made", args.path.display());
@@ -61,18 +59,6 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
         true => crate::print(&serde_json::to_string(&model)?),
         false => crate::print(model_text(&model).trim_end()),
     }
-}
-
-/// How a picture was made; `None` if it does not tell.
-pub(crate) fn provenance(bytes: &[u8]) -> Result<Option<Provenance>> {
-    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
-    reader.finish()?;
-    for chunk in &reader.info().utf8_text {
-        if chunk.keyword == PNG_KEY {
-            return Ok(Some(serde_json::from_str(&chunk.get_text()?)?));
-        }
-    }
-    Ok(None)
 }
 
 fn print_picture(found: &Provenance, json: bool) -> Result<()> {

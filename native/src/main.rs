@@ -3,9 +3,11 @@
 mod bench;
 mod devices;
 mod eval;
+mod export;
 mod files;
 mod generate;
 mod inspect;
+mod serve;
 mod train;
 mod verify;
 
@@ -37,6 +39,10 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Train a model: Stage A, then B with the compressor, then C
     Train(train::TrainArgs),
+    /// Write a model in another form
+    Export(export::ExportArgs),
+    /// Serve the demo page and models over HTTP
+    Serve(serve::ServeArgs),
     /// Measure how well pictures show what their prompts say
     Eval(eval::EvalArgs),
     /// Time every stage, in generation and in training
@@ -72,6 +78,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Generate(args) => generate::run(&args).map(|()| true),
         Command::Inspect(args) => inspect::run(&args).map(|()| true),
         Command::Train(args) => train::run(&args).map(|()| true),
+        Command::Export(args) => export::run(&args).map(|()| true),
+        Command::Serve(args) => serve::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),
         Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Verify(args) => verify::run(&args),

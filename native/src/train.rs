@@ -298,7 +298,7 @@ impl Run {
                 let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(prompt).collect();
                 let prompts: Vec<_> = prompts.iter().map(String::as_str).collect();
                 let settings = GenerateOptions::default().resolve(&pipeline.card.defaults)?;
-                let go = &mut |_: wuerstchen::Progress| ControlFlow::Continue(());
+                let go = &mut async |_: wuerstchen::Progress<'_>| ControlFlow::Continue(());
                 Ok(block_on(pipeline.generate_each(&prompts, settings, go))?.images)
             },
             export::prior_weights,

@@ -124,10 +124,24 @@ pub struct StageConfig {
     /// Whether the loss is weighted by p2.
     #[serde(default)]
     pub p2_weighting: bool,
+    /// `k` of the p2 weights; below the authors' 1, noisier times count for more.
+    #[serde(default = "authors_p2_k")]
+    pub p2_k: f32,
+}
+
+impl StageConfig {
+    /// `k` of the p2 weights, where the loss has them.
+    pub fn p2_k(&self) -> Option<f32> {
+        self.p2_weighting.then_some(self.p2_k)
+    }
 }
 
 fn one() -> usize {
     1
+}
+
+fn authors_p2_k() -> f32 {
+    1.0
 }
 
 impl TrainConfig {

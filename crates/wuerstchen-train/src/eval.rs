@@ -152,7 +152,7 @@ async fn pictures(
     let prompts: Vec<_> = samples.iter().map(|sample| sample.caption.as_str()).collect();
     let settings = Settings { seed, ..settings.clone() };
     if source == Source::Generated {
-        let go = &mut |_: Progress| ControlFlow::Continue(());
+        let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
         return Ok(pipeline.generate_each(&prompts, settings, go).await?.images);
     }
     let device = pipeline.device();
@@ -195,7 +195,7 @@ pub async fn reconstruct(
     let [height, width] =
         [settings.height, settings.width].map(|side| side / vqgan_config.downscale());
     let initial = noise([prompts.len(), vqgan_config.latent_channels, height, width]);
-    let go = &mut |_: Progress| ControlFlow::Continue(());
+    let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
     let latents =
         pipeline.sample_decoder(initial, embedding, text, &sampling, &mut noise, go).await?;
     Ok(pipeline.decode(latents))

@@ -110,7 +110,7 @@ impl Stage for StageB {
         let text = model.text_encoder.forward(&captions);
         let noised = Noised::new(Tensor::from_inner(latents), &self.schedule, rng);
         let predicted = model.decoder.forward(noised.x.clone(), &noised.times, embedding, text);
-        noised.loss(predicted, &self.schedule, self.config.p2_weighting)
+        noised.loss(predicted, &self.schedule, self.config.p2_k())
     }
 }
 
@@ -172,7 +172,7 @@ impl Stage for StageC {
         let text = model.text_encoder.forward(&captions);
         let noised = Noised::new(Tensor::from_inner(embeddings), &self.schedule, rng);
         let predicted = model.prior.forward(noised.x.clone(), &noised.times, text);
-        noised.loss(predicted, &self.schedule, self.config.p2_weighting)
+        noised.loss(predicted, &self.schedule, self.config.p2_k())
     }
 }
 
@@ -266,10 +266,10 @@ impl Noised {
         Self { x: add_noise(schedule, clean, noise.clone(), &times), noise, times }
     }
 
-    /// The mean over the samples of the squared error of the predicted noise, weighted by p2 where
-    /// asked.
-    pub fn loss(&self, predicted: Tensor<4>, schedule: &Schedule, p2: bool) -> Tensor<1> {
-        let weight = |t: &f32| if p2 { schedule.p2_weight(*t) } else { 1.0 };
+    /// The mean over the samples of the squared error of the predicted noise, weighted by p2 if
+    /// there is a `p2_k`.
+    pub fn loss(&self, predicted: Tensor<4>, schedule: &Schedule, p2_k: Option<f32>) -> Tensor<1> {
+        let weight = |t: &f32| p2_k.map_or(1.0, |k| schedule.p2_weight(*t, k));
         let weights: Vec<f32> = self.times.iter().map(weight).collect();
         let weights = column(&weights, &predicted.device());
         ((predicted - self.noise.clone()).square() * weights).mean()

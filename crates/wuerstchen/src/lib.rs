@@ -21,7 +21,7 @@
 //! let pipeline = Pipeline::load(&files, &burn::tensor::Device::flex())?;
 //! let options = GenerateOptions { seed: 7, ..Default::default() };
 //! let made = pipeline
-//!     .generate("a red circle on white", &options, &mut |_| ControlFlow::Continue(()))
+//!     .generate("a red circle on white", &options, &mut async |_| ControlFlow::Continue(()))
 //!     .await?;
 //! println!("{} x {} pixels", made.images[0].width, made.images[0].height);
 //! # Ok(())
@@ -36,14 +36,18 @@ pub mod config;
 pub mod decoder;
 pub mod guidance;
 pub mod image;
+pub mod manifest;
 mod multiply_adds;
 pub mod noise;
 pub mod options;
 pub mod pipeline;
+pub mod preview;
 pub mod prior;
+pub mod provenance;
 pub mod resize;
 pub mod sampler;
 pub mod schedule;
+pub mod self_test;
 pub mod text;
 pub mod vqgan;
 pub mod weights;
@@ -54,12 +58,16 @@ pub use compressor::{Compressor, CompressorConfig};
 pub use config::ConfigError;
 pub use decoder::{Decoder, DecoderConfig};
 pub use image::Image;
+pub use manifest::Manifest;
 pub use options::{Defaults, GenerateOptions, OptionsError, Settings};
-pub use pipeline::{Error, Generated, ModelCard, Pipeline, Progress, Stage};
+pub use pipeline::{Error, Generated, ModelCard, Pipeline, PipelineLoader, Progress, Stage};
+pub use preview::EmbeddingColours;
 pub use prior::{Prior, PriorConfig};
+pub use provenance::Provenance;
 pub use sampler::Sampler;
 pub use schedule::Schedule;
+pub use self_test::SelfTest;
 pub use text::{TextEncoder, TextEncoderConfig, Tokenizer, TokenizerFiles};
 pub use vqgan::{Vqgan, VqganConfig};
-pub use weights::{Checkpoint, KeyTable, LoadError, WeightDtype};
+pub use weights::{Checkpoint, KeyTable, LoadError, StoredDtype, WeightDtype};
 pub use wuerstchen_kernels as kernels;

@@ -1,5 +1,6 @@
 //! The whole system: prompt to text embedding to image embedding to latents to picture.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use burn::prelude::*;
@@ -17,7 +18,7 @@ use crate::sampler::Sampler;
 use crate::schedule::Schedule;
 use crate::text::{TextEncoder, TextEncoderConfig, TokenIds, Tokenizer, TokenizerError};
 use crate::vqgan::{Vqgan, VqganConfig};
-use crate::weights::{KeyTable, LoadError, load};
+use crate::weights::{Checkpoint, KeyTable, LoadError, all_loaded, load_some};
 
 /// Why no picture was made.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +46,8 @@ pub struct TextPart {
 }
 
 impl TextPart {
-    fn load(
+    /// Without weights.
+    fn init(
         files: &ModelFiles,
         tokenizer: &str,
         encoder: &str,
@@ -60,10 +62,7 @@ impl TextPart {
             let found = config.vocab_size;
             return Err(ConfigError::new("text encoder", "vocab_size", expected, found).into());
         }
-        Ok(Self {
-            tokenizer,
-            encoder: load(config.init(device), files.weights(encoder)?, KeyTable::TEXT)?,
-        })
+        Ok(Self { tokenizer, encoder: config.init(device) })
     }
 
     /// Embeds prompts.
@@ -139,7 +138,7 @@ pub struct Pipeline {
 }
 
 /// Names the steps of a generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// Both text encoders.
@@ -163,9 +162,6 @@ pub struct Progress<'a> {
     /// What the step made, `[B, C, H, W]`; text embeddings as `[B, T, D]`.
     pub latents: &'a TensorData,
 }
-
-/// Called after every step; `Break` stops the generation.
-pub type OnStep<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
 /// Makes standard normal noise of a shape.
 pub type Noise<'a> = &'a mut dyn FnMut([usize; 4]) -> Tensor<4>;
@@ -200,13 +196,20 @@ pub struct Guided<T> {
     pub unconditional: Option<T>,
 }
 
-impl Pipeline {
-    /// Loads all parts to `device`.
+/// A pipeline whose weights arrive in pieces, so that they need never be in memory all at once.
+pub struct PipelineLoader {
+    pipeline: Pipeline,
+    /// Names of the tensors that have arrived, by part.
+    loaded: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl PipelineLoader {
+    /// Reads the configs and tokenizers of `files`; none of its weights.
     ///
     /// # Errors
     ///
     /// Names what is missing or does not fit.
-    pub fn load(files: &ModelFiles, device: &Device) -> Result<Self, LoadError> {
+    pub fn new(files: &ModelFiles, device: &Device) -> Result<Self, LoadError> {
         let config = |part: &str| format!("{part}/config.json");
         let prior_config: PriorConfig = files.config(&config(layout::PRIOR))?;
         let decoder_config: DecoderConfig = files.config(&config(layout::DECODER))?;
@@ -221,32 +224,95 @@ impl Pipeline {
         agree("decoder", "c_in", decoder_config.c_in, vqgan_config.latent_channels)?;
         let index = |folder: &str| format!("{folder}/model_index.json");
         let schedule = |folder: &str| format!("{folder}/scheduler/scheduler_config.json");
-        let text = |tokenizer, encoder| TextPart::load(files, tokenizer, encoder, device);
-        let weights = |part| files.weights(part);
+        let text = |tokenizer, encoder| TextPart::init(files, tokenizer, encoder, device);
         let card = match files.texts.contains_key(layout::CARD) {
             true => files.config(layout::CARD)?,
             false => ModelCard::default(),
         };
-        Ok(Self {
+        let pipeline = Pipeline {
             card,
             prior_text: text(layout::PRIOR_TOKENIZER, layout::PRIOR_TEXT)?,
-            prior: load(prior_config.init(device), weights(layout::PRIOR)?, KeyTable::DIFFUSION)?,
+            prior: prior_config.init(device),
             prior_config,
             prior_index: files.config(&index(layout::PRIOR_PIPELINE))?,
             prior_schedule: files.config(&schedule(layout::PRIOR_PIPELINE))?,
             decoder_text: text(layout::DECODER_TOKENIZER, layout::DECODER_TEXT)?,
-            decoder: load(
-                decoder_config.init(device),
-                weights(layout::DECODER)?,
-                KeyTable::DIFFUSION,
-            )?,
+            decoder: decoder_config.init(device),
             decoder_config,
             decoder_index: files.config(&index(layout::DECODER_PIPELINE))?,
             decoder_schedule: files.config(&schedule(layout::DECODER_PIPELINE))?,
-            vqgan: load(vqgan_config.init(device), weights(layout::VQGAN)?, KeyTable::VQGAN)?,
+            vqgan: vqgan_config.init(device),
             vqgan_config,
             device: device.clone(),
-        })
+        };
+        Ok(Self { pipeline, loaded: BTreeMap::new() })
+    }
+
+    /// Takes weights of a part, all or some, to the device; the compressor's are not needed and left
+    /// out.
+    ///
+    /// # Errors
+    ///
+    /// Names every tensor that does not belong to the part or is misshapen.
+    pub fn add(mut self, part: &str, weights: &Checkpoint) -> Result<Self, LoadError> {
+        let loaded = self.loaded.entry(part.to_owned()).or_default();
+        let mut to = self.pipeline;
+        match part {
+            layout::PRIOR => to.prior = load_some(to.prior, weights, DIFFUSION, loaded)?,
+            layout::DECODER => to.decoder = load_some(to.decoder, weights, DIFFUSION, loaded)?,
+            layout::VQGAN => to.vqgan = load_some(to.vqgan, weights, KeyTable::VQGAN, loaded)?,
+            layout::PRIOR_TEXT => {
+                let encoder = to.prior_text.encoder;
+                to.prior_text.encoder = load_some(encoder, weights, KeyTable::TEXT, loaded)?;
+            }
+            layout::DECODER_TEXT => {
+                let encoder = to.decoder_text.encoder;
+                to.decoder_text.encoder = load_some(encoder, weights, KeyTable::TEXT, loaded)?;
+            }
+            _ => {}
+        }
+        self.pipeline = to;
+        Ok(self)
+    }
+
+    /// The pipeline, once all weights are there.
+    ///
+    /// # Errors
+    ///
+    /// Names every tensor that has not arrived.
+    pub fn finish(mut self) -> Result<Pipeline, LoadError> {
+        let mut loaded = |part: &str| self.loaded.remove(part).unwrap_or_default();
+        let Pipeline { prior, decoder, vqgan, prior_text, decoder_text, .. } = &self.pipeline;
+        all_loaded(prior, layout::PRIOR, DIFFUSION, &loaded(layout::PRIOR))?;
+        all_loaded(decoder, layout::DECODER, DIFFUSION, &loaded(layout::DECODER))?;
+        all_loaded(vqgan, layout::VQGAN, KeyTable::VQGAN, &loaded(layout::VQGAN))?;
+        for (text, part) in [(prior_text, layout::PRIOR_TEXT), (decoder_text, layout::DECODER_TEXT)]
+        {
+            all_loaded(&text.encoder, part, KeyTable::TEXT, &loaded(part))?;
+        }
+        Ok(self.pipeline)
+    }
+}
+
+const DIFFUSION: KeyTable = KeyTable::DIFFUSION;
+
+impl Pipeline {
+    /// The parts that a pipeline is made of.
+    pub const PARTS: [&str; 5] =
+        [layout::PRIOR_TEXT, layout::PRIOR, layout::DECODER_TEXT, layout::DECODER, layout::VQGAN];
+
+    /// Loads all parts to `device`.
+    ///
+    /// # Errors
+    ///
+    /// Names what is missing or does not fit.
+    pub fn load(files: &ModelFiles, device: &Device) -> Result<Self, LoadError> {
+        let mut loader = PipelineLoader::new(files, device)?;
+        for part in Self::PARTS {
+            let weights = files.weights(part)?;
+            loader = loader.add(part, weights)?;
+        }
+        loader.finish()
     }
 
     /// Where the models are.
@@ -254,7 +320,7 @@ impl Pipeline {
         &self.device
     }
 
-    /// Makes pictures of a prompt.
+    /// Makes pictures of a prompt. `on_step` is called after every step; `Break` stops.
     ///
     /// # Errors
     ///
@@ -264,7 +330,7 @@ impl Pipeline {
         &self,
         prompt: &str,
         options: &GenerateOptions,
-        on_step: OnStep<'_>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated, Error> {
         let settings = options.resolve(&self.card.defaults)?;
         self.generate_each(&vec![prompt; settings.count], settings, on_step).await
@@ -279,7 +345,7 @@ impl Pipeline {
         &self,
         prompts: &[&str],
         settings: Settings,
-        on_step: OnStep<'_>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated, Error> {
         let count = prompts.len();
         let (embedding_size, latent_size) = self.sizes(settings.height, settings.width)?;
@@ -295,7 +361,7 @@ impl Pipeline {
 
         let guidance_scale = settings.prior_guidance_scale;
         let text = embed(&self.prior_text, prompts, &settings, guidance_scale)?;
-        report(on_step, Stage::Text, 1, 2, &read(text.conditional.clone()).await?)?;
+        report(on_step, Stage::Text, 1, 2, &read(text.conditional.clone()).await?).await?;
         let sampling = Sampling {
             timesteps: &settings.prior_timesteps,
             guidance_scale: settings.prior_guidance_scale,
@@ -307,7 +373,7 @@ impl Pipeline {
 
         let guidance_scale = settings.decoder_guidance_scale;
         let text = embed(&self.decoder_text, prompts, &settings, guidance_scale)?;
-        report(on_step, Stage::Text, 2, 2, &read(text.conditional.clone()).await?)?;
+        report(on_step, Stage::Text, 2, 2, &read(text.conditional.clone()).await?).await?;
         let sampling =
             Sampling { timesteps: &settings.decoder_timesteps, guidance_scale, ..sampling };
         let initial = noise([count, self.decoder_config.c_in, latent_size[0], latent_size[1]]);
@@ -316,7 +382,7 @@ impl Pipeline {
             self.sample_decoder(initial, embedding, text, &sampling, noise, on_step).await?;
 
         let image = read(self.decode(latents.clone()).clamp(0.0, 1.0)).await?;
-        report(on_step, Stage::Vqgan, 1, 1, &image)?;
+        report(on_step, Stage::Vqgan, 1, 1, &image).await?;
         Ok(Generated {
             images: Image::from_data(&image),
             image_embeddings: read(image_embedding).await?,
@@ -337,7 +403,7 @@ impl Pipeline {
         text: Guided<Tensor<3>>,
         sampling: &Sampling<'_>,
         noise: Noise<'_>,
-        on_step: OnStep<'_>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, Error> {
         let text = both(text);
         let predict = |x: Tensor<4>, t: &[f32]| self.prior.forward(x, t, text.clone());
@@ -364,7 +430,7 @@ impl Pipeline {
         text: Guided<Tensor<3>>,
         sampling: &Sampling<'_>,
         noise: Noise<'_>,
-        on_step: OnStep<'_>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, Error> {
         let zeros = text.unconditional.as_ref().map(|_| image_embedding.zeros_like());
         let image = both(Guided { conditional: image_embedding, unconditional: zeros });
@@ -479,7 +545,7 @@ async fn denoise(
     sampling: &Sampling<'_>,
     predict: &dyn Fn(Tensor<4>, &[f32]) -> Tensor<4>,
     noise: Noise<'_>,
-    on_step: OnStep<'_>,
+    on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Tensor<4>, Error> {
     let steps = sampling.timesteps.len() - 1;
     let [batch, ..] = x.dims();
@@ -495,24 +561,24 @@ async fn denoise(
         // Drawn at the last step too, as the reference does, to keep its order of random numbers.
         let z = noise(x.dims());
         x = sampling.sampler.step(schedule, x, epsilon, z, [times[0], times[1]]);
-        report(on_step, stage, step + 1, steps, &read(x.clone()).await?)?;
+        report(on_step, stage, step + 1, steps, &read(x.clone()).await?).await?;
     }
     Ok(x)
 }
 
-fn report(
-    on_step: OnStep,
+async fn report(
+    on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     stage: Stage,
     step: usize,
     steps: usize,
     latents: &TensorData,
 ) -> Result<(), Error> {
-    match on_step(Progress { stage, step, steps, latents }) {
+    match on_step(Progress { stage, step, steps, latents }).await {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::Cancelled),
     }
 }
 
-async fn read<const D: usize>(x: Tensor<D>) -> Result<TensorData, Error> {
+pub(crate) async fn read<const D: usize>(x: Tensor<D>) -> Result<TensorData, Error> {
     x.into_data_async().await.map_err(|error| Error::Device(format!("{error:?}")))
 }

@@ -44,13 +44,14 @@ impl Schedule {
         (cos_squared(t) / cos_squared(0.0)).clamp(0.0001, 0.9999)
     }
 
-    /// The p2 loss weight `(k + SNR)^−γ` with `k = γ = 1`, which is `1 − ᾱ(t)`.
+    /// The p2 loss weight `(k + SNR)^−γ` with `γ = 1`. With the authors' `k = 1` it is `1 − ᾱ(t)`;
+    /// a smaller `k` gives more weight to noisier times.
     ///
     /// Source: Choi et al., "Perception prioritized training of diffusion models"
     /// (arXiv 2204.00227), eq. 8; `Diffuzz.p2_weight`.
-    pub fn p2_weight(&self, t: f32) -> f32 {
+    pub fn p2_weight(&self, t: f32, k: f32) -> f32 {
         let alpha = self.alpha_cumprod(t);
-        1.0 / (1.0 + alpha / (1.0 - alpha))
+        1.0 / (k + alpha / (1.0 - alpha))
     }
 }
 
@@ -91,7 +92,7 @@ mod tests {
         assert_eq!(schedule.alpha_cumprod(0.0), 0.9999);
         assert!((schedule.alpha_cumprod(0.5) - 0.493_843_6).abs() < 1e-6);
         assert_eq!(schedule.alpha_cumprod(1.0), 0.0001);
-        assert!((schedule.p2_weight(0.5) - (1.0 - 0.493_843_6)).abs() < 1e-6);
+        assert!((schedule.p2_weight(0.5, 1.0) - (1.0 - 0.493_843_6)).abs() < 1e-6);
     }
 
     #[test]

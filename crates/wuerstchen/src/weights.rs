@@ -10,6 +10,7 @@ use burn::prelude::*;
 use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
 
 /// Why weights cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +77,12 @@ pub struct Differences {
 }
 
 impl Differences {
-    fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty()
+    /// `value` if nothing differs.
+    fn into_result<T>(self, part: &str, value: T) -> Result<T, LoadError> {
+        match self == Self::default() {
+            true => Ok(value),
+            false => Err(LoadError::Mismatch { part: part.to_owned(), differences: self }),
+        }
     }
 }
 
@@ -103,6 +108,87 @@ pub enum WeightDtype {
     F32,
     /// 16 bits; what lies outside ±65504 becomes infinite.
     F16,
+}
+
+/// A tensor as it is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Type of the values.
+    pub dtype: StoredDtype,
+    /// As in PyTorch.
+    pub shape: Vec<usize>,
+    /// The values, little-endian; for [`StoredDtype::I8`] behind the scales of the first axis.
+    pub bytes: Vec<u8>,
+}
+
+/// Type of a stored tensor's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoredDtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    F16,
+    /// 8 bits, times the scale of its index on the first axis.
+    I8,
+}
+
+impl Stored {
+    /// Stores values as `dtype`; vectors are too few to be worth 8 bits and become f16.
+    pub fn new(shape: &[usize], values: &[f32], dtype: StoredDtype) -> Self {
+        let (dtype, bytes) = match dtype {
+            StoredDtype::F32 => (StoredDtype::F32, bytemuck::cast_slice(values).to_vec()),
+            StoredDtype::I8 if shape.len() > 1 => (StoredDtype::I8, quantize(shape[0], values)),
+            _ => {
+                let halves = values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes());
+                (StoredDtype::F16, halves.collect())
+            }
+        };
+        Self { dtype, shape: shape.to_vec(), bytes }
+    }
+}
+
+impl StoredDtype {
+    /// Bytes of a tensor of this type, `None` if they are more than can be counted.
+    pub fn size(self, shape: &[usize]) -> Option<usize> {
+        let count = shape.iter().try_fold(1usize, |size, &side| size.checked_mul(side))?;
+        match self {
+            Self::F32 => count.checked_mul(4),
+            Self::F16 => count.checked_mul(2),
+            Self::I8 => shape.first()?.checked_mul(4)?.checked_add(count),
+        }
+    }
+
+    /// The values of stored bytes of the right size.
+    fn values(self, shape: &[usize], bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Self::F32 => bytemuck::pod_collect_to_vec(bytes),
+            Self::F16 => {
+                bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            Self::I8 => {
+                let (scales, values) = bytes.split_at(4 * shape[0]);
+                let scales: Vec<f32> = bytemuck::pod_collect_to_vec(scales);
+                let width = (values.len() / shape[0].max(1)).max(1);
+                let rows = values.chunks(width).zip(scales);
+                rows.flat_map(|(row, scale)| row.iter().map(move |&v| f32::from(v as i8) * scale))
+                    .collect()
+            }
+        }
+    }
+}
+
+/// One scale a row, so that its largest value becomes 127, then the rounded values.
+fn quantize(rows: usize, values: &[f32]) -> Vec<u8> {
+    let width = (values.len() / rows.max(1)).max(1);
+    let scale = |row: &[f32]| row.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
+    let scales: Vec<f32> = values.chunks(width).map(scale).collect();
+    let mut bytes = bytemuck::cast_slice(&scales).to_vec();
+    for (row, &scale) in values.chunks(width).zip(&scales) {
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        bytes.extend(row.iter().map(|v| (v * inverse).round_ties_even() as i8 as u8));
+    }
+    bytes
 }
 
 /// Named tensors over shared bytes: a safetensors file in memory or mapped.
@@ -154,6 +240,27 @@ impl Checkpoint {
             entries.insert(name, Entry { dtype: Dtype::F32, shape, range });
         }
         Self { part: part.into(), bytes: Arc::new(bytes), tensors: entries }
+    }
+
+    /// Stored tensors as a checkpoint of f32 values.
+    ///
+    /// # Errors
+    ///
+    /// Names a tensor whose bytes are not as many as its shape says.
+    pub fn from_stored<'a>(
+        part: &str,
+        tensors: impl IntoIterator<Item = (&'a str, StoredDtype, &'a [usize], &'a [u8])>,
+    ) -> Result<Self, LoadError> {
+        let read = |(name, dtype, shape, bytes): (&str, StoredDtype, &[usize], &[u8])| {
+            if dtype.size(shape) != Some(bytes.len()) {
+                let found = bytes.len();
+                let reason = format!("tensor {name:?} of {shape:?} {dtype:?} has {found} bytes");
+                return Err(LoadError::Format { part: part.into(), reason });
+            }
+            Ok((name.to_owned(), shape.to_vec(), dtype.values(shape, bytes)))
+        };
+        let tensors = tensors.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::from_tensors(part, tensors))
     }
 
     /// Several files as one checkpoint.
@@ -303,25 +410,19 @@ impl Checkpoint {
         dtype: WeightDtype,
         metadata: Option<std::collections::HashMap<String, String>>,
     ) -> Result<Vec<u8>, LoadError> {
-        let mut stored = Vec::new();
+        let (dtype, stored) = match dtype {
+            WeightDtype::F32 => (Dtype::F32, StoredDtype::F32),
+            WeightDtype::F16 => (Dtype::F16, StoredDtype::F16),
+        };
+        let mut all = Vec::new();
         for (prefix, part) in parts {
             for (name, entry) in &part.tensors {
-                let values = part.values(name)?;
-                let bytes = match dtype {
-                    WeightDtype::F32 => bytemuck::cast_slice(&values).to_vec(),
-                    WeightDtype::F16 => {
-                        values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
-                    }
-                };
-                stored.push((format!("{prefix}{name}"), entry.shape.clone(), bytes));
+                let stored = Stored::new(&entry.shape, &part.values(name)?, stored);
+                all.push((format!("{prefix}{name}"), stored));
             }
         }
-        let dtype = match dtype {
-            WeightDtype::F32 => Dtype::F32,
-            WeightDtype::F16 => Dtype::F16,
-        };
-        let views = stored.iter().map(|(name, shape, bytes): &(String, Vec<usize>, Vec<u8>)| {
-            let view = TensorView::new(dtype, shape.clone(), bytes);
+        let views = all.iter().map(|(name, stored)| {
+            let view = TensorView::new(dtype, stored.shape.clone(), &stored.bytes);
             (name, view.expect("as many bytes as the shape says"))
         });
         let bytes = safetensors::serialize(views, metadata);
@@ -415,33 +516,72 @@ impl KeyTable {
 /// Every missing, unexpected and misshapen tensor, all at once, or a tensor of a type that no
 /// weights have.
 pub fn load<M: Module>(module: M, checkpoint: &Checkpoint, keys: KeyTable) -> Result<M, LoadError> {
-    let mut loader = Loader {
-        path: Path::default(),
-        keys,
-        checkpoint,
-        used: BTreeSet::new(),
-        differences: Differences::default(),
-        error: None,
-    };
+    let mut loaded = BTreeSet::new();
+    let (module, mut differences) = fill(module, checkpoint, keys, &mut loaded)?;
+    differences.missing = missing(&module, keys, &loaded);
+    differences.into_result(checkpoint.part(), module)
+}
+
+/// Loads the tensors that a checkpoint has, a part of the module's; `loaded` collects their names.
+///
+/// # Errors
+///
+/// Every unexpected and misshapen tensor, all at once, or a tensor of a type that no weights have.
+pub fn load_some<M: Module>(
+    module: M,
+    checkpoint: &Checkpoint,
+    keys: KeyTable,
+    loaded: &mut BTreeSet<String>,
+) -> Result<M, LoadError> {
+    let (module, differences) = fill(module, checkpoint, keys, loaded)?;
+    differences.into_result(checkpoint.part(), module)
+}
+
+/// Fails where parameters of a module are not among those `loaded`.
+///
+/// # Errors
+///
+/// Every missing tensor; `part` names the weights.
+pub fn all_loaded<M: Module>(
+    module: &M,
+    part: &str,
+    keys: KeyTable,
+    loaded: &BTreeSet<String>,
+) -> Result<(), LoadError> {
+    let missing = missing(module, keys, loaded);
+    Differences { missing, ..Default::default() }.into_result(part, ())
+}
+
+fn fill<M: Module>(
+    module: M,
+    checkpoint: &Checkpoint,
+    keys: KeyTable,
+    loaded: &mut BTreeSet<String>,
+) -> Result<(M, Differences), LoadError> {
+    let differences = Differences::default();
+    let path = Path::default();
+    let mut loader = Loader { path, keys, checkpoint, loaded, differences, error: None };
     let module = module.map(&mut loader);
     if let Some(error) = loader.error {
         return Err(error);
     }
-    let mut differences = loader.differences;
-    let used = loader.used;
-    let unused = checkpoint.names().filter(|name| !used.contains(*name) && !is_counter(name));
+    let (mut differences, loaded) = (loader.differences, loader.loaded);
+    let unused = checkpoint.names().filter(|name| !loaded.contains(*name) && !is_counter(name));
     differences.unexpected = unused.map(str::to_owned).collect();
-    match differences.is_empty() {
-        true => Ok(module),
-        false => Err(LoadError::Mismatch { part: checkpoint.part.clone(), differences }),
-    }
+    Ok((module, differences))
+}
+
+/// The names of a module's parameters that are not in `loaded`.
+fn missing<M: Module>(module: &M, keys: KeyTable, loaded: &BTreeSet<String>) -> Vec<String> {
+    let mut names = Names { path: Path::default(), keys, names: Vec::new() };
+    module.visit(&mut names);
+    names.names.retain(|name| !loaded.contains(name));
+    names.names
 }
 
 /// The weights of a module under their checkpoint names and in PyTorch's layout.
 pub fn tensors<M: Module>(module: &M, keys: KeyTable) -> Vec<NamedTensor> {
-    let mut tensors = Vec::new();
-    for_each_parameter(module, keys, |name, shape, values| tensors.push((name, shape, values)));
-    tensors
+    Reader::read(module, keys, &Values)
 }
 
 /// The gradients of a module's parameters, named and laid out as [`tensors`] does; parameters that
@@ -452,18 +592,7 @@ pub fn gradients<M: Module>(
     gradients: &burn::tensor::Gradients,
     keys: KeyTable,
 ) -> Vec<NamedTensor> {
-    let mut tensors = Vec::new();
-    let visit = |name, shape, values| tensors.push((name, shape, values));
-    module.visit(&mut GradientReader { path: Path::default(), keys, gradients, visit });
-    tensors
-}
-
-fn for_each_parameter<M: Module>(
-    module: &M,
-    keys: KeyTable,
-    visit: impl FnMut(String, Vec<usize>, Vec<f32>),
-) {
-    module.visit(&mut Reader { path: Path::default(), keys, visit });
+    Reader::read(module, keys, gradients)
 }
 
 /// Where a traversal of a module is.
@@ -507,7 +636,7 @@ struct Loader<'a> {
     path: Path,
     keys: KeyTable,
     checkpoint: &'a Checkpoint,
-    used: BTreeSet<String>,
+    loaded: &'a mut BTreeSet<String>,
     differences: Differences,
     error: Option<LoadError>,
 }
@@ -515,11 +644,8 @@ struct Loader<'a> {
 impl Loader<'_> {
     /// The values of the parameter `name` of shape `expected`, transposed if `linear`.
     fn read(&mut self, name: &str, expected: &[usize], linear: bool) -> Option<Vec<f32>> {
-        self.used.insert(name.to_owned());
-        let Some(found) = self.checkpoint.shape(name) else {
-            self.differences.missing.push(name.to_owned());
-            return None;
-        };
+        let found = self.checkpoint.shape(name)?;
+        self.loaded.insert(name.to_owned());
         let torch = match linear {
             true => vec![expected[1], expected[0]],
             false => expected.to_vec(),
@@ -569,13 +695,44 @@ impl ModuleMapper for Loader<'_> {
     }
 }
 
-struct Reader<F> {
-    path: Path,
-    keys: KeyTable,
-    visit: F,
+/// What a [`Reader`] collects of every parameter.
+trait Source {
+    /// `None` to leave the parameter out.
+    fn tensor<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>>;
 }
 
-impl<F: FnMut(String, Vec<usize>, Vec<f32>)> ModuleVisitor for Reader<F> {
+/// The parameters themselves.
+struct Values;
+
+impl Source for Values {
+    fn tensor<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
+        Some(param.val())
+    }
+}
+
+#[cfg(feature = "train")]
+impl Source for burn::tensor::Gradients {
+    fn tensor<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
+        param.val().grad(self)
+    }
+}
+
+struct Reader<'a, S> {
+    path: Path,
+    keys: KeyTable,
+    source: &'a S,
+    tensors: Vec<NamedTensor>,
+}
+
+impl<'a, S: Source> Reader<'a, S> {
+    fn read<M: Module>(module: &M, keys: KeyTable, source: &'a S) -> Vec<NamedTensor> {
+        let mut reader = Self { path: Path::default(), keys, source, tensors: Vec::new() };
+        module.visit(&mut reader);
+        reader.tensors
+    }
+}
+
+impl<S: Source> ModuleVisitor for Reader<'_, S> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.enter(name, container_type);
     }
@@ -585,34 +742,30 @@ impl<F: FnMut(String, Vec<usize>, Vec<f32>)> ModuleVisitor for Reader<F> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let (name, shape, values) = self.path.describe(self.keys, param.val());
-        (self.visit)(name, shape, values);
-    }
-}
-
-#[cfg(feature = "train")]
-struct GradientReader<'a, F> {
-    path: Path,
-    keys: KeyTable,
-    gradients: &'a burn::tensor::Gradients,
-    visit: F,
-}
-
-#[cfg(feature = "train")]
-impl<F: FnMut(String, Vec<usize>, Vec<f32>)> ModuleVisitor for GradientReader<'_, F> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.enter(name, container_type);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(gradient) = param.val().grad(self.gradients) {
-            let (name, shape, values) = self.path.describe(self.keys, gradient);
-            (self.visit)(name, shape, values);
+        if let Some(tensor) = self.source.tensor(param) {
+            self.tensors.push(self.path.describe(self.keys, tensor));
         }
+    }
+}
+
+/// Lists names without touching values, which would initialise parameters that wait for them.
+struct Names {
+    path: Path,
+    keys: KeyTable,
+    names: Vec<String>,
+}
+
+impl ModuleVisitor for Names {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+        self.names.push(self.keys.name(&self.path.names));
     }
 }
 

@@ -93,7 +93,7 @@ impl<'a> Studio<'a> {
                 text,
                 &sampling,
                 &mut replay(&mut noises, self.device),
-                &mut |p| keep(&mut latents, p),
+                &mut async |p: Progress<'_>| keep(&mut latents, p),
             )
             .await?;
         recorder.check_values(&name("latents"), &slices(&latents), SAMPLING_BOUND);
@@ -117,9 +117,14 @@ impl<'a> Studio<'a> {
         let noise = &mut replay(&mut noises, self.device);
         let result = self
             .pipeline
-            .sample_decoder(initial, embeddings, text, &sampling, noise, &mut |p| {
-                keep(&mut latents, p)
-            })
+            .sample_decoder(
+                initial,
+                embeddings,
+                text,
+                &sampling,
+                noise,
+                &mut async |p: Progress<'_>| keep(&mut latents, p),
+            )
             .await?;
         recorder.check_values(&name("latents"), &slices(&latents), SAMPLING_BOUND);
         let picture = self.pipeline.decode(result);
@@ -178,7 +183,7 @@ impl<'a> Studio<'a> {
         let sampling =
             Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
         let noise = &mut replay(&mut prior_noises, self.device);
-        let on_step = &mut |_: Progress| ControlFlow::Continue(());
+        let on_step = &mut async |_: Progress<'_>| ControlFlow::Continue(());
         let result = self.pipeline.sample_prior(initial, text, &sampling, noise, on_step).await?;
         let embedding = self.pipeline.image_embedding(result);
 
@@ -188,7 +193,7 @@ impl<'a> Studio<'a> {
         let sampling =
             Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
         let noise = &mut replay(&mut decoder_noises, self.device);
-        let on_step = &mut |_: Progress| ControlFlow::Continue(());
+        let on_step = &mut async |_: Progress<'_>| ControlFlow::Continue(());
         let result = self
             .pipeline
             .sample_decoder(latents, embedding, text, &sampling, noise, on_step)

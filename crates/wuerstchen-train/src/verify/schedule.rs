@@ -66,7 +66,7 @@ pub(super) fn scheduler(
         let x = recorder.tensor("add_noise.x0", device)?;
         let noise = recorder.tensor("add_noise.noise", device)?;
         recorder.check("add_noise.y", add_noise(&schedule, x, noise, &times), DIFFUSION_BOUND);
-        let weights: Vec<f32> = times.iter().map(|&t| schedule.p2_weight(t)).collect();
+        let weights: Vec<f32> = times.iter().map(|&t| schedule.p2_weight(t, 1.0)).collect();
         if recorder.has("p2_weight") {
             recorder.check_values("p2_weight", &[&weights], DIFFUSION_BOUND);
         }

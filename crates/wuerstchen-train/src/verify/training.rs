@@ -69,7 +69,7 @@ fn diffusion_step<M: Module>(
     let loss = (prediction - noise).square().reshape([batch as i32, -1]).mean_dim(1);
     let loss: Tensor<1> = loss.squeeze_dim(1);
     recorder.check("loss", loss.clone(), DIFFUSION_BOUND);
-    let weights: Vec<f32> = times.iter().map(|&t| schedule.p2_weight(t)).collect();
+    let weights: Vec<f32> = times.iter().map(|&t| schedule.p2_weight(t, 1.0)).collect();
     let weights = Tensor::<1>::from_data(&weights[..], device);
     recorder.check("weight", weights.clone(), DIFFUSION_BOUND);
     let total = (loss * weights).mean();

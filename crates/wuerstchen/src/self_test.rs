@@ -1,0 +1,132 @@
+//! Golden vectors that tell whether a device computes what the CPU computes.
+//!
+//! A shader that fails validation in a browser is skipped without an error, and what lay in the
+//! buffer before comes back. Only a comparison tells.
+
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::options::GenerateOptions;
+use crate::pipeline::{Error, Generated, Pipeline};
+
+/// A short generation and what it makes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SelfTest {
+    prompt: String,
+    options: GenerateOptions,
+    /// Stage C's result.
+    image_embedding: Vec<f32>,
+    /// Stage B's result.
+    latents: Vec<f32>,
+    /// Every [`PICTURE_STRIDE`]-th byte of the picture.
+    picture: Vec<f32>,
+}
+
+/// A prime, so that all colours and columns are met.
+const PICTURE_STRIDE: usize = 7;
+
+/// Bound of the relative errors: devices differ in the order of sums by less than 1e-4, stale data by
+/// about 1.
+const BOUND: f64 = 1e-2;
+
+/// How a device did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SelfTestReport {
+    /// Whether every check was within its bound.
+    pub ok: bool,
+    /// The largest relative error.
+    pub max_error: f64,
+    /// All comparisons.
+    pub checks: Vec<SelfTestCheck>,
+}
+
+/// One comparison.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SelfTestCheck {
+    /// What was compared.
+    pub name: &'static str,
+    /// `||out - ref|| / ||ref||`.
+    pub relative: f64,
+    /// Largest value that passes.
+    pub bound: f64,
+    /// Whether it passed.
+    pub ok: bool,
+}
+
+impl SelfTest {
+    /// Records what this device makes: the CPU, whose results are compared with the reference.
+    ///
+    /// # Errors
+    ///
+    /// The pipeline cannot generate.
+    pub async fn record(pipeline: &Pipeline, prompt: &str) -> Result<Self, Error> {
+        let options = GenerateOptions {
+            seed: 1,
+            prior_steps: Some(2),
+            decoder_steps: Some(2),
+            ..Default::default()
+        };
+        let [image_embedding, latents, picture] = run(pipeline, prompt, &options).await?;
+        Ok(Self { prompt: prompt.to_owned(), options, image_embedding, latents, picture })
+    }
+
+    /// Compares what the pipeline's device makes with what was recorded.
+    ///
+    /// # Errors
+    ///
+    /// The pipeline cannot generate.
+    pub async fn run(&self, pipeline: &Pipeline) -> Result<SelfTestReport, Error> {
+        let found = run(pipeline, &self.prompt, &self.options).await?;
+        let expected = [
+            ("image embedding (Stage C)", &self.image_embedding),
+            ("latents (Stage B)", &self.latents),
+            ("picture (Stage A)", &self.picture),
+        ];
+        let check = |((name, expected), found): ((&'static str, &Vec<f32>), &Vec<f32>)| {
+            let relative = relative_error(found, expected);
+            SelfTestCheck { name, relative, bound: BOUND, ok: relative <= BOUND }
+        };
+        let checks: Vec<_> = expected.into_iter().zip(&found).map(check).collect();
+        let max_error = checks.iter().fold(0.0f64, |max, check| max.max(check.relative));
+        Ok(SelfTestReport { ok: checks.iter().all(|check| check.ok), max_error, checks })
+    }
+}
+
+async fn run(
+    pipeline: &Pipeline,
+    prompt: &str,
+    options: &GenerateOptions,
+) -> Result<[Vec<f32>; 3], Error> {
+    let go = &mut async |_: crate::Progress<'_>| ControlFlow::Continue(());
+    let Generated { images, image_embeddings, latents, .. } =
+        pipeline.generate(prompt, options, go).await?;
+    let values = |data: burn::tensor::TensorData| {
+        data.convert::<f32>().try_to_vec::<f32>().expect("converted to f32")
+    };
+    let picture = images[0].rgb.iter().step_by(PICTURE_STRIDE).map(|&v| f32::from(v)).collect();
+    Ok([values(image_embeddings), values(latents), picture])
+}
+
+/// Infinite where a value is no number or the lengths differ.
+fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
+    let error = difference / norm(&mut expected.iter().map(|&v| f64::from(v)));
+    if found.len() == expected.len() && error.is_finite() { error } else { f64::MAX }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ||(3, 4) - (3, 0)|| = 4, ||(3, 0)|| = 3.
+    #[test]
+    fn errors_are_relative_and_never_hide_what_is_no_number() {
+        assert_eq!(relative_error(&[3.0, 4.0], &[3.0, 0.0]), 4.0 / 3.0);
+        assert_eq!(relative_error(&[f32::NAN], &[1.0]), f64::MAX);
+        assert_eq!(relative_error(&[1.0], &[1.0, 1.0]), f64::MAX);
+    }
+}

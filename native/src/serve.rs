@@ -1,0 +1,62 @@
+//! `wuerstchen serve`: the demo page and models over HTTP, from this machine.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use axum::Router;
+use axum::http::{HeaderValue, header};
+use clap::Args;
+use tower_http::services::ServeDir;
+use tower_http::set_header::SetResponseHeaderLayer;
+
+/// Arguments of `wuerstchen serve`.
+#[derive(Args)]
+pub(crate) struct ServeArgs {
+    /// The folder to serve: the built demo page, or any folder with an index.html or web bundles
+    #[arg(value_name = "DIR", default_value = "web/demo/dist")]
+    folder: PathBuf,
+    /// Address to listen on; others than this machine reach it only if this is changed
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Port to listen on; 0 takes any free one
+    #[arg(short, long, default_value_t = 8080)]
+    port: u16,
+}
+
+/// Serves until it is interrupted.
+pub(crate) fn run(args: &ServeArgs) -> Result<()> {
+    if !args.folder.is_dir() {
+        bail!(
+            "no folder {}: build the demo with `bash web/build.sh`, or name a folder",
+            args.folder.display()
+        );
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let address = SocketAddr::new(args.host, args.port);
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))?;
+        let address = listener.local_addr()?;
+        crate::print(&format!("serving {} on http://{address}/", args.folder.display()))?;
+        let stop = async {
+            // Without a handler the program ends at once, which is as good.
+            let _ = tokio::signal::ctrl_c().await;
+        };
+        axum::serve(listener, router(args)).with_graceful_shutdown(stop).await?;
+        Ok(())
+    })
+}
+
+/// Files with their types, ranges and modification times; a page may be cached but is asked for
+/// again, so that a new build shows at once.
+fn router(args: &ServeArgs) -> Router {
+    let set =
+        |name, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
+    Router::new()
+        .fallback_service(ServeDir::new(&args.folder))
+        .layer(set(header::CACHE_CONTROL, "no-cache"))
+        .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(set(header::REFERRER_POLICY, "no-referrer"))
+}
