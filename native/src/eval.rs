@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use futures_lite::future::block_on;
 use wuerstchen::weights::{KeyTable, load};
-use wuerstchen::{CompressorConfig, GenerateOptions, Pipeline, VqganConfig, layout};
+use wuerstchen::{GenerateOptions, Pipeline, VqganConfig, layout};
 use wuerstchen_train::eval::{Ceiling, EvalConfig, EvalRow, evaluate};
 
 use crate::devices::{Choice, choose};
@@ -38,13 +38,12 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
     let pipeline = Pipeline::load(&files, &device)?;
-    let config = |part: &str| format!("{part}/config.json");
-    let compressor: CompressorConfig = files
-        .config(&config(layout::COMPRESSOR))
+    let compressor = files
+        .compressor_config()
         .context("the evaluation needs the semantic compressor")?;
     let weights = files.weights(layout::COMPRESSOR)?;
     let compressor = load(compressor.init(&device), weights, KeyTable::COMPRESSOR)?;
-    let vqgan_config: VqganConfig = files.config(&config(layout::VQGAN))?;
+    let vqgan_config: VqganConfig = files.config(&format!("{}/config.json", layout::VQGAN))?;
     let ceiling = Ceiling { compressor: &compressor, vqgan_config: &vqgan_config };
     let settings = args.options.resolve(&pipeline.card.defaults)?;
     let eval = EvalConfig {

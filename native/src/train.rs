@@ -18,7 +18,7 @@ use wuerstchen_train::config::{StageConfig, TrainConfig};
 use wuerstchen_train::corpus::Corpus;
 use wuerstchen_train::eval::reconstruct;
 use wuerstchen_train::export::{self, Weights};
-use wuerstchen_train::shapes::{Kind, Split, evaluation};
+use wuerstchen_train::shapes::{Kind, Sample, Split, evaluation};
 use wuerstchen_train::stages::{
     Cache, Stage, StageA, StageB, StageC, image_embeddings, stage_a_latents,
 };
@@ -66,6 +66,9 @@ enum StageName {
 
 /// Seconds between saved states.
 const SAVE_SECS: u64 = 120;
+
+/// What the compressor's cache is called while it fills.
+const IMAGE_EMBEDDINGS: &str = "the compressor's image embeddings";
 
 /// Pictures in a row of a sample grid.
 const GRID_SIDE: usize = 8;
@@ -176,6 +179,31 @@ impl Run {
         Ok(Corpus::new(config.seed, config.image_size, config.model.max_tokens)?)
     }
 
+    /// The scenes of sample grids and their pictures, far from those that are trained on.
+    fn grid(&self) -> Result<(Vec<Sample>, Tensor<4>)> {
+        let corpus = self.corpus()?;
+        let samples: Vec<_> = (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
+        let pictures = corpus.pictures(&samples, &self.device);
+        Ok((samples, pictures))
+    }
+
+    /// Computes once what does not change; `what` tells the user.
+    fn cache(
+        &self,
+        what: &str,
+        corpus: &Corpus,
+        scenes: usize,
+        encode: impl Fn(Tensor<4>) -> Tensor<4>,
+    ) -> Cache {
+        let bar = ProgressBar::new_spinner();
+        bar.set_style(ProgressStyle::with_template("{msg}: {pos}").expect("it is valid"));
+        bar.set_message(format!("caching {what}"));
+        let cache =
+            Cache::fill(corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
+        bar.finish_and_clear();
+        cache
+    }
+
     fn stage_a(&self, resume: Option<&str>) -> Result<bool> {
         let (config, device) = (&self.config, self.device.clone().autodiff());
         device.seed(config.seed);
@@ -183,16 +211,14 @@ impl Run {
             StageA { corpus: self.corpus()?, config: config.a.clone(), device: device.clone() };
         let model = config.model.vqgan.init(&device);
         let trainer = Trainer::new(stage, model, config.a.clone(), config.seed, device);
-        let corpus = self.corpus()?;
+        let (_, pictures) = self.grid()?;
         self.train(
             "a",
             &config.a,
             trainer,
             resume,
             |model| {
-                let samples: Vec<_> =
-                    (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
-                let pictures = corpus.pictures(&samples, &self.device);
+                let pictures = pictures.clone();
                 let latents = model.encode(pictures.clone(), Statistics::Running);
                 let decoded = model.decode(latents).clamp(0.0, 1.0);
                 Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
@@ -207,11 +233,9 @@ impl Run {
         let weights = self.read_weights()?;
         let vqgan = export::load_vqgan(config, &weights, &self.device)?;
         let corpus = self.corpus()?;
-        let bar = spinner("caching Stage A's latents");
         let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
         let scenes = config.b.cached_scenes;
-        let latents =
-            Cache::fill(&corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
+        let latents = self.cache("Stage A's latents", &corpus, scenes, encode);
         let frozen = config.b.freeze_compressor;
         let model = match frozen {
             true => export::load_decoder(config, &weights, &device)?,
@@ -219,10 +243,8 @@ impl Run {
         };
         let compressor = burn::module::Module::valid(&model.compressor);
         let encode = |x| image_embeddings(&compressor, x);
-        let on_batch = |n| bar.set_position(n as u64);
         let scenes = if frozen { scenes } else { 0 };
-        let embeddings = Cache::fill(&corpus, scenes, &self.device, encode, on_batch);
-        bar.finish_and_clear();
+        let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode);
         let stage = StageB {
             corpus,
             config: config.b.clone(),
@@ -234,16 +256,14 @@ impl Run {
             vqgan_config: config.model.vqgan.clone(),
         };
         let trainer = Trainer::new(stage, model, config.b.clone(), config.seed, device);
-        let corpus = self.corpus()?;
+        let (samples, pictures) = self.grid()?;
         self.train(
             if frozen { "b-frozen" } else { "b" },
             &config.b,
             trainer,
             resume,
             |model| {
-                let samples: Vec<_> =
-                    (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
-                let pictures = corpus.pictures(&samples, &self.device);
+                let pictures = pictures.clone();
                 let embedding = image_embeddings(&model.compressor, pictures.clone());
                 let mut trained = self.read_weights()?;
                 trained.extend(export::decoder_weights(model));
@@ -266,12 +286,8 @@ impl Run {
         let weights = self.read_weights()?;
         let compressor = export::load_compressor(config, &weights, &self.device)?;
         let corpus = self.corpus()?;
-        let bar = spinner("caching the compressor's image embeddings");
         let encode = |x| image_embeddings(&compressor, x);
-        let scenes = config.c.cached_scenes;
-        let embeddings =
-            Cache::fill(&corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
-        bar.finish_and_clear();
+        let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, config.c.cached_scenes, encode);
         let stage = StageC {
             corpus,
             config: config.c.clone(),
@@ -438,11 +454,4 @@ fn log_metrics(log: &mut fs::File, metrics: &Metrics, samples_per_sec: f64) -> R
 fn progress_style() -> ProgressStyle {
     let template = "{prefix} {bar:30} {pos}/{len} {msg} ETA {eta}";
     ProgressStyle::with_template(template).expect("the template is valid")
-}
-
-fn spinner(message: &'static str) -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(ProgressStyle::with_template("{msg}: {pos}").expect("the template is valid"));
-    bar.set_message(message);
-    bar
 }

@@ -167,3 +167,100 @@ fn the_smoke_preset_trains_a_model_that_generates() {
         assert!(output.status.success(), "{}", text(&output.stderr));
     }
 }
+
+/// A web bundle makes the same picture as the model it was exported from, and is read strictly.
+#[test]
+fn a_web_bundle_is_the_model_in_shards() {
+    let folder = scratch("web-bundle");
+    let bundle = folder.join("model");
+    let [bundle, picture] = [bundle, folder.join("out.png")].map(|path| path.display().to_string());
+    let export = wuerstchen(&["export", "web", "-o", &bundle, "--preview-pictures", "4"]);
+    assert_eq!(export.status.code(), Some(0), "{}", text(&export.stderr));
+    let generate = |model: &[&str]| {
+        let prompt = ["generate", "a blue star", "--device", "cpu", "-o", &picture];
+        let output = wuerstchen(&[&prompt[..], model].concat());
+        (output.status.code(), text(&output.stderr), fs::read(&picture).unwrap_or_default())
+    };
+    let built_in = generate(&[]);
+    let exported = generate(&["-m", &bundle]);
+    assert_eq!((exported.0, &exported.2), (Some(0), &built_in.2), "{}", exported.1);
+
+    let manifest = fs::read_to_string(Path::new(&bundle).join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    let shard = Path::new(&bundle).join(manifest["shards"][0]["file"].as_str().unwrap());
+    let mut bytes = fs::read(&shard).unwrap();
+    assert_eq!(bytes.len() as u64, manifest["shards"][0]["bytes"]);
+    bytes[1000] ^= 1;
+    fs::write(&shard, &bytes).unwrap();
+    let (code, message, _) = generate(&["-m", &bundle]);
+    assert_eq!(code, Some(4));
+    assert!(message.contains("shard-000.bin: its SHA-256 is"), "{message}");
+}
+
+/// 8 bits cost less than 1 % of the weights' norm.
+#[test]
+fn eight_bits_stay_close() {
+    let bundle = scratch("web-bundle-i8").display().to_string();
+    let arguments = ["--dtype", "i8", "--preview-pictures", "0"];
+    let export = wuerstchen(&[&["export", "web", "-o", &bundle], &arguments[..]].concat());
+    assert_eq!(export.status.code(), Some(0), "{}", text(&export.stderr));
+    let report = text(&export.stdout);
+    let error = |line: &str| line.split_whitespace().last().unwrap().parse::<f64>().unwrap();
+    let errors: Vec<_> = report.lines().skip(1).map(error).collect();
+    assert_eq!(errors.len(), 5, "{report}");
+    assert!(errors.iter().all(|error| (1e-5..1e-2).contains(error)), "{report}");
+}
+
+/// Ends the server when the test does, also when it fails.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn serves_a_folder_and_nothing_outside() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let folder = scratch("serve");
+    fs::write(folder.join("secret.txt"), "secret").unwrap();
+    let site = folder.join("site");
+    fs::create_dir(&site).unwrap();
+    fs::write(site.join("a.wasm"), "0123456789").unwrap();
+    let mut server = Command::new(env!("CARGO_BIN_EXE_wuerstchen"))
+        .args(["serve", &site.display().to_string(), "--port", "0"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let _server = Server(server);
+    let address = line.trim().rsplit_once("http://").unwrap().1.trim_end_matches('/');
+    let get = |path: &str, header: &str| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let whole = get("/a.wasm", "");
+    assert!(whole.starts_with("HTTP/1.1 200") && whole.ends_with("0123456789"), "{whole}");
+    assert!(whole.contains("content-type: application/wasm"), "{whole}");
+    assert!(whole.contains("cache-control: no-cache"), "{whole}");
+    let part = get("/a.wasm", "Range: bytes=2-4\r\n");
+    assert!(part.starts_with("HTTP/1.1 206") && part.ends_with("234"), "{part}");
+    for path in ["/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "/x"] {
+        let answer = get(path, "");
+        assert!(answer.starts_with("HTTP/1.1 4") && !answer.ends_with("secret"), "{answer}");
+    }
+}
+
+#[test]
+fn serving_what_is_not_there_is_an_error() {
+    let output = wuerstchen(&["serve", "no/such/folder"]);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output.stderr).contains("no folder no/such/folder"));
+}

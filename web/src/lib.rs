@@ -1,1 +1,291 @@
-//! Würstchen in the browser: the WebAssembly layer over [`wuerstchen::Pipeline`], not written yet.
+//! Würstchen in the browser: a thin layer over [`wuerstchen::Pipeline`].
+//!
+//! What fails is thrown as a JavaScript `Error` whose `code` tells what kind of failure it is.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{Device, TensorData};
+use js_sys::{Float32Array, Function, Promise, Reflect, Uint32Array};
+use serde_json::Value;
+use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::JsFuture;
+use wuerstchen::{
+    Error, GenerateOptions, Generated as Made, Image, LoadError, Manifest, Pipeline,
+    PipelineLoader, Progress, Provenance, Stage,
+};
+
+#[wasm_bindgen(typescript_custom_section)]
+const TYPES: &str = "export type { Stage } from '../js/types.js';";
+
+#[cfg(all(feature = "cpu", feature = "webgpu", target_family = "wasm"))]
+compile_error!("a build is for one device: --no-default-features --features webgpu");
+
+/// Sets up the device, once, before any loader; the power preference is the browser's business.
+#[wasm_bindgen(js_name = openDevice)]
+pub async fn open_device() -> Result<(), JsError> {
+    std::panic::set_hook(Box::new(|panic| error_to_console(&panic.to_string())));
+    #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+    Device::wgpu_options().init_async().await?;
+    Ok(())
+}
+
+fn device() -> Device {
+    #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+    return Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+    #[cfg(feature = "cpu")]
+    Device::flex()
+}
+
+#[wasm_bindgen]
+extern "C" {
+    #[wasm_bindgen(js_namespace = console, js_name = error)]
+    fn error_to_console(message: &str);
+}
+
+/// Takes a model's shards to the device, one after the other.
+#[wasm_bindgen]
+pub struct Loader {
+    manifest: Manifest,
+    /// `None` once a shard could not be taken.
+    pipeline: Option<PipelineLoader>,
+}
+
+#[wasm_bindgen]
+impl Loader {
+    /// Reads `manifest.json`.
+    #[wasm_bindgen(constructor)]
+    pub fn new(manifest_json: &str) -> Result<Self, JsValue> {
+        let manifest = Manifest::parse(manifest_json).map_err(load_error)?;
+        let pipeline = PipelineLoader::new(&manifest.texts(), &device()).map_err(load_error)?;
+        Ok(Self { manifest, pipeline: Some(pipeline) })
+    }
+
+    /// Takes the weights of a shard to the device. The caller has checked its hash.
+    #[wasm_bindgen(js_name = addShard)]
+    pub fn add_shard(&mut self, index: usize, bytes: &[u8]) -> Result<(), JsValue> {
+        let mut pipeline = self.take()?;
+        for (part, weights) in self.manifest.weights(index, bytes).map_err(load_error)? {
+            pipeline = pipeline.add(&part, &weights).map_err(load_error)?;
+        }
+        self.pipeline = Some(pipeline);
+        Ok(())
+    }
+
+    /// The engine, once all shards are there.
+    pub fn finish(mut self) -> Result<Engine, JsValue> {
+        let pipeline = self.take()?.finish().map_err(load_error)?;
+        Ok(Engine { manifest: self.manifest, pipeline })
+    }
+
+    fn take(&mut self) -> Result<PipelineLoader, JsValue> {
+        self.pipeline.take().ok_or_else(|| error("internal", "the loader has failed before"))
+    }
+}
+
+/// A model on the device.
+#[wasm_bindgen]
+pub struct Engine {
+    manifest: Manifest,
+    pipeline: Pipeline,
+}
+
+#[wasm_bindgen]
+impl Engine {
+    /// Compares what this device makes with the manifest's golden vectors; the report is JSON.
+    #[wasm_bindgen(js_name = selfTest)]
+    pub async fn self_test(&self) -> Result<String, JsValue> {
+        let test = self.manifest.self_test.as_ref();
+        let test = test.ok_or_else(|| error("integrity", "the manifest has no golden vectors"))?;
+        let report = test.run(&self.pipeline).await.map_err(generate_error)?;
+        Ok(serde_json::to_string(&report).expect("numbers and names are JSON"))
+    }
+
+    /// Makes pictures. `options_json` holds `GenerateOptions`; `on_step` gets the stage, the step, the
+    /// number of steps, the shape and values of what the step made, and returns a promise of whether
+    /// to go on.
+    pub async fn generate(
+        &self,
+        prompt: String,
+        options_json: String,
+        on_step: Function,
+    ) -> Result<Generated, JsValue> {
+        let options: GenerateOptions = serde_json::from_str(&options_json)
+            .map_err(|reason| error("invalid-argument", &reason.to_string()))?;
+        let mut failure = None;
+        let step = &mut async |progress: Progress<'_>| match call(&on_step, &progress).await {
+            Ok(go) if go.is_truthy() => ControlFlow::Continue(()),
+            Ok(_) => ControlFlow::Break(()),
+            Err(thrown) => {
+                failure = Some(thrown);
+                ControlFlow::Break(())
+            }
+        };
+        let made = self.pipeline.generate(&prompt, &options, step).await;
+        match (made, failure) {
+            (_, Some(thrown)) => Err(thrown),
+            (Ok(made), None) => Ok(Generated { prompt, model: self.manifest.name.clone(), made }),
+            (Err(reason), None) => Err(generate_error(reason)),
+        }
+    }
+
+    /// A picture of the first of a batch of latents, as `on_step` got them; `undefined` where there is
+    /// nothing to show.
+    pub async fn preview(
+        &self,
+        stage: &str,
+        shape: &[u32],
+        latents: Vec<f32>,
+    ) -> Result<Option<Picture>, JsValue> {
+        let stage: Stage = serde_json::from_value(Value::from(stage))
+            .map_err(|reason| error("invalid-argument", &reason.to_string()))?;
+        let shape: Vec<usize> = shape.iter().map(|&side| side as usize).collect();
+        if shape.len() != 4 || shape.iter().product::<usize>() != latents.len() {
+            return Ok(None);
+        }
+        let latents = TensorData::new(latents, shape);
+        let colours = self.manifest.preview.as_ref();
+        let image = self.pipeline.preview(stage, &latents, colours).await.map_err(generate_error)?;
+        Ok(image.map(|image| Picture { image, provenance: None }))
+    }
+}
+
+async fn call(on_step: &Function, progress: &Progress<'_>) -> Result<JsValue, JsValue> {
+    let stage = serde_json::to_value(progress.stage).expect("a stage is a word");
+    let (shape, values) = numbers(progress.latents);
+    let arguments = js_sys::Array::of5(
+        &stage.as_str().unwrap_or_default().into(),
+        &JsValue::from(progress.step as u32),
+        &JsValue::from(progress.steps as u32),
+        &shape,
+        &values,
+    );
+    let promise: Promise = on_step.apply(&JsValue::UNDEFINED, &arguments)?.into();
+    JsFuture::from(promise).await
+}
+
+fn numbers(data: &TensorData) -> (Uint32Array, Float32Array) {
+    let shape: Vec<u32> = data.shape().iter().map(|&side| side as u32).collect();
+    let values = data.as_slice::<f32>().expect("the pipeline reports f32");
+    (Uint32Array::from(&shape[..]), Float32Array::from(values))
+}
+
+/// What a generation made.
+#[wasm_bindgen]
+pub struct Generated {
+    prompt: String,
+    model: String,
+    made: Made,
+}
+
+#[wasm_bindgen]
+impl Generated {
+    /// Number of pictures.
+    #[wasm_bindgen(getter)]
+    pub fn count(&self) -> usize {
+        self.made.images.len()
+    }
+
+    /// A picture, `undefined` past the last.
+    pub fn picture(&self, index: usize) -> Option<Picture> {
+        let image = self.made.images.get(index)?.clone();
+        let provenance = Provenance {
+            prompt: self.prompt.clone(),
+            model: self.model.clone(),
+            image: index,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            settings: self.settings_value(),
+        };
+        Some(Picture { image, provenance: Some(provenance) })
+    }
+
+    /// JSON of the options with every gap filled.
+    #[wasm_bindgen(getter)]
+    pub fn settings(&self) -> String {
+        self.settings_value().to_string()
+    }
+
+    fn settings_value(&self) -> Value {
+        serde_json::to_value(&self.made.settings).expect("numbers and names are JSON")
+    }
+
+    /// `[B, C, h, w]`.
+    #[wasm_bindgen(getter, js_name = imageEmbeddingShape)]
+    pub fn image_embedding_shape(&self) -> Uint32Array {
+        numbers(&self.made.image_embeddings).0
+    }
+
+    /// Stage C's result.
+    #[wasm_bindgen(getter, js_name = imageEmbedding)]
+    pub fn image_embedding(&self) -> Float32Array {
+        numbers(&self.made.image_embeddings).1
+    }
+
+    /// `[B, C, h, w]`.
+    #[wasm_bindgen(getter, js_name = latentsShape)]
+    pub fn latents_shape(&self) -> Uint32Array {
+        numbers(&self.made.latents).0
+    }
+
+    /// Stage B's result.
+    #[wasm_bindgen(getter)]
+    pub fn latents(&self) -> Float32Array {
+        numbers(&self.made.latents).1
+    }
+}
+
+/// A picture.
+#[wasm_bindgen]
+pub struct Picture {
+    image: Image,
+    provenance: Option<Provenance>,
+}
+
+#[wasm_bindgen]
+impl Picture {
+    /// Pixels.
+    #[wasm_bindgen(getter)]
+    pub fn width(&self) -> usize {
+        self.image.width
+    }
+
+    /// Pixels.
+    #[wasm_bindgen(getter)]
+    pub fn height(&self) -> usize {
+        self.image.height
+    }
+
+    /// Four bytes a pixel, opaque, as `ImageData` has them.
+    pub fn rgba(&self) -> Vec<u8> {
+        self.image.rgb.chunks(3).flat_map(|pixel| [pixel[0], pixel[1], pixel[2], u8::MAX]).collect()
+    }
+
+    /// A PNG file that tells the prompt and the settings.
+    pub fn png(&self) -> Result<Vec<u8>, JsValue> {
+        let png = match &self.provenance {
+            Some(provenance) => provenance.to_png(&self.image),
+            None => self.image.to_png(),
+        };
+        png.map_err(|reason| error("internal", &reason.to_string()))
+    }
+}
+
+fn load_error(reason: LoadError) -> JsValue {
+    error("integrity", &reason.to_string())
+}
+
+fn generate_error(reason: Error) -> JsValue {
+    let code = match reason {
+        Error::Options(_) | Error::Tokenizer(_) => "invalid-argument",
+        Error::Device(_) => "device-lost",
+        Error::Cancelled => "cancelled",
+    };
+    error(code, &reason.to_string())
+}
+
+/// An `Error` with a `code`.
+fn error(code: &str, message: &str) -> JsValue {
+    let error = js_sys::Error::new(message);
+    // A fresh object takes any property.
+    let _ = Reflect::set(&error, &"code".into(), &code.into());
+    error.into()
+}

@@ -347,3 +347,83 @@ fn defaults(defaults: &Defaults) -> Value {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One shard of 16 bytes with two tensors: f32 of 2 values, i8 of 1 x 4 with its scale.
+    fn manifest() -> Value {
+        let (part, bytes) = (layout::PRIOR, [0u8; 16]);
+        json!({
+            "format": FORMAT, "id": "a", "name": "a", "licence": "", "provenance": "",
+            "defaults": {}, "stages": {}, "files": {},
+            "shards": [{"file": "s.bin", "bytes": 16, "sha256": hex(&Sha256::digest(bytes))}],
+            "tensors": [
+                {"part": part, "name": "x", "shape": [2], "dtype": "f32", "shard": 0, "offset": 0},
+                {"part": part, "name": "y", "shape": [1, 4], "dtype": "i8", "shard": 0, "offset": 8},
+            ],
+        })
+    }
+
+    fn parse(change: impl FnOnce(&mut Value)) -> Result<Manifest, String> {
+        let mut value = manifest();
+        change(&mut value);
+        Manifest::parse(&value.to_string()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn reads_tensors_from_a_shard() {
+        let mut bytes = Vec::new();
+        for value in [1.0f32, -2.0, 0.5] {
+            bytes.extend(value.to_le_bytes());
+        }
+        bytes.extend([1u8, 2, 255, 128]); // 1, 2, -1, -128
+        let parts = parse(|_| {}).unwrap().weights(0, &bytes).unwrap();
+        let weights = &parts[layout::PRIOR];
+        assert_eq!(weights.values("x").unwrap(), [1.0, -2.0]);
+        assert_eq!(weights.values("y").unwrap(), [0.5, 1.0, -0.5, -64.0]);
+    }
+
+    #[test]
+    fn damage_is_noticed() {
+        let manifest = parse(|_| {}).unwrap();
+        assert!(manifest.verify(0, &[0; 16]).is_ok());
+        assert!(manifest.verify(0, &[1; 16]).is_err());
+        let message = manifest.weights(0, &[0; 15]).unwrap_err().to_string();
+        assert_eq!(message, "s.bin: it has 15 bytes, expected 16");
+        assert!(manifest.weights(1, &[0; 16]).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let format = parse(|value| value["format"] = 2.into()).unwrap_err();
+        assert_eq!(format, "manifest.json: it is of format 2, this program reads 1");
+        for file in ["../s.bin", "/s.bin", "a/b", ".s", "", "a\\b", "c:s"] {
+            let error = parse(|value| value["shards"][0]["file"] = file.into()).unwrap_err();
+            assert!(error.contains("is no plain file name"), "{error}");
+        }
+        for (tensor, field, lie) in [
+            (0, "offset", json!(12)),
+            (0, "offset", json!(u64::MAX)),
+            (0, "shape", json!([1u64 << 40, 1u64 << 40])),
+            (1, "shard", json!(1)),
+        ] {
+            let error = parse(|value| value["tensors"][tensor][field] = lie).unwrap_err();
+            assert!(error.contains("lies outside of its shard"), "{error}");
+        }
+        let large = parse(|value| value["shards"][0]["bytes"] = (MAX_SHARD_BYTES + 1).into());
+        assert!(large.unwrap_err().contains("at most 16777216"));
+    }
+
+    /// The largest value of each row is exact, the others within half a step.
+    #[test]
+    fn eight_bits_keep_each_rows_scale() {
+        let values = [1.0f32, -0.26, 100.0, 30.0];
+        let stored = Stored::new(&[2, 2], &values, StoredDtype::I8);
+        let entry = [("x", stored.dtype, &stored.shape[..], &stored.bytes[..])];
+        let found = Checkpoint::from_stored("part", entry).unwrap().values("x").unwrap();
+        assert!((found[0] - 1.0).abs() < 1e-6 && (found[2] - 100.0).abs() < 1e-4, "{found:?}");
+        assert!((found[1] + 0.26).abs() <= 0.5 / 127.0 && (found[3] - 30.0).abs() <= 50.0 / 127.0);
+    }
+}
