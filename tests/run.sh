@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every check: format, lints, tests (on the CPU and on whatever Vulkan device there is, a
-# software one if need be), documentation, the WebAssembly build. Installs what it needs.
+# software one if need be), documentation, the browser package and its tests. Installs what it needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 step() { printf '\n== %s\n' "$*"; }
@@ -15,9 +15,16 @@ if [ -z "${WUERSTCHEN_GPU_TESTS:-}" ] && ! ls /usr/share/vulkan/icd.d/*.json >/d
         exit 1
     fi
 fi
+if ! command -v "${CHROMIUM:-/usr/bin/chromium}" >/dev/null; then
+    if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+        apt-get update -qq && apt-get install -y -qq chromium >/dev/null
+    else
+        echo "no Chromium for the browser tests: install it, or name it in CHROMIUM" >&2
+        exit 1
+    fi
+fi
 export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/tmp}" # Mesa complains without one
 rustup component add rustfmt clippy
-rustup target add wasm32-unknown-unknown
 
 step "format"
 cargo fmt --all --check
@@ -32,9 +39,14 @@ cargo test --release --workspace
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
-step "WebAssembly"
-RUSTFLAGS='--cfg getrandom_backend="wasm_js" -C target-feature=+simd128' \
-    cargo check --release --target wasm32-unknown-unknown \
-    --package wuerstchen --no-default-features --features cpu
+step "the browser: WebAssembly, npm package, demo page"
+bash web/build.sh
+cd web
+npm run check
+npm test
+npm run lint:package
+npm --prefix demo test
+npm run test:browser
+cd ..
 
 step "all checks passed"

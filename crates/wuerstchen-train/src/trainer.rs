@@ -98,7 +98,10 @@ impl<S: Stage> Trainer<S> {
         let shard = |shard: u64| {
             let number = self.step * shards + shard;
             // Its own graph: burn's autodiff would wait for the other shards' otherwise.
-            let model = self.model.clone().fork(&self.device);
+            let model = match shards {
+                1 => self.model.clone(),
+                _ => self.model.clone().fork(&self.device),
+            };
             let mut rng = Philox::new(self.seed, number);
             let loss = self.stage.loss(&model, &mut rng, number * size..(number + 1) * size);
             let gradients = collect_gradients(&model, &loss.backward());

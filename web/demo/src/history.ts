@@ -1,0 +1,125 @@
+// The pictures made before, kept in IndexedDB with their settings.
+
+import { element, entry, make } from './dom';
+import type { Settings } from './settings';
+
+interface Picture {
+  readonly id: number;
+  readonly settings: Settings;
+  /** Which picture of its run. */
+  readonly index: number;
+  /** A PNG that carries its settings, too. */
+  readonly png: Blob;
+}
+
+const list = element('history', HTMLUListElement);
+const clear = element('history-clear', HTMLButtonElement);
+const note = element('history-note', HTMLParagraphElement);
+const dialog = element('entry', HTMLDialogElement);
+const large = element('entry-picture', HTMLImageElement);
+const store = 'pictures';
+
+let database: IDBDatabase | undefined;
+let open: { picture: Picture; item: HTMLLIElement } | undefined;
+
+function done<T>(request: IDBRequest<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+const pictures = (mode: IDBTransactionMode) =>
+  database?.transaction(store, mode).objectStore(store);
+
+/** Shows what is stored; where nothing can be, pictures stay until the page closes. */
+export async function initHistory(onReuse: (settings: Settings) => void): Promise<void> {
+  clear.addEventListener('click', () => {
+    if (!confirm(`Delete all ${list.childElementCount} pictures?`)) return;
+    pictures('readwrite')?.clear();
+    for (const image of list.querySelectorAll('img')) URL.revokeObjectURL(image.src);
+    list.replaceChildren();
+    describe();
+  });
+  element('entry-reuse', HTMLButtonElement).addEventListener('click', () => {
+    dialog.close();
+    if (open) onReuse(open.picture.settings);
+  });
+  element('entry-download', HTMLButtonElement).addEventListener('click', () => {
+    if (open) downloadPng(open.picture.png, open.picture.settings, open.picture.index);
+  });
+  element('entry-delete', HTMLButtonElement).addEventListener('click', () => {
+    dialog.close();
+    if (open) remove(open.picture, open.item);
+  });
+  element('entry-close', HTMLButtonElement).addEventListener('click', () => dialog.close());
+
+  try {
+    const request = indexedDB.open('wuerstchen-demo', 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(store, { keyPath: 'id' });
+    database = await done(request);
+    for (const picture of (await done(pictures('readonly')!.getAll())) as Picture[]) add(picture);
+  } catch {
+    note.textContent = 'This browser keeps no pictures for this page: they go when it closes.';
+  }
+  describe();
+}
+
+/** Keeps a picture. */
+export function remember(settings: Settings, index: number, png: Blob): void {
+  const picture = { id: Date.now() + index / 100, settings, index, png };
+  pictures('readwrite')?.put(picture);
+  add(picture);
+  describe();
+}
+
+function add(picture: Picture): void {
+  const { prompt } = picture.settings;
+  const image = make('img', { src: URL.createObjectURL(picture.png), alt: '' });
+  const button = make('button', { type: 'button' }, image, make('span', {}, prompt));
+  const item = make('li', {}, button);
+  button.addEventListener('click', () => {
+    open = { picture, item };
+    large.src = image.src;
+    large.alt = prompt;
+    element('entry-title', HTMLHeadingElement).textContent = prompt;
+    element('entry-facts', HTMLDListElement).replaceChildren(...facts(picture.settings));
+    dialog.showModal();
+  });
+  list.prepend(item);
+}
+
+function facts(settings: Settings): HTMLElement[] {
+  const rows: [string, unknown][] = [
+    ['Not', settings.negativePrompt],
+    ['Seed', settings.seed],
+    ['Size', settings.width && `${settings.width} × ${settings.height}`],
+    ['Prior steps', settings.priorSteps],
+    ['Prior guidance', settings.priorGuidanceScale],
+    ['Decoder steps', settings.decoderSteps],
+    ['Decoder guidance', settings.decoderGuidanceScale],
+  ];
+  return rows.filter(([, value]) => value !== undefined).map(([k, v]) => entry(k, String(v)));
+}
+
+function remove(picture: Picture, item: HTMLLIElement): void {
+  pictures('readwrite')?.delete(picture.id);
+  const image = item.querySelector('img');
+  if (image) URL.revokeObjectURL(image.src);
+  item.remove();
+  describe();
+}
+
+function describe(): void {
+  clear.hidden = list.childElementCount === 0;
+}
+
+/** Saves a PNG under a name made of its prompt and seed. */
+export function downloadPng(png: Blob, settings: Settings, index: number): void {
+  const words = settings.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, '-').slice(0, 60);
+  const number = index === 0 ? '' : `-${index + 1}`;
+  const href = URL.createObjectURL(png);
+  make('a', { href, download: `${words}-${settings.seed}${number}.png` }).click();
+  // The download has read the blob long before.
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
+}

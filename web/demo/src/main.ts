@@ -1,0 +1,271 @@
+// The page: looks at the device and the model, loads it, makes pictures, one thing at a time.
+
+import type { LoadOptions, ModelInfo, Support, Wuerstchen } from 'wuerstchen-web';
+import { checkSupport, inspect, load, WuerstchenError } from 'wuerstchen-web';
+import { runBenchmark } from './benchmark';
+import { element, formatBytes } from './dom';
+import { explain } from './explain';
+import { downloadPng, initHistory, remember } from './history';
+import { hideError, showDevice, showError, showNotice } from './notices';
+import { expect, settle, showPictures, showPreview } from './picture';
+import { finish, followLoad, followRun, say, showModel } from './progress';
+import {
+  drawSeed,
+  initForm,
+  linkTo,
+  lockSeed,
+  offerDefaults,
+  readSettings,
+  settingsFromLink,
+  showInvalidArgument,
+  writeSettings,
+  type Settings,
+} from './settings';
+import { initStorage, keepForOffline, showStorage } from './storage';
+import { initTheme } from './theme';
+
+type State = 'idle' | 'loading' | 'ready' | 'busy' | 'error';
+
+const link = new URL(location.href);
+const model = modelFromLink();
+const generate = element('generate', HTMLButtonElement);
+const stop = element('stop', HTMLButtonElement);
+const loadButton = element('load', HTMLButtonElement);
+const device = element('device', HTMLSelectElement);
+const actions = element('actions', HTMLDivElement);
+
+let info: ModelInfo | undefined;
+let support: Support | undefined;
+let engine: Wuerstchen | undefined;
+let job: AbortController | undefined;
+/** The picture that the buttons below it act on. */
+let shown: { settings: Settings; png: Blob; index: number } | undefined;
+
+/** The built-in model, or another one of this site. */
+function modelFromLink(): URL {
+  const builtIn = new URL('model/manifest.json', document.baseURI);
+  const named = link.searchParams.get('model');
+  const url = named !== null && URL.canParse(named, document.baseURI)
+    ? new URL(named, document.baseURI)
+    : builtIn;
+  return url.origin === location.origin ? url : builtIn;
+}
+
+function setState(state: State): void {
+  document.documentElement.dataset.state = state;
+  const running = state === 'loading' || state === 'busy';
+  const focused = document.activeElement;
+  generate.hidden = running;
+  stop.hidden = !running;
+  loadButton.hidden = running || engine !== undefined || info === undefined;
+  device.disabled = running;
+  // Focus must not fall off the page with the button that had it.
+  if (running && (focused === generate || focused === loadButton)) stop.focus();
+  if (!running && focused === stop) generate.focus();
+}
+
+/** Runs one job; a second one is refused, not queued. `again` is what "Try again" does. */
+async function run(work: (signal: AbortSignal) => Promise<void>, again: () => void): Promise<void> {
+  if (job) return;
+  job = new AbortController();
+  const { signal } = job;
+  const wake = await navigator.wakeLock?.request('screen').catch(() => undefined);
+  hideError();
+  try {
+    await work(signal);
+    setState(engine ? 'ready' : 'idle');
+  } catch (error) {
+    if (signal.aborted) {
+      setState(engine ? 'ready' : 'idle');
+    } else {
+      finish('That did not work.');
+      setState('error');
+      const invalid = error instanceof WuerstchenError && error.code === 'invalid-argument';
+      if (!invalid || !showInvalidArgument(error.message)) showError(error, again);
+    }
+  } finally {
+    job = undefined;
+    await wake?.release();
+  }
+}
+
+/** What can be known without a download. */
+async function look(): Promise<void> {
+  support = await checkSupport();
+  showDevice(support);
+  await showStorage();
+  info = await inspect(model);
+  showModel(info);
+  offerDefaults(info.defaults);
+  element('model-line', HTMLElement).textContent =
+    `Model ${info.name}. ${info.provenance} Licence: ${info.licence}.`;
+  offerLoad(info);
+}
+
+function offerLoad({ bytes, cachedBytes }: ModelInfo): void {
+  const missing = bytes - cachedBytes;
+  const title = element('load-title', HTMLElement);
+  const text = element('load-text', HTMLElement);
+  title.textContent = missing === 0 ? 'The model is here' : 'From three small models, a picture';
+  const { connection } = navigator as { connection?: { saveData?: boolean } };
+  const stored = cachedBytes > 0 ? ` ${formatBytes(cachedBytes)} of it are stored here.` : '';
+  const saving = connection?.saveData ? ' Data saving is on: nothing loads unless you ask.' : '';
+  text.textContent = missing === 0
+    ? 'It is stored in this browser; nothing needs to be downloaded.'
+    : `They are fetched once, then kept in this browser.${stored}${saving}`;
+  loadButton.textContent = missing === 0
+    ? 'Load the model'
+    : `Load the model (${formatBytes(missing)})`;
+}
+
+function loadOptions(): Pick<LoadOptions, 'model' | 'device'> {
+  return { model, device: device.value as NonNullable<LoadOptions['device']> };
+}
+
+async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
+  if (engine && engine.state !== 'disposed') return engine;
+  engine = undefined;
+  setState('loading');
+  try {
+    const loaded = await load({ ...loadOptions(), signal, onProgress: followLoad() });
+    loaded.addEventListener('lost', () => {
+      showNotice('The GPU went away',
+        'It is being set up anew from the stored model; your picture goes on by itself.');
+    });
+    loaded.addEventListener('recovered', () => {
+      showNotice('The GPU is back', 'The picture that was interrupted is being made again.');
+    });
+    engine = loaded;
+    showDevice(loaded.support, loaded);
+    element('load-title', HTMLElement).textContent = 'Ready';
+    element('load-text', HTMLElement).textContent = 'Write a prompt and press Generate.';
+    if (info) showModel(info);
+    finish('The model is ready.');
+    keepForOffline(loaded.device);
+    await showStorage();
+    return loaded;
+  } catch (error) {
+    if (info) showModel(info);
+    if (signal.aborted) finish('Loading was stopped; what has arrived is kept.');
+    throw error;
+  }
+}
+
+const loadModel = () => run(async (signal) => void (await loadEngine(signal)), loadModel);
+
+async function makePictures(): Promise<void> {
+  const settings = readSettings();
+  if (!settings) return;
+  await run(async (signal) => {
+    const loaded = await loadEngine(signal);
+    setState('busy');
+    actions.hidden = true;
+    expect(settings);
+    const progress = followRun();
+    try {
+      const result = await loaded.generate({
+        ...settings,
+        preview: {},
+        intermediates: true,
+        format: 'blob',
+        signal,
+        onProgress(event) {
+          progress.onProgress(event);
+          if (event.type === 'preview') showPreview(event.bitmap, settings.prompt);
+        },
+      });
+      progress.close(result.timings);
+      const pngs = result.images.filter((image) => image instanceof Blob);
+      const bitmaps = await Promise.all(pngs.map((png) => createImageBitmap(png)));
+      const { width, height } = result;
+      const complete = { ...settings, width, height };
+      showPictures(bitmaps, settings.prompt, (index) => {
+        const [picture, png] = [bitmaps[index], pngs[index]];
+        if (!picture || !png) return;
+        shown = { settings: complete, png, index };
+        actions.hidden = false;
+        explain({ prompt: settings.prompt, picture, index, result, info: loaded.info });
+      });
+      for (const [index, png] of pngs.entries()) remember(complete, index, png);
+      const seconds = (result.timings.total / 1000).toFixed(1);
+      finish(`Done in ${seconds} s with seed ${settings.seed}.`);
+    } catch (error) {
+      const where = progress.close();
+      settle();
+      if (signal.aborted) finish(`Stopped: ${where}.`);
+      throw error;
+    }
+  }, makePictures);
+}
+
+async function start(): Promise<void> {
+  const linked = settingsFromLink(link);
+  writeSettings(linked);
+  drawSeedUnless(linked.seed);
+  await run(look, start);
+  if (!info || !support) return;
+  if (link.searchParams.has('benchmark')) {
+    await run(async () => {
+      setState('loading');
+      say('Benchmark: loading without the cache');
+      device.value = link.searchParams.get('device') ?? device.value;
+      await runBenchmark(loadOptions(), (done, of) => {
+        setState('busy');
+        say(`Benchmark: picture ${done + 1} of ${of}`);
+      });
+      finish('The benchmark is done.');
+    }, start);
+  } else if (support.ok && info.cachedBytes === info.bytes) {
+    await loadModel();
+  }
+}
+
+function drawSeedUnless(seed: bigint | undefined): void {
+  if (seed === undefined) drawSeed();
+  else lockSeed(true);
+}
+
+element('controls', HTMLFormElement).addEventListener('submit', (event) => {
+  event.preventDefault();
+  void makePictures();
+});
+loadButton.addEventListener('click', loadModel);
+stop.addEventListener('click', () => job?.abort());
+document.addEventListener('keydown', (event) => {
+  if (event.key === 'Escape' && !document.querySelector('dialog[open]')) job?.abort();
+});
+device.addEventListener('change', async () => {
+  if (!engine) return;
+  await engine.dispose();
+  engine = undefined;
+  await loadModel();
+});
+element('download', HTMLButtonElement).addEventListener('click', () => {
+  if (shown) downloadPng(shown.png, shown.settings, shown.index);
+});
+element('copy', HTMLButtonElement).addEventListener('click', async () => {
+  if (!shown) return;
+  const text = linkTo(shown.settings);
+  try {
+    await navigator.clipboard.writeText(text);
+    say('The link is copied: it makes this picture again.');
+  } catch {
+    // Without the right to the clipboard, the address line holds the link.
+    history.replaceState(null, '', text);
+    say('The link is in the address line.');
+  }
+});
+
+initTheme();
+initForm();
+initStorage(async () => {
+  if (engine) return;
+  info = await inspect(model);
+  offerLoad(info);
+});
+void initHistory((settings) => {
+  writeSettings({ negativePrompt: '', ...settings });
+  lockSeed(true);
+  generate.focus();
+});
+void start();

@@ -1,0 +1,113 @@
+// The large picture: previews while it is made, then the result, one of several if asked for.
+
+import { element, make } from './dom';
+import type { Settings } from './settings';
+
+/** Up to this many pixels a side, a picture is shown with its pixels, not blurred. */
+const PIXELATED_SIDE = 256;
+
+const canvas = element('picture', HTMLCanvasElement);
+const frame = element('frame', HTMLDivElement);
+const batch = element('batch', HTMLDivElement);
+const empty = element('empty', HTMLDivElement);
+
+/** Copies a bitmap to a canvas of its size. */
+export function draw(bitmap: ImageBitmap, target: HTMLCanvasElement): void {
+  target.width = bitmap.width;
+  target.height = bitmap.height;
+  target.getContext('2d')?.drawImage(bitmap, 0, 0);
+  target.classList.toggle('fine', Math.max(bitmap.width, bitmap.height) > PIXELATED_SIDE);
+}
+
+/** Makes room for a new picture; the old one stays, dimmed, until there is something to see. */
+export function expect({ width, height }: Settings): void {
+  frame.dataset.waiting = '';
+  batch.hidden = true;
+  if (width && height) frame.style.aspectRatio = `${width} / ${height}`;
+  frame.scrollIntoView({ block: 'nearest' });
+}
+
+/** Ends the waiting, whether or not something came. */
+export function settle(): void {
+  delete frame.dataset.waiting;
+}
+
+function show(bitmap: ImageBitmap, label: string): void {
+  settle();
+  empty.hidden = true;
+  draw(bitmap, canvas);
+  canvas.ariaLabel = label;
+}
+
+export function showPreview(bitmap: ImageBitmap, prompt: string): void {
+  show(bitmap, `Unfinished: ${prompt}`);
+  bitmap.close();
+}
+
+/** Shows the pictures of a run; `onChoose` is told which one is large, the first one at once. */
+export function showPictures(
+  bitmaps: readonly ImageBitmap[],
+  prompt: string,
+  onChoose: (index: number) => void,
+): void {
+  const choose = (index: number) => {
+    const bitmap = bitmaps[index];
+    if (!bitmap) return;
+    show(bitmap, prompt);
+    for (const [other, button] of [...batch.children].entries()) {
+      button.ariaPressed = String(other === index);
+    }
+    onChoose(index);
+  };
+  batch.hidden = bitmaps.length < 2;
+  batch.replaceChildren(
+    ...bitmaps.map((bitmap, index) => {
+      const thumbnail = make('canvas', { ariaHidden: 'true' });
+      draw(bitmap, thumbnail);
+      const button = make('button', { type: 'button' }, thumbnail);
+      button.ariaLabel = `Picture ${index + 1}`;
+      button.addEventListener('click', () => choose(index));
+      return button;
+    }),
+  );
+  choose(0);
+}
+
+/** The picture of the empty frame: one disc at the resolutions of the three stages. */
+export function drawSketch(): void {
+  const sketch = element('sketch', HTMLCanvasElement);
+  const context = sketch.getContext('2d');
+  if (!context) return;
+  const { color } = getComputedStyle(sketch);
+  const side = sketch.height;
+  context.clearRect(0, 0, sketch.width, side);
+  const spacing = (sketch.width - 3 * side) / 2;
+  for (const [place, pixels] of [4, 16, 64].entries()) {
+    const size = side / pixels;
+    // A gap shows the pixels as long as there are few.
+    const gap = pixels < 64 ? Math.ceil(size * 0.05) : 0;
+    for (let row = 0; row < pixels; row++) {
+      for (let column = 0; column < pixels; column++) {
+        context.fillStyle = color;
+        context.globalAlpha = 0.08;
+        const left = place * (side + spacing) + column * size;
+        context.fillRect(left, row * size, size - gap, size - gap);
+        context.fillStyle = '#ffc21a';
+        context.globalAlpha = coverage(column, row, pixels);
+        context.fillRect(left, row * size, size - gap, size - gap);
+      }
+    }
+  }
+  context.globalAlpha = 1;
+}
+
+/** How much of a pixel lies in the disc, from 5 × 5 points. */
+function coverage(column: number, row: number, pixels: number): number {
+  let inside = 0;
+  for (let point = 0; point < 25; point++) {
+    const x = (column + ((point % 5) + 0.5) / 5) / pixels - 0.5;
+    const y = (row + (Math.floor(point / 5) + 0.5) / 5) / pixels - 0.5;
+    if (Math.hypot(x, y) < 0.36) inside++;
+  }
+  return inside / 25;
+}

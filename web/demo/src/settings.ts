@@ -1,0 +1,233 @@
+// What a person may choose about a picture: the form, and the same as a link.
+
+import type { Defaults, PictureOptions } from 'wuerstchen-web';
+import { element, make, sentence } from './dom';
+
+/** As the engine takes it; the seed is always known, so that every picture can be made again. */
+export type Settings = Omit<PictureOptions, 'seed' | 'timesteps'> & { readonly seed: bigint };
+
+const MAX_SEED = 2n ** 64n - 1n;
+const MAX_PROMPT = 2000;
+/** Pictures at a time that the form offers. */
+const MAX_COUNT = 4;
+
+/** Fields with a number: their id and the values that a link may carry. */
+const NUMBERS = {
+  width: { id: 'width', min: 1, max: 8192, whole: true },
+  height: { id: 'height', min: 1, max: 8192, whole: true },
+  priorSteps: { id: 'prior-steps', min: 1, max: 1000, whole: true },
+  priorGuidanceScale: { id: 'prior-guidance-scale', min: 0, max: 100, whole: false },
+  decoderSteps: { id: 'decoder-steps', min: 1, max: 1000, whole: true },
+  decoderGuidanceScale: { id: 'decoder-guidance-scale', min: 0, max: 100, whole: false },
+} as const;
+
+type NumberName = keyof typeof NUMBERS;
+const NUMBER_NAMES = Object.keys(NUMBERS) as NumberName[];
+
+/** Width to height; halves and wholes of the model's side are sizes that the stages can make. */
+const ASPECTS: readonly (readonly [number, number])[] = [[1, 1], [3, 2], [2, 3], [2, 1], [1, 2]];
+
+const prompt = element('prompt', HTMLTextAreaElement);
+const negativePrompt = element('negative-prompt', HTMLTextAreaElement);
+const seed = element('seed', HTMLInputElement);
+const seedLock = element('seed-lock', HTMLButtonElement);
+const aspects = element('aspects', HTMLDivElement);
+const controls = element('controls', HTMLFormElement);
+const input = (name: NumberName) => element(NUMBERS[name].id, HTMLInputElement);
+
+/** A seed that survives being a double, as JavaScript callers may write it. */
+export function drawSeed(): void {
+  const [high = 0, low = 0] = crypto.getRandomValues(new Uint32Array(2));
+  seed.value = String((BigInt(high & 0x1fffff) << 32n) | BigInt(low));
+}
+
+export function lockSeed(locked: boolean): void {
+  seedLock.ariaPressed = String(locked);
+}
+
+function parseSeed(text: string): bigint | undefined {
+  if (!/^\d{1,20}$/.test(text)) return undefined;
+  const value = BigInt(text);
+  return value <= MAX_SEED ? value : undefined;
+}
+
+/** Reads the form; shows what is missing at its field and returns nothing then. */
+export function readSettings(): Settings | undefined {
+  clearFieldErrors();
+  const text = prompt.value.trim();
+  if (text === '') return refuse('prompt', prompt, 'Say what the picture should show.');
+  if (seedLock.ariaPressed !== 'true' || seed.value.trim() === '') drawSeed();
+  const parsed = parseSeed(seed.value.trim());
+  if (parsed === undefined) {
+    return refuse('seed', seed, `A seed is a whole number from 0 to ${MAX_SEED}.`);
+  }
+  const numbers: Partial<Record<NumberName, number>> = {};
+  for (const name of NUMBER_NAMES) {
+    const field = input(name);
+    if (field.value !== '') numbers[name] = field.valueAsNumber;
+  }
+  const count = Number(new FormData(controls).get('count'));
+  const negative = negativePrompt.value.trim();
+  return {
+    prompt: text,
+    seed: parsed,
+    count,
+    ...numbers,
+    ...(negative === '' ? {} : { negativePrompt: negative }),
+  };
+}
+
+/** Fills the form; what is left out stays as it is. */
+export function writeSettings(settings: Partial<Settings>): void {
+  clearFieldErrors();
+  if (settings.prompt !== undefined) prompt.value = settings.prompt;
+  if (settings.negativePrompt !== undefined) negativePrompt.value = settings.negativePrompt;
+  if (settings.seed !== undefined) seed.value = String(settings.seed);
+  for (const name of NUMBER_NAMES) {
+    const value = settings[name];
+    if (value !== undefined) input(name).value = String(value);
+  }
+  if (settings.count !== undefined) {
+    for (const radio of controls.querySelectorAll<HTMLInputElement>('[name="count"]')) {
+      radio.checked = radio.value === String(settings.count);
+    }
+  }
+  checkAspect();
+}
+
+/** Offers the model's own values: presets of sizes, and numbers where none was chosen. */
+export function offerDefaults(defaults: Defaults): void {
+  const { width: columns, height: rows } = defaults;
+  aspects.replaceChildren(
+    ...ASPECTS.map(([across, down]) => {
+      const shorter = Math.min(across, down);
+      const width = (columns * across) / shorter;
+      const height = (rows * down) / shorter;
+      const radio = make('input', { type: 'radio', name: 'aspect', value: `${width}x${height}` });
+      radio.addEventListener('change', () => writeSettings({ width, height }));
+      const label = make('span', {}, outline(across, down), `${across}:${down}`);
+      return make('label', { title: `${width} × ${height} pixels` }, radio, label);
+    }),
+  );
+  for (const name of NUMBER_NAMES) {
+    if (input(name).value === '') input(name).value = String(defaults[name]);
+  }
+  checkAspect();
+}
+
+function outline(across: number, down: number): SVGElement {
+  const unit = 18 / Math.max(across, down);
+  const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
+  svg.setAttribute('viewBox', '0 0 24 24');
+  svg.setAttribute('aria-hidden', 'true');
+  const rect = document.createElementNS('http://www.w3.org/2000/svg', 'rect');
+  const box = {
+    x: 12 - (across * unit) / 2,
+    y: 12 - (down * unit) / 2,
+    width: across * unit,
+    height: down * unit,
+    rx: 2,
+  };
+  for (const [name, value] of Object.entries(box)) rect.setAttribute(name, String(value));
+  svg.append(rect);
+  return svg;
+}
+
+function checkAspect(): void {
+  const size = `${input('width').value}x${input('height').value}`;
+  for (const radio of aspects.querySelectorAll('input')) radio.checked = radio.value === size;
+}
+
+function refuse(field: string, control: HTMLElement, message: string): undefined {
+  showFieldError(field, message);
+  control.focus();
+}
+
+/**
+ * Shows the engine's complaint at the field that it names, such as `width must be …`; false if it
+ * names none of them.
+ */
+export function showInvalidArgument(message: string): boolean {
+  const name = /\b(seed|prompt|count|width|height|(?:prior|decoder)_(?:steps|guidance_scale))\b/;
+  const snakeCase = message.replace(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+  const field = name.exec(snakeCase)?.[1];
+  if (field === undefined) return false;
+  const id = field.replaceAll('_', '-');
+  const control = document.getElementById(id);
+  const details = control?.closest('details');
+  if (details) details.open = true;
+  showFieldError(id, message);
+  control?.focus();
+  return true;
+}
+
+function showFieldError(id: string, message: string): void {
+  document.getElementById(id)?.setAttribute('aria-invalid', 'true');
+  const place = id === 'width' || id === 'height' ? 'size' : id;
+  const error = element(`${place}-error`, HTMLParagraphElement);
+  error.textContent = sentence(message);
+  error.hidden = false;
+}
+
+function clearFieldErrors(): void {
+  for (const error of controls.querySelectorAll<HTMLElement>('.field-error')) error.hidden = true;
+  for (const field of controls.querySelectorAll('[aria-invalid]')) {
+    field.removeAttribute('aria-invalid');
+  }
+}
+
+/** A link to the settings. They follow `#`, which browsers do not send to any server. */
+export function linkTo(settings: Settings): string {
+  const values = new URLSearchParams();
+  for (const [name, value] of Object.entries(settings)) values.set(name, String(value));
+  const url = new URL(location.href);
+  url.hash = values.toString();
+  return url.href;
+}
+
+/** The settings of a link, from `#…` or `?…`; values that make no sense are left out. */
+export function settingsFromLink(url: URL): Partial<Settings> {
+  const values = new URLSearchParams(url.search);
+  for (const [name, value] of new URLSearchParams(url.hash.slice(1))) values.set(name, value);
+
+  const settings: { -readonly [K in keyof Settings]?: Settings[K] } = {};
+  const text = values.get('prompt')?.trim().slice(0, MAX_PROMPT);
+  if (text) settings.prompt = text;
+  const negative = values.get('negativePrompt')?.trim().slice(0, MAX_PROMPT);
+  if (negative) settings.negativePrompt = negative;
+  const linkedSeed = parseSeed(values.get('seed') ?? '');
+  if (linkedSeed !== undefined) settings.seed = linkedSeed;
+  const number = (name: string, min: number, max: number, whole: boolean) => {
+    const value = Number(values.get(name) || NaN);
+    return value >= min && value <= max && (!whole || Number.isInteger(value)) ? value : undefined;
+  };
+  const count = number('count', 1, MAX_COUNT, true);
+  if (count !== undefined) settings.count = count;
+  for (const name of NUMBER_NAMES) {
+    const { min, max, whole } = NUMBERS[name];
+    const value = number(name, min, max, whole);
+    if (value !== undefined) settings[name] = value;
+  }
+  return settings;
+}
+
+/** Wires what belongs to the form alone. */
+export function initForm(): void {
+  element('seed-dice', HTMLButtonElement).addEventListener('click', drawSeed);
+  seedLock.addEventListener('click', () => lockSeed(seedLock.ariaPressed !== 'true'));
+  // Who types a seed means it.
+  seed.addEventListener('input', () => lockSeed(seed.value !== ''));
+  input('width').addEventListener('input', checkAspect);
+  input('height').addEventListener('input', checkAspect);
+  for (const chip of element('examples', HTMLDivElement).querySelectorAll('button')) {
+    chip.addEventListener('click', () => {
+      prompt.value = chip.textContent;
+      prompt.focus();
+    });
+  }
+  prompt.addEventListener('keydown', (event) => {
+    if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    controls.requestSubmit();
+  });
+}

@@ -1,0 +1,50 @@
+// What the page keeps in this browser: model weights, and itself for offline use.
+
+import type { DeviceKind } from 'wuerstchen-web';
+import { cache } from 'wuerstchen-web';
+import { element, formatBytes } from './dom';
+
+const text = element('storage-text', HTMLParagraphElement);
+const remove = element('storage-delete', HTMLButtonElement);
+const persist = element('storage-persist', HTMLButtonElement);
+const offline = element('offline', HTMLElement);
+
+export function initStorage(onDelete: () => void): void {
+  remove.addEventListener('click', async () => {
+    await cache.delete();
+    await showStorage();
+    onDelete();
+  });
+  persist.addEventListener('click', async () => {
+    const kept = await navigator.storage.persist();
+    await showStorage();
+    if (!kept) text.append(' This browser decides by itself what it keeps, and declined.');
+  });
+  const showConnection = () => {
+    offline.hidden = navigator.onLine;
+  };
+  addEventListener('online', showConnection);
+  addEventListener('offline', showConnection);
+  showConnection();
+  if (import.meta.env.PROD && 'serviceWorker' in navigator) {
+    // Without it the page works as well, only not offline.
+    navigator.serviceWorker.register(new URL('sw.js', document.baseURI)).catch(() => {});
+  }
+}
+
+/** Says how much is stored. */
+export async function showStorage(): Promise<void> {
+  const size = await cache.size();
+  const persisted = await navigator.storage?.persisted?.();
+  const kept = persisted ? ', and the browser keeps them even when space is short' : '';
+  text.textContent = size === 0
+    ? 'No model is stored in this browser.'
+    : `${formatBytes(size)} of model weights are stored in this browser${kept}.`;
+  remove.hidden = size === 0;
+  persist.hidden = size === 0 || persisted !== false;
+}
+
+/** Has the service worker, once there is one, keep the WebAssembly that this device uses. */
+export function keepForOffline(device: DeviceKind): void {
+  void navigator.serviceWorker?.ready.then(({ active }) => active?.postMessage({ device }));
+}

@@ -1,0 +1,59 @@
+/// <reference lib="webworker" />
+// Keeps the page itself for offline use. Model weights are not its business: the package stores
+// those, verified, elsewhere.
+
+export type {};
+
+declare const __FILES__: readonly string[];
+declare const __VERSION__: string;
+declare const self: ServiceWorkerGlobalScope;
+
+const PREFIX = 'wuerstchen-page-';
+const NAME = PREFIX + __VERSION__;
+const FILES = __FILES__;
+
+/** WebAssembly is large and only one of the two builds is used: the page names it. */
+const isWasm = (file: string) => file.endsWith('.wasm');
+
+self.addEventListener('install', (event) => {
+  const shell = ['./', ...FILES.filter((file) => !isWasm(file) && file !== 'index.html')];
+  event.waitUntil(caches.open(NAME).then((cache) => cache.addAll(shell)));
+});
+
+self.addEventListener('activate', (event) => {
+  event.waitUntil(
+    caches.keys().then(async (names) => {
+      const old = names.filter((name) => name.startsWith(PREFIX) && name !== NAME);
+      await Promise.all(old.map((name) => caches.delete(name)));
+      await self.clients.claim();
+    }),
+  );
+});
+
+self.addEventListener('message', (event) => {
+  const { device } = event.data as { device: string };
+  const used = FILES.filter((file) => isWasm(file) && file.includes(device));
+  event.waitUntil(
+    caches.open(NAME).then(async (cache) => {
+      const missing = [];
+      for (const file of used) if (!(await cache.match(file))) missing.push(file);
+      await cache.addAll(missing);
+    }),
+  );
+});
+
+self.addEventListener('fetch', (event) => {
+  const { request } = event;
+  const url = new URL(request.url);
+  const scope = self.registration.scope;
+  if (request.method !== 'GET' || !url.href.startsWith(scope)) return;
+  const file = url.pathname.slice(new URL(scope).pathname.length);
+  const isPage = file === '' || file === 'index.html';
+  if (!isPage && !FILES.includes(file)) return;
+  event.respondWith(
+    caches
+      .open(NAME)
+      .then((cache) => cache.match(isPage ? './' : file))
+      .then((stored) => stored ?? fetch(request)),
+  );
+});

@@ -1,0 +1,198 @@
+// The page in Chromium, built as for release but with the mock in place of the package.
+
+import assert from 'node:assert/strict';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { after, afterEach, before, beforeEach, test } from 'node:test';
+import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core';
+import { build, preview, type PreviewServer } from 'vite';
+
+let folder: string;
+let server: PreviewServer;
+let browser: Browser;
+let context: BrowserContext;
+let page: Page;
+let url: string;
+/** Violations of the content security policy and exceptions of the page. */
+let complaints: string[];
+
+before(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'wuerstchen-demo-'));
+  const options = { configFile: resolve('vite.config.ts'), logLevel: 'warn' } as const;
+  await build({
+    ...options,
+    resolve: { alias: { 'wuerstchen-web': resolve('test/mock.ts') } },
+    build: { outDir: folder, emptyOutDir: true },
+  });
+  server = await preview({ ...options, build: { outDir: folder }, preview: { port: 0 } });
+  url = server.resolvedUrls?.local[0] ?? '';
+  browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    args: ['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking',
+      '--disable-component-update', '--disable-sync'],
+  });
+});
+
+after(async () => {
+  await browser?.close();
+  await server?.close();
+  await rm(folder, { recursive: true, force: true });
+});
+
+beforeEach(async () => {
+  context = await browser.newContext();
+  page = await context.newPage();
+  complaints = [];
+  page.on('pageerror', (error) => complaints.push(error.message));
+  page.on('console', (message) => {
+    if (message.type() === 'error') complaints.push(message.text());
+  });
+});
+
+afterEach(async () => {
+  await context.close();
+  assert.deepEqual(complaints, []);
+});
+
+const at = (id: string) => page.getByTestId(id);
+const state = (name: string) => page.waitForSelector(`html[data-state="${name}"]`);
+
+async function open(suffix = ''): Promise<void> {
+  await page.goto(url + suffix);
+  await at('device-notice').getByText('Will run').waitFor();
+}
+
+/** From the prompt to a finished picture with the keyboard alone. */
+async function makePicture(prompt: string): Promise<void> {
+  await at('prompt').fill(prompt);
+  await at('prompt').press('Enter');
+  await at('status').getByText('Done in').waitFor();
+}
+
+test('nothing is downloaded before it is asked for, and the exact size is named', async () => {
+  await open();
+  assert.equal(await at('load').textContent(), 'Load the model (8.6 MB)');
+  await state('idle');
+  await at('load').click();
+  await state('ready');
+  assert.equal(await at('load').isVisible(), false);
+});
+
+test('a model that is stored loads without being asked for', async () => {
+  await open();
+  await at('load').click();
+  await state('ready');
+  await page.reload();
+  await state('ready');
+});
+
+test('Enter loads the model, makes the picture and explains it', async () => {
+  await open();
+  await makePicture('a blue star');
+  await state('ready');
+  assert.equal(await at('picture').getAttribute('aria-label'), 'a blue star');
+  assert.match((await at('stage-prior').textContent()) ?? '', /20 \/ 20/);
+  const explained = await at('how-it-works').textContent();
+  assert.match(explained ?? '', /16 × 4 × 4/);
+  assert.match(explained ?? '', /48×/, '3 · 64 · 64 pixels for 16 · 4 · 4 numbers');
+});
+
+test('Esc stops; what was drawn stays, and the next picture works', async () => {
+  await open();
+  await at('prompt').press('Enter');
+  await at('status').getByText('Stage C').waitFor();
+  await at('stage-prior').getByText('2 / 20').waitFor();
+  await page.keyboard.press('Escape');
+  await at('status').getByText('Stopped: Stage C, prior, step').waitFor();
+  const width = await at('picture').evaluate((canvas: HTMLCanvasElement) => canvas.width);
+  assert.equal(width, 4, 'the last preview of Stage C');
+  await makePicture('a red circle');
+});
+
+test('a link restores valid settings and runs nothing', async () => {
+  await open('#prompt=two+rings&seed=18446744073709551615&priorSteps=7&width=1e9&count=3');
+  assert.equal(await at('prompt').inputValue(), 'two rings');
+  assert.equal(await at('seed').inputValue(), '18446744073709551615');
+  assert.equal(await at('seed-lock').getAttribute('aria-pressed'), 'true');
+  assert.equal(await page.locator('#prior-steps').inputValue(), '7');
+  assert.equal(await page.locator('#width').inputValue(), '64', 'not a size: the default');
+  assert.equal(await page.locator('[name="count"]:checked').inputValue(), '3');
+  await state('idle');
+});
+
+test('pictures outlive a reload and give their settings back', async () => {
+  await open();
+  await makePicture('a green cross');
+  const seed = await at('seed').inputValue();
+  await page.reload();
+  await state('ready');
+  await at('prompt').fill('something else');
+  await at('history').getByRole('button', { name: 'a green cross' }).click();
+  await page.getByRole('button', { name: 'Use these settings' }).click();
+  assert.equal(await at('prompt').inputValue(), 'a green cross');
+  assert.equal(await at('seed').inputValue(), seed);
+});
+
+test('an unlocked seed changes with every picture, a locked one stays', async () => {
+  await open();
+  await makePicture('a red circle');
+  const first = await at('seed').inputValue();
+  await makePicture('a red circle');
+  const second = await at('seed').inputValue();
+  assert.notEqual(second, first);
+  await at('seed-lock').click();
+  await makePicture('a red circle');
+  assert.equal(await at('seed').inputValue(), second);
+});
+
+test('an error says what to do, and another picture can follow', async () => {
+  await open();
+  await at('prompt').fill('break');
+  await at('generate').click();
+  await state('error');
+  const banner = (await at('error').textContent()) ?? '';
+  assert.match(banner, /no room for 4 pictures/);
+  assert.match(banner, /Close other tabs/);
+  await makePicture('a red circle');
+  assert.equal(await at('error').isVisible(), false);
+});
+
+test('a size that cannot be made is refused at its field', async () => {
+  await open();
+  await page.getByText('Advanced').click();
+  await page.locator('#width').fill('70');
+  await at('prompt').press('Enter');
+  await page.locator('#size-error').getByText('the nearest being 64 and 80').waitFor();
+  assert.equal(await page.locator('#width').getAttribute('aria-invalid'), 'true');
+  assert.equal(await at('error').isVisible(), false);
+});
+
+test('the page opens without a network once it was there', async () => {
+  await open();
+  await page.evaluate(() => navigator.serviceWorker.ready.then(() => {}));
+  await context.setOffline(true);
+  await page.reload();
+  await at('device-notice').getByText('Will run').waitFor();
+  assert.equal(await page.getByText('Offline', { exact: true }).isVisible(), true);
+});
+
+test('the benchmark states every stage', async () => {
+  await page.goto(`${url}?benchmark`);
+  await page.waitForFunction(() => window.benchmarkResult !== undefined);
+  const result = (await page.evaluate(() => window.benchmarkResult)) as {
+    warm: unknown[];
+    warmMedian: { stages: { prior: { ms: number; steps: number; msPerStep: number } } };
+  };
+  assert.equal(result.warm.length, 5);
+  const { ms, steps, msPerStep } = result.warmMedian.stages.prior;
+  assert.equal(msPerStep, ms / steps);
+});
+
+test('a phone shows everything without scrolling sideways', async () => {
+  await page.setViewportSize({ width: 360, height: 740 });
+  await open();
+  await makePicture('a red circle');
+  const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  assert.ok(overflow <= 0, `${overflow} pixels too wide`);
+});

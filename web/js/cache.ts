@@ -1,0 +1,252 @@
+// Where weights are kept between visits. A file appears under its name whole or not at all.
+
+import { asWuerstchenError, WuerstchenError } from './errors.js';
+import type { CacheAdapter, CachedModel, LoadOptions, Support } from './types.js';
+
+const FOLDER = 'wuerstchen-web';
+
+/** Ends the names of files that are still being written. */
+const PART = '.part';
+
+/** TypeScript has no `move`, and `createSyncAccessHandle` only for workers. */
+interface FileHandle extends FileSystemFileHandle {
+  move(name: string): Promise<void>;
+  createSyncAccessHandle?(): Promise<{
+    write(bytes: Uint8Array): number;
+    truncate(size: number): void;
+    flush(): void;
+    close(): void;
+  }>;
+}
+
+/** The origin private file system; undefined where it is missing or closed (private windows). */
+async function openOpfs(): Promise<CacheAdapter | undefined> {
+  // Without `move` a file cannot be put in its place at once, without locks two tabs would write
+  // the same part.
+  const canMove = 'FileSystemFileHandle' in globalThis && 'move' in FileSystemFileHandle.prototype;
+  if (!canMove || !globalThis.navigator?.locks || !navigator.storage?.getDirectory)
+    return undefined;
+  let folder: FileSystemDirectoryHandle;
+  try {
+    folder = await (
+      await navigator.storage.getDirectory()
+    ).getDirectoryHandle(FOLDER, {
+      create: true,
+    });
+  } catch {
+    return undefined;
+  }
+  const remove = (file: string) => folder.removeEntry(file).catch(ignoreMissing);
+  return {
+    async get(name) {
+      const handle = await folder.getFileHandle(encodeURIComponent(name)).catch(ignoreMissing);
+      if (!handle) return undefined;
+      return new Uint8Array(await (await handle.getFile()).arrayBuffer());
+    },
+    put(name, bytes) {
+      return navigator.locks.request(`${FOLDER}/${name}`, async () => {
+        const file = encodeURIComponent(name);
+        const part = (await folder.getFileHandle(file + PART, { create: true })) as FileHandle;
+        try {
+          await write(part, bytes);
+          const { size } = await part.getFile();
+          if (size !== bytes.length) throw quotaError(name, `${size} bytes were written`);
+          await remove(file);
+          await part.move(file);
+        } catch (error) {
+          await remove(file + PART);
+          throw isQuotaError(error) ? quotaError(name, String(error)) : error;
+        }
+      });
+    },
+    async delete(name) {
+      const file = encodeURIComponent(name);
+      await Promise.all([remove(file), remove(file + PART)]);
+    },
+    async list() {
+      const entries: { name: string; bytes: number }[] = [];
+      for await (const [file, handle] of folder.entries()) {
+        if (handle.kind !== 'file' || file.endsWith(PART)) continue;
+        // Another tab may delete it meanwhile.
+        const stored = await (handle as FileSystemFileHandle).getFile().catch(ignoreMissing);
+        if (stored) entries.push({ name: decodeURIComponent(file), bytes: stored.size });
+      }
+      return entries;
+    },
+  };
+}
+
+async function write(handle: FileHandle, bytes: Uint8Array): Promise<void> {
+  if (handle.createSyncAccessHandle) {
+    const access = await handle.createSyncAccessHandle();
+    try {
+      access.truncate(0);
+      access.write(bytes);
+      access.flush();
+    } finally {
+      access.close();
+    }
+  } else {
+    const stream = await handle.createWritable();
+    await stream.write(bytes as Uint8Array<ArrayBuffer>);
+    await stream.close();
+  }
+}
+
+/** The Cache API; undefined where it is missing or closed. */
+async function openCacheApi(): Promise<CacheAdapter | undefined> {
+  const cache = await globalThis.caches?.open(FOLDER).catch(() => undefined);
+  if (!cache) return undefined;
+  // Keys have to be URLs; nothing is ever fetched from these.
+  const origin = `https://${FOLDER}.invalid/`;
+  const key = (name: string) => origin + encodeURIComponent(name);
+  return {
+    async get(name) {
+      const response = await cache.match(key(name));
+      return response && new Uint8Array(await response.arrayBuffer());
+    },
+    async put(name, bytes) {
+      const headers = { 'content-length': String(bytes.length) };
+      try {
+        await cache.put(key(name), new Response(bytes as Uint8Array<ArrayBuffer>, { headers }));
+      } catch (error) {
+        throw isQuotaError(error) ? quotaError(name, String(error)) : error;
+      }
+    },
+    async delete(name) {
+      await cache.delete(key(name));
+    },
+    async list() {
+      const requests = await cache.keys();
+      return Promise.all(
+        requests.map(async (request) => {
+          const length = (await cache.match(request))?.headers.get('content-length');
+          const name = decodeURIComponent(request.url.slice(origin.length));
+          return { name, bytes: Number(length ?? 0) };
+        }),
+      );
+    },
+  };
+}
+
+function ignoreMissing(error: unknown): undefined {
+  if (!(error instanceof DOMException && error.name === 'NotFoundError')) throw error;
+}
+
+function isQuotaError(error: unknown): boolean {
+  return error instanceof Error && error.name === 'QuotaExceededError';
+}
+
+function quotaError(name: string, cause: string): WuerstchenError {
+  return new WuerstchenError('quota', `no room to store ${name}: ${cause}`, {
+    hint: 'Delete stored models, or leave the private window.',
+  });
+}
+
+/** What a load keeps its files in. It may fail to store or to find, but it never fails a load. */
+export class ModelCache {
+  readonly #adapter: CacheAdapter | undefined;
+  /** Why nothing more is stored. */
+  problem?: WuerstchenError;
+
+  constructor(
+    adapter: CacheAdapter | undefined,
+    readonly backend: Support['storage']['backend'],
+  ) {
+    this.#adapter = adapter;
+  }
+
+  async get(name: string): Promise<Uint8Array | undefined> {
+    return this.#adapter?.get(name).catch(() => undefined);
+  }
+
+  async put(name: string, bytes: Uint8Array): Promise<void> {
+    if (this.problem) return;
+    await this.#adapter?.put(name, bytes).catch((error) => {
+      this.problem = asWuerstchenError(error);
+    });
+  }
+
+  async delete(name: string): Promise<void> {
+    await this.#adapter?.delete(name).catch(() => undefined);
+  }
+
+  async list(): Promise<{ name: string; bytes: number }[]> {
+    return (await this.#adapter?.list().catch(() => undefined)) ?? [];
+  }
+
+  /** The text of the manifest that was last loaded from a URL. */
+  async manifest(url: string): Promise<string | undefined> {
+    const entry = (await this.list()).find(({ name }) => name.endsWith(`/manifest:${url}`));
+    const bytes = entry && (await this.get(entry.name));
+    return bytes && new TextDecoder().decode(bytes);
+  }
+
+  async putManifest(id: string, url: string, text: string): Promise<void> {
+    if (text === (await this.manifest(url))) return;
+    const name = `${id}/manifest:${url}`;
+    for (const entry of await this.list()) {
+      const isOlder = entry.name.endsWith(`/manifest:${url}`) && entry.name !== name;
+      if (isOlder) await this.delete(entry.name);
+    }
+    await this.put(name, new TextEncoder().encode(text));
+  }
+}
+
+/** The cache that a load asks for; the choice of this browser where it says `auto` or nothing. */
+export async function openCache(choice: LoadOptions['cache'] = 'auto'): Promise<ModelCache> {
+  if (typeof choice === 'object') return new ModelCache(choice, 'memory');
+  const opfs = choice === 'auto' || choice === 'opfs' ? await openOpfs() : undefined;
+  if (opfs) return new ModelCache(opfs, 'opfs');
+  const cacheApi = choice === 'auto' || choice === 'cache' ? await openCacheApi() : undefined;
+  return new ModelCache(cacheApi, cacheApi ? 'cache' : 'memory');
+}
+
+/** What this browser can store. */
+export async function storageSupport(): Promise<Support['storage']> {
+  const { backend } = await openCache();
+  const storage = globalThis.navigator?.storage;
+  const estimate = await storage?.estimate?.().catch(() => undefined);
+  const { quota, usage } = estimate ?? {};
+  const free = quota === undefined ? undefined : Math.max(0, quota - (usage ?? 0));
+  const persisted = (await storage?.persisted?.().catch(() => false)) ?? false;
+  return { backend, quota, free, persisted };
+}
+
+/** Everything of this package in every store of this browser, as `[store, entries]`. */
+async function stores() {
+  const adapters = [await openOpfs(), await openCacheApi()].filter((store) => store !== undefined);
+  return Promise.all(adapters.map(async (store) => [store, await store.list()] as const));
+}
+
+/** The models that are stored in this browser. */
+export const cache = {
+  /** Every model with its size in bytes. */
+  async list(): Promise<CachedModel[]> {
+    const sizes = new Map<string, number>();
+    for (const { name, bytes } of (await stores()).flatMap(([, entries]) => entries)) {
+      const id = modelId(name);
+      sizes.set(id, (sizes.get(id) ?? 0) + bytes);
+    }
+    return [...sizes].map(([id, bytes]) => ({ id, bytes }));
+  },
+
+  /** Bytes of all models. */
+  async size(): Promise<number> {
+    return (await cache.list()).reduce((sum, { bytes }) => sum + bytes, 0);
+  },
+
+  /** Deletes one model, or all of them. Models that are loaded go on working. */
+  async delete(id?: string): Promise<void> {
+    for (const [store, entries] of await stores()) {
+      for (const { name } of entries) {
+        if (id === undefined || modelId(name) === id) await store.delete(name);
+      }
+    }
+  },
+};
+
+/** All names are `id/what`. */
+function modelId(name: string): string {
+  return name.slice(0, name.indexOf('/'));
+}

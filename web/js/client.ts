@@ -1,0 +1,424 @@
+// The client of an engine in another thread or this one: the queue, aborts and recovery.
+
+import type { Job } from './engine.js';
+import { fromErrorData, WuerstchenError } from './errors.js';
+import { absoluteUrl } from './http.js';
+import { checkGenerateOptions, checkLoadOptions } from './options.js';
+import { serveCache } from './remote-cache.js';
+import type { ClientMessage, EngineMessage, Loaded } from './serve.js';
+import type {
+  GenerateEvent,
+  GenerateOptions,
+  GenerateResult,
+  LoadOptions,
+  Wuerstchen,
+} from './types.js';
+
+/** A line to an engine. */
+export interface Connection {
+  say(message: ClientMessage, transfer?: Transferable[]): void;
+  /** Ends the engine; nothing is heard from it any more. */
+  close(): void;
+}
+
+/** How connections to engines are made. */
+export interface Connector {
+  connect(hear: (message: EngineMessage) => void, crash: (message: string) => void): Connection;
+  /** Functions cannot be handed to workers; a fresh worker can replace one that failed. */
+  readonly isWorker: boolean;
+}
+
+/** Engines in workers. */
+export function workerConnector(makeWorker: () => Worker): Connector {
+  return {
+    isWorker: true,
+    connect(hear, crash) {
+      const worker = makeWorker();
+      worker.onmessage = ({ data }: MessageEvent<EngineMessage>) => hear(data);
+      worker.onerror = (event) => {
+        event.preventDefault();
+        crash(`the worker failed: ${event.message || 'its script could not be loaded'}`);
+      };
+      return {
+        say: (message, transfer = []) => worker.postMessage(message, transfer),
+        close: () => worker.terminate(),
+      };
+    },
+  };
+}
+
+/** A job in the queue. */
+interface QueuedJob {
+  readonly message: Job;
+  readonly emit: (event: GenerateEvent) => void;
+  readonly resolve: (result: GenerateResult) => void;
+  readonly reject: (reason: unknown) => void;
+  /** How often the GPU went away under it. */
+  losses: number;
+  /** Its caller has an answer; the engine may still be at work on it. */
+  isSettled: boolean;
+}
+
+type LostListener = (event: CustomEvent<{ reason: string }>) => void;
+
+/** Loads a model through a connector. */
+export async function load(options: LoadOptions, connector: Connector): Promise<Wuerstchen> {
+  checkLoadOptions(options);
+  if (options.fetch && connector.isWorker) {
+    throw new WuerstchenError('invalid-argument', 'fetch needs worker: false');
+  }
+  options.signal?.throwIfAborted();
+  // Answered whenever the user likes: it does not hold up the loading.
+  if (options.persist) void globalThis.navigator?.storage?.persist?.().catch(() => false);
+  const client = new Client(options, connector);
+  await client.open(options.signal);
+  return client;
+}
+
+class Client implements Wuerstchen {
+  readonly #options: LoadOptions;
+  readonly #connector: Connector;
+  readonly #events = new EventTarget();
+  readonly #queue: QueuedJob[] = [];
+  #running: QueuedJob | undefined;
+  #connection: Connection | undefined;
+  /** Where the engine asks for what is in a cache of the caller's. */
+  #cachePort: MessagePort | undefined;
+  /** Settles the opening of an engine that is under way. */
+  #opening: { resolve: (loaded: Loaded) => void; reject: (reason: unknown) => void } | undefined;
+  #loaded: Loaded | undefined;
+  #isDisposed = false;
+  /** Why nothing runs any more, or undefined. */
+  #failure: WuerstchenError | undefined;
+
+  constructor(options: LoadOptions, connector: Connector) {
+    this.#options = options;
+    this.#connector = connector;
+  }
+
+  get info() {
+    return this.#ready.info;
+  }
+
+  get support() {
+    return this.#ready.support;
+  }
+
+  get device() {
+    return this.#ready.device;
+  }
+
+  get selfTest() {
+    return this.#ready.selfTest;
+  }
+
+  get state() {
+    if (this.#isDisposed) return 'disposed';
+    if (this.#failure || this.#opening) return 'lost';
+    return this.#running ? 'busy' : 'ready';
+  }
+
+  get #ready(): Loaded {
+    if (!this.#loaded) throw new WuerstchenError('internal', 'the model is not loaded');
+    return this.#loaded;
+  }
+
+  /** Starts an engine and loads the model; on failure nothing is left running. */
+  async open(signal?: AbortSignal): Promise<void> {
+    const opening = new Promise<Loaded>((resolve, reject) => {
+      this.#opening = { resolve, reject };
+    });
+    const abort = () => this.#opening?.reject(signal?.reason);
+    signal?.addEventListener('abort', abort);
+    try {
+      this.#connect();
+      this.#loaded = await opening;
+    } catch (error) {
+      this.#disconnect();
+      throw error;
+    } finally {
+      this.#opening = undefined;
+      signal?.removeEventListener('abort', abort);
+    }
+  }
+
+  async generate(options: GenerateOptions): Promise<GenerateResult> {
+    checkGenerateOptions(options);
+    options.signal?.throwIfAborted();
+    if (this.#isDisposed) throw disposedError();
+    if (this.#failure) throw this.#failure;
+    return this.#enqueue(options);
+  }
+
+  stream(
+    options: GenerateOptions,
+  ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult> } {
+    const controller = new AbortController();
+    const abort = () => controller.abort(options.signal?.reason);
+    if (options.signal?.aborted) abort();
+    options.signal?.addEventListener('abort', abort);
+
+    const events: GenerateEvent[] = [];
+    let isOver = false;
+    let wake = () => {};
+    const onProgress = (event: GenerateEvent) => {
+      events.push(event);
+      wake();
+      options.onProgress?.(event);
+    };
+    const result = this.generate({ ...options, onProgress, signal: controller.signal });
+    const end = () => {
+      isOver = true;
+      options.signal?.removeEventListener('abort', abort);
+      wake();
+    };
+    // Who only iterates gets the failure there, and need not look at the result.
+    result.then(end, end);
+
+    async function* iterate() {
+      try {
+        for (;;) {
+          const event = events.shift();
+          if (event) yield event;
+          else if (isOver) break;
+          else await new Promise<void>((resolve) => (wake = resolve));
+        }
+        await result;
+      } finally {
+        controller.abort();
+        events.forEach(closePreview);
+      }
+    }
+    return Object.assign(iterate(), { result });
+  }
+
+  addEventListener(type: 'lost' | 'recovered', listener: LostListener): void {
+    this.#events.addEventListener(type, listener as EventListener);
+  }
+
+  removeEventListener(type: 'lost' | 'recovered', listener: LostListener): void {
+    this.#events.removeEventListener(type, listener as EventListener);
+  }
+
+  async dispose(): Promise<void> {
+    if (this.#isDisposed) return;
+    this.#isDisposed = true;
+    this.#disconnect();
+    this.#opening?.reject(disposedError());
+    this.#rejectAll(disposedError());
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  #connect(): void {
+    const { model, device = 'auto', cache, powerPreference, wasmUrl = {} } = this.#options;
+    // What an engine says after it was given up is not heard.
+    const ifCurrent =
+      <T>(handle: (value: T) => void) =>
+      (value: T) => {
+        if (connection === this.#connection) handle(value);
+      };
+    const connection: Connection = this.#connector.connect(
+      ifCurrent((message: EngineMessage) => this.#hear(message)),
+      ifCurrent((message: string) => void this.#crash(new WuerstchenError('internal', message))),
+    );
+    this.#connection = connection;
+
+    const isCustom = typeof cache === 'object';
+    const channel = isCustom ? new MessageChannel() : undefined;
+    if (isCustom && channel) serveCache(cache, channel.port1);
+    this.#cachePort = channel?.port1;
+    connection.say(
+      {
+        type: 'load',
+        options: {
+          model: absoluteUrl(model),
+          device,
+          cache: isCustom ? undefined : cache,
+          powerPreference,
+          wasmUrl: {
+            cpu: wasmUrl.cpu && absoluteUrl(wasmUrl.cpu),
+            webgpu: wasmUrl.webgpu && absoluteUrl(wasmUrl.webgpu),
+          },
+        },
+        cachePort: channel?.port2,
+      },
+      channel ? [channel.port2] : [],
+    );
+  }
+
+  #disconnect(): void {
+    const connection = this.#connection;
+    this.#connection = undefined;
+    connection?.close();
+    this.#cachePort?.close();
+  }
+
+  #hear(message: EngineMessage): void {
+    switch (message.type) {
+      case 'load-event':
+        return this.#options.onProgress?.(message.event);
+      case 'loaded':
+        return this.#opening?.resolve(message);
+      case 'event':
+        return this.#running?.isSettled === false
+          ? this.#running.emit(message.event)
+          : closePreview(message.event);
+      case 'result':
+        return this.#endJob((job) => job.resolve(message.result));
+      case 'failed': {
+        const error = fromErrorData(message.error);
+        if (this.#opening) return this.#opening.reject(error);
+        if (message.isBroken) void this.#crash(error);
+        else this.#endJob((job) => job.reject(error));
+        return;
+      }
+      case 'lost': {
+        const error = new WuerstchenError('device-lost', `the GPU went away: ${message.reason}`);
+        if (this.#opening) return this.#opening.reject(error);
+        const job = this.#running;
+        if (job && !job.isSettled && job.losses === 0 && this.#connector.isWorker) {
+          job.losses += 1;
+          this.#running = undefined;
+          this.#queue.unshift(job);
+        }
+        void this.#crash(error, message.reason);
+      }
+    }
+  }
+
+  #enqueue(options: GenerateOptions): Promise<GenerateResult> {
+    const { signal, onProgress } = options;
+    return new Promise<GenerateResult>((resolve, reject) => {
+      const settle = () => {
+        job.isSettled = true;
+        signal?.removeEventListener('abort', abort);
+      };
+      const job: QueuedJob = {
+        message: toJob(options),
+        emit: (event) => onProgress?.(event),
+        resolve: (result) => {
+          if (job.isSettled) return result.images.forEach(closeImage);
+          settle();
+          resolve(result);
+        },
+        reject: (reason) => {
+          settle();
+          reject(reason);
+        },
+        losses: 0,
+        isSettled: false,
+      };
+      const abort = () => {
+        job.reject(signal?.reason);
+        this.#abort(job);
+      };
+      signal?.addEventListener('abort', abort);
+      this.#queue.push(job);
+      this.#runNext();
+      const position = this.#queue.indexOf(job) + 1;
+      if (position > 0) job.emit({ type: 'queued', position });
+    });
+  }
+
+  /** The engine ends its step before it takes the next job. */
+  #abort(job: QueuedJob): void {
+    if (job === this.#running) {
+      this.#connection?.say({ type: 'abort' });
+      return;
+    }
+    const index = this.#queue.indexOf(job);
+    if (index < 0) return;
+    this.#queue.splice(index, 1);
+    this.#tellPositions(index);
+  }
+
+  #runNext(): void {
+    if (this.state !== 'ready') return;
+    const job = this.#queue.shift();
+    if (!job) return;
+    this.#running = job;
+    this.#connection?.say({ type: 'generate', job: job.message });
+    this.#tellPositions(0);
+  }
+
+  /** Jobs from `first` on have moved up; position 1 is the next to run. */
+  #tellPositions(first: number): void {
+    const moved = this.#queue.map((job, index) => ({ job, position: index + 1 })).slice(first);
+    for (const { job, position } of moved) job.emit({ type: 'queued', position });
+  }
+
+  #endJob(settle: (job: QueuedJob) => void): void {
+    const job = this.#running;
+    this.#running = undefined;
+    if (job) settle(job);
+    this.#runNext();
+  }
+
+  /** The engine is of no use any more: a fresh one takes its place, if it can. */
+  async #crash(error: WuerstchenError, reason: string = error.message): Promise<void> {
+    if (this.#opening) return this.#opening.reject(error);
+    this.#disconnect();
+    const job = this.#running;
+    this.#running = undefined;
+    if (!this.#connector.isWorker) {
+      this.#failure = error;
+      job?.reject(error);
+      this.#rejectAll(error);
+      this.#dispatch('lost', reason);
+      return;
+    }
+    const reopening = this.open();
+    job?.reject(error);
+    this.#dispatch('lost', reason);
+    try {
+      await reopening;
+    } catch (failure) {
+      if (this.#isDisposed) return;
+      this.#failure = failure as WuerstchenError;
+      this.#rejectAll(failure);
+      return;
+    }
+    this.#dispatch('recovered', reason);
+    this.#runNext();
+  }
+
+  #rejectAll(reason: unknown): void {
+    const jobs = this.#queue.splice(0);
+    if (this.#running) jobs.unshift(this.#running);
+    this.#running = undefined;
+    for (const job of jobs) job.reject(reason);
+  }
+
+  #dispatch(type: 'lost' | 'recovered', reason: string): void {
+    this.#events.dispatchEvent(new CustomEvent(type, { detail: { reason } }));
+  }
+}
+
+/** What the engine gets; previews are only made where somebody sees them. */
+function toJob(options: GenerateOptions): Job {
+  const { onProgress, signal, preview, intermediates, format, prompt, ...picture } = options;
+  const previewEvery = preview === false || !onProgress ? 0 : (preview?.every ?? 1);
+  return {
+    prompt,
+    picture,
+    previewEvery,
+    intermediates: intermediates ?? false,
+    format: format ?? 'bitmap',
+  };
+}
+
+function closePreview(event: GenerateEvent): void {
+  if (event.type === 'preview') event.bitmap.close();
+}
+
+/** Frees what a caller who gave up will not take. */
+function closeImage(image: GenerateResult['images'][number]): void {
+  if ('close' in image) image.close();
+}
+
+function disposedError(): WuerstchenError {
+  return new WuerstchenError('disposed', 'the engine was disposed of');
+}

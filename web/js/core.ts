@@ -1,0 +1,41 @@
+// The same functions with the engine in the calling thread, for callers with workers of their own.
+
+import { load as loadThrough, workerConnector, type Connector } from './client.js';
+import { builds } from './glue.js';
+import { serve, type EngineMessage } from './serve.js';
+import type { LoadOptions, Wuerstchen } from './types.js';
+
+export { cache } from './cache.js';
+export { WuerstchenError, type ErrorCode } from './errors.js';
+export { inspect } from './manifest.js';
+export { checkSupport } from './support.js';
+export type * from './types.js';
+
+/**
+ * As `load` of the main entry, but the engine computes in the calling thread, which is blocked
+ * during each step, unless `worker` makes one. A GPU that is lost stays lost for the thread: its
+ * jobs reject with `device-lost`.
+ */
+export async function load(options: LoadOptions): Promise<Wuerstchen> {
+  const makeWorker = options?.worker;
+  return loadThrough(
+    options,
+    makeWorker ? workerConnector(makeWorker) : threadConnector(options?.fetch),
+  );
+}
+
+/** Engines in this thread. */
+function threadConnector(fetcher: typeof fetch = (...request) => fetch(...request)): Connector {
+  return {
+    isWorker: false,
+    connect(hear) {
+      const { port1, port2 } = new MessageChannel();
+      serve(port2, builds, fetcher);
+      port1.onmessage = ({ data }: MessageEvent<EngineMessage>) => hear(data);
+      return {
+        say: (message, transfer = []) => port1.postMessage(message, transfer),
+        close: () => port1.postMessage({ type: 'close' }),
+      };
+    },
+  };
+}

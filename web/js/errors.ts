@@ -1,0 +1,107 @@
+// The one error type of the package, and its form for messages between threads.
+
+/** What went wrong; see {@link WuerstchenError}. */
+export type ErrorCode =
+  | 'unsupported'
+  | 'limits'
+  | 'out-of-memory'
+  | 'device-lost'
+  | 'network'
+  | 'integrity'
+  | 'quota'
+  | 'invalid-argument'
+  | 'shader'
+  | 'disposed'
+  | 'internal';
+
+const RETRYABLE: Record<ErrorCode, boolean> = {
+  unsupported: false,
+  limits: false,
+  'out-of-memory': false,
+  'device-lost': true,
+  network: true,
+  integrity: true,
+  quota: false,
+  'invalid-argument': false,
+  shader: false,
+  disposed: false,
+  internal: false,
+};
+
+/**
+ * Everything that this package rejects with, except an abort, which rejects with the signal's
+ * reason.
+ *
+ * - `unsupported`: this browser cannot run the wished device.
+ * - `limits`: the GPU's limits are too small for the model.
+ * - `out-of-memory`: the GPU or WebAssembly has no memory left.
+ * - `device-lost`: the GPU went away, twice in one job.
+ * - `network`: a file could not be fetched; the message has its URL.
+ * - `integrity`: a file is not what the manifest says.
+ * - `quota`: the browser gives no storage; `load` goes on without storing instead.
+ * - `invalid-argument`: an option cannot be run; the message has its name.
+ * - `shader`: the GPU computes wrongly or refused a shader.
+ * - `disposed`: the engine was disposed of.
+ * - `internal`: a bug in this package.
+ */
+export class WuerstchenError extends Error {
+  override readonly name = 'WuerstchenError';
+  readonly code: ErrorCode;
+  /** Whether the same call may succeed later. */
+  readonly retryable: boolean;
+  /** What a person can do about it. */
+  readonly hint?: string;
+
+  constructor(
+    code: ErrorCode,
+    message: string,
+    options: { retryable?: boolean; hint?: string; cause?: unknown } = {},
+  ) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.code = code;
+    this.retryable = options.retryable ?? RETRYABLE[code];
+    this.hint = options.hint;
+  }
+}
+
+/** A {@link WuerstchenError} as plain data: structured cloning drops the fields of an error. */
+export interface ErrorData {
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly retryable: boolean;
+  readonly hint?: string;
+  readonly stack?: string;
+}
+
+export function toErrorData(error: unknown): ErrorData {
+  const { code, message, retryable, hint, stack } = asWuerstchenError(error);
+  return { code, message, retryable, hint, stack };
+}
+
+export function fromErrorData(data: ErrorData): WuerstchenError {
+  const error = new WuerstchenError(data.code, data.message, data);
+  error.stack = data.stack;
+  return error;
+}
+
+/** Gives whatever was thrown, here or in WebAssembly, a code. */
+export function asWuerstchenError(error: unknown): WuerstchenError {
+  if (error instanceof WuerstchenError) return error;
+  const message = error instanceof Error ? error.message : String(error);
+  const code = codeOf(error);
+  if (code !== undefined && Object.hasOwn(RETRYABLE, code)) {
+    return new WuerstchenError(code as ErrorCode, message, { cause: error });
+  }
+  return new WuerstchenError('internal', message, { cause: error });
+}
+
+/** Whether WebAssembly stopped because `onStep` told it to. */
+export function isCancellation(error: unknown): boolean {
+  return codeOf(error) === 'cancelled';
+}
+
+function codeOf(error: unknown): string | undefined {
+  // The code of a DOMException is a number.
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  return typeof code === 'string' ? code : undefined;
+}

@@ -1,0 +1,127 @@
+// The manifest of a model: fetching, checking, and what it tells people.
+
+import { openCache, type ModelCache } from './cache.js';
+import { WuerstchenError } from './errors.js';
+import { absoluteUrl, brokenOff, request } from './http.js';
+import type { Defaults, Dtype, ModelInfo, ModelRef, Stage } from './types.js';
+
+const FORMAT = 1;
+
+/** Shards are cut at 16 MiB; the rest is room for alignment. */
+const MAX_SHARD_BYTES = 20 * 2 ** 20;
+
+/** A piece of the weights, a file beside the manifest. */
+export interface Shard {
+  readonly file: string;
+  readonly bytes: number;
+  /** Hex digits. */
+  readonly sha256: string;
+}
+
+/** The part of `manifest.json` that is read here; the WebAssembly reads the rest. */
+export interface Manifest {
+  readonly format: typeof FORMAT;
+  /** The name with digits of the content's hash: what a cache is keyed by. */
+  readonly id: string;
+  readonly name: string;
+  readonly licence: string;
+  readonly provenance: string;
+  readonly defaults: Defaults;
+  readonly stages: Record<Stage, { params: number; bytes: number; dtype: Dtype }>;
+  readonly shards: readonly Shard[];
+}
+
+/**
+ * The manifest at a URL, and its text for the WebAssembly. The stored copy only serves where the
+ * network fails: a manifest is small, and a new one names new shards.
+ */
+export async function fetchManifest(
+  url: string,
+  cache: ModelCache,
+  fetcher: typeof fetch,
+  signal?: AbortSignal,
+): Promise<{ manifest: Manifest; text: string }> {
+  let text: string;
+  try {
+    const response = await request(fetcher, url, { cache: 'no-cache', signal });
+    text = await response.text().catch((cause) => {
+      throw brokenOff(url, cause);
+    });
+  } catch (error) {
+    signal?.throwIfAborted();
+    const isOffline = error instanceof WuerstchenError && error.retryable;
+    const stored = isOffline ? await cache.manifest(url) : undefined;
+    if (stored === undefined) throw error;
+    return { manifest: parseManifest(stored, url), text: stored };
+  }
+  return { manifest: parseManifest(text, url), text };
+}
+
+/** Reads and checks a manifest; `url` is for messages. */
+export function parseManifest(text: string, url: string): Manifest {
+  let manifest: Manifest;
+  try {
+    manifest = JSON.parse(text);
+  } catch (cause) {
+    throw new WuerstchenError('integrity', `${url} is not JSON: ${cause}`, { cause });
+  }
+  const check = (holds: boolean, what: string) => {
+    if (!holds) throw new WuerstchenError('integrity', `${url}: ${what}`);
+  };
+  check(typeof manifest === 'object' && manifest !== null, 'a manifest must be an object');
+  check(
+    manifest.format === FORMAT,
+    `this version reads manifest format ${FORMAT}, got ${manifest.format}`,
+  );
+  for (const field of ['id', 'name', 'licence', 'provenance'] as const) {
+    check(typeof manifest[field] === 'string', `${field} must be a string`);
+  }
+  check(isPlainName(manifest.id), `id must be a plain name, got "${manifest.id}"`);
+  check(typeof manifest.defaults === 'object', 'defaults are missing');
+  for (const stage of ['text', 'prior', 'decoder', 'vqgan'] as const) {
+    check(typeof manifest.stages?.[stage] === 'object', `stage ${stage} is missing`);
+  }
+  check(Array.isArray(manifest.shards), 'shards are missing');
+  for (const { file, bytes, sha256 } of manifest.shards) {
+    check(isPlainName(file), `shard "${file}" must have a plain name`);
+    check(
+      Number.isInteger(bytes) && bytes > 0 && bytes <= MAX_SHARD_BYTES,
+      `${file} must have 1 to ${MAX_SHARD_BYTES} bytes, got ${bytes}`,
+    );
+    check(/^[0-9a-f]{64}$/.test(sha256), `${file} must have a sha256 of 64 hex digits`);
+  }
+  return manifest;
+}
+
+/** Whether a name stays in its folder. */
+function isPlainName(name: unknown): boolean {
+  return typeof name === 'string' && name !== '' && !/[/\\:]|\.\./.test(name);
+}
+
+/** What a shard is stored under. */
+export function shardName(manifest: Manifest, shard: Shard): string {
+  return `${manifest.id}/${shard.sha256}`;
+}
+
+/** What people want to know before a download. */
+export async function modelInfo(manifest: Manifest, cache: ModelCache): Promise<ModelInfo> {
+  const stored = new Map((await cache.list()).map(({ name, bytes }) => [name, bytes]));
+  const sum = (shards: readonly Shard[]) => shards.reduce((bytes, shard) => bytes + shard.bytes, 0);
+  const isStored = (shard: Shard) => stored.get(shardName(manifest, shard)) === shard.bytes;
+  const { id, name, licence, provenance, stages, defaults, shards } = manifest;
+  const cachedBytes = sum(shards.filter(isStored));
+  return { id, name, licence, provenance, bytes: sum(shards), cachedBytes, stages, defaults };
+}
+
+/**
+ * What a model is and how much of it lies in this browser's cache; fetches only the manifest.
+ * Rejects with `network` or `integrity`.
+ */
+export async function inspect(
+  model: ModelRef,
+  options: { signal?: AbortSignal } = {},
+): Promise<ModelInfo> {
+  const cache = await openCache();
+  const { manifest } = await fetchManifest(absoluteUrl(model), cache, fetch, options.signal);
+  return modelInfo(manifest, cache);
+}

@@ -1,0 +1,17 @@
+// What wasm-bindgen makes, as build.mjs resolves it.
+
+declare module 'wuerstchen-wasm/cpu' {
+  type Wasm = import('./wasm.js').Wasm;
+  const init: Wasm['default'];
+  export default init;
+  export const openDevice: Wasm['openDevice'];
+  export const Loader: Wasm['Loader'];
+}
+
+declare module 'wuerstchen-wasm/webgpu' {
+  type Wasm = import('./wasm.js').Wasm;
+  const init: Wasm['default'];
+  export default init;
+  export const openDevice: Wasm['openDevice'];
+  export const Loader: Wasm['Loader'];
+}

@@ -1,0 +1,70 @@
+// What a job tells while it runs: stages, steps, and how long the rest may take.
+
+import type { GenerateEvent, Stage } from './types.js';
+
+/** Steps of every stage. */
+export type Plan = Readonly<Record<Stage, number>>;
+
+/** Milliseconds per step of the stages that have run. */
+export type Pace = Map<Stage, number>;
+
+const STAGES: readonly Stage[] = ['text', 'prior', 'decoder', 'vqgan'];
+
+/** Follows one job. */
+export class JobProgress {
+  readonly #plan: Plan;
+  readonly #pace: Pace;
+  readonly #emit: (event: GenerateEvent) => void;
+  readonly #begun = performance.now();
+  readonly #done: Record<Stage, number> = { text: 0, prior: 0, decoder: 0, vqgan: 0 };
+  readonly #ms: Record<Stage, number> = { text: 0, prior: 0, decoder: 0, vqgan: 0 };
+  #resumed = this.#begun;
+
+  /** `pace` may hold what an earlier job of the same size measured; it is brought up to date. */
+  constructor(plan: Plan, pace: Pace, emit: (event: GenerateEvent) => void) {
+    this.#plan = plan;
+    this.#pace = pace;
+    this.#emit = emit;
+    this.#beginStage('text');
+  }
+
+  /** A step has been made since the last `resume`. */
+  step(stage: Stage, step: number, steps: number): void {
+    this.#ms[stage] += performance.now() - this.#resumed;
+    this.#done[stage] = step;
+    this.#pace.set(stage, this.#ms[stage] / step);
+    const overall = sum((stage) => this.#done[stage]) / sum((stage) => this.#plan[stage]);
+    this.#emit({ type: 'step', stage, step, steps, overall, etaMs: this.#etaMs() });
+    // The two text encoders run right before the stages that they are for.
+    if (stage === 'text') this.#beginStage(step === 1 ? 'prior' : 'decoder');
+    if (stage === 'decoder' && step === steps) this.#beginStage('vqgan');
+  }
+
+  /** The next step begins: what happened since the last one, such as previews, is not counted. */
+  resume(): void {
+    this.#resumed = performance.now();
+  }
+
+  /** Milliseconds of every stage, and of everything so far. */
+  timings(): Record<Stage | 'total', number> {
+    return { ...this.#ms, total: performance.now() - this.#begun };
+  }
+
+  #beginStage(stage: Stage): void {
+    const index = STAGES.indexOf(stage);
+    this.#emit({ type: 'stage', stage, index, of: STAGES.length });
+  }
+
+  /** A stage not seen yet is taken to cost as much per step as those of this job. */
+  #etaMs(): number {
+    const mean = sum((stage) => this.#ms[stage]) / sum((stage) => this.#done[stage]);
+    return sum((stage) => {
+      const left = this.#plan[stage] - this.#done[stage];
+      return left * (this.#pace.get(stage) ?? mean);
+    });
+  }
+}
+
+function sum(of: (stage: Stage) => number): number {
+  return STAGES.reduce((total, stage) => total + of(stage), 0);
+}

@@ -1,0 +1,118 @@
+// The engine's side of the conversation with a client, in a worker or in the same thread.
+
+import { openEngine, type EngineOptions, type Host, type Job, type ModelEngine } from './engine.js';
+import { toErrorData, WuerstchenError, type ErrorData } from './errors.js';
+import { remoteCache } from './remote-cache.js';
+import type {
+  DeviceKind,
+  GenerateEvent,
+  GenerateResult,
+  LoadEvent,
+  ModelInfo,
+  SelfTest,
+  Support,
+} from './types.js';
+
+/** What a client says. It loads once, and waits for the end of a job before the next. */
+export type ClientMessage =
+  | { readonly type: 'load'; readonly options: EngineOptions; readonly cachePort?: MessagePort }
+  | { readonly type: 'generate'; readonly job: Job }
+  /** Stops what is running, if anything is. */
+  | { readonly type: 'abort' }
+  /** Ends the conversation. */
+  | { readonly type: 'close' };
+
+/** What an engine says. */
+export type EngineMessage =
+  | { readonly type: 'load-event'; readonly event: LoadEvent }
+  | ({ readonly type: 'loaded' } & Loaded)
+  | { readonly type: 'event'; readonly event: GenerateEvent }
+  | { readonly type: 'result'; readonly result: GenerateResult }
+  /** `isBroken`: the engine cannot go on. */
+  | { readonly type: 'failed'; readonly error: ErrorData; readonly isBroken: boolean }
+  | { readonly type: 'lost'; readonly reason: string };
+
+/** What is known of an engine that is ready. */
+export interface Loaded {
+  readonly info: ModelInfo;
+  readonly support: Support;
+  readonly device: DeviceKind;
+  readonly selfTest: SelfTest;
+}
+
+/** The part of a `MessagePort` or a worker's global scope that is used here. */
+export interface Endpoint {
+  postMessage(message: EngineMessage, transfer: Transferable[]): void;
+  onmessage: ((event: MessageEvent<ClientMessage>) => void) | null;
+  close(): void;
+}
+
+/** Answers a client until it closes. */
+export function serve(endpoint: Endpoint, builds: Host['builds'], fetcher: typeof fetch): void {
+  let engine: ModelEngine | undefined;
+  let running: { controller: AbortController; done: Promise<void> } | undefined;
+  const say = (message: EngineMessage, transfer: Transferable[] = []) =>
+    endpoint.postMessage(message, transfer);
+
+  const load = async (
+    options: EngineOptions,
+    port: MessagePort | undefined,
+    signal: AbortSignal,
+  ) => {
+    engine = await openEngine(options, {
+      builds,
+      fetch: fetcher,
+      cache: port && remoteCache(port),
+      emit: (event) => say({ type: 'load-event', event }),
+      onLost: (reason) => say({ type: 'lost', reason }),
+      signal,
+    });
+    const { info, support, device, selfTest } = engine;
+    say({ type: 'loaded', info, support, device, selfTest });
+  };
+
+  const generate = async (job: Job, signal: AbortSignal) => {
+    if (!engine) throw new WuerstchenError('internal', 'no model is loaded');
+    const emit = (event: GenerateEvent) =>
+      say({ type: 'event', event }, event.type === 'preview' ? [event.bitmap] : []);
+    const result = await engine.generate(job, emit, signal);
+    say({ type: 'result', result }, transferables(result));
+  };
+
+  const run = (task: (signal: AbortSignal) => Promise<void>) => {
+    const controller = new AbortController();
+    const done = task(controller.signal).catch((error) => {
+      const isBroken = error instanceof WebAssembly.RuntimeError;
+      say({ type: 'failed', error: toErrorData(error), isBroken });
+    });
+    running = { controller, done };
+  };
+
+  endpoint.onmessage = async ({ data }) => {
+    switch (data.type) {
+      case 'load':
+        return run((signal) => load(data.options, data.cachePort, signal));
+      case 'generate':
+        return run((signal) => generate(data.job, signal));
+      case 'abort':
+        return running?.controller.abort();
+      case 'close':
+        running?.controller.abort();
+        await running?.done;
+        engine?.close();
+        endpoint.close();
+    }
+  };
+}
+
+function transferables({ images, intermediates }: GenerateResult): Transferable[] {
+  const bitmaps = images.filter(isBitmap);
+  if (!intermediates) return bitmaps;
+  const { imageEmbedding, latents } = intermediates;
+  return [...bitmaps, imageEmbedding.values.buffer, latents.values.buffer] as Transferable[];
+}
+
+/** Node, where other formats work, has no bitmaps. */
+function isBitmap(image: unknown): image is ImageBitmap {
+  return typeof ImageBitmap !== 'undefined' && image instanceof ImageBitmap;
+}

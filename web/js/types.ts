@@ -1,0 +1,181 @@
+// The public types of the package, shared by the page, the worker and the engine.
+
+/** The steps of a generation: text encoders, Stage C, Stage B, Stage A. */
+export type Stage = 'text' | 'prior' | 'decoder' | 'vqgan';
+
+/** How a bundle stores its weights. */
+export type Dtype = 'f32' | 'f16' | 'i8';
+
+/** What computes: the GPU through WebGPU, or the CPU through WebAssembly SIMD. */
+export type DeviceKind = 'webgpu' | 'cpu';
+
+/** Why the wished device cannot be used, or why the CPU was chosen. */
+export type SupportReason = 'insecure-context' | 'no-webgpu' | 'no-adapter' | 'software-adapter' | 'no-wasm-simd';
+
+/** What this browser can do, found out without any download. */
+export interface Support {
+  /** Whether a model can run at all. */
+  readonly ok: boolean;
+  /** What `device: 'auto'` takes. */
+  readonly device: DeviceKind;
+  /** Why it is not WebGPU, or why nothing runs. */
+  readonly reason?: SupportReason;
+  readonly adapter?: { readonly vendor: string; readonly architecture: string; readonly description: string; readonly software: boolean };
+  readonly features: { readonly shaderF16: boolean; readonly subgroups: boolean };
+  readonly limits?: { readonly maxBufferSize: number; readonly maxStorageBufferBindingSize: number };
+  readonly storage: { readonly backend: 'opfs' | 'cache' | 'memory'; readonly quota?: number; readonly free?: number; readonly persisted: boolean };
+  /** One or two sentences for people. */
+  readonly message: string;
+}
+
+/** Location of a model's `manifest.json`, absolute or relative to the page. */
+export type ModelRef = string | URL;
+
+/** What a manifest says about a model, and how much of it is stored here. */
+export interface ModelInfo {
+  readonly id: string;
+  readonly name: string;
+  readonly licence: string;
+  readonly provenance: string;
+  /** Download size of all shards. */
+  readonly bytes: number;
+  /** Bytes of shards that lie complete in this browser's cache. */
+  readonly cachedBytes: number;
+  readonly stages: Readonly<Record<Stage, { readonly params: number; readonly bytes: number; readonly dtype: Dtype }>>;
+  /** What the model does where options say nothing. */
+  readonly defaults: Defaults;
+}
+
+export interface Defaults {
+  readonly width: number;
+  readonly height: number;
+  readonly priorSteps: number;
+  readonly priorGuidanceScale: number;
+  readonly decoderSteps: number;
+  readonly decoderGuidanceScale: number;
+  readonly sampler: 'ddpm' | 'ddim';
+}
+
+export interface SelfTest {
+  readonly ok: boolean;
+  /** Largest relative error `||out - ref|| / ||ref||` of all checks. */
+  readonly maxError: number;
+  readonly checks: readonly { readonly name: string; readonly relative: number; readonly bound: number; readonly ok: boolean }[];
+}
+
+export type LoadEvent =
+  | { readonly type: 'download'; readonly file: string; readonly loaded: number; readonly total: number;
+      readonly overall: { readonly loaded: number; readonly total: number; readonly bytesPerSecond: number; readonly etaMs?: number };
+      readonly fromCache: boolean }
+  | { readonly type: 'verify'; readonly file: string }
+  | { readonly type: 'upload'; readonly file: string; readonly loaded: number; readonly total: number }
+  | { readonly type: 'compile'; readonly device: DeviceKind }
+  | ({ readonly type: 'selftest' } & SelfTest)
+  | { readonly type: 'ready'; readonly ms: number };
+
+/** Where weights are kept between visits; a custom one may be given. */
+export interface CacheAdapter {
+  /** The bytes stored under a name, or undefined. */
+  get(name: string): Promise<Uint8Array | undefined>;
+  /** Stores bytes whole or not at all; rejects with a `quota` error if they do not fit. */
+  put(name: string, bytes: Uint8Array): Promise<void>;
+  delete(name: string): Promise<void>;
+  /** Names and sizes of everything stored. */
+  list(): Promise<{ name: string; bytes: number }[]>;
+}
+
+export interface LoadOptions {
+  readonly model: ModelRef;
+  /** `auto` takes a hardware GPU, else the CPU. */
+  readonly device?: 'auto' | DeviceKind;
+  /** `auto`: OPFS, else the Cache API, else memory. */
+  readonly cache?: 'auto' | 'opfs' | 'cache' | 'none' | CacheAdapter;
+  /** Ask the browser to keep the cache. */
+  readonly persist?: boolean;
+  readonly powerPreference?: 'low-power' | 'high-performance';
+  /** `false` computes in the calling thread; a function makes the worker. */
+  readonly worker?: false | (() => Worker);
+  /** Where the WebAssembly files lie, if not beside the worker. */
+  readonly wasmUrl?: Partial<Record<DeviceKind, string | URL>>;
+  /** Only where `worker` is false. */
+  readonly fetch?: typeof fetch;
+  readonly onProgress?: (event: LoadEvent) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** The picture options have the names and meanings of the command line's. */
+export interface PictureOptions {
+  readonly prompt: string;
+  readonly negativePrompt?: string;
+  /** 0 to 2^64 - 1; drawn at random if left out, and told in the result. */
+  readonly seed?: number | bigint;
+  readonly count?: number;
+  readonly width?: number;
+  readonly height?: number;
+  readonly priorSteps?: number;
+  readonly priorGuidanceScale?: number;
+  /** Times that the prior visits, from 1 to 0, instead of evenly spaced steps. */
+  readonly timesteps?: readonly number[];
+  readonly decoderSteps?: number;
+  readonly decoderGuidanceScale?: number;
+  readonly sampler?: 'ddpm' | 'ddim';
+}
+
+export interface GenerateOptions extends PictureOptions {
+  /** Pictures of the latents while they are made; `every` n steps, default 1. */
+  readonly preview?: false | { readonly every?: number };
+  /** Also return what each stage made, for those who look inside. */
+  readonly intermediates?: boolean;
+  /** `bitmap` by default; a blob is a PNG that carries the prompt and the settings. */
+  readonly format?: 'bitmap' | 'blob' | 'imageData';
+  readonly onProgress?: (event: GenerateEvent) => void;
+  readonly signal?: AbortSignal;
+}
+
+export type GenerateEvent =
+  | { readonly type: 'queued'; readonly position: number }
+  | { readonly type: 'stage'; readonly stage: Stage; readonly index: number; readonly of: number }
+  | { readonly type: 'step'; readonly stage: Stage; readonly step: number; readonly steps: number; readonly overall: number; readonly etaMs?: number }
+  | { readonly type: 'preview'; readonly stage: Stage; readonly step: number; readonly bitmap: ImageBitmap };
+
+/** A stage's result as numbers: `[B, C, H, W]`. */
+export interface Latents {
+  readonly shape: readonly number[];
+  readonly values: Float32Array;
+}
+
+export interface GenerateResult {
+  readonly images: (ImageBitmap | Blob | ImageData)[];
+  readonly seed: bigint;
+  readonly width: number;
+  readonly height: number;
+  /** Milliseconds. */
+  readonly timings: Readonly<Record<Stage | 'total', number>>;
+  /** The options with every gap filled. */
+  readonly settings: Readonly<Record<string, unknown>>;
+  /** With `intermediates`: the image embedding (Stage C) and the latents (Stage B). */
+  readonly intermediates?: { readonly imageEmbedding: Latents; readonly latents: Latents };
+}
+
+export interface Wuerstchen extends AsyncDisposable {
+  readonly info: ModelInfo;
+  readonly support: Support;
+  /** What computes. */
+  readonly device: DeviceKind;
+  readonly selfTest: SelfTest;
+  readonly state: 'ready' | 'busy' | 'lost' | 'disposed';
+  /** Makes pictures; jobs run one at a time, in their order. */
+  generate(options: GenerateOptions): Promise<GenerateResult>;
+  /** As `generate`, with the events to iterate over. */
+  stream(options: GenerateOptions): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult> };
+  /** `lost`: the GPU went away; `recovered`: it was set up anew, the job goes on. */
+  addEventListener(type: 'lost' | 'recovered', listener: (event: CustomEvent<{ reason: string }>) => void): void;
+  removeEventListener(type: 'lost' | 'recovered', listener: (event: CustomEvent<{ reason: string }>) => void): void;
+  dispose(): Promise<void>;
+}
+
+/** A model in the cache. */
+export interface CachedModel {
+  readonly id: string;
+  readonly bytes: number;
+}

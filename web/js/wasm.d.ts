@@ -1,0 +1,54 @@
+// What both WebAssembly builds export (wasm-bindgen, `--target web`), as the engine uses it.
+// Everything throws an Error with a `code` (see errors.ts) and a message for people.
+
+import type { Stage } from './types.js';
+
+export interface Picture {
+  readonly width: number;
+  readonly height: number;
+  rgba(): Uint8Array;
+  /** A PNG whose text chunks carry the prompt and the settings. */
+  png(): Uint8Array;
+  free(): void;
+}
+
+export interface Generated {
+  readonly count: number;
+  picture(index: number): Picture;
+  /** JSON of the options with every gap filled; `seed` is a number of up to 64 bits. */
+  readonly settings: string;
+  readonly imageEmbeddingShape: Uint32Array;
+  readonly imageEmbedding: Float32Array;
+  readonly latentsShape: Uint32Array;
+  readonly latents: Float32Array;
+  free(): void;
+}
+
+export interface Engine {
+  /** Runs the manifest's golden vectors; JSON of `SelfTest`. */
+  selfTest(): Promise<string>;
+  /** Called after every step; resolves to whether to go on. `latents` is a copy that may be kept. */
+  generate(
+    prompt: string,
+    optionsJson: string,
+    onStep: (stage: Stage, step: number, steps: number, shape: Uint32Array, latents: Float32Array) => Promise<boolean>,
+  ): Promise<Generated>;
+  /** The first picture of a batch of Stage C's or B's latents; undefined where there is nothing to show. */
+  preview(stage: Stage, shape: Uint32Array, latents: Float32Array): Promise<Picture | undefined>;
+  free(): void;
+}
+
+export interface Loader {
+  /** Takes one shard's verified bytes to the device. */
+  addShard(index: number, bytes: Uint8Array): void;
+  /** Checks that every tensor is there; uses the loader up. */
+  finish(): Engine;
+  free(): void;
+}
+
+export interface Wasm {
+  default(input: { module_or_path: URL | string | Response | Promise<Response> }): Promise<{ memory: WebAssembly.Memory }>;
+  /** Sets up the device, once per instance, before any loader. */
+  openDevice(powerPreference: string | undefined): Promise<void>;
+  Loader: new (manifestJson: string) => Loader;
+}

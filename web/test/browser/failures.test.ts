@@ -1,0 +1,219 @@
+// What goes wrong in browsers: aborts, lost devices, damaged and missing files, full storage.
+
+import assert from 'node:assert/strict';
+import { after, afterEach, before, beforeEach, test } from 'node:test';
+import type { Browser, BrowserContext, Page } from 'playwright-core';
+import { launch, openPage, Site, web } from './site.ts';
+
+const MODEL = '/demo/dist/model/manifest.json';
+const SHARD = '**/shard-001.bin';
+
+let site: Site;
+let browser: Browser;
+let context: BrowserContext;
+let page: Page;
+
+before(async () => {
+  site = await Site.open(web);
+  browser = await launch();
+});
+
+after(async () => {
+  await browser.close();
+  site.close();
+});
+
+beforeEach(async () => {
+  context = await browser.newContext();
+  page = await openPage(context, site);
+});
+
+afterEach(() => context.close());
+
+/** Loads the model on the CPU; what came of it, and what was fetched. */
+function load(options: object = {}): Promise<{ ok: boolean; code?: string; message: string; fromCache: number; storage?: string }> {
+  return page.evaluate(
+    async ({ model, options }) => {
+      const { load } = (window as any).wuerstchen;
+      const cached = new Set<string>();
+      const onProgress = (event: any) => {
+        if (event.type === 'download' && event.fromCache) cached.add(event.file);
+      };
+      try {
+        const engine = await load({ model, device: 'cpu', onProgress, ...options });
+        const result = await engine.generate({ prompt: 'a blue star', priorSteps: 1, decoderSteps: 1 });
+        const message = `${result.images.length}`;
+        const storage = engine.support.storage.backend;
+        await engine.dispose();
+        return { ok: true, message, fromCache: cached.size, storage };
+      } catch (error: any) {
+        return { ok: false, code: error.code, message: String(error.message), fromCache: cached.size };
+      }
+    },
+    { model: MODEL, options },
+  );
+}
+
+test('the second load comes from the cache, and works offline', async () => {
+  const first = await load();
+  assert.deepEqual([first.ok, first.fromCache], [true, 0], first.message);
+  await context.route('**/model/*', (route) => route.abort('internetdisconnected'));
+  const second = await load();
+  assert.equal(second.ok, true, second.message);
+  assert.ok(second.fromCache > 1);
+});
+
+test('a damaged shard is an integrity error that names it and is not kept', async () => {
+  await context.route(SHARD, async (route) => {
+    const response = await route.fetch();
+    const body = await response.body();
+    body[100] = (body[100] ?? 0) ^ 1;
+    await route.fulfill({ response, body });
+  });
+  const damaged = await load();
+  assert.deepEqual([damaged.ok, damaged.code], [false, 'integrity']);
+  assert.match(damaged.message, /shard-001\.bin/);
+  await context.unroute(SHARD);
+  assert.equal((await load()).ok, true);
+});
+
+test('a truncated shard fails and is not kept', async () => {
+  await context.route(SHARD, async (route) => {
+    const response = await route.fetch();
+    const body = (await response.body()).subarray(0, 1000);
+    const headers = { ...response.headers(), 'content-length': '1000' };
+    await route.fulfill({ status: 200, headers, body });
+  });
+  const truncated = await load();
+  assert.equal(truncated.ok, false);
+  assert.match(truncated.message, /shard-001\.bin/);
+  await context.unroute(SHARD);
+  const again = await load();
+  assert.deepEqual([again.ok, again.fromCache > 0], [true, true], again.message);
+});
+
+test('a page instead of a shard, and a missing shard, are network errors that name it', async () => {
+  for (const [status, contentType] of [[200, 'text/html'], [404, 'text/plain']] as const) {
+    await context.route(SHARD, (route) => route.fulfill({ status, contentType, body: '<!doctype html>' }));
+    const failed = await load({ cache: 'none' });
+    assert.deepEqual([failed.ok, failed.code], [false, 'network'], failed.message);
+    assert.match(failed.message, /shard-001\.bin/);
+    await context.unroute(SHARD);
+  }
+});
+
+test('a full disk does not stop the load', async () => {
+  const session = await context.newCDPSession(page);
+  const origin = new URL(site.url).origin;
+  await session.send('Storage.overrideQuotaForOrigin', { origin, quotaSize: 1 << 20 });
+  const loaded = await load();
+  assert.deepEqual([loaded.ok, loaded.storage], [true, 'memory'], loaded.message);
+});
+
+test('two tabs load at once', async () => {
+  const other = await openPage(context, site);
+  const inOther = other.evaluate(async (model) => {
+    const engine = await (window as any).wuerstchen.load({ model, device: 'cpu' });
+    return engine.selfTest.ok;
+  }, MODEL);
+  const [first, second] = await Promise.all([load(), inOther]);
+  assert.deepEqual([first.ok, second], [true, true], first.message);
+  const third = await load();
+  assert.ok(third.ok && third.fromCache > 1);
+});
+
+test('an abort of the download rejects, and the next load works', async () => {
+  const aborted = await page.evaluate(async (model) => {
+    const controller = new AbortController();
+    const onProgress = (event: any) => {
+      if (event.type === 'download' && event.loaded > 0) controller.abort();
+    };
+    try {
+      await (window as any).wuerstchen.load({ model, device: 'cpu', onProgress, signal: controller.signal });
+    } catch (error: any) {
+      return error.name;
+    }
+    return 'loaded';
+  }, MODEL);
+  assert.equal(aborted, 'AbortError');
+  assert.equal((await load()).ok, true);
+});
+
+test('an abort of a job takes effect within a step, and the next job works', async () => {
+  const outcome = await page.evaluate(async (model) => {
+    const engine = await (window as any).wuerstchen.load({ model, device: 'cpu' });
+    const controller = new AbortController();
+    const steps: string[] = [];
+    const onProgress = (event: any) => {
+      if (event.type !== 'step') return;
+      steps.push(event.stage);
+      if (event.stage === 'prior' && event.step === 3) controller.abort();
+    };
+    const prompt = 'a red circle';
+    const error = await engine
+      .generate({ prompt, onProgress, signal: controller.signal })
+      .then(() => 'made', (reason: any) => reason.name);
+    const next = await engine.generate({ prompt, priorSteps: 2, decoderSteps: 1 });
+    return { error, steps: steps.filter((stage) => stage === 'prior').length, images: next.images.length };
+  }, MODEL);
+  assert.equal(outcome.error, 'AbortError');
+  assert.ok(outcome.steps <= 4, `${outcome.steps} steps`);
+  assert.equal(outcome.images, 1);
+});
+
+test('what the model cannot make is an error that says what it can', async () => {
+  const message = await page.evaluate(async (model) => {
+    const engine = await (window as any).wuerstchen.load({ model, device: 'cpu' });
+    return engine.generate({ prompt: 'x', width: 65 }).then(
+      () => 'made',
+      (error: any) => `${error.code}: ${error.message}`,
+    );
+  }, MODEL);
+  assert.match(message, /^invalid-argument: width must be .* 64 and 80, got 65$/);
+});
+
+test('a lost GPU is set up anew and the job goes on', async () => {
+  const workers: import('playwright-core').Worker[] = [];
+  page.on('worker', (worker) => workers.push(worker));
+  await page.evaluate(async (model) => {
+    const engine = await (window as any).wuerstchen.load({
+      model,
+      device: 'webgpu',
+      worker: () => new Worker('/test/browser/spy-worker.js', { type: 'module' }),
+    });
+    const events: string[] = [];
+    for (const type of ['lost', 'recovered']) engine.addEventListener(type, () => events.push(type));
+    Object.assign(window, { engine, events });
+  }, MODEL);
+  const job = page.evaluate(async () => {
+    const options = { prompt: 'a red circle', priorSteps: 3, decoderSteps: 1 };
+    const result = await (window as any).engine.generate({ ...options });
+    return { images: result.images.length, events: (window as any).events };
+  });
+  await workers[0]?.evaluate('testDevice.destroy()');
+  assert.deepEqual(await job, { images: 1, events: ['lost', 'recovered'] });
+});
+
+test('fifty engines come and go in the same memory', async () => {
+  const session = await context.newCDPSession(page);
+  const heap = async () => {
+    await session.send('HeapProfiler.collectGarbage');
+    const { usedSize } = await session.send('Runtime.getHeapUsage');
+    return usedSize;
+  };
+  const cycle = (count: number) =>
+    page.evaluate(
+      async ({ model, count }) => {
+        for (let i = 0; i < count; i++) {
+          const engine = await (window as any).wuerstchen.load({ model, device: 'cpu' });
+          await engine.dispose();
+        }
+      },
+      { model: MODEL, count },
+    );
+  await cycle(3);
+  const first = await heap();
+  await cycle(47);
+  const growth = (await heap()) - first;
+  assert.ok(growth < 1 << 20, `${growth} bytes more`);
+});

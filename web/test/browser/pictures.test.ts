@@ -1,0 +1,94 @@
+// The browser makes the pictures that the native program makes.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import type { Browser, Page } from 'playwright-core';
+import { difference, launch, native, openPage, Site, web, type Picture } from './site.ts';
+
+const PROMPT = 'a red circle on a white background';
+
+let site: Site;
+let browser: Browser;
+
+before(async () => {
+  site = await Site.open(web);
+  browser = await launch();
+});
+
+after(async () => {
+  await browser.close();
+  site.close();
+});
+
+interface Made {
+  picture: Picture;
+  device: string;
+  selfTestError: number;
+  stages: string[];
+  previews: string[];
+}
+
+/** Loads the built-in model in the page and makes one picture. */
+async function generate(page: Page, device: string, options: object): Promise<Made> {
+  const made = await page.evaluate(
+    async ({ device, options }) => {
+      const { load } = (window as any).wuerstchen;
+      const engine = await load({ model: '/demo/dist/model/manifest.json', device, cache: 'none' });
+      const [stages, previews]: [string[], string[]] = [[], []];
+      const result = await engine.generate({
+        ...options,
+        format: 'imageData',
+        onProgress: (event: any) => {
+          if (event.type === 'step') stages.push(`${event.stage} ${event.step}/${event.steps}`);
+          if (event.type === 'preview') previews.push(event.stage);
+        },
+      });
+      const image: ImageData = result.images[0];
+      const { width, height } = image;
+      const made = {
+        picture: { width, height, rgba: [...image.data] },
+        device: engine.device, selfTestError: engine.selfTest.maxError, stages, previews,
+      };
+      await engine.dispose();
+      return made;
+    },
+    { device, options },
+  );
+  return { ...made, picture: { ...made.picture, rgba: new Uint8Array(made.picture.rgba) } };
+}
+
+/** A colour differs by one where two devices round a value to different sides. */
+function assertEqual(found: Picture, expected: Picture): void {
+  const { mean, close } = difference(found, expected);
+  assert.ok(mean <= 1 && close >= 0.99, `mean ${mean}, within 2: ${close}`);
+}
+
+test('a picture of the CPU path is the native one', async () => {
+  const page = await openPage(browser, site);
+  const made = await generate(page, 'cpu', { prompt: PROMPT, seed: 7 });
+  assert.equal(made.device, 'cpu');
+  assert.ok(made.selfTestError < 1e-3, `${made.selfTestError}`);
+  assertEqual(made.picture, native(PROMPT, ['--seed', '7']));
+  const count = (stage: string) => made.stages.filter((step) => step.startsWith(stage)).length;
+  assert.deepEqual(['text', 'prior', 'decoder', 'vqgan'].map(count), [2, 20, 8, 1]);
+  assert.ok(made.previews.includes('prior') && made.previews.includes('decoder'));
+  await page.close();
+});
+
+test('a picture of WebGPU is the native one', async () => {
+  const page = await openPage(browser, site);
+  // SwiftShader takes seconds for a step.
+  const options = { prompt: PROMPT, seed: 7, priorSteps: 2, decoderSteps: 2 };
+  const made = await generate(page, 'webgpu', options);
+  assert.equal(made.device, 'webgpu');
+  const steps = ['--seed', '7', '--prior-steps', '2', '--decoder-steps', '2'];
+  assertEqual(made.picture, native(PROMPT, steps));
+  await page.close();
+});
+
+test('a software GPU is not taken by itself', async () => {
+  const page = await openPage(browser, site);
+  const support = await page.evaluate(() => (window as any).wuerstchen.checkSupport());
+  assert.deepEqual([support.ok, support.device, support.reason], [true, 'cpu', 'software-adapter']);
+  await page.close();
+});

@@ -1,0 +1,105 @@
+// The pages under test: served by the binary, opened in a real browser.
+
+import { spawn, execFileSync, type ChildProcess } from 'node:child_process';
+import { mkdtempSync, readFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core';
+import { PNG } from 'pngjs';
+
+/** The folder `web/`; tests are started in it. */
+export const web = resolve('.');
+
+/** The native program, which serves the pages and makes the pictures to compare with. */
+export const program = resolve(process.env.CARGO_TARGET_DIR ?? '../target', 'release/wuerstchen');
+
+/** A server of a folder, on any free port. */
+export class Site {
+  private constructor(
+    private readonly process: ChildProcess,
+    readonly url: string,
+  ) {}
+
+  static async open(folder: string): Promise<Site> {
+    const server = spawn(program, ['serve', folder, '--port', '0'], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const url = await new Promise<string>((found, failed) => {
+      let text = '';
+      server.stdout.on('data', (chunk: Buffer) => {
+        text += chunk.toString();
+        const match = /http:\/\/\S+/.exec(text);
+        if (match) found(match[0]);
+      });
+      server.on('exit', (code) => failed(new Error(`the server ended with ${code}: ${text}`)));
+    });
+    return new Site(server, url);
+  }
+
+  close(): void {
+    this.process.kill();
+  }
+}
+
+/** Chromium as Debian ships it; its GPU is SwiftShader, a software one. */
+export function launch(...args: string[]): Promise<Browser> {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    args: [
+      '--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking',
+      '--disable-component-update', '--disable-sync', '--enable-unsafe-webgpu', ...args,
+    ],
+  });
+}
+
+export interface Picture {
+  readonly width: number;
+  readonly height: number;
+  /** Four bytes a pixel. */
+  readonly rgba: Uint8Array;
+}
+
+/** What the native program makes on the CPU. */
+export function native(prompt: string, options: readonly string[]): Picture {
+  const file = join(mkdtempSync(join(tmpdir(), 'wuerstchen-')), 'out.png');
+  const args = ['generate', prompt, '-o', file, '--device', 'cpu', ...options];
+  execFileSync(program, args, { stdio: ['ignore', 'ignore', 'ignore'] });
+  return decode(readFileSync(file));
+}
+
+export function decode(png: Buffer): Picture {
+  const { width, height, data } = PNG.sync.read(png);
+  return { width, height, rgba: new Uint8Array(data) };
+}
+
+export interface Difference {
+  /** Mean absolute difference of the colours, of 255. */
+  readonly mean: number;
+  /** Share of the colours that differ by at most 2. */
+  readonly close: number;
+}
+
+export function difference(a: Picture, b: Picture): Difference {
+  if (a.width !== b.width || a.height !== b.height) {
+    throw new Error(`${a.width} x ${a.height} is not ${b.width} x ${b.height}`);
+  }
+  let [sum, close, count] = [0, 0, 0];
+  for (let i = 0; i < a.rgba.length; i++) {
+    if (i % 4 === 3) continue;
+    const d = Math.abs((a.rgba[i] ?? 0) - (b.rgba[i] ?? 0));
+    sum += d;
+    close += d <= 2 ? 1 : 0;
+    count++;
+  }
+  return { mean: sum / count, close: close / count };
+}
+
+/** A page with the package on `window.wuerstchen`; errors of the page end up in the test's output. */
+export async function openPage(browser: Browser | BrowserContext, site: Site): Promise<Page> {
+  const page = await browser.newPage();
+  page.on('console', (message) => {
+    if (message.type() === 'error' || message.type() === 'warning') console.error('page:', message.text());
+  });
+  page.on('pageerror', (error) => console.error('page:', error));
+  await page.goto(`${site.url}test/browser/page.html`);
+  await page.waitForFunction('window.wuerstchen');
+  return page;
+}

@@ -1,0 +1,224 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import type { GenerateEvent, Stage } from '../../js/types.js';
+import { deferred, World } from './fake.js';
+
+/** Holds the first job at its first step of the prior. */
+function hold(world: World) {
+  const reached = deferred();
+  const gate = deferred();
+  world.cpu.beforeStep = async (stage: Stage) => {
+    if (stage !== 'prior') return;
+    reached.resolve();
+    await gate.promise;
+  };
+  return { reached: reached.promise, release: () => gate.resolve() };
+}
+
+const isAbort = { name: 'AbortError' };
+
+test('jobs run one at a time in their order and tell their positions', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const { reached, release } = hold(world);
+  const positions: Record<string, number[]> = { b: [], c: [] };
+  const generate = (prompt: string) =>
+    engine.generate({
+      prompt,
+      format: 'blob',
+      onProgress: (event) => event.type === 'queued' && positions[prompt]?.push(event.position),
+    });
+  const jobs = ['a', 'b', 'c'].map(generate);
+  await reached;
+  assert.deepEqual(world.cpu.prompts, ['a']);
+  assert.equal(engine.state, 'busy');
+  release();
+  await Promise.all(jobs);
+  assert.deepEqual(world.cpu.prompts, ['a', 'b', 'c']);
+  assert.deepEqual(positions, { b: [1], c: [2, 1] });
+  assert.equal(engine.state, 'ready');
+});
+
+test('a job tells its stages and steps up to the whole', async () => {
+  await using engine = await new World().load();
+  const events: GenerateEvent[] = [];
+  await engine.generate({ prompt: 'a', format: 'blob', onProgress: (event) => events.push(event) });
+  const stages = events.flatMap((event) => (event.type === 'stage' ? event.stage : []));
+  assert.deepEqual(stages, ['text', 'prior', 'decoder', 'vqgan']);
+  const overall = events.flatMap((event) => (event.type === 'step' ? event.overall : []));
+  assert.deepEqual(
+    overall,
+    [1, 2, 3, 4, 5, 6, 7, 8].map((done) => done / 8),
+  );
+});
+
+test('a result has the picture, the settings and the intermediates', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const seed = 2n ** 64n - 1n;
+  const options = {
+    prompt: 'a',
+    seed,
+    format: 'blob',
+    intermediates: true,
+    priorSteps: 3,
+  } as const;
+  const result = await engine.generate(options);
+  assert.equal(world.cpu.optionsJson, '{"seed":18446744073709551615,"priorSteps":3}');
+  assert.equal(result.seed, seed);
+  assert.deepEqual(result.settings, { prompt: 'a', seed, priorSteps: 3 });
+  assert.deepEqual([result.width, result.height], [64, 32]);
+  const [image] = result.images;
+  assert.ok(image instanceof Blob && image.type === 'image/png' && image.size === 4);
+  assert.deepEqual(result.intermediates?.imageEmbedding.shape, [1, 2, 1, 1]);
+  assert.deepEqual(result.intermediates?.imageEmbedding.values, new Float32Array([0.25, 0.5]));
+});
+
+test('a seed is drawn where none is given, and told', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const { seed } = await engine.generate({ prompt: 'a', format: 'blob' });
+  assert.equal(world.cpu.optionsJson, `{"seed":${seed}}`);
+  const other = await engine.generate({ prompt: 'a', format: 'blob' });
+  assert.notEqual(seed, other.seed);
+});
+
+test('aborting a running job rejects it at once, and the next job runs', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const { reached, release } = hold(world);
+  const controller = new AbortController();
+  const aborted = engine.generate({ prompt: 'a', format: 'blob', signal: controller.signal });
+  await reached;
+  const next = engine.generate({ prompt: 'b', format: 'blob' });
+  controller.abort();
+  await assert.rejects(aborted, isAbort);
+  assert.deepEqual(world.cpu.prompts, ['a']);
+  release();
+  assert.equal((await next).images.length, 1);
+  assert.deepEqual(world.cpu.prompts, ['a', 'b']);
+});
+
+test('an abort stops the steps of the job', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const controller = new AbortController();
+  const steps: string[] = [];
+  world.cpu.beforeStep = async (stage, step) => void steps.push(`${stage} ${step}`);
+  const job = engine.generate({
+    prompt: 'a',
+    format: 'blob',
+    signal: controller.signal,
+    onProgress: (event) => event.type === 'step' && event.stage === 'prior' && controller.abort(),
+  });
+  await assert.rejects(job, isAbort);
+  await engine.generate({ prompt: 'b', format: 'blob' });
+  // How far the first one came depends on when the message arrives, but it did not end.
+  assert.equal(steps.filter((step) => step === 'vqgan 1').length, 1);
+});
+
+test('aborting a queued job takes it out of the queue, with the reason of the signal', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const { reached, release } = hold(world);
+  const first = engine.generate({ prompt: 'a', format: 'blob' });
+  await reached;
+  const controller = new AbortController();
+  const queued = engine.generate({ prompt: 'b', format: 'blob', signal: controller.signal });
+  const reason = new RangeError('changed my mind');
+  controller.abort(reason);
+  await assert.rejects(queued, (error) => error === reason);
+  release();
+  await first;
+  await engine.generate({ prompt: 'c', format: 'blob' });
+  assert.deepEqual(world.cpu.prompts, ['a', 'c']);
+});
+
+test('a stream yields the events and has the result', async () => {
+  await using engine = await new World().load();
+  const stream = engine.stream({ prompt: 'a', format: 'blob' });
+  const types: string[] = [];
+  for await (const { type } of stream) types.push(type);
+  assert.equal(types.filter((type) => type === 'step').length, 8);
+  assert.equal((await stream.result).images.length, 1);
+});
+
+test('leaving a stream aborts its job', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const gate = deferred();
+  world.cpu.beforeStep = (stage) => (stage === 'vqgan' ? gate.promise : Promise.resolve());
+  const stream = engine.stream({ prompt: 'a', format: 'blob' });
+  for await (const event of stream) if (event.type === 'step') break;
+  await assert.rejects(stream.result, isAbort);
+  gate.resolve();
+  await engine.generate({ prompt: 'b', format: 'blob' });
+  assert.deepEqual(world.cpu.prompts, ['a', 'b']);
+});
+
+test('disposing rejects what is running and what waits, and ends the worker', async () => {
+  const world = new World();
+  const engine = await world.load();
+  const { reached } = hold(world);
+  const jobs = ['a', 'b'].map((prompt) => engine.generate({ prompt, format: 'blob' }));
+  const ends = jobs.map((job) => assert.rejects(job, { code: 'disposed' }));
+  await reached;
+  await engine.dispose();
+  await Promise.all(ends);
+  assert.equal(engine.state, 'disposed');
+  assert.equal(world.workers[0]?.isTerminated, true);
+  await assert.rejects(engine.generate({ prompt: 'c' }), { code: 'disposed' });
+});
+
+test('errors of the WebAssembly keep their code and message over the thread border', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const message = 'width must be a size that the model can make, the nearest being 64 and 96';
+  world.cpu.beforeStep = async () => {
+    throw Object.assign(new Error(message), { code: 'invalid-argument' });
+  };
+  const job = engine.generate({ prompt: 'a', width: 70 });
+  await assert.rejects(job, {
+    name: 'WuerstchenError',
+    code: 'invalid-argument',
+    message,
+    retryable: false,
+  });
+  world.cpu.beforeStep = async () => {};
+  await engine.generate({ prompt: 'b', format: 'blob' });
+});
+
+test('after a panic a fresh worker takes over', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  world.cpu.beforeStep = async () => {
+    throw new WebAssembly.RuntimeError('unreachable');
+  };
+  await assert.rejects(engine.generate({ prompt: 'a' }), { code: 'internal' });
+  assert.equal(engine.state, 'lost');
+  world.cpu.beforeStep = async () => {};
+  await engine.generate({ prompt: 'b', format: 'blob' });
+  assert.deepEqual(
+    world.workers.map((worker) => worker.isTerminated),
+    [true, false],
+  );
+  assert.equal(world.server.shardRequests, 2, 'the second worker loads from the cache');
+});
+
+test('unknown options and wrong types are named', async () => {
+  await using engine = await new World().load();
+  const code = 'invalid-argument';
+  const generate = (options: object) => engine.generate(options as { prompt: string });
+  await assert.rejects(generate({}), { code, message: 'prompt must be a string, got undefined' });
+  await assert.rejects(generate({ prompt: 'a', guidance: 4 }), {
+    code,
+    message: 'there is no option "guidance"',
+  });
+  await assert.rejects(generate({ prompt: 'a', width: NaN }), {
+    code,
+    message: 'width must be a whole number, got NaN',
+  });
+  await assert.rejects(generate({ prompt: 'a', seed: 2n ** 64n }), { code });
+  await assert.rejects(new World().load({ fetch }), { code, message: /worker: false/ });
+});

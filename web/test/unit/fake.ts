@@ -1,0 +1,225 @@
+// A small model, server, worker and WebAssembly, to run the package's own code in Node.
+
+import { createHash } from 'node:crypto';
+
+import { load, workerConnector } from '../../js/client.js';
+import type { WasmBuild } from '../../js/glue.js';
+import { serve, type Endpoint } from '../../js/serve.js';
+import type { CacheAdapter, DeviceKind, LoadOptions, Stage, Wuerstchen } from '../../js/types.js';
+import type { Engine, Generated, Loader, Wasm } from '../../js/wasm.js';
+
+export const MODEL_URL = 'https://example.test/model/manifest.json';
+export const SHARD_URLS = [0, 1].map((k) => `https://example.test/model/shard-${k}.bin`);
+export const SHARDS = [new Uint8Array(3000).fill(7), new Uint8Array(2000).fill(9)];
+
+const PRIOR_STEPS = 3;
+const DECODER_STEPS = 2;
+
+export function makeManifest() {
+  const stage = { params: 1, bytes: 1, dtype: 'f32' };
+  return {
+    format: 1,
+    id: 'fake-1234',
+    name: 'fake',
+    licence: 'MIT',
+    provenance: 'made up',
+    defaults: {
+      width: 64,
+      height: 64,
+      priorSteps: PRIOR_STEPS,
+      priorGuidanceScale: 4,
+      decoderSteps: DECODER_STEPS,
+      decoderGuidanceScale: 1,
+      sampler: 'ddpm',
+    },
+    stages: { text: stage, prior: stage, decoder: stage, vqgan: stage },
+    shards: SHARDS.map((bytes, k) => ({
+      file: `shard-${k}.bin`,
+      bytes: bytes.length,
+      sha256: createHash('sha256').update(bytes).digest('hex'),
+    })),
+  };
+}
+
+type Answer = () => Response | Promise<Response>;
+
+/** Files by URL, and a record of what was asked for. */
+export class FakeServer {
+  readonly asked: string[] = [];
+  readonly answers = new Map<string, Answer>([
+    [MODEL_URL, () => Response.json(makeManifest())],
+    ...SHARDS.map((bytes, k): [string, Answer] => [
+      `https://example.test/model/shard-${k}.bin`,
+      () => new Response(bytes),
+    ]),
+  ]);
+
+  readonly fetch: typeof fetch = async (input, init) => {
+    const url = String(input);
+    this.asked.push(url);
+    init?.signal?.throwIfAborted();
+    const answer = this.answers.get(url);
+    if (!answer) return new Response('missing', { status: 404 });
+    return answer();
+  };
+
+  /** How often the shards were asked for. */
+  get shardRequests(): number {
+    return this.asked.filter((url) => url.endsWith('.bin')).length;
+  }
+}
+
+export class MemoryCache implements CacheAdapter {
+  readonly entries = new Map<string, Uint8Array>();
+
+  async get(name: string) {
+    return this.entries.get(name);
+  }
+
+  async put(name: string, bytes: Uint8Array) {
+    this.entries.set(name, bytes);
+  }
+
+  async delete(name: string) {
+    this.entries.delete(name);
+  }
+
+  async list() {
+    return [...this.entries].map(([name, bytes]) => ({ name, bytes: bytes.length }));
+  }
+}
+
+/** What the fake WebAssembly does and has been told. */
+export class FakeModel {
+  /** Prompts of the jobs that were begun. */
+  readonly prompts: string[] = [];
+  /** The options of the last job, as JSON. */
+  optionsJson = '';
+  readonly shards: Uint8Array[] = [];
+  selfTestOk = true;
+  /** Runs before each step. */
+  beforeStep: (stage: Stage, step: number) => Promise<void> = async () => {};
+  openDevice: () => Promise<void> = async () => {};
+
+  build(): WasmBuild {
+    const model = this;
+    class FakeLoader implements Loader {
+      addShard(_index: number, bytes: Uint8Array) {
+        model.shards.push(bytes);
+      }
+
+      finish(): Engine {
+        return {
+          selfTest: async () => model.#selfTest(),
+          generate: (...job) => model.#generate(...job),
+          preview: async () => undefined,
+          free() {},
+        };
+      }
+
+      free() {}
+    }
+    const module: Wasm = {
+      default: async () => ({ memory: new WebAssembly.Memory({ initial: 0 }) }),
+      openDevice: () => model.openDevice(),
+      Loader: FakeLoader,
+    };
+    return { module, url: () => new URL(MODEL_URL) };
+  }
+
+  #selfTest(): string {
+    const check = { name: 'prior', relative: 0.5, bound: 0.1, ok: this.selfTestOk };
+    return JSON.stringify({ ok: this.selfTestOk, maxError: 0.5, checks: [check] });
+  }
+
+  async #generate(...[prompt, optionsJson, onStep]: Parameters<Engine['generate']>) {
+    this.prompts.push(prompt);
+    this.optionsJson = optionsJson;
+    const run = async (stage: Stage, step: number, steps: number) => {
+      await this.beforeStep(stage, step);
+      const goesOn = await onStep(stage, step, steps, new Uint32Array([1]), new Float32Array([1]));
+      if (!goesOn) throw Object.assign(new Error('cancelled'), { code: 'cancelled' });
+    };
+    await run('text', 1, 2);
+    for (let step = 1; step <= PRIOR_STEPS; step++) await run('prior', step, PRIOR_STEPS);
+    await run('text', 2, 2);
+    for (let step = 1; step <= DECODER_STEPS; step++) await run('decoder', step, DECODER_STEPS);
+    await run('vqgan', 1, 1);
+    return makeGenerated(optionsJson);
+  }
+}
+
+function makeGenerated(settings: string): Generated {
+  return {
+    count: 1,
+    picture: () => ({
+      width: 64,
+      height: 32,
+      rgba: () => new Uint8Array(64 * 32 * 4),
+      png: () => new Uint8Array([137, 80, 78, 71]),
+      free() {},
+    }),
+    settings,
+    imageEmbeddingShape: new Uint32Array([1, 2, 1, 1]),
+    imageEmbedding: new Float32Array([0.25, 0.5]),
+    latentsShape: new Uint32Array([1, 1, 1, 1]),
+    latents: new Float32Array([0.75]),
+    free() {},
+  };
+}
+
+/** A worker in this thread: another end of a message channel. */
+export class FakeWorker {
+  onmessage: ((event: MessageEvent) => void) | null = null;
+  onerror: ((event: ErrorEvent) => void) | null = null;
+  isTerminated = false;
+  readonly #port: MessagePort;
+  readonly #inner: MessagePort;
+
+  constructor(builds: Record<DeviceKind, WasmBuild>, fetcher: typeof fetch) {
+    const { port1, port2 } = new MessageChannel();
+    this.#port = port1;
+    this.#inner = port2;
+    serve(port2 as unknown as Endpoint, builds, fetcher);
+    port1.onmessage = (event) => this.onmessage?.(event);
+  }
+
+  postMessage(message: unknown, transfer: Transferable[]) {
+    this.#port.postMessage(message, transfer);
+  }
+
+  terminate() {
+    this.isTerminated = true;
+    this.#port.close();
+    this.#inner.close();
+  }
+}
+
+/** Everything that a test may turn. */
+export class World {
+  readonly server = new FakeServer();
+  readonly cache = new MemoryCache();
+  readonly cpu = new FakeModel();
+  readonly webgpu = new FakeModel();
+  readonly workers: FakeWorker[] = [];
+
+  load(options: Partial<LoadOptions> = {}): Promise<Wuerstchen> {
+    const makeWorker = () => {
+      const builds = { cpu: this.cpu.build(), webgpu: this.webgpu.build() };
+      const worker = new FakeWorker(builds, this.server.fetch);
+      this.workers.push(worker);
+      return worker as unknown as Worker;
+    };
+    // The WebAssembly's own file is of no interest.
+    const wasmUrl = { cpu: MODEL_URL, webgpu: MODEL_URL };
+    const wanted = { model: MODEL_URL, cache: this.cache, wasmUrl, ...options };
+    return load(wanted, workerConnector(makeWorker));
+  }
+}
+
+/** A promise with its settling functions. */
+export function deferred<T = void>() {
+  let resolve!: (value: T) => void;
+  const promise = new Promise<T>((done) => (resolve = done));
+  return { promise, resolve };
+}

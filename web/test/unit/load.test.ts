@@ -1,0 +1,144 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { WuerstchenError } from '../../js/errors.js';
+import type { LoadEvent } from '../../js/types.js';
+import { makeManifest, MODEL_URL, SHARD_URLS, SHARDS, World } from './fake.js';
+
+const [FIRST = '', SECOND = ''] = SHARD_URLS;
+
+test('a load tells its phases and brings every shard to the device', async () => {
+  const world = new World();
+  const types: string[] = [];
+  const onProgress = ({ type }: LoadEvent) => types.at(-1) !== type && types.push(type);
+  await using engine = await world.load({ onProgress });
+  assert.deepEqual(world.cpu.shards, SHARDS);
+  const phases = ['download', 'verify', 'upload'];
+  assert.deepEqual(types, [...phases, ...phases, 'compile', 'selftest', 'ready']);
+  assert.equal(engine.info.bytes, 5000);
+  assert.equal(engine.info.cachedBytes, 5000);
+  assert.equal(engine.device, 'cpu');
+});
+
+test('what is stored is not fetched again, and works without a network', async () => {
+  const world = new World();
+  await (await world.load()).dispose();
+  world.server.answers.clear();
+  world.server.answers.set(MODEL_URL, () => Promise.reject(new TypeError('offline')));
+  const wasmUrl = 'https://example.test/engine.wasm';
+  world.server.answers.set(wasmUrl, () => new Response());
+  await using engine = await world.load({ wasmUrl: { cpu: wasmUrl } });
+  assert.equal(world.server.shardRequests, 2);
+  assert.equal(engine.info.id, 'fake-1234');
+});
+
+test('a damaged cache entry is fetched anew and replaced', async () => {
+  const world = new World();
+  await (await world.load()).dispose();
+  const name = `fake-1234/${makeManifest().shards[1]?.sha256}`;
+  assert.ok(world.cache.entries.has(name));
+  world.cache.entries.set(name, new Uint8Array(2000));
+  await using _engine = await world.load();
+  assert.equal(world.server.asked.filter((url) => url === SECOND).length, 2);
+  assert.deepEqual(world.cache.entries.get(name), SHARDS[1]);
+});
+
+test('corrupt bytes are an integrity error and are not stored', async () => {
+  const world = new World();
+  world.server.answers.set(FIRST, () => new Response(new Uint8Array(3000)));
+  await assert.rejects(world.load(), {
+    code: 'integrity',
+    message: /^shard-0\.bin has other bytes/,
+  });
+  assert.equal(world.cache.entries.size, 0);
+  assert.equal(world.workers[0]?.isTerminated, true);
+});
+
+test('a truncated shard is asked for again and then an integrity error', async () => {
+  const world = new World();
+  world.server.answers.set(FIRST, () => new Response(new Uint8Array(2999)));
+  const message = `${FIRST} must have 3000 bytes, got 2999`;
+  await assert.rejects(world.load(), { code: 'integrity', message });
+  assert.equal(world.server.shardRequests, 3);
+});
+
+test('an HTML page and a 404 are network errors with the URL', async () => {
+  const world = new World();
+  const headers = { 'content-type': 'text/html; charset=utf-8' };
+  world.server.answers.set(SECOND, () => new Response('<!doctype html>', { headers }));
+  const message = `${SECOND} is an HTML page, not the expected file`;
+  await assert.rejects(world.load(), { code: 'network', message, retryable: false });
+  world.server.answers.delete(SECOND);
+  await assert.rejects(world.load(), {
+    code: 'network',
+    message: `${SECOND} answered with status 404`,
+  });
+  assert.equal(world.server.asked.filter((url) => url === SECOND).length, 2);
+});
+
+test('an overloaded server is asked again', async () => {
+  const world = new World();
+  let requests = 0;
+  world.server.answers.set(FIRST, () =>
+    ++requests === 1 ? new Response('', { status: 503 }) : new Response(SHARDS[0]),
+  );
+  await using _engine = await world.load();
+  assert.equal(requests, 2);
+});
+
+test('a full store does not keep a model from loading, and is told', async () => {
+  const world = new World();
+  let puts = 0;
+  world.cache.put = async () => {
+    puts += 1;
+    throw new WuerstchenError('quota', 'no room');
+  };
+  await using engine = await world.load();
+  assert.equal(engine.support.storage.backend, 'memory');
+  assert.match(engine.support.message, /The model is not kept: no room\.$/);
+  assert.equal(puts, 1);
+});
+
+test('a download can be aborted with the reason of the signal, and begun anew', async () => {
+  const world = new World();
+  const controller = new AbortController();
+  const reason = new RangeError('enough');
+  world.server.answers.set(FIRST, () => {
+    controller.abort(reason);
+    return new Promise(() => {});
+  });
+  await assert.rejects(world.load({ signal: controller.signal }), (error) => error === reason);
+  assert.equal(world.workers[0]?.isTerminated, true);
+  world.server.answers.set(FIRST, () => new Response(SHARDS[0]));
+  await using engine = await world.load();
+  assert.equal(engine.state, 'ready');
+});
+
+test('manifests that lead out of their folder or to another format are refused', async () => {
+  const refuse = async (change: object, message: RegExp) => {
+    const world = new World();
+    world.server.answers.set(MODEL_URL, () => Response.json({ ...makeManifest(), ...change }));
+    await assert.rejects(world.load(), { code: 'integrity', message });
+    assert.equal(world.server.shardRequests, 0);
+  };
+  const [shard] = makeManifest().shards;
+  await refuse({ format: 2 }, /reads manifest format 1, got 2$/);
+  await refuse({ id: '../x' }, /id must be a plain name/);
+  for (const file of ['../x', 'a/b', 'https:x', 'a\\b']) {
+    await refuse({ shards: [{ ...shard, file }] }, /must have a plain name$/);
+  }
+  await refuse({ shards: [{ ...shard, bytes: 2 ** 30 }] }, /bytes, got 1073741824$/);
+  await refuse({ shards: [{ ...shard, sha256: 'AB' }] }, /64 hex digits$/);
+  await refuse({ stages: {} }, /stage text is missing$/);
+});
+
+test('a failed self-test names what is wrong', async () => {
+  const world = new World();
+  world.cpu.selfTestOk = false;
+  const message = 'the self-test failed: prior is off by 0.5, allowed is 0.1';
+  await assert.rejects(world.load(), { code: 'internal', message });
+});
+
+test('a WebGPU that is not there cannot be forced', async () => {
+  await assert.rejects(new World().load({ device: 'webgpu' }), { code: 'unsupported' });
+});

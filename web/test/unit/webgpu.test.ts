@@ -1,0 +1,123 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { checkSupport } from '../../js/support.js';
+import type { Stage } from '../../js/types.js';
+import { deferred, World } from './fake.js';
+
+class FakeDevice extends EventTarget {
+  readonly #lost = deferred<{ reason: string; message: string }>();
+  readonly lost = this.#lost.promise;
+
+  lose(message: string) {
+    this.#lost.resolve({ reason: 'unknown', message });
+  }
+
+  report(error: Error) {
+    this.dispatchEvent(Object.assign(new Event('uncapturederror'), { error }));
+  }
+}
+
+class FakeOutOfMemory extends Error {}
+
+const devices: FakeDevice[] = [];
+
+class FakeAdapter {
+  readonly info = { vendor: 'acme', architecture: 'a1', device: '', description: 'Acme A1' };
+  readonly features = new Set(['shader-f16']);
+  readonly limits = { maxBufferSize: 1, maxStorageBufferBindingSize: 1 };
+
+  async requestDevice() {
+    const device = new FakeDevice();
+    devices.push(device);
+    return device;
+  }
+}
+
+const gpu = { requestAdapter: async (): Promise<FakeAdapter | null> => new FakeAdapter() };
+Object.defineProperty(globalThis, 'navigator', { value: { gpu }, configurable: true });
+Object.assign(globalThis, { GPUAdapter: FakeAdapter, GPUOutOfMemoryError: FakeOutOfMemory });
+
+function gpuWorld(): World {
+  const world = new World();
+  world.webgpu.openDevice = async () => {
+    await (await gpu.requestAdapter())?.requestDevice();
+  };
+  return world;
+}
+
+test('support is WebGPU for a hardware adapter, else the CPU with the reason', async (t) => {
+  const hardware = await checkSupport();
+  assert.deepEqual([hardware.ok, hardware.device, hardware.reason], [true, 'webgpu', undefined]);
+  assert.equal(hardware.features.shaderF16, true);
+  let adapter: FakeAdapter | null = new FakeAdapter();
+  adapter.info.description = 'llvmpipe (LLVM 15)';
+  t.mock.method(gpu, 'requestAdapter', async () => adapter);
+  const software = await checkSupport();
+  assert.deepEqual(
+    [software.ok, software.device, software.reason],
+    [true, 'cpu', 'software-adapter'],
+  );
+  adapter = null;
+  assert.equal((await checkSupport()).reason, 'no-adapter');
+});
+
+test('a GPU that is lost under a job is replaced, and the job runs once more', async () => {
+  const world = gpuWorld();
+  await using engine = await world.load();
+  assert.equal(engine.device, 'webgpu');
+  const events: string[] = [];
+  engine.addEventListener('lost', ({ detail }) => events.push(`lost: ${detail.reason}`));
+  engine.addEventListener('recovered', ({ type }) => events.push(type));
+  world.webgpu.beforeStep = () => {
+    world.webgpu.beforeStep = async () => {};
+    devices.at(-1)?.lose('driver reset');
+    // What waits for a lost GPU may wait for ever.
+    return new Promise(() => {});
+  };
+  const result = await engine.generate({ prompt: 'a', format: 'blob' });
+  assert.equal(result.images.length, 1);
+  assert.deepEqual(events, ['lost: driver reset', 'recovered']);
+  assert.deepEqual(world.webgpu.prompts, ['a', 'a']);
+  assert.equal(world.server.shardRequests, 2, 'the second worker loads from the cache');
+});
+
+test('a job that loses the GPU twice fails, and the next one runs', async () => {
+  const world = gpuWorld();
+  await using engine = await world.load();
+  world.webgpu.beforeStep = () => {
+    devices.at(-1)?.lose('driver reset');
+    return new Promise(() => {});
+  };
+  const job = engine.generate({ prompt: 'a' });
+  await assert.rejects(job, { code: 'device-lost', retryable: true, message: /driver reset/ });
+  world.webgpu.beforeStep = async () => {};
+  await engine.generate({ prompt: 'b', format: 'blob' });
+});
+
+test('errors that WebGPU reports to nobody fail the job', async () => {
+  const world = gpuWorld();
+  await using engine = await world.load();
+  let error: Error = new Error('invalid module');
+  const stages = new Set<Stage>();
+  world.webgpu.beforeStep = async (stage) => {
+    stages.add(stage);
+    if (stage === 'prior') devices.at(-1)?.report(error);
+  };
+  const generate = () => engine.generate({ prompt: 'a', format: 'blob' });
+  await assert.rejects(generate(), { code: 'shader', message: /invalid module/ });
+  assert.deepEqual([...stages], ['text', 'prior'], 'nothing is computed after the error');
+  error = new FakeOutOfMemory('no memory');
+  await assert.rejects(generate(), { code: 'out-of-memory' });
+  world.webgpu.beforeStep = async () => {};
+  await generate();
+});
+
+test('a GPU that computes wrongly is left for the CPU, unless it is forced', async () => {
+  const world = gpuWorld();
+  world.webgpu.selfTestOk = false;
+  await using engine = await world.load();
+  assert.deepEqual([engine.device, engine.support.device], ['cpu', 'cpu']);
+  assert.match(engine.support.message, /the self-test failed: prior is off by 0\.5/);
+  await assert.rejects(world.load({ device: 'webgpu' }), { code: 'shader' });
+});
