@@ -15,11 +15,12 @@ if [ -z "${WUERSTCHEN_GPU_TESTS:-}" ] && ! ls /usr/share/vulkan/icd.d/*.json >/d
         exit 1
     fi
 fi
-if ! command -v "${CHROMIUM:-/usr/bin/chromium}" >/dev/null; then
+if ! command -v "${CHROMIUM:-/usr/bin/chromium}" >/dev/null ||
+    ! command -v "${FIREFOX:-/usr/bin/firefox-esr}" >/dev/null; then
     if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-        apt-get update -qq && apt-get install -y -qq chromium >/dev/null
+        apt-get update -qq && apt-get install -y -qq chromium firefox-esr >/dev/null
     else
-        echo "no Chromium for the browser tests: install it, or name it in CHROMIUM" >&2
+        echo "the browser tests need Chromium and Firefox: install them, or set CHROMIUM and FIREFOX" >&2
         exit 1
     fi
 fi

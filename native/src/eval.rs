@@ -38,9 +38,8 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
     let pipeline = Pipeline::load(&files, &device)?;
-    let compressor = files
-        .compressor_config()
-        .context("the evaluation needs the semantic compressor")?;
+    let compressor =
+        files.compressor_config().context("the evaluation needs the semantic compressor")?;
     let weights = files.weights(layout::COMPRESSOR)?;
     let compressor = load(compressor.init(&device), weights, KeyTable::COMPRESSOR)?;
     let vqgan_config: VqganConfig = files.config(&format!("{}/config.json", layout::VQGAN))?;

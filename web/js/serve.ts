@@ -82,8 +82,11 @@ export function serve(endpoint: Endpoint, builds: Host['builds'], fetcher: typeo
   const run = (task: (signal: AbortSignal) => Promise<void>) => {
     const controller = new AbortController();
     const done = task(controller.signal).catch((error) => {
+      const data = toErrorData(error);
+      // A job that reads from a lost GPU fails before the browser says that it is lost.
+      if (data.code === 'device-lost') return say({ type: 'lost', reason: data.message });
       const isBroken = error instanceof WebAssembly.RuntimeError;
-      say({ type: 'failed', error: toErrorData(error), isBroken });
+      say({ type: 'failed', error: data, isBroken });
     });
     running = { controller, done };
   };

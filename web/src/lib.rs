@@ -144,7 +144,8 @@ impl Engine {
         }
         let latents = TensorData::new(latents, shape);
         let colours = self.manifest.preview.as_ref();
-        let image = self.pipeline.preview(stage, &latents, colours).await.map_err(generate_error)?;
+        let image =
+            self.pipeline.preview(stage, &latents, colours).await.map_err(generate_error)?;
         Ok(image.map(|image| Picture { image, provenance: None }))
     }
 }

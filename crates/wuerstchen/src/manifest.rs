@@ -390,8 +390,8 @@ mod tests {
         let manifest = parse(|_| {}).unwrap();
         assert!(manifest.verify(0, &[0; 16]).is_ok());
         assert!(manifest.verify(0, &[1; 16]).is_err());
-        let message = manifest.weights(0, &[0; 15]).unwrap_err().to_string();
-        assert_eq!(message, "s.bin: it has 15 bytes, expected 16");
+        let short = manifest.weights(0, &[0; 15]).err().unwrap();
+        assert_eq!(short.to_string(), "s.bin: it has 15 bytes, expected 16");
         assert!(manifest.weights(1, &[0; 16]).is_err());
     }
 

@@ -60,8 +60,8 @@ function setState(state: State): void {
   loadButton.hidden = running || engine !== undefined || info === undefined;
   device.disabled = running;
   // Focus must not fall off the page with the button that had it.
-  if (running && (focused === generate || focused === loadButton)) stop.focus();
-  if (!running && focused === stop) generate.focus();
+  if (running && (focused === generate || focused === loadButton)) stop.focus({ preventScroll: true });
+  if (!running && focused === stop) generate.focus({ preventScroll: true });
 }
 
 /** Runs one job; a second one is refused, not queued. `again` is what "Try again" does. */
@@ -266,6 +266,6 @@ initStorage(async () => {
 void initHistory((settings) => {
   writeSettings({ negativePrompt: '', ...settings });
   lockSeed(true);
-  generate.focus();
+  generate.focus({ preventScroll: true });
 });
 void start();

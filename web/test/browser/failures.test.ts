@@ -217,3 +217,31 @@ test('fifty engines come and go in the same memory', async () => {
   const growth = (await heap()) - first;
   assert.ok(growth < 1 << 20, `${growth} bytes more`);
 });
+
+/** Shards go to the device one by one: what a load needs beyond the engine is one shard. */
+test('a load holds no more than a shard and the engine', async () => {
+  const bytes = await page.evaluate(async (model) => {
+    const memories: WebAssembly.Memory[] = [];
+    for (const name of ['instantiate', 'instantiateStreaming'] as const) {
+      const original = WebAssembly[name] as any;
+      (WebAssembly as any)[name] = async (...parameters: any[]) => {
+        const result = await original(...parameters);
+        memories.push((result.instance ?? result).exports.memory);
+        return result;
+      };
+    }
+    const { load } = (window as any).wuerstchen;
+    const heap = () => (performance as any).memory.usedJSHeapSize;
+    let peak = 0;
+    const before = heap();
+    const onProgress = () => {
+      const wasm = memories.reduce((sum, memory) => sum + memory.buffer.byteLength, 0);
+      peak = Math.max(peak, wasm + heap() - before);
+    };
+    const engine = await load({ model, device: 'cpu', worker: false, cache: 'none', onProgress });
+    await engine.dispose();
+    return { peak, memories: memories.length };
+  }, MODEL);
+  assert.equal(bytes.memories, 1);
+  assert.ok(bytes.peak < (16 << 20) + 64e6, `${bytes.peak} bytes`);
+});
