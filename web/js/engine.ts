@@ -171,11 +171,12 @@ function openDevice(
   { builds, fetch, signal }: Host,
 ): Promise<GpuWatch | undefined> {
   const { module, url } = builds[device];
-  const open = () => module.openDevice(powerPreference);
   const start = async () => {
     const file = request(fetch, wasmUrl[device] ?? url().href, { signal });
     await module.default({ module_or_path: file });
-    return device === 'webgpu' ? watchDevice(open) : open().then(() => undefined);
+    if (device === 'webgpu') return watchDevice(module.openDevice, powerPreference);
+    await module.openDevice();
+    return undefined;
   };
   let opening = opened.get(module);
   if (!opening) {

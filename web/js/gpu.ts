@@ -29,11 +29,21 @@ export class GpuWatch {
   }
 }
 
-/** Runs `open` and watches the device that it requests, if it does. */
-export async function watchDevice(open: () => Promise<void>): Promise<GpuWatch | undefined> {
+/**
+ * Runs `open` and watches the device that it requests, if it does. WebAssembly has a preference of
+ * its own for an adapter; the caller's takes its place.
+ */
+export async function watchDevice(
+  open: () => Promise<void>,
+  powerPreference: GPUPowerPreference | undefined,
+): Promise<GpuWatch | undefined> {
   let watch: GpuWatch | undefined;
+  const { gpu } = navigator;
   const { prototype } = GPUAdapter;
   const { requestDevice } = prototype;
+  const requestAdapter = gpu.requestAdapter.bind(gpu);
+  gpu.requestAdapter = (options) =>
+    requestAdapter(powerPreference ? { ...options, powerPreference } : options);
   prototype.requestDevice = async function (this: GPUAdapter, descriptor) {
     const device = await requestDevice.call(this, descriptor);
     watch = new GpuWatch(device);
@@ -42,7 +52,8 @@ export async function watchDevice(open: () => Promise<void>): Promise<GpuWatch |
   try {
     await open();
   } finally {
-    // Devices of others in this thread are none of our business.
+    // Adapters and devices of others in this thread are none of our business.
+    gpu.requestAdapter = requestAdapter;
     prototype.requestDevice = requestDevice;
   }
   return watch;

@@ -49,6 +49,6 @@ export interface Loader {
 export interface Wasm {
   default(input: { module_or_path: URL | string | Response | Promise<Response> }): Promise<{ memory: WebAssembly.Memory }>;
   /** Sets up the device, once per instance, before any loader. */
-  openDevice(powerPreference: string | undefined): Promise<void>;
+  openDevice(): Promise<void>;
   Loader: new (manifestJson: string) => Loader;
 }

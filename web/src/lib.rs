@@ -20,7 +20,7 @@ const TYPES: &str = "export type { Stage } from '../js/types.js';";
 #[cfg(all(feature = "cpu", feature = "webgpu", target_family = "wasm"))]
 compile_error!("a build is for one device: --no-default-features --features webgpu");
 
-/// Sets up the device, once, before any loader; the power preference is the browser's business.
+/// Sets up the device, once, before any loader.
 #[wasm_bindgen(js_name = openDevice)]
 pub async fn open_device() -> Result<(), JsError> {
     std::panic::set_hook(Box::new(|panic| error_to_console(&panic.to_string())));

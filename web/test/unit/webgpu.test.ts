@@ -34,7 +34,10 @@ class FakeAdapter {
   }
 }
 
-const gpu = { requestAdapter: async (): Promise<FakeAdapter | null> => new FakeAdapter() };
+const gpu = {
+  requestAdapter: async (_options?: GPURequestAdapterOptions): Promise<FakeAdapter | null> =>
+    new FakeAdapter(),
+};
 Object.defineProperty(globalThis, 'navigator', { value: { gpu }, configurable: true });
 Object.assign(globalThis, { GPUAdapter: FakeAdapter, GPUOutOfMemoryError: FakeOutOfMemory });
 
@@ -60,6 +63,18 @@ test('support is WebGPU for a hardware adapter, else the CPU with the reason', a
   );
   adapter = null;
   assert.equal((await checkSupport()).reason, 'no-adapter');
+});
+
+test('the caller\'s power preference reaches the adapter that computes', async (t) => {
+  const world = gpuWorld();
+  const asked: unknown[] = [];
+  t.mock.method(gpu, 'requestAdapter', async (options?: GPURequestAdapterOptions) => {
+    asked.push(options?.powerPreference);
+    return new FakeAdapter();
+  });
+  await using engine = await world.load({ powerPreference: 'low-power' });
+  assert.equal(engine.device, 'webgpu');
+  assert.deepEqual(asked, ['low-power', 'low-power']);
 });
 
 test('a GPU that is lost under a job is replaced, and the job runs once more', async () => {
