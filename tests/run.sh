@@ -48,6 +48,7 @@ npm test
 npm run lint:package
 npm --prefix demo test
 npm run test:browser
+bash examples/build.sh
 cd ..
 
 step "all checks passed"

@@ -168,6 +168,43 @@ fn the_smoke_preset_trains_a_model_that_generates() {
     }
 }
 
+/// Ctrl-C and `--max-seconds` save and stop; `--resume auto` goes on with the next step.
+#[cfg(unix)]
+#[test]
+fn training_stops_on_request_and_goes_on() {
+    let folder = scratch("stop");
+    let run = folder.display().to_string();
+    let config = repository().join("configs/smoke.toml").display().to_string();
+    let train = ["train", "a", "-c", &config, "-o", &run, "--device", "cpu", "--resume", "auto"];
+    let endless = ["--set", "a.steps=1000000", "--set", "a.sample_every=1000000"];
+    let steps = || -> Vec<u64> {
+        let metrics = fs::read_to_string(folder.join("a/metrics.jsonl")).unwrap_or_default();
+        let step = |line: &str| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64();
+        metrics.lines().filter_map(step).collect()
+    };
+    let stopped = |output: &Output| {
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("stopped; go on with --resume auto"));
+        steps().last().copied().unwrap()
+    };
+
+    let program = env!("CARGO_BIN_EXE_wuerstchen");
+    let mut command = Command::new(program);
+    let child = command.args(train).args(endless).stderr(std::process::Stdio::piped()).spawn();
+    let child = child.unwrap();
+    while steps().len() < 2 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    let first = stopped(&child.wait_with_output().unwrap());
+
+    let output = wuerstchen(&[&train[..], &endless, &["--max-seconds", "0"]].concat());
+    let second = stopped(&output);
+    assert_eq!(second, first + 1);
+    assert_eq!(steps(), (1..=second).collect::<Vec<_>>());
+}
+
 /// A web bundle makes the same picture as the model it was exported from, and is read strictly.
 #[test]
 fn a_web_bundle_is_the_model_in_shards() {

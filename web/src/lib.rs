@@ -14,9 +14,6 @@ use wuerstchen::{
     PipelineLoader, Progress, Provenance, Stage,
 };
 
-#[wasm_bindgen(typescript_custom_section)]
-const TYPES: &str = "export type { Stage } from '../js/types.js';";
-
 #[cfg(all(feature = "cpu", feature = "webgpu", target_family = "wasm"))]
 compile_error!("a build is for one device: --no-default-features --features webgpu");
 

@@ -99,15 +99,6 @@ pub struct TensorEntry {
     pub offset: usize,
 }
 
-/// The parts that make pictures, with the stage that they count for.
-const PARTS: [(&str, Stage); 5] = [
-    (layout::PRIOR_TEXT, Stage::Text),
-    (layout::DECODER_TEXT, Stage::Text),
-    (layout::PRIOR, Stage::Prior),
-    (layout::DECODER, Stage::Decoder),
-    (layout::VQGAN, Stage::Vqgan),
-];
-
 impl Manifest {
     /// Splits a model into shards, which `write` takes by their file names; the semantic compressor,
     /// which makes no pictures, is left out.
@@ -129,7 +120,7 @@ impl Manifest {
             bytes.clear();
             Ok::<_, E>(())
         };
-        for (part, stage) in PARTS {
+        for part in Pipeline::PARTS {
             let weights = files.weights(part)?;
             for (name, _, shape) in weights.describe() {
                 let stored = Stored::new(shape, &weights.values(name)?, dtype);
@@ -144,7 +135,8 @@ impl Manifest {
                     close(&mut open, &mut shards)?;
                 }
                 open.resize(open.len().next_multiple_of(ALIGNMENT), 0);
-                let info = stages.entry(stage).or_insert(StageInfo { params: 0, bytes: 0, dtype });
+                let info =
+                    stages.entry(stage(part)).or_insert(StageInfo { params: 0, bytes: 0, dtype });
                 info.params += shape.iter().product::<usize>();
                 info.bytes += stored.bytes.len();
                 tensors.push(TensorEntry {
@@ -313,8 +305,15 @@ impl Manifest {
     }
 }
 
-// Every part of a pipeline is in the shards.
-const _: () = assert!(PARTS.len() == Pipeline::PARTS.len());
+/// The stage that a part counts for.
+fn stage(part: &str) -> Stage {
+    match part {
+        layout::PRIOR => Stage::Prior,
+        layout::DECODER => Stage::Decoder,
+        layout::VQGAN => Stage::Vqgan,
+        _ => Stage::Text,
+    }
+}
 
 fn id(name: &str, texts: &BTreeMap<String, String>, shards: &[Shard]) -> String {
     let mut hasher = Sha256::new();

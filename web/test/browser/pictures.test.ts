@@ -1,9 +1,12 @@
 // The browser makes the pictures that the native program makes.
 
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { after, before, test } from 'node:test';
 import type { Browser, Page } from 'playwright-core';
-import { difference, launch, native, openPage, Site, web, type Picture } from './site.ts';
+import {
+  difference, launch, native, openPage, program, Site, web, type Picture,
+} from './site.ts';
 
 const PROMPT = 'a red circle on a white background';
 
@@ -28,12 +31,17 @@ interface Made {
   previews: string[];
 }
 
-/** Loads the built-in model in the page and makes one picture. */
-async function generate(page: Page, device: string, options: object): Promise<Made> {
+/** Loads a model, the built-in one if no other is named, in the page and makes one picture. */
+async function generate(
+  page: Page,
+  device: string,
+  options: object,
+  model = '/demo/dist/model/manifest.json',
+): Promise<Made> {
   const made = await page.evaluate(
-    async ({ device, options }) => {
+    async ({ device, options, model }) => {
       const { load } = (window as any).wuerstchen;
-      const engine = await load({ model: '/demo/dist/model/manifest.json', device, cache: 'none' });
+      const engine = await load({ model, device, cache: 'none' });
       const [stages, previews]: [string[], string[]] = [[], []];
       const result = await engine.generate({
         ...options,
@@ -52,7 +60,7 @@ async function generate(page: Page, device: string, options: object): Promise<Ma
       await engine.dispose();
       return made;
     },
-    { device, options },
+    { device, options, model },
   );
   return { ...made, picture: { ...made.picture, rgba: new Uint8Array(made.picture.rgba) } };
 }
@@ -72,6 +80,16 @@ test('a picture of the CPU path is the native one', async () => {
   const count = (stage: string) => made.stages.filter((step) => step.startsWith(stage)).length;
   assert.deepEqual(['text', 'prior', 'decoder', 'vqgan'].map(count), [2, 20, 8, 1]);
   assert.ok(made.previews.includes('prior') && made.previews.includes('decoder'));
+  await page.close();
+});
+
+test('weights of 8 bits make the picture that they make natively', async () => {
+  const folder = 'node_modules/.cache/model-i8';
+  const args = ['export', 'web', '-o', folder, '--dtype', 'i8', '--preview-pictures', '0'];
+  execFileSync(program, args, { stdio: 'ignore' });
+  const page = await openPage(browser, site);
+  const made = await generate(page, 'cpu', { prompt: PROMPT, seed: 7 }, `/${folder}/manifest.json`);
+  assertEqual(made.picture, native(PROMPT, ['--seed', '7', '-m', folder]));
   await page.close();
 });
 
