@@ -1,11 +1,13 @@
-// Times the demo's benchmark page on both devices in Chromium and prints JSON: `npm run bench`.
+// Times the demo's benchmark page in Chromium and prints JSON: `npm run bench`, or `npm run bench --
+// cpu` for one device; a software GPU takes minutes.
 
 import { launch, Site } from './site.ts';
 
 const site = await Site.open('demo/dist');
 const browser = await launch();
 const results: Record<string, unknown> = {};
-for (const device of ['cpu', 'webgpu']) {
+const devices = process.argv.slice(2);
+for (const device of devices.length > 0 ? devices : ['cpu', 'webgpu']) {
   const page = await browser.newPage();
   await page.goto(`${site.url}?benchmark&device=${device}`);
   await page.waitForFunction('window.benchmarkResult', undefined, { timeout: 0 });
