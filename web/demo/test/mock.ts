@@ -1,5 +1,6 @@
 // Stands for the package in the tests of the page: its types, with made-up numbers and delays.
-// A prompt with "break" fails, as does a width that is no multiple of 16.
+// A prompt with "break" fails, as does a width that is no multiple of 16; one with "endless" stays at
+// its second step until it is stopped.
 
 import type { ErrorCode } from '../../js/errors.js';
 import type {
@@ -161,6 +162,7 @@ async function generate(job: GenerateOptions): Promise<GenerateResult> {
         const preview = paint((cells * width) / 64, (cells * height) / 64, 0, noise);
         emit({ type: 'preview', stage, step, bitmap: preview.transferToImageBitmap() });
       }
+      if (job.prompt.includes('endless') && overall === 3) await sleep(600_000, signal);
     }
     timings[stage] = performance.now() - begin;
   }

@@ -100,6 +100,7 @@ test('Enter loads the model, makes the picture and explains it', async () => {
 
 test('Esc stops; what was drawn stays, and the next picture works', async () => {
   await open();
+  await at('prompt').fill('an endless column');
   await at('prompt').press('Enter');
   await at('status').getByText('Stage C').waitFor();
   await at('stage-prior').getByText('2 / 20').waitFor();
