@@ -15,6 +15,7 @@ use wuerstchen_train::export::{decoder_text, init_decoder, init_prior, prior_tex
 use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC};
 
 use crate::devices::{Choice, choose};
+use crate::measure::{self, StageArgs};
 
 /// Arguments of `wuerstchen bench`.
 #[derive(Args)]
@@ -28,6 +29,8 @@ pub(crate) struct BenchArgs {
     /// Where to run
     #[arg(long, value_enum, default_value = "cpu")]
     device: Choice,
+    #[command(flatten)]
+    stage: StageArgs,
 }
 
 /// The config of the built-in model.
@@ -40,6 +43,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     };
     config.validate().map_err(|error| crate::usage(&error.into()))?;
     let found = choose(args.device)?;
+    if measure::run(&args.stage, &found, args.runs.max(1))? {
+        return Ok(());
+    }
     let bench = Bench { config, device: found.device.clone(), runs: args.runs.max(1) };
     let report = json!({
         "device": found.name,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use futures_lite::future::block_on;
 use wuerstchen::weights::{KeyTable, load};
-use wuerstchen::{GenerateOptions, Pipeline, VqganConfig, layout};
+use wuerstchen::{GenerateOptions, Pipeline, Residency, VqganConfig, layout};
 use wuerstchen_train::eval::{Ceiling, EvalConfig, EvalRow, evaluate};
 
 use crate::devices::{Choice, choose};
@@ -37,7 +37,7 @@ pub(crate) struct EvalArgs {
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
-    let pipeline = Pipeline::load(&files, &device)?;
+    let pipeline = Pipeline::load(&files, &device, Residency::All)?;
     let compressor =
         files.compressor_config().context("the evaluation needs the semantic compressor")?;
     let weights = files.weights(layout::COMPRESSOR)?;

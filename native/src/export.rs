@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use futures_lite::future::block_on;
 use wuerstchen::{
-    EmbeddingColours, GenerateOptions, Manifest, ModelFiles, Pipeline, SelfTest, StoredDtype,
+    EmbeddingColours, GenerateOptions, Manifest, ModelFiles, Pipeline, Residency, SelfTest,
+    StoredDtype, layout,
 };
 
 use crate::files;
@@ -44,13 +45,26 @@ struct WebArgs {
 
 /// How weights are stored.
 #[derive(Clone, Copy, ValueEnum)]
-enum Dtype {
+pub(crate) enum Dtype {
     /// 32 bits
     F32,
     /// 16 bits
     F16,
-    /// 8 bits with a scale for every output channel
+    /// 8 bits with a scale and zero-point for every 64 weights of a linear layer
     I8,
+    /// 4 bits, likewise
+    I4,
+}
+
+impl From<Dtype> for StoredDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::I8 => Self::I8,
+            Dtype::I4 => Self::I4,
+        }
+    }
 }
 
 /// The prompt of the golden vectors.
@@ -59,20 +73,23 @@ const SELF_TEST_PROMPT: &str = "a red circle on a white background";
 /// Exports.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
-    let model = files::read_model(args.model.as_deref())?;
-    let dtype = match args.dtype {
-        Dtype::F32 => StoredDtype::F32,
-        Dtype::F16 => StoredDtype::F16,
-        Dtype::I8 => StoredDtype::I8,
-    };
+    let mut model = files::read_model(args.model.as_deref())?;
+    // The browser makes pictures; the semantic compressor is for training.
+    model.weights.remove(layout::COMPRESSOR);
+    model.texts.retain(|path, _| !path.starts_with(layout::COMPRESSOR));
+    if let Some(part) = Pipeline::PARTS.iter().find(|part| !model.weights.contains_key(**part)) {
+        bail!("the model lacks {part}: a browser needs all parts");
+    }
     let cannot = || format!("cannot create {}", args.output.display());
     fs::create_dir_all(&args.output).with_context(cannot)?;
     let write = |file: &str, bytes: &[u8]| files::write(&args.output.join(file), bytes);
-    let mut manifest = Manifest::write(&model, dtype, write)?;
+    let mut manifest = Manifest::write(&model, args.dtype.into(), write)?;
 
     // What the browser must reproduce is what the stored weights make, not the original ones.
-    let stored = manifest.read::<anyhow::Error>(|file| files::read(&args.output.join(file)))?;
-    let pipeline = Pipeline::load(&stored, &Device::flex()).context("cannot load the model")?;
+    let open = |file: &str| files::open(&args.output.join(file));
+    let stored = manifest.open::<anyhow::Error>(open)?;
+    let pipeline = Pipeline::load(&stored, &Device::flex(), Residency::Auto)
+        .context("cannot load the model")?;
     manifest.self_test = Some(block_on(SelfTest::record(&pipeline, SELF_TEST_PROMPT))?);
     manifest.preview = preview(&pipeline, args.preview_pictures)?;
 

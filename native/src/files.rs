@@ -1,27 +1,262 @@
 //! Models, goldens and original weights as they lie on disk.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use burn_store::pytorch_reader::{DType, PytorchReader, Tensor};
-use half::{bf16, f16};
-use wuerstchen::weights::NamedTensor;
-use wuerstchen::{Checkpoint, Image, Manifest, ModelFiles, layout};
+use serde::Serialize;
+use wuerstchen::import::{Kind, recognise, text_part};
+use wuerstchen::{Checkpoint, Image, Manifest, ModelFiles, ReadBytes, StoredDtype, layout};
 use wuerstchen_train::verify::Goldens;
 
-/// Text files of a model, by their paths in its folder.
-const TEXTS: [&str; 5] = [
-    layout::CARD,
-    "wuerstchen-prior/model_index.json",
-    "wuerstchen/model_index.json",
-    "wuerstchen-prior/scheduler/scheduler_config.json",
-    "wuerstchen/scheduler/scheduler_config.json",
-];
+/// The file that makes a folder a web bundle.
+pub(crate) const MANIFEST: &str = "manifest.json";
 
+/// The model that runs where none is named.
+const BUILT_IN: &[u8] = include_bytes!("../../models/shapes.safetensors");
+
+/// Reads a model: anything that [`Found::add`] takes, or the built-in one. Weights stay where they
+/// are until they are needed.
+pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
+    let Some(path) = path else {
+        return Ok(ModelFiles::from_bundle("the built-in model", Arc::new(BUILT_IN))?);
+    };
+    let mut found = Found::default();
+    found.add(path)?;
+    found.finish()
+}
+
+/// Files of a model, from wherever its parts lie.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// What has a place in a model.
+    pub(crate) files: ModelFiles,
+    /// Where every part comes from.
+    pub(crate) origins: BTreeMap<String, Origin>,
+    /// Text encoders whose stage only the other parts tell, with their configs.
+    texts: Vec<(Checkpoint, Option<String>, Origin)>,
+}
+
+/// Where a part comes from.
+#[derive(Clone, Serialize)]
+pub(crate) struct Origin {
+    /// A file, or a folder of shards.
+    pub(crate) path: PathBuf,
+    /// Whose layout it has.
+    pub(crate) layout: Layout,
+}
+
+/// The layouts of weights that are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Layout {
+    /// Hugging Face's.
+    Diffusers,
+    /// The authors' own.
+    Original,
+    /// One of this program's.
+    Bundle,
+}
+
+impl Found {
+    /// Adds what is in a file or folder: a model, a pipeline or a part in the diffusers layout, in one
+    /// file or several; a file of the authors; a bundle of this program.
+    pub(crate) fn add(&mut self, path: &Path) -> Result<()> {
+        let kind = fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
+        match kind.is_file() {
+            true => self.add_file(path),
+            false => self.add_folder(path),
+        }
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let name = path.display().to_string();
+        let origin = |layout| Origin { path: path.to_owned(), layout };
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if extension.is_some_and(|extension| ["pt", "pth", "ckpt", "bin"].contains(&extension)) {
+            for weights in read_pytorch(path)? {
+                self.add_weights(weights.from_original(), None, origin(Layout::Original))?;
+            }
+            return Ok(());
+        }
+        let source = open(path)?;
+        if let Ok(files) = ModelFiles::from_bundle(&name, source.clone()) {
+            return self.merge(files, &origin(Layout::Bundle));
+        }
+        let config = path.with_file_name("config.json");
+        let config = config.is_file().then(|| read_text(&config)).transpose()?;
+        let weights = Checkpoint::parse(&name, source)?;
+        let is_original = weights
+            .names()
+            .any(|name| name.contains(".attn.in_proj_") || name.starts_with("vquantizer.codebook"));
+        let layout = if is_original { Layout::Original } else { Layout::Diffusers };
+        self.add_weights(weights.from_original(), config, origin(layout))
+    }
+
+    fn add_folder(&mut self, path: &Path) -> Result<()> {
+        if path.join(MANIFEST).is_file() {
+            let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
+            return self.merge(read_web_bundle(path)?, &origin);
+        }
+        let before = self.origins.len() + self.texts.len();
+        // The folder itself may be a pipeline, or hold pipelines.
+        let mut folders = vec![path.to_owned()];
+        folders.extend(list(path)?.into_iter().filter(|path| path.is_dir()));
+        for folder in &folders {
+            let has = |part: &str| folder.join(part).is_dir();
+            if has("prior") {
+                self.add_pipeline(folder, layout::PRIOR_PIPELINE)?;
+            }
+            if has("decoder") || has("vqgan") {
+                self.add_pipeline(folder, layout::DECODER_PIPELINE)?;
+            }
+        }
+        self.add_text(&path.join(layout::CARD), layout::CARD)?;
+        let compressor = path.join(layout::COMPRESSOR);
+        if compressor.is_dir() {
+            self.add_part(&compressor, Some(layout::COMPRESSOR))?;
+        }
+        if self.origins.len() + self.texts.len() == before {
+            self.add_part(path, None)?;
+        }
+        if self.origins.len() + self.texts.len() == before {
+            bail!(
+                "{} is no model: expected folders such as {} with safetensors files",
+                path.display(),
+                layout::PRIOR
+            );
+        }
+        Ok(())
+    }
+
+    /// Adds what a pipeline's folder has.
+    fn add_pipeline(&mut self, folder: &Path, pipeline: &str) -> Result<()> {
+        for file in ["model_index.json", "scheduler/scheduler_config.json"] {
+            self.add_text(&folder.join(file), &format!("{pipeline}/{file}"))?;
+        }
+        for file in TOKENIZER_FILES {
+            let file = format!("tokenizer/{file}");
+            self.add_text(&folder.join(&file), &format!("{pipeline}/{file}"))?;
+        }
+        for part in layout::PARTS {
+            if let Some(name) = part.strip_prefix(&format!("{pipeline}/")) {
+                self.add_part(&folder.join(name), Some(part))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the weights of a folder, one file or several shards, and their config. Half-precision
+    /// variants are taken only where there is nothing else.
+    fn add_part(&mut self, folder: &Path, part: Option<&str>) -> Result<()> {
+        let files = with_extension(folder, "safetensors")?;
+        let (variants, full): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| {
+            let stem = stem(path);
+            [".fp16", ".bf16"].iter().any(|variant| stem.contains(variant))
+        });
+        let chosen = if full.is_empty() { variants } else { full };
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        let name = part.map_or_else(|| folder.display().to_string(), str::to_owned);
+        let shards = chosen
+            .iter()
+            .map(|path| Ok(Checkpoint::parse(&name, open(path)?)?))
+            .collect::<Result<Vec<_>>>()?;
+        let weights = Checkpoint::join(&name, &shards)?;
+        let config = folder.join("config.json");
+        let config = config.is_file().then(|| read_text(&config)).transpose()?;
+        let path = if chosen.len() == 1 { chosen[0].clone() } else { folder.to_owned() };
+        let origin = Origin { path, layout: Layout::Diffusers };
+        match part {
+            Some(part) => self.place(part, weights, config, origin),
+            None => self.add_weights(weights, config, origin),
+        }
+    }
+
+    /// Adds weights that their tensors tell.
+    fn add_weights(
+        &mut self,
+        weights: Checkpoint,
+        config: Option<String>,
+        origin: Origin,
+    ) -> Result<()> {
+        let part = match recognise(&weights) {
+            Some(Kind::Prior) => layout::PRIOR,
+            Some(Kind::Decoder) => layout::DECODER,
+            Some(Kind::Vqgan) => layout::VQGAN,
+            Some(Kind::Compressor) => layout::COMPRESSOR,
+            Some(Kind::TextEncoder) => {
+                self.texts.push((weights, config, origin));
+                return Ok(());
+            }
+            None => bail!(
+                "{}: its tensors are those of no part of Würstchen, such as {}",
+                origin.path.display(),
+                weights.names().take(3).collect::<Vec<_>>().join(", ")
+            ),
+        };
+        self.place(part, weights, config, origin)
+    }
+
+    fn place(
+        &mut self,
+        part: &str,
+        weights: Checkpoint,
+        config: Option<String>,
+        origin: Origin,
+    ) -> Result<()> {
+        if let Some(other) = self.origins.get(part) {
+            let (path, other) = (origin.path.display(), other.path.display());
+            bail!("{path} and {other} both hold {part}: leave one of them out");
+        }
+        if let Some(config) = config {
+            self.files.texts.insert(format!("{part}/config.json"), config);
+        }
+        self.files.weights.insert(part.to_owned(), weights.named(part));
+        self.origins.insert(part.to_owned(), origin);
+        Ok(())
+    }
+
+    fn add_text(&mut self, path: &Path, name: &str) -> Result<()> {
+        if path.is_file() {
+            self.files.texts.insert(name.to_owned(), read_text(path)?);
+        }
+        Ok(())
+    }
+
+    /// Adds all of another model.
+    fn merge(&mut self, files: ModelFiles, origin: &Origin) -> Result<()> {
+        self.files.texts.extend(files.texts);
+        for (part, weights) in files.weights {
+            self.place(&part, weights, None, origin.clone())?;
+        }
+        Ok(())
+    }
+
+    /// The model, once all files are there.
+    pub(crate) fn finish(&mut self) -> Result<ModelFiles> {
+        for (weights, config, origin) in std::mem::take(&mut self.texts) {
+            let part = text_part(&self.files, &weights).with_context(|| {
+                let path = origin.path.display();
+                format!(
+                    "{path}: cannot tell whether this text encoder is Stage C's or Stage B's; \
+                         put it into the folder of its pipeline"
+                )
+            })?;
+            self.place(part, weights, config, origin)?;
+        }
+        Ok(self.files.clone())
+    }
+}
+
+/// The file names of a tokenizer.
 const TOKENIZER_FILES: [&str; 5] = [
     "tokenizer.json",
     "vocab.json",
@@ -30,84 +265,54 @@ const TOKENIZER_FILES: [&str; 5] = [
     "special_tokens_map.json",
 ];
 
-/// The file that makes a folder a web bundle.
-pub(crate) const MANIFEST: &str = "manifest.json";
-
-/// The model that runs where none is named.
-const BUILT_IN: &[u8] = include_bytes!("../../models/shapes.safetensors");
-
-/// Reads a model: a folder in the diffusers layout, a web bundle, one bundle file, or the built-in
-/// one.
-pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
-    let Some(path) = path else {
-        return Ok(ModelFiles::from_bundle("the built-in model", Arc::new(BUILT_IN))?);
-    };
-    let kind = fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
-    if kind.is_file() {
-        let name = path.display().to_string();
-        return Ok(ModelFiles::from_bundle(&name, Arc::new(read(path)?))?);
-    }
-    if path.join(MANIFEST).is_file() {
-        return read_web_bundle(path);
-    }
-    let mut files = ModelFiles::default();
-    let configs = layout::PARTS.iter().map(|part| format!("{part}/config.json"));
-    let tokenizers = [layout::PRIOR_TOKENIZER, layout::DECODER_TOKENIZER];
-    let tokenizers = tokenizers
-        .iter()
-        .flat_map(|folder| TOKENIZER_FILES.iter().map(move |file| format!("{folder}/{file}")));
-    for name in TEXTS.iter().map(|&name| name.to_owned()).chain(configs).chain(tokenizers) {
-        let file = path.join(&name);
-        if file.is_file() {
-            let text = String::from_utf8(read(&file)?);
-            let text = text.with_context(|| format!("{} is not text", file.display()))?;
-            files.texts.insert(name, text);
-        }
-    }
-    for part in layout::PARTS {
-        if let Some(checkpoint) = read_part(&path.join(part), part)? {
-            files.weights.insert(part.to_owned(), checkpoint);
-        }
-    }
-    if files.weights.is_empty() {
-        bail!(
-            "{} is no model: expected folders such as {} with safetensors files",
-            path.display(),
-            layout::PRIOR
-        );
-    }
-    Ok(files)
-}
-
-/// Reads a model that was exported for the browser.
+/// Opens a model that was exported for the browser, and checks the shards' hashes.
 fn read_web_bundle(folder: &Path) -> Result<ModelFiles> {
-    let path = folder.join(MANIFEST);
-    let text = String::from_utf8(read(&path)?);
-    let text = text.with_context(|| format!("{} is not text", path.display()))?;
     let in_folder = || format!("cannot read the model in {}", folder.display());
-    let manifest = Manifest::parse(&text).with_context(in_folder)?;
-    manifest.read::<anyhow::Error>(|file| read(&folder.join(file))).with_context(in_folder)
+    let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?).with_context(in_folder)?;
+    for (index, shard) in manifest.shards.iter().enumerate() {
+        manifest.verify(index, &read(&folder.join(&shard.file))?).with_context(in_folder)?;
+    }
+    manifest.open(|file| open(&folder.join(file))).with_context(in_folder)
 }
 
-/// The weights of a folder: one file or several shards. Half-precision variants are taken only
-/// where there is nothing else.
-fn read_part(folder: &Path, part: &str) -> Result<Option<Checkpoint>> {
-    let files = with_extension(folder, "safetensors")?;
-    let is_variant = |path: &PathBuf| {
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        stem.is_some_and(|stem| stem.contains(".fp16") || stem.contains(".bf16"))
-    };
-    let (variants, full): (Vec<_>, Vec<_>) = files.into_iter().partition(is_variant);
-    let chosen = if full.is_empty() { variants } else { full };
-    let shards = chosen
-        .iter()
-        .map(|path| Ok(Checkpoint::parse(part, Arc::new(read(path)?))?))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(match shards.len() {
-        0 => None,
-        1 => shards.into_iter().next(),
-        _ => Some(Checkpoint::join(part, &shards)?),
-    })
+/// Opens a file that is read by range and never as a whole.
+pub(crate) fn open(path: &Path) -> Result<Arc<dyn ReadBytes>> {
+    Ok(Arc::new(FileBytes::open(path)?))
+}
+
+struct FileBytes {
+    /// Reading moves its cursor.
+    file: Mutex<fs::File>,
+    length: usize,
+}
+
+impl FileBytes {
+    fn open(path: &Path) -> Result<Self> {
+        let open = || {
+            let file = fs::File::open(path)?;
+            let length = file.metadata()?.len();
+            Ok::<_, std::io::Error>((
+                Mutex::new(file),
+                usize::try_from(length).unwrap_or(usize::MAX),
+            ))
+        };
+        let (file, length) = open().with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self { file, length })
+    }
+}
+
+impl ReadBytes for FileBytes {
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
+        let mut bytes = vec![0; range.len()];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(range.start as u64))?;
+        file.read_exact(&mut bytes)?;
+        Ok(Cow::Owned(bytes))
+    }
 }
 
 /// Reads `golden/` of a folder.
@@ -120,9 +325,7 @@ pub(crate) fn read_goldens(folder: &Path) -> Result<Goldens> {
         goldens.tensors.insert(name, checkpoint);
     }
     for path in with_extension(&folder, "json")? {
-        let text = String::from_utf8(read(&path)?);
-        let text = text.with_context(|| format!("{} is not text", path.display()))?;
-        goldens.texts.insert(stem(&path), text);
+        goldens.texts.insert(stem(&path), read_text(&path)?);
     }
     if goldens.tensors.is_empty() {
         bail!("no goldens: expected safetensors files in {}", folder.display());
@@ -130,73 +333,75 @@ pub(crate) fn read_goldens(folder: &Path) -> Result<Goldens> {
     Ok(goldens)
 }
 
-/// Which dictionaries of the authors' files hold which parts, by a word of the file's name.
-const ORIGINALS: [(&str, &[&str], &str); 5] = [
-    ("stage_c", &["ema_state_dict", "state_dict"], layout::PRIOR),
-    ("stage_b", &["state_dict"], layout::DECODER),
-    ("stage_b", &["effnet_state_dict"], layout::COMPRESSOR),
-    ("vqgan", &["state_dict"], layout::VQGAN),
-    ("effnet", &["effnet_state_dict", "state_dict"], layout::COMPRESSOR),
-];
-
 /// Reads `original/*.pt` of a folder into the weights of the parts, named as in diffusers.
 pub(crate) fn read_originals(folder: &Path) -> Result<BTreeMap<String, Checkpoint>> {
-    let mut weights = BTreeMap::new();
+    let mut found = Found::default();
     for path in with_extension(&folder.join("original"), "pt")? {
-        let name = stem(&path);
-        for (word, keys, part) in ORIGINALS {
-            if name.contains(word) {
-                let checkpoint = read_pytorch(&path, keys, part)?;
-                weights.insert(part.to_owned(), checkpoint.from_original()?);
-            }
-        }
+        found.add(&path)?;
+    }
+    Ok(found.finish()?.weights)
+}
+
+/// The dictionaries of weights that the authors' files hold, the better one of two first.
+const DICTIONARIES: [&str; 4] = ["ema_state_dict", "state_dict", "effnet_state_dict", ""];
+
+/// The dictionaries of a PyTorch file whose tensors are those of a part, one of each kind.
+fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {
+    let name = path.display().to_string();
+    let cannot = || format!("cannot read {name}");
+    let reader = PytorchReader::new(path).with_context(cannot)?;
+    let mut all: BTreeMap<&str, Checkpoint> = BTreeMap::new();
+    for (key, tensor) in reader.into_tensors() {
+        let split = key.split_once('.').filter(|(first, _)| DICTIONARIES.contains(first));
+        let (dictionary, key) = split.unwrap_or(("", &key));
+        let dictionary = DICTIONARIES.iter().find(|known| **known == dictionary);
+        // Counters of batch norms are of types that weights never have.
+        let (Some(dictionary), Some(dtype)) = (dictionary, stored_dtype(tensor.dtype())) else {
+            continue;
+        };
+        let weights = all.entry(dictionary).or_insert_with(|| Checkpoint::empty(&name));
+        let (shape, length) = (tensor.shape().to_vec(), tensor.byte_len());
+        weights.insert(key, dtype, &shape, Arc::new(PytorchTensor(tensor)), 0..length)?;
+    }
+    let mut kinds = BTreeSet::new();
+    let weights = DICTIONARIES.iter().filter_map(|dictionary| all.remove(dictionary));
+    let weights: Vec<_> = weights
+        .filter(|weights| recognise(weights).is_some_and(|kind| kinds.insert(kind)))
+        .collect();
+    if weights.is_empty() {
+        bail!("{name}: expected a dictionary of the tensors of a part of Würstchen, found none");
     }
     Ok(weights)
 }
 
-/// Reads the first dictionary of `keys` that a PyTorch file has.
-fn read_pytorch(path: &Path, keys: &[&str], part: &str) -> Result<Checkpoint> {
-    let mut failure = None;
-    for key in keys {
-        match PytorchReader::with_top_level_key(path, key) {
-            Ok(reader) if !reader.is_empty() => {
-                let tensors = reader.into_tensors();
-                let tensors = tensors.into_iter().filter(|(_, tensor)| is_float(tensor));
-                let tensors = tensors.map(|(name, tensor)| read_tensor(name, &tensor));
-                let tensors = tensors
-                    .collect::<Result<Vec<_>>>()
-                    .with_context(|| format!("cannot read {}", path.display()))?;
-                return Ok(Checkpoint::from_tensors(part, tensors));
-            }
-            Ok(_) => {}
-            Err(error) => failure = Some(error.to_string()),
-        }
+fn stored_dtype(dtype: DType) -> Option<StoredDtype> {
+    Some(match dtype {
+        DType::F64 => StoredDtype::F64,
+        DType::F32 => StoredDtype::F32,
+        DType::F16 => StoredDtype::F16,
+        DType::BF16 => StoredDtype::Bf16,
+        _ => return None,
+    })
+}
+
+/// A tensor of a PyTorch file, which is read whenever it is wanted.
+struct PytorchTensor(Tensor);
+
+impl ReadBytes for PytorchTensor {
+    fn length(&self) -> usize {
+        self.0.byte_len()
     }
-    bail!(
-        "{}: expected a dictionary {} of tensors{}",
-        path.display(),
-        keys.join(" or "),
-        failure.map(|reason| format!(" ({reason})")).unwrap_or_default()
-    )
+
+    fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
+        let mut bytes = self.0.read()?;
+        bytes.truncate(range.end);
+        Ok(Cow::Owned(bytes.split_off(range.start)))
+    }
 }
 
-/// Counters of batch norms are integers, weights are not.
-fn is_float(tensor: &Tensor) -> bool {
-    matches!(tensor.dtype(), DType::F64 | DType::F32 | DType::F16 | DType::BF16)
-}
-
-fn read_tensor(name: String, tensor: &Tensor) -> Result<NamedTensor> {
-    let bytes = tensor.read()?;
-    let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-    let values = match tensor.dtype() {
-        DType::F16 => pairs().map(|b| f16::from_ne_bytes(b).to_f32()).collect(),
-        DType::BF16 => pairs().map(|b| bf16::from_ne_bytes(b).to_f32()).collect(),
-        DType::F64 => {
-            bytemuck::pod_collect_to_vec::<u8, f64>(&bytes).into_iter().map(|v| v as f32).collect()
-        }
-        _ => bytemuck::pod_collect_to_vec(&bytes),
-    };
-    Ok((name, tensor.shape().to_vec(), values))
+/// A text file.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path)?).with_context(|| format!("{} is not text", path.display()))
 }
 
 /// The bytes of a file.
@@ -238,16 +443,20 @@ fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
-    let cannot = || format!("cannot list {}", folder.display());
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).with_context(cannot)? {
-        let path = entry.with_context(cannot)?.path();
-        if path.is_file() && path.extension().is_some_and(|found| found == extension) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
+    let fits =
+        |path: &PathBuf| path.is_file() && path.extension().is_some_and(|found| found == extension);
+    Ok(list(folder)?.into_iter().filter(fits).collect())
+}
+
+/// What is in a folder, sorted.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let list = || {
+        let entries = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
+        entries.collect::<std::io::Result<Vec<_>>>()
+    };
+    let mut paths = list().with_context(|| format!("cannot list {}", folder.display()))?;
+    paths.sort();
+    Ok(paths)
 }
 
 fn stem(path: &Path) -> String {

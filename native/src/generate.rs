@@ -9,7 +9,7 @@ use clap::Args;
 use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use wuerstchen::{GenerateOptions, Pipeline, Progress, Provenance, Settings, Stage};
+use wuerstchen::{GenerateOptions, Pipeline, Progress, Provenance, Residency, Settings, Stage};
 
 use crate::devices::{self, Choice};
 use crate::files;
@@ -28,6 +28,9 @@ pub(crate) struct GenerateArgs {
     /// Where to run
     #[arg(long, value_enum, default_value = "auto")]
     device: Choice,
+    /// Which parts of the model stay on the device
+    #[arg(long, value_enum, default_value = "auto")]
+    residency: Residency,
     /// Print what was made as JSON
     #[arg(long)]
     json: bool,
@@ -56,7 +59,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let files = files::read_model(args.model.as_deref())?;
     let found = devices::choose(args.device)?;
     let started = Instant::now();
-    let pipeline = Pipeline::load(&files, &found.device).context("cannot load the model")?;
+    let pipeline =
+        Pipeline::load(&files, &found.device, args.residency).context("cannot load the model")?;
     let load_secs = started.elapsed().as_secs_f64();
 
     let started = Instant::now();

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
+use wuerstchen::import::complete;
 use wuerstchen::{Checkpoint, ModelFiles, Provenance, layout};
 
 use crate::files;
@@ -14,7 +15,7 @@ use crate::files;
 /// Arguments of `wuerstchen inspect`.
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// A generated PNG, a model folder or a bundle file
+    /// A generated PNG, or a model, a part of one or a file of weights as `import` takes them
     path: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -54,7 +55,10 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
             return print_picture(&found, args.json);
         }
     }
-    let model = describe(&files::read_model(Some(&args.path))?);
+    let mut files = files::read_model(Some(&args.path))?;
+    // Files of weights alone have no configs; where the weights do not tell them either, nobody does.
+    let _ = complete(&mut files);
+    let model = describe(&files);
     match args.json {
         true => crate::print(&serde_json::to_string(&model)?),
         false => crate::print(model_text(&model).trim_end()),
@@ -95,27 +99,14 @@ fn describe(files: &ModelFiles) -> Model {
 }
 
 fn describe_part(weights: &Checkpoint, config: Value) -> Part {
-    let mut part = Part { tensors: 0, parameters: 0, bytes: 0, dtypes: BTreeSet::new(), config };
-    for (name, dtype, shape) in weights.describe() {
-        let count: usize = shape.iter().product();
+    let parameters = weights.parameters();
+    let mut part = Part { tensors: 0, parameters, bytes: 0, dtypes: BTreeSet::new(), config };
+    for (_, dtype, _, bytes) in weights.describe() {
         part.tensors += 1;
-        part.parameters += if is_buffer(name) { 0 } else { count };
-        part.bytes += count * dtype_bytes(&dtype);
-        part.dtypes.insert(dtype);
+        part.bytes += bytes;
+        part.dtypes.insert(format!("{dtype:?}").to_lowercase());
     }
     part
-}
-
-/// Running statistics of batch norms, which are measured and not learnt.
-fn is_buffer(name: &str) -> bool {
-    let buffers = ["running_mean", "running_var", "num_batches_tracked", "position_ids"];
-    buffers.iter().any(|buffer| name.ends_with(buffer))
-}
-
-/// Bytes of a value, from the number of bits in the type's name.
-fn dtype_bytes(dtype: &str) -> usize {
-    let bits: String = dtype.chars().filter(char::is_ascii_digit).collect();
-    bits.parse::<usize>().map_or(1, |bits| bits / 8)
 }
 
 fn model_text(model: &Model) -> String {

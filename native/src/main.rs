@@ -6,7 +6,9 @@ mod eval;
 mod export;
 mod files;
 mod generate;
+mod import;
 mod inspect;
+mod measure;
 mod serve;
 mod train;
 mod verify;
@@ -35,6 +37,8 @@ struct Cli {
 enum Command {
     /// Make pictures of a prompt
     Generate(generate::GenerateArgs),
+    /// Turn published weights into a model of one folder
+    Import(import::ImportArgs),
     /// Tell how a picture was made, or what is in a model
     Inspect(inspect::InspectArgs),
     /// Train a model: Stage A, then B with the compressor, then C
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Generate(args) => generate::run(&args).map(|()| true),
+        Command::Import(args) => import::run(&args),
         Command::Inspect(args) => inspect::run(&args).map(|()| true),
         Command::Train(args) => train::run(&args).map(|()| true),
         Command::Export(args) => export::run(&args).map(|()| true),
@@ -125,6 +130,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             Error::Options(_) | Error::Tokenizer(_) => Some(USAGE),
             Error::Device(_) => Some(DEVICE),
             Error::Cancelled => Some(FAILED),
+            Error::Load(_) => Some(DATA),
         }
     };
     error.chain().find_map(code).unwrap_or(DATA)

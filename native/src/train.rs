@@ -13,7 +13,9 @@ use burn::tensor::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
-use wuerstchen::{Checkpoint, GenerateOptions, Image, Pipeline, Statistics, WeightDtype, layout};
+use wuerstchen::{
+    Checkpoint, GenerateOptions, Image, Pipeline, Residency, Statistics, WeightDtype, layout,
+};
 use wuerstchen_train::config::{StageConfig, TrainConfig};
 use wuerstchen_train::corpus::Corpus;
 use wuerstchen_train::eval::reconstruct;
@@ -153,7 +155,7 @@ fn describe(config: &TrainConfig, output: &Path) -> Result<()> {
     let mut lines = vec![format!("run {:?} in {}", config.name, output.display())];
     for (part, weights) in &files.weights {
         let count: usize =
-            weights.describe().map(|(.., shape)| shape.iter().product::<usize>()).sum();
+            weights.describe().map(|(_, _, shape, _)| shape.iter().product::<usize>()).sum();
         lines.push(format!("{part:<32} {count:>12} parameters"));
     }
     for (name, stage) in [("a", &config.a), ("b", &config.b), ("c", &config.c)] {
@@ -385,7 +387,7 @@ impl Run {
 
     fn pipeline(&self, trained: Weights) -> Result<Pipeline> {
         let files = export::model_files(&self.config, trained, &self.device);
-        Ok(Pipeline::load(&files, &self.device)?)
+        Ok(Pipeline::load(&files, &self.device, Residency::All)?)
     }
 
     fn weights_path(&self, part: &str) -> PathBuf {

@@ -2,7 +2,8 @@
 
 use burn::prelude::*;
 use wuerstchen_kernels::{
-    DepthwiseOptions, Padding, depthwise_conv, global_response_norm, layer_norm, reference,
+    DepthwiseOptions, PackedMatrix, Packing, Padding, Planes, depthwise_conv, global_response_norm,
+    layer_norm, packed_linear, reference,
 };
 use wuerstchen_tests::{gpu, relative_error, values};
 
@@ -60,5 +61,54 @@ fn depthwise_conv_matches_its_twin() {
             let error = relative_error(depthwise_conv(x, weight, bias, options), expected);
             assert!(error < TOLERANCE, "{shape:?} {size}x{size} {options:?}: {error}");
         }
+    }
+}
+
+/// Words that look random, and scales of the size that makes weights of about one.
+fn packed(packing: Packing, [rows, columns]: [usize; 2], device: &Device) -> PackedMatrix {
+    let words = |count: usize, seed: u32| -> Vec<i32> {
+        (0..count as u32).map(|i| (i + seed).wrapping_mul(0x9e37_79b9) as i32).collect()
+    };
+    let mut values = words(rows * packing.value_words(columns), 1);
+    if packing == Packing::F16 {
+        // Exponents below that of infinity.
+        values.iter_mut().for_each(|word| *word &= 0xbbff_bbffu32 as i32);
+    }
+    let scale = 2.0 / f32::from(1u16 << (packing.bits() - 1));
+    let scales = (0..rows * packing.blocks(columns)).map(|i| scale * (1 + i % 3) as f32);
+    let zeros = words(rows * packing.zero_words(columns), 7);
+    let planes = Planes { values, scales: scales.collect(), zeros };
+    PackedMatrix::new(packing, [rows, columns], planes, device)
+}
+
+#[test]
+fn packed_linear_matches_its_twin() {
+    let Some(device) = gpu() else { return };
+    for packing in [Packing::F16, Packing::I8, Packing::I4] {
+        for [inputs, outputs, columns] in [[1, 1, 2], [5, 40, 70], [33, 65, 192], [70, 96, 64]] {
+            let on = |device: &Device| {
+                let x: Tensor<2> = values([inputs, columns], 3, device);
+                (x, packed(packing, [outputs, columns], device))
+            };
+            let (x, weight) = on(&Device::flex());
+            let expected = reference::packed_linear(x, &weight);
+            let (x, weight) = on(&device);
+            let error = relative_error(packed_linear(x, &weight), expected);
+            assert!(error < TOLERANCE, "{packing:?} {inputs} {outputs} {columns}: {error}");
+        }
+    }
+}
+
+/// The CPU's own unpacking, and the look-up of rows, against the twin.
+#[test]
+fn unpacking_is_exact() {
+    let device = Device::flex();
+    for packing in [Packing::F16, Packing::I8, Packing::I4] {
+        let matrix = packed(packing, [7, 130], &device);
+        let expected = reference::unpack(&matrix);
+        matrix.unpack().into_data().assert_eq(&expected.clone().into_data(), true);
+        let rows = Tensor::<1, Int>::from_data([6, 0, 3], &device);
+        let selected = matrix.select(rows.clone()).into_data();
+        selected.assert_eq(&expected.select(0, rows).into_data(), true);
     }
 }

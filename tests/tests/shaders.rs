@@ -20,7 +20,10 @@ fn shaders_are_valid_wgsl() {
             let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|error| {
                 panic!("{}", error.emit_to_string_with_path(&source, &path.to_string_lossy()))
             });
-            Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16)
+            // Every WebGPU device reads halves from words of 32 bits.
+            let capabilities =
+                Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+            Validator::new(ValidationFlags::all(), capabilities)
                 .validate(&module)
                 .unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
         }

@@ -3,7 +3,8 @@
 use std::sync::{Mutex, MutexGuard};
 
 use burn::prelude::*;
-use wuerstchen::weights::{KeyTable, NamedTensor, tensors};
+use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::weights::{KeyTable, tensors};
 use wuerstchen_train::Trainer;
 use wuerstchen_train::config::TrainConfig;
 use wuerstchen_train::corpus::Corpus;

@@ -9,6 +9,7 @@ use js_sys::{Float32Array, Function, Promise, Reflect, Uint32Array};
 use serde_json::Value;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
+use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
     Error, GenerateOptions, Generated as Made, Image, LoadError, Manifest, Pipeline,
     PipelineLoader, Progress, Provenance, Stage,
@@ -43,6 +44,7 @@ extern "C" {
 #[wasm_bindgen]
 pub struct Loader {
     manifest: Manifest,
+    unpacking: Unpacking,
     /// `None` once a shard could not be taken.
     pipeline: Option<PipelineLoader>,
 }
@@ -54,14 +56,15 @@ impl Loader {
     pub fn new(manifest_json: &str) -> Result<Self, JsValue> {
         let manifest = Manifest::parse(manifest_json).map_err(load_error)?;
         let pipeline = PipelineLoader::new(&manifest.texts(), &device()).map_err(load_error)?;
-        Ok(Self { manifest, pipeline: Some(pipeline) })
+        Ok(Self { manifest, unpacking: Unpacking::default(), pipeline: Some(pipeline) })
     }
 
     /// Takes the weights of a shard to the device. The caller has checked its hash.
     #[wasm_bindgen(js_name = addShard)]
     pub fn add_shard(&mut self, index: usize, bytes: &[u8]) -> Result<(), JsValue> {
         let mut pipeline = self.take()?;
-        for (part, weights) in self.manifest.weights(index, bytes).map_err(load_error)? {
+        let parts = self.unpacking.add(&self.manifest, index, bytes).map_err(load_error)?;
+        for (part, weights) in parts {
             pipeline = pipeline.add(&part, &weights).map_err(load_error)?;
         }
         self.pipeline = Some(pipeline);
@@ -276,6 +279,7 @@ fn generate_error(reason: Error) -> JsValue {
         Error::Options(_) | Error::Tokenizer(_) => "invalid-argument",
         Error::Device(_) => "device-lost",
         Error::Cancelled => "cancelled",
+        Error::Load(_) => "integrity",
     };
     error(code, &reason.to_string())
 }

@@ -4,7 +4,7 @@
 //! over the channels; on a CPU the memory traffic and the loop cost more than the arithmetic.
 //! Results do not depend on the number of threads: every sum runs in a fixed order.
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, Flex, backend_extension};
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -13,6 +13,7 @@ use burn_flex::FlexTensor;
 use crate::depthwise_conv::{DepthwiseOptions, Padding};
 use crate::global_response_norm::EPSILON as NORM_EPSILON;
 use crate::layer_norm::EPSILON as VARIANCE_EPSILON;
+use crate::packed_linear::{BLOCK as PACKED_BLOCK, Packing};
 
 /// Whether the kernels of this file take tensors of this device and type.
 pub(crate) fn runs_on(device: &Device, dtype: DType) -> bool {
@@ -51,6 +52,18 @@ pub(crate) fn depthwise_conv(
     Tensor::from_dispatch(Dispatch::cpu_depthwise_conv(x, weight, bias, options))
 }
 
+pub(crate) fn unpack(
+    values: Tensor<2, Int>,
+    scales: Tensor<2>,
+    zeros: Tensor<2, Int>,
+    packing: Packing,
+    columns: usize,
+) -> Tensor<2> {
+    let (values, scales) = (values.into_dispatch(), scales.into_dispatch());
+    let zeros = zeros.into_dispatch();
+    Tensor::from_dispatch(Dispatch::cpu_unpack(values, scales, zeros, packing, columns))
+}
+
 /// The operations that Flex runs as hand-written loops.
 #[backend_extension(Flex, Autodiff: cfg(feature = "train"))]
 pub(crate) trait CpuKernels: Backend {
@@ -66,6 +79,13 @@ pub(crate) trait CpuKernels: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         options: DepthwiseOptions,
+    ) -> FloatTensor<Self>;
+    fn cpu_unpack(
+        values: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        zeros: IntTensor<Self>,
+        packing: Packing,
+        columns: usize,
     ) -> FloatTensor<Self>;
 }
 
@@ -127,12 +147,49 @@ impl CpuKernels for Flex {
             });
         })
     }
+
+    fn cpu_unpack(
+        values: FlexTensor,
+        scales: FlexTensor,
+        zeros: FlexTensor,
+        packing: Packing,
+        columns: usize,
+    ) -> FlexTensor {
+        let (values, scales, zeros) = (Values::of(values), Values::of(scales), Values::of(zeros));
+        let (words, scales, zeros) = (values.words(), scales.as_slice(), zeros.words());
+        let (width, bits, lanes) = (packing.value_words(columns), packing.bits(), packing.lanes());
+        let (blocks, zeros_width) = (packing.blocks(columns), packing.zero_words(columns));
+        let lane = |word: i32, i: usize| (word as u32 >> (bits * i)) & ((1 << bits) - 1);
+        let rows = values.shape[0];
+        let mut out = vec![0.0f32; rows * columns];
+        parallel::for_each_block(&mut out, columns, |row, out| {
+            let words = &words[row * width..][..width];
+            if packing == Packing::F16 {
+                for (out, word) in out.chunks_mut(lanes).zip(words) {
+                    let halves = bytemuck::cast::<i32, [half::f16; 2]>(*word);
+                    out.iter_mut().zip(halves).for_each(|(out, half)| *out = half.to_f32());
+                }
+                return;
+            }
+            let words = words.chunks(PACKED_BLOCK / lanes);
+            for (block, (out, words)) in out.chunks_mut(PACKED_BLOCK).zip(words).enumerate() {
+                let zero = lane(zeros[row * zeros_width + block / lanes], block % lanes) as f32;
+                let scale = scales[row * blocks + block];
+                for (out, &word) in out.chunks_mut(lanes).zip(words) {
+                    for (i, out) in out.iter_mut().enumerate() {
+                        *out = (lane(word, i) as f32 - zero) * scale;
+                    }
+                }
+            }
+        });
+        FlexTensor::from_data(TensorData::new(out, [rows, columns]))
+    }
 }
 
 /// Elements that one task of an elementwise kernel handles: 64 KiB, half of a level-two cache.
 const BLOCK: usize = 1 << 14;
 
-/// A contiguous f32 tensor and its shape.
+/// A contiguous tensor and its shape.
 struct Values {
     tensor: FlexTensor,
     shape: Vec<usize>,
@@ -147,6 +204,10 @@ impl Values {
 
     fn as_slice(&self) -> &[f32] {
         self.tensor.as_slice().expect("made contiguous in `of`")
+    }
+
+    fn words(&self) -> &[i32] {
+        self.tensor.as_slice().expect("made contiguous in `of`, of 32-bit integers in `new`")
     }
 
     fn channels(&self) -> usize {
@@ -385,6 +446,18 @@ mod backward {
                     prep.finish(Flex::cpu_depthwise_conv(x, weight, bias, options))
                 }
             }
+        }
+
+        /// Packed weights are not trained: no gradient passes.
+        fn cpu_unpack(
+            values: FlexTensor,
+            scales: FloatTensor<Self>,
+            zeros: FlexTensor,
+            packing: Packing,
+            columns: usize,
+        ) -> FloatTensor<Self> {
+            let scales = scales.into_parts().0;
+            FloatTensor::<Self>::new(Flex::cpu_unpack(values, scales, zeros, packing, columns))
         }
     }
 

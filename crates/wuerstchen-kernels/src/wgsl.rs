@@ -1,6 +1,6 @@
 //! The hand-written shaders of wgpu devices, launched through burn's queue.
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::wgpu::{
     CubeBackend, CubeTensor, KernelSource, SourceKernel, SourceTemplate, into_contiguous,
 };
@@ -12,12 +12,16 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::depthwise_conv::{DepthwiseOptions, Padding};
+use crate::packed_linear::Packing;
 
 /// Invocations in a workgroup; every shader names the same number.
 const WORKGROUP_SIZE: usize = 64;
 
 /// Channels that one workgroup of `channel_norms.wgsl` handles.
 const CHANNELS: usize = 8;
+
+/// Rows, and columns, of the output that one workgroup of `packed_linear.wgsl` makes.
+const TILE: usize = 32;
 
 /// Most workgroups along one axis of a dispatch that every WebGPU device takes.
 const MAX_GROUPS: u32 = 65_535;
@@ -47,6 +51,19 @@ pub(crate) fn depthwise_conv(
     Tensor::from_dispatch(Dispatch::wgsl_depthwise_conv(x, weight, bias, options))
 }
 
+pub(crate) fn packed_linear(
+    x: Tensor<2>,
+    values: Tensor<2, Int>,
+    scales: Tensor<2>,
+    zeros: Tensor<2, Int>,
+    packing: Packing,
+    columns: usize,
+) -> Tensor<2> {
+    let (x, values) = (x.into_dispatch(), values.into_dispatch());
+    let (scales, zeros) = (scales.into_dispatch(), zeros.into_dispatch());
+    Tensor::from_dispatch(Dispatch::wgsl_packed_linear(x, values, scales, zeros, packing, columns))
+}
+
 /// The operations that wgpu devices run as hand-written shaders.
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait WgslKernels: Backend {
@@ -63,6 +80,20 @@ pub(crate) trait WgslKernels: Backend {
         bias: FloatTensor<Self>,
         options: DepthwiseOptions,
     ) -> FloatTensor<Self>;
+
+    #[fusion(dtype = x, shape = multiplied_shape(x, values))]
+    fn wgsl_packed_linear(
+        x: FloatTensor<Self>,
+        values: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        zeros: IntTensor<Self>,
+        packing: Packing,
+        columns: usize,
+    ) -> FloatTensor<Self>;
+}
+
+fn multiplied_shape(x: &Shape, values: &Shape) -> Shape {
+    Shape::from([x.dims::<2>()[0], values.dims::<2>()[0]])
 }
 
 fn norms_shape(x: &Shape) -> Shape {
@@ -114,6 +145,29 @@ impl WgslKernels for CubeBackend {
         let source = include_str!("../../../shaders/depthwise_conv.wgsl");
         Shader { name: "depthwise_conv", source }.launch(
             vec![x, weight, bias],
+            shape,
+            &dims,
+            groups,
+        )
+    }
+
+    fn wgsl_packed_linear(
+        x: FloatTensor<Self>,
+        values: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        zeros: IntTensor<Self>,
+        packing: Packing,
+        columns: usize,
+    ) -> FloatTensor<Self> {
+        let shape = multiplied_shape(x.meta.shape(), values.meta.shape());
+        let [rows, outputs] = shape.dims();
+        let (values_width, blocks) = (packing.value_words(columns), packing.blocks(columns));
+        let zeros_width = packing.zero_words(columns);
+        let dims = [rows, outputs, columns, packing.bits(), values_width, blocks, zeros_width];
+        let groups = rows.div_ceil(TILE) * outputs.div_ceil(TILE);
+        let source = include_str!("../../../shaders/packed_linear.wgsl");
+        Shader { name: "packed_linear", source }.launch(
+            vec![x, values, scales, zeros],
             shape,
             &dims,
             groups,

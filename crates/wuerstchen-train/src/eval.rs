@@ -159,7 +159,8 @@ async fn pictures(
     let truth = true_pictures(samples, settings.width, device);
     let decoded = match source {
         Source::ReconstructedA => {
-            pipeline.vqgan.decode(pipeline.vqgan.encode(truth, Statistics::Running))
+            let vqgan = pipeline.vqgan()?;
+            vqgan.decode(vqgan.encode(truth, Statistics::Running))
         }
         _ => {
             let embedding = image_embeddings(ceiling.compressor, truth);
@@ -198,7 +199,7 @@ pub async fn reconstruct(
     let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
     let latents =
         pipeline.sample_decoder(initial, embedding, text, &sampling, &mut noise, go).await?;
-    Ok(pipeline.decode(latents))
+    Ok(pipeline.decode(latents)?)
 }
 
 fn true_pictures(samples: &[Sample], side: usize, device: &Device) -> Tensor<4> {

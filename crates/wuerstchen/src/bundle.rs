@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use safetensors::SafeTensors;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoint, ReadBytes, WeightDtype, read_header};
 use crate::compressor::CompressorConfig;
 use crate::text::TokenizerFiles;
-use crate::weights::{Checkpoint, LoadError, WeightDtype};
+use crate::weights::LoadError;
 
 /// Where the parts of a model lie in its folder.
 pub mod layout {
@@ -67,13 +67,9 @@ impl ModelFiles {
     /// # Errors
     ///
     /// The bytes are not a safetensors file or carry no model header of a known version.
-    pub fn from_bundle(
-        name: &str,
-        bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    ) -> Result<Self, LoadError> {
+    pub fn from_bundle(name: &str, source: Arc<dyn ReadBytes>) -> Result<Self, LoadError> {
         let format = |reason: String| LoadError::Format { part: name.to_owned(), reason };
-        let (_, metadata) = SafeTensors::read_metadata((*bytes).as_ref())
-            .map_err(|error| format(error.to_string()))?;
+        let (metadata, _) = read_header(name, &*source)?;
         let header = metadata.metadata().as_ref().and_then(|map| map.get(HEADER_KEY));
         let header = header.ok_or_else(|| format("it holds no whole model".into()))?;
         let header: Header =
@@ -84,7 +80,7 @@ impl ModelFiles {
                 header.format
             )));
         }
-        let all = Checkpoint::parse(name, bytes)?;
+        let all = Checkpoint::parse(name, source)?;
         let part = |part: &&str| {
             let checkpoint = all.under(&format!("{part}/"));
             checkpoint.names().next().is_some().then(|| ((*part).to_owned(), checkpoint.clone()))

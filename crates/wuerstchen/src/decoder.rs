@@ -14,6 +14,7 @@ use crate::blocks::{
 };
 use crate::config::{ConfigError, heads_divide, positive};
 use crate::resize::resize_bicubic;
+use crate::weights::affine;
 
 /// Configuration of a [`Decoder`], with the published field names (`decoder/config.json`).
 ///
@@ -297,7 +298,7 @@ impl Decoder {
             image: channels_last(image_embedding),
         };
         let patches = pixel_unshuffle(x.clone(), self.patch_size);
-        let mut h = layer_norm(self.embedding.forward(patches));
+        let mut h = layer_norm(affine(&self.embedding, patches));
         observe("embedding", &h);
 
         let mut outputs = Vec::new();
@@ -313,7 +314,7 @@ impl Decoder {
             h = self.level(blocks, h, mapper, &name, skip, &conditions, observe);
         }
 
-        let ab = pixel_shuffle(self.clf.forward(layer_norm(h)), self.patch_size);
+        let ab = pixel_shuffle(affine(&self.clf, layer_norm(h)), self.patch_size);
         observe("clf", &ab);
         let [.., channels] = x.dims();
         let a = ab.clone().narrow(3, 0, channels);
@@ -331,7 +332,7 @@ impl Decoder {
     /// - text: `[B, T, clip_embd]`
     /// - output: `[B, T, c_cond]`
     pub fn embed_text(&self, text: Tensor<3>) -> Tensor<3> {
-        layer_norm(self.clip_mapper.forward(text))
+        layer_norm(affine(&self.clip_mapper, text))
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call each on the way down and up")]
@@ -352,7 +353,7 @@ impl Decoder {
                     if let (None, Some(linear)) = (&image, &self.effnet_mappers[mapper]) {
                         let [_, height, width, _] = h.dims();
                         let resized = resize_bicubic(conditions.image.clone(), [height, width]);
-                        let mapped = linear.forward(resized);
+                        let mapped = affine(linear, resized);
                         observe(&format!("effnet_mappers.{mapper}"), &mapped);
                         image = Some(mapped);
                     }

@@ -13,12 +13,12 @@
 //! ```no_run
 //! use std::ops::ControlFlow;
 //! use std::sync::Arc;
-//! use wuerstchen::{GenerateOptions, ModelFiles, Pipeline};
+//! use wuerstchen::{GenerateOptions, ModelFiles, Pipeline, Residency};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let bytes = std::fs::read("model.safetensors")?;
 //! let files = ModelFiles::from_bundle("model.safetensors", Arc::new(bytes))?;
-//! let pipeline = Pipeline::load(&files, &burn::tensor::Device::flex())?;
+//! let pipeline = Pipeline::load(&files, &burn::tensor::Device::flex(), Residency::Auto)?;
 //! let options = GenerateOptions { seed: 7, ..Default::default() };
 //! let made = pipeline
 //!     .generate("a red circle on white", &options, &mut async |_| ControlFlow::Continue(()))
@@ -31,11 +31,13 @@
 pub mod batch_norm;
 pub mod blocks;
 pub mod bundle;
+pub mod checkpoint;
 pub mod compressor;
 pub mod config;
 pub mod decoder;
 pub mod guidance;
 pub mod image;
+pub mod import;
 pub mod manifest;
 mod multiply_adds;
 pub mod noise;
@@ -44,16 +46,19 @@ pub mod pipeline;
 pub mod preview;
 pub mod prior;
 pub mod provenance;
+pub mod residency;
 pub mod resize;
 pub mod sampler;
 pub mod schedule;
 pub mod self_test;
+pub mod stored;
 pub mod text;
 pub mod vqgan;
 pub mod weights;
 
 pub use batch_norm::Statistics;
 pub use bundle::{ModelFiles, layout};
+pub use checkpoint::{Checkpoint, ReadBytes, WeightDtype};
 pub use compressor::{Compressor, CompressorConfig};
 pub use config::ConfigError;
 pub use decoder::{Decoder, DecoderConfig};
@@ -64,10 +69,12 @@ pub use pipeline::{Error, Generated, ModelCard, Pipeline, PipelineLoader, Progre
 pub use preview::EmbeddingColours;
 pub use prior::{Prior, PriorConfig};
 pub use provenance::Provenance;
+pub use residency::Residency;
 pub use sampler::Sampler;
 pub use schedule::Schedule;
 pub use self_test::SelfTest;
+pub use stored::StoredDtype;
 pub use text::{TextEncoder, TextEncoderConfig, Tokenizer, TokenizerFiles};
 pub use vqgan::{Vqgan, VqganConfig};
-pub use weights::{Checkpoint, KeyTable, LoadError, StoredDtype, WeightDtype};
+pub use weights::{KeyTable, LoadError};
 pub use wuerstchen_kernels as kernels;

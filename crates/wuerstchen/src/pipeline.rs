@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
+use burn::module::Module;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{ModelFiles, layout};
+use crate::checkpoint::Checkpoint;
 use crate::config::ConfigError;
 use crate::decoder::{Decoder, DecoderConfig};
 use crate::guidance::{guide, is_guided};
@@ -14,11 +16,12 @@ use crate::image::Image;
 use crate::noise::Philox;
 use crate::options::{Defaults, GenerateOptions, OptionsError, Settings};
 use crate::prior::{Prior, PriorConfig};
+use crate::residency::{Residency, Slot};
 use crate::sampler::Sampler;
 use crate::schedule::Schedule;
 use crate::text::{TextEncoder, TextEncoderConfig, TokenIds, Tokenizer, TokenizerError};
 use crate::vqgan::{Vqgan, VqganConfig};
-use crate::weights::{Checkpoint, KeyTable, LoadError, all_loaded, load_some};
+use crate::weights::{KeyTable, LoadError, all_loaded, load_some};
 
 /// Why no picture was made.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,9 @@ pub enum Error {
     /// The prompt cannot be split into tokens.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The weights of a part cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
@@ -42,7 +48,7 @@ pub struct TextPart {
     /// Splits prompts.
     pub tokenizer: Tokenizer,
     /// Embeds tokens.
-    pub encoder: TextEncoder,
+    encoder: Slot<TextEncoder>,
 }
 
 impl TextPart {
@@ -62,22 +68,22 @@ impl TextPart {
             let found = config.vocab_size;
             return Err(ConfigError::new("text encoder", "vocab_size", expected, found).into());
         }
-        Ok(Self { tokenizer, encoder: config.init(device) })
+        Ok(Self { tokenizer, encoder: Slot::Resident(config.init(device)) })
     }
 
     /// Embeds prompts.
     ///
     /// # Errors
     ///
-    /// Names the prompt that cannot be split.
+    /// Names the prompt that cannot be split; or the weights cannot be loaded.
     ///
     /// # Shapes
     ///
     /// - output: `[B, T, hidden_size]`
-    pub fn embed(&self, prompts: &[&str]) -> Result<Tensor<3>, TokenizerError> {
+    pub fn embed(&self, prompts: &[&str]) -> Result<Tensor<3>, Error> {
         let ids: Vec<TokenIds> =
             prompts.iter().map(|prompt| self.tokenizer.encode(prompt)).collect::<Result<_, _>>()?;
-        Ok(self.encoder.forward(&ids))
+        Ok(self.encoder.get()?.forward(&ids))
     }
 }
 
@@ -119,20 +125,17 @@ pub struct Pipeline {
     pub card: ModelCard,
     /// Text for Stage C.
     pub prior_text: TextPart,
-    /// Stage C.
-    pub prior: Prior,
+    prior: Slot<Prior>,
     prior_config: PriorConfig,
     prior_index: PriorIndex,
     prior_schedule: Schedule,
     /// Text for Stage B.
     pub decoder_text: TextPart,
-    /// Stage B.
-    pub decoder: Decoder,
+    decoder: Slot<Decoder>,
     decoder_config: DecoderConfig,
     decoder_index: DecoderIndex,
     decoder_schedule: Schedule,
-    /// Stage A.
-    pub vqgan: Vqgan,
+    vqgan: Slot<Vqgan>,
     vqgan_config: VqganConfig,
     device: Device,
 }
@@ -232,16 +235,16 @@ impl PipelineLoader {
         let pipeline = Pipeline {
             card,
             prior_text: text(layout::PRIOR_TOKENIZER, layout::PRIOR_TEXT)?,
-            prior: prior_config.init(device),
+            prior: Slot::Resident(prior_config.init(device)),
             prior_config,
             prior_index: files.config(&index(layout::PRIOR_PIPELINE))?,
             prior_schedule: files.config(&schedule(layout::PRIOR_PIPELINE))?,
             decoder_text: text(layout::DECODER_TOKENIZER, layout::DECODER_TEXT)?,
-            decoder: decoder_config.init(device),
+            decoder: Slot::Resident(decoder_config.init(device)),
             decoder_config,
             decoder_index: files.config(&index(layout::DECODER_PIPELINE))?,
             decoder_schedule: files.config(&schedule(layout::DECODER_PIPELINE))?,
-            vqgan: vqgan_config.init(device),
+            vqgan: Slot::Resident(vqgan_config.init(device)),
             vqgan_config,
             device: device.clone(),
         };
@@ -256,23 +259,38 @@ impl PipelineLoader {
     /// Names every tensor that does not belong to the part or is misshapen.
     pub fn add(mut self, part: &str, weights: &Checkpoint) -> Result<Self, LoadError> {
         let loaded = self.loaded.entry(part.to_owned()).or_default();
-        let mut to = self.pipeline;
+        let to = &mut self.pipeline;
         match part {
-            layout::PRIOR => to.prior = load_some(to.prior, weights, DIFFUSION, loaded)?,
-            layout::DECODER => to.decoder = load_some(to.decoder, weights, DIFFUSION, loaded)?,
-            layout::VQGAN => to.vqgan = load_some(to.vqgan, weights, KeyTable::VQGAN, loaded)?,
+            layout::PRIOR => fill(&mut to.prior, weights, DIFFUSION, loaded)?,
+            layout::DECODER => fill(&mut to.decoder, weights, DIFFUSION, loaded)?,
+            layout::VQGAN => fill(&mut to.vqgan, weights, KeyTable::VQGAN, loaded)?,
             layout::PRIOR_TEXT => {
-                let encoder = to.prior_text.encoder;
-                to.prior_text.encoder = load_some(encoder, weights, KeyTable::TEXT, loaded)?;
+                fill(&mut to.prior_text.encoder, weights, KeyTable::TEXT, loaded)?;
             }
             layout::DECODER_TEXT => {
-                let encoder = to.decoder_text.encoder;
-                to.decoder_text.encoder = load_some(encoder, weights, KeyTable::TEXT, loaded)?;
+                fill(&mut to.decoder_text.encoder, weights, KeyTable::TEXT, loaded)?;
             }
             _ => {}
         }
-        self.pipeline = to;
         Ok(self)
+    }
+
+    /// Leaves the weights of all parts where they are, to be loaded when a part is needed.
+    ///
+    /// # Errors
+    ///
+    /// Names every tensor of a part that is missing, unexpected or misshapen.
+    fn on_demand(mut self, files: &ModelFiles) -> Result<Pipeline, LoadError> {
+        let to = &mut self.pipeline;
+        defer(&mut to.prior, files.weights(layout::PRIOR)?, DIFFUSION)?;
+        defer(&mut to.decoder, files.weights(layout::DECODER)?, DIFFUSION)?;
+        defer(&mut to.vqgan, files.weights(layout::VQGAN)?, KeyTable::VQGAN)?;
+        for (text, part) in
+            [(&mut to.prior_text, layout::PRIOR_TEXT), (&mut to.decoder_text, layout::DECODER_TEXT)]
+        {
+            defer(&mut text.encoder, files.weights(part)?, KeyTable::TEXT)?;
+        }
+        Ok(self.pipeline)
     }
 
     /// The pipeline, once all weights are there.
@@ -283,15 +301,36 @@ impl PipelineLoader {
     pub fn finish(mut self) -> Result<Pipeline, LoadError> {
         let mut loaded = |part: &str| self.loaded.remove(part).unwrap_or_default();
         let Pipeline { prior, decoder, vqgan, prior_text, decoder_text, .. } = &self.pipeline;
-        all_loaded(prior, layout::PRIOR, DIFFUSION, &loaded(layout::PRIOR))?;
-        all_loaded(decoder, layout::DECODER, DIFFUSION, &loaded(layout::DECODER))?;
-        all_loaded(vqgan, layout::VQGAN, KeyTable::VQGAN, &loaded(layout::VQGAN))?;
+        all_loaded(&prior.get()?, layout::PRIOR, DIFFUSION, &loaded(layout::PRIOR))?;
+        all_loaded(&decoder.get()?, layout::DECODER, DIFFUSION, &loaded(layout::DECODER))?;
+        all_loaded(&vqgan.get()?, layout::VQGAN, KeyTable::VQGAN, &loaded(layout::VQGAN))?;
         for (text, part) in [(prior_text, layout::PRIOR_TEXT), (decoder_text, layout::DECODER_TEXT)]
         {
-            all_loaded(&text.encoder, part, KeyTable::TEXT, &loaded(part))?;
+            all_loaded(&text.encoder.get()?, part, KeyTable::TEXT, &loaded(part))?;
         }
         Ok(self.pipeline)
     }
+}
+
+/// Loads some of a part's weights.
+fn fill<M: Module>(
+    slot: &mut Slot<M>,
+    weights: &Checkpoint,
+    keys: KeyTable,
+    loaded: &mut BTreeSet<String>,
+) -> Result<(), LoadError> {
+    *slot = Slot::Resident(load_some(slot.get()?, weights, keys, loaded)?);
+    Ok(())
+}
+
+/// Lets a part be loaded whenever it is needed.
+fn defer<M: Module>(
+    slot: &mut Slot<M>,
+    weights: &Checkpoint,
+    keys: KeyTable,
+) -> Result<(), LoadError> {
+    *slot = Slot::on_demand(slot.get()?, weights, keys)?;
+    Ok(())
 }
 
 const DIFFUSION: KeyTable = KeyTable::DIFFUSION;
@@ -301,18 +340,35 @@ impl Pipeline {
     pub const PARTS: [&str; 5] =
         [layout::PRIOR_TEXT, layout::PRIOR, layout::DECODER_TEXT, layout::DECODER, layout::VQGAN];
 
-    /// Loads all parts to `device`.
+    /// Loads a model to `device`: all parts at once, or each when it is needed.
     ///
     /// # Errors
     ///
     /// Names what is missing or does not fit.
-    pub fn load(files: &ModelFiles, device: &Device) -> Result<Self, LoadError> {
+    pub fn load(
+        files: &ModelFiles,
+        device: &Device,
+        residency: Residency,
+    ) -> Result<Self, LoadError> {
         let mut loader = PipelineLoader::new(files, device)?;
+        let parts = Self::PARTS.iter().filter_map(|part| files.weights.get(*part));
+        if residency.is_per_stage(parts.map(Checkpoint::device_bytes).sum()) {
+            return loader.on_demand(files);
+        }
         for part in Self::PARTS {
             let weights = files.weights(part)?;
             loader = loader.add(part, weights)?;
         }
         loader.finish()
+    }
+
+    /// Stage A, with its weights.
+    ///
+    /// # Errors
+    ///
+    /// The weights cannot be loaded.
+    pub fn vqgan(&self) -> Result<Vqgan, LoadError> {
+        self.vqgan.get()
     }
 
     /// Where the models are.
@@ -381,7 +437,7 @@ impl Pipeline {
         let latents =
             self.sample_decoder(initial, embedding, text, &sampling, noise, on_step).await?;
 
-        let image = read(self.decode(latents.clone()).clamp(0.0, 1.0)).await?;
+        let image = read(self.decode(latents.clone())?.clamp(0.0, 1.0)).await?;
         report(on_step, Stage::Vqgan, 1, 1, &image).await?;
         Ok(Generated {
             images: Image::from_data(&image),
@@ -405,8 +461,8 @@ impl Pipeline {
         noise: Noise<'_>,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, Error> {
-        let text = both(text);
-        let predict = |x: Tensor<4>, t: &[f32]| self.prior.forward(x, t, text.clone());
+        let (text, prior) = (both(text), self.prior.get()?);
+        let predict = |x: Tensor<4>, t: &[f32]| prior.forward(x, t, text.clone());
         denoise(Stage::Prior, &self.prior_schedule, x, sampling, &predict, noise, on_step).await
     }
 
@@ -434,9 +490,8 @@ impl Pipeline {
     ) -> Result<Tensor<4>, Error> {
         let zeros = text.unconditional.as_ref().map(|_| image_embedding.zeros_like());
         let image = both(Guided { conditional: image_embedding, unconditional: zeros });
-        let text = both(text);
-        let predict =
-            |x: Tensor<4>, t: &[f32]| self.decoder.forward(x, t, image.clone(), text.clone());
+        let (text, decoder) = (both(text), self.decoder.get()?);
+        let predict = |x: Tensor<4>, t: &[f32]| decoder.forward(x, t, image.clone(), text.clone());
         denoise(Stage::Decoder, &self.decoder_schedule, x, sampling, &predict, noise, on_step).await
     }
 
@@ -446,8 +501,12 @@ impl Pipeline {
     ///
     /// - latents: `[B, 4, H, W]`, as Stage B makes them
     /// - output: `[B, 3, H·downscale, W·downscale]`
-    pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.vqgan.decode(latents * self.vqgan_config.scale_factor)
+    ///
+    /// # Errors
+    ///
+    /// The weights cannot be loaded.
+    pub fn decode(&self, latents: Tensor<4>) -> Result<Tensor<4>, LoadError> {
+        Ok(self.vqgan.get()?.decode(latents * self.vqgan_config.scale_factor))
     }
 
     /// Height and width of the image embedding and of the latents of a picture.

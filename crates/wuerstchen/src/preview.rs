@@ -128,7 +128,7 @@ impl Pipeline {
                 colours.show(&crate::pipeline::read(self.image_embedding(first())).await?)
             }
             (Stage::Decoder, _) => {
-                let picture = self.decode(first()).clamp(0.0, 1.0);
+                let picture = self.decode(first())?.clamp(0.0, 1.0);
                 Image::from_data(&crate::pipeline::read(picture).await?).into_iter().next()
             }
             _ => None,

@@ -12,6 +12,7 @@ use crate::blocks::{
     channels_last, condition_mapper, linear, time_embedding,
 };
 use crate::config::{ConfigError, heads_divide, positive};
+use crate::weights::affine;
 
 /// Configuration of a [`Prior`], with the published field names (`prior/config.json`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,7 +118,7 @@ impl Prior {
         let x = channels_last(x);
         let time = time_embedding(times, self.time_channels, &x.device());
         let text = self.embed_text(text);
-        let mut h = self.projection.forward(x.clone());
+        let mut h = affine(&self.projection, x.clone());
         observe("projection", &h);
         for (i, block) in self.blocks.iter().enumerate() {
             h = match block {
@@ -128,7 +129,7 @@ impl Prior {
             };
             observe(&format!("blocks.{i}"), &h);
         }
-        let ab = self.out.forward(layer_norm(h));
+        let ab = affine(&self.out, layer_norm(h));
         observe("out", &ab);
         let [.., channels] = x.dims();
         let a = ab.clone().narrow(3, 0, channels);
@@ -143,6 +144,6 @@ impl Prior {
     /// - text: `[B, T, c_cond]`
     /// - output: `[B, T, c]`
     pub fn embed_text(&self, text: Tensor<3>) -> Tensor<3> {
-        self.cond_out.forward(leaky_relu(self.cond_in.forward(text), 0.2))
+        affine(&self.cond_out, leaky_relu(affine(&self.cond_in, text), 0.2))
     }
 }

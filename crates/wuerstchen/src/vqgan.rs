@@ -12,6 +12,7 @@ use crate::blocks::{
     DepthwiseConv, Observer, channels_first, channels_last, linear, pixel_shuffle, pixel_unshuffle,
 };
 use crate::config::{ConfigError, positive};
+use crate::weights::affine;
 
 /// Configuration of a [`Vqgan`], with the published field names (`vqgan/config.json`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -203,7 +204,7 @@ impl Vqgan {
         observe: Observer,
     ) -> Tensor<4> {
         let patches = pixel_unshuffle(channels_last(image), self.patch_size);
-        let x = self.in_block.forward(patches);
+        let x = affine(&self.in_block, patches);
         observe("in_block", &x);
         channels_first(run(&self.down_blocks, x, statistics, "down_blocks", observe))
     }
@@ -247,7 +248,7 @@ impl Vqgan {
     pub fn decode_observed(&self, latents: Tensor<4>, observe: Observer) -> Tensor<4> {
         let x = channels_last(latents);
         let x = run(&self.up_blocks, x, Statistics::Running, "up_blocks", observe);
-        let patches = self.out_block.forward(x);
+        let patches = affine(&self.out_block, x);
         observe("out_block.0", &patches);
         channels_first(pixel_shuffle(patches, self.patch_size))
     }
@@ -266,7 +267,7 @@ fn run(
             VqganBlock::Downscale(conv) => conv.downscale(x),
             VqganBlock::Upscale(conv) => conv.upscale(x),
             VqganBlock::ToLatents(block) => block.norm.forward(block.map.forward(x), statistics),
-            VqganBlock::FromLatents(block) => block.map.forward(x),
+            VqganBlock::FromLatents(block) => affine(&block.map, x),
         };
         observe(&format!("{name}.{i}"), &x);
     }
@@ -310,7 +311,7 @@ impl MixingBlock {
         let h = layer_norm(x.clone()) * (gamma(0) + 1.0) + gamma(1);
         let x = x + self.depthwise.forward(h, Padding::Replicate) * gamma(2);
         let h = layer_norm(x.clone()) * (gamma(3) + 1.0) + gamma(4);
-        let h = self.channelwise.contract.forward(gelu(self.channelwise.expand.forward(h)));
+        let h = affine(&self.channelwise.contract, gelu(affine(&self.channelwise.expand, h)));
         x + h * gamma(5)
     }
 }

@@ -1,16 +1,17 @@
-//! Checkpoints: reading, naming, strict loading, writing.
+//! From a checkpoint's tensors to a model's parameters and back: names, layouts, strictness.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 
-use burn::module::{ModuleMapper, ModuleVisitor, Param};
+use burn::module::{
+    Module, ModuleMapper, ModuleVisitor, Param, Reparameterization, Reparameterizer,
+};
+use burn::nn::Linear;
 use burn::prelude::*;
-use half::{bf16, f16};
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
-use serde::{Deserialize, Serialize};
+use wuerstchen_kernels::{PackedMatrix, packed_linear};
+
+use crate::checkpoint::{Checkpoint, NamedTensor};
+use crate::stored::is_finite;
 
 /// Why weights cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,24 @@ pub enum LoadError {
         name: String,
         /// Its type.
         found: String,
+    },
+    /// The bytes of a tensor cannot be read.
+    #[error("{part}: cannot read tensor {name:?}: {reason}")]
+    Read {
+        /// Which weights.
+        part: String,
+        /// Name of the tensor.
+        name: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// Tensors hold what no computation survives.
+    #[error("{part}: not a number or infinite: {}", names.join(", "))]
+    NotFinite {
+        /// Which weights.
+        part: String,
+        /// Names of the tensors.
+        names: Vec<String>,
     },
     /// The tensors are not those of the model.
     #[error("{part}: the weights do not fit the config{differences}")]
@@ -101,337 +120,8 @@ impl fmt::Display for Differences {
     }
 }
 
-/// Storage type of written weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightDtype {
-    /// 32 bits.
-    F32,
-    /// 16 bits; what lies outside ±65504 becomes infinite.
-    F16,
-}
-
-/// A tensor as it is stored.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Stored {
-    /// Type of the values.
-    pub dtype: StoredDtype,
-    /// As in PyTorch.
-    pub shape: Vec<usize>,
-    /// The values, little-endian; for [`StoredDtype::I8`] behind the scales of the first axis.
-    pub bytes: Vec<u8>,
-}
-
-/// Type of a stored tensor's values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StoredDtype {
-    /// 32 bits.
-    F32,
-    /// 16 bits.
-    F16,
-    /// 8 bits, times the scale of its index on the first axis.
-    I8,
-}
-
-impl Stored {
-    /// Stores values as `dtype`; vectors are too few to be worth 8 bits and become f16.
-    pub fn new(shape: &[usize], values: &[f32], dtype: StoredDtype) -> Self {
-        let (dtype, bytes) = match dtype {
-            StoredDtype::F32 => (StoredDtype::F32, bytemuck::cast_slice(values).to_vec()),
-            StoredDtype::I8 if shape.len() > 1 => (StoredDtype::I8, quantize(shape[0], values)),
-            _ => {
-                let halves = values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes());
-                (StoredDtype::F16, halves.collect())
-            }
-        };
-        Self { dtype, shape: shape.to_vec(), bytes }
-    }
-}
-
-impl StoredDtype {
-    /// Bytes of a tensor of this type, `None` if they are more than can be counted.
-    pub fn size(self, shape: &[usize]) -> Option<usize> {
-        let count = shape.iter().try_fold(1usize, |size, &side| size.checked_mul(side))?;
-        match self {
-            Self::F32 => count.checked_mul(4),
-            Self::F16 => count.checked_mul(2),
-            Self::I8 => shape.first()?.checked_mul(4)?.checked_add(count),
-        }
-    }
-
-    /// The values of stored bytes of the right size.
-    fn values(self, shape: &[usize], bytes: &[u8]) -> Vec<f32> {
-        match self {
-            Self::F32 => bytemuck::pod_collect_to_vec(bytes),
-            Self::F16 => {
-                bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-            }
-            Self::I8 => {
-                let (scales, values) = bytes.split_at(4 * shape[0]);
-                let scales: Vec<f32> = bytemuck::pod_collect_to_vec(scales);
-                let width = (values.len() / shape[0].max(1)).max(1);
-                let rows = values.chunks(width).zip(scales);
-                rows.flat_map(|(row, scale)| row.iter().map(move |&v| f32::from(v as i8) * scale))
-                    .collect()
-            }
-        }
-    }
-}
-
-/// One scale a row, so that its largest value becomes 127, then the rounded values.
-fn quantize(rows: usize, values: &[f32]) -> Vec<u8> {
-    let width = (values.len() / rows.max(1)).max(1);
-    let scale = |row: &[f32]| row.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
-    let scales: Vec<f32> = values.chunks(width).map(scale).collect();
-    let mut bytes = bytemuck::cast_slice(&scales).to_vec();
-    for (row, &scale) in values.chunks(width).zip(&scales) {
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        bytes.extend(row.iter().map(|v| (v * inverse).round_ties_even() as i8 as u8));
-    }
-    bytes
-}
-
-/// Named tensors over shared bytes: a safetensors file in memory or mapped.
-#[derive(Clone)]
-pub struct Checkpoint {
-    part: String,
-    bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    tensors: BTreeMap<String, Entry>,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    range: std::ops::Range<usize>,
-}
-
-/// A tensor's name, shape and values.
-pub type NamedTensor = (String, Vec<usize>, Vec<f32>);
-
-impl Checkpoint {
-    /// Reads the header of a safetensors file; `part` names it in errors.
-    ///
-    /// # Errors
-    ///
-    /// Says what is wrong with the header.
-    pub fn parse(part: &str, bytes: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<Self, LoadError> {
-        let data = (*bytes).as_ref();
-        let (length, metadata) = SafeTensors::read_metadata(data)
-            .map_err(|error| LoadError::Format { part: part.into(), reason: error.to_string() })?;
-        let start = length + 8;
-        let entry = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
-            let (from, to) = info.data_offsets;
-            let range = start + from..start + to;
-            (name, Entry { dtype: info.dtype, shape: info.shape.clone(), range })
-        };
-        let tensors = metadata.tensors().into_iter().map(entry).collect();
-        Ok(Self { part: part.into(), bytes, tensors })
-    }
-
-    /// A checkpoint in memory.
-    pub fn from_tensors(part: &str, tensors: impl IntoIterator<Item = NamedTensor>) -> Self {
-        let mut bytes = Vec::new();
-        let mut entries = BTreeMap::new();
-        for (name, shape, values) in tensors {
-            let start = bytes.len();
-            bytes.extend_from_slice(bytemuck::cast_slice(&values));
-            let range = start..bytes.len();
-            entries.insert(name, Entry { dtype: Dtype::F32, shape, range });
-        }
-        Self { part: part.into(), bytes: Arc::new(bytes), tensors: entries }
-    }
-
-    /// Stored tensors as a checkpoint of f32 values.
-    ///
-    /// # Errors
-    ///
-    /// Names a tensor whose bytes are not as many as its shape says.
-    pub fn from_stored<'a>(
-        part: &str,
-        tensors: impl IntoIterator<Item = (&'a str, StoredDtype, &'a [usize], &'a [u8])>,
-    ) -> Result<Self, LoadError> {
-        let read = |(name, dtype, shape, bytes): (&str, StoredDtype, &[usize], &[u8])| {
-            if dtype.size(shape) != Some(bytes.len()) {
-                let found = bytes.len();
-                let reason = format!("tensor {name:?} of {shape:?} {dtype:?} has {found} bytes");
-                return Err(LoadError::Format { part: part.into(), reason });
-            }
-            Ok((name.to_owned(), shape.to_vec(), dtype.values(shape, bytes)))
-        };
-        let tensors = tensors.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self::from_tensors(part, tensors))
-    }
-
-    /// Several files as one checkpoint.
-    ///
-    /// # Errors
-    ///
-    /// Two of them have a tensor of the same name.
-    pub fn join(part: &str, shards: &[Self]) -> Result<Self, LoadError> {
-        let mut bytes = Vec::new();
-        let mut tensors = BTreeMap::new();
-        for shard in shards {
-            for (name, entry) in &shard.tensors {
-                let start = bytes.len();
-                bytes.extend_from_slice(&(*shard.bytes).as_ref()[entry.range.clone()]);
-                let entry = Entry { range: start..bytes.len(), ..entry.clone() };
-                if tensors.insert(name.clone(), entry).is_some() {
-                    let reason = format!("two of its files have a tensor {name:?}");
-                    return Err(LoadError::Format { part: part.into(), reason });
-                }
-            }
-        }
-        Ok(Self { part: part.into(), bytes: Arc::new(bytes), tensors })
-    }
-
-    /// What errors call these weights.
-    pub fn part(&self) -> &str {
-        &self.part
-    }
-
-    /// All names, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
-    /// Name, type and shape of every tensor, sorted by name.
-    pub fn describe(&self) -> impl Iterator<Item = (&str, String, &[usize])> {
-        self.tensors.iter().map(|(name, entry)| {
-            (name.as_str(), format!("{:?}", entry.dtype).to_lowercase(), &entry.shape[..])
-        })
-    }
-
-    /// The shape of a tensor.
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        Some(&self.tensors.get(name)?.shape)
-    }
-
-    /// The values of a tensor as f32.
-    ///
-    /// # Errors
-    ///
-    /// The tensor is missing or of a type that no weights have.
-    pub fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let entry = self.tensors.get(name).ok_or_else(|| LoadError::Mismatch {
-            part: self.part.clone(),
-            differences: Differences { missing: vec![name.into()], ..Default::default() },
-        })?;
-        let bytes = &(*self.bytes).as_ref()[entry.range.clone()];
-        let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-        Ok(match entry.dtype {
-            Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
-            Dtype::F64 => {
-                let values: Vec<f64> = bytemuck::pod_collect_to_vec(bytes);
-                values.into_iter().map(|value| value as f32).collect()
-            }
-            Dtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-            other => {
-                return Err(LoadError::Dtype {
-                    part: self.part.clone(),
-                    name: name.into(),
-                    found: format!("{other:?}"),
-                });
-            }
-        })
-    }
-
-    /// The integers of a tensor of 64-bit integers, as goldens hold them.
-    pub fn integers(&self, name: &str) -> Option<Vec<i64>> {
-        let entry = self.tensors.get(name).filter(|entry| entry.dtype == Dtype::I64)?;
-        Some(bytemuck::pod_collect_to_vec(&(*self.bytes).as_ref()[entry.range.clone()]))
-    }
-
-    /// The bytes of a tensor of bytes, as goldens hold pictures.
-    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
-        let entry = self.tensors.get(name).filter(|entry| entry.dtype == Dtype::U8)?;
-        Some(&(*self.bytes).as_ref()[entry.range.clone()])
-    }
-
-    /// The tensors whose names start with `prefix`, without it.
-    pub fn under(&self, prefix: &str) -> Self {
-        let entries = self.tensors.iter().filter_map(|(name, entry)| {
-            Some((name.strip_prefix(prefix)?.to_owned(), entry.clone()))
-        });
-        Self {
-            part: prefix.trim_end_matches(['/', '.']).to_owned(),
-            bytes: self.bytes.clone(),
-            tensors: entries.collect(),
-        }
-    }
-
-    /// The authors' original layout as diffusers names it: fused attention projections are split,
-    /// and the codebook is called an embedding.
-    ///
-    /// # Errors
-    ///
-    /// A tensor is of a type that no weights have.
-    ///
-    /// Source: `convert_wuerstchen.py` in diffusers.
-    pub fn from_original(&self) -> Result<Self, LoadError> {
-        let mut tensors = Vec::new();
-        for (name, entry) in &self.tensors {
-            if is_counter(name) {
-                continue;
-            }
-            let (values, shape) = (self.values(name)?, entry.shape.clone());
-            match name.rsplit_once(".attn.in_proj_") {
-                Some((block, kind)) => {
-                    let third = values.len() / 3;
-                    let shape: Vec<_> =
-                        std::iter::once(shape[0] / 3).chain(shape[1..].iter().copied()).collect();
-                    for (i, projection) in ["to_q", "to_k", "to_v"].into_iter().enumerate() {
-                        let values = values[i * third..][..third].to_vec();
-                        tensors.push((
-                            format!("{block}.{projection}.{kind}"),
-                            shape.clone(),
-                            values,
-                        ));
-                    }
-                }
-                None => {
-                    let name = name.replace(".attn.out_proj.", ".to_out.0.");
-                    let name = name.replace("vquantizer.codebook.", "vquantizer.embedding.");
-                    tensors.push((name, shape, values));
-                }
-            }
-        }
-        Ok(Self::from_tensors(&self.part, tensors))
-    }
-
-    /// Writes named checkpoints as one safetensors file, each under its prefix.
-    ///
-    /// # Errors
-    ///
-    /// A tensor is of a type that no weights have.
-    pub fn write<'a>(
-        parts: impl IntoIterator<Item = (String, &'a Self)>,
-        dtype: WeightDtype,
-        metadata: Option<std::collections::HashMap<String, String>>,
-    ) -> Result<Vec<u8>, LoadError> {
-        let (dtype, stored) = match dtype {
-            WeightDtype::F32 => (Dtype::F32, StoredDtype::F32),
-            WeightDtype::F16 => (Dtype::F16, StoredDtype::F16),
-        };
-        let mut all = Vec::new();
-        for (prefix, part) in parts {
-            for (name, entry) in &part.tensors {
-                let stored = Stored::new(&entry.shape, &part.values(name)?, stored);
-                all.push((format!("{prefix}{name}"), stored));
-            }
-        }
-        let views = all.iter().map(|(name, stored)| {
-            let view = TensorView::new(dtype, stored.shape.clone(), &stored.bytes);
-            (name, view.expect("as many bytes as the shape says"))
-        });
-        let bytes = safetensors::serialize(views, metadata);
-        Ok(bytes.expect("shapes and sizes agree"))
-    }
-}
-
 /// Training counters of batch norms and position numbers, which no model needs.
-fn is_counter(name: &str) -> bool {
+pub(crate) fn is_counter(name: &str) -> bool {
     name.ends_with("num_batches_tracked") || name.ends_with("position_ids")
 }
 
@@ -552,6 +242,34 @@ pub fn all_loaded<M: Module>(
     Differences { missing, ..Default::default() }.into_result(part, ())
 }
 
+/// Compares the names and shapes of a checkpoint with a module's, and reads no values.
+///
+/// # Errors
+///
+/// Every missing, unexpected and misshapen tensor, all at once.
+pub fn check<M: Module>(
+    module: &M,
+    checkpoint: &Checkpoint,
+    keys: KeyTable,
+) -> Result<(), LoadError> {
+    let mut expected = Names { path: Path::default(), keys, names: Vec::new() };
+    module.visit(&mut expected);
+    let mut differences = Differences::default();
+    for (name, shape) in &expected.names {
+        match checkpoint.shape(name) {
+            None => differences.missing.push(name.clone()),
+            Some(found) if !is_shape(found, shape) => {
+                differences.misshapen.push((name.clone(), shape.clone(), found.to_vec()));
+            }
+            Some(_) => {}
+        }
+    }
+    let expected: BTreeSet<_> = expected.names.iter().map(|(name, _)| name.as_str()).collect();
+    let unused = checkpoint.names().filter(|name| !expected.contains(name) && !is_counter(name));
+    differences.unexpected = unused.map(str::to_owned).collect();
+    differences.into_result(checkpoint.part(), ())
+}
+
 fn fill<M: Module>(
     module: M,
     checkpoint: &Checkpoint,
@@ -559,11 +277,18 @@ fn fill<M: Module>(
     loaded: &mut BTreeSet<String>,
 ) -> Result<(M, Differences), LoadError> {
     let differences = Differences::default();
-    let path = Path::default();
-    let mut loader = Loader { path, keys, checkpoint, loaded, differences, error: None };
+    let (path, not_finite) = (Path::default(), Vec::new());
+    let mut loader =
+        Loader { path, keys, checkpoint, loaded, differences, not_finite, error: None };
     let module = module.map(&mut loader);
+    // Matrices that stay packed were left out above, so that they take no memory in f32.
+    let module = module.apply_reparameterization(Packer(&mut loader));
     if let Some(error) = loader.error {
         return Err(error);
+    }
+    if !loader.not_finite.is_empty() {
+        let part = checkpoint.part().to_owned();
+        return Err(LoadError::NotFinite { part, names: loader.not_finite });
     }
     let (mut differences, loaded) = (loader.differences, loader.loaded);
     let unused = checkpoint.names().filter(|name| !loaded.contains(*name) && !is_counter(name));
@@ -575,8 +300,8 @@ fn fill<M: Module>(
 fn missing<M: Module>(module: &M, keys: KeyTable, loaded: &BTreeSet<String>) -> Vec<String> {
     let mut names = Names { path: Path::default(), keys, names: Vec::new() };
     module.visit(&mut names);
-    names.names.retain(|name| !loaded.contains(name));
-    names.names
+    let names = names.names.into_iter().map(|(name, _)| name);
+    names.filter(|name| !loaded.contains(name)).collect()
 }
 
 /// The weights of a module under their checkpoint names and in PyTorch's layout.
@@ -638,28 +363,29 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     loaded: &'a mut BTreeSet<String>,
     differences: Differences,
+    not_finite: Vec<String>,
     error: Option<LoadError>,
 }
 
 impl Loader<'_> {
-    /// The values of the parameter `name` of shape `expected`, transposed if `linear`.
+    /// The values of the parameter `name` of shape `expected`, transposed if `linear`; `None` where
+    /// there is nothing to load, or it stays packed.
     fn read(&mut self, name: &str, expected: &[usize], linear: bool) -> Option<Vec<f32>> {
         let found = self.checkpoint.shape(name)?;
         self.loaded.insert(name.to_owned());
-        let torch = match linear {
-            true => vec![expected[1], expected[0]],
-            false => expected.to_vec(),
-        };
-        // A 1x1 convolution is a linear layer with two more axes of length 1.
-        let squeezed = match found {
-            [rows, columns, 1, 1] if linear => Cow::Owned(vec![*rows, *columns]),
-            _ => Cow::Borrowed(found),
-        };
-        if *squeezed != torch {
+        let torch = torch_shape(expected, linear);
+        if !is_shape(found, &torch) {
             self.differences.misshapen.push((name.to_owned(), torch, found.to_vec()));
             return None;
         }
+        if stays_packed(self.checkpoint, name, expected.len()) {
+            return None;
+        }
         match self.checkpoint.values(name) {
+            Ok(values) if !values.iter().all(|value| value.is_finite()) => {
+                self.not_finite.push(name.to_owned());
+                None
+            }
             Ok(values) if linear => Some(transpose(&values, torch[1])),
             Ok(values) => Some(values),
             Err(error) => {
@@ -668,12 +394,137 @@ impl Loader<'_> {
             }
         }
     }
+
+    /// The matrix `name`, which stays packed.
+    fn read_packed(&mut self, name: &str, device: &Device) -> Option<Packed> {
+        let shape = self.checkpoint.shape(name)?;
+        match self.checkpoint.planes(name) {
+            Ok(Some((packing, planes))) if is_finite(packing, &planes) => {
+                let matrix = PackedMatrix::new(packing, [shape[0], shape[1]], planes, device);
+                Some(Packed { matrix })
+            }
+            Ok(Some(_)) => {
+                self.not_finite.push(name.to_owned());
+                None
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.error.get_or_insert(error);
+                None
+            }
+        }
+    }
 }
 
-/// Transposes rows of `columns` values.
+/// A parameter's shape in PyTorch, which keeps the matrix of a linear layer the other way round.
+fn torch_shape(shape: &[usize], linear: bool) -> Vec<usize> {
+    match shape {
+        [input, output] if linear => vec![*output, *input],
+        _ => shape.to_vec(),
+    }
+}
+
+/// Whether a stored tensor has the shape `expected`; a 1x1 convolution is a linear layer with two
+/// more axes of length 1.
+fn is_shape(found: &[usize], expected: &[usize]) -> bool {
+    found == expected
+        || (expected.len() == 2
+            && found.len() == 4
+            && found[..2] == *expected
+            && found[2..] == [1, 1])
+}
+
+/// Whether a parameter of rank `rank` is kept as the checkpoint packs it.
+fn stays_packed(checkpoint: &Checkpoint, name: &str, rank: usize) -> bool {
+    let packing = checkpoint.dtype(name).zip(checkpoint.shape(name));
+    rank == 2 && packing.is_some_and(|(dtype, shape)| dtype.packing(shape).is_some())
+}
+
+/// A matrix as the checkpoint packs it, in the layout of PyTorch, in place of a weight in f32.
+#[derive(Module, Debug)]
+struct Packed {
+    matrix: PackedMatrix,
+}
+
+impl Reparameterization for Packed {
+    const NAME: &'static str = "packed";
+
+    /// The matrix in f32; layers use [`affine`] instead, which leaves it packed.
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let (matrix, shape) = (self.matrix.unpack(), base.dims());
+        match matrix.dims()[..] == shape[..] {
+            true => matrix.reshape(shape),
+            false => matrix.transpose().reshape(shape),
+        }
+    }
+}
+
+/// Puts packed matrices where a [`Loader`] has left parameters out.
+struct Packer<'a, 'b>(&'a mut Loader<'b>);
+
+impl Reparameterizer for Packer<'_, '_> {
+    type Reparam = Packed;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Packed>) {
+        let names: Vec<_> = path.split('.').map(str::to_owned).collect();
+        let name = self.0.keys.name(&names);
+        let packed = match stays_packed(self.0.checkpoint, &name, D) {
+            true => self.0.read_packed(&name, &param.lazy_device()),
+            false => None,
+        };
+        (param, packed)
+    }
+}
+
+/// A linear layer, whether its weight is packed or not.
+///
+/// # Shapes
+///
+/// - x: `[…, d_input]`
+/// - output: `[…, d_output]`
+pub(crate) fn affine<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    let Some(weight) = layer.weight.reparameterization::<Packed>() else {
+        return layer.forward(x);
+    };
+    let y = packed_linear(x, &weight.matrix);
+    match &layer.bias {
+        Some(bias) => y + bias.val().unsqueeze(),
+        None => y,
+    }
+}
+
+/// Rows of an embedding, whether it is packed or not.
+///
+/// # Shapes
+///
+/// - rows: `[R]`
+/// - output: `[R, width]`
+pub(crate) fn embed(embedding: &Param<Tensor<2>>, rows: Tensor<1, Int>) -> Tensor<2> {
+    match embedding.reparameterization::<Packed>() {
+        Some(packed) => packed.matrix.select(rows),
+        None => embedding.val().select(0, rows),
+    }
+}
+
+/// Transposes rows of `columns` values, in squares that fit a cache.
 fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
+    const SIDE: usize = 32;
     let rows = values.len() / columns.max(1);
-    (0..values.len()).map(|i| values[i % rows * columns + i / rows]).collect()
+    let mut transposed = vec![0.0; values.len()];
+    for top in (0..rows).step_by(SIDE) {
+        for left in (0..columns).step_by(SIDE) {
+            for row in top..rows.min(top + SIDE) {
+                for column in left..columns.min(left + SIDE) {
+                    transposed[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    transposed
 }
 
 impl ModuleMapper for Loader<'_> {
@@ -748,11 +599,12 @@ impl<S: Source> ModuleVisitor for Reader<'_, S> {
     }
 }
 
-/// Lists names without touching values, which would initialise parameters that wait for them.
+/// Lists names and PyTorch's shapes without touching values, which would initialise parameters that
+/// wait for them.
 struct Names {
     path: Path,
     keys: KeyTable,
-    names: Vec<String>,
+    names: Vec<(String, Vec<usize>)>,
 }
 
 impl ModuleVisitor for Names {
@@ -764,15 +616,19 @@ impl ModuleVisitor for Names {
         self.path.exit();
     }
 
-    fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
-        self.names.push(self.keys.name(&self.path.names));
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let shape = torch_shape(param.lazy_shape().as_slice(), self.path.is_linear_weight());
+        self.names.push((self.keys.name(&self.path.names), shape));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::PriorConfig;
+    use crate::checkpoint::WeightDtype;
 
     fn prior_config() -> PriorConfig {
         PriorConfig { c_in: 2, c: 4, c_cond: 3, c_r: 4, depth: 1, nhead: 2, dropout: 0.0 }

@@ -156,7 +156,7 @@ impl<'a> Recorder<'a> {
     /// Compares pictures: the share of bytes that are more than one level off.
     pub(super) fn check_bytes(&mut self, name: &str, ours: &[u8], bound: f64) {
         let golden = self.golden.bytes(name).unwrap_or_default();
-        let off = || ours.iter().zip(golden).map(|(a, b)| a.abs_diff(*b));
+        let off = || ours.iter().zip(&golden).map(|(a, b)| a.abs_diff(*b));
         let (share, worst) = match ours.len() == golden.len() {
             true => {
                 let wrong = off().filter(|&levels| levels > 1).count();

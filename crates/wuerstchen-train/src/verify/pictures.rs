@@ -6,7 +6,7 @@ use burn::prelude::*;
 use serde::Deserialize;
 use wuerstchen::guidance::is_guided;
 use wuerstchen::pipeline::{Guided, Sampling, TextPart};
-use wuerstchen::{Checkpoint, Image, ModelFiles, Pipeline, Progress, Sampler};
+use wuerstchen::{Checkpoint, Image, ModelFiles, Pipeline, Progress, Residency, Sampler};
 
 use super::VerifyError;
 use super::compare::Recorder;
@@ -59,7 +59,8 @@ impl<'a> Studio<'a> {
             file: "pipeline.json".into(),
             reason: error.to_string(),
         })?;
-        Ok(Self { pipeline: Pipeline::load(files, device)?, case, golden, device })
+        let pipeline = Pipeline::load(files, device, Residency::All)?;
+        Ok(Self { pipeline, case, golden, device })
     }
 
     /// Both diffusion stages with and without guidance, and the pictures.
@@ -127,7 +128,7 @@ impl<'a> Studio<'a> {
             )
             .await?;
         recorder.check_values(&name("latents"), &slices(&latents), SAMPLING_BOUND);
-        let picture = self.pipeline.decode(result);
+        let picture = self.pipeline.decode(result)?;
         recorder.check(&name("unclamped"), picture.clone(), SAMPLING_BOUND);
         self.picture(recorder, &name("image"), picture);
         self.sizes(recorder, &name("sizes"));
@@ -198,7 +199,7 @@ impl<'a> Studio<'a> {
             .pipeline
             .sample_decoder(latents, embedding, text, &sampling, noise, on_step)
             .await?;
-        self.picture(recorder, "image", self.pipeline.decode(result));
+        self.picture(recorder, "image", self.pipeline.decode(result)?);
         Ok(())
     }
 
@@ -210,14 +211,8 @@ impl<'a> Studio<'a> {
         negative: &str,
     ) -> Result<Guided<Tensor<3>>, VerifyError> {
         let embed = |prompt: &str| part.embed(&[prompt]).map(|text| text.repeat_dim(0, count));
-        let negative = is_guided(scale).then(|| embed(negative));
-        let embed = || -> Result<_, wuerstchen::text::TokenizerError> {
-            Ok(Guided {
-                conditional: embed(&self.case.prompt)?,
-                unconditional: negative.transpose()?,
-            })
-        };
-        Ok(embed().map_err(wuerstchen::Error::from)?)
+        let negative = is_guided(scale).then(|| embed(negative)).transpose()?;
+        Ok(Guided { conditional: embed(&self.case.prompt)?, unconditional: negative })
     }
 
     /// The times and noises of a variant.

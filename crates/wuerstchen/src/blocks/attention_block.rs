@@ -7,6 +7,7 @@ use burn::tensor::activation::{silu, softmax};
 use wuerstchen_kernels::layer_norm;
 
 use super::linear;
+use crate::weights::affine;
 
 /// Configuration of an [`AttentionBlock`].
 #[derive(Config, Debug)]
@@ -84,7 +85,7 @@ impl AttentionBlock {
     pub fn forward(&self, x: Tensor<4>, text: Tensor<3>) -> Tensor<4> {
         let [batch, height, width, channels] = x.dims();
         let tokens = layer_norm(x.clone()).reshape([batch, height * width, channels]);
-        let text = self.kv_mapper.forward(silu(text));
+        let text = affine(&self.kv_mapper, silu(text));
         let context = Tensor::cat(vec![tokens.clone(), text], 1);
         x + self.attention.forward(tokens, context).reshape([batch, height, width, channels])
     }
@@ -104,12 +105,12 @@ impl Attention {
             let [_, tokens, _] = x.dims();
             x.reshape([batch, tokens, self.heads, size]).swap_dims(1, 2)
         };
-        let q = split(self.to_q.forward(x) * (size as f64).powf(-0.5));
-        let k = split(self.to_k.forward(context.clone()));
-        let v = split(self.to_v.forward(context));
+        let q = split(affine(&self.to_q, x) * (size as f64).powf(-0.5));
+        let k = split(affine(&self.to_k, context.clone()));
+        let v = split(affine(&self.to_v, context));
         let weights = softmax(q.matmul(k.swap_dims(2, 3)), 3); // [B, heads, Q, K]
         let attended = weights.matmul(v).swap_dims(1, 2).reshape([batch, queries, channels]);
-        self.to_out.forward(attended)
+        affine(&self.to_out, attended)
     }
 }
 

@@ -8,6 +8,7 @@ use wuerstchen_kernels::{
 };
 
 use super::{linear, zeros};
+use crate::weights::affine;
 
 /// Configuration of a [`ResBlock`].
 #[derive(Config, Debug)]
@@ -116,10 +117,10 @@ impl ResBlock {
             None => h,
         };
         let mlp = &self.channelwise;
-        let h = gelu(mlp.expand.forward(h));
+        let h = gelu(affine(&mlp.expand, h));
         let ResponseNorm { gamma, beta } = &mlp.response_norm;
         let h = global_response_norm(h, gamma.val(), beta.val());
-        x + mlp.contract.forward(mlp.dropout.forward(h))
+        x + affine(&mlp.contract, mlp.dropout.forward(h))
     }
 }
 

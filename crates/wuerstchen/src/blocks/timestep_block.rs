@@ -5,6 +5,7 @@ use burn::nn::Linear;
 use burn::prelude::*;
 
 use super::linear;
+use crate::weights::affine;
 
 /// Configuration of a [`TimestepBlock`].
 #[derive(Config, Debug)]
@@ -43,7 +44,7 @@ impl TimestepBlock {
     /// - `time_embedding`: `[B, R]`
     pub fn forward(&self, x: Tensor<4>, time_embedding: Tensor<2>) -> Tensor<4> {
         let [batch, .., channels] = x.dims();
-        let ab = self.scale_shift.forward(time_embedding).reshape([batch, 1, 1, 2 * channels]);
+        let ab = affine(&self.scale_shift, time_embedding).reshape([batch, 1, 1, 2 * channels]);
         let a = ab.clone().narrow(3, 0, channels);
         let b = ab.narrow(3, channels, channels);
         x * (a + 1.0) + b

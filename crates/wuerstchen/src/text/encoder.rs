@@ -10,6 +10,7 @@ use wuerstchen_kernels::gelu;
 use crate::blocks::linear;
 use crate::config::{ConfigError, heads_divide, positive};
 use crate::text::TokenIds;
+use crate::weights::{affine, embed};
 
 /// Configuration of a [`TextEncoder`], with the published field names
 /// (`text_encoder/config.json`).
@@ -146,7 +147,7 @@ impl TextEncoder {
         let ([_, width], device) = (positions.dims(), &positions.device());
         let ids: Vec<_> = prompts.iter().flat_map(|p| p.ids.iter().map(|&id| id as i32)).collect();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [batch * length]), device);
-        let tokens = self.token_embedding.val().select(0, ids).reshape([batch, length, width]);
+        let tokens = embed(&self.token_embedding, ids).reshape([batch, length, width]);
         let mut h = tokens + positions.narrow(0, 0, length).unsqueeze();
         let mask = attention_mask(prompts, device);
         observe(0, &h);
@@ -177,8 +178,8 @@ impl TextLayer {
     fn forward(&self, x: Tensor<3>, mask: Tensor<4>, heads: usize) -> Tensor<3> {
         let h = self.self_attn.forward(self.layer_norm1.forward(x.clone()), mask, heads);
         let x = x + h;
-        let h = self.mlp.fc1.forward(self.layer_norm2.forward(x.clone()));
-        x + self.mlp.fc2.forward(gelu(h))
+        let h = affine(&self.mlp.fc1, self.layer_norm2.forward(x.clone()));
+        x + affine(&self.mlp.fc2, gelu(h))
     }
 }
 
@@ -187,12 +188,12 @@ impl SelfAttention {
         let [batch, tokens, channels] = x.dims();
         let size = channels / heads;
         let split = |x: Tensor<3>| x.reshape([batch, tokens, heads, size]).swap_dims(1, 2);
-        let q = split(self.q_proj.forward(x.clone()) * (size as f64).powf(-0.5));
-        let k = split(self.k_proj.forward(x.clone()));
-        let v = split(self.v_proj.forward(x));
+        let q = split(affine(&self.q_proj, x.clone()) * (size as f64).powf(-0.5));
+        let k = split(affine(&self.k_proj, x.clone()));
+        let v = split(affine(&self.v_proj, x));
         let weights = softmax(q.matmul(k.swap_dims(2, 3)) + mask, 3);
         let attended = weights.matmul(v).swap_dims(1, 2).reshape([batch, tokens, channels]);
-        self.out_proj.forward(attended)
+        affine(&self.out_proj, attended)
     }
 }
 

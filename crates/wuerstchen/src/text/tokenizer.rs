@@ -23,6 +23,13 @@ pub struct TokenizerFiles {
     pub special_tokens_map: Option<String>,
 }
 
+impl TokenizerFiles {
+    /// Whether they are enough for a tokenizer.
+    pub fn is_complete(&self) -> bool {
+        self.tokenizer.is_some() || (self.vocab.is_some() && self.merges.is_some())
+    }
+}
+
 /// Why a tokenizer cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {

@@ -1,0 +1,459 @@
+//! Named tensors where they lie, in memory or in files; each is read when it is wanted.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, TensorView};
+use wuerstchen_kernels::{Packing, Planes};
+
+use crate::stored::{Stored, StoredDtype, planes};
+use crate::weights::{Differences, LoadError};
+
+/// Bytes that are read by range: a buffer, a file, several pieces of files.
+pub trait ReadBytes: Send + Sync {
+    /// How many there are.
+    fn length(&self) -> usize;
+
+    /// Those of `range`, which lies within the length.
+    ///
+    /// # Errors
+    ///
+    /// Says why they cannot be read.
+    fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>>;
+}
+
+impl<T: AsRef<[u8]> + Send + Sync> ReadBytes for T {
+    fn length(&self) -> usize {
+        self.as_ref().len()
+    }
+
+    fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
+        Ok(Cow::Borrowed(&self.as_ref()[range]))
+    }
+}
+
+/// Pieces of other sources, one after the other.
+pub struct Pieces(pub Vec<(Arc<dyn ReadBytes>, Range<usize>)>);
+
+impl ReadBytes for Pieces {
+    fn length(&self) -> usize {
+        self.0.iter().map(|(_, range)| range.len()).sum()
+    }
+
+    fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
+        let mut bytes = Vec::with_capacity(range.len());
+        let mut start = 0;
+        for (source, piece) in &self.0 {
+            // What of the piece is wanted, counted from its own start.
+            let from = range.start.clamp(start, start + piece.len()) - start;
+            let to = range.end.clamp(start, start + piece.len()) - start;
+            if from < to {
+                bytes.extend_from_slice(&source.read(piece.start + from..piece.start + to)?);
+            }
+            start += piece.len();
+        }
+        Ok(Cow::Owned(bytes))
+    }
+}
+
+/// Storage type of written safetensors files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits; what lies outside ±65504 becomes infinite.
+    F16,
+}
+
+/// Named tensors, none of which has been read yet.
+#[derive(Clone)]
+pub struct Checkpoint {
+    part: String,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    dtype: StoredDtype,
+    shape: Vec<usize>,
+    source: Arc<dyn ReadBytes>,
+    range: Range<usize>,
+}
+
+/// A tensor's name, shape and values.
+pub type NamedTensor = (String, Vec<usize>, Vec<f32>);
+
+/// Longest header of a safetensors file in bytes, as in the `safetensors` crate.
+const MAX_HEADER_BYTES: usize = 100_000_000;
+
+/// Reads and checks the header of a safetensors file: the tensors' places and where they start.
+///
+/// # Errors
+///
+/// Says what is wrong with the header.
+pub(crate) fn read_header(
+    part: &str,
+    source: &dyn ReadBytes,
+) -> Result<(Metadata, usize), LoadError> {
+    let fail = |reason: String| LoadError::Format { part: part.to_owned(), reason };
+    let length = source.length();
+    let read = |range| source.read(range).map_err(|error| fail(error.to_string()));
+    if length < 8 {
+        return Err(fail(format!("it has {length} bytes, a header has at least 8")));
+    }
+    let size: [u8; 8] = (*read(0..8)?).try_into().expect("eight bytes");
+    let size = usize::try_from(u64::from_le_bytes(size)).unwrap_or(usize::MAX);
+    if size > MAX_HEADER_BYTES.min(length - 8) {
+        return Err(fail(format!("its header claims {size} bytes, the file has {length}")));
+    }
+    let header = read(8..8 + size)?;
+    // Checks that the tensors follow each other without gaps, as long as their shapes say.
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|error| fail(error.to_string()))?;
+    let expected = metadata.data_len().checked_add(8 + size);
+    if expected != Some(length) {
+        let expected = expected.map_or("more".to_owned(), |bytes| bytes.to_string());
+        return Err(fail(format!("it has {length} bytes, its header tells of {expected}")));
+    }
+    Ok((metadata, 8 + size))
+}
+
+impl Checkpoint {
+    /// Reads the header of a safetensors file; `part` names it in errors.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with the header, or names a tensor of a type that is not read.
+    pub fn parse(part: &str, source: Arc<dyn ReadBytes>) -> Result<Self, LoadError> {
+        let (metadata, start) = read_header(part, &*source)?;
+        let mut tensors = BTreeMap::new();
+        for (name, info) in metadata.tensors() {
+            let dtype = stored_dtype(info.dtype).ok_or_else(|| LoadError::Dtype {
+                part: part.to_owned(),
+                name: name.clone(),
+                found: format!("{:?}", info.dtype),
+            })?;
+            let (from, to) = info.data_offsets;
+            let (shape, range) = (info.shape.clone(), start + from..start + to);
+            tensors.insert(name, Entry { dtype, shape, source: source.clone(), range });
+        }
+        Ok(Self { part: part.into(), tensors })
+    }
+
+    /// A checkpoint in memory.
+    pub fn from_tensors(part: &str, tensors: impl IntoIterator<Item = NamedTensor>) -> Self {
+        let entry = |(name, shape, values): NamedTensor| {
+            let bytes: Vec<u8> = bytemuck::cast_slice(&values).to_vec();
+            let range = 0..bytes.len();
+            (name, Entry { dtype: StoredDtype::F32, shape, source: Arc::new(bytes), range })
+        };
+        Self { part: part.into(), tensors: tensors.into_iter().map(entry).collect() }
+    }
+
+    /// An empty checkpoint, to be filled by [`Self::insert`].
+    pub fn empty(part: &str) -> Self {
+        Self { part: part.into(), tensors: BTreeMap::new() }
+    }
+
+    /// Adds a tensor that lies in `range` of `source`, and replaces one of the same name.
+    ///
+    /// # Errors
+    ///
+    /// The range is not as long as the shape says, or not within the source.
+    pub fn insert(
+        &mut self,
+        name: &str,
+        dtype: StoredDtype,
+        shape: &[usize],
+        source: Arc<dyn ReadBytes>,
+        range: Range<usize>,
+    ) -> Result<(), LoadError> {
+        let fits = range.start <= range.end && range.end <= source.length();
+        if !fits || dtype.size(shape) != Some(range.len()) {
+            let found = range.end.saturating_sub(range.start);
+            let reason = format!("tensor {name:?} of {shape:?} {dtype:?} has {found} bytes");
+            return Err(LoadError::Format { part: self.part.clone(), reason });
+        }
+        self.tensors.insert(name.to_owned(), Entry { dtype, shape: shape.to_vec(), source, range });
+        Ok(())
+    }
+
+    /// Several files as one checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// Two of them have a tensor of the same name.
+    pub fn join(part: &str, shards: &[Self]) -> Result<Self, LoadError> {
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in shards.iter().flat_map(|shard| &shard.tensors) {
+            if tensors.insert(name.clone(), entry.clone()).is_some() {
+                let reason = format!("two of its files have a tensor {name:?}");
+                return Err(LoadError::Format { part: part.into(), reason });
+            }
+        }
+        Ok(Self { part: part.into(), tensors })
+    }
+
+    /// What errors call these weights.
+    pub fn part(&self) -> &str {
+        &self.part
+    }
+
+    /// The same under another name.
+    pub fn named(self, part: &str) -> Self {
+        Self { part: part.to_owned(), ..self }
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Name, type, shape and bytes of every tensor, sorted by name.
+    pub fn describe(&self) -> impl Iterator<Item = (&str, StoredDtype, &[usize], usize)> {
+        self.tensors
+            .iter()
+            .map(|(name, entry)| (name.as_str(), entry.dtype, &entry.shape[..], entry.range.len()))
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(name)?.shape)
+    }
+
+    /// The type of a tensor.
+    pub fn dtype(&self, name: &str) -> Option<StoredDtype> {
+        Some(self.tensors.get(name)?.dtype)
+    }
+
+    /// The values of a tensor as f32.
+    ///
+    /// # Errors
+    ///
+    /// The tensor is missing, cannot be read, or is of a type that no weights have.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let entry = self.entry(name)?;
+        let bytes = self.read(name, entry)?;
+        let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+        Ok(match entry.dtype {
+            StoredDtype::F32 => bytemuck::pod_collect_to_vec(&bytes),
+            StoredDtype::F64 => {
+                let values: Vec<f64> = bytemuck::pod_collect_to_vec(&bytes);
+                values.into_iter().map(|value| value as f32).collect()
+            }
+            StoredDtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+            StoredDtype::Bf16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+            StoredDtype::I8 | StoredDtype::I4 => entry.dtype.decode(&entry.shape, &bytes),
+            found @ (StoredDtype::I64 | StoredDtype::U8) => {
+                return Err(LoadError::Dtype {
+                    part: self.part.clone(),
+                    name: name.into(),
+                    found: format!("{found:?}"),
+                });
+            }
+        })
+    }
+
+    /// A tensor as it is stored.
+    ///
+    /// # Errors
+    ///
+    /// The tensor is missing or cannot be read.
+    pub fn stored(&self, name: &str) -> Result<Stored, LoadError> {
+        let entry = self.entry(name)?;
+        let bytes = self.read(name, entry)?.into_owned();
+        Ok(Stored { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
+    }
+
+    /// The planes of a matrix that is to stay packed on the device; `None` where it is stored
+    /// otherwise, or so small that it is not worth it.
+    ///
+    /// # Errors
+    ///
+    /// The tensor cannot be read.
+    pub fn planes(&self, name: &str) -> Result<Option<(Packing, Planes)>, LoadError> {
+        let entry = self.entry(name)?;
+        let Some(packing) = entry.dtype.packing(&entry.shape) else { return Ok(None) };
+        let bytes = self.read(name, entry)?;
+        Ok(Some((packing, planes(packing, &entry.shape, &bytes))))
+    }
+
+    /// How many values are learnt: running statistics of batch norms and counters are measured.
+    pub fn parameters(&self) -> usize {
+        let buffers = ["running_mean", "running_var", "num_batches_tracked", "position_ids"];
+        let learnt = self
+            .tensors
+            .iter()
+            .filter(|(name, _)| !buffers.iter().any(|buffer| name.ends_with(buffer)));
+        learnt.map(|(_, entry)| entry.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Bytes that the tensors take on a device: as they are stored where they stay packed, else f32.
+    pub fn device_bytes(&self) -> usize {
+        let bytes = |entry: &Entry| match entry.dtype.packing(&entry.shape) {
+            Some(_) => entry.range.len(),
+            None => 4 * entry.shape.iter().product::<usize>(),
+        };
+        self.tensors.values().map(bytes).sum()
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, LoadError> {
+        self.tensors.get(name).ok_or_else(|| LoadError::Mismatch {
+            part: self.part.clone(),
+            differences: Differences { missing: vec![name.into()], ..Default::default() },
+        })
+    }
+
+    fn read<'a>(&self, name: &str, entry: &'a Entry) -> Result<Cow<'a, [u8]>, LoadError> {
+        entry.source.read(entry.range.clone()).map_err(|error| LoadError::Read {
+            part: self.part.clone(),
+            name: name.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// The integers of a tensor of 64-bit integers, as goldens hold them.
+    pub fn integers(&self, name: &str) -> Option<Vec<i64>> {
+        let entry = self.tensors.get(name).filter(|entry| entry.dtype == StoredDtype::I64)?;
+        Some(bytemuck::pod_collect_to_vec(&self.read(name, entry).ok()?))
+    }
+
+    /// The bytes of a tensor of bytes, as goldens hold pictures.
+    pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
+        let entry = self.tensors.get(name).filter(|entry| entry.dtype == StoredDtype::U8)?;
+        Some(self.read(name, entry).ok()?.into_owned())
+    }
+
+    /// The tensors whose names start with `prefix`, without it.
+    pub fn under(&self, prefix: &str) -> Self {
+        let entries = self.tensors.iter().filter_map(|(name, entry)| {
+            Some((name.strip_prefix(prefix)?.to_owned(), entry.clone()))
+        });
+        let part = prefix.trim_end_matches(['/', '.']).to_owned();
+        Self { part, tensors: entries.collect() }
+    }
+
+    /// The authors' original layout as diffusers names it: fused attention projections are split,
+    /// and the codebook is called an embedding. Names of diffusers stay as they are.
+    ///
+    /// Source: `convert_wuerstchen.py` in diffusers.
+    pub fn from_original(&self) -> Self {
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in &self.tensors {
+            match name.rsplit_once(".attn.in_proj_") {
+                Some((block, kind)) if entry.shape.first().is_some_and(|n| n % 3 == 0) => {
+                    let third = entry.range.len() / 3;
+                    let mut shape = entry.shape.clone();
+                    shape[0] /= 3;
+                    for (i, projection) in ["to_q", "to_k", "to_v"].into_iter().enumerate() {
+                        let start = entry.range.start + i * third;
+                        let range = start..start + third;
+                        let entry = Entry { shape: shape.clone(), range, ..entry.clone() };
+                        tensors.insert(format!("{block}.{projection}.{kind}"), entry);
+                    }
+                }
+                _ => {
+                    let name = name.replace(".attn.out_proj.", ".to_out.0.");
+                    let name = name.replace("vquantizer.codebook.", "vquantizer.embedding.");
+                    tensors.insert(name, entry.clone());
+                }
+            }
+        }
+        Self { part: self.part.clone(), tensors }
+    }
+
+    /// Writes named checkpoints as one safetensors file, each under its prefix.
+    ///
+    /// # Errors
+    ///
+    /// A tensor cannot be read, or is of a type that no weights have.
+    pub fn write<'a>(
+        parts: impl IntoIterator<Item = (String, &'a Self)>,
+        dtype: WeightDtype,
+        metadata: Option<HashMap<String, String>>,
+    ) -> Result<Vec<u8>, LoadError> {
+        let (dtype, stored) = match dtype {
+            WeightDtype::F32 => (Dtype::F32, StoredDtype::F32),
+            WeightDtype::F16 => (Dtype::F16, StoredDtype::F16),
+        };
+        let mut all = Vec::new();
+        for (prefix, part) in parts {
+            for (name, entry) in &part.tensors {
+                let stored = Stored::new(&entry.shape, &part.values(name)?, stored);
+                all.push((format!("{prefix}{name}"), stored));
+            }
+        }
+        let views = all.iter().map(|(name, stored)| {
+            let view = TensorView::new(dtype, stored.shape.clone(), &stored.bytes);
+            (name, view.expect("as many bytes as the shape says"))
+        });
+        let bytes = safetensors::serialize(views, metadata);
+        Ok(bytes.expect("shapes and sizes agree"))
+    }
+}
+
+fn stored_dtype(dtype: Dtype) -> Option<StoredDtype> {
+    Some(match dtype {
+        Dtype::F64 => StoredDtype::F64,
+        Dtype::F32 => StoredDtype::F32,
+        Dtype::F16 => StoredDtype::F16,
+        Dtype::BF16 => StoredDtype::Bf16,
+        Dtype::I64 => StoredDtype::I64,
+        Dtype::U8 => StoredDtype::U8,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_read_across_their_borders() {
+        let a: Arc<dyn ReadBytes> = Arc::new(vec![0u8, 1, 2, 3]);
+        let b: Arc<dyn ReadBytes> = Arc::new(vec![4u8, 5, 6]);
+        let pieces = Pieces(vec![(a, 1..4), (b, 0..2)]);
+        assert_eq!(pieces.length(), 5);
+        assert_eq!(*pieces.read(0..5).unwrap(), [1, 2, 3, 4, 5]);
+        assert_eq!(*pieces.read(2..4).unwrap(), [3, 4]);
+    }
+
+    /// A header of `json`, and `data` bytes behind it.
+    fn file(json: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    }
+
+    fn refusal(bytes: Vec<u8>) -> String {
+        Checkpoint::parse("file", Arc::new(bytes)).err().expect("refused").to_string()
+    }
+
+    #[test]
+    fn headers_that_lie_are_refused() {
+        let tensor = |shape: &str, from: usize, to: usize| {
+            format!(r#"{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}"#)
+        };
+        let one = |tensor: String| format!(r#"{{"a":{tensor}}}"#);
+        assert!(Checkpoint::parse("file", Arc::new(file(&one(tensor("[2]", 0, 8)), 8))).is_ok());
+        assert!(refusal(vec![1, 2, 3]).contains("it has 3 bytes"));
+        assert!(refusal(u64::MAX.to_le_bytes().to_vec()).contains("its header claims"));
+        let short = file(&one(tensor("[2]", 0, 8)), 7);
+        assert!(refusal(short).contains("its header tells of"));
+        for (shape, from, to) in [
+            ("[3]", 0, 8),
+            ("[2]", 4, 12),
+            ("[2]", 8, 0),
+            ("[4294967296,4294967296,4294967296]", 0, 8),
+        ] {
+            refusal(file(&one(tensor(shape, from, to)), 8));
+        }
+        let overlapping =
+            format!(r#"{{"a":{},"b":{}}}"#, tensor("[2]", 0, 8), tensor("[2]", 4, 12));
+        refusal(file(&overlapping, 12));
+    }
+}

@@ -1,0 +1,343 @@
+//! How the values of one tensor are stored, and what quantising does to them.
+//!
+//! Blocks of 64 neighbouring columns share a scale and a zero-point. A quantised tensor's bytes are
+//! three planes, each of whole 32-bit words: the values, row by row; the scales, two halves in a
+//! word; the zero-points, row by row. These are the planes of
+//! [`PackedMatrix`](wuerstchen_kernels::PackedMatrix), so that a device takes them as they are.
+
+use half::f16;
+use serde::{Deserialize, Serialize};
+use wuerstchen_kernels::packed_linear::BLOCK;
+use wuerstchen_kernels::{Packing, Planes};
+
+/// Type of a stored tensor's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoredDtype {
+    /// 64 bits; read, never written.
+    F64,
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    F16,
+    /// 16 bits with the exponent of f32; read, never written.
+    Bf16,
+    /// Integers of 64 bits: counters and goldens.
+    I64,
+    /// Bytes: goldens.
+    U8,
+    /// Blocks of 8 bits.
+    I8,
+    /// Blocks of 4 bits.
+    I4,
+}
+
+/// A tensor as it is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Type of the values.
+    pub dtype: StoredDtype,
+    /// As in PyTorch.
+    pub shape: Vec<usize>,
+    /// Little-endian.
+    pub bytes: Vec<u8>,
+}
+
+impl Stored {
+    /// Stores values as `dtype`: f32, f16, i8 or i4.
+    ///
+    /// # Panics
+    ///
+    /// Panics at a type that is never written.
+    pub fn new(shape: &[usize], values: &[f32], dtype: StoredDtype) -> Self {
+        let bytes = match dtype {
+            StoredDtype::F32 => bytemuck::cast_slice(values).to_vec(),
+            StoredDtype::F16 => {
+                values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+            }
+            StoredDtype::I8 => quantize(Packing::I8, shape, values),
+            StoredDtype::I4 => quantize(Packing::I4, shape, values),
+            other => panic!("{other:?} is never written"),
+        };
+        Self { dtype, shape: shape.to_vec(), bytes }
+    }
+}
+
+/// Fewest values of a matrix of halves that stays packed on the device; a smaller one costs less
+/// memory than it would cost time.
+const PACKED_HALVES: usize = 1 << 20;
+
+impl StoredDtype {
+    /// How a tensor of a model that is to be stored as `self` is stored itself. Only the weights of
+    /// linear layers, 1x1 convolutions and token embeddings are quantised; the linear layers of
+    /// diffusion times, norms, biases, positions and kernels are few, and sensitive.
+    pub fn of_tensor(self, name: &str, shape: &[usize]) -> Self {
+        let is_time = name.ends_with(".mapper.weight");
+        let is_position = name.contains("position_embedding");
+        let is_quantized = matches!(self, Self::I8 | Self::I4)
+            && name.ends_with("weight")
+            && matches!(matrix(shape), Some([_, columns]) if columns >= BLOCK)
+            && !(is_time || is_position);
+        match self {
+            Self::F32 => Self::F32,
+            _ if is_quantized => self,
+            _ => Self::F16,
+        }
+    }
+
+    /// Bytes of a tensor of this type, `None` if they are more than can be counted.
+    pub fn size(self, shape: &[usize]) -> Option<usize> {
+        let count = shape.iter().try_fold(1usize, |size, &side| size.checked_mul(side))?;
+        let packing = match self {
+            Self::F64 | Self::I64 => return count.checked_mul(8),
+            Self::F32 => return count.checked_mul(4),
+            Self::F16 | Self::Bf16 => return count.checked_mul(2),
+            Self::U8 => return Some(count),
+            Self::I8 => Packing::I8,
+            Self::I4 => Packing::I4,
+        };
+        let [rows, columns] = matrix(shape)?;
+        // A row is padded to less than twice its columns and a block.
+        columns.checked_add(BLOCK)?.checked_mul(rows)?.checked_mul(8)?;
+        let row = packing.value_words(columns) + packing.zero_words(columns);
+        let scales = (rows * packing.blocks(columns)).div_ceil(2);
+        Some(4 * (rows * row + scales))
+    }
+
+    /// How a tensor of this type and shape stays on the device, where it stays packed.
+    pub fn packing(self, shape: &[usize]) -> Option<Packing> {
+        let [rows, columns] = matrix(shape)?;
+        match self {
+            Self::F16 if rows.checked_mul(columns)? >= PACKED_HALVES => Some(Packing::F16),
+            Self::I8 => Some(Packing::I8),
+            Self::I4 => Some(Packing::I4),
+            _ => None,
+        }
+    }
+
+    /// The values of quantised bytes of the right size.
+    pub(crate) fn decode(self, shape: &[usize], bytes: &[u8]) -> Vec<f32> {
+        let packing = self.packing(shape).expect("only quantised tensors are decoded");
+        let [rows, columns] = matrix(shape).expect("only matrices are quantised");
+        let Planes { values, scales, zeros } = planes(packing, shape, bytes);
+        let (lanes, blocks) = (packing.lanes(), packing.blocks(columns));
+        let lane = |words: &[i32], i: usize| {
+            (words[i / lanes] as u32 >> (packing.bits() * (i % lanes)))
+                & ((1 << packing.bits()) - 1)
+        };
+        let (width, zeros_width) = (packing.value_words(columns), packing.zero_words(columns));
+        let value = |row: usize, column: usize| {
+            let block = column / BLOCK;
+            let zero = lane(&zeros[row * zeros_width..], block) as f32;
+            (lane(&values[row * width..], column) as f32 - zero) * scales[row * blocks + block]
+        };
+        (0..rows)
+            .flat_map(|row| (0..columns).map(move |column| (row, column)))
+            .map(|(row, column)| value(row, column))
+            .collect()
+    }
+}
+
+/// Rows and columns of a linear layer's weight or a 1x1 convolution's kernel.
+fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
+    match *shape {
+        [rows, columns] | [rows, columns, 1, 1] => Some([rows, columns]),
+        _ => None,
+    }
+}
+
+/// Takes stored bytes of the right size apart.
+pub(crate) fn planes(packing: Packing, shape: &[usize], bytes: &[u8]) -> Planes {
+    let [rows, columns] = matrix(shape).expect("only matrices are packed");
+    let words = |bytes: &[u8]| bytemuck::pod_collect_to_vec(bytes);
+    if packing == Packing::F16 {
+        // Rows of an odd number of halves are padded to words.
+        let row = |row: &[u8]| {
+            let padding = [0, 0][..4 * packing.value_words(columns) - row.len()].iter();
+            row.iter().chain(padding).copied().collect::<Vec<_>>()
+        };
+        let values = match columns % 2 {
+            0 => words(bytes),
+            _ => words(&bytes.chunks(2 * columns).flat_map(row).collect::<Vec<_>>()),
+        };
+        return Planes { values, scales: Vec::new(), zeros: Vec::new() };
+    }
+    let (values, rest) = bytes.split_at(4 * rows * packing.value_words(columns));
+    let scale_count = rows * packing.blocks(columns);
+    let (scales, zeros) = rest.split_at(4 * scale_count.div_ceil(2));
+    let halves = scales.chunks_exact(2).take(scale_count);
+    let scales = halves.map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+    Planes { values: words(values), scales, zeros: words(zeros) }
+}
+
+/// Whether all values of a packed matrix are numbers.
+pub(crate) fn is_finite(packing: Packing, planes: &Planes) -> bool {
+    let finite = |half: u32| half & 0x7c00 != 0x7c00;
+    match packing {
+        Packing::F16 => {
+            planes.values.iter().all(|&pair| finite(pair as u32) && finite(pair as u32 >> 16))
+        }
+        _ => planes.scales.iter().all(|scale| scale.is_finite()),
+    }
+}
+
+fn quantize(packing: Packing, shape: &[usize], values: &[f32]) -> Vec<u8> {
+    let [_, columns] = matrix(shape).expect("only matrices are quantised");
+    let bits = packing.bits();
+    let pack = |numbers: &[u8], words: usize| {
+        let mut packed = vec![0u32; words];
+        for (i, &number) in numbers.iter().enumerate() {
+            packed[i / packing.lanes()] |= u32::from(number) << (bits * (i % packing.lanes()));
+        }
+        packed
+    };
+    let (mut words, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    for row in values.chunks(columns) {
+        let (mut numbers, mut row_zeros) = (Vec::with_capacity(columns), Vec::new());
+        for block in row.chunks(BLOCK) {
+            let Block { scale, zero } = Block::fit(bits, block);
+            numbers.extend(block.iter().map(|&value| Block { scale, zero }.round(bits, value)));
+            scales.push(f16::from_f32(scale).to_bits());
+            row_zeros.push(zero);
+        }
+        words.extend(pack(&numbers, packing.value_words(columns)));
+        zeros.extend(pack(&row_zeros, packing.zero_words(columns)));
+    }
+    if scales.len() % 2 == 1 {
+        scales.push(0);
+    }
+    let mut bytes: Vec<u8> = bytemuck::cast_slice(&words).to_vec();
+    bytes.extend_from_slice(bytemuck::cast_slice(&scales));
+    bytes.extend_from_slice(bytemuck::cast_slice(&zeros));
+    bytes
+}
+
+/// What the values of a block share: `value ≈ (q − zero)·scale`.
+#[derive(Clone, Copy)]
+struct Block {
+    /// Representable as f16.
+    scale: f32,
+    zero: u8,
+}
+
+impl Block {
+    /// How much of its range a block of few bits may give up where that makes the rest finer.
+    const SHRINK: [f32; 5] = [1.0, 0.95, 0.9, 0.85, 0.8];
+
+    /// The block with the smallest sum of squared errors; zero itself is always exact.
+    fn fit(bits: usize, values: &[f32]) -> Self {
+        let low = values.iter().copied().fold(0.0f32, f32::min);
+        let high = values.iter().copied().fold(0.0f32, f32::max);
+        let candidates = if bits < 8 { &Self::SHRINK[..] } else { &Self::SHRINK[..1] };
+        let error = |block: &Self| -> f32 {
+            let error = |&value: &f32| block.value(block.round(bits, value)) - value;
+            values.iter().map(error).map(|error| error * error).sum()
+        };
+        let blocks =
+            candidates.iter().map(|shrink| Self::spanning(bits, low * shrink, high * shrink));
+        blocks
+            .min_by(|a, b| error(a).total_cmp(&error(b)))
+            .expect("there is at least one candidate")
+    }
+
+    fn spanning(bits: usize, low: f32, high: f32) -> Self {
+        let steps = ((1u32 << bits) - 1) as f32;
+        // The largest half is the largest scale: such weights are refused before.
+        let exact = ((high - low) / steps).min(f16::MAX.to_f32());
+        let mut scale = f16::from_f32(exact);
+        if scale.to_f32() * steps < high - low && scale < f16::MAX {
+            scale = f16::from_bits(scale.to_bits() + 1);
+        }
+        let scale = scale.to_f32();
+        let zero = if scale > 0.0 { (-low / scale).round().clamp(0.0, steps) } else { 0.0 };
+        Self { scale, zero: zero as u8 }
+    }
+
+    fn round(self, bits: usize, value: f32) -> u8 {
+        if self.scale == 0.0 {
+            return self.zero;
+        }
+        let steps = ((1u32 << bits) - 1) as f32;
+        ((value / self.scale).round_ties_even() + f32::from(self.zero)).clamp(0.0, steps) as u8
+    }
+
+    fn value(self, number: u8) -> f32 {
+        (f32::from(number) - f32::from(self.zero)) * self.scale
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn round_trip(dtype: StoredDtype, shape: &[usize], values: &[f32]) -> Vec<f32> {
+        let stored = Stored::new(shape, values, dtype);
+        assert_eq!(Some(stored.bytes.len()), dtype.size(shape));
+        dtype.decode(shape, &stored.bytes)
+    }
+
+    proptest! {
+        /// Every value lies within half a step of its block, and zero stays zero.
+        #[test]
+        fn quantising_errs_by_half_a_step(
+            rows in 1usize..4,
+            columns in 1usize..150,
+            seed in any::<u64>(),
+            exponent in -20i32..10,
+        ) {
+            let mut values = crate::noise::Philox::new(seed, 0).normal(rows * columns);
+            values.iter_mut().for_each(|value| *value *= 2f32.powi(exponent));
+            values[0] = 0.0;
+            let found = round_trip(StoredDtype::I8, &[rows, columns], &values);
+            prop_assert_eq!(found[0], 0.0);
+            let blocks = values.chunks(columns).flat_map(|row| row.chunks(BLOCK));
+            let found = found.chunks(columns).flat_map(|row| row.chunks(BLOCK));
+            for (block, found) in blocks.zip(found) {
+                let low = block.iter().copied().fold(0.0, f32::min);
+                let high = block.iter().copied().fold(0.0, f32::max);
+                // The scale is rounded up to a half, whose spacing is 2^-10 or 2^-24; the
+                // zero-point's own rounding can cost the ends of the range half a step more.
+                let step = (high - low) / 255.0 * (1.0 + 2f32.powi(-10)) + 2f32.powi(-24);
+                for (value, found) in block.iter().zip(found) {
+                    prop_assert!((value - found).abs() <= 1.01 * step, "{} {} {}", value, found, step);
+                }
+            }
+        }
+
+        /// Four bits may cut the ends of a block, but never at the cost of the whole.
+        #[test]
+        fn four_bits_are_no_worse_than_their_step(columns in 1usize..150, seed in any::<u64>()) {
+            let values = crate::noise::Philox::new(seed, 0).normal(columns);
+            let found = round_trip(StoredDtype::I4, &[1, columns], &values);
+            for (block, found) in values.chunks(BLOCK).zip(found.chunks(BLOCK)) {
+                let step = (block.iter().copied().fold(0.0, f32::max)
+                    - block.iter().copied().fold(0.0, f32::min)) / 15.0;
+                let squares: f32 = block.iter().zip(found).map(|(a, b)| (a - b) * (a - b)).sum();
+                prop_assert!(squares <= (1.01 * step).powi(2) * block.len() as f32);
+            }
+        }
+    }
+
+    #[test]
+    fn only_large_matrices_of_layers_are_quantised() {
+        let i4 = |name: &str, shape: &[usize]| StoredDtype::I4.of_tensor(name, shape);
+        assert_eq!(i4("blocks.0.channelwise.0.weight", &[256, 64]), StoredDtype::I4);
+        assert_eq!(i4("projection.weight", &[128, 64, 1, 1]), StoredDtype::I4);
+        assert_eq!(i4("projection.weight", &[128, 16, 1, 1]), StoredDtype::F16);
+        assert_eq!(i4("blocks.1.mapper.weight", &[256, 64]), StoredDtype::F16);
+        assert_eq!(i4("blocks.0.depthwise.weight", &[128, 1, 3, 3]), StoredDtype::F16);
+        assert_eq!(i4("blocks.0.channelwise.0.bias", &[256]), StoredDtype::F16);
+        assert_eq!(StoredDtype::F32.of_tensor("x.weight", &[256, 64]), StoredDtype::F32);
+    }
+
+    #[test]
+    fn a_size_that_cannot_be_counted_is_none() {
+        for dtype in [StoredDtype::F32, StoredDtype::F16, StoredDtype::I8, StoredDtype::I4] {
+            assert_eq!(dtype.size(&[usize::MAX, 2]), None);
+            assert_eq!(dtype.size(&[1, usize::MAX]), None);
+        }
+        assert_eq!(StoredDtype::I4.size(&[2, 2, 2]), None);
+    }
+}

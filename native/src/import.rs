@@ -1,0 +1,124 @@
+//! `wuerstchen import`: published weights as a model of one folder.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
+use clap::Args;
+use serde::Serialize;
+use wuerstchen::import::{check_part, complete};
+use wuerstchen::{Manifest, ModelFiles, Pipeline, layout};
+
+use crate::export::Dtype;
+use crate::files::{self, Found, Origin};
+
+/// Arguments of `wuerstchen import`.
+#[derive(Args)]
+pub(crate) struct ImportArgs {
+    /// Folders in the diffusers layout, safetensors files, the authors' .pt files, in any order; what
+    /// a file is, its tensors tell
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// The folder to write [default: only report]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// How weights are stored
+    #[arg(long, value_enum, default_value = "f16")]
+    dtype: Dtype,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What became of the files.
+#[derive(Serialize)]
+struct Report {
+    /// Whether every part that is there is whole.
+    ok: bool,
+    parts: Vec<Part>,
+    /// Configs that no file had, and that were read off the weights or are the published ones.
+    assumed: Vec<String>,
+    /// What a picture from a prompt still needs.
+    lacking: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Part {
+    part: String,
+    #[serde(flatten)]
+    origin: Origin,
+    tensors: usize,
+    parameters: usize,
+    /// What is missing, unexpected or misshapen.
+    problem: Option<String>,
+}
+
+/// Imports; false if a part is not whole.
+pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
+    let mut found = Found::default();
+    for path in &args.paths {
+        found.add(path)?;
+    }
+    let mut model = found.finish()?;
+    let assumed = complete(&mut model)?;
+    let report = report(&found, &model, assumed);
+    crate::print(&match args.json {
+        true => serde_json::to_string(&report)?,
+        false => text(&report),
+    })?;
+    let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
+    if output.join(files::MANIFEST).exists() {
+        bail!("{} holds a model already: name another folder", output.display());
+    }
+    fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
+    let write = |file: &str, bytes: &[u8]| files::write(&output.join(file), bytes);
+    let manifest = Manifest::write(&model, args.dtype.into(), write)?;
+    // Written last: a folder without it is no model.
+    write(files::MANIFEST, serde_json::to_string(&manifest)?.as_bytes())?;
+    let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
+    eprintln!("wrote {}: {} shards, {bytes} bytes", output.display(), manifest.shards.len());
+    Ok(true)
+}
+
+fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>) -> Report {
+    let device = Device::flex();
+    let part = |(part, origin): (&String, &Origin)| {
+        let weights = &model.weights[part];
+        Part {
+            part: part.clone(),
+            origin: origin.clone(),
+            tensors: weights.names().count(),
+            parameters: weights.parameters(),
+            problem: check_part(model, part, &device).err().map(|error| error.to_string()),
+        }
+    };
+    let parts: Vec<_> = found.origins.iter().map(part).collect();
+    let missing = Pipeline::PARTS.iter().filter(|part| !model.weights.contains_key(**part));
+    let mut lacking: Vec<_> = missing.map(|part| (*part).to_owned()).collect();
+    for tokenizer in [layout::PRIOR_TOKENIZER, layout::DECODER_TOKENIZER] {
+        if !model.tokenizer(tokenizer).is_complete() {
+            lacking.push(tokenizer.to_owned());
+        }
+    }
+    Report { ok: parts.iter().all(|part| part.problem.is_none()), parts, assumed, lacking }
+}
+
+fn text(report: &Report) -> String {
+    let mut lines =
+        vec![format!("{:<32}{:<12}{:>8}{:>16}  from", "part", "layout", "tensors", "parameters")];
+    for part in &report.parts {
+        lines.push(format!(
+            "{:<32}{:<12}{:>8}{:>16}  {}",
+            part.part,
+            format!("{:?}", part.origin.layout).to_lowercase(),
+            part.tensors,
+            part.parameters,
+            part.origin.path.display()
+        ));
+    }
+    lines.extend(report.parts.iter().filter_map(|part| part.problem.clone()));
+    lines.extend(report.assumed.iter().map(|path| format!("assumed: {path}")));
+    lines.extend(report.lacking.iter().map(|part| format!("lacking for pictures: {part}")));
+    lines.join("\n")
+}

@@ -1,0 +1,123 @@
+//! `wuerstchen bench --stage`: one stage of a given model on given inputs, timed and dumped.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use burn::tensor::{Device, Tensor, TensorData};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use wuerstchen::weights::load;
+use wuerstchen::{
+    Checkpoint, DecoderConfig, KeyTable, ModelFiles, PriorConfig, VqganConfig, WeightDtype, layout,
+};
+
+use crate::devices::Found;
+use crate::files;
+
+/// The arguments that time one stage of a model.
+#[derive(Args)]
+pub(crate) struct StageArgs {
+    /// Times one prediction of this stage of a model instead of all stages with random weights
+    #[arg(long, value_enum, requires = "inputs")]
+    stage: Option<Stage>,
+    /// The model of that stage, as `generate` takes it [default: the built-in model]
+    #[arg(short, long, value_name = "PATH", requires = "stage")]
+    model: Option<PathBuf>,
+    /// A safetensors file with STAGE/x, STAGE/t, STAGE/text, decoder/embedding, vqgan/latents
+    #[arg(long, value_name = "FILE", requires = "stage")]
+    inputs: Option<PathBuf>,
+    /// Writes the last prediction as STAGE/out into a safetensors file
+    #[arg(long, value_name = "FILE", requires = "stage")]
+    dump: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Stage {
+    Prior,
+    Decoder,
+    Vqgan,
+}
+
+/// Times one stage if that was asked for; tells whether it was.
+pub(crate) fn run(args: &StageArgs, found: &Found, runs: usize) -> Result<bool> {
+    let (Some(stage), Some(inputs)) = (args.stage, &args.inputs) else { return Ok(false) };
+    let device = &found.device;
+    let inputs = Checkpoint::parse("inputs", files::open(inputs)?)?;
+    let started = Instant::now();
+    let name = match stage {
+        Stage::Prior => "prior",
+        Stage::Decoder => "decoder",
+        Stage::Vqgan => "vqgan",
+    };
+    let files = files::read_model(args.model.as_deref())?;
+    let predict = predictor(stage, &files, &inputs.under(&format!("{name}/")), device)?;
+    let load_secs = started.elapsed().as_secs_f64();
+    let mut secs = Vec::new();
+    let mut out = None;
+    for _ in 0..runs {
+        let started = Instant::now();
+        out = Some(predict().into_data());
+        secs.push(started.elapsed().as_secs_f64());
+    }
+    if let (Some(path), Some(out)) = (&args.dump, out) {
+        write_dump(path, name, out)?;
+    }
+    let report = json!({"device": found.name, "stage": name, "load_secs": load_secs, "secs": secs});
+    crate::print(&serde_json::to_string(&report)?)?;
+    Ok(true)
+}
+
+/// A stage with its weights and inputs.
+fn predictor(
+    stage: Stage,
+    files: &ModelFiles,
+    inputs: &Checkpoint,
+    device: &Device,
+) -> Result<Box<dyn Fn() -> Tensor<4>>> {
+    Ok(match stage {
+        Stage::Prior => {
+            let config: PriorConfig = files.config(&format!("{}/config.json", layout::PRIOR))?;
+            let weights = files.weights(layout::PRIOR)?;
+            let prior = load(config.init(device), weights, KeyTable::DIFFUSION)?;
+            let (x, t) = (tensor::<4>(inputs, "x", device)?, inputs.values("t")?);
+            let text = tensor::<3>(inputs, "text", device)?;
+            Box::new(move || prior.forward(x.clone(), &t, text.clone()))
+        }
+        Stage::Decoder => {
+            let config: DecoderConfig =
+                files.config(&format!("{}/config.json", layout::DECODER))?;
+            let weights = files.weights(layout::DECODER)?;
+            let decoder = load(config.init(device), weights, KeyTable::DIFFUSION)?;
+            let (x, t) = (tensor::<4>(inputs, "x", device)?, inputs.values("t")?);
+            let text = tensor::<3>(inputs, "text", device)?;
+            let embedding = tensor::<4>(inputs, "embedding", device)?;
+            Box::new(move || decoder.forward(x.clone(), &t, embedding.clone(), text.clone()))
+        }
+        Stage::Vqgan => {
+            let config: VqganConfig = files.config(&format!("{}/config.json", layout::VQGAN))?;
+            let weights = files.weights(layout::VQGAN)?;
+            let vqgan = load(config.init(device), weights, KeyTable::VQGAN)?;
+            let latents = tensor::<4>(inputs, "latents", device)? * config.scale_factor;
+            Box::new(move || vqgan.decode(latents.clone()))
+        }
+    })
+}
+
+fn tensor<const D: usize>(inputs: &Checkpoint, name: &str, device: &Device) -> Result<Tensor<D>> {
+    let values = inputs.values(name)?;
+    let shape = inputs.shape(name).unwrap_or_default();
+    let shape: [usize; D] = shape
+        .try_into()
+        .ok()
+        .with_context(|| format!("input {name:?} must have {D} axes, has shape {shape:?}"))?;
+    Ok(Tensor::from_data(TensorData::new(values, shape), device))
+}
+
+fn write_dump(path: &Path, name: &str, out: TensorData) -> Result<()> {
+    let shape = out.shape().to_vec();
+    let values = out.convert::<f32>().try_to_vec::<f32>().expect("converted to f32");
+    let out = Checkpoint::from_tensors("out", [(format!("{name}/out"), shape, values)]);
+    let bytes = Checkpoint::write([(String::new(), &out)], WeightDtype::F32, None)?;
+    files::write(path, &bytes)
+}
