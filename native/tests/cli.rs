@@ -242,9 +242,10 @@ fn eight_bits_stay_close() {
     let export = wuerstchen(&[&["export", "web", "-o", &bundle], &arguments[..]].concat());
     assert_eq!(export.status.code(), Some(0), "{}", text(&export.stderr));
     let report = text(&export.stdout);
-    let error = |line: &str| line.split_whitespace().last().unwrap().parse::<f64>().unwrap();
-    let errors: Vec<_> = report.lines().skip(1).map(error).collect();
-    assert_eq!(errors.len(), 5, "{report}");
+    let error = |line: &str| line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap();
+    let errors: Vec<_> = report.lines().skip(1).take(5).map(error).collect();
+    assert_eq!(report.matches("largest activation").count(), 3, "{report}");
+    assert!(report.contains("pictures against those of the given weights: "), "{report}");
     assert!(errors.iter().all(|error| (1e-5..1e-2).contains(error)), "{report}");
 }
 
@@ -300,4 +301,92 @@ fn serving_what_is_not_there_is_an_error() {
     let output = wuerstchen(&["serve", "no/such/folder"]);
     assert_eq!(output.status.code(), Some(4));
     assert!(text(&output.stderr).contains("no folder no/such/folder"));
+}
+
+/// Runs, and gives what was printed as JSON.
+fn json(arguments: &[&str]) -> (Option<i32>, Value) {
+    let output = wuerstchen(arguments);
+    let report = serde_json::from_slice(&output.stdout);
+    (output.status.code(), report.unwrap_or_else(|_| panic!("{}", text(&output.stderr))))
+}
+
+#[test]
+fn published_layouts_are_recognised_and_imported() {
+    let folder = scratch("import");
+    let (code, report) = json(&["import", &goldens(), "--json"]);
+    assert_eq!((code, &report["ok"]), (Some(0), &Value::from(true)), "{report:#}");
+    assert_eq!(report["parts"].as_array().unwrap().len(), 6);
+    assert_eq!(report["lacking"], Value::Array(Vec::new()));
+
+    // One file of the authors, beside the configs of the folder that it replaces the weights of.
+    let original = |file: &str| repository().join("tests/golden/small/original").join(file);
+    let stage_c = original("model_v2_stage_c.pt").display().to_string();
+    let output = wuerstchen(&["import", &stage_c]);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output.stderr).contains("put the config beside them"));
+    let both = wuerstchen(&["import", &goldens(), &stage_c]);
+    assert!(text(&both.stderr).contains("both hold wuerstchen-prior/prior"));
+
+    let built_in = repository().join("models/shapes.safetensors").display().to_string();
+    let bundle = folder.join("bundle").display().to_string();
+    let import = ["import", &built_in, "-o", &bundle, "--dtype", "i4"];
+    assert!(wuerstchen(&import).status.success());
+    let again = wuerstchen(&import);
+    assert_eq!(again.status.code(), Some(4));
+    assert!(text(&again.stderr).contains("holds a model already"));
+    let (_, inspected) = json(&["inspect", &bundle, "--json"]);
+    let dtypes = inspected["parts"]["wuerstchen-prior/prior"]["dtypes"].to_string();
+    assert_eq!(dtypes, r#"["f16","i4"]"#);
+
+    let picture = |name: &str, residency: &str| {
+        let file = folder.join(name).display().to_string();
+        let steps = ["--prior-steps", "2", "--decoder-steps", "2", "--device", "cpu"];
+        let arguments =
+            ["generate", "a red star", "-m", &bundle, "-o", &file, "--residency", residency];
+        assert!(wuerstchen(&[&arguments[..], &steps].concat()).status.success());
+        fs::read(file).unwrap()
+    };
+    assert_eq!(picture("all.png", "all"), picture("parts.png", "per-stage"));
+}
+
+#[test]
+fn harmful_models_are_refused_with_a_reason() {
+    let folder = scratch("harmful");
+    let bundle = folder.join("bundle");
+    let built_in = repository().join("models/shapes.safetensors").display().to_string();
+    let made = wuerstchen(&["import", &built_in, "-o", &bundle.display().to_string()]);
+    assert!(made.status.success());
+    let refusal = |path: &Path| {
+        let path = path.display().to_string();
+        let output = wuerstchen(&["generate", "x", "-m", &path, "-o", "never.png"]);
+        assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let manifest = fs::read_to_string(bundle.join("manifest.json")).unwrap();
+    let shard = fs::read(bundle.join("shard-000.bin")).unwrap();
+
+    let mut flipped = shard.clone();
+    flipped[1000] ^= 1;
+    fs::write(bundle.join("shard-000.bin"), flipped).unwrap();
+    assert!(refusal(&bundle).contains("shard-000.bin: its SHA-256 is"));
+    fs::write(bundle.join("shard-000.bin"), &shard[..shard.len() - 1]).unwrap();
+    assert!(refusal(&bundle).contains("shard-000.bin"));
+    fs::remove_file(bundle.join("shard-000.bin")).unwrap();
+    assert!(refusal(&bundle).contains("shard-000.bin"));
+    let escape = manifest.replace("shard-000.bin", "../shard-000.bin");
+    fs::write(bundle.join("manifest.json"), escape).unwrap();
+    assert!(refusal(&bundle).contains("is no plain file name"));
+
+    // A file of weights that are no numbers.
+    let good = fs::read(&built_in).unwrap();
+    let header = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    let mut infinite = good.clone();
+    infinite[8 + header..].fill(0xff);
+    let file = folder.join("nan.safetensors");
+    fs::write(&file, infinite).unwrap();
+    assert!(refusal(&file).contains("not a number or infinite: "));
+    let mut long = good;
+    long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    fs::write(&file, long).unwrap();
+    assert!(refusal(&file).contains("its header claims"));
 }

@@ -36,6 +36,7 @@ pub mod compressor;
 pub mod config;
 pub mod decoder;
 pub mod guidance;
+pub mod headroom;
 pub mod image;
 pub mod import;
 pub mod manifest;

@@ -125,18 +125,18 @@ pub struct Pipeline {
     pub card: ModelCard,
     /// Text for Stage C.
     pub prior_text: TextPart,
-    prior: Slot<Prior>,
-    prior_config: PriorConfig,
+    pub(crate) prior: Slot<Prior>,
+    pub(crate) prior_config: PriorConfig,
     prior_index: PriorIndex,
-    prior_schedule: Schedule,
+    pub(crate) prior_schedule: Schedule,
     /// Text for Stage B.
     pub decoder_text: TextPart,
-    decoder: Slot<Decoder>,
-    decoder_config: DecoderConfig,
+    pub(crate) decoder: Slot<Decoder>,
+    pub(crate) decoder_config: DecoderConfig,
     decoder_index: DecoderIndex,
-    decoder_schedule: Schedule,
+    pub(crate) decoder_schedule: Schedule,
     vqgan: Slot<Vqgan>,
-    vqgan_config: VqganConfig,
+    pub(crate) vqgan_config: VqganConfig,
     device: Device,
 }
 
@@ -597,7 +597,7 @@ fn both<const D: usize>(guided: Guided<Tensor<D>>) -> Tensor<D> {
 }
 
 /// The loop of both diffusion stages.
-async fn denoise(
+pub(crate) async fn denoise(
     stage: Stage,
     schedule: &Schedule,
     mut x: Tensor<4>,

@@ -101,7 +101,7 @@ impl Tokenizer {
         let (pad, end) = (special("pad_token"), special("eos_token"));
         let mut inner: tokenizers::Tokenizer = match (&files.tokenizer, &files.vocab, &files.merges)
         {
-            (Some(tokenizer), ..) => tokenizer
+            (Some(tokenizer), ..) => without_decoder(tokenizer)?
                 .parse()
                 .map_err(|error: tokenizers::Error| file_error("tokenizer.json", error))?,
             (None, Some(vocab), Some(merges)) => from_vocabulary(vocab, merges, &pad)?,
@@ -157,6 +157,16 @@ fn json(file: &'static str, text: Option<&str>) -> Result<Value, TokenizerError>
 /// A special token is a string or an object with its `content`.
 fn text_of(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+}
+
+/// The text of `tokenizer.json` without what turns ids back into text, which nobody needs, and whose
+/// damage makes the `tokenizers` crate panic.
+fn without_decoder(text: &str) -> Result<String, TokenizerError> {
+    let mut tokenizer = json("tokenizer.json", Some(text))?;
+    if let Some(fields) = tokenizer.as_object_mut() {
+        fields.remove("decoder");
+    }
+    Ok(tokenizer.to_string())
 }
 
 /// The tokenizer that `tokenizer.json` of CLIP describes, from the two files it was made of.

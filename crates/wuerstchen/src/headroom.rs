@@ -1,0 +1,77 @@
+//! How near a model comes to what half precision can hold.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use burn::prelude::*;
+
+use crate::noise::Philox;
+use crate::options::Settings;
+use crate::pipeline::{Error, Pipeline, Progress, Sampling, Stage, denoise};
+
+/// The largest value of half precision.
+pub const LARGEST_HALF: f32 = 65504.0;
+
+/// The largest absolute value that any block of a stage makes, by stages C, B and A.
+pub type LargestActivations = BTreeMap<Stage, f32>;
+
+impl Pipeline {
+    /// Makes one picture without guidance and watches every block. Blocks, not what is inside of
+    /// them: norms and sums run in f32 anyway.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pipeline::generate_each`].
+    pub async fn largest_activations(
+        &self,
+        prompt: &str,
+        settings: &Settings,
+    ) -> Result<LargestActivations, Error> {
+        let (embedding_size, latent_size) = self.sizes(settings.height, settings.width)?;
+        let mut rng = Philox::new(settings.seed, 0);
+        let noise = &mut |shape| rng.normal_tensor(shape, self.device());
+        let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+        let largest = Cell::new(0.0f32);
+        let watch = &|x: &Tensor<4>| {
+            let found = x.clone().abs().max().into_scalar::<f32>();
+            // A value that is no number stays the largest.
+            largest.set(if found.is_nan() { f32::INFINITY } else { largest.get().max(found) });
+        };
+        let sampling =
+            |timesteps| Sampling { timesteps, guidance_scale: 0.0, sampler: settings.sampler };
+        let mut found = LargestActivations::new();
+
+        let text = self.prior_text.embed(&[prompt])?;
+        let prior = self.prior.get()?;
+        let predict = |x: Tensor<4>, t: &[f32]| {
+            prior.forward_observed(x, t, text.clone(), &mut |_, x| watch(x))
+        };
+        let [rows, columns] = embedding_size;
+        let x = noise([1, self.prior_config.c_in, rows, columns]);
+        let times = sampling(&settings.prior_timesteps);
+        let x = denoise(Stage::Prior, &self.prior_schedule, x, &times, &predict, noise, go).await?;
+        found.insert(Stage::Prior, largest.replace(0.0));
+        drop(prior);
+
+        let embedding = self.image_embedding(x);
+        let text = self.decoder_text.embed(&[prompt])?;
+        let decoder = self.decoder.get()?;
+        let predict = |x: Tensor<4>, t: &[f32]| {
+            let (embedding, text) = (embedding.clone(), text.clone());
+            decoder.forward_observed(x, t, embedding, text, &mut |_, x| watch(x))
+        };
+        let [rows, columns] = latent_size;
+        let x = noise([1, self.decoder_config.c_in, rows, columns]);
+        let times = sampling(&settings.decoder_timesteps);
+        let x =
+            denoise(Stage::Decoder, &self.decoder_schedule, x, &times, &predict, noise, go).await?;
+        found.insert(Stage::Decoder, largest.replace(0.0));
+        drop(decoder);
+
+        let vqgan = self.vqgan()?;
+        let _ = vqgan.decode_observed(x * self.vqgan_config.scale_factor, &mut |_, x| watch(x));
+        found.insert(Stage::Vqgan, largest.get());
+        Ok(found)
+    }
+}

@@ -1,0 +1,125 @@
+//! Models that are stored in other ways make the pictures that their weights say.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use burn::prelude::*;
+use futures_lite::future::block_on;
+use wuerstchen::{
+    Checkpoint, GenerateOptions, Generated, LoadError, Manifest, ModelFiles, Pipeline, ReadBytes,
+    Residency, StoredDtype,
+};
+use wuerstchen_tests::gpu;
+
+fn built_in() -> ModelFiles {
+    let bytes: &'static [u8] = include_bytes!("../../models/shapes.safetensors");
+    ModelFiles::from_bundle("built-in", Arc::new(bytes)).unwrap()
+}
+
+/// The built-in model as it is after being written as `dtype`, and its manifest.
+fn stored_as(dtype: StoredDtype) -> (ModelFiles, Manifest) {
+    let mut shards: BTreeMap<String, Arc<dyn ReadBytes>> = BTreeMap::new();
+    let write = |file: &str, bytes: &[u8]| {
+        shards.insert(file.to_owned(), Arc::new(bytes.to_vec()));
+        Ok::<_, LoadError>(())
+    };
+    let manifest = Manifest::write(&built_in(), dtype, write).unwrap();
+    let files = manifest.open::<LoadError>(|file| Ok(shards[file].clone())).unwrap();
+    (files, manifest)
+}
+
+/// The same weights in f32, so that none of them stays packed.
+fn unpacked(files: &ModelFiles) -> ModelFiles {
+    let part = |(part, weights): (&String, &Checkpoint)| {
+        let names = weights.names();
+        let tensor = |name: &str| {
+            (name.to_owned(), weights.shape(name).unwrap().to_vec(), weights.values(name).unwrap())
+        };
+        (part.clone(), Checkpoint::from_tensors(part, names.map(tensor)))
+    };
+    ModelFiles { texts: files.texts.clone(), weights: files.weights.iter().map(part).collect() }
+}
+
+fn generate(files: &ModelFiles, device: &Device, residency: Residency) -> Generated {
+    let pipeline = Pipeline::load(files, device, residency).unwrap();
+    let options = GenerateOptions {
+        seed: 3,
+        prior_steps: Some(2),
+        decoder_steps: Some(2),
+        ..Default::default()
+    };
+    let go = &mut async |_: wuerstchen::Progress<'_>| ControlFlow::Continue(());
+    block_on(pipeline.generate("a red circle on a white background", &options, go)).unwrap()
+}
+
+/// `||found − expected|| / ||expected||` of the latents.
+fn error(found: &Generated, expected: &Generated) -> f64 {
+    let values =
+        |made: &Generated| made.latents.clone().convert::<f32>().try_to_vec::<f32>().unwrap();
+    let (found, expected) = (values(found), values(expected));
+    let norm = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    };
+    norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b)) / norm(&mut expected.into_iter())
+}
+
+#[test]
+fn one_part_at_a_time_makes_the_same_picture() {
+    let (files, device) = (built_in(), Device::flex());
+    let all = generate(&files, &device, Residency::All);
+    let parts = generate(&files, &device, Residency::PerStage);
+    assert_eq!(all.images, parts.images);
+}
+
+/// Reading a model part by part is no less strict.
+#[test]
+fn a_missing_tensor_is_named_before_anything_runs() {
+    let mut files = unpacked(&built_in());
+    let decoder = files.weights.get_mut("wuerstchen/decoder").unwrap();
+    let kept = decoder.names().filter(|name| *name != "clf.1.bias").map(|name| {
+        (name.to_owned(), decoder.shape(name).unwrap().to_vec(), decoder.values(name).unwrap())
+    });
+    *decoder = Checkpoint::from_tensors("wuerstchen/decoder", kept.collect::<Vec<_>>());
+    for residency in [Residency::All, Residency::PerStage] {
+        let error = Pipeline::load(&files, &Device::flex(), residency).err().unwrap().to_string();
+        assert!(error.ends_with("\n  missing: clf.1.bias"), "{error}");
+    }
+}
+
+/// Sums of packed products run in another order than those of whole matrices.
+const PACKED_BOUND: f64 = 1e-4;
+
+/// As for the goldens: ten times the CPU's.
+const GPU_BOUND: f64 = 1e-3;
+
+#[test]
+fn packed_weights_make_what_they_make_unpacked() {
+    for dtype in [StoredDtype::I8, StoredDtype::I4] {
+        let (files, manifest) = stored_as(dtype);
+        let packed = manifest.tensors.iter().filter(|tensor| tensor.dtype == dtype).count();
+        assert!(packed > 50, "only {packed} tensors are {dtype:?}");
+        let expected = generate(&unpacked(&files), &Device::flex(), Residency::All);
+        let found = generate(&files, &Device::flex(), Residency::All);
+        assert!(error(&found, &expected) < PACKED_BOUND, "{dtype:?}");
+        if let Some(device) = gpu() {
+            let error = error(&generate(&files, &device, Residency::All), &expected);
+            assert!(error < GPU_BOUND, "{dtype:?} on the GPU: {error}");
+        }
+    }
+}
+
+/// Fewer bits cost accuracy and save space, and neither more nor less than expected.
+#[test]
+fn fewer_bits_are_smaller_and_further_off() {
+    let exact = generate(&built_in(), &Device::flex(), Residency::All);
+    let measure = |dtype| {
+        let (files, manifest) = stored_as(dtype);
+        let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
+        (error(&generate(&files, &Device::flex(), Residency::All), &exact), bytes)
+    };
+    let [f16, i8, i4] = [StoredDtype::F16, StoredDtype::I8, StoredDtype::I4].map(measure);
+    assert!(f16.0 < 1e-6 && f16.0 <= i8.0 && i8.0 < i4.0, "{f16:?} {i8:?} {i4:?}");
+    assert!(i8.0 < 0.05 && i4.0 < 0.5, "{i8:?} {i4:?}");
+    assert!(4 * i8.1 < 3 * f16.1 && 4 * i4.1 < 3 * i8.1, "{f16:?} {i8:?} {i4:?}");
+}
