@@ -7,8 +7,8 @@ import { element, formatBytes } from './dom';
 import { explain } from './explain';
 import { downloadPng, initHistory, remember } from './history';
 import { hideError, showDevice, showError, showNotice } from './notices';
-import { expect, settle, showPictures, showPreview } from './picture';
-import { finish, followLoad, followRun, say, showModel } from './progress';
+import { expect, initFilm, settle, showPictures, showPreview } from './picture';
+import { finish, followLoad, followRun, say, showModel, STAGE_NAMES } from './progress';
 import {
   drawSeed,
   initForm,
@@ -171,7 +171,9 @@ async function makePictures(): Promise<void> {
         signal,
         onProgress(event) {
           progress.onProgress(event);
-          if (event.type === 'preview') showPreview(event.bitmap, settings.prompt);
+          if (event.type !== 'preview') return;
+          const step = `${STAGE_NAMES[event.stage]}, step ${event.step}`;
+          showPreview(event.bitmap, settings.prompt, step);
         },
       });
       progress.close(result.timings);
@@ -258,6 +260,7 @@ element('copy', HTMLButtonElement).addEventListener('click', async () => {
 
 initTheme();
 initForm();
+initFilm();
 initStorage(async () => {
   if (engine) return;
   info = await inspect(model);
