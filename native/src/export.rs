@@ -105,7 +105,7 @@ fn errors(model: &ModelFiles, stored: &ModelFiles) -> Result<String> {
     for part in Pipeline::PARTS {
         let (weights, stored) = (model.weights(part)?, stored.weights(part)?);
         let (mut difference, mut norm) = (0.0f64, 0.0f64);
-        for name in weights.names() {
+        for name in stored.names() {
             for (a, b) in weights.values(name)?.iter().zip(stored.values(name)?) {
                 difference += f64::from(a - b).powi(2);
                 norm += f64::from(*a).powi(2);

@@ -14,7 +14,7 @@ use crate::options::Defaults;
 use crate::pipeline::{ModelCard, Pipeline, Stage};
 use crate::preview::EmbeddingColours;
 use crate::self_test::SelfTest;
-use crate::weights::{Checkpoint, LoadError, Stored, StoredDtype};
+use crate::weights::{Checkpoint, LoadError, Stored, StoredDtype, is_counter};
 
 /// Version of the format.
 pub const FORMAT: u32 = 1;
@@ -122,7 +122,7 @@ impl Manifest {
         };
         for part in Pipeline::PARTS {
             let weights = files.weights(part)?;
-            for (name, _, shape) in weights.describe() {
+            for (name, _, shape) in weights.describe().filter(|(name, ..)| !is_counter(name)) {
                 let stored = Stored::new(shape, &weights.values(name)?, dtype);
                 if stored.bytes.len() > MAX_SHARD_BYTES {
                     let reason = format!(

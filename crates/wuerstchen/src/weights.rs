@@ -431,7 +431,7 @@ impl Checkpoint {
 }
 
 /// Training counters of batch norms and position numbers, which no model needs.
-fn is_counter(name: &str) -> bool {
+pub(crate) fn is_counter(name: &str) -> bool {
     name.ends_with("num_batches_tracked") || name.ends_with("position_ids")
 }
 
