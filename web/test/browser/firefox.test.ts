@@ -16,6 +16,8 @@ before(async () => {
     browser: 'firefox',
     executablePath: process.env.FIREFOX ?? '/usr/bin/firefox-esr',
     headless: true,
+    // A software GPU takes its time.
+    protocolTimeout: 0,
     // Firefox has WebGPU on Linux, but not yet by itself, and less so on a software driver.
     extraPrefsFirefox: { 'dom.webgpu.enabled': true, 'gfx.webgpu.ignore-blocklist': true },
   });
