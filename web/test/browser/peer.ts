@@ -12,7 +12,7 @@ const NETWORKS = '../target/networks';
 const MAX_ERROR = 1e-3;
 
 /** Of a software GPU; one round takes minutes. */
-const ROUNDS = { cpu: 10, webgpu: 2 };
+const ROUNDS = { cpu: 10, webgpu: 1 };
 
 interface Result {
   readonly error?: string;
