@@ -3,7 +3,7 @@
 import type { LoadOptions, ModelInfo, Support, Wuerstchen } from 'wuerstchen-web';
 import { checkSupport, inspect, load, WuerstchenError } from 'wuerstchen-web';
 import { runBenchmark } from './benchmark';
-import { element, formatBytes } from './dom';
+import { element, formatBytes, sentence } from './dom';
 import { explain } from './explain';
 import { downloadPng, initHistory, remember } from './history';
 import { hideError, showDevice, showError, showNotice } from './notices';
@@ -98,7 +98,7 @@ async function look(): Promise<void> {
   showModel(info);
   offerDefaults(info.defaults);
   element('model-line', HTMLElement).textContent =
-    `Model ${info.name}. ${info.provenance} Licence: ${info.licence}.`;
+    `Model ${info.name}. ${sentence(info.provenance)} Licence: ${info.licence}.`;
   offerLoad(info);
 }
 
