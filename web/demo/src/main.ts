@@ -154,6 +154,8 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
 const loadModel = () => run(async (signal) => void (await loadEngine(signal)), loadModel);
 
 async function makePictures(): Promise<void> {
+  // Who is quicker than the first look at the device and the model is not refused.
+  await started;
   const settings = readSettings();
   if (!settings) return;
   await run(async (signal) => {
@@ -271,4 +273,4 @@ void initHistory((settings) => {
   lockSeed(true);
   generate.focus({ preventScroll: true });
 });
-void start();
+const started = start();

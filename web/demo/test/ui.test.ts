@@ -98,6 +98,13 @@ test('Enter loads the model, makes the picture and explains it', async () => {
   assert.match(explained ?? '', /48×/, '3 · 64 · 64 pixels for 16 · 4 · 4 numbers');
 });
 
+test('a click before the page knows the model is not lost', async () => {
+  await page.goto(`${url}?slow`);
+  assert.equal(await at('load').isVisible(), false);
+  await at('generate').click();
+  await at('status').getByText('Done in').waitFor();
+});
+
 test('the film goes back to the first step of the picture and to its end', async () => {
   await open();
   await makePicture('a blue star');
