@@ -19,7 +19,7 @@ let browser: Browser;
 /** What the native program compares, as `file/name`. */
 let native: string[];
 
-const names = (checks: readonly Check[]) => checks.map(({ file, name }) => `${file}/${name}`);
+const names = (checks: readonly Check[]) => checks.map(({ file, name }) => `${file}/${name}`).sort();
 
 before(async () => {
   site = await Site.open('..');
