@@ -42,6 +42,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
 step "the browser: WebAssembly, npm package, demo page"
 bash web/build.sh
+bash tests/browser/build.sh
 cd web
 npm run check
 npm test

@@ -17,8 +17,7 @@ npm --prefix web ci --no-audit --no-fund
 # One file for each device, so that no visitor fetches what does not run.
 for device in cpu webgpu; do
     step "WebAssembly for $device"
-    RUSTFLAGS='--cfg getrandom_backend="wasm_js" -C target-feature=+simd128' \
-        cargo build --profile web --target wasm32-unknown-unknown \
+    cargo build --profile web --target wasm32-unknown-unknown \
         --package wuerstchen-web --no-default-features --features "$device"
     wasm="$target/wasm32-unknown-unknown/web/wuerstchen_web.wasm"
     built="web/pkg/$device/wuerstchen_web_bg.wasm"

@@ -234,6 +234,24 @@ fn a_web_bundle_is_the_model_in_shards() {
     assert!(message.contains("shard-000.bin: its SHA-256 is"), "{message}");
 }
 
+/// A folder of diffusers has counters in it, which are no weights.
+#[test]
+fn a_model_of_diffusers_becomes_a_web_bundle() {
+    let folder = scratch("web-bundle-diffusers");
+    let [bundle, picture] = ["model", "out.png"].map(|f| folder.join(f).display().to_string());
+    let arguments = ["-m", &goldens(), "--dtype", "f32", "--preview-pictures", "0"];
+    let export = wuerstchen(&[&["export", "web", "-o", &bundle], &arguments[..]].concat());
+    assert_eq!(export.status.code(), Some(0), "{}", text(&export.stderr));
+    let generate = |model: &str| {
+        let steps = ["-W", "128", "-H", "256", "--prior-steps", "2", "--decoder-steps", "2"];
+        let prompt = ["generate", "a badger", "--device", "cpu", "-o", &picture, "-m", model];
+        let output = wuerstchen(&[&prompt[..], &steps].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        fs::read(&picture).unwrap()
+    };
+    assert_eq!(generate(&bundle), generate(&goldens()));
+}
+
 /// 8 bits cost less than 1 % of the weights' norm.
 #[test]
 fn eight_bits_stay_close() {

@@ -135,14 +135,14 @@ pub async fn verify(
         on_file(name);
         let mut recorder = Recorder::new(name, golden, slack);
         part(&mut recorder, files, device)?;
-        recorder.finish(&mut result);
+        recorder.finish(&mut result).await?;
     }
     if let Some(rows) = goldens.texts.get("tokenizer") {
         on_file("tokenizer");
         let empty = Checkpoint::from_tensors("tokenizer", []);
         let mut recorder = Recorder::new("tokenizer", &empty, slack);
         text::tokenizers(&mut recorder, files, rows)?;
-        recorder.finish(&mut result);
+        recorder.finish(&mut result).await?;
     }
     if let (Some(golden), Some(case)) =
         (goldens.tensors.get("pipeline"), goldens.texts.get("pipeline"))
@@ -151,12 +151,12 @@ pub async fn verify(
         let studio = pictures::Studio::load(files, golden, case, device)?;
         let mut recorder = Recorder::new("pipeline", golden, slack);
         studio.variants(&mut recorder).await?;
-        recorder.finish(&mut result);
+        recorder.finish(&mut result).await?;
         if let Some(golden) = goldens.tensors.get("combined") {
             on_file("combined");
             let mut recorder = Recorder::new("combined", golden, slack);
             studio.combined(&mut recorder).await?;
-            recorder.finish(&mut result);
+            recorder.finish(&mut result).await?;
         }
     }
     for ((name, part), folder) in STAGES.into_iter().zip(stages::FOLDERS) {
@@ -166,7 +166,7 @@ pub async fn verify(
             on_file(&name);
             let mut recorder = Recorder::new(&name, golden, slack);
             part(&mut recorder, originals, device)?;
-            recorder.finish(&mut result);
+            recorder.finish(&mut result).await?;
         }
     }
     Ok(result)

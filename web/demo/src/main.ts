@@ -3,12 +3,12 @@
 import type { LoadOptions, ModelInfo, Support, Wuerstchen } from 'wuerstchen-web';
 import { checkSupport, inspect, load, WuerstchenError } from 'wuerstchen-web';
 import { runBenchmark } from './benchmark';
-import { element, formatBytes } from './dom';
+import { element, formatBytes, sentence } from './dom';
 import { explain } from './explain';
 import { downloadPng, initHistory, remember } from './history';
 import { hideError, showDevice, showError, showNotice } from './notices';
-import { expect, settle, showPictures, showPreview } from './picture';
-import { finish, followLoad, followRun, say, showModel } from './progress';
+import { expect, initFilm, settle, showPictures, showPreview } from './picture';
+import { finish, followLoad, followRun, say, showModel, STAGE_NAMES } from './progress';
 import {
   drawSeed,
   initForm,
@@ -98,7 +98,7 @@ async function look(): Promise<void> {
   showModel(info);
   offerDefaults(info.defaults);
   element('model-line', HTMLElement).textContent =
-    `Model ${info.name}. ${info.provenance} Licence: ${info.licence}.`;
+    `Model ${info.name}. ${sentence(info.provenance)} Licence: ${info.licence}.`;
   offerLoad(info);
 }
 
@@ -154,6 +154,8 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
 const loadModel = () => run(async (signal) => void (await loadEngine(signal)), loadModel);
 
 async function makePictures(): Promise<void> {
+  // Who is quicker than the first look at the device and the model is not refused.
+  await started;
   const settings = readSettings();
   if (!settings) return;
   await run(async (signal) => {
@@ -171,7 +173,9 @@ async function makePictures(): Promise<void> {
         signal,
         onProgress(event) {
           progress.onProgress(event);
-          if (event.type === 'preview') showPreview(event.bitmap, settings.prompt);
+          if (event.type !== 'preview') return;
+          const step = `${STAGE_NAMES[event.stage]}, step ${event.step}`;
+          showPreview(event.bitmap, settings.prompt, step);
         },
       });
       progress.close(result.timings);
@@ -258,6 +262,7 @@ element('copy', HTMLButtonElement).addEventListener('click', async () => {
 
 initTheme();
 initForm();
+initFilm();
 initStorage(async () => {
   if (engine) return;
   info = await inspect(model);
@@ -268,4 +273,4 @@ void initHistory((settings) => {
   lockSeed(true);
   generate.focus({ preventScroll: true });
 });
-void start();
+const started = start();

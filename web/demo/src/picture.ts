@@ -10,6 +10,11 @@ const canvas = element('picture', HTMLCanvasElement);
 const frame = element('frame', HTMLDivElement);
 const batch = element('batch', HTMLDivElement);
 const empty = element('empty', HTMLDivElement);
+const film = element('film', HTMLDivElement);
+const moment = element('film-moment', HTMLInputElement);
+
+/** What was seen of the first picture of a run while it was made, and then it. */
+const frames: { readonly bitmap: ImageBitmap; readonly label: string }[] = [];
 
 /** Copies a bitmap to a canvas of its size. */
 export function draw(bitmap: ImageBitmap, target: HTMLCanvasElement): void {
@@ -23,6 +28,8 @@ export function draw(bitmap: ImageBitmap, target: HTMLCanvasElement): void {
 export function expect({ width, height }: Settings): void {
   frame.dataset.waiting = '';
   batch.hidden = true;
+  film.hidden = true;
+  for (const { bitmap } of frames.splice(0)) bitmap.close();
   if (width && height) frame.style.aspectRatio = `${width} / ${height}`;
   frame.scrollIntoView({ block: 'nearest' });
 }
@@ -39,9 +46,10 @@ function show(bitmap: ImageBitmap, label: string): void {
   canvas.ariaLabel = label;
 }
 
-export function showPreview(bitmap: ImageBitmap, prompt: string): void {
+/** Shows an unfinished picture and keeps it for the film; `step` says which one it is. */
+export function showPreview(bitmap: ImageBitmap, prompt: string, step: string): void {
   show(bitmap, `Unfinished: ${prompt}`);
-  bitmap.close();
+  frames.push({ bitmap, label: step });
 }
 
 /** Shows the pictures of a run; `onChoose` is told which one is large, the first one at once. */
@@ -57,6 +65,8 @@ export function showPictures(
     for (const [other, button] of [...batch.children].entries()) {
       button.ariaPressed = String(other === index);
     }
+    film.hidden = index > 0 || frames.length < 2;
+    rewind();
     onChoose(index);
   };
   batch.hidden = bitmaps.length < 2;
@@ -70,7 +80,26 @@ export function showPictures(
       return button;
     }),
   );
+  const [first] = bitmaps;
+  if (first) frames.push({ bitmap: first, label: prompt });
   choose(0);
+}
+
+/** The film stands at its end, the finished picture. */
+function rewind(): void {
+  moment.max = String(frames.length - 1);
+  moment.value = moment.max;
+  moment.ariaValueText = 'finished';
+}
+
+/** Looks back at a run: the slider shows the picture as it was after each step. */
+export function initFilm(): void {
+  moment.addEventListener('input', () => {
+    const shown = frames[moment.valueAsNumber];
+    if (!shown) return;
+    show(shown.bitmap, shown.label);
+    moment.ariaValueText = shown.label;
+  });
 }
 
 /** The picture of the empty frame: one disc at the resolutions of the three stages. */

@@ -44,6 +44,7 @@ export async function checkSupport(): Promise<Support> {
 }
 
 export async function inspect(_model: ModelRef): Promise<ModelInfo> {
+  if (location.search.includes('slow')) await sleep(500);
   return {
     id: 'mock-0',
     name: 'mock',

@@ -98,6 +98,28 @@ test('Enter loads the model, makes the picture and explains it', async () => {
   assert.match(explained ?? '', /48×/, '3 · 64 · 64 pixels for 16 · 4 · 4 numbers');
 });
 
+test('a click before the page knows the model is not lost', async () => {
+  await page.goto(`${url}?slow`);
+  assert.equal(await at('load').isVisible(), false);
+  await at('generate').click();
+  await at('status').getByText('Done in').waitFor();
+});
+
+test('the film goes back to the first step of the picture and to its end', async () => {
+  await open();
+  await makePicture('a blue star');
+  const width = () => at('picture').evaluate((canvas: HTMLCanvasElement) => canvas.width);
+  assert.equal(await width(), 64);
+  await at('film').focus();
+  await page.keyboard.press('Home');
+  assert.equal(await at('film').getAttribute('aria-valuetext'), 'Stage C, prior, step 1');
+  assert.equal(await width(), 4);
+  await page.keyboard.press('End');
+  assert.equal(await width(), 64);
+  // 20 steps of Stage C, 12 of Stage B, the picture.
+  assert.equal(await at('film').inputValue(), '32');
+});
+
 test('Esc stops; what was drawn stays, and the next picture works', async () => {
   await open();
   await at('prompt').fill('an endless column');

@@ -74,9 +74,11 @@ test('on a phone the picture is in view when it is done', async () => {
   const context = await browser.newContext({ viewport, hasTouch: true, isMobile: true });
   const { page } = await visit(context);
   await generate(page);
-  await page.waitForTimeout(500); // the page scrolls smoothly
-  const box = await page.getByTestId('picture').boundingBox();
-  assert.ok(box && box.y > -1 && box.y + box.height < 845, JSON.stringify(box));
+  // The page scrolls smoothly.
+  await page.waitForFunction((bottom) => {
+    const box = document.getElementById('picture')?.getBoundingClientRect();
+    return box && box.top > -1 && box.bottom < bottom + 1;
+  }, viewport.height);
   const wide = await page.evaluate(() => document.documentElement.scrollWidth);
   assert.ok(wide <= 390, `${wide} pixels wide`);
   await context.close();

@@ -15,7 +15,7 @@ let page: Page;
 
 before(async () => {
   site = await Site.open(web);
-  browser = await launch();
+  browser = await launch('--enable-precise-memory-info');
 });
 
 after(async () => {
@@ -61,6 +61,16 @@ test('the second load comes from the cache, and works offline', async () => {
   const second = await load();
   assert.equal(second.ok, true, second.message);
   assert.ok(second.fromCache > 1);
+});
+
+test('the Cache API keeps a model as well', async () => {
+  assert.equal((await load({ cache: 'cache' })).ok, true);
+  await context.route('**/model/*', (route) => route.abort('internetdisconnected'));
+  const second = await load({ cache: 'cache' });
+  assert.equal(second.ok, true, second.message);
+  assert.ok(second.fromCache > 1);
+  const elsewhere = await load({ cache: 'opfs' });
+  assert.deepEqual([elsewhere.ok, elsewhere.code], [false, 'network']);
 });
 
 test('a damaged shard is an integrity error that names it and is not kept', async () => {
@@ -172,7 +182,7 @@ test('what the model cannot make is an error that says what it can', async () =>
   assert.match(message, /^invalid-argument: width must be .* 64 and 80, got 65$/);
 });
 
-test('a lost GPU is set up anew and the job goes on', async () => {
+test('a lost GPU is set up anew; a job that loses it twice fails, and the next one works', async () => {
   const workers: import('playwright-core').Worker[] = [];
   page.on('worker', (worker) => workers.push(worker));
   await page.evaluate(async (model) => {
@@ -185,13 +195,21 @@ test('a lost GPU is set up anew and the job goes on', async () => {
     for (const type of ['lost', 'recovered']) engine.addEventListener(type, () => events.push(type));
     Object.assign(window, { engine, events });
   }, MODEL);
-  const job = page.evaluate(async () => {
-    const options = { prompt: 'a red circle', priorSteps: 3, decoderSteps: 1 };
-    const result = await (window as any).engine.generate({ ...options });
-    return { images: result.images.length, events: (window as any).events };
-  });
-  await workers[0]?.evaluate('testDevice.destroy()');
-  assert.deepEqual(await job, { images: 1, events: ['lost', 'recovered'] });
+  const generate = () =>
+    page.evaluate(() => {
+      const options = { prompt: 'a red circle', priorSteps: 3, decoderSteps: 1 };
+      const made = (window as any).engine.generate(options);
+      return made.then((result: any) => result.images.length, (error: any) => error.code);
+    });
+  const lose = () => workers.at(-1)?.evaluate('testDevice.destroy()');
+
+  const twice = generate();
+  await lose();
+  await page.waitForFunction('events.at(-1) === "recovered"', undefined, { timeout: 0 });
+  await lose();
+  assert.equal(await twice, 'device-lost');
+  assert.equal(await generate(), 1);
+  assert.deepEqual(await page.evaluate('events'), ['lost', 'recovered', 'lost', 'recovered']);
 });
 
 test('fifty engines come and go in the same memory', async () => {
@@ -216,6 +234,8 @@ test('fifty engines come and go in the same memory', async () => {
   await cycle(47);
   const growth = (await heap()) - first;
   assert.ok(growth < 1 << 20, `${growth} bytes more`);
+  // Each worker has a WebAssembly memory of its own, which goes with it.
+  await Promise.all(page.workers().map((worker) => worker.waitForEvent('close')));
 });
 
 /** Shards go to the device one by one: what a load needs beyond the engine is one shard. */

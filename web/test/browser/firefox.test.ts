@@ -16,6 +16,10 @@ before(async () => {
     browser: 'firefox',
     executablePath: process.env.FIREFOX ?? '/usr/bin/firefox-esr',
     headless: true,
+    // A software GPU takes its time.
+    protocolTimeout: 0,
+    // Firefox has WebGPU on Linux, but not yet by itself, and less so on a software driver.
+    extraPrefsFirefox: { 'dom.webgpu.enabled': true, 'gfx.webgpu.ignore-blocklist': true },
   });
 });
 
@@ -24,21 +28,37 @@ after(async () => {
   site?.close();
 });
 
-test('a picture of Firefox is the native one', async () => {
+/** Makes a picture and compares it with the native program's. */
+async function compare(device: string, options: object, args: readonly string[]): Promise<string> {
   const page = await browser.newPage();
   await page.goto(`${site.url}test/browser/page.html`);
   await page.waitForFunction('window.wuerstchen');
-  const made = await page.evaluate(async (prompt) => {
-    const { load } = (window as any).wuerstchen;
-    const engine = await load({ model: '/demo/dist/model/manifest.json' });
-    const result = await engine.generate({ prompt, seed: 3, format: 'imageData' });
-    const { width, height, data }: ImageData = result.images[0];
-    const message = engine.support.message;
-    await engine.dispose();
-    return { width, height, rgba: Array.from(data), message };
-  }, PROMPT);
+  const made = await page.evaluate(
+    async (prompt, device, options) => {
+      const { load } = (window as any).wuerstchen;
+      const engine = await load({ model: '/demo/dist/model/manifest.json', device });
+      const result = await engine.generate({ prompt, seed: 3, format: 'imageData', ...options });
+      const { width, height, data }: ImageData = result.images[0];
+      const ran = engine.device;
+      await engine.dispose();
+      return { width, height, rgba: Array.from(data), ran };
+    },
+    PROMPT, device, options,
+  );
+  await page.close();
   const picture = { ...made, rgba: new Uint8Array(made.rgba) };
-  const { mean, close } = difference(picture, native(PROMPT, ['--seed', '3']));
+  const { mean, close } = difference(picture, native(PROMPT, ['--seed', '3', ...args]));
   assert.ok(mean <= 1 && close >= 0.99, `mean ${mean}, within 2: ${close}`);
-  assert.notEqual(made.message, '');
+  return made.ran;
+}
+
+test('a picture of Firefox is the native one, on the CPU as its GPU is emulated', async () => {
+  assert.equal(await compare('auto', {}, []), 'cpu');
+});
+
+test('a picture of Firefox\'s WebGPU is the native one', {
+  skip: process.env.WUERSTCHEN_GPU_TESTS === 'no' && 'there is no GPU, not even a software one',
+}, async () => {
+  const steps = ['--prior-steps', '2', '--decoder-steps', '2'];
+  assert.equal(await compare('webgpu', { priorSteps: 2, decoderSteps: 2 }, steps), 'webgpu');
 });

@@ -12,8 +12,18 @@ pub(super) struct Recorder<'a> {
     file: String,
     golden: &'a Checkpoint,
     slack: f64,
+    pending: Vec<Pending>,
+    pending_integers: Vec<(String, Tensor<1, Int>)>,
     checks: Vec<Check>,
     computed: Vec<Computed>,
+}
+
+/// A comparison that waits for [`Recorder::finish`]: browsers read from a GPU only asynchronously.
+struct Pending {
+    name: String,
+    /// Compared one by one.
+    parts: Vec<Tensor<1>>,
+    bound: f64,
 }
 
 struct Computed {
@@ -31,8 +41,15 @@ const UNCOMPARABLE: f64 = f64::MAX;
 
 impl<'a> Recorder<'a> {
     pub(super) fn new(file: &str, golden: &'a Checkpoint, slack: f64) -> Self {
-        let (checks, computed) = (Vec::new(), Vec::new());
-        Self { file: file.to_owned(), golden, slack, checks, computed }
+        Self {
+            file: file.to_owned(),
+            golden,
+            slack,
+            pending: Vec::new(),
+            pending_integers: Vec::new(),
+            checks: Vec::new(),
+            computed: Vec::new(),
+        }
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -93,8 +110,26 @@ impl<'a> Recorder<'a> {
 
     /// Compares a tensor with the golden of that name, if there is one.
     pub(super) fn check<const D: usize>(&mut self, name: &str, ours: Tensor<D>, bound: f64) {
+        self.check_parts(name, vec![ours], bound);
+    }
+
+    /// Compares tensors with equal parts of the golden of that name one by one; the worst counts.
+    pub(super) fn check_parts<const D: usize>(
+        &mut self,
+        name: &str,
+        ours: Vec<Tensor<D>>,
+        bound: f64,
+    ) {
         if self.has(name) {
-            self.check_values(name, &[&read(ours)], bound);
+            let parts = ours.into_iter().map(|part| part.reshape([-1])).collect();
+            self.pending.push(Pending { name: name.to_owned(), parts, bound });
+        }
+    }
+
+    /// Compares integers with the golden of that name, if there is one; they must be equal.
+    pub(super) fn check_integers<const D: usize>(&mut self, name: &str, ours: Tensor<D, Int>) {
+        if self.has(name) {
+            self.pending_integers.push((name.to_owned(), ours.reshape([-1])));
         }
     }
 
@@ -180,7 +215,21 @@ impl<'a> Recorder<'a> {
         self.checks.push(Check { file, name, relative, absolute, bound, ok: relative <= bound });
     }
 
-    pub(super) fn finish(mut self, result: &mut Verification) {
+    /// Waits for the device and adds what was found to `result`.
+    pub(super) async fn finish(mut self, result: &mut Verification) -> Result<(), VerifyError> {
+        for Pending { name, parts, bound } in std::mem::take(&mut self.pending) {
+            let mut values = Vec::new();
+            for part in parts {
+                values.push(read(part).await?);
+            }
+            let parts: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+            self.check_values(&name, &parts, bound);
+        }
+        for (name, integers) in std::mem::take(&mut self.pending_integers) {
+            let data = data_of(integers.into_data_async().await)?.convert::<i64>();
+            let ours = data.try_to_vec::<i64>().expect("converted to i64");
+            self.check_equal(&name, &ours, &self.integers(&name)?);
+        }
         // A value that was computed in two ways is written once.
         self.computed.sort_by(|a, b| a.name.cmp(&b.name));
         self.computed.dedup_by(|a, b| a.name == b.name);
@@ -191,6 +240,7 @@ impl<'a> Recorder<'a> {
         let bytes = safetensors::serialize(views, None).expect("shapes and sizes agree");
         result.computed.insert(self.file, bytes);
         result.checks.extend(self.checks);
+        Ok(())
     }
 }
 
@@ -200,9 +250,13 @@ fn larger(a: f64, b: f64) -> f64 {
 }
 
 /// The values of a tensor.
-pub(super) fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    let data = tensor.into_data().convert::<f32>();
-    data.try_to_vec::<f32>().expect("converted to f32")
+pub(super) async fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, VerifyError> {
+    let data = data_of(tensor.into_data_async().await)?.convert::<f32>();
+    Ok(data.try_to_vec::<f32>().expect("converted to f32"))
+}
+
+fn data_of<E: std::fmt::Debug>(data: Result<TensorData, E>) -> Result<TensorData, VerifyError> {
+    data.map_err(|error| wuerstchen::Error::Device(format!("{error:?}")).into())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use wuerstchen::pipeline::{Guided, Sampling, TextPart};
 use wuerstchen::{Checkpoint, Image, ModelFiles, Pipeline, Progress, Residency, Sampler};
 
 use super::VerifyError;
-use super::compare::Recorder;
+use super::compare::{Recorder, read};
 
 /// Largest relative error of latents after all steps and of pictures: every step multiplies the
 /// error of the one before.
@@ -130,20 +130,27 @@ impl<'a> Studio<'a> {
         recorder.check_values(&name("latents"), &slices(&latents), SAMPLING_BOUND);
         let picture = self.pipeline.decode(result)?;
         recorder.check(&name("unclamped"), picture.clone(), SAMPLING_BOUND);
-        self.picture(recorder, &name("image"), picture);
+        self.picture(recorder, &name("image"), picture).await?;
         self.sizes(recorder, &name("sizes"));
         Ok(())
     }
 
-    fn picture(&self, recorder: &mut Recorder, name: &str, picture: Tensor<4>) {
+    async fn picture(
+        &self,
+        recorder: &mut Recorder<'_>,
+        name: &str,
+        picture: Tensor<4>,
+    ) -> Result<(), VerifyError> {
         let picture = picture.clamp(0.0, 1.0);
         recorder.check(name, picture.clone(), SAMPLING_BOUND);
         let bytes = format!("{name}_u8");
         if recorder.has(&bytes) {
-            let data = picture.into_data().convert::<f32>();
+            let shape = picture.dims();
+            let data = TensorData::new(read(picture).await?, shape);
             let rgb: Vec<u8> = Image::from_data(&data).into_iter().flat_map(|i| i.rgb).collect();
             recorder.check_bytes(&bytes, &rgb, BYTES_BOUND);
         }
+        Ok(())
     }
 
     /// Whether the model gives the picture's size the latent sizes that the reference took.
@@ -199,8 +206,7 @@ impl<'a> Studio<'a> {
             .pipeline
             .sample_decoder(latents, embedding, text, &sampling, noise, on_step)
             .await?;
-        self.picture(recorder, "image", self.pipeline.decode(result)?);
-        Ok(())
+        self.picture(recorder, "image", self.pipeline.decode(result)?).await
     }
 
     fn embed(

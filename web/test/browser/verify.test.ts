@@ -1,0 +1,80 @@
+// Our tensors against the authors', as `wuerstchen verify` compares them, computed by a browser.
+
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { after, before, test } from 'node:test';
+import type { Browser, Page } from 'playwright-core';
+import { launch, program, Site } from './site.ts';
+
+interface Check {
+  readonly file: string;
+  readonly name: string;
+  readonly relative: number;
+  readonly bound: number;
+  readonly ok: boolean;
+}
+
+let site: Site;
+let browser: Browser;
+/** What the native program compares, as `file/name`. */
+let native: string[];
+
+const names = (checks: readonly Check[]) => checks.map(({ file, name }) => `${file}/${name}`).sort();
+
+before(async () => {
+  site = await Site.open('..');
+  browser = await launch();
+  const args = ['verify', '../tests/golden/small', '--device', 'cpu', '--json'];
+  const { checks } = JSON.parse(execFileSync(program, args, { encoding: 'utf8' }));
+  // The authors' own files are PyTorch's, which no browser reads.
+  native = names(checks).filter((name) => !name.startsWith('original/'));
+});
+
+after(async () => {
+  await browser.close();
+  site.close();
+});
+
+/** Compares in a page. */
+async function verify(device: string, prepare?: (page: Page) => Promise<unknown>): Promise<Check[]> {
+  const page = await browser.newPage();
+  page.on('console', (message) => {
+    if (message.type() === 'error') console.error('page:', message.text());
+  });
+  await prepare?.(page);
+  await page.goto(`${site.url}tests/browser/index.html?device=${device}`);
+  await page.waitForFunction('window.verification', undefined, { timeout: 0 });
+  const { error, checks, times }: any = await page.evaluate('window.verification');
+  await page.close();
+  assert.equal(error, undefined);
+  const seconds = Object.values<number>(times).reduce((sum, ms) => sum + ms / 1000, 0);
+  const agree = checks.filter(({ ok }: Check) => ok).length;
+  console.log(`verify on ${device}: ${agree} of ${checks.length} tensors agree, ${seconds.toFixed(0)} s`);
+  return checks;
+}
+
+/** What is off fails the test by name. */
+function assertAgree(checks: readonly Check[], expected: readonly string[]): void {
+  assert.deepEqual(checks.filter(({ ok }) => !ok), []);
+  assert.deepEqual(names(checks), expected);
+}
+
+test('the CPU path computes what the authors do, in training too', async () => {
+  assertAgree(await verify('cpu'), native);
+});
+
+test('a changed weight is noticed', async () => {
+  const checks = await verify('cpu', (page) =>
+    page.route('**/prior/diffusion_pytorch_model.safetensors', async (route) => {
+      const response = await route.fetch();
+      const body = await response.body();
+      body.writeFloatLE(3, body.length - 4);
+      await route.fulfill({ response, body });
+    }),
+  );
+  assert.ok(checks.some(({ file, ok }) => file === 'prior' && !ok));
+});
+
+test('WebGPU computes what the authors do', async () => {
+  assertAgree(await verify('webgpu'), native.filter((name) => !name.startsWith('train_')));
+});
