@@ -31,6 +31,7 @@
 pub mod batch_norm;
 pub mod blocks;
 pub mod bundle;
+pub mod cascade;
 pub mod checkpoint;
 pub mod compressor;
 pub mod config;
