@@ -1,30 +1,41 @@
-//! `wuerstchen generate`: a prompt to PNG files.
+//! `wuerstchen generate`: prompts and pictures to PNG files.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use wuerstchen::{GenerateOptions, Pipeline, Progress, Provenance, Residency, Settings, Stage};
+use serde_json::{Value, json};
+use wuerstchen::interpolate::shares;
+use wuerstchen::{
+    Batch, Error, GenerateOptions, Generated, Image, Mask, OptionsError, Origin, Pipeline,
+    Progress, Provenance, Residency, Settings, Stage,
+};
 
 use crate::devices::{self, Choice};
-use crate::files;
+use crate::lora::{self, LoraArg};
+use crate::{files, pictures, usage};
 
 /// Arguments of `wuerstchen generate`.
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
-    /// What the picture shows
-    prompt: String,
+    /// What the picture shows; may be left out where there is a picture to start from
+    #[arg(required_unless_present_any = ["prompts", "image"])]
+    prompt: Option<String>,
     /// The PNG file to write; several pictures are numbered, out-0.png, out-1.png, …
     #[arg(short, long, value_name = "FILE", default_value = "out.png")]
     output: PathBuf,
     /// A model folder (diffusers layout or web bundle) or a bundle file [default: the built-in model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    inputs: Inputs,
+    #[command(flatten)]
+    options: GenerateOptions,
     /// Where to run
     #[arg(long, value_enum, default_value = "auto")]
     device: Choice,
@@ -34,8 +45,39 @@ pub(crate) struct GenerateArgs {
     /// Print what was made as JSON
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    options: GenerateOptions,
+}
+
+/// Files and further prompts.
+#[derive(Args)]
+struct Inputs {
+    /// A file with a prompt on every line, of each of which pictures are made
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_to"])]
+    prompts: Option<PathBuf>,
+    /// A picture to start from: PNG, JPEG or WebP; --strength says how far to go
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// What of the picture to paint anew: white in a picture of the same size, grey mixes
+    #[arg(long, value_name = "FILE", requires = "image")]
+    mask: Option<PathBuf>,
+    /// Make frames on the way from the prompt to this one
+    #[arg(long, value_name = "PROMPT")]
+    prompt_to: Option<String>,
+    /// Make frames on the way from the picture to this one
+    #[arg(long, value_name = "FILE", requires = "image", conflicts_with = "mask")]
+    image_to: Option<PathBuf>,
+    /// Frames on the way, both ends included [default: 8]
+    #[arg(long, value_name = "N")]
+    frames: Option<usize>,
+    /// A LoRA of Stage C, or its folder, and its weight; may be given several times
+    #[arg(long, value_name = "FILE[:WEIGHT]")]
+    lora: Vec<LoraArg>,
+}
+
+/// The pictures that are read.
+struct Pictures {
+    image: Option<Image>,
+    image_to: Option<Image>,
+    mask: Option<Mask>,
 }
 
 /// What `--json` prints.
@@ -46,7 +88,8 @@ struct Report<'a> {
     device: &'a str,
     load_secs: f64,
     generate_secs: f64,
-    prompt: &'a str,
+    /// Of every file.
+    prompts: Vec<&'a str>,
     settings: &'a Settings,
 }
 
@@ -56,47 +99,169 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         bail!("cannot write {}: there is no folder {}", args.output.display(), folder.display());
     }
-    let files = files::read_model(args.model.as_deref())?;
+    let inputs = &args.inputs;
+    let (prompts, shares, pictures) = (args.prompts()?, inputs.shares()?, inputs.pictures()?);
+    let mut files = files::read_model(args.model.as_deref())?;
+    lora::apply(&mut files, &inputs.lora)?;
     let found = devices::choose(args.device)?;
     let started = Instant::now();
-    let pipeline =
-        Pipeline::load(&files, &found.device, args.residency).context("cannot load the model")?;
+    let pipeline = Pipeline::load(&files, &found.device, args.residency);
+    let pipeline = pipeline.context("cannot load the model")?;
     let load_secs = started.elapsed().as_secs_f64();
 
     let started = Instant::now();
+    let settings = pipeline.settings(&args.options, pictures.image.as_ref())?;
+    if shares.len() > 1 && settings.count > 1 {
+        let found = settings.count;
+        return Err(usage(&anyhow!("count must be 1 where frames are made, got {found}")));
+    }
+    let origins = block_on(pictures.origins(&pipeline, &shares, &settings))?;
+    let mut batches = Vec::new();
+    for prompt in &prompts {
+        for (&share, origin) in shares.iter().zip(&origins) {
+            let towards = inputs.prompt_to.as_deref().map(|prompt| (prompt, share));
+            let prompts = vec![prompt.as_str(); settings.count];
+            batches.push(Batch { prompts, towards, origin: origin.as_ref() });
+        }
+    }
     let bar = Bars::default();
     let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
-    let generated = block_on(pipeline.generate(&args.prompt, &args.options, &mut on_step));
+    let made = block_on(pipeline.generate_batches(&batches, &settings, &mut on_step));
     bar.0.finish_and_clear();
-    let generated = generated?;
+    let made = made?;
     let generate_secs = started.elapsed().as_secs_f64();
 
-    let mut written = Vec::new();
-    for (i, image) in generated.images.iter().enumerate() {
-        let path = numbered(&args.output, i, generated.images.len());
-        let provenance = Provenance {
-            prompt: args.prompt.clone(),
-            model: pipeline.card.name.clone(),
-            image: i,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            settings: serde_json::to_value(&generated.settings)?,
-        };
-        files::write(&path, &provenance.to_png(image).context("cannot encode the picture")?)?;
-        eprintln!("wrote {}", path.display());
-        written.push(path.display().to_string());
-    }
+    let files = args.write(&pipeline, &batches, &made)?;
     if args.json {
         let report = Report {
-            files: written,
+            files,
             device: &found.name,
             load_secs,
             generate_secs,
-            prompt: &args.prompt,
-            settings: &generated.settings,
+            prompts: batches.iter().flat_map(|batch| batch.prompts.clone()).collect(),
+            settings: &made[0].settings,
         };
         crate::print(&serde_json::to_string(&report)?)?;
     }
     Ok(())
+}
+
+impl GenerateArgs {
+    /// The prompts of the command line or of a file; at least one.
+    fn prompts(&self) -> Result<Vec<String>> {
+        let Some(path) = &self.inputs.prompts else {
+            return Ok(vec![self.prompt.clone().unwrap_or_default()]);
+        };
+        let text = String::from_utf8(files::read(path)?);
+        let text = text.with_context(|| format!("{} is not text", path.display()))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let prompts: Vec<_> = lines.map(str::to_owned).collect();
+        match prompts.is_empty() {
+            true => bail!("{}: expected a prompt on every line, found none", path.display()),
+            false => Ok(prompts),
+        }
+    }
+
+    /// Writes all pictures; gives their paths.
+    fn write(
+        &self,
+        pipeline: &Pipeline,
+        batches: &[Batch<'_>],
+        made: &[Generated],
+    ) -> Result<Vec<String>> {
+        let count = made.iter().map(|made| made.images.len()).sum();
+        let mut written = Vec::new();
+        for (batch, made) in batches.iter().zip(made) {
+            for (i, image) in made.images.iter().enumerate() {
+                let mut settings = serde_json::to_value(&made.settings)?;
+                self.inputs.describe(&mut settings, batch);
+                let provenance = Provenance {
+                    prompt: batch.prompts[i].to_owned(),
+                    model: pipeline.card.name.clone(),
+                    image: i,
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    settings,
+                };
+                let path = numbered(&self.output, written.len(), count);
+                let png = provenance.to_png(image).context("cannot encode the picture")?;
+                files::write(&path, &png)?;
+                eprintln!("wrote {}", path.display());
+                written.push(path.display().to_string());
+            }
+        }
+        Ok(written)
+    }
+}
+
+impl Inputs {
+    /// The shares of the way that the frames have gone; one, of nothing, where there are no frames.
+    fn shares(&self) -> Result<Vec<f32>> {
+        let has_end = self.prompt_to.is_some() || self.image_to.is_some();
+        match (has_end, self.frames) {
+            (true, frames) => Ok(shares(frames)?),
+            (false, None) => Ok(vec![0.0]),
+            (false, Some(_)) => {
+                let needed = "--prompt-to or --image-to";
+                Err(OptionsError::Missing { field: "frames", needed }.into())
+            }
+        }
+    }
+
+    fn pictures(&self) -> Result<Pictures> {
+        let read = |path: &Option<PathBuf>| path.as_deref().map(pictures::read_image).transpose();
+        Ok(Pictures {
+            image: read(&self.image)?,
+            image_to: read(&self.image_to)?,
+            mask: self.mask.as_deref().map(pictures::read_mask).transpose()?,
+        })
+    }
+
+    /// Adds what pictures are made of to the settings that they carry.
+    fn describe(&self, settings: &mut Value, batch: &Batch<'_>) {
+        for (name, path) in
+            [("image", &self.image), ("imageTo", &self.image_to), ("mask", &self.mask)]
+        {
+            if let Some(path) = path {
+                settings[name] = json!(file_name(path));
+            }
+        }
+        if let Some((prompt, _)) = batch.towards {
+            settings["promptTo"] = json!(prompt);
+        }
+        if !self.lora.is_empty() {
+            let lora = |lora: &LoraArg| format!("{}:{}", file_name(&lora.path), lora.weight);
+            settings["loras"] = self.lora.iter().map(lora).collect();
+        }
+    }
+}
+
+impl Pictures {
+    /// Where the pictures of every frame start.
+    async fn origins(
+        &self,
+        pipeline: &Pipeline,
+        shares: &[f32],
+        settings: &Settings,
+    ) -> Result<Vec<Option<Origin>>, Error> {
+        let Some(image) = &self.image else { return Ok(vec![None; shares.len()]) };
+        let size = |image: &Image| (image.width, image.height);
+        let target = (settings.width, settings.height);
+        for image in self.image_to.iter().chain([image]).filter(|image| size(image) != target) {
+            let (width, height) = size(image);
+            eprintln!(
+                "a picture of {width} x {height} pixels is scaled and cut to {} x {}",
+                target.0, target.1
+            );
+        }
+        let from = pipeline.origin(image, self.mask.as_ref(), settings).await?;
+        let Some(image) = &self.image_to else { return Ok(vec![Some(from); shares.len()]) };
+        let to = pipeline.origin(image, None, settings).await?;
+        Ok(shares.iter().map(|&share| Some(Origin::between(&from, &to, share))).collect())
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// A bar for the stage that runs.

@@ -8,7 +8,10 @@ mod files;
 mod generate;
 mod import;
 mod inspect;
+mod lora;
 mod measure;
+mod pictures;
+mod reconstruct;
 mod serve;
 mod train;
 mod verify;
@@ -35,10 +38,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make pictures of a prompt
+    /// Make pictures of prompts, from noise or from a picture
     Generate(generate::GenerateArgs),
     /// Turn published weights into a model of one folder
     Import(import::ImportArgs),
+    /// Show what the stages keep of a picture
+    Reconstruct(reconstruct::ReconstructArgs),
     /// Tell how a picture was made, or what is in a model
     Inspect(inspect::InspectArgs),
     /// Train a model: Stage A, then B with the compressor, then C
@@ -81,6 +86,7 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Generate(args) => generate::run(&args).map(|()| true),
         Command::Import(args) => import::run(&args),
+        Command::Reconstruct(args) => reconstruct::run(&args).map(|()| true),
         Command::Inspect(args) => inspect::run(&args).map(|()| true),
         Command::Train(args) => train::run(&args).map(|()| true),
         Command::Export(args) => export::run(&args).map(|()| true),

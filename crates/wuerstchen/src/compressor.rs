@@ -11,7 +11,7 @@ use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv};
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{Observer, channels_first, channels_last, linear};
 use crate::config::{ConfigError, positive};
-use crate::resize::{Filter, resize};
+use crate::resize::cover;
 
 /// Configuration of a [`Compressor`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -336,30 +336,15 @@ fn dense_conv(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
     matmul_bias(patches, weight, None)
 }
 
-/// Prepares pictures for the compressor: the shorter side becomes `size` (bilinear, antialiased),
-/// the centre is cropped to a square, colours are normalised as ImageNet.
+/// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),
+/// what stands out is cut off, colours are normalised as ImageNet.
 ///
 /// # Shapes
 ///
 /// - image: `[B, 3, H, W]` in `[0, 1]`
-/// - output: `[B, 3, size, size]`
-pub fn prepare(image: Tensor<4>, size: usize) -> Tensor<4> {
-    normalise(crop(resize_shorter_side(image, size), size))
-}
-
-/// Resizes `[B, C, H, W]` so that the shorter side becomes `size`, the other rounded down.
-pub fn resize_shorter_side(image: Tensor<4>, size: usize) -> Tensor<4> {
-    let [_, _, height, width] = image.dims();
-    let shorter = height.min(width);
-    let sides = [height * size / shorter, width * size / shorter];
-    channels_first(resize(channels_last(image), sides, Filter::Bilinear))
-}
-
-/// The centre `size`x`size` of `[B, C, H, W]`, offsets rounded half to even as torchvision does.
-pub fn crop(image: Tensor<4>, size: usize) -> Tensor<4> {
-    let [_, _, height, width] = image.dims();
-    let offset = |side: usize| ((side - size) as f64 / 2.0).round_ties_even() as usize;
-    image.narrow(2, offset(height), size).narrow(3, offset(width), size)
+/// - output: `[B, 3, height, width]`
+pub fn prepare(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    normalise(cover(image, size))
 }
 
 /// Normalises the colours of `[B, 3, H, W]` in `[0, 1]` as ImageNet.

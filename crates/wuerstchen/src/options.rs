@@ -46,6 +46,29 @@ pub struct GenerateOptions {
     /// The reverse-diffusion step
     #[cfg_attr(feature = "clap", arg(long))]
     pub sampler: Option<Sampler>,
+    /// How far from the picture that is started from: 0 shows it again, 1 leaves it [default: 0.8,
+    /// and 1 with a mask]
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub strength: Option<f64>,
+    /// What brackets in prompts mean
+    #[cfg_attr(feature = "clap", arg(long, value_enum, default_value_t))]
+    pub prompt_syntax: PromptSyntax,
+    /// Rows of latents that Stage A decodes at a time, 0 for all: fewer take less memory and make the
+    /// same picture [default: all of a small picture]
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub vqgan_rows: Option<usize>,
+}
+
+/// What brackets in prompts mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum PromptSyntax {
+    /// Weights: (strong) (stronger:1.3) [weak]; a backslash takes a bracket as it is
+    #[default]
+    Weighted,
+    /// Nothing
+    Plain,
 }
 
 /// What a model does where [`GenerateOptions`] say nothing.
@@ -83,6 +106,9 @@ impl Default for Defaults {
     }
 }
 
+/// How far pictures are left by default, as in diffusers.
+const STRENGTH: f64 = 0.8;
+
 /// Most pictures of one prompt at a time.
 pub const MAX_COUNT: usize = 256;
 
@@ -108,6 +134,31 @@ pub enum OptionsError {
     /// No pictures or too many.
     #[error("count must be between 1 and {MAX_COUNT}, got {0}")]
     Count(usize),
+    /// Too few frames for both ends, or too many.
+    #[error("frames must be between 2 and {MAX_COUNT}, got {0}")]
+    Frames(usize),
+    /// Not a share.
+    #[error("strength must be between 0 and 1, got {0}")]
+    Strength(f64),
+    /// An option that is of no use without another input.
+    #[error("{field} needs {needed}, which is missing")]
+    Missing {
+        /// Which option or input.
+        field: &'static str,
+        /// What it needs.
+        needed: &'static str,
+    },
+    /// Pictures to start from need a part that the model does not have.
+    #[error("image needs a model with the semantic compressor: {0}")]
+    NoCompressor(String),
+    /// A mask that does not lie on its picture.
+    #[error("mask must be of the picture's size, {expected}, got {found}")]
+    Mask {
+        /// Width and height of the picture in pixels.
+        expected: String,
+        /// Those of the mask.
+        found: String,
+    },
     /// Times that do not fall from 1 to 0.
     #[error("timesteps must fall from at most 1 to 0, at least two of them, got {0:?}")]
     Timesteps(Vec<f32>),
@@ -157,6 +208,21 @@ pub struct Settings {
     pub decoder_guidance_scale: f64,
     /// The reverse-diffusion step.
     pub sampler: Sampler,
+    /// How far from the picture that is started from, `[0, 1]`; none where there is no picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    /// What brackets in prompts mean.
+    pub prompt_syntax: PromptSyntax,
+    /// Rows of latents that Stage A decodes at a time, 0 for all; none to go by the size.
+    #[serde(skip)]
+    pub vqgan_rows: Option<usize>,
+}
+
+impl Settings {
+    /// How far from the picture, where `masked` says whether only a part of it is painted anew.
+    pub fn strength(&self, masked: bool) -> f64 {
+        self.strength.unwrap_or(if masked { 1.0 } else { STRENGTH })
+    }
 }
 
 impl GenerateOptions {
@@ -179,6 +245,12 @@ impl GenerateOptions {
         if !(1..=MAX_COUNT).contains(&count) {
             return Err(OptionsError::Count(count));
         }
+        let strength = match self.strength {
+            Some(found) if !(0.0..=1.0).contains(&found) => {
+                return Err(OptionsError::Strength(found));
+            }
+            strength => strength,
+        };
         let prior_timesteps = match &self.timesteps {
             Some(times) if is_schedule(times) => times.clone(),
             Some(times) => return Err(OptionsError::Timesteps(times.clone())),
@@ -203,6 +275,9 @@ impl GenerateOptions {
                 defaults.decoder_guidance_scale,
             )?,
             sampler: self.sampler.unwrap_or(defaults.sampler),
+            strength,
+            prompt_syntax: self.prompt_syntax,
+            vqgan_rows: self.vqgan_rows,
         })
     }
 }
@@ -242,5 +317,13 @@ mod tests {
             "decoder_guidance_scale must be finite and at least 0, got -1"
         );
         assert!(message(r#"{"timesteps": [1.0, 0.5]}"#).starts_with("timesteps must fall"));
+        assert_eq!(message(r#"{"strength": 1.5}"#), "strength must be between 0 and 1, got 1.5");
+    }
+
+    #[test]
+    fn a_mask_leaves_its_part_altogether() {
+        let strength = |json, masked| resolve(json).unwrap().strength(masked);
+        assert_eq!((strength("{}", false), strength("{}", true)), (0.8, 1.0));
+        assert_eq!(strength(r#"{"strength": 0.25}"#, true), 0.25);
     }
 }

@@ -2,6 +2,8 @@
 
 use burn::prelude::*;
 
+use crate::blocks::{channels_first, channels_last};
+
 /// A resampling kernel and how the output grid lies over the input grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
@@ -9,15 +11,18 @@ pub enum Filter {
     BicubicAlignedCorners,
     /// The triangle kernel with aligned edges: how pictures are prepared for the compressor.
     Bilinear,
+    /// Between the two nearest pixels with aligned corners, not antialiased: how Stable Cascade's
+    /// Stage B fits the image embedding.
+    BilinearAlignedCorners,
 }
 
 impl Filter {
     fn scale(self, input: usize, output: usize) -> f64 {
         match self {
-            Self::BicubicAlignedCorners if output > 1 => {
+            Self::BicubicAlignedCorners | Self::BilinearAlignedCorners if output > 1 => {
                 (input as f64 - 1.0) / (output as f64 - 1.0)
             }
-            Self::BicubicAlignedCorners => 0.0,
+            Self::BicubicAlignedCorners | Self::BilinearAlignedCorners => 0.0,
             Self::Bilinear => input as f64 / output as f64,
         }
     }
@@ -25,14 +30,14 @@ impl Filter {
     fn radius(self) -> f64 {
         match self {
             Self::BicubicAlignedCorners => 2.0,
-            Self::Bilinear => 1.0,
+            Self::Bilinear | Self::BilinearAlignedCorners => 1.0,
         }
     }
 
     fn weight(self, distance: f64) -> f64 {
         let d = distance.abs();
         match self {
-            Self::Bilinear => (1.0 - d).max(0.0),
+            Self::Bilinear | Self::BilinearAlignedCorners => (1.0 - d).max(0.0),
             Self::BicubicAlignedCorners if d < 1.0 => (1.5 * d - 2.5) * d * d + 1.0,
             Self::BicubicAlignedCorners if d < 2.0 => ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0,
             Self::BicubicAlignedCorners => 0.0,
@@ -42,18 +47,23 @@ impl Filter {
 
 /// The `[output, input]` matrix that resizes one axis, row by row.
 ///
-/// Aligned corners change the scale only, not the centres: `centre = scale·(i + ½)`.
+/// Where it is antialiased, aligned corners change the scale only, not the centres:
+/// `centre = scale·(i + ½)`.
 ///
-/// Source: `_upsample_bicubic2d_aa` of PyTorch.
+/// Source: `_upsample_bicubic2d_aa` and `upsample_bilinear2d` of PyTorch.
 pub fn resize_matrix(filter: Filter, input: usize, output: usize) -> Vec<f32> {
     if input == output {
         return (0..input * input).map(|i| if i % (input + 1) == 0 { 1.0 } else { 0.0 }).collect();
     }
     let scale = filter.scale(input, output);
-    let stretch = scale.max(1.0);
+    let antialiased = filter != Filter::BilinearAlignedCorners;
+    let stretch = if antialiased { scale.max(1.0) } else { 1.0 };
     let mut matrix = Vec::with_capacity(output * input);
     for i in 0..output {
-        let centre = scale * (i as f64 + 0.5);
+        let centre = match antialiased {
+            true => scale * (i as f64 + 0.5),
+            false => scale * i as f64 + 0.5,
+        };
         let low = ((centre - filter.radius() * stretch + 0.5) as isize).max(0) as usize;
         let high = ((centre + filter.radius() * stretch + 0.5) as usize).min(input);
         let weight = |j: usize| match (low..high).contains(&j) {
@@ -91,6 +101,30 @@ pub fn resize(x: Tensor<4>, [height, width]: [usize; 2], filter: Filter) -> Tens
     y
 }
 
+/// Makes `[B, C, H, W]` a picture of `size` (height, width): as large as covers it, the rest cut off on
+/// both sides. One of that size stays as it is.
+pub fn cover(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    crop(resize_to_cover(image, size), size)
+}
+
+/// Resizes `[B, C, H, W]` with [`Filter::Bilinear`] so that it just covers `height`x`width`; the side
+/// that stands out is rounded down, as torchvision does.
+pub fn resize_to_cover(image: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+    let [_, _, rows, columns] = image.dims();
+    let sides = match columns * height >= rows * width {
+        true => [height, columns * height / rows],
+        false => [rows * width / columns, width],
+    };
+    channels_first(resize(channels_last(image), sides, Filter::Bilinear))
+}
+
+/// The centre of `[B, C, H, W]`, offsets rounded half to even as torchvision does.
+pub fn crop(image: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+    let [_, _, rows, columns] = image.dims();
+    let offset = |side: usize, cut: usize| ((side - cut) as f64 / 2.0).round_ties_even() as usize;
+    image.narrow(2, offset(rows, height), height).narrow(3, offset(columns, width), width)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,7 +133,9 @@ mod tests {
     #[test]
     fn constants_stay_constant() {
         for (input, output) in [(3, 8), (24, 16), (2, 1), (1, 4), (100, 79)] {
-            for filter in [Filter::BicubicAlignedCorners, Filter::Bilinear] {
+            for filter in
+                [Filter::BicubicAlignedCorners, Filter::Bilinear, Filter::BilinearAlignedCorners]
+            {
                 for row in resize_matrix(filter, input, output).chunks(input) {
                     assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
                 }
@@ -112,5 +148,32 @@ mod tests {
     fn halving_averages_four_pixels() {
         let row = &resize_matrix(Filter::Bilinear, 8, 4)[8..16];
         assert_eq!(row, [0.0, 0.125, 0.375, 0.375, 0.125, 0.0, 0.0, 0.0]);
+    }
+
+    /// Three pixels over five: the corners stay, between them every second is a mean.
+    #[test]
+    fn corners_are_aligned() {
+        let matrix = resize_matrix(Filter::BilinearAlignedCorners, 3, 5);
+        let rows: Vec<_> = matrix.chunks(3).collect();
+        assert_eq!(rows[..3], [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]);
+        assert_eq!(rows[3..], [[0.0, 0.5, 0.5], [0.0, 0.0, 1.0]]);
+        assert_eq!(
+            resize_matrix(Filter::BilinearAlignedCorners, 5, 2)[5..],
+            [0.0, 0.0, 0.0, 0.0, 1.0]
+        );
+    }
+
+    /// A 2x4 picture whose middle half is ones covers a square of 2 with its middle, and one of 1x2
+    /// by halving.
+    #[test]
+    fn covers_and_cuts_the_middle() {
+        let device = Device::flex();
+        let row = [0.0f32, 1.0, 1.0, 0.0];
+        let image = Tensor::<4>::from_data([[[row, row]]], &device);
+        let square = cover(image.clone(), [2, 2]).into_data();
+        square.assert_eq(&TensorData::from([[[[1.0f32, 1.0], [1.0, 1.0]]]]), true);
+        cover(image.clone(), [2, 4]).into_data().assert_eq(&image.clone().into_data(), true);
+        assert_eq!(cover(image.clone(), [1, 2]).dims(), [1, 1, 1, 2]);
+        assert_eq!(cover(image, [7, 3]).dims(), [1, 1, 7, 3]);
     }
 }

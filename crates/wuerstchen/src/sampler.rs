@@ -78,6 +78,58 @@ pub fn add_noise(schedule: &Schedule, x: Tensor<4>, noise: Tensor<4>, times: &[f
     x.clone() * column(f32::sqrt) + noise * column(|alpha| (1.0 - alpha).sqrt())
 }
 
+/// Clean latents that a sampling starts from, and maybe keeps parts of.
+#[derive(Clone)]
+pub struct Known {
+    /// `[1, C, H, W]`, or one for every sample.
+    pub clean: Tensor<4>,
+    /// `[1, 1, H, W]`: 1 where the sampling paints, 0 where it keeps; `None` to paint all.
+    pub mask: Option<Tensor<4>>,
+}
+
+impl Known {
+    /// Where a sampling starts at time `t`: at pure noise as any other, later at the noised latents.
+    ///
+    /// # Shapes
+    ///
+    /// - noise, output: `[B, C, H, W]`
+    pub fn start(&self, schedule: &Schedule, noise: Tensor<4>, t: f32) -> Tensor<4> {
+        match t < 1.0 {
+            true => self.at(schedule, noise, t),
+            false => noise,
+        }
+    }
+
+    /// Puts back what is kept, as noisy as the latents are at time `t`.
+    ///
+    /// Source: Lugmayr et al., "`RePaint`: inpainting using denoising diffusion probabilistic models"
+    /// (arXiv 2201.09865), eq. 8, with one noise for all times as diffusers does.
+    ///
+    /// # Shapes
+    ///
+    /// - x, noise, output: `[B, C, H, W]`
+    pub fn keep(&self, schedule: &Schedule, x: Tensor<4>, noise: Tensor<4>, t: f32) -> Tensor<4> {
+        match &self.mask {
+            Some(mask) => {
+                let kept = self.at(schedule, noise, t);
+                x * mask.clone() + kept * (mask.clone() * -1.0 + 1.0)
+            }
+            None => x,
+        }
+    }
+
+    fn at(&self, schedule: &Schedule, noise: Tensor<4>, t: f32) -> Tensor<4> {
+        let clean = self.clean.clone().expand(noise.dims());
+        match t > 0.0 {
+            true => {
+                let [batch, ..] = noise.dims();
+                add_noise(schedule, clean, noise, &vec![t; batch])
+            }
+            false => clean,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +151,35 @@ mod tests {
             let expected = clean.into_data();
             x.into_data().assert_approx_eq::<f32>(&expected, Tolerance::absolute(0.05));
         }
+    }
+
+    fn known(mask: Option<[f32; 2]>) -> (Known, Tensor<4>) {
+        let device = Device::flex();
+        let clean = Tensor::from_data([[[[3.0f32, 5.0]]]], &device);
+        let mask = mask.map(|mask| Tensor::from_data([[[mask]]], &device));
+        (Known { clean, mask }, Tensor::from_data([[[[0.5f32, -1.0]]]], &device))
+    }
+
+    #[test]
+    fn starts_at_pure_noise_or_at_noised_latents() {
+        let (schedule, (known, noise)) = (Schedule::default(), known(None));
+        let start = |t| known.start(&schedule, noise.clone(), t).into_data();
+        start(1.0).assert_eq(&noise.clone().into_data(), true);
+        start(0.0).assert_eq(&known.clean.clone().into_data(), true);
+        let noised = add_noise(&schedule, known.clean.clone(), noise.clone(), &[0.5]);
+        start(0.5).assert_eq(&noised.into_data(), true);
+    }
+
+    /// The first pixel is kept, the second painted.
+    #[test]
+    fn keeps_what_the_mask_does_not_paint() {
+        let (schedule, (known, noise)) = (Schedule::default(), known(Some([0.0, 1.0])));
+        let x = Tensor::from_data([[[[7.0f32, 8.0]]]], &Device::flex());
+        let clean = known.keep(&schedule, x.clone(), noise.clone(), 0.0).into_data();
+        clean.assert_eq(&TensorData::from([[[[3.0f32, 8.0]]]]), true);
+        let half = known.keep(&schedule, x, noise, 0.5).into_data();
+        let bar = schedule.alpha_cumprod(0.5);
+        let expected = [[[[3.0 * bar.sqrt() + 0.5 * (1.0 - bar).sqrt(), 8.0]]]];
+        half.assert_approx_eq::<f32>(&TensorData::from(expected), Tolerance::absolute(1e-6));
     }
 }

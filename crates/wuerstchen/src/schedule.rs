@@ -81,6 +81,14 @@ pub fn default_stage_c_timesteps() -> Vec<f32> {
     fine.chain(linspace(2.0 / 3.0, 0.0, 11).skip(1)).map(|t| t as f32).collect()
 }
 
+/// The times of a schedule that starts at `start`, if that is later than its own: `start`, then those
+/// below it. A sampling that starts at 0 has no steps.
+pub fn timesteps_from(start: f32, timesteps: &[f32]) -> Vec<f32> {
+    let start = start.min(timesteps[0]);
+    let below = timesteps.iter().copied().filter(|&t| t < start);
+    std::iter::once(start).chain(below).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,5 +108,15 @@ mod tests {
         let times = default_stage_c_timesteps();
         assert_eq!((times.len(), times[0], times[19], times[29]), (30, 1.0, 2.0 / 3.0, 0.0));
         assert!(times.windows(2).all(|pair| pair[0] > pair[1]));
+    }
+
+    #[test]
+    fn a_late_start_leaves_steps_out() {
+        let times = [1.0, 0.75, 0.5, 0.25, 0.0];
+        assert_eq!(timesteps_from(1.0, &times), times);
+        assert_eq!(timesteps_from(0.5, &times), [0.5, 0.25, 0.0]);
+        assert_eq!(timesteps_from(0.6, &times), [0.6, 0.5, 0.25, 0.0]);
+        assert_eq!(timesteps_from(0.0, &times), [0.0]);
+        assert_eq!(timesteps_from(1.0, &times[1..]), times[1..]);
     }
 }

@@ -244,6 +244,27 @@ impl Vqgan {
         self.decode_observed(latents, &mut |_, _| {})
     }
 
+    /// As [`Self::decode`], `rows` rows of latents at a time, so that only their features are in
+    /// memory. Gives strips of the picture from top to bottom, of any height.
+    ///
+    /// Nothing in a decoder reaches further than its convolutions do: every block keeps the few rows
+    /// that its next strip needs, so nothing is computed twice but those, and the strips are those of
+    /// the whole picture.
+    ///
+    /// # Shapes
+    ///
+    /// - latents: `[B, latent_channels, H, W]`
+    /// - strips: `[B, 3, h, W·downscale]`, `H·downscale` rows in all
+    ///
+    /// # Panics
+    ///
+    /// Panics if `rows` is 0.
+    pub fn decode_strips(&self, latents: Tensor<4>, rows: usize) -> Strips<'_> {
+        assert!(rows > 0, "a strip has rows");
+        let states = self.up_blocks.iter().map(|_| StripState::default()).collect();
+        Strips { vqgan: self, latents: channels_last(latents), rows, next: 0, states }
+    }
+
     /// As [`Self::decode`], and reports every block.
     pub fn decode_observed(&self, latents: Tensor<4>, observe: Observer) -> Tensor<4> {
         let x = channels_last(latents);
@@ -251,6 +272,124 @@ impl Vqgan {
         let patches = affine(&self.out_block, x);
         observe("out_block.0", &patches);
         channels_first(pixel_shuffle(patches, self.patch_size))
+    }
+
+    fn to_pixels(&self, x: Tensor<4>) -> Tensor<4> {
+        channels_first(pixel_shuffle(affine(&self.out_block, x), self.patch_size))
+    }
+}
+
+/// Latent pixels up to which a picture is decoded at once: 512 x 512 pixels at the published scale.
+const AT_ONCE: usize = 128 * 128;
+
+/// Latent pixels of a strip of a larger picture.
+const STRIP: usize = AT_ONCE / 2;
+
+/// Rows of latents of `[height, width]` that are decoded at a time where nobody says otherwise; 0 for
+/// all.
+pub fn strip_rows([height, width]: [usize; 2]) -> usize {
+    match height * width <= AT_ONCE {
+        true => 0,
+        false => (STRIP / width).max(1),
+    }
+}
+
+/// A picture that is decoded strip by strip, see [`Vqgan::decode_strips`].
+pub struct Strips<'a> {
+    vqgan: &'a Vqgan,
+    latents: Tensor<4>,
+    rows: usize,
+    /// The first row of latents that is still to be decoded.
+    next: usize,
+    states: Vec<StripState>,
+}
+
+/// What a block remembers between two strips.
+#[derive(Default)]
+struct StripState {
+    /// The last rows of its input.
+    kept: Option<Tensor<4>>,
+    /// Whether it has put out the top of the picture.
+    started: bool,
+}
+
+impl Iterator for Strips<'_> {
+    type Item = Tensor<4>;
+
+    fn next(&mut self) -> Option<Tensor<4>> {
+        let [_, height, ..] = self.latents.dims();
+        // The first strips may be too low for the blocks to put anything out.
+        while self.next < height {
+            let rows = self.rows.min(height - self.next);
+            let strip = self.latents.clone().narrow(1, self.next, rows);
+            self.next += rows;
+            let last = self.next == height;
+            let mut blocks = self.vqgan.up_blocks.iter().zip(&mut self.states);
+            let decoded = blocks.try_fold(strip, |x, (block, state)| state.pass(block, x, last));
+            if let Some(x) = decoded {
+                return Some(self.vqgan.to_pixels(x));
+            }
+        }
+        None
+    }
+}
+
+impl StripState {
+    /// What `block` makes of the next strip of its input, as far as the rows below allow.
+    fn pass(&mut self, block: &VqganBlock, x: Tensor<4>, last: bool) -> Option<Tensor<4>> {
+        let reach = block.reach();
+        let x = match self.kept.take() {
+            Some(kept) => Tensor::cat(vec![kept, x], 1),
+            None => x,
+        };
+        let [_, rows, ..] = x.dims();
+        // Next to a cut the block sees a border where there is none.
+        let top = if self.started { reach.wrong } else { 0 };
+        let bottom = if last { 0 } else { reach.wrong };
+        let output = (rows * reach.scale).checked_sub(top + bottom).filter(|&output| output > 0);
+        let Some(output) = output else {
+            self.kept = Some(x);
+            return None;
+        };
+        if reach.kept > 0 && !last {
+            self.kept = Some(x.clone().narrow(1, rows - reach.kept, reach.kept));
+        }
+        self.started = true;
+        Some(block.forward(x, Statistics::Running).narrow(1, top, output))
+    }
+}
+
+/// How far the outputs of a block depend on rows of its input around them.
+struct Reach {
+    /// Rows of output for every row of input.
+    scale: usize,
+    /// Rows of output next to a cut that would be others without it.
+    wrong: usize,
+    /// Rows of input that the outputs behind a cut need from before it.
+    kept: usize,
+}
+
+impl VqganBlock {
+    fn reach(&self) -> Reach {
+        match self {
+            // A 3x3 convolution: the row at the cut is wrong, and the row before it is its neighbour.
+            Self::Mixing(_) => Reach { scale: 1, wrong: 1, kept: 2 },
+            // Rows 2i and 2i + 1 of a transposed 4x4 convolution of stride 2 and padding 1 need row i
+            // and the one above or below.
+            Self::Upscale(_) => Reach { scale: 2, wrong: 1, kept: 1 },
+            Self::FromLatents(_) => Reach { scale: 1, wrong: 0, kept: 0 },
+            Self::Downscale(_) | Self::ToLatents(_) => unreachable!("a decoder does not encode"),
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>, statistics: Statistics) -> Tensor<4> {
+        match self {
+            Self::Mixing(block) => block.forward(x),
+            Self::Downscale(conv) => conv.downscale(x),
+            Self::Upscale(conv) => conv.upscale(x),
+            Self::ToLatents(block) => block.norm.forward(block.map.forward(x), statistics),
+            Self::FromLatents(block) => affine(&block.map, x),
+        }
     }
 }
 
@@ -262,13 +401,7 @@ fn run(
     observe: Observer,
 ) -> Tensor<4> {
     for (i, block) in blocks.iter().enumerate() {
-        x = match block {
-            VqganBlock::Mixing(block) => block.forward(x),
-            VqganBlock::Downscale(conv) => conv.downscale(x),
-            VqganBlock::Upscale(conv) => conv.upscale(x),
-            VqganBlock::ToLatents(block) => block.norm.forward(block.map.forward(x), statistics),
-            VqganBlock::FromLatents(block) => affine(&block.map, x),
-        };
+        x = block.forward(x, statistics);
         observe(&format!("{name}.{i}"), &x);
     }
     x
@@ -386,5 +519,57 @@ mod tests {
         let expected = conv_transpose2d(x.clone(), weight, bias, options).into_data();
         let y = channels_first(conv.upscale(channels_last(x))).into_data();
         y.assert_approx_eq::<f32>(&expected, tolerance);
+    }
+
+    /// A decoder of `levels` resolutions whose every layer counts, and latents of `height` rows.
+    fn decoder(levels: usize, height: usize) -> (Vqgan, Tensor<4>) {
+        let device = Device::flex();
+        let config = VqganConfig {
+            in_channels: 3,
+            out_channels: 3,
+            up_down_scale_factor: 2,
+            levels,
+            bottleneck_blocks: 3,
+            embed_dim: 8,
+            latent_channels: 4,
+            num_vq_embeddings: 16,
+            scale_factor: 1.0,
+        };
+        let mut vqgan = config.init(&device);
+        for block in &mut vqgan.up_blocks {
+            if let VqganBlock::Mixing(block) = block {
+                let gammas = Tensor::from_data([0.4f32, -0.3, 0.7, -0.2, 0.5, 0.9], &device);
+                block.gammas = Param::from_tensor(gammas);
+            }
+        }
+        let normal = burn::tensor::Distribution::Normal(0.0, 1.0);
+        (vqgan, Tensor::random([2, 4, height, 5], normal, &device))
+    }
+
+    /// Strips of any height, and a picture lower than the blocks reach. The CPU's matrix products
+    /// add in an order that depends on the number of rows.
+    #[test]
+    fn strips_make_the_whole_picture() {
+        for (levels, height) in [(1, 7), (2, 1), (2, 23), (3, 16)] {
+            let (vqgan, latents) = decoder(levels, height);
+            let whole = vqgan.decode(latents.clone()).into_data();
+            for rows in [1, 2, 3, 5, 11, height, 100] {
+                let strips: Vec<_> = vqgan.decode_strips(latents.clone(), rows).collect();
+                let count = strips.len();
+                assert!(rows < height || count == 1, "{count} strips of {rows} rows");
+                let joined = Tensor::cat(strips, 2).into_data();
+                joined.assert_approx_eq::<f32>(&whole, Tolerance::absolute(1e-6));
+            }
+        }
+    }
+
+    /// Of `k` rows, three mixing blocks hold back one each, the upscaling one half of one, and the one
+    /// behind it the other half: `4·(k − 4)` rows of pixels are out until the last row comes.
+    #[test]
+    fn strips_come_as_soon_as_they_can() {
+        let (vqgan, latents) = decoder(2, 9);
+        let heights: Vec<_> =
+            vqgan.decode_strips(latents, 1).map(|strip| strip.dims()[2]).collect();
+        assert_eq!(heights, [4, 4, 4, 4, 20]);
     }
 }

@@ -133,7 +133,7 @@ impl KeyTable {
     /// The field names themselves, as training states use them.
     pub const FIELDS: Self = Self(&[]);
 
-    /// Names of the prior and the decoder.
+    /// Names of the prior, the decoder, and both of Stable Cascade.
     pub const DIFFUSION: Self = Self(&[
         ("cond_in", "cond_mapper.0"),
         ("cond_out", "cond_mapper.2"),
@@ -149,6 +149,12 @@ impl KeyTable {
         ("response_norm", "2"),
         ("contract", "4"),
         ("scale_shift", "mapper"),
+        ("conditions.0", "mapper_sca"),
+        ("conditions.1", "mapper_crp"),
+        ("Shrink.map", "1.blocks.0"),
+        ("Grow.map", "1.blocks.1"),
+        ("inner", "0"),
+        ("outer", "2"),
         ("to_out", "to_out.0"),
         ("kv_mapper", "kv_mapper.1"),
     ]);
@@ -252,10 +258,9 @@ pub fn check<M: Module>(
     checkpoint: &Checkpoint,
     keys: KeyTable,
 ) -> Result<(), LoadError> {
-    let mut expected = Names { path: Path::default(), keys, names: Vec::new() };
-    module.visit(&mut expected);
+    let expected = shapes(module, keys);
     let mut differences = Differences::default();
-    for (name, shape) in &expected.names {
+    for (name, shape) in &expected {
         match checkpoint.shape(name) {
             None => differences.missing.push(name.clone()),
             Some(found) if !is_shape(found, shape) => {
@@ -264,7 +269,7 @@ pub fn check<M: Module>(
             Some(_) => {}
         }
     }
-    let expected: BTreeSet<_> = expected.names.iter().map(|(name, _)| name.as_str()).collect();
+    let expected: BTreeSet<_> = expected.iter().map(|(name, _)| name.as_str()).collect();
     let unused = checkpoint.names().filter(|name| !expected.contains(name) && !is_counter(name));
     differences.unexpected = unused.map(str::to_owned).collect();
     differences.into_result(checkpoint.part(), ())
@@ -298,10 +303,16 @@ fn fill<M: Module>(
 
 /// The names of a module's parameters that are not in `loaded`.
 fn missing<M: Module>(module: &M, keys: KeyTable, loaded: &BTreeSet<String>) -> Vec<String> {
+    let names = shapes(module, keys).into_iter().map(|(name, _)| name);
+    names.filter(|name| !loaded.contains(name)).collect()
+}
+
+/// Names of a module's parameters and their shapes as in PyTorch. Values are not touched, so that a
+/// fresh module of any size needs no memory for this.
+pub fn shapes<M: Module>(module: &M, keys: KeyTable) -> Vec<(String, Vec<usize>)> {
     let mut names = Names { path: Path::default(), keys, names: Vec::new() };
     module.visit(&mut names);
-    let names = names.names.into_iter().map(|(name, _)| name);
-    names.filter(|name| !loaded.contains(name)).collect()
+    names.names
 }
 
 /// The weights of a module under their checkpoint names and in PyTorch's layout.

@@ -2,8 +2,9 @@
 
 use burn::prelude::*;
 use wuerstchen::blocks::time_embedding;
-use wuerstchen::compressor::{crop, normalise, resize_shorter_side};
+use wuerstchen::compressor::normalise;
 use wuerstchen::pipeline::PriorIndex;
+use wuerstchen::resize::{crop, resize_to_cover};
 use wuerstchen::vqgan::COMMITMENT;
 use wuerstchen::weights::load;
 use wuerstchen::{
@@ -116,9 +117,9 @@ pub(super) fn compressor(
             return Err(recorder.error("expected pictures in \"cropped\"".into()));
         };
         let size = height.min(width);
-        let resized = resize_shorter_side(picture, size);
+        let resized = resize_to_cover(picture, [size; 2]);
         recorder.check("resized", resized.clone(), EXACT_BOUND);
-        let cropped = crop(resized, size);
+        let cropped = crop(resized, [size; 2]);
         recorder.check("cropped", cropped.clone(), EXACT_BOUND);
         let normalised = normalise(cropped);
         recorder.check("normalised", normalised.clone(), EXACT_BOUND);

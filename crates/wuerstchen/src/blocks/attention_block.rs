@@ -18,11 +18,15 @@ pub struct AttentionBlockConfig {
     pub condition_channels: usize,
     /// Number of heads; divides `C`.
     pub heads: usize,
+    /// Whether the picture is attended too, or the text alone.
+    #[config(default = true)]
+    pub self_attention: bool,
 }
 
 /// `y = x + attention(q = LN(x), kv = [LN(x), kv_mapper(text)])`.
 ///
-/// The picture's own tokens come first among the keys, and padded text tokens are attended too.
+/// The picture's own tokens come first among the keys, if they are attended, and padded text tokens
+/// are attended too.
 ///
 /// Source: `AttnBlock` in `modules.py` of dome272/Wuerstchen.
 #[derive(Module, Debug)]
@@ -31,6 +35,7 @@ pub struct AttentionBlock {
     pub attention: Attention,
     /// `SiLU`, then `[D]` to `[C]`.
     pub kv_mapper: Linear,
+    self_attention: bool,
 }
 
 /// Multi-head attention with biased projections and no mask.
@@ -71,6 +76,7 @@ impl AttentionBlockConfig {
                 heads: self.heads,
             },
             kv_mapper: linear(self.condition_channels, channels, 1.0, device),
+            self_attention: self.self_attention,
         }
     }
 }
@@ -86,7 +92,10 @@ impl AttentionBlock {
         let [batch, height, width, channels] = x.dims();
         let tokens = layer_norm(x.clone()).reshape([batch, height * width, channels]);
         let text = affine(&self.kv_mapper, silu(text));
-        let context = Tensor::cat(vec![tokens.clone(), text], 1);
+        let context = match self.self_attention {
+            true => Tensor::cat(vec![tokens.clone(), text], 1),
+            false => text,
+        };
         x + self.attention.forward(tokens, context).reshape([batch, height, width, channels])
     }
 }

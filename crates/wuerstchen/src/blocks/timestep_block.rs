@@ -14,24 +14,34 @@ pub struct TimestepBlockConfig {
     pub channels: usize,
     /// Width `R` of the time embedding (`c_r` of the published configs).
     pub time_embedding: usize,
+    /// Number of further numbers, embedded as the time is, that the block is conditioned on.
+    #[config(default = 0)]
+    pub conditions: usize,
 }
 
 /// Scales and shifts every channel by an affine function of the time embedding.
 ///
-/// `y = x·(1 + a) + b`, where `[a, b]` is one linear map of the embedding.
+/// `y = x·(1 + a) + b`, where `[a, b]` is one linear map of the embedding, plus one of every further
+/// condition's.
 ///
-/// Source: `TimestepBlock` in `modules.py` of dome272/Wuerstchen.
+/// Source: `TimestepBlock` in `modules.py` of dome272/Wuerstchen, with conditions in
+/// `modules/common.py` of Stability-AI/StableCascade.
 #[derive(Module, Debug)]
 pub struct TimestepBlock {
     /// Maps `[B, R]` to `[B, 2C]`. Checkpoints call it `mapper`, which `derive(Module)` reserves.
     pub scale_shift: Linear,
+    /// The same for the further conditions.
+    pub conditions: Vec<Linear>,
 }
 
 impl TimestepBlockConfig {
     /// Initializes the block as the identity on `device`.
     pub fn init(&self, device: &Device) -> TimestepBlock {
-        let scale_shift = linear(self.time_embedding, 2 * self.channels, 0.0, device);
-        TimestepBlock { scale_shift }
+        let zero = || linear(self.time_embedding, 2 * self.channels, 0.0, device);
+        TimestepBlock {
+            scale_shift: zero(),
+            conditions: (0..self.conditions).map(|_| zero()).collect(),
+        }
     }
 }
 
@@ -41,10 +51,14 @@ impl TimestepBlock {
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - `time_embedding`: `[B, R]`
+    /// - `time_embedding`: `[B, R]`, those of the conditions behind it: `[B, R·(1 + conditions)]`
     pub fn forward(&self, x: Tensor<4>, time_embedding: Tensor<2>) -> Tensor<4> {
         let [batch, .., channels] = x.dims();
-        let ab = affine(&self.scale_shift, time_embedding).reshape([batch, 1, 1, 2 * channels]);
+        let mut parts = time_embedding.chunk(1 + self.conditions.len(), 1).into_iter();
+        let mut next = || parts.next().expect("one embedding a map");
+        let ab = affine(&self.scale_shift, next());
+        let ab = self.conditions.iter().fold(ab, |ab, map| ab + affine(map, next()));
+        let ab = ab.reshape([batch, 1, 1, 2 * channels]);
         let a = ab.clone().narrow(3, 0, channels);
         let b = ab.narrow(3, channels, channels);
         x * (a + 1.0) + b

@@ -1,7 +1,8 @@
 //! From a prompt to text embeddings: tokenizer and CLIP text transformer.
 
+pub mod emphasis;
 mod encoder;
 mod tokenizer;
 
 pub use encoder::{TextEncoder, TextEncoderConfig};
-pub use tokenizer::{TokenIds, Tokenizer, TokenizerError, TokenizerFiles};
+pub use tokenizer::{TokenIds, Tokenizer, TokenizerError, TokenizerFiles, WeightedTokens};

@@ -8,6 +8,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
+use super::emphasis::Passage;
+
 /// The text of the files of a tokenizer folder; those that are not there are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenizerFiles {
@@ -71,6 +73,15 @@ pub struct TokenIds {
     pub attended: Vec<bool>,
 }
 
+/// A prompt as tokens and how strong each is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightedTokens {
+    /// Beginning, tokens, end, padding.
+    pub tokens: TokenIds,
+    /// One weight a token; 1 for beginning, end and padding.
+    pub weights: Vec<f32>,
+}
+
 /// Splits prompts into token ids of a fixed length.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -129,18 +140,50 @@ impl Tokenizer {
     ///
     /// Names the prompt if the tokenizer cannot split it.
     pub fn encode(&self, prompt: &str) -> Result<TokenIds, TokenizerError> {
-        let encoding = self.inner.encode(prompt, true).map_err(|error| TokenizerError::Encode {
-            prompt: prompt.to_owned(),
-            reason: error.to_string(),
-        })?;
-        let mut ids = encoding.get_ids().to_vec();
+        let ids = self.split(prompt, true)?;
+        let attended = (0..self.length).map(|i| i < ids.len()).collect();
+        Ok(TokenIds { ids: self.fit(ids), attended })
+    }
+
+    /// The ids of passages that follow each other, each split by itself, with their weights.
+    ///
+    /// # Errors
+    ///
+    /// Names the passage if the tokenizer cannot split it.
+    pub fn encode_passages(&self, passages: &[Passage]) -> Result<WeightedTokens, TokenizerError> {
+        let mut ids = self.split("", true)?;
+        let end = ids.iter().position(|&id| id == self.end).unwrap_or(ids.len());
+        let closing = ids.split_off(end);
+        let mut weights = vec![1.0; ids.len()];
+        for passage in passages {
+            ids.extend(self.split(&passage.text, false)?);
+            weights.resize(ids.len(), passage.weight as f32);
+        }
+        ids.extend(closing);
+        weights.truncate(self.length - 1);
+        weights.resize(self.length, 1.0);
+        let attended = (0..self.length).map(|i| i < ids.len()).collect();
+        Ok(WeightedTokens { tokens: TokenIds { ids: self.fit(ids), attended }, weights })
+    }
+
+    /// The ids of a text, with beginning and end if `special`.
+    fn split(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
+        match self.inner.encode(text, special) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => {
+                Err(TokenizerError::Encode { prompt: text.to_owned(), reason: error.to_string() })
+            }
+        }
+    }
+
+    /// Cuts to the length, the last one being the end, or pads to it.
+    fn fit(&self, mut ids: Vec<u32>) -> Vec<u32> {
         if ids.len() > self.length {
             ids.truncate(self.length);
             ids[self.length - 1] = self.end;
         }
-        let attended = (0..self.length).map(|i| i < ids.len()).collect();
         ids.resize(self.length, self.pad);
-        Ok(TokenIds { ids, attended })
+        ids
     }
 }
 
@@ -230,4 +273,40 @@ fn from_vocabulary(
     let added = added.map(|(i, token)| AddedToken::from(token, true).normalized(i < 2));
     tokenizer.add_special_tokens(added).map_err(|error| file_error("vocab.json", error))?;
     Ok(tokenizer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::emphasis::passages;
+
+    /// Letters, each with and without the end of a word, and one pair.
+    fn tokenizer(length: usize) -> Tokenizer {
+        let letters = ('a'..='e').flat_map(|c| [c.to_string(), format!("{c}</w>")]);
+        let tokens = letters.chain(["ab</w>".into(), BEGIN.into(), END.into()]);
+        let vocab: serde_json::Map<_, _> =
+            tokens.enumerate().map(|(id, token)| (token, id.into())).collect();
+        let files = TokenizerFiles {
+            vocab: Some(Value::from(vocab).to_string()),
+            merges: Some("#version: 0.2\na b</w>".into()),
+            ..Default::default()
+        };
+        Tokenizer::new(&files, length).unwrap()
+    }
+
+    /// Ids: a 0, a</w> 1, b 2, …, ab</w> 10, beginning 11, end 12, which also pads.
+    #[test]
+    fn passages_carry_their_weights() {
+        let found = tokenizer(8).encode_passages(&passages("ab (c:2) d")).unwrap();
+        assert_eq!(found.tokens.ids, [11, 10, 5, 7, 12, 12, 12, 12]);
+        assert_eq!(found.weights, [1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(found.tokens, tokenizer(8).encode("ab c d").unwrap());
+    }
+
+    #[test]
+    fn the_end_is_kept_and_not_weighted() {
+        let found = tokenizer(3).encode_passages(&passages("(a b c:2)")).unwrap();
+        assert_eq!((found.tokens.ids, found.weights), (vec![11, 1, 12], vec![1.0, 2.0, 1.0]));
+        assert_eq!(found.tokens.attended, [true; 3]);
+    }
 }

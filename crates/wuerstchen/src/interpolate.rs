@@ -1,0 +1,97 @@
+//! Ways from one embedding to another.
+
+use burn::prelude::*;
+
+use crate::options::{MAX_COUNT, OptionsError};
+
+/// The straight way: `a + t·(b − a)`; `a` and `b` themselves at 0 and 1.
+///
+/// For text embeddings, whose tokens stay near each other.
+///
+/// # Shapes
+///
+/// - a, b, output: any, the same
+pub fn linear<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f32) -> Tensor<D> {
+    a * (1.0 - t) + b * t
+}
+
+/// The way along the great circle: `sin((1 − t)·ω)/sin(ω)·a + sin(t·ω)/sin(ω)·b` with the angle `ω`
+/// between `a` and `b`; the straight way where there is no such circle.
+///
+/// For image embeddings, which are spread as noise is: half way on the straight one, the mean of two
+/// unrelated ones has only `√½` of their spread, and its picture is washed out.
+///
+/// Source: Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985).
+pub fn spherical(a: &[f32], b: &[f32], t: f32) -> Vec<f32> {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    };
+    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    // Not a number where one of them is zero.
+    if cosine.is_nan() || cosine.abs() > PARALLEL {
+        return combine(a, b, [1.0 - t, t]);
+    }
+    let (angle, t) = (libm::acos(cosine), f64::from(t));
+    let share = |t: f64| (libm::sin(t * angle) / libm::sin(angle)) as f32;
+    combine(a, b, [share(1.0 - t), share(t)])
+}
+
+/// Cosine above which the circle is as good as straight, or undefined.
+const PARALLEL: f64 = 0.9999;
+
+fn combine(a: &[f32], b: &[f32], [of_a, of_b]: [f32; 2]) -> Vec<f32> {
+    a.iter().zip(b).map(|(a, b)| a * of_a + b * of_b).collect()
+}
+
+/// Frames on the way where nobody says how many.
+const FRAMES: usize = 8;
+
+/// The shares of the way that `frames` frames have gone, evenly from 0 to 1.
+///
+/// # Errors
+///
+/// There are too few frames for both ends, or too many.
+pub fn shares(frames: Option<usize>) -> Result<Vec<f32>, OptionsError> {
+    match frames.unwrap_or(FRAMES) {
+        count @ 2..=MAX_COUNT => Ok((0..count).map(|i| i as f32 / (count - 1) as f32).collect()),
+        found => Err(OptionsError::Frames(found)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::Philox;
+
+    #[test]
+    fn the_ends_are_the_ends() {
+        let [a, b] = [0, 1].map(|stream| Philox::new(1, stream).normal(64));
+        assert_eq!((spherical(&a, &b, 0.0), spherical(&a, &b, 1.0)), (a.clone(), b.clone()));
+        let tensor = |values: &[f32]| Tensor::<1>::from_data(values, &Device::flex());
+        let at = |t| linear(tensor(&a), tensor(&b), t).into_data().try_to_vec::<f32>().unwrap();
+        assert_eq!((at(0.0), at(1.0)), (a.clone(), b.clone()));
+    }
+
+    /// From `(1, 0)` to `(0, 1)`: half way on the circle lies `(√½, √½)`.
+    #[test]
+    fn the_circle_keeps_the_length() {
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        let found = spherical(&[1.0, 0.0], &[0.0, 1.0], 0.5);
+        assert!(found.iter().all(|value| (value - half).abs() < 1e-6), "{found:?}");
+    }
+
+    #[test]
+    fn without_a_circle_the_way_is_straight() {
+        assert_eq!(spherical(&[1.0, 2.0], &[2.0, 4.0], 0.5), [1.5, 3.0]);
+        assert_eq!(spherical(&[1.0, 2.0], &[0.0, 0.0], 0.5), [0.5, 1.0]);
+        assert_eq!(spherical(&[1.0, 2.0], &[-1.0, -2.0], 0.25), [0.5, 1.0]);
+    }
+
+    #[test]
+    fn shares_reach_both_ends() {
+        assert_eq!(shares(Some(3)).unwrap(), [0.0, 0.5, 1.0]);
+        assert_eq!(shares(None).unwrap().len(), FRAMES);
+        let error = shares(Some(1)).unwrap_err().to_string();
+        assert_eq!(error, "frames must be between 2 and 256, got 1");
+    }
+}

@@ -1,0 +1,140 @@
+//! What pictures are made of besides the options: prompts, and a picture to start from.
+
+use burn::prelude::*;
+
+use crate::image::{Image, Mask};
+use crate::interpolate::spherical;
+use crate::sampler::Known;
+
+/// Pictures that are made at once, each from its own stream of the seed's noise.
+#[derive(Clone, Default)]
+pub struct Batch<'a> {
+    /// What the pictures show, one prompt each.
+    pub prompts: Vec<&'a str>,
+    /// Another prompt, and the share of the way that is gone to it, `[0, 1]`.
+    pub towards: Option<(&'a str, f32)>,
+    /// Where all of them start, instead of at noise.
+    pub origin: Option<&'a Origin>,
+}
+
+impl<'a> Batch<'a> {
+    /// `count` pictures of one prompt.
+    pub fn new(prompt: &'a str, count: usize) -> Self {
+        Self { prompts: vec![prompt; count], ..Default::default() }
+    }
+}
+
+/// A picture as the stages know it.
+#[derive(Clone)]
+pub struct Origin {
+    /// The compressor's image embedding, `[1, c, h, w]`.
+    pub(crate) embedding: TensorData,
+    /// What of the picture stays.
+    pub(crate) kept: Option<Kept>,
+}
+
+/// A picture of which a part is painted anew.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    /// As large as what is made.
+    pub(crate) image: Image,
+    /// Its latents in Stage B's scale, `[1, 4, H, W]`.
+    pub(crate) latents: TensorData,
+    /// As large as the picture.
+    pub(crate) mask: Mask,
+}
+
+impl Origin {
+    /// An origin on the way from `a` to `b`; all of it is painted.
+    ///
+    /// # Panics
+    ///
+    /// Panics if their embeddings are of different sizes.
+    pub fn between(a: &Self, b: &Self, share: f32) -> Self {
+        let (from, to) = (&a.embedding, &b.embedding);
+        assert_eq!(from.shape(), to.shape(), "both pictures are encoded at one size");
+        let values =
+            |data: &TensorData| data.as_slice::<f32>().expect("embeddings are f32").to_vec();
+        let values = spherical(&values(from), &values(to), share);
+        Self { embedding: TensorData::new(values, from.shape().clone()), kept: None }
+    }
+
+    /// Whether only a part is painted.
+    pub fn is_masked(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// For Stage C, whose latents are `to_latents` of the embedding.
+    pub(crate) fn for_prior(
+        &self,
+        device: &Device,
+        to_latents: impl Fn(Tensor<4>) -> Tensor<4>,
+    ) -> Known {
+        let [_, _, height, width] = self.embedding.shape().dims();
+        let mask = self.kept.as_ref().map(|kept| kept.cells([height, width], device));
+        let embedding = Tensor::from_data(self.embedding.clone(), device);
+        Known { clean: to_latents(embedding), mask }
+    }
+
+    /// For Stage B, which starts at noise, if a part of the picture stays.
+    pub(crate) fn for_decoder(&self, device: &Device) -> Option<Known> {
+        let kept = self.kept.as_ref()?;
+        let [_, _, height, width] = kept.latents.shape().dims();
+        let mask = Some(kept.cells([height, width], device));
+        Some(Known { clean: Tensor::from_data(kept.latents.clone(), device), mask })
+    }
+
+    /// Puts what stays back into a picture.
+    pub(crate) fn finish(&self, painted: Image) -> Image {
+        match &self.kept {
+            Some(kept) => kept.image.with_painted(&painted, &kept.mask),
+            None => painted,
+        }
+    }
+}
+
+impl Kept {
+    /// The mask of latents of `[height, width]`: `[1, 1, height, width]`.
+    fn cells(&self, [height, width]: [usize; 2], device: &Device) -> Tensor<4> {
+        let cells = self.mask.cells([height, width]);
+        Tensor::from_data(TensorData::new(cells, [1, 1, height, width]), device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(values: [f32; 2]) -> Origin {
+        Origin { embedding: TensorData::from([[[values]]]), kept: None }
+    }
+
+    #[test]
+    fn the_ends_of_the_way_are_the_pictures() {
+        let (a, b) = (origin([1.0, 2.0]), origin([-3.0, 0.5]));
+        let at = |share| Origin::between(&a, &b, share).embedding;
+        at(0.0).assert_eq(&a.embedding, true);
+        at(1.0).assert_eq(&b.embedding, true);
+    }
+
+    /// The picture's right half is painted: one of two cells, and half of the pixels.
+    #[test]
+    fn what_is_not_painted_stays() {
+        let device = Device::flex();
+        let image = Image { width: 4, height: 1, rgb: vec![9; 12] };
+        let mask = Mask { width: 4, height: 1, values: vec![0, 0, 255, 255] };
+        let latents = TensorData::from([[[[5.0f32, 6.0]]]]);
+        let kept = Some(Kept { image: image.clone(), latents: latents.clone(), mask });
+        let origin = Origin { kept, ..origin([1.0, 2.0]) };
+
+        let known = origin.for_prior(&device, |embedding| embedding * 2.0);
+        known.clean.into_data().assert_eq(&TensorData::from([[[[2.0f32, 4.0]]]]), true);
+        let cells = TensorData::from([[[[0.0f32, 1.0]]]]);
+        known.mask.unwrap().into_data().assert_eq(&cells, true);
+        let known = origin.for_decoder(&device).unwrap();
+        known.clean.into_data().assert_eq(&latents, true);
+        known.mask.unwrap().into_data().assert_eq(&cells, true);
+        let painted = Image { rgb: vec![7; 12], ..image };
+        assert_eq!(origin.finish(painted).rgb, [9, 9, 9, 9, 9, 9, 7, 7, 7, 7, 7, 7]);
+    }
+}

@@ -1,0 +1,100 @@
+//! `wuerstchen reconstruct`: what the stages keep of a picture.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use futures_lite::future::block_on;
+use serde::Serialize;
+use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Residency, Settings};
+
+use crate::devices::{self, Choice};
+use crate::{files, pictures};
+
+/// Arguments of `wuerstchen reconstruct`.
+#[derive(Args)]
+pub(crate) struct ReconstructArgs {
+    /// A PNG, JPEG or WebP file
+    image: PathBuf,
+    /// The PNG file to write: the picture, through Stage A, through the compressor and stages B and A,
+    /// side by side
+    #[arg(short, long, value_name = "FILE", default_value = "reconstructed.png")]
+    output: PathBuf,
+    /// What Stage B is told about the picture
+    #[arg(short, long, default_value = "")]
+    prompt: String,
+    /// A model with the semantic compressor [default: the built-in model]
+    #[arg(short, long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    options: GenerateOptions,
+    /// Where to run
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Choice,
+    /// Which parts of the model stay on the device
+    #[arg(long, value_enum, default_value = "auto")]
+    residency: Residency,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is printed: peak signal-to-noise ratios to the picture, in decibels.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    file: String,
+    width: usize,
+    height: usize,
+    psnr_through_a: f64,
+    psnr_through_b_and_a: f64,
+}
+
+/// Reconstructs, writes and prints.
+pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
+    let image = pictures::read_image(&args.image)?;
+    let model = files::read_model(args.model.as_deref())?;
+    let device = devices::choose(args.device)?.device;
+    let pipeline = Pipeline::load(&model, &device, args.residency);
+    let pipeline = pipeline.context("cannot load the model")?;
+    let settings = pipeline.settings(&args.options, Some(&image))?;
+    let [original, through_a, through_b_and_a] =
+        block_on(reconstruct(&pipeline, &image, &args.prompt, settings))?;
+    let report = Report {
+        file: args.output.display().to_string(),
+        width: original.width,
+        height: original.height,
+        psnr_through_a: original.psnr(&through_a),
+        psnr_through_b_and_a: original.psnr(&through_b_and_a),
+    };
+    files::write_png_grid(&args.output, &[original, through_a, through_b_and_a], 3)?;
+    if args.json {
+        return crate::print(&serde_json::to_string(&report)?);
+    }
+    crate::print(&format!(
+        "{} x {} pixels\nthrough Stage A                          {:5.1} dB\n\
+         through the compressor, stages B and A   {:5.1} dB\nwrote {}",
+        report.width,
+        report.height,
+        report.psnr_through_a,
+        report.psnr_through_b_and_a,
+        report.file
+    ))
+}
+
+/// The picture as large as the settings say, through Stage A, through the compressor and B and A.
+async fn reconstruct(
+    pipeline: &Pipeline,
+    image: &Image,
+    prompt: &str,
+    settings: Settings,
+) -> Result<[Image; 3], Error> {
+    let [original, through_a] = pipeline.autoencode(image, &settings).await?;
+    let origin = pipeline.origin(image, None, &settings).await?;
+    let settings = Settings { strength: Some(0.0), ..settings };
+    let batch = Batch { origin: Some(&origin), ..Batch::new(prompt, 1) };
+    let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+    let mut made = pipeline.generate_batches(&[batch], &settings, go).await?;
+    Ok([original, through_a, made.swap_remove(0).images.swap_remove(0)])
+}

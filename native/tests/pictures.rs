@@ -1,0 +1,238 @@
+//! Pictures that start from pictures, frames, batches, weights of words, LoRAs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use image::{GrayImage, Luma, RgbImage};
+use serde_json::Value;
+
+fn wuerstchen(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_wuerstchen")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// An empty folder for one test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    /// Generates with few steps; the arguments follow the command.
+    fn generate(&self, output: &str, arguments: &[&str]) {
+        let output = self.path(output);
+        let steps =
+            ["--prior-steps", "4", "--decoder-steps", "3", "--device", "cpu", "--seed", "5"];
+        let output = wuerstchen(&[&["generate", "-o", &output], &steps[..], arguments].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+
+    fn pixels(&self, name: &str) -> RgbImage {
+        image::open(self.0.join(name)).unwrap().into_rgb8()
+    }
+}
+
+const PROMPT: &str = "a large red star on a white background";
+
+/// Largest difference of two pictures' bytes.
+fn difference(a: &RgbImage, b: &RgbImage) -> u8 {
+    assert_eq!(a.dimensions(), b.dimensions());
+    a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+}
+
+/// Strength 1 leaves the picture to the last bit, less does not.
+#[test]
+fn strength_says_how_far_the_picture_is_left() {
+    let folder = Folder::new("strength");
+    folder.generate("start.png", &["a small blue circle on a black background"]);
+    folder.generate("free.png", &[PROMPT]);
+    let start = folder.path("start.png");
+    folder.generate("left.png", &[PROMPT, "--image", &start, "--strength", "1"]);
+    folder.generate("half.png", &[PROMPT, "--image", &start, "--strength", "0.5"]);
+    assert_eq!(folder.pixels("left.png"), folder.pixels("free.png"));
+    assert!(difference(&folder.pixels("half.png"), &folder.pixels("free.png")) > 50);
+
+    let told = wuerstchen(&["inspect", &folder.path("half.png"), "--json"]);
+    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told["settings"]["strength"], 0.5);
+    assert_eq!(told["settings"]["image"], "start.png");
+}
+
+/// The right half is painted, the left one stays to the last bit.
+#[test]
+fn what_the_mask_leaves_stays() {
+    let folder = Folder::new("mask");
+    folder.generate("start.png", &["a small blue circle on a black background"]);
+    let white = |x: u32| Luma([if x < 32 { 0 } else { 255 }]);
+    let mask = GrayImage::from_fn(64, 64, |x, _| white(x));
+    mask.save(folder.0.join("mask.png")).unwrap();
+    let (start, mask) = (folder.path("start.png"), folder.path("mask.png"));
+    folder.generate("painted.png", &[PROMPT, "--image", &start, "--mask", &mask]);
+    let [start, painted] = ["start.png", "painted.png"].map(|name| folder.pixels(name));
+    let half =
+        |image: &RgbImage, left| image::imageops::crop_imm(image, left, 0, 32, 64).to_image();
+    assert_eq!(half(&start, 0), half(&painted, 0));
+    assert!(difference(&half(&start, 32), &half(&painted, 32)) > 50);
+}
+
+/// The ends of the way are the pictures of both prompts, and the middle is neither.
+#[test]
+fn frames_lead_from_one_prompt_to_the_other() {
+    let folder = Folder::new("frames");
+    let other = "a small blue circle on a black background";
+    folder.generate("a.png", &[PROMPT]);
+    folder.generate("b.png", &[other]);
+    folder.generate("frame.png", &[PROMPT, "--prompt-to", other, "--frames", "3"]);
+    let frames = [0, 1, 2].map(|i| folder.pixels(&format!("frame-{i}.png")));
+    let ends = ["a.png", "b.png"].map(|name| folder.pixels(name));
+    assert_eq!((&frames[0], &frames[2]), (&ends[0], &ends[1]));
+    assert!(ends.iter().all(|end| difference(end, &frames[1]) > 50));
+}
+
+/// From one picture to another; the ends are what each picture alone leads to.
+#[test]
+fn frames_lead_from_one_picture_to_the_other() {
+    let folder = Folder::new("image-frames");
+    folder.generate("a.png", &[PROMPT]);
+    folder.generate("b.png", &["a small blue circle on a black background"]);
+    let (a, b) = (folder.path("a.png"), folder.path("b.png"));
+    let way = ["--image", &a, "--image-to", &b, "--strength", "0", "--frames", "3"];
+    folder.generate("frame.png", &way);
+    folder.generate("only-a.png", &["--image", &a, "--strength", "0"]);
+    folder.generate("only-b.png", &["--image", &b, "--strength", "0"]);
+    let frames = [0, 1, 2].map(|i| folder.pixels(&format!("frame-{i}.png")));
+    assert_eq!(frames[0], folder.pixels("only-a.png"));
+    assert_eq!(frames[2], folder.pixels("only-b.png"));
+    assert!(difference(&frames[0], &frames[1]) > 20);
+}
+
+#[test]
+fn every_line_of_a_file_is_a_prompt() {
+    let folder = Folder::new("prompts");
+    let other = "a green square on a yellow background";
+    fs::write(folder.0.join("prompts.txt"), format!("{PROMPT}\n\n  {other}\r\n")).unwrap();
+    folder.generate("out.png", &["--prompts", &folder.path("prompts.txt"), "--count", "2"]);
+    folder.generate("one.png", &[other]);
+    folder.generate("two.png", &[other, "--count", "2"]);
+    let line = [2, 3].map(|i| folder.pixels(&format!("out-{i}.png")));
+    assert_eq!(line[0], folder.pixels("one.png"));
+    assert_eq!(line[1], folder.pixels("two-1.png"));
+    assert!(!folder.0.join("out-4.png").exists());
+}
+
+#[test]
+fn words_have_weights() {
+    let folder = Folder::new("weights");
+    folder.generate("plain.png", &[PROMPT]);
+    folder.generate("one.png", &["a large (red:1) star on [(a white:1.1)] background"]);
+    folder.generate("strong.png", &["a large (red:1.6) star on a white background"]);
+    let bracketed = "a large (red:1.6) star on a white background";
+    folder.generate("literal.png", &[bracketed, "--prompt-syntax", "plain"]);
+    folder.generate("escaped.png", &[r"a large \(red:1.6\) star on a white background"]);
+    let plain = folder.pixels("plain.png");
+    assert_eq!(folder.pixels("one.png"), plain);
+    assert!(difference(&folder.pixels("strong.png"), &plain) > 10);
+    assert_eq!(folder.pixels("escaped.png"), folder.pixels("literal.png"));
+}
+
+/// Stage A's strips make the same picture.
+#[test]
+fn rows_do_not_change_the_picture() {
+    let folder = Folder::new("rows");
+    folder.generate("whole.png", &[PROMPT, "--vqgan-rows", "0"]);
+    folder.generate("strips.png", &[PROMPT, "--vqgan-rows", "3"]);
+    assert!(difference(&folder.pixels("whole.png"), &folder.pixels("strips.png")) <= 1);
+}
+
+/// A picture of the corpus's kind comes back, better through Stage A alone.
+#[test]
+fn reconstructs_a_picture() {
+    let folder = Folder::new("reconstruct");
+    let start = folder.path("start.png");
+    let generate = wuerstchen(&["generate", PROMPT, "-o", &start, "--device", "cpu"]);
+    assert!(generate.status.success(), "{}", text(&generate.stderr));
+    let output = folder.path("out.png");
+    let output = wuerstchen(&["reconstruct", &start, "-o", &output, "--device", "cpu", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let [a, ba] = ["psnrThroughA", "psnrThroughBAndA"].map(|key| report[key].as_f64().unwrap());
+    assert!(a > 28.0 && ba > 18.0 && a > ba, "{report}");
+    assert_eq!(folder.pixels("out.png").dimensions(), (3 * 64, 64));
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// A LoRA that peft wrote, in its folder and with a weight; 0 changes nothing.
+#[test]
+fn loras_change_stage_c() {
+    let folder = Folder::new("lora");
+    let small = repository().join("tests/golden/small");
+    let (model, style) = (small.display().to_string(), small.join("lora/style"));
+    let generate = |name: &str, lora: Option<&str>| {
+        let style = format!("{}:{}", style.display(), lora.unwrap_or_default());
+        let mut arguments = vec!["teapot", "-m", &model, "-W", "128", "-H", "256"];
+        if lora.is_some() {
+            arguments.extend(["--lora", &style]);
+        }
+        folder.generate(name, &arguments);
+        folder.pixels(name)
+    };
+    let without = generate("without.png", None);
+    assert_eq!(generate("none.png", Some("0")), without);
+    assert_ne!(generate("with.png", Some("1.5")), without);
+    let told = wuerstchen(&["inspect", &folder.path("with.png"), "--json"]);
+    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told["settings"]["loras"][0], "style:1.5");
+}
+
+#[test]
+fn mistakes_are_named_and_have_their_exit_code() {
+    let folder = Folder::new("mistakes");
+    let (image, mask) = (folder.path("image.png"), folder.path("mask.png"));
+    RgbImage::new(64, 64).save(&image).unwrap();
+    GrayImage::new(64, 32).save(&mask).unwrap();
+    fs::write(folder.0.join("empty.txt"), "\n \n").unwrap();
+    let (nothing, out) = (folder.path("empty.txt"), folder.path("out.png"));
+    let style = repository().join("tests/golden/small/lora/detail.safetensors");
+    let style = style.display().to_string();
+    for (arguments, code, message) in [
+        (vec!["x", "--strength", "0.5"], 2, "strength needs a picture to start from"),
+        (vec!["x", "--image", &image, "--strength", "2"], 2, "strength must be between 0 and 1"),
+        (
+            vec!["x", "--image", &image, "--mask", &mask],
+            2,
+            "mask must be of the picture's size, 64 x 64, got 64 x 32",
+        ),
+        (vec!["x", "--mask", &mask], 2, "--image"),
+        (vec!["x", "--frames", "3"], 2, "frames needs --prompt-to or --image-to"),
+        (vec!["x", "--prompt-to", "y", "--frames", "1"], 2, "frames must be between 2 and 256"),
+        (vec!["x", "--prompt-to", "y", "--count", "2"], 2, "count must be 1 where frames are made"),
+        (vec!["x", "--image", &nothing], 4, "cannot read the picture"),
+        (vec!["--prompts", &nothing], 4, "expected a prompt on every line, found none"),
+        (vec!["--strength", "1"], 2, "PROMPT"),
+        (
+            vec!["x", "--lora", &style],
+            4,
+            "misshapen: prior.blocks.2.attention.to_k.lora.down.weight: expected [2, 128], found [2, 24]",
+        ),
+    ] {
+        let output = wuerstchen(&[&["generate", "-o", &out], &arguments[..]].concat());
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(error.contains(message), "{arguments:?}: {error}");
+    }
+}
