@@ -4,7 +4,7 @@
 export type Stage = 'text' | 'prior' | 'decoder' | 'vqgan';
 
 /** How a bundle stores its weights. */
-export type Dtype = 'f32' | 'f16' | 'i8';
+export type Dtype = 'f32' | 'f16' | 'i8' | 'i4';
 
 /** What computes: the GPU through WebGPU, or the CPU through WebAssembly SIMD. */
 export type DeviceKind = 'webgpu' | 'cpu';

@@ -14,20 +14,6 @@ pub struct Image {
 }
 
 impl Image {
-    /// Peak signal-to-noise ratio against a picture of the same size, in decibels; infinite where they
-    /// are equal.
-    ///
-    /// # Panics
-    ///
-    /// Panics if the sizes differ.
-    pub fn psnr(&self, other: &Self) -> f64 {
-        assert_eq!((self.width, self.height), (other.width, other.height));
-        let squares =
-            self.rgb.iter().zip(&other.rgb).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
-        let mean = squares.sum::<f64>() / self.rgb.len() as f64;
-        10.0 * (f64::from(u8::MAX).powi(2) / mean).log10()
-    }
-
     /// The pictures of a batch `[B, 3, H, W]` in `[0, 1]`; what lies outside is clamped, halves are
     /// rounded to even as PIL does.
     ///
