@@ -136,7 +136,7 @@ impl Sizes<'_> {
             };
             let letters: String = (0..).map_while(letter).collect();
             let unit = (1..=letters.len()).find(|&n| {
-                letters.len() % n == 0 && letters[..n].repeat(letters.len() / n) == letters
+                letters.len().is_multiple_of(n) && letters[..n].repeat(letters.len() / n) == letters
             })?;
             let channels = self.dim(&format!("{}.depthwise.weight", block(0)), 0)?;
             config.c_hidden.push(channels);
