@@ -64,7 +64,7 @@ pub struct GenerateOptions {
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum PromptSyntax {
-    /// Weights: (strong) (stronger:1.3) [weak]; a backslash takes a bracket as it is
+    /// Weights: (strong), (stronger:1.3), weak in square brackets; a backslash takes a bracket as it is
     #[default]
     Weighted,
     /// Nothing
