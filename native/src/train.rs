@@ -27,7 +27,7 @@ use wuerstchen_train::stages::{
 use wuerstchen_train::{Metrics, Trainer};
 
 use crate::devices::{Choice, choose};
-use crate::files::{write, write_png_grid};
+use crate::files::{read_model, write, write_png_grid};
 use crate::usage;
 
 /// Arguments of `wuerstchen train`.
@@ -47,6 +47,10 @@ pub(crate) struct TrainArgs {
     /// Go on from a saved state: `auto` takes the run's own if there is one
     #[arg(long, value_name = "auto|PATH")]
     resume: Option<String>,
+    /// Start from this model's weights instead of random ones; parts that the run has trained are
+    /// its own
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
     /// Save and stop after this many seconds
     #[arg(long)]
     max_seconds: Option<u64>,
@@ -96,7 +100,11 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     };
     ctrlc::set_handler(on_signal).context("cannot listen to Ctrl-C")?;
     let deadline = args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs));
-    let run = Run { config, output, device: choose(args.device)?.device, stop, deadline };
+    let device = choose(args.device)?.device;
+    let run = Run { config, output, device, stop, deadline, warm: args.init.is_some() };
+    if let Some(model) = &args.init {
+        run.adopt(model)?;
+    }
     let stages = match args.stage {
         StageName::All => vec![StageName::A, StageName::B, StageName::C],
         one => vec![one],
@@ -173,9 +181,18 @@ struct Run {
     device: Device,
     stop: Arc<AtomicBool>,
     deadline: Option<Instant>,
+    /// Whether stages start from weights that are there.
+    warm: bool,
 }
 
 impl Run {
+    /// Takes the weights of the parts that the run has not trained from a model.
+    fn adopt(&self, model: &Path) -> Result<()> {
+        let mut weights = read_model(Some(model))?.weights;
+        weights.retain(|part, _| !self.weights_path(part).exists());
+        self.write_weights(weights)
+    }
+
     fn corpus(&self) -> Result<Corpus> {
         let config = &self.config;
         Ok(Corpus::new(config.seed, config.image_size, config.model.max_tokens)?)
@@ -211,7 +228,10 @@ impl Run {
         device.seed(config.seed);
         let stage =
             StageA { corpus: self.corpus()?, config: config.a.clone(), device: device.clone() };
-        let model = config.model.vqgan.init(&device);
+        let model = match self.warm {
+            true => export::load_vqgan(config, &self.read_weights()?, &device)?,
+            false => config.model.vqgan.init(&device),
+        };
         let trainer = Trainer::new(stage, model, config.a.clone(), config.seed, device);
         let (_, pictures) = self.grid()?;
         self.train(
@@ -239,7 +259,7 @@ impl Run {
         let scenes = config.b.cached_scenes;
         let latents = self.cache("Stage A's latents", &corpus, scenes, encode);
         let frozen = config.b.freeze_compressor;
-        let model = match frozen {
+        let model = match frozen || self.warm {
             true => export::load_decoder(config, &weights, &device)?,
             false => export::init_decoder(config, &device),
         };
@@ -298,7 +318,10 @@ impl Run {
             embeddings,
             compressor,
         };
-        let model = export::init_prior(config, &device);
+        let model = match self.warm {
+            true => export::load_prior(config, &weights, &device)?,
+            false => export::init_prior(config, &device),
+        };
         let trainer = Trainer::new(stage, model, config.c.clone(), config.seed, device);
         self.train(
             "c",

@@ -114,6 +114,24 @@ pub fn load_decoder(
     })
 }
 
+/// Stage C's model from a model.
+///
+/// # Errors
+///
+/// The model has no Stage C of the run's config.
+pub fn load_prior(
+    config: &TrainConfig,
+    files: &Weights,
+    device: &Device,
+) -> Result<PriorModel, LoadError> {
+    let PriorModel { prior, text_encoder } = init_prior(config, device);
+    let part = |folder| weights(files, folder, "c");
+    Ok(PriorModel {
+        prior: load(prior, part(layout::PRIOR)?, KeyTable::DIFFUSION)?,
+        text_encoder: load(text_encoder, part(layout::PRIOR_TEXT)?, KeyTable::TEXT)?,
+    })
+}
+
 /// The semantic compressor from a model.
 ///
 /// # Errors
