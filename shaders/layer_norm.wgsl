@@ -1,7 +1,7 @@
 // Layer norm over the last axis, without affine parameters.
 //
-// One workgroup per row: neighbouring invocations read neighbouring channels, and the two sums are
-// reduced through workgroup memory.
+// A workgroup handles eight rows, eight invocations each: neighbours read neighbouring channels, and
+// share their sums through workgroup memory.
 // Twin: `reference::layer_norm` in crates/wuerstchen-kernels/src/layer_norm.rs.
 
 alias elem = f32;
@@ -14,49 +14,51 @@ alias elem = f32;
 
 const EPSILON = 1e-6; // matches `EPSILON` in layer_norm.rs
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
+const ROWS = 8u; // matches `NORM_ROWS` in wgsl.rs
+const LANES = WORKGROUP_SIZE / ROWS;
 
-var<workgroup> partial: array<f32, WORKGROUP_SIZE>;
-
-// The sum of `value` over the workgroup.
-fn reduce(lane: u32, value: f32) -> f32 {
-    partial[lane] = value;
-    workgroupBarrier();
-    for (var stride = WORKGROUP_SIZE / 2u; stride > 0u; stride /= 2u) {
-        if lane < stride {
-            partial[lane] += partial[lane + stride];
-        }
-        workgroupBarrier();
-    }
-    let sum = partial[0];
-    workgroupBarrier(); // before the next reduction writes
-    return sum;
-}
+var<workgroup> sums: array<f32, WORKGROUP_SIZE>;
+var<workgroup> squares: array<f32, WORKGROUP_SIZE>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    @builtin(local_invocation_index) invocation: u32,
 ) {
     let channels = dims[1];
-    // Groups beyond the last row compute it again, so that all reach the barriers alike.
-    let row = min(group.y * groups.x + group.x, dims[0] - 1u);
+    let lane = invocation % LANES;
+    let first = invocation - lane;
+    // Invocations beyond the last row compute it again, so that all reach the barriers alike.
+    let row = min((group.y * groups.x + group.x) * ROWS + invocation / LANES, dims[0] - 1u);
     let start = row * channels;
 
     var sum = 0.0;
-    for (var c = lane; c < channels; c += WORKGROUP_SIZE) {
+    for (var c = lane; c < channels; c += LANES) {
         sum += f32(x[start + c]);
     }
-    let mean = reduce(lane, sum) / f32(channels);
-
-    var squares = 0.0;
-    for (var c = lane; c < channels; c += WORKGROUP_SIZE) {
-        let centred = f32(x[start + c]) - mean;
-        squares += centred * centred;
+    sums[invocation] = sum;
+    workgroupBarrier();
+    var mean = 0.0;
+    for (var i = 0u; i < LANES; i += 1u) {
+        mean += sums[first + i];
     }
-    let scale = inverseSqrt(reduce(lane, squares) / f32(channels) + EPSILON);
+    mean /= f32(channels);
 
-    for (var c = lane; c < channels; c += WORKGROUP_SIZE) {
+    var square = 0.0;
+    for (var c = lane; c < channels; c += LANES) {
+        let centred = f32(x[start + c]) - mean;
+        square += centred * centred;
+    }
+    squares[invocation] = square;
+    workgroupBarrier();
+    var variance = 0.0;
+    for (var i = 0u; i < LANES; i += 1u) {
+        variance += squares[first + i];
+    }
+    let scale = inverseSqrt(variance / f32(channels) + EPSILON);
+
+    for (var c = lane; c < channels; c += LANES) {
         y[start + c] = elem((f32(x[start + c]) - mean) * scale);
     }
 }

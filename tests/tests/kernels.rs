@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use wuerstchen_kernels::{
     DepthwiseOptions, PackedMatrix, Packing, Padding, Planes, depthwise_conv, global_response_norm,
-    layer_norm, packed_linear, reference,
+    layer_norm, linear, packed_linear, reference,
 };
 use wuerstchen_tests::{gpu, relative_error, values};
 
@@ -64,6 +64,27 @@ fn depthwise_conv_matches_its_twin() {
     }
 }
 
+/// Rows, outputs and columns of products: few, odd, not whole tiles, with a last block that is short.
+const PRODUCTS: [[usize; 3]; 6] =
+    [[1, 1, 2], [1, 4, 4], [5, 40, 70], [33, 65, 192], [70, 96, 64], [131, 36, 324]];
+
+#[test]
+fn linear_matches_its_twin() {
+    let Some(device) = gpu() else { return };
+    for [inputs, outputs, columns] in PRODUCTS {
+        let on = |device: &Device| {
+            let x: Tensor<3> = values([1, inputs, columns], 3, device);
+            let weight: Tensor<2> = values([columns, outputs], 4, device);
+            (x, weight, Some(values([outputs], 5, device)))
+        };
+        let (x, weight, bias) = on(&Device::flex());
+        let expected = reference::linear(x, weight, bias);
+        let (x, weight, bias) = on(&device);
+        let error = relative_error(linear(x, weight, bias), expected);
+        assert!(error < TOLERANCE, "{inputs} {outputs} {columns}: {error}");
+    }
+}
+
 /// Words that look random, and scales of the size that makes weights of about one.
 fn packed(packing: Packing, [rows, columns]: [usize; 2], device: &Device) -> PackedMatrix {
     let words = |count: usize, seed: u32| -> Vec<i32> {
@@ -85,7 +106,7 @@ fn packed(packing: Packing, [rows, columns]: [usize; 2], device: &Device) -> Pac
 fn packed_linear_matches_its_twin() {
     let Some(device) = gpu() else { return };
     for packing in [Packing::F16, Packing::I8, Packing::I4] {
-        for [inputs, outputs, columns] in [[1, 1, 2], [5, 40, 70], [33, 65, 192], [70, 96, 64]] {
+        for [inputs, outputs, columns] in PRODUCTS {
             let on = |device: &Device| {
                 let x: Tensor<2> = values([inputs, columns], 3, device);
                 (x, packed(packing, [outputs, columns], device))

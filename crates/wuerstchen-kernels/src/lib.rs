@@ -14,6 +14,7 @@ pub mod depthwise_conv;
 pub mod gelu;
 pub mod global_response_norm;
 pub mod layer_norm;
+pub mod linear;
 pub mod packed_linear;
 #[cfg(feature = "gpu")]
 mod wgsl;
@@ -22,6 +23,7 @@ pub use depthwise_conv::{DepthwiseOptions, Padding, depthwise_conv};
 pub use gelu::gelu;
 pub use global_response_norm::global_response_norm;
 pub use layer_norm::layer_norm;
+pub use linear::linear;
 pub use packed_linear::{PackedMatrix, Packing, Planes, packed_linear};
 
 /// All composed twins: the definitions of the kernels.
@@ -30,5 +32,6 @@ pub mod reference {
     pub use crate::gelu::reference::gelu;
     pub use crate::global_response_norm::reference::{channel_norms, global_response_norm};
     pub use crate::layer_norm::reference::layer_norm;
+    pub use crate::linear::reference::linear;
     pub use crate::packed_linear::reference::{packed_linear, unpack};
 }

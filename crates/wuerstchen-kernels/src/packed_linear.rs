@@ -172,7 +172,7 @@ pub fn packed_linear<const D: usize>(x: Tensor<D>, weight: &PackedMatrix) -> Ten
 
 fn multiply(x: Tensor<2>, weight: &PackedMatrix) -> Tensor<2> {
     #[cfg(feature = "gpu")]
-    if crate::wgsl::runs_on(&x.device()) {
+    if crate::wgsl::runs_on(&x.device()) && crate::linear::in_quads(weight.dims()) {
         let (values, scales, zeros) = weight.planes();
         return crate::wgsl::packed_linear(
             x,

@@ -17,11 +17,17 @@ use crate::packed_linear::Packing;
 /// Invocations in a workgroup; every shader names the same number.
 const WORKGROUP_SIZE: usize = 64;
 
+/// Rows that one workgroup of `layer_norm.wgsl` handles.
+const NORM_ROWS: usize = 8;
+
 /// Channels that one workgroup of `channel_norms.wgsl` handles.
 const CHANNELS: usize = 8;
 
-/// Rows, and columns, of the output that one workgroup of `packed_linear.wgsl` makes.
-const TILE: usize = 32;
+/// Rows and columns of the output that one workgroup of `linear.wgsl` makes.
+const LINEAR_TILE: [usize; 2] = [32, 64];
+
+/// Rows and columns of the output that one workgroup of `packed_linear.wgsl` makes.
+const PACKED_TILE: [usize; 2] = [64, 32];
 
 /// Most workgroups along one axis of a dispatch that every WebGPU device takes.
 const MAX_GROUPS: u32 = 65_535;
@@ -51,6 +57,7 @@ pub(crate) fn depthwise_conv(
     Tensor::from_dispatch(Dispatch::wgsl_depthwise_conv(x, weight, bias, options))
 }
 
+/// As [`linear`], with a packed weight `[N, K]`.
 pub(crate) fn packed_linear(
     x: Tensor<2>,
     values: Tensor<2, Int>,
@@ -62,6 +69,11 @@ pub(crate) fn packed_linear(
     let (x, values) = (x.into_dispatch(), values.into_dispatch());
     let (scales, zeros) = (scales.into_dispatch(), zeros.into_dispatch());
     Tensor::from_dispatch(Dispatch::wgsl_packed_linear(x, values, scales, zeros, packing, columns))
+}
+
+/// `x` `[M, K]`, weight `[K, N]`; K and N are multiples of 4.
+pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::wgsl_linear(x.into_dispatch(), weight.into_dispatch()))
 }
 
 /// The operations that wgpu devices run as hand-written shaders.
@@ -81,6 +93,9 @@ pub(crate) trait WgslKernels: Backend {
         options: DepthwiseOptions,
     ) -> FloatTensor<Self>;
 
+    #[fusion(dtype = x, shape = product_shape(x, weight))]
+    fn wgsl_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
     #[fusion(dtype = x, shape = multiplied_shape(x, values))]
     fn wgsl_packed_linear(
         x: FloatTensor<Self>,
@@ -92,8 +107,18 @@ pub(crate) trait WgslKernels: Backend {
     ) -> FloatTensor<Self>;
 }
 
+/// Workgroups that make a matrix in tiles.
+fn tiles(shape: &Shape, [height, width]: [usize; 2]) -> usize {
+    let [rows, columns] = shape.dims();
+    rows.div_ceil(height) * columns.div_ceil(width)
+}
+
 fn multiplied_shape(x: &Shape, values: &Shape) -> Shape {
     Shape::from([x.dims::<2>()[0], values.dims::<2>()[0]])
+}
+
+fn product_shape(x: &Shape, weight: &Shape) -> Shape {
+    Shape::from([x.dims::<2>()[0], weight.dims::<2>()[1]])
 }
 
 fn norms_shape(x: &Shape) -> Shape {
@@ -113,7 +138,7 @@ impl WgslKernels for CubeBackend {
         let channels = shape[shape.len() - 1];
         let rows = shape.num_elements() / channels;
         Shader { name: "layer_norm", source: include_str!("../../../shaders/layer_norm.wgsl") }
-            .launch(vec![x], shape, &[rows, channels], rows)
+            .launch(vec![x], shape, &[rows, channels], rows.div_ceil(NORM_ROWS))
     }
 
     fn wgsl_channel_norms(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -151,6 +176,20 @@ impl WgslKernels for CubeBackend {
         )
     }
 
+    fn wgsl_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let shape = product_shape(x.meta.shape(), weight.meta.shape());
+        let [rows, outputs] = shape.dims();
+        let [columns, _] = weight.meta.shape().dims();
+        let dims = [rows, columns / 4, outputs / 4];
+        let source = include_str!("../../../shaders/linear.wgsl");
+        Shader { name: "linear", source }.launch(
+            vec![x, weight],
+            shape.clone(),
+            &dims,
+            tiles(&shape, LINEAR_TILE),
+        )
+    }
+
     fn wgsl_packed_linear(
         x: FloatTensor<Self>,
         values: IntTensor<Self>,
@@ -163,14 +202,14 @@ impl WgslKernels for CubeBackend {
         let [rows, outputs] = shape.dims();
         let (values_width, blocks) = (packing.value_words(columns), packing.blocks(columns));
         let zeros_width = packing.zero_words(columns);
-        let dims = [rows, outputs, columns, packing.bits(), values_width, blocks, zeros_width];
-        let groups = rows.div_ceil(TILE) * outputs.div_ceil(TILE);
+        let bits = packing.bits();
+        let dims = [rows, outputs / 4, columns / 4, bits, values_width, blocks, zeros_width];
         let source = include_str!("../../../shaders/packed_linear.wgsl");
         Shader { name: "packed_linear", source }.launch(
             vec![x, values, scales, zeros],
-            shape,
+            shape.clone(),
             &dims,
-            groups,
+            tiles(&shape, PACKED_TILE),
         )
     }
 }

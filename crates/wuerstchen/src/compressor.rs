@@ -4,14 +4,14 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::activation::{sigmoid, silu};
-use burn::tensor::module::linear as matmul_bias;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv};
+use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv, linear as matmul_bias};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{Observer, channels_first, channels_last, linear};
 use crate::config::{ConfigError, positive};
 use crate::resize::cover;
+use crate::weights::affine;
 
 /// Configuration of a [`Compressor`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -288,7 +288,7 @@ impl InvertedBlock {
 impl SqueezeExcitation {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let means = x.clone().mean_dim(1).mean_dim(2);
-        x * sigmoid(self.fc2.forward(silu(self.fc1.forward(means))))
+        x * sigmoid(affine(&self.fc2, silu(affine(&self.fc1, means))))
     }
 }
 

@@ -3,9 +3,8 @@
 use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
-use burn::tensor::module::linear as matmul_bias;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{Padding, gelu, layer_norm};
+use wuerstchen_kernels::{Padding, gelu, layer_norm, linear as matmul_bias};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{

@@ -8,7 +8,7 @@ use burn::module::{
 };
 use burn::nn::Linear;
 use burn::prelude::*;
-use wuerstchen_kernels::{PackedMatrix, packed_linear};
+use wuerstchen_kernels::{PackedMatrix, linear, packed_linear};
 
 use crate::checkpoint::{Checkpoint, NamedTensor};
 use crate::stored::is_finite;
@@ -498,12 +498,13 @@ impl Reparameterizer for Packer<'_, '_> {
 /// - x: `[…, d_input]`
 /// - output: `[…, d_output]`
 pub(crate) fn affine<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    let bias = layer.bias.as_ref().map(Param::val);
     let Some(weight) = layer.weight.reparameterization::<Packed>() else {
-        return layer.forward(x);
+        return linear(x, layer.weight.val(), bias);
     };
     let y = packed_linear(x, &weight.matrix);
-    match &layer.bias {
-        Some(bias) => y + bias.val().unsqueeze(),
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
         None => y,
     }
 }

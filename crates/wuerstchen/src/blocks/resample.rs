@@ -2,8 +2,7 @@
 
 use burn::module::{Initializer, Module, Param};
 use burn::prelude::*;
-use burn::tensor::module::linear;
-use wuerstchen_kernels::layer_norm;
+use wuerstchen_kernels::{layer_norm, linear};
 
 use super::zeros;
 

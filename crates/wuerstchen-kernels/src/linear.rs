@@ -1,0 +1,54 @@
+//! Linear layers: products of channels-last features with a matrix.
+
+use burn::prelude::*;
+
+/// `y = x·W + b`.
+///
+/// Where burn times the variants of every product at first use (feature `autotune`), its choice is
+/// taken on GPUs, else `shaders/linear.wgsl`.
+///
+/// # Shapes
+///
+/// - x: `[…, K]`
+/// - weight: `[K, N]`
+/// - bias: `[N]`
+/// - output: `[…, N]`
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    #[cfg(all(feature = "gpu", not(feature = "autotune")))]
+    if crate::wgsl::runs_on(&x.device()) && in_quads(weight.dims()) {
+        let [columns, outputs] = weight.dims();
+        let mut shape = x.dims();
+        assert_eq!(shape[D - 1], columns, "x has {} columns, the weight {columns}", shape[D - 1]);
+        shape[D - 1] = outputs;
+        let y = crate::wgsl::linear(x.reshape([-1, columns as isize]), weight).reshape(shape);
+        return match bias {
+            Some(bias) => y + bias.unsqueeze(),
+            None => y,
+        };
+    }
+    reference::linear(x, weight, bias)
+}
+
+/// Whether shaders that read four values at a time can read rows of these lengths.
+#[cfg(feature = "gpu")]
+pub(crate) fn in_quads(sides: [usize; 2]) -> bool {
+    sides.iter().all(|side| side.is_multiple_of(4))
+}
+
+/// The same operation composed from burn tensors: the definition of the kernels.
+pub mod reference {
+    use super::*;
+
+    /// Twin of `shaders/linear.wgsl`, with the bias.
+    pub fn linear<const D: usize>(
+        x: Tensor<D>,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+    ) -> Tensor<D> {
+        burn::tensor::module::linear(x, weight, bias)
+    }
+}
