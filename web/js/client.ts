@@ -399,11 +399,14 @@ class Client implements Wuerstchen {
 
 /** What the engine gets; previews are only made where somebody sees them. */
 function toJob(options: GenerateOptions): Job {
-  const { onProgress, signal, preview, intermediates, format, prompt, ...picture } = options;
+  const { onProgress, signal, preview, intermediates, format, image, mask, prompt, ...picture } =
+    options;
   const previewEvery = preview === false || !onProgress ? 0 : (preview?.every ?? 1);
   return {
     prompt,
     picture,
+    image,
+    mask,
     previewEvery,
     intermediates: intermediates ?? false,
     format: format ?? 'bitmap',

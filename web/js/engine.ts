@@ -6,6 +6,7 @@ import type { WasmBuild } from './glue.js';
 import { watchDevice, type GpuWatch } from './gpu.js';
 import { request } from './http.js';
 import { fetchManifest, modelInfo, type Manifest } from './manifest.js';
+import { toPixels } from './pixels.js';
 import { JobProgress, type Pace } from './progress.js';
 import { fetchShards } from './shards.js';
 import { checkSupport } from './support.js';
@@ -20,11 +21,12 @@ import type {
   LoadOptions,
   ModelInfo,
   PictureOptions,
+  PictureSource,
   SelfTest,
   Stage,
   Support,
 } from './types.js';
-import type { Engine, Generated, Loader, Picture, Wasm } from './wasm.js';
+import type { Engine, Generated, Loader, Picture, Source, Wasm } from './wasm.js';
 
 /** `LoadOptions` as they travel to a worker. */
 export interface EngineOptions {
@@ -41,6 +43,8 @@ export interface EngineOptions {
 export interface Job {
   readonly prompt: string;
   readonly picture: Omit<PictureOptions, 'prompt'>;
+  readonly image?: PictureSource;
+  readonly mask?: PictureSource;
   /** Steps between previews; 0 for none. */
   readonly previewEvery: number;
   readonly intermediates: boolean;
@@ -70,6 +74,7 @@ interface Model {
 /** What a self-test has shown to work, and what it runs on. */
 interface Tested {
   readonly engine: Engine;
+  readonly wasm: Wasm;
   readonly gpu: GpuWatch | undefined;
   readonly selfTest: SelfTest;
 }
@@ -155,7 +160,7 @@ async function openOn(
     const gpuError = gpu?.takeError();
     if (gpuError) throw gpuError;
     if (!selfTest.ok) throw selfTestError(selfTest, device);
-    return { engine, gpu, selfTest };
+    return { engine, wasm: module, gpu, selfTest };
   } catch (error) {
     isUsed = false;
     loader?.free();
@@ -219,16 +224,18 @@ export class ModelEngine {
   readonly support: Support;
   readonly selfTest: SelfTest;
   readonly #engine: Engine;
+  readonly #wasm: Wasm;
   readonly #gpu: GpuWatch | undefined;
   #pace: { size: string; stages: Pace } = { size: '', stages: new Map() };
 
   constructor(
-    { engine, gpu, selfTest }: Tested,
+    { engine, wasm, gpu, selfTest }: Tested,
     device: DeviceKind,
     info: ModelInfo,
     support: Support,
   ) {
     this.#engine = engine;
+    this.#wasm = wasm;
     this.#gpu = gpu;
     this.selfTest = selfTest;
     this.device = device;
@@ -245,7 +252,7 @@ export class ModelEngine {
     const seed = BigInt(job.picture.seed ?? randomSeed());
     const progress = new JobProgress(this.#plan(job), this.#paceOf(job), emit);
     let failure: unknown;
-    const onStep: Parameters<Engine['generate']>[2] = async (
+    const onStep: Parameters<Engine['generate']>[3] = async (
       stage,
       step,
       steps,
@@ -269,7 +276,9 @@ export class ModelEngine {
 
     let generated: Generated | undefined;
     try {
-      generated = await this.#engine.generate(job.prompt, optionsJson(job, seed), onStep);
+      const source = await this.#source(job);
+      const options = optionsJson(job, seed);
+      generated = await this.#engine.generate(job.prompt, options, source, onStep);
       signal.throwIfAborted();
       const gpuError = this.#gpu?.takeError();
       if (gpuError) throw gpuError;
@@ -286,6 +295,15 @@ export class ModelEngine {
 
   close(): void {
     this.#engine.free();
+  }
+
+  async #source({ image, mask }: Job): Promise<Source | undefined> {
+    if (!image) return undefined;
+    const pixels = await toPixels(image, 'image');
+    const painted = mask && (await toPixels(mask, 'mask'));
+    const source = new this.#wasm.Source(pixels.width, pixels.rgba);
+    if (painted) source.setMask(painted.width, painted.rgba);
+    return source;
   }
 
   async #preview(

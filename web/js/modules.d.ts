@@ -6,6 +6,7 @@ declare module 'wuerstchen-wasm/cpu' {
   export default init;
   export const openDevice: Wasm['openDevice'];
   export const Loader: Wasm['Loader'];
+  export const Source: Wasm['Source'];
 }
 
 declare module 'wuerstchen-wasm/webgpu' {
@@ -14,4 +15,5 @@ declare module 'wuerstchen-wasm/webgpu' {
   export default init;
   export const openDevice: Wasm['openDevice'];
   export const Loader: Wasm['Loader'];
+  export const Source: Wasm['Source'];
 }

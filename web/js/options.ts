@@ -1,6 +1,7 @@
 // Checks what callers pass, as far as types and names go; values are checked by the WebAssembly.
 
 import { WuerstchenError } from './errors.js';
+import { isBitmap } from './pixels.js';
 import type { GenerateOptions, LoadOptions } from './types.js';
 
 interface Kind {
@@ -40,6 +41,15 @@ const PREVIEW: Kind = {
   },
   text: 'false or { every: 1 or more }',
 };
+const PICTURE: Kind = {
+  is: (value) => {
+    if (value instanceof Blob || isBitmap(value)) return true;
+    const { width = 0, height = 0, data } = (value ?? {}) as { [K in keyof ImageData]?: unknown };
+    const isBytes = data instanceof Uint8Array || data instanceof Uint8ClampedArray;
+    return isBytes && data.length > 0 && data.length === 4 * Number(width) * Number(height);
+  },
+  text: 'a Blob, an ImageBitmap or an ImageData',
+};
 const URL_TEXT: Kind = {
   is: (value) => STRING.is(value) || value instanceof URL,
   text: 'a URL',
@@ -66,6 +76,10 @@ const GENERATE_KINDS: Record<keyof GenerateOptions, Kind> = {
   decoderSteps: WHOLE,
   decoderGuidanceScale: NUMBER,
   sampler: oneOf('ddpm', 'ddim'),
+  promptSyntax: oneOf('weighted', 'plain'),
+  strength: NUMBER,
+  image: PICTURE,
+  mask: PICTURE,
   preview: PREVIEW,
   intermediates: BOOLEAN,
   format: oneOf('bitmap', 'blob', 'imageData'),
@@ -88,6 +102,10 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
 
 export function checkGenerateOptions(options: GenerateOptions): void {
   check(options, GENERATE_KINDS, 'prompt');
+  for (const name of ['mask', 'strength'] as const) {
+    if (options[name] === undefined || options.image) continue;
+    throw new WuerstchenError('invalid-argument', `${name} needs an image to start from`);
+  }
 }
 
 export function checkLoadOptions(options: LoadOptions): void {

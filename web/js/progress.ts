@@ -12,7 +12,7 @@ const STAGES: readonly Stage[] = ['text', 'prior', 'decoder', 'vqgan'];
 
 /** Follows one job. */
 export class JobProgress {
-  readonly #plan: Plan;
+  readonly #plan: Record<Stage, number>;
   readonly #pace: Pace;
   readonly #emit: (event: GenerateEvent) => void;
   readonly #begun = performance.now();
@@ -22,7 +22,7 @@ export class JobProgress {
 
   /** `pace` may hold what an earlier job of the same size measured; it is brought up to date. */
   constructor(plan: Plan, pace: Pace, emit: (event: GenerateEvent) => void) {
-    this.#plan = plan;
+    this.#plan = { ...plan };
     this.#pace = pace;
     this.#emit = emit;
     this.#beginStage('text');
@@ -32,6 +32,8 @@ export class JobProgress {
   step(stage: Stage, step: number, steps: number): void {
     this.#ms[stage] += performance.now() - this.#resumed;
     this.#done[stage] = step;
+    // A picture to start from leaves fewer steps than planned.
+    this.#plan[stage] = steps;
     this.#pace.set(stage, this.#ms[stage] / step);
     const overall = sum((stage) => this.#done[stage]) / sum((stage) => this.#plan[stage]);
     this.#emit({ type: 'step', stage, step, steps, overall, etaMs: this.#etaMs() });

@@ -2,6 +2,7 @@
 
 import { openEngine, type EngineOptions, type Host, type Job, type ModelEngine } from './engine.js';
 import { toErrorData, WuerstchenError, type ErrorData } from './errors.js';
+import { isBitmap } from './pixels.js';
 import { remoteCache } from './remote-cache.js';
 import type {
   DeviceKind,
@@ -113,9 +114,4 @@ function transferables({ images, intermediates }: GenerateResult): Transferable[
   if (!intermediates) return bitmaps;
   const { imageEmbedding, latents } = intermediates;
   return [...bitmaps, imageEmbedding.values.buffer, latents.values.buffer] as Transferable[];
-}
-
-/** Node, where other formats work, has no bitmaps. */
-function isBitmap(image: unknown): image is ImageBitmap {
-  return typeof ImageBitmap !== 'undefined' && image instanceof ImageBitmap;
 }

@@ -103,6 +103,9 @@ export interface LoadOptions {
   readonly signal?: AbortSignal;
 }
 
+/** Pixels to start from; `ImageData`, or anything that looks like it, needs no decoding. */
+export type PictureSource = Blob | ImageBitmap | { readonly width: number; readonly height: number; readonly data: Uint8Array | Uint8ClampedArray };
+
 /** The picture options have the names and meanings of the command line's. */
 export interface PictureOptions {
   readonly prompt: string;
@@ -119,9 +122,17 @@ export interface PictureOptions {
   readonly decoderSteps?: number;
   readonly decoderGuidanceScale?: number;
   readonly sampler?: 'ddpm' | 'ddim';
+  /** What brackets in prompts mean: weights, as in `(red:1.3)`, or nothing; default `weighted`. */
+  readonly promptSyntax?: 'weighted' | 'plain';
+  /** How far from `image`: 0 shows it again, 1 leaves it; default 0.8, and 1 with a mask. */
+  readonly strength?: number;
 }
 
 export interface GenerateOptions extends PictureOptions {
+  /** A picture to start from instead of noise. It is scaled and cut to the size that is made. */
+  readonly image?: PictureSource;
+  /** What of `image` to paint anew: white of a picture of the same size; grey mixes. */
+  readonly mask?: PictureSource;
   /** Pictures of the latents while they are made; `every` n steps, default 1. */
   readonly preview?: false | { readonly every?: number };
   /** Also return what each stage made, for those who look inside. */

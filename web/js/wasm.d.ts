@@ -24,6 +24,13 @@ export interface Generated {
   free(): void;
 }
 
+/** A picture to start from. */
+export interface Source {
+  /** White of it is painted anew, black stays. */
+  setMask(width: number, rgba: Uint8Array): void;
+  free(): void;
+}
+
 export interface Engine {
   /** Runs the manifest's golden vectors; JSON of `SelfTest`. */
   selfTest(): Promise<string>;
@@ -31,6 +38,8 @@ export interface Engine {
   generate(
     prompt: string,
     optionsJson: string,
+    /** Used up. */
+    source: Source | undefined,
     onStep: (stage: Stage, step: number, steps: number, shape: Uint32Array, latents: Float32Array) => Promise<boolean>,
   ): Promise<Generated>;
   /** The first picture of a batch of Stage C's or B's latents; undefined where there is nothing to show. */
@@ -51,4 +60,5 @@ export interface Wasm {
   /** Sets up the device, once per instance, before any loader. */
   openDevice(): Promise<void>;
   Loader: new (manifestJson: string) => Loader;
+  Source: new (width: number, rgba: Uint8Array) => Source;
 }

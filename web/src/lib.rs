@@ -11,7 +11,7 @@ use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
-    Error, GenerateOptions, Generated as Made, Image, LoadError, Manifest, Pipeline,
+    Batch, Error, GenerateOptions, Generated as Made, Image, LoadError, Manifest, Mask, Pipeline,
     PipelineLoader, Progress, Provenance, Stage,
 };
 
@@ -100,13 +100,14 @@ impl Engine {
         Ok(serde_json::to_string(&report).expect("numbers and names are JSON"))
     }
 
-    /// Makes pictures. `options_json` holds `GenerateOptions`; `on_step` gets the stage, the step, the
-    /// number of steps, the shape and values of what the step made, and returns a promise of whether
-    /// to go on.
+    /// Makes pictures, from noise or from `source`. `options_json` holds `GenerateOptions`; `on_step`
+    /// gets the stage, the step, the number of steps, the shape and values of what the step made, and
+    /// returns a promise of whether to go on.
     pub async fn generate(
         &self,
         prompt: String,
         options_json: String,
+        source: Option<Source>,
         on_step: Function,
     ) -> Result<Generated, JsValue> {
         let options: GenerateOptions = serde_json::from_str(&options_json)
@@ -120,7 +121,7 @@ impl Engine {
                 ControlFlow::Break(())
             }
         };
-        let made = self.pipeline.generate(&prompt, &options, step).await;
+        let made = self.make(&prompt, &options, source, step).await;
         match (made, failure) {
             (_, Some(thrown)) => Err(thrown),
             (Ok(made), None) => Ok(Generated { prompt, model: self.manifest.name.clone(), made }),
@@ -150,6 +151,28 @@ impl Engine {
     }
 }
 
+impl Engine {
+    async fn make(
+        &self,
+        prompt: &str,
+        options: &GenerateOptions,
+        source: Option<Source>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Made, Error> {
+        let image = source.as_ref().map(|source| &source.image);
+        let settings = self.pipeline.settings(options, image)?;
+        let origin = match &source {
+            Some(Source { image, mask }) => {
+                Some(self.pipeline.origin(image, mask.as_ref(), &settings).await?)
+            }
+            None => None,
+        };
+        let batch = Batch { origin: origin.as_ref(), ..Batch::new(prompt, settings.count) };
+        let mut made = self.pipeline.generate_batches(&[batch], &settings, on_step).await?;
+        Ok(made.swap_remove(0))
+    }
+}
+
 async fn call(on_step: &Function, progress: &Progress<'_>) -> Result<JsValue, JsValue> {
     let stage = serde_json::to_value(progress.stage).expect("a stage is a word");
     let (shape, values) = numbers(progress.latents);
@@ -168,6 +191,41 @@ fn numbers(data: &TensorData) -> (Uint32Array, Float32Array) {
     let shape: Vec<u32> = data.shape().iter().map(|&side| side as u32).collect();
     let values = data.as_slice::<f32>().expect("the pipeline reports f32");
     (Uint32Array::from(&shape[..]), Float32Array::from(values))
+}
+
+/// A picture to start from, and what of it to paint anew.
+#[wasm_bindgen]
+pub struct Source {
+    image: Image,
+    mask: Option<Mask>,
+}
+
+#[wasm_bindgen]
+impl Source {
+    /// `rgba` has four bytes a pixel, as `ImageData` has them; what is transparent about them does not
+    /// count.
+    #[wasm_bindgen(constructor)]
+    pub fn new(width: usize, rgba: &[u8]) -> Self {
+        let rgb = rgba.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
+        Self { image: Image { width, height: height(width, rgba), rgb }, mask: None }
+    }
+
+    /// Adds a mask: its white is painted anew, its black stays.
+    #[wasm_bindgen(js_name = setMask)]
+    pub fn set_mask(&mut self, width: usize, rgba: &[u8]) {
+        let values = rgba.chunks_exact(4).map(brightness).collect();
+        self.mask = Some(Mask { width, height: height(width, rgba), values });
+    }
+}
+
+fn height(width: usize, rgba: &[u8]) -> usize {
+    rgba.len() / (4 * width.max(1))
+}
+
+/// Luma of ITU-R BT.709.
+fn brightness(pixel: &[u8]) -> u8 {
+    let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
+    ((2126 * red + 7152 * green + 722 * blue) / 10_000) as u8
 }
 
 /// What a generation made.

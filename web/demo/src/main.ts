@@ -21,6 +21,7 @@ import {
   writeSettings,
   type Settings,
 } from './settings';
+import { initSource, readSource, startFrom } from './source';
 import { initStorage, keepForOffline, showStorage } from './storage';
 import { initTheme } from './theme';
 
@@ -39,7 +40,7 @@ let support: Support | undefined;
 let engine: Wuerstchen | undefined;
 let job: AbortController | undefined;
 /** The picture that the buttons below it act on. */
-let shown: { settings: Settings; png: Blob; index: number } | undefined;
+let shown: { settings: Settings; png: Blob; index: number; isFromPicture: boolean } | undefined;
 
 /** The built-in model, or another one of this site. */
 function modelFromLink(): URL {
@@ -158,6 +159,7 @@ async function makePictures(): Promise<void> {
   await started;
   const settings = readSettings();
   if (!settings) return;
+  const source = readSource();
   await run(async (signal) => {
     const loaded = await loadEngine(signal);
     setState('busy');
@@ -167,6 +169,7 @@ async function makePictures(): Promise<void> {
     try {
       const result = await loaded.generate({
         ...settings,
+        ...source,
         preview: {},
         intermediates: true,
         format: 'blob',
@@ -186,7 +189,7 @@ async function makePictures(): Promise<void> {
       showPictures(bitmaps, settings.prompt, (index) => {
         const [picture, png] = [bitmaps[index], pngs[index]];
         if (!picture || !png) return;
-        shown = { settings: complete, png, index };
+        shown = { settings: complete, png, index, isFromPicture: source.image !== undefined };
         actions.hidden = false;
         explain({ prompt: settings.prompt, picture, index, result, info: loaded.info });
       });
@@ -247,12 +250,20 @@ device.addEventListener('change', async () => {
 element('download', HTMLButtonElement).addEventListener('click', () => {
   if (shown) downloadPng(shown.png, shown.settings, shown.index);
 });
+element('vary', HTMLButtonElement).addEventListener('click', () => {
+  if (!shown) return;
+  startFrom(shown.png);
+  say('The next pictures start from this one.');
+  element('prompt', HTMLTextAreaElement).focus();
+});
 element('copy', HTMLButtonElement).addEventListener('click', async () => {
   if (!shown) return;
   const text = linkTo(shown.settings);
   try {
     await navigator.clipboard.writeText(text);
-    say('The link is copied: it makes this picture again.');
+    say(shown.isFromPicture
+      ? 'The link is copied: it has the settings, but not the picture that this one started from.'
+      : 'The link is copied: it makes this picture again.');
   } catch {
     // Without the right to the clipboard, the address line holds the link.
     history.replaceState(null, '', text);
@@ -263,6 +274,7 @@ element('copy', HTMLButtonElement).addEventListener('click', async () => {
 initTheme();
 initForm();
 initFilm();
+initSource();
 initStorage(async () => {
   if (engine) return;
   info = await inspect(model);

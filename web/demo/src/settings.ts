@@ -4,7 +4,7 @@ import type { Defaults, PictureOptions } from 'wuerstchen-web';
 import { element, make, sentence } from './dom';
 
 /** As the engine takes it; the seed is always known, so that every picture can be made again. */
-export type Settings = Omit<PictureOptions, 'seed' | 'timesteps'> & { readonly seed: bigint };
+export type Settings = Omit<PictureOptions, 'seed' | 'timesteps' | 'strength'> & { readonly seed: bigint };
 
 const MAX_SEED = 2n ** 64n - 1n;
 const MAX_PROMPT = 2000;
@@ -148,12 +148,12 @@ function refuse(field: string, control: HTMLElement, message: string): undefined
  * names none of them.
  */
 export function showInvalidArgument(message: string): boolean {
-  const name = /\b(seed|prompt|count|width|height|(?:prior|decoder)_(?:steps|guidance_scale))\b/;
+  const name = /\b(seed|prompt|image|count|width|height|(?:prior|decoder)_(?:steps|guidance_scale))\b/;
   const snakeCase = message.replace(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
   const field = name.exec(snakeCase)?.[1];
   if (field === undefined) return false;
   const id = field.replaceAll('_', '-');
-  const control = document.getElementById(id);
+  const control = document.getElementById(id === 'image' ? 'source-file' : id);
   const details = control?.closest('details');
   if (details) details.open = true;
   showFieldError(id, message);

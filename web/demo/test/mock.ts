@@ -135,7 +135,9 @@ export async function load(options: LoadOptions): Promise<Wuerstchen> {
 
 async function generate(job: GenerateOptions): Promise<GenerateResult> {
   const { width = 64, height = 64, count = 1, seed = 0, signal } = job;
-  const { priorSteps = 20, decoderSteps = 12 } = job;
+  const { priorSteps = 20, decoderSteps = 12, image, strength } = job;
+  const isPng = image instanceof Blob && image.type === 'image/png';
+  Object.assign(window, { lastSource: image ? { isPng, strength } : undefined });
   if (job.prompt.includes('break')) {
     throw new WuerstchenError('out-of-memory', 'the device has no room for 4 pictures', true);
   }

@@ -120,6 +120,18 @@ test('the film goes back to the first step of the picture and to its end', async
   assert.equal(await at('film').inputValue(), '32');
 });
 
+test('a picture can be started from, and left again', async () => {
+  await open();
+  await makePicture('a red circle');
+  await page.getByRole('button', { name: 'Start from this' }).click();
+  await at('strength').fill('0.4');
+  await makePicture('a blue circle');
+  assert.deepEqual(await page.evaluate('window.lastSource'), { isPng: true, strength: 0.4 });
+  await page.getByRole('button', { name: 'Remove' }).click();
+  await makePicture('a blue circle');
+  assert.deepEqual(await page.evaluate('window.lastSource'), undefined);
+});
+
 test('Esc stops; what was drawn stays, and the next picture works', async () => {
   await open();
   await at('prompt').fill('an endless column');

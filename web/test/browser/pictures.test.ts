@@ -2,8 +2,12 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { Browser, Page } from 'playwright-core';
+import { PNG } from 'pngjs';
 import {
   difference, launch, native, openPage, program, Site, web, type Picture,
 } from './site.ts';
@@ -35,7 +39,7 @@ interface Made {
 async function generate(
   page: Page,
   device: string,
-  options: object,
+  options: { imageBase64?: string; maskBase64?: string; [option: string]: unknown },
   model = '/demo/dist/model/manifest.json',
 ): Promise<Made> {
   const made = await page.evaluate(
@@ -43,8 +47,13 @@ async function generate(
       const { load } = (window as any).wuerstchen;
       const engine = await load({ model, device, cache: 'none' });
       const [stages, previews]: [string[], string[]] = [[], []];
+      const { imageBase64, maskBase64, ...others } = options;
+      const blob = async (base64?: string) =>
+        base64 && (await fetch(`data:image/png;base64,${base64}`)).blob();
       const result = await engine.generate({
-        ...options,
+        ...others,
+        image: (await blob(imageBase64)) || undefined,
+        mask: (await blob(maskBase64)) || undefined,
         format: 'imageData',
         onProgress: (event: any) => {
           if (event.type === 'step') stages.push(`${event.stage} ${event.step}/${event.steps}`);
@@ -80,6 +89,29 @@ test('a picture of the CPU path is the native one', async () => {
   const count = (stage: string) => made.stages.filter((step) => step.startsWith(stage)).length;
   assert.deepEqual(['text', 'prior', 'decoder', 'vqgan'].map(count), [2, 20, 8, 1]);
   assert.ok(made.previews.includes('prior') && made.previews.includes('decoder'));
+  await page.close();
+});
+
+test('a picture can be started from and painted into, as natively', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
+  const [image, mask] = [join(folder, 'image.png'), join(folder, 'mask.png')];
+  execFileSync(program, ['generate', 'a blue square on a white background', '-o', image], {
+    stdio: 'ignore',
+  });
+  // The left half is painted anew.
+  const half = new PNG({ width: 64, height: 64, colorType: 2 });
+  half.data.forEach((_, i) => (half.data[i] = i % 4 === 3 || (i >> 2) % 64 < 32 ? 255 : 0));
+  writeFileSync(mask, PNG.sync.write(half));
+
+  const page = await openPage(browser, site);
+  const [imageBase64, maskBase64] = [image, mask].map((file) => readFileSync(file, 'base64'));
+  const variation = { prompt: PROMPT, seed: 7, strength: 0.6, imageBase64 };
+  const varied = await generate(page, 'cpu', variation);
+  assert.equal(varied.stages.filter((step) => step.startsWith('prior')).at(-1), 'prior 12/12');
+  const options = ['--seed', '7', '--image', image];
+  assertEqual(varied.picture, native(PROMPT, [...options, '--strength', '0.6']));
+  const painted = await generate(page, 'cpu', { ...variation, strength: 1, maskBase64 });
+  assertEqual(painted.picture, native(PROMPT, [...options, '--strength', '1', '--mask', mask]));
   await page.close();
 });
 

@@ -206,6 +206,28 @@ test('after a panic a fresh worker takes over', async () => {
   assert.equal(world.server.shardRequests, 2, 'the second worker loads from the cache');
 });
 
+test('a picture to start from reaches the engine with its mask', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const data = new Uint8ClampedArray(2 * 3 * 4).fill(5);
+  const image = { width: 2, height: 3, data };
+  const mask = { width: 2, height: 3, data: new Uint8Array(24).fill(255) };
+  await engine.generate({ prompt: 'a', image, mask, strength: 0.5, format: 'blob' });
+  const { source, optionsJson } = world.cpu;
+  assert.deepEqual([source?.width, [...(source?.rgba ?? [])]], [2, [...data]]);
+  assert.deepEqual([source?.mask?.width, [...(source?.mask?.rgba ?? [])]], [2, [...mask.data]]);
+  assert.equal(JSON.parse(optionsJson).strength, 0.5);
+  await engine.generate({ prompt: 'a', format: 'blob' });
+  assert.equal(world.cpu.source, undefined);
+
+  const code = 'invalid-argument';
+  await assert.rejects(engine.generate({ prompt: 'a', mask }), { code, message: /mask needs an image/ });
+  await assert.rejects(engine.generate({ prompt: 'a', image: { ...image, width: 4 } }), {
+    code,
+    message: /^image must be a Blob, an ImageBitmap or an ImageData/,
+  });
+});
+
 test('unknown options and wrong types are named', async () => {
   await using engine = await new World().load();
   const code = 'invalid-argument';

@@ -6,7 +6,7 @@ import { load, workerConnector } from '../../js/client.js';
 import type { WasmBuild } from '../../js/glue.js';
 import { serve, type Endpoint } from '../../js/serve.js';
 import type { CacheAdapter, DeviceKind, LoadOptions, Stage, Wuerstchen } from '../../js/types.js';
-import type { Engine, Generated, Loader, Wasm } from '../../js/wasm.js';
+import type { Engine, Generated, Loader, Source, Wasm } from '../../js/wasm.js';
 
 export const MODEL_URL = 'https://example.test/model/manifest.json';
 export const SHARD_URLS = [0, 1].map((k) => `https://example.test/model/shard-${k}.bin`);
@@ -89,12 +89,29 @@ export class MemoryCache implements CacheAdapter {
   }
 }
 
+class FakeSource implements Source {
+  mask: { width: number; rgba: Uint8Array } | undefined;
+
+  constructor(
+    readonly width: number,
+    readonly rgba: Uint8Array,
+  ) {}
+
+  setMask(width: number, rgba: Uint8Array) {
+    this.mask = { width, rgba };
+  }
+
+  free() {}
+}
+
 /** What the fake WebAssembly does and has been told. */
 export class FakeModel {
   /** Prompts of the jobs that were begun. */
   readonly prompts: string[] = [];
   /** The options of the last job, as JSON. */
   optionsJson = '';
+  /** The picture that the last job started from. */
+  source: FakeSource | undefined;
   readonly shards: Uint8Array[] = [];
   selfTestOk = true;
   /** Runs before each step. */
@@ -123,6 +140,7 @@ export class FakeModel {
       default: async () => ({ memory: new WebAssembly.Memory({ initial: 0 }) }),
       openDevice: () => model.openDevice(),
       Loader: FakeLoader,
+      Source: FakeSource,
     };
     return { module, url: () => new URL(MODEL_URL) };
   }
@@ -132,9 +150,10 @@ export class FakeModel {
     return JSON.stringify({ ok: this.selfTestOk, maxError: 0.5, checks: [check] });
   }
 
-  async #generate(...[prompt, optionsJson, onStep]: Parameters<Engine['generate']>) {
+  async #generate(...[prompt, optionsJson, source, onStep]: Parameters<Engine['generate']>) {
     this.prompts.push(prompt);
     this.optionsJson = optionsJson;
+    this.source = source as FakeSource | undefined;
     const run = async (stage: Stage, step: number, steps: number) => {
       await this.beforeStep(stage, step);
       const goesOn = await onStep(stage, step, steps, new Uint32Array([1]), new Float32Array([1]));

@@ -1,0 +1,51 @@
+// The picture that the next ones start from, if there is one.
+
+import type { GenerateOptions } from 'wuerstchen-web';
+import { element } from './dom';
+
+const file = element('source-file', HTMLInputElement);
+const picture = element('source-picture', HTMLImageElement);
+const chosen = element('source-chosen', HTMLDivElement);
+const strength = element('strength', HTMLInputElement);
+const share = element('strength-share', HTMLOutputElement);
+
+let image: Blob | undefined;
+
+/** What the form says about it, as the engine takes it. */
+export function readSource(): Pick<GenerateOptions, 'image' | 'strength'> {
+  return image ? { image, strength: strength.valueAsNumber } : {};
+}
+
+/** Shows the picture and starts from it, until another one is chosen or it is removed. */
+export function startFrom(blob: Blob): void {
+  forget();
+  image = blob;
+  picture.src = URL.createObjectURL(blob);
+  chosen.hidden = false;
+}
+
+function forget(): void {
+  image = undefined;
+  if (picture.src) URL.revokeObjectURL(picture.src);
+  picture.removeAttribute('src');
+  chosen.hidden = true;
+}
+
+function showShare(): void {
+  share.textContent = `${Math.round(strength.valueAsNumber * 100)} %`;
+}
+
+/** Wires the part of the form that is about it. */
+export function initSource(): void {
+  file.addEventListener('change', () => {
+    const [chosenFile] = file.files ?? [];
+    if (chosenFile) startFrom(chosenFile);
+  });
+  element('source-remove', HTMLButtonElement).addEventListener('click', () => {
+    forget();
+    file.value = '';
+    file.focus();
+  });
+  strength.addEventListener('input', showShare);
+  showShare();
+}
