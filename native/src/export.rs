@@ -12,7 +12,7 @@ use serde::Serialize;
 use wuerstchen::headroom::{LARGEST_HALF, LargestActivations};
 use wuerstchen::{
     Checkpoint, EmbeddingColours, GenerateOptions, Manifest, ModelFiles, Pipeline, Residency,
-    SelfTest, StoredDtype, layout,
+    SelfTest, StoredDtype,
 };
 
 use crate::files;
@@ -82,10 +82,7 @@ const SELF_TEST_PROMPT: &str = "a red circle on a white background";
 /// Exports.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
-    let mut model = files::read_model(args.model.as_deref())?;
-    // The browser makes pictures; the semantic compressor is for training.
-    model.weights.remove(layout::COMPRESSOR);
-    model.texts.retain(|path, _| !path.starts_with(layout::COMPRESSOR));
+    let model = files::read_model(args.model.as_deref())?;
     if let Some(part) = Pipeline::PARTS.iter().find(|part| !model.weights.contains_key(**part)) {
         bail!("the model lacks {part}: a browser needs all parts");
     }
