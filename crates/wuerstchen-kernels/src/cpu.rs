@@ -37,6 +37,10 @@ pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::cpu_gelu(x.into_dispatch()))
 }
 
+pub(crate) fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(Dispatch::cpu_softmax(x.into_dispatch()))
+}
+
 pub(crate) fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> Tensor<4> {
     let [x, gamma, beta] = [x, gamma, beta].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::cpu_global_response_norm(x, gamma, beta))
@@ -69,6 +73,7 @@ pub(crate) fn unpack(
 pub(crate) trait CpuKernels: Backend {
     fn cpu_layer_norm(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cpu_softmax(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_global_response_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -104,6 +109,20 @@ impl CpuKernels for Flex {
     fn cpu_gelu(x: FlexTensor) -> FlexTensor {
         Values::of(x).map_rows(BLOCK, |_, x, y| {
             y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal_cdf(x));
+        })
+    }
+
+    fn cpu_softmax(x: FlexTensor) -> FlexTensor {
+        let x = Values::of(x);
+        let channels = x.channels();
+        x.map_rows(BLOCK.max(channels) / channels * channels, |_, x, y| {
+            for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
+                let largest = maximum(x);
+                // What is smaller than e⁻⁸⁷ beside the largest is lost in the sum anyway.
+                y.iter_mut().zip(x).for_each(|(y, x)| *y = exp((x - largest).max(-87.0)));
+                let scale = 1.0 / sum(|i| y[i], channels);
+                y.iter_mut().for_each(|y| *y *= scale);
+            }
         })
     }
 
@@ -276,6 +295,19 @@ fn sum(values: impl Fn(usize) -> f32, count: usize) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
+/// The largest value, found in sixteen lanes as in [`sum`].
+#[inline(always)]
+fn maximum(x: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let blocks = x.chunks_exact(LANES);
+    let rest = blocks.remainder();
+    for block in blocks {
+        lanes.iter_mut().zip(block).for_each(|(lane, x)| *lane = lane.max(*x));
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
 /// Mean and `1 / sqrt(variance + ε)` of a row.
 #[inline(always)]
 fn row_statistics(x: &[f32]) -> (f32, f32) {
@@ -283,6 +315,21 @@ fn row_statistics(x: &[f32]) -> (f32, f32) {
     let mean = sum(|i| x[i], x.len()) / count;
     let variance = sum(|i| (x[i] - mean) * (x[i] - mean), x.len()) / count;
     (mean, 1.0 / (variance + VARIANCE_EPSILON as f32).sqrt())
+}
+
+/// `eˣ` for `x` in `[−87, 0]`, by a power of two and a polynomial; relative error below 10⁻⁶.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it leaves the nearest integer
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = p * r + coefficient;
+    }
+    let power = f32::from_bits((shifted.to_bits().wrapping_add(127)) << 23);
+    (p * r * r + r + 1.0) * power
 }
 
 /// The L2 norm of every channel over the pixels, and the mean of the norms plus `ε`.
@@ -409,6 +456,15 @@ mod backward {
             }
         }
 
+        fn cpu_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+            let (x, node) = x.into_parts();
+            let y = Flex::cpu_softmax(x);
+            match Softmax.prepare::<C>([node]).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish(y.clone(), y),
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            }
+        }
+
         fn cpu_global_response_norm(
             x: FloatTensor<Self>,
             gamma: FloatTensor<Self>,
@@ -520,19 +576,32 @@ mod backward {
         INVERSE_SQRT_2PI * exp((-0.5 * x * x).max(-87.0))
     }
 
-    /// `eˣ` for `x` in `[−87, 0]`, by a power of two and a polynomial; relative error below 10⁻⁶.
-    #[inline(always)]
-    fn exp(x: f32) -> f32 {
-        const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it leaves the nearest integer
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
-        let n = shifted - ROUND;
-        let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-        let mut p = 1.987_569_1e-4;
-        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-            p = p * r + coefficient;
+    #[derive(Debug)]
+    struct Softmax;
+
+    impl Backward<Flex, 1> for Softmax {
+        /// The output.
+        type State = FlexTensor;
+
+        /// `∂x = y·(g − Σ g·y)`.
+        fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let grad = Values::of(grads.consume::<Flex>(&ops.node));
+            let [Some(parent)] = ops.parents else { return };
+            let y = Values::of(ops.state);
+            let (channels, y_values) = (y.channels(), y.as_slice());
+            let block = BLOCK.max(channels) / channels * channels;
+            let x_grad = grad.map_rows(block, |i, grad, out| {
+                let y = &y_values[i * block..][..grad.len()];
+                let rows = y.chunks_exact(channels).zip(grad.chunks_exact(channels));
+                for ((y, g), out) in rows.zip(out.chunks_exact_mut(channels)) {
+                    let inner = sum(|i| g[i] * y[i], channels);
+                    for c in 0..channels {
+                        out[c] = y[c] * (g[c] - inner);
+                    }
+                }
+            });
+            grads.register::<Flex>(parent.id, x_grad);
         }
-        let power = f32::from_bits((shifted.to_bits().wrapping_add(127)) << 23);
-        (p * r * r + r + 1.0) * power
     }
 
     #[derive(Debug)]
@@ -681,24 +750,19 @@ mod backward {
     fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> FlexTensor {
         FlexTensor::from_data(TensorData::new(values.to_vec(), shape))
     }
-
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        #[test]
-        fn exponential_matches_the_standard_library() {
-            for i in 0..8700 {
-                let x = -0.01 * i as f32;
-                assert!((exp(x) / x.exp() - 1.0).abs() < 1e-6, "{x}");
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exponential_matches_the_standard_library() {
+        for i in 0..8700 {
+            let x = -0.01 * i as f32;
+            assert!((exp(x) / x.exp() - 1.0).abs() < 1e-6, "{x}");
+        }
+    }
 
     /// Points and values of the error function, from tables.
     #[test]
@@ -725,7 +789,7 @@ mod gradient_tests {
     use burn::tensor::{Distribution, Tolerance};
 
     use super::*;
-    use crate::{depthwise_conv, gelu, global_response_norm, layer_norm};
+    use crate::{depthwise_conv, gelu, global_response_norm, layer_norm, softmax};
 
     /// Two more than one block of the elementwise kernels, and no multiple of a vector's width.
     const ODD: [usize; 4] = [2, 11, 41, 19];
@@ -775,6 +839,15 @@ mod gradient_tests {
         for shape in [ODD, [1, 1, 1, 1]] {
             let twin = |[x]: [Tensor<4>; 1]| gelu::reference::gelu(x);
             compare([random(shape) * 3.0], |[x]| gelu(x), twin);
+        }
+    }
+
+    /// Rows of one, of less and more than a vector, and values that are lost beside others.
+    #[test]
+    fn softmax_is_its_twin() {
+        for shape in [ODD, [1, 1, 2, 1], [3, 2, 5, 48]] {
+            let twin = |[x]: [Tensor<4>; 1]| softmax::reference::softmax(x);
+            compare([random(shape) * 30.0], |[x]| softmax(x), twin);
         }
     }
 

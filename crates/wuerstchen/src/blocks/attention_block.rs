@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
-use burn::tensor::activation::{silu, softmax};
-use wuerstchen_kernels::layer_norm;
+use burn::tensor::activation::silu;
+use wuerstchen_kernels::{layer_norm, softmax};
 
 use super::linear;
 use crate::weights::affine;
@@ -137,7 +137,7 @@ const MAX_WEIGHTS: usize = 1 << 22;
 fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
     let ([batch, heads, queries, _], [.., keys]) = (q.dims(), k.dims());
     let rows = (MAX_WEIGHTS / (batch * heads * keys)).max(1);
-    let some = |q: Tensor<4>| softmax(q.matmul(k.clone()), 3).matmul(v.clone());
+    let some = |q: Tensor<4>| softmax(q.matmul(k.clone())).matmul(v.clone());
     if rows >= queries {
         return some(q);
     }
@@ -159,7 +159,7 @@ mod tests {
         let random = |shape| Tensor::<4>::random(shape, Distribution::Default, &device);
         let (q, k) = (random([1, 1, 7, 1]), random([1, 1, 1, keys]));
         let v = random([1, 1, keys, 1]);
-        let whole = softmax(q.clone().matmul(k.clone()), 3).matmul(v.clone()).into_data();
+        let whole = softmax(q.clone().matmul(k.clone())).matmul(v.clone()).into_data();
         let tolerance = Tolerance::rel_abs(1e-6, 1e-6);
         attend(q, k, v).into_data().assert_approx_eq::<f32>(&whole, tolerance);
     }

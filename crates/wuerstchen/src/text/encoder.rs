@@ -3,9 +3,8 @@
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
-use burn::tensor::activation::softmax;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::gelu;
+use wuerstchen_kernels::{gelu, softmax};
 
 use crate::blocks::linear;
 use crate::config::{ConfigError, heads_divide, positive};
@@ -191,7 +190,7 @@ impl SelfAttention {
         let q = split(affine(&self.q_proj, x.clone()) * (size as f64).powf(-0.5));
         let k = split(affine(&self.k_proj, x.clone()));
         let v = split(affine(&self.v_proj, x));
-        let weights = softmax(q.matmul(k.swap_dims(2, 3)) + mask, 3);
+        let weights = softmax(q.matmul(k.swap_dims(2, 3)) + mask);
         let attended = weights.matmul(v).swap_dims(1, 2).reshape([batch, tokens, channels]);
         affine(&self.out_proj, attended)
     }
