@@ -18,8 +18,8 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    #[cfg(all(feature = "gpu", not(feature = "autotune")))]
-    if crate::wgsl::runs_on(&x.device()) && in_quads(weight.dims()) {
+    #[cfg(feature = "gpu")]
+    if !cfg!(feature = "autotune") && crate::wgsl::runs_on(&x.device()) && in_quads(weight.dims()) {
         let [columns, outputs] = weight.dims();
         let mut shape = x.dims();
         assert_eq!(shape[D - 1], columns, "x has {} columns, the weight {columns}", shape[D - 1]);

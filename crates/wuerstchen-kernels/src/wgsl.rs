@@ -57,7 +57,7 @@ pub(crate) fn depthwise_conv(
     Tensor::from_dispatch(Dispatch::wgsl_depthwise_conv(x, weight, bias, options))
 }
 
-/// As [`linear`], with a packed weight `[N, K]`.
+/// `x` `[M, K]`, a packed weight `[N, K]`; K and N are multiples of 4.
 pub(crate) fn packed_linear(
     x: Tensor<2>,
     values: Tensor<2, Int>,
