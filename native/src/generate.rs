@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use wuerstchen::interpolate::shares;
 use wuerstchen::{
     Batch, Error, GenerateOptions, Generated, Image, Mask, OptionsError, Origin, Pipeline,
-    Progress, Provenance, Residency, Settings, Stage,
+    Progress, Provenance, Settings, Stage,
 };
 
-use crate::devices::{self, Choice};
-use crate::lora::{self, LoraArg};
+use crate::lora::LoraArg;
+use crate::model::{Loaded, ModelArgs};
 use crate::{files, pictures, usage};
 
 /// Arguments of `wuerstchen generate`.
@@ -29,19 +29,12 @@ pub(crate) struct GenerateArgs {
     /// The PNG file to write; several pictures are numbered, out-0.png, out-1.png, …
     #[arg(short, long, value_name = "FILE", default_value = "out.png")]
     output: PathBuf,
-    /// A model folder (diffusers layout or web bundle) or a bundle file [default: the built-in model]
-    #[arg(short, long, value_name = "PATH")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     inputs: Inputs,
     #[command(flatten)]
     options: GenerateOptions,
-    /// Where to run
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Choice,
-    /// Which parts of the model stay on the device
-    #[arg(long, value_enum, default_value = "auto")]
-    residency: Residency,
     /// Print what was made as JSON
     #[arg(long)]
     json: bool,
@@ -101,13 +94,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     }
     let inputs = &args.inputs;
     let (prompts, shares, pictures) = (args.prompts()?, inputs.shares()?, inputs.pictures()?);
-    let mut files = files::read_model(args.model.as_deref())?;
-    lora::apply(&mut files, &inputs.lora)?;
-    let found = devices::choose(args.device)?;
-    let started = Instant::now();
-    let pipeline = Pipeline::load(&files, &found.device, args.residency);
-    let pipeline = pipeline.context("cannot load the model")?;
-    let load_secs = started.elapsed().as_secs_f64();
+    let Loaded { pipeline, device, load_secs } = args.model.load(&inputs.lora)?;
 
     let started = Instant::now();
     let settings = pipeline.settings(&args.options, pictures.image.as_ref())?;
@@ -135,7 +122,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     if args.json {
         let report = Report {
             files,
-            device: &found.name,
+            device: &device,
             load_secs,
             generate_secs,
             prompts: batches.iter().flat_map(|batch| batch.prompts.clone()).collect(),

@@ -10,6 +10,7 @@ mod import;
 mod inspect;
 mod lora;
 mod measure;
+mod model;
 mod pictures;
 mod reconstruct;
 mod serve;
@@ -42,7 +43,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Turn published weights into a model of one folder
     Import(import::ImportArgs),
-    /// Show what the stages keep of a picture
+    /// Show what the stages keep of a picture, by a model with the semantic compressor
     Reconstruct(reconstruct::ReconstructArgs),
     /// Tell how a picture was made, or what is in a model
     Inspect(inspect::InspectArgs),

@@ -3,13 +3,13 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use futures_lite::future::block_on;
 use serde::Serialize;
-use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Residency, Settings};
+use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Settings};
 
-use crate::devices::{self, Choice};
+use crate::model::ModelArgs;
 use crate::{files, pictures};
 
 /// Arguments of `wuerstchen reconstruct`.
@@ -24,17 +24,10 @@ pub(crate) struct ReconstructArgs {
     /// What Stage B is told about the picture
     #[arg(short, long, default_value = "")]
     prompt: String,
-    /// A model with the semantic compressor [default: the built-in model]
-    #[arg(short, long, value_name = "PATH")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     options: GenerateOptions,
-    /// Where to run
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Choice,
-    /// Which parts of the model stay on the device
-    #[arg(long, value_enum, default_value = "auto")]
-    residency: Residency,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -54,10 +47,7 @@ struct Report {
 /// Reconstructs, writes and prints.
 pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     let image = pictures::read_image(&args.image)?;
-    let model = files::read_model(args.model.as_deref())?;
-    let device = devices::choose(args.device)?.device;
-    let pipeline = Pipeline::load(&model, &device, args.residency);
-    let pipeline = pipeline.context("cannot load the model")?;
+    let pipeline = args.model.load(&[])?.pipeline;
     let settings = pipeline.settings(&args.options, Some(&image))?;
     let [original, through_a, through_b_and_a] =
         block_on(reconstruct(&pipeline, &image, &args.prompt, settings))?;

@@ -102,9 +102,8 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
 
 export function checkGenerateOptions(options: GenerateOptions): void {
   check(options, GENERATE_KINDS, 'prompt');
-  for (const name of ['mask', 'strength'] as const) {
-    if (options[name] === undefined || options.image) continue;
-    throw new WuerstchenError('invalid-argument', `${name} needs an image to start from`);
+  if (options.mask && !options.image) {
+    throw new WuerstchenError('invalid-argument', 'mask needs an image to start from');
   }
 }
 

@@ -1,0 +1,49 @@
+//! The model that a command runs, and where.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use wuerstchen::{Pipeline, Residency};
+
+use crate::devices::{self, Choice};
+use crate::files;
+use crate::lora::{self, LoraArg};
+
+/// Arguments of commands that run a whole model.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// A model folder (diffusers layout or web bundle) or a bundle file [default: the built-in model]
+    #[arg(short, long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// Where to run
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Choice,
+    /// Which parts of the model stay on the device
+    #[arg(long, value_enum, default_value = "auto")]
+    residency: Residency,
+}
+
+/// A model that is ready.
+pub(crate) struct Loaded {
+    pub(crate) pipeline: Pipeline,
+    /// The name of its device.
+    pub(crate) device: String,
+    /// Seconds that its weights took to the device.
+    pub(crate) load_secs: f64,
+}
+
+impl ModelArgs {
+    /// Reads the model, changes it by LoRAs and loads it.
+    pub(crate) fn load(&self, loras: &[LoraArg]) -> Result<Loaded> {
+        let mut files = files::read_model(self.model.as_deref())?;
+        lora::apply(&mut files, loras)?;
+        let found = devices::choose(self.device)?;
+        let started = Instant::now();
+        let pipeline = Pipeline::load(&files, &found.device, self.residency)
+            .context("cannot load the model")?;
+        let load_secs = started.elapsed().as_secs_f64();
+        Ok(Loaded { pipeline, device: found.name, load_secs })
+    }
+}
