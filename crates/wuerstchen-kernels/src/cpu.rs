@@ -98,46 +98,46 @@ impl CpuKernels for Flex {
     fn cpu_layer_norm(x: FlexTensor) -> FlexTensor {
         let x = Values::of(x);
         let channels = x.channels();
-        x.map_rows(BLOCK.max(channels) / channels * channels, |_, x, y| {
-            for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
+        x.map_rows(|_, x| {
+            for x in x.chunks_exact_mut(channels) {
                 let (mean, scale) = row_statistics(x);
-                y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * scale);
+                x.iter_mut().for_each(|x| *x = (*x - mean) * scale);
             }
         })
     }
 
     fn cpu_gelu(x: FlexTensor) -> FlexTensor {
-        Values::of(x).map_rows(BLOCK, |_, x, y| {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal_cdf(x));
-        })
+        Values::of(x).map_rows(|_, x| x.iter_mut().for_each(|x| *x *= normal_cdf(*x)))
     }
 
     fn cpu_softmax(x: FlexTensor) -> FlexTensor {
         let x = Values::of(x);
         let channels = x.channels();
-        x.map_rows(BLOCK.max(channels) / channels * channels, |_, x, y| {
-            for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
+        x.map_rows(|_, x| {
+            for x in x.chunks_exact_mut(channels) {
                 let largest = maximum(x);
                 // What is smaller than e⁻⁸⁷ beside the largest is lost in the sum anyway.
-                y.iter_mut().zip(x).for_each(|(y, x)| *y = exp((x - largest).max(-87.0)));
-                let scale = 1.0 / sum(|i| y[i], channels);
-                y.iter_mut().for_each(|y| *y *= scale);
+                x.iter_mut().for_each(|x| *x = exp((*x - largest).max(-87.0)));
+                let scale = 1.0 / sum(|i| x[i], channels);
+                x.iter_mut().for_each(|x| *x *= scale);
             }
         })
     }
 
     fn cpu_global_response_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor) -> FlexTensor {
         let (x, gamma, beta) = (Values::of(x), Values::of(gamma), Values::of(beta));
-        let channels = x.channels();
-        let (gamma, beta) = (gamma.as_slice(), beta.as_slice());
-        x.map_rows(x.per_sample(), |_, x, y| {
-            let (norms, mean) = channel_norms(x, channels);
-            let scale = |c: usize| 1.0 + gamma[c] * norms[c] / mean;
-            let scales: Vec<f32> = (0..channels).map(scale).collect();
-            for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
-                for c in 0..channels {
-                    y[c] = x[c] * scales[c] + beta[c];
-                }
+        let (channels, pixels) = (x.channels(), x.pixels());
+        let mut scales = channel_norms(&x);
+        for norms in scales.chunks_exact_mut(channels) {
+            let mean = mean_norm(norms);
+            let scale = norms.iter_mut().zip(gamma.as_slice());
+            scale.for_each(|(norm, gamma)| *norm = 1.0 + gamma * *norm / mean);
+        }
+        x.map_rows(|row, x| {
+            for (i, x) in x.chunks_exact_mut(channels).enumerate() {
+                let scale = &scales[(row + i) / pixels * channels..][..channels];
+                let factors = scale.iter().zip(beta.as_slice());
+                x.iter_mut().zip(factors).for_each(|(x, (scale, beta))| *x = *x * scale + beta);
             }
         })
     }
@@ -153,18 +153,26 @@ impl CpuKernels for Flex {
         let taps = window.taps_of(weight.as_slice());
         let (bias, channels) = (bias.as_slice(), window.channels);
         let [height, width] = window.output;
-        let shape = vec![x.shape[0], height, width, channels];
-        x.map_into(x.per_sample(), height * width * channels, shape, |_, x, y| {
-            y.chunks_exact_mut(channels).for_each(|y| y.copy_from_slice(bias));
-            window.for_each_tap(|tap, input, output| {
-                let tap = &taps[tap * channels..][..channels];
-                let x = &x[input * channels..][..channels];
-                let y = &mut y[output * channels..][..channels];
-                for c in 0..channels {
-                    y[c] += tap[c] * x[c];
+        let (x_values, per_sample) = (x.as_slice(), x.per_sample());
+        let mut out = vec![0.0; x.shape[0] * height * width * channels];
+        let rows = block(width * channels) / (width * channels);
+        parallel::for_each_block(&mut out, rows * width * channels, |i, y| {
+            pulp::Arch::new().dispatch(|| {
+                y.chunks_exact_mut(channels).for_each(|y| y.copy_from_slice(bias));
+                for (row, y) in (i * rows..).zip(y.chunks_exact_mut(width * channels)) {
+                    let x = &x_values[row / height * per_sample..][..per_sample];
+                    window.for_each_tap(row % height, |tap, input, column| {
+                        let tap = &taps[tap * channels..][..channels];
+                        let x = &x[input * channels..][..channels];
+                        let y = &mut y[column * channels..][..channels];
+                        for c in 0..channels {
+                            y[c] += tap[c] * x[c];
+                        }
+                    });
                 }
             });
-        })
+        });
+        FlexTensor::from_data(TensorData::new(out, [x.shape[0], height, width, channels]))
     }
 
     fn cpu_unpack(
@@ -205,8 +213,11 @@ impl CpuKernels for Flex {
     }
 }
 
-/// Elements that one task of an elementwise kernel handles: 64 KiB, half of a level-two cache.
-const BLOCK: usize = 1 << 14;
+/// Elements that one task of a kernel handles, in whole rows: 64 KiB, half of a level-two cache.
+fn block(row: usize) -> usize {
+    const BLOCK: usize = 1 << 14;
+    BLOCK.max(row) / row.max(1) * row
+}
 
 /// A contiguous tensor and its shape.
 struct Values {
@@ -233,31 +244,35 @@ impl Values {
         self.shape[self.shape.len() - 1]
     }
 
+    /// Values of a sample.
     fn per_sample(&self) -> usize {
         self.shape[1..].iter().product()
     }
 
-    /// A tensor of the same shape, computed in blocks of `block` elements.
-    fn map_rows(&self, block: usize, f: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> FlexTensor {
-        self.map_into(block, block, self.shape.clone(), f)
+    /// Rows of channels of a sample.
+    fn pixels(&self) -> usize {
+        self.per_sample() / self.channels()
     }
 
-    /// A tensor of `shape`: every `from` elements of `self` give `to` elements of it. `f` takes the
-    /// block's index, its input and its output (zeros).
-    fn map_into(
-        &self,
-        from: usize,
-        to: usize,
-        shape: Vec<usize>,
-        f: impl Fn(usize, &[f32], &mut [f32]) + Sync,
-    ) -> FlexTensor {
-        let mut out = vec![0.0; shape.iter().product()];
-        let input = self.as_slice();
-        parallel::for_each_block(&mut out, to, |i, out| {
-            let input = &input[i * from..input.len().min((i + 1) * from)];
-            pulp::Arch::new().dispatch(|| f(i, input, out));
+    /// Changes the rows of channels in place if nobody else has the values, else a copy of them.
+    /// `f` takes the number of its first row, and some rows.
+    fn map_rows(mut self, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
+        let channels = self.channels();
+        let size = block(channels);
+        let change = |i: usize, x: &mut [f32]| {
+            pulp::Arch::new().dispatch(|| f(i * size / channels, x));
+        };
+        if let Some(x) = self.tensor.try_storage_mut() {
+            parallel::for_each_block(x, size, change);
+            return self.tensor;
+        }
+        let x = self.as_slice();
+        let mut out = vec![0.0; x.len()];
+        parallel::for_each_block(&mut out, size, |i, out| {
+            out.copy_from_slice(&x[i * size..][..out.len()]);
+            change(i, out);
         });
-        FlexTensor::from_data(TensorData::new(out, shape))
+        FlexTensor::from_data(TensorData::new(out, self.shape))
     }
 }
 
@@ -332,22 +347,37 @@ fn exp(x: f32) -> f32 {
     (p * r * r + r + 1.0) * power
 }
 
-/// The L2 norm of every channel over the pixels, and the mean of the norms plus `ε`.
-#[inline(always)]
-fn channel_norms(x: &[f32], channels: usize) -> (Vec<f32>, f32) {
-    const BLOCK: usize = 256; // pixels in a part of the sum
-    let (mut norms, mut part) = (vec![0.0f32; channels], vec![0.0f32; channels]);
+/// The L2 norm of every channel over the pixels, sample by sample.
+fn channel_norms(x: &Values) -> Vec<f32> {
+    const PART: usize = 256; // pixels in a part of the sum
+    let (channels, pixels, values) = (x.channels(), x.pixels(), x.as_slice());
+    let per_sample = pixels.div_ceil(PART);
     // Sums of sums: one long sum of f32 would lose what it adds to.
-    for x in x.chunks(BLOCK * channels) {
-        part.fill(0.0);
-        for x in x.chunks_exact(channels) {
-            part.iter_mut().zip(x).for_each(|(part, x)| *part += x * x);
+    let mut parts = vec![0.0f32; x.shape[0] * per_sample * channels];
+    parallel::for_each_block(&mut parts, channels, |i, sums| {
+        let (sample, first) = (i / per_sample, i % per_sample * PART);
+        let count = PART.min(pixels - first);
+        let x = &values[(sample * pixels + first) * channels..][..count * channels];
+        pulp::Arch::new().dispatch(|| {
+            for x in x.chunks_exact(channels) {
+                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
+            }
+        });
+    });
+    let mut norms = vec![0.0f32; x.shape[0] * channels];
+    let samples = norms.chunks_exact_mut(channels).zip(parts.chunks_exact(per_sample * channels));
+    for (norms, parts) in samples {
+        for part in parts.chunks_exact(channels) {
+            norms.iter_mut().zip(part).for_each(|(norm, part)| *norm += part);
         }
-        norms.iter_mut().zip(&part).for_each(|(norm, part)| *norm += part);
+        norms.iter_mut().for_each(|norm| *norm = norm.sqrt());
     }
-    norms.iter_mut().for_each(|norm| *norm = norm.sqrt());
-    let mean = norms.iter().sum::<f32>() / channels as f32;
-    (norms, mean + NORM_EPSILON as f32)
+    norms
+}
+
+/// The mean of a sample's channel norms, plus `ε`.
+fn mean_norm(norms: &[f32]) -> f32 {
+    norms.iter().sum::<f32>() / norms.len() as f32 + NORM_EPSILON as f32
 }
 
 /// `Φ(x)`, the standard normal distribution function.
@@ -403,17 +433,16 @@ impl Window {
         (0..weight.len()).map(|i| weight[i % self.channels * count + i / self.channels]).collect()
     }
 
-    /// Calls `f(tap, input pixel, output pixel)` for every pair that the window connects.
+    /// Calls `f(tap, input pixel, output column)` for everything that the window connects with a row
+    /// of the output.
     #[inline(always)]
-    fn for_each_tap(&self, mut f: impl FnMut(usize, usize, usize)) {
-        for row in 0..self.output[0] {
-            for column in 0..self.output[1] {
-                for tap in 0..self.size * self.size {
-                    let y = self.source(row, tap / self.size, self.input[0]);
-                    let x = self.source(column, tap % self.size, self.input[1]);
-                    if let (Some(y), Some(x)) = (y, x) {
-                        f(tap, y * self.input[1] + x, row * self.output[1] + column);
-                    }
+    fn for_each_tap(&self, row: usize, mut f: impl FnMut(usize, usize, usize)) {
+        for column in 0..self.output[1] {
+            for tap in 0..self.size * self.size {
+                let y = self.source(row, tap / self.size, self.input[0]);
+                let x = self.source(column, tap % self.size, self.input[1]);
+                if let (Some(y), Some(x)) = (y, x) {
+                    f(tap, y * self.input[1] + x, column);
                 }
             }
         }
@@ -529,17 +558,15 @@ mod backward {
             let [Some(parent)] = ops.parents else { return };
             let x = Values::of(ops.state);
             let (channels, x_values) = (x.channels(), x.as_slice());
-            let block = BLOCK.max(channels) / channels * channels;
-            let x_grad = grad.map_rows(block, |i, grad, out| {
-                let x = &x_values[i * block..][..grad.len()];
-                let rows = x.chunks_exact(channels).zip(grad.chunks_exact(channels));
-                for ((x, g), out) in rows.zip(out.chunks_exact_mut(channels)) {
+            let x_grad = grad.map_rows(|row, grad| {
+                let x = &x_values[row * channels..][..grad.len()];
+                for (x, g) in x.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
                     let (mean, scale) = row_statistics(x);
                     let count = channels as f32;
                     let g_mean = sum(|i| g[i], channels) / count;
                     let gx_mean = sum(|i| g[i] * (x[i] - mean) * scale, channels) / count;
                     for c in 0..channels {
-                        out[c] = scale * (g[c] - g_mean - (x[c] - mean) * scale * gx_mean);
+                        g[c] = scale * (g[c] - g_mean - (x[c] - mean) * scale * gx_mean);
                     }
                 }
             });
@@ -558,11 +585,11 @@ mod backward {
             let grad = Values::of(grads.consume::<Flex>(&ops.node));
             let [Some(parent)] = ops.parents else { return };
             let x = Values::of(ops.state);
-            let x_values = x.as_slice();
-            let x_grad = grad.map_rows(BLOCK, |i, grad, out| {
-                let x = &x_values[i * BLOCK..][..grad.len()];
-                for ((out, &g), &x) in out.iter_mut().zip(grad).zip(x) {
-                    *out = g * (normal_cdf(x) + x * normal_density(x));
+            let (channels, x_values) = (x.channels(), x.as_slice());
+            let x_grad = grad.map_rows(|row, grad| {
+                let x = &x_values[row * channels..][..grad.len()];
+                for (g, &x) in grad.iter_mut().zip(x) {
+                    *g *= normal_cdf(x) + x * normal_density(x);
                 }
             });
             grads.register::<Flex>(parent.id, x_grad);
@@ -589,15 +616,11 @@ mod backward {
             let [Some(parent)] = ops.parents else { return };
             let y = Values::of(ops.state);
             let (channels, y_values) = (y.channels(), y.as_slice());
-            let block = BLOCK.max(channels) / channels * channels;
-            let x_grad = grad.map_rows(block, |i, grad, out| {
-                let y = &y_values[i * block..][..grad.len()];
-                let rows = y.chunks_exact(channels).zip(grad.chunks_exact(channels));
-                for ((y, g), out) in rows.zip(out.chunks_exact_mut(channels)) {
+            let x_grad = grad.map_rows(|row, grad| {
+                let y = &y_values[row * channels..][..grad.len()];
+                for (y, g) in y.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
                     let inner = sum(|i| g[i] * y[i], channels);
-                    for c in 0..channels {
-                        out[c] = y[c] * (g[c] - inner);
-                    }
+                    g.iter_mut().zip(y).for_each(|(g, y)| *g = y * (*g - inner));
                 }
             });
             grads.register::<Flex>(parent.id, x_grad);
@@ -615,23 +638,25 @@ mod backward {
         fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
             let grad = Values::of(grads.consume::<Flex>(&ops.node));
             let (x, gamma) = (Values::of(ops.state.0), Values::of(ops.state.1));
-            let (channels, per_sample) = (x.channels(), x.per_sample());
+            let (channels, per_sample, pixels) = (x.channels(), x.per_sample(), x.pixels());
             let (x_values, g_values, gamma) = (x.as_slice(), grad.as_slice(), gamma.as_slice());
+            let norms = channel_norms(&x);
             // Per sample: the gradients of gamma and beta, then the two factors of ∂x.
             let mut sums = vec![0.0; x.shape[0] * 4 * channels];
             parallel::for_each_block(&mut sums, 4 * channels, |i, out| {
                 let x = &x_values[i * per_sample..][..per_sample];
                 let g = &g_values[i * per_sample..][..per_sample];
-                pulp::Arch::new().dispatch(|| response_sums(x, g, gamma, out));
+                let norms = &norms[i * channels..][..channels];
+                pulp::Arch::new().dispatch(|| response_sums(x, g, norms, gamma, out));
             });
-            let x_grad = grad.map_rows(per_sample, |i, g, out| {
-                let x = &x_values[i * per_sample..][..per_sample];
-                let (scale, slope) =
-                    sums[(4 * i + 2) * channels..][..2 * channels].split_at(channels);
-                let rows = x.chunks_exact(channels).zip(g.chunks_exact(channels));
-                for ((x, g), out) in rows.zip(out.chunks_exact_mut(channels)) {
+            let x_grad = grad.map_rows(|row, g| {
+                let x = &x_values[row * channels..][..g.len()];
+                let rows = x.chunks_exact(channels).zip(g.chunks_exact_mut(channels));
+                for (row, (x, g)) in (row..).zip(rows) {
+                    let factors = &sums[(4 * (row / pixels) + 2) * channels..][..2 * channels];
+                    let (scale, slope) = factors.split_at(channels);
                     for c in 0..channels {
-                        out[c] = g[c] * scale[c] + x[c] * slope[c];
+                        g[c] = g[c] * scale[c] + x[c] * slope[c];
                     }
                 }
             });
@@ -654,9 +679,9 @@ mod backward {
 
     /// Fills `out` with four rows of channels: `∂γ = N·s`, `∂β = Σ g`, `1 + γ·N`, `∂G/G`.
     #[inline(always)]
-    fn response_sums(x: &[f32], g: &[f32], gamma: &[f32], out: &mut [f32]) {
+    fn response_sums(x: &[f32], g: &[f32], norms: &[f32], gamma: &[f32], out: &mut [f32]) {
         let channels = gamma.len();
-        let (norms, mean) = channel_norms(x, channels);
+        let mean = mean_norm(norms);
         let (gamma_grad, rest) = out.split_at_mut(channels);
         let (beta_grad, rest) = rest.split_at_mut(channels);
         let (scale, slope) = rest.split_at_mut(channels);
@@ -687,43 +712,58 @@ mod backward {
             let window = Window::new(&x, &weight, ops.state.2);
             let (channels, tap_count) = (window.channels, window.size * window.size);
             let [x_parent, weight_parent, bias_parent] = ops.parents;
+            let (x_values, g_values) = (x.as_slice(), grad.as_slice());
+            let row = window.output[1] * channels;
+            // The rows of a sample's gradient, numbered.
+            let g_rows = |sample: usize| {
+                let g = &g_values[sample * grad.per_sample()..][..grad.per_sample()];
+                g.chunks_exact(row).enumerate()
+            };
 
             if let Some(parent) = x_parent {
                 let taps = window.taps_of(weight.as_slice());
-                let (from, to) = (grad.per_sample(), x.per_sample());
-                let x_grad = grad.map_into(from, to, x.shape.clone(), |_, g, out| {
-                    window.for_each_tap(|tap, input, output| {
-                        let tap = &taps[tap * channels..][..channels];
-                        let g = &g[output * channels..][..channels];
-                        let out = &mut out[input * channels..][..channels];
-                        for c in 0..channels {
-                            out[c] += tap[c] * g[c];
+                let mut out = vec![0.0; x_values.len()];
+                parallel::for_each_block(&mut out, x.per_sample(), |sample, out| {
+                    pulp::Arch::new().dispatch(|| {
+                        for (row, g) in g_rows(sample) {
+                            window.for_each_tap(row, |tap, input, column| {
+                                let tap = &taps[tap * channels..][..channels];
+                                let g = &g[column * channels..][..channels];
+                                let out = &mut out[input * channels..][..channels];
+                                for c in 0..channels {
+                                    out[c] += tap[c] * g[c];
+                                }
+                            });
                         }
                     });
                 });
+                let x_grad = FlexTensor::from_data(TensorData::new(out, x.shape.clone()));
                 grads.register::<Flex>(parent.id, x_grad);
             }
 
             // Per sample: the gradient of every tap, then of the bias.
-            let (block, x_values) = ((tap_count + 1) * channels, x.as_slice());
-            let (from, shape) = (grad.per_sample(), vec![x.shape[0], block]);
-            let sums = grad.map_into(from, block, shape, |i, g, out| {
-                let x = &x_values[i * x.per_sample()..][..x.per_sample()];
+            let block = (tap_count + 1) * channels;
+            let mut sums = vec![0.0; x.shape[0] * block];
+            parallel::for_each_block(&mut sums, block, |sample, out| {
+                let x = &x_values[sample * x.per_sample()..][..x.per_sample()];
                 let (taps, bias) = out.split_at_mut(tap_count * channels);
-                window.for_each_tap(|tap, input, output| {
-                    let x = &x[input * channels..][..channels];
-                    let g = &g[output * channels..][..channels];
-                    let tap = &mut taps[tap * channels..][..channels];
-                    for c in 0..channels {
-                        tap[c] += x[c] * g[c];
+                pulp::Arch::new().dispatch(|| {
+                    for (row, g) in g_rows(sample) {
+                        window.for_each_tap(row, |tap, input, column| {
+                            let x = &x[input * channels..][..channels];
+                            let g = &g[column * channels..][..channels];
+                            let tap = &mut taps[tap * channels..][..channels];
+                            for c in 0..channels {
+                                tap[c] += x[c] * g[c];
+                            }
+                        });
+                        for g in g.chunks_exact(channels) {
+                            bias.iter_mut().zip(g).for_each(|(bias, g)| *bias += g);
+                        }
                     }
                 });
-                for g in g.chunks_exact(channels) {
-                    bias.iter_mut().zip(g).for_each(|(bias, g)| *bias += g);
-                }
             });
-            let sums = Values::of(sums);
-            let sums = sum_blocks(sums.as_slice(), block, block);
+            let sums = sum_blocks(&sums, block, block);
             let (taps, bias) = sums.split_at(tap_count * channels);
             if let Some(parent) = weight_parent {
                 let weight: Vec<f32> = (0..taps.len())

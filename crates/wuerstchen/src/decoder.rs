@@ -357,8 +357,7 @@ impl Decoder {
                         observe(&format!("effnet_mappers.{mapper}"), &mapped);
                         image = Some(mapped);
                     }
-                    let appended: Vec<_> = skip.take().into_iter().chain(image.clone()).collect();
-                    block.forward(h, (!appended.is_empty()).then(|| Tensor::cat(appended, 3)))
+                    block.forward(h, skip.take().into_iter().chain(image.clone()))
                 }
                 Block::Timestep(block) => block.forward(h, conditions.time.clone()),
                 Block::Attention(block) => block.forward(h, conditions.text.clone()),

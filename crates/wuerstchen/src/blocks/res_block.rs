@@ -1,5 +1,7 @@
 //! The convolutional block: depthwise convolution, layer norm, channel MLP with GRN.
 
+use std::iter;
+
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::prelude::*;
@@ -25,7 +27,7 @@ pub struct ResBlockConfig {
     pub output_gain: f64,
 }
 
-/// `y = x + MLP([LN(depthwise(x)), skip])`.
+/// `y = x + MLP([LN(depthwise(x)), skips])`.
 ///
 /// The skip features are appended after the norm and not normalised.
 ///
@@ -109,13 +111,10 @@ impl ResBlock {
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - skip: `[B, H, W, S]`, if the block has skip channels
-    pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>) -> Tensor<4> {
+    /// - skips: `[B, H, W, …]`, together of `S` channels
+    pub fn forward(&self, x: Tensor<4>, skips: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
         let h = layer_norm(self.depthwise.forward(x.clone(), Padding::Zeros));
-        let h = match skip {
-            Some(skip) => Tensor::cat(vec![h, skip], 3),
-            None => h,
-        };
+        let h = Tensor::cat(iter::once(h).chain(skips).collect(), 3);
         let mlp = &self.channelwise;
         let h = gelu(affine(&mlp.expand, h));
         let ResponseNorm { gamma, beta } = &mlp.response_norm;
