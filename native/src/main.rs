@@ -12,6 +12,7 @@ mod lora;
 mod measure;
 mod model;
 mod pictures;
+mod pytorch;
 mod reconstruct;
 mod serve;
 mod train;

@@ -1,17 +1,35 @@
 //! Files that are damaged, or made to do harm, end in an error: no panic, no memory beyond their size.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+#[path = "../fuzz/src/lib.rs"]
+mod readers;
+
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use wuerstchen::manifest::Unpacking;
-use wuerstchen::{
-    Checkpoint, LoadError, Manifest, ModelFiles, ReadBytes, StoredDtype, Tokenizer, TokenizerFiles,
-};
+
+fn tests() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
 
 fn golden(path: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/small").join(path);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    read(&tests().join("golden/small").join(path))
+}
+
+/// The inputs that a fuzzer keeps.
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let folder = tests().join("fuzz/corpus").join(target);
+    let files = fs::read_dir(folder).unwrap().map(|entry| read(&entry.unwrap().path()));
+    files.collect()
+}
+
+/// A file for one test.
+fn scratch(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("wuerstchen-{name}-{}.pt", std::process::id()))
 }
 
 /// What may happen to a file on its way: bytes changed, left out or doubled, the end cut off.
@@ -56,70 +74,24 @@ fn damaged(mut bytes: Vec<u8>, damage: &[Damage]) -> Vec<u8> {
     bytes
 }
 
-/// Reads everything that a checkpoint offers.
-fn read_all(weights: &Checkpoint) {
-    for name in weights.names() {
-        let _ = weights.values(name);
-        let _ = weights.planes(name);
-    }
-}
-
-fn read_safetensors(bytes: Vec<u8>) {
-    let source: Arc<dyn ReadBytes> = Arc::new(bytes);
-    if let Ok(weights) = Checkpoint::parse("file", source.clone()) {
-        read_all(&weights);
-        read_all(&weights.from_original());
-    }
-    let _ = ModelFiles::from_bundle("file", source);
-}
-
-/// A model of one quantised matrix and a vector: its manifest and its only shard.
-fn bundle() -> (String, Vec<u8>) {
-    let part = "wuerstchen-prior/prior";
-    let matrix: Vec<f32> = (0..8 * 70).map(|i| (i as f32).sin()).collect();
-    let tensors = [
-        ("a.weight".to_owned(), vec![8, 70], matrix),
-        ("a.bias".to_owned(), vec![3], vec![1.0; 3]),
-    ];
-    let mut files = ModelFiles::default();
-    files.weights.insert(part.to_owned(), Checkpoint::from_tensors(part, tensors));
-    let mut shard = Vec::new();
-    let write = |_: &str, bytes: &[u8]| {
-        shard = bytes.to_vec();
-        Ok::<_, LoadError>(())
-    };
-    let manifest = Manifest::write(&files, StoredDtype::I4, write).unwrap();
-    (serde_json::to_string(&manifest).unwrap(), shard)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn safetensors(damage in damage(56_000, 6_000)) {
-        read_safetensors(damaged(golden("wuerstchen/vqgan/diffusion_pytorch_model.safetensors"), &damage));
+        let file = golden("wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
+        readers::safetensors(&damaged(file, &damage));
     }
 
     #[test]
     fn safetensors_of_noise(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        read_safetensors(bytes);
+        readers::safetensors(&bytes);
     }
 
     #[test]
     fn manifests(damage in damage(1_500, 1_500)) {
-        let (manifest, shard) = bundle();
-        let Ok(text) = String::from_utf8(damaged(manifest.into_bytes(), &damage)) else {
-            return Ok(());
-        };
-        let Ok(manifest) = Manifest::parse(&text) else { return Ok(()) };
-        let _ = manifest.verify(0, &shard);
-        if let Ok(parts) = Unpacking::default().add(&manifest, 0, &shard) {
-            parts.values().for_each(read_all);
-        }
-        let source: Arc<dyn ReadBytes> = Arc::new(shard);
-        if let Ok(files) = manifest.open::<LoadError>(|_| Ok(source.clone())) {
-            files.weights.values().for_each(read_all);
-        }
+        let (manifest, shard) = readers::bundle();
+        readers::manifest(&damaged(manifest.into_bytes(), &damage), &shard);
     }
 }
 
@@ -127,26 +99,28 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn tokenizers(damage in damage(19_000, 19_000)) {
-        let text = |file: &str, damage: &[Damage]| {
-            let bytes = golden(&format!("wuerstchen-prior/tokenizer/{file}"));
-            String::from_utf8_lossy(&damaged(bytes, damage)).into_owned()
-        };
-        let whole = TokenizerFiles {
-            tokenizer: Some(text("tokenizer.json", &damage)),
-            tokenizer_config: Some(text("tokenizer_config.json", &[])),
-            ..Default::default()
-        };
-        let pair = TokenizerFiles {
-            vocab: Some(text("vocab.json", &damage)),
-            merges: Some(text("merges.txt", &damage)),
-            tokenizer_config: Some(text("tokenizer_config.json", &damage)),
-            ..Default::default()
-        };
-        for files in [whole, pair] {
-            if let Ok(tokenizer) = Tokenizer::new(&files, 77) {
-                let _ = tokenizer.encode("a red circle, Würstchen \u{1F32D}");
-            }
-        }
+    fn tokenizers(damage in damage(19_000, 19_000), file in 0..4usize) {
+        let file = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"][file];
+        let bytes = damaged(golden(&format!("wuerstchen-prior/tokenizer/{file}")), &damage);
+        readers::tokenizer(&bytes, &readers::word_files());
     }
+
+    #[test]
+    fn pytorch_files(damage in damage(1_800, 1_800), file in 0..2usize) {
+        let file = ["zip.pt", "legacy.pt"][file];
+        let bytes = read(&tests().join("fuzz/corpus/pytorch").join(file));
+        readers::pytorch(&damaged(bytes, &damage), &scratch("damaged"));
+    }
+}
+
+/// Every input that fuzzers found worth keeping (`tests/fuzz/README.md`), and what they broke.
+#[test]
+fn what_fuzzers_found_is_read() {
+    let (_, shard) = readers::bundle();
+    assert!(corpus("manifest").len() > 10, "the corpus is not there");
+    corpus("manifest").iter().for_each(|bytes| readers::manifest(bytes, &shard));
+    corpus("safetensors").iter().for_each(|bytes| readers::safetensors(bytes));
+    corpus("pytorch").iter().for_each(|bytes| readers::pytorch(bytes, &scratch("corpus")));
+    let sound = readers::word_files();
+    corpus("tokenizer").iter().for_each(|bytes| readers::tokenizer(bytes, &sound));
 }

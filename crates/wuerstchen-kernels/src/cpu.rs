@@ -13,7 +13,7 @@ use burn_flex::FlexTensor;
 use crate::depthwise_conv::{DepthwiseOptions, Padding};
 use crate::global_response_norm::EPSILON as NORM_EPSILON;
 use crate::layer_norm::EPSILON as VARIANCE_EPSILON;
-use crate::packed_linear::{BLOCK as PACKED_BLOCK, Packing};
+use crate::packed_linear::Packing;
 
 /// Whether the kernels of this file take tensors of this device and type.
 pub(crate) fn runs_on(device: &Device, dtype: DType) -> bool {
@@ -184,30 +184,14 @@ impl CpuKernels for Flex {
     ) -> FlexTensor {
         let (values, scales, zeros) = (Values::of(values), Values::of(scales), Values::of(zeros));
         let (words, scales, zeros) = (values.words(), scales.as_slice(), zeros.words());
-        let (width, bits, lanes) = (packing.value_words(columns), packing.bits(), packing.lanes());
-        let (blocks, zeros_width) = (packing.blocks(columns), packing.zero_words(columns));
-        let lane = |word: i32, i: usize| (word as u32 >> (bits * i)) & ((1 << bits) - 1);
+        let (width, blocks) = (packing.value_words(columns), packing.blocks(columns));
+        let zeros_width = packing.zero_words(columns);
         let rows = values.shape[0];
         let mut out = vec![0.0f32; rows * columns];
         parallel::for_each_block(&mut out, columns, |row, out| {
             let words = &words[row * width..][..width];
-            if packing == Packing::F16 {
-                for (out, word) in out.chunks_mut(lanes).zip(words) {
-                    let halves = bytemuck::cast::<i32, [half::f16; 2]>(*word);
-                    out.iter_mut().zip(halves).for_each(|(out, half)| *out = half.to_f32());
-                }
-                return;
-            }
-            let words = words.chunks(PACKED_BLOCK / lanes);
-            for (block, (out, words)) in out.chunks_mut(PACKED_BLOCK).zip(words).enumerate() {
-                let zero = lane(zeros[row * zeros_width + block / lanes], block % lanes) as f32;
-                let scale = scales[row * blocks + block];
-                for (out, &word) in out.chunks_mut(lanes).zip(words) {
-                    for (i, out) in out.iter_mut().enumerate() {
-                        *out = (lane(word, i) as f32 - zero) * scale;
-                    }
-                }
-            }
+            let scales = &scales[row * blocks..][..blocks];
+            packing.unpack_row(words, scales, &zeros[row * zeros_width..][..zeros_width], out);
         });
         FlexTensor::from_data(TensorData::new(out, [rows, columns]))
     }

@@ -20,17 +20,27 @@ pub fn linear<const D: usize>(
 ) -> Tensor<D> {
     #[cfg(feature = "gpu")]
     if !cfg!(feature = "autotune") && crate::wgsl::runs_on(&x.device()) && in_quads(weight.dims()) {
-        let [columns, outputs] = weight.dims();
-        let mut shape = x.dims();
-        assert_eq!(shape[D - 1], columns, "x has {} columns, the weight {columns}", shape[D - 1]);
-        shape[D - 1] = outputs;
-        let y = crate::wgsl::linear(x.reshape([-1, columns as isize]), weight).reshape(shape);
-        return match bias {
-            Some(bias) => y + bias.unsqueeze(),
-            None => y,
-        };
+        let sides = weight.dims();
+        return by_rows(x, sides, bias, |x| crate::wgsl::linear(x, weight));
     }
     reference::linear(x, weight, bias)
+}
+
+/// Multiplies the rows of `x`, whatever its rank, with a matrix of `columns` by `outputs`.
+pub(crate) fn by_rows<const D: usize>(
+    x: Tensor<D>,
+    [columns, outputs]: [usize; 2],
+    bias: Option<Tensor<1>>,
+    multiply: impl FnOnce(Tensor<2>) -> Tensor<2>,
+) -> Tensor<D> {
+    let mut shape = x.dims();
+    assert_eq!(shape[D - 1], columns, "x has {} columns, the weight {columns}", shape[D - 1]);
+    shape[D - 1] = outputs;
+    let y = multiply(x.reshape([-1, columns as isize])).reshape(shape);
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    }
 }
 
 /// Whether shaders that read four values at a time can read rows of these lengths.

@@ -3,6 +3,9 @@
 use burn::module::Module;
 use burn::prelude::*;
 use burn::tensor::DType;
+use half::f16;
+
+use crate::linear::by_rows;
 
 /// Columns that share a scale and a zero-point.
 pub const BLOCK: usize = 64;
@@ -52,6 +55,28 @@ impl Packing {
     /// Words of a row's zero-points.
     pub const fn zero_words(self, columns: usize) -> usize {
         self.blocks(columns).div_ceil(self.lanes())
+    }
+
+    /// The values of one row, from that row of every plane.
+    pub fn unpack_row(self, values: &[i32], scales: &[f32], zeros: &[i32], row: &mut [f32]) {
+        let (bits, lanes) = (self.bits(), self.lanes());
+        if self == Self::F16 {
+            for (row, word) in row.chunks_mut(lanes).zip(values) {
+                let halves = bytemuck::cast::<i32, [f16; 2]>(*word);
+                row.iter_mut().zip(halves).for_each(|(value, half)| *value = half.to_f32());
+            }
+            return;
+        }
+        let lane = |word: i32, i: usize| (word as u32 >> (bits * i)) & ((1 << bits) - 1);
+        let blocks = row.chunks_mut(BLOCK).zip(values.chunks(BLOCK / lanes)).zip(scales);
+        for (block, ((row, words), scale)) in blocks.enumerate() {
+            let zero = lane(zeros[block / lanes], block % lanes) as f32;
+            for (row, &word) in row.chunks_mut(lanes).zip(words) {
+                for (i, value) in row.iter_mut().enumerate() {
+                    *value = (lane(word, i) as f32 - zero) * scale;
+                }
+            }
+        }
     }
 }
 
@@ -154,20 +179,21 @@ impl PackedMatrix {
     }
 }
 
-/// `y = x·Wᵀ`, summed in f32.
+/// `y = x·Wᵀ + b`, summed in f32.
 ///
 /// # Shapes
 ///
 /// - x: `[…, K]`
 /// - weight: `[N, K]`
+/// - bias: `[N]`
 /// - output: `[…, N]`
-pub fn packed_linear<const D: usize>(x: Tensor<D>, weight: &PackedMatrix) -> Tensor<D> {
+pub fn packed_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: &PackedMatrix,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
     let [rows, columns] = weight.dims();
-    let mut shape = x.dims();
-    assert_eq!(shape[D - 1], columns, "x has {} columns, the weight {columns}", shape[D - 1]);
-    let x = x.reshape([-1, columns as isize]);
-    shape[D - 1] = rows;
-    multiply(x, weight).reshape(shape)
+    by_rows(x, [columns, rows], bias, |x| multiply(x, weight))
 }
 
 fn multiply(x: Tensor<2>, weight: &PackedMatrix) -> Tensor<2> {

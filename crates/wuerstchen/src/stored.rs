@@ -119,22 +119,19 @@ impl StoredDtype {
     pub(crate) fn decode(self, shape: &[usize], bytes: &[u8]) -> Vec<f32> {
         let packing = self.packing(shape).expect("only quantised tensors are decoded");
         let [rows, columns] = matrix(shape).expect("only matrices are quantised");
-        let Planes { values, scales, zeros } = planes(packing, shape, bytes);
-        let (lanes, blocks) = (packing.lanes(), packing.blocks(columns));
-        let lane = |words: &[i32], i: usize| {
-            (words[i / lanes] as u32 >> (packing.bits() * (i % lanes)))
-                & ((1 << packing.bits()) - 1)
-        };
-        let (width, zeros_width) = (packing.value_words(columns), packing.zero_words(columns));
-        let value = |row: usize, column: usize| {
-            let block = column / BLOCK;
-            let zero = lane(&zeros[row * zeros_width..], block) as f32;
-            (lane(&values[row * width..], column) as f32 - zero) * scales[row * blocks + block]
-        };
-        (0..rows)
-            .flat_map(|row| (0..columns).map(move |column| (row, column)))
-            .map(|(row, column)| value(row, column))
-            .collect()
+        let planes = planes(packing, shape, bytes);
+        let (width, blocks) = (packing.value_words(columns), packing.blocks(columns));
+        let zeros_width = packing.zero_words(columns);
+        let mut decoded = vec![0.0; rows * columns];
+        for (row, out) in decoded.chunks_mut(columns.max(1)).enumerate() {
+            packing.unpack_row(
+                &planes.values[row * width..][..width],
+                &planes.scales[row * blocks..][..blocks],
+                &planes.zeros[row * zeros_width..][..zeros_width],
+                out,
+            );
+        }
+        decoded
     }
 }
 

@@ -499,13 +499,9 @@ impl Reparameterizer for Packer<'_, '_> {
 /// - output: `[…, d_output]`
 pub(crate) fn affine<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     let bias = layer.bias.as_ref().map(Param::val);
-    let Some(weight) = layer.weight.reparameterization::<Packed>() else {
-        return linear(x, layer.weight.val(), bias);
-    };
-    let y = packed_linear(x, &weight.matrix);
-    match bias {
-        Some(bias) => y + bias.unsqueeze(),
-        None => y,
+    match layer.weight.reparameterization::<Packed>() {
+        Some(packed) => packed_linear(x, &packed.matrix, bias),
+        None => linear(x, layer.weight.val(), bias),
     }
 }
 

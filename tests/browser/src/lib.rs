@@ -1,5 +1,7 @@
 //! `wuerstchen verify` for a page: the same comparisons, on the devices of a browser.
 
+mod blocks;
+
 use std::sync::Arc;
 
 use burn::tensor::{Device, DeviceKind};

@@ -35,18 +35,24 @@ after(async () => {
   site.close();
 });
 
-/** Compares in a page. */
-async function verify(device: string, prepare?: (page: Page) => Promise<unknown>): Promise<Check[]> {
+/** What the page finds. */
+async function open(query: string, prepare?: (page: Page) => Promise<unknown>): Promise<any> {
   const page = await browser.newPage();
   page.on('console', (message) => {
     if (message.type() === 'error') console.error('page:', message.text());
   });
   await prepare?.(page);
-  await page.goto(`${site.url}tests/browser/index.html?device=${device}`);
+  await page.goto(`${site.url}tests/browser/index.html?${query}`);
   await page.waitForFunction('window.verification', undefined, { timeout: 0 });
-  const { error, checks, times }: any = await page.evaluate('window.verification');
+  const found: any = await page.evaluate('window.verification');
   await page.close();
-  assert.equal(error, undefined);
+  assert.equal(found.error, undefined);
+  return found;
+}
+
+/** Compares in a page. */
+async function verify(device: string, prepare?: (page: Page) => Promise<unknown>): Promise<Check[]> {
+  const { checks, times } = await open(`device=${device}`, prepare);
   const seconds = Object.values<number>(times).reduce((sum, ms) => sum + ms / 1000, 0);
   const agree = checks.filter(({ ok }: Check) => ok).length;
   console.log(`verify on ${device}: ${agree} of ${checks.length} tensors agree, ${seconds.toFixed(0)} s`);
@@ -77,4 +83,17 @@ test('a changed weight is noticed', async () => {
 
 test('WebGPU computes what the authors do', async () => {
   assertAgree(await verify('webgpu'), native.filter((name) => !name.startsWith('train_')));
+});
+
+/** As for the goldens: ten times the CPU's bound. */
+const BLOCK_BOUND = 1e-3;
+
+test('WebGPU computes blocks of the published size, their weights in 4 bits', async () => {
+  const { blocks } = await open('blocks');
+  const names = blocks.map(({ name }: { name: string }) => name);
+  assert.deepEqual(names, ['stage_c', 'stage_b/0', 'stage_b/1', 'stage_b/2', 'stage_b/3']);
+  for (const { name, packed, relative } of blocks) {
+    console.log(`${name}: ${packed} packed tensors, relative error ${relative.toExponential(1)}`);
+    assert.ok(packed >= 2 && relative < BLOCK_BOUND, name);
+  }
 });

@@ -1,0 +1,69 @@
+//! The authors' own files: dictionaries of tensors in PyTorch's format.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use burn_store::pytorch_reader::{DType, PytorchReader, Tensor};
+use wuerstchen::import::recognise;
+use wuerstchen::{Checkpoint, ReadBytes, StoredDtype};
+
+/// The dictionaries of weights that the authors' files hold, the better one of two first.
+const DICTIONARIES: [&str; 4] = ["ema_state_dict", "state_dict", "effnet_state_dict", ""];
+
+/// The dictionaries of a PyTorch file whose tensors are those of a part, one of each kind.
+pub(crate) fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {
+    let name = path.display().to_string();
+    let cannot = || format!("cannot read {name}");
+    let reader = PytorchReader::new(path).with_context(cannot)?;
+    let mut all: BTreeMap<&str, Checkpoint> = BTreeMap::new();
+    for (key, tensor) in reader.into_tensors() {
+        let split = key.split_once('.').filter(|(first, _)| DICTIONARIES.contains(first));
+        let (dictionary, key) = split.unwrap_or(("", &key));
+        let dictionary = DICTIONARIES.iter().find(|known| **known == dictionary);
+        // Counters of batch norms are of types that weights never have.
+        let (Some(dictionary), Some(dtype)) = (dictionary, stored_dtype(tensor.dtype())) else {
+            continue;
+        };
+        let weights = all.entry(dictionary).or_insert_with(|| Checkpoint::empty(&name));
+        let (shape, length) = (tensor.shape().to_vec(), tensor.byte_len());
+        weights.insert(key, dtype, &shape, Arc::new(PytorchTensor(tensor)), 0..length)?;
+    }
+    let mut kinds = BTreeSet::new();
+    let weights = DICTIONARIES.iter().filter_map(|dictionary| all.remove(dictionary));
+    let weights: Vec<_> = weights
+        .filter(|weights| recognise(weights).is_some_and(|kind| kinds.insert(kind)))
+        .collect();
+    if weights.is_empty() {
+        bail!("{name}: expected a dictionary of the tensors of a part of Würstchen, found none");
+    }
+    Ok(weights)
+}
+
+fn stored_dtype(dtype: DType) -> Option<StoredDtype> {
+    Some(match dtype {
+        DType::F64 => StoredDtype::F64,
+        DType::F32 => StoredDtype::F32,
+        DType::F16 => StoredDtype::F16,
+        DType::BF16 => StoredDtype::Bf16,
+        _ => return None,
+    })
+}
+
+/// A tensor of a PyTorch file, which is read whenever it is wanted.
+struct PytorchTensor(Tensor);
+
+impl ReadBytes for PytorchTensor {
+    fn length(&self) -> usize {
+        self.0.byte_len()
+    }
+
+    fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
+        let mut bytes = self.0.read()?;
+        bytes.truncate(range.end);
+        Ok(Cow::Owned(bytes.split_off(range.start)))
+    }
+}

@@ -1,0 +1,127 @@
+//! Blocks of the published size, whose whole models are too large for a test: their weights in 4
+//! bits, random, on both devices of a browser.
+
+use std::sync::Arc;
+
+use burn::prelude::*;
+use burn::tensor::DeviceKind;
+use serde_json::{Value, json};
+use wasm_bindgen::prelude::*;
+use wuerstchen::blocks::{AttentionBlockConfig, Block, ResBlockConfig, TimestepBlockConfig};
+use wuerstchen::noise::Philox;
+use wuerstchen::stored::Stored;
+use wuerstchen::weights::{load, shapes};
+use wuerstchen::{Checkpoint, KeyTable, LoadError, StoredDtype};
+
+/// One convolution, one conditioning on the time and, but for the finest level of Stage B, one
+/// attention; as at 512x512 pixels.
+struct Group {
+    name: &'static str,
+    /// Height and width of the features.
+    side: usize,
+    channels: usize,
+    /// Channels that the convolution gets besides.
+    skip: usize,
+    /// Width of the text tokens; 0 for no attention.
+    text: usize,
+    heads: usize,
+}
+
+const GROUPS: [Group; 5] = [
+    Group { name: "stage_c", side: 12, channels: 1536, skip: 0, text: 1536, heads: 24 },
+    Group { name: "stage_b/0", side: 64, channels: 320, skip: 0, text: 0, heads: 0 },
+    Group { name: "stage_b/1", side: 32, channels: 640, skip: 1024, text: 1024, heads: 10 },
+    Group { name: "stage_b/2", side: 16, channels: 1280, skip: 1024, text: 1024, heads: 20 },
+    Group { name: "stage_b/3", side: 8, channels: 1280, skip: 1024, text: 1024, heads: 20 },
+];
+
+/// Width of the time embedding.
+const TIME_CHANNELS: usize = 64;
+
+/// Tokens of a prompt.
+const TOKENS: usize = 77;
+
+/// Runs the groups on WebGPU and on the CPU; for each JSON of `name`, the number of `packed` tensors,
+/// and the `relative` error between the outputs.
+#[wasm_bindgen]
+pub async fn full_size_blocks() -> Result<String, JsError> {
+    Device::wgpu_options().init_async().await?;
+    let devices = [Device::wgpu(DeviceKind::DefaultDevice), Device::flex()];
+    let mut report = Vec::new();
+    for (seed, group) in GROUPS.iter().enumerate() {
+        let mut outputs = Vec::new();
+        let mut packed = 0;
+        for device in &devices {
+            let mut random = Philox::new(seed as u64, 0);
+            let (output, count) = group.run(&mut random, device)?;
+            let output = output.into_data_async().await?.convert::<f32>();
+            outputs.push(output.try_to_vec::<f32>().expect("converted to f32"));
+            packed = count;
+        }
+        report.push(json!({
+            "name": group.name,
+            "packed": packed,
+            "relative": relative_error(&outputs[0], &outputs[1]),
+        }));
+    }
+    Ok(Value::from(report).to_string())
+}
+
+impl Group {
+    /// The output for random features, and how many tensors are packed.
+    fn run(&self, random: &mut Philox, device: &Device) -> Result<(Tensor<4>, usize), LoadError> {
+        let Self { side, channels, skip, text, heads, .. } = *self;
+        let res = ResBlockConfig::new(channels, skip, 3, 0.0, 1.0).init(device);
+        let time = TimestepBlockConfig::new(channels, TIME_CHANNELS).init(device);
+        let mut blocks = vec![Block::Res(res), Block::Timestep(time)];
+        if text > 0 {
+            let attention = AttentionBlockConfig::new(channels, text, heads).init(device);
+            blocks.push(Block::Attention(attention));
+        }
+        let weights = random_weights(self.name, &blocks, random)?;
+        let blocks = load(blocks, &weights, KeyTable::DIFFUSION)?;
+        let x = random.normal_tensor([1, side, side, channels], device);
+        let skip = (skip > 0).then(|| random.normal_tensor([1, side, side, skip], device));
+        let time = random.normal_tensor([1, 1, 1, TIME_CHANNELS], device);
+        let time = time.reshape([1, TIME_CHANNELS]);
+        let text = random.normal_tensor([1, 1, TOKENS, text.max(1)], device).squeeze_dim::<3>(0);
+        let output = blocks.iter().fold(x, |x, block| match block {
+            Block::Res(block) => block.forward(x, skip.clone()),
+            Block::Timestep(block) => block.forward(x, time.clone()),
+            Block::Attention(block) => block.forward(x, text.clone()),
+            Block::Downscale(_) | Block::Upscale(_) => unreachable!("there are none"),
+        });
+        let packed = weights.describe().filter(|(_, dtype, ..)| *dtype == StoredDtype::I4).count();
+        Ok((output, packed))
+    }
+}
+
+/// Weights that keep features of order 1, stored as a bundle of 4 bits stores them.
+fn random_weights(
+    name: &str,
+    blocks: &Vec<Block>,
+    random: &mut Philox,
+) -> Result<Checkpoint, LoadError> {
+    let mut weights = Checkpoint::empty(name);
+    for (name, shape) in shapes(blocks, KeyTable::DIFFUSION) {
+        let inputs: usize = if shape.len() > 1 { shape[1..].iter().product() } else { 100 };
+        let scale = 1.0 / (inputs as f32).sqrt();
+        let mut values = random.normal(shape.iter().product());
+        values.iter_mut().for_each(|value| *value *= scale);
+        let dtype = StoredDtype::I4.of_tensor(&name, &shape);
+        let Stored { bytes, .. } = Stored::new(&shape, &values, dtype);
+        let range = 0..bytes.len();
+        weights.insert(&name, dtype, &shape, Arc::new(bytes), range)?;
+    }
+    Ok(weights)
+}
+
+/// `||found − expected|| / ||expected||`; infinite where a value is not finite.
+fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+    };
+    let pairs = found.iter().zip(expected);
+    let error = norm(&mut pairs.map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+    if error.is_finite() { error } else { f64::INFINITY }
+}
