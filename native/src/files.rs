@@ -1,7 +1,7 @@
 //! Models, goldens and original weights as they lie on disk.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use wuerstchen::import::{Kind, recognise, text_part};
-use wuerstchen::{Checkpoint, Image, Manifest, ModelFiles, ReadBytes, StoredDtype, layout};
+use wuerstchen::{Checkpoint, Image, Manifest, ModelFiles, ReadBytes, layout};
 use wuerstchen_train::verify::Goldens;
 
 use crate::pytorch::read_pytorch;

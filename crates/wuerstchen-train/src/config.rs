@@ -121,6 +121,10 @@ pub struct StageConfig {
     /// embeddings can be cached and Stage C can be trained at the same time.
     #[serde(default)]
     pub freeze_compressor: bool,
+    /// Stage C: weight of a second loss, that of the image embedding as the last text token alone
+    /// tells it, which teaches the text encoder; 0 for none.
+    #[serde(default)]
+    pub text_loss: f64,
     /// Whether the loss is weighted by p2.
     #[serde(default)]
     pub p2_weighting: bool,

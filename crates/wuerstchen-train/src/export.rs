@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
+use burn::nn::LinearConfig;
 use burn::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -36,9 +37,15 @@ pub fn init_decoder(config: &TrainConfig, device: &Device) -> DecoderModel {
 
 /// Stage C's model as training starts it.
 pub fn init_prior(config: &TrainConfig, device: &Device) -> PriorModel {
+    let text = prior_text(config);
+    let side = config.image_size / config.model.compressor.downscale();
+    let values = config.model.prior.c_in * side * side;
+    let guess = (config.c.text_loss > 0.0)
+        .then(|| LinearConfig::new(text.hidden_size, values).init(device));
     PriorModel {
         prior: config.model.prior.init(device),
-        text_encoder: prior_text(config).init(device),
+        text_encoder: text.init(device),
+        guess,
     }
 }
 
@@ -124,11 +131,12 @@ pub fn load_prior(
     files: &Weights,
     device: &Device,
 ) -> Result<PriorModel, LoadError> {
-    let PriorModel { prior, text_encoder } = init_prior(config, device);
+    let PriorModel { prior, text_encoder, guess } = init_prior(config, device);
     let part = |folder| weights(files, folder, "c");
     Ok(PriorModel {
         prior: load(prior, part(layout::PRIOR)?, KeyTable::DIFFUSION)?,
         text_encoder: load(text_encoder, part(layout::PRIOR_TEXT)?, KeyTable::TEXT)?,
+        guess,
     })
 }
 

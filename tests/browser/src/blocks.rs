@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 use burn::tensor::DeviceKind;
 use serde_json::{Value, json};
-use wasm_bindgen::prelude::*;
+use wasm_bindgen::JsError;
 use wuerstchen::blocks::{AttentionBlockConfig, Block, ResBlockConfig, TimestepBlockConfig};
 use wuerstchen::noise::Philox;
 use wuerstchen::stored::Stored;
@@ -43,8 +43,7 @@ const TOKENS: usize = 77;
 
 /// Runs the groups on WebGPU and on the CPU; for each JSON of `name`, the number of `packed` tensors,
 /// and the `relative` error between the outputs.
-#[wasm_bindgen]
-pub async fn full_size_blocks() -> Result<String, JsError> {
+pub(crate) async fn compare_devices() -> Result<String, JsError> {
     Device::wgpu_options().init_async().await?;
     let devices = [Device::wgpu(DeviceKind::DefaultDevice), Device::flex()];
     let mut report = Vec::new();

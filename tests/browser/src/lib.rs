@@ -77,6 +77,12 @@ impl Verifier {
     }
 }
 
+/// Runs blocks of the published size on both devices; what differs, as JSON.
+#[wasm_bindgen]
+pub async fn full_size_blocks() -> Result<String, JsError> {
+    blocks::compare_devices().await
+}
+
 #[wasm_bindgen]
 extern "C" {
     #[wasm_bindgen(js_namespace = console, js_name = error)]
