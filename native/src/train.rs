@@ -317,6 +317,7 @@ impl Run {
             schedule: config.model.schedule,
             embeddings,
             compressor,
+            embedding_scale: config.model.embedding_scale,
         };
         let model = match self.warm {
             true => export::load_prior(config, &weights, &device)?,

@@ -105,6 +105,7 @@ fn stage_c_resumes_bit_equal() {
             schedule: config.model.schedule,
             embeddings,
             compressor: compressor.clone(),
+            embedding_scale: config.model.embedding_scale,
         };
         let model = init_prior(&config, &device);
         Trainer::new(stage, model, config.c.clone(), config.seed, device.clone())

@@ -51,6 +51,11 @@ pub struct ModelConfig {
     /// The noise schedule of both diffusion stages.
     #[serde(default)]
     pub schedule: Schedule,
+    /// What Stage C's latents are multiplied with to be image embeddings (`latent_mean` of the
+    /// published pipeline). Embeddings are few and say much of one thing many times: the noise hides
+    /// where objects lie only if the latents are small beside it.
+    #[serde(default = "unscaled")]
+    pub embedding_scale: f64,
 }
 
 /// The sizes of a text encoder; the rest follows from the corpus.
@@ -145,6 +150,10 @@ fn one() -> usize {
 }
 
 fn authors_p2_k() -> f32 {
+    1.0
+}
+
+fn unscaled() -> f64 {
     1.0
 }
 

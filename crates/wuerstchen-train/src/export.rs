@@ -42,11 +42,7 @@ pub fn init_prior(config: &TrainConfig, device: &Device) -> PriorModel {
     let values = config.model.prior.c_in * side * side;
     let guess = (config.c.text_loss > 0.0)
         .then(|| LinearConfig::new(text.hidden_size, values).init(device));
-    PriorModel {
-        prior: config.model.prior.init(device),
-        text_encoder: text.init(device),
-        guess,
-    }
+    PriorModel { prior: config.model.prior.init(device), text_encoder: text.init(device), guess }
 }
 
 /// Weights by the folder of their part.
@@ -181,8 +177,7 @@ fn texts(config: &TrainConfig) -> BTreeMap<String, String> {
     }
     let embedding = model.compressor.downscale() as f64;
     let prior_index = json!({
-        // The compressor's batch norm leaves unit variance: no further scaling.
-        "latent_mean": 1.0, "latent_std": 0.0, "resolution_multiple": embedding,
+        "latent_mean": model.embedding_scale, "latent_std": 0.0, "resolution_multiple": embedding,
     });
     let decoder_index = json!({"latent_dim_scale": embedding / model.vqgan.downscale() as f64});
     for (folder, class, index) in [

@@ -160,6 +160,8 @@ pub struct StageC {
     pub embeddings: Cache,
     /// The semantic compressor, frozen.
     pub compressor: Compressor,
+    /// What the embeddings are divided by.
+    pub embedding_scale: f64,
 }
 
 impl Stage for StageC {
@@ -174,25 +176,25 @@ impl Stage for StageC {
         });
         let captions = captions(&self.corpus, &self.config, &samples, rng);
         let text = model.text_encoder.forward(&captions);
-        let embeddings = Tensor::from_inner(embeddings);
-        let noised = Noised::new(embeddings.clone(), &self.schedule, rng);
+        let latents = Tensor::from_inner(embeddings) / self.embedding_scale;
+        let noised = Noised::new(latents.clone(), &self.schedule, rng);
         let predicted = model.prior.forward(noised.x.clone(), &noised.times, text.clone());
         let loss = noised.loss(predicted, &self.schedule, self.config.p2_k());
         match &model.guess {
-            Some(guess) => loss + guess_error(guess, text, embeddings) * self.config.text_loss,
+            Some(guess) => loss + guess_error(guess, text, latents) * self.config.text_loss,
             None => loss,
         }
     }
 }
 
-/// The mean squared error of the image embeddings that the last text token tells.
+/// The mean squared error of the latents that the last text token tells.
 ///
 /// A prompt's layout shows in the diffusion loss at the noisiest times alone, too faintly for a text
 /// encoder that starts from nothing; the authors' has learnt to read before.
-fn guess_error(guess: &Linear, text: Tensor<3>, embeddings: Tensor<4>) -> Tensor<1> {
+fn guess_error(guess: &Linear, text: Tensor<3>, latents: Tensor<4>) -> Tensor<1> {
     let [_, tokens, _] = text.dims();
     let guessed = guess.forward(text.narrow(1, tokens - 1, 1).squeeze_dim::<2>(1));
-    (guessed - embeddings.flatten(1, 3)).square().mean()
+    (guessed - latents.flatten(1, 3)).square().mean()
 }
 
 /// Stage B's target: Stage A's latents in the scale that Stage B works in.

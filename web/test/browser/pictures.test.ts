@@ -14,6 +14,10 @@ import {
 
 const PROMPT = 'a red circle on a white background';
 
+/** SwiftShader takes seconds for a step. */
+const FEW_STEPS = { priorSteps: 2, decoderSteps: 2 };
+const FEW_STEPS_NATIVE = ['--prior-steps', '2', '--decoder-steps', '2'];
+
 let site: Site;
 let browser: Browser;
 
@@ -115,24 +119,26 @@ test('a picture can be started from and painted into, as natively', async () => 
   await page.close();
 });
 
-test('weights of 8 bits make the picture that they make natively', async () => {
-  const folder = 'node_modules/.cache/model-i8';
-  const args = ['export', 'web', '-o', folder, '--dtype', 'i8', '--preview-pictures', '0'];
-  execFileSync(program, args, { stdio: 'ignore' });
-  const page = await openPage(browser, site);
-  const made = await generate(page, 'cpu', { prompt: PROMPT, seed: 7 }, `/${folder}/manifest.json`);
-  assertEqual(made.picture, native(PROMPT, ['--seed', '7', '-m', folder]));
-  await page.close();
-});
+for (const dtype of ['i8', 'i4']) {
+  test(`weights of ${dtype} make the picture that they make natively, on both devices`, async () => {
+    const folder = `node_modules/.cache/model-${dtype}`;
+    const args = ['export', 'web', '-o', folder, '--dtype', dtype, '--preview-pictures', '0'];
+    execFileSync(program, args, { stdio: 'ignore' });
+    const model = `/${folder}/manifest.json`;
+    const page = await openPage(browser, site);
+    const made = await generate(page, 'cpu', { prompt: PROMPT, seed: 7 }, model);
+    assertEqual(made.picture, native(PROMPT, ['--seed', '7', '-m', folder]));
+    const short = await generate(page, 'webgpu', { prompt: PROMPT, seed: 7, ...FEW_STEPS }, model);
+    assertEqual(short.picture, native(PROMPT, ['--seed', '7', '-m', folder, ...FEW_STEPS_NATIVE]));
+    await page.close();
+  });
+}
 
 test('a picture of WebGPU is the native one', async () => {
   const page = await openPage(browser, site);
-  // SwiftShader takes seconds for a step.
-  const options = { prompt: PROMPT, seed: 7, priorSteps: 2, decoderSteps: 2 };
-  const made = await generate(page, 'webgpu', options);
+  const made = await generate(page, 'webgpu', { prompt: PROMPT, seed: 7, ...FEW_STEPS });
   assert.equal(made.device, 'webgpu');
-  const steps = ['--seed', '7', '--prior-steps', '2', '--decoder-steps', '2'];
-  assertEqual(made.picture, native(PROMPT, steps));
+  assertEqual(made.picture, native(PROMPT, ['--seed', '7', ...FEW_STEPS_NATIVE]));
   await page.close();
 });
 
