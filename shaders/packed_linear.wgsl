@@ -28,17 +28,17 @@ fn unscaled(row: u32, quad: u32, bits: u32) -> vec4<f32> {
         return vec4<f32>(unpack2x16float(values[at]), unpack2x16float(values[at + 1u]));
     }
     if bits == 8u {
-        return vec4<f32>(vec4<u32>(values[first + quad]) >> vec4<u32>(0u, 8u, 16u, 24u) & vec4<u32>(255u));
+        return vec4<f32>((vec4<u32>(values[first + quad]) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u));
     }
     let word = values[first + quad / 2u] >> (16u * (quad % 2u));
-    return vec4<f32>(vec4<u32>(word) >> vec4<u32>(0u, 4u, 8u, 12u) & vec4<u32>(15u));
+    return vec4<f32>((vec4<u32>(word) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u));
 }
 
 // Scale and −scale·zero of a block of a row of W.
 fn scaling(row: u32, block: u32, bits: u32) -> vec2<f32> {
     let lanes = 32u / bits;
     let word = zeros[row * dims[6] + block / lanes];
-    let zero = word >> (bits * (block % lanes)) & ((1u << bits) - 1u);
+    let zero = (word >> (bits * (block % lanes))) & ((1u << bits) - 1u);
     let scale = scales[row * dims[5] + block];
     return vec2<f32>(scale, -scale * f32(zero));
 }

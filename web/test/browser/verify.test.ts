@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import type { Browser, Page } from 'playwright-core';
 import { launch, program, Site } from './site.ts';
@@ -85,6 +86,25 @@ test('WebGPU computes what the authors do', async () => {
   assertAgree(await verify('webgpu'), native.filter((name) => !name.startsWith('train_')));
 });
 
+/** The shaders' own tests run on naga, which forgives what browsers do not. */
+test('every shader compiles in the browser', async () => {
+  const folder = '../shaders';
+  const names = readdirSync(folder).filter((name) => name.endsWith('.wgsl'));
+  assert.ok(names.length >= 5);
+  const page = await browser.newPage();
+  await page.goto(`${site.url}tests/browser/index.html?device=cpu`);
+  for (const name of names) {
+    const errors = await page.evaluate(async (code) => {
+      const adapter = await (navigator as any).gpu.requestAdapter();
+      const device = await adapter.requestDevice();
+      const { messages } = await device.createShaderModule({ code }).getCompilationInfo();
+      return messages.filter(({ type }: any) => type === 'error').map(({ message }: any) => message);
+    }, readFileSync(`${folder}/${name}`, 'utf8'));
+    assert.deepEqual(errors, [], name);
+  }
+  await page.close();
+});
+
 /** As for the goldens: ten times the CPU's bound. */
 const BLOCK_BOUND = 1e-3;
 
@@ -94,6 +114,8 @@ test('WebGPU computes blocks of the published size, their weights in 4 bits', as
   assert.deepEqual(names, ['stage_c', 'stage_b/0', 'stage_b/1', 'stage_b/2', 'stage_b/3']);
   for (const { name, packed, relative } of blocks) {
     console.log(`${name}: ${packed} packed tensors, relative error ${relative.toExponential(1)}`);
+  }
+  for (const { name, packed, relative } of blocks) {
     assert.ok(packed >= 2 && relative < BLOCK_BOUND, name);
   }
 });
