@@ -184,14 +184,10 @@ impl CpuKernels for Flex {
     ) -> FlexTensor {
         let (values, scales, zeros) = (Values::of(values), Values::of(scales), Values::of(zeros));
         let (words, scales, zeros) = (values.words(), scales.as_slice(), zeros.words());
-        let (width, blocks) = (packing.value_words(columns), packing.blocks(columns));
-        let zeros_width = packing.zero_words(columns);
         let rows = values.shape[0];
         let mut out = vec![0.0f32; rows * columns];
         parallel::for_each_block(&mut out, columns, |row, out| {
-            let words = &words[row * width..][..width];
-            let scales = &scales[row * blocks..][..blocks];
-            packing.unpack_row(words, scales, &zeros[row * zeros_width..][..zeros_width], out);
+            packing.unpack_row(words, scales, zeros, row, out);
         });
         FlexTensor::from_data(TensorData::new(out, [rows, columns]))
     }

@@ -57,8 +57,19 @@ impl Packing {
         self.blocks(columns).div_ceil(self.lanes())
     }
 
-    /// The values of one row, from that row of every plane.
-    pub fn unpack_row(self, values: &[i32], scales: &[f32], zeros: &[i32], row: &mut [f32]) {
+    /// Writes the values of row `number` of whole planes to `row`.
+    pub fn unpack_row(
+        self,
+        values: &[i32],
+        scales: &[f32],
+        zeros: &[i32],
+        number: usize,
+        row: &mut [f32],
+    ) {
+        let (width, blocks) = (self.value_words(row.len()), self.blocks(row.len()));
+        let values = &values[number * width..][..width];
+        let scales = &scales[number * blocks..][..blocks];
+        let zeros = &zeros[number * self.zero_words(row.len())..];
         let (bits, lanes) = (self.bits(), self.lanes());
         if self == Self::F16 {
             for (row, word) in row.chunks_mut(lanes).zip(values) {

@@ -110,8 +110,9 @@ async fn run(
     Ok([values(image_embeddings), values(latents), picture])
 }
 
-/// Infinite where a value is no number or the lengths differ.
-fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+/// `||found − expected|| / ||expected||`; the largest number where a value is none or the lengths
+/// differ.
+pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
     let error = difference / norm(&mut expected.iter().map(|&v| f64::from(v)));

@@ -119,17 +119,10 @@ impl StoredDtype {
     pub(crate) fn decode(self, shape: &[usize], bytes: &[u8]) -> Vec<f32> {
         let packing = self.packing(shape).expect("only quantised tensors are decoded");
         let [rows, columns] = matrix(shape).expect("only matrices are quantised");
-        let planes = planes(packing, shape, bytes);
-        let (width, blocks) = (packing.value_words(columns), packing.blocks(columns));
-        let zeros_width = packing.zero_words(columns);
+        let Planes { values, scales, zeros } = planes(packing, shape, bytes);
         let mut decoded = vec![0.0; rows * columns];
         for (row, out) in decoded.chunks_mut(columns.max(1)).enumerate() {
-            packing.unpack_row(
-                &planes.values[row * width..][..width],
-                &planes.scales[row * blocks..][..blocks],
-                &planes.zeros[row * zeros_width..][..zeros_width],
-                out,
-            );
+            packing.unpack_row(&values, &scales, &zeros, row, out);
         }
         decoded
     }

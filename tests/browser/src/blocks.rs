@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use wasm_bindgen::JsError;
 use wuerstchen::blocks::{AttentionBlockConfig, Block, ResBlockConfig, TimestepBlockConfig};
 use wuerstchen::noise::Philox;
+use wuerstchen::self_test::relative_error;
 use wuerstchen::stored::Stored;
 use wuerstchen::weights::{load, shapes};
 use wuerstchen::{Checkpoint, KeyTable, LoadError, StoredDtype};
@@ -113,14 +114,4 @@ fn random_weights(
         weights.insert(&name, dtype, &shape, Arc::new(bytes), range)?;
     }
     Ok(weights)
-}
-
-/// `||found − expected|| / ||expected||`; infinite where a value is not finite.
-fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f32>| {
-        values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt()
-    };
-    let pairs = found.iter().zip(expected);
-    let error = norm(&mut pairs.map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
-    if error.is_finite() { error } else { f64::INFINITY }
 }
