@@ -1,4 +1,5 @@
-// Product of a matrix and the transpose of a packed one: y = x · Wᵀ.
+// Product of a matrix and the transpose of a packed one: y = x · Wᵀ. Where W has more columns than x,
+// its first ones count.
 //
 // One invocation makes 8x4 outputs, as two 4x4 matrices: a 4x4 block of W is unpacked once for eight
 // rows of x. As in linear.wgsl, caches hold what neighbours share.

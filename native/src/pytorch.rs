@@ -61,6 +61,10 @@ impl ReadBytes for PytorchTensor {
         self.0.byte_len()
     }
 
+    fn has_parts(&self) -> bool {
+        false
+    }
+
     fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
         let mut bytes = self.0.read()?;
         bytes.truncate(range.end);

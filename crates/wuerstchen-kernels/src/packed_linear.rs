@@ -185,31 +185,49 @@ impl PackedMatrix {
         Self { values, scales, zeros, ..*self }.unpack()
     }
 
+    /// Whether products on this device read the matrix as it is packed; others unpack it first.
+    pub fn has_kernel(&self) -> bool {
+        #[cfg(feature = "gpu")]
+        {
+            crate::wgsl::runs_on(&self.values.device()) && crate::linear::in_quads(self.dims())
+        }
+        #[cfg(not(feature = "gpu"))]
+        {
+            false
+        }
+    }
+
     fn planes(&self) -> (Tensor<2, Int>, Tensor<2>, Tensor<2, Int>) {
         (self.values.clone(), self.scales.clone(), self.zeros.clone())
     }
 }
 
-/// `y = x·Wᵀ + b`, summed in f32.
+/// `y = x·Wᵀ + b`, summed in f32. Where `W` has more columns than `x`, its first ones count.
 ///
 /// # Shapes
 ///
 /// - x: `[…, K]`
-/// - weight: `[N, K]`
+/// - weight: `[N, K]` or wider
 /// - bias: `[N]`
 /// - output: `[…, N]`
+///
+/// # Panics
+///
+/// Panics if `x` has more columns than `W`.
 pub fn packed_linear<const D: usize>(
     x: Tensor<D>,
     weight: &PackedMatrix,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    let [rows, columns] = weight.dims();
-    by_rows(x, [columns, rows], bias, |x| multiply(x, weight))
+    let ([rows, columns], width) = (weight.dims(), x.dims()[D - 1]);
+    assert!(width <= columns, "x has {width} columns, the weight {columns}");
+    by_rows(x, [width, rows], bias, |x| multiply(x, weight))
 }
 
 fn multiply(x: Tensor<2>, weight: &PackedMatrix) -> Tensor<2> {
+    let [_, width] = x.dims();
     #[cfg(feature = "gpu")]
-    if crate::wgsl::runs_on(&x.device()) && crate::linear::in_quads(weight.dims()) {
+    if weight.has_kernel() && width.is_multiple_of(4) {
         let (values, scales, zeros) = weight.planes();
         return crate::wgsl::packed_linear(
             x,
@@ -221,7 +239,7 @@ fn multiply(x: Tensor<2>, weight: &PackedMatrix) -> Tensor<2> {
         );
     }
     // One layer at a time is in f32, for as long as its product takes.
-    x.matmul(weight.unpack().transpose())
+    x.matmul(weight.unpack().narrow(1, 0, width).transpose())
 }
 
 /// The same operation composed from burn tensors: the definition of the kernels.
@@ -230,7 +248,8 @@ pub mod reference {
 
     /// Twin of `shaders/packed_linear.wgsl`: `x` `[M, K]` to `[M, N]`.
     pub fn packed_linear(x: Tensor<2>, weight: &PackedMatrix) -> Tensor<2> {
-        x.matmul(unpack(weight).transpose())
+        let [_, width] = x.dims();
+        x.matmul(unpack(weight).narrow(1, 0, width).transpose())
     }
 
     /// As [`PackedMatrix::unpack`].

@@ -57,7 +57,7 @@ pub(crate) fn depthwise_conv(
     Tensor::from_dispatch(Dispatch::wgsl_depthwise_conv(x, weight, bias, options))
 }
 
-/// `x` `[M, K]`, a packed weight `[N, K]`; K and N are multiples of 4.
+/// `x` `[M, K]`, a packed weight `[N, columns]` of at least K columns; K and N are multiples of 4.
 pub(crate) fn packed_linear(
     x: Tensor<2>,
     values: Tensor<2, Int>,
@@ -203,7 +203,8 @@ impl WgslKernels for CubeBackend {
         let (values_width, blocks) = (packing.value_words(columns), packing.blocks(columns));
         let zeros_width = packing.zero_words(columns);
         let bits = packing.bits();
-        let dims = [rows, outputs / 4, columns / 4, bits, values_width, blocks, zeros_width];
+        let [_, read] = x.meta.shape().dims();
+        let dims = [rows, outputs / 4, read / 4, bits, values_width, blocks, zeros_width];
         let source = include_str!("../../../shaders/packed_linear.wgsl");
         Shader { name: "packed_linear", source }.launch(
             vec![x, values, scales, zeros],

@@ -446,7 +446,7 @@ fn run(
     for pass in 0..=repeat.len() {
         for (i, block) in blocks.iter().enumerate() {
             x = match block {
-                Block::Res(block) => block.forward(x, skip.clone().filter(|_| i == 0)),
+                Block::Res(block) => block.forward(x, skip.clone().filter(|_| i == 0), None),
                 Block::Timestep(block) => block.forward(x, time.clone()),
                 Block::Attention(block) => block.forward(x, text.clone()),
                 Block::Downscale(_) | Block::Upscale(_) => unreachable!("no block of a level"),

@@ -23,6 +23,11 @@ pub trait ReadBytes: Send + Sync {
     ///
     /// Says why they cannot be read.
     fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>>;
+
+    /// Whether a part costs less than the whole.
+    fn has_parts(&self) -> bool {
+        true
+    }
 }
 
 impl<T: AsRef<[u8]> + Send + Sync> ReadBytes for T {
@@ -67,6 +72,9 @@ pub enum WeightDtype {
     /// 16 bits; what lies outside ±65504 becomes infinite.
     F16,
 }
+
+/// Bytes that are read of a tensor at a time, unless one row of it is longer.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Named tensors, none of which has been read yet.
 #[derive(Clone)]
@@ -235,26 +243,50 @@ impl Checkpoint {
     ///
     /// The tensor is missing, cannot be read, or is of a type that no weights have.
     pub fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let mut values = Vec::with_capacity(self.entry(name)?.shape.iter().product());
+        self.pieces(name, |piece| values.extend_from_slice(piece))?;
+        Ok(values)
+    }
+
+    /// The values of a tensor as f32, some rows (all axes but the first) at a time, so that what is read
+    /// of a large one is never in memory twice.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::values`]; pieces before the error have been taken.
+    pub fn pieces(&self, name: &str, mut take: impl FnMut(&[f32])) -> Result<(), LoadError> {
         let entry = self.entry(name)?;
-        let bytes = self.read(name, entry)?;
-        let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-        Ok(match entry.dtype {
-            StoredDtype::F32 => bytemuck::pod_collect_to_vec(&bytes),
-            StoredDtype::F64 => {
-                let values: Vec<f64> = bytemuck::pod_collect_to_vec(&bytes);
-                values.into_iter().map(|value| value as f32).collect()
-            }
-            StoredDtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-            StoredDtype::Bf16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-            StoredDtype::I8 | StoredDtype::I4 => entry.dtype.decode(&entry.shape, &bytes),
-            found @ (StoredDtype::I64 | StoredDtype::U8) => {
-                return Err(LoadError::Dtype {
-                    part: self.part.clone(),
-                    name: name.into(),
-                    found: format!("{found:?}"),
-                });
-            }
-        })
+        let range = &entry.range;
+        let row = range.len() / entry.shape.first().copied().unwrap_or(1).max(1);
+        // Values, scales and zero-points of quantised rows lie apart.
+        let is_quantised = matches!(entry.dtype, StoredDtype::I8 | StoredDtype::I4);
+        let size = match is_quantised || !entry.source.has_parts() {
+            true => range.len(),
+            false => (PIECE_BYTES / row.max(1)).max(1) * row,
+        };
+        for start in range.clone().step_by(size.max(1)) {
+            let piece = start..(start + size).min(range.end);
+            let bytes = self.read(name, entry, piece)?;
+            let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+            take(&match entry.dtype {
+                StoredDtype::F32 => bytemuck::pod_collect_to_vec(&bytes),
+                StoredDtype::F64 => {
+                    let values: Vec<f64> = bytemuck::pod_collect_to_vec(&bytes);
+                    values.into_iter().map(|value| value as f32).collect::<Vec<_>>()
+                }
+                StoredDtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+                StoredDtype::Bf16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+                StoredDtype::I8 | StoredDtype::I4 => entry.dtype.decode(&entry.shape, &bytes),
+                found @ (StoredDtype::I64 | StoredDtype::U8) => {
+                    return Err(LoadError::Dtype {
+                        part: self.part.clone(),
+                        name: name.into(),
+                        found: format!("{found:?}"),
+                    });
+                }
+            });
+        }
+        Ok(())
     }
 
     /// A tensor as it is stored.
@@ -264,7 +296,7 @@ impl Checkpoint {
     /// The tensor is missing or cannot be read.
     pub fn stored(&self, name: &str) -> Result<Stored, LoadError> {
         let entry = self.entry(name)?;
-        let bytes = self.read(name, entry)?.into_owned();
+        let bytes = self.read(name, entry, entry.range.clone())?.into_owned();
         Ok(Stored { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
     }
 
@@ -277,7 +309,7 @@ impl Checkpoint {
     pub fn planes(&self, name: &str) -> Result<Option<(Packing, Planes)>, LoadError> {
         let entry = self.entry(name)?;
         let Some(packing) = entry.dtype.packing(&entry.shape) else { return Ok(None) };
-        let bytes = self.read(name, entry)?;
+        let bytes = self.read(name, entry, entry.range.clone())?;
         Ok(Some((packing, planes(packing, &entry.shape, &bytes))))
     }
 
@@ -307,8 +339,13 @@ impl Checkpoint {
         })
     }
 
-    fn read<'a>(&self, name: &str, entry: &'a Entry) -> Result<Cow<'a, [u8]>, LoadError> {
-        entry.source.read(entry.range.clone()).map_err(|error| LoadError::Read {
+    fn read<'a>(
+        &self,
+        name: &str,
+        entry: &'a Entry,
+        range: Range<usize>,
+    ) -> Result<Cow<'a, [u8]>, LoadError> {
+        entry.source.read(range).map_err(|error| LoadError::Read {
             part: self.part.clone(),
             name: name.to_owned(),
             reason: error.to_string(),
@@ -318,13 +355,13 @@ impl Checkpoint {
     /// The integers of a tensor of 64-bit integers, as goldens hold them.
     pub fn integers(&self, name: &str) -> Option<Vec<i64>> {
         let entry = self.tensors.get(name).filter(|entry| entry.dtype == StoredDtype::I64)?;
-        Some(bytemuck::pod_collect_to_vec(&self.read(name, entry).ok()?))
+        Some(bytemuck::pod_collect_to_vec(&self.read(name, entry, entry.range.clone()).ok()?))
     }
 
     /// The bytes of a tensor of bytes, as goldens hold pictures.
     pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         let entry = self.tensors.get(name).filter(|entry| entry.dtype == StoredDtype::U8)?;
-        Some(self.read(name, entry).ok()?.into_owned())
+        Some(self.read(name, entry, entry.range.clone()).ok()?.into_owned())
     }
 
     /// The tensors whose names start with `prefix`, without it.

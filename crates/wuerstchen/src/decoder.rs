@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
 use crate::blocks::{
-    AttentionBlockConfig, Block, Downscale, Observer, ResBlockConfig, TimestepBlockConfig, Upscale,
-    channels_first, channels_last, condition_mapper, linear, pixel_shuffle, pixel_unshuffle,
-    time_embedding,
+    AttentionBlockConfig, Block, Downscale, MappedImage, Observer, ResBlockConfig,
+    TimestepBlockConfig, Upscale, channels_first, channels_last, condition_mapper, linear,
+    pixel_shuffle, pixel_unshuffle, time_embedding,
 };
 use crate::config::{ConfigError, heads_divide, positive};
 use crate::resize::resize_bicubic;
@@ -281,8 +281,8 @@ impl Decoder {
         self.forward_observed(x, times, image_embedding, text, &mut |_, _| {})
     }
 
-    /// As [`Self::forward`], and reports the embedded input, every block, every resized and mapped
-    /// image embedding, and the output's offset `a` and scale `b`.
+    /// As [`Self::forward`], and reports the embedded input, every block, and the output's offset `a`
+    /// and scale `b`.
     pub fn forward_observed(
         &self,
         x: Tensor<4>,
@@ -335,6 +335,29 @@ impl Decoder {
         layer_norm(affine(&self.clip_mapper, text))
     }
 
+    /// The image embedding as the blocks of a level see it: resized and mapped. `level` counts the way
+    /// down, then the way up; `None` where it sees none.
+    ///
+    /// The blocks fold the map into their own layers; this is what the fold stands for.
+    ///
+    /// # Shapes
+    ///
+    /// - `image_embedding`: `[B, effnet_embd, h, w]`
+    /// - output: `[B, height, width, c_cond]`
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is no such level.
+    pub fn map_image(
+        &self,
+        level: usize,
+        image_embedding: Tensor<4>,
+        size: [usize; 2],
+    ) -> Option<Tensor<4>> {
+        let mapper = self.effnet_mappers[level].as_ref()?;
+        Some(affine(mapper, resize_bicubic(channels_last(image_embedding), size)))
+    }
+
     #[expect(clippy::too_many_arguments, reason = "one call each on the way down and up")]
     fn level(
         &self,
@@ -346,18 +369,16 @@ impl Decoder {
         conditions: &Conditions,
         observe: Observer,
     ) -> Tensor<4> {
-        let mut image: Option<Tensor<4>> = None;
+        let mut mapped: Option<MappedImage<'_>> = None;
         for (j, block) in blocks.iter().enumerate() {
             h = match block {
                 Block::Res(block) => {
-                    if let (None, Some(linear)) = (&image, &self.effnet_mappers[mapper]) {
+                    if let (None, Some(mapper)) = (&mapped, &self.effnet_mappers[mapper]) {
                         let [_, height, width, _] = h.dims();
-                        let resized = resize_bicubic(conditions.image.clone(), [height, width]);
-                        let mapped = affine(linear, resized);
-                        observe(&format!("effnet_mappers.{mapper}"), &mapped);
-                        image = Some(mapped);
+                        let image = resize_bicubic(conditions.image.clone(), [height, width]);
+                        mapped = Some(MappedImage { image, mapper });
                     }
-                    block.forward(h, skip.take().into_iter().chain(image.clone()))
+                    block.forward(h, skip.take(), mapped.as_ref())
                 }
                 Block::Timestep(block) => block.forward(h, conditions.time.clone()),
                 Block::Attention(block) => block.forward(h, conditions.text.clone()),

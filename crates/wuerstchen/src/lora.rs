@@ -224,6 +224,10 @@ impl ReadBytes for Changed {
         self.bytes
     }
 
+    fn has_parts(&self) -> bool {
+        false
+    }
+
     fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
         let mut values = self.weights.values(&self.name).map_err(std::io::Error::other)?;
         for lora in &*self.loras {

@@ -7,8 +7,8 @@ use crate::prior::PriorConfig;
 use crate::text::TextEncoderConfig;
 use crate::vqgan::VqganConfig;
 
-fn res_block(pixels: usize, channels: usize, skip: usize, kernel: usize) -> usize {
-    pixels * channels * (kernel * kernel + 4 * (channels + skip) + 4 * channels)
+fn res_block(pixels: usize, channels: usize, kernel: usize) -> usize {
+    pixels * channels * (kernel * kernel + 8 * channels)
 }
 
 fn attention_block(pixels: usize, tokens: usize, channels: usize, condition: usize) -> usize {
@@ -21,7 +21,7 @@ impl PriorConfig {
     pub fn multiply_adds(&self, [height, width]: [usize; 2], tokens: usize) -> usize {
         let (pixels, c) = (height * width, self.c);
         let group =
-            res_block(pixels, c, 0, 3) + 2 * c * self.c_r + attention_block(pixels, tokens, c, c);
+            res_block(pixels, c, 3) + 2 * c * self.c_r + attention_block(pixels, tokens, c, c);
         self.depth * group + pixels * c * 3 * self.c_in + tokens * c * (self.c_cond + c)
     }
 }
@@ -34,13 +34,18 @@ impl DecoderConfig {
         let mut total = tokens * self.clip_embd * self.c_cond
             + pixels(0) * self.c_hidden[0] * patch * (self.c_in + 2 * self.c_out);
         for (level, &c) in self.c_hidden.iter().enumerate() {
-            let injected = self.inject_effnet[level];
-            let condition = if injected { self.c_cond } else { 0 };
+            // The layer that widens the image embedding is folded into each block's own.
+            let image = match self.inject_effnet[level] {
+                true => {
+                    4 * c
+                        * ((self.effnet_embd + 1) * self.c_cond + pixels(level) * self.effnet_embd)
+                }
+                false => 0,
+            };
             let blocks = |letter| self.letters(level).matches(letter).count() * self.blocks[level];
-            let way = blocks('C') * res_block(pixels(level), c, condition, self.kernel_size)
+            let way = blocks('C') * (res_block(pixels(level), c, self.kernel_size) + image)
                 + blocks('T') * 2 * c * self.c_r
-                + blocks('A') * attention_block(pixels(level), tokens, c, self.c_cond)
-                + pixels(level) * self.effnet_embd * condition;
+                + blocks('A') * attention_block(pixels(level), tokens, c, self.c_cond);
             total += 2 * way;
             if level + 1 < self.levels() {
                 let next = self.c_hidden[level + 1];

@@ -122,7 +122,7 @@ impl Prior {
         observe("projection", &h);
         for (i, block) in self.blocks.iter().enumerate() {
             h = match block {
-                Block::Res(block) => block.forward(h, None),
+                Block::Res(block) => block.forward(h, None, None),
                 Block::Timestep(block) => block.forward(h, time.clone()),
                 Block::Attention(block) => block.forward(h, text.clone()),
                 Block::Downscale(_) | Block::Upscale(_) => unreachable!("a prior has one level"),

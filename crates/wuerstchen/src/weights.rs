@@ -426,12 +426,22 @@ impl Loader<'_> {
         if stays_packed(self.checkpoint, name, expected.len()) {
             return None;
         }
-        match self.checkpoint.values(name) {
+        let values = match torch[..] {
+            [rows, columns] if linear => {
+                let (mut transposed, mut row) = (vec![0.0; rows * columns], 0);
+                let taken = self.checkpoint.pieces(name, |piece| {
+                    transpose_rows(piece, columns, row, &mut transposed);
+                    row += piece.len() / columns;
+                });
+                taken.map(|()| transposed)
+            }
+            _ => self.checkpoint.values(name),
+        };
+        match values {
             Ok(values) if !values.iter().all(|value| value.is_finite()) => {
                 self.not_finite.push(name.to_owned());
                 None
             }
-            Ok(values) if linear => Some(transpose(&values, torch[1])),
             Ok(values) => Some(values),
             Err(error) => {
                 self.error.get_or_insert(error);
@@ -539,6 +549,70 @@ pub(crate) fn affine<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> 
     }
 }
 
+/// The weight of a linear layer in f32, whether it is packed or not.
+///
+/// # Shapes
+///
+/// - output: `[d_input, d_output]`
+fn dense(layer: &Linear) -> Tensor<2> {
+    match layer.weight.reparameterization::<Packed>() {
+        Some(packed) => packed.matrix.unpack().transpose(),
+        None => layer.weight.val(),
+    }
+}
+
+/// A linear layer of `x` with the output of another, `mapper(z)`, appended, without making the latter:
+///
+/// `[x, z·M + m]·W + b = x·W₁ + z·(M·W₂) + (m·W₂ + b)`, with `W₁` the rows of `x` and `W₂` the rest.
+///
+/// # Shapes
+///
+/// - x: `[…, K]`
+/// - mapper: `N` to `S`
+/// - z: `[…, N]`
+/// - layer: `K + S` to `d_output`
+/// - output: `[…, d_output]`
+pub(crate) fn affine_of_mapped<const D: usize>(
+    layer: &Linear,
+    x: Tensor<D>,
+    mapper: &Linear,
+    z: Tensor<D>,
+) -> Tensor<D> {
+    let (kept, narrow) = (x.dims()[D - 1], z.dims()[D - 1]);
+    let device = x.device();
+    let map = dense(mapper);
+    let wide = map.dims()[1];
+    let shift = match &mapper.bias {
+        Some(bias) => bias.val().unsqueeze(),
+        None => Tensor::zeros([1, wide], &device),
+    };
+    let rows = Tensor::cat(vec![map, shift], 0);
+    // From what W₂ makes of these rows: the matrix of z, and the bias.
+    let split = |folded: Tensor<2>| {
+        let shift = folded.clone().narrow(0, narrow, 1).squeeze_dim::<1>(0);
+        let bias = match &layer.bias {
+            Some(bias) => bias.val() + shift,
+            None => shift,
+        };
+        (folded.narrow(0, 0, narrow), Some(bias))
+    };
+    let packed = layer.weight.reparameterization::<Packed>().map(|packed| &packed.matrix);
+    match packed.filter(|matrix| matrix.has_kernel()) {
+        Some(matrix) => {
+            let none = Tensor::zeros([narrow + 1, kept], &device);
+            let folded = packed_linear(Tensor::cat(vec![none, rows], 1), matrix, None);
+            let (folded, bias) = split(folded);
+            packed_linear(x, matrix, bias) + linear(z, folded, None)
+        }
+        None => {
+            let weight = dense(layer);
+            let (folded, bias) = split(rows.matmul(weight.clone().narrow(0, kept, wide)));
+            let weight = Tensor::cat(vec![weight.narrow(0, 0, kept), folded], 0);
+            linear(Tensor::cat(vec![x, z], D - 1), weight, bias)
+        }
+    }
+}
+
 /// Rows of an embedding, whether it is packed or not.
 ///
 /// # Shapes
@@ -552,21 +626,28 @@ pub(crate) fn embed(embedding: &Param<Tensor<2>>, rows: Tensor<1, Int>) -> Tenso
     }
 }
 
-/// Transposes rows of `columns` values, in squares that fit a cache.
+/// Transposes rows of `columns` values.
 fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
-    const SIDE: usize = 32;
-    let rows = values.len() / columns.max(1);
     let mut transposed = vec![0.0; values.len()];
-    for top in (0..rows).step_by(SIDE) {
+    transpose_rows(values, columns, 0, &mut transposed);
+    transposed
+}
+
+/// Puts `rows` of `columns` values, the rows of a matrix from `first` on, where they belong in the
+/// transposed matrix; in squares that fit a cache.
+fn transpose_rows(rows: &[f32], columns: usize, first: usize, transposed: &mut [f32]) {
+    const SIDE: usize = 32;
+    let count = rows.len() / columns.max(1);
+    let width = transposed.len() / columns.max(1);
+    for top in (0..count).step_by(SIDE) {
         for left in (0..columns).step_by(SIDE) {
-            for row in top..rows.min(top + SIDE) {
+            for row in top..count.min(top + SIDE) {
                 for column in left..columns.min(left + SIDE) {
-                    transposed[column * rows + row] = values[row * columns + column];
+                    transposed[column * width + first + row] = rows[row * columns + column];
                 }
             }
         }
     }
-    transposed
 }
 
 impl ModuleMapper for Loader<'_> {

@@ -3,11 +3,15 @@
 
 use std::sync::Arc;
 
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::DeviceKind;
 use serde_json::{Value, json};
 use wasm_bindgen::JsError;
-use wuerstchen::blocks::{AttentionBlockConfig, Block, ResBlockConfig, TimestepBlockConfig};
+use wuerstchen::blocks::{
+    AttentionBlockConfig, Block, MappedImage, ResBlockConfig, TimestepBlockConfig,
+};
 use wuerstchen::noise::Philox;
 use wuerstchen::self_test::relative_error;
 use wuerstchen::stored::Stored;
@@ -21,20 +25,23 @@ struct Group {
     /// Height and width of the features.
     side: usize,
     channels: usize,
-    /// Channels that the convolution gets besides.
-    skip: usize,
+    /// Channels to which the image embedding is mapped for the convolution; 0 for none.
+    image: usize,
     /// Width of the text tokens; 0 for no attention.
     text: usize,
     heads: usize,
 }
 
 const GROUPS: [Group; 5] = [
-    Group { name: "stage_c", side: 12, channels: 1536, skip: 0, text: 1536, heads: 24 },
-    Group { name: "stage_b/0", side: 64, channels: 320, skip: 0, text: 0, heads: 0 },
-    Group { name: "stage_b/1", side: 32, channels: 640, skip: 1024, text: 1024, heads: 10 },
-    Group { name: "stage_b/2", side: 16, channels: 1280, skip: 1024, text: 1024, heads: 20 },
-    Group { name: "stage_b/3", side: 8, channels: 1280, skip: 1024, text: 1024, heads: 20 },
+    Group { name: "stage_c", side: 12, channels: 1536, image: 0, text: 1536, heads: 24 },
+    Group { name: "stage_b/0", side: 64, channels: 320, image: 0, text: 0, heads: 0 },
+    Group { name: "stage_b/1", side: 32, channels: 640, image: 1024, text: 1024, heads: 10 },
+    Group { name: "stage_b/2", side: 16, channels: 1280, image: 1024, text: 1024, heads: 20 },
+    Group { name: "stage_b/3", side: 8, channels: 1280, image: 1024, text: 1024, heads: 20 },
 ];
+
+/// Channels of the image embedding.
+const EMBEDDING_CHANNELS: usize = 16;
 
 /// Width of the time embedding.
 const TIME_CHANNELS: usize = 64;
@@ -67,26 +74,36 @@ pub(crate) async fn compare_devices() -> Result<String, JsError> {
     Ok(Value::from(report).to_string())
 }
 
+/// The layers of a group.
+#[derive(Module, Debug)]
+struct Layers {
+    blocks: Vec<Block>,
+    effnet_mappers: Option<Linear>,
+}
+
 impl Group {
     /// The output for random features, and how many tensors are packed.
     fn run(&self, random: &mut Philox, device: &Device) -> Result<(Tensor<4>, usize), LoadError> {
-        let Self { side, channels, skip, text, heads, .. } = *self;
-        let res = ResBlockConfig::new(channels, skip, 3, 0.0, 1.0).init(device);
+        let Self { side, channels, image, text, heads, .. } = *self;
+        let res = ResBlockConfig::new(channels, image, 3, 0.0, 1.0).init(device);
         let time = TimestepBlockConfig::new(channels, TIME_CHANNELS).init(device);
         let mut blocks = vec![Block::Res(res), Block::Timestep(time)];
         if text > 0 {
             let attention = AttentionBlockConfig::new(channels, text, heads).init(device);
             blocks.push(Block::Attention(attention));
         }
-        let weights = random_weights(self.name, &blocks, random)?;
-        let blocks = load(blocks, &weights, KeyTable::DIFFUSION)?;
+        let mapper = |channels| LinearConfig::new(EMBEDDING_CHANNELS, channels).init(device);
+        let layers = Layers { blocks, effnet_mappers: (image > 0).then(|| mapper(image)) };
+        let weights = random_weights(self.name, &layers, random)?;
+        let layers = load(layers, &weights, KeyTable::DIFFUSION)?;
         let x = random.normal_tensor([1, side, side, channels], device);
-        let skip = (skip > 0).then(|| random.normal_tensor([1, side, side, skip], device));
+        let image = random.normal_tensor([1, side, side, EMBEDDING_CHANNELS], device);
+        let mapped = layers.effnet_mappers.as_ref().map(|mapper| MappedImage { image, mapper });
         let time = random.normal_tensor([1, 1, 1, TIME_CHANNELS], device);
         let time = time.reshape([1, TIME_CHANNELS]);
         let text = random.normal_tensor([1, 1, TOKENS, text.max(1)], device).squeeze_dim::<3>(0);
-        let output = blocks.iter().fold(x, |x, block| match block {
-            Block::Res(block) => block.forward(x, skip.clone()),
+        let output = layers.blocks.iter().fold(x, |x, block| match block {
+            Block::Res(block) => block.forward(x, None, mapped.as_ref()),
             Block::Timestep(block) => block.forward(x, time.clone()),
             Block::Attention(block) => block.forward(x, text.clone()),
             Block::Downscale(_) | Block::Upscale(_) => unreachable!("there are none"),
@@ -99,11 +116,11 @@ impl Group {
 /// Weights that keep features of order 1, stored as a bundle of 4 bits stores them.
 fn random_weights(
     name: &str,
-    blocks: &Vec<Block>,
+    layers: &Layers,
     random: &mut Philox,
 ) -> Result<Checkpoint, LoadError> {
     let mut weights = Checkpoint::empty(name);
-    for (name, shape) in shapes(blocks, KeyTable::DIFFUSION) {
+    for (name, shape) in shapes(layers, KeyTable::DIFFUSION) {
         let inputs: usize = if shape.len() > 1 { shape[1..].iter().product() } else { 100 };
         let scale = 1.0 / (inputs as f32).sqrt();
         let mut values = random.normal(shape.iter().product());

@@ -2,6 +2,7 @@
 
 import type { GenerateOptions } from 'wuerstchen-web';
 import { element } from './dom';
+import { initMask, readMask, resetMask } from './mask';
 
 const file = element('source-file', HTMLInputElement);
 const picture = element('source-picture', HTMLImageElement);
@@ -12,8 +13,8 @@ const share = element('strength-share', HTMLOutputElement);
 let image: Blob | undefined;
 
 /** What the form says about it, as the engine takes it. */
-export function readSource(): Pick<GenerateOptions, 'image' | 'strength'> {
-  return image ? { image, strength: strength.valueAsNumber } : {};
+export function readSource(): Pick<GenerateOptions, 'image' | 'mask' | 'strength'> {
+  return image ? { image, mask: readMask(), strength: strength.valueAsNumber } : {};
 }
 
 /** Shows the picture and starts from it, until another one is chosen or it is removed. */
@@ -41,10 +42,17 @@ export function initSource(): void {
     const [chosenFile] = file.files ?? [];
     if (chosenFile) startFrom(chosenFile);
   });
+  // A mask is as large as its picture.
+  picture.addEventListener('load', () => resetMask(picture.naturalWidth, picture.naturalHeight));
   element('source-remove', HTMLButtonElement).addEventListener('click', () => {
     forget();
     file.value = '';
     file.focus();
+  });
+  initMask(() => {
+    // What is painted over is made from nothing, unless less is asked for afterwards.
+    strength.value = strength.max;
+    showShare();
   });
   strength.addEventListener('input', showShare);
   showShare();

@@ -12,6 +12,7 @@ import type {
   LoadOptions,
   ModelInfo,
   ModelRef,
+  PictureSource,
   Stage,
   Support,
   Wuerstchen,
@@ -133,11 +134,24 @@ export async function load(options: LoadOptions): Promise<Wuerstchen> {
   return engine;
 }
 
+/** What of a mask is white, by its rows. */
+function describe(mask: PictureSource | undefined): string[] {
+  if (!(mask instanceof ImageData)) return [];
+  const row = (top: number) =>
+    Array.from({ length: mask.width }, (_, left) => {
+      const [red, green, blue, alpha] = mask.data.subarray(4 * (top * mask.width + left));
+      const isGrey = red === green && green === blue && alpha === 255;
+      return isGrey ? (Number(red) > 127 ? '#' : '.') : '?';
+    }).join('');
+  return Array.from({ length: mask.height }, (_, top) => row(top));
+}
+
 async function generate(job: GenerateOptions): Promise<GenerateResult> {
   const { width = 64, height = 64, count = 1, seed = 0, signal } = job;
-  const { priorSteps = 20, decoderSteps = 12, image, strength } = job;
+  const { priorSteps = 20, decoderSteps = 12, image, mask, strength } = job;
   const isPng = image instanceof Blob && image.type === 'image/png';
-  Object.assign(window, { lastSource: image ? { isPng, strength } : undefined });
+  const lastSource = image ? { isPng, strength, mask: describe(mask) } : undefined;
+  Object.assign(window, { lastSource });
   if (job.prompt.includes('break')) {
     throw new WuerstchenError('out-of-memory', 'the device has no room for 4 pictures', true);
   }

@@ -63,10 +63,11 @@ async function open(suffix = ''): Promise<void> {
   await at('device-notice').getByText('Will run').waitFor();
 }
 
-/** From the prompt to a finished picture with the keyboard alone. */
+/** From the prompt, another one than before, to a finished picture with the keyboard alone. */
 async function makePicture(prompt: string): Promise<void> {
   await at('prompt').fill(prompt);
   await at('prompt').press('Enter');
+  await page.locator(`[data-testid="picture"][aria-label="${prompt}"]`).waitFor();
   await at('status').getByText('Done in').waitFor();
 }
 
@@ -126,10 +127,44 @@ test('a picture can be started from, and left again', async () => {
   await page.getByRole('button', { name: 'Start from this' }).click();
   await at('strength').fill('0.4');
   await makePicture('a blue circle');
-  assert.deepEqual(await page.evaluate('window.lastSource'), { isPng: true, strength: 0.4 });
+  const source = { isPng: true, strength: 0.4, mask: [] };
+  assert.deepEqual(await page.evaluate('window.lastSource'), source);
   await page.getByRole('button', { name: 'Remove' }).click();
-  await makePicture('a blue circle');
+  await makePicture('a green circle');
   assert.deepEqual(await page.evaluate('window.lastSource'), undefined);
+});
+
+test('what is painted over is made anew, painted with the mouse or with keys', async () => {
+  await open();
+  await makePicture('a red circle');
+  await page.getByRole('button', { name: 'Start from this' }).click();
+  await at('mask').scrollIntoViewIfNeeded();
+  const box = await at('mask').boundingBox();
+  assert.ok(box);
+  const move = (x: number, y: number) =>
+    page.mouse.move(box.x + x * box.width, box.y + y * box.height);
+  await move(0.5, 0.25);
+  await page.mouse.down();
+  await move(0.5, 0.75);
+  await page.mouse.up();
+  const paint = async (prompt: string) => {
+    await makePicture(prompt);
+    return (await page.evaluate('window.lastSource')) as { strength: number; mask: string[] };
+  };
+  const { strength, mask } = await paint('a blue circle');
+  assert.equal(strength, 1, 'what is painted over starts from nothing');
+  assert.equal(mask.length, 64);
+  // A brush of a quarter: 16 pixels across, from row 8 to row 56.
+  const empty = '.'.repeat(64);
+  const stroke = '.'.repeat(24) + '#'.repeat(16) + '.'.repeat(24);
+  assert.deepEqual([mask[4], mask[32], mask[60]], [empty, stroke, empty]);
+
+  await page.getByRole('button', { name: 'Clear the paint' }).click();
+  assert.deepEqual((await paint('a green circle')).mask, []);
+  await at('mask').focus();
+  const corner = [...Array(16).fill('ArrowLeft'), ...Array(16).fill('ArrowUp')];
+  for (const key of [...corner, ' ']) await page.keyboard.press(key);
+  assert.equal((await paint('a pink circle')).mask[0], '#'.repeat(8) + '.'.repeat(56), 'a quarter of the brush');
 });
 
 test('Esc stops; what was drawn stays, and the next picture works', async () => {

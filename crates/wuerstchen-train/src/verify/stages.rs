@@ -53,10 +53,19 @@ pub(super) fn decoder(
     config.validate().map_err(wuerstchen::LoadError::from)?;
     let model = load(config.init(device), files.weights(layout::DECODER)?, KeyTable::DIFFUSION)?;
     let times = recorder.values("r")?;
-    let (x, text) = (recorder.tensor("x", device)?, recorder.tensor::<3>("clip", device)?);
+    let x = recorder.tensor::<4>("x", device)?;
+    let text = recorder.tensor::<3>("clip", device)?;
     let image = recorder.tensor("effnet", device)?;
     recorder.check("r_embed", time_embedding(&times, config.c_r, device), EXACT_BOUND);
     recorder.check("clip_embed", model.embed_text(text.clone()), DIFFUSION_BOUND);
+    let [_, _, height, width] = x.dims();
+    let side = |side: usize, level: usize| side / (config.patch_size << level);
+    for (i, level) in (0..config.levels()).chain((0..config.levels()).rev()).enumerate() {
+        let size = [side(height, level), side(width, level)];
+        if let Some(mapped) = model.map_image(i, image.clone(), size) {
+            recorder.check_observed(&format!("effnet_mappers.{i}"), &mapped, DIFFUSION_BOUND);
+        }
+    }
     let y = model.forward_observed(x, &times, image, text, &mut |name, x| {
         recorder.check_observed(name, x, DIFFUSION_BOUND);
     });

@@ -6,7 +6,9 @@ mod resample;
 mod timestep_block;
 
 pub use attention_block::{Attention, AttentionBlock, AttentionBlockConfig};
-pub use res_block::{ChannelMlp, DepthwiseConv, ResBlock, ResBlockConfig, ResponseNorm};
+pub use res_block::{
+    ChannelMlp, DepthwiseConv, MappedImage, ResBlock, ResBlockConfig, ResponseNorm,
+};
 pub use resample::{Downscale, Upscale, pixel_shuffle, pixel_unshuffle};
 pub use timestep_block::{TimestepBlock, TimestepBlockConfig, time_embedding};
 

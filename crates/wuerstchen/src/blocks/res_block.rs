@@ -1,7 +1,5 @@
 //! The convolutional block: depthwise convolution, layer norm, channel MLP with GRN.
 
-use std::iter;
-
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::prelude::*;
@@ -10,7 +8,7 @@ use wuerstchen_kernels::{
 };
 
 use super::{linear, zeros};
-use crate::weights::affine;
+use crate::weights::{affine, affine_of_mapped};
 
 /// Configuration of a [`ResBlock`].
 #[derive(Config, Debug)]
@@ -29,7 +27,7 @@ pub struct ResBlockConfig {
 
 /// `y = x + MLP([LN(depthwise(x)), skips])`.
 ///
-/// The skip features are appended after the norm and not normalised.
+/// The skip features, and those of a [`MappedImage`], are appended after the norm and not normalised.
 ///
 /// Source: `ResBlock` and `ResBlockStageB` in `modules.py` of dome272/Wuerstchen.
 #[derive(Module, Debug)]
@@ -105,18 +103,44 @@ impl ResBlockConfig {
     }
 }
 
+/// Features of few channels that a linear layer widens, on their way into a [`ResBlock`].
+///
+/// The block's own layer is linear in them too, so that it takes them as they are: the wide features,
+/// 1024 channels of 16 in the published model, are never made.
+#[derive(Clone, Debug)]
+pub struct MappedImage<'a> {
+    /// `[B, H, W, N]`.
+    pub image: Tensor<4>,
+    /// `N` channels to the last of the block's `S`.
+    pub mapper: &'a Linear,
+}
+
 impl ResBlock {
     /// Applies the block.
     ///
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - skips: `[B, H, W, …]`, together of `S` channels
-    pub fn forward(&self, x: Tensor<4>, skips: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
+    /// - skip: `[B, H, W, …]`, together with the mapped image of `S` channels
+    pub fn forward(
+        &self,
+        x: Tensor<4>,
+        skip: Option<Tensor<4>>,
+        mapped: Option<&MappedImage<'_>>,
+    ) -> Tensor<4> {
         let h = layer_norm(self.depthwise.forward(x.clone(), Padding::Zeros));
-        let h = Tensor::cat(iter::once(h).chain(skips).collect(), 3);
+        let h = match skip {
+            Some(skip) => Tensor::cat(vec![h, skip], 3),
+            None => h,
+        };
         let mlp = &self.channelwise;
-        let h = gelu(affine(&mlp.expand, h));
+        let h = match mapped {
+            Some(MappedImage { image, mapper }) => {
+                affine_of_mapped(&mlp.expand, h, mapper, image.clone())
+            }
+            None => affine(&mlp.expand, h),
+        };
+        let h = gelu(h);
         let ResponseNorm { gamma, beta } = &mlp.response_norm;
         let h = global_response_norm(h, gamma.val(), beta.val());
         x + affine(&mlp.contract, mlp.dropout.forward(h))
@@ -134,7 +158,25 @@ mod tests {
         let block = ResBlockConfig::new(3, 2, 3, 0.0, 0.0).init(&device);
         let x = Tensor::<4>::random([1, 4, 5, 3], Distribution::Default, &device);
         let skip = Tensor::ones([1, 4, 5, 2], &device);
-        let y = block.forward(x.clone(), Some(skip));
+        let y = block.forward(x.clone(), Some(skip), None);
         y.into_data().assert_eq(&x.into_data(), true);
+    }
+
+    /// The definition: widened, appended, and taken as any other skip.
+    #[test]
+    fn mapped_image_is_a_skip_of_what_its_mapper_gives() {
+        let device = Device::flex();
+        let random = |shape| Tensor::<4>::random(shape, Distribution::Default, &device);
+        let block = ResBlockConfig::new(4, 3 + 8, 3, 0.0, 1.0).init(&device);
+        let mut mapper = linear(5, 8, 1.0, &device);
+        mapper.bias = Some(Param::from_tensor(Tensor::random([8], Distribution::Default, &device)));
+        let [x, skip] = [4, 3].map(|channels| random([2, 3, 2, channels]));
+        let image = random([2, 3, 2, 5]);
+        let mapped = MappedImage { image: image.clone(), mapper: &mapper };
+        let folded = block.forward(x.clone(), Some(skip.clone()), Some(&mapped));
+        let skips = Tensor::cat(vec![skip, affine(&mapper, image)], 3);
+        let appended = block.forward(x, Some(skips), None);
+        let tolerance = burn::tensor::Tolerance::absolute(1e-5);
+        folded.into_data().assert_approx_eq::<f32>(&appended.into_data(), tolerance);
     }
 }
