@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,13 +12,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use wuerstchen::interpolate::shares;
 use wuerstchen::{
-    Batch, Error, GenerateOptions, Generated, Image, Mask, OptionsError, Origin, Pipeline,
-    Progress, Provenance, Settings, Stage,
+    Batch, GenerateOptions, Generated, Image, Mask, OptionsError, Pipeline, Progress, Provenance,
+    Settings, Source, Stage,
 };
 
 use crate::lora::LoraArg;
 use crate::model::{Loaded, ModelArgs};
-use crate::{files, pictures, usage};
+use crate::{files, pictures};
 
 /// Arguments of `wuerstchen generate`.
 #[derive(Args)]
@@ -93,22 +93,21 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         bail!("cannot write {}: there is no folder {}", args.output.display(), folder.display());
     }
     let inputs = &args.inputs;
-    let (prompts, shares, pictures) = (args.prompts()?, inputs.shares()?, inputs.pictures()?);
+    let (prompts, shares, pictures) = (args.prompts()?, args.shares()?, inputs.pictures()?);
     let Loaded { pipeline, device, load_secs } = args.model.load(&inputs.lora)?;
 
     let started = Instant::now();
     let settings = pipeline.settings(&args.options, pictures.image.as_ref())?;
-    if shares.len() > 1 && settings.count > 1 {
-        let found = settings.count;
-        return Err(usage(&anyhow!("count must be 1 where frames are made, got {found}")));
-    }
-    let origins = block_on(pictures.origins(&pipeline, &shares, &settings))?;
+    let origins = match pictures.source(&settings) {
+        Some(source) => block_on(pipeline.origins(&source, &shares, &settings))?,
+        None => Vec::new(),
+    };
     let mut batches = Vec::new();
     for prompt in &prompts {
-        for (&share, origin) in shares.iter().zip(&origins) {
+        for (i, &share) in shares.iter().enumerate() {
             let towards = inputs.prompt_to.as_deref().map(|prompt| (prompt, share));
             let prompts = vec![prompt.as_str(); settings.count];
-            batches.push(Batch { prompts, towards, origin: origin.as_ref() });
+            batches.push(Batch { prompts, towards, origin: origins.get(i) });
         }
     }
     let bar = Bars::default();
@@ -149,6 +148,13 @@ impl GenerateArgs {
         }
     }
 
+    /// The shares of the way that the frames have gone.
+    fn shares(&self) -> Result<Vec<f32>, OptionsError> {
+        let Inputs { prompt_to, image_to, frames, .. } = &self.inputs;
+        let has_end = prompt_to.is_some() || image_to.is_some();
+        shares(has_end, *frames, self.options.count.unwrap_or(1))
+    }
+
     /// Writes all pictures; gives their paths.
     fn write(
         &self,
@@ -181,19 +187,6 @@ impl GenerateArgs {
 }
 
 impl Inputs {
-    /// The shares of the way that the frames have gone; one, of nothing, where there are no frames.
-    fn shares(&self) -> Result<Vec<f32>> {
-        let has_end = self.prompt_to.is_some() || self.image_to.is_some();
-        match (has_end, self.frames) {
-            (true, frames) => Ok(shares(frames)?),
-            (false, None) => Ok(vec![0.0]),
-            (false, Some(_)) => {
-                let needed = "--prompt-to or --image-to";
-                Err(OptionsError::Missing { field: "frames", needed }.into())
-            }
-        }
-    }
-
     fn pictures(&self) -> Result<Pictures> {
         let read = |path: &Option<PathBuf>| path.as_deref().map(pictures::read_image).transpose();
         Ok(Pictures {
@@ -223,14 +216,9 @@ impl Inputs {
 }
 
 impl Pictures {
-    /// Where the pictures of every frame start.
-    async fn origins(
-        &self,
-        pipeline: &Pipeline,
-        shares: &[f32],
-        settings: &Settings,
-    ) -> Result<Vec<Option<Origin>>, Error> {
-        let Some(image) = &self.image else { return Ok(vec![None; shares.len()]) };
+    /// Where the pictures start; says where one is changed to fit.
+    fn source(&self, settings: &Settings) -> Option<Source<'_>> {
+        let image = self.image.as_ref()?;
         let size = |image: &Image| (image.width, image.height);
         let target = (settings.width, settings.height);
         for image in self.image_to.iter().chain([image]).filter(|image| size(image) != target) {
@@ -240,10 +228,7 @@ impl Pictures {
                 target.0, target.1
             );
         }
-        let from = pipeline.origin(image, self.mask.as_ref(), settings).await?;
-        let Some(image) = &self.image_to else { return Ok(vec![Some(from); shares.len()]) };
-        let to = pipeline.origin(image, None, settings).await?;
-        Ok(shares.iter().map(|&share| Some(Origin::between(&from, &to, share))).collect())
+        Some(Source { image, mask: self.mask.as_ref(), towards: self.image_to.as_ref() })
     }
 }
 

@@ -20,7 +20,7 @@ use wuerstchen_train::config::{StageConfig, TrainConfig};
 use wuerstchen_train::corpus::Corpus;
 use wuerstchen_train::eval::reconstruct;
 use wuerstchen_train::export::{self, Weights};
-use wuerstchen_train::shapes::{Kind, Sample, Split, evaluation};
+use wuerstchen_train::shapes::{Kind, Lesson, Sample, Split, evaluation};
 use wuerstchen_train::stages::{
     Cache, Stage, StageA, StageB, StageC, image_embeddings, stage_a_latents,
 };
@@ -150,9 +150,10 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
             table.insert(key.to_owned(), value);
             Ok(())
         }
-        Some((first, rest)) => match table.get_mut(first) {
-            Some(toml::Value::Table(inner)) => set(inner, rest, value),
-            _ => bail!("--set {key}: the config has no table {first:?}"),
+        // A table may be missing where all of its values have defaults.
+        Some((first, rest)) => match table.entry(first).or_insert(toml::Table::new().into()) {
+            toml::Value::Table(inner) => set(inner, rest, value),
+            _ => bail!("--set {key}: {first:?} is no table of the config"),
         },
     }
 }
@@ -193,14 +194,15 @@ impl Run {
         self.write_weights(weights)
     }
 
-    fn corpus(&self) -> Result<Corpus> {
+    fn corpus(&self, lesson: Lesson) -> Result<Corpus> {
         let config = &self.config;
-        Ok(Corpus::new(config.seed, config.image_size, config.model.max_tokens)?)
+        let corpus = Corpus::new(config.seed, config.image_size, config.model.max_tokens)?;
+        Ok(corpus.with_lesson(lesson))
     }
 
     /// The scenes of sample grids and their pictures, far from those that are trained on.
     fn grid(&self) -> Result<(Vec<Sample>, Tensor<4>)> {
-        let corpus = self.corpus()?;
+        let corpus = self.corpus(Lesson::default())?;
         let samples: Vec<_> = (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
         let pictures = corpus.pictures(&samples, &self.device);
         Ok((samples, pictures))
@@ -226,8 +228,11 @@ impl Run {
     fn stage_a(&self, resume: Option<&str>) -> Result<bool> {
         let (config, device) = (&self.config, self.device.clone().autodiff());
         device.seed(config.seed);
-        let stage =
-            StageA { corpus: self.corpus()?, config: config.a.clone(), device: device.clone() };
+        let stage = StageA {
+            corpus: self.corpus(config.a.lesson)?,
+            config: config.a.clone(),
+            device: device.clone(),
+        };
         let model = match self.warm {
             true => export::load_vqgan(config, &self.read_weights()?, &device)?,
             false => config.model.vqgan.init(&device),
@@ -254,7 +259,7 @@ impl Run {
         device.seed(config.seed);
         let weights = self.read_weights()?;
         let vqgan = export::load_vqgan(config, &weights, &self.device)?;
-        let corpus = self.corpus()?;
+        let corpus = self.corpus(config.b.lesson)?;
         let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
         let scenes = config.b.cached_scenes;
         let latents = self.cache("Stage A's latents", &corpus, scenes, encode);
@@ -307,7 +312,7 @@ impl Run {
         device.seed(config.seed);
         let weights = self.read_weights()?;
         let compressor = export::load_compressor(config, &weights, &self.device)?;
-        let corpus = self.corpus()?;
+        let corpus = self.corpus(config.c.lesson)?;
         let encode = |x| image_embeddings(&compressor, x);
         let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, config.c.cached_scenes, encode);
         let stage = StageC {

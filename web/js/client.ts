@@ -399,14 +399,17 @@ class Client implements Wuerstchen {
 
 /** What the engine gets; previews are only made where somebody sees them. */
 function toJob(options: GenerateOptions): Job {
-  const { onProgress, signal, preview, intermediates, format, image, mask, prompt, ...picture } =
-    options;
+  const { onProgress, signal, preview, intermediates, format, ...rest } = options;
+  const { image, mask, imageTo, prompt, promptTo, frames, ...picture } = rest;
   const previewEvery = preview === false || !onProgress ? 0 : (preview?.every ?? 1);
   return {
     prompt,
+    promptTo,
+    frames,
     picture,
     image,
     mask,
+    imageTo,
     previewEvery,
     intermediates: intermediates ?? false,
     format: format ?? 'bitmap',

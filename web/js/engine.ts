@@ -42,9 +42,12 @@ export interface EngineOptions {
 /** `GenerateOptions` as they travel to a worker. */
 export interface Job {
   readonly prompt: string;
-  readonly picture: Omit<PictureOptions, 'prompt'>;
+  readonly promptTo?: string;
+  readonly frames?: number;
+  readonly picture: Omit<PictureOptions, 'prompt' | 'promptTo' | 'frames'>;
   readonly image?: PictureSource;
   readonly mask?: PictureSource;
+  readonly imageTo?: PictureSource;
   /** Steps between previews; 0 for none. */
   readonly previewEvery: number;
   readonly intermediates: boolean;
@@ -252,7 +255,7 @@ export class ModelEngine {
     const seed = BigInt(job.picture.seed ?? randomSeed());
     const progress = new JobProgress(this.#plan(job), this.#paceOf(job), emit);
     let failure: unknown;
-    const onStep: Parameters<Engine['generate']>[3] = async (
+    const onStep: Parameters<Engine['generate']>[5] = async (
       stage,
       step,
       steps,
@@ -276,9 +279,11 @@ export class ModelEngine {
 
     let generated: Generated | undefined;
     try {
+      const { prompt, promptTo, frames } = job;
       const source = await this.#source(job);
+      progress.resume();
       const options = optionsJson(job, seed);
-      generated = await this.#engine.generate(job.prompt, options, source, onStep);
+      generated = await this.#engine.generate(prompt, promptTo, frames, options, source, onStep);
       signal.throwIfAborted();
       const gpuError = this.#gpu?.takeError();
       if (gpuError) throw gpuError;
@@ -297,12 +302,14 @@ export class ModelEngine {
     this.#engine.free();
   }
 
-  async #source({ image, mask }: Job): Promise<Source | undefined> {
+  async #source({ image, mask, imageTo }: Job): Promise<Source | undefined> {
     if (!image) return undefined;
     const pixels = await toPixels(image, 'image');
     const painted = mask && (await toPixels(mask, 'mask'));
+    const end = imageTo && (await toPixels(imageTo, 'imageTo'));
     const source = new this.#wasm.Source(pixels.width, pixels.rgba);
     if (painted) source.setMask(painted.width, painted.rgba);
+    if (end) source.setEnd(end.width, end.rgba);
     return source;
   }
 
@@ -319,6 +326,7 @@ export class ModelEngine {
     }
   }
 
+  /** The first step of every stage tells better where frames are made. */
   #plan({ picture }: Job): Record<Stage, number> {
     const { defaults } = this.info;
     const { timesteps } = picture;

@@ -77,9 +77,12 @@ const GENERATE_KINDS: Record<keyof GenerateOptions, Kind> = {
   decoderGuidanceScale: NUMBER,
   sampler: oneOf('ddpm', 'ddim'),
   promptSyntax: oneOf('weighted', 'plain'),
+  promptTo: STRING,
+  frames: WHOLE,
   strength: NUMBER,
   image: PICTURE,
   mask: PICTURE,
+  imageTo: PICTURE,
   preview: PREVIEW,
   intermediates: BOOLEAN,
   format: oneOf('bitmap', 'blob', 'imageData'),
@@ -102,9 +105,13 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
 
 export function checkGenerateOptions(options: GenerateOptions): void {
   check(options, GENERATE_KINDS, 'prompt');
-  if (options.mask && !options.image) {
-    throw new WuerstchenError('invalid-argument', 'mask needs an image to start from');
-  }
+  const { image, mask, imageTo } = options;
+  const refuse = (message: string) => {
+    throw new WuerstchenError('invalid-argument', message);
+  };
+  if (mask && !image) refuse('mask needs an image to start from');
+  if (imageTo && !image) refuse('imageTo needs an image to start from');
+  if (imageTo && mask) refuse('imageTo cannot be used with a mask');
 }
 
 export function checkLoadOptions(options: LoadOptions): void {

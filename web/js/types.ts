@@ -124,6 +124,10 @@ export interface PictureOptions {
   readonly sampler?: 'ddpm' | 'ddim';
   /** What brackets in prompts mean: weights, as in `(red:1.3)`, or nothing; default `weighted`. */
   readonly promptSyntax?: 'weighted' | 'plain';
+  /** Makes frames on the way from `prompt` to this one; their pictures come in this order. */
+  readonly promptTo?: string;
+  /** Frames on the way to `promptTo` or `imageTo`, both ends included; default 8. */
+  readonly frames?: number;
   /** How far from `image`: 0 shows it again, 1 leaves it; default 0.8, and 1 with a mask. */
   readonly strength?: number;
 }
@@ -133,6 +137,8 @@ export interface GenerateOptions extends PictureOptions {
   readonly image?: PictureSource;
   /** What of `image` to paint anew: white of a picture of the same size; grey mixes. */
   readonly mask?: PictureSource;
+  /** Makes frames on the way from `image` to this one; not with a mask. */
+  readonly imageTo?: PictureSource;
   /** Pictures of the latents while they are made; `every` n steps, default 1. */
   readonly preview?: false | { readonly every?: number };
   /** Also return what each stage made, for those who look inside. */

@@ -28,6 +28,8 @@ export interface Generated {
 export interface Source {
   /** White of it is painted anew, black stays. */
   setMask(width: number, rgba: Uint8Array): void;
+  /** The picture that frames go to. */
+  setEnd(width: number, rgba: Uint8Array): void;
   free(): void;
 }
 
@@ -37,6 +39,8 @@ export interface Engine {
   /** Called after every step; resolves to whether to go on. `latents` is a copy that may be kept. */
   generate(
     prompt: string,
+    promptTo: string | undefined,
+    frames: number | undefined,
     optionsJson: string,
     /** Used up. */
     source: Source | undefined,

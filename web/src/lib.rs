@@ -9,6 +9,7 @@ use js_sys::{Float32Array, Function, Promise, Reflect, Uint32Array};
 use serde_json::Value;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
+use wuerstchen::interpolate::shares;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
     Batch, Error, GenerateOptions, Generated as Made, Image, LoadError, Manifest, Mask, Pipeline,
@@ -100,12 +101,15 @@ impl Engine {
         Ok(serde_json::to_string(&report).expect("numbers and names are JSON"))
     }
 
-    /// Makes pictures, from noise or from `source`. `options_json` holds `GenerateOptions`; `on_step`
-    /// gets the stage, the step, the number of steps, the shape and values of what the step made, and
-    /// returns a promise of whether to go on.
+    /// Makes pictures, from noise or from `source`; or frames, on the way to `prompt_to` or to the picture
+    /// where the source ends. `options_json` holds `GenerateOptions`; `on_step` gets the stage, the step,
+    /// the number of steps, the shape and values of what the step made, and returns a promise of whether to
+    /// go on.
     pub async fn generate(
         &self,
         prompt: String,
+        prompt_to: Option<String>,
+        frames: Option<usize>,
         options_json: String,
         source: Option<Source>,
         on_step: Function,
@@ -121,10 +125,12 @@ impl Engine {
                 ControlFlow::Break(())
             }
         };
-        let made = self.make(&prompt, &options, source, step).await;
+        let prompts = (prompt.as_str(), prompt_to.as_deref());
+        let made = self.make(prompts, frames, &options, source, step).await;
+        let model = self.manifest.name.clone();
         match (made, failure) {
             (_, Some(thrown)) => Err(thrown),
-            (Ok(made), None) => Ok(Generated { prompt, model: self.manifest.name.clone(), made }),
+            (Ok(made), None) => Ok(Generated { prompt, prompt_to, model, made }),
             (Err(reason), None) => Err(generate_error(reason)),
         }
     }
@@ -154,28 +160,38 @@ impl Engine {
 impl Engine {
     async fn make(
         &self,
-        prompt: &str,
+        (prompt, prompt_to): (&str, Option<&str>),
+        frames: Option<usize>,
         options: &GenerateOptions,
         source: Option<Source>,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
-    ) -> Result<Made, Error> {
-        let image = source.as_ref().map(|source| &source.image);
-        let settings = self.pipeline.settings(options, image)?;
-        let origin = match &source {
-            Some(Source { image, mask }) => {
-                Some(self.pipeline.origin(image, mask.as_ref(), &settings).await?)
-            }
-            None => None,
+    ) -> Result<Vec<Made>, Error> {
+        let source = source.as_ref().map(|Source { image, mask, towards }| wuerstchen::Source {
+            image,
+            mask: mask.as_ref(),
+            towards: towards.as_ref(),
+        });
+        let settings = self.pipeline.settings(options, source.map(|source| source.image))?;
+        let has_end = prompt_to.is_some() || source.is_some_and(|source| source.towards.is_some());
+        let shares = shares(has_end, frames, settings.count)?;
+        let origins = match source {
+            Some(source) => self.pipeline.origins(&source, &shares, &settings).await?,
+            None => Vec::new(),
         };
-        let batch = Batch { origin: origin.as_ref(), ..Batch::new(prompt, settings.count) };
-        let mut made = self.pipeline.generate_batches(&[batch], &settings, on_step).await?;
-        Ok(made.swap_remove(0))
+        let batch = |(i, &share): (usize, &f32)| Batch {
+            towards: prompt_to.map(|prompt| (prompt, share)),
+            origin: origins.get(i),
+            ..Batch::new(prompt, settings.count)
+        };
+        let batches: Vec<_> = shares.iter().enumerate().map(batch).collect();
+        self.pipeline.generate_batches(&batches, &settings, on_step).await
     }
 }
 
 async fn call(on_step: &Function, progress: &Progress<'_>) -> Result<JsValue, JsValue> {
     let stage = serde_json::to_value(progress.stage).expect("a stage is a word");
-    let (shape, values) = numbers(progress.latents);
+    let latents = || std::iter::once(progress.latents);
+    let (shape, values) = (shape_of(latents()), values_of(latents()));
     let arguments = js_sys::Array::of5(
         &stage.as_str().unwrap_or_default().into(),
         &JsValue::from(progress.step as u32),
@@ -187,17 +203,12 @@ async fn call(on_step: &Function, progress: &Progress<'_>) -> Result<JsValue, Js
     JsFuture::from(promise).await
 }
 
-fn numbers(data: &TensorData) -> (Uint32Array, Float32Array) {
-    let shape: Vec<u32> = data.shape().iter().map(|&side| side as u32).collect();
-    let values = data.as_slice::<f32>().expect("the pipeline reports f32");
-    (Uint32Array::from(&shape[..]), Float32Array::from(values))
-}
-
-/// A picture to start from, and what of it to paint anew.
+/// A picture to start from, what of it to paint anew, and a picture to go to.
 #[wasm_bindgen]
 pub struct Source {
     image: Image,
     mask: Option<Mask>,
+    towards: Option<Image>,
 }
 
 #[wasm_bindgen]
@@ -206,8 +217,13 @@ impl Source {
     /// count.
     #[wasm_bindgen(constructor)]
     pub fn new(width: usize, rgba: &[u8]) -> Self {
-        let rgb = rgba.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
-        Self { image: Image { width, height: height(width, rgba), rgb }, mask: None }
+        Self { image: image(width, rgba), mask: None, towards: None }
+    }
+
+    /// Adds the picture where the way ends.
+    #[wasm_bindgen(js_name = setEnd)]
+    pub fn set_end(&mut self, width: usize, rgba: &[u8]) {
+        self.towards = Some(image(width, rgba));
     }
 
     /// Adds a mask: its white is painted anew, its black stays.
@@ -216,6 +232,11 @@ impl Source {
         let values = rgba.chunks_exact(4).map(brightness).collect();
         self.mask = Some(Mask { width, height: height(width, rgba), values });
     }
+}
+
+fn image(width: usize, rgba: &[u8]) -> Image {
+    let rgb = rgba.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
+    Image { width, height: height(width, rgba), rgb }
 }
 
 fn height(width: usize, rgba: &[u8]) -> usize {
@@ -232,8 +253,10 @@ fn brightness(pixel: &[u8]) -> u8 {
 #[wasm_bindgen]
 pub struct Generated {
     prompt: String,
+    prompt_to: Option<String>,
     model: String,
-    made: Made,
+    /// One of each frame.
+    made: Vec<Made>,
 }
 
 #[wasm_bindgen]
@@ -241,20 +264,25 @@ impl Generated {
     /// Number of pictures.
     #[wasm_bindgen(getter)]
     pub fn count(&self) -> usize {
-        self.made.images.len()
+        self.pictures().count()
     }
 
     /// A picture, `undefined` past the last.
     pub fn picture(&self, index: usize) -> Option<Picture> {
-        let image = self.made.images.get(index)?.clone();
+        let (image, number) = self.pictures().nth(index)?;
         let provenance = Provenance {
             prompt: self.prompt.clone(),
             model: self.model.clone(),
-            image: index,
+            image: number,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             settings: self.settings_value(),
         };
-        Some(Picture { image, provenance: Some(provenance) })
+        Some(Picture { image: image.clone(), provenance: Some(provenance) })
+    }
+
+    /// All pictures, with their numbers in their frames.
+    fn pictures(&self) -> impl Iterator<Item = (&Image, usize)> {
+        self.made.iter().flat_map(|made| made.images.iter().zip(0..))
     }
 
     /// JSON of the options with every gap filled.
@@ -264,32 +292,52 @@ impl Generated {
     }
 
     fn settings_value(&self) -> Value {
-        serde_json::to_value(&self.made.settings).expect("numbers and names are JSON")
+        let settings = self.made.first().map(|made| &made.settings);
+        let mut settings = serde_json::to_value(settings).expect("numbers and names are JSON");
+        if let Some(prompt) = &self.prompt_to {
+            settings["promptTo"] = prompt.as_str().into();
+        }
+        settings
     }
 
-    /// `[B, C, h, w]`.
+    /// `[B, C, h, w]`, all frames together.
     #[wasm_bindgen(getter, js_name = imageEmbeddingShape)]
     pub fn image_embedding_shape(&self) -> Uint32Array {
-        numbers(&self.made.image_embeddings).0
+        shape_of(self.made.iter().map(|made| &made.image_embeddings))
     }
 
     /// Stage C's result.
     #[wasm_bindgen(getter, js_name = imageEmbedding)]
     pub fn image_embedding(&self) -> Float32Array {
-        numbers(&self.made.image_embeddings).1
+        values_of(self.made.iter().map(|made| &made.image_embeddings))
     }
 
-    /// `[B, C, h, w]`.
+    /// `[B, C, h, w]`, all frames together.
     #[wasm_bindgen(getter, js_name = latentsShape)]
     pub fn latents_shape(&self) -> Uint32Array {
-        numbers(&self.made.latents).0
+        shape_of(self.made.iter().map(|made| &made.latents))
     }
 
     /// Stage B's result.
     #[wasm_bindgen(getter)]
     pub fn latents(&self) -> Float32Array {
-        numbers(&self.made.latents).1
+        values_of(self.made.iter().map(|made| &made.latents))
     }
+}
+
+/// The shape of batches that are put one after the other.
+fn shape_of<'a>(mut batches: impl Iterator<Item = &'a TensorData>) -> Uint32Array {
+    let mut shape: Vec<u32> = Vec::new();
+    if let Some(first) = batches.next() {
+        shape.extend(first.shape().iter().map(|&side| side as u32));
+        shape[0] += batches.map(|batch| batch.shape()[0] as u32).sum::<u32>();
+    }
+    Uint32Array::from(&shape[..])
+}
+
+fn values_of<'a>(batches: impl Iterator<Item = &'a TensorData>) -> Float32Array {
+    let values = batches.map(|data| data.as_slice::<f32>().expect("the pipeline reports f32"));
+    Float32Array::from(&values.collect::<Vec<_>>().concat()[..])
 }
 
 /// A picture.

@@ -7,6 +7,7 @@ use wuerstchen::{
 };
 
 use crate::optimizer::OptimizerConfig;
+use crate::shapes::Lesson;
 
 /// One training run of the three stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -107,6 +108,9 @@ pub struct StageConfig {
     /// The optimiser.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
+    /// What the scenes show.
+    #[serde(default)]
+    pub lesson: Lesson,
     /// Probability that a sample's caption is dropped, for guidance.
     #[serde(default)]
     pub caption_drop: f64,

@@ -6,7 +6,7 @@ use wuerstchen::noise::Philox;
 use wuerstchen::text::{TokenIds, TokenizerError};
 use wuerstchen::{Image, Tokenizer, TokenizerFiles};
 
-use crate::shapes::{Sample, draw, sample, vocabulary};
+use crate::shapes::{Lesson, Sample, draw, sample, vocabulary};
 
 const BEGIN: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -59,6 +59,7 @@ pub fn tokenizer_files() -> TokenizerFiles {
 pub struct Corpus {
     seed: u64,
     image_size: usize,
+    lesson: Lesson,
     tokenizer: Tokenizer,
     empty: TokenIds,
 }
@@ -73,7 +74,12 @@ impl Corpus {
     pub fn new(seed: u64, image_size: usize, length: usize) -> Result<Self, TokenizerError> {
         let tokenizer = Tokenizer::new(&tokenizer_files(), length)?;
         let empty = tokenizer.encode("")?;
-        Ok(Self { seed, image_size, tokenizer, empty })
+        Ok(Self { seed, image_size, lesson: Lesson::default(), tokenizer, empty })
+    }
+
+    /// The same with scenes of a lesson.
+    pub fn with_lesson(self, lesson: Lesson) -> Self {
+        Self { lesson, ..self }
     }
 
     /// Side of the pictures in pixels.
@@ -83,7 +89,7 @@ impl Corpus {
 
     /// Number `index` of the training samples.
     pub fn sample(&self, index: u64) -> Sample {
-        sample(self.seed, index)
+        sample(self.seed, index, &self.lesson)
     }
 
     /// The pictures of samples, `[B, 3, H, W]` in `[0, 1]`.

@@ -46,15 +46,27 @@ fn combine(a: &[f32], b: &[f32], [of_a, of_b]: [f32; 2]) -> Vec<f32> {
 /// Frames on the way where nobody says how many.
 const FRAMES: usize = 8;
 
-/// The shares of the way that `frames` frames have gone, evenly from 0 to 1.
+/// The shares of the way that a job's frames have gone, evenly from 0 to 1; one share, of nothing, where
+/// the way `has_end` not. `count` is the number of pictures of every prompt.
 ///
 /// # Errors
 ///
-/// There are too few frames for both ends, or too many.
-pub fn shares(frames: Option<usize>) -> Result<Vec<f32>, OptionsError> {
-    match frames.unwrap_or(FRAMES) {
-        count @ 2..=MAX_COUNT => Ok((0..count).map(|i| i as f32 / (count - 1) as f32).collect()),
-        found => Err(OptionsError::Frames(found)),
+/// There are too few frames for both ends, or too many, or no end, or several pictures of each.
+pub fn shares(
+    has_end: bool,
+    frames: Option<usize>,
+    count: usize,
+) -> Result<Vec<f32>, OptionsError> {
+    match (has_end, frames.unwrap_or(FRAMES)) {
+        (false, _) if frames.is_some() => {
+            Err(OptionsError::Missing { field: "frames", needed: "prompt_to or image_to" })
+        }
+        (false, _) => Ok(vec![0.0]),
+        (true, _) if count > 1 => Err(OptionsError::CountOfFrames(count)),
+        (true, frames @ 2..=MAX_COUNT) => {
+            Ok((0..frames).map(|i| i as f32 / (frames - 1) as f32).collect())
+        }
+        (true, found) => Err(OptionsError::Frames(found)),
     }
 }
 
@@ -89,9 +101,14 @@ mod tests {
 
     #[test]
     fn shares_reach_both_ends() {
-        assert_eq!(shares(Some(3)).unwrap(), [0.0, 0.5, 1.0]);
-        assert_eq!(shares(None).unwrap().len(), FRAMES);
-        let error = shares(Some(1)).unwrap_err().to_string();
-        assert_eq!(error, "frames must be between 2 and 256, got 1");
+        assert_eq!(shares(true, Some(3), 1).unwrap(), [0.0, 0.5, 1.0]);
+        assert_eq!(shares(true, None, 1).unwrap().len(), FRAMES);
+        assert_eq!(shares(false, None, 4).unwrap(), [0.0]);
+        let message =
+            |has_end, frames, count| shares(has_end, frames, count).unwrap_err().to_string();
+        assert_eq!(message(true, Some(1), 1), "frames must be between 2 and 256, got 1");
+        assert_eq!(message(true, None, 2), "count must be 1 where frames are made, got 2");
+        let missing = "frames needs prompt_to or image_to, which is missing";
+        assert_eq!(message(false, Some(3), 1), missing);
     }
 }

@@ -137,6 +137,9 @@ pub enum OptionsError {
     /// Too few frames for both ends, or too many.
     #[error("frames must be between 2 and {MAX_COUNT}, got {0}")]
     Frames(usize),
+    /// Several pictures of each frame.
+    #[error("count must be 1 where frames are made, got {0}")]
+    CountOfFrames(usize),
     /// Not a share.
     #[error("strength must be between 0 and 1, got {0}")]
     Strength(f64),

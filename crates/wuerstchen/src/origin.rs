@@ -24,6 +24,17 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// Pictures that a caller brings.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// To start from.
+    pub image: &'a Image,
+    /// What of it to paint anew; all of it where there is none.
+    pub mask: Option<&'a Mask>,
+    /// To go to.
+    pub towards: Option<&'a Image>,
+}
+
 /// A picture as the stages know it.
 #[derive(Clone)]
 pub struct Origin {

@@ -18,7 +18,7 @@ use crate::image::{Image, Mask, stack_rows};
 use crate::interpolate::linear;
 use crate::noise::Philox;
 use crate::options::{Defaults, GenerateOptions, OptionsError, PromptSyntax, Settings};
-use crate::origin::{Batch, Kept, Origin};
+use crate::origin::{Batch, Kept, Origin, Source};
 use crate::prior::{Prior, PriorConfig};
 use crate::residency::{Residency, Slot};
 use crate::resize::cover;
@@ -681,6 +681,24 @@ impl Pipeline {
             mask: Mask::from_data(&mask),
         };
         Ok(Origin { embedding, kept: Some(kept) })
+    }
+
+    /// Where pictures start that have gone these shares of the way between the pictures of `source`; all
+    /// of them at the first one where there is only one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::origin`].
+    pub async fn origins(
+        &self,
+        source: &Source<'_>,
+        shares: &[f32],
+        settings: &Settings,
+    ) -> Result<Vec<Origin>, Error> {
+        let from = self.origin(source.image, source.mask, settings).await?;
+        let Some(image) = source.towards else { return Ok(vec![from; shares.len()]) };
+        let to = self.origin(image, None, settings).await?;
+        Ok(shares.iter().map(|&share| Origin::between(&from, &to, share)).collect())
     }
 
     /// A picture, as large as `settings` say, before and after Stage A alone.

@@ -9,7 +9,7 @@ import { after, before, test } from 'node:test';
 import type { Browser, Page } from 'playwright-core';
 import { PNG } from 'pngjs';
 import {
-  difference, launch, native, openPage, program, Site, web, type Picture,
+  decode, difference, launch, native, openPage, program, Site, web, type Picture,
 } from './site.ts';
 
 const PROMPT = 'a red circle on a white background';
@@ -32,7 +32,9 @@ after(async () => {
 });
 
 interface Made {
+  /** The first one. */
   picture: Picture;
+  pictures: Picture[];
   device: string;
   selfTestError: number;
   stages: string[];
@@ -64,10 +66,9 @@ async function generate(
           if (event.type === 'preview') previews.push(event.stage);
         },
       });
-      const image: ImageData = result.images[0];
-      const { width, height } = image;
+      const images: ImageData[] = result.images;
       const made = {
-        picture: { width, height, rgba: [...image.data] },
+        pictures: images.map(({ width, height, data }) => ({ width, height, rgba: [...data] })),
         device: engine.device, selfTestError: engine.selfTest.maxError, stages, previews,
       };
       await engine.dispose();
@@ -75,7 +76,13 @@ async function generate(
     },
     { device, options, model },
   );
-  return { ...made, picture: { ...made.picture, rgba: new Uint8Array(made.picture.rgba) } };
+  const pictures = made.pictures.map((picture) => ({
+    ...picture,
+    rgba: new Uint8Array(picture.rgba),
+  }));
+  const [picture] = pictures;
+  assert.ok(picture);
+  return { ...made, picture, pictures };
 }
 
 /** A colour differs by one where two devices round a value to different sides. */
@@ -116,6 +123,23 @@ test('a picture can be started from and painted into, as natively', async () => 
   assertEqual(varied.picture, native(PROMPT, [...options, '--strength', '0.6']));
   const painted = await generate(page, 'cpu', { ...variation, strength: 1, maskBase64 });
   assertEqual(painted.picture, native(PROMPT, [...options, '--strength', '1', '--mask', mask]));
+  await page.close();
+});
+
+test('frames between two prompts are the native ones', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
+  const [promptTo, frames] = ['a large blue ring on a white background', 3];
+  const args = [PROMPT, '--prompt-to', promptTo, '--frames', String(frames), '--seed', '7'];
+  execFileSync(program, ['generate', ...args, '--device', 'cpu', '-o', join(folder, 'out.png')], {
+    stdio: 'ignore',
+  });
+  const page = await openPage(browser, site);
+  const made = await generate(page, 'cpu', { prompt: PROMPT, promptTo, frames, seed: 7 });
+  assert.equal(made.pictures.length, frames);
+  for (const [index, picture] of made.pictures.entries()) {
+    assertEqual(picture, decode(readFileSync(join(folder, `out-${index}.png`))));
+  }
+  assert.equal(made.stages.filter((step) => step.startsWith('prior')).at(-1), 'prior 60/60');
   await page.close();
 });
 

@@ -228,6 +228,27 @@ test('a picture to start from reaches the engine with its mask', async () => {
   });
 });
 
+test('frames reach the engine with where they go', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const picture = (value: number) => ({ width: 1, height: 1, data: new Uint8Array(4).fill(value) });
+  const [image, imageTo] = [picture(1), picture(2)];
+  const way = { promptTo: 'b', frames: 3, imageTo };
+  await engine.generate({ prompt: 'a', image, ...way, format: 'blob' });
+  assert.deepEqual(world.cpu.way, { promptTo: 'b', frames: 3 });
+  assert.deepEqual(world.cpu.source?.end?.rgba, imageTo.data);
+  assert.deepEqual(Object.keys(JSON.parse(world.cpu.optionsJson)), ['seed']);
+
+  const refused = (options: object, message: RegExp) =>
+    assert.rejects(engine.generate({ prompt: 'a', ...options }), {
+      code: 'invalid-argument',
+      message,
+    });
+  await refused({ imageTo }, /imageTo needs an image/);
+  await refused({ image, imageTo, mask: image }, /imageTo cannot be used with a mask/);
+  await refused({ promptTo: 2 }, /promptTo must be a string/);
+});
+
 test('unknown options and wrong types are named', async () => {
   await using engine = await new World().load();
   const code = 'invalid-argument';

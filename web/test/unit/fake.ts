@@ -91,6 +91,7 @@ export class MemoryCache implements CacheAdapter {
 
 class FakeSource implements Source {
   mask: { width: number; rgba: Uint8Array } | undefined;
+  end: { width: number; rgba: Uint8Array } | undefined;
 
   constructor(
     readonly width: number,
@@ -101,6 +102,10 @@ class FakeSource implements Source {
     this.mask = { width, rgba };
   }
 
+  setEnd(width: number, rgba: Uint8Array) {
+    this.end = { width, rgba };
+  }
+
   free() {}
 }
 
@@ -108,6 +113,8 @@ class FakeSource implements Source {
 export class FakeModel {
   /** Prompts of the jobs that were begun. */
   readonly prompts: string[] = [];
+  /** Where the last job's frames go, and how many there are. */
+  way: { promptTo: string | undefined; frames: number | undefined } | undefined;
   /** The options of the last job, as JSON. */
   optionsJson = '';
   /** The picture that the last job started from. */
@@ -150,8 +157,10 @@ export class FakeModel {
     return JSON.stringify({ ok: this.selfTestOk, maxError: 0.5, checks: [check] });
   }
 
-  async #generate(...[prompt, optionsJson, source, onStep]: Parameters<Engine['generate']>) {
+  async #generate(...job: Parameters<Engine['generate']>) {
+    const [prompt, promptTo, frames, optionsJson, source, onStep] = job;
     this.prompts.push(prompt);
+    this.way = { promptTo, frames };
     this.optionsJson = optionsJson;
     this.source = source as FakeSource | undefined;
     const run = async (stage: Stage, step: number, steps: number) => {

@@ -57,19 +57,23 @@ pub fn vocabulary() -> Vec<&'static str> {
     words
 }
 
-/// A caption of at most [`MAX_CAPTION_WORDS`] lower-case words without punctuation.
-pub(super) fn caption(request: &Request, random: &mut Philox) -> String {
+/// A caption of at most [`MAX_CAPTION_WORDS`] lower-case words without punctuation; `plain` is the
+/// share of relations in the plain wording.
+pub(super) fn caption(request: &Request, plain: f32, random: &mut Philox) -> String {
     loop {
-        let caption = paraphrase(request, random);
+        let caption = paraphrase(request, plain, random);
         if caption.split(' ').count() <= MAX_CAPTION_WORDS {
             return caption;
         }
     }
 }
 
-fn paraphrase(request: &Request, random: &mut Philox) -> String {
+fn paraphrase(request: &Request, plain: f32, random: &mut Philox) -> String {
     let subject = match &request.subject {
         Subject::One(each) => noun(each, random),
+        Subject::Two { first, relation, second } if plain > 0.0 && random.uniform() < plain => {
+            format!("{} {} {}", noun(first, random), relation.name(), noun(second, random))
+        }
         Subject::Two { first, relation, second } => two(first, *relation, second, random),
         Subject::Many { count, each } => many(*count, each, random),
     };
@@ -168,13 +172,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::shapes::sample;
+    use crate::shapes::{Lesson, sample};
 
     #[test]
     fn captions_use_all_of_the_vocabulary_and_nothing_else() {
         let mut used = BTreeSet::new();
         for index in 0..20_000 {
-            let caption = sample(0, index).caption;
+            let caption = sample(0, index, &Lesson::default()).caption;
             assert!(caption.split(' ').count() <= MAX_CAPTION_WORDS, "{caption}");
             used.extend(caption.split(' ').map(str::to_owned));
         }
@@ -211,7 +215,8 @@ mod tests {
         for subject in subjects {
             let request = Request { background: Some(Background::Gray), subject };
             let mut random = Philox::new(1, 0);
-            let wordings: BTreeSet<_> = (0..400).map(|_| caption(&request, &mut random)).collect();
+            let wordings: BTreeSet<_> =
+                (0..400).map(|_| caption(&request, 0.0, &mut random)).collect();
             assert!(wordings.len() > 40, "{wordings:?}");
             assert!(wordings.iter().all(|words| !words.contains("a orange")));
         }

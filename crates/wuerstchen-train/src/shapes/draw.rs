@@ -142,7 +142,7 @@ fn heart() -> Option<Path> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shapes::{Background, Colour, Object, Size, sample};
+    use crate::shapes::{Background, Colour, Lesson, Object, Size, sample};
 
     #[test]
     fn outlines_fill_their_unit_boxes() {
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn pictures_repeat_and_have_the_size_asked_for() {
         for side in [32, 64, 100] {
-            let scene = sample(0, 0).scene;
+            let scene = sample(0, 0, &Lesson::default()).scene;
             assert_eq!(draw(&scene, side), draw(&scene, side));
             assert_eq!(draw(&scene, side).len(), (side * side * 3) as usize);
         }

@@ -22,7 +22,7 @@ pub use draw::draw;
 pub use held_out::{is_held_out_pair, is_held_out_triple};
 pub use judge::{Chance, Verdict, chance, judge};
 pub use parse::read_scene;
-pub use sample::{Kind, Sample, Split, evaluation, sample};
+pub use sample::{Kind, Lesson, Sample, Split, evaluation, sample};
 pub use scene::{Description, Object, Request, Scene, Subject};
 pub use words::{Background, Colour, Relation, Shape, Size};
 

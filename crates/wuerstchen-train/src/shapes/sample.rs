@@ -1,5 +1,6 @@
 //! Drawing lots for scenes: seeds and indices to captioned scenes.
 
+use serde::{Deserialize, Serialize};
 use wuerstchen::noise::Philox;
 
 use super::caption::caption;
@@ -16,9 +17,8 @@ const GAP: f32 = 0.05;
 /// Largest offset across a relation's axis, in offsets along it.
 const MAX_OFFSET_ACROSS: f32 = 0.45;
 
-/// Shares of scenes with one object, and with one or two; the rest shows several identical ones.
-const SHARE_ONE: f32 = 0.40;
-const SHARE_ONE_OR_TWO: f32 = SHARE_ONE + 0.45;
+/// Share of scenes with one object among those without two; the others show several identical ones.
+const SHARE_ONE: f32 = 0.40 / 0.55;
 
 /// Streams of random numbers are numbered by the index of the sample plus a purpose in these high
 /// bits, so that no two purposes share random numbers.
@@ -65,6 +65,32 @@ pub struct Sample {
     pub caption: String,
 }
 
+/// What training scenes show and how captions say it, so that a model can begin with what is easy.
+///
+/// Which of two objects lies left is hard to learn from the whole corpus: "left" and "right" mean
+/// nothing to a model that does not tell the object that is named first from the other, and that order
+/// means nothing to one that does not tell "left" from "right". Where the first one always lies left or
+/// above, the order alone is worth learning.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lesson {
+    /// Share of scenes with two objects, `[0, 1]`.
+    pub two_objects: f32,
+    /// Share of relations that are said in the plain wording, `A left of B`, `[0, 1]`; the others are
+    /// said in any of the five.
+    pub plain_relations: f32,
+    /// Share of relations in which the object named first always lies left or above, `[0, 1]`; in the
+    /// others it lies on any side.
+    pub first_leads: f32,
+}
+
+impl Default for Lesson {
+    /// The whole corpus.
+    fn default() -> Self {
+        Self { two_objects: 0.45, plain_relations: 0.0, first_leads: 0.0 }
+    }
+}
+
 /// How often a caption leaves something unsaid.
 struct Omissions {
     size: f32,
@@ -76,17 +102,18 @@ struct Omissions {
 /// # Panics
 ///
 /// Panics if `index` is 2⁵⁶ or more.
-pub fn sample(seed: u64, index: u64) -> Sample {
+pub fn sample(seed: u64, index: u64, lesson: &Lesson) -> Sample {
     let mut random = stream(seed, 0, index);
     let lot = random.uniform();
-    let kind = if lot < SHARE_ONE {
+    let one = (1.0 - lesson.two_objects) * SHARE_ONE;
+    let kind = if lot < one {
         Kind::One
-    } else if lot < SHARE_ONE_OR_TWO {
+    } else if lot < one + lesson.two_objects {
         Kind::Two
     } else {
         Kind::Many
     };
-    draw_lots(kind, Split::Seen, &Omissions { size: 0.3, background: 0.1 }, &mut random)
+    draw_lots(kind, Split::Seen, &Omissions { size: 0.3, background: 0.1 }, lesson, &mut random)
 }
 
 /// Sample number `index` for the evaluation of one kind of scene. Its caption always states the
@@ -98,7 +125,8 @@ pub fn sample(seed: u64, index: u64) -> Sample {
 pub fn evaluation(kind: Kind, split: Split, seed: u64, index: u64) -> Sample {
     let purpose = 1 + kind as u64 * Split::ALL.len() as u64 + split as u64;
     let mut random = stream(seed, purpose, index);
-    draw_lots(kind, split, &Omissions { size: 0.1, background: 0.0 }, &mut random)
+    let omissions = Omissions { size: 0.1, background: 0.0 };
+    draw_lots(kind, split, &omissions, &Lesson::default(), &mut random)
 }
 
 fn stream(seed: u64, purpose: u64, index: u64) -> Philox {
@@ -106,10 +134,16 @@ fn stream(seed: u64, purpose: u64, index: u64) -> Philox {
     Philox::new(seed, purpose << PURPOSE_SHIFT | index)
 }
 
-fn draw_lots(kind: Kind, split: Split, omissions: &Omissions, random: &mut Philox) -> Sample {
-    let mut subject = subject(kind, random);
+fn draw_lots(
+    kind: Kind,
+    split: Split,
+    omissions: &Omissions,
+    lesson: &Lesson,
+    random: &mut Philox,
+) -> Sample {
+    let mut subject = subject(kind, lesson, random);
     while is_held_out(&subject) != (split == Split::HeldOut) {
-        subject = self::subject(kind, random);
+        subject = self::subject(kind, lesson, random);
     }
     let background = pick(random, &Background::ALL);
     let scene = Scene { background, objects: place(&subject, random) };
@@ -126,12 +160,12 @@ fn draw_lots(kind: Kind, split: Split, omissions: &Omissions, random: &mut Philo
     };
     let background = Some(background).filter(|_| random.uniform() >= omissions.background);
     let request = Request { background, subject };
-    let caption = caption(&request, random);
+    let caption = caption(&request, lesson.plain_relations, random);
     Sample { scene, request, caption }
 }
 
 /// A subject of the given kind with every size stated.
-fn subject(kind: Kind, random: &mut Philox) -> Subject {
+fn subject(kind: Kind, lesson: &Lesson, random: &mut Philox) -> Subject {
     let mut description = || Description {
         size: Some(pick(random, &Size::ALL)),
         colour: pick(random, &Colour::ALL),
@@ -144,7 +178,12 @@ fn subject(kind: Kind, random: &mut Philox) -> Subject {
             while second.colour == first.colour {
                 second = description();
             }
-            Subject::Two { first, relation: pick(random, &Relation::ALL), second }
+            let leads = lesson.first_leads > 0.0 && random.uniform() < lesson.first_leads;
+            let relation = match leads {
+                true => pick(random, &[Relation::LeftOf, Relation::Above]),
+                false => pick(random, &Relation::ALL),
+            };
+            Subject::Two { first, relation, second }
         }
         Kind::Many => {
             let each = Description { size: Some(Size::Small), ..description() };
@@ -233,7 +272,7 @@ mod tests {
     fn training_shows_no_held_out_combination_and_every_seen_colour_and_shape() {
         let mut seen = std::collections::BTreeSet::new();
         for index in 0..20_000 {
-            let sample = sample(3, index);
+            let sample = sample(3, index, &Lesson::default());
             assert!(!is_held_out(&sample.request.subject), "{}", sample.caption);
             seen.extend(sample.scene.objects.iter().map(|object| (object.shape, object.colour)));
         }
@@ -257,7 +296,7 @@ mod tests {
     #[test]
     fn scenes_fulfil_their_requests_and_lie_inside_the_picture() {
         for index in 0..5_000 {
-            let sample = sample(5, index);
+            let sample = sample(5, index, &Lesson::default());
             assert!(judge(&sample.request, &sample.scene).all(), "{sample:?}");
             for object in &sample.scene.objects {
                 let [low, high] = object.size.radii();
@@ -271,12 +310,23 @@ mod tests {
 
     #[test]
     fn samples_repeat_and_differ_by_seed_index_and_purpose() {
-        assert_eq!(sample(1, 2), sample(1, 2));
-        assert_ne!(sample(1, 2), sample(1, 3));
-        assert_ne!(sample(1, 2), sample(2, 2));
+        assert_eq!(sample(1, 2, &Lesson::default()), sample(1, 2, &Lesson::default()));
+        assert_ne!(sample(1, 2, &Lesson::default()), sample(1, 3, &Lesson::default()));
+        assert_ne!(sample(1, 2, &Lesson::default()), sample(2, 2, &Lesson::default()));
         let scene = |split| evaluation(Kind::Many, split, 1, 2).scene;
         assert_eq!(scene(Split::Seen), scene(Split::Seen));
         assert_ne!(scene(Split::Seen), scene(Split::HeldOut));
+    }
+
+    #[test]
+    fn lessons_say_what_they_show() {
+        let lesson = Lesson { two_objects: 1.0, plain_relations: 1.0, first_leads: 1.0 };
+        let plain = [" left of a", " above a"];
+        for index in 0..500 {
+            let Sample { request, caption, .. } = sample(7, index, &lesson);
+            assert!(matches!(request.subject, Subject::Two { .. }));
+            assert!(plain.iter().any(|words| caption.contains(words)), "{caption}");
+        }
     }
 
     /// 20 000 samples: the standard deviation of a share is below 0.004.
@@ -284,7 +334,7 @@ mod tests {
     fn kinds_occur_in_their_shares() {
         let mut counts = [0; 3];
         for index in 0..20_000 {
-            let kind = match sample(9, index).request.subject {
+            let kind = match sample(9, index, &Lesson::default()).request.subject {
                 Subject::One(_) => Kind::One,
                 Subject::Two { .. } => Kind::Two,
                 Subject::Many { .. } => Kind::Many,
