@@ -108,7 +108,7 @@ pub struct StageConfig {
     /// The optimiser.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// What the scenes show.
+    /// What the scenes show; the whole corpus if nothing is said.
     #[serde(default)]
     pub lesson: Lesson,
     /// Probability that a sample's caption is dropped, for guidance.
@@ -200,6 +200,18 @@ impl TrainConfig {
                     expected: format!("a positive multiple of shards = {shards}"),
                     found: batch.to_string(),
                 });
+            }
+            let Lesson { two_objects, plain_relations, first_leads } = stage.lesson;
+            for (field, share) in [
+                ("lesson.two_objects", two_objects),
+                ("lesson.plain_relations", plain_relations),
+                ("lesson.first_leads", first_leads),
+            ] {
+                if !(0.0..=1.0).contains(&share) {
+                    let expected = "a share from 0 to 1".to_owned();
+                    let found = share.to_string();
+                    return Err(ConfigError { part: "training", field, expected, found });
+                }
             }
         }
         let multiple = model.vqgan.downscale() * decoder.size_multiple();
