@@ -129,10 +129,10 @@ fn mistakes_are_named_and_have_their_exit_code() {
     for (arguments, code, message) in [
         (
             dry_run("c.lesson.two_objects=2"),
-            4,
+            2,
             "lesson.two_objects must be a share from 0 to 1, got 2",
         ),
-        (dry_run("c.lesson.words=1"), 4, "words"),
+        (dry_run("c.lesson.words=1"), 4, "unknown field `words`"),
         (dry_run("seed.one=1"), 2, "\"seed\" is no table of the config"),
         (vec!["generate", "x", "--width", "65"], 2, "width must be a size that the model can make"),
         (vec!["generate", "x", "--prior-steps", "0"], 2, "prior_steps must be between 1 and 1000"),
