@@ -23,7 +23,6 @@ interface Point {
   readonly y: number;
 }
 
-let isPainted = false;
 /** Where the brush was last. */
 let at: Point = { x: 0, y: 0 };
 
@@ -40,7 +39,8 @@ function brushSize(): number {
 
 /** White where it is painted, as large as the picture; nothing if all is to be made anew. */
 export function readMask(): ImageData | undefined {
-  if (!isPainted) return undefined;
+  // There is something to clear as soon as something is painted.
+  if (clear.hidden) return undefined;
   const mask = context().getImageData(0, 0, canvas.width, canvas.height);
   const { data } = mask;
   for (let pixel = 0; pixel < data.length; pixel += 4) {
@@ -60,7 +60,6 @@ export function resetMask(width: number, height: number): void {
 
 function forget(): void {
   context().clearRect(0, 0, canvas.width, canvas.height);
-  isPainted = false;
   clear.hidden = true;
 }
 
@@ -89,9 +88,8 @@ function showCursor({ x, y }: Point): void {
 export function initMask(onFirst: () => void): void {
   const paint = (to: Point) => {
     stroke(to);
+    if (clear.hidden) onFirst();
     clear.hidden = false;
-    if (!isPainted) onFirst();
-    isPainted = true;
   };
   const place = ({ offsetX, offsetY }: MouseEvent): Point => ({
     x: (offsetX / canvas.clientWidth) * canvas.width,
