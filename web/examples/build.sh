@@ -27,14 +27,13 @@ install() {
 # keep FOLDER SITE ENGINES: checks a built site and puts it among the others. ENGINES is how many
 # scripts hold the engine: the worker is one, the code for the calling thread another.
 keep() {
-    local folder="$1" site="$2" engines="$3" device found
-    for device in cpu webgpu; do
-        found="$(find "$folder" -name '*.wasm' \
-            -exec cmp -s {} "$work/package/dist/wuerstchen_${device}_bg.wasm" \; -print | wc -l)"
-        [ "$found" -eq 1 ] || fail "$site has the WebAssembly for $device $found times, not once"
+    local folder="$1" site="$2" engines="$3" file found
+    for file in "$work"/package/dist/*.wasm; do
+        found="$(find "$folder" -name '*.wasm' -exec cmp -s {} "$file" \; -print | wc -l)"
+        [ "$found" -eq 1 ] || fail "$site has ${file##*/} $found times, not once"
     done
     found="$(find "$folder" -name '*.wasm' | wc -l)"
-    [ "$found" -eq 2 ] || fail "$site has $found WebAssembly files, not 2"
+    [ "$found" -eq 4 ] || fail "$site has $found WebAssembly files, not 4"
     # A message that only the engine has.
     found="$(find "$folder" -name '*.js' -exec grep -lF 'no model is loaded' {} + | wc -l)"
     [ "$found" -eq "$engines" ] || fail "$site has the engine in $found scripts, not $engines"

@@ -238,10 +238,9 @@ class Client implements Wuerstchen {
           device,
           cache: isCustom ? undefined : cache,
           powerPreference,
-          wasmUrl: {
-            cpu: wasmUrl.cpu && absoluteUrl(wasmUrl.cpu),
-            webgpu: wasmUrl.webgpu && absoluteUrl(wasmUrl.webgpu),
-          },
+          wasmUrl: Object.fromEntries(
+            Object.entries(wasmUrl).map(([file, url]) => [file, absoluteUrl(url)]),
+          ),
         },
         cachePort: channel?.port2,
       },

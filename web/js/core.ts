@@ -30,7 +30,7 @@ function threadConnector(fetcher: typeof fetch = (...request) => fetch(...reques
     isWorker: false,
     connect(hear) {
       const { port1, port2 } = new MessageChannel();
-      serve(port2, builds, fetcher);
+      serve(port2, { builds, fetch: fetcher, mayBlock: false });
       port1.onmessage = ({ data }: MessageEvent<EngineMessage>) => hear(data);
       return {
         say: (message, transfer = []) => port1.postMessage(message, transfer),

@@ -4,11 +4,11 @@ import { openCache, type ModelCache } from './cache.js';
 import { asWuerstchenError, isCancellation, WuerstchenError } from './errors.js';
 import type { WasmBuild } from './glue.js';
 import { watchDevice, type GpuWatch } from './gpu.js';
-import { request } from './http.js';
 import { fetchManifest, modelInfo, type Manifest } from './manifest.js';
 import { toPixels } from './pixels.js';
 import { JobProgress, type Pace } from './progress.js';
 import { fetchShards } from './shards.js';
+import { start } from './start.js';
 import { checkSupport } from './support.js';
 import type {
   CacheAdapter,
@@ -25,6 +25,7 @@ import type {
   SelfTest,
   Stage,
   Support,
+  WasmFile,
 } from './types.js';
 import type { Engine, Generated, Loader, Picture, Source, Wasm } from './wasm.js';
 
@@ -36,7 +37,7 @@ export interface EngineOptions {
   readonly cache: Exclude<LoadOptions['cache'], CacheAdapter>;
   readonly powerPreference?: LoadOptions['powerPreference'];
   /** Absolute. */
-  readonly wasmUrl: Partial<Record<DeviceKind, string>>;
+  readonly wasmUrl: Partial<Record<WasmFile, string>>;
 }
 
 /** `GenerateOptions` as they travel to a worker. */
@@ -58,6 +59,8 @@ export interface Job {
 export interface Host {
   readonly builds: Readonly<Record<DeviceKind, WasmBuild>>;
   readonly fetch: typeof fetch;
+  /** Whether the thread may stand still while a file is fetched. */
+  readonly mayBlock: boolean;
   /** A cache of the caller's instead of the browser's. */
   readonly cache?: CacheAdapter;
   readonly emit: (event: LoadEvent) => void;
@@ -176,19 +179,22 @@ async function openOn(
 function openDevice(
   device: DeviceKind,
   { wasmUrl, powerPreference }: EngineOptions,
-  { builds, fetch, signal }: Host,
+  host: Host,
 ): Promise<GpuWatch | undefined> {
-  const { module, url } = builds[device];
-  const start = async () => {
-    const file = request(fetch, wasmUrl[device] ?? url().href, { signal });
-    await module.default({ module_or_path: file });
+  const { module, first, rest } = host.builds[device];
+  const open = async () => {
+    const urls = {
+      first: wasmUrl[device] ?? first().href,
+      rest: wasmUrl[`${device}Rest`] ?? rest().href,
+    };
+    await start(module, urls, host);
     if (device === 'webgpu') return watchDevice(module.openDevice, powerPreference);
     await module.openDevice();
     return undefined;
   };
   let opening = opened.get(module);
   if (!opening) {
-    opening = start();
+    opening = open();
     opened.set(module, opening);
     // A failure is not kept.
     opening.catch(() => opened.delete(module));

@@ -6,14 +6,23 @@ import * as webgpu from 'wuerstchen-wasm/webgpu';
 import type { DeviceKind } from './types.js';
 import type { Wasm } from './wasm.js';
 
-/** A build whose file is not fetched yet. */
+/** A build whose files are not fetched yet. */
 export interface WasmBuild {
   readonly module: Wasm;
-  /** Where the file lies if nothing else is said. Bundlers trace the literals below. */
-  readonly url: () => URL;
+  /** Where its files lie if nothing else is said. Bundlers trace the literals below. */
+  readonly first: () => URL;
+  readonly rest: () => URL;
 }
 
 export const builds: Readonly<Record<DeviceKind, WasmBuild>> = {
-  cpu: { module: cpu, url: () => new URL('./wuerstchen_cpu_bg.wasm', import.meta.url) },
-  webgpu: { module: webgpu, url: () => new URL('./wuerstchen_webgpu_bg.wasm', import.meta.url) },
+  cpu: {
+    module: cpu,
+    first: () => new URL('./wuerstchen_cpu_bg.wasm', import.meta.url),
+    rest: () => new URL('./wuerstchen_cpu_rest.wasm', import.meta.url),
+  },
+  webgpu: {
+    module: webgpu,
+    first: () => new URL('./wuerstchen_webgpu_bg.wasm', import.meta.url),
+    rest: () => new URL('./wuerstchen_webgpu_rest.wasm', import.meta.url),
+  },
 };

@@ -17,22 +17,32 @@ export async function request(
     response = await fetcher(url, init);
   } catch (cause) {
     init.signal?.throwIfAborted();
-    throw new WuerstchenError('network', `${url} could not be fetched: ${cause}`, {
-      cause,
-      hint: 'Check the connection, and that the server allows requests from this origin.',
+    throw unreachable(url, cause);
+  }
+  checkAnswer(url, response.status, response.headers.get('content-type'));
+  return response;
+}
+
+/** No answer at all. */
+export function unreachable(url: string, cause: unknown): WuerstchenError {
+  return new WuerstchenError('network', `${url} could not be fetched: ${cause}`, {
+    cause,
+    hint: 'Check the connection, and that the server allows requests from this origin.',
+  });
+}
+
+/** Throws unless the answer is a successful one with a file. */
+export function checkAnswer(url: string, status: number, contentType: string | null): void {
+  if (status < 200 || status > 299) {
+    throw new WuerstchenError('network', `${url} answered with status ${status}`, {
+      retryable: status >= 500,
     });
   }
-  if (!response.ok) {
-    throw new WuerstchenError('network', `${url} answered with status ${response.status}`, {
-      retryable: response.status >= 500,
-    });
-  }
-  if (response.headers.get('content-type')?.includes('text/html')) {
+  if (contentType?.includes('text/html')) {
     throw new WuerstchenError('network', `${url} is an HTML page, not the expected file`, {
       retryable: false,
     });
   }
-  return response;
 }
 
 /** An answer that began well and did not end. */

@@ -2,8 +2,7 @@
 
 declare module 'wuerstchen-wasm/cpu' {
   type Wasm = import('./wasm.js').Wasm;
-  const init: Wasm['default'];
-  export default init;
+  export const __wbg_set_wasm: Wasm['__wbg_set_wasm'];
   export const openDevice: Wasm['openDevice'];
   export const Loader: Wasm['Loader'];
   export const Source: Wasm['Source'];
@@ -11,8 +10,7 @@ declare module 'wuerstchen-wasm/cpu' {
 
 declare module 'wuerstchen-wasm/webgpu' {
   type Wasm = import('./wasm.js').Wasm;
-  const init: Wasm['default'];
-  export default init;
+  export const __wbg_set_wasm: Wasm['__wbg_set_wasm'];
   export const openDevice: Wasm['openDevice'];
   export const Loader: Wasm['Loader'];
   export const Source: Wasm['Source'];

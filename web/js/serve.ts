@@ -49,7 +49,10 @@ export interface Endpoint {
 }
 
 /** Answers a client until it closes. */
-export function serve(endpoint: Endpoint, builds: Host['builds'], fetcher: typeof fetch): void {
+export function serve(
+  endpoint: Endpoint,
+  surroundings: Pick<Host, 'builds' | 'fetch' | 'mayBlock'>,
+): void {
   let engine: ModelEngine | undefined;
   let running: { controller: AbortController; done: Promise<void> } | undefined;
   const say = (message: EngineMessage, transfer: Transferable[] = []) =>
@@ -61,8 +64,7 @@ export function serve(endpoint: Endpoint, builds: Host['builds'], fetcher: typeo
     signal: AbortSignal,
   ) => {
     engine = await openEngine(options, {
-      builds,
-      fetch: fetcher,
+      ...surroundings,
       cache: port && remoteCache(port),
       emit: (event) => say({ type: 'load-event', event }),
       onLost: (reason) => say({ type: 'lost', reason }),

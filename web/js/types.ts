@@ -84,6 +84,9 @@ export interface CacheAdapter {
   list(): Promise<{ name: string; bytes: number }[]>;
 }
 
+/** The WebAssembly for a device, and what it fetches when something rare is called. */
+export type WasmFile = DeviceKind | `${DeviceKind}Rest`;
+
 export interface LoadOptions {
   readonly model: ModelRef;
   /** `auto` takes a hardware GPU, else the CPU. */
@@ -96,7 +99,7 @@ export interface LoadOptions {
   /** `false` computes in the calling thread; a function makes the worker. */
   readonly worker?: false | (() => Worker);
   /** Where the WebAssembly files lie, if not beside the worker. */
-  readonly wasmUrl?: Partial<Record<DeviceKind, string | URL>>;
+  readonly wasmUrl?: Partial<Record<WasmFile, string | URL>>;
   /** Only where `worker` is false. */
   readonly fetch?: typeof fetch;
   readonly onProgress?: (event: LoadEvent) => void;

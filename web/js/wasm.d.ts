@@ -1,4 +1,4 @@
-// What both WebAssembly builds export (wasm-bindgen, `--target web`), as the engine uses it.
+// What wasm-bindgen's glue of both WebAssembly builds exports, as the engine uses it.
 // Everything throws an Error with a `code` (see errors.ts) and a message for people.
 
 import type { Stage } from './types.js';
@@ -60,7 +60,8 @@ export interface Loader {
 }
 
 export interface Wasm {
-  default(input: { module_or_path: URL | string | Response | Promise<Response> }): Promise<{ memory: WebAssembly.Memory }>;
+  /** Tells the glue what it calls. */
+  __wbg_set_wasm(exports: WebAssembly.Exports): void;
   /** Sets up the device, once per instance, before any loader. */
   openDevice(): Promise<void>;
   Loader: new (manifestJson: string) => Loader;

@@ -132,6 +132,33 @@ test('two tabs load at once', async () => {
   assert.ok(third.ok && third.fromCache > 1);
 });
 
+test('where the rest of the code is missing the job fails, and the next one tries again', async () => {
+  await context.route('**/*_rest.wasm', (route) => route.abort('internetdisconnected'));
+  await page.evaluate(async (model) => {
+    const engine = await (window as any).wuerstchen.load({ model, device: 'cpu' });
+    const job = { prompt: 'a blue star', priorSteps: 1, decoderSteps: 1 };
+    const image = { width: 64, height: 64, data: new Uint8Array(64 * 64 * 4).fill(255) };
+    (window as any).jobs = {
+      plain: () => engine.generate(job),
+      fromPicture: () => engine.generate({ ...job, image }),
+    };
+  }, MODEL);
+  const make = (job: string) =>
+    page.evaluate(
+      (job) =>
+        (window as any).jobs[job]().then(
+          () => 'made',
+          (error: any) => `${error.code}: ${error.message}`,
+        ),
+      job,
+    );
+  assert.equal(await make('plain'), 'made');
+  assert.match(await make('fromPicture'), /^network: .*wuerstchen_cpu_rest\.wasm could not be fetched/);
+  assert.equal(await make('plain'), 'made');
+  await context.unroute('**/*_rest.wasm');
+  assert.equal(await make('fromPicture'), 'made');
+});
+
 test('an abort of the download rejects, and the next load works', async () => {
   const aborted = await page.evaluate(async (model) => {
     const controller = new AbortController();
@@ -246,7 +273,9 @@ test('a load holds no more than a shard and the engine', async () => {
       const original = WebAssembly[name] as any;
       (WebAssembly as any)[name] = async (...parameters: any[]) => {
         const result = await original(...parameters);
-        memories.push((result.instance ?? result).exports.memory);
+        const { memory } = (result.instance ?? result).exports;
+        // The rest of the code shares that of the first file.
+        if (memory) memories.push(memory);
         return result;
       };
     }

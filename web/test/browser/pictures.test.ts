@@ -85,6 +85,16 @@ async function generate(
   return { ...made, picture, pictures };
 }
 
+/** The WebAssembly files that a page and its workers ask for from now on. */
+function wasmFiles(page: Page): string[] {
+  const files: string[] = [];
+  page.on('request', (request) => {
+    const [, file] = /\/([^/]+)\.wasm$/.exec(request.url()) ?? [];
+    if (file) files.push(file);
+  });
+  return files;
+}
+
 /** A colour differs by one where two devices round a value to different sides. */
 function assertEqual(found: Picture, expected: Picture): void {
   const { mean, close } = difference(found, expected);
@@ -93,8 +103,10 @@ function assertEqual(found: Picture, expected: Picture): void {
 
 test('a picture of the CPU path is the native one', async () => {
   const page = await openPage(browser, site);
+  const fetched = wasmFiles(page);
   const made = await generate(page, 'cpu', { prompt: PROMPT, seed: 7 });
   assert.equal(made.device, 'cpu');
+  assert.deepEqual(fetched, ['wuerstchen_cpu_bg']);
   assert.ok(made.selfTestError < 1e-3, `${made.selfTestError}`);
   assertEqual(made.picture, native(PROMPT, ['--seed', '7']));
   const count = (stage: string) => made.stages.filter((step) => step.startsWith(stage)).length;
@@ -117,10 +129,13 @@ test('a picture can be started from and painted into, as natively', async () => 
   const page = await openPage(browser, site);
   const [imageBase64, maskBase64] = [image, mask].map((file) => readFileSync(file, 'base64'));
   const variation = { prompt: PROMPT, seed: 7, strength: 0.6, imageBase64 };
+  const fetched = wasmFiles(page);
   const varied = await generate(page, 'cpu', variation);
   assert.equal(varied.stages.filter((step) => step.startsWith('prior')).at(-1), 'prior 12/12');
   const options = ['--seed', '7', '--image', image];
   assertEqual(varied.picture, native(PROMPT, [...options, '--strength', '0.6']));
+  // Few start from a picture, so that the code for it comes when it is called.
+  assert.deepEqual(fetched, ['wuerstchen_cpu_bg', 'wuerstchen_cpu_rest']);
   const painted = await generate(page, 'cpu', { ...variation, strength: 1, maskBase64 });
   assertEqual(painted.picture, native(PROMPT, [...options, '--strength', '1', '--mask', mask]));
   await page.close();
@@ -160,8 +175,10 @@ for (const dtype of ['i8', 'i4']) {
 
 test('a picture of WebGPU is the native one', async () => {
   const page = await openPage(browser, site);
+  const fetched = wasmFiles(page);
   const made = await generate(page, 'webgpu', { prompt: PROMPT, seed: 7, ...FEW_STEPS });
   assert.equal(made.device, 'webgpu');
+  assert.deepEqual(fetched, ['wuerstchen_webgpu_bg']);
   assertEqual(made.picture, native(PROMPT, ['--seed', '7', ...FEW_STEPS_NATIVE]));
   await page.close();
 });

@@ -10,8 +10,11 @@ import { PNG } from 'pngjs';
 /** The folder `web/`; tests are started in it. */
 export const web = resolve('.');
 
+/** Where cargo builds. */
+export const target = resolve(process.env.CARGO_TARGET_DIR ?? '../target');
+
 /** The native program, which serves the pages and makes the pictures to compare with. */
-export const program = resolve(process.env.CARGO_TARGET_DIR ?? '../target', 'release/wuerstchen');
+export const program = join(target, 'release/wuerstchen');
 
 /** A server of a folder, on any free port. */
 export class Site {

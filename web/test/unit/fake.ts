@@ -12,6 +12,17 @@ export const MODEL_URL = 'https://example.test/model/manifest.json';
 export const SHARD_URLS = [0, 1].map((k) => `https://example.test/model/shard-${k}.bin`);
 export const SHARDS = [new Uint8Array(3000).fill(7), new Uint8Array(2000).fill(9)];
 
+export const WASM_URL = 'https://example.test/engine.wasm';
+
+/** What a `FakeModel` stands in for: `(module (func (export "__wbindgen_start")))`. */
+export const WASM = new Uint8Array([
+  ...[0x00, 0x61, 0x73, 0x6d, 0x01, 0x00, 0x00, 0x00],
+  ...[0x01, 0x04, 0x01, 0x60, 0x00, 0x00],
+  ...[0x03, 0x02, 0x01, 0x00],
+  ...[0x07, 0x14, 0x01, 0x10, ...new TextEncoder().encode('__wbindgen_start'), 0x00, 0x00],
+  ...[0x0a, 0x04, 0x01, 0x02, 0x00, 0x0b],
+]);
+
 const PRIOR_STEPS = 3;
 const DECODER_STEPS = 2;
 
@@ -48,6 +59,7 @@ export class FakeServer {
   readonly asked: string[] = [];
   readonly answers = new Map<string, Answer>([
     [MODEL_URL, () => Response.json(makeManifest())],
+    [WASM_URL, () => new Response(WASM)],
     ...SHARDS.map((bytes, k): [string, Answer] => [
       `https://example.test/model/shard-${k}.bin`,
       () => new Response(bytes),
@@ -144,12 +156,12 @@ export class FakeModel {
       free() {}
     }
     const module: Wasm = {
-      default: async () => ({ memory: new WebAssembly.Memory({ initial: 0 }) }),
+      __wbg_set_wasm() {},
       openDevice: () => model.openDevice(),
       Loader: FakeLoader,
       Source: FakeSource,
     };
-    return { module, url: () => new URL(MODEL_URL) };
+    return { module, first: () => new URL(WASM_URL), rest: () => new URL(WASM_URL) };
   }
 
   #selfTest(): string {
@@ -204,11 +216,11 @@ export class FakeWorker {
   readonly #port: MessagePort;
   readonly #inner: MessagePort;
 
-  constructor(builds: Record<DeviceKind, WasmBuild>, fetcher: typeof fetch) {
+  constructor(builds: Record<DeviceKind, WasmBuild>, fetch: typeof globalThis.fetch) {
     const { port1, port2 } = new MessageChannel();
     this.#port = port1;
     this.#inner = port2;
-    serve(port2 as unknown as Endpoint, builds, fetcher);
+    serve(port2 as unknown as Endpoint, { builds, fetch, mayBlock: true });
     port1.onmessage = (event) => this.onmessage?.(event);
   }
 
@@ -238,9 +250,7 @@ export class World {
       this.workers.push(worker);
       return worker as unknown as Worker;
     };
-    // The WebAssembly's own file is of no interest.
-    const wasmUrl = { cpu: MODEL_URL, webgpu: MODEL_URL };
-    const wanted = { model: MODEL_URL, cache: this.cache, wasmUrl, ...options };
+    const wanted = { model: MODEL_URL, cache: this.cache, ...options };
     return load(wanted, workerConnector(makeWorker));
   }
 }

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 
 import { WuerstchenError } from '../../js/errors.js';
 import type { LoadEvent } from '../../js/types.js';
-import { makeManifest, MODEL_URL, SHARD_URLS, SHARDS, World } from './fake.js';
+import { makeManifest, MODEL_URL, SHARD_URLS, SHARDS, WASM, WASM_URL, World } from './fake.js';
 
 const [FIRST = '', SECOND = ''] = SHARD_URLS;
 
@@ -25,9 +25,8 @@ test('what is stored is not fetched again, and works without a network', async (
   await (await world.load()).dispose();
   world.server.answers.clear();
   world.server.answers.set(MODEL_URL, () => Promise.reject(new TypeError('offline')));
-  const wasmUrl = 'https://example.test/engine.wasm';
-  world.server.answers.set(wasmUrl, () => new Response());
-  await using engine = await world.load({ wasmUrl: { cpu: wasmUrl } });
+  world.server.answers.set(WASM_URL, () => new Response(WASM));
+  await using engine = await world.load();
   assert.equal(world.server.shardRequests, 2);
   assert.equal(engine.info.id, 'fake-1234');
 });

@@ -1,0 +1,36 @@
+// A worker that does what the demo does with its settings as they are, with other shapes, and with a
+// mistake, in a profiled module; answers with the functions that were called.
+
+import { load } from '../dist/core.js';
+
+/** A module with nothing in it. */
+const EMPTY = 'data:application/wasm;base64,AGFzbQEAAAA=';
+
+let calls;
+const instantiate = WebAssembly.instantiateStreaming;
+WebAssembly.instantiateStreaming = async (...file) => {
+  const source = await instantiate(...file);
+  calls ??= source.instance.exports.calls;
+  return source;
+};
+
+onmessage = async ({ data: device }) => {
+  const engine = await load({
+    model: '/pkg/model/manifest.json',
+    device,
+    cache: 'none',
+    wasmUrl: { [device]: `/pkg/${device}/profiled.wasm`, [`${device}Rest`]: EMPTY },
+  });
+  const { width, height } = engine.info.defaults;
+  // Previews are made for those who listen.
+  const onProgress = () => {};
+  const steps = { priorSteps: 3, decoderSteps: 2 };
+  const job = { prompt: 'a red circle on a white background', seed: 7, ...steps, onProgress };
+  await engine.generate({ ...job, intermediates: true });
+  await engine.generate({ ...job, format: 'blob', negativePrompt: 'blue', count: 2 });
+  await engine.generate({ ...job, width: width * 2, height, format: 'imageData' });
+  await engine.generate({ ...job, priorGuidanceScale: 1, decoderGuidanceScale: 2 });
+  await engine.generate({ ...job, width: 1 }).catch(() => undefined);
+  await engine.dispose();
+  postMessage(new Uint8Array(calls.buffer));
+};
