@@ -5,7 +5,7 @@ import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import type { Browser, Page } from 'playwright-core';
-import { launch, program, Site } from './site.ts';
+import { launch, program, Site } from '../browser/site.ts';
 
 interface Check {
   readonly file: string;
