@@ -55,6 +55,7 @@ function checkLiterals() {
     for (const literal of literals) {
       if (!literal.test(code)) throw new Error(`dist/${file} has no ${literal}`);
     }
+    if (code.includes('web_bg.wasm')) throw new Error(`dist/${file} has the glue's default`);
   }
 }
 

@@ -239,7 +239,7 @@ class Client implements Wuerstchen {
           cache: isCustom ? undefined : cache,
           powerPreference,
           wasmUrl: Object.fromEntries(
-            Object.entries(wasmUrl).map(([file, url]) => [file, absoluteUrl(url)]),
+            Object.entries(wasmUrl).map(([file, url]) => [file, url && absoluteUrl(url)]),
           ),
         },
         cachePort: channel?.port2,

@@ -29,17 +29,13 @@ export async function start(
   const fetched = (url: string, imports: WebAssembly.Imports) =>
     request(fetch, url, { signal }).then((file) => instantiate(file, imports));
   const glue = module as unknown as WebAssembly.ModuleImports;
-  let isComplete = false;
+  // Where nothing may block, the rest is there before anything is called.
   const load = () => {
-    if (isComplete) return;
-    new WebAssembly.Instance(new WebAssembly.Module(fetchNow(urls.rest)), restImports);
+    if (mayBlock) new WebAssembly.Instance(new WebAssembly.Module(fetchNow(urls.rest)), restImports);
   };
   const { exports } = await fetched(urls.first, { [GLUE]: glue, rest: { load } });
   const restImports = { [GLUE]: glue, first: exports as WebAssembly.ModuleImports };
-  if (!mayBlock) {
-    await fetched(urls.rest, restImports);
-    isComplete = true;
-  }
+  if (!mayBlock) await fetched(urls.rest, restImports);
   module.__wbg_set_wasm(exports);
   (exports.__wbindgen_start as () => void)();
 }

@@ -39,11 +39,11 @@ async function callsOf(device: Device): Promise<Buffer> {
   }
 }
 
-/** Whether the parts were made from the present whole, by the present workload. */
+/** Whether the parts were made from the present whole, by the present workload and tool. */
 function isSplit(device: Device): boolean {
   const first = file(device, 'first.wasm');
   if (!existsSync(first)) return false;
-  const sources = [file(device, 'whole.wasm'), resolve('split/workload.js')];
+  const sources = [file(device, 'whole.wasm'), resolve('split/workload.js'), tool];
   return sources.every((source) => statSync(source).mtimeMs < statSync(first).mtimeMs);
 }
 

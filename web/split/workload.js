@@ -14,6 +14,11 @@ WebAssembly.instantiateStreaming = async (...file) => {
   return source;
 };
 
+// Else nobody hears of a failure, and the build waits for ever.
+addEventListener('unhandledrejection', ({ reason }) => {
+  throw reason;
+});
+
 onmessage = async ({ data: device }) => {
   const engine = await load({
     model: '/pkg/model/manifest.json',

@@ -47,9 +47,6 @@ pub(crate) fn profiled(wasm: &[u8]) -> Result<Vec<u8>> {
 
 /// Splits by the memory `calls` that a run of the profiled module has filled.
 pub(crate) fn split(wasm: &[u8], calls: &[u8]) -> Result<Parts> {
-    let count = parse(wasm)?.funcs.iter().count();
-    ensure!(calls.len() >= count, "{count} functions, but a profile of {}", calls.len());
-    ensure!(calls.contains(&1), "the profile says that nothing was called");
     let slots = slots(wasm, calls)?;
     let mut hasher = DefaultHasher::new();
     (wasm, calls).hash(&mut hasher);
@@ -63,6 +60,9 @@ pub(crate) fn split(wasm: &[u8], calls: &[u8]) -> Result<Parts> {
 /// The indices of the deferred functions that the first part refers to, in the order of the table.
 fn slots(wasm: &[u8], calls: &[u8]) -> Result<Vec<usize>> {
     let mut module = parse(wasm)?;
+    let count = module.funcs.iter().count();
+    ensure!(calls.len() >= count, "{count} functions, but a profile of {}", calls.len());
+    ensure!(calls.contains(&1), "the profile says that nothing was called");
     for id in local_functions(&module) {
         if !is_called(calls, id) {
             replace(&mut module, id, |body, _| {
