@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Builds everything of the browser: the WebAssembly, the npm package, the built-in model's bundle, the
-# demo page (web/demo/dist). Installs the tools it needs but Chromium, which tells what to split.
+# demo page (web/demo/dist). Needs Chromium, which tells what to split, and Node.js.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target="${CARGO_TARGET_DIR:-target}"
-bindgen=0.2.130 # the version of the wasm-bindgen crate
 step() { printf '\n== %s\n' "$*"; }
 
 step "tools"
@@ -13,9 +12,6 @@ command -v "${CHROMIUM:-/usr/bin/chromium}" >/dev/null || {
     exit 1
 }
 rustup target add wasm32-unknown-unknown
-if [ "$("$target/tools/bin/wasm-bindgen" --version 2>/dev/null)" != "wasm-bindgen $bindgen" ]; then
-    cargo install wasm-bindgen-cli --version "$bindgen" --root "$target/tools"
-fi
 npm --prefix web ci --no-audit --no-fund
 # All of the workspace: one set of features, so that nothing is built twice.
 cargo build --release --workspace --bins
@@ -27,14 +23,14 @@ for device in cpu webgpu; do
         --package wuerstchen-web --no-default-features --features "$device"
     wasm="$target/wasm32-unknown-unknown/web/wuerstchen_web.wasm"
     glue="web/pkg/$device"
-    if [ ! -f "$glue/whole.wasm" ] || ! cmp -s "$wasm" "$target/tools/$device.wasm"; then
-        "$target/tools/bin/wasm-bindgen" --target bundler --out-dir "$glue" "$wasm"
+    if [ ! -f "$glue/whole.wasm" ] || ! cmp -s "$wasm" "$glue/cargo.wasm"; then
+        "$target/release/wuerstchen-link" glue bundler "$wasm" "$glue"
         # Names and debug sections are of no use to visitors; -Oz would save 2 % in twice the time.
         npx --prefix web wasm-opt -Os --enable-simd --enable-bulk-memory --enable-sign-ext \
             --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types \
             --enable-multivalue --strip-debug --strip-producers \
             -o "$glue/whole.wasm" "$glue/wuerstchen_web_bg.wasm"
-        cp "$wasm" "$target/tools/$device.wasm"
+        cp "$wasm" "$glue/cargo.wasm"
     fi
 done
 

@@ -1,6 +1,7 @@
 //! `wuerstchen bench`: times of every stage, with sizes that let them be set beside others.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -8,11 +9,12 @@ use burn::tensor::{Device, Distribution, Tensor};
 use clap::Args;
 use serde_json::{Value, json};
 use wuerstchen::text::TokenIds;
-use wuerstchen_train::Trainer;
-use wuerstchen_train::config::TrainConfig;
-use wuerstchen_train::corpus::Corpus;
-use wuerstchen_train::export::{decoder_text, init_decoder, init_prior, prior_text};
+use wuerstchen_train::config::{StageConfig, TrainConfig};
+use wuerstchen_train::corpus::{Corpus, Shapes};
+use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC};
+use wuerstchen_train::tokenizer::shapes_tokenizer;
+use wuerstchen_train::{Recipe, Trainer};
 
 use crate::devices::{Choice, choose};
 use crate::measure::{self, StageArgs};
@@ -46,11 +48,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if measure::run(&args.stage, &found, args.runs.max(1))? {
         return Ok(());
     }
-    let bench = Bench { config, device: found.device.clone(), runs: args.runs.max(1) };
+    let recipe = Recipe::new(config, shapes_tokenizer())?;
+    let bench = Bench { recipe, device: found.device.clone(), runs: args.runs.max(1) };
     let report = json!({
         "device": found.name,
         "threads": std::thread::available_parallelism().map_or(1, usize::from),
-        "model": bench.config.name,
+        "model": bench.recipe.config.name,
         "runs": bench.runs,
         "generation": bench.generation(),
         "training": bench.training()?,
@@ -59,7 +62,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 }
 
 struct Bench {
-    config: TrainConfig,
+    recipe: Recipe,
     device: Device,
     runs: usize,
 }
@@ -67,10 +70,10 @@ struct Bench {
 impl Bench {
     /// One forward pass of every stage for one picture, without guidance.
     fn generation(&self) -> Value {
-        let (model, device) = (&self.config.model, &self.device);
+        let (model, device) = (&self.recipe.config.model, &self.device);
         let tokens = model.max_tokens;
-        let embedding = self.config.image_size / model.compressor.downscale();
-        let latents = self.config.image_size / model.vqgan.downscale();
+        let embedding = self.recipe.config.image_size / model.compressor.downscale();
+        let latents = self.recipe.config.image_size / model.vqgan.downscale();
         let random =
             |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device);
         let text =
@@ -82,7 +85,7 @@ impl Bench {
         let prior = model.prior.init(device);
         let decoder = model.decoder.init(device);
         let vqgan = model.vqgan.init(device);
-        let encoder = prior_text(&self.config).init(device);
+        let encoder = self.recipe.prior_text().init(device);
         let (prior_width, decoder_width) = (model.prior.c_cond, model.decoder.clip_embd);
         let [prior_input, decoder_input] = [text(prior_width), text(decoder_width)];
         let prior_secs = self.time(|| prior.forward(x.clone(), &[0.5], prior_input.clone()));
@@ -95,7 +98,7 @@ impl Bench {
                    "gmac_per_sec": multiply_adds as f64 / secs / 1e9})
         };
         let text_macs =
-            [prior_text(&self.config), decoder_text(&self.config)].map(|c| c.multiply_adds());
+            [self.recipe.prior_text(), self.recipe.decoder_text()].map(|c| c.multiply_adds());
         json!([
             line("text", vec![1, tokens], text_macs[0], text_secs),
             line(
@@ -121,13 +124,14 @@ impl Bench {
 
     /// Updates of every stage at the config's batch size, on scenes drawn afresh.
     fn training(&self) -> Result<Value> {
-        let (config, device) = (&self.config, self.device.clone().autodiff());
-        let corpus = || Corpus::new(config.seed, config.image_size, config.model.max_tokens);
-        let no_cache =
-            || Ok::<_, anyhow::Error>(Cache::fill(&corpus()?, 0, &self.device, |x| x, |_| {}));
-        let a = StageA { corpus: corpus()?, config: config.a.clone(), device: device.clone() };
+        let device = self.device.clone().autodiff();
+        let (recipe, config) = (&self.recipe, &self.recipe.config);
+        let shapes = Shapes { seed: config.seed, lesson: Lesson::default() };
+        let corpus = Corpus::new(Arc::new(shapes), recipe)?;
+        let no_cache = || Cache::fill(&corpus, 0, &self.device, |x| x, |_| {});
+        let a = StageA { corpus: corpus.clone(), config: config.a.clone(), device: device.clone() };
         let b = StageB {
-            corpus: corpus()?,
+            corpus: corpus.clone(),
             config: config.b.clone(),
             device: device.clone(),
             schedule: config.model.schedule,
@@ -137,7 +141,7 @@ impl Bench {
             vqgan_config: config.model.vqgan.clone(),
         };
         let c = StageC {
-            corpus: corpus()?,
+            corpus: corpus.clone(),
             config: config.c.clone(),
             device: device.clone(),
             schedule: config.model.schedule,
@@ -147,8 +151,8 @@ impl Bench {
         };
         Ok(json!([
             self.time_training("a", a, config.model.vqgan.init(&device), &config.a),
-            self.time_training("b", b, init_decoder(config, &device), &config.b),
-            self.time_training("c", c, init_prior(config, &device), &config.c),
+            self.time_training("b", b, recipe.init_decoder(&device), &config.b),
+            self.time_training("c", c, recipe.init_prior(&device), &config.c),
         ]))
     }
 
@@ -157,10 +161,10 @@ impl Bench {
         name: &str,
         stage: S,
         model: S::Model,
-        config: &wuerstchen_train::config::StageConfig,
+        config: &StageConfig,
     ) -> Value {
         let device = self.device.clone().autodiff();
-        let trainer = Trainer::new(stage, model, config.clone(), self.config.seed, device);
+        let trainer = Trainer::new(stage, model, config.clone(), self.recipe.config.seed, device);
         let (mut trainer, _) = trainer.step();
         let mut times = Vec::new();
         for _ in 0..self.runs {

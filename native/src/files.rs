@@ -258,7 +258,7 @@ impl Found {
 }
 
 /// The file names of a tokenizer.
-const TOKENIZER_FILES: [&str; 5] = [
+pub(crate) const TOKENIZER_FILES: [&str; 5] = [
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
@@ -393,7 +393,7 @@ fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// What is in a folder, sorted.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let list = || {
         let entries = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
         entries.collect::<std::io::Result<Vec<_>>>()

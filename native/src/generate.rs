@@ -98,18 +98,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
 
     let started = Instant::now();
     let settings = pipeline.settings(&args.options, pictures.image.as_ref())?;
-    let origins = match pictures.source(&settings) {
-        Some(source) => block_on(pipeline.origins(&source, &shares, &settings))?,
-        None => Vec::new(),
-    };
-    let mut batches = Vec::new();
-    for prompt in &prompts {
-        for (i, &share) in shares.iter().enumerate() {
-            let towards = inputs.prompt_to.as_deref().map(|prompt| (prompt, share));
-            let prompts = vec![prompt.as_str(); settings.count];
-            batches.push(Batch { prompts, towards, origin: origins.get(i) });
-        }
-    }
+    let frames = block_on(pipeline.frames(pictures.source(&settings), shares, &settings))?;
+    let batches = |prompt| frames.batches(prompt, inputs.prompt_to.as_deref(), settings.count);
+    let batches: Vec<_> = prompts.iter().flat_map(|prompt| batches(prompt)).collect();
     let bar = Bars::default();
     let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
     let made = block_on(pipeline.generate_batches(&batches, &settings, &mut on_step));

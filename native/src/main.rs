@@ -5,6 +5,7 @@ mod devices;
 mod eval;
 mod export;
 mod files;
+mod folder;
 mod generate;
 mod import;
 mod inspect;

@@ -23,7 +23,8 @@ pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
     Ok(Mask { width, height, values: pixels.into_raw() })
 }
 
-fn decode(path: &Path) -> Result<DynamicImage> {
+/// Reads a picture, upright as its EXIF data say.
+pub(crate) fn decode(path: &Path) -> Result<DynamicImage> {
     let cannot = || format!("cannot read the picture {}", path.display());
     let bytes = Cursor::new(files::read(path)?);
     let reader = ImageReader::new(bytes).with_guessed_format().with_context(cannot)?;

@@ -14,20 +14,23 @@ use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
 use wuerstchen::{
-    Checkpoint, GenerateOptions, Image, Pipeline, Residency, Statistics, WeightDtype, layout,
+    Checkpoint, GenerateOptions, Image, ModelFiles, Pipeline, Residency, Statistics,
+    TokenizerFiles, WeightDtype, layout,
 };
 use wuerstchen_train::config::{StageConfig, TrainConfig};
-use wuerstchen_train::corpus::Corpus;
+use wuerstchen_train::corpus::{Corpus, Samples, Shapes};
 use wuerstchen_train::eval::reconstruct;
-use wuerstchen_train::export::{self, Weights};
-use wuerstchen_train::shapes::{Kind, Lesson, Sample, Split, evaluation};
+use wuerstchen_train::recipe::{self, Recipe, Weights};
+use wuerstchen_train::shapes::{Kind, Lesson, Split, evaluation};
 use wuerstchen_train::stages::{
     Cache, Stage, StageA, StageB, StageC, image_embeddings, stage_a_latents,
 };
+use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer};
 use wuerstchen_train::{Metrics, Trainer};
 
 use crate::devices::{Choice, choose};
-use crate::files::{read_model, write, write_png_grid};
+use crate::files::{TOKENIZER_FILES, read_model, read_text, write, write_png_grid};
+use crate::folder::Folder;
 use crate::usage;
 
 /// Arguments of `wuerstchen train`.
@@ -83,12 +86,27 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let config = read_config(&args.config, &args.set)?;
     config.validate().map_err(|error| usage(&error.into()))?;
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    let folder = config.corpus.folder.as_ref().map(|folder| Folder::open(folder, config.seed));
+    let folder = folder.transpose()?;
+    let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
+    let tokenizer = match &folder {
+        Some(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
+        None => shapes_tokenizer(),
+    };
+    let recipe = Recipe::new(config, tokenizer)?;
     if args.dry_run {
-        return describe(&config, &output);
+        return describe(&recipe, folder.as_ref(), &output);
     }
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
-    let resolved = toml::to_string_pretty(&config).context("cannot write the config as TOML")?;
+    let resolved =
+        toml::to_string_pretty(&recipe.config).context("cannot write the config as TOML")?;
     write(&output.join("config.toml"), resolved.as_bytes())?;
+    // Captions that come later must not change the numbers of the tokens.
+    let own = output.join("model").join(layout::PRIOR_TOKENIZER);
+    fs::create_dir_all(&own).with_context(|| format!("cannot create {}", own.display()))?;
+    for (file, text) in recipe.tokenizer.named() {
+        write(&own.join(file), text.as_bytes())?;
+    }
 
     let stop = Arc::new(AtomicBool::new(false));
     let handler = stop.clone();
@@ -101,8 +119,9 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     ctrlc::set_handler(on_signal).context("cannot listen to Ctrl-C")?;
     let deadline = args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs));
     let device = choose(args.device)?.device;
-    let run = Run { config, output, device, stop, deadline, warm: args.init.is_some() };
-    if let Some(model) = &args.init {
+    let (folder, warm) = (folder.map(Arc::new), init.is_some());
+    let run = Run { recipe, folder, output, device, stop, deadline, warm };
+    if let Some(model) = init {
         run.adopt(model)?;
     }
     let stages = match args.stage {
@@ -158,10 +177,41 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
     }
 }
 
-fn describe(config: &TrainConfig, output: &Path) -> Result<()> {
-    let device = Device::flex();
-    let files = export::model_files(config, Weights::new(), &device);
+/// The tokenizer of a folder's captions: the run's own, else that of the model that it starts from, else
+/// one that the captions teach.
+fn tokenizer(
+    folder: &Folder,
+    config: &TrainConfig,
+    output: &Path,
+    init: Option<&ModelFiles>,
+) -> Result<TokenizerFiles> {
+    let mut own = ModelFiles::default();
+    for file in TOKENIZER_FILES {
+        let file = format!("{}/{file}", layout::PRIOR_TOKENIZER);
+        let path = output.join("model").join(&file);
+        if path.is_file() {
+            own.texts.insert(file, read_text(&path)?);
+        }
+    }
+    let own = own.tokenizer(layout::PRIOR_TOKENIZER);
+    match init {
+        _ if own.is_complete() => Ok(own),
+        Some(model) => Ok(model.tokenizer(layout::PRIOR_TOKENIZER)),
+        None => Ok(learn_tokenizer(folder.all_captions(), config.corpus.vocab_size)?),
+    }
+}
+
+fn describe(recipe: &Recipe, folder: Option<&Folder>, output: &Path) -> Result<()> {
+    let (config, device) = (&recipe.config, Device::flex());
+    let files = recipe.model_files(Weights::new(), &device);
     let mut lines = vec![format!("run {:?} in {}", config.name, output.display())];
+    if let Some(folder) = folder {
+        let bar = ProgressBar::new(folder.len() as u64).with_message("reading the pictures");
+        folder.check(|| bar.inc(1))?;
+        bar.finish_and_clear();
+        let (pictures, captions) = (folder.len(), folder.all_captions().count());
+        lines.push(format!("{pictures} pictures with {captions} captions"));
+    }
     for (part, weights) in &files.weights {
         let count: usize =
             weights.describe().map(|(_, _, shape, _)| shape.iter().product::<usize>()).sum();
@@ -177,7 +227,9 @@ fn describe(config: &TrainConfig, output: &Path) -> Result<()> {
 
 /// One run: what it trains and where it is kept.
 struct Run {
-    config: TrainConfig,
+    recipe: Recipe,
+    /// The pictures, where they are not the built-in scenes.
+    folder: Option<Arc<Folder>>,
     output: PathBuf,
     device: Device,
     stop: Arc<AtomicBool>,
@@ -188,24 +240,26 @@ struct Run {
 
 impl Run {
     /// Takes the weights of the parts that the run has not trained from a model.
-    fn adopt(&self, model: &Path) -> Result<()> {
-        let mut weights = read_model(Some(model))?.weights;
+    fn adopt(&self, model: ModelFiles) -> Result<()> {
+        let mut weights = model.weights;
         weights.retain(|part, _| !self.weights_path(part).exists());
         self.write_weights(weights)
     }
 
     fn corpus(&self, lesson: Lesson) -> Result<Corpus> {
-        let config = &self.config;
-        let corpus = Corpus::new(config.seed, config.image_size, config.model.max_tokens)?;
-        Ok(corpus.with_lesson(lesson))
+        let samples: Arc<dyn Samples> = match &self.folder {
+            Some(folder) => folder.clone(),
+            None => Arc::new(Shapes { seed: self.recipe.config.seed, lesson }),
+        };
+        Ok(Corpus::new(samples, &self.recipe)?)
     }
 
-    /// The scenes of sample grids and their pictures, far from those that are trained on.
-    fn grid(&self) -> Result<(Vec<Sample>, Tensor<4>)> {
+    /// The captions and pictures of sample grids; scenes far from those that are trained on.
+    fn grid(&self) -> Result<(Vec<String>, Tensor<4>)> {
         let corpus = self.corpus(Lesson::default())?;
-        let samples: Vec<_> = (0..GRID_SIDE as u64).map(|i| corpus.sample(i << 40)).collect();
-        let pictures = corpus.pictures(&samples, &self.device);
-        Ok((samples, pictures))
+        let numbers: Vec<_> = (0..GRID_SIDE as u64).map(|i| i << 40).collect();
+        let captions = numbers.iter().map(|&number| corpus.caption(number)).collect();
+        Ok((captions, corpus.pictures(&numbers, &self.device)?))
     }
 
     /// Computes once what does not change; `what` tells the user.
@@ -215,18 +269,19 @@ impl Run {
         corpus: &Corpus,
         scenes: usize,
         encode: impl Fn(Tensor<4>) -> Tensor<4>,
-    ) -> Cache {
+    ) -> Result<Cache> {
         let bar = ProgressBar::new_spinner();
         bar.set_style(ProgressStyle::with_template("{msg}: {pos}").expect("it is valid"));
         bar.set_message(format!("caching {what}"));
         let cache =
             Cache::fill(corpus, scenes, &self.device, encode, |n| bar.set_position(n as u64));
         bar.finish_and_clear();
-        cache
+        Ok(cache?)
     }
 
     fn stage_a(&self, resume: Option<&str>) -> Result<bool> {
-        let (config, device) = (&self.config, self.device.clone().autodiff());
+        let (recipe, device) = (&self.recipe, self.device.clone().autodiff());
+        let config = &recipe.config;
         device.seed(config.seed);
         let stage = StageA {
             corpus: self.corpus(config.a.lesson)?,
@@ -234,7 +289,7 @@ impl Run {
             device: device.clone(),
         };
         let model = match self.warm {
-            true => export::load_vqgan(config, &self.read_weights()?, &device)?,
+            true => recipe.load_vqgan(&self.read_weights()?, &device)?,
             false => config.model.vqgan.init(&device),
         };
         let trainer = Trainer::new(stage, model, config.a.clone(), config.seed, device);
@@ -250,28 +305,29 @@ impl Run {
                 let decoded = model.decode(latents).clamp(0.0, 1.0);
                 Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
             },
-            export::vqgan_weights,
+            recipe::vqgan_weights,
         )
     }
 
     fn stage_b(&self, resume: Option<&str>) -> Result<bool> {
-        let (config, device) = (&self.config, self.device.clone().autodiff());
+        let (recipe, device) = (&self.recipe, self.device.clone().autodiff());
+        let config = &recipe.config;
         device.seed(config.seed);
         let weights = self.read_weights()?;
-        let vqgan = export::load_vqgan(config, &weights, &self.device)?;
+        let vqgan = recipe.load_vqgan(&weights, &self.device)?;
         let corpus = self.corpus(config.b.lesson)?;
         let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
         let scenes = config.b.cached_scenes;
-        let latents = self.cache("Stage A's latents", &corpus, scenes, encode);
+        let latents = self.cache("Stage A's latents", &corpus, scenes, encode)?;
         let frozen = config.b.freeze_compressor;
         let model = match frozen || self.warm {
-            true => export::load_decoder(config, &weights, &device)?,
-            false => export::init_decoder(config, &device),
+            true => recipe.load_decoder(&weights, &device)?,
+            false => recipe.init_decoder(&device),
         };
         let compressor = burn::module::Module::valid(&model.compressor);
         let encode = |x| image_embeddings(&compressor, x);
         let scenes = if frozen { scenes } else { 0 };
-        let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode);
+        let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
         let stage = StageB {
             corpus,
             config: config.b.clone(),
@@ -283,7 +339,7 @@ impl Run {
             vqgan_config: config.model.vqgan.clone(),
         };
         let trainer = Trainer::new(stage, model, config.b.clone(), config.seed, device);
-        let (samples, pictures) = self.grid()?;
+        let (captions, pictures) = self.grid()?;
         self.train(
             if frozen { "b-frozen" } else { "b" },
             &config.b,
@@ -293,28 +349,28 @@ impl Run {
                 let pictures = pictures.clone();
                 let embedding = image_embeddings(&model.compressor, pictures.clone());
                 let mut trained = self.read_weights()?;
-                trained.extend(export::decoder_weights(model));
+                trained.extend(recipe::decoder_weights(model));
                 let pipeline = self.pipeline(trained)?;
-                let prompts: Vec<_> =
-                    samples.iter().map(|sample| sample.caption.as_str()).collect();
+                let prompts: Vec<_> = captions.iter().map(String::as_str).collect();
                 let settings = GenerateOptions::default().resolve(&config.defaults)?;
                 let decoded =
                     reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
                 let decoded = block_on(decoded)?.clamp(0.0, 1.0);
                 Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
             },
-            export::decoder_weights,
+            recipe::decoder_weights,
         )
     }
 
     fn stage_c(&self, resume: Option<&str>) -> Result<bool> {
-        let (config, device) = (&self.config, self.device.clone().autodiff());
+        let (recipe, device) = (&self.recipe, self.device.clone().autodiff());
+        let config = &recipe.config;
         device.seed(config.seed);
         let weights = self.read_weights()?;
-        let compressor = export::load_compressor(config, &weights, &self.device)?;
+        let compressor = recipe.load_compressor(&weights, &self.device)?;
         let corpus = self.corpus(config.c.lesson)?;
         let encode = |x| image_embeddings(&compressor, x);
-        let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, config.c.cached_scenes, encode);
+        let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, config.c.cached_scenes, encode)?;
         let stage = StageC {
             corpus,
             config: config.c.clone(),
@@ -325,10 +381,18 @@ impl Run {
             embedding_scale: config.model.embedding_scale,
         };
         let model = match self.warm {
-            true => export::load_prior(config, &weights, &device)?,
-            false => export::init_prior(config, &device),
+            true => recipe.load_prior(&weights, &device)?,
+            false => recipe.init_prior(&device),
         };
         let trainer = Trainer::new(stage, model, config.c.clone(), config.seed, device);
+        let prompt = |i: u64| match &self.folder {
+            Some(folder) => folder.captions(i).swap_remove(0),
+            None => {
+                let kind = [Kind::One, Kind::Two][(i / 4 % 2) as usize];
+                evaluation(kind, Split::Seen, config.seed, i).caption
+            }
+        };
+        let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(prompt).collect();
         self.train(
             "c",
             &config.c,
@@ -336,19 +400,14 @@ impl Run {
             resume,
             |model| {
                 let mut trained = self.read_weights()?;
-                trained.extend(export::prior_weights(model));
+                trained.extend(recipe::prior_weights(model));
                 let pipeline = self.pipeline(trained)?;
-                let prompt = |i: u64| {
-                    let kind = [Kind::One, Kind::Two][(i / 4 % 2) as usize];
-                    evaluation(kind, Split::Seen, config.seed, i).caption
-                };
-                let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(prompt).collect();
                 let prompts: Vec<_> = prompts.iter().map(String::as_str).collect();
                 let settings = GenerateOptions::default().resolve(&pipeline.card.defaults)?;
                 let go = &mut async |_: wuerstchen::Progress<'_>| ControlFlow::Continue(());
                 Ok(block_on(pipeline.generate_each(&prompts, settings, go))?.images)
             },
-            export::prior_weights,
+            recipe::prior_weights,
         )
     }
 
@@ -387,6 +446,14 @@ impl Run {
         while !trainer.is_done() {
             let (next, metrics) = trainer.step();
             trainer = next;
+            let metrics = match metrics {
+                Ok(metrics) => metrics,
+                Err(error) => {
+                    bar.abandon();
+                    write(&state, &trainer.save())?;
+                    return Err(error).context("stopped and saved; go on with --resume auto");
+                }
+            };
             let secs = start.elapsed().as_secs_f64();
             let samples = (metrics.step - first) * config.batch_size as u64;
             let rate = samples as f64 / secs;
@@ -415,7 +482,7 @@ impl Run {
     }
 
     fn pipeline(&self, trained: Weights) -> Result<Pipeline> {
-        let files = export::model_files(&self.config, trained, &self.device);
+        let files = self.recipe.model_files(trained, &self.device);
         Ok(Pipeline::load(&files, &self.device, Residency::All)?)
     }
 
@@ -453,7 +520,7 @@ impl Run {
 
     /// Writes the configs beside the weights, and the whole model as one file.
     fn write_model(&self) -> Result<()> {
-        let files = export::model_files(&self.config, self.read_weights()?, &self.device);
+        let files = self.recipe.model_files(self.read_weights()?, &self.device);
         let folder = self.output.join("model");
         for (path, text) in &files.texts {
             let path = folder.join(path);

@@ -1,14 +1,14 @@
-//! The command line as its users run it: goldens, pictures, training, mistakes.
+//! The command line as its users run it: goldens, pictures, mistakes.
+
+mod program;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::Value;
 
-fn wuerstchen(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wuerstchen")).args(arguments).output().unwrap()
-}
+use program::{scratch, text, wuerstchen};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -16,18 +16,6 @@ fn repository() -> PathBuf {
 
 fn goldens() -> String {
     repository().join("tests/golden/small").display().to_string()
-}
-
-/// An empty folder for one test.
-fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn verify(folder: &str, device: &str) -> (Option<i32>, Value) {
@@ -146,73 +134,6 @@ fn mistakes_are_named_and_have_their_exit_code() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
         assert!(error.contains(message), "{arguments:?}: {error}");
     }
-}
-
-/// All stages from nothing; the model that comes out generates.
-#[test]
-fn the_smoke_preset_trains_a_model_that_generates() {
-    let folder = scratch("train");
-    let run = folder.join("run").display().to_string();
-    let config = repository().join("configs/smoke.toml").display().to_string();
-    let steps = ["a.steps=30", "b.steps=8", "c.steps=30"];
-    let mut arguments = vec!["train", "all", "-c", &config, "-o", &run, "--device", "cpu"];
-    arguments.extend(steps.iter().flat_map(|change| ["--set", change]));
-    arguments.extend(["--set", "b.cached_scenes=64", "--set", "c.cached_scenes=64"]);
-    let output = wuerstchen(&arguments);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-
-    let metrics = fs::read_to_string(folder.join("run/a/metrics.jsonl")).unwrap();
-    let losses: Vec<f64> = metrics
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64().unwrap())
-        .collect();
-    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    assert_eq!(losses.len(), 30);
-    assert!(mean(&losses[25..]) < 0.8 * mean(&losses[..5]), "{losses:?}");
-
-    for model in ["run/model", "run/model.safetensors"] {
-        let model = folder.join(model).display().to_string();
-        let picture = folder.join("out.png").display().to_string();
-        let output = wuerstchen(&["generate", "a star", "-m", &model, "-o", &picture]);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-    }
-}
-
-/// Ctrl-C and `--max-seconds` save and stop; `--resume auto` goes on with the next step.
-#[cfg(unix)]
-#[test]
-fn training_stops_on_request_and_goes_on() {
-    let folder = scratch("stop");
-    let run = folder.display().to_string();
-    let config = repository().join("configs/smoke.toml").display().to_string();
-    let train = ["train", "a", "-c", &config, "-o", &run, "--device", "cpu", "--resume", "auto"];
-    let endless = ["--set", "a.steps=1000000", "--set", "a.sample_every=1000000"];
-    let steps = || -> Vec<u64> {
-        let metrics = fs::read_to_string(folder.join("a/metrics.jsonl")).unwrap_or_default();
-        let step = |line: &str| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64();
-        metrics.lines().filter_map(step).collect()
-    };
-    let stopped = |output: &Output| {
-        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-        assert!(text(&output.stderr).contains("stopped; go on with --resume auto"));
-        steps().last().copied().unwrap()
-    };
-
-    let program = env!("CARGO_BIN_EXE_wuerstchen");
-    let mut command = Command::new(program);
-    let child = command.args(train).args(endless).stderr(std::process::Stdio::piped()).spawn();
-    let child = child.unwrap();
-    while steps().len() < 2 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(kill.unwrap().success());
-    let first = stopped(&child.wait_with_output().unwrap());
-
-    let output = wuerstchen(&[&train[..], &endless, &["--max-seconds", "0"]].concat());
-    let second = stopped(&output);
-    assert_eq!(second, first + 1);
-    assert_eq!(steps(), (1..=second).collect::<Vec<_>>());
 }
 
 /// A web bundle makes the same picture as the model it was exported from, and is read strictly.

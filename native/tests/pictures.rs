@@ -1,29 +1,21 @@
 //! Pictures that start from pictures, frames, batches, weights of words, LoRAs.
 
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use image::{GrayImage, Luma, RgbImage};
 use serde_json::Value;
 
-fn wuerstchen(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wuerstchen")).args(arguments).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use program::{scratch, text, wuerstchen};
 
 /// An empty folder for one test.
 struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
+        Self(scratch(name))
     }
 
     fn path(&self, name: &str) -> String {

@@ -1,27 +1,31 @@
 //! Training can stop anywhere and go on as if it had not.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::prelude::*;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::weights::{KeyTable, tensors};
 use wuerstchen_train::Trainer;
-use wuerstchen_train::config::TrainConfig;
-use wuerstchen_train::corpus::Corpus;
-use wuerstchen_train::export::{init_decoder, init_prior};
+use wuerstchen_train::corpus::{Corpus, Shapes};
+use wuerstchen_train::recipe::Recipe;
+use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC, image_embeddings};
+use wuerstchen_train::tokenizer::shapes_tokenizer;
 
-fn config() -> TrainConfig {
-    toml::from_str(include_str!("../../configs/smoke.toml")).unwrap()
+fn recipe() -> Recipe {
+    let config = toml::from_str(include_str!("../../configs/smoke.toml")).unwrap();
+    Recipe::new(config, shapes_tokenizer()).unwrap()
 }
 
-fn corpus(config: &TrainConfig) -> Corpus {
-    Corpus::new(config.seed, config.image_size, config.model.max_tokens).unwrap()
+fn corpus(recipe: &Recipe) -> Corpus {
+    let shapes = Shapes { seed: recipe.config.seed, lesson: Lesson::default() };
+    Corpus::new(Arc::new(shapes), recipe).unwrap()
 }
 
 fn steps<S: Stage>(mut trainer: Trainer<S>, count: usize) -> Trainer<S> {
     for _ in 0..count {
         let (next, metrics) = trainer.step();
+        let metrics = metrics.unwrap();
         assert!(metrics.finite, "{metrics:?}");
         trainer = next;
     }
@@ -51,11 +55,12 @@ fn assert_resumes<S: Stage>(trainer: impl Fn() -> Trainer<S>) {
 #[test]
 fn stage_a_resumes_bit_equal() {
     let _turn = turn();
-    let (config, device) = (config(), Device::flex().autodiff());
+    let (recipe, device) = (recipe(), Device::flex().autodiff());
+    let config = &recipe.config;
     assert_resumes(|| {
         device.seed(config.seed);
         let stage =
-            StageA { corpus: corpus(&config), config: config.a.clone(), device: device.clone() };
+            StageA { corpus: corpus(&recipe), config: config.a.clone(), device: device.clone() };
         let model = config.model.vqgan.init(&device);
         Trainer::new(stage, model, config.a.clone(), config.seed, device.clone())
     });
@@ -64,25 +69,27 @@ fn stage_a_resumes_bit_equal() {
 #[test]
 fn stage_b_resumes_bit_equal() {
     let _turn = turn();
-    let (config, device) = (config(), Device::flex().autodiff());
+    let (recipe, device) = (recipe(), Device::flex().autodiff());
+    let config = &recipe.config;
     device.seed(config.seed);
     let vqgan = config.model.vqgan.init(&Device::flex());
     let vqgan = load_copy(vqgan);
     assert_resumes(|| {
         device.seed(config.seed);
-        let corpus = corpus(&config);
-        let latents = Cache::fill(&corpus, 0, &Device::flex(), |x| x, |_| {});
+        let corpus = corpus(&recipe);
+        let latents = Cache::fill(&corpus, 0, &Device::flex(), |x| x, |_| {}).unwrap();
         let stage = StageB {
             corpus,
             config: config.b.clone(),
             device: device.clone(),
             schedule: config.model.schedule,
             latents,
-            embeddings: Cache::fill(&self::corpus(&config), 0, &Device::flex(), |x| x, |_| {}),
+            embeddings: Cache::fill(&self::corpus(&recipe), 0, &Device::flex(), |x| x, |_| {})
+                .unwrap(),
             vqgan: vqgan.clone(),
             vqgan_config: config.model.vqgan.clone(),
         };
-        let model = init_decoder(&config, &device);
+        let model = recipe.init_decoder(&device);
         Trainer::new(stage, model, config.b.clone(), config.seed, device.clone())
     });
 }
@@ -90,14 +97,15 @@ fn stage_b_resumes_bit_equal() {
 #[test]
 fn stage_c_resumes_bit_equal() {
     let _turn = turn();
-    let (config, device) = (config(), Device::flex().autodiff());
+    let (recipe, device) = (recipe(), Device::flex().autodiff());
+    let config = &recipe.config;
     device.seed(config.seed);
     let compressor = load_copy(config.model.compressor.init(&Device::flex()));
     assert_resumes(|| {
         device.seed(config.seed);
-        let corpus = corpus(&config);
+        let corpus = corpus(&recipe);
         let encode = |x| image_embeddings(&compressor, x);
-        let embeddings = Cache::fill(&corpus, 40, &Device::flex(), encode, |_| {});
+        let embeddings = Cache::fill(&corpus, 40, &Device::flex(), encode, |_| {}).unwrap();
         let stage = StageC {
             corpus,
             config: config.c.clone(),
@@ -107,7 +115,7 @@ fn stage_c_resumes_bit_equal() {
             compressor: compressor.clone(),
             embedding_scale: config.model.embedding_scale,
         };
-        let model = init_prior(&config, &device);
+        let model = recipe.init_prior(&device);
         Trainer::new(stage, model, config.c.clone(), config.seed, device.clone())
     });
 }
@@ -121,10 +129,11 @@ fn load_copy<M: burn::module::Module>(module: M) -> M {
 #[test]
 fn a_state_of_another_seed_is_refused() {
     let _turn = turn();
-    let (config, device) = (config(), Device::flex().autodiff());
+    let (recipe, device) = (recipe(), Device::flex().autodiff());
+    let config = &recipe.config;
     let trainer = |seed| {
         let stage =
-            StageA { corpus: corpus(&config), config: config.a.clone(), device: device.clone() };
+            StageA { corpus: corpus(&recipe), config: config.a.clone(), device: device.clone() };
         let model = config.model.vqgan.init(&device);
         Trainer::new(stage, model, config.a.clone(), seed, device.clone())
     };

@@ -1,5 +1,5 @@
 // Starts a WebAssembly build. Its code lies in two files: what a picture from a prompt needs, and the
-// rest, which few visitors call (see split/). Something of the rest calls `rest.load` first.
+// rest, which few visitors call (see link/). Something of the rest calls `rest.load` first.
 
 import { checkAnswer, request, unreachable } from './http.js';
 import type { Wasm } from './wasm.js';

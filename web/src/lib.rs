@@ -12,7 +12,7 @@ use wasm_bindgen_futures::JsFuture;
 use wuerstchen::interpolate::shares;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
-    Batch, Error, GenerateOptions, Generated as Made, Image, LoadError, Manifest, Mask, Pipeline,
+    Error, GenerateOptions, Generated as Made, Image, LoadError, Manifest, Mask, Pipeline,
     PipelineLoader, Progress, Provenance, Stage,
 };
 
@@ -174,16 +174,8 @@ impl Engine {
         let settings = self.pipeline.settings(options, source.map(|source| source.image))?;
         let has_end = prompt_to.is_some() || source.is_some_and(|source| source.towards.is_some());
         let shares = shares(has_end, frames, settings.count)?;
-        let origins = match source {
-            Some(source) => self.pipeline.origins(&source, &shares, &settings).await?,
-            None => Vec::new(),
-        };
-        let batch = |(i, &share): (usize, &f32)| Batch {
-            towards: prompt_to.map(|prompt| (prompt, share)),
-            origin: origins.get(i),
-            ..Batch::new(prompt, settings.count)
-        };
-        let batches: Vec<_> = shares.iter().enumerate().map(batch).collect();
+        let frames = self.pipeline.frames(source, shares, &settings).await?;
+        let batches: Vec<_> = frames.batches(prompt, prompt_to, settings.count).collect();
         self.pipeline.generate_batches(&batches, &settings, on_step).await
     }
 }

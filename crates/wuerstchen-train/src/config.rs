@@ -1,5 +1,7 @@
 //! What a training run does, as one TOML file says it.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use wuerstchen::{
     CompressorConfig, ConfigError, DecoderConfig, Defaults, PriorConfig, Schedule,
@@ -8,6 +10,7 @@ use wuerstchen::{
 
 use crate::optimizer::OptimizerConfig;
 use crate::shapes::Lesson;
+use crate::tokenizer::MIN_VOCAB_SIZE;
 
 /// One training run of the three stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +22,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Side of the training pictures in pixels.
     pub image_size: usize,
+    /// What is trained on.
+    #[serde(default)]
+    pub corpus: CorpusConfig,
     /// The sizes of the models.
     pub model: ModelConfig,
     /// Training of Stage A.
@@ -29,6 +35,25 @@ pub struct TrainConfig {
     pub c: StageConfig,
     /// What the trained model does where options say nothing.
     pub defaults: Defaults,
+}
+
+/// What a run is trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CorpusConfig {
+    /// A folder of captioned pictures, relative to the current one; the built-in scenes of shapes where
+    /// there is none.
+    pub folder: Option<PathBuf>,
+    /// Most tokens of the tokenizer that the folder's captions teach.
+    pub vocab_size: usize,
+    /// The licence of the weights, which the pictures decide.
+    pub licence: String,
+}
+
+impl Default for CorpusConfig {
+    fn default() -> Self {
+        Self { folder: None, vocab_size: 4096, licence: String::new() }
+    }
 }
 
 /// The sizes of the models, with the published field names.
@@ -108,13 +133,13 @@ pub struct StageConfig {
     /// The optimiser.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// What the scenes show; the whole corpus if nothing is said.
+    /// What the built-in scenes show; the whole corpus if nothing is said.
     #[serde(default)]
     pub lesson: Lesson,
     /// Probability that a sample's caption is dropped, for guidance.
     #[serde(default)]
     pub caption_drop: f64,
-    /// Probability that a word is replaced by the unknown one.
+    /// Probability that a word of the built-in corpus is replaced by the unknown one.
     #[serde(default)]
     pub unknown_words: f64,
     /// Stage A: probability that a step decodes quantised latents.
@@ -191,6 +216,7 @@ impl TrainConfig {
         expect("decoder", "clip_embd", model.decoder_text.hidden_size, decoder.clip_embd)?;
         expect("prior", "c_in", model.compressor.c_latent, prior.c_in)?;
         expect("prior", "c_cond", model.prior_text.hidden_size, prior.c_cond)?;
+        self.validate_corpus()?;
         for stage in [&self.a, &self.b, &self.c] {
             let (batch, shards) = (stage.batch_size, stage.shards);
             if batch == 0 || shards == 0 || batch % shards != 0 {
@@ -223,6 +249,31 @@ impl TrainConfig {
                 expected: format!("a multiple of {multiple}"),
                 found: self.image_size.to_string(),
             });
+        }
+        Ok(())
+    }
+    /// Checks that nothing is asked of a folder that only the built-in corpus has.
+    fn validate_corpus(&self) -> Result<(), ConfigError> {
+        if self.corpus.folder.is_none() {
+            return Ok(());
+        }
+        let error = |field, expected: String, found: String| {
+            Err(ConfigError { part: "training", field, expected, found })
+        };
+        let found = self.corpus.vocab_size;
+        if found < MIN_VOCAB_SIZE {
+            return error("vocab_size", format!("at least {MIN_VOCAB_SIZE}"), found.to_string());
+        }
+        for stage in [&self.a, &self.b, &self.c] {
+            if stage.unknown_words > 0.0 {
+                let expected =
+                    "0 with a folder, whose tokenizer splits words it does not know".into();
+                return error("unknown_words", expected, stage.unknown_words.to_string());
+            }
+            if stage.lesson != Lesson::default() {
+                let expected = "none with a folder".to_owned();
+                return error("lesson", expected, format!("{:?}", stage.lesson));
+            }
         }
         Ok(())
     }

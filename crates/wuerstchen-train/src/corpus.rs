@@ -1,85 +1,85 @@
-//! Batches of the built-in corpus and its tokenizer.
+//! What is trained on: captioned pictures.
+
+use std::sync::Arc;
 
 use burn::prelude::*;
-use serde_json::json;
+#[cfg(feature = "parallel")]
+use rayon::prelude::*;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::{TokenIds, TokenizerError};
-use wuerstchen::{Image, Tokenizer, TokenizerFiles};
+use wuerstchen::{Image, Tokenizer};
 
-use crate::shapes::{Lesson, Sample, draw, sample, vocabulary};
+use crate::recipe::Recipe;
+use crate::shapes::{Lesson, draw, sample};
+use crate::tokenizer::UNKNOWN_ID;
 
-const BEGIN: &str = "<|startoftext|>";
-const END: &str = "<|endoftext|>";
-const UNKNOWN: &str = "<|unknown|>";
-
-/// Number of tokens: the words and the three special ones.
-pub fn vocab_size() -> usize {
-    vocabulary().len() + 3
+/// Why a corpus cannot be trained on.
+#[derive(Debug, thiserror::Error)]
+pub enum CorpusError {
+    /// A picture cannot be read.
+    #[error("cannot read the picture {name}: {reason}")]
+    Picture {
+        /// Its path, or what else it is called.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The tokenizer cannot be made, or not split a caption.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
 }
 
-/// The files of a tokenizer that knows the words of the corpus.
-pub fn tokenizer_files() -> TokenizerFiles {
-    let words = vocabulary();
-    let special = [BEGIN, END, UNKNOWN];
-    let vocab: serde_json::Map<_, _> = special
-        .iter()
-        .chain(&words)
-        .enumerate()
-        .map(|(id, word)| ((*word).to_owned(), json!(id)))
-        .collect();
-    let added = special.iter().enumerate().map(|(id, content)| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
-               "rstrip": false, "normalized": false, "special": true})
-    });
-    let tokenizer = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added.collect::<Vec<_>>(),
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "NFC"},
-            {"type": "Replace", "pattern": {"Regex": "[^\\p{L}\\p{N}\\s]+"}, "content": " "},
-            {"type": "Lowercase"},
-        ]},
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": {"type": "RobertaProcessing", "sep": [END, 1], "cls": [BEGIN, 0],
-                           "trim_offsets": false, "add_prefix_space": false},
-        "decoder": null,
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN},
-    });
-    let config = json!({"pad_token": END, "eos_token": END, "bos_token": BEGIN});
-    TokenizerFiles {
-        tokenizer: Some(tokenizer.to_string()),
-        tokenizer_config: Some(config.to_string()),
-        ..Default::default()
+/// Captioned pictures, numbered without end; the same number is always the same picture.
+pub trait Samples: Send + Sync {
+    /// A picture, `side` pixels wide and high.
+    ///
+    /// # Errors
+    ///
+    /// The picture cannot be read.
+    fn picture(&self, number: u64, side: usize) -> Result<Image, CorpusError>;
+
+    /// What may be said about it; at least one caption.
+    fn captions(&self, number: u64) -> Vec<String>;
+}
+
+/// The built-in scenes, drawn when they are needed.
+pub struct Shapes {
+    /// Which scenes.
+    pub seed: u64,
+    /// What of them is shown.
+    pub lesson: Lesson,
+}
+
+impl Samples for Shapes {
+    fn picture(&self, number: u64, side: usize) -> Result<Image, CorpusError> {
+        let rgb = draw(&sample(self.seed, number, &self.lesson).scene, side as u32);
+        Ok(Image { width: side, height: side, rgb })
+    }
+
+    fn captions(&self, number: u64) -> Vec<String> {
+        vec![sample(self.seed, number, &self.lesson).caption]
     }
 }
 
-/// The built-in corpus at one picture size.
+/// Pictures at one size, and captions as tokens.
+#[derive(Clone)]
 pub struct Corpus {
-    seed: u64,
+    samples: Arc<dyn Samples>,
     image_size: usize,
-    lesson: Lesson,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     empty: TokenIds,
 }
 
 impl Corpus {
-    /// The corpus of a seed, its pictures `image_size` pixels wide and its captions `length` tokens
-    /// long.
+    /// Samples as a run takes them.
     ///
     /// # Errors
     ///
     /// The tokenizer cannot be made.
-    pub fn new(seed: u64, image_size: usize, length: usize) -> Result<Self, TokenizerError> {
-        let tokenizer = Tokenizer::new(&tokenizer_files(), length)?;
-        let empty = tokenizer.encode("")?;
-        Ok(Self { seed, image_size, lesson: Lesson::default(), tokenizer, empty })
-    }
-
-    /// The same with scenes of a lesson.
-    pub fn with_lesson(self, lesson: Lesson) -> Self {
-        Self { lesson, ..self }
+    pub fn new(samples: Arc<dyn Samples>, recipe: &Recipe) -> Result<Self, CorpusError> {
+        let tokenizer = Tokenizer::new(&recipe.tokenizer, recipe.config.model.max_tokens)?;
+        let (image_size, empty) = (recipe.config.image_size, tokenizer.encode("")?);
+        Ok(Self { samples, image_size, tokenizer: Arc::new(tokenizer), empty })
     }
 
     /// Side of the pictures in pixels.
@@ -87,65 +87,73 @@ impl Corpus {
         self.image_size
     }
 
-    /// Number `index` of the training samples.
-    pub fn sample(&self, index: u64) -> Sample {
-        sample(self.seed, index, &self.lesson)
-    }
-
     /// The pictures of samples, `[B, 3, H, W]` in `[0, 1]`.
-    pub fn pictures(&self, samples: &[Sample], device: &Device) -> Tensor<4> {
+    ///
+    /// # Errors
+    ///
+    /// A picture cannot be read.
+    pub fn pictures(&self, numbers: &[u64], device: &Device) -> Result<Tensor<4>, CorpusError> {
         let side = self.image_size;
-        let planes = samples.iter().flat_map(|sample| {
-            let rgb = draw(&sample.scene, side as u32);
-            Image { width: side, height: side, rgb }.to_planes()
-        });
-        let data = TensorData::new(planes.collect::<Vec<_>>(), [samples.len(), 3, side, side]);
-        Tensor::from_data(data, device)
+        let planes = |&number: &u64| Ok(self.samples.picture(number, side)?.to_planes());
+        #[cfg(feature = "parallel")]
+        let planes = numbers.par_iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
+        #[cfg(not(feature = "parallel"))]
+        let planes = numbers.iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
+        let data = TensorData::new(planes.concat(), [numbers.len(), 3, side, side]);
+        Ok(Tensor::from_data(data, device))
     }
 
-    /// The token ids of a caption; each word becomes unknown with probability `unknown`, and with
-    /// probability `drop` the caption is empty.
-    pub fn caption(&self, caption: &str, [drop, unknown]: [f64; 2], rng: &mut Philox) -> TokenIds {
+    /// A sample's first caption.
+    pub fn caption(&self, number: u64) -> String {
+        self.samples.captions(number).swap_remove(0)
+    }
+
+    /// The token ids of one of a sample's captions; each word of the built-in corpus becomes unknown
+    /// with probability `unknown`, and with probability `drop` the caption is empty.
+    ///
+    /// # Errors
+    ///
+    /// Names the caption if the tokenizer cannot split it.
+    pub fn tokens(
+        &self,
+        number: u64,
+        [drop, unknown]: [f64; 2],
+        rng: &mut Philox,
+    ) -> Result<TokenIds, CorpusError> {
         if f64::from(rng.uniform()) < drop {
-            return self.empty.clone();
+            return Ok(self.empty.clone());
         }
-        let mut token_ids =
-            self.tokenizer.encode(caption).expect("captions are of the tokenizer's words");
+        let captions = self.samples.captions(number);
+        let chosen = if captions.len() > 1 { rng.below(captions.len() as u32) as usize } else { 0 };
+        let mut token_ids = self.tokenizer.encode(&captions[chosen])?;
         for (id, attended) in token_ids.ids.iter_mut().zip(&token_ids.attended) {
             if *attended && *id >= UNKNOWN_ID && f64::from(rng.uniform()) < unknown {
                 *id = UNKNOWN_ID;
             }
         }
-        token_ids
+        Ok(token_ids)
     }
 }
-
-/// Number of the unknown word; those of the corpus follow.
-const UNKNOWN_ID: u32 = 2;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokenizer::shapes_tokenizer;
 
     #[test]
-    fn captions_are_known_words_of_fixed_length() {
-        let corpus = Corpus::new(1, 64, 24).unwrap();
+    fn captions_of_shapes_are_known_words_of_fixed_length() {
+        let config = toml::from_str(include_str!("../../../configs/shapes.toml")).unwrap();
+        let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
+        let shapes = Shapes { seed: 1, lesson: Lesson::default() };
+        let corpus = Corpus::new(Arc::new(shapes), &recipe).unwrap();
         let mut rng = Philox::new(1, 1);
-        for index in 0..500 {
-            let sample = corpus.sample(index);
-            let ids = corpus.caption(&sample.caption, [0.0, 0.0], &mut rng);
-            let words = sample.caption.split_whitespace().count();
-            assert_eq!(ids.ids.len(), 24);
+        for number in 0..500 {
+            let caption = corpus.caption(number);
+            let ids = corpus.tokens(number, [0.0, 0.0], &mut rng).unwrap();
+            let words = caption.split_whitespace().count();
+            assert_eq!(ids.ids.len(), 20);
             assert_eq!(ids.attended.iter().filter(|&&attended| attended).count(), words + 2);
-            assert!(!ids.ids.contains(&UNKNOWN_ID), "{}", sample.caption);
+            assert!(!ids.ids.contains(&UNKNOWN_ID), "{caption}");
         }
-    }
-
-    #[test]
-    fn case_and_punctuation_do_not_matter() {
-        let tokenizer = Tokenizer::new(&tokenizer_files(), 24).unwrap();
-        let encode = |prompt| tokenizer.encode(prompt).unwrap();
-        assert_eq!(encode("A red circle, on WHITE!"), encode("a red circle on white"));
-        assert_eq!(encode("a zebra").ids[2], UNKNOWN_ID);
     }
 }

@@ -3,12 +3,14 @@
 pub mod config;
 pub mod corpus;
 pub mod eval;
-pub mod export;
 pub mod optimizer;
+pub mod recipe;
 pub mod shapes;
 pub mod stages;
+pub mod tokenizer;
 pub mod trainer;
 pub mod verify;
 
 pub use config::TrainConfig;
+pub use recipe::Recipe;
 pub use trainer::{Metrics, Trainer};

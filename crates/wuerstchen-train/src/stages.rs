@@ -13,8 +13,7 @@ use wuerstchen::{
 };
 
 use crate::config::StageConfig;
-use crate::corpus::Corpus;
-use crate::shapes::Sample;
+use crate::corpus::{Corpus, CorpusError};
 
 /// A stage that can be trained.
 pub trait Stage: Sync {
@@ -22,7 +21,16 @@ pub trait Stage: Sync {
     type Model: Module + Sync;
 
     /// The mean loss of the samples of these numbers. Everything random comes from `rng`.
-    fn loss(&self, model: &Self::Model, rng: &mut Philox, samples: Range<u64>) -> Tensor<1>;
+    ///
+    /// # Errors
+    ///
+    /// A sample cannot be read.
+    fn loss(
+        &self,
+        model: &Self::Model,
+        rng: &mut Philox,
+        samples: Range<u64>,
+    ) -> Result<Tensor<1>, CorpusError>;
 }
 
 /// Stage A: pictures to latents and back.
@@ -41,9 +49,13 @@ const SQUARED_ERROR: f64 = 2.0;
 impl Stage for StageA {
     type Model = Vqgan;
 
-    fn loss(&self, model: &Vqgan, rng: &mut Philox, samples: Range<u64>) -> Tensor<1> {
-        let samples: Vec<_> = samples.map(|index| self.corpus.sample(index)).collect();
-        let pictures = self.corpus.pictures(&samples, &self.device);
+    fn loss(
+        &self,
+        model: &Vqgan,
+        rng: &mut Philox,
+        samples: Range<u64>,
+    ) -> Result<Tensor<1>, CorpusError> {
+        let pictures = self.corpus.pictures(&samples.collect::<Vec<_>>(), &self.device)?;
         let latents = model.encode(pictures.clone(), Statistics::Batch);
         let quantized = model.quantize(latents.clone());
         // The pipeline decodes without quantising, so the decoder learns both.
@@ -52,7 +64,8 @@ impl Stage for StageA {
             false => latents,
         };
         let error = model.decode(latents) - pictures;
-        error.clone().abs().mean() + error.square().mean() * SQUARED_ERROR + quantized.loss
+        let loss = error.clone().abs().mean() + error.square().mean() * SQUARED_ERROR;
+        Ok(loss + quantized.loss)
     }
 }
 
@@ -90,28 +103,35 @@ pub struct StageB {
 impl Stage for StageB {
     type Model = DecoderModel;
 
-    fn loss(&self, model: &DecoderModel, rng: &mut Philox, samples: Range<u64>) -> Tensor<1> {
-        let chosen = self.latents.choose(rng, samples);
-        let samples: Vec<_> = chosen.iter().map(|&index| self.corpus.sample(index)).collect();
+    fn loss(
+        &self,
+        model: &DecoderModel,
+        rng: &mut Philox,
+        samples: Range<u64>,
+    ) -> Result<Tensor<1>, CorpusError> {
+        let samples = self.latents.choose(rng, samples);
         let pictures = |device: &Device| self.corpus.pictures(&samples, device);
-        let latents = self.latents.get(&chosen).unwrap_or_else(|| {
-            let pictures = pictures(&self.device.clone().inner());
-            stage_a_latents(&self.vqgan, &self.vqgan_config, pictures)
-        });
-        let embedding = match (self.embeddings.get(&chosen), self.config.freeze_compressor) {
+        let latents = match self.latents.get(&samples) {
+            Some(latents) => latents,
+            None => {
+                let pictures = pictures(&self.device.clone().inner())?;
+                stage_a_latents(&self.vqgan, &self.vqgan_config, pictures)
+            }
+        };
+        let embedding = match (self.embeddings.get(&samples), self.config.freeze_compressor) {
             (Some(embedding), _) => Tensor::from_inner(embedding),
-            (None, true) => image_embeddings(&model.compressor, pictures(&self.device)).detach(),
+            (None, true) => image_embeddings(&model.compressor, pictures(&self.device)?).detach(),
             (None, false) => {
-                let normalised = compressor::normalise(pictures(&self.device));
+                let normalised = compressor::normalise(pictures(&self.device)?);
                 model.compressor.forward(normalised, Statistics::Batch)
             }
         };
         let embedding = self.perturb(embedding, rng);
-        let captions = captions(&self.corpus, &self.config, &samples, rng);
+        let captions = captions(&self.corpus, &self.config, &samples, rng)?;
         let text = model.text_encoder.forward(&captions);
         let noised = Noised::new(Tensor::from_inner(latents), &self.schedule, rng);
         let predicted = model.decoder.forward(noised.x.clone(), &noised.times, embedding, text);
-        noised.loss(predicted, &self.schedule, self.config.p2_k())
+        Ok(noised.loss(predicted, &self.schedule, self.config.p2_k()))
     }
 }
 
@@ -167,23 +187,30 @@ pub struct StageC {
 impl Stage for StageC {
     type Model = PriorModel;
 
-    fn loss(&self, model: &PriorModel, rng: &mut Philox, samples: Range<u64>) -> Tensor<1> {
-        let chosen = self.embeddings.choose(rng, samples);
-        let samples: Vec<_> = chosen.iter().map(|&index| self.corpus.sample(index)).collect();
-        let embeddings = self.embeddings.get(&chosen).unwrap_or_else(|| {
-            let pictures = self.corpus.pictures(&samples, &self.device.clone().inner());
-            image_embeddings(&self.compressor, pictures)
-        });
-        let captions = captions(&self.corpus, &self.config, &samples, rng);
+    fn loss(
+        &self,
+        model: &PriorModel,
+        rng: &mut Philox,
+        samples: Range<u64>,
+    ) -> Result<Tensor<1>, CorpusError> {
+        let samples = self.embeddings.choose(rng, samples);
+        let embeddings = match self.embeddings.get(&samples) {
+            Some(embeddings) => embeddings,
+            None => {
+                let pictures = self.corpus.pictures(&samples, &self.device.clone().inner())?;
+                image_embeddings(&self.compressor, pictures)
+            }
+        };
+        let captions = captions(&self.corpus, &self.config, &samples, rng)?;
         let text = model.text_encoder.forward(&captions);
         let latents = Tensor::from_inner(embeddings) / self.embedding_scale;
         let noised = Noised::new(latents.clone(), &self.schedule, rng);
         let predicted = model.prior.forward(noised.x.clone(), &noised.times, text.clone());
         let loss = noised.loss(predicted, &self.schedule, self.config.p2_k());
-        match &model.guess {
+        Ok(match &model.guess {
             Some(guess) => loss + guess_error(guess, text, latents) * self.config.text_loss,
             None => loss,
-        }
+        })
     }
 }
 
@@ -221,24 +248,28 @@ const CACHE_BATCH: usize = 64;
 impl Cache {
     /// Computes the latents of the first `scenes` samples of the corpus; `encode` maps pictures
     /// `[B, 3, H, W]` on `device` to latents, `on_batch` hears how many are done.
+    ///
+    /// # Errors
+    ///
+    /// A picture cannot be read.
     pub fn fill(
         corpus: &Corpus,
         scenes: usize,
         device: &Device,
         encode: impl Fn(Tensor<4>) -> Tensor<4>,
         mut on_batch: impl FnMut(usize),
-    ) -> Self {
+    ) -> Result<Self, CorpusError> {
         let (mut values, mut shape) = (Vec::new(), [0; 3]);
         for start in (0..scenes).step_by(CACHE_BATCH) {
             let end = scenes.min(start + CACHE_BATCH);
-            let samples: Vec<_> = (start..end).map(|i| corpus.sample(i as u64)).collect();
-            let latents = encode(corpus.pictures(&samples, device));
+            let samples: Vec<_> = (start as u64..end as u64).collect();
+            let latents = encode(corpus.pictures(&samples, device)?);
             let [_, channels, height, width] = latents.dims();
             shape = [channels, height, width];
             values.extend(latents.into_data().try_to_vec::<f32>().expect("latents are f32"));
             on_batch(end);
         }
-        Self { scenes, shape, values, device: device.clone() }
+        Ok(Self { scenes, shape, values, device: device.clone() })
     }
 
     /// The numbers of a batch's samples: any of the cached scenes, or the next ones if there are
@@ -304,9 +335,9 @@ fn column(values: &[f32], device: &Device) -> Tensor<4> {
 fn captions(
     corpus: &Corpus,
     config: &StageConfig,
-    samples: &[Sample],
+    samples: &[u64],
     rng: &mut Philox,
-) -> Vec<TokenIds> {
+) -> Result<Vec<TokenIds>, CorpusError> {
     let odds = [config.caption_drop, config.unknown_words];
-    samples.iter().map(|sample| corpus.caption(&sample.caption, odds, rng)).collect()
+    samples.iter().map(|&sample| corpus.tokens(sample, odds, rng)).collect()
 }

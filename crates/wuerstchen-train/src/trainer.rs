@@ -11,6 +11,7 @@ use wuerstchen::weights::{KeyTable, load, tensors};
 use wuerstchen::{Checkpoint, LoadError, WeightDtype};
 
 use crate::config::StageConfig;
+use crate::corpus::CorpusError;
 use crate::optimizer::{Optimizer, Values, collect_gradients, values, with_values};
 use crate::stages::Stage;
 
@@ -72,11 +73,14 @@ impl<S: Stage> Trainer<S> {
         self.step >= self.config.steps
     }
 
-    /// Does one update.
-    pub fn step(mut self) -> (Self, Metrics) {
+    /// Does one update; or none, where a sample cannot be read.
+    pub fn step(mut self) -> (Self, Result<Metrics, CorpusError>) {
         // Only dropout draws from the device's own generator.
         self.device.seed(self.seed ^ self.step);
-        let (gradients, loss) = self.gradients();
+        let (gradients, loss) = match self.gradients() {
+            Ok(found) => found,
+            Err(error) => return (self, Err(error)),
+        };
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
         let (model, report) = self.optimizer.step(self.model, gradients, self.step, learning_rate);
         self.model = model;
@@ -88,11 +92,11 @@ impl<S: Stage> Trainer<S> {
             learning_rate,
             finite: report.finite && loss.is_finite(),
         };
-        (self, metrics)
+        (self, Ok(metrics))
     }
 
     /// The gradients and the loss of this step's batch, each shard of it on its own thread.
-    fn gradients(&self) -> (Values, f64) {
+    fn gradients(&self) -> Result<(Values, f64), CorpusError> {
         let shards = self.config.shards as u64;
         let size = self.config.batch_size as u64 / shards;
         let shard = |shard: u64| {
@@ -103,9 +107,9 @@ impl<S: Stage> Trainer<S> {
                 _ => self.model.clone().fork(&self.device),
             };
             let mut rng = Philox::new(self.seed, number);
-            let loss = self.stage.loss(&model, &mut rng, number * size..(number + 1) * size);
+            let loss = self.stage.loss(&model, &mut rng, number * size..(number + 1) * size)?;
             let gradients = collect_gradients(&model, &loss.backward());
-            (gradients, f64::from(loss.into_scalar::<f32>()))
+            Ok::<_, CorpusError>((gradients, f64::from(loss.into_scalar::<f32>())))
         };
         let results: Vec<_> = std::thread::scope(|scope| {
             let run = |i| scope.spawn(move || shard(i));
@@ -118,7 +122,8 @@ impl<S: Stage> Trainer<S> {
         });
         let share = 1.0 / shards as f64;
         let (mut total, mut loss) = (Values::new(), 0.0);
-        for (gradients, shard_loss) in results {
+        for result in results {
+            let (gradients, shard_loss) = result?;
             loss += shard_loss * share;
             for (id, gradient) in gradients {
                 let gradient = gradient * share;
@@ -129,7 +134,7 @@ impl<S: Stage> Trainer<S> {
                 total.insert(id, sum);
             }
         }
-        (total, loss)
+        Ok((total, loss))
     }
 
     /// The model with the moving average of the weights, without autodiff.

@@ -71,7 +71,7 @@ pub use image::{Image, Mask};
 pub use lora::{Lora, LoraError};
 pub use manifest::Manifest;
 pub use options::{Defaults, GenerateOptions, OptionsError, PromptSyntax, Settings};
-pub use origin::{Batch, Origin, Source};
+pub use origin::{Batch, Frames, Origin, Source};
 pub use pipeline::{Error, Generated, ModelCard, Pipeline, PipelineLoader, Progress, Stage};
 pub use preview::EmbeddingColours;
 pub use prior::{Prior, PriorConfig};

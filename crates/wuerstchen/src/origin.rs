@@ -24,6 +24,30 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// Frames on a way, or one where there is no way: how far each has gone, and where its pictures start.
+pub struct Frames {
+    /// The shares of the way that are gone, `[0, 1]`.
+    pub(crate) shares: Vec<f32>,
+    /// One of each frame; none where pictures start at noise.
+    pub(crate) origins: Vec<Origin>,
+}
+
+impl Frames {
+    /// For every frame, `count` pictures on the way from `prompt` to `prompt_to`.
+    pub fn batches<'a>(
+        &'a self,
+        prompt: &'a str,
+        prompt_to: Option<&'a str>,
+        count: usize,
+    ) -> impl Iterator<Item = Batch<'a>> {
+        self.shares.iter().enumerate().map(move |(i, &share)| Batch {
+            towards: prompt_to.map(|prompt| (prompt, share)),
+            origin: self.origins.get(i),
+            ..Batch::new(prompt, count)
+        })
+    }
+}
+
 /// Pictures that a caller brings.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {

@@ -1,236 +1,25 @@
 //! From a checkpoint's tensors to a model's parameters and back: names, layouts, strictness.
 
+mod error;
+mod keys;
+mod packed;
+
 use std::collections::BTreeSet;
-use std::fmt;
 
-use burn::module::{
-    Module, ModuleMapper, ModuleVisitor, Param, Reparameterization, Reparameterizer,
-};
-use burn::nn::Linear;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, Reparameterizer};
 use burn::prelude::*;
-use wuerstchen_kernels::{PackedMatrix, linear, packed_linear};
+use wuerstchen_kernels::PackedMatrix;
 
+pub use self::error::{Differences, LoadError};
+pub use self::keys::KeyTable;
+use self::packed::Packed;
+pub(crate) use self::packed::{affine, affine_of_mapped, embed};
 use crate::checkpoint::{Checkpoint, NamedTensor};
 use crate::stored::is_finite;
-
-/// Why weights cannot be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// A file is not a safetensors file.
-    #[error("{part}: not a safetensors file: {reason}")]
-    Format {
-        /// Which weights.
-        part: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A tensor is of a type that no weights have.
-    #[error("{part}: tensor {name:?} is {found}, expected f64, f32, f16 or bf16")]
-    Dtype {
-        /// Which weights.
-        part: String,
-        /// Name of the tensor.
-        name: String,
-        /// Its type.
-        found: String,
-    },
-    /// The bytes of a tensor cannot be read.
-    #[error("{part}: cannot read tensor {name:?}: {reason}")]
-    Read {
-        /// Which weights.
-        part: String,
-        /// Name of the tensor.
-        name: String,
-        /// What the system says.
-        reason: String,
-    },
-    /// Tensors hold what no computation survives.
-    #[error("{part}: not a number or infinite: {}", names.join(", "))]
-    NotFinite {
-        /// Which weights.
-        part: String,
-        /// Names of the tensors.
-        names: Vec<String>,
-    },
-    /// The tensors are not those of the model.
-    #[error("{part}: the weights do not fit the config{differences}")]
-    Mismatch {
-        /// Which weights.
-        part: String,
-        /// Every tensor that differs.
-        differences: Differences,
-    },
-    /// A file of the model is not there.
-    #[error("expected the file {path:?} in the model, found {}", if found.is_empty() { "nothing" } else { found })]
-    MissingFile {
-        /// Its path in the model folder.
-        path: String,
-        /// What is there instead.
-        found: String,
-    },
-    /// A text file is not what it should be.
-    #[error("{path}: {reason}")]
-    File {
-        /// Its path in the model folder.
-        path: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A config asks for what the architecture cannot be.
-    #[error(transparent)]
-    Config(#[from] crate::config::ConfigError),
-    /// A tokenizer cannot be made.
-    #[error(transparent)]
-    Tokenizer(#[from] crate::text::TokenizerError),
-}
-
-/// Every difference between a model's parameters and a checkpoint's tensors.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Differences {
-    /// Names that the model needs and the checkpoint lacks.
-    pub missing: Vec<String>,
-    /// Names that the checkpoint has and the model does not know.
-    pub unexpected: Vec<String>,
-    /// Name, expected shape, found shape.
-    pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
-}
-
-impl Differences {
-    /// `value` if nothing differs.
-    fn into_result<T>(self, part: &str, value: T) -> Result<T, LoadError> {
-        match self == Self::default() {
-            true => Ok(value),
-            false => Err(LoadError::Mismatch { part: part.to_owned(), differences: self }),
-        }
-    }
-}
-
-impl fmt::Display for Differences {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for name in &self.missing {
-            write!(f, "\n  missing: {name}")?;
-        }
-        for name in &self.unexpected {
-            write!(f, "\n  unexpected: {name}")?;
-        }
-        for (name, expected, found) in &self.misshapen {
-            write!(f, "\n  misshapen: {name}: expected {expected:?}, found {found:?}")?;
-        }
-        Ok(())
-    }
-}
 
 /// Training counters of batch norms and position numbers, which no model needs.
 pub(crate) fn is_counter(name: &str) -> bool {
     name.ends_with("num_batches_tracked") || name.ends_with("position_ids")
-}
-
-/// How a model's fields lie in a checkpoint.
-#[derive(Clone, Copy, Debug)]
-pub struct KeyTable {
-    /// Field names and what they become: pairs of path segments, applied in order.
-    names: &'static [(&'static str, &'static str)],
-    /// Fields whose linear layers are 1x1 convolutions in PyTorch, with two more axes of length 1.
-    convolutions: &'static [&'static str],
-}
-
-impl KeyTable {
-    /// The field names themselves, as training states use them.
-    pub const FIELDS: Self = Self { names: &[], convolutions: &[] };
-
-    /// Names of the prior, the decoder, and both of Stable Cascade.
-    pub const DIFFUSION: Self = Self {
-        names: &[
-            ("cond_in", "cond_mapper.0"),
-            ("cond_out", "cond_mapper.2"),
-            ("out", "out.1"),
-            ("clf", "clf.1"),
-            ("embedding", "embedding.1"),
-            ("Res", ""),
-            ("Timestep", ""),
-            ("Attention", ""),
-            ("Downscale", "1"),
-            ("Upscale", "1"),
-            ("expand", "0"),
-            ("response_norm", "2"),
-            ("contract", "4"),
-            ("scale_shift", "mapper"),
-            ("conditions.0", "mapper_sca"),
-            ("conditions.1", "mapper_crp"),
-            ("Shrink.map", "1.blocks.0"),
-            ("Grow.map", "1.blocks.1"),
-            ("inner", "0"),
-            ("outer", "2"),
-            ("to_out", "to_out.0"),
-            ("kv_mapper", "kv_mapper.1"),
-        ],
-        convolutions: &[
-            "projection",
-            "out",
-            "embedding",
-            "clf",
-            "effnet_mappers",
-            "inner",
-            "outer",
-            "map",
-            "down_repeat_mappers",
-            "up_repeat_mappers",
-        ],
-    };
-
-    /// Names of the VQGAN.
-    pub const VQGAN: Self = Self {
-        names: &[
-            ("in_block", "in_block.1"),
-            ("out_block", "out_block.0"),
-            ("Mixing", ""),
-            ("Downscale", ""),
-            ("Upscale", ""),
-            ("ToLatents.map", "0"),
-            ("ToLatents.norm", "1"),
-            ("FromLatents.map", "0"),
-            ("depthwise", "depthwise.1"),
-            ("expand", "0"),
-            ("contract", "2"),
-            ("vquantizer.embedding", "vquantizer.embedding.weight"),
-        ],
-        convolutions: &["in_block", "out_block", "map"],
-    };
-
-    /// Names of the semantic compressor.
-    pub const COMPRESSOR: Self = Self {
-        names: &[
-            ("projection", "mapper"),
-            ("Conv", ""),
-            ("Blocks", ""),
-            ("Squeeze", ""),
-            ("conv", "0.weight"),
-            ("norm", "1"),
-        ],
-        convolutions: &["fc1", "fc2"],
-    };
-
-    /// Names of the text encoder.
-    pub const TEXT: Self = Self {
-        names: &[
-            ("token_embedding", "text_model.embeddings.token_embedding.weight"),
-            ("position_embedding", "text_model.embeddings.position_embedding.weight"),
-            ("layers", "text_model.encoder.layers"),
-            ("final_layer_norm", "text_model.final_layer_norm"),
-            ("gamma", "weight"),
-            ("beta", "bias"),
-        ],
-        convolutions: &[],
-    };
-
-    fn name(self, path: &[String]) -> String {
-        let mut name = format!(".{}.", path.join("."));
-        for (field, key) in self.names {
-            let key = if key.is_empty() { ".".to_owned() } else { format!(".{key}.") };
-            name = name.replace(&format!(".{field}."), &key);
-        }
-        name.trim_matches('.').to_owned()
-    }
 }
 
 /// Loads a checkpoint into a module, strictly.
@@ -309,10 +98,16 @@ fn fill<M: Module>(
     keys: KeyTable,
     loaded: &mut BTreeSet<String>,
 ) -> Result<(M, Differences), LoadError> {
-    let differences = Differences::default();
-    let (path, not_finite) = (Path::default(), Vec::new());
-    let mut loader =
-        Loader { path, keys, checkpoint, loaded, differences, not_finite, error: None };
+    let mut loader = Loader {
+        path: Path::default(),
+        keys,
+        checkpoint,
+        loaded,
+        transposed: BTreeSet::new(),
+        differences: Differences::default(),
+        not_finite: Vec::new(),
+        error: None,
+    };
     let module = module.map(&mut loader);
     // Matrices that stay packed were left out above, so that they take no memory in f32.
     let module = module.apply_reparameterization(Packer(&mut loader));
@@ -407,6 +202,8 @@ struct Loader<'a> {
     keys: KeyTable,
     checkpoint: &'a Checkpoint,
     loaded: &'a mut BTreeSet<String>,
+    /// Names of the matrices of linear layers that stay packed.
+    transposed: BTreeSet<String>,
     differences: Differences,
     not_finite: Vec<String>,
     error: Option<LoadError>,
@@ -424,6 +221,9 @@ impl Loader<'_> {
             return None;
         }
         if stays_packed(self.checkpoint, name, expected.len()) {
+            if linear {
+                self.transposed.insert(name.to_owned());
+            }
             return None;
         }
         let values = match torch[..] {
@@ -456,7 +256,7 @@ impl Loader<'_> {
         match self.checkpoint.planes(name) {
             Ok(Some((packing, planes))) if is_finite(packing, &planes) => {
                 let matrix = PackedMatrix::new(packing, [shape[0], shape[1]], planes, device);
-                Some(Packed { matrix })
+                Some(Packed { matrix, transposed: self.transposed.contains(name) })
             }
             Ok(Some(_)) => {
                 self.not_finite.push(name.to_owned());
@@ -495,25 +295,6 @@ fn stays_packed(checkpoint: &Checkpoint, name: &str, rank: usize) -> bool {
     rank == 2 && packing.is_some_and(|(dtype, shape)| dtype.packing(shape).is_some())
 }
 
-/// A matrix as the checkpoint packs it, in the layout of PyTorch, in place of a weight in f32.
-#[derive(Module, Debug)]
-struct Packed {
-    matrix: PackedMatrix,
-}
-
-impl Reparameterization for Packed {
-    const NAME: &'static str = "packed";
-
-    /// The matrix in f32; layers use [`affine`] instead, which leaves it packed.
-    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        let (matrix, shape) = (self.matrix.unpack(), base.dims());
-        match matrix.dims()[..] == shape[..] {
-            true => matrix.reshape(shape),
-            false => matrix.transpose().reshape(shape),
-        }
-    }
-}
-
 /// Puts packed matrices where a [`Loader`] has left parameters out.
 struct Packer<'a, 'b>(&'a mut Loader<'b>);
 
@@ -532,97 +313,6 @@ impl Reparameterizer for Packer<'_, '_> {
             false => None,
         };
         (param, packed)
-    }
-}
-
-/// A linear layer, whether its weight is packed or not.
-///
-/// # Shapes
-///
-/// - x: `[…, d_input]`
-/// - output: `[…, d_output]`
-pub(crate) fn affine<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
-    let bias = layer.bias.as_ref().map(Param::val);
-    match layer.weight.reparameterization::<Packed>() {
-        Some(packed) => packed_linear(x, &packed.matrix, bias),
-        None => linear(x, layer.weight.val(), bias),
-    }
-}
-
-/// The weight of a linear layer in f32, whether it is packed or not.
-///
-/// # Shapes
-///
-/// - output: `[d_input, d_output]`
-fn dense(layer: &Linear) -> Tensor<2> {
-    match layer.weight.reparameterization::<Packed>() {
-        Some(packed) => packed.matrix.unpack().transpose(),
-        None => layer.weight.val(),
-    }
-}
-
-/// A linear layer of `x` with the output of another, `mapper(z)`, appended, without making the latter:
-///
-/// `[x, z·M + m]·W + b = x·W₁ + z·(M·W₂) + (m·W₂ + b)`, with `W₁` the rows of `x` and `W₂` the rest.
-///
-/// # Shapes
-///
-/// - x: `[…, K]`
-/// - mapper: `N` to `S`
-/// - z: `[…, N]`
-/// - layer: `K + S` to `d_output`
-/// - output: `[…, d_output]`
-pub(crate) fn affine_of_mapped<const D: usize>(
-    layer: &Linear,
-    x: Tensor<D>,
-    mapper: &Linear,
-    z: Tensor<D>,
-) -> Tensor<D> {
-    let (kept, narrow) = (x.dims()[D - 1], z.dims()[D - 1]);
-    let device = x.device();
-    let map = dense(mapper);
-    let wide = map.dims()[1];
-    let shift = match &mapper.bias {
-        Some(bias) => bias.val().unsqueeze(),
-        None => Tensor::zeros([1, wide], &device),
-    };
-    let rows = Tensor::cat(vec![map, shift], 0);
-    // From what W₂ makes of these rows: the matrix of z, and the bias.
-    let split = |folded: Tensor<2>| {
-        let shift = folded.clone().narrow(0, narrow, 1).squeeze_dim::<1>(0);
-        let bias = match &layer.bias {
-            Some(bias) => bias.val() + shift,
-            None => shift,
-        };
-        (folded.narrow(0, 0, narrow), Some(bias))
-    };
-    let packed = layer.weight.reparameterization::<Packed>().map(|packed| &packed.matrix);
-    match packed.filter(|matrix| matrix.has_kernel()) {
-        Some(matrix) => {
-            let none = Tensor::zeros([narrow + 1, kept], &device);
-            let folded = packed_linear(Tensor::cat(vec![none, rows], 1), matrix, None);
-            let (folded, bias) = split(folded);
-            packed_linear(x, matrix, bias) + linear(z, folded, None)
-        }
-        None => {
-            let weight = dense(layer);
-            let (folded, bias) = split(rows.matmul(weight.clone().narrow(0, kept, wide)));
-            let weight = Tensor::cat(vec![weight.narrow(0, 0, kept), folded], 0);
-            linear(Tensor::cat(vec![x, z], D - 1), weight, bias)
-        }
-    }
-}
-
-/// Rows of an embedding, whether it is packed or not.
-///
-/// # Shapes
-///
-/// - rows: `[R]`
-/// - output: `[R, width]`
-pub(crate) fn embed(embedding: &Param<Tensor<2>>, rows: Tensor<1, Int>) -> Tensor<2> {
-    match embedding.reparameterization::<Packed>() {
-        Some(packed) => packed.matrix.select(rows),
-        None => embedding.val().select(0, rows),
     }
 }
 
@@ -752,6 +442,7 @@ mod tests {
 
     use crate::PriorConfig;
     use crate::checkpoint::WeightDtype;
+    use crate::stored::{Stored, StoredDtype};
 
     fn prior_config() -> PriorConfig {
         PriorConfig { c_in: 2, c: 4, c_cond: 3, c_r: 4, depth: 1, nhead: 2, dropout: 0.0 }
@@ -767,6 +458,23 @@ mod tests {
         let bytes = Checkpoint::write([("".into(), &checkpoint)], WeightDtype::F32, None).unwrap();
         let parsed = Checkpoint::parse("prior", Arc::new(bytes)).unwrap();
         assert!(load(loaded, &parsed, KeyTable::DIFFUSION).is_ok());
+    }
+
+    /// The attention's matrices are square: only the layer tells which way round they lie.
+    #[test]
+    fn reads_packed_matrices_as_they_were_written() {
+        let device = Device::flex();
+        let mut checkpoint = Checkpoint::empty("prior");
+        for (name, shape, values) in tensors(&prior_config().init(&device), KeyTable::DIFFUSION) {
+            let dtype = if shape.len() == 2 { StoredDtype::I8 } else { StoredDtype::F32 };
+            let bytes = Stored::new(&shape, &values, dtype).bytes;
+            let range = 0..bytes.len();
+            checkpoint.insert(&name, dtype, &shape, Arc::new(bytes), range).unwrap();
+        }
+        let loaded = load(prior_config().init(&device), &checkpoint, KeyTable::DIFFUSION).unwrap();
+        for (name, _, values) in tensors(&loaded, KeyTable::DIFFUSION) {
+            assert_eq!(values, checkpoint.values(&name).unwrap(), "{name}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-// What `wuerstchen-split` makes, started as the engine starts it.
+// What `wuerstchen-link` makes, started as the engine starts it.
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
@@ -10,7 +10,7 @@ import { afterEach, test } from 'node:test';
 import { start } from '../../js/start.js';
 import type { Wasm } from '../../js/wasm.js';
 
-const tool = resolve(process.env.CARGO_TARGET_DIR ?? '../target', 'release/wuerstchen-split');
+const tool = resolve(process.env.CARGO_TARGET_DIR ?? '../target', 'release/wuerstchen-link');
 
 /** `common` is called by what is profiled, `rare` and `rarer` are not; all share one counter and data. */
 const TEXT = `(module
@@ -40,7 +40,7 @@ interface Exports {
   indirect(of: number): number;
 }
 
-const folder = mkdtempSync(join(tmpdir(), 'wuerstchen-split-'));
+const folder = mkdtempSync(join(tmpdir(), 'wuerstchen-link-'));
 const path = (name: string) => join(folder, name);
 
 /** The functions of the module by their indices. */

@@ -26,6 +26,18 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
+    /// Those that are there, with their names.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let files = [
+            ("tokenizer.json", &self.tokenizer),
+            ("vocab.json", &self.vocab),
+            ("merges.txt", &self.merges),
+            ("tokenizer_config.json", &self.tokenizer_config),
+            ("special_tokens_map.json", &self.special_tokens_map),
+        ];
+        files.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)))
+    }
+
     /// Whether they are enough for a tokenizer.
     pub fn is_complete(&self) -> bool {
         self.tokenizer.is_some() || (self.vocab.is_some() && self.merges.is_some())

@@ -14,7 +14,7 @@ const BUDGETS = { cpu: 1.0e6, webgpu: 2.0e6 };
 type Device = keyof typeof BUDGETS;
 
 const devices = Object.keys(BUDGETS) as Device[];
-const tool = join(target, 'release/wuerstchen-split');
+const tool = join(target, 'release/wuerstchen-link');
 const file = (device: Device, name: string) => join(web, 'pkg', device, name);
 
 /** A byte for each function of the whole, 1 where the workload called it. */
@@ -25,7 +25,7 @@ async function callsOf(device: Device): Promise<Buffer> {
     const page = await openPage(browser, site);
     const calls = await page.evaluate((device) => {
       // As in use: a few things differ between workers and pages.
-      const worker = new Worker('/split/workload.js', { type: 'module' });
+      const worker = new Worker('/link/workload.js', { type: 'module' });
       worker.postMessage(device);
       return new Promise<number[]>((done, failed) => {
         worker.onmessage = ({ data }: MessageEvent<Uint8Array>) => done(Array.from(data));
@@ -43,7 +43,7 @@ async function callsOf(device: Device): Promise<Buffer> {
 function isSplit(device: Device): boolean {
   const first = file(device, 'first.wasm');
   if (!existsSync(first)) return false;
-  const sources = [file(device, 'whole.wasm'), resolve('split/workload.js'), tool];
+  const sources = [file(device, 'whole.wasm'), resolve('link/workload.js'), tool];
   return sources.every((source) => statSync(source).mtimeMs < statSync(first).mtimeMs);
 }
 

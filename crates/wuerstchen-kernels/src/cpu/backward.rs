@@ -1,0 +1,441 @@
+//! What automatic differentiation needs: a backward pass for every kernel.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+
+use super::functions::{normal_cdf, normal_density};
+use super::sums::{channel_norms, mean_norm, row_statistics, sum};
+use super::values::{Values, for_each_block};
+use super::window::Window;
+use super::*;
+
+impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
+    fn cpu_layer_norm(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        match LayerNorm.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(x.clone(), Flex::cpu_layer_norm(x)),
+            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_layer_norm(x)),
+        }
+    }
+
+    fn cpu_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        match Gelu.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(x.clone(), Flex::cpu_gelu(x)),
+            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_gelu(x)),
+        }
+    }
+
+    fn cpu_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        let y = Flex::cpu_softmax(x);
+        match Softmax.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(y.clone(), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn cpu_global_response_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let ((x, x_node), (gamma, gamma_node)) = (x.into_parts(), gamma.into_parts());
+        let (beta, beta_node) = beta.into_parts();
+        let nodes = [x_node, gamma_node, beta_node];
+        match GlobalResponseNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = (x.clone(), gamma.clone());
+                prep.finish(state, Flex::cpu_global_response_norm(x, gamma, beta))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_global_response_norm(x, gamma, beta)),
+        }
+    }
+
+    fn cpu_depthwise_conv(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        options: DepthwiseOptions,
+    ) -> FloatTensor<Self> {
+        let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
+        let (bias, bias_node) = bias.into_parts();
+        let nodes = [x_node, weight_node, bias_node];
+        match DepthwiseConv.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = (x.clone(), weight.clone(), options);
+                prep.finish(state, Flex::cpu_depthwise_conv(x, weight, bias, options))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(Flex::cpu_depthwise_conv(x, weight, bias, options))
+            }
+        }
+    }
+
+    /// Packed weights are not trained: no gradient passes.
+    fn cpu_unpack(
+        values: FlexTensor,
+        scales: FloatTensor<Self>,
+        zeros: FlexTensor,
+        packing: Packing,
+        columns: usize,
+    ) -> FloatTensor<Self> {
+        let scales = scales.into_parts().0;
+        FloatTensor::<Self>::new(Flex::cpu_unpack(values, scales, zeros, packing, columns))
+    }
+}
+
+#[derive(Debug)]
+struct LayerNorm;
+
+impl Backward<Flex, 1> for LayerNorm {
+    type State = FlexTensor;
+
+    /// With `x̂ = (x − μ)·s`: `∂x = s·(g − mean(g) − x̂·mean(g·x̂))`.
+    fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = Values::of(grads.consume::<Flex>(&ops.node));
+        let [Some(parent)] = ops.parents else { return };
+        let x = Values::of(ops.state);
+        let (channels, x_values) = (x.channels(), x.as_slice());
+        let x_grad = grad.map_rows(|row, grad| {
+            let x = &x_values[row * channels..][..grad.len()];
+            for (x, g) in x.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
+                let (mean, scale) = row_statistics(x);
+                let count = channels as f32;
+                let g_mean = sum(|i| g[i], channels) / count;
+                let gx_mean = sum(|i| g[i] * (x[i] - mean) * scale, channels) / count;
+                for c in 0..channels {
+                    g[c] = scale * (g[c] - g_mean - (x[c] - mean) * scale * gx_mean);
+                }
+            }
+        });
+        grads.register::<Flex>(parent.id, x_grad);
+    }
+}
+
+#[derive(Debug)]
+struct Gelu;
+
+impl Backward<Flex, 1> for Gelu {
+    type State = FlexTensor;
+
+    /// `∂x = g·(Φ(x) + x·φ(x))`.
+    fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = Values::of(grads.consume::<Flex>(&ops.node));
+        let [Some(parent)] = ops.parents else { return };
+        let x = Values::of(ops.state);
+        let (channels, x_values) = (x.channels(), x.as_slice());
+        let x_grad = grad.map_rows(|row, grad| {
+            let x = &x_values[row * channels..][..grad.len()];
+            for (g, &x) in grad.iter_mut().zip(x) {
+                *g *= normal_cdf(x) + x * normal_density(x);
+            }
+        });
+        grads.register::<Flex>(parent.id, x_grad);
+    }
+}
+
+#[derive(Debug)]
+struct Softmax;
+
+impl Backward<Flex, 1> for Softmax {
+    /// The output.
+    type State = FlexTensor;
+
+    /// `∂x = y·(g − Σ g·y)`.
+    fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = Values::of(grads.consume::<Flex>(&ops.node));
+        let [Some(parent)] = ops.parents else { return };
+        let y = Values::of(ops.state);
+        let (channels, y_values) = (y.channels(), y.as_slice());
+        let x_grad = grad.map_rows(|row, grad| {
+            let y = &y_values[row * channels..][..grad.len()];
+            for (y, g) in y.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
+                let inner = sum(|i| g[i] * y[i], channels);
+                g.iter_mut().zip(y).for_each(|(g, y)| *g = y * (*g - inner));
+            }
+        });
+        grads.register::<Flex>(parent.id, x_grad);
+    }
+}
+
+#[derive(Debug)]
+struct GlobalResponseNorm;
+
+impl Backward<Flex, 3> for GlobalResponseNorm {
+    type State = (FlexTensor, FlexTensor);
+
+    /// With norms `G`, `m = mean(G) + ε`, `N = G/m` and `s = Σ g·x` over the pixels:
+    /// `∂G = γ·s/m − mean(γ·s·G)/m²` and `∂x = g·(1 + γ·N) + x·∂G/G`.
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = Values::of(grads.consume::<Flex>(&ops.node));
+        let (x, gamma) = (Values::of(ops.state.0), Values::of(ops.state.1));
+        let (channels, per_sample, pixels) = (x.channels(), x.per_sample(), x.pixels());
+        let (x_values, g_values, gamma) = (x.as_slice(), grad.as_slice(), gamma.as_slice());
+        let norms = channel_norms(&x);
+        // Per sample: the gradients of gamma and beta, then the two factors of ∂x.
+        let mut sums = vec![0.0; x.shape[0] * 4 * channels];
+        for_each_block(&mut sums, 4 * channels, |i, out| {
+            let x = &x_values[i * per_sample..][..per_sample];
+            let g = &g_values[i * per_sample..][..per_sample];
+            let norms = &norms[i * channels..][..channels];
+            response_sums(x, g, norms, gamma, out);
+        });
+        let x_grad = grad.map_rows(|row, g| {
+            let x = &x_values[row * channels..][..g.len()];
+            let rows = x.chunks_exact(channels).zip(g.chunks_exact_mut(channels));
+            for (row, (x, g)) in (row..).zip(rows) {
+                let factors = &sums[(4 * (row / pixels) + 2) * channels..][..2 * channels];
+                let (scale, slope) = factors.split_at(channels);
+                for c in 0..channels {
+                    g[c] = g[c] * scale[c] + x[c] * slope[c];
+                }
+            }
+        });
+        let [x_parent, gamma_parent, beta_parent] = ops.parents;
+        let shape = [1, 1, 1, channels];
+        let affine = sum_blocks(&sums, 4 * channels, 2 * channels);
+        let (gamma_grad, beta_grad) = affine.split_at(channels);
+        let parents = [
+            (x_parent, x_grad),
+            (gamma_parent, tensor(gamma_grad, shape)),
+            (beta_parent, tensor(beta_grad, shape)),
+        ];
+        for (parent, grad) in parents {
+            if let Some(parent) = parent {
+                grads.register::<Flex>(parent.id, grad);
+            }
+        }
+    }
+}
+
+/// Fills `out` with four rows of channels: `∂γ = N·s`, `∂β = Σ g`, `1 + γ·N`, `∂G/G`.
+#[inline(always)]
+fn response_sums(x: &[f32], g: &[f32], norms: &[f32], gamma: &[f32], out: &mut [f32]) {
+    let channels = gamma.len();
+    let mean = mean_norm(norms);
+    let (gamma_grad, rest) = out.split_at_mut(channels);
+    let (beta_grad, rest) = rest.split_at_mut(channels);
+    let (scale, slope) = rest.split_at_mut(channels);
+    for (x, g) in x.chunks_exact(channels).zip(g.chunks_exact(channels)) {
+        for c in 0..channels {
+            gamma_grad[c] += g[c] * x[c];
+            beta_grad[c] += g[c];
+        }
+    }
+    let weighted = sum(|c| gamma[c] * gamma_grad[c] * norms[c], channels) / channels as f32;
+    for c in 0..channels {
+        let norm_grad = gamma[c] * gamma_grad[c] / mean - weighted / (mean * mean);
+        slope[c] = if norms[c] > 0.0 { norm_grad / norms[c] } else { 0.0 };
+        scale[c] = 1.0 + gamma[c] * norms[c] / mean;
+        gamma_grad[c] *= norms[c] / mean;
+    }
+}
+
+#[derive(Debug)]
+struct DepthwiseConv;
+
+impl Backward<Flex, 3> for DepthwiseConv {
+    type State = (FlexTensor, FlexTensor, DepthwiseOptions);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = Values::of(grads.consume::<Flex>(&ops.node));
+        let (x, weight) = (Values::of(ops.state.0), Values::of(ops.state.1));
+        let window = Window::new(&x, &weight, ops.state.2);
+        let (channels, tap_count) = (window.channels, window.size * window.size);
+        let [x_parent, weight_parent, bias_parent] = ops.parents;
+        let (x_values, g_values) = (x.as_slice(), grad.as_slice());
+        let row = window.output[1] * channels;
+        // The rows of a sample's gradient, numbered.
+        let g_rows = |sample: usize| {
+            let g = &g_values[sample * grad.per_sample()..][..grad.per_sample()];
+            g.chunks_exact(row).enumerate()
+        };
+
+        if let Some(parent) = x_parent {
+            let taps = window.taps_of(weight.as_slice());
+            let mut out = vec![0.0; x_values.len()];
+            for_each_block(&mut out, x.per_sample(), |sample, out| {
+                for (row, g) in g_rows(sample) {
+                    window.for_each_tap(row, |tap, input, column| {
+                        let tap = &taps[tap * channels..][..channels];
+                        let g = &g[column * channels..][..channels];
+                        let out = &mut out[input * channels..][..channels];
+                        for c in 0..channels {
+                            out[c] += tap[c] * g[c];
+                        }
+                    });
+                }
+            });
+            let x_grad = FlexTensor::from_data(TensorData::new(out, x.shape.clone()));
+            grads.register::<Flex>(parent.id, x_grad);
+        }
+
+        // Per sample: the gradient of every tap, then of the bias.
+        let block = (tap_count + 1) * channels;
+        let mut sums = vec![0.0; x.shape[0] * block];
+        for_each_block(&mut sums, block, |sample, out| {
+            let x = &x_values[sample * x.per_sample()..][..x.per_sample()];
+            let (taps, bias) = out.split_at_mut(tap_count * channels);
+            for (row, g) in g_rows(sample) {
+                window.for_each_tap(row, |tap, input, column| {
+                    let x = &x[input * channels..][..channels];
+                    let g = &g[column * channels..][..channels];
+                    let tap = &mut taps[tap * channels..][..channels];
+                    for c in 0..channels {
+                        tap[c] += x[c] * g[c];
+                    }
+                });
+                for g in g.chunks_exact(channels) {
+                    bias.iter_mut().zip(g).for_each(|(bias, g)| *bias += g);
+                }
+            }
+        });
+        let sums = sum_blocks(&sums, block, block);
+        let (taps, bias) = sums.split_at(tap_count * channels);
+        if let Some(parent) = weight_parent {
+            let weight: Vec<f32> =
+                (0..taps.len()).map(|i| taps[i % tap_count * channels + i / tap_count]).collect();
+            let shape = [channels, 1, window.size, window.size];
+            grads.register::<Flex>(parent.id, tensor(&weight, shape));
+        }
+        if let Some(parent) = bias_parent {
+            grads.register::<Flex>(parent.id, tensor(bias, [channels]));
+        }
+    }
+}
+
+/// Adds up the first `count` values of every block.
+fn sum_blocks(values: &[f32], block: usize, count: usize) -> Vec<f32> {
+    let mut total = vec![0.0; count];
+    for values in values.chunks_exact(block) {
+        total.iter_mut().zip(values).for_each(|(total, value)| *total += value);
+    }
+    total
+}
+
+fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values.to_vec(), shape))
+}
+
+/// Every kernel and its backward pass against the composed twin and burn's automatic derivative.
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Distribution, Tolerance};
+
+    use super::*;
+    use crate::depthwise_conv::Padding;
+    use crate::{depthwise_conv, gelu, global_response_norm, layer_norm, softmax};
+
+    /// Two more than one block of the elementwise kernels, and no multiple of a vector's width.
+    const ODD: [usize; 4] = [2, 11, 41, 19];
+
+    fn random(shape: [usize; 4]) -> Tensor<4> {
+        Tensor::random(shape, Distribution::Normal(0.3, 1.0), &Device::flex())
+    }
+
+    /// Compares the outputs, and the inputs' gradients of a sum that weighs every output apart.
+    fn compare<const N: usize>(
+        inputs: [Tensor<4>; N],
+        kernel: impl Fn([Tensor<4>; N]) -> Tensor<4>,
+        twin: impl Fn([Tensor<4>; N]) -> Tensor<4>,
+    ) {
+        let device = Device::flex().autodiff();
+        let leaves =
+            || inputs.each_ref().map(|x| Tensor::from_data(x.to_data(), &device).require_grad());
+        let (ours, theirs) = (leaves(), leaves());
+        let (y, expected) = (kernel(ours.clone()), twin(theirs.clone()));
+        let weights: Tensor<4> = Tensor::from_data(random(y.dims()).into_data(), &device);
+        let gradients = (y.clone() * weights.clone()).sum().backward();
+        let expected_gradients = (expected.clone() * weights).sum().backward();
+        assert_close(y, expected);
+        for (x, twin) in ours.iter().zip(&theirs) {
+            let gradient = x.grad(&gradients).expect("every input is reached");
+            assert_close(gradient, twin.grad(&expected_gradients).expect("every input is reached"));
+        }
+    }
+
+    /// Sums in another order differ by a few units in the last place of the largest values.
+    fn assert_close(ours: Tensor<4>, expected: Tensor<4>) {
+        let scale = expected.clone().abs().max().into_scalar::<f32>().max(1.0);
+        let tolerance = Tolerance::rel_abs(1e-4, 1e-5 * scale);
+        ours.into_data().assert_approx_eq::<f32>(&expected.into_data(), tolerance);
+    }
+
+    #[test]
+    fn layer_norm_is_its_twin() {
+        for shape in [ODD, [1, 1, 1, 2], [3, 2, 5, 48]] {
+            let twin = |[x]: [Tensor<4>; 1]| layer_norm::reference::layer_norm(x);
+            compare([random(shape)], |[x]| layer_norm(x), twin);
+        }
+    }
+
+    #[test]
+    fn gelu_is_its_twin() {
+        for shape in [ODD, [1, 1, 1, 1]] {
+            let twin = |[x]: [Tensor<4>; 1]| gelu::reference::gelu(x);
+            compare([random(shape) * 3.0], |[x]| gelu(x), twin);
+        }
+    }
+
+    /// Rows of one, of less and more than a vector, and values that are lost beside others.
+    #[test]
+    fn softmax_is_its_twin() {
+        for shape in [ODD, [1, 1, 2, 1], [3, 2, 5, 48]] {
+            let twin = |[x]: [Tensor<4>; 1]| softmax::reference::softmax(x);
+            compare([random(shape) * 30.0], |[x]| softmax(x), twin);
+        }
+    }
+
+    #[test]
+    fn global_response_norm_is_its_twin() {
+        for shape in [ODD, [3, 1, 1, 5], [1, 4, 5, 32]] {
+            let affine = || random([1, 1, 1, shape[3]]);
+            compare(
+                [random(shape), affine(), affine()],
+                |[x, gamma, beta]| global_response_norm(x, gamma, beta),
+                |[x, gamma, beta]| {
+                    global_response_norm::reference::global_response_norm(x, gamma, beta)
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn depthwise_conv_is_its_twin() {
+        for padding in [Padding::Zeros, Padding::Replicate] {
+            for (stride, size) in [(1, 3), (2, 3), (1, 5), (2, 5), (3, 3), (1, 1)] {
+                for [batch, height, width, channels] in [[2, 7, 5, 19], [1, 8, 6, 3], [2, 1, 2, 4]]
+                {
+                    let options = DepthwiseOptions { stride, padding };
+                    let inputs = [
+                        random([batch, height, width, channels]),
+                        random([channels, 1, size, size]),
+                        random([1, 1, 1, channels]),
+                    ];
+                    compare(
+                        inputs,
+                        |[x, weight, bias]| {
+                            depthwise_conv(x, weight, bias.reshape([channels]), options)
+                        },
+                        |[x, weight, bias]| {
+                            let bias = bias.reshape([channels]);
+                            depthwise_conv::reference::depthwise_conv(x, weight, bias, options)
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    /// A transposed view has other strides than its shape says.
+    #[test]
+    fn views_are_read_as_they_are_shaped() {
+        let x = random([2, 3, 7, 5]);
+        let twin = |[x]: [Tensor<4>; 1]| layer_norm::reference::layer_norm(x.permute([0, 2, 3, 1]));
+        compare([x], |[x]| layer_norm(x.permute([0, 2, 3, 1])), twin);
+    }
+}

@@ -1,0 +1,77 @@
+//! The values of tensors, and the loop over blocks of them.
+
+use burn::tensor::TensorData;
+use burn_flex::FlexTensor;
+#[cfg(feature = "parallel")]
+use rayon::prelude::*;
+
+/// Elements that one task of a kernel handles, in whole rows: 64 KiB, half of a level-two cache.
+pub(super) fn block(row: usize) -> usize {
+    const BLOCK: usize = 1 << 14;
+    BLOCK.max(row) / row.max(1) * row
+}
+
+/// A contiguous tensor and its shape.
+pub(super) struct Values {
+    tensor: FlexTensor,
+    pub(super) shape: Vec<usize>,
+}
+
+impl Values {
+    pub(super) fn of(tensor: FlexTensor) -> Self {
+        let tensor = tensor.to_contiguous();
+        let shape = tensor.layout().shape().to_vec();
+        Self { tensor, shape }
+    }
+
+    pub(super) fn as_slice(&self) -> &[f32] {
+        self.tensor.as_slice().expect("made contiguous in `of`")
+    }
+
+    pub(super) fn words(&self) -> &[i32] {
+        self.tensor.as_slice().expect("made contiguous in `of`, of 32-bit integers in `new`")
+    }
+
+    pub(super) fn channels(&self) -> usize {
+        self.shape[self.shape.len() - 1]
+    }
+
+    /// Values of a sample.
+    pub(super) fn per_sample(&self) -> usize {
+        self.shape[1..].iter().product()
+    }
+
+    /// Rows of channels of a sample.
+    pub(super) fn pixels(&self) -> usize {
+        self.per_sample() / self.channels()
+    }
+
+    /// Changes the rows of channels in place if nobody else has the values, else a copy of them.
+    /// `f` takes the number of its first row, and some rows.
+    pub(super) fn map_rows(mut self, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
+        let channels = self.channels();
+        let size = block(channels);
+        let change = |i: usize, x: &mut [f32]| f(i * size / channels, x);
+        if let Some(x) = self.tensor.try_storage_mut() {
+            for_each_block(x, size, change);
+            return self.tensor;
+        }
+        let x = self.as_slice();
+        let mut out = vec![0.0; x.len()];
+        for_each_block(&mut out, size, |i, out| {
+            out.copy_from_slice(&x[i * size..][..out.len()]);
+            change(i, out);
+        });
+        FlexTensor::from_data(TensorData::new(out, self.shape))
+    }
+}
+
+/// Calls `f` with every block of `out` and its number, side by side where there are threads, compiled
+/// for the widest vectors that this processor has.
+pub(super) fn for_each_block(out: &mut [f32], block: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let f = |(i, out)| pulp::Arch::new().dispatch(|| f(i, out));
+    #[cfg(feature = "parallel")]
+    out.par_chunks_mut(block.max(1)).enumerate().for_each(f);
+    #[cfg(not(feature = "parallel"))]
+    out.chunks_mut(block.max(1)).enumerate().for_each(f);
+}

@@ -1,0 +1,173 @@
+//! The denoising of both diffusion stages.
+
+use std::ops::ControlFlow;
+
+use burn::prelude::*;
+
+use super::{Error, Progress, Stage};
+use crate::decoder::Decoder;
+use crate::guidance::{guide, is_guided};
+use crate::noise::Philox;
+use crate::prior::Prior;
+use crate::sampler::{Known, Sampler};
+use crate::schedule::Schedule;
+
+/// Makes standard normal noise of a shape.
+pub type Noise<'a> = &'a mut dyn FnMut([usize; 4]) -> Tensor<4>;
+
+/// How one stage is sampled.
+pub struct Sampling<'a> {
+    /// The times to visit, from 1 to 0.
+    pub timesteps: &'a [f32],
+    /// Above 1 to guide.
+    pub guidance_scale: f64,
+    /// The step from one time to the next.
+    pub sampler: Sampler,
+}
+
+/// A condition and, where the sampling is guided, what it is guided away from.
+pub struct Guided<T> {
+    /// What to show.
+    pub conditional: T,
+    /// What to leave.
+    pub unconditional: Option<T>,
+}
+
+/// Conditional and unconditional as one batch, in this order.
+fn both<const D: usize>(guided: Guided<Tensor<D>>) -> Tensor<D> {
+    match guided.unconditional {
+        Some(unconditional) => Tensor::cat(vec![guided.conditional, unconditional], 0),
+        None => guided.conditional,
+    }
+}
+
+/// Stage C's prediction for a text.
+pub(super) fn predict_prior(
+    prior: &Prior,
+    text: Guided<Tensor<3>>,
+) -> impl Fn(Tensor<4>, &[f32]) -> Tensor<4> {
+    let text = both(text);
+    move |x, t| prior.forward(x, t, text.clone())
+}
+
+/// Stage B's prediction for an image embedding and a text. Guidance leads away from the negative prompt
+/// and from the image embedding of zeros.
+pub(super) fn predict_decoder(
+    decoder: &Decoder,
+    image_embedding: Tensor<4>,
+    text: Guided<Tensor<3>>,
+) -> impl Fn(Tensor<4>, &[f32]) -> Tensor<4> {
+    let zeros = text.unconditional.as_ref().map(|_| image_embedding.zeros_like());
+    let image = both(Guided { conditional: image_embedding, unconditional: zeros });
+    let text = both(text);
+    move |x, t| decoder.forward(x, t, image.clone(), text.clone())
+}
+
+/// A stream of noise for every picture of a batch, so that none depends on the others.
+pub(super) struct Streams<'a> {
+    streams: Vec<Philox>,
+    device: &'a Device,
+}
+
+impl<'a> Streams<'a> {
+    pub(super) fn new(seed: u64, count: usize, device: &'a Device) -> Self {
+        Self { streams: (0..count as u64).map(|image| Philox::new(seed, image)).collect(), device }
+    }
+
+    /// Standard normal noise, `[B, channels, height, width]`.
+    pub(super) fn draw(&mut self, [channels, height, width]: [usize; 3]) -> Tensor<4> {
+        let shape = [1, channels, height, width];
+        let one = |stream: &mut Philox| stream.normal_tensor(shape, self.device);
+        Tensor::cat(self.streams.iter_mut().map(one).collect(), 0)
+    }
+}
+
+/// The denoising of one batch that starts at noise.
+pub(crate) async fn denoise(
+    stage: Stage,
+    schedule: &Schedule,
+    x: Tensor<4>,
+    sampling: &Sampling<'_>,
+    predict: &dyn Fn(Tensor<4>, &[f32]) -> Tensor<4>,
+    noise: Noise<'_>,
+    on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<Tensor<4>, Error> {
+    let (task, mut steps) =
+        (Task { stage, schedule, known: None }, Steps::of([sampling.timesteps]));
+    task.denoise(x, sampling, predict, noise, &mut steps, on_step).await
+}
+
+/// Counts the steps of a stage.
+pub(super) struct Steps {
+    done: usize,
+    all: usize,
+}
+
+impl Steps {
+    pub(super) fn of(schedules: impl IntoIterator<Item = impl AsRef<[f32]>>) -> Self {
+        let steps = schedules.into_iter().map(|times| times.as_ref().len() - 1);
+        Self { done: 0, all: steps.sum() }
+    }
+}
+
+/// The denoising of one batch in one of both diffusion stages.
+pub(super) struct Task<'a> {
+    pub(super) stage: Stage,
+    pub(super) schedule: &'a Schedule,
+    pub(super) known: Option<&'a Known>,
+}
+
+impl Task<'_> {
+    /// The loop of both stages; `x` is noise.
+    pub(super) async fn denoise(
+        &self,
+        x: Tensor<4>,
+        sampling: &Sampling<'_>,
+        predict: &dyn Fn(Tensor<4>, &[f32]) -> Tensor<4>,
+        noise: Noise<'_>,
+        steps: &mut Steps,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, Error> {
+        let (schedule, initial, [batch, ..]) = (self.schedule, x.clone(), x.dims());
+        let mut x = match self.known {
+            Some(known) => known.start(schedule, x, sampling.timesteps[0]),
+            None => x,
+        };
+        for times in sampling.timesteps.windows(2) {
+            let epsilon = if is_guided(sampling.guidance_scale) {
+                let twice = Tensor::cat(vec![x.clone(), x.clone()], 0);
+                let epsilon = predict(twice, &vec![times[0]; 2 * batch]);
+                let conditional = epsilon.clone().narrow(0, 0, batch);
+                guide(conditional, epsilon.narrow(0, batch, batch), sampling.guidance_scale)
+            } else {
+                predict(x.clone(), &vec![times[0]; batch])
+            };
+            // Drawn at the last step too, as the reference does, to keep its order of random numbers.
+            let z = noise(x.dims());
+            x = sampling.sampler.step(schedule, x, epsilon, z, [times[0], times[1]]);
+            if let Some(known) = self.known {
+                x = known.keep(schedule, x, initial.clone(), times[1]);
+            }
+            steps.done += 1;
+            report(on_step, self.stage, steps.done, steps.all, &read(x.clone()).await?).await?;
+        }
+        Ok(x)
+    }
+}
+
+pub(super) async fn report(
+    on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    stage: Stage,
+    step: usize,
+    steps: usize,
+    latents: &TensorData,
+) -> Result<(), Error> {
+    match on_step(Progress { stage, step, steps, latents }).await {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Cancelled),
+    }
+}
+
+pub(crate) async fn read<const D: usize>(x: Tensor<D>) -> Result<TensorData, Error> {
+    x.into_data_async().await.map_err(|error| Error::Device(format!("{error:?}")))
+}

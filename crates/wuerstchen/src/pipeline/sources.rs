@@ -1,0 +1,96 @@
+//! Where pictures start.
+
+use super::sampling::read;
+use super::{Error, Pipeline, Plan};
+use crate::batch_norm::Statistics;
+use crate::compressor::prepare;
+use crate::image::{Image, Mask};
+use crate::options::{OptionsError, Settings};
+use crate::origin::{Batch, Frames, Kept, Origin, Source};
+use crate::resize::cover;
+use crate::schedule::timesteps_from;
+
+impl Pipeline {
+    /// A picture to start from, all of it or what the mask leaves, as large as `settings` say: scaled to
+    /// cover that size, what stands out cut off on both sides.
+    ///
+    /// # Errors
+    ///
+    /// The model cannot make that size or has no compressor, the mask is not of the picture's size, or
+    /// the device failed.
+    pub async fn origin(
+        &self,
+        image: &Image,
+        mask: Option<&Mask>,
+        settings: &Settings,
+    ) -> Result<Origin, Error> {
+        let (cells, _) = self.sizes(settings.height, settings.width)?;
+        if let Some(mask) = mask.filter(|m| [m.width, m.height] != [image.width, image.height]) {
+            let size = |width, height| format!("{width} x {height}");
+            let (expected, found) =
+                (size(image.width, image.height), size(mask.width, mask.height));
+            return Err(OptionsError::Mask { expected, found }.into());
+        }
+        let (compressor, downscale) =
+            self.compressor.as_ref().map_err(|why| OptionsError::NoCompressor(why.clone()))?;
+        let pixels = image.to_tensor(&self.device);
+        let prepared = prepare(pixels.clone(), cells.map(|side| side * downscale));
+        let embedding = compressor.get()?.forward(prepared, Statistics::Running);
+        let embedding = read(embedding).await?;
+        let Some(mask) = mask else { return Ok(Origin { embedding, kept: None }) };
+
+        let size = [settings.height, settings.width];
+        let pixels = cover(pixels, size);
+        let latents = self.encode(pixels.clone())?;
+        let mask = read(cover(mask.to_tensor(&self.device), size)).await?;
+        let kept = Kept {
+            image: Image::from_data(&read(pixels).await?).swap_remove(0),
+            latents: read(latents).await?,
+            mask: Mask::from_data(&mask),
+        };
+        Ok(Origin { embedding, kept: Some(kept) })
+    }
+
+    /// Frames that have gone these shares of the way between the pictures of `source`; all of them start
+    /// at the first one where there is only one, and at noise where there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::origin`].
+    pub async fn frames(
+        &self,
+        source: Option<Source<'_>>,
+        shares: Vec<f32>,
+        settings: &Settings,
+    ) -> Result<Frames, Error> {
+        let Some(Source { image, mask, towards }) = source else {
+            return Ok(Frames { shares, origins: Vec::new() });
+        };
+        let from = self.origin(image, mask, settings).await?;
+        let origins = match towards {
+            None => vec![from; shares.len()],
+            Some(image) => {
+                let to = self.origin(image, None, settings).await?;
+                shares.iter().map(|&share| Origin::between(&from, &to, share)).collect()
+            }
+        };
+        Ok(Frames { shares, origins })
+    }
+
+    /// Where a batch starts in every stage.
+    pub(super) fn plan(&self, batch: &Batch<'_>, settings: &Settings) -> Plan {
+        let mut plan =
+            Plan { timesteps: settings.prior_timesteps.clone(), prior: None, decoder: None };
+        if let Some(origin) = batch.origin {
+            let strength = settings.strength(origin.is_masked());
+            plan.timesteps = timesteps_from(strength as f32, &settings.prior_timesteps);
+            // What is left altogether is not started from, not even from what noise leaves of it.
+            if strength < 1.0 || origin.is_masked() {
+                let to_latents = |embedding| self.prior_latents(embedding);
+                plan.prior = Some(origin.for_prior(&self.device, to_latents));
+            }
+            plan.decoder = origin.for_decoder(&self.device);
+        }
+        plan
+    }
+}

@@ -1,0 +1,148 @@
+//! One stage at a time.
+
+use std::ops::ControlFlow;
+
+use burn::prelude::*;
+
+use super::sampling::{Guided, Noise, Sampling, denoise, predict_decoder, predict_prior, read};
+use super::{Error, Pipeline, Progress, Stage};
+use crate::batch_norm::Statistics;
+use crate::image::{Image, stack_rows};
+use crate::options::Settings;
+use crate::resize::cover;
+use crate::vqgan::{Vqgan, strip_rows};
+use crate::weights::LoadError;
+
+impl Pipeline {
+    /// Stage A, with its weights.
+    ///
+    /// # Errors
+    ///
+    /// The weights cannot be loaded.
+    pub fn vqgan(&self) -> Result<Vqgan, LoadError> {
+        self.vqgan.get()
+    }
+
+    /// Stage C: denoises `x` into its latents of an image embedding.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, c_in, h, w]`
+    /// - text: `[B, T, c_cond]`
+    pub async fn sample_prior(
+        &self,
+        x: Tensor<4>,
+        text: Guided<Tensor<3>>,
+        sampling: &Sampling<'_>,
+        noise: Noise<'_>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, Error> {
+        let prior = self.prior.get()?;
+        let (predict, schedule) = (predict_prior(&prior, text), &self.prior_schedule);
+        denoise(Stage::Prior, schedule, x, sampling, &predict, noise, on_step).await
+    }
+
+    /// The image embedding as Stage C's latents, the inverse of [`Self::image_embedding`].
+    pub fn prior_latents(&self, image_embedding: Tensor<4>) -> Tensor<4> {
+        (image_embedding + self.prior_index.latent_std) / self.prior_index.latent_mean
+    }
+
+    /// Stage C's latents as the image embedding that Stage B takes.
+    pub fn image_embedding(&self, latents: Tensor<4>) -> Tensor<4> {
+        latents * self.prior_index.latent_mean - self.prior_index.latent_std
+    }
+
+    /// Stage B: denoises `x` into the VQGAN's latents. Guidance leads away from the negative prompt
+    /// and from the image embedding of zeros.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, 4, H, W]`
+    /// - `image_embedding`: `[B, effnet_embd, h, w]`
+    /// - text: `[B, T, clip_embd]`
+    pub async fn sample_decoder(
+        &self,
+        x: Tensor<4>,
+        image_embedding: Tensor<4>,
+        text: Guided<Tensor<3>>,
+        sampling: &Sampling<'_>,
+        noise: Noise<'_>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<4>, Error> {
+        let (decoder, schedule) = (self.decoder.get()?, &self.decoder_schedule);
+        let predict = predict_decoder(&decoder, image_embedding, text);
+        denoise(Stage::Decoder, schedule, x, sampling, &predict, noise, on_step).await
+    }
+
+    /// Stage A: pictures to latents as Stage B makes them.
+    ///
+    /// # Shapes
+    ///
+    /// - pixels: `[B, 3, H·downscale, W·downscale]` in `[0, 1]`
+    /// - output: `[B, 4, H, W]`
+    ///
+    /// # Errors
+    ///
+    /// The weights cannot be loaded.
+    pub fn encode(&self, pixels: Tensor<4>) -> Result<Tensor<4>, LoadError> {
+        let latents = self.vqgan.get()?.encode(pixels, Statistics::Running);
+        Ok(latents / self.vqgan_config.scale_factor)
+    }
+
+    /// Stage A: latents to pictures, not clamped and without quantising, as the authors do.
+    ///
+    /// # Shapes
+    ///
+    /// - latents: `[B, 4, H, W]`, as Stage B makes them
+    /// - output: `[B, 3, H·downscale, W·downscale]`
+    ///
+    /// # Errors
+    ///
+    /// The weights cannot be loaded.
+    pub fn decode(&self, latents: Tensor<4>) -> Result<Tensor<4>, LoadError> {
+        Ok(self.vqgan.get()?.decode(latents * self.vqgan_config.scale_factor))
+    }
+
+    /// Pictures of latents in `[0, 1]`, `rows` rows of latents at a time, 0 for all.
+    pub(super) async fn decode_strips(
+        &self,
+        vqgan: &Vqgan,
+        latents: Tensor<4>,
+        rows: Option<usize>,
+    ) -> Result<TensorData, Error> {
+        let [_, _, height, width] = latents.dims();
+        let latents = latents * self.vqgan_config.scale_factor;
+        let rows = match rows.unwrap_or_else(|| strip_rows([height, width])) {
+            0 => height,
+            rows => rows,
+        };
+        if rows >= height {
+            return read(vqgan.decode(latents).clamp(0.0, 1.0)).await;
+        }
+        let mut strips = Vec::new();
+        for strip in vqgan.decode_strips(latents, rows) {
+            strips.push(read(strip.clamp(0.0, 1.0)).await?);
+        }
+        Ok(stack_rows(&strips))
+    }
+
+    /// A picture, as large as `settings` say, before and after Stage A alone.
+    ///
+    /// # Errors
+    ///
+    /// The model cannot make that size, or the device failed.
+    pub async fn autoencode(
+        &self,
+        image: &Image,
+        settings: &Settings,
+    ) -> Result<[Image; 2], Error> {
+        self.sizes(settings.height, settings.width)?;
+        let pixels = image.to_tensor(&self.device);
+        let pixels = cover(pixels, [settings.height, settings.width]);
+        let latents = self.encode(pixels.clone())?;
+        let vqgan = self.vqgan.get()?;
+        let decoded = self.decode_strips(&vqgan, latents, settings.vqgan_rows).await?;
+        let first = |data: &TensorData| Image::from_data(data).swap_remove(0);
+        Ok([first(&read(pixels).await?), first(&decoded)])
+    }
+}

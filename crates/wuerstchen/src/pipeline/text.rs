@@ -1,0 +1,123 @@
+//! Prompts to text embeddings.
+
+use burn::prelude::*;
+
+use super::Error;
+use super::sampling::Guided;
+use crate::bundle::ModelFiles;
+use crate::config::ConfigError;
+use crate::guidance::is_guided;
+use crate::interpolate::linear;
+use crate::options::{PromptSyntax, Settings};
+use crate::origin::Batch;
+use crate::residency::Slot;
+use crate::text::emphasis::{is_plain, passages};
+use crate::text::{
+    TextEncoder, TextEncoderConfig, TokenIds, Tokenizer, TokenizerError, WeightedTokens,
+};
+use crate::weights::LoadError;
+
+/// A text encoder and its tokenizer.
+pub struct TextPart {
+    /// Splits prompts.
+    pub tokenizer: Tokenizer,
+    /// Embeds tokens.
+    pub(super) encoder: Slot<TextEncoder>,
+}
+
+impl TextPart {
+    /// Without weights.
+    pub(super) fn init(
+        files: &ModelFiles,
+        tokenizer: &str,
+        encoder: &str,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        let config: TextEncoderConfig = files.config(&format!("{encoder}/config.json"))?;
+        config.validate()?;
+        let length = config.max_position_embeddings;
+        let tokenizer = Tokenizer::new(&files.tokenizer(tokenizer), length)?;
+        if tokenizer.id_count() > config.vocab_size {
+            let expected = format!("at least {}, the tokenizer's", tokenizer.id_count());
+            let found = config.vocab_size;
+            return Err(ConfigError::new("text encoder", "vocab_size", expected, found).into());
+        }
+        Ok(Self { tokenizer, encoder: Slot::Resident(config.init(device)) })
+    }
+
+    /// Embeds prompts.
+    ///
+    /// # Errors
+    ///
+    /// Names the prompt that cannot be split; or the weights cannot be loaded.
+    ///
+    /// # Shapes
+    ///
+    /// - output: `[B, T, hidden_size]`
+    pub fn embed(&self, prompts: &[&str]) -> Result<Tensor<3>, Error> {
+        Ok(self.embed_with(&self.encoder.get()?, prompts, PromptSyntax::Plain)?)
+    }
+
+    /// Embeds prompts, whose passages may have weights: the embedding `z` of a token of weight `w`
+    /// becomes `z + (w − 1)·(z − e)`, where `e` is the empty prompt's at the same place.
+    ///
+    /// Source: `ClipTokenWeightEncoder.encode_token_weights` of `ComfyUI`, `sd1_clip.py`.
+    fn embed_with(
+        &self,
+        encoder: &TextEncoder,
+        prompts: &[&str],
+        syntax: PromptSyntax,
+    ) -> Result<Tensor<3>, TokenizerError> {
+        let encode = |prompt: &&str| match syntax == PromptSyntax::Plain || is_plain(prompt) {
+            true => {
+                let tokens = self.tokenizer.encode(prompt)?;
+                let weights = vec![1.0; tokens.ids.len()];
+                Ok(WeightedTokens { tokens, weights })
+            }
+            false => self.tokenizer.encode_passages(&passages(prompt)),
+        };
+        let tokens = prompts.iter().map(encode).collect::<Result<Vec<_>, TokenizerError>>()?;
+        let changes: Vec<f32> =
+            tokens.iter().flat_map(|tokens| tokens.weights.iter().map(|w| w - 1.0)).collect();
+        let ids: Vec<TokenIds> = tokens.into_iter().map(|tokens| tokens.tokens).collect();
+        let embedding = encoder.forward(&ids);
+        if changes.iter().all(|&change| change == 0.0) {
+            return Ok(embedding);
+        }
+        let [batch, length, _] = embedding.dims();
+        let changes = TensorData::new(changes, [batch, length, 1]);
+        let changes = Tensor::from_data(changes, &embedding.device());
+        let empty = encoder.forward(&[self.tokenizer.encode("")?]);
+        Ok(embedding.clone() + (embedding - empty) * changes)
+    }
+}
+
+/// Embeds the prompts of every batch, and as often the negative one where the sampling is guided.
+pub(super) fn embed(
+    part: &TextPart,
+    batches: &[Batch<'_>],
+    settings: &Settings,
+    guidance_scale: f64,
+) -> Result<Vec<Guided<Tensor<3>>>, Error> {
+    let encoder = part.encoder.get()?;
+    let embed = |prompts: &[&str]| part.embed_with(&encoder, prompts, settings.prompt_syntax);
+    let unconditional = match is_guided(guidance_scale) {
+        true => Some(embed(&[&settings.negative_prompt])?),
+        false => None,
+    };
+    let guided = |batch: &Batch<'_>| {
+        let (prompts, count) = (&batch.prompts, batch.prompts.len());
+        let all_equal = prompts.windows(2).all(|pair| pair[0] == pair[1]);
+        let mut conditional = match all_equal {
+            true => embed(&prompts[..1])?.repeat_dim(0, count),
+            false => embed(prompts)?,
+        };
+        if let Some((prompt, share)) = batch.towards {
+            let other = embed(&[prompt])?.repeat_dim(0, count);
+            conditional = linear(conditional, other, share);
+        }
+        let unconditional = unconditional.clone().map(|text| text.repeat_dim(0, count));
+        Ok::<_, Error>(Guided { conditional, unconditional })
+    };
+    batches.iter().map(guided).collect()
+}

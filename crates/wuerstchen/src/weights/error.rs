@@ -1,0 +1,110 @@
+//! What is wrong with weights.
+
+use std::fmt;
+
+/// Why weights cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file is not a safetensors file.
+    #[error("{part}: not a safetensors file: {reason}")]
+    Format {
+        /// Which weights.
+        part: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor is of a type that no weights have.
+    #[error("{part}: tensor {name:?} is {found}, expected f64, f32, f16 or bf16")]
+    Dtype {
+        /// Which weights.
+        part: String,
+        /// Name of the tensor.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+    /// The bytes of a tensor cannot be read.
+    #[error("{part}: cannot read tensor {name:?}: {reason}")]
+    Read {
+        /// Which weights.
+        part: String,
+        /// Name of the tensor.
+        name: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// Tensors hold what no computation survives.
+    #[error("{part}: not a number or infinite: {}", names.join(", "))]
+    NotFinite {
+        /// Which weights.
+        part: String,
+        /// Names of the tensors.
+        names: Vec<String>,
+    },
+    /// The tensors are not those of the model.
+    #[error("{part}: the weights do not fit the config{differences}")]
+    Mismatch {
+        /// Which weights.
+        part: String,
+        /// Every tensor that differs.
+        differences: Differences,
+    },
+    /// A file of the model is not there.
+    #[error("expected the file {path:?} in the model, found {}", if found.is_empty() { "nothing" } else { found })]
+    MissingFile {
+        /// Its path in the model folder.
+        path: String,
+        /// What is there instead.
+        found: String,
+    },
+    /// A text file is not what it should be.
+    #[error("{path}: {reason}")]
+    File {
+        /// Its path in the model folder.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A config asks for what the architecture cannot be.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// A tokenizer cannot be made.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::text::TokenizerError),
+}
+
+/// Every difference between a model's parameters and a checkpoint's tensors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// Names that the model needs and the checkpoint lacks.
+    pub missing: Vec<String>,
+    /// Names that the checkpoint has and the model does not know.
+    pub unexpected: Vec<String>,
+    /// Name, expected shape, found shape.
+    pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+impl Differences {
+    /// `value` if nothing differs.
+    pub(super) fn into_result<T>(self, part: &str, value: T) -> Result<T, LoadError> {
+        match self == Self::default() {
+            true => Ok(value),
+            false => Err(LoadError::Mismatch { part: part.to_owned(), differences: self }),
+        }
+    }
+}
+
+impl fmt::Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for name in &self.missing {
+            write!(f, "\n  missing: {name}")?;
+        }
+        for name in &self.unexpected {
+            write!(f, "\n  unexpected: {name}")?;
+        }
+        for (name, expected, found) in &self.misshapen {
+            write!(f, "\n  misshapen: {name}: expected {expected:?}, found {found:?}")?;
+        }
+        Ok(())
+    }
+}

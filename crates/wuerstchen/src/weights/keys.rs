@@ -1,0 +1,109 @@
+//! Names of a model's parameters in a checkpoint.
+
+/// How a model's fields lie in a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyTable {
+    /// Field names and what they become: pairs of path segments, applied in order.
+    names: &'static [(&'static str, &'static str)],
+    /// Fields whose linear layers are 1x1 convolutions in PyTorch, with two more axes of length 1.
+    pub(super) convolutions: &'static [&'static str],
+}
+
+impl KeyTable {
+    /// The field names themselves, as training states use them.
+    pub const FIELDS: Self = Self { names: &[], convolutions: &[] };
+
+    /// Names of the prior, the decoder, and both of Stable Cascade.
+    pub const DIFFUSION: Self = Self {
+        names: &[
+            ("cond_in", "cond_mapper.0"),
+            ("cond_out", "cond_mapper.2"),
+            ("out", "out.1"),
+            ("clf", "clf.1"),
+            ("embedding", "embedding.1"),
+            ("Res", ""),
+            ("Timestep", ""),
+            ("Attention", ""),
+            ("Downscale", "1"),
+            ("Upscale", "1"),
+            ("expand", "0"),
+            ("response_norm", "2"),
+            ("contract", "4"),
+            ("scale_shift", "mapper"),
+            ("conditions.0", "mapper_sca"),
+            ("conditions.1", "mapper_crp"),
+            ("Shrink.map", "1.blocks.0"),
+            ("Grow.map", "1.blocks.1"),
+            ("inner", "0"),
+            ("outer", "2"),
+            ("to_out", "to_out.0"),
+            ("kv_mapper", "kv_mapper.1"),
+        ],
+        convolutions: &[
+            "projection",
+            "out",
+            "embedding",
+            "clf",
+            "effnet_mappers",
+            "inner",
+            "outer",
+            "map",
+            "down_repeat_mappers",
+            "up_repeat_mappers",
+        ],
+    };
+
+    /// Names of the VQGAN.
+    pub const VQGAN: Self = Self {
+        names: &[
+            ("in_block", "in_block.1"),
+            ("out_block", "out_block.0"),
+            ("Mixing", ""),
+            ("Downscale", ""),
+            ("Upscale", ""),
+            ("ToLatents.map", "0"),
+            ("ToLatents.norm", "1"),
+            ("FromLatents.map", "0"),
+            ("depthwise", "depthwise.1"),
+            ("expand", "0"),
+            ("contract", "2"),
+            ("vquantizer.embedding", "vquantizer.embedding.weight"),
+        ],
+        convolutions: &["in_block", "out_block", "map"],
+    };
+
+    /// Names of the semantic compressor.
+    pub const COMPRESSOR: Self = Self {
+        names: &[
+            ("projection", "mapper"),
+            ("Conv", ""),
+            ("Blocks", ""),
+            ("Squeeze", ""),
+            ("conv", "0.weight"),
+            ("norm", "1"),
+        ],
+        convolutions: &["fc1", "fc2"],
+    };
+
+    /// Names of the text encoder.
+    pub const TEXT: Self = Self {
+        names: &[
+            ("token_embedding", "text_model.embeddings.token_embedding.weight"),
+            ("position_embedding", "text_model.embeddings.position_embedding.weight"),
+            ("layers", "text_model.encoder.layers"),
+            ("final_layer_norm", "text_model.final_layer_norm"),
+            ("gamma", "weight"),
+            ("beta", "bias"),
+        ],
+        convolutions: &[],
+    };
+
+    pub(super) fn name(self, path: &[String]) -> String {
+        let mut name = format!(".{}.", path.join("."));
+        for (field, key) in self.names {
+            let key = if key.is_empty() { ".".to_owned() } else { format!(".{key}.") };
+            name = name.replace(&format!(".{field}."), &key);
+        }
+        name.trim_matches('.').to_owned()
+    }
+}

@@ -1,0 +1,192 @@
+//! Training as its users run it: from nothing, stopped and resumed, on pictures of their own.
+
+mod program;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use image::{Rgba, RgbaImage};
+use serde_json::Value;
+
+use program::{scratch, text, wuerstchen};
+
+fn smoke() -> String {
+    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+    native.with_file_name("configs/smoke.toml").display().to_string()
+}
+
+/// All stages from nothing; the model that comes out generates.
+#[test]
+fn the_smoke_preset_trains_a_model_that_generates() {
+    let folder = scratch("train");
+    let run = folder.join("run").display().to_string();
+    let config = smoke();
+    let steps = ["a.steps=30", "b.steps=8", "c.steps=30"];
+    let mut arguments = vec!["train", "all", "-c", &config, "-o", &run, "--device", "cpu"];
+    arguments.extend(steps.iter().flat_map(|change| ["--set", change]));
+    arguments.extend(["--set", "b.cached_scenes=64", "--set", "c.cached_scenes=64"]);
+    let output = wuerstchen(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let metrics = fs::read_to_string(folder.join("run/a/metrics.jsonl")).unwrap();
+    let losses: Vec<f64> = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64().unwrap())
+        .collect();
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert_eq!(losses.len(), 30);
+    assert!(mean(&losses[25..]) < 0.8 * mean(&losses[..5]), "{losses:?}");
+
+    for model in ["run/model", "run/model.safetensors"] {
+        let model = folder.join(model).display().to_string();
+        let picture = folder.join("out.png").display().to_string();
+        let output = wuerstchen(&["generate", "a star", "-m", &model, "-o", &picture]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+}
+
+/// Ctrl-C and `--max-seconds` save and stop; `--resume auto` goes on with the next step.
+#[cfg(unix)]
+#[test]
+fn training_stops_on_request_and_goes_on() {
+    let folder = scratch("stop");
+    let run = folder.display().to_string();
+    let config = smoke();
+    let train = ["train", "a", "-c", &config, "-o", &run, "--device", "cpu", "--resume", "auto"];
+    let endless = ["--set", "a.steps=1000000", "--set", "a.sample_every=1000000"];
+    let steps = || -> Vec<u64> {
+        let metrics = fs::read_to_string(folder.join("a/metrics.jsonl")).unwrap_or_default();
+        let step = |line: &str| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64();
+        metrics.lines().filter_map(step).collect()
+    };
+    let stopped = |output: &Output| {
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("stopped; go on with --resume auto"));
+        steps().last().copied().unwrap()
+    };
+
+    let program = env!("CARGO_BIN_EXE_wuerstchen");
+    let mut command = Command::new(program);
+    let child = command.args(train).args(endless).stderr(std::process::Stdio::piped()).spawn();
+    let child = child.unwrap();
+    while steps().len() < 2 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    let first = stopped(&child.wait_with_output().unwrap());
+
+    let output = wuerstchen(&[&train[..], &endless, &["--max-seconds", "0"]].concat());
+    let second = stopped(&output);
+    assert_eq!(second, first + 1);
+    assert_eq!(steps(), (1..=second).collect::<Vec<_>>());
+}
+
+/// Three captioned pictures: one with a text file, two in metadata.
+fn own_pictures(folder: &Path) {
+    let field = |name: &str, colour| {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        RgbaImage::from_pixel(50, 40, Rgba(colour)).save(path).unwrap();
+    };
+    field("red.png", [200, 0, 0, 255]);
+    fs::write(folder.join("red.txt"), "a red field\n\nthe field is red\n").unwrap();
+    field("more/green.png", [0, 200, 0, 255]);
+    field("more/glass.png", [0, 0, 0, 0]);
+    let metadata = [
+        r#"{"file_name": "green.png", "text": "a green field"}"#,
+        r#"{"file_name": "glass.png", "caption": ["a pane of glass", "nothing"]}"#,
+    ];
+    fs::write(folder.join("more/metadata.jsonl"), metadata.join("\n")).unwrap();
+}
+
+/// Trains stages on the pictures, with few steps.
+fn train_on(pictures: &Path, run: &Path, arguments: &[&str]) -> Output {
+    let (pictures, run, config) = (pictures.display(), run.display().to_string(), smoke());
+    let folder = format!("corpus.folder={pictures}");
+    let mut all = vec!["train", arguments[0], "-c", &config, "-o", &run, "--device", "cpu"];
+    let changes = [
+        &folder,
+        "corpus.vocab_size=300",
+        "corpus.licence=CC0-1.0",
+        "a.steps=2",
+        "b.steps=2",
+        "b.cached_scenes=3",
+        "b.unknown_words=0",
+        "c.steps=2",
+        "c.cached_scenes=0",
+        "c.unknown_words=0",
+    ];
+    all.extend(changes.iter().flat_map(|change| ["--set", change]));
+    all.extend(&arguments[1..]);
+    wuerstchen(&all)
+}
+
+/// A model of somebody's pictures generates, knows its licence, and keeps its tokens when pictures come.
+#[test]
+fn pictures_of_a_folder_train_a_model() {
+    let folder = scratch("own");
+    let (pictures, run) = (folder.join("pictures"), folder.join("run"));
+    own_pictures(&pictures);
+    let output = train_on(&pictures, &run, &["all", "--dry-run"]);
+    assert!(text(&output.stdout).contains("3 pictures with 5 captions"), "{output:?}");
+    let output = train_on(&pictures, &run, &["all"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let grid = image::open(run.join("a/samples-000002.png")).unwrap().into_rgb8();
+    let colours: Vec<_> = (0..8).map(|i| grid.get_pixel(32 * i + 16, 16).0).collect();
+    for colour in [[200, 0, 0], [0, 200, 0], [255, 255, 255]] {
+        assert!(colours.contains(&colour), "{colour:?} is not among {colours:?}");
+    }
+    let model = run.join("model.safetensors").display().to_string();
+    let picture = folder.join("out.png").display().to_string();
+    let output = wuerstchen(&["generate", "a red field", "-m", &model, "-o", &picture]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let card = fs::read_to_string(run.join("model/wuerstchen.json")).unwrap();
+    assert!(card.contains("CC0-1.0") && card.contains("a folder of pictures"), "{card}");
+
+    let tokenizer =
+        || fs::read(run.join("model/wuerstchen-prior/tokenizer/tokenizer.json")).unwrap();
+    let before = tokenizer();
+    fs::copy(pictures.join("red.png"), pictures.join("late.png")).unwrap();
+    fs::write(pictures.join("late.txt"), "words words words that nobody knew").unwrap();
+    let output = train_on(&pictures, &run, &["c", "--resume", "auto", "--set", "c.steps=3"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(tokenizer(), before);
+}
+
+/// What is wrong with a folder is named; training saves before it stops at a picture that it cannot read.
+#[test]
+fn mistakes_in_a_folder_are_named() {
+    let folder = scratch("own-mistakes");
+    let (pictures, run) = (folder.join("pictures"), folder.join("run"));
+    fs::create_dir(&pictures).unwrap();
+    let fails = |code, message: &str, arguments: &[&str]| {
+        let output = train_on(&pictures, &run, arguments);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{message}: {error}");
+        assert!(error.contains(message), "expected {message:?}: {error}");
+    };
+    fails(4, "expected PNG, JPEG or WebP files, found none", &["a"]);
+    own_pictures(&pictures);
+    fails(2, "unknown_words must be 0 with a folder", &["a", "--set", "c.unknown_words=0.1"]);
+    fails(2, "vocab_size must be at least 258", &["a", "--set", "corpus.vocab_size=100"]);
+
+    fs::write(pictures.join("silent.webp"), "").unwrap();
+    fs::write(pictures.join("silent.txt"), "\n").unwrap();
+    fails(4, "1 pictures have no caption", &["a"]);
+    fails(4, "silent.webp", &["a"]);
+    fs::write(pictures.join("silent.txt"), "a broken picture").unwrap();
+    fails(4, "1 pictures cannot be read", &["a", "--dry-run"]);
+    fails(4, "cannot read the picture", &["a"]);
+    assert!(run.join("a/state.safetensors").is_file());
+
+    fs::remove_file(pictures.join("silent.webp")).unwrap();
+    let output = train_on(&pictures, &run, &["a", "--resume", "auto"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    fs::remove_file(pictures.join("more/green.png")).unwrap();
+    fails(4, "1 pictures named in the metadata are missing", &["a"]);
+    fs::write(pictures.join("more/metadata.jsonl"), "{}").unwrap();
+    fails(4, "metadata.jsonl, line 1: expected", &["a"]);
+}
