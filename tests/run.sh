@@ -30,22 +30,25 @@ rustup component add rustfmt clippy
 step "format"
 cargo fmt --all --check
 
-step "lints"
-# One profile and one set of features for everything: a second one costs ten minutes.
-cargo clippy --release --workspace --all-targets -- -D warnings
-
 step "tests"
+# One profile and one set of features for everything: a second one costs ten minutes.
+cargo test --release --workspace --no-run
+# One core links the browser's WebAssembly for minutes, which others can have in the meantime.
+bash web/build.sh &
+build=$!
+trap 'kill "$build" 2>/dev/null || true' EXIT
 cargo test --release --workspace
 
-step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+step "lints"
+cargo clippy --quiet --release --workspace --all-targets -- -D warnings
 
-step "the browser: WebAssembly, npm package, demo page"
-bash web/build.sh
-# Linking takes one core for minutes, which the tests of everything else can have.
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --quiet --release --workspace --no-deps
+
+step "the browser"
+wait "$build"
 bash tests/browser/build.sh &
-page=$!
-trap 'kill "$page" 2>/dev/null || true' EXIT
+build=$!
 cd web
 npm run check
 npm test
@@ -53,7 +56,7 @@ npm run lint:package
 npm --prefix demo test
 npm run test:browser
 bash examples/build.sh
-wait "$page"
+wait "$build"
 npm run test:verify
 cd ..
 

@@ -371,6 +371,10 @@ impl Run {
         let corpus = self.corpus(config.c.lesson)?;
         let encode = |x| image_embeddings(&compressor, x);
         let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, config.c.cached_scenes, encode)?;
+        let scale = config.model.embedding_scale;
+        let spread = image_embeddings(&compressor, self.grid()?.1).flatten::<1>(0, 3).var(0).sqrt();
+        let spread = spread.into_scalar::<f32>();
+        eprintln!("the image embeddings spread by {spread:.2}, embedding_scale is {scale}");
         let stage = StageC {
             corpus,
             config: config.c.clone(),
@@ -378,7 +382,7 @@ impl Run {
             schedule: config.model.schedule,
             embeddings,
             compressor,
-            embedding_scale: config.model.embedding_scale,
+            embedding_scale: scale,
         };
         let model = match self.warm {
             true => recipe.load_prior(&weights, &device)?,

@@ -3,7 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 target="${CARGO_TARGET_DIR:-target}"
-cargo build --profile web --target wasm32-unknown-unknown --package wuerstchen-browser-tests
+# Nobody fetches it: what is linked in half the time may be larger.
+cargo rustc --profile web --target wasm32-unknown-unknown --package wuerstchen-browser-tests -- \
+    -C lto=thin -C opt-level=1
 "$target/release/wuerstchen-link" glue web \
     "$target/wasm32-unknown-unknown/web/wuerstchen_browser_tests.wasm" tests/browser/pkg
 (cd tests/golden/small && find . -name '*.json' -o -name '*.txt' -o -name '*.safetensors') |

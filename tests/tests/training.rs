@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::prelude::*;
+use wuerstchen::Image;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::weights::{KeyTable, tensors};
 use wuerstchen_train::Trainer;
-use wuerstchen_train::corpus::{Corpus, Shapes};
+use wuerstchen_train::corpus::{Corpus, CorpusError, Samples, Shapes};
 use wuerstchen_train::recipe::Recipe;
 use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC, image_embeddings};
@@ -139,4 +140,39 @@ fn a_state_of_another_seed_is_refused() {
     };
     let error = trainer(2).restore("state", trainer(1).save()).err().unwrap().to_string();
     assert_eq!(error, "state: not a safetensors file: it is of seed 1, the config says 2");
+}
+
+/// The built-in scenes, of which one cannot be read.
+struct Torn(Shapes, u64);
+
+impl Samples for Torn {
+    fn picture(&self, number: u64, side: usize) -> Result<Image, CorpusError> {
+        match number == self.1 {
+            true => Err(CorpusError::Picture { name: "torn.png".into(), reason: "torn".into() }),
+            false => self.0.picture(number, side),
+        }
+    }
+
+    fn captions(&self, number: u64) -> Vec<String> {
+        self.0.captions(number)
+    }
+}
+
+/// The third batch has the picture that cannot be read: two updates are done, and can be saved.
+#[test]
+fn a_picture_that_cannot_be_read_costs_no_update() {
+    let _turn = turn();
+    let (recipe, device) = (recipe(), Device::flex().autodiff());
+    let config = recipe.config.a.clone();
+    let shapes = Shapes { seed: recipe.config.seed, lesson: Lesson::default() };
+    let torn = Torn(shapes, 2 * config.batch_size as u64 + 3);
+    let corpus = Corpus::new(Arc::new(torn), &recipe).unwrap();
+    let stage = StageA { corpus, config: config.clone(), device: device.clone() };
+    let model = recipe.config.model.vqgan.init(&device);
+    let trainer = steps(Trainer::new(stage, model, config, 1, device), 2);
+    let saved = trainer.save();
+    let (trainer, metrics) = trainer.step();
+    assert_eq!(metrics.unwrap_err().to_string(), "cannot read the picture torn.png: torn");
+    assert_eq!(trainer.steps_done(), 2);
+    assert!(trainer.save() == saved);
 }

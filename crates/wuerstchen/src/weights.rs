@@ -138,7 +138,8 @@ pub fn shapes<M: Module>(module: &M, keys: KeyTable) -> Vec<(String, Vec<usize>)
     names.names
 }
 
-/// The weights of a module under their checkpoint names and in PyTorch's layout.
+/// The weights of a module under their checkpoint names and in PyTorch's layout; none of them may have
+/// stayed packed.
 pub fn tensors<M: Module>(module: &M, keys: KeyTable) -> Vec<NamedTensor> {
     Reader::read(module, keys, &Values)
 }
@@ -440,6 +441,8 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    use burn::nn::{Linear, LinearConfig};
+
     use crate::PriorConfig;
     use crate::checkpoint::WeightDtype;
     use crate::stored::{Stored, StoredDtype};
@@ -460,21 +463,25 @@ mod tests {
         assert!(load(loaded, &parsed, KeyTable::DIFFUSION).is_ok());
     }
 
-    /// The attention's matrices are square: only the layer tells which way round they lie.
+    #[derive(Module, Debug)]
+    struct Square {
+        layer: Linear,
+    }
+
+    /// Only the layer tells which way round a square matrix lies.
     #[test]
-    fn reads_packed_matrices_as_they_were_written() {
-        let device = Device::flex();
-        let mut checkpoint = Checkpoint::empty("prior");
-        for (name, shape, values) in tensors(&prior_config().init(&device), KeyTable::DIFFUSION) {
-            let dtype = if shape.len() == 2 { StoredDtype::I8 } else { StoredDtype::F32 };
-            let bytes = Stored::new(&shape, &values, dtype).bytes;
-            let range = 0..bytes.len();
-            checkpoint.insert(&name, dtype, &shape, Arc::new(bytes), range).unwrap();
-        }
-        let loaded = load(prior_config().init(&device), &checkpoint, KeyTable::DIFFUSION).unwrap();
-        for (name, _, values) in tensors(&loaded, KeyTable::DIFFUSION) {
-            assert_eq!(values, checkpoint.values(&name).unwrap(), "{name}");
-        }
+    fn a_packed_matrix_lies_as_the_layer_keeps_it() {
+        let (device, shape) = (Device::flex(), [3, 3]);
+        let values: Vec<f32> = (0..9).map(|i| i as f32).collect();
+        let bytes = Stored::new(&shape, &values, StoredDtype::I8).bytes;
+        let range = 0..bytes.len();
+        let mut checkpoint = Checkpoint::empty("square");
+        let (name, bytes) = ("layer.weight", Arc::new(bytes));
+        checkpoint.insert(name, StoredDtype::I8, &shape, bytes, range).unwrap();
+        let square = Square { layer: LinearConfig::new(3, 3).with_bias(false).init(&device) };
+        let square = load(square, &checkpoint, KeyTable::FIELDS).unwrap();
+        let found = square.layer.weight.val().transpose().into_data();
+        assert_eq!(found.try_to_vec::<f32>().unwrap(), checkpoint.values(name).unwrap());
     }
 
     #[test]
