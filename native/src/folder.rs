@@ -78,8 +78,11 @@ impl Folder {
             }
         }
         // What the metadata name and the folder has not.
-        refuse(&captions.into_keys().collect::<Vec<_>>(), "named in the metadata are missing")?;
-        refuse(&without, "have no caption in a .txt file of the same name or in metadata.jsonl")?;
+        refuse(
+            &captions.into_keys().collect::<Vec<_>>(),
+            "named in metadata.jsonl but not there",
+        )?;
+        refuse(&without, "without a caption in a .txt file of the same name or in metadata.jsonl")?;
         let order = Mutex::new((u64::MAX, Arc::default()));
         Ok(Self { seed, pictures, kept: AtomicUsize::new(0), order })
     }
@@ -104,7 +107,7 @@ impl Folder {
             }
             on_picture();
         }
-        refuse(&broken, "cannot be read")
+        refuse(&broken, "that cannot be read")
     }
 
     /// The picture of a number: every epoch shows each once.
@@ -167,16 +170,18 @@ fn find(
         if path.is_dir() {
             find(&path, pictures, captions)?;
         } else if path.file_name().is_some_and(|name| name == METADATA) {
-            for (number, line) in read_text(&path)?.lines().enumerate() {
+            let text = read_text(&path)?;
+            let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+            for (number, line) in lines {
                 let entry: Entry = serde_json::from_str(line).with_context(|| {
                     let (path, line) = (path.display(), number + 1);
                     format!("{path}, line {line}: expected {{\"file_name\": …, \"text\": …}}")
                 })?;
-                let lines = match entry.text {
+                let said = match entry.text {
                     Captions::One(caption) => vec![caption],
                     Captions::Several(captions) => captions,
                 };
-                captions.insert(folder.join(entry.file_name), said(lines.iter()));
+                captions.insert(folder.join(entry.file_name), trimmed(said.iter()));
             }
         } else if extension.is_some_and(|e| ["png", "jpg", "jpeg", "webp"].iter().any(|o| e == *o))
         {
@@ -189,18 +194,18 @@ fn find(
 fn captions_beside(picture: &Path) -> Result<Vec<String>> {
     let path = picture.with_extension("txt");
     match path.is_file() {
-        true => Ok(said(read_text(&path)?.lines())),
+        true => Ok(trimmed(read_text(&path)?.lines())),
         false => Ok(Vec::new()),
     }
 }
 
 /// Captions that say something.
-fn said<S: AsRef<str>>(captions: impl Iterator<Item = S>) -> Vec<String> {
-    let trimmed = captions.map(|caption| caption.as_ref().trim().to_owned());
-    trimmed.filter(|caption| !caption.is_empty()).collect()
+fn trimmed<S: AsRef<str>>(captions: impl Iterator<Item = S>) -> Vec<String> {
+    let captions = captions.map(|caption| caption.as_ref().trim().to_owned());
+    captions.filter(|caption| !caption.is_empty()).collect()
 }
 
-/// Fails if there are `files`, which `what` is wrong with.
+/// Fails if there are pictures `what`: names them.
 fn refuse(files: &[PathBuf], what: &str) -> Result<()> {
     if files.is_empty() {
         return Ok(());
@@ -210,7 +215,11 @@ fn refuse(files: &[PathBuf], what: &str) -> Result<()> {
     if files.len() > NAMED {
         names.push(format!("and {} more", files.len() - NAMED));
     }
-    bail!("{} pictures {what}:\n  {}", files.len(), names.join("\n  "))
+    let pictures = match files.len() {
+        1 => "a picture".to_owned(),
+        count => format!("{count} pictures"),
+    };
+    bail!("{pictures} {what}:\n  {}", names.join("\n  "))
 }
 
 /// The numbers below `count` in the order of an epoch (Fisher–Yates).

@@ -175,17 +175,17 @@ fn mistakes_in_a_folder_are_named() {
 
     fs::write(pictures.join("silent.webp"), "").unwrap();
     fs::write(pictures.join("silent.txt"), "\n").unwrap();
-    fails(4, "1 pictures have no caption", &["a"]);
+    fails(4, "a picture without a caption", &["a"]);
     fails(4, "silent.webp", &["a"]);
     fs::write(pictures.join("silent.txt"), "a broken picture").unwrap();
-    fails(4, "1 pictures cannot be read", &["a", "--dry-run"]);
+    fails(4, "a picture that cannot be read", &["a", "--dry-run"]);
     fails(4, "cannot read the picture", &["a"]);
 
     fs::remove_file(pictures.join("silent.webp")).unwrap();
     let output = train_on(&pictures, &run, &["a"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     fs::remove_file(pictures.join("more/green.png")).unwrap();
-    fails(4, "1 pictures named in the metadata are missing", &["a"]);
+    fails(4, "a picture named in metadata.jsonl but not there", &["a"]);
     fs::write(pictures.join("more/metadata.jsonl"), "{}").unwrap();
     fails(4, "metadata.jsonl, line 1: expected", &["a"]);
 }
