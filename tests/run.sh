@@ -33,22 +33,25 @@ cargo fmt --all --check
 step "tests"
 # One profile and one set of features for everything: a second one costs ten minutes.
 cargo test --release --workspace --no-run
-# One core links the browser's WebAssembly for minutes, which others can have in the meantime.
+
+# From here on most of the work is one core's, linking WebAssembly or a browser's: several run side by side.
+lints() {
+    cargo clippy --quiet --jobs 1 --release --workspace --all-targets -- -D warnings &&
+        RUSTDOCFLAGS="-D warnings" cargo doc --quiet --jobs 1 --release --workspace --no-deps
+}
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 bash web/build.sh &
-build=$!
-trap 'kill "$build" 2>/dev/null || true' EXIT
+web=$!
 cargo test --release --workspace
 
-step "lints"
-cargo clippy --quiet --release --workspace --all-targets -- -D warnings
-
-step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --quiet --release --workspace --no-deps
+step "lints and documentation, beside what follows"
+lints &
+lints=$!
 
 step "the browser"
-wait "$build"
+wait "$web"
 bash tests/browser/build.sh &
-build=$!
+page=$!
 cd web
 npm run check
 npm test
@@ -56,8 +59,9 @@ npm run lint:package
 npm --prefix demo test
 npm run test:browser
 bash examples/build.sh
-wait "$build"
+wait "$page"
 npm run test:verify
 cd ..
 
+wait "$lints"
 step "all checks passed"
