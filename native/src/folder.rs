@@ -78,10 +78,7 @@ impl Folder {
             }
         }
         // What the metadata name and the folder has not.
-        refuse(
-            &captions.into_keys().collect::<Vec<_>>(),
-            "named in metadata.jsonl but not there",
-        )?;
+        refuse(&captions.into_keys().collect::<Vec<_>>(), "named in metadata.jsonl but not there")?;
         refuse(&without, "without a caption in a .txt file of the same name or in metadata.jsonl")?;
         let order = Mutex::new((u64::MAX, Arc::default()));
         Ok(Self { seed, pictures, kept: AtomicUsize::new(0), order })

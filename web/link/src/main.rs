@@ -21,7 +21,10 @@ fn main() -> Result<()> {
             Bindgen::new().bundler(true)?.typescript(true).input_path(wasm).generate(out)
         }
         ["glue", "web", wasm, out] => {
-            Bindgen::new().web(true)?.typescript(true).input_path(wasm).generate(out)
+            // A page finds the WebAssembly beside its script.
+            let mut glue = Bindgen::new();
+            glue.web(true)?.typescript(true).omit_default_module_path(false);
+            glue.input_path(wasm).generate(out)
         }
         ["profile", wasm, out] => write(out, &split::profiled(&read(wasm)?)?),
         ["split", wasm, calls, first, rest] => {
