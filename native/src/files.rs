@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use wuerstchen::import::{Kind, recognise, text_part};
-use wuerstchen::{Checkpoint, Image, Manifest, ModelFiles, ReadBytes, layout};
+use wuerstchen::{Checkpoint, Image, Manifest, ModelFiles, ReadBytes, TokenizerFiles, layout};
 use wuerstchen_train::verify::Goldens;
 
 use crate::pytorch::read_pytorch;
@@ -141,7 +141,7 @@ impl Found {
         for file in ["model_index.json", "scheduler/scheduler_config.json"] {
             self.add_text(&folder.join(file), &format!("{pipeline}/{file}"))?;
         }
-        for file in TOKENIZER_FILES {
+        for file in TokenizerFiles::NAMES {
             let file = format!("tokenizer/{file}");
             self.add_text(&folder.join(&file), &format!("{pipeline}/{file}"))?;
         }
@@ -256,15 +256,6 @@ impl Found {
         Ok(self.files.clone())
     }
 }
-
-/// The file names of a tokenizer.
-pub(crate) const TOKENIZER_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-];
 
 /// Opens a model that was exported for the browser, and checks the shards' hashes.
 fn read_web_bundle(folder: &Path) -> Result<ModelFiles> {

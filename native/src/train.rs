@@ -29,7 +29,7 @@ use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer};
 use wuerstchen_train::{Metrics, Trainer};
 
 use crate::devices::{Choice, choose};
-use crate::files::{TOKENIZER_FILES, read_model, read_text, write, write_png_grid};
+use crate::files::{read_model, read_text, write, write_png_grid};
 use crate::folder::Folder;
 use crate::usage;
 
@@ -186,7 +186,7 @@ fn tokenizer(
     init: Option<&ModelFiles>,
 ) -> Result<TokenizerFiles> {
     let mut own = ModelFiles::default();
-    for file in TOKENIZER_FILES {
+    for file in TokenizerFiles::NAMES {
         let file = format!("{}/{file}", layout::PRIOR_TOKENIZER);
         let path = output.join("model").join(&file);
         if path.is_file() {

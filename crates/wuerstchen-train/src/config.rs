@@ -201,12 +201,7 @@ impl TrainConfig {
         self.model.prior_text.encoder(1, self.model.max_tokens).validate()?;
         let expect = |part, field, expected: usize, found: usize| match expected == found {
             true => Ok(()),
-            false => Err(ConfigError {
-                part,
-                field,
-                expected: expected.to_string(),
-                found: found.to_string(),
-            }),
+            false => Err(ConfigError::new(part, field, expected, found)),
         };
         let model = &self.model;
         let (decoder, prior) = (&model.decoder, &model.prior);
@@ -220,12 +215,8 @@ impl TrainConfig {
         for stage in [&self.a, &self.b, &self.c] {
             let (batch, shards) = (stage.batch_size, stage.shards);
             if batch == 0 || shards == 0 || batch % shards != 0 {
-                return Err(ConfigError {
-                    part: "training",
-                    field: "batch_size",
-                    expected: format!("a positive multiple of shards = {shards}"),
-                    found: batch.to_string(),
-                });
+                let expected = format!("a positive multiple of shards = {shards}");
+                return Err(ConfigError::new("training", "batch_size", expected, batch));
             }
             let Lesson { two_objects, plain_relations, first_leads } = stage.lesson;
             for (field, share) in [
@@ -234,45 +225,39 @@ impl TrainConfig {
                 ("lesson.first_leads", first_leads),
             ] {
                 if !(0.0..=1.0).contains(&share) {
-                    let expected = "a share from 0 to 1".to_owned();
-                    let found = share.to_string();
-                    return Err(ConfigError { part: "training", field, expected, found });
+                    let expected = "a share from 0 to 1";
+                    return Err(ConfigError::new("training", field, expected, share));
                 }
             }
         }
         let multiple = model.vqgan.downscale() * decoder.size_multiple();
         let multiple = multiple.max(model.compressor.downscale());
         if self.image_size == 0 || !self.image_size.is_multiple_of(multiple) {
-            return Err(ConfigError {
-                part: "training",
-                field: "image_size",
-                expected: format!("a multiple of {multiple}"),
-                found: self.image_size.to_string(),
-            });
+            let expected = format!("a multiple of {multiple}");
+            return Err(ConfigError::new("training", "image_size", expected, self.image_size));
         }
         Ok(())
     }
+
     /// Checks that nothing is asked of a folder that only the built-in corpus has.
     fn validate_corpus(&self) -> Result<(), ConfigError> {
         if self.corpus.folder.is_none() {
             return Ok(());
         }
-        let error = |field, expected: String, found: String| {
-            Err(ConfigError { part: "training", field, expected, found })
-        };
         let found = self.corpus.vocab_size;
         if found < MIN_VOCAB_SIZE {
-            return error("vocab_size", format!("at least {MIN_VOCAB_SIZE}"), found.to_string());
+            let expected = format!("at least {MIN_VOCAB_SIZE}");
+            return Err(ConfigError::new("training", "vocab_size", expected, found));
         }
         for stage in [&self.a, &self.b, &self.c] {
             if stage.unknown_words > 0.0 {
-                let expected =
-                    "0 with a folder, whose tokenizer splits words it does not know".into();
-                return error("unknown_words", expected, stage.unknown_words.to_string());
+                let expected = "0 with a folder, whose tokenizer splits words it does not know";
+                let found = stage.unknown_words;
+                return Err(ConfigError::new("training", "unknown_words", expected, found));
             }
             if stage.lesson != Lesson::default() {
-                let expected = "none with a folder".to_owned();
-                return error("lesson", expected, format!("{:?}", stage.lesson));
+                let found = format!("{:?}", stage.lesson);
+                return Err(ConfigError::new("training", "lesson", "none with a folder", found));
             }
         }
         Ok(())

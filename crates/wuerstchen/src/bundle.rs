@@ -167,13 +167,6 @@ impl ModelFiles {
 
     /// The tokenizer files of a folder.
     pub fn tokenizer(&self, folder: &str) -> TokenizerFiles {
-        let text = |file: &str| self.texts.get(&format!("{folder}/{file}")).cloned();
-        TokenizerFiles {
-            tokenizer: text("tokenizer.json"),
-            vocab: text("vocab.json"),
-            merges: text("merges.txt"),
-            tokenizer_config: text("tokenizer_config.json"),
-            special_tokens_map: text("special_tokens_map.json"),
-        }
+        TokenizerFiles::from_named(|file| self.texts.get(&format!("{folder}/{file}")).cloned())
     }
 }

@@ -15,7 +15,8 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(crate) fn new(
+    /// An error of a model's or a run's config.
+    pub fn new(
         part: &'static str,
         field: &'static str,
         expected: impl ToString,

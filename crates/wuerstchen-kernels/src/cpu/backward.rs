@@ -88,6 +88,23 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
     }
 }
 
+/// The gradient of an operation on rows of channels: `f` takes their number, rows of what the operation
+/// has kept, and the gradient of the same rows, which it changes.
+fn change_gradient(
+    ops: Ops<FlexTensor, 1>,
+    grads: &mut Gradients,
+    f: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+) {
+    let grad = Values::of(grads.consume::<Flex>(&ops.node));
+    let [Some(parent)] = ops.parents else { return };
+    let kept = Values::of(ops.state);
+    let (channels, values) = (kept.channels(), kept.as_slice());
+    let changed = grad.map_rows(|row, grad| {
+        f(channels, &values[row * channels..][..grad.len()], grad);
+    });
+    grads.register::<Flex>(parent.id, changed);
+}
+
 #[derive(Debug)]
 struct LayerNorm;
 
@@ -96,12 +113,7 @@ impl Backward<Flex, 1> for LayerNorm {
 
     /// With `x̂ = (x − μ)·s`: `∂x = s·(g − mean(g) − x̂·mean(g·x̂))`.
     fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = Values::of(grads.consume::<Flex>(&ops.node));
-        let [Some(parent)] = ops.parents else { return };
-        let x = Values::of(ops.state);
-        let (channels, x_values) = (x.channels(), x.as_slice());
-        let x_grad = grad.map_rows(|row, grad| {
-            let x = &x_values[row * channels..][..grad.len()];
+        change_gradient(ops, grads, |channels, x, grad| {
             for (x, g) in x.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
                 let (mean, scale) = row_statistics(x);
                 let count = channels as f32;
@@ -112,7 +124,6 @@ impl Backward<Flex, 1> for LayerNorm {
                 }
             }
         });
-        grads.register::<Flex>(parent.id, x_grad);
     }
 }
 
@@ -124,17 +135,11 @@ impl Backward<Flex, 1> for Gelu {
 
     /// `∂x = g·(Φ(x) + x·φ(x))`.
     fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = Values::of(grads.consume::<Flex>(&ops.node));
-        let [Some(parent)] = ops.parents else { return };
-        let x = Values::of(ops.state);
-        let (channels, x_values) = (x.channels(), x.as_slice());
-        let x_grad = grad.map_rows(|row, grad| {
-            let x = &x_values[row * channels..][..grad.len()];
+        change_gradient(ops, grads, |_, x, grad| {
             for (g, &x) in grad.iter_mut().zip(x) {
                 *g *= normal_cdf(x) + x * normal_density(x);
             }
         });
-        grads.register::<Flex>(parent.id, x_grad);
     }
 }
 
@@ -147,18 +152,12 @@ impl Backward<Flex, 1> for Softmax {
 
     /// `∂x = y·(g − Σ g·y)`.
     fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = Values::of(grads.consume::<Flex>(&ops.node));
-        let [Some(parent)] = ops.parents else { return };
-        let y = Values::of(ops.state);
-        let (channels, y_values) = (y.channels(), y.as_slice());
-        let x_grad = grad.map_rows(|row, grad| {
-            let y = &y_values[row * channels..][..grad.len()];
+        change_gradient(ops, grads, |channels, y, grad| {
             for (y, g) in y.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
                 let inner = sum(|i| g[i] * y[i], channels);
                 g.iter_mut().zip(y).for_each(|(g, y)| *g = y * (*g - inner));
             }
         });
-        grads.register::<Flex>(parent.id, x_grad);
     }
 }
 

@@ -26,16 +26,28 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
+    /// Their names.
+    pub const NAMES: [&str; 5] = [
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ];
+
+    /// Those that `text` has by their names.
+    pub fn from_named(text: impl Fn(&str) -> Option<String>) -> Self {
+        let [tokenizer, vocab, merges, tokenizer_config, special_tokens_map] =
+            Self::NAMES.map(text);
+        Self { tokenizer, vocab, merges, tokenizer_config, special_tokens_map }
+    }
+
     /// Those that are there, with their names.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let files = [
-            ("tokenizer.json", &self.tokenizer),
-            ("vocab.json", &self.vocab),
-            ("merges.txt", &self.merges),
-            ("tokenizer_config.json", &self.tokenizer_config),
-            ("special_tokens_map.json", &self.special_tokens_map),
-        ];
-        files.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)))
+        let Self { tokenizer, vocab, merges, tokenizer_config, special_tokens_map } = self;
+        let texts = [tokenizer, vocab, merges, tokenizer_config, special_tokens_map];
+        let named = Self::NAMES.into_iter().zip(texts);
+        named.filter_map(|(name, text)| Some((name, text.as_deref()?)))
     }
 
     /// Whether they are enough for a tokenizer.
