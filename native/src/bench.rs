@@ -147,7 +147,7 @@ impl Bench {
             schedule: config.model.schedule,
             embeddings: no_cache()?,
             compressor: config.model.compressor.init(&self.device),
-            embedding_scale: config.model.embedding_scale,
+            embedding_scale: 1.0,
         };
         Ok(json!([
             self.time_training("a", a, config.model.vqgan.init(&device), &config.a),

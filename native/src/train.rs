@@ -13,6 +13,7 @@ use burn::tensor::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
+use wuerstchen::pipeline::PriorIndex;
 use wuerstchen::{
     Checkpoint, GenerateOptions, Image, ModelFiles, Pipeline, Residency, Statistics,
     TokenizerFiles, WeightDtype, layout,
@@ -73,6 +74,12 @@ enum StageName {
     All,
 }
 
+/// A run's config in its folder, as it was resolved.
+const CONFIG: &str = "config.toml";
+
+/// Pictures whose image embeddings tell how far all spread.
+const MEASURED_PICTURES: u64 = 64;
+
 /// Seconds between saved states.
 const SAVE_SECS: u64 = 120;
 
@@ -83,12 +90,14 @@ const IMAGE_EMBEDDINGS: &str = "the compressor's image embeddings";
 const GRID_SIDE: usize = 8;
 
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
-    let config = read_config(&args.config, &args.set)?;
+    let mut config = read_config(&args.config, &args.set)?;
     config.validate().map_err(|error| usage(&error.into()))?;
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     let folder = config.corpus.folder.as_ref().map(|folder| Folder::open(folder, config.seed));
     let folder = folder.transpose()?;
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
+    let scale = &mut config.model.embedding_scale;
+    *scale = scale.or_else(|| embedding_scale(&output, init.as_ref()));
     let tokenizer = match &folder {
         Some(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
         None => shapes_tokenizer(),
@@ -98,9 +107,6 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         return describe(&recipe, folder.as_ref(), &output);
     }
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
-    let resolved =
-        toml::to_string_pretty(&recipe.config).context("cannot write the config as TOML")?;
-    write(&output.join("config.toml"), resolved.as_bytes())?;
     // Captions that come later must not change the numbers of the tokens.
     let own = output.join("model").join(layout::PRIOR_TOKENIZER);
     fs::create_dir_all(&own).with_context(|| format!("cannot create {}", own.display()))?;
@@ -120,7 +126,8 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let deadline = args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs));
     let device = choose(args.device)?.device;
     let (folder, warm) = (folder.map(Arc::new), init.is_some());
-    let run = Run { recipe, folder, output, device, stop, deadline, warm };
+    let mut run = Run { recipe, folder, output, device, stop, deadline, warm };
+    run.write_config()?;
     if let Some(model) = init {
         run.adopt(model)?;
     }
@@ -199,6 +206,20 @@ fn tokenizer(
         Some(model) => Ok(model.tokenizer(layout::PRIOR_TOKENIZER)),
         None => Ok(learn_tokenizer(folder.all_captions(), config.corpus.vocab_size)?),
     }
+}
+
+/// The scale of Stage C's latents as the run has measured it before, or else that of the Stage C that it
+/// starts from.
+fn embedding_scale(output: &Path, init: Option<&ModelFiles>) -> Option<f64> {
+    let own = fs::read_to_string(output.join(CONFIG)).ok().and_then(|text| text.parse().ok());
+    let own =
+        own.and_then(|config: toml::Table| config.get("model")?.get("embedding_scale")?.as_float());
+    own.or_else(|| {
+        let model = init.filter(|model| model.weights.contains_key(layout::PRIOR))?;
+        let index: PriorIndex =
+            model.config(&format!("{}/model_index.json", layout::PRIOR_PIPELINE)).ok()?;
+        Some(index.latent_mean)
+    })
 }
 
 fn describe(recipe: &Recipe, folder: Option<&Folder>, output: &Path) -> Result<()> {
@@ -362,7 +383,8 @@ impl Run {
         )
     }
 
-    fn stage_c(&self, resume: Option<&str>) -> Result<bool> {
+    fn stage_c(&mut self, resume: Option<&str>) -> Result<bool> {
+        let embedding_scale = self.embedding_scale()?;
         let (recipe, device) = (&self.recipe, self.device.clone().autodiff());
         let config = &recipe.config;
         device.seed(config.seed);
@@ -371,10 +393,6 @@ impl Run {
         let corpus = self.corpus(config.c.lesson)?;
         let encode = |x| image_embeddings(&compressor, x);
         let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, config.c.cached_scenes, encode)?;
-        let scale = config.model.embedding_scale;
-        let spread = image_embeddings(&compressor, self.grid()?.1).flatten::<1>(0, 3).var(0).sqrt();
-        let spread = spread.into_scalar::<f32>();
-        eprintln!("the image embeddings spread by {spread:.2}, embedding_scale is {scale}");
         let stage = StageC {
             corpus,
             config: config.c.clone(),
@@ -382,7 +400,7 @@ impl Run {
             schedule: config.model.schedule,
             embeddings,
             compressor,
-            embedding_scale: scale,
+            embedding_scale,
         };
         let model = match self.warm {
             true => recipe.load_prior(&weights, &device)?,
@@ -413,6 +431,34 @@ impl Run {
             },
             recipe::prior_weights,
         )
+    }
+
+    /// What Stage C's latents are multiplied with; measured where nothing has said it, and then kept in
+    /// the run's config.
+    fn embedding_scale(&mut self) -> Result<f64> {
+        if let Some(scale) = self.recipe.config.model.embedding_scale {
+            return Ok(scale);
+        }
+        let compressor = self.recipe.load_compressor(&self.read_weights()?, &self.device)?;
+        let corpus = self.corpus(self.recipe.config.c.lesson)?;
+        let numbers: Vec<_> = (0..MEASURED_PICTURES).collect();
+        let embeddings = image_embeddings(&compressor, corpus.pictures(&numbers, &self.device)?);
+        let spread = embeddings.flatten::<1>(0, 3).var(0).sqrt().into_scalar::<f32>();
+        // Three digits are as much as 64 pictures tell.
+        let scale = format!("{:.2e}", 2.0 * spread).parse().expect("a number's digits are one");
+        if !(scale > 0.0 && scale < f64::INFINITY) {
+            bail!("the image embeddings spread by {spread}: train b longer, or with smaller steps");
+        }
+        eprintln!("the image embeddings spread by {spread:.2}: embedding_scale = {scale}");
+        self.recipe.config.model.embedding_scale = Some(scale);
+        self.write_config()?;
+        Ok(scale)
+    }
+
+    fn write_config(&self) -> Result<()> {
+        let config = toml::to_string_pretty(&self.recipe.config);
+        let config = config.context("cannot write the config as TOML")?;
+        write(&self.output.join(CONFIG), config.as_bytes())
     }
 
     /// Trains until the stage, the time or the user's patience ends; tells whether the stage did.

@@ -131,8 +131,8 @@ fn pictures_of_a_folder_train_a_model() {
     own_pictures(&pictures);
     let output = train_on(&pictures, &run, &["all", "--dry-run"]);
     assert!(text(&output.stdout).contains("3 pictures with 5 captions"), "{output:?}");
-    let output = train_on(&pictures, &run, &["all"]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    let trained = train_on(&pictures, &run, &["all"]);
+    assert!(trained.status.success(), "{}", text(&trained.stderr));
 
     let grid = image::open(run.join("a/samples-000002.png")).unwrap().into_rgb8();
     let colours: Vec<_> = (0..8).map(|i| grid.get_pixel(32 * i + 16, 16).0).collect();
@@ -146,6 +146,14 @@ fn pictures_of_a_folder_train_a_model() {
     let card = fs::read_to_string(run.join("model/wuerstchen.json")).unwrap();
     assert!(card.contains("CC0-1.0") && card.contains("a folder of pictures"), "{card}");
 
+    let read = |file: &str| fs::read_to_string(run.join(file)).unwrap();
+    let config: toml::Table = read("config.toml").parse().unwrap();
+    let scale = config["model"]["embedding_scale"].as_float().unwrap();
+    let index: Value =
+        serde_json::from_str(&read("model/wuerstchen-prior/model_index.json")).unwrap();
+    assert!(text(&trained.stderr).contains(&format!("embedding_scale = {scale}")), "{scale}");
+    assert!(scale > 0.0 && index["latent_mean"] == scale, "{scale}, {index}");
+
     let tokenizer =
         || fs::read(run.join("model/wuerstchen-prior/tokenizer/tokenizer.json")).unwrap();
     let before = tokenizer();
@@ -154,6 +162,9 @@ fn pictures_of_a_folder_train_a_model() {
     let output = train_on(&pictures, &run, &["c", "--resume", "auto", "--set", "c.steps=3"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(tokenizer(), before);
+    assert!(!text(&output.stderr).contains("embedding_scale"), "{}", text(&output.stderr));
+    let resumed: toml::Table = read("config.toml").parse().unwrap();
+    assert_eq!(resumed["model"], config["model"]);
 }
 
 /// What is wrong with a folder is named; when it is right, training begins.

@@ -114,7 +114,7 @@ fn stage_c_resumes_bit_equal() {
             schedule: config.model.schedule,
             embeddings,
             compressor: compressor.clone(),
-            embedding_scale: config.model.embedding_scale,
+            embedding_scale: 4.6,
         };
         let model = recipe.init_prior(&device);
         Trainer::new(stage, model, config.c.clone(), config.seed, device.clone())

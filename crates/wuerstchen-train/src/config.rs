@@ -78,10 +78,11 @@ pub struct ModelConfig {
     #[serde(default)]
     pub schedule: Schedule,
     /// What Stage C's latents are multiplied with to be image embeddings (`latent_mean` of the
-    /// published pipeline). Embeddings are few and say much of one thing many times: the noise hides
-    /// where objects lie only if the latents are small beside it.
-    #[serde(default = "unscaled")]
-    pub embedding_scale: f64,
+    /// published pipeline); twice the embeddings' standard deviation where it is not given. Embeddings
+    /// are few and say much of one thing many times: the noise hides where objects lie only if the
+    /// latents are small beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_scale: Option<f64>,
 }
 
 /// The sizes of a text encoder; the rest follows from the corpus.
@@ -182,10 +183,6 @@ fn authors_p2_k() -> f32 {
     1.0
 }
 
-fn unscaled() -> f64 {
-    1.0
-}
-
 impl TrainConfig {
     /// Checks that the parts fit each other and the architecture.
     ///
@@ -211,6 +208,12 @@ impl TrainConfig {
         expect("decoder", "clip_embd", model.decoder_text.hidden_size, decoder.clip_embd)?;
         expect("prior", "c_in", model.compressor.c_latent, prior.c_in)?;
         expect("prior", "c_cond", model.prior_text.hidden_size, prior.c_cond)?;
+        if let Some(scale) = model.embedding_scale
+            && !(scale > 0.0 && scale.is_finite())
+        {
+            let expected = "a positive number";
+            return Err(ConfigError::new("training", "embedding_scale", expected, scale));
+        }
         self.validate_corpus()?;
         for stage in [&self.a, &self.b, &self.c] {
             let (batch, shards) = (stage.batch_size, stage.shards);

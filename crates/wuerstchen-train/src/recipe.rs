@@ -158,7 +158,8 @@ impl Recipe {
         }
         let embedding = model.compressor.downscale() as f64;
         let prior_index = json!({
-            "latent_mean": model.embedding_scale, "latent_std": 0.0, "resolution_multiple": embedding,
+            "latent_mean": model.embedding_scale.unwrap_or(1.0), "latent_std": 0.0,
+            "resolution_multiple": embedding,
         });
         let decoder_index = json!({"latent_dim_scale": embedding / model.vqgan.downscale() as f64});
         for (folder, class, index) in [

@@ -6,7 +6,7 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
-use super::functions::{normal_cdf, normal_density};
+use super::functions::{exp, normal_cdf};
 use super::sums::{channel_norms, mean_norm, row_statistics, sum};
 use super::values::{Values, for_each_block};
 use super::window::Window;
@@ -141,6 +141,13 @@ impl Backward<Flex, 1> for Gelu {
             }
         });
     }
+}
+
+/// `φ(x) = exp(−x²/2) / sqrt(2π)`.
+#[inline(always)]
+fn normal_density(x: f32) -> f32 {
+    const INVERSE_SQRT_2PI: f32 = 0.398_942_3;
+    INVERSE_SQRT_2PI * exp((-0.5 * x * x).max(-87.0))
 }
 
 #[derive(Debug)]

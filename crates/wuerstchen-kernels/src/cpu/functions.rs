@@ -46,13 +46,6 @@ fn erf(x: f32) -> f32 {
     x * p / q
 }
 
-/// `φ(x) = exp(−x²/2) / sqrt(2π)`.
-#[inline(always)]
-pub(super) fn normal_density(x: f32) -> f32 {
-    const INVERSE_SQRT_2PI: f32 = 0.398_942_3;
-    INVERSE_SQRT_2PI * exp((-0.5 * x * x).max(-87.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
