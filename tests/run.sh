@@ -34,13 +34,14 @@ step "tests"
 # One profile and one set of features for everything: a second one costs ten minutes.
 cargo test --release --workspace --no-run
 
-# From here on most of the work is one core's, linking WebAssembly or a browser's: several run side by side.
+# From here on most of the work is one core's, linking WebAssembly or a browser's: several run side by
+# side, and the lints, for which nothing waits, when a core is free.
 lints() {
-    cargo clippy --quiet --jobs 1 --release --workspace --all-targets -- -D warnings &&
-        RUSTDOCFLAGS="-D warnings" cargo doc --quiet --jobs 1 --release --workspace --no-deps
+    nice cargo clippy --quiet --jobs 1 --release --workspace --all-targets -- -D warnings &&
+        RUSTDOCFLAGS="-D warnings" nice cargo doc --quiet --jobs 1 --release --workspace --no-deps
 }
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-bash web/build.sh &
+bash web/build.sh compile &
 web=$!
 cargo test --release --workspace
 
@@ -52,16 +53,19 @@ step "the browser"
 wait "$web"
 bash tests/browser/build.sh &
 page=$!
+bash web/build.sh package
 cd web
 npm run check
 npm test
 npm run lint:package
 npm --prefix demo test
 npm run test:browser
-bash examples/build.sh
+bash examples/build.sh &
+examples=$!
 wait "$page"
 npm run test:verify
 cd ..
 
+wait "$examples"
 wait "$lints"
 step "all checks passed"

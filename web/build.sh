@@ -1,48 +1,73 @@
 #!/usr/bin/env bash
 # Builds everything of the browser: the WebAssembly, the npm package, the built-in model's bundle, the
 # demo page (web/demo/dist). Needs Chromium, which tells what to split, and Node.js.
+# `build.sh compile` stops where cargo's part is done, `build.sh package` goes on from there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target="${CARGO_TARGET_DIR:-target}"
 step() { printf '\n== %s\n' "$*"; }
 
-step "tools"
-command -v "${CHROMIUM:-/usr/bin/chromium}" >/dev/null || {
-    echo "Chromium is missing: install it, or set CHROMIUM to where it lies" >&2
-    exit 1
-}
-rustup target add wasm32-unknown-unknown
-npm --prefix web ci --no-audit --no-fund
-# All of the workspace: one set of features, so that nothing is built twice.
-cargo build --release --workspace --bins
-
 # One build for each device, so that no visitor fetches what does not run.
-for device in cpu webgpu; do
-    step "WebAssembly for $device"
-    cargo build --profile web --target wasm32-unknown-unknown \
-        --package wuerstchen-web --no-default-features --features "$device"
-    wasm="$target/wasm32-unknown-unknown/web/wuerstchen_web.wasm"
-    glue="web/pkg/$device"
-    if [ ! -f "$glue/whole.wasm" ] || ! cmp -s "$wasm" "$glue/cargo.wasm"; then
-        "$target/release/wuerstchen-link" glue bundler "$wasm" "$glue"
-        # Names and debug sections are of no use to visitors; -Oz would save 2 % in twice the time.
-        npx --prefix web wasm-opt -Os --enable-simd --enable-bulk-memory --enable-sign-ext \
-            --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types \
-            --enable-multivalue --strip-debug --strip-producers \
-            -o "$glue/whole.wasm" "$glue/wuerstchen_web_bg.wasm"
-        cp "$wasm" "$glue/cargo.wasm"
-    fi
-done
+devices=(cpu webgpu)
 
-step "the built-in model for the browser"
-"$target/release/wuerstchen" export web -o web/pkg/model
+compile() {
+    step "tools"
+    command -v "${CHROMIUM:-/usr/bin/chromium}" >/dev/null || {
+        echo "Chromium is missing: install it, or set CHROMIUM to where it lies" >&2
+        exit 1
+    }
+    rustup target add wasm32-unknown-unknown
+    npm --prefix web ci --no-audit --no-fund
+    # All of the workspace: one set of features, so that nothing is built twice.
+    cargo build --release --workspace --bins
 
-step "npm package"
-npm --prefix web run build
-npm --prefix web run build:wasm
+    for device in "${devices[@]}"; do
+        step "WebAssembly for $device"
+        cargo build --profile web --target wasm32-unknown-unknown \
+            --package wuerstchen-web --no-default-features --features "$device"
+        wasm="$target/wasm32-unknown-unknown/web/wuerstchen_web.wasm"
+        glue="web/pkg/$device"
+        mkdir -p "$glue"
+        cmp -s "$wasm" "$glue/wuerstchen_web.wasm" || cp "$wasm" "$glue"
+    done
+}
 
-step "demo page"
-npm --prefix web/demo run build
-cp -r web/pkg/model web/demo/dist/model
+package() {
+    for device in "${devices[@]}"; do
+        step "glue for $device"
+        glue="web/pkg/$device"
+        if [ ! "$glue/whole.wasm" -nt "$glue/wuerstchen_web.wasm" ]; then
+            "$target/release/wuerstchen-link" glue bundler "$glue/wuerstchen_web.wasm" "$glue"
+            # Names and debug sections are of no use to visitors; -Oz would save 2 % in twice the time.
+            npx --prefix web wasm-opt -Os --enable-simd --enable-bulk-memory --enable-sign-ext \
+                --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types \
+                --enable-multivalue --strip-debug --strip-producers \
+                -o "$glue/whole.wasm" "$glue/wuerstchen_web_bg.wasm"
+        fi
+    done
 
-printf '\nweb/demo/dist is ready: %s/release/wuerstchen serve\n' "$target"
+    step "the built-in model for the browser"
+    "$target/release/wuerstchen" export web -o web/pkg/model
+
+    step "npm package"
+    npm --prefix web run build
+    npm --prefix web run build:wasm
+
+    step "demo page"
+    npm --prefix web/demo run build
+    cp -r web/pkg/model web/demo/dist/model
+
+    printf '\nweb/demo/dist is ready: %s/release/wuerstchen serve\n' "$target"
+}
+
+case "${1-}" in
+"")
+    compile
+    package
+    ;;
+compile | package) "$1" ;;
+*)
+    echo "expected compile, package or nothing, got $1" >&2
+    exit 2
+    ;;
+esac

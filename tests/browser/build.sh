@@ -5,7 +5,7 @@ cd "$(dirname "$0")/../.."
 target="${CARGO_TARGET_DIR:-target}"
 # Nobody fetches it: what is linked in half the time may be larger.
 cargo rustc --profile web --target wasm32-unknown-unknown --package wuerstchen-browser-tests -- \
-    -C lto=thin -C opt-level=1
+    -C lto=thin -C codegen-units=4 -C opt-level=1
 "$target/release/wuerstchen-link" glue web \
     "$target/wasm32-unknown-unknown/web/wuerstchen_browser_tests.wasm" tests/browser/pkg
 (cd tests/golden/small && find . -name '*.json' -o -name '*.txt' -o -name '*.safetensors') |
