@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use wuerstchen::pipeline::PriorIndex;
 use wuerstchen::{
     Checkpoint, GenerateOptions, Image, ModelFiles, Pipeline, Residency, Statistics,
@@ -51,8 +51,8 @@ pub(crate) struct TrainArgs {
     /// Go on from a saved state: `auto` takes the run's own if there is one
     #[arg(long, value_name = "auto|PATH")]
     resume: Option<String>,
-    /// Start from this model's weights instead of random ones; parts that the run has trained are
-    /// its own
+    /// Start from this model's weights instead of random ones; it need not have all stages, and parts
+    /// that the run has trained are its own
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
     /// Save and stop after this many seconds
@@ -200,12 +200,13 @@ fn tokenizer(
             own.texts.insert(file, read_text(&path)?);
         }
     }
-    let own = own.tokenizer(layout::PRIOR_TOKENIZER);
-    match init {
-        _ if own.is_complete() => Ok(own),
-        Some(model) => Ok(model.tokenizer(layout::PRIOR_TOKENIZER)),
-        None => Ok(learn_tokenizer(folder.all_captions(), config.corpus.vocab_size)?),
+    for model in [Some(&own), init].into_iter().flatten() {
+        let tokenizer = model.tokenizer(layout::PRIOR_TOKENIZER);
+        if tokenizer.is_complete() {
+            return Ok(tokenizer);
+        }
     }
+    Ok(learn_tokenizer(folder.all_captions(), config.corpus.vocab_size)?)
 }
 
 /// The scale of Stage C's latents as the run has measured it before, or else that of the Stage C that it
@@ -255,7 +256,7 @@ struct Run {
     device: Device,
     stop: Arc<AtomicBool>,
     deadline: Option<Instant>,
-    /// Whether stages start from weights that are there.
+    /// Whether stages whose weights are there start from them.
     warm: bool,
 }
 
@@ -265,6 +266,11 @@ impl Run {
         let mut weights = model.weights;
         weights.retain(|part, _| !self.weights_path(part).exists());
         self.write_weights(weights)
+    }
+
+    /// Whether a stage of these parts starts from weights that are there.
+    fn is_warm(&self, weights: &Weights, parts: &[&str]) -> bool {
+        self.warm && parts.iter().any(|&part| weights.contains_key(part))
     }
 
     fn corpus(&self, lesson: Lesson) -> Result<Corpus> {
@@ -309,8 +315,9 @@ impl Run {
             config: config.a.clone(),
             device: device.clone(),
         };
-        let model = match self.warm {
-            true => recipe.load_vqgan(&self.read_weights()?, &device)?,
+        let weights = self.read_weights()?;
+        let model = match self.is_warm(&weights, &[layout::VQGAN]) {
+            true => recipe.load_vqgan(&weights, &device)?,
             false => config.model.vqgan.init(&device),
         };
         let trainer = Trainer::new(stage, model, config.a.clone(), config.seed, device);
@@ -341,7 +348,8 @@ impl Run {
         let scenes = config.b.cached_scenes;
         let latents = self.cache("Stage A's latents", &corpus, scenes, encode)?;
         let frozen = config.b.freeze_compressor;
-        let model = match frozen || self.warm {
+        let parts = [layout::DECODER, layout::DECODER_TEXT, layout::COMPRESSOR];
+        let model = match frozen || self.is_warm(&weights, &parts) {
             true => recipe.load_decoder(&weights, &device)?,
             false => recipe.init_decoder(&device),
         };
@@ -402,7 +410,7 @@ impl Run {
             compressor,
             embedding_scale,
         };
-        let model = match self.warm {
+        let model = match self.is_warm(&weights, &[layout::PRIOR, layout::PRIOR_TEXT]) {
             true => recipe.load_prior(&weights, &device)?,
             false => recipe.init_prior(&device),
         };
@@ -509,7 +517,8 @@ impl Run {
             let rate = samples as f64 / secs;
             log_metrics(&mut log, &metrics, rate)?;
             bar.set_position(metrics.step);
-            bar.set_message(format!("loss {:.4}, {rate:.0} samples/s", metrics.loss));
+            let message = format!("loss {:.4}, {rate:.0} samples/s", metrics.loss);
+            bar.set_message(message.clone());
             let last = trainer.is_done();
             if metrics.step % config.sample_every == 0 || last {
                 let path = folder.join(format!("samples-{:06}.png", metrics.step));
@@ -521,6 +530,12 @@ impl Run {
                 write(&state, &trainer.save())?;
                 self.write_weights(weights(&trainer.averaged()))?;
                 saved = Instant::now();
+                // Without a terminal there is no bar: a line for the log.
+                if bar.is_hidden() {
+                    let (step, steps) = (metrics.step, config.steps);
+                    let rest = HumanDuration(bar.eta());
+                    eprintln!("stage {name}: step {step} of {steps}, {message}, ETA {rest}");
+                }
             }
             if interrupted && !last {
                 bar.abandon();

@@ -29,6 +29,12 @@ fn the_smoke_preset_trains_a_model_that_generates() {
     let output = wuerstchen(&arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
 
+    for line in
+        ["stage a: step 30 of 30, loss 0.", "stage b: step 8 of 8", "stage c: step 30 of 30"]
+    {
+        assert!(text(&output.stderr).contains(line), "{line}: {}", text(&output.stderr));
+    }
+
     let metrics = fs::read_to_string(folder.join("run/a/metrics.jsonl")).unwrap();
     let losses: Vec<f64> = metrics
         .lines()
@@ -165,6 +171,23 @@ fn pictures_of_a_folder_train_a_model() {
     assert!(!text(&output.stderr).contains("embedding_scale"), "{}", text(&output.stderr));
     let resumed: toml::Table = read("config.toml").parse().unwrap();
     assert_eq!(resumed["model"], config["model"]);
+}
+
+/// A model need not have all stages to start from: here only Stage A.
+#[test]
+fn a_run_starts_from_what_a_model_has() {
+    let folder = scratch("init");
+    let (pictures, first, second) = (folder.join("pictures"), folder.join("1"), folder.join("2"));
+    own_pictures(&pictures);
+    let output = train_on(&pictures, &first, &["a"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let vqgan = first.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
+    let init = ["b", "--init", vqgan.to_str().unwrap()];
+    let output = train_on(&pictures, &second, &init);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let same = second.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
+    assert_eq!(fs::read(vqgan).unwrap(), fs::read(same).unwrap());
+    assert!(second.join("model/wuerstchen/decoder/diffusion_pytorch_model.safetensors").is_file());
 }
 
 /// What is wrong with a folder is named; when it is right, training begins.
