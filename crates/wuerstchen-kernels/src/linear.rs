@@ -4,8 +4,9 @@ use burn::prelude::*;
 
 /// `y = x·W + b`.
 ///
-/// Where burn times the variants of every product at first use (feature `autotune`), its choice is
-/// taken on GPUs, else `shaders/linear.wgsl`.
+/// One product of all rows, whatever the rank: for some shapes burn would make one of a few rows for each
+/// batch, which is slow on a CPU. On GPUs it is burn's where burn times the variants of every product at
+/// first use (feature `autotune`), else `shaders/linear.wgsl`.
 ///
 /// # Shapes
 ///
@@ -18,12 +19,15 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
+    by_rows(x, weight.dims(), bias, |x| multiply(x, weight))
+}
+
+fn multiply(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     #[cfg(feature = "gpu")]
     if !cfg!(feature = "autotune") && crate::wgsl::runs_on(&x.device()) && in_quads(weight.dims()) {
-        let sides = weight.dims();
-        return by_rows(x, sides, bias, |x| crate::wgsl::linear(x, weight));
+        return crate::wgsl::linear(x, weight);
     }
-    reference::linear(x, weight, bias)
+    x.matmul(weight)
 }
 
 /// Multiplies the rows of `x`, whatever its rank, with a matrix of `columns` by `outputs`.
