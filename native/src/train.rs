@@ -75,7 +75,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let folder = folder.transpose()?;
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
     let scale = &mut config.model.embedding_scale;
-    *scale = scale.or_else(|| embedding_scale(&output, init.as_ref()));
+    *scale = scale.or_else(|| known_scale(&output, init.as_ref()));
     let tokenizer = match &folder {
         Some(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
         None => shapes_tokenizer(),
@@ -189,7 +189,7 @@ fn tokenizer(
 
 /// The scale of Stage C's latents as the run has measured it before, or else that of the Stage C that it
 /// starts from.
-fn embedding_scale(output: &Path, init: Option<&ModelFiles>) -> Option<f64> {
+fn known_scale(output: &Path, init: Option<&ModelFiles>) -> Option<f64> {
     let own = fs::read_to_string(output.join(CONFIG)).ok().and_then(|text| text.parse().ok());
     let own =
         own.and_then(|config: toml::Table| config.get("model")?.get("embedding_scale")?.as_float());
