@@ -5,10 +5,17 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use futures_lite::future::block_on;
+use serde::Serialize;
+use serde_json::Value;
 use wuerstchen::weights::{KeyTable, load};
-use wuerstchen::{GenerateOptions, Pipeline, Residency, VqganConfig, layout};
-use wuerstchen_train::eval::{Ceiling, EvalConfig, EvalRow, evaluate};
+use wuerstchen::{GenerateOptions, ModelCard, Pipeline, Residency, VqganConfig, layout};
+use wuerstchen_train::config::Scenes;
+use wuerstchen_train::eval::{
+    Ceiling, EmojiScores, EvalConfig, EvalRow, ShapesScores, evaluate_emoji, evaluate_shapes,
+    stage_a_psnr,
+};
 
+use crate::art::read_art;
 use crate::devices::{Choice, choose};
 use crate::print;
 
@@ -21,6 +28,12 @@ pub(crate) struct EvalArgs {
     /// Prompts for every kind of scene, seen and held out
     #[arg(long, default_value_t = 512)]
     prompts: usize,
+    /// What the prompts ask for [default: what the model was trained on]
+    #[arg(long, value_name = "shapes|emoji")]
+    scenes: Option<Scenes>,
+    /// Folder with the art of `emoji` [default: where models/fetch_emoji.sh puts it]
+    #[arg(long)]
+    art: Option<PathBuf>,
     /// Pictures at a time
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
@@ -45,44 +58,68 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let vqgan_config: VqganConfig = files.config(&format!("{}/config.json", layout::VQGAN))?;
     let ceiling = Ceiling { compressor: &compressor, vqgan_config: &vqgan_config };
     let settings = args.options.resolve(&pipeline.card.defaults)?;
+    let scenes = args.scenes.unwrap_or_else(|| scenes_of(&pipeline.card));
     let eval = EvalConfig {
         prompts: args.prompts.max(1),
         batch_size: args.batch_size.max(1),
         seed: args.options.seed,
     };
+    let columns: &[&str] = match scenes {
+        Scenes::Shapes => &SHAPES_COLUMNS,
+        Scenes::Emoji => &EMOJI_COLUMNS,
+    };
     if !args.json {
-        print(&header())?;
+        print(&header(columns))?;
     }
     let mut written = Ok(());
-    let mut on_row = |row: &EvalRow| {
-        let text = match args.json {
-            true => serde_json::to_string(row).expect("a report is JSON"),
-            false => line(row),
-        };
+    let mut write = |row: Value| {
+        let text = if args.json { row.to_string() } else { line(&row, columns) };
         if written.is_ok() {
             written = print(&text);
         }
     };
-    block_on(evaluate(&pipeline, &ceiling, &settings, &eval, &mut on_row))?;
+    match scenes {
+        Scenes::Shapes => {
+            let on_row = &mut |row: &EvalRow<ShapesScores>| write(to_json(row));
+            block_on(evaluate_shapes(&pipeline, &ceiling, &settings, &eval, on_row))?;
+        }
+        Scenes::Emoji => {
+            let art = read_art(args.art.as_deref())?;
+            let psnr = block_on(stage_a_psnr(&pipeline, &art, &settings, &eval))?;
+            eprintln!("Stage A on concepts that it has not seen: PSNR {psnr:.2} dB");
+            let on_row = &mut |row: &EvalRow<EmojiScores>| write(to_json(row));
+            block_on(evaluate_emoji(&pipeline, &art, &ceiling, &settings, &eval, on_row))?;
+        }
+    }
     written
 }
 
-const COLUMNS: [&str; 7] =
+/// The scenes that a model was trained on, as its card tells.
+fn scenes_of(card: &ModelCard) -> Scenes {
+    if card.provenance.contains("`emoji`") { Scenes::Emoji } else { Scenes::Shapes }
+}
+
+fn to_json(row: &impl Serialize) -> Value {
+    serde_json::to_value(row).expect("a report is JSON")
+}
+
+const SHAPES_COLUMNS: [&str; 7] =
     ["background", "count", "colour", "shape", "objects", "size", "relation"];
 
-fn header() -> String {
-    let columns: Vec<_> = COLUMNS.iter().map(|name| format!("{name:>10}")).collect();
+const EMOJI_COLUMNS: [&str; 6] = ["background", "concept", "top5", "tint", "relation", "count"];
+
+fn header(columns: &[&str]) -> String {
+    let columns: Vec<_> = columns.iter().map(|name| format!("{name:>10}")).collect();
     format!("{:<5} {:<9} {:<17}{}", "kind", "split", "pictures", columns.concat())
 }
 
-fn line(row: &EvalRow) -> String {
-    let scores = serde_json::to_value(row.scores).expect("scores are JSON");
-    let source = serde_json::to_value(row.source).expect("a source is JSON");
-    let cell = |name: &str| match scores[name].as_f64() {
+fn line(row: &Value, columns: &[&str]) -> String {
+    let cell = |name: &&str| match row["scores"][*name].as_f64() {
         Some(share) => format!("{share:>10.3}"),
         None => format!("{:>10}", "-"),
     };
-    let cells: Vec<_> = COLUMNS.iter().map(|name| cell(name)).collect();
-    let source = source.as_str().unwrap_or_default();
-    format!("{:<5} {:<9} {source:<17}{}", row.kind, row.split, cells.concat())
+    let cells: Vec<_> = columns.iter().map(cell).collect();
+    let [kind, split, source] =
+        ["kind", "split", "source"].map(|name| row[name].as_str().unwrap_or_default());
+    format!("{kind:<5} {split:<9} {source:<17}{}", cells.concat())
 }

@@ -139,6 +139,10 @@ impl Samples for Folder {
     fn captions(&self, number: u64) -> Vec<String> {
         self.at(number).captions.clone()
     }
+
+    fn prompt(&self, number: u64) -> String {
+        self.at(number).captions[0].clone()
+    }
 }
 
 /// A picture, scaled to cover a square, what stands out cut off on both sides; on white where it is

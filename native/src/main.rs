@@ -1,5 +1,6 @@
 //! Würstchen on the command line.
 
+mod art;
 mod bench;
 mod devices;
 mod eval;

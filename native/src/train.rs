@@ -14,11 +14,15 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use wuerstchen::pipeline::PriorIndex;
 use wuerstchen::{ModelFiles, TokenizerFiles, layout};
-use wuerstchen_train::config::{StageConfig, TrainConfig};
+use wuerstchen_train::config::{Scenes, StageConfig, TrainConfig};
+use wuerstchen_train::corpus::{Emoji, Samples, Shapes};
+use wuerstchen_train::emoji::{self, Art};
 use wuerstchen_train::recipe::{Recipe, Weights};
-use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer};
+use wuerstchen_train::shapes::Lesson;
+use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 
 use self::run::Run;
+use crate::art::read_art;
 use crate::devices::{Choice, choose};
 use crate::files::{read_model, read_text, write};
 use crate::folder::Folder;
@@ -64,6 +68,38 @@ enum StageName {
     All,
 }
 
+/// Where pictures and captions come from.
+enum Source {
+    /// The built-in scenes of shapes.
+    Shapes,
+    /// Scenes of emoji.
+    Emoji(Arc<Art>),
+    /// A folder of captioned pictures.
+    Folder(Arc<Folder>),
+}
+
+impl Source {
+    fn open(config: &TrainConfig) -> Result<Self> {
+        let corpus = &config.corpus;
+        Ok(match (&corpus.folder, corpus.scenes) {
+            (Some(folder), _) => Self::Folder(Arc::new(Folder::open(folder, config.seed)?)),
+            (None, Scenes::Emoji) => Self::Emoji(Arc::new(read_art(corpus.art.as_deref())?)),
+            (None, Scenes::Shapes) => Self::Shapes,
+        })
+    }
+
+    /// What a stage learns from.
+    fn samples(&self, stage: StageName, seed: u64, lesson: Lesson) -> Arc<dyn Samples> {
+        match self {
+            Self::Shapes => Arc::new(Shapes { seed, lesson }),
+            Self::Emoji(art) => {
+                Arc::new(Emoji { seed, art: art.clone(), for_stage_a: stage == StageName::A })
+            }
+            Self::Folder(folder) => folder.clone(),
+        }
+    }
+}
+
 /// A run's config in its folder, as it was resolved.
 const CONFIG: &str = "config.toml";
 
@@ -71,18 +107,18 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
     config.validate().map_err(|error| usage(&error.into()))?;
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
-    let folder = config.corpus.folder.as_ref().map(|folder| Folder::open(folder, config.seed));
-    let folder = folder.transpose()?;
+    let source = Source::open(&config)?;
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
     let scale = &mut config.model.embedding_scale;
     *scale = scale.or_else(|| known_scale(&output, init.as_ref()));
-    let tokenizer = match &folder {
-        Some(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
-        None => shapes_tokenizer(),
+    let tokenizer = match &source {
+        Source::Folder(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
+        Source::Shapes => shapes_tokenizer(),
+        Source::Emoji(art) => word_tokenizer(&emoji::vocabulary(art)),
     };
     let recipe = Recipe::new(config, tokenizer)?;
     if args.dry_run {
-        return describe(&recipe, folder.as_ref(), &output);
+        return describe(&recipe, &source, &output);
     }
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     // Captions that come later must not change the numbers of the tokens.
@@ -103,8 +139,8 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     ctrlc::set_handler(on_signal).context("cannot listen to Ctrl-C")?;
     let deadline = args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs));
     let device = choose(args.device)?.device;
-    let (folder, warm) = (folder.map(Arc::new), init.is_some());
-    let mut run = Run { recipe, folder, output, device, stop, deadline, warm };
+    let warm = init.is_some();
+    let mut run = Run { recipe, source, output, device, stop, deadline, warm };
     run.write_config()?;
     if let Some(model) = init {
         run.adopt(model)?;
@@ -201,11 +237,14 @@ fn known_scale(output: &Path, init: Option<&ModelFiles>) -> Option<f64> {
     })
 }
 
-fn describe(recipe: &Recipe, folder: Option<&Folder>, output: &Path) -> Result<()> {
+fn describe(recipe: &Recipe, source: &Source, output: &Path) -> Result<()> {
     let (config, device) = (&recipe.config, Device::flex());
     let files = recipe.model_files(Weights::new(), &device);
     let mut lines = vec![format!("run {:?} in {}", config.name, output.display())];
-    if let Some(folder) = folder {
+    if let Source::Emoji(art) = source {
+        lines.push(format!("{} concepts", art.concepts().len()));
+    }
+    if let Source::Folder(folder) = source {
         let bar = ProgressBar::new(folder.len() as u64).with_message("reading the pictures");
         folder.check(|| bar.inc(1))?;
         bar.finish_and_clear();

@@ -1,6 +1,7 @@
 //! What a training run does, as one TOML file says it.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use wuerstchen::{
@@ -37,12 +38,38 @@ pub struct TrainConfig {
     pub defaults: Defaults,
 }
 
+/// The corpora that are drawn, not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scenes {
+    /// Plain shapes.
+    Shapes,
+    /// Emoji, from art that is fetched.
+    Emoji,
+}
+
+impl FromStr for Scenes {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "shapes" => Ok(Self::Shapes),
+            "emoji" => Ok(Self::Emoji),
+            other => Err(format!("expected shapes or emoji, found {other:?}")),
+        }
+    }
+}
+
 /// What a run is trained on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CorpusConfig {
-    /// A folder of captioned pictures, relative to the current one; the built-in scenes of shapes where
-    /// there is none.
+    /// Which scenes are drawn, where no folder is given.
+    pub scenes: Scenes,
+    /// The folder with the art of [`Scenes::Emoji`]; where none is given, the one that
+    /// `models/fetch_emoji.sh` fills.
+    pub art: Option<PathBuf>,
+    /// A folder of captioned pictures, relative to the current one.
     pub folder: Option<PathBuf>,
     /// Most tokens of the tokenizer that the folder's captions teach.
     pub vocab_size: usize,
@@ -52,7 +79,36 @@ pub struct CorpusConfig {
 
 impl Default for CorpusConfig {
     fn default() -> Self {
-        Self { folder: None, vocab_size: 4096, licence: String::new() }
+        Self {
+            scenes: Scenes::Shapes,
+            art: None,
+            folder: None,
+            vocab_size: 4096,
+            licence: String::new(),
+        }
+    }
+}
+
+impl CorpusConfig {
+    /// The licence of weights that learnt from it.
+    pub fn licence(&self) -> &str {
+        match (&self.folder, self.scenes) {
+            (Some(_), _) => &self.licence,
+            (None, Scenes::Shapes) => "MIT OR Apache-2.0",
+            (None, Scenes::Emoji) => {
+                "MIT OR Apache-2.0; learnt from Noto Emoji (Apache-2.0), Fluent Emoji (MIT) and \
+                 Twemoji (Copyright Twitter, Inc and other contributors, CC-BY-4.0)"
+            }
+        }
+    }
+
+    /// What it is, for the model's card.
+    pub fn describe(&self) -> &'static str {
+        match (&self.folder, self.scenes) {
+            (Some(_), _) => "a folder of pictures",
+            (None, Scenes::Shapes) => "the built-in corpus `shapes`",
+            (None, Scenes::Emoji) => "the corpus `emoji`",
+        }
     }
 }
 
@@ -140,12 +196,21 @@ pub struct StageConfig {
     /// Probability that a sample's caption is dropped, for guidance.
     #[serde(default)]
     pub caption_drop: f64,
-    /// Probability that a word of the built-in corpus is replaced by the unknown one.
+    /// Probability that a word of a drawn corpus is replaced by the unknown one.
     #[serde(default)]
     pub unknown_words: f64,
     /// Stage A: probability that a step decodes quantised latents.
     #[serde(default)]
     pub quantized: f64,
+    /// Stage A: weight of the absolute error of the differences between neighbouring pixels, which keeps
+    /// edges sharp.
+    #[serde(default)]
+    pub edge_loss: f64,
+    /// Stage A: every picture is drawn a random number of times, up to this one, as wide and high as it
+    /// is trained on, and a square of it is cut out; 1 takes pictures whole. What has seen crops knows
+    /// the details of larger pictures.
+    #[serde(default = "one")]
+    pub max_zoom: usize,
     /// Stage B: probability that a sample's image embedding is zero.
     #[serde(default)]
     pub embedding_drop: f64,
@@ -221,6 +286,9 @@ impl TrainConfig {
                 let expected = format!("a positive multiple of shards = {shards}");
                 return Err(ConfigError::new("training", "batch_size", expected, batch));
             }
+            if stage.max_zoom == 0 {
+                return Err(ConfigError::new("training", "max_zoom", "at least 1", 0));
+            }
             let Lesson { two_objects, plain_relations, first_leads } = stage.lesson;
             for (field, share) in [
                 ("lesson.two_objects", two_objects),
@@ -244,7 +312,17 @@ impl TrainConfig {
 
     /// Checks that nothing is asked of a folder that only the built-in corpus has.
     fn validate_corpus(&self) -> Result<(), ConfigError> {
-        if self.corpus.folder.is_none() {
+        let is_folder = self.corpus.folder.is_some();
+        for stage in [&self.a, &self.b, &self.c] {
+            if stage.lesson != Lesson::default()
+                && (is_folder || self.corpus.scenes != Scenes::Shapes)
+            {
+                let found = format!("{:?}", stage.lesson);
+                let expected = "none but with scenes of shapes";
+                return Err(ConfigError::new("training", "lesson", expected, found));
+            }
+        }
+        if !is_folder {
             return Ok(());
         }
         let found = self.corpus.vocab_size;
@@ -257,10 +335,6 @@ impl TrainConfig {
                 let expected = "0 with a folder, whose tokenizer splits words it does not know";
                 let found = stage.unknown_words;
                 return Err(ConfigError::new("training", "unknown_words", expected, found));
-            }
-            if stage.lesson != Lesson::default() {
-                let found = format!("{:?}", stage.lesson);
-                return Err(ConfigError::new("training", "lesson", "none with a folder", found));
             }
         }
         Ok(())

@@ -9,8 +9,10 @@ use wuerstchen::noise::Philox;
 use wuerstchen::text::{TokenIds, TokenizerError};
 use wuerstchen::{Image, Tokenizer};
 
+use crate::emoji;
+use crate::emoji::Art;
 use crate::recipe::Recipe;
-use crate::shapes::{Lesson, draw, sample};
+use crate::shapes::{self, Kind, Lesson, Split, draw, sample};
 use crate::tokenizer::UNKNOWN_ID;
 
 /// Why a corpus cannot be trained on.
@@ -40,6 +42,9 @@ pub trait Samples: Send + Sync {
 
     /// What may be said about it; at least one caption.
     fn captions(&self, number: u64) -> Vec<String>;
+
+    /// A prompt for a grid of pictures that shows how far training is.
+    fn prompt(&self, number: u64) -> String;
 }
 
 /// The built-in scenes, drawn when they are needed.
@@ -58,6 +63,68 @@ impl Samples for Shapes {
 
     fn captions(&self, number: u64) -> Vec<String> {
         vec![sample(self.seed, number, &self.lesson).caption]
+    }
+
+    fn prompt(&self, number: u64) -> String {
+        let kind = [Kind::One, Kind::Two][(number / 4 % 2) as usize];
+        shapes::evaluation(kind, Split::Seen, self.seed, number).caption
+    }
+}
+
+/// Scenes of emoji, drawn when they are needed.
+pub struct Emoji {
+    /// Which scenes.
+    pub seed: u64,
+    /// What they are drawn with.
+    pub art: Arc<Art>,
+    /// Whether a tenth of the concepts is left out, as for Stage A.
+    pub for_stage_a: bool,
+}
+
+impl Emoji {
+    fn sample(&self, number: u64) -> emoji::Sample {
+        match self.for_stage_a {
+            true => emoji::stage_a_sample(&self.art, self.seed, number),
+            false => emoji::sample(&self.art, self.seed, number),
+        }
+    }
+}
+
+/// What grids of emoji show, before what evaluation asks for.
+const EMOJI_PROMPTS: [&str; 12] = [
+    "a slice of pizza",
+    "a cat face",
+    "a red apple on a blue background",
+    "a rocket",
+    "a dog",
+    "a flat penguin on a yellow background",
+    "a blue dog face",
+    "a house on green",
+    "two bananas",
+    "a cat left of a car",
+    "grinning face",
+    "a small star on a navy background",
+];
+
+impl Samples for Emoji {
+    fn picture(&self, number: u64, side: usize) -> Result<Image, CorpusError> {
+        let scene = self.sample(number).scene;
+        Ok(Image { width: side, height: side, rgb: self.art.draw(&scene, side as u32) })
+    }
+
+    fn captions(&self, number: u64) -> Vec<String> {
+        self.sample(number).captions
+    }
+
+    fn prompt(&self, number: u64) -> String {
+        match EMOJI_PROMPTS.get(number as usize) {
+            Some(&prompt) => prompt.to_owned(),
+            None => {
+                let (kind, split) = (emoji::Kind::One, emoji::Split::Seen);
+                let sample = emoji::evaluation(&self.art, kind, split, self.seed, number);
+                sample.captions[0].clone()
+            }
+        }
     }
 }
 
@@ -100,6 +167,33 @@ impl Corpus {
         #[cfg(not(feature = "parallel"))]
         let planes = numbers.iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
         let data = TensorData::new(planes.concat(), [numbers.len(), 3, side, side]);
+        Ok(Tensor::from_data(data, device))
+    }
+
+    /// Squares of pictures, `[B, 3, H, W]` in `[0, 1]`: each of a sample's number and of how many times as
+    /// wide and high the picture is drawn; `rng` says where they are cut out.
+    ///
+    /// # Errors
+    ///
+    /// A picture cannot be read.
+    pub fn crops(
+        &self,
+        zooms: &[(u64, u32)],
+        rng: &mut Philox,
+        device: &Device,
+    ) -> Result<Tensor<4>, CorpusError> {
+        let side = self.image_size;
+        let corner = |zoom: u32| [0; 2].map(|_| rng.below((zoom - 1) * side as u32 + 1) as usize);
+        let corners: Vec<_> = zooms.iter().map(|&(_, zoom)| zoom).map(corner).collect();
+        let crop = |(&(number, zoom), [top, left]): (&(u64, u32), [usize; 2])| {
+            let whole = self.samples.picture(number, side * zoom as usize)?;
+            let row = |y: usize| &whole.rgb[3 * ((top + y) * whole.width + left)..][..3 * side];
+            let rgb = (0..side).flat_map(row).copied().collect();
+            Ok(Image { width: side, height: side, rgb }.to_planes())
+        };
+        let planes =
+            zooms.iter().zip(corners).map(crop).collect::<Result<Vec<_>, CorpusError>>()?;
+        let data = TensorData::new(planes.concat(), [zooms.len(), 3, side, side]);
         Ok(Tensor::from_data(data, device))
     }
 

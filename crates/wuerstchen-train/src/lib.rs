@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod corpus;
+pub mod emoji;
 pub mod eval;
 pub mod optimizer;
 pub mod recipe;

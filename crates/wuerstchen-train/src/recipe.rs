@@ -172,14 +172,8 @@ impl Recipe {
         }
         let card = ModelCard {
             name: config.name.clone(),
-            licence: match &config.corpus.folder {
-                Some(_) => config.corpus.licence.clone(),
-                None => "MIT OR Apache-2.0".to_owned(),
-            },
-            provenance: match &config.corpus.folder {
-                Some(_) => "trained by `wuerstchen train` on a folder of pictures".to_owned(),
-                None => "trained by `wuerstchen train` on the built-in corpus `shapes`".to_owned(),
-            },
+            licence: config.corpus.licence().to_owned(),
+            provenance: format!("trained by `wuerstchen train` on {}", config.corpus.describe()),
             defaults: config.defaults.clone(),
         };
         insert(layout::CARD.into(), to_json(&card));

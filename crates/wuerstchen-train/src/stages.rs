@@ -55,7 +55,8 @@ impl Stage for StageA {
         rng: &mut Philox,
         samples: Range<u64>,
     ) -> Result<Tensor<1>, CorpusError> {
-        let pictures = self.corpus.pictures(&samples.collect::<Vec<_>>(), &self.device)?;
+        let zooms = samples.map(|number| (number, 1 + rng.below(self.config.max_zoom as u32)));
+        let pictures = self.corpus.crops(&zooms.collect::<Vec<_>>(), rng, &self.device)?;
         let latents = model.encode(pictures.clone(), Statistics::Batch);
         let quantized = model.quantize(latents.clone());
         // The pipeline decodes without quantising, so the decoder learns both.
@@ -64,9 +65,23 @@ impl Stage for StageA {
             false => latents,
         };
         let error = model.decode(latents) - pictures;
+        let edges = match self.config.edge_loss > 0.0 {
+            true => edge_error(&error) * self.config.edge_loss,
+            false => Tensor::zeros([1], &self.device),
+        };
         let loss = error.clone().abs().mean() + error.square().mean() * SQUARED_ERROR;
-        Ok(loss + quantized.loss)
+        Ok(loss + edges + quantized.loss)
     }
+}
+
+/// The mean absolute error of the differences between neighbouring pixels, of the error `[B, C, H, W]` of
+/// the pixels themselves.
+fn edge_error(error: &Tensor<4>) -> Tensor<1> {
+    let [_, _, height, width] = error.dims();
+    let part = |axis, start, length| error.clone().narrow(axis, start, length);
+    let across = part(3, 1, width - 1) - part(3, 0, width - 1);
+    let down = part(2, 1, height - 1) - part(2, 0, height - 1);
+    across.abs().mean() + down.abs().mean()
 }
 
 /// What Stage B trains: the decoder, its text encoder and the semantic compressor.

@@ -10,28 +10,29 @@ use tokenizers::processors::roberta::RobertaProcessing;
 use wuerstchen::TokenizerFiles;
 use wuerstchen::text::TokenizerError;
 
-use crate::shapes::vocabulary;
+use crate::shapes;
 
 const BEGIN: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 const UNKNOWN: &str = "<|unknown|>";
 
-/// Number of the unknown word in [`shapes_tokenizer`]; those of the corpus follow.
+/// Number of the unknown word in a tokenizer of words; the words follow.
 pub(crate) const UNKNOWN_ID: u32 = 2;
 
 /// Fewest tokens that [`learn_tokenizer`] can make do with: every byte, beginning and end.
 pub const MIN_VOCAB_SIZE: usize = 258;
 
-/// The tokenizer that knows the words of the built-in corpus.
+/// The tokenizer that knows the words of the built-in scenes of shapes.
 pub fn shapes_tokenizer() -> TokenizerFiles {
-    let words = vocabulary();
+    word_tokenizer(&shapes::vocabulary())
+}
+
+/// A tokenizer that knows these words, in lower case, and no others; punctuation parts words.
+pub fn word_tokenizer(words: &[impl AsRef<str>]) -> TokenizerFiles {
     let special = [BEGIN, END, UNKNOWN];
-    let vocab: serde_json::Map<_, _> = special
-        .iter()
-        .chain(&words)
-        .enumerate()
-        .map(|(id, word)| ((*word).to_owned(), json!(id)))
-        .collect();
+    let words = special.into_iter().chain(words.iter().map(AsRef::as_ref));
+    let vocab: serde_json::Map<_, _> =
+        words.enumerate().map(|(id, word)| (word.to_owned(), json!(id))).collect();
     let added = special.iter().enumerate().map(|(id, content)| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false,
                "rstrip": false, "normalized": false, "special": true})

@@ -17,18 +17,17 @@ use wuerstchen::{
     layout,
 };
 use wuerstchen_train::config::StageConfig;
-use wuerstchen_train::corpus::{Corpus, Samples, Shapes};
+use wuerstchen_train::corpus::Corpus;
 use wuerstchen_train::eval::reconstruct;
 use wuerstchen_train::recipe::{self, Recipe, Weights};
-use wuerstchen_train::shapes::{Kind, Lesson, Split, evaluation};
+use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::stages::{
     Cache, Stage, StageA, StageB, StageC, image_embeddings, stage_a_latents,
 };
 use wuerstchen_train::{Metrics, Trainer};
 
-use super::CONFIG;
+use super::{CONFIG, Source, StageName};
 use crate::files::{write, write_png_grid};
-use crate::folder::Folder;
 
 /// Pictures whose image embeddings tell how far all spread.
 const MEASURED_PICTURES: u64 = 64;
@@ -45,8 +44,7 @@ const GRID_SIDE: usize = 8;
 /// One run: what it trains and where it is kept.
 pub(super) struct Run {
     pub(super) recipe: Recipe,
-    /// The pictures, where they are not the built-in scenes.
-    pub(super) folder: Option<Arc<Folder>>,
+    pub(super) source: Source,
     pub(super) output: PathBuf,
     pub(super) device: Device,
     pub(super) stop: Arc<AtomicBool>,
@@ -68,17 +66,14 @@ impl Run {
         self.warm && parts.iter().any(|&part| weights.contains_key(part))
     }
 
-    fn corpus(&self, lesson: Lesson) -> Result<Corpus> {
-        let samples: Arc<dyn Samples> = match &self.folder {
-            Some(folder) => folder.clone(),
-            None => Arc::new(Shapes { seed: self.recipe.config.seed, lesson }),
-        };
+    fn corpus(&self, stage: StageName, lesson: Lesson) -> Result<Corpus> {
+        let samples = self.source.samples(stage, self.recipe.config.seed, lesson);
         Ok(Corpus::new(samples, &self.recipe)?)
     }
 
     /// The captions and pictures of sample grids; scenes far from those that are trained on.
     fn grid(&self) -> Result<(Vec<String>, Tensor<4>)> {
-        let corpus = self.corpus(Lesson::default())?;
+        let corpus = self.corpus(StageName::C, Lesson::default())?;
         let numbers: Vec<_> = (0..GRID_SIDE as u64).map(|i| i << 40).collect();
         let captions = numbers.iter().map(|&number| corpus.caption(number)).collect();
         Ok((captions, corpus.pictures(&numbers, &self.device)?))
@@ -106,7 +101,7 @@ impl Run {
         let config = &recipe.config;
         device.seed(config.seed);
         let stage = StageA {
-            corpus: self.corpus(config.a.lesson)?,
+            corpus: self.corpus(StageName::A, config.a.lesson)?,
             config: config.a.clone(),
             device: device.clone(),
         };
@@ -138,7 +133,7 @@ impl Run {
         device.seed(config.seed);
         let weights = self.read_weights()?;
         let vqgan = recipe.load_vqgan(&weights, &self.device)?;
-        let corpus = self.corpus(config.b.lesson)?;
+        let corpus = self.corpus(StageName::B, config.b.lesson)?;
         let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
         let scenes = config.b.cached_scenes;
         let latents = self.cache("Stage A's latents", &corpus, scenes, encode)?;
@@ -193,7 +188,7 @@ impl Run {
         device.seed(config.seed);
         let weights = self.read_weights()?;
         let compressor = recipe.load_compressor(&weights, &self.device)?;
-        let corpus = self.corpus(config.c.lesson)?;
+        let corpus = self.corpus(StageName::C, config.c.lesson)?;
         let encode = |x| image_embeddings(&compressor, x);
         let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, config.c.cached_scenes, encode)?;
         let stage = StageC {
@@ -210,14 +205,8 @@ impl Run {
             false => recipe.init_prior(&device),
         };
         let trainer = Trainer::new(stage, model, config.c.clone(), config.seed, device);
-        let prompt = |i: u64| match &self.folder {
-            Some(folder) => folder.captions(i).swap_remove(0),
-            None => {
-                let kind = [Kind::One, Kind::Two][(i / 4 % 2) as usize];
-                evaluation(kind, Split::Seen, config.seed, i).caption
-            }
-        };
-        let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(prompt).collect();
+        let samples = self.source.samples(StageName::C, config.seed, Lesson::default());
+        let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(|i| samples.prompt(i)).collect();
         self.train(
             "c",
             &config.c,
@@ -243,7 +232,7 @@ impl Run {
             return Ok(scale);
         }
         let compressor = self.recipe.load_compressor(&self.read_weights()?, &self.device)?;
-        let corpus = self.corpus(self.recipe.config.c.lesson)?;
+        let corpus = self.corpus(StageName::C, self.recipe.config.c.lesson)?;
         let numbers: Vec<_> = (0..MEASURED_PICTURES).collect();
         let embeddings = image_embeddings(&compressor, corpus.pictures(&numbers, &self.device)?);
         let spread = embeddings.flatten::<1>(0, 3).var(0).sqrt().into_scalar::<f32>();

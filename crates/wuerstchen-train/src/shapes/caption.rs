@@ -143,7 +143,7 @@ fn size(each: &Description, random: &mut Philox) -> &'static str {
     }
 }
 
-fn preposition(relation: Relation, random: &mut Philox) -> &'static str {
+pub(crate) fn preposition(relation: Relation, random: &mut Philox) -> &'static str {
     let choices = match relation {
         Relation::LeftOf => ["left of", "to the left of"],
         Relation::RightOf => ["right of", "to the right of"],
@@ -153,7 +153,7 @@ fn preposition(relation: Relation, random: &mut Philox) -> &'static str {
     pick(random, &choices)
 }
 
-fn beside_it(relation: Relation, random: &mut Philox) -> &'static str {
+pub(crate) fn beside_it(relation: Relation, random: &mut Philox) -> &'static str {
     let choices = match relation {
         Relation::LeftOf => ["to the left of it", "to its left"],
         Relation::RightOf => ["to the right of it", "to its right"],

@@ -45,8 +45,13 @@ pub(super) fn is_held_out(subject: &Subject) -> bool {
 }
 
 fn is_chosen(words: &[&str]) -> bool {
+    is_held_out_words(&[&[SALT], words].concat())
+}
+
+/// Whether a hash of the words holds their combination out.
+pub(crate) fn is_held_out_words(words: &[&str]) -> bool {
     let mut hash = FNV_OFFSET;
-    for word in [SALT].iter().chain(words) {
+    for word in words {
         // The space keeps ("ab", "c") apart from ("a", "bc").
         for byte in word.bytes().chain([b' ']) {
             hash = (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME);

@@ -259,7 +259,7 @@ fn within(radius: f32, random: &mut Philox) -> f32 {
 }
 
 /// One of `choices`, each as likely as the others.
-pub(super) fn pick<T: Copy>(random: &mut Philox, choices: &[T]) -> T {
+pub(crate) fn pick<T: Copy>(random: &mut Philox, choices: &[T]) -> T {
     choices[random.below(choices.len() as u32) as usize]
 }
 

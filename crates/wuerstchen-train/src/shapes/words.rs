@@ -22,6 +22,7 @@ macro_rules! words {
         }
     };
 }
+pub(crate) use words;
 
 words! {
     /// Colour of everything that no object covers.
@@ -185,7 +186,7 @@ impl Relation {
 
     /// The coordinate along which the two differ (0 is x, 1 is y) and the sign of the second
     /// object's minus the first's.
-    pub(super) fn axis(self) -> (usize, f32) {
+    pub(crate) fn axis(self) -> (usize, f32) {
         match self {
             Self::LeftOf => (0, 1.0),
             Self::RightOf => (0, -1.0),

@@ -1,0 +1,23 @@
+//! `emoji`, a corpus of captioned scenes of emoji, drawn on the fly from the art of four packs.
+//!
+//! The art is no part of this crate: [`Art`] is made of the packs' files. A seed and an index give a
+//! [`Sample`], [`Art::draw`] gives its picture. About a tenth of the (concept, background), (concept,
+//! tint) and (concept, relation, concept) combinations never occur in training (`held_out.rs`);
+//! evaluation asks for them to tell composition from recall. [`Judge`] says what a picture shows: no
+//! network, but the nearest of all pictures that the art can make.
+
+mod art;
+mod caption;
+mod draw;
+mod held_out;
+mod judge;
+mod sample;
+mod scene;
+mod words;
+
+pub use art::{Art, ArtError, ArtFiles, Concept, PackFiles};
+pub use caption::{MAX_CAPTION_WORDS, vocabulary};
+pub use judge::{Judge, Verdict};
+pub use sample::{Kind, Sample, Split, evaluation, sample, stage_a_sample, unseen_sample};
+pub use scene::{Ground, Object, Request, Scene, Subject, Thing};
+pub use words::{Colour, Size, Style, Tint};

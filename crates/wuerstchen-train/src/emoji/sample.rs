@@ -1,0 +1,315 @@
+//! Drawing lots for scenes: seeds and indices to captioned scenes.
+
+use wuerstchen::noise::Philox;
+
+use super::art::Art;
+use super::caption::caption;
+use super::held_out::{is_held_out, is_unseen_by_stage_a};
+use super::scene::{Ground, Object, Request, Scene, Subject, Thing};
+use super::words::{Colour, Size, Style, Tint};
+use crate::shapes::{Relation, pick};
+
+/// Shares of training scenes with two objects, and with several of the same; the others show one.
+const SHARE_TWO: f32 = 0.12;
+const SHARE_MANY: f32 = 0.08;
+
+/// Share of training captions that say the style, the background, a size, and a tint of each object.
+const SHARE_STYLE: f32 = 0.4;
+const SHARE_GROUND: f32 = 0.55;
+const SHARE_SIZE: f32 = 0.15;
+const SHARE_TINT: f32 = 0.12;
+
+/// Share of said backgrounds that have two colours.
+const SHARE_HALVES: f32 = 0.08;
+
+/// Side of an object of unsaid size, in sides of the picture.
+const SIDES: [f32; 2] = [0.72, 0.90];
+
+/// Largest distance of an object's centre from where it should lie, in sides of the picture.
+const JITTER: f32 = 0.05;
+
+/// Largest share of an object's pixels that may look like the background.
+const MAX_SHARE_HIDDEN: f32 = 0.55;
+
+/// Captions of one sample.
+const WORDINGS: usize = 4;
+
+/// Streams of random numbers are numbered by the index of the sample plus a purpose in these high bits, so
+/// that no two purposes share random numbers.
+const PURPOSE_SHIFT: u32 = 56;
+
+/// The purpose of [`unseen_sample`].
+const UNSEEN: u64 = 255;
+
+/// How many objects a scene has, and how they are described.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// One object.
+    One,
+    /// One object in a tint.
+    Tinted,
+    /// Two objects in a relation.
+    Two,
+    /// Two to four of the same.
+    Many,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::One, Self::Tinted, Self::Two, Self::Many];
+}
+
+/// Which combinations an evaluation asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Split {
+    /// Combinations that training shows too, in scenes it does not show.
+    Seen,
+    /// At least one combination is held out from training.
+    HeldOut,
+}
+
+impl Split {
+    /// Every split.
+    pub const ALL: [Self; 2] = [Self::Seen, Self::HeldOut];
+}
+
+/// A scene with its captions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// What the picture shows.
+    pub scene: Scene,
+    /// What the captions ask for; the scene fulfils it.
+    pub request: Request,
+    /// The request in words, in several wordings.
+    pub captions: Vec<String>,
+}
+
+/// Sample number `index` of the training corpus of `seed`. It contains no held-out combination.
+///
+/// # Panics
+///
+/// Panics if `index` is 2⁵⁶ or more.
+pub fn sample(art: &Art, seed: u64, index: u64) -> Sample {
+    draw_training(art, &mut stream(seed, 0, index))
+}
+
+/// Sample number `index` of what Stage A learns from: without a tenth of the concepts, which measure how
+/// it bears with new ones.
+///
+/// # Panics
+///
+/// Panics if `index` is 2⁵⁶ or more.
+pub fn stage_a_sample(art: &Art, seed: u64, index: u64) -> Sample {
+    let mut random = stream(seed, 0, index);
+    loop {
+        let sample = draw_training(art, &mut random);
+        if !sample.scene.objects.iter().any(|object| is_unseen(art, object)) {
+            return sample;
+        }
+    }
+}
+
+/// Sample number `index` of one object that Stage A has never seen, on any background.
+///
+/// # Panics
+///
+/// Panics if `index` is 2⁵⁶ or more.
+pub fn unseen_sample(art: &Art, seed: u64, index: u64) -> Sample {
+    let mut random = stream(seed, UNSEEN, index);
+    let shares = Shares { style: SHARE_STYLE, ground: SHARE_GROUND, size: 0.0 };
+    loop {
+        let sample = draw_lots(art, Kind::One, Split::Seen, &shares, &mut random);
+        if sample.scene.objects.iter().all(|object| is_unseen(art, object)) {
+            return sample;
+        }
+    }
+}
+
+fn is_unseen(art: &Art, object: &Object) -> bool {
+    is_unseen_by_stage_a(&art.concepts()[object.thing.concept].name)
+}
+
+fn draw_training(art: &Art, random: &mut Philox) -> Sample {
+    let lot = random.uniform();
+    let kind = if lot < SHARE_TWO {
+        Kind::Two
+    } else if lot < SHARE_TWO + SHARE_MANY {
+        Kind::Many
+    } else if random.uniform() < SHARE_TINT {
+        Kind::Tinted
+    } else {
+        Kind::One
+    };
+    let shares = Shares { style: SHARE_STYLE, ground: SHARE_GROUND, size: SHARE_SIZE };
+    draw_lots(art, kind, Split::Seen, &shares, random)
+}
+
+/// Sample number `index` for the evaluation of one kind of scene. Its captions always say a plain
+/// background, and never a size.
+///
+/// # Panics
+///
+/// Panics if `index` is 2⁵⁶ or more.
+pub fn evaluation(art: &Art, kind: Kind, split: Split, seed: u64, index: u64) -> Sample {
+    let purpose = 1 + kind as u64 * Split::ALL.len() as u64 + split as u64;
+    let mut random = stream(seed, purpose, index);
+    let shares = Shares { style: SHARE_STYLE, ground: 1.0, size: 0.0 };
+    loop {
+        let sample = draw_lots(art, kind, split, &shares, &mut random);
+        if matches!(sample.scene.ground, Ground::Plain(_)) {
+            return sample;
+        }
+    }
+}
+
+/// How often a caption says something.
+struct Shares {
+    style: f32,
+    ground: f32,
+    size: f32,
+}
+
+fn stream(seed: u64, purpose: u64, index: u64) -> Philox {
+    assert!(index >> PURPOSE_SHIFT == 0, "index {index} is not below 2⁵⁶");
+    Philox::new(seed, purpose << PURPOSE_SHIFT | index)
+}
+
+fn draw_lots(art: &Art, kind: Kind, split: Split, shares: &Shares, random: &mut Philox) -> Sample {
+    let request = loop {
+        let request = request(art, kind, shares, random);
+        let fits = is_held_out(art, &request) == (split == Split::HeldOut);
+        if fits && can_be_seen(art, &request) {
+            break request;
+        }
+    };
+    let scene = Scene {
+        ground: request.ground.unwrap_or(Ground::Plain(Colour::White)),
+        style: request.style.unwrap_or(Style::Glossy),
+        objects: place(&request.subject, random),
+    };
+    let captions = (0..WORDINGS).map(|_| caption(art, &request, random)).collect();
+    Sample { scene, request, captions }
+}
+
+fn request(art: &Art, kind: Kind, shares: &Shares, random: &mut Philox) -> Request {
+    let style = (random.uniform() < shares.style).then(|| pick(random, &Style::ALL));
+    let ground = (random.uniform() < shares.ground).then(|| ground(random));
+    let tint = |always: bool, random: &mut Philox| {
+        let tinted = always || (kind != Kind::One && random.uniform() < SHARE_TINT);
+        tinted.then(|| pick(random, &Tint::ALL))
+    };
+    let thing = |random: &mut Philox| Thing {
+        concept: art.draw_concept(random.uniform()),
+        tint: tint(kind == Kind::Tinted, random),
+    };
+    let subject = match kind {
+        Kind::One | Kind::Tinted => {
+            let said = random.uniform() < shares.size;
+            let size = said.then(|| pick(random, &[Size::Small, Size::Small, Size::Large]));
+            Subject::One { thing: thing(random), size }
+        }
+        Kind::Two => {
+            let [first, mut second] = [thing(random), thing(random)];
+            while second.concept == first.concept {
+                second = thing(random);
+            }
+            Subject::Two { first, relation: pick(random, &Relation::ALL), second }
+        }
+        Kind::Many => Subject::Many { count: 2 + random.below(3), thing: thing(random) },
+    };
+    Request { ground, style, subject }
+}
+
+fn ground(random: &mut Philox) -> Ground {
+    let upper = pick(random, &Colour::ALL);
+    if random.uniform() >= SHARE_HALVES {
+        return Ground::Plain(upper);
+    }
+    let mut lower = upper;
+    while lower == upper {
+        lower = pick(random, &Colour::ALL);
+    }
+    Ground::Halves { upper, lower }
+}
+
+/// Whether the style draws the objects, none of them looks like the background, and a tint does not
+/// contradict a name such as "green apple".
+fn can_be_seen(art: &Art, request: &Request) -> bool {
+    let style = request.style.unwrap_or(Style::Glossy);
+    let grounds: &[Colour] = match &request.ground {
+        None => &[Colour::White],
+        Some(Ground::Plain(plain)) => &[*plain],
+        Some(Ground::Halves { upper, lower }) => &[*upper, *lower],
+    };
+    let seen = |thing: &Thing| {
+        let concept = &art.concepts()[thing.concept];
+        let has_colour = || {
+            let is_colour = |word| Colour::ALL.iter().any(|colour| colour.name() == word);
+            concept.name.split(' ').any(is_colour)
+        };
+        let hidden = |colour: &Colour| match thing.tint {
+            Some(tint) => {
+                let near = |(a, b): (u8, u8)| a.abs_diff(b) <= 60;
+                tint.rgb().into_iter().zip(colour.rgb()).all(near)
+            }
+            None => concept.share_like(style, colour.rgb()) > MAX_SHARE_HIDDEN,
+        };
+        let contradicts = thing.tint.is_some() && has_colour();
+        // On white everything can be asked for: it is what no word about the background means.
+        let hides = request.ground.is_some() && grounds.iter().any(hidden);
+        concept.has(style) && !contradicts && !hides
+    };
+    match &request.subject {
+        Subject::One { thing, .. } | Subject::Many { thing, .. } => seen(thing),
+        Subject::Two { first, second, .. } => seen(first) && seen(second),
+    }
+}
+
+fn place(subject: &Subject, random: &mut Philox) -> Vec<Object> {
+    match *subject {
+        Subject::One { thing, size } => {
+            let side = between(size.map_or(SIDES, Size::sides), random);
+            let room = (1.0 - side) / 2.0;
+            // A small object may lie anywhere, others lie in the middle.
+            let most = if size == Some(Size::Small) { room } else { room.min(JITTER) };
+            let centre = [0; 2].map(|_| 0.5 + between([-most, most], random));
+            vec![Object { thing, centre, side }]
+        }
+        Subject::Two { first, relation, second } => {
+            let sides = [0; 2].map(|_| between([0.40, 0.48], random));
+            let (axis, sign) = relation.axis();
+            let mut centres = [[0.5; 2]; 2];
+            for (centre, end) in centres.iter_mut().zip([-1.0, 1.0]) {
+                centre[axis] = 0.5 + sign * end * between([0.245, 0.255], random);
+                centre[1 - axis] = 0.5 + between([-2.0 * JITTER, 2.0 * JITTER], random);
+            }
+            let objects = [first, second].into_iter().zip(centres).zip(sides);
+            objects.map(|((thing, centre), side)| Object { thing, centre, side }).collect()
+        }
+        Subject::Many { count, thing } => {
+            let side = between([0.40, 0.46], random);
+            let mut objects = arrangement(thing, count);
+            for object in &mut objects {
+                object.side = side;
+                object.centre = object.centre.map(|middle| middle + between([-0.01, 0.01], random));
+            }
+            objects
+        }
+    }
+}
+
+/// One object in the middle, two side by side, three in a triangle, or four in a square.
+pub(super) fn arrangement(thing: Thing, count: u32) -> Vec<Object> {
+    let centres: &[[f32; 2]] = match count {
+        1 => &[[0.5, 0.5]],
+        2 => &[[0.25, 0.5], [0.75, 0.5]],
+        3 => &[[0.5, 0.25], [0.25, 0.75], [0.75, 0.75]],
+        _ => &[[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]],
+    };
+    let side = if count == 1 { 0.81 } else { 0.43 };
+    centres.iter().map(|&centre| Object { thing, centre, side }).collect()
+}
+
+fn between([low, high]: [f32; 2], random: &mut Philox) -> f32 {
+    low + (high - low) * random.uniform()
+}

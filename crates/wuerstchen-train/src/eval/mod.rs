@@ -1,0 +1,156 @@
+//! How well pictures show what their prompts say, measured without a network.
+
+mod emoji;
+mod shapes;
+
+use std::ops::ControlFlow;
+
+use burn::prelude::*;
+use serde::Serialize;
+use wuerstchen::noise::Philox;
+use wuerstchen::pipeline::{Guided, Sampling};
+use wuerstchen::{Compressor, Error, Image, Pipeline, Progress, Settings, Statistics, VqganConfig};
+
+pub use emoji::{EmojiScores, evaluate_emoji, stage_a_psnr};
+pub use shapes::{ShapesScores, evaluate_shapes};
+
+use crate::stages::image_embeddings;
+
+/// What is evaluated.
+pub struct EvalConfig {
+    /// Prompts for every kind of scene, seen and held out.
+    pub prompts: usize,
+    /// Pictures in one forward pass.
+    pub batch_size: usize,
+    /// Seed of the prompts and of the noise.
+    pub seed: u64,
+}
+
+/// Where the judged pictures come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The prompt, through stages C, B and A.
+    Generated,
+    /// The true scene, through the compressor and stages B and A: what Stage C can reach at best.
+    ReconstructedAb,
+    /// The true scene, through Stage A's encoder and decoder.
+    ReconstructedA,
+    /// A blind guess.
+    Chance,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalRow<S> {
+    /// What the scenes show, such as `one` or `two` objects.
+    pub kind: &'static str,
+    /// `seen` or `held_out` in training.
+    pub split: &'static str,
+    /// Where the pictures come from.
+    pub source: Source,
+    /// Pictures judged.
+    pub prompts: usize,
+    /// The shares of right answers, `[0, 1]`; none where the kind has no such attribute.
+    pub scores: S,
+}
+
+/// All sources, in the order of the report.
+const SOURCES: [Source; 4] =
+    [Source::Generated, Source::ReconstructedAb, Source::ReconstructedA, Source::Chance];
+
+/// Scenes with what asks for them.
+struct Truth<'a> {
+    prompts: Vec<&'a str>,
+    /// Draws the scene of a prompt with this many pixels a side.
+    draw: &'a dyn Fn(usize, u32) -> Vec<u8>,
+}
+
+impl Truth<'_> {
+    /// The true pictures, `[B, 3, H, W]` in `[0, 1]`.
+    fn pictures(&self, side: usize, device: &Device) -> Tensor<4> {
+        let planes = (0..self.prompts.len()).flat_map(|i| {
+            let rgb = (self.draw)(i, side as u32);
+            Image { width: side, height: side, rgb }.to_planes()
+        });
+        let values: Vec<f32> = planes.collect();
+        Tensor::from_data(TensorData::new(values, [self.prompts.len(), 3, side, side]), device)
+    }
+}
+
+/// The share of right answers; none if there are no answers.
+fn share(answers: impl Iterator<Item = bool>) -> Option<f64> {
+    let (mut right, mut all) = (0, 0);
+    for answer in answers {
+        right += usize::from(answer);
+        all += 1;
+    }
+    (all > 0).then(|| right as f64 / all as f64)
+}
+
+/// Stage A's and the compressor's share in an evaluation.
+pub struct Ceiling<'a> {
+    /// Makes the image embeddings of the true scenes.
+    pub compressor: &'a Compressor,
+    /// The config of the pipeline's Stage A.
+    pub vqgan_config: &'a VqganConfig,
+}
+
+async fn pictures(
+    pipeline: &Pipeline,
+    ceiling: &Ceiling<'_>,
+    settings: &Settings,
+    truth: &Truth<'_>,
+    source: Source,
+) -> Result<Vec<Image>, Error> {
+    let prompts = &truth.prompts;
+    if source == Source::Generated {
+        let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+        return Ok(pipeline.generate_each(prompts, settings.clone(), go).await?.images);
+    }
+    let device = pipeline.device();
+    let truth = truth.pictures(settings.width, device);
+    let decoded = match source {
+        Source::ReconstructedA => {
+            let vqgan = pipeline.vqgan()?;
+            vqgan.decode(vqgan.encode(truth, Statistics::Running))
+        }
+        _ => {
+            let embedding = image_embeddings(ceiling.compressor, truth);
+            reconstruct(pipeline, ceiling.vqgan_config, settings, embedding, prompts).await?
+        }
+    };
+    let data = decoded.clamp(0.0, 1.0).into_data_async().await;
+    Ok(Image::from_data(&data.map_err(|error| Error::Device(format!("{error:?}")))?))
+}
+
+/// Decodes image embeddings through stages B and A, without guidance; pictures `[B, 3, H, W]`, not
+/// clamped.
+///
+/// # Errors
+///
+/// The pipeline cannot sample.
+pub async fn reconstruct(
+    pipeline: &Pipeline,
+    vqgan_config: &VqganConfig,
+    settings: &Settings,
+    embedding: Tensor<4>,
+    prompts: &[&str],
+) -> Result<Tensor<4>, Error> {
+    let text = Guided { conditional: pipeline.decoder_text.embed(prompts)?, unconditional: None };
+    let sampling = Sampling {
+        timesteps: &settings.decoder_timesteps,
+        guidance_scale: 0.0,
+        sampler: settings.sampler,
+    };
+    let mut rng = Philox::new(settings.seed, 0);
+    let device = embedding.device();
+    let mut noise = |shape| rng.normal_tensor(shape, &device);
+    let [height, width] =
+        [settings.height, settings.width].map(|side| side / vqgan_config.downscale());
+    let initial = noise([prompts.len(), vqgan_config.latent_channels, height, width]);
+    let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+    let latents =
+        pipeline.sample_decoder(initial, embedding, text, &sampling, &mut noise, go).await?;
+    Ok(pipeline.decode(latents)?)
+}
