@@ -10,7 +10,7 @@ export type Dtype = 'f32' | 'f16' | 'i8' | 'i4';
 export type DeviceKind = 'webgpu' | 'cpu';
 
 /** Why the wished device cannot be used, or why the CPU was chosen. */
-export type SupportReason = 'insecure-context' | 'no-webgpu' | 'no-adapter' | 'software-adapter' | 'no-wasm-simd';
+export type SupportReason = 'insecure-context' | 'no-webgpu' | 'no-adapter' | 'software-adapter' | 'no-wasm-simd' | 'no-wasm';
 
 /** What this browser can do, found out without any download. */
 export interface Support {
