@@ -2,6 +2,7 @@
 
 import { orCrash } from './crashes.js';
 import { asWuerstchenError, WuerstchenError } from './errors.js';
+import { patiently } from './patience.js';
 
 export const CPU_HINT = "Leave device out, or set it to 'cpu'.";
 
@@ -43,7 +44,7 @@ export async function watchDevice(
   powerPreference: GPUPowerPreference | undefined,
 ): Promise<GpuWatch | undefined> {
   try {
-    return await orCrash(watch(open, powerPreference));
+    return await patiently(orCrash(watch(open, powerPreference)), 'the GPU');
   } catch (cause) {
     const error = asWuerstchenError(cause);
     if (error.code !== 'internal') throw error;
@@ -61,6 +62,7 @@ async function watch(
   powerPreference: GPUPowerPreference | undefined,
 ): Promise<GpuWatch | undefined> {
   let device: GpuWatch | undefined;
+  let refusal: unknown;
   const { gpu } = navigator;
   const { prototype } = GPUAdapter;
   const { requestDevice } = prototype;
@@ -68,12 +70,20 @@ async function watch(
   gpu.requestAdapter = (options) =>
     requestAdapter(powerPreference ? { ...options, powerPreference } : options);
   prototype.requestDevice = async function (this: GPUAdapter, descriptor) {
-    const made = await requestDevice.call(this, descriptor);
-    device = new GpuWatch(made);
-    return made;
+    try {
+      const made = await requestDevice.call(this, descriptor);
+      device = new GpuWatch(made);
+      return made;
+    } catch (error) {
+      refusal = error;
+      throw error;
+    }
   };
   try {
     await open();
+  } catch (error) {
+    // The browser's own words, not what WebAssembly makes of them.
+    throw refusal ?? error;
   } finally {
     // Adapters and devices of others in this thread are none of our business.
     gpu.requestAdapter = requestAdapter;

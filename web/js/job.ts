@@ -2,10 +2,6 @@
 
 import { WuerstchenError } from './errors.js';
 import type { GenerateOptions, PictureOptions, PictureSource } from './types.js';
-import { messageOf } from './values.js';
-
-const COPY_HINT =
-  'It must not be closed or transferred; an object must hold its data alone, without functions, and be no proxy.';
 
 /** `GenerateOptions` without what stays with the client. */
 export interface Job {
@@ -53,8 +49,10 @@ function copy(name: string, value: unknown): unknown {
   try {
     return structuredClone(value);
   } catch (cause) {
-    const message = `${name} cannot be handed to the engine: ${messageOf(cause)}`;
-    throw new WuerstchenError('invalid-argument', message, { hint: COPY_HINT, cause });
+    const message = `${name} cannot be copied for the engine`;
+    const hint =
+      'It must not be closed or transferred, and no proxy; an object holds data alone, no functions.';
+    throw new WuerstchenError('invalid-argument', message, { hint, cause });
   }
 }
 

@@ -39,5 +39,9 @@ function withImporters(make: () => Worker): Worker {
 function importerOf(url: string, type: WorkerType = 'classic'): string {
   const name = JSON.stringify(url);
   const script = type === 'module' ? `import ${name};` : `importScripts(${name});`;
-  return URL.createObjectURL(new Blob([script], { type: 'text/javascript' }));
+  // A page without an origin, such as a file or a sandboxed frame, starts modules from data: alone;
+  // on other pages such a worker would be cut off from what they store.
+  return globalThis.origin === 'null'
+    ? `data:text/javascript,${encodeURIComponent(script)}`
+    : URL.createObjectURL(new Blob([script], { type: 'text/javascript' }));
 }

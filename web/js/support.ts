@@ -1,6 +1,7 @@
 // What this browser can do, found out without any download.
 
 import { storageSupport } from './cache.js';
+import { patiently } from './patience.js';
 import { throwIfAborted } from './signals.js';
 import type { Support, SupportReason } from './types.js';
 import { messageOf } from './values.js';
@@ -69,7 +70,7 @@ async function findGpu(powerPreference: GPUPowerPreference | undefined): Promise
   const gpu = globalThis.navigator?.gpu;
   if (!gpu) return { problem: 'no-webgpu' };
   try {
-    const found = await gpu.requestAdapter({ powerPreference });
+    const found = await patiently(gpu.requestAdapter({ powerPreference }), 'the GPU');
     if (!found) return { problem: 'no-adapter' };
     const adapter = describe(found);
     // Some browsers lack members that others have.

@@ -103,6 +103,7 @@ export async function openPage(browser: Browser | BrowserContext, site: Site): P
   });
   page.on('pageerror', (error) => console.error('page:', error));
   await page.goto(`${site.url}test/browser/page.html`);
-  await page.waitForFunction('window.wuerstchen');
+  // A function: policies may forbid to evaluate text.
+  await page.waitForFunction(() => 'wuerstchen' in window);
   return page;
 }
