@@ -230,11 +230,15 @@ export async function openCache(choice: LoadOptions['cache'] = 'auto'): Promise<
 /** What this browser can store. */
 export async function storageSupport(): Promise<Support['storage']> {
   const { backend } = await openCache();
-  const storage = globalThis.navigator?.storage;
-  const { quota, usage } = (await orNothing(() => storage?.estimate?.())) ?? {};
+  const { quota, usage } = (await orNothing(() => navigator.storage.estimate())) ?? {};
   const free = quota === undefined ? undefined : Math.max(0, quota - (usage ?? 0));
-  const persisted = (await orNothing(() => storage?.persisted?.())) ?? false;
+  const persisted = (await orNothing(() => navigator.storage.persisted())) ?? false;
   return { backend, quota, free, persisted };
+}
+
+/** Asks this browser to keep what is stored, which it may do or not. */
+export async function persist(): Promise<void> {
+  await orNothing(() => navigator.storage.persist());
 }
 
 /** Everything of this package in every store of this browser, as `[store, entries]`. */

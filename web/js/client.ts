@@ -1,5 +1,6 @@
 // The client of an engine in another thread or this one: the queue, aborts and recovery.
 
+import { persist } from './cache.js';
 import type { Connection, Connector } from './connector.js';
 import { fromErrorData, WuerstchenError } from './errors.js';
 import { absoluteUrl } from './http.js';
@@ -41,7 +42,7 @@ export async function load(options: LoadOptions, connector: Connector): Promise<
   }
   throwIfAborted(options.signal);
   // Answered whenever the user likes: it does not hold up the loading.
-  if (options.persist) void globalThis.navigator?.storage?.persist?.().catch(() => false);
+  if (options.persist) void persist();
   const client = new Client(options, connector);
   await client.open(options.signal);
   return client;
