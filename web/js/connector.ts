@@ -5,8 +5,9 @@ import type { ClientMessage, EngineMessage } from './serve.js';
 import { isObject, messageOf, show } from './values.js';
 
 const WORKER_HINT =
-  "Serve worker.js from the page's own origin, let the content security policy allow it (worker-src), " +
-  'pass a function that makes the worker as `worker`, or load with worker: false.';
+  "Serve worker.js from the page's own origin, with the page's Cross-Origin-Embedder-Policy if it has " +
+  'one, and let the content security policy allow it (worker-src); or pass a function that makes the ' +
+  'worker as `worker`, or load with worker: false.';
 
 /** A line to an engine. */
 export interface Connection {

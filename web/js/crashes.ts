@@ -31,8 +31,8 @@ export function orCrash<T>(work: Promise<T>): Promise<T> {
   });
 }
 
-/** Ours are thrown by what WebAssembly calls; all else has its frames on the stack. */
+/** Ours are thrown by what WebAssembly calls; all else has its frames, as all browsers write them. */
 function cameThroughWasm(thrown: unknown): boolean {
-  if (thrown instanceof WuerstchenError) return true;
-  return isObject(thrown) && 'stack' in thrown && /wasm/.test(String(thrown.stack));
+  if (thrown instanceof WuerstchenError || isFatal(thrown)) return true;
+  return isObject(thrown) && 'stack' in thrown && /wasm-function\[/.test(String(thrown.stack));
 }

@@ -67,17 +67,16 @@ async function watch(
   const { prototype } = GPUAdapter;
   const { requestDevice } = prototype;
   const requestAdapter = gpu.requestAdapter.bind(gpu);
+  const note = (error: unknown) => {
+    refusal = error;
+    throw error;
+  };
   gpu.requestAdapter = (options) =>
-    requestAdapter(powerPreference ? { ...options, powerPreference } : options);
+    requestAdapter(powerPreference ? { ...options, powerPreference } : options).catch(note);
   prototype.requestDevice = async function (this: GPUAdapter, descriptor) {
-    try {
-      const made = await requestDevice.call(this, descriptor);
-      device = new GpuWatch(made);
-      return made;
-    } catch (error) {
-      refusal = error;
-      throw error;
-    }
+    const made = await requestDevice.call(this, descriptor).catch(note);
+    device = new GpuWatch(made);
+    return made;
   };
   try {
     await open();

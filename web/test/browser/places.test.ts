@@ -161,6 +161,31 @@ test('a policy against workers is an error that says what to allow', async () =>
   assert.match(await make(page), /worker.*\(.*worker-src.*worker: false/);
 });
 
+test('a policy that wants trusted types is an error that says what to do', async () => {
+  await context.route('**/page.html', withPolicy("require-trusted-types-for 'script'"));
+  const page = await openPage(context, site);
+  assert.match(await make(page), /^unsupported: no worker could be started: .*as `worker`/);
+  const outcome = await page.evaluate(async () => {
+    const { load } = (window as any).wuerstchen;
+    const createScriptURL = (url: string) => url;
+    const policy = (window as any).trustedTypes.createPolicy('page', { createScriptURL });
+    const url = policy.createScriptURL('/dist/worker.js');
+    const worker = () => new Worker(url, { type: 'module' });
+    return (await load({ model: '/demo/dist/model/manifest.json', device: 'cpu', worker })).state;
+  });
+  assert.equal(outcome, 'ready');
+});
+
+test('a page that is isolated from other origins is an error that says what the worker needs', async () => {
+  await context.route('**/page.html', async (route) => {
+    const response = await route.fetch();
+    const policy = { 'cross-origin-embedder-policy': 'require-corp' };
+    await route.fulfill({ response, headers: { ...response.headers(), ...policy } });
+  });
+  const page = await openPage(context, site);
+  assert.match(await make(page), /^network: .*Cross-Origin-Embedder-Policy/);
+});
+
 test('a policy against requests is an error that says what to allow', async () => {
   await context.route('**/dist/worker.js', withPolicy("connect-src 'none'"));
   const page = await openPage(context, site);
