@@ -4,13 +4,13 @@ use wuerstchen::{Image, Mask};
 
 /// A picture, on white where it is transparent: what viewers show, and what training sees.
 pub(crate) fn image(width: usize, rgba: &[u8]) -> Image {
-    let rgb = rgba.chunks_exact(4).flat_map(on_white).collect();
+    let rgb = rgba.chunks_exact(4).flat_map(|pixel| on(255, pixel)).collect();
     Image { width, height: height(width, rgba), rgb }
 }
 
-/// A mask: its white is painted anew. What is transparent about it has no white, so it stays.
+/// A mask, on black where it is transparent: the white that can be seen is painted anew.
 pub(crate) fn mask(width: usize, rgba: &[u8]) -> Mask {
-    let values = rgba.chunks_exact(4).map(white).collect();
+    let values = rgba.chunks_exact(4).map(|pixel| brightness(on(0, pixel))).collect();
     Mask { width, height: height(width, rgba), values }
 }
 
@@ -18,17 +18,16 @@ fn height(width: usize, rgba: &[u8]) -> usize {
     rgba.len() / (4 * width.max(1))
 }
 
-fn on_white(pixel: &[u8]) -> [u8; 3] {
-    let alpha = u32::from(pixel[3]);
-    [pixel[0], pixel[1], pixel[2]]
-        .map(|colour| ((u32::from(colour) * alpha + 255 * (255 - alpha)) / 255) as u8)
+/// A pixel on a ground of one brightness.
+fn on(ground: u32, pixel: &[u8]) -> [u8; 3] {
+    let [red, green, blue, alpha] = [pixel[0], pixel[1], pixel[2], pixel[3]].map(u32::from);
+    [red, green, blue].map(|colour| ((colour * alpha + ground * (255 - alpha)) / 255) as u8)
 }
 
-/// How much white there is: luma of ITU-R BT.709, times the opacity.
-fn white(pixel: &[u8]) -> u8 {
-    let [red, green, blue, alpha] = [pixel[0], pixel[1], pixel[2], pixel[3]].map(u32::from);
-    let luma = (2126 * red + 7152 * green + 722 * blue) / 10_000;
-    (luma * alpha / 255) as u8
+/// Luma of ITU-R BT.709.
+fn brightness(colours: [u8; 3]) -> u8 {
+    let [red, green, blue] = colours.map(u32::from);
+    ((2126 * red + 7152 * green + 722 * blue) / 10_000) as u8
 }
 
 #[cfg(test)]

@@ -2,23 +2,21 @@
 // strict content security policy, where nothing may be stored.
 
 import assert from 'node:assert/strict';
-import { createReadStream, mkdtempSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, test } from 'node:test';
 import type { Browser, BrowserContext, Frame, Page, Route } from 'playwright-core';
-import { launch, openPage, Site, web } from './site.ts';
+import { Cdn, launch, openPage, Site, web } from './site.ts';
 
 let site: Site;
 let browser: Browser;
 let context: BrowserContext;
-let cdn: Awaited<ReturnType<typeof openCdn>>;
+let cdn: Cdn;
 
 before(async () => {
   site = await Site.open(web);
-  cdn = await openCdn();
+  cdn = await Cdn.open();
   browser = await launch();
 });
 
@@ -33,27 +31,6 @@ beforeEach(async () => {
 });
 
 afterEach(() => context.close());
-
-/**
- * Another origin, as a CDN is one: it has the package and the model, and allows requests from
- * everywhere. Requests of sandboxed frames and of files cannot be routed, so it is a server.
- */
-async function openCdn(): Promise<{ url: string; close(): void }> {
-  const types: Record<string, string> = { js: 'text/javascript', wasm: 'application/wasm' };
-  const server = createServer((request, response) => {
-    const path = join(web, new URL(request.url ?? '', site.url).pathname);
-    const headers = {
-      'access-control-allow-origin': '*',
-      'content-type': types[path.split('.').at(-1) ?? ''] ?? 'application/octet-stream',
-    };
-    const file = createReadStream(path);
-    file.on('error', () => response.writeHead(404, headers).end());
-    file.on('open', () => file.pipe(response.writeHead(200, headers)));
-  });
-  await new Promise<void>((listens) => server.listen(0, '127.0.0.1', listens));
-  const { port } = server.address() as AddressInfo;
-  return { url: `http://127.0.0.1:${port}`, close: () => server.close() };
-}
 
 /** Loads the model on the CPU, in a page that has the package, and makes a picture. */
 function make(page: Page | Frame, options: object = {}, base = ''): Promise<string> {

@@ -142,6 +142,23 @@ test('a worker whose script cannot be loaded is an error that says what to do', 
   });
 });
 
+test('a page that has frozen what is global starts a worker all the same', async () => {
+  let started = 0;
+  class Frozen {
+    onerror: ((event: object) => void) | undefined;
+    constructor() {
+      started += 1;
+    }
+    postMessage() {
+      queueMicrotask(() => this.onerror?.({ message: 'enough', preventDefault() {} }));
+    }
+    terminate() {}
+  }
+  Object.defineProperty(globalThis, 'Worker', { value: Frozen, configurable: true });
+  await assert.rejects(load({ model: MODEL_URL }), { code: 'internal', message: /enough/ });
+  assert.equal(started, 1);
+});
+
 test('a worker on another origin is imported by one of this origin', async () => {
   const started: string[] = [];
   class SameOriginWorker {
