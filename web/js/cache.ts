@@ -1,12 +1,20 @@
 // Where weights are kept between visits. A file appears under its name whole or not at all.
 
 import { asWuerstchenError, WuerstchenError } from './errors.js';
+import { sha256 } from './hash.js';
 import type { CacheAdapter, CachedModel, LoadOptions, Support } from './types.js';
 
 const FOLDER = 'wuerstchen-web';
 
 /** Ends the names of files that are still being written. */
 const PART = '.part';
+
+/** The second and third are Firefox's, for origins and for disks. */
+const QUOTA_ERRORS = [
+  'QuotaExceededError',
+  'NS_ERROR_DOM_QUOTA_REACHED',
+  'NS_ERROR_FILE_NO_DEVICE_SPACE',
+];
 
 /** TypeScript has no `move`, and `createSyncAccessHandle` only for workers. */
 interface FileHandle extends FileSystemFileHandle {
@@ -24,18 +32,12 @@ async function openOpfs(): Promise<CacheAdapter | undefined> {
   // Without `move` a file cannot be put in its place at once, without locks two tabs would write
   // the same part.
   const canMove = 'FileSystemFileHandle' in globalThis && 'move' in FileSystemFileHandle.prototype;
-  if (!canMove || !globalThis.navigator?.locks || !navigator.storage?.getDirectory)
-    return undefined;
-  let folder: FileSystemDirectoryHandle;
-  try {
-    folder = await (
-      await navigator.storage.getDirectory()
-    ).getDirectoryHandle(FOLDER, {
-      create: true,
-    });
-  } catch {
-    return undefined;
-  }
+  if (!canMove || !globalThis.navigator?.locks) return undefined;
+  const folder = await orNothing(async () => {
+    const root = await navigator.storage.getDirectory();
+    return root.getDirectoryHandle(FOLDER, { create: true });
+  });
+  if (!folder) return undefined;
   const remove = (file: string) => folder.removeEntry(file).catch(ignoreMissing);
   return {
     async get(name) {
@@ -95,7 +97,7 @@ async function write(handle: FileHandle, bytes: Uint8Array): Promise<void> {
 
 /** The Cache API; undefined where it is missing or closed. */
 async function openCacheApi(): Promise<CacheAdapter | undefined> {
-  const cache = await globalThis.caches?.open(FOLDER).catch(() => undefined);
+  const cache = await orNothing(() => globalThis.caches?.open(FOLDER));
   if (!cache) return undefined;
   // Keys have to be URLs; nothing is ever fetched from these.
   const origin = `https://${FOLDER}.invalid/`;
@@ -129,18 +131,36 @@ async function openCacheApi(): Promise<CacheAdapter | undefined> {
   };
 }
 
+/** What storage answers; undefined where it refuses, as in sandboxed frames. */
+async function orNothing<T>(ask: () => T | Promise<T>): Promise<T | undefined> {
+  try {
+    return await ask();
+  } catch {
+    return undefined;
+  }
+}
+
 function ignoreMissing(error: unknown): undefined {
   if (!(error instanceof DOMException && error.name === 'NotFoundError')) throw error;
 }
 
 function isQuotaError(error: unknown): boolean {
-  return error instanceof Error && error.name === 'QuotaExceededError';
+  const { name } = Object(error) as { name?: unknown };
+  return typeof name === 'string' && QUOTA_ERRORS.includes(name);
 }
 
 function quotaError(name: string, cause: string): WuerstchenError {
   return new WuerstchenError('quota', `no room to store ${name}: ${cause}`, {
     hint: 'Delete stored models, or leave the private window.',
   });
+}
+
+/** What stored manifests are named after their models. */
+const MANIFEST = '/manifest:';
+
+/** A URL can be longer than the names of files, and its query a secret. */
+async function manifestKey(url: string): Promise<string> {
+  return MANIFEST + (await sha256(new TextEncoder().encode(url)));
 }
 
 /** What a load keeps its files in. It may fail to store or to find, but it never fails a load. */
@@ -157,39 +177,44 @@ export class ModelCache {
   }
 
   async get(name: string): Promise<Uint8Array | undefined> {
-    return this.#adapter?.get(name).catch(() => undefined);
+    return orNothing(() => this.#adapter?.get(name));
   }
 
   async put(name: string, bytes: Uint8Array): Promise<void> {
     if (this.problem) return;
-    await this.#adapter?.put(name, bytes).catch((error) => {
+    try {
+      await this.#adapter?.put(name, bytes);
+    } catch (error) {
       this.problem = asWuerstchenError(error);
-    });
+    }
   }
 
   async delete(name: string): Promise<void> {
-    await this.#adapter?.delete(name).catch(() => undefined);
+    await orNothing(() => this.#adapter?.delete(name));
   }
 
   async list(): Promise<{ name: string; bytes: number }[]> {
-    return (await this.#adapter?.list().catch(() => undefined)) ?? [];
+    return (await orNothing(() => this.#adapter?.list())) ?? [];
   }
 
   /** The text of the manifest that was last loaded from a URL. */
   async manifest(url: string): Promise<string | undefined> {
-    const entry = (await this.list()).find(({ name }) => name.endsWith(`/manifest:${url}`));
+    const entries = await this.list();
+    if (entries.length === 0) return undefined;
+    const key = await manifestKey(url);
+    const entry = entries.find(({ name }) => name.endsWith(key));
     const bytes = entry && (await this.get(entry.name));
     return bytes && new TextDecoder().decode(bytes);
   }
 
   async putManifest(id: string, url: string, text: string): Promise<void> {
     if (text === (await this.manifest(url))) return;
-    const name = `${id}/manifest:${url}`;
-    for (const entry of await this.list()) {
-      const isOlder = entry.name.endsWith(`/manifest:${url}`) && entry.name !== name;
-      if (isOlder) await this.delete(entry.name);
+    const key = await manifestKey(url);
+    // One for each URL, and one for each model, whose signed URL differs every time.
+    for (const { name } of await this.list()) {
+      if (name.endsWith(key) || name.startsWith(id + MANIFEST)) await this.delete(name);
     }
-    await this.put(name, new TextEncoder().encode(text));
+    await this.put(id + key, new TextEncoder().encode(text));
   }
 }
 
@@ -205,18 +230,22 @@ export async function openCache(choice: LoadOptions['cache'] = 'auto'): Promise<
 /** What this browser can store. */
 export async function storageSupport(): Promise<Support['storage']> {
   const { backend } = await openCache();
-  const storage = globalThis.navigator?.storage;
-  const estimate = await storage?.estimate?.().catch(() => undefined);
-  const { quota, usage } = estimate ?? {};
+  const { quota, usage } = (await orNothing(() => navigator.storage.estimate())) ?? {};
   const free = quota === undefined ? undefined : Math.max(0, quota - (usage ?? 0));
-  const persisted = (await storage?.persisted?.().catch(() => false)) ?? false;
+  const persisted = (await orNothing(() => navigator.storage.persisted())) ?? false;
   return { backend, quota, free, persisted };
+}
+
+/** Asks this browser to keep what is stored, which it may do or not. */
+export async function persist(): Promise<void> {
+  await orNothing(() => navigator.storage.persist());
 }
 
 /** Everything of this package in every store of this browser, as `[store, entries]`. */
 async function stores() {
   const adapters = [await openOpfs(), await openCacheApi()].filter((store) => store !== undefined);
-  return Promise.all(adapters.map(async (store) => [store, await store.list()] as const));
+  const list = (store: CacheAdapter) => orNothing(() => store.list());
+  return Promise.all(adapters.map(async (store) => [store, (await list(store)) ?? []] as const));
 }
 
 /** The models that are stored in this browser. */
@@ -240,7 +269,10 @@ export const cache = {
   async delete(id?: string): Promise<void> {
     for (const [store, entries] of await stores()) {
       for (const { name } of entries) {
-        if (id === undefined || modelId(name) === id) await store.delete(name);
+        if (id !== undefined && modelId(name) !== id) continue;
+        await store.delete(name).catch((error) => {
+          throw asWuerstchenError(error);
+        });
       }
     }
   },

@@ -1,11 +1,14 @@
 // The client of an engine in another thread or this one: the queue, aborts and recovery.
 
-import type { Job } from './engine.js';
+import { persist } from './cache.js';
+import type { Connection, Connector } from './connector.js';
 import { fromErrorData, WuerstchenError } from './errors.js';
 import { absoluteUrl } from './http.js';
+import { toJob, type Job } from './job.js';
 import { checkGenerateOptions, checkLoadOptions } from './options.js';
 import { serveCache } from './remote-cache.js';
-import type { ClientMessage, EngineMessage, Loaded } from './serve.js';
+import type { EngineMessage, Loaded } from './serve.js';
+import { onAbort, throwIfAborted } from './signals.js';
 import type {
   GenerateEvent,
   GenerateOptions,
@@ -13,39 +16,9 @@ import type {
   LoadOptions,
   Wuerstchen,
 } from './types.js';
+import { messageOf } from './values.js';
 
-/** A line to an engine. */
-export interface Connection {
-  say(message: ClientMessage, transfer?: Transferable[]): void;
-  /** Ends the engine; nothing is heard from it any more. */
-  close(): void;
-}
-
-/** How connections to engines are made. */
-export interface Connector {
-  connect(hear: (message: EngineMessage) => void, crash: (message: string) => void): Connection;
-  /** Functions cannot be handed to workers; a fresh worker can replace one that failed. */
-  readonly isWorker: boolean;
-}
-
-/** Engines in workers. */
-export function workerConnector(makeWorker: () => Worker): Connector {
-  return {
-    isWorker: true,
-    connect(hear, crash) {
-      const worker = makeWorker();
-      worker.onmessage = ({ data }: MessageEvent<EngineMessage>) => hear(data);
-      worker.onerror = (event) => {
-        event.preventDefault();
-        crash(`the worker failed: ${event.message || 'its script could not be loaded'}`);
-      };
-      return {
-        say: (message, transfer = []) => worker.postMessage(message, transfer),
-        close: () => worker.terminate(),
-      };
-    },
-  };
-}
+export { workerConnector, type Connector } from './connector.js';
 
 /** A job in the queue. */
 interface QueuedJob {
@@ -67,9 +40,9 @@ export async function load(options: LoadOptions, connector: Connector): Promise<
   if (options.fetch && connector.isWorker) {
     throw new WuerstchenError('invalid-argument', 'fetch needs worker: false');
   }
-  options.signal?.throwIfAborted();
+  throwIfAborted(options.signal);
   // Answered whenever the user likes: it does not hold up the loading.
-  if (options.persist) void globalThis.navigator?.storage?.persist?.().catch(() => false);
+  if (options.persist) void persist();
   const client = new Client(options, connector);
   await client.open(options.signal);
   return client;
@@ -128,8 +101,7 @@ class Client implements Wuerstchen {
     const opening = new Promise<Loaded>((resolve, reject) => {
       this.#opening = { resolve, reject };
     });
-    const abort = () => this.#opening?.reject(signal?.reason);
-    signal?.addEventListener('abort', abort);
+    const ignore = onAbort(signal, (reason) => this.#opening?.reject(reason));
     try {
       this.#connect();
       this.#loaded = await opening;
@@ -138,13 +110,13 @@ class Client implements Wuerstchen {
       throw error;
     } finally {
       this.#opening = undefined;
-      signal?.removeEventListener('abort', abort);
+      ignore();
     }
   }
 
   async generate(options: GenerateOptions): Promise<GenerateResult> {
     checkGenerateOptions(options);
-    options.signal?.throwIfAborted();
+    throwIfAborted(options.signal);
     if (this.#isDisposed) throw disposedError();
     if (this.#failure) throw this.#failure;
     return this.#enqueue(options);
@@ -154,22 +126,24 @@ class Client implements Wuerstchen {
     options: GenerateOptions,
   ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult> } {
     const controller = new AbortController();
-    const abort = () => controller.abort(options.signal?.reason);
-    if (options.signal?.aborted) abort();
-    options.signal?.addEventListener('abort', abort);
-
     const events: GenerateEvent[] = [];
     let isOver = false;
     let wake = () => {};
     const onProgress = (event: GenerateEvent) => {
       events.push(event);
       wake();
-      options.onProgress?.(event);
+      tell(options.onProgress, event);
     };
-    const result = this.generate({ ...options, onProgress, signal: controller.signal });
+    const run = async () => {
+      checkGenerateOptions(options);
+      throwIfAborted(options.signal);
+      const ignore = onAbort(options.signal, (reason) => controller.abort(reason));
+      const { signal } = controller;
+      return this.generate({ ...options, onProgress, signal }).finally(ignore);
+    };
+    const result = run();
     const end = () => {
       isOver = true;
-      options.signal?.removeEventListener('abort', abort);
       wake();
     };
     // Who only iterates gets the failure there, and need not look at the result.
@@ -222,7 +196,7 @@ class Client implements Wuerstchen {
       };
     const connection: Connection = this.#connector.connect(
       ifCurrent((message: EngineMessage) => this.#hear(message)),
-      ifCurrent((message: string) => void this.#crash(new WuerstchenError('internal', message))),
+      ifCurrent((error: WuerstchenError) => void this.#crash(error)),
     );
     this.#connection = connection;
 
@@ -258,7 +232,7 @@ class Client implements Wuerstchen {
   #hear(message: EngineMessage): void {
     switch (message.type) {
       case 'load-event':
-        return this.#options.onProgress?.(message.event);
+        return tell(this.#options.onProgress, message.event);
       case 'loaded':
         return this.#opening?.resolve(message);
       case 'event':
@@ -293,11 +267,11 @@ class Client implements Wuerstchen {
     return new Promise<GenerateResult>((resolve, reject) => {
       const settle = () => {
         job.isSettled = true;
-        signal?.removeEventListener('abort', abort);
+        ignore();
       };
       const job: QueuedJob = {
         message: toJob(options),
-        emit: (event) => onProgress?.(event),
+        emit: (event) => tell(onProgress, event),
         resolve: (result) => {
           if (job.isSettled) return result.images.forEach(closeImage);
           settle();
@@ -310,11 +284,10 @@ class Client implements Wuerstchen {
         losses: 0,
         isSettled: false,
       };
-      const abort = () => {
-        job.reject(signal?.reason);
+      const ignore = onAbort(signal, (reason) => {
+        job.reject(reason);
         this.#abort(job);
-      };
-      signal?.addEventListener('abort', abort);
+      });
       this.#queue.push(job);
       this.#runNext();
       const position = this.#queue.indexOf(job) + 1;
@@ -339,7 +312,15 @@ class Client implements Wuerstchen {
     const job = this.#queue.shift();
     if (!job) return;
     this.#running = job;
-    this.#connection?.say({ type: 'generate', job: job.message });
+    try {
+      this.#connection?.say({ type: 'generate', job: job.message });
+    } catch (cause) {
+      // What could be copied once and not again lacks memory. The engine knows nothing of the job.
+      const message = `the job could not be handed to the engine: ${messageOf(cause)}`;
+      const hint = 'Start from a smaller picture.';
+      const error = new WuerstchenError('out-of-memory', message, { hint, cause });
+      return this.#endJob(() => job.reject(error));
+    }
     this.#tellPositions(0);
   }
 
@@ -396,23 +377,18 @@ class Client implements Wuerstchen {
   }
 }
 
-/** What the engine gets; previews are only made where somebody sees them. */
-function toJob(options: GenerateOptions): Job {
-  const { onProgress, signal, preview, intermediates, format, ...rest } = options;
-  const { image, mask, imageTo, prompt, promptTo, frames, ...picture } = rest;
-  const previewEvery = preview === false || !onProgress ? 0 : (preview?.every ?? 1);
-  return {
-    prompt,
-    promptTo,
-    frames,
-    picture,
-    image,
-    mask,
-    imageTo,
-    previewEvery,
-    intermediates: intermediates ?? false,
-    format: format ?? 'bitmap',
-  };
+/**
+ * Calls back. What the page's own code throws is the page's to see, as of its event listeners; the
+ * job goes on.
+ */
+function tell<T>(callback: ((event: T) => void) | undefined, event: T): void {
+  try {
+    callback?.(event);
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error;
+    });
+  }
 }
 
 function closePreview(event: GenerateEvent): void {

@@ -1,229 +1,28 @@
-// The engine in the thread that it is opened in: a model on a device, and one job at a time.
+// A model on a device, which makes pictures: one job at a time.
 
-import { openCache, type ModelCache } from './cache.js';
-import { asWuerstchenError, isCancellation, WuerstchenError } from './errors.js';
-import type { WasmBuild } from './glue.js';
-import { watchDevice, type GpuWatch } from './gpu.js';
-import { fetchManifest, modelInfo, type Manifest } from './manifest.js';
+import { isCancellation } from './errors.js';
+import type { GpuWatch } from './gpu.js';
+import type { Job } from './job.js';
 import { toPixels } from './pixels.js';
 import { JobProgress, type Pace } from './progress.js';
-import { fetchShards } from './shards.js';
-import { start } from './start.js';
-import { checkSupport } from './support.js';
 import type {
-  CacheAdapter,
   DeviceKind,
   GenerateEvent,
-  GenerateOptions,
   GenerateResult,
   Latents,
-  LoadEvent,
-  LoadOptions,
   ModelInfo,
-  PictureOptions,
-  PictureSource,
   SelfTest,
   Stage,
   Support,
-  WasmFile,
 } from './types.js';
-import type { Engine, Generated, Loader, Picture, Source, Wasm } from './wasm.js';
-
-/** `LoadOptions` as they travel to a worker. */
-export interface EngineOptions {
-  /** Absolute. */
-  readonly model: string;
-  readonly device: NonNullable<LoadOptions['device']>;
-  readonly cache: Exclude<LoadOptions['cache'], CacheAdapter>;
-  readonly powerPreference?: LoadOptions['powerPreference'];
-  /** Absolute. */
-  readonly wasmUrl: Partial<Record<WasmFile, string>>;
-}
-
-/** `GenerateOptions` as they travel to a worker. */
-export interface Job {
-  readonly prompt: string;
-  readonly promptTo?: string;
-  readonly frames?: number;
-  readonly picture: Omit<PictureOptions, 'prompt' | 'promptTo' | 'frames'>;
-  readonly image?: PictureSource;
-  readonly mask?: PictureSource;
-  readonly imageTo?: PictureSource;
-  /** Steps between previews; 0 for none. */
-  readonly previewEvery: number;
-  readonly intermediates: boolean;
-  readonly format: NonNullable<GenerateOptions['format']>;
-}
-
-/** What the engine has from its surroundings. */
-export interface Host {
-  readonly builds: Readonly<Record<DeviceKind, WasmBuild>>;
-  readonly fetch: typeof fetch;
-  /** Whether the thread may stand still while a file is fetched. */
-  readonly mayBlock: boolean;
-  /** A cache of the caller's instead of the browser's. */
-  readonly cache?: CacheAdapter;
-  readonly emit: (event: LoadEvent) => void;
-  /** The GPU of the engine, or of the one that is being opened, went away. */
-  readonly onLost: (reason: string) => void;
-  readonly signal: AbortSignal;
-}
-
-/** A model that is being loaded. */
-interface Model {
-  readonly url: string;
-  readonly manifest: Manifest;
-  readonly text: string;
-  readonly cache: ModelCache;
-}
+import type { Engine, Generated, Picture, Source, Wasm } from './wasm.js';
 
 /** What a self-test has shown to work, and what it runs on. */
-interface Tested {
+export interface Tested {
   readonly engine: Engine;
   readonly wasm: Wasm;
   readonly gpu: GpuWatch | undefined;
   readonly selfTest: SelfTest;
-}
-
-/** After these on the GPU, `device: 'auto'` goes on with the CPU. */
-const FALLS_BACK = new Set(['limits', 'out-of-memory', 'shader', 'unsupported']);
-
-/** A build is started and its device opened once, however many models a thread loads. */
-const opened = new WeakMap<Wasm, Promise<GpuWatch | undefined>>();
-
-/** Loads a model onto the device that the options and this browser want. */
-export async function openEngine(options: EngineOptions, host: Host): Promise<ModelEngine> {
-  const begun = performance.now();
-  const { powerPreference } = options;
-  const { signal, emit } = host;
-  let support = await checkSupport({ signal, powerPreference });
-  let device = chooseDevice(options.device, support);
-  const cache = await openCache(host.cache ?? options.cache);
-  const manifest = await fetchManifest(options.model, cache, host.fetch, signal);
-  const model: Model = { url: options.model, cache, ...manifest };
-
-  let tested: Tested;
-  try {
-    tested = await openOn(device, model, options, host);
-  } catch (thrown) {
-    const error = asWuerstchenError(thrown);
-    const mayFallBack = options.device === 'auto' && device === 'webgpu';
-    if (signal.aborted || !mayFallBack || !FALLS_BACK.has(error.code)) throw thrown;
-    device = 'cpu';
-    const message = `The GPU cannot be used (${error.message}), so the CPU computes.`;
-    support = { ...support, device, message };
-    tested = await openOn(device, model, options, host);
-  }
-  await cache.putManifest(model.manifest.id, model.url, model.text);
-  const info = await modelInfo(model.manifest, cache);
-  emit({ type: 'ready', ms: performance.now() - begun });
-  return new ModelEngine(tested, device, info, withStorage(support, cache));
-}
-
-function chooseDevice(wish: EngineOptions['device'], support: Support): DeviceKind {
-  const { reason, message } = support;
-  if (wish === 'webgpu' && !support.adapter) {
-    throw new WuerstchenError('unsupported', `there is no WebGPU device here (${reason})`, {
-      hint: "Leave device out, or set it to 'cpu'.",
-    });
-  }
-  // A software GPU may be forced even where the CPU has no SIMD.
-  if (wish !== 'webgpu' && !support.ok) throw new WuerstchenError('unsupported', message);
-  return wish === 'auto' ? support.device : wish;
-}
-
-/** Says so where the browser stopped storing. */
-function withStorage(support: Support, cache: ModelCache): Support {
-  if (!cache.problem) return support;
-  const message = `${support.message} The model is not kept: ${cache.problem.message}.`;
-  return { ...support, storage: { ...support.storage, backend: 'memory' }, message };
-}
-
-async function openOn(
-  device: DeviceKind,
-  model: Model,
-  options: EngineOptions,
-  host: Host,
-): Promise<Tested> {
-  const { emit, signal } = host;
-  const { module } = host.builds[device];
-  const gpu = await openDevice(device, options, host);
-  let isUsed = true;
-  void gpu?.lost.then((reason) => isUsed && host.onLost(reason));
-  let loader: Loader | undefined;
-  let engine: Engine | undefined;
-  try {
-    loader = new module.Loader(model.text);
-    await addShards(loader, model, host);
-    emit({ type: 'compile', device });
-    const complete = loader;
-    // It is used up by `finish`, even where that fails.
-    loader = undefined;
-    engine = complete.finish();
-    const selfTest: SelfTest = JSON.parse(await engine.selfTest());
-    emit({ type: 'selftest', ...selfTest });
-    signal.throwIfAborted();
-    const gpuError = gpu?.takeError();
-    if (gpuError) throw gpuError;
-    if (!selfTest.ok) throw selfTestError(selfTest, device);
-    return { engine, wasm: module, gpu, selfTest };
-  } catch (error) {
-    isUsed = false;
-    loader?.free();
-    engine?.free();
-    // What the GPU says is nearer to the cause than what came of it.
-    throw gpu?.takeError() ?? error;
-  }
-}
-
-function openDevice(
-  device: DeviceKind,
-  { wasmUrl, powerPreference }: EngineOptions,
-  host: Host,
-): Promise<GpuWatch | undefined> {
-  const { module, first, rest } = host.builds[device];
-  const open = async () => {
-    const urls = {
-      first: wasmUrl[device] ?? first().href,
-      rest: wasmUrl[`${device}Rest`] ?? rest().href,
-    };
-    await start(module, urls, host);
-    if (device === 'webgpu') return watchDevice(module.openDevice, powerPreference);
-    await module.openDevice();
-    return undefined;
-  };
-  let opening = opened.get(module);
-  if (!opening) {
-    opening = open();
-    opened.set(module, opening);
-    // A failure is not kept.
-    opening.catch(() => opened.delete(module));
-  }
-  return opening;
-}
-
-async function addShards(loader: Loader, model: Model, host: Host): Promise<void> {
-  const { manifest } = model;
-  const total = manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0);
-  let index = 0;
-  let loaded = 0;
-  for await (const bytes of fetchShards(manifest, { ...host, ...model })) {
-    loader.addShard(index, bytes);
-    loaded += bytes.length;
-    const file = manifest.shards[index]?.file ?? '';
-    host.emit({ type: 'upload', file, loaded, total });
-    index += 1;
-  }
-}
-
-function selfTestError({ checks }: SelfTest, device: DeviceKind): WuerstchenError {
-  const failed = checks
-    .filter(({ ok }) => !ok)
-    .map(({ name, relative, bound }) => `${name} is off by ${relative}, allowed is ${bound}`);
-  const message = `the self-test failed: ${failed.join('; ')}`;
-  return device === 'webgpu'
-    ? new WuerstchenError('shader', message, { hint: "Load with device: 'cpu'." })
-    : new WuerstchenError('internal', message);
 }
 
 /** A model that is ready to make pictures. */

@@ -1,5 +1,7 @@
 // The one error type of the package, and its form for messages between threads.
 
+import { isObject, messageOf } from './values.js';
+
 /** What went wrong; see {@link WuerstchenError}. */
 export type ErrorCode =
   | 'unsupported'
@@ -27,6 +29,8 @@ const RETRYABLE: Record<ErrorCode, boolean> = {
   disposed: false,
   internal: false,
 };
+
+const REPORT_HINT = 'Please report it, with what the console of the browser says.';
 
 /**
  * Everything that this package rejects with, except an abort, which rejects with the signal's
@@ -64,6 +68,13 @@ export class WuerstchenError extends Error {
   }
 }
 
+/** WebAssembly stopped in a task that nobody waits for; `cause` is what it threw there. */
+export class Crash extends Error {
+  constructor(override readonly cause: unknown) {
+    super('WebAssembly stopped');
+  }
+}
+
 /** A {@link WuerstchenError} as plain data: structured cloning drops the fields of an error. */
 export interface ErrorData {
   readonly code: ErrorCode;
@@ -87,12 +98,12 @@ export function fromErrorData(data: ErrorData): WuerstchenError {
 /** Gives whatever was thrown, here or in WebAssembly, a code. */
 export function asWuerstchenError(error: unknown): WuerstchenError {
   if (error instanceof WuerstchenError) return error;
-  const message = error instanceof Error ? error.message : String(error);
+  if (error instanceof Crash) return asWuerstchenError(error.cause);
   const code = codeOf(error);
-  if (code !== undefined && Object.hasOwn(RETRYABLE, code)) {
-    return new WuerstchenError(code as ErrorCode, message, { cause: error });
-  }
-  return new WuerstchenError('internal', message, { cause: error });
+  const isKnown = code !== undefined && Object.hasOwn(RETRYABLE, code);
+  return isKnown
+    ? new WuerstchenError(code as ErrorCode, messageOf(error), { cause: error })
+    : new WuerstchenError('internal', messageOf(error), { cause: error, hint: REPORT_HINT });
 }
 
 /** Whether WebAssembly stopped because `onStep` told it to. */
@@ -102,6 +113,6 @@ export function isCancellation(error: unknown): boolean {
 
 function codeOf(error: unknown): string | undefined {
   // The code of a DOMException is a number.
-  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  const code = isObject(error) && 'code' in error ? error.code : undefined;
   return typeof code === 'string' ? code : undefined;
 }

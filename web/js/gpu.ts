@@ -1,6 +1,10 @@
 // Watches the GPU device that WebAssembly makes: its errors reach nobody otherwise.
 
-import { WuerstchenError } from './errors.js';
+import { orCrash } from './crashes.js';
+import { asWuerstchenError, WuerstchenError } from './errors.js';
+import { patiently } from './patience.js';
+
+export const CPU_HINT = "Leave device out, or set it to 'cpu'.";
 
 /** What happens to one GPU device. */
 export class GpuWatch {
@@ -12,8 +16,9 @@ export class GpuWatch {
   constructor(device: GPUDevice) {
     this.lost = device.lost.then(({ reason, message }) => message || reason);
     device.addEventListener('uncapturederror', ({ error }) => {
-      const code = error instanceof GPUOutOfMemoryError ? 'out-of-memory' : 'shader';
-      this.#error ??= new WuerstchenError(code, `the GPU reports: ${error.message}`);
+      const code = isOutOfMemory(error) ? 'out-of-memory' : 'shader';
+      const message = `the GPU reports: ${error.message}`;
+      this.#error ??= new WuerstchenError(code, message, { hint: CPU_HINT });
     });
   }
 
@@ -29,32 +34,59 @@ export class GpuWatch {
   }
 }
 
-/**
- * Runs `open` and watches the device that it requests, if it does. WebAssembly has a preference of
- * its own for an adapter; the caller's takes its place.
- */
+function isOutOfMemory(error: GPUError): boolean {
+  return typeof GPUOutOfMemoryError !== 'undefined' && error instanceof GPUOutOfMemoryError;
+}
+
+/** As {@link watch}; whatever browsers and drivers do instead of giving a device is `unsupported`. */
 export async function watchDevice(
   open: () => Promise<void>,
   powerPreference: GPUPowerPreference | undefined,
 ): Promise<GpuWatch | undefined> {
-  let watch: GpuWatch | undefined;
+  try {
+    return await patiently(orCrash(watch(open, powerPreference)), 'the GPU');
+  } catch (cause) {
+    const error = asWuerstchenError(cause);
+    if (error.code !== 'internal') throw error;
+    const message = `WebGPU gives no device: ${error.message}`;
+    throw new WuerstchenError('unsupported', message, { hint: CPU_HINT, cause });
+  }
+}
+
+/**
+ * Runs `open` and watches the device that it requests, if it does. WebAssembly has a preference of
+ * its own for an adapter; the caller's takes its place.
+ */
+async function watch(
+  open: () => Promise<void>,
+  powerPreference: GPUPowerPreference | undefined,
+): Promise<GpuWatch | undefined> {
+  let device: GpuWatch | undefined;
+  let refusal: unknown;
   const { gpu } = navigator;
   const { prototype } = GPUAdapter;
   const { requestDevice } = prototype;
   const requestAdapter = gpu.requestAdapter.bind(gpu);
+  const note = (error: unknown) => {
+    refusal = error;
+    throw error;
+  };
   gpu.requestAdapter = (options) =>
-    requestAdapter(powerPreference ? { ...options, powerPreference } : options);
+    requestAdapter(powerPreference ? { ...options, powerPreference } : options).catch(note);
   prototype.requestDevice = async function (this: GPUAdapter, descriptor) {
-    const device = await requestDevice.call(this, descriptor);
-    watch = new GpuWatch(device);
-    return device;
+    const made = await requestDevice.call(this, descriptor).catch(note);
+    device = new GpuWatch(made);
+    return made;
   };
   try {
     await open();
+  } catch (error) {
+    // The browser's own words, not what WebAssembly makes of them.
+    throw refusal ?? error;
   } finally {
     // Adapters and devices of others in this thread are none of our business.
     gpu.requestAdapter = requestAdapter;
     prototype.requestDevice = requestDevice;
   }
-  return watch;
+  return device;
 }

@@ -1,6 +1,8 @@
 // Fetching, with errors that name the URL.
 
 import { WuerstchenError } from './errors.js';
+import { throwIfAborted } from './signals.js';
+import { messageOf, show } from './values.js';
 
 /**
  * A successful answer that is a file: an HTML page in its place is what many servers send for a
@@ -16,7 +18,7 @@ export async function request(
     // Called without a receiver: `fetch` as a method of another object throws.
     response = await fetcher(url, init);
   } catch (cause) {
-    init.signal?.throwIfAborted();
+    throwIfAborted(init.signal ?? undefined);
     throw unreachable(url, cause);
   }
   checkAnswer(url, response.status, response.headers.get('content-type'));
@@ -25,9 +27,11 @@ export async function request(
 
 /** No answer at all. */
 export function unreachable(url: string, cause: unknown): WuerstchenError {
-  return new WuerstchenError('network', `${url} could not be fetched: ${cause}`, {
+  return new WuerstchenError('network', `${url} could not be fetched: ${messageOf(cause)}`, {
     cause,
-    hint: 'Check the connection, and that the server allows requests from this origin.',
+    hint:
+      'Check the connection, that the server allows requests from this origin (CORS), and that the ' +
+      'content security policy does (connect-src).',
   });
 }
 
@@ -36,18 +40,23 @@ export function checkAnswer(url: string, status: number, contentType: string | n
   if (status < 200 || status > 299) {
     throw new WuerstchenError('network', `${url} answered with status ${status}`, {
       retryable: status >= 500,
+      hint: 'Check that the file lies there, and that a signed URL has not expired.',
     });
   }
   if (contentType?.includes('text/html')) {
     throw new WuerstchenError('network', `${url} is an HTML page, not the expected file`, {
       retryable: false,
+      hint: 'Check that the file lies there: many servers answer so for what does not exist.',
     });
   }
 }
 
 /** An answer that began well and did not end. */
 export function brokenOff(url: string, cause: unknown): WuerstchenError {
-  return new WuerstchenError('network', `${url} broke off: ${cause}`, { cause });
+  return new WuerstchenError('network', `${url} broke off: ${messageOf(cause)}`, {
+    hint: 'Check the connection and try again.',
+    cause,
+  });
 }
 
 /** A URL relative to the page, as one that means the same in a worker. */
@@ -55,6 +64,23 @@ export function absoluteUrl(url: string | URL): string {
   try {
     return new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href).href;
   } catch (cause) {
-    throw new WuerstchenError('invalid-argument', `"${url}" is not a URL`, { cause });
+    throw new WuerstchenError('invalid-argument', `${show(String(url))} is not a URL`, {
+      hint: 'Where there is no page, a URL has to be absolute.',
+      cause,
+    });
+  }
+}
+
+/** The URL of a file in the folder of another; with its query, which may be what grants access. */
+export function besides(url: string, file: string): string {
+  try {
+    const found = new URL(file, url);
+    if (!found.search) found.search = new URL(url).search;
+    return found.href;
+  } catch (cause) {
+    throw new WuerstchenError('invalid-argument', `nothing can lie beside ${url}`, {
+      hint: 'Give the model as the URL of a file on a server: blob: and data: have no folders.',
+      cause,
+    });
   }
 }

@@ -1,7 +1,10 @@
 // The package: pictures from text, computed in a worker.
 
 import { load as loadThrough, workerConnector } from './client.js';
+import { WuerstchenError } from './errors.js';
+import { startWorker } from './own-worker.js';
 import type { LoadOptions, Wuerstchen } from './types.js';
+import { messageOf } from './values.js';
 
 export { cache } from './cache.js';
 export { WuerstchenError, type ErrorCode } from './errors.js';
@@ -17,12 +20,17 @@ export type * from './types.js';
  * worker; a worker or a GPU that fails is replaced, and the job that it interrupted runs once more.
  */
 export async function load(options: LoadOptions): Promise<Wuerstchen> {
-  if (options?.worker === false) return (await import('./core.js')).load(options);
+  if (options?.worker === false) return (await importCore()).load(options);
   const makeWorker = options?.worker ?? startWorker;
   return loadThrough(options, workerConnector(makeWorker));
 }
 
-function startWorker(): Worker {
-  // Bundlers find the worker by this very expression.
-  return new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
+async function importCore(): Promise<typeof import('./core.js')> {
+  try {
+    return await import('./core.js');
+  } catch (cause) {
+    const message = `core.js could not be loaded: ${messageOf(cause)}`;
+    const hint = 'Serve all files of this package.';
+    throw new WuerstchenError('network', message, { hint, cause });
+  }
 }

@@ -3,6 +3,8 @@
 import { openCache, type ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
 import { absoluteUrl, brokenOff, request } from './http.js';
+import { checkModel } from './options.js';
+import { onAbort, throwIfAborted } from './signals.js';
 import type { Defaults, Dtype, ModelInfo, ModelRef, Stage } from './types.js';
 
 const FORMAT = 1;
@@ -48,7 +50,7 @@ export async function fetchManifest(
       throw brokenOff(url, cause);
     });
   } catch (error) {
-    signal?.throwIfAborted();
+    throwIfAborted(signal);
     const isOffline = error instanceof WuerstchenError && error.retryable;
     const stored = isOffline ? await cache.manifest(url) : undefined;
     if (stored === undefined) throw error;
@@ -121,7 +123,18 @@ export async function inspect(
   model: ModelRef,
   options: { signal?: AbortSignal } = {},
 ): Promise<ModelInfo> {
-  const cache = await openCache();
-  const { manifest } = await fetchManifest(absoluteUrl(model), cache, fetch, options.signal);
-  return modelInfo(manifest, cache);
+  const { signal } = options;
+  checkModel(model);
+  throwIfAborted(signal);
+  // `fetch` takes only signals of its own window.
+  const controller = new AbortController();
+  const ignore = onAbort(signal, (reason) => controller.abort(reason));
+  try {
+    const cache = await openCache();
+    const url = absoluteUrl(model);
+    const { manifest } = await fetchManifest(url, cache, fetch, controller.signal);
+    return await modelInfo(manifest, cache);
+  } finally {
+    ignore();
+  }
 }

@@ -1,19 +1,20 @@
 // Checks what callers pass, as far as types and names go; values are checked by the WebAssembly.
 
 import { WuerstchenError } from './errors.js';
-import { isBitmap } from './pixels.js';
-import type { GenerateOptions, LoadOptions } from './types.js';
+import { isSignal } from './signals.js';
+import type { GenerateOptions, LoadOptions, ModelRef } from './types.js';
+import { classOf, isObject, show } from './values.js';
 
 interface Kind {
   readonly is: (value: unknown) => boolean;
   readonly text: string;
+  /** What to do where it is something else. */
+  readonly hint?: string;
 }
 
 function oneOf(...values: unknown[]): Kind {
   return { is: (value) => values.includes(value), text: `one of ${values.join(', ')}` };
 }
-
-const isObject = (value: unknown) => typeof value === 'object' && value !== null;
 
 const BOOLEAN: Kind = { is: (value) => typeof value === 'boolean', text: 'a boolean' };
 const CALLBACK: Kind = { is: (value) => typeof value === 'function', text: 'a function' };
@@ -28,7 +29,7 @@ const SEED: Kind = {
     typeof value === 'bigint' ? BigInt.asUintN(64, value) === value : WHOLE.is(value),
   text: 'a whole number from 0 to 2^53 - 1, or a bigint from 0 to 2^64 - 1',
 };
-const SIGNAL: Kind = { is: (value) => value instanceof AbortSignal, text: 'an AbortSignal' };
+const SIGNAL: Kind = { is: isSignal, text: 'an AbortSignal' };
 const TIMES: Kind = {
   is: (value) => Array.isArray(value) && value.every(Number.isFinite),
   text: 'an array of finite numbers',
@@ -43,15 +44,19 @@ const PREVIEW: Kind = {
 };
 const PICTURE: Kind = {
   is: (value) => {
-    if (value instanceof Blob || isBitmap(value)) return true;
+    if (['Blob', 'File', 'ImageBitmap'].includes(classOf(value))) return true;
     const { width = 0, height = 0, data } = (value ?? {}) as { [K in keyof ImageData]?: unknown };
-    const isBytes = data instanceof Uint8Array || data instanceof Uint8ClampedArray;
-    return isBytes && data.length > 0 && data.length === 4 * Number(width) * Number(height);
+    if (!['Uint8Array', 'Uint8ClampedArray'].includes(classOf(data))) return false;
+    const { length } = data as Uint8Array;
+    return length > 0 && length === 4 * Number(width) * Number(height);
   },
   text: 'a Blob, an ImageBitmap or an ImageData',
+  hint:
+    'createImageBitmap(…) makes an ImageBitmap of an <img>, a <canvas> or a video. The data of an ' +
+    'ImageData are four bytes a pixel, and must not be transferred.',
 };
 const URL_TEXT: Kind = {
-  is: (value) => STRING.is(value) || value instanceof URL,
+  is: (value) => STRING.is(value) || ['URL', 'Location'].includes(classOf(value)),
   text: 'a URL',
 };
 const WORKER: Kind = {
@@ -118,18 +123,25 @@ export function checkLoadOptions(options: LoadOptions): void {
   check(options, LOAD_KINDS, 'model');
 }
 
+export function checkModel(model: ModelRef): void {
+  checkValue('model', model, URL_TEXT);
+}
+
 function check(options: object, kinds: Record<string, Kind>, required: string): void {
   if (!isObject(options)) {
-    throw new WuerstchenError('invalid-argument', `options must be an object, got ${options}`);
+    const message = `options must be an object, got ${show(options)}`;
+    throw new WuerstchenError('invalid-argument', message);
   }
   const values: Record<string, unknown> = { [required]: undefined, ...options };
   for (const [name, value] of Object.entries(values)) {
     const kind = Object.hasOwn(kinds, name) ? kinds[name] : undefined;
     if (!kind) throw new WuerstchenError('invalid-argument', `there is no option "${name}"`);
-    if (value === undefined && name !== required) continue;
-    if (!kind.is(value)) {
-      const found = typeof value === 'string' ? `"${value}"` : String(value);
-      throw new WuerstchenError('invalid-argument', `${name} must be ${kind.text}, got ${found}`);
-    }
+    if (value !== undefined || name === required) checkValue(name, value, kind);
   }
+}
+
+function checkValue(name: string, value: unknown, { is, text, hint }: Kind): void {
+  if (is(value)) return;
+  const message = `${name} must be ${text}, got ${show(value)}`;
+  throw new WuerstchenError('invalid-argument', message, { hint });
 }

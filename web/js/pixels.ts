@@ -2,15 +2,12 @@
 
 import { WuerstchenError } from './errors.js';
 import type { PictureSource } from './types.js';
+import { messageOf } from './values.js';
 
 export interface Pixels {
   readonly width: number;
+  /** Not premultiplied: WebAssembly puts on white what is transparent. */
   readonly rgba: Uint8Array;
-}
-
-/** Node, where other formats work, has no bitmaps. */
-export function isBitmap(image: unknown): image is ImageBitmap {
-  return typeof ImageBitmap !== 'undefined' && image instanceof ImageBitmap;
 }
 
 /** The pixels of a picture, upright as its EXIF data say; `name` is that of the option. */
@@ -19,18 +16,33 @@ export async function toPixels(picture: PictureSource, name: string): Promise<Pi
     const { width, data } = picture;
     return { width, rgba: new Uint8Array(data.buffer, data.byteOffset, data.length) };
   }
-  const bitmap = await createImageBitmap(picture, { premultiplyAlpha: 'none' }).catch((cause) => {
-    const message = `${name} is not a picture that this browser can read`;
-    throw new WuerstchenError('invalid-argument', message, { cause });
-  });
-  const { width, height } = bitmap;
+  const bitmap = await decode(picture, name);
   try {
-    const context = new OffscreenCanvas(width, height).getContext('2d');
-    if (!context) throw new WuerstchenError('internal', 'this browser gave no canvas');
-    context.drawImage(bitmap, 0, 0);
-    const { data } = context.getImageData(0, 0, width, height);
-    return { width, rgba: new Uint8Array(data.buffer) };
+    return draw(bitmap);
+  } catch (cause) {
+    const message = `${name} could not be drawn to get its pixels: ${messageOf(cause)}`;
+    const hint = 'Give it as ImageData, or make it smaller.';
+    throw new WuerstchenError('invalid-argument', message, { hint, cause });
   } finally {
     bitmap.close();
   }
+}
+
+async function decode(picture: Blob | ImageBitmap, name: string): Promise<ImageBitmap> {
+  try {
+    return await createImageBitmap(picture, { premultiplyAlpha: 'none' });
+  } catch (cause) {
+    const message = `${name} is not a picture that this browser can read: ${messageOf(cause)}`;
+    const hint = 'PNG, JPEG and WebP are read everywhere; an ImageData needs no reading.';
+    throw new WuerstchenError('invalid-argument', message, { hint, cause });
+  }
+}
+
+function draw(bitmap: ImageBitmap): Pixels {
+  const { width, height } = bitmap;
+  const context = new OffscreenCanvas(width, height).getContext('2d');
+  if (!context) throw new Error('this browser gives no canvas');
+  context.drawImage(bitmap, 0, 0);
+  const { data } = context.getImageData(0, 0, width, height);
+  return { width, rgba: new Uint8Array(data.buffer) };
 }

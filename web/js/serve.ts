@@ -1,8 +1,10 @@
 // The engine's side of the conversation with a client, in a worker or in the same thread.
 
-import { openEngine, type EngineOptions, type Host, type Job, type ModelEngine } from './engine.js';
+import { isFatal, orCrash } from './crashes.js';
+import type { ModelEngine } from './engine.js';
 import { toErrorData, WuerstchenError, type ErrorData } from './errors.js';
-import { isBitmap } from './pixels.js';
+import type { Job } from './job.js';
+import { openEngine, type EngineOptions, type Host } from './open.js';
 import { remoteCache } from './remote-cache.js';
 import type {
   DeviceKind,
@@ -45,6 +47,7 @@ export interface Loaded {
 export interface Endpoint {
   postMessage(message: EngineMessage, transfer: Transferable[]): void;
   onmessage: ((event: MessageEvent<ClientMessage>) => void) | null;
+  onmessageerror: ((event: MessageEvent) => void) | null;
   close(): void;
 }
 
@@ -78,7 +81,7 @@ export function serve(
     if (!engine) throw new WuerstchenError('internal', 'no model is loaded');
     const emit = (event: GenerateEvent) =>
       say({ type: 'event', event }, event.type === 'preview' ? [event.bitmap] : []);
-    const result = await engine.generate(job, emit, signal);
+    const result = await orCrash(engine.generate(job, emit, signal));
     say({ type: 'result', result }, transferables(result));
   };
 
@@ -87,13 +90,17 @@ export function serve(
     const done = task(controller.signal).catch((error) => {
       const data = toErrorData(error);
       // A job that reads from a lost GPU fails before the browser says that it is lost.
-      if (data.code === 'device-lost') return say({ type: 'lost', reason: data.message });
-      const isBroken = error instanceof WebAssembly.RuntimeError;
-      say({ type: 'failed', error: data, isBroken });
+      if (engine && data.code === 'device-lost') return say({ type: 'lost', reason: data.message });
+      say({ type: 'failed', error: data, isBroken: isFatal(error) });
     });
     running = { controller, done };
   };
 
+  // Else the client would wait for ever.
+  endpoint.onmessageerror = () => {
+    const error = new WuerstchenError('out-of-memory', 'a message could not be read by the engine');
+    say({ type: 'failed', error: toErrorData(error), isBroken: false });
+  };
   endpoint.onmessage = async ({ data }) => {
     switch (data.type) {
       case 'load':
@@ -112,7 +119,7 @@ export function serve(
 }
 
 function transferables({ images, intermediates }: GenerateResult): Transferable[] {
-  const bitmaps = images.filter(isBitmap);
+  const bitmaps = images.filter((image) => 'close' in image);
   if (!intermediates) return bitmaps;
   const { imageEmbedding, latents } = intermediates;
   return [...bitmaps, imageEmbedding.values.buffer, latents.values.buffer] as Transferable[];

@@ -2,7 +2,8 @@
 
 import type { ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
-import { brokenOff, request } from './http.js';
+import { sha256 } from './hash.js';
+import { besides, brokenOff, request } from './http.js';
 import { shardName, type Manifest, type Shard } from './manifest.js';
 import type { LoadEvent } from './types.js';
 
@@ -71,10 +72,7 @@ async function readStored(
 }
 
 async function isIntact(bytes: Uint8Array, shard: Shard): Promise<boolean> {
-  if (bytes.length !== shard.bytes) return false;
-  const hash = await crypto.subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>);
-  const hex = Array.from(new Uint8Array(hash), (byte) => byte.toString(16).padStart(2, '0'));
-  return hex.join('') === shard.sha256;
+  return bytes.length === shard.bytes && (await sha256(bytes)) === shard.sha256;
 }
 
 /** Fetches a shard; failures that may pass are tried again after a pause. */
@@ -99,7 +97,7 @@ async function downloadOnce(
   { url: manifestUrl, fetch, signal }: ShardSource,
   progress: DownloadProgress,
 ): Promise<Uint8Array> {
-  const url = new URL(shard.file, manifestUrl).href;
+  const url = besides(manifestUrl, shard.file);
   // The HTTP cache would keep a second copy, or bring back a damaged one.
   const response = await request(fetch, url, { cache: 'no-store', signal });
   const bytes = new Uint8Array(shard.bytes);

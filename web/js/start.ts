@@ -1,8 +1,11 @@
 // Starts a WebAssembly build. Its code lies in two files: what a picture from a prompt needs, and the
 // rest, which few visitors call (see link/). Something of the rest calls `rest.load` first.
 
-import { checkAnswer, request, unreachable } from './http.js';
+import { WuerstchenError } from './errors.js';
+import { brokenOff, checkAnswer, request, unreachable } from './http.js';
+import { messageOf } from './values.js';
 import type { Wasm } from './wasm.js';
+import { hasSimd, hasWasm, isForbidden } from './wasm-support.js';
 
 /** Where both files lie; absolute. */
 export interface WasmUrls {
@@ -26,8 +29,13 @@ export async function start(
   urls: WasmUrls,
   { fetch, signal, mayBlock }: StartOptions,
 ): Promise<void> {
-  const fetched = (url: string, imports: WebAssembly.Imports) =>
-    request(fetch, url, { signal }).then((file) => instantiate(file, imports));
+  checkWasm();
+  const fetched = async (url: string, imports: WebAssembly.Imports) => {
+    const file = await request(fetch, url, { signal });
+    return instantiate(file, imports).catch((cause) => {
+      throw startError(url, cause);
+    });
+  };
   const glue = module as unknown as WebAssembly.ModuleImports;
   // Where nothing may block, the rest is there before anything is called.
   const load = () => {
@@ -38,6 +46,36 @@ export async function start(
   if (!mayBlock) await fetched(urls.rest, restImports);
   module.__wbg_set_wasm(exports);
   (exports.__wbindgen_start as () => void)();
+}
+
+/** Says before any download that nothing can be run. */
+function checkWasm(): void {
+  if (!hasWasm() || !hasSimd()) {
+    throw new WuerstchenError('unsupported', 'this browser does not run WebAssembly with SIMD', {
+      hint: 'Update the browser, or leave its lockdown mode.',
+    });
+  }
+  if (isForbidden()) {
+    throw new WuerstchenError('unsupported', 'a content security policy forbids WebAssembly here', {
+      hint:
+        "Add 'wasm-unsafe-eval' to script-src in the Content-Security-Policy of the page, and of " +
+        'worker.js if it is served with one.',
+    });
+  }
+}
+
+function startError(url: string, cause: unknown): WuerstchenError {
+  if (cause instanceof WebAssembly.CompileError || cause instanceof WebAssembly.LinkError) {
+    return new WuerstchenError('integrity', `${url} does not fit: ${messageOf(cause)}`, {
+      hint: 'Serve all files of this package unchanged and of one version.',
+      cause,
+    });
+  }
+  if (cause instanceof RangeError) {
+    const message = `no memory for ${url}: ${messageOf(cause)}`;
+    return new WuerstchenError('out-of-memory', message, { hint: 'Close other tabs.', cause });
+  }
+  return brokenOff(url, cause);
 }
 
 /** While it arrives, if the server calls it what it is. */

@@ -1,13 +1,11 @@
 // What this browser can do, found out without any download.
 
 import { storageSupport } from './cache.js';
+import { patiently } from './patience.js';
+import { throwIfAborted } from './signals.js';
 import type { Support, SupportReason } from './types.js';
-
-/** Exports a function that makes a `v128`: valid only where SIMD is known. */
-const SIMD_MODULE = new Uint8Array([
-  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15,
-  253, 98, 11,
-]);
+import { messageOf } from './values.js';
+import { hasSimd, hasWasm } from './wasm-support.js';
 
 const SOFTWARE = /swiftshader|llvmpipe|lavapipe|softpipe|basic render|software/i;
 
@@ -19,6 +17,7 @@ const MESSAGES: Record<SupportReason | 'webgpu', string> = {
     'WebGPU finds no GPU that it can use, so pictures are computed by the CPU, which is slower.',
   'software-adapter': 'WebGPU is only emulated here, so pictures are computed directly by the CPU.',
   'no-wasm-simd': 'This browser has neither WebGPU nor WebAssembly SIMD: please update it.',
+  'no-wasm': 'This browser has no WebAssembly, or was told not to run it (a lockdown mode).',
 };
 
 /**
@@ -32,55 +31,75 @@ export async function checkSupport(
   } = {},
 ): Promise<Support> {
   const { signal, powerPreference } = options;
-  signal?.throwIfAborted();
+  throwIfAborted(signal);
   const storage = await storageSupport();
-  const gpu = globalThis.navigator?.gpu;
-  // Old drivers make browsers reject here.
-  const adapter = await gpu?.requestAdapter({ powerPreference }).catch(() => null);
-  signal?.throwIfAborted();
+  const gpu = await findGpu(powerPreference);
+  throwIfAborted(signal);
 
-  const info = adapter && describe(adapter);
-  const gpuProblem = !gpu
-    ? 'no-webgpu'
-    : !info
-      ? 'no-adapter'
-      : info.software
-        ? 'software-adapter'
-        : undefined;
-  const hasSimd = WebAssembly.validate(SIMD_MODULE);
   // Node has no such property.
   const isInsecure = globalThis.isSecureContext === false;
   const reason = isInsecure
     ? 'insecure-context'
-    : gpuProblem && !hasSimd
-      ? 'no-wasm-simd'
-      : gpuProblem;
+    : !hasWasm()
+      ? 'no-wasm'
+      : gpu.problem && !hasSimd()
+        ? 'no-wasm-simd'
+        : gpu.problem;
+  const detail = reason === gpu.problem && gpu.detail ? ` (WebGPU says: ${gpu.detail})` : '';
   return {
-    ok: reason !== 'insecure-context' && reason !== 'no-wasm-simd',
+    ok: !isInsecure && reason !== 'no-wasm' && reason !== 'no-wasm-simd',
     device: reason ? 'cpu' : 'webgpu',
     reason,
-    adapter: info ?? undefined,
-    features: {
-      shaderF16: adapter?.features.has('shader-f16') ?? false,
-      subgroups: adapter?.features.has('subgroups') ?? false,
-    },
-    limits: adapter
-      ? {
-          maxBufferSize: adapter.limits.maxBufferSize,
-          maxStorageBufferBindingSize: adapter.limits.maxStorageBufferBindingSize,
-        }
-      : undefined,
+    adapter: gpu.adapter,
+    features: gpu.features ?? { shaderF16: false, subgroups: false },
+    limits: gpu.limits,
     storage,
-    message: MESSAGES[reason ?? 'webgpu'],
+    message: MESSAGES[reason ?? 'webgpu'] + detail,
   };
 }
 
+/** What WebGPU offers. */
+interface Gpu extends Partial<Pick<Support, 'adapter' | 'features' | 'limits'>> {
+  /** Why it is not used. */
+  readonly problem?: SupportReason;
+  /** What a browser or a driver says of it. */
+  readonly detail?: string;
+}
+
+async function findGpu(powerPreference: GPUPowerPreference | undefined): Promise<Gpu> {
+  const gpu = globalThis.navigator?.gpu;
+  if (!gpu) return { problem: 'no-webgpu' };
+  try {
+    const found = await patiently(gpu.requestAdapter({ powerPreference }), 'the GPU');
+    if (!found) return { problem: 'no-adapter' };
+    const adapter = describe(found);
+    // Some browsers lack members that others have.
+    const { features, limits } = found as Partial<GPUAdapter>;
+    return {
+      problem: adapter.software ? 'software-adapter' : undefined,
+      adapter,
+      features: {
+        shaderF16: features?.has('shader-f16') ?? false,
+        subgroups: features?.has('subgroups') ?? false,
+      },
+      limits: limits && {
+        maxBufferSize: limits.maxBufferSize,
+        maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,
+      },
+    };
+  } catch (error) {
+    // Old drivers make browsers reject.
+    return { problem: 'no-adapter', detail: messageOf(error) };
+  }
+}
+
 function describe(adapter: GPUAdapter): NonNullable<Support['adapter']> {
-  const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info;
+  const { info = {} } = adapter as { info?: Partial<GPUAdapterInfo> };
+  const { vendor = '', architecture = '', device = '', description = '' } = info;
   // Where the flag was before it moved into `info`.
   const { isFallbackAdapter: wasFallback } = adapter as { isFallbackAdapter?: boolean };
   const software =
-    Boolean(isFallbackAdapter || wasFallback) ||
+    Boolean(info.isFallbackAdapter || wasFallback) ||
     SOFTWARE.test([vendor, architecture, device, description].join(' '));
   return { vendor, architecture, description, software };
 }

@@ -10,7 +10,7 @@ export type Dtype = 'f32' | 'f16' | 'i8' | 'i4';
 export type DeviceKind = 'webgpu' | 'cpu';
 
 /** Why the wished device cannot be used, or why the CPU was chosen. */
-export type SupportReason = 'insecure-context' | 'no-webgpu' | 'no-adapter' | 'software-adapter' | 'no-wasm-simd';
+export type SupportReason = 'insecure-context' | 'no-webgpu' | 'no-adapter' | 'software-adapter' | 'no-wasm-simd' | 'no-wasm';
 
 /** What this browser can do, found out without any download. */
 export interface Support {
@@ -28,7 +28,10 @@ export interface Support {
   readonly message: string;
 }
 
-/** Location of a model's `manifest.json`, absolute or relative to the page. */
+/**
+ * Location of a model's `manifest.json`, absolute or relative to the page. Shards lie beside it, and
+ * are asked for with its query.
+ */
 export type ModelRef = string | URL;
 
 /** What a manifest says about a model, and how much of it is stored here. */
@@ -89,7 +92,7 @@ export type WasmFile = DeviceKind | `${DeviceKind}Rest`;
 
 export interface LoadOptions {
   readonly model: ModelRef;
-  /** `auto` takes a hardware GPU, else the CPU. */
+  /** `auto` takes a hardware GPU that works, else the CPU. */
   readonly device?: 'auto' | DeviceKind;
   /** `auto`: OPFS, else the Cache API, else memory. */
   readonly cache?: 'auto' | 'opfs' | 'cache' | 'none' | CacheAdapter;
@@ -136,9 +139,15 @@ export interface PictureOptions {
 }
 
 export interface GenerateOptions extends PictureOptions {
-  /** A picture to start from instead of noise. It is scaled and cut to the size that is made. */
+  /**
+   * A picture to start from instead of noise, on white where it is transparent. It is scaled and cut to
+   * the size that is made.
+   */
   readonly image?: PictureSource;
-  /** What of `image` to paint anew: white of a picture of the same size; grey mixes. */
+  /**
+   * What of `image` to paint anew: white of a picture of the same size. Grey mixes; what is black or
+   * transparent stays.
+   */
   readonly mask?: PictureSource;
   /** Makes frames on the way from `image` to this one; not with a mask. */
   readonly imageTo?: PictureSource;

@@ -2,6 +2,8 @@
 //!
 //! What fails is thrown as a JavaScript `Error` whose `code` tells what kind of failure it is.
 
+mod pixels;
+
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, TensorData};
@@ -205,40 +207,23 @@ pub struct Source {
 
 #[wasm_bindgen]
 impl Source {
-    /// `rgba` has four bytes a pixel, as `ImageData` has them; what is transparent about them does not
-    /// count.
+    /// `rgba` has four bytes a pixel, as `ImageData` has them; below what is transparent lies white.
     #[wasm_bindgen(constructor)]
     pub fn new(width: usize, rgba: &[u8]) -> Self {
-        Self { image: image(width, rgba), mask: None, towards: None }
+        Self { image: pixels::image(width, rgba), mask: None, towards: None }
     }
 
     /// Adds the picture where the way ends.
     #[wasm_bindgen(js_name = setEnd)]
     pub fn set_end(&mut self, width: usize, rgba: &[u8]) {
-        self.towards = Some(image(width, rgba));
+        self.towards = Some(pixels::image(width, rgba));
     }
 
-    /// Adds a mask: its white is painted anew, its black stays.
+    /// Adds a mask: its white is painted anew; its black and what is transparent stay.
     #[wasm_bindgen(js_name = setMask)]
     pub fn set_mask(&mut self, width: usize, rgba: &[u8]) {
-        let values = rgba.chunks_exact(4).map(brightness).collect();
-        self.mask = Some(Mask { width, height: height(width, rgba), values });
+        self.mask = Some(pixels::mask(width, rgba));
     }
-}
-
-fn image(width: usize, rgba: &[u8]) -> Image {
-    let rgb = rgba.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
-    Image { width, height: height(width, rgba), rgb }
-}
-
-fn height(width: usize, rgba: &[u8]) -> usize {
-    rgba.len() / (4 * width.max(1))
-}
-
-/// Luma of ITU-R BT.709.
-fn brightness(pixel: &[u8]) -> u8 {
-    let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
-    ((2126 * red + 7152 * green + 722 * blue) / 10_000) as u8
 }
 
 /// What a generation made.

@@ -191,9 +191,9 @@ export function settingsFromLink(url: URL): Partial<Settings> {
   for (const [name, value] of new URLSearchParams(url.hash.slice(1))) values.set(name, value);
 
   const settings: { -readonly [K in keyof Settings]?: Settings[K] } = {};
-  const text = values.get('prompt')?.trim().slice(0, MAX_PROMPT);
+  const text = cutPrompt(values.get('prompt'));
   if (text) settings.prompt = text;
-  const negative = values.get('negativePrompt')?.trim().slice(0, MAX_PROMPT);
+  const negative = cutPrompt(values.get('negativePrompt'));
   if (negative) settings.negativePrompt = negative;
   const linkedSeed = parseSeed(values.get('seed') ?? '');
   if (linkedSeed !== undefined) settings.seed = linkedSeed;
@@ -209,6 +209,11 @@ export function settingsFromLink(url: URL): Partial<Settings> {
     if (value !== undefined) settings[name] = value;
   }
   return settings;
+}
+
+/** At most as long as the form takes it, and without half an emoji at its end. */
+function cutPrompt(text: string | null): string | undefined {
+  return text?.trim().slice(0, MAX_PROMPT).replace(/[\ud800-\udbff]$/, '');
 }
 
 /** Wires what belongs to the form alone. */

@@ -191,6 +191,11 @@ test('a link restores valid settings and runs nothing', async () => {
   await state('idle');
 });
 
+test('a link with a text that is too long is cut, but no emoji in two', async () => {
+  await open(`#prompt=a&negativePrompt=${'x'.repeat(1999)}${encodeURIComponent('\u{1f600}')}`);
+  assert.equal(await page.locator('#negative-prompt').inputValue(), 'x'.repeat(1999));
+});
+
 test('pictures outlive a reload and give their settings back', async () => {
   await open();
   await makePicture('a green cross');

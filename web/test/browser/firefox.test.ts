@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { launch, type Browser } from 'puppeteer-core';
-import { difference, native, Site, web } from './site.ts';
+import { Cdn, difference, native, Site, web } from './site.ts';
 
 const PROMPT = 'a yellow square on a navy background';
 
@@ -54,6 +54,31 @@ async function compare(device: string, options: object, args: readonly string[])
 
 test('a picture of Firefox is the native one, on the CPU as its GPU is emulated', async () => {
   assert.equal(await compare('auto', {}, []), 'cpu');
+});
+
+test('a worker whose script lies on another origin runs in Firefox, in a sandboxed frame, too', async () => {
+  const cdn = await Cdn.open();
+  const page = await browser.newPage();
+  await page.goto(`${site.url}test/browser/page.html`);
+  const script = `
+    const { load } = await import('${cdn.url}/dist/index.js');
+    const engine = await load({ model: '${cdn.url}/demo/dist/model/manifest.json', device: 'cpu' });
+    parent.postMessage(engine.state);`;
+  const states = await page.evaluate(async (script) => {
+    const run = (target: HTMLElement) => {
+      document.body.append(target);
+      return new Promise((done) => addEventListener('message', ({ data }) => done(data), { once: true }));
+    };
+    const module = document.createElement('script');
+    Object.assign(module, { type: 'module', textContent: script });
+    const frame = document.createElement('iframe');
+    frame.sandbox.add('allow-scripts');
+    frame.srcdoc = `<script type="module">${script.replace('(engine.state)', "(engine.state, '*')")}</script>`;
+    return [await run(module), await run(frame)];
+  }, script);
+  assert.deepEqual(states, ['ready', 'ready']);
+  await page.close();
+  cdn.close();
 });
 
 test('a picture of Firefox\'s WebGPU is the native one', {

@@ -1,7 +1,9 @@
 // The pages under test: served by the binary, opened in a real browser.
 
 import { spawn, execFileSync, type ChildProcess } from 'node:child_process';
-import { mkdtempSync, readFileSync } from 'node:fs';
+import { createReadStream, mkdtempSync, readFileSync } from 'node:fs';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core';
@@ -39,6 +41,38 @@ export class Site {
 
   close(): void {
     this.process.kill();
+  }
+}
+
+/**
+ * Another origin, as a CDN is one: it has the package and the model, and allows requests from
+ * everywhere. Requests of sandboxed frames and of files cannot be routed, so it is a server.
+ */
+export class Cdn {
+  private constructor(
+    private readonly server: Server,
+    readonly url: string,
+  ) {}
+
+  static async open(): Promise<Cdn> {
+    const types: Record<string, string> = { js: 'text/javascript', wasm: 'application/wasm' };
+    const server = createServer((request, response) => {
+      const path = join(web, new URL(request.url ?? '', 'http://cdn.test').pathname);
+      const headers = {
+        'access-control-allow-origin': '*',
+        'content-type': types[path.split('.').at(-1) ?? ''] ?? 'application/octet-stream',
+      };
+      const file = createReadStream(path);
+      file.on('error', () => response.writeHead(404, headers).end());
+      file.on('open', () => file.pipe(response.writeHead(200, headers)));
+    });
+    await new Promise<void>((listens) => server.listen(0, '127.0.0.1', listens));
+    return new Cdn(server, `http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+  }
+
+  close(): void {
+    this.server.closeAllConnections();
+    this.server.close();
   }
 }
 
@@ -103,6 +137,7 @@ export async function openPage(browser: Browser | BrowserContext, site: Site): P
   });
   page.on('pageerror', (error) => console.error('page:', error));
   await page.goto(`${site.url}test/browser/page.html`);
-  await page.waitForFunction('window.wuerstchen');
+  // A function: policies may forbid to evaluate text.
+  await page.waitForFunction(() => 'wuerstchen' in window);
   return page;
 }

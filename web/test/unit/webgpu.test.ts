@@ -3,7 +3,7 @@ import { test } from 'node:test';
 
 import { checkSupport } from '../../js/support.js';
 import type { Stage } from '../../js/types.js';
-import { deferred, World } from './fake.js';
+import { deferred, SHARD_URLS, World } from './fake.js';
 
 class FakeDevice extends EventTarget {
   readonly #lost = deferred<{ reason: string; message: string }>();
@@ -135,4 +135,108 @@ test('a GPU that computes wrongly is left for the CPU, unless it is forced', asy
   assert.deepEqual([engine.device, engine.support.device], ['cpu', 'cpu']);
   assert.match(engine.support.message, /the self-test failed: prior is off by 0\.5/);
   await assert.rejects(world.load({ device: 'webgpu' }), { code: 'shader' });
+});
+
+test('a GPU that fails in any way is left for the CPU, with its reason; forced, it is an error', async () => {
+  const reject = (error: unknown) => async () => {
+    throw error;
+  };
+  const failures: [string, () => Promise<void>, RegExp][] = [
+    ['unsupported', reject(new DOMException('a limit is too high', 'OperationError')), /too high/],
+    ['unsupported', reject(new WebAssembly.RuntimeError('unreachable')), /unreachable/],
+    ['unsupported', reject(new TypeError('info is undefined')), /info is undefined/],
+    ['unsupported', reject('a text'), /a text/],
+    ['limits', reject(Object.assign(new Error('too small'), { code: 'limits' })), /too small/],
+    [
+      'device-lost',
+      async () => {
+        await (await gpu.requestAdapter())?.requestDevice();
+        devices.at(-1)?.lose('driver reset');
+      },
+      /went away: driver reset/,
+    ],
+  ];
+  for (const [code, openDevice, message] of failures) {
+    const world = gpuWorld();
+    world.webgpu.openDevice = openDevice;
+    await using engine = await world.load();
+    assert.deepEqual([engine.device, engine.support.device], ['cpu', 'cpu']);
+    assert.match(engine.support.message, message);
+    assert.match(engine.support.message, /^The GPU cannot be used \(.*\), so the CPU computes\.$/);
+    await engine.generate({ prompt: 'a', format: 'blob' });
+    await assert.rejects(world.load({ device: 'webgpu' }), (error: any) => {
+      assert.deepEqual([error.name, error.code], ['WuerstchenError', code]);
+      assert.ok(error.hint || code === 'limits');
+      return true;
+    });
+  }
+});
+
+test('the browser\'s own words tell why there is no device', async (t) => {
+  const world = gpuWorld();
+  t.mock.method(FakeAdapter.prototype, 'requestDevice', async () => {
+    throw new DOMException('a limit is too high', 'OperationError');
+  });
+  const { openDevice } = world.webgpu;
+  world.webgpu.openDevice = () =>
+    openDevice().catch(() => {
+      throw new Error('JsValue(OperationError)');
+    });
+  await using engine = await world.load();
+  assert.match(engine.support.message, /WebGPU gives no device: a limit is too high\)/);
+});
+
+test('a panic while the model goes to the GPU leaves it for the CPU', async (t) => {
+  const world = gpuWorld();
+  const build = world.webgpu.build;
+  t.mock.method(world.webgpu, 'build', () => {
+    const made = build.call(world.webgpu);
+    t.mock.method(made.module.Loader.prototype, 'finish', () => {
+      throw new WebAssembly.RuntimeError('unreachable');
+    });
+    t.mock.method(made.module.Loader.prototype, 'free', () => assert.fail('after a panic'));
+    return made;
+  });
+  await using engine = await world.load();
+  assert.equal(engine.device, 'cpu');
+});
+
+test('a model that is damaged is so on the CPU, too', async () => {
+  const world = gpuWorld();
+  world.server.answers.set(SHARD_URLS[0] ?? '', () => new Response(new Uint8Array(3000)));
+  await assert.rejects(world.load(), { code: 'integrity' });
+  assert.equal(world.server.shardRequests, 1);
+});
+
+test('adapters that lack members, and requests for them that fail, are no failure of support', async (t) => {
+  const adapter = new FakeAdapter();
+  const found: [unknown, string, RegExp][] = [
+    [Object.create(adapter, { info: { value: undefined } }), 'webgpu', /by the GPU/],
+    [Object.create(adapter, { features: { value: undefined } }), 'webgpu', /by the GPU/],
+    [Object.create(adapter, { limits: { value: undefined } }), 'webgpu', /by the GPU/],
+    [Promise.reject(new Error('driver is too old')), 'cpu', /driver is too old/],
+    [null, 'cpu', /finds no GPU/],
+    [undefined, 'cpu', /finds no GPU/],
+  ];
+  for (const [answer, device, message] of found) {
+    t.mock.method(gpu, 'requestAdapter', async () => answer);
+    const support = await checkSupport();
+    assert.deepEqual([support.ok, support.device], [true, device]);
+    assert.match(support.message, message);
+  }
+  t.mock.method(gpu, 'requestAdapter', () => {
+    throw new TypeError('odd');
+  });
+  assert.equal((await checkSupport()).reason, 'no-adapter');
+});
+
+test('a GPU that never answers is given up', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  t.mock.method(gpu, 'requestAdapter', () => {
+    queueMicrotask(() => t.mock.timers.tick(60_000));
+    return new Promise(() => {});
+  });
+  const { device, message } = await checkSupport();
+  assert.equal(device, 'cpu');
+  assert.match(message, /has not answered for 60 s/);
 });

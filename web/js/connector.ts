@@ -1,0 +1,72 @@
+// Lines to engines: how they are made, and those to workers.
+
+import { WuerstchenError } from './errors.js';
+import type { ClientMessage, EngineMessage } from './serve.js';
+import { isObject, messageOf, show } from './values.js';
+
+const WORKER_HINT =
+  "Serve worker.js from the page's own origin, with the page's Cross-Origin-Embedder-Policy if it has " +
+  'one, and let the content security policy allow it (worker-src); or pass a function that makes the ' +
+  'worker as `worker`, or load with worker: false.';
+
+/** A line to an engine. */
+export interface Connection {
+  say(message: ClientMessage, transfer?: Transferable[]): void;
+  /** Ends the engine; nothing is heard from it any more. */
+  close(): void;
+}
+
+/** How connections to engines are made. */
+export interface Connector {
+  connect(
+    hear: (message: EngineMessage) => void,
+    crash: (error: WuerstchenError) => void,
+  ): Connection;
+  /** Functions cannot be handed to workers; a fresh worker can replace one that failed. */
+  readonly isWorker: boolean;
+}
+
+/** Engines in workers. */
+export function workerConnector(makeWorker: () => Worker): Connector {
+  return {
+    isWorker: true,
+    connect(hear, crash) {
+      const worker = start(makeWorker);
+      worker.onmessage = ({ data }: MessageEvent<EngineMessage>) => hear(data);
+      worker.onmessageerror = () =>
+        crash(new WuerstchenError('internal', 'a message of the worker could not be read'));
+      worker.onerror = (event) => {
+        event.preventDefault();
+        crash(workerError(event));
+      };
+      return {
+        say: (message, transfer = []) => worker.postMessage(message, transfer),
+        close: () => worker.terminate(),
+      };
+    },
+  };
+}
+
+function start(makeWorker: () => Worker): Worker {
+  let worker: Worker;
+  try {
+    worker = makeWorker();
+  } catch (cause) {
+    const message = `no worker could be started: ${messageOf(cause)}`;
+    throw new WuerstchenError('unsupported', message, { hint: WORKER_HINT, cause });
+  }
+  if (!isObject(worker) || typeof worker.postMessage !== 'function') {
+    const message = `worker must make a Worker, got ${show(worker)}`;
+    throw new WuerstchenError('invalid-argument', message);
+  }
+  return worker;
+}
+
+/** Browsers say nothing of a script that they could not or would not load. */
+function workerError({ message }: ErrorEvent): WuerstchenError {
+  return message
+    ? new WuerstchenError('internal', `the worker failed: ${message}`)
+    : new WuerstchenError('network', 'the script of the worker could not be loaded', {
+        hint: WORKER_HINT,
+      });
+}

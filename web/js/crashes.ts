@@ -1,0 +1,38 @@
+// What WebAssembly throws where nobody can catch it: in a task of its own, so that the promise of its
+// caller never settles.
+
+import { Crash, WuerstchenError } from './errors.js';
+import { isObject } from './values.js';
+
+/** Which of them it is depends on how the browser starts tasks. */
+const EVENTS = ['error', 'unhandledrejection'] as const;
+
+/** Whether an instance of WebAssembly is of no use after this. */
+export function isFatal(thrown: unknown): boolean {
+  if (thrown instanceof Crash) return true;
+  return typeof WebAssembly !== 'undefined' && thrown instanceof WebAssembly.RuntimeError;
+}
+
+/** Settles as `work` does, or rejects with a {@link Crash} of WebAssembly meanwhile. */
+export function orCrash<T>(work: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const hear = (event: ErrorEvent | PromiseRejectionEvent) => {
+      const thrown: unknown = 'reason' in event ? event.reason : event.error;
+      if (!cameThroughWasm(thrown)) return;
+      event.preventDefault();
+      reject(new Crash(thrown));
+    };
+    // Node has no such events.
+    for (const type of EVENTS) globalThis.addEventListener?.(type, hear);
+    const ignore = () => {
+      for (const type of EVENTS) globalThis.removeEventListener?.(type, hear);
+    };
+    work.then(resolve, reject).finally(ignore);
+  });
+}
+
+/** Ours are thrown by what WebAssembly calls; all else has its frames, as all browsers write them. */
+function cameThroughWasm(thrown: unknown): boolean {
+  if (thrown instanceof WuerstchenError || isFatal(thrown)) return true;
+  return isObject(thrown) && 'stack' in thrown && /wasm-function\[/.test(String(thrown.stack));
+}

@@ -1,0 +1,62 @@
+// A job as it travels to the engine.
+
+import { WuerstchenError } from './errors.js';
+import type { GenerateOptions, PictureOptions, PictureSource } from './types.js';
+
+/** `GenerateOptions` without what stays with the client. */
+export interface Job {
+  readonly prompt: string;
+  readonly promptTo?: string;
+  readonly frames?: number;
+  readonly picture: Omit<PictureOptions, 'prompt' | 'promptTo' | 'frames'>;
+  readonly image?: PictureSource;
+  readonly mask?: PictureSource;
+  readonly imageTo?: PictureSource;
+  /** Steps between previews; 0 for none. */
+  readonly previewEvery: number;
+  readonly intermediates: boolean;
+  readonly format: NonNullable<GenerateOptions['format']>;
+}
+
+/**
+ * The job that checked options describe, with copies of all they hold: it may wait in the queue while
+ * its caller changes them, closes bitmaps or transfers buffers.
+ *
+ * Throws `invalid-argument` for what cannot be copied, which could not reach a worker either.
+ */
+export function toJob(options: GenerateOptions): Job {
+  const { onProgress, signal, preview, ...others } = options;
+  const copies = Object.entries(others).map(([name, value]) => [name, copy(name, value)]);
+  const { image, mask, imageTo, prompt, promptTo, frames, intermediates, format, ...picture } =
+    Object.fromEntries(copies) as typeof others;
+  return {
+    prompt,
+    promptTo,
+    frames,
+    picture,
+    image,
+    mask,
+    imageTo,
+    // They are only made where somebody sees them.
+    previewEvery: preview === false || !onProgress ? 0 : (preview?.every ?? 1),
+    intermediates: intermediates ?? false,
+    format: format ?? 'bitmap',
+  };
+}
+
+function copy(name: string, value: unknown): unknown {
+  if (typeof value === 'string') return wellFormed(value);
+  try {
+    return structuredClone(value);
+  } catch (cause) {
+    const message = `${name} cannot be copied for the engine`;
+    const hint =
+      'It must not be closed or transferred, and no proxy; an object holds data alone, no functions.';
+    throw new WuerstchenError('invalid-argument', message, { hint, cause });
+  }
+}
+
+/** Half an emoji, as cutting text leaves it, becomes U+FFFD: JSON and UTF-8 have no such thing. */
+function wellFormed(text: string): string {
+  return new TextDecoder('utf-8', { ignoreBOM: true }).decode(new TextEncoder().encode(text));
+}

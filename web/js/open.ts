@@ -1,0 +1,229 @@
+// Opens an engine in this thread: the device, the model on it, and their test.
+
+import { openCache, type ModelCache } from './cache.js';
+import { isFatal, orCrash } from './crashes.js';
+import { ModelEngine, type Tested } from './engine.js';
+import { asWuerstchenError, WuerstchenError, type ErrorCode } from './errors.js';
+import type { WasmBuild } from './glue.js';
+import { CPU_HINT, watchDevice, type GpuWatch } from './gpu.js';
+import { fetchManifest, modelInfo, type Manifest } from './manifest.js';
+import { fetchShards } from './shards.js';
+import { start } from './start.js';
+import { checkSupport } from './support.js';
+import type {
+  CacheAdapter,
+  DeviceKind,
+  LoadEvent,
+  LoadOptions,
+  SelfTest,
+  Support,
+  WasmFile,
+} from './types.js';
+import type { Engine, Loader, Wasm } from './wasm.js';
+
+/** `LoadOptions` as they travel to a worker. */
+export interface EngineOptions {
+  /** Absolute. */
+  readonly model: string;
+  readonly device: NonNullable<LoadOptions['device']>;
+  readonly cache: Exclude<LoadOptions['cache'], CacheAdapter>;
+  readonly powerPreference?: LoadOptions['powerPreference'];
+  /** Absolute. */
+  readonly wasmUrl: Partial<Record<WasmFile, string>>;
+}
+
+/** What the engine has from its surroundings. */
+export interface Host {
+  readonly builds: Readonly<Record<DeviceKind, WasmBuild>>;
+  readonly fetch: typeof fetch;
+  /** Whether the thread may stand still while a file is fetched. */
+  readonly mayBlock: boolean;
+  /** A cache of the caller's instead of the browser's. */
+  readonly cache?: CacheAdapter;
+  readonly emit: (event: LoadEvent) => void;
+  /** The GPU of the engine, or of the one that is being opened, went away. */
+  readonly onLost: (reason: string) => void;
+  readonly signal: AbortSignal;
+}
+
+/** A model that is being loaded. */
+interface Model {
+  readonly url: string;
+  readonly manifest: Manifest;
+  readonly text: string;
+  readonly cache: ModelCache;
+}
+
+/** What is wrong with the model or the options is so on the CPU, too. */
+const NOT_OF_THE_GPU: ReadonlySet<ErrorCode> = new Set([
+  'network',
+  'integrity',
+  'quota',
+  'invalid-argument',
+]);
+
+/** A build is started and its device opened once, however many models a thread loads. */
+const opened = new WeakMap<Wasm, Promise<GpuWatch | undefined>>();
+
+/** Loads a model onto the device that the options and this browser want. */
+export async function openEngine(options: EngineOptions, host: Host): Promise<ModelEngine> {
+  const begun = performance.now();
+  const { powerPreference } = options;
+  const { signal, emit } = host;
+  let support = await checkSupport({ signal, powerPreference });
+  let device = chooseDevice(options.device, support);
+  const cache = await openCache(host.cache ?? options.cache);
+  const manifest = await fetchManifest(options.model, cache, host.fetch, signal);
+  const model: Model = { url: options.model, cache, ...manifest };
+
+  let tested: Tested;
+  try {
+    tested = await openOn(device, model, options, host);
+  } catch (thrown) {
+    const error = asWuerstchenError(thrown);
+    const isOfTheGpu = device === 'webgpu' && !NOT_OF_THE_GPU.has(error.code);
+    if (signal.aborted || options.device !== 'auto' || !isOfTheGpu) throw thrown;
+    device = 'cpu';
+    const message = `The GPU cannot be used (${asNote(error)}), so the CPU computes.`;
+    support = { ...support, device, message };
+    tested = await openOn(device, model, options, host);
+  }
+  await cache.putManifest(model.manifest.id, model.url, model.text);
+  const info = await modelInfo(model.manifest, cache);
+  emit({ type: 'ready', ms: performance.now() - begun });
+  return new ModelEngine(tested, device, info, withStorage(support, cache));
+}
+
+function chooseDevice(wish: EngineOptions['device'], support: Support): DeviceKind {
+  const { reason, message } = support;
+  if (wish === 'webgpu' && !support.adapter) {
+    throw new WuerstchenError('unsupported', `there is no WebGPU device here (${reason})`, {
+      hint: CPU_HINT,
+    });
+  }
+  // A software GPU may be forced even where the CPU has no SIMD.
+  if (wish !== 'webgpu' && !support.ok) {
+    throw new WuerstchenError('unsupported', message, { hint: 'Try another browser.' });
+  }
+  return wish === 'auto' ? support.device : wish;
+}
+
+/** Says so where the browser stopped storing. */
+function withStorage(support: Support, cache: ModelCache): Support {
+  if (!cache.problem) return support;
+  const message = `${support.message} The model is not kept: ${asNote(cache.problem)}.`;
+  return { ...support, storage: { ...support.storage, backend: 'memory' }, message };
+}
+
+/** An error's message without the full stop that some browsers put. */
+function asNote({ message }: WuerstchenError): string {
+  return message.replace(/\.$/, '');
+}
+
+async function openOn(
+  device: DeviceKind,
+  model: Model,
+  options: EngineOptions,
+  host: Host,
+): Promise<Tested> {
+  const { module } = host.builds[device];
+  const gpu = await openDevice(device, options, host);
+  const testing = orCrash(test(module, device, gpu, model, host)).catch((error) => {
+    // The next model gets a fresh instance.
+    if (isFatal(error)) opened.delete(module);
+    throw error;
+  });
+  if (!gpu) return testing;
+  // What waits for a lost GPU may wait for ever.
+  const lost = gpu.lost.then((reason) => {
+    throw new WuerstchenError('device-lost', `the GPU went away: ${reason}`, { hint: CPU_HINT });
+  });
+  const tested = await Promise.race([testing, lost]);
+  void gpu.lost.then(host.onLost);
+  return tested;
+}
+
+/** Takes a model to a device that is open, and tests both. */
+async function test(
+  module: Wasm,
+  device: DeviceKind,
+  gpu: GpuWatch | undefined,
+  model: Model,
+  host: Host,
+): Promise<Tested> {
+  let loader: Loader | undefined;
+  let engine: Engine | undefined;
+  try {
+    loader = new module.Loader(model.text);
+    await addShards(loader, model, host);
+    host.emit({ type: 'compile', device });
+    const complete = loader;
+    // It is used up by `finish`, even where that fails.
+    loader = undefined;
+    engine = complete.finish();
+    const selfTest: SelfTest = JSON.parse(await engine.selfTest());
+    host.emit({ type: 'selftest', ...selfTest });
+    host.signal.throwIfAborted();
+    const gpuError = gpu?.takeError();
+    if (gpuError) throw gpuError;
+    if (!selfTest.ok) throw selfTestError(selfTest, device);
+    return { engine, wasm: module, gpu, selfTest };
+  } catch (error) {
+    if (!isFatal(error)) {
+      loader?.free();
+      engine?.free();
+    }
+    // What the GPU says is nearer to the cause than what came of it.
+    throw gpu?.takeError() ?? error;
+  }
+}
+
+function openDevice(
+  device: DeviceKind,
+  { wasmUrl, powerPreference }: EngineOptions,
+  host: Host,
+): Promise<GpuWatch | undefined> {
+  const { module, first, rest } = host.builds[device];
+  const open = async () => {
+    const urls = {
+      first: wasmUrl[device] ?? first().href,
+      rest: wasmUrl[`${device}Rest`] ?? rest().href,
+    };
+    await start(module, urls, host);
+    if (device === 'webgpu') return watchDevice(module.openDevice, powerPreference);
+    await module.openDevice();
+    return undefined;
+  };
+  let opening = opened.get(module);
+  if (!opening) {
+    opening = open();
+    opened.set(module, opening);
+    // A failure is not kept.
+    opening.catch(() => opened.delete(module));
+  }
+  return opening;
+}
+
+async function addShards(loader: Loader, model: Model, host: Host): Promise<void> {
+  const { manifest } = model;
+  const total = manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0);
+  let index = 0;
+  let loaded = 0;
+  for await (const bytes of fetchShards(manifest, { ...host, ...model })) {
+    loader.addShard(index, bytes);
+    loaded += bytes.length;
+    const file = manifest.shards[index]?.file ?? '';
+    host.emit({ type: 'upload', file, loaded, total });
+    index += 1;
+  }
+}
+
+function selfTestError({ checks }: SelfTest, device: DeviceKind): WuerstchenError {
+  const failed = checks
+    .filter(({ ok }) => !ok)
+    .map(({ name, relative, bound }) => `${name} is off by ${relative}, allowed is ${bound}`);
+  const message = `the self-test failed: ${failed.join('; ')}`;
+  return device === 'webgpu'
+    ? new WuerstchenError('shader', message, { hint: CPU_HINT })
+    : new WuerstchenError('internal', message);
+}

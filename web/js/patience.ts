@@ -1,0 +1,18 @@
+// Waiting for browsers that may never answer.
+
+/** A GPU that is there answers within seconds, also where drivers are slow to start. */
+const PATIENCE_MS = 60_000;
+
+/** Settles as `answer` does, or rejects once nobody can be expected to wait any longer. */
+export async function patiently<T>(answer: Promise<T>, who: string): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const silence = new Promise<never>((_, reject) => {
+    const giveUp = () => reject(new Error(`${who} has not answered for ${PATIENCE_MS / 1000} s`));
+    timer = setTimeout(giveUp, PATIENCE_MS);
+  });
+  try {
+    return await Promise.race([answer, silence]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -1,0 +1,23 @@
+// What callers' values are. `instanceof` would refuse those of iframes, whose classes are others.
+
+export function isObject(value: unknown): value is object {
+  return typeof value === 'object' && value !== null;
+}
+
+/** The name of a class of the platform, such as `Blob`: the same for the values of every window. */
+export function classOf(value: unknown): string {
+  return Object.prototype.toString.call(value).slice(8, -1);
+}
+
+/** A value in a message. Not every object can be made a string. */
+export function show(value: unknown): string {
+  if (typeof value === 'string') return `"${value}"`;
+  return isObject(value) || typeof value === 'function' ? `[object ${classOf(value)}]` : String(value);
+}
+
+/** What something that was thrown says. */
+export function messageOf(thrown: unknown): string {
+  const message = isObject(thrown) && 'message' in thrown ? thrown.message : undefined;
+  if (typeof message === 'string') return message;
+  return typeof thrown === 'string' ? thrown : show(thrown);
+}

@@ -1,0 +1,234 @@
+import assert from 'node:assert/strict';
+import { afterEach, test } from 'node:test';
+
+import { cache, checkSupport, inspect, load } from '../../js/index.js';
+import { ModelCache } from '../../js/cache.js';
+import { load as loadThrough, workerConnector } from '../../js/client.js';
+import { start } from '../../js/start.js';
+import type { LoadOptions } from '../../js/types.js';
+import type { Wasm } from '../../js/wasm.js';
+import { makeManifest, MemoryCache, MODEL_URL, SHARDS, WASM_URL, World } from './fake.js';
+
+const untouched = ['caches', 'navigator', 'WebAssembly', 'Worker'].map(
+  (name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)] as const,
+);
+
+afterEach(() => {
+  for (const [name, descriptor] of untouched) {
+    if (descriptor) Object.defineProperty(globalThis, name, descriptor);
+    else Reflect.deleteProperty(globalThis, name);
+  }
+});
+
+function provide(name: string, get: () => unknown): void {
+  Object.defineProperty(globalThis, name, { get, configurable: true });
+}
+
+const refuse = (): never => {
+  throw new DOMException('not in a sandbox', 'SecurityError');
+};
+
+function servedAt(world: World, base: string, query: string): string {
+  world.server.answers.set(`${base}manifest.json${query}`, () => Response.json(makeManifest()));
+  for (const [k, bytes] of SHARDS.entries()) {
+    world.server.answers.set(`${base}shard-${k}.bin${query}`, () => new Response(bytes));
+  }
+  return `${base}manifest.json${query}`;
+}
+
+test('shards have the query of the manifest, which may be what grants access', async () => {
+  const world = new World();
+  const model = servedAt(world, 'https://signed.test/m/', '?sig=a%2Fb&expires=9');
+  await using _engine = await world.load({ model });
+  const shards = world.server.asked.filter((url) => url.includes('shard'));
+  assert.deepEqual(shards, [0, 1].map((k) => `https://signed.test/m/shard-${k}.bin?sig=a%2Fb&expires=9`));
+});
+
+test('a model whose signature differs every time is stored once, without the signature', async () => {
+  const world = new World();
+  for (const sig of ['one', 'two', 'three']) {
+    const model = servedAt(world, 'https://signed.test/m/', `?sig=${sig}`);
+    await (await world.load({ model })).dispose();
+  }
+  assert.equal(world.server.asked.filter((url) => url.includes('shard')).length, 2);
+  const names = [...world.cache.entries.keys()];
+  assert.equal(names.length, 3, 'two shards and a manifest');
+  assert.ok(names.every((name) => name.length < 120 && !/sig|three/.test(name)), `${names}`);
+});
+
+test('models of one path and different queries are kept apart without a network', async () => {
+  const files = new ModelCache(new MemoryCache(), 'memory');
+  await files.putManifest('a-1', 'https://x.test/manifest.json?model=a', 'A');
+  await files.putManifest('b-1', 'https://x.test/manifest.json?model=b', 'B');
+  assert.equal(await files.manifest('https://x.test/manifest.json?model=a'), 'A');
+  await files.putManifest('a-2', 'https://x.test/manifest.json?model=a', 'A2');
+  assert.equal(await files.manifest('https://x.test/manifest.json?model=a'), 'A2');
+  assert.equal((await files.list()).length, 2);
+});
+
+test('a manifest that nothing can lie beside is refused', async () => {
+  const world = new World();
+  const model = 'data:application/json,x';
+  world.server.answers.set(model, () => Response.json(makeManifest()));
+  await assert.rejects(world.load({ model }), { code: 'invalid-argument', message: /beside data:/ });
+});
+
+test('storage that may not even be looked at does not keep a model from loading', async () => {
+  provide('caches', refuse);
+  provide('navigator', () => ({
+    get storage() {
+      return refuse();
+    },
+  }));
+  const { ok, storage } = await checkSupport().catch(() => assert.fail('it never rejects'));
+  assert.deepEqual([ok, storage.backend], [true, 'memory']);
+  assert.deepEqual(await cache.list(), []);
+  await cache.delete();
+  await using engine = await new World().load({ cache: 'auto', persist: true });
+  assert.equal(engine.support.storage.backend, 'memory');
+});
+
+test('an adapter that fails in any way does not keep a model from loading', async () => {
+  const failures: object[] = [
+    {},
+    { get: refuse, put: refuse, delete: refuse, list: refuse },
+    { get: async () => 'text', put: () => Promise.reject(null), delete: refuse },
+    { get: async () => () => {}, put: async () => () => {} },
+  ];
+  for (const adapter of failures) {
+    await using engine = await new World().load({ cache: adapter as LoadOptions['cache'] });
+    assert.equal(engine.info.cachedBytes, 0);
+  }
+});
+
+test('no room is known by every name that browsers have for it', async () => {
+  for (const name of ['QuotaExceededError', 'NS_ERROR_DOM_QUOTA_REACHED']) {
+    const store = { put: () => Promise.reject(new DOMException('full.', name)) };
+    provide('caches', () => ({ open: async () => store }));
+    await using engine = await new World().load({ cache: 'cache' });
+    assert.equal(engine.support.storage.backend, 'memory');
+    assert.match(engine.support.message, /The model is not kept: no room to store .*full\.$/);
+  }
+});
+
+test('a worker that cannot be made is an error that says what to do', async () => {
+  const cache = new MemoryCache();
+  const attempt = (makeWorker: () => unknown) =>
+    loadThrough({ model: MODEL_URL, cache }, workerConnector(makeWorker as () => Worker));
+  await assert.rejects(attempt(refuse), (error: any) => {
+    assert.deepEqual([error.name, error.code], ['WuerstchenError', 'unsupported']);
+    assert.match(error.message, /not in a sandbox/);
+    assert.match(error.hint, /worker: false/);
+    return true;
+  });
+  for (const made of [undefined, Promise.resolve(), {}]) {
+    await assert.rejects(attempt(() => made), { code: 'invalid-argument', message: /^worker must/ });
+  }
+});
+
+test('a worker whose script cannot be loaded is an error that says what to do', async () => {
+  class Silent {
+    onerror: ((event: object) => void) | undefined;
+    postMessage() {
+      queueMicrotask(() => this.onerror?.({ message: '', preventDefault() {} }));
+    }
+    terminate() {}
+  }
+  provide('Worker', () => Silent);
+  await assert.rejects(load({ model: MODEL_URL }), (error: any) => {
+    assert.deepEqual([error.name, error.code], ['WuerstchenError', 'network']);
+    assert.match(error.hint, /worker-src/);
+    return true;
+  });
+});
+
+test('a page that has frozen what is global starts a worker all the same', async () => {
+  let started = 0;
+  class Frozen {
+    onerror: ((event: object) => void) | undefined;
+    constructor() {
+      started += 1;
+    }
+    postMessage() {
+      queueMicrotask(() => this.onerror?.({ message: 'enough', preventDefault() {} }));
+    }
+    terminate() {}
+  }
+  Object.defineProperty(globalThis, 'Worker', { value: Frozen, configurable: true });
+  await assert.rejects(load({ model: MODEL_URL }), { code: 'internal', message: /enough/ });
+  assert.equal(started, 1);
+});
+
+test('a worker on another origin is imported by one of this origin', async () => {
+  const started: string[] = [];
+  class SameOriginWorker {
+    onerror: ((event: object) => void) | undefined;
+    constructor(url: string | URL) {
+      if (!String(url).startsWith('blob:')) refuse();
+      started.push(String(url));
+    }
+    postMessage() {
+      queueMicrotask(() => this.onerror?.({ message: 'enough', preventDefault() {} }));
+    }
+    terminate() {}
+  }
+  Object.defineProperty(globalThis, 'Worker', { value: SameOriginWorker, writable: true, configurable: true });
+  await assert.rejects(load({ model: MODEL_URL }), { code: 'internal', message: /enough/ });
+  assert.equal(started.length, 1);
+  const script = await (await fetch(started[0]!)).text();
+  assert.match(script, /^import ".*worker\.js";$/);
+  assert.equal(globalThis.Worker, SameOriginWorker);
+});
+
+test('messages that cannot be read fail the job, and the next one runs', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const [worker] = world.workers as unknown as [Worker];
+  world.cpu.beforeStep = () => {
+    worker.onmessageerror?.(new MessageEvent('messageerror'));
+    return new Promise(() => {});
+  };
+  await assert.rejects(engine.generate({ prompt: 'a' }), { code: 'internal' });
+  world.cpu.beforeStep = async () => {};
+  await engine.generate({ prompt: 'b', format: 'blob' });
+});
+
+test('WebAssembly that a policy forbids, or that is missing, is known before any download', async (t) => {
+  let requests = 0;
+  const fetch = async () => {
+    requests += 1;
+    return new Response();
+  };
+  const { signal } = new AbortController();
+  const begin = () =>
+    start({} as Wasm, { first: WASM_URL, rest: WASM_URL }, { fetch, signal, mayBlock: true });
+  t.mock.method(WebAssembly, 'Module', () => {
+    throw new WebAssembly.CompileError('refused by a policy');
+  });
+  await assert.rejects(begin(), (error: any) => {
+    assert.deepEqual([error.code, /wasm-unsafe-eval/.test(error.hint)], ['unsupported', true]);
+    return true;
+  });
+  t.mock.restoreAll();
+  provide('WebAssembly', () => undefined);
+  await assert.rejects(begin(), { code: 'unsupported' });
+  const { ok, reason } = await checkSupport();
+  assert.deepEqual([ok, reason], [false, 'no-wasm']);
+  assert.equal(requests, 0);
+});
+
+test('WebAssembly of another version, or none, is an integrity error with the URL', async () => {
+  for (const bytes of [new Uint8Array([1, 2, 3]), new TextEncoder().encode('not found')]) {
+    const world = new World();
+    world.server.answers.set(WASM_URL, () => new Response(bytes));
+    await assert.rejects(world.load(), { code: 'integrity', message: /^https:.*engine\.wasm/ });
+  }
+});
+
+test('what is no URL is refused', async () => {
+  for (const model of [undefined, null, 5, {}]) {
+    const code = 'invalid-argument';
+    await assert.rejects(inspect(model as unknown as string), { code });
+    await assert.rejects(load({ model: model as unknown as string }), { code });
+  }
+});

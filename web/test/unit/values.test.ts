@@ -1,0 +1,191 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { runInNewContext } from 'node:vm';
+
+import { inspect } from '../../js/index.js';
+import { toErrorData } from '../../js/errors.js';
+import type { GenerateOptions } from '../../js/types.js';
+import { deferred, MODEL_URL, SHARD_URLS, World } from './fake.js';
+
+const format = 'blob';
+
+/** A signal as old browsers and libraries have it. */
+class PlainSignal extends EventTarget {
+  aborted = false;
+
+  abort() {
+    this.aborted = true;
+    this.dispatchEvent(new Event('abort'));
+  }
+}
+
+const plainSignal = () => new PlainSignal() as PlainSignal & AbortSignal;
+const isAbort = { name: 'AbortError' };
+
+test('pixels of another realm are pixels', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  for (const type of ['Uint8Array', 'Uint8ClampedArray']) {
+    const data: Uint8Array = runInNewContext(`new ${type}([1, 2, 3, 4])`);
+    assert.ok(!(data instanceof Uint8Array));
+    await engine.generate({ prompt: 'a', image: { width: 1, height: 1, data }, format });
+    assert.deepEqual([...(world.cpu.source?.rgba ?? [])], [1, 2, 3, 4]);
+  }
+});
+
+test('arrays of another realm are arrays', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const timesteps = runInNewContext('[1, 0.5, 0]');
+  await engine.generate({ prompt: 'a', timesteps, format });
+  assert.deepEqual(JSON.parse(world.cpu.optionsJson).timesteps, [1, 0.5, 0]);
+});
+
+test('a signal without reason and throwIfAborted aborts a load, a job and a stream', async () => {
+  const world = new World();
+  const loading = plainSignal();
+  world.server.answers.set(SHARD_URLS[0]!, () => {
+    loading.abort();
+    return new Promise(() => {});
+  });
+  await assert.rejects(world.load({ signal: loading }), isAbort);
+  await assert.rejects(inspect(MODEL_URL, { signal: loading }), isAbort);
+
+  await using engine = await new World().load();
+  const run = (start: (options: GenerateOptions) => Promise<unknown>) => {
+    const signal = plainSignal();
+    const job = start({ prompt: 'a', format, signal });
+    signal.abort();
+    return assert.rejects(job, isAbort);
+  };
+  await run((options) => engine.generate(options));
+  await run((options) => engine.stream(options).result);
+  const aborted = plainSignal();
+  aborted.abort();
+  await assert.rejects(engine.generate({ prompt: 'a', signal: aborted }), isAbort);
+  await assert.rejects(engine.stream({ prompt: 'a', signal: aborted }).result, isAbort);
+  await engine.generate({ prompt: 'b', format });
+});
+
+test('a signal is not listened to once its job has ended', async () => {
+  await using engine = await new World().load();
+  const signal = plainSignal();
+  let listeners = 0;
+  signal.addEventListener = () => void listeners++;
+  signal.removeEventListener = () => void listeners--;
+  await engine.generate({ prompt: 'a', format, signal });
+  await engine.stream({ prompt: 'a', format, signal }).result;
+  assert.equal(listeners, 0);
+});
+
+test('a stream rejects what is no option as a job does', async () => {
+  await using engine = await new World().load();
+  const code = 'invalid-argument';
+  for (const options of [undefined, null, 5, {}, { prompt: 'a', signal: 5 }]) {
+    const stream = engine.stream(options as unknown as GenerateOptions);
+    await assert.rejects(stream.result, { name: 'WuerstchenError', code });
+    await assert.rejects(async () => {
+      for await (const _ of stream);
+    }, { code });
+  }
+});
+
+test('half a pair of surrogates becomes U+FFFD in every text', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const cut = 'a star \u{1f600}'.slice(0, 8);
+  const whole = 'a star \ufffd';
+  const job = { prompt: cut, negativePrompt: cut, promptTo: cut, frames: 2, format } as const;
+  const { settings } = await engine.generate(job);
+  assert.equal(settings.prompt, whole);
+  assert.deepEqual([world.cpu.prompts[0], world.cpu.way?.promptTo], [whole, whole]);
+  assert.equal(JSON.parse(world.cpu.optionsJson).negativePrompt, whole);
+  const fine = '\ufeffschön \u{1f600}';
+  await engine.generate({ prompt: fine, format });
+  assert.equal(world.cpu.prompts[1], fine);
+});
+
+test('what cannot be copied ends its own job, also behind another', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const gate = deferred();
+  world.cpu.beforeStep = () => gate.promise;
+  const first = engine.generate({ prompt: 'a', format });
+  const data = new Uint8Array(4);
+  const pixels = { width: 1, height: 1, data };
+  const detached = new Uint8Array(4);
+  structuredClone(detached.buffer, { transfer: [detached.buffer] });
+  const refused: Partial<GenerateOptions>[] = [
+    { image: { ...pixels, clone() {} } as typeof pixels },
+    { image: new Proxy(pixels, {}) },
+    { image: { ...pixels, data: detached } },
+    { image: pixels, mask: { ...pixels, clone() {} } as typeof pixels },
+    { timesteps: new Proxy([1, 0], {}) },
+  ];
+  const names = ['image', 'image', 'image', 'mask', 'timesteps'];
+  for (const [index, options] of refused.entries()) {
+    await assert.rejects(engine.generate({ prompt: 'b', ...options, format }), (error: any) => {
+      assert.deepEqual([error.name, error.code], ['WuerstchenError', 'invalid-argument']);
+      assert.match(error.message, new RegExp(`^${names[index]} `));
+      assert.ok(error.hint);
+      return true;
+    });
+  }
+  gate.resolve();
+  await first;
+  assert.equal(engine.state, 'ready');
+  await engine.generate({ prompt: 'c', format });
+  assert.deepEqual(world.cpu.prompts, ['a', 'c']);
+});
+
+test('a picture may be changed and transferred once its job is in the queue', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const first = engine.generate({ prompt: 'a', format });
+  const data = new Uint8Array(4).fill(7);
+  const second = engine.generate({ prompt: 'b', image: { width: 1, height: 1, data }, format });
+  structuredClone(data.buffer, { transfer: [data.buffer] });
+  await Promise.all([first, second]);
+  assert.deepEqual([...(world.cpu.source?.rgba ?? [])], [7, 7, 7, 7]);
+});
+
+test('a job for which memory lacks on its way ends alone', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const [worker] = world.workers;
+  assert.ok(worker);
+  const post = worker.postMessage;
+  worker.postMessage = () => {
+    throw new DOMException('out of memory', 'DataCloneError');
+  };
+  await assert.rejects(engine.generate({ prompt: 'a' }), { code: 'out-of-memory' });
+  worker.postMessage = post;
+  assert.equal(engine.state, 'ready');
+  await engine.generate({ prompt: 'b', format });
+});
+
+test('values that cannot be shown as text are refused by the name of their option', async () => {
+  await using engine = await new World().load();
+  const nothing = Object.create(null);
+  for (const value of [nothing, Symbol('x'), () => {}, [nothing]]) {
+    const options = { prompt: 'a', width: value } as unknown as GenerateOptions;
+    const refusal = { code: 'invalid-argument', message: /^width must be a whole number, got / };
+    await assert.rejects(engine.generate(options), refusal);
+  }
+});
+
+test('whatever can be thrown gets a code and a message', () => {
+  const thrown: [unknown, string][] = [
+    [Object.create(null), '[object Object]'],
+    [Symbol('x'), 'Symbol(x)'],
+    [undefined, 'undefined'],
+    ['text', 'text'],
+    [runInNewContext('new TypeError("elsewhere")'), 'elsewhere'],
+  ];
+  for (const [value, message] of thrown) {
+    const { code, message: found, hint } = toErrorData(value);
+    assert.deepEqual([code, found, typeof hint], ['internal', message, 'string']);
+  }
+  const coded = runInNewContext('Object.assign(new Error("big"), { code: "limits" })');
+  assert.equal(toErrorData(coded).code, 'limits');
+});
