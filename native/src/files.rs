@@ -10,11 +10,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use serde_json::Value;
 use wuerstchen::import::{Kind, recognise, text_part};
 use wuerstchen::{Checkpoint, Image, Manifest, ModelFiles, ReadBytes, TokenizerFiles, layout};
 use wuerstchen_train::verify::Goldens;
 
-use crate::pytorch::read_pytorch;
+use crate::hidden::is_hidden;
+use crate::hub::snapshot;
+use crate::pytorch::{read_pytorch, read_pytorch_shards};
+use crate::shards::Shards;
+use crate::text::read_text;
+
+/// Ends of names of PyTorch's files.
+pub(crate) const PYTORCH: [&str; 4] = ["pt", "pth", "ckpt", "bin"];
 
 /// The file that makes a folder a web bundle.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -65,9 +73,19 @@ pub(crate) enum Layout {
     Bundle,
 }
 
+impl Origin {
+    fn of(path: &Path, weights: &Checkpoint) -> Self {
+        let is_original = weights
+            .names()
+            .any(|name| name.contains(".attn.in_proj_") || name.starts_with("vquantizer.codebook"));
+        let layout = if is_original { Layout::Original } else { Layout::Diffusers };
+        Self { path: path.to_owned(), layout }
+    }
+}
+
 impl Found {
     /// Adds what is in a file or folder: a model, a pipeline or a part in the diffusers layout, in one
-    /// file or several; a file of the authors; a bundle of this program.
+    /// file or several; a folder of Hugging Face's cache; a file of the authors; a bundle of this program.
     pub(crate) fn add(&mut self, path: &Path) -> Result<()> {
         let kind = fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
         match kind.is_file() {
@@ -77,30 +95,26 @@ impl Found {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
-        let name = path.display().to_string();
-        let origin = |layout| Origin { path: path.to_owned(), layout };
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        if extension.is_some_and(|extension| ["pt", "pth", "ckpt", "bin"].contains(&extension)) {
+        let config = config_beside(path)?;
+        if is_pytorch(path) {
             for weights in read_pytorch(path)? {
-                self.add_weights(weights.from_original(), None, origin(Layout::Original))?;
+                let origin = Origin::of(path, &weights);
+                self.add_weights(weights, config.clone(), origin, None)?;
             }
             return Ok(());
         }
-        let source = open(path)?;
+        let (name, source) = (path.display().to_string(), open(path)?);
         if let Ok(files) = ModelFiles::from_bundle(&name, source.clone()) {
-            return self.merge(files, &origin(Layout::Bundle));
+            let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
+            return self.merge(files, &origin);
         }
-        let config = path.with_file_name("config.json");
-        let config = config.is_file().then(|| read_text(&config)).transpose()?;
         let weights = Checkpoint::parse(&name, source)?;
-        let is_original = weights
-            .names()
-            .any(|name| name.contains(".attn.in_proj_") || name.starts_with("vquantizer.codebook"));
-        let layout = if is_original { Layout::Original } else { Layout::Diffusers };
-        self.add_weights(weights.from_original(), config, origin(layout))
+        let origin = Origin::of(path, &weights);
+        self.add_weights(weights, config, origin, None)
     }
 
     fn add_folder(&mut self, path: &Path) -> Result<()> {
+        let path = &snapshot(path)?;
         if path.join(MANIFEST).is_file() {
             let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
             return self.merge(read_web_bundle(path)?, &origin);
@@ -108,14 +122,20 @@ impl Found {
         let before = self.origins.len() + self.texts.len();
         // The folder itself may be a pipeline, or hold pipelines.
         let mut folders = vec![path.to_owned()];
-        folders.extend(list(path)?.into_iter().filter(|path| path.is_dir()));
+        for folder in subfolders(path)? {
+            folders.push(snapshot(&folder)?);
+        }
         for folder in &folders {
             let has = |part: &str| folder.join(part).is_dir();
-            if has("prior") {
-                self.add_pipeline(folder, layout::PRIOR_PIPELINE)?;
+            // The name of diffusers' pipeline of both, which is saved in one folder.
+            let is_combined = has("prior_prior");
+            if is_combined {
+                self.add_pipeline(folder, layout::PRIOR_PIPELINE, "prior_")?;
+            } else if has("prior") {
+                self.add_pipeline(folder, layout::PRIOR_PIPELINE, "")?;
             }
             if has("decoder") || has("vqgan") {
-                self.add_pipeline(folder, layout::DECODER_PIPELINE)?;
+                self.add_pipeline(folder, layout::DECODER_PIPELINE, "")?;
             }
         }
         self.add_text(&path.join(layout::CARD), layout::CARD)?;
@@ -128,7 +148,7 @@ impl Found {
         }
         if self.origins.len() + self.texts.len() == before {
             bail!(
-                "{} is no model: expected folders such as {} with safetensors files",
+                "{} is no model: expected folders such as {} with safetensors or PyTorch files",
                 path.display(),
                 layout::PRIOR
             );
@@ -136,67 +156,80 @@ impl Found {
         Ok(())
     }
 
-    /// Adds what a pipeline's folder has.
-    fn add_pipeline(&mut self, folder: &Path, pipeline: &str) -> Result<()> {
-        for file in ["model_index.json", "scheduler/scheduler_config.json"] {
-            self.add_text(&folder.join(file), &format!("{pipeline}/{file}"))?;
-        }
-        for file in TokenizerFiles::NAMES {
-            let file = format!("tokenizer/{file}");
-            self.add_text(&folder.join(&file), &format!("{pipeline}/{file}"))?;
+    /// Adds what a pipeline's folder has, in folders whose names begin with `prefix`.
+    fn add_pipeline(&mut self, folder: &Path, pipeline: &str, prefix: &str) -> Result<()> {
+        self.add_text(&folder.join("model_index.json"), &format!("{pipeline}/model_index.json"))?;
+        let tokenizer = TokenizerFiles::NAMES.map(|file| format!("tokenizer/{file}"));
+        for file in tokenizer.into_iter().chain(["scheduler/scheduler_config.json".to_owned()]) {
+            let path = folder.join(format!("{prefix}{file}"));
+            self.add_text(&path, &format!("{pipeline}/{file}"))?;
         }
         for part in layout::PARTS {
             if let Some(name) = part.strip_prefix(&format!("{pipeline}/")) {
-                self.add_part(&folder.join(name), Some(part))?;
+                self.add_part(&folder.join(format!("{prefix}{name}")), Some(part))?;
             }
         }
         Ok(())
     }
 
-    /// Adds the weights of a folder, one file or several shards, and their config. Half-precision
-    /// variants are taken only where there is nothing else.
+    /// Adds the weights of a folder, one file or several shards, and their config; says which of its
+    /// files are left out.
     fn add_part(&mut self, folder: &Path, part: Option<&str>) -> Result<()> {
-        let files = with_extension(folder, "safetensors")?;
-        let (variants, full): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| {
-            let stem = stem(path);
-            [".fp16", ".bf16"].iter().any(|variant| stem.contains(variant))
-        });
-        let chosen = if full.is_empty() { variants } else { full };
-        if chosen.is_empty() {
+        let Some(Shards { files, left_out }) = Shards::of(folder)? else { return Ok(()) };
+        if !left_out.is_empty() {
+            let names = |paths: &[PathBuf]| {
+                paths.iter().map(|path| file_name(path)).collect::<Vec<_>>().join(", ")
+            };
+            let (taken, left_out) = (names(&files), names(&left_out));
+            eprintln!("{}: reads {taken}; left out: {left_out}", folder.display());
+        }
+        let config = config_beside(&files[0])?;
+        let path = if files.len() == 1 { &files[0] } else { folder };
+        if is_pytorch(&files[0]) {
+            for weights in read_pytorch_shards(&files)? {
+                let origin = Origin::of(path, &weights);
+                self.add_weights(weights, config.clone(), origin, part)?;
+            }
             return Ok(());
         }
         let name = part.map_or_else(|| folder.display().to_string(), str::to_owned);
-        let shards = chosen
+        let shards = files
             .iter()
             .map(|path| Ok(Checkpoint::parse(&name, open(path)?)?))
             .collect::<Result<Vec<_>>>()?;
         let weights = Checkpoint::join(&name, &shards)?;
-        let config = folder.join("config.json");
-        let config = config.is_file().then(|| read_text(&config)).transpose()?;
-        let path = if chosen.len() == 1 { chosen[0].clone() } else { folder.to_owned() };
-        let origin = Origin { path, layout: Layout::Diffusers };
+        let origin = Origin::of(path, &weights);
         match part {
-            Some(part) => self.place(part, weights, config, origin),
-            None => self.add_weights(weights, config, origin),
+            Some(part) => self.place(part, weights.from_original(), config, origin),
+            None => self.add_weights(weights, config, origin, None),
         }
     }
 
-    /// Adds weights that their tensors tell.
+    /// Adds weights that their tensors tell, but for which stage a text encoder is: that tells the
+    /// folder.
     fn add_weights(
         &mut self,
         weights: Checkpoint,
         config: Option<String>,
         origin: Origin,
+        folder: Option<&str>,
     ) -> Result<()> {
-        let part = match recognise(&weights) {
+        let weights = weights.from_original();
+        let kind = recognise(&weights);
+        // One config may lie beside the weights of several parts.
+        let config = config.filter(|config| kind.is_some_and(|kind| describes(config, kind)));
+        let part = match kind {
             Some(Kind::Prior) => layout::PRIOR,
             Some(Kind::Decoder) => layout::DECODER,
             Some(Kind::Vqgan) => layout::VQGAN,
             Some(Kind::Compressor) => layout::COMPRESSOR,
-            Some(Kind::TextEncoder) => {
-                self.texts.push((weights, config, origin));
-                return Ok(());
-            }
+            Some(Kind::TextEncoder) => match folder {
+                Some(part) => part,
+                None => {
+                    self.texts.push((weights, config, origin));
+                    return Ok(());
+                }
+            },
             None => bail!(
                 "{}: its tensors are those of no part of Würstchen, such as {}",
                 origin.path.display(),
@@ -334,11 +367,6 @@ pub(crate) fn read_originals(folder: &Path) -> Result<BTreeMap<String, Checkpoin
     Ok(found.finish()?.weights)
 }
 
-/// A text file.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read(path)?).with_context(|| format!("{} is not text", path.display()))
-}
-
 /// The bytes of a file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
@@ -346,8 +374,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// Writes a file so that it is whole or not there: under another name first, then renamed.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    // Two programs may write the same file at a time.
-    let part = path.with_added_extension(format!("{}.part", std::process::id()));
+    let part = part_of(path);
     let write = || {
         let mut file = fs::File::create(&part)?;
         file.write_all(bytes)?;
@@ -355,6 +382,23 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::rename(&part, path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Fails if [`write`] cannot write that file, which is as it was afterwards.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let part = part_of(path);
+    let write = || fs::File::create(&part).and_then(|_| fs::remove_file(&part));
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// What a file is called until it is whole; two programs may write the same file at a time.
+fn part_of(path: &Path) -> PathBuf {
+    path.with_added_extension(format!("{}.part", std::process::id()))
+}
+
+/// The last name of a path, for messages.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// Writes pictures of one size side by side, `columns` in a row.
@@ -374,7 +418,7 @@ pub(crate) fn write_png_grid(path: &Path, images: &[Image], columns: usize) -> R
 }
 
 /// The files of a folder with an extension, sorted; none where there is no such folder.
-fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
@@ -383,15 +427,45 @@ fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(list(folder)?.into_iter().filter(fits).collect())
 }
 
-/// What is in a folder, sorted.
-pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+/// What is in a folder and not hidden, sorted.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let list = || {
         let entries = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
         entries.collect::<std::io::Result<Vec<_>>>()
     };
     let mut paths = list().with_context(|| format!("cannot list {}", folder.display()))?;
+    paths.retain(|path| !path.file_name().is_some_and(is_hidden));
     paths.sort();
     Ok(paths)
+}
+
+/// The folders in a folder that are not hidden, sorted.
+pub(crate) fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
+    Ok(list(folder)?.into_iter().filter(|path| path.is_dir()).collect())
+}
+
+/// Whether a file is one of PyTorch's.
+pub(crate) fn is_pytorch(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| PYTORCH.iter().any(|known| extension == *known))
+}
+
+/// The text of the `config.json` beside a file of weights.
+fn config_beside(weights: &Path) -> Result<Option<String>> {
+    let config = weights.with_file_name("config.json");
+    config.is_file().then(|| read_text(&config)).transpose()
+}
+
+/// Whether a config is not of another kind of part, as far as it says what it is of.
+fn describes(config: &str, kind: Kind) -> bool {
+    let config: Value = serde_json::from_str(config).unwrap_or_default();
+    let class = config["_class_name"].as_str().or_else(|| config["architectures"][0].as_str());
+    class.is_none_or(|class| match kind {
+        Kind::Prior => class == "WuerstchenPrior",
+        Kind::Decoder => class == "WuerstchenDiffNeXt",
+        Kind::Vqgan => class == "PaellaVQModel",
+        Kind::TextEncoder => class.starts_with("CLIPText"),
+        Kind::Compressor => false,
+    })
 }
 
 fn stem(path: &Path) -> String {

@@ -13,6 +13,20 @@ const KEY: &str = "wuerstchen";
 /// Keyword of the PNG text for people and other programs.
 const PARAMETERS: &str = "parameters";
 
+/// Longest text that is unpacked: prompts and settings take a few thousand bytes.
+const MAX_TEXT_BYTES: usize = 4 << 20;
+
+/// Why a PNG file does not tell how its picture was made.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvenanceError {
+    /// It is no PNG file.
+    #[error(transparent)]
+    Png(#[from] png::DecodingError),
+    /// A few bytes may unpack to gigabytes.
+    #[error("expected its text {KEY:?} to unpack to at most {MAX_TEXT_BYTES} bytes: {0}")]
+    Text(png::DecodingError),
+}
+
 /// How a picture was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,13 +58,18 @@ impl Provenance {
     ///
     /// # Errors
     ///
-    /// The bytes are no PNG file.
-    pub fn from_png(bytes: &[u8]) -> Result<Option<Self>, png::DecodingError> {
+    /// The bytes are no PNG file, or its text is longer than any that tells how a picture was made.
+    pub fn from_png(bytes: &[u8]) -> Result<Option<Self>, ProvenanceError> {
         let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
         reader.finish()?;
         let texts = reader.info().utf8_text.iter().filter(|chunk| chunk.keyword == KEY);
-        let texts = texts.filter_map(|chunk| serde_json::from_str(&chunk.get_text().ok()?).ok());
-        Ok(texts.into_iter().next())
+        for mut text in texts.cloned() {
+            text.decompress_text_with_limit(MAX_TEXT_BYTES).map_err(ProvenanceError::Text)?;
+            if let Ok(found) = serde_json::from_str(&text.get_text()?) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// The prompt, then one line of settings.
