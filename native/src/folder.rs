@@ -83,10 +83,10 @@ impl Folder {
     /// Reads every picture once, and keeps those that will be used at this size; fails with all that
     /// cannot be read.
     pub(crate) fn check(&self, side: usize, on_picture: impl Fn() + Sync) -> Result<()> {
-        let animated = AtomicUsize::new(0);
+        let with_frames = AtomicUsize::new(0);
         let broken = self.pictures.par_iter().filter_map(|picture| {
             let read = with_picture(&picture.path, |found| {
-                animated.fetch_add(usize::from(found.is_animated), Ordering::Relaxed);
+                with_frames.fetch_add(usize::from(found.has_frames), Ordering::Relaxed);
                 scale(found, side)
             });
             on_picture();
@@ -102,9 +102,11 @@ impl Folder {
             }
         });
         let broken: Vec<_> = broken.collect();
-        match animated.into_inner() {
+        match with_frames.into_inner() {
             0 => {}
-            count => eprintln!("of {count} animated pictures the first frame is taken"),
+            count => {
+                eprintln!("of {count} pictures with several frames or pages the first is taken")
+            }
         }
         refuse(&broken, "that cannot be read")
     }

@@ -1,6 +1,6 @@
 //! Pictures that people bring.
 
-mod animation;
+mod frames;
 mod jpeg;
 
 use std::io::Cursor;
@@ -32,8 +32,8 @@ static LARGE: Mutex<()> = Mutex::new(());
 /// A picture, upright as its EXIF data say.
 pub(crate) struct Picture {
     pub(crate) pixels: DynamicImage,
-    /// Whether it is the first frame of several.
-    pub(crate) is_animated: bool,
+    /// Whether it is the first frame or page of several.
+    pub(crate) has_frames: bool,
 }
 
 /// Reads a picture file, on white where it is transparent; says where one has more frames than that.
@@ -89,7 +89,7 @@ fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
     let orientation = decoder.orientation()?;
     let mut pixels = DynamicImage::from_decoder(decoder)?;
     pixels.apply_orientation(orientation);
-    Ok(work(Picture { pixels, is_animated: animation::is_animated(format, &bytes) }))
+    Ok(work(Picture { pixels, has_frames: frames::has_several(format, &bytes) }))
 }
 
 impl Picture {
@@ -110,8 +110,8 @@ impl Picture {
     }
 
     fn tell_of_frames(&self, path: &Path) {
-        if self.is_animated {
-            eprintln!("{}: an animation, of which the first frame is taken", path.display());
+        if self.has_frames {
+            eprintln!("{}: of several frames or pages the first is taken", path.display());
         }
     }
 }
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn on(pixels: impl Into<DynamicImage>, ground: u8) -> [u8; 3] {
-        let picture = Picture { pixels: pixels.into(), is_animated: false };
+        let picture = Picture { pixels: pixels.into(), has_frames: false };
         picture.on(ground).get_pixel(0, 0).0
     }
 

@@ -220,6 +220,9 @@ fn known_scale(output: &Path, init: Option<&ModelFiles>) -> Option<f64> {
     })
 }
 
+/// Most letters of an example in a message.
+const EXAMPLE_LETTERS: usize = 60;
+
 /// Says how many captions are longer than Stage C reads.
 fn tell_of_captions(folder: &Folder, recipe: &Recipe) -> Result<()> {
     let max_tokens = recipe.config.model.max_tokens;
@@ -232,6 +235,7 @@ fn tell_of_captions(folder: &Folder, recipe: &Recipe) -> Result<()> {
         }
     }
     if let Some(end) = example {
+        let end: String = end.chars().take(EXAMPLE_LETTERS).collect();
         eprintln!(
             "{count} captions are longer than model.max_tokens = {max_tokens}, which leaves out their \
              ends, such as {end:?}"

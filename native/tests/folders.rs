@@ -143,7 +143,7 @@ fn links_in_circles_come_to_an_end() {
     for (from, to) in [("x", "y"), ("x", "z"), ("y", "x"), ("y", "z"), ("z", "x"), ("z", "y")] {
         link(&format!("../{to}"), &format!("{from}/{to}"));
     }
-    folder.has(3, 3, &["broken, which leads to nothing new", "self, which leads to nothing new"]);
+    folder.has(3, 3, &["broken, which is no file", "self, which is no file"]);
 
     // What lies elsewhere is read, once.
     let elsewhere = Folder::new("links-elsewhere");
@@ -152,7 +152,7 @@ fn links_in_circles_come_to_an_end() {
     for name in ["one", "two"] {
         symlink(&elsewhere.0, folder.0.join(name)).unwrap();
     }
-    folder.has(4, 4, &["two, which leads to nothing new"]);
+    folder.has(4, 4, &["two, which is no file"]);
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn animations_and_long_captions_are_told_of() {
     folder.write("a.txt", "a fox");
     folder.write("b.txt", "word ".repeat(400));
     let lines = [
-        "of 2 animated pictures the first frame is taken",
+        "of 2 pictures with several frames or pages the first is taken",
         "1 captions are longer than model.max_tokens = 32, which leaves out their ends, such as \"wo",
     ];
     folder.has(2, 2, &lines);

@@ -202,7 +202,7 @@ fn alpha_is_found_wherever_it_stands() {
     let config = r#"{"r": 4, "lora_alpha": 1, "alpha_pattern": {"to_q": 64, "to_v": 64}}"#;
     assert_eq!(made("config", &bare, &[], Some(config)).0, expected);
     let (other, told) = made("none", &bare, &[], None);
-    assert!(told.contains("alpha none"), "{told}");
+    assert!(told.contains("alpha unknown (taken to be the rank)"), "{told}");
     assert_ne!(other, expected);
     let named = |layer: &str, role: &str| diffusers(layer, role).replace("A.w", "A.style.w");
     let named = lora(|layer, role| named(layer, role).replace("B.w", "B.style.w"), Some(64.0));

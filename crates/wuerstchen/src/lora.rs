@@ -127,11 +127,11 @@ impl Lora {
         self.layers.values().map(|layer| layer.rank).collect()
     }
 
-    /// The different alphas of its layers as text, `none` where a layer's is not known and taken to be
-    /// its rank.
+    /// The different alphas of its layers, for people.
     pub fn alphas(&self) -> BTreeSet<String> {
         let text = |alpha: f64| alpha.to_string();
-        self.layers.values().map(|layer| layer.alpha.map_or("none".to_owned(), text)).collect()
+        let unknown = || "unknown (taken to be the rank)".to_owned();
+        self.layers.values().map(|layer| layer.alpha.map_or_else(unknown, text)).collect()
     }
 
     /// What the file has that is not used, and why; a sentence each.
@@ -234,7 +234,7 @@ mod tests {
             ("blocks.2.attention.to_v.lora.up.weight", &[2, 2], &[1.0, 0.0, 0.0, 2.0]),
         ];
         let lora = read(&tensors, 1.0).unwrap();
-        assert_eq!(lora.alphas(), BTreeSet::from(["none".to_owned()]));
+        assert_eq!(lora.alphas(), BTreeSet::from(["unknown (taken to be the rank)".to_owned()]));
         let mut changed = model();
         changed.add_loras(vec![lora]).unwrap();
         assert_eq!(values(&changed, "to_v.weight"), [2.0, 3.0, 4.0, 9.0, 11.0, 13.0]);

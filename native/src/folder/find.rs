@@ -118,7 +118,10 @@ impl LeftOut {
             lines.push(format!("left out: files that are not {}: {counts}", pictures::TYPES));
         }
         for link in &self.links {
-            lines.push(format!("left out: {}, which leads to nothing new", link.display()));
+            lines.push(format!(
+                "left out: {}, which is no file or leads to nothing new",
+                link.display()
+            ));
         }
         lines.into_iter()
     }

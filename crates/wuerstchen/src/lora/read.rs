@@ -17,6 +17,10 @@ const PARTS: [&str; 2] = [layout::PRIOR, layout::PRIOR_TEXT];
 /// How the names of the embeddings of own words begin, which `OneTrainer` puts beside a LoRA.
 const WORDS: &str = "bundle_emb.";
 
+/// Key in the header under which kohya-ss notes the alpha of a training. It does not count, there neither:
+/// what is beside the matrices does.
+const ALPHA_OF_KOHYA: &str = "ss_network_alpha";
+
 /// The file of a LoRA, and what tells how strong it is.
 pub struct LoraFile {
     tensors: Checkpoint,
@@ -109,10 +113,14 @@ impl Lora {
                 layers.insert((*part, target.clone()), layer);
             }
         }
-        let left_out = words
+        let mut left_out: Vec<_> = words
             .into_iter()
             .map(|word| format!("its embedding of the word {word:?} is left out"))
             .collect();
+        let has_unknown = layers.values().any(|layer: &LowRank| layer.alpha.is_none());
+        if let Some(alpha) = file.header.get(ALPHA_OF_KOHYA).filter(|_| has_unknown) {
+            left_out.push(format!("its header's {ALPHA_OF_KOHYA} = {alpha} is left out"));
+        }
         match differences == Differences::default() {
             true => Ok(Self { layers, left_out }),
             false => Err(LoraError::Mismatch { name, differences }),
