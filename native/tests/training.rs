@@ -221,5 +221,5 @@ fn mistakes_in_a_folder_are_named() {
     fs::remove_file(pictures.join("more/green.png")).unwrap();
     fails(4, "a picture named in metadata.jsonl or metadata.csv but not there", &["a"]);
     fs::write(pictures.join("more/metadata.jsonl"), "{}").unwrap();
-    fails(4, "metadata.jsonl, line 1: expected", &["a"]);
+    fails(4, "metadata.jsonl: line 1: expected", &["a"]);
 }
