@@ -234,7 +234,8 @@ fn what_is_cut_off_a_prompt_is_told() {
     };
     let long = "a large red star above a small blue circle on a white background and also beside it \
                 and below two green triangles";
-    let cut = "the prompt is longer than the model reads, which leaves out \"two green triangles\"";
+    let cut =
+        "the prompt is longer than the model reads, which leaves out \"below two green triangles\"";
     assert!(told(long).contains(cut), "{}", told(long));
     let weighted = long.replace("large red", "(large:1.2) [red]");
     assert!(told(&weighted).contains(cut), "{}", told(&weighted));

@@ -104,7 +104,7 @@ fn told_by_metadata(
             lines.push(format!("{path}: {moved} absolute names are looked for in its folder"));
         }
     }
-    refuse(&unread, &format!("named in metadata that are not {}", pictures::TYPES))?;
+    refuse(&unread, &format!("named in metadata but of another type than {}", pictures::TYPES))?;
     refuse(&missing, "named in metadata.jsonl or metadata.csv but not there")?;
     Ok(lines)
 }

@@ -6,9 +6,9 @@ const DIVIDERS: [&str; 2] = ["BREAK", "AND"];
 /// The passages of a prompt that do something in other programs and are words here: `<lora:style:0.8>`,
 /// `[cat:dog:0.5]`, `[cat|dog]`, `BREAK`.
 pub fn unknown_syntax(prompt: &str) -> Vec<&str> {
-    let angular = enclosed(prompt, '<', '>').filter(|inside| inside.contains(':'));
+    let angular = enclosed(prompt, '<', '>').filter(|found| found.contains(':'));
     let square = enclosed(prompt, '[', ']')
-        .filter(|inside| inside.contains([':', '|']) && !inside.contains(['(', '[']));
+        .filter(|found| found.contains([':', '|']) && !found[1..].contains(['(', '[']));
     let dividers = prompt.split_whitespace().filter(|word| DIVIDERS.contains(word));
     angular.chain(square).chain(dividers).collect()
 }
