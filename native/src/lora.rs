@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use wuerstchen::{Lora, LoraFile, ModelFiles, layout};
 
 use crate::files;
-use crate::pytorch::read_pytorch_tensors;
+use crate::pytorch::{is_pytorch, read_pytorch_tensors};
 use crate::text::read_text;
 
 /// A file and how strong it is: `FILE[:WEIGHT]`.
@@ -74,7 +74,7 @@ fn read(argument: &LoraArg, model: &ModelFiles) -> Result<Lora> {
         true => file_in(&argument.path)?,
         false => argument.path.clone(),
     };
-    let file = match files::is_pytorch(&path) {
+    let file = match is_pytorch(&path) {
         true => LoraFile::from(read_pytorch_tensors(&path)?),
         false => LoraFile::parse(&path.display().to_string(), Arc::new(files::read(&path)?))?,
     };

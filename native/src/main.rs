@@ -6,6 +6,7 @@ mod eval;
 mod export;
 mod files;
 mod folder;
+mod found;
 mod generate;
 mod hidden;
 mod hub;

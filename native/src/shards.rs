@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::files::{PYTORCH, file_name, with_extension};
+use crate::files::{file_name, with_extension};
+use crate::pytorch;
 use crate::text::read_text;
 
 /// The files of a part.
@@ -45,7 +46,7 @@ impl Shards {
     /// f32 before half precision, and what an index names before what it does not.
     pub(crate) fn of(folder: &Path) -> Result<Option<Self>> {
         let mut all = Vec::new();
-        for extension in ["safetensors"].iter().chain(&PYTORCH) {
+        for extension in ["safetensors"].iter().chain(&pytorch::ENDINGS) {
             let files = with_extension(folder, extension)?;
             all.push(files);
         }
