@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use wuerstchen::{Image, Mask};
 
 use crate::files;
@@ -22,6 +22,9 @@ pub(crate) const TYPES: &str = "PNG, JPEG, WebP, GIF, BMP or TIFF";
 
 /// Most pixels of a picture: a few hundred bytes can claim any number of them.
 const MAX_PIXELS: u64 = 1 << 27;
+
+/// Bytes of a pixel of the deepest type, four colours of 16 bits.
+const MAX_PIXEL_BYTES: u64 = 8;
 
 /// Pictures of more pixels are in memory one at a time.
 const LARGE_PIXELS: u64 = 1 << 24;
@@ -73,7 +76,10 @@ fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
     if bytes.is_empty() {
         bail!("expected {TYPES}, found an empty file");
     }
-    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+    let mut reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_PIXELS * MAX_PIXEL_BYTES);
+    reader.limits(limits);
     let Some(format) = reader.format() else { bail!("expected {TYPES}, found another type") };
     let mut decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();

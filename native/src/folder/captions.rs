@@ -34,14 +34,12 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
         beside.iter().for_each(|text| {
             unused.remove(text);
         });
-        let read = match captions.is_empty() {
-            true => beside.first(),
-            false => None,
-        };
-        if let Some(&text) = read {
+        let mut read = 0;
+        while let (Some(&text), true) = (beside.get(read), captions.is_empty()) {
             *captions = trimmed(read_text(&found.texts[text])?.lines());
+            read += 1;
         }
-        doubled += beside.len() - usize::from(read.is_some());
+        doubled += beside.len() - read;
     }
     if doubled > 0 {
         left_out.push(format!(
