@@ -82,6 +82,7 @@ const SELF_TEST_PROMPT: &str = "a red circle on a white background";
 /// Exports.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
+    args.report.as_deref().map(files::check_writable).transpose()?;
     let model = files::read_model(args.model.as_deref())?;
     if let Some(part) = Pipeline::PARTS.iter().find(|part| !model.weights.contains_key(**part)) {
         bail!("the model lacks {part}: a browser needs all parts");

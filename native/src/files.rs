@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
-use wuerstchen::import::{Kind, recognise, text_part};
-use wuerstchen::{Checkpoint, Image, Manifest, ModelFiles, ReadBytes, TokenizerFiles, layout};
+use wuerstchen::{Checkpoint, Image, ModelFiles, ReadBytes};
 use wuerstchen_train::verify::Goldens;
 
-use crate::pytorch::read_pytorch;
+use crate::found::Found;
+use crate::hidden::is_hidden;
+use crate::text::read_text;
 
 /// The file that makes a folder a web bundle.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -31,240 +31,6 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
     let mut found = Found::default();
     found.add(path)?;
     found.finish()
-}
-
-/// Files of a model, from wherever its parts lie.
-#[derive(Default)]
-pub(crate) struct Found {
-    /// What has a place in a model.
-    pub(crate) files: ModelFiles,
-    /// Where every part comes from.
-    pub(crate) origins: BTreeMap<String, Origin>,
-    /// Text encoders whose stage only the other parts tell, with their configs.
-    texts: Vec<(Checkpoint, Option<String>, Origin)>,
-}
-
-/// Where a part comes from.
-#[derive(Clone, Serialize)]
-pub(crate) struct Origin {
-    /// A file, or a folder of shards.
-    pub(crate) path: PathBuf,
-    /// Whose layout it has.
-    pub(crate) layout: Layout,
-}
-
-/// The layouts of weights that are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Layout {
-    /// Hugging Face's.
-    Diffusers,
-    /// The authors' own.
-    Original,
-    /// One of this program's.
-    Bundle,
-}
-
-impl Found {
-    /// Adds what is in a file or folder: a model, a pipeline or a part in the diffusers layout, in one
-    /// file or several; a file of the authors; a bundle of this program.
-    pub(crate) fn add(&mut self, path: &Path) -> Result<()> {
-        let kind = fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
-        match kind.is_file() {
-            true => self.add_file(path),
-            false => self.add_folder(path),
-        }
-    }
-
-    fn add_file(&mut self, path: &Path) -> Result<()> {
-        let name = path.display().to_string();
-        let origin = |layout| Origin { path: path.to_owned(), layout };
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        if extension.is_some_and(|extension| ["pt", "pth", "ckpt", "bin"].contains(&extension)) {
-            for weights in read_pytorch(path)? {
-                self.add_weights(weights.from_original(), None, origin(Layout::Original))?;
-            }
-            return Ok(());
-        }
-        let source = open(path)?;
-        if let Ok(files) = ModelFiles::from_bundle(&name, source.clone()) {
-            return self.merge(files, &origin(Layout::Bundle));
-        }
-        let config = path.with_file_name("config.json");
-        let config = config.is_file().then(|| read_text(&config)).transpose()?;
-        let weights = Checkpoint::parse(&name, source)?;
-        let is_original = weights
-            .names()
-            .any(|name| name.contains(".attn.in_proj_") || name.starts_with("vquantizer.codebook"));
-        let layout = if is_original { Layout::Original } else { Layout::Diffusers };
-        self.add_weights(weights.from_original(), config, origin(layout))
-    }
-
-    fn add_folder(&mut self, path: &Path) -> Result<()> {
-        if path.join(MANIFEST).is_file() {
-            let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
-            return self.merge(read_web_bundle(path)?, &origin);
-        }
-        let before = self.origins.len() + self.texts.len();
-        // The folder itself may be a pipeline, or hold pipelines.
-        let mut folders = vec![path.to_owned()];
-        folders.extend(list(path)?.into_iter().filter(|path| path.is_dir()));
-        for folder in &folders {
-            let has = |part: &str| folder.join(part).is_dir();
-            if has("prior") {
-                self.add_pipeline(folder, layout::PRIOR_PIPELINE)?;
-            }
-            if has("decoder") || has("vqgan") {
-                self.add_pipeline(folder, layout::DECODER_PIPELINE)?;
-            }
-        }
-        self.add_text(&path.join(layout::CARD), layout::CARD)?;
-        let compressor = path.join(layout::COMPRESSOR);
-        if compressor.is_dir() {
-            self.add_part(&compressor, Some(layout::COMPRESSOR))?;
-        }
-        if self.origins.len() + self.texts.len() == before {
-            self.add_part(path, None)?;
-        }
-        if self.origins.len() + self.texts.len() == before {
-            bail!(
-                "{} is no model: expected folders such as {} with safetensors files",
-                path.display(),
-                layout::PRIOR
-            );
-        }
-        Ok(())
-    }
-
-    /// Adds what a pipeline's folder has.
-    fn add_pipeline(&mut self, folder: &Path, pipeline: &str) -> Result<()> {
-        for file in ["model_index.json", "scheduler/scheduler_config.json"] {
-            self.add_text(&folder.join(file), &format!("{pipeline}/{file}"))?;
-        }
-        for file in TokenizerFiles::NAMES {
-            let file = format!("tokenizer/{file}");
-            self.add_text(&folder.join(&file), &format!("{pipeline}/{file}"))?;
-        }
-        for part in layout::PARTS {
-            if let Some(name) = part.strip_prefix(&format!("{pipeline}/")) {
-                self.add_part(&folder.join(name), Some(part))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds the weights of a folder, one file or several shards, and their config. Half-precision
-    /// variants are taken only where there is nothing else.
-    fn add_part(&mut self, folder: &Path, part: Option<&str>) -> Result<()> {
-        let files = with_extension(folder, "safetensors")?;
-        let (variants, full): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| {
-            let stem = stem(path);
-            [".fp16", ".bf16"].iter().any(|variant| stem.contains(variant))
-        });
-        let chosen = if full.is_empty() { variants } else { full };
-        if chosen.is_empty() {
-            return Ok(());
-        }
-        let name = part.map_or_else(|| folder.display().to_string(), str::to_owned);
-        let shards = chosen
-            .iter()
-            .map(|path| Ok(Checkpoint::parse(&name, open(path)?)?))
-            .collect::<Result<Vec<_>>>()?;
-        let weights = Checkpoint::join(&name, &shards)?;
-        let config = folder.join("config.json");
-        let config = config.is_file().then(|| read_text(&config)).transpose()?;
-        let path = if chosen.len() == 1 { chosen[0].clone() } else { folder.to_owned() };
-        let origin = Origin { path, layout: Layout::Diffusers };
-        match part {
-            Some(part) => self.place(part, weights, config, origin),
-            None => self.add_weights(weights, config, origin),
-        }
-    }
-
-    /// Adds weights that their tensors tell.
-    fn add_weights(
-        &mut self,
-        weights: Checkpoint,
-        config: Option<String>,
-        origin: Origin,
-    ) -> Result<()> {
-        let part = match recognise(&weights) {
-            Some(Kind::Prior) => layout::PRIOR,
-            Some(Kind::Decoder) => layout::DECODER,
-            Some(Kind::Vqgan) => layout::VQGAN,
-            Some(Kind::Compressor) => layout::COMPRESSOR,
-            Some(Kind::TextEncoder) => {
-                self.texts.push((weights, config, origin));
-                return Ok(());
-            }
-            None => bail!(
-                "{}: its tensors are those of no part of Würstchen, such as {}",
-                origin.path.display(),
-                weights.names().take(3).collect::<Vec<_>>().join(", ")
-            ),
-        };
-        self.place(part, weights, config, origin)
-    }
-
-    fn place(
-        &mut self,
-        part: &str,
-        weights: Checkpoint,
-        config: Option<String>,
-        origin: Origin,
-    ) -> Result<()> {
-        if let Some(other) = self.origins.get(part) {
-            let (path, other) = (origin.path.display(), other.path.display());
-            bail!("{path} and {other} both hold {part}: leave one of them out");
-        }
-        if let Some(config) = config {
-            self.files.texts.insert(format!("{part}/config.json"), config);
-        }
-        self.files.weights.insert(part.to_owned(), weights.named(part));
-        self.origins.insert(part.to_owned(), origin);
-        Ok(())
-    }
-
-    fn add_text(&mut self, path: &Path, name: &str) -> Result<()> {
-        if path.is_file() {
-            self.files.texts.insert(name.to_owned(), read_text(path)?);
-        }
-        Ok(())
-    }
-
-    /// Adds all of another model.
-    fn merge(&mut self, files: ModelFiles, origin: &Origin) -> Result<()> {
-        self.files.texts.extend(files.texts);
-        for (part, weights) in files.weights {
-            self.place(&part, weights, None, origin.clone())?;
-        }
-        Ok(())
-    }
-
-    /// The model, once all files are there.
-    pub(crate) fn finish(&mut self) -> Result<ModelFiles> {
-        for (weights, config, origin) in std::mem::take(&mut self.texts) {
-            let part = text_part(&self.files, &weights).with_context(|| {
-                let path = origin.path.display();
-                format!(
-                    "{path}: cannot tell whether this text encoder is Stage C's or Stage B's; \
-                         put it into the folder of its pipeline"
-                )
-            })?;
-            self.place(part, weights, config, origin)?;
-        }
-        Ok(self.files.clone())
-    }
-}
-
-/// Opens a model that was exported for the browser, and checks the shards' hashes.
-fn read_web_bundle(folder: &Path) -> Result<ModelFiles> {
-    let in_folder = || format!("cannot read the model in {}", folder.display());
-    let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?).with_context(in_folder)?;
-    for (index, shard) in manifest.shards.iter().enumerate() {
-        manifest.verify(index, &read(&folder.join(&shard.file))?).with_context(in_folder)?;
-    }
-    manifest.open(|file| open(&folder.join(file))).with_context(in_folder)
 }
 
 /// Opens a file that is read by range and never as a whole.
@@ -334,11 +100,6 @@ pub(crate) fn read_originals(folder: &Path) -> Result<BTreeMap<String, Checkpoin
     Ok(found.finish()?.weights)
 }
 
-/// A text file.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read(path)?).with_context(|| format!("{} is not text", path.display()))
-}
-
 /// The bytes of a file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
@@ -346,8 +107,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// Writes a file so that it is whole or not there: under another name first, then renamed.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    // Two programs may write the same file at a time.
-    let part = path.with_added_extension(format!("{}.part", std::process::id()));
+    let part = part_of(path);
     let write = || {
         let mut file = fs::File::create(&part)?;
         file.write_all(bytes)?;
@@ -355,6 +115,23 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::rename(&part, path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Fails if [`write`] cannot write that file, which is as it was afterwards.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let part = part_of(path);
+    let write = || fs::File::create(&part).and_then(|_| fs::remove_file(&part));
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// What a file is called until it is whole; two programs may write the same file at a time.
+fn part_of(path: &Path) -> PathBuf {
+    path.with_added_extension(format!("{}.part", std::process::id()))
+}
+
+/// The last name of a path, for messages.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// Writes pictures of one size side by side, `columns` in a row.
@@ -374,7 +151,7 @@ pub(crate) fn write_png_grid(path: &Path, images: &[Image], columns: usize) -> R
 }
 
 /// The files of a folder with an extension, sorted; none where there is no such folder.
-fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
@@ -383,15 +160,21 @@ fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(list(folder)?.into_iter().filter(fits).collect())
 }
 
-/// What is in a folder, sorted.
-pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+/// What is in a folder and not hidden, sorted.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let list = || {
         let entries = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
         entries.collect::<std::io::Result<Vec<_>>>()
     };
     let mut paths = list().with_context(|| format!("cannot list {}", folder.display()))?;
+    paths.retain(|path| !path.file_name().is_some_and(is_hidden));
     paths.sort();
     Ok(paths)
+}
+
+/// The folders in a folder that are not hidden, sorted.
+pub(crate) fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
+    Ok(list(folder)?.into_iter().filter(|path| path.is_dir()).collect())
 }
 
 fn stem(path: &Path) -> String {

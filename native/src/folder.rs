@@ -1,23 +1,25 @@
 //! A folder of captioned pictures, to be trained on.
 
-use std::collections::BTreeMap;
+mod captions;
+mod find;
+mod index;
+mod metadata;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use image::DynamicImage;
 use image::imageops::FilterType;
-use serde::Deserialize;
+use rayon::prelude::*;
 use wuerstchen::Image;
 use wuerstchen::noise::Philox;
 use wuerstchen_train::corpus::{CorpusError, Samples};
 
-use crate::files::{list, read_text};
-use crate::pictures;
-
-/// A file that tells the captions of all pictures beside it.
-const METADATA: &str = "metadata.jsonl";
+use self::captions::captions_of;
+use self::find::find;
+use crate::pictures::{self, with_picture};
 
 /// Names of files in one error message.
 const NAMED: usize = 20;
@@ -42,44 +44,28 @@ struct Picture {
     scaled: OnceLock<Image>,
 }
 
-/// A line of [`METADATA`], as the folders of Hugging Face's `datasets` have it.
-#[derive(Deserialize)]
-struct Entry {
-    file_name: String,
-    #[serde(alias = "caption")]
-    text: Captions,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Captions {
-    One(String),
-    Several(Vec<String>),
-}
-
 impl Folder {
-    /// Finds the pictures of a folder, and in those below it, and their captions: in a text file of the
-    /// picture's name, every line a caption, or in the folder's `metadata.jsonl`.
+    /// Finds the pictures of a folder, and in those below it, and their captions; says what it leaves
+    /// out.
     pub(crate) fn open(folder: &Path, seed: u64) -> Result<Self> {
-        let (mut paths, mut captions) = (Vec::new(), BTreeMap::new());
-        find(folder, &mut paths, &mut captions)?;
-        if paths.is_empty() {
-            bail!("{}: expected PNG, JPEG or WebP files, found none", folder.display());
+        let found = find(folder)?;
+        if found.pictures.is_empty() {
+            let (folder, types) = (folder.display(), pictures::TYPES);
+            bail!("{folder}: expected {types} files, found none{}", found.left_out.inline());
         }
-        let (mut pictures, mut without) = (Vec::new(), Vec::new());
-        for path in paths {
-            let captions = match captions.remove(&path) {
-                Some(captions) => captions,
-                None => captions_beside(&path)?,
-            };
-            match captions.is_empty() {
-                true => without.push(path),
-                false => pictures.push(Picture { path, captions, scaled: OnceLock::new() }),
-            }
-        }
-        // What the metadata name and the folder has not.
-        refuse(&captions.into_keys().collect::<Vec<_>>(), "named in metadata.jsonl but not there")?;
-        refuse(&without, "without a caption in a .txt file of the same name or in metadata.jsonl")?;
+        let captions = captions_of(folder, &found)?;
+        found.left_out.lines().chain(captions.left_out).for_each(|line| eprintln!("{line}"));
+        let pictures = found.pictures.into_iter().zip(captions.of_pictures);
+        let pictures: Vec<_> = pictures
+            .map(|(path, captions)| Picture { path, captions, scaled: OnceLock::new() })
+            .collect();
+        let without: Vec<_> =
+            pictures.iter().filter(|picture| picture.captions.is_empty()).collect();
+        let without: Vec<_> = without.into_iter().map(|picture| picture.path.clone()).collect();
+        refuse(
+            &without,
+            "without a caption in a .txt or .caption file of the same name or in metadata.jsonl",
+        )?;
         let order = Mutex::new((u64::MAX, Arc::default()));
         Ok(Self { seed, pictures, kept: AtomicUsize::new(0), order })
     }
@@ -94,15 +80,33 @@ impl Folder {
         self.pictures.iter().flat_map(|picture| picture.captions.iter().map(String::as_str))
     }
 
-    /// Reads every picture once; fails with all that cannot be read.
-    pub(crate) fn check(&self, on_picture: impl Fn()) -> Result<()> {
-        let mut broken = Vec::new();
-        for picture in &self.pictures {
-            if let Err(error) = pictures::read_image(&picture.path) {
-                eprintln!("{error:#}");
-                broken.push(picture.path.clone());
-            }
+    /// Reads every picture once, and keeps those that will be used at this size; fails with all that
+    /// cannot be read.
+    pub(crate) fn check(&self, side: usize, on_picture: impl Fn() + Sync) -> Result<()> {
+        let with_frames = AtomicUsize::new(0);
+        let broken = self.pictures.par_iter().filter_map(|picture| {
+            let read = with_picture(&picture.path, |found| {
+                with_frames.fetch_add(usize::from(found.has_frames), Ordering::Relaxed);
+                scale(found, side)
+            });
             on_picture();
+            match read {
+                Ok(image) => {
+                    self.keep(picture, &image);
+                    None
+                }
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    Some(picture.path.clone())
+                }
+            }
+        });
+        let broken: Vec<_> = broken.collect();
+        match with_frames.into_inner() {
+            0 => {}
+            count => {
+                eprintln!("of {count} pictures with several frames or pages the first is taken")
+            }
         }
         refuse(&broken, "that cannot be read")
     }
@@ -116,6 +120,15 @@ impl Folder {
         }
         &self.pictures[order.1[(number % count) as usize] as usize]
     }
+
+    /// Keeps a scaled picture while there is room.
+    fn keep(&self, picture: &Picture, image: &Image) {
+        let size = image.rgb.len();
+        if self.kept.fetch_add(size, Ordering::Relaxed) + size <= KEPT_BYTES {
+            // Another thread may have been faster, with the same picture.
+            let _ = picture.scaled.set(image.clone());
+        }
+    }
 }
 
 impl Samples for Folder {
@@ -124,15 +137,12 @@ impl Samples for Folder {
         if let Some(image) = picture.scaled.get().filter(|image| image.width == side) {
             return Ok(image.clone());
         }
-        let image = read_scaled(&picture.path, side).map_err(|error| CorpusError::Picture {
+        let image = with_picture(&picture.path, |picture| scale(picture, side));
+        let image = image.map_err(|error| CorpusError::Picture {
             name: picture.path.display().to_string(),
             reason: error.root_cause().to_string(),
         })?;
-        let size = image.rgb.len();
-        if self.kept.fetch_add(size, Ordering::Relaxed) + size <= KEPT_BYTES {
-            // Another thread may have been faster, with the same picture.
-            let _ = picture.scaled.set(image.clone());
-        }
+        self.keep(picture, &image);
         Ok(image)
     }
 
@@ -147,63 +157,10 @@ impl Samples for Folder {
 
 /// A picture, scaled to cover a square, what stands out cut off on both sides; on white where it is
 /// transparent.
-fn read_scaled(path: &Path, side: usize) -> Result<Image> {
-    let mut pixels = pictures::decode(path)?.into_rgba8();
-    for pixel in pixels.pixels_mut() {
-        let [red, green, blue, alpha] = pixel.0.map(u32::from);
-        let over = |colour| ((colour * alpha + 255 * (255 - alpha)) / 255) as u8;
-        pixel.0 = [over(red), over(green), over(blue), u8::MAX];
-    }
-    let (width, height) = (side, side);
-    let scaled =
-        DynamicImage::from(pixels).resize_to_fill(side as u32, side as u32, FilterType::Lanczos3);
-    Ok(Image { width, height, rgb: scaled.into_rgb8().into_raw() })
-}
-
-/// Collects the pictures of a folder and of those below it, and what metadata say of them.
-fn find(
-    folder: &Path,
-    pictures: &mut Vec<PathBuf>,
-    captions: &mut BTreeMap<PathBuf, Vec<String>>,
-) -> Result<()> {
-    for path in list(folder)? {
-        let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
-        if path.is_dir() {
-            find(&path, pictures, captions)?;
-        } else if path.file_name().is_some_and(|name| name == METADATA) {
-            let text = read_text(&path)?;
-            let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-            for (number, line) in lines {
-                let entry: Entry = serde_json::from_str(line).with_context(|| {
-                    let (path, line) = (path.display(), number + 1);
-                    format!("{path}, line {line}: expected {{\"file_name\": …, \"text\": …}}")
-                })?;
-                let said = match entry.text {
-                    Captions::One(caption) => vec![caption],
-                    Captions::Several(captions) => captions,
-                };
-                captions.insert(folder.join(entry.file_name), trimmed(said.iter()));
-            }
-        } else if extension.is_some_and(|e| ["png", "jpg", "jpeg", "webp"].iter().any(|o| e == *o))
-        {
-            pictures.push(path);
-        }
-    }
-    Ok(())
-}
-
-fn captions_beside(picture: &Path) -> Result<Vec<String>> {
-    let path = picture.with_extension("txt");
-    match path.is_file() {
-        true => Ok(trimmed(read_text(&path)?.lines())),
-        false => Ok(Vec::new()),
-    }
-}
-
-/// Captions that say something.
-fn trimmed<S: AsRef<str>>(captions: impl Iterator<Item = S>) -> Vec<String> {
-    let captions = captions.map(|caption| caption.as_ref().trim().to_owned());
-    captions.filter(|caption| !caption.is_empty()).collect()
+fn scale(picture: pictures::Picture, side: usize) -> Image {
+    let pixels = DynamicImage::from(picture.on(u8::MAX));
+    let scaled = pixels.resize_to_fill(side as u32, side as u32, FilterType::Lanczos3);
+    Image { width: side, height: side, rgb: scaled.into_rgb8().into_raw() }
 }
 
 /// Fails if there are pictures `what`: names them.

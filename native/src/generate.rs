@@ -11,13 +11,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 use wuerstchen::interpolate::shares;
+use wuerstchen::text::unknown_syntax;
 use wuerstchen::{
-    Batch, GenerateOptions, Generated, Image, Mask, OptionsError, Pipeline, Progress, Provenance,
-    Settings, Source, Stage,
+    Batch, GenerateOptions, Generated, Image, Mask, OptionsError, Pipeline, Progress, PromptSyntax,
+    Provenance, Settings, Source, Stage,
 };
 
+use crate::files::file_name;
 use crate::lora::LoraArg;
 use crate::model::{Loaded, ModelArgs};
+use crate::output::png_file;
+use crate::text::read_text;
 use crate::{files, pictures};
 
 /// Arguments of `wuerstchen generate`.
@@ -26,7 +30,7 @@ pub(crate) struct GenerateArgs {
     /// What the picture shows; may be left out where there is a picture to start from
     #[arg(required_unless_present_any = ["prompts", "image"])]
     prompt: Option<String>,
-    /// The PNG file to write; several pictures are numbered, out-0.png, out-1.png, …
+    /// The PNG file to write, or its folder; several pictures are numbered, out-0.png, out-1.png, …
     #[arg(short, long, value_name = "FILE", default_value = "out.png")]
     output: PathBuf,
     #[command(flatten)]
@@ -46,7 +50,7 @@ struct Inputs {
     /// A file with a prompt on every line, of each of which pictures are made
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_to"])]
     prompts: Option<PathBuf>,
-    /// A picture to start from: PNG, JPEG or WebP; --strength says how far to go
+    /// A picture to start from: PNG, JPEG, WebP, GIF, BMP or TIFF; --strength says how far to go
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// What of the picture to paint anew: white in a picture of the same size, grey mixes
@@ -88,16 +92,14 @@ struct Report<'a> {
 
 /// Generates and writes.
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
-    let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        bail!("cannot write {}: there is no folder {}", args.output.display(), folder.display());
-    }
+    let output = png_file(&args.output, "out.png")?;
     let inputs = &args.inputs;
     let (prompts, shares, pictures) = (args.prompts()?, args.shares()?, inputs.pictures()?);
     let Loaded { pipeline, device, load_secs } = args.model.load(&inputs.lora)?;
 
     let started = Instant::now();
     let settings = pipeline.settings(&args.options, pictures.image.as_ref())?;
+    args.tell_of_prompts(&pipeline, &prompts)?;
     let frames = block_on(pipeline.frames(pictures.source(&settings), shares, &settings))?;
     let batches = |prompt| frames.batches(prompt, inputs.prompt_to.as_deref(), settings.count);
     let batches: Vec<_> = prompts.iter().flat_map(|prompt| batches(prompt)).collect();
@@ -108,7 +110,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let made = made?;
     let generate_secs = started.elapsed().as_secs_f64();
 
-    let files = args.write(&pipeline, &batches, &made)?;
+    let files = args.write(&output, &pipeline, &batches, &made)?;
     if args.json {
         let report = Report {
             files,
@@ -129,8 +131,7 @@ impl GenerateArgs {
         let Some(path) = &self.inputs.prompts else {
             return Ok(vec![self.prompt.clone().unwrap_or_default()]);
         };
-        let text = String::from_utf8(files::read(path)?);
-        let text = text.with_context(|| format!("{} is not text", path.display()))?;
+        let text = read_text(path)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let prompts: Vec<_> = lines.map(str::to_owned).collect();
         match prompts.is_empty() {
@@ -146,9 +147,19 @@ impl GenerateArgs {
         shares(has_end, *frames, self.options.count.unwrap_or(1))
     }
 
+    /// Says what of the prompts does nothing.
+    fn tell_of_prompts(&self, pipeline: &Pipeline, prompts: &[String]) -> Result<()> {
+        let further = [Some(&self.options.negative_prompt), self.inputs.prompt_to.as_ref()];
+        for prompt in prompts.iter().chain(further.into_iter().flatten()) {
+            tell_of_prompt(pipeline, prompt, self.options.prompt_syntax)?;
+        }
+        Ok(())
+    }
+
     /// Writes all pictures; gives their paths.
     fn write(
         &self,
+        output: &Path,
         pipeline: &Pipeline,
         batches: &[Batch<'_>],
         made: &[Generated],
@@ -166,7 +177,7 @@ impl GenerateArgs {
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     settings,
                 };
-                let path = numbered(&self.output, written.len(), count);
+                let path = numbered(output, written.len(), count);
                 let png = provenance.to_png(image).context("cannot encode the picture")?;
                 files::write(&path, &png)?;
                 eprintln!("wrote {}", path.display());
@@ -223,8 +234,22 @@ impl Pictures {
     }
 }
 
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+/// Says what of a prompt does nothing: what is too long for the model, and what other programs would not
+/// take for words.
+pub(crate) fn tell_of_prompt(
+    pipeline: &Pipeline,
+    prompt: &str,
+    syntax: PromptSyntax,
+) -> Result<()> {
+    if let Some(end) = pipeline.cut_off(prompt, syntax).map_err(wuerstchen::Error::from)? {
+        eprintln!("the prompt is longer than the model reads, which leaves out {end:?}");
+    }
+    if syntax == PromptSyntax::Weighted {
+        for found in unknown_syntax(prompt) {
+            eprintln!("{found:?} in the prompt is taken for words");
+        }
+    }
+    Ok(())
 }
 
 /// A bar for the stage that runs.

@@ -11,7 +11,8 @@ use wuerstchen::import::{check_part, complete};
 use wuerstchen::{Manifest, ModelFiles, Pipeline, layout};
 
 use crate::export::Dtype;
-use crate::files::{self, Found, Origin};
+use crate::files;
+use crate::found::{Found, Origin};
 
 /// Arguments of `wuerstchen import`.
 #[derive(Args)]

@@ -45,10 +45,12 @@ const PNG_SIGNATURE: &[u8] = b"\x89PNG";
 /// Prints what the file tells.
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     if args.path.is_file() {
-        let bytes = files::read(&args.path)?;
-        if bytes.starts_with(PNG_SIGNATURE) {
-            let found = Provenance::from_png(&bytes)
-                .with_context(|| format!("cannot read {}", args.path.display()))?;
+        let cannot = || format!("cannot read {}", args.path.display());
+        let file = files::open(&args.path)?;
+        let start = file.read(0..file.length().min(PNG_SIGNATURE.len())).with_context(cannot)?;
+        if *start == *PNG_SIGNATURE {
+            let bytes = files::read(&args.path)?;
+            let found = Provenance::from_png(&bytes).with_context(cannot)?;
             let Some(found) = found else {
                 bail!("{}: this picture does not tell how it was made", args.path.display());
             };

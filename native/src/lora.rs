@@ -1,14 +1,15 @@
 //! LoRAs as they lie on disk.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use wuerstchen::{Checkpoint, Lora, ModelFiles, layout};
+use anyhow::{Result, bail};
+use wuerstchen::{Lora, LoraFile, ModelFiles, layout};
 
 use crate::files;
+use crate::pytorch::{is_pytorch, read_pytorch_tensors};
+use crate::text::read_text;
 
 /// A file and how strong it is: `FILE[:WEIGHT]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,56 +30,80 @@ impl FromStr for LoraArg {
 }
 
 /// The names that peft and diffusers give to files in a folder of their own.
-const FILES: [&str; 2] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+const FILES: [&str; 4] = [
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.bin",
+];
 
-/// What peft writes beside the first of them.
+/// What peft writes beside them.
 const CONFIG: &str = "adapter_config.json";
 
-/// Changes Stage C of a model.
+/// Changes Stage C of a model and its text encoder; says what every file does, and what of it is left
+/// out.
 pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()> {
-    if arguments.is_empty() {
-        return Ok(());
-    }
-    let weights = model.weights(layout::PRIOR)?;
     let mut loras = Vec::new();
     for argument in arguments {
-        let lora = read(argument, weights)?;
+        let lora = read(argument, model)?;
+        let layers = |part| lora.targets(part).count();
+        let text = match layers(layout::PRIOR_TEXT) {
+            0 => String::new(),
+            layers => format!(" and {layers} of its text encoder"),
+        };
         let ranks: Vec<_> = lora.ranks().iter().map(usize::to_string).collect();
-        let (path, layers) = (argument.path.display(), lora.targets().count());
+        let alphas: Vec<_> = lora.alphas().into_iter().collect();
         eprintln!(
-            "{path}: changes {layers} layers of Stage C, rank {}, weight {}",
+            "{}: changes {} layers of Stage C{text}, rank {}, alpha {}, weight {}",
+            argument.path.display(),
+            layers(layout::PRIOR),
             ranks.join(" and "),
+            alphas.join(" and "),
             argument.weight
         );
+        for line in lora.left_out() {
+            eprintln!("{}: {line}", argument.path.display());
+        }
         loras.push(lora);
     }
-    let changed = weights.with_loras(loras)?;
-    model.weights.insert(layout::PRIOR.to_owned(), changed);
-    Ok(())
+    Ok(model.add_loras(loras)?)
 }
 
-fn read(argument: &LoraArg, weights: &Checkpoint) -> Result<Lora> {
+fn read(argument: &LoraArg, model: &ModelFiles) -> Result<Lora> {
     let path = match argument.path.is_dir() {
-        true => {
-            let mut files = FILES.iter().map(|file| argument.path.join(file));
-            files.find(|file| file.is_file()).with_context(|| {
-                format!("{}: expected {} in it", argument.path.display(), FILES.join(" or "))
-            })?
-        }
+        true => file_in(&argument.path)?,
         false => argument.path.clone(),
     };
-    let name = path.display().to_string();
-    let file = Checkpoint::parse(&name, Arc::new(files::read(&path)?))?;
-    let config = config_of(&path).map(|path| {
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
-    });
-    Ok(Lora::read(&file, weights, config.transpose()?.as_deref(), argument.weight)?)
+    let file = match is_pytorch(&path) {
+        true => LoraFile::from(read_pytorch_tensors(&path)?),
+        false => LoraFile::parse(&path.display().to_string(), Arc::new(files::read(&path)?))?,
+    };
+    let config = config_of(&path).map(|path| read_text(&path)).transpose()?;
+    Ok(Lora::read(&file.with_adapter_config(config), model, argument.weight)?)
 }
 
-/// The config that belongs to a file of peft.
+/// The LoRA in a folder: a file of a known name, or else the only one of weights.
+fn file_in(folder: &Path) -> Result<PathBuf> {
+    let mut known = FILES.iter().map(|file| folder.join(file));
+    if let Some(known) = known.find(|file| file.is_file()) {
+        return Ok(known);
+    }
+    let found = files::with_extension(folder, "safetensors")?;
+    match &found[..] {
+        [only] => Ok(only.clone()),
+        _ => {
+            let (folder, count, expected) = (folder.display(), found.len(), FILES.join(", "));
+            bail!("{folder}: expected one safetensors file or {expected}, found {count} files")
+        }
+    }
+}
+
+/// The config beside a file, unless that is of another file there.
 fn config_of(path: &Path) -> Option<PathBuf> {
-    let is_adapter = path.file_name().is_some_and(|name| name == FILES[0]);
-    is_adapter.then(|| path.with_file_name(CONFIG)).filter(|config| config.is_file())
+    let is_named = |path: &Path| FILES.iter().any(|name| path.ends_with(name));
+    let is_of_another =
+        !is_named(path) && FILES.iter().any(|name| path.with_file_name(name).is_file());
+    Some(path.with_file_name(CONFIG)).filter(|config| !is_of_another && config.is_file())
 }
 
 #[cfg(test)]

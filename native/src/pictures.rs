@@ -1,36 +1,148 @@
 //! Pictures that people bring.
 
+mod frames;
+mod jpeg;
+
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
-use image::{DynamicImage, ImageDecoder, ImageReader};
+use anyhow::{Context, Result, bail};
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use wuerstchen::{Image, Mask};
 
 use crate::files;
 
-/// Reads a PNG, JPEG or WebP file, upright as its EXIF data say, without what is transparent about it.
+/// Ends of names of pictures, in lower case.
+pub(crate) const ENDINGS: [&str; 10] =
+    ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff"];
+
+/// The types of pictures that are read, for messages.
+pub(crate) const TYPES: &str = "PNG, JPEG, WebP, GIF, BMP or TIFF";
+
+/// Most pixels of a picture: a few hundred bytes can claim any number of them.
+const MAX_PIXELS: u64 = 1 << 27;
+
+/// Bytes of a pixel of the deepest type, four colours of 16 bits.
+const MAX_PIXEL_BYTES: u64 = 8;
+
+/// Pictures of more pixels are in memory one at a time.
+const LARGE_PIXELS: u64 = 1 << 24;
+
+/// Held while a large picture is in memory.
+static LARGE: Mutex<()> = Mutex::new(());
+
+/// A picture, upright as its EXIF data say.
+pub(crate) struct Picture {
+    pub(crate) pixels: DynamicImage,
+    /// Whether it is the first frame or page of several.
+    pub(crate) has_frames: bool,
+}
+
+/// Reads a picture file, on white where it is transparent; says where one has more frames than that.
 pub(crate) fn read_image(path: &Path) -> Result<Image> {
-    let pixels = decode(path)?.into_rgb8();
-    let [width, height] = [pixels.width(), pixels.height()].map(|side| side as usize);
-    Ok(Image { width, height, rgb: pixels.into_raw() })
+    with_picture(path, |picture| {
+        picture.tell_of_frames(path);
+        let pixels = picture.on(u8::MAX);
+        let [width, height] = [pixels.width(), pixels.height()].map(|side| side as usize);
+        Image { width, height, rgb: pixels.into_raw() }
+    })
 }
 
-/// Reads a mask: the brightness of such a file.
+/// Reads a mask: the brightness of a picture file, on black where it is transparent; says where it has
+/// nothing to paint.
 pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
-    let pixels = decode(path)?.into_luma8();
-    let [width, height] = [pixels.width(), pixels.height()].map(|side| side as usize);
-    Ok(Mask { width, height, values: pixels.into_raw() })
+    with_picture(path, |picture| {
+        picture.tell_of_frames(path);
+        let pixels = match picture.pixels.color().has_alpha() {
+            true => DynamicImage::from(picture.on(0)).into_luma8(),
+            false => picture.pixels.into_luma8(),
+        };
+        if pixels.iter().all(|&value| value == 0) {
+            eprintln!("{}: the mask is all black, so nothing is painted anew", path.display());
+        }
+        let [width, height] = [pixels.width(), pixels.height()].map(|side| side as usize);
+        Mask { width, height, values: pixels.into_raw() }
+    })
 }
 
-/// Reads a picture, upright as its EXIF data say.
-pub(crate) fn decode(path: &Path) -> Result<DynamicImage> {
-    let cannot = || format!("cannot read the picture {}", path.display());
-    let bytes = Cursor::new(files::read(path)?);
-    let reader = ImageReader::new(bytes).with_guessed_format().with_context(cannot)?;
-    let mut decoder = reader.into_decoder().with_context(cannot)?;
-    let orientation = decoder.orientation().with_context(cannot)?;
-    let mut image = DynamicImage::from_decoder(decoder).with_context(cannot)?;
-    image.apply_orientation(orientation);
-    Ok(image)
+/// Reads a picture file for `work`.
+pub(crate) fn with_picture<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
+    decode(path, work).with_context(|| format!("cannot read the picture {}", path.display()))
+}
+
+fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
+    let bytes = files::read(path)?;
+    if bytes.is_empty() {
+        bail!("expected {TYPES}, found an empty file");
+    }
+    let mut reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_PIXELS * MAX_PIXEL_BYTES);
+    reader.limits(limits);
+    let Some(format) = reader.format() else { bail!("expected {TYPES}, found another type") };
+    let mut decoder = reader.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MAX_PIXELS {
+        bail!("expected at most {MAX_PIXELS} pixels, found {width} x {height} = {pixels}");
+    }
+    if format == image::ImageFormat::Jpeg {
+        jpeg::check(&bytes)?;
+    }
+    let _turn =
+        (pixels > LARGE_PIXELS).then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
+    let orientation = decoder.orientation()?;
+    let mut pixels = DynamicImage::from_decoder(decoder)?;
+    pixels.apply_orientation(orientation);
+    Ok(work(Picture { pixels, has_frames: frames::has_several(format, &bytes) }))
+}
+
+impl Picture {
+    /// The picture on a ground of one brightness where it is transparent.
+    pub(crate) fn on(self, ground: u8) -> RgbImage {
+        if !self.pixels.color().has_alpha() {
+            return self.pixels.into_rgb8();
+        }
+        let pixels = self.pixels.into_rgba8();
+        let mut opaque = RgbImage::new(pixels.width(), pixels.height());
+        let ground = u32::from(ground);
+        for (from, to) in pixels.pixels().zip(opaque.pixels_mut()) {
+            let [red, green, blue, alpha] = from.0.map(u32::from);
+            let over = |colour| ((colour * alpha + ground * (255 - alpha)) / 255) as u8;
+            to.0 = [over(red), over(green), over(blue)];
+        }
+        opaque
+    }
+
+    fn tell_of_frames(&self, path: &Path) {
+        if self.has_frames {
+            eprintln!("{}: of several frames or pages the first is taken", path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{Luma, LumaA, Rgba};
+
+    use super::*;
+
+    fn on(pixels: impl Into<DynamicImage>, ground: u8) -> [u8; 3] {
+        let picture = Picture { pixels: pixels.into(), has_frames: false };
+        picture.on(ground).get_pixel(0, 0).0
+    }
+
+    /// A share of 51/255 = 0.2 of the colour on 0.8 of the ground; colours of no share do not matter.
+    #[test]
+    fn what_is_transparent_shows_the_ground() {
+        let pixel = |rgba| image::RgbaImage::from_pixel(1, 1, Rgba(rgba));
+        assert_eq!(on(pixel([10, 20, 30, 255]), 255), [10, 20, 30]);
+        assert_eq!(on(pixel([10, 20, 30, 0]), 255), [255; 3]);
+        assert_eq!(on(pixel([100, 0, 255, 51]), 255), [224, 204, 255]);
+        assert_eq!(on(pixel([255, 255, 255, 51]), 0), [51; 3]);
+        assert_eq!(on(image::GrayAlphaImage::from_pixel(1, 1, LumaA([9, 0])), 255), [255; 3]);
+        let deep = image::ImageBuffer::<Luma<u16>, _>::from_pixel(1, 1, Luma([0x8080]));
+        assert_eq!(on(DynamicImage::ImageLuma16(deep), 255), [0x80; 3]);
+    }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -11,26 +11,33 @@ use burn_store::pytorch_reader::{DType, PytorchReader, Tensor};
 use wuerstchen::import::recognise;
 use wuerstchen::{Checkpoint, ReadBytes, StoredDtype};
 
+/// Ends of names of PyTorch's files.
+pub(crate) const ENDINGS: [&str; 4] = ["pt", "pth", "ckpt", "bin"];
+
 /// The dictionaries of weights that the authors' files hold, the better one of two first.
 const DICTIONARIES: [&str; 4] = ["ema_state_dict", "state_dict", "effnet_state_dict", ""];
 
+/// Whether a file is one of PyTorch's by its name.
+pub(crate) fn is_pytorch(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ENDINGS.iter().any(|known| extension == *known))
+}
+
 /// The dictionaries of a PyTorch file whose tensors are those of a part, one of each kind.
 pub(crate) fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {
-    let name = path.display().to_string();
-    let cannot = || format!("cannot read {name}");
-    let reader = PytorchReader::new(path).with_context(cannot)?;
+    read_pytorch_shards(&[path.to_owned()])
+}
+
+/// The same of several files that hold one dictionary together; at least one.
+pub(crate) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> {
+    let name = paths[0].display().to_string();
     let mut all: BTreeMap<&str, Checkpoint> = BTreeMap::new();
-    for (key, tensor) in reader.into_tensors() {
+    for (key, tensor) in tensors(paths)? {
         let split = key.split_once('.').filter(|(first, _)| DICTIONARIES.contains(first));
         let (dictionary, key) = split.unwrap_or(("", &key));
-        let dictionary = DICTIONARIES.iter().find(|known| **known == dictionary);
-        // Counters of batch norms are of types that weights never have.
-        let (Some(dictionary), Some(dtype)) = (dictionary, stored_dtype(tensor.dtype())) else {
+        let Some(dictionary) = DICTIONARIES.iter().find(|known| **known == dictionary) else {
             continue;
         };
-        let weights = all.entry(dictionary).or_insert_with(|| Checkpoint::empty(&name));
-        let (shape, length) = (tensor.shape().to_vec(), tensor.byte_len());
-        weights.insert(key, dtype, &shape, Arc::new(PytorchTensor(tensor)), 0..length)?;
+        insert(all.entry(dictionary).or_insert_with(|| Checkpoint::empty(&name)), key, tensor)?;
     }
     let mut kinds = BTreeSet::new();
     let weights = DICTIONARIES.iter().filter_map(|dictionary| all.remove(dictionary));
@@ -41,6 +48,31 @@ pub(crate) fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {
         bail!("{name}: expected a dictionary of the tensors of a part of Würstchen, found none");
     }
     Ok(weights)
+}
+
+/// All tensors of a PyTorch file.
+pub(crate) fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
+    let mut all = Checkpoint::empty(&path.display().to_string());
+    for (key, tensor) in tensors(&[path.to_owned()])? {
+        insert(&mut all, &key, tensor)?;
+    }
+    Ok(all)
+}
+
+fn tensors(paths: &[PathBuf]) -> Result<Vec<(String, Tensor)>> {
+    let mut all = Vec::new();
+    for path in paths {
+        let cannot = || format!("cannot read {}", path.display());
+        all.extend(PytorchReader::new(path).with_context(cannot)?.into_tensors());
+    }
+    Ok(all)
+}
+
+/// Adds a tensor. Counters of batch norms, whose types weights never have, are left out.
+fn insert(weights: &mut Checkpoint, key: &str, tensor: Tensor) -> Result<()> {
+    let Some(dtype) = stored_dtype(tensor.dtype()) else { return Ok(()) };
+    let (shape, length) = (tensor.shape().to_vec(), tensor.byte_len());
+    Ok(weights.insert(key, dtype, &shape, Arc::new(PytorchTensor(tensor)), 0..length)?)
 }
 
 fn stored_dtype(dtype: DType) -> Option<StoredDtype> {

@@ -9,13 +9,15 @@ use futures_lite::future::block_on;
 use serde::Serialize;
 use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Settings};
 
+use crate::generate::tell_of_prompt;
 use crate::model::ModelArgs;
+use crate::output::png_file;
 use crate::{files, pictures};
 
 /// Arguments of `wuerstchen reconstruct`.
 #[derive(Args)]
 pub(crate) struct ReconstructArgs {
-    /// A PNG, JPEG or WebP file
+    /// A PNG, JPEG, WebP, GIF, BMP or TIFF file
     image: PathBuf,
     /// The PNG file to write: the picture, through Stage A, through the compressor and stages B and A,
     /// side by side
@@ -46,19 +48,21 @@ struct Report {
 
 /// Reconstructs, writes and prints.
 pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
+    let output = png_file(&args.output, "reconstructed.png")?;
     let image = pictures::read_image(&args.image)?;
     let pipeline = args.model.load(&[])?.pipeline;
     let settings = pipeline.settings(&args.options, Some(&image))?;
+    tell_of_prompt(&pipeline, &args.prompt, settings.prompt_syntax)?;
     let [original, through_a, through_b_and_a] =
         block_on(reconstruct(&pipeline, &image, &args.prompt, settings))?;
     let report = Report {
-        file: args.output.display().to_string(),
+        file: output.display().to_string(),
         width: original.width,
         height: original.height,
         psnr_through_a: original.psnr(&through_a),
         psnr_through_b_and_a: original.psnr(&through_b_and_a),
     };
-    files::write_png_grid(&args.output, &[original, through_a, through_b_and_a], 3)?;
+    files::write_png_grid(&output, &[original, through_a, through_b_and_a], 3)?;
     if args.json {
         return crate::print(&serde_json::to_string(&report)?);
     }

@@ -13,7 +13,7 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use wuerstchen::pipeline::PriorIndex;
-use wuerstchen::{ModelFiles, TokenizerFiles, layout};
+use wuerstchen::{ModelFiles, Tokenizer, TokenizerFiles, layout};
 use wuerstchen_train::config::{Scenes, StageConfig, TrainConfig};
 use wuerstchen_train::corpus::{Emoji, Samples, Shapes};
 use wuerstchen_train::emoji::{self, Art};
@@ -24,8 +24,9 @@ use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokeni
 use self::run::Run;
 use crate::art::read_art;
 use crate::devices::{Choice, choose};
-use crate::files::{read_model, read_text, write};
+use crate::files::{read_model, write};
 use crate::folder::Folder;
+use crate::text::read_text;
 use crate::usage;
 
 /// Arguments of `wuerstchen train`.
@@ -117,6 +118,13 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         Source::Emoji(art) => word_tokenizer(&emoji::vocabulary(art)),
     };
     let recipe = Recipe::new(config, tokenizer)?;
+    if let Source::Folder(folder) = &source {
+        tell_of_captions(folder, &recipe)?;
+        // A run that has begun has read its pictures before.
+        if args.dry_run || !output.join(CONFIG).is_file() {
+            check(folder, recipe.config.image_size)?;
+        }
+    }
     if args.dry_run {
         return describe(&recipe, &source, &output);
     }
@@ -165,8 +173,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
 
 /// Reads the config and applies `KEY=VALUE` changes.
 pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("cannot read the config {}", path.display()))?;
+    let text = read_text(path).context("cannot read the config")?;
     let mut table: toml::Table =
         text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
     for change in changes {
@@ -174,14 +181,26 @@ pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig
             .split_once('=')
             .with_context(|| format!("--set expects KEY=VALUE, got {change:?}"))
             .map_err(|error| usage(&error))?;
-        let value: toml::Table = format!("value = {value}")
-            .parse()
-            .or_else(|_| format!("value = {value:?}").parse())
-            .with_context(|| format!("--set {key}: {value:?} is not a TOML value"))
-            .map_err(|error| usage(&error))?;
-        set(&mut table, key, value["value"].clone()).map_err(|error| usage(&error))?;
+        apply(&mut table, key, value).map_err(|error| usage(&error))?;
     }
     table.try_into().with_context(|| format!("{} does not fit", path.display()))
+}
+
+/// Changes a value of the config. What looks like a number or a date may be a text, such as the name of a
+/// folder, where the config takes nothing else.
+fn apply(table: &mut toml::Table, key: &str, value: &str) -> Result<()> {
+    let as_text = toml::Value::from(value);
+    let parsed: Option<toml::Table> = format!("value = {value}").parse().ok();
+    let parsed = parsed.map_or(as_text.clone(), |table| table["value"].clone());
+    let with = |value: toml::Value| {
+        let mut changed = table.clone();
+        set(&mut changed, key, value)?;
+        Ok::<_, anyhow::Error>(changed)
+    };
+    let fits = |table: &toml::Table| table.clone().try_into::<TrainConfig>().is_ok();
+    let (parsed, text) = (with(parsed)?, with(as_text)?);
+    *table = if !fits(&parsed) && fits(&text) { text } else { parsed };
+    Ok(())
 }
 
 fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
@@ -237,6 +256,38 @@ fn known_scale(output: &Path, init: Option<&ModelFiles>) -> Option<f64> {
     })
 }
 
+/// Most letters of an example in a message.
+const EXAMPLE_LETTERS: usize = 60;
+
+/// Says how many captions are longer than Stage C reads.
+fn tell_of_captions(folder: &Folder, recipe: &Recipe) -> Result<()> {
+    let max_tokens = recipe.config.model.max_tokens;
+    let tokenizer = Tokenizer::new(&recipe.tokenizer, max_tokens)?;
+    let (mut count, mut example) = (0, None);
+    for caption in folder.all_captions() {
+        if let Some(end) = tokenizer.cut_off(caption)? {
+            count += 1;
+            example.get_or_insert(end);
+        }
+    }
+    if let Some(end) = example {
+        let end: String = end.chars().take(EXAMPLE_LETTERS).collect();
+        eprintln!(
+            "{count} captions are longer than model.max_tokens = {max_tokens}, which leaves out their \
+             ends, such as {end:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Reads all pictures.
+fn check(folder: &Folder, image_size: usize) -> Result<()> {
+    let bar = ProgressBar::new(folder.len() as u64).with_message("reading the pictures");
+    folder.check(image_size, || bar.inc(1))?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
 fn describe(recipe: &Recipe, source: &Source, output: &Path) -> Result<()> {
     let (config, device) = (&recipe.config, Device::flex());
     let files = recipe.model_files(Weights::new(), &device);
@@ -245,9 +296,6 @@ fn describe(recipe: &Recipe, source: &Source, output: &Path) -> Result<()> {
         lines.push(format!("{} concepts", art.concepts().len()));
     }
     if let Source::Folder(folder) = source {
-        let bar = ProgressBar::new(folder.len() as u64).with_message("reading the pictures");
-        folder.check(|| bar.inc(1))?;
-        bar.finish_and_clear();
         let (pictures, captions) = (folder.len(), folder.all_captions().count());
         lines.push(format!("{pictures} pictures with {captions} captions"));
     }

@@ -41,6 +41,10 @@ struct Report<'a> {
 
 /// Compares everything; false if a bound is passed.
 pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
+    if let Some(folder) = &args.dump {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
     let files = files::read_model(Some(&args.folder))?;
     let goldens = files::read_goldens(&args.folder)?;
     let weights = files::read_originals(&args.folder)?;
@@ -56,8 +60,6 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
     };
     let verification = verify_with_progress(&subject)?;
     if let Some(folder) = &args.dump {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         for (name, bytes) in &verification.computed {
             let name = name.replace('/', "_");
             files::write(&folder.join(format!("{name}.safetensors")), bytes)?;

@@ -339,3 +339,58 @@ fn harmful_models_are_refused_with_a_reason() {
     fs::write(&file, long).unwrap();
     assert!(refusal(&file).contains("its header claims"));
 }
+
+/// Where a picture goes is found out before it is made.
+#[test]
+fn pictures_are_written_where_they_can_be() {
+    let folder = scratch("output");
+    fs::create_dir(folder.join("dir")).unwrap();
+    let generate = |output: &str| {
+        let output = format!("{}/{output}", folder.display());
+        let steps = ["--prior-steps", "1", "--decoder-steps", "1", "--device", "cpu"];
+        wuerstchen(&[&["generate", "a star", "-o", &output], &steps[..]].concat())
+    };
+    for (output, code, message) in [
+        ("out.jpg", 2, "out.jpg: expected a name that ends in .png"),
+        ("new/", 4, "there is no folder"),
+        ("new/out.png", 4, "there is no folder"),
+    ] {
+        let refused = generate(output);
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(code), "{output}: {error}");
+        assert!(error.contains(message), "{output}: {error}");
+    }
+    let image = folder.join("missing.png").display().to_string();
+    let output = folder.join("out.webp").display().to_string();
+    let refused = wuerstchen(&["reconstruct", &image, "-o", &output]);
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    for output in ["dir", "dir/", "plain", "a.b"] {
+        assert!(generate(output).status.success(), "{output}");
+    }
+    let mut files: Vec<_> =
+        fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["a.b", "dir", "plain"]);
+    assert!(folder.join("dir/out.png").is_file());
+}
+
+/// A text of 64 MiB that is stored compressed.
+#[test]
+fn texts_of_pictures_are_unpacked_up_to_a_limit() {
+    let folder = scratch("text-bomb");
+    let path = folder.join("bomb.png").display().to_string();
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 8, 8);
+    let mut long = png::text_metadata::ITXtChunk::new("wuerstchen", " ".repeat(64 << 20));
+    long.compress_text().unwrap();
+    encoder.set_color(png::ColorType::Grayscale);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_text_chunk(&long).unwrap();
+    writer.write_image_data(&[0; 64]).unwrap();
+    writer.finish().unwrap();
+    fs::write(&path, bytes).unwrap();
+    let output = wuerstchen(&["inspect", &path]);
+    assert_eq!(output.status.code(), Some(4));
+    let error = text(&output.stderr);
+    assert!(error.contains("to unpack to at most 4194304 bytes"), "{error}");
+}

@@ -5,7 +5,7 @@ mod program;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use image::{GrayImage, Luma, RgbImage};
+use image::{GrayAlphaImage, GrayImage, Luma, LumaA, Rgb, RgbImage, Rgba, RgbaImage};
 use serde_json::Value;
 
 use program::{scratch, text, wuerstchen};
@@ -162,6 +162,86 @@ fn reconstructs_a_picture() {
     let [a, ba] = ["psnrThroughA", "psnrThroughBAndA"].map(|key| report[key].as_f64().unwrap());
     assert!(a > 28.0 && ba > 18.0 && a > ba, "{report}");
     assert_eq!(folder.pixels("out.png").dimensions(), (3 * 64, 64));
+}
+
+/// How a picture is read: the left third of what `reconstruct` writes.
+fn as_read(folder: &Folder, picture: &str) -> RgbImage {
+    let output = folder.path("as-read.png");
+    let output = wuerstchen(&["reconstruct", picture, "-o", &output, "--device", "cpu"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let read = folder.pixels("as-read.png");
+    image::imageops::crop_imm(&read, 0, 0, read.width() / 3, read.height()).to_image()
+}
+
+/// A blue square on nothing, whose hidden colour nobody sees.
+#[test]
+fn what_is_transparent_is_white() {
+    let folder = Folder::new("transparent");
+    for hidden in [0, 255] {
+        let path = folder.path("transparent.png");
+        let pixel = |x: u32, y: u32| match (16..48).contains(&x) && (16..48).contains(&y) {
+            true => Rgba([0, 0, 255, 255]),
+            false => Rgba([hidden, hidden, hidden, 0]),
+        };
+        RgbaImage::from_fn(64, 64, pixel).save(&path).unwrap();
+        let read = as_read(&folder, &path);
+        assert_eq!(
+            [read.get_pixel(0, 0), read.get_pixel(32, 32)],
+            [&Rgb([255; 3]), &Rgb([0, 0, 255])]
+        );
+    }
+}
+
+/// A mask painted in white on nothing paints what is white.
+#[test]
+fn what_is_transparent_of_a_mask_stays() {
+    let folder = Folder::new("transparent-mask");
+    folder.generate("start.png", &["a small blue circle on a black background"]);
+    let alpha = |x: u32| LumaA([255, if x < 32 { 0 } else { 255 }]);
+    GrayAlphaImage::from_fn(64, 64, |x, _| alpha(x)).save(folder.0.join("alpha.png")).unwrap();
+    let white = |x: u32| Luma([if x < 32 { 0 } else { 255 }]);
+    GrayImage::from_fn(64, 64, |x, _| white(x)).save(folder.0.join("opaque.png")).unwrap();
+    for mask in ["alpha", "opaque"] {
+        let (image, path) = (folder.path("start.png"), folder.path(&format!("{mask}.png")));
+        let output = format!("{mask}-painted.png");
+        folder.generate(&output, &[PROMPT, "--image", &image, "--mask", &path]);
+    }
+    assert_eq!(folder.pixels("alpha-painted.png"), folder.pixels("opaque-painted.png"));
+}
+
+/// As Pillow reads them; `ycck` is the former's type with the colours of paper white and grey.
+#[test]
+fn colours_of_print_are_read() {
+    let folder = Folder::new("cmyk");
+    let others = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures_of_others");
+    for (name, expected) in [("cmyk", [200, 40, 40]), ("ycck", [217, 217, 217])] {
+        let path = others.join(format!("{name}.jpg")).display().to_string();
+        let found = as_read(&folder, &path).get_pixel(9, 9).0;
+        let near = found.iter().zip(expected).all(|(a, b)| a.abs_diff(b) <= 10);
+        assert!(near, "{name}: expected {expected:?}, found {found:?}");
+    }
+}
+
+/// What does nothing in a prompt is told, and only that.
+#[test]
+fn what_is_cut_off_a_prompt_is_told() {
+    let folder = Folder::new("long");
+    let told = |prompt: &str| {
+        let output = folder.path("out.png");
+        let steps = ["--prior-steps", "1", "--decoder-steps", "1", "--device", "cpu"];
+        let arguments = ["generate", prompt, "-o", &output];
+        text(&wuerstchen(&[&arguments[..], &steps].concat()).stderr)
+    };
+    let long = "a large red star above a small blue circle on a white background and also beside it \
+                and below two green triangles";
+    let cut =
+        "the prompt is longer than the model reads, which leaves out \"below two green triangles\"";
+    assert!(told(long).contains(cut), "{}", told(long));
+    let weighted = long.replace("large red", "(large:1.2) [red]");
+    assert!(told(&weighted).contains(cut), "{}", told(&weighted));
+    assert!(!told(PROMPT).contains("prompt"), "{}", told(PROMPT));
+    let lora = told("a star <lora:style:0.8>");
+    assert!(lora.contains("\"<lora:style:0.8>\" in the prompt is taken for words"), "{lora}");
 }
 
 fn repository() -> PathBuf {

@@ -202,7 +202,7 @@ fn mistakes_in_a_folder_are_named() {
         assert_eq!(output.status.code(), Some(code), "{message}: {error}");
         assert!(error.contains(message), "expected {message:?}: {error}");
     };
-    fails(4, "expected PNG, JPEG or WebP files, found none", &["a"]);
+    fails(4, "expected PNG, JPEG, WebP, GIF, BMP or TIFF files, found none", &["a"]);
     own_pictures(&pictures);
     fails(2, "unknown_words must be 0 with a folder", &["a", "--set", "c.unknown_words=0.1"]);
     fails(2, "vocab_size must be at least 258", &["a", "--set", "corpus.vocab_size=100"]);
@@ -219,7 +219,7 @@ fn mistakes_in_a_folder_are_named() {
     let output = train_on(&pictures, &run, &["a"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     fs::remove_file(pictures.join("more/green.png")).unwrap();
-    fails(4, "a picture named in metadata.jsonl but not there", &["a"]);
+    fails(4, "a picture named in metadata.jsonl or metadata.csv but not there", &["a"]);
     fs::write(pictures.join("more/metadata.jsonl"), "{}").unwrap();
-    fails(4, "metadata.jsonl, line 1: expected", &["a"]);
+    fails(4, "metadata.jsonl: line 1: expected", &["a"]);
 }

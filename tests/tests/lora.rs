@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::prelude::*;
-use wuerstchen::lora::Lora;
 use wuerstchen::weights::load;
-use wuerstchen::{Checkpoint, KeyTable, PriorConfig};
+use wuerstchen::{Checkpoint, KeyTable, Lora, LoraFile, ModelFiles, PriorConfig, layout};
 use wuerstchen_tests::relative_error;
 
 /// As for a prediction of the prior without a LoRA.
@@ -42,14 +41,18 @@ fn two_loras_change_the_prediction_as_in_diffusers() {
     assert!(error(&weights, "with") > 0.1, "the LoRAs change nothing");
 
     let adapter = fs::read_to_string(folder().join("lora/style/adapter_config.json")).unwrap();
-    let style = checkpoint("lora/style/adapter_model.safetensors");
-    let detail = checkpoint("lora/detail.safetensors");
-    let loras = vec![
-        Lora::read(&style, &weights, Some(&adapter), 0.8).unwrap(),
-        Lora::read(&detail, &weights, None, -0.5).unwrap(),
-    ];
-    assert_eq!(loras[0].targets().count(), 12);
-    assert_eq!(loras[1].targets().count(), 6);
-    let error = error(&weights.with_loras(loras).unwrap(), "with");
+    let file = |path: &str| {
+        LoraFile::parse(path, Arc::new(fs::read(folder().join(path)).unwrap())).unwrap()
+    };
+    let style = file("lora/style/adapter_model.safetensors").with_adapter_config(Some(adapter));
+    let detail = file("lora/detail.safetensors");
+    let mut model = ModelFiles::default();
+    model.weights.insert(layout::PRIOR.to_owned(), weights);
+    let loras =
+        vec![Lora::read(&style, &model, 0.8).unwrap(), Lora::read(&detail, &model, -0.5).unwrap()];
+    assert_eq!(loras[0].targets(layout::PRIOR).count(), 12);
+    assert_eq!(loras[1].targets(layout::PRIOR).count(), 6);
+    model.add_loras(loras).unwrap();
+    let error = error(&model.weights[layout::PRIOR], "with");
     assert!(error < TOLERANCE, "{error}");
 }

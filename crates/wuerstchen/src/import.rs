@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::bundle::{ModelFiles, layout};
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{DecoderConfig, LevelConfig, LevelDropout};
+use crate::pipeline::{DecoderIndex, PriorIndex};
 use crate::prior::PriorConfig;
 use crate::schedule::Schedule;
 use crate::text::TextEncoderConfig;
@@ -232,15 +233,13 @@ pub fn complete(files: &mut ModelFiles) -> Result<Vec<String>, LoadError> {
     let schedule = json!(Schedule::default());
     if files.weights.contains_key(layout::PRIOR) {
         let folder = layout::PRIOR_PIPELINE;
-        let index = json!({"latent_mean": 42.0, "latent_std": 1.0, "resolution_multiple": 42.67});
-        add(&mut files.texts, format!("{folder}/model_index.json"), index);
+        add(&mut files.texts, format!("{folder}/model_index.json"), json!(PriorIndex::default()));
         let path = format!("{folder}/scheduler/scheduler_config.json");
         add(&mut files.texts, path, schedule.clone());
     }
     if files.weights.contains_key(layout::DECODER) {
         let folder = layout::DECODER_PIPELINE;
-        let index = json!({"latent_dim_scale": 10.67});
-        add(&mut files.texts, format!("{folder}/model_index.json"), index);
+        add(&mut files.texts, format!("{folder}/model_index.json"), json!(DecoderIndex::default()));
         add(&mut files.texts, format!("{folder}/scheduler/scheduler_config.json"), schedule);
     }
     Ok(written)

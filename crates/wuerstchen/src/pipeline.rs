@@ -22,7 +22,7 @@ use crate::checkpoint::Checkpoint;
 use crate::compressor::Compressor;
 use crate::decoder::{Decoder, DecoderConfig};
 use crate::image::Image;
-use crate::options::{Defaults, GenerateOptions, OptionsError, Settings};
+use crate::options::{Defaults, GenerateOptions, OptionsError, PromptSyntax, Settings};
 use crate::origin::Batch;
 use crate::prior::{Prior, PriorConfig};
 use crate::residency::{Residency, Slot};
@@ -56,7 +56,11 @@ pub enum Error {
 }
 
 /// `wuerstchen-prior/model_index.json`: how Stage C's space and the pictures' sizes relate.
+///
+/// What the file does not say is as published: diffusers leaves it out where it saves both pipelines as
+/// one, and then takes the same values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PriorIndex {
     /// Factor from Stage C's latents to image embeddings.
     pub latent_mean: f64,
@@ -66,11 +70,27 @@ pub struct PriorIndex {
     pub resolution_multiple: f64,
 }
 
-/// `wuerstchen/model_index.json`: how the embedding's size and the latents' relate.
+impl Default for PriorIndex {
+    /// Those of `WuerstchenPriorPipeline` in diffusers.
+    fn default() -> Self {
+        Self { latent_mean: 42.0, latent_std: 1.0, resolution_multiple: 42.67 }
+    }
+}
+
+/// `wuerstchen/model_index.json`: how the embedding's size and the latents' relate; what the file does
+/// not say is as published.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DecoderIndex {
     /// Latent pixels for every pixel of the image embedding.
     pub latent_dim_scale: f64,
+}
+
+impl Default for DecoderIndex {
+    /// That of `WuerstchenDecoderPipeline` in diffusers.
+    fn default() -> Self {
+        Self { latent_dim_scale: 10.67 }
+    }
 }
 
 /// `wuerstchen.json`: what the model is and does by default. Folders of other programs have none.
@@ -200,6 +220,22 @@ impl Pipeline {
             (defaults.width, defaults.height) = (image.width, image.height);
         }
         options.resolve(&defaults)
+    }
+
+    /// The end of a prompt that is too long for a text encoder of the model and is cut off; `None` where
+    /// both read all of it.
+    ///
+    /// # Errors
+    ///
+    /// Names the prompt that cannot be split.
+    pub fn cut_off(
+        &self,
+        prompt: &str,
+        syntax: PromptSyntax,
+    ) -> Result<Option<String>, TokenizerError> {
+        let [prior, decoder] = [&self.prior_text, &self.decoder_text];
+        let cut = [prior.cut_off(prompt, syntax)?, decoder.cut_off(prompt, syntax)?];
+        Ok(cut.into_iter().flatten().max_by_key(String::len))
     }
 
     /// Makes pictures of a prompt. `on_step` is called after every step; `Break` stops.

@@ -13,6 +13,20 @@ const KEY: &str = "wuerstchen";
 /// Keyword of the PNG text for people and other programs.
 const PARAMETERS: &str = "parameters";
 
+/// Longest text that is unpacked: prompts and settings take a few thousand bytes.
+const MAX_TEXT_BYTES: usize = 4 << 20;
+
+/// Why a PNG file does not tell how its picture was made.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvenanceError {
+    /// It is no PNG file.
+    #[error(transparent)]
+    Png(#[from] png::DecodingError),
+    /// A few bytes may unpack to gigabytes.
+    #[error("expected its text {KEY:?} to unpack to at most {MAX_TEXT_BYTES} bytes: {0}")]
+    Text(png::DecodingError),
+}
+
 /// How a picture was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,25 +58,52 @@ impl Provenance {
     ///
     /// # Errors
     ///
-    /// The bytes are no PNG file.
-    pub fn from_png(bytes: &[u8]) -> Result<Option<Self>, png::DecodingError> {
+    /// The bytes are no PNG file, or its text is longer than any that tells how a picture was made.
+    pub fn from_png(bytes: &[u8]) -> Result<Option<Self>, ProvenanceError> {
         let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
         reader.finish()?;
         let texts = reader.info().utf8_text.iter().filter(|chunk| chunk.keyword == KEY);
-        let texts = texts.filter_map(|chunk| serde_json::from_str(&chunk.get_text().ok()?).ok());
-        Ok(texts.into_iter().next())
+        for mut text in texts.cloned() {
+            text.decompress_text_with_limit(MAX_TEXT_BYTES).map_err(ProvenanceError::Text)?;
+            if let Ok(found) = serde_json::from_str(&text.get_text()?) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
-    /// The prompt, then one line of settings.
+    /// The prompt, then the settings, in the form that other programs and galleries read.
+    ///
+    /// Source: `create_infotext` of AUTOMATIC1111/stable-diffusion-webui, `processing.py`.
     fn describe(&self) -> String {
-        let mut lines = vec![self.prompt.clone()];
-        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        if let Some(settings) = self.settings.as_object() {
-            let parts: Vec<_> =
-                settings.iter().map(|(name, value)| format!("{name}: {}", text(value))).collect();
-            lines.push(parts.join(", "));
-        }
-        lines.join("\n")
+        let setting = |name: &str| match &self.settings[name] {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            value => Some(value.to_string()),
+        };
+        // One more time than steps.
+        let steps =
+            |name: &str| Some(self.settings[name].as_array()?.len().saturating_sub(1).to_string());
+        let size = || Some(format!("{}x{}", setting("width")?, setting("height")?));
+        let version = format!("wuerstchen {}", self.version);
+        let fields = [
+            ("Steps", steps("priorTimesteps")),
+            ("Sampler", setting("sampler")),
+            ("CFG scale", setting("priorGuidanceScale")),
+            ("Seed", setting("seed")),
+            ("Size", size()),
+            ("Model", Some(self.model.clone()).filter(|model| !model.is_empty())),
+            ("Denoising strength", setting("strength")),
+            ("Decoder steps", steps("decoderTimesteps")),
+            ("Decoder CFG scale", setting("decoderGuidanceScale")),
+            ("Version", Some(version)),
+        ];
+        let negative = setting("negativePrompt").filter(|negative| !negative.is_empty());
+        let negative = negative.map(|negative| format!("Negative prompt: {negative}"));
+        let field = |(name, value): (&str, Option<String>)| Some(format!("{name}: {}", value?));
+        let settings: Vec<_> = fields.into_iter().filter_map(field).collect();
+        let lines = [Some(self.prompt.clone()), negative, Some(settings.join(", "))];
+        lines.into_iter().flatten().collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -110,5 +151,22 @@ mod tests {
         let bytes = provenance.to_png(&image).unwrap();
         assert_eq!(Provenance::from_png(&bytes).unwrap(), Some(provenance));
         assert_eq!(Provenance::from_png(&image.to_png().unwrap()).unwrap(), None);
+    }
+
+    #[test]
+    fn other_programs_are_told_in_their_form() {
+        let provenance = Provenance {
+            prompt: "a fox\nin the snow".into(),
+            model: "tiny".into(),
+            image: 0,
+            version: "1".into(),
+            settings: serde_json::json!({
+                "seed": 7, "negativePrompt": "text", "width": 64, "height": 128, "sampler": "ddpm",
+                "priorTimesteps": [1.0, 0.5, 0.0], "priorGuidanceScale": 4.0, "promptTo": "a house",
+            }),
+        };
+        let expected = "a fox\nin the snow\nNegative prompt: text\nSteps: 2, Sampler: ddpm, \
+                        CFG scale: 4.0, Seed: 7, Size: 64x128, Model: tiny, Version: wuerstchen 1";
+        assert_eq!(provenance.describe(), expected);
     }
 }

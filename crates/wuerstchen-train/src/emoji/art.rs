@@ -294,3 +294,39 @@ fn render(tree: &usvg::Tree, transform: Transform, picture: &mut Pixmap) {
     let unit = Transform::from_row(1.0 / side, 0.0, 0.0, 1.0 / side, x, y);
     resvg::render(tree, unit.post_concat(transform), &mut picture.as_mut());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emoji::invented::{CONCEPTS, invented_art, invented_files};
+
+    #[test]
+    fn names_and_packs_are_joined_by_code_points() {
+        let art = invented_art();
+        assert_eq!(art.concepts().len(), CONCEPTS);
+        let third = &art.concepts()[3];
+        // "stuff" is a keyword of all, and tells nothing.
+        assert_eq!(
+            (third.name.as_str(), third.keywords.as_slice()),
+            ("thing 3", &["item 3".into()][..])
+        );
+        assert!(third.has(Style::Flat) && !third.has(Style::Classic));
+        assert!(art.concepts()[4].has(Style::Classic));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_named() {
+        let mut files = invented_files();
+        files.packs[Style::Bold as usize].icons = "{".into();
+        let error = Art::new(&files).err().unwrap().to_string();
+        assert!(error.starts_with("fluent-emoji-flat/icons.json: "), "{error}");
+        let mut files = invented_files();
+        let icons = &mut files.packs[Style::Flat as usize].icons;
+        *icons = icons.replacen("<rect", "<rect <", 1);
+        let error = Art::new(&files).err().unwrap().to_string();
+        assert!(error.starts_with("twemoji/icons.json: the icon of \"Thing: 0\""), "{error}");
+        let mut files = invented_files();
+        files.names = "[]".into();
+        assert!(matches!(Art::new(&files), Err(ArtError::Empty)));
+    }
+}

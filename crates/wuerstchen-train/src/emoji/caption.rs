@@ -207,3 +207,30 @@ fn plural(name: &str) -> String {
     let hisses = ["s", "x", "z", "ch", "sh"].iter().any(|end| name.ends_with(end));
     format!("{name}{}", if hisses { "es" } else { "s" })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emoji::invented::invented_art;
+    use crate::emoji::sample;
+
+    #[test]
+    fn captions_use_words_of_the_vocabulary_and_nearly_all_of_it() {
+        let art = invented_art();
+        let known = vocabulary(&art);
+        let mut used = BTreeSet::new();
+        for index in 0..5_000 {
+            for caption in sample(&art, 0, index).captions {
+                assert!(caption.split(' ').count() <= MAX_CAPTION_WORDS, "{caption}");
+                used.extend(caption.split(' ').map(str::to_owned));
+            }
+        }
+        assert_eq!(used.into_iter().collect::<Vec<_>>(), known);
+    }
+
+    #[test]
+    fn plurals_follow_the_plain_rules() {
+        let plurals = ["cat", "fox", "cherry", "monkey", "peach"].map(plural);
+        assert_eq!(plurals, ["cats", "foxes", "cherries", "monkeys", "peaches"]);
+    }
+}

@@ -78,3 +78,37 @@ pub(super) fn tinted(pixel: PremultipliedColorU8, tint: Tint) -> PremultipliedCo
     PremultipliedColorU8::from_rgba(red, green, blue, pixel.alpha())
         .expect("no channel is above alpha")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emoji::Thing;
+    use crate::emoji::invented::invented_art;
+
+    /// A gray of luma 0.25 halves the tint; black and white stay.
+    #[test]
+    fn tints_keep_black_and_white() {
+        let opaque = |[r, g, b]: [u8; 3]| PremultipliedColorU8::from_rgba(r, g, b, 255).unwrap();
+        let channels = |pixel: PremultipliedColorU8| [pixel.red(), pixel.green(), pixel.blue()];
+        for gray in [0, 255] {
+            assert_eq!(channels(tinted(opaque([gray; 3]), Tint::Blue)), [gray; 3]);
+        }
+        let half = channels(tinted(opaque([64; 3]), Tint::Blue));
+        for (own, tint) in half.into_iter().zip(Tint::Blue.rgb()) {
+            assert!(own.abs_diff(tint / 2) <= 1, "{half:?}");
+        }
+    }
+
+    #[test]
+    fn halves_lie_above_each_other_and_objects_on_them() {
+        let art = invented_art();
+        let object =
+            Object { thing: Thing { concept: 0, tint: None }, centre: [0.5; 2], side: 0.5 };
+        let ground = Ground::Halves { upper: Colour::Red, lower: Colour::Navy };
+        let scene = Scene { ground, style: Style::Glossy, objects: vec![object] };
+        let rgb = art.draw(&scene, 32);
+        let pixel = |x: usize, y: usize| [0, 1, 2].map(|i| rgb[3 * (32 * y + x) + i]);
+        assert_eq!([pixel(0, 15), pixel(31, 16)], [Colour::Red.rgb(), Colour::Navy.rgb()]);
+        assert_eq!(pixel(16, 16), [0x70; 3]);
+    }
+}

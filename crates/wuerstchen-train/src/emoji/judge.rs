@@ -297,3 +297,43 @@ impl View<'_> {
         (axis, parts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emoji::invented::invented_art;
+    use crate::emoji::{Kind, Split, evaluation};
+
+    /// True pictures are right in every respect, nearly always: some patterns tell little when small.
+    #[test]
+    fn true_pictures_are_right_and_others_wrong() {
+        const PROMPTS: usize = 60;
+        let art = invented_art();
+        let judge = Judge::new(&art);
+        for kind in Kind::ALL {
+            let sample = |i: usize| evaluation(&art, kind, Split::Seen, 1, i as u64);
+            let (mut right, mut lucky) = (0, 0);
+            for i in 0..PROMPTS {
+                let asked = sample(i).request;
+                let all = |scene: &Scene| {
+                    let verdict = judge.judge(&asked, &art.draw(scene, 64), 64);
+                    let Verdict { background, rank, tint, relation, count } = verdict;
+                    rank.is_none_or(|rank| rank == 1)
+                        && [background, tint, relation, count].into_iter().flatten().all(|it| it)
+                };
+                right += usize::from(all(&sample(i).scene));
+                lucky += usize::from(all(&sample(i + PROMPTS).scene));
+            }
+            assert!(right >= PROMPTS - 3, "{kind:?}: {right}");
+            assert!(lucky <= 3, "{kind:?}: {lucky}");
+        }
+    }
+
+    #[test]
+    fn an_empty_picture_shows_nothing() {
+        let art = invented_art();
+        let asked = evaluation(&art, Kind::One, Split::Seen, 1, 0).request;
+        let verdict = Judge::new(&art).judge(&asked, &[255; 3 * 64 * 64], 64);
+        assert!(verdict.rank.unwrap() > 1);
+    }
+}

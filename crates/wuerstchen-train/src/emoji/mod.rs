@@ -10,6 +10,8 @@ mod art;
 mod caption;
 mod draw;
 mod held_out;
+#[cfg(test)]
+mod invented;
 mod judge;
 mod sample;
 mod scene;

@@ -313,3 +313,71 @@ pub(super) fn arrangement(thing: Thing, count: u32) -> Vec<Object> {
 fn between([low, high]: [f32; 2], random: &mut Philox) -> f32 {
     low + (high - low) * random.uniform()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emoji::invented::invented_art;
+
+    #[test]
+    fn training_shows_no_held_out_combination_and_every_concept() {
+        let art = invented_art();
+        let mut seen = std::collections::BTreeSet::new();
+        for index in 0..3_000 {
+            let sample = sample(&art, 3, index);
+            assert!(!is_held_out(&art, &sample.request), "{:?}", sample.captions);
+            seen.extend(sample.scene.objects.iter().map(|object| object.thing.concept));
+        }
+        assert_eq!(seen.len(), art.concepts().len());
+    }
+
+    #[test]
+    fn stage_a_sees_no_concept_that_measures_it() {
+        let art = invented_art();
+        let concepts = |sample: Sample| sample.scene.objects.into_iter().map(|o| o.thing.concept);
+        let learnt: std::collections::BTreeSet<_> =
+            (0..3_000).flat_map(|i| concepts(stage_a_sample(&art, 3, i))).collect();
+        let unseen: std::collections::BTreeSet<_> =
+            (0..300).flat_map(|i| concepts(unseen_sample(&art, 3, i))).collect();
+        assert!(learnt.is_disjoint(&unseen));
+        assert_eq!(learnt.len() + unseen.len(), art.concepts().len());
+    }
+
+    #[test]
+    fn evaluation_keeps_to_its_split_and_says_a_plain_background() {
+        let art = invented_art();
+        for (kind, split) in Kind::ALL.into_iter().flat_map(|k| Split::ALL.map(|s| (k, s))) {
+            for index in 0..100 {
+                let sample = evaluation(&art, kind, split, 3, index);
+                assert_eq!(is_held_out(&art, &sample.request), split == Split::HeldOut);
+                assert_eq!(sample.request.ground, Some(sample.scene.ground));
+            }
+        }
+    }
+
+    #[test]
+    fn objects_lie_inside_the_picture_and_apart() {
+        let art = invented_art();
+        for index in 0..2_000 {
+            let Sample { scene, request, .. } = sample(&art, 5, index);
+            for (i, object) in scene.objects.iter().enumerate() {
+                let half = object.side / 2.0;
+                assert!(object.centre.iter().all(|c| (half - 0.001..=1.001 - half).contains(c)));
+                assert!(art.concepts()[object.thing.concept].has(scene.style));
+                for other in &scene.objects[..i] {
+                    let apart = [0, 1].map(|axis| (object.centre[axis] - other.centre[axis]).abs());
+                    let sides = (object.side + other.side) / 2.0;
+                    assert!(apart[0].max(apart[1]) > sides - 0.001, "{request:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn samples_repeat_and_differ_by_seed_and_index() {
+        let art = invented_art();
+        assert_eq!(sample(&art, 1, 2), sample(&art, 1, 2));
+        assert_ne!(sample(&art, 1, 2), sample(&art, 1, 3));
+        assert_ne!(sample(&art, 1, 2), sample(&art, 2, 2));
+    }
+}

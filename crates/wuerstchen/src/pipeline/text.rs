@@ -58,6 +58,25 @@ impl TextPart {
         Ok(self.embed_with(&self.encoder.get()?, prompts, PromptSyntax::Plain)?)
     }
 
+    /// The end of a prompt that is too long for the encoder and is cut off; `None` where all is read.
+    ///
+    /// # Errors
+    ///
+    /// Names the prompt that cannot be split.
+    pub fn cut_off(
+        &self,
+        prompt: &str,
+        syntax: PromptSyntax,
+    ) -> Result<Option<String>, TokenizerError> {
+        let words = match syntax {
+            PromptSyntax::Plain => prompt.to_owned(),
+            PromptSyntax::Weighted => {
+                passages(prompt).into_iter().map(|passage| passage.text).collect()
+            }
+        };
+        Ok(self.tokenizer.cut_off(&words)?.map(str::to_owned))
+    }
+
     /// Embeds prompts, whose passages may have weights: the embedding `z` of a token of weight `w`
     /// becomes `z + (w − 1)·(z − e)`, where `e` is the empty prompt's at the same place.
     ///

@@ -3,6 +3,8 @@
 pub mod emphasis;
 mod encoder;
 mod tokenizer;
+mod unknown_syntax;
 
 pub use encoder::{TextEncoder, TextEncoderConfig};
 pub use tokenizer::{TokenIds, Tokenizer, TokenizerError, TokenizerFiles, WeightedTokens};
+pub use unknown_syntax::unknown_syntax;

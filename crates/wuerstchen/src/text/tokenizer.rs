@@ -6,7 +6,7 @@ use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior};
 
 use super::emphasis::Passage;
 
@@ -190,14 +190,28 @@ impl Tokenizer {
         Ok(WeightedTokens { tokens: TokenIds { ids: self.fit(ids), attended }, weights })
     }
 
+    /// The end of a prompt that [`Self::encode`] cuts off because it is too long; `None` where it reads all.
+    ///
+    /// # Errors
+    ///
+    /// Names the prompt if the tokenizer cannot split it.
+    pub fn cut_off<'p>(&self, prompt: &'p str) -> Result<Option<&'p str>, TokenizerError> {
+        let ends = self.split("", true)?.len();
+        let encoding = self.encoding(prompt, false)?;
+        let first = encoding.get_offsets().get(self.length.saturating_sub(ends));
+        Ok(first.and_then(|&(start, _)| prompt.get(start..)).map(str::trim))
+    }
+
     /// The ids of a text, with beginning and end if `special`.
     fn split(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-        match self.inner.encode(text, special) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => {
-                Err(TokenizerError::Encode { prompt: text.to_owned(), reason: error.to_string() })
-            }
-        }
+        Ok(self.encoding(text, special)?.get_ids().to_vec())
+    }
+
+    fn encoding(&self, text: &str, special: bool) -> Result<Encoding, TokenizerError> {
+        self.inner.encode(text, special).map_err(|error| TokenizerError::Encode {
+            prompt: text.to_owned(),
+            reason: error.to_string(),
+        })
     }
 
     /// Cuts to the length, the last one being the end, or pads to it.
@@ -332,5 +346,14 @@ mod tests {
         let found = tokenizer(3).encode_passages(&passages("(a b c:2)")).unwrap();
         assert_eq!((found.tokens.ids, found.weights), (vec![11, 1, 12], vec![1.0, 2.0, 1.0]));
         assert_eq!(found.tokens.attended, [true; 3]);
+    }
+
+    /// Of eight tokens two are the beginning and the end.
+    #[test]
+    fn what_is_cut_off_is_told() {
+        let cut_off = |prompt| tokenizer(8).cut_off(prompt).unwrap().map(str::to_owned);
+        assert_eq!(cut_off("ab c d e a b"), None);
+        assert_eq!(cut_off("ab  c d e\u{301} a b"), Some("b".to_owned()));
+        assert_eq!(cut_off("ab c d e a b  c d "), Some("c d".to_owned()));
     }
 }

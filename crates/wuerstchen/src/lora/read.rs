@@ -1,0 +1,371 @@
+//! LoRAs from their tensors.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::method::other_method;
+use super::names::{Role, layer_of, spelling};
+use super::scaling::Scaling;
+use super::{Lora, LoraError, LowRank};
+use crate::bundle::{ModelFiles, layout};
+use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
+use crate::weights::{Differences, LoadError};
+
+/// The parts of a model that LoRAs change.
+const PARTS: [&str; 2] = [layout::PRIOR, layout::PRIOR_TEXT];
+
+/// How the names of the embeddings of own words begin, which `OneTrainer` puts beside a LoRA.
+const WORDS: &str = "bundle_emb.";
+
+/// Key in the header under which kohya-ss notes the alpha of a training. It does not count, there neither:
+/// what is beside the matrices does.
+const ALPHA_OF_KOHYA: &str = "ss_network_alpha";
+
+/// The file of a LoRA, and what tells how strong it is.
+pub struct LoraFile {
+    tensors: Checkpoint,
+    /// The texts in the header of a safetensors file.
+    header: HashMap<String, String>,
+    adapter_config: Option<String>,
+}
+
+impl LoraFile {
+    /// Reads the header of a safetensors file; `name` names it in errors.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::parse`].
+    pub fn parse(name: &str, source: Arc<dyn ReadBytes>) -> Result<Self, LoadError> {
+        let header = read_header(name, &*source)?.0.metadata().clone().unwrap_or_default();
+        Ok(Self { header, ..Self::from(Checkpoint::parse(name, source)?) })
+    }
+
+    /// With the text of the `adapter_config.json` that peft writes beside its weights.
+    pub fn with_adapter_config(self, text: Option<String>) -> Self {
+        Self { adapter_config: text, ..self }
+    }
+}
+
+/// Tensors of a file without a header.
+impl From<Checkpoint> for LoraFile {
+    fn from(tensors: Checkpoint) -> Self {
+        Self { tensors, header: HashMap::new(), adapter_config: None }
+    }
+}
+
+/// A tensor that may be changed: its part, its name and its sides.
+type Target = (&'static str, String, [usize; 2]);
+
+/// The tensors of one layer while a file is read.
+#[derive(Default)]
+struct Found {
+    down: Option<NamedTensor>,
+    up: Option<NamedTensor>,
+    alpha: Option<f64>,
+}
+
+impl Lora {
+    /// Reads a LoRA of `model`, of its Stage C and of the text encoder there, `weight` times as strong as
+    /// it was trained. Without an alpha anywhere it is the rank. Layers whose change is zero are left out.
+    ///
+    /// Known names are those of diffusers, with and without processors, of peft, and of kohya-ss and
+    /// `OneTrainer`.
+    ///
+    /// # Errors
+    ///
+    /// Every tensor that belongs to no layer, every half of a pair without the other and every wrong
+    /// shape, all at once; numbers that are none; other methods than LoRA.
+    pub fn read(file: &LoraFile, model: &ModelFiles, weight: f64) -> Result<Self, LoraError> {
+        let tensors = &file.tensors;
+        let name = tensors.part().to_owned();
+        let scaling = Scaling::new(&name, weight, &file.header, file.adapter_config.as_deref())?;
+        refuse_other_methods(tensors)?;
+        let targets = targets(model);
+
+        let (mut differences, mut words) = (Differences::default(), BTreeSet::new());
+        let mut found: BTreeMap<&str, Found> = BTreeMap::new();
+        for key in tensors.names() {
+            if let Some(word) = key.strip_prefix(WORDS) {
+                words.insert(word.rsplit_once('.').map_or(word, |(word, _)| word));
+                continue;
+            }
+            let layer = layer_of(key);
+            let known =
+                layer.and_then(|(layer, role)| Some((targets.get_key_value(&layer)?.0, role)));
+            let is_first = match known {
+                Some((layer, role)) => {
+                    found.entry(layer.as_str()).or_default().take(tensors, key, role, &scaling)?
+                }
+                None => false,
+            };
+            if !is_first {
+                differences.unexpected.push(key.to_owned());
+            }
+        }
+        if let (true, Some(example)) = (found.is_empty(), differences.unexpected.first()) {
+            let (count, example) = (differences.unexpected.len(), example.clone());
+            return Err(LoraError::OtherModel { name, count, example });
+        }
+        let mut layers = BTreeMap::new();
+        for (layer, found) in found {
+            let (part, target, _) = &targets[layer];
+            if let Some(layer) = found.join(&targets[layer], &scaling, &mut differences)? {
+                layers.insert((*part, target.clone()), layer);
+            }
+        }
+        let mut left_out: Vec<_> = words
+            .into_iter()
+            .map(|word| format!("its embedding of the word {word:?} is left out"))
+            .collect();
+        let has_unknown = layers.values().any(|layer: &LowRank| layer.alpha.is_none());
+        if let Some(alpha) = file.header.get(ALPHA_OF_KOHYA).filter(|_| has_unknown) {
+            left_out.push(format!("its header's {ALPHA_OF_KOHYA} = {alpha} is left out"));
+        }
+        match differences == Differences::default() {
+            true => Ok(Self { layers, left_out }),
+            false => Err(LoraError::Mismatch { name, differences }),
+        }
+    }
+}
+
+/// The linear layers of the parts that LoRAs change, by the one spelling of their names.
+fn targets(model: &ModelFiles) -> BTreeMap<String, Target> {
+    let of_part = |part: &'static str| {
+        let weights = model.weights.get(part);
+        let names =
+            weights.into_iter().flat_map(|weights| weights.names().map(move |n| (weights, n)));
+        names.filter_map(move |(weights, target)| {
+            let layer = target.strip_suffix(".weight")?;
+            let sides = matrix(weights.shape(target)?)?;
+            Some((spelling(layer), (part, target.to_owned(), sides)))
+        })
+    };
+    PARTS.into_iter().flat_map(of_part).collect()
+}
+
+fn refuse_other_methods(tensors: &Checkpoint) -> Result<(), LoraError> {
+    let mut others = tensors.names().filter_map(|key| Some((key, other_method(key)?)));
+    let Some((example, method)) = others.next() else { return Ok(()) };
+    Err(LoraError::Method {
+        name: tensors.part().to_owned(),
+        method,
+        tensors: 1 + others.filter(|(_, other)| *other == method).count(),
+        example: example.to_owned(),
+    })
+}
+
+impl Found {
+    /// Reads a tensor of the layer; false if there was one of the same role before.
+    fn take(
+        &mut self,
+        tensors: &Checkpoint,
+        key: &str,
+        role: Role,
+        scaling: &Scaling<'_>,
+    ) -> Result<bool, LoraError> {
+        let half = match role {
+            Role::Down => &mut self.down,
+            Role::Up => &mut self.up,
+            Role::Alpha => {
+                let is_first = self.alpha.is_none();
+                self.alpha = Some(scaling.finite(key, &numbers(tensors, key)?)?);
+                return Ok(is_first);
+            }
+        };
+        if half.is_some() {
+            return Ok(false);
+        }
+        let shape = tensors.shape(key).unwrap_or_default().to_vec();
+        *half = Some((key.to_owned(), shape, tensors.values(key)?));
+        Ok(true)
+    }
+
+    /// Both halves as the change of a layer; `None` where they do not fit it or change nothing.
+    fn join(
+        self,
+        (part, target, [output, input]): &Target,
+        scaling: &Scaling<'_>,
+        differences: &mut Differences,
+    ) -> Result<Option<LowRank>, LoraError> {
+        let layer = target.trim_end_matches(".weight");
+        let (down, up) = match (self.down, self.up) {
+            (Some(down), Some(up)) => (down, up),
+            (down, up) => {
+                let halves = [(down.is_none(), "lora_A"), (up.is_none(), "lora_B")];
+                let missing = halves.into_iter().filter(|(is_missing, _)| *is_missing);
+                let missing = missing.map(|(_, half)| format!("{layer}.{half}.weight"));
+                differences.missing.extend(missing);
+                return Ok(None);
+            }
+        };
+        let rank = down.1.first().copied().unwrap_or(0).max(1);
+        let mut fits = true;
+        for ((key, found, _), expected) in [(&down, [rank, *input]), (&up, [*output, rank])] {
+            if matrix(found) != Some(expected) {
+                differences.misshapen.push((key.clone(), expected.to_vec(), found.clone()));
+                fits = false;
+            }
+        }
+        let changes = [&down, &up].iter().all(|(.., values)| values.iter().any(|v| *v != 0.0));
+        if !fits || !changes {
+            return Ok(None);
+        }
+        let (scale, alpha) = scaling.of(part, layer, self.alpha, rank)?;
+        Ok(Some(LowRank { scale, alpha, down: down.2, up: up.2, rank }))
+    }
+}
+
+/// The values of a tensor that may be of integers, as some trainers store an alpha.
+fn numbers(tensors: &Checkpoint, key: &str) -> Result<Vec<f32>, LoadError> {
+    match tensors.integers(key) {
+        Some(integers) => Ok(integers.into_iter().map(|value| value as f32).collect()),
+        None => tensors.values(key),
+    }
+}
+
+/// Rows and columns of a linear layer or of a 1x1 convolution, which has two more axes of length 1.
+fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
+    match *shape {
+        [rows, columns] | [rows, columns, 1, 1] => Some([rows, columns]),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Four layers of Stage C and one of its text encoder, of two outputs and three inputs.
+    pub(crate) fn model() -> ModelFiles {
+        let attention = |name: &str| format!("blocks.2.attention.{name}");
+        let weights = ["to_q", "to_k", "to_v", "to_out.0"]
+            .map(|name| (format!("{}.weight", attention(name)), vec![2, 3], vec![1.0; 6]));
+        let bias = (attention("to_q.bias"), vec![2], vec![1.0; 2]);
+        let text = "text_model.encoder.layers.0.self_attn.q_proj.weight".to_owned();
+        let mut files = ModelFiles::default();
+        let mut insert = |part: &str, tensors: Vec<NamedTensor>| {
+            files.weights.insert(part.to_owned(), Checkpoint::from_tensors(part, tensors));
+        };
+        insert(layout::PRIOR, weights.into_iter().chain([bias]).collect());
+        insert(layout::PRIOR_TEXT, vec![(text, vec![2, 3], vec![1.0; 6])]);
+        files
+    }
+
+    type Tensors<'a> = [(&'a str, &'a [usize], &'a [f32])];
+
+    pub(crate) fn read(tensors: &Tensors<'_>, weight: f64) -> Result<Lora, LoraError> {
+        let tensors = tensors
+            .iter()
+            .map(|(name, shape, values)| ((*name).to_owned(), shape.to_vec(), values.to_vec()));
+        let tensors = Checkpoint::from_tensors("style", tensors);
+        Lora::read(&tensors.into(), &model(), weight)
+    }
+
+    const DOWN: [f32; 3] = [1.0, 2.0, 3.0];
+    const UP: [f32; 2] = [10.0, -1.0];
+    const TEXT: &str = "lora_prior_te_text_model_encoder_layers_0_self_attn_q_proj";
+
+    #[test]
+    fn the_text_encoder_is_changed_too_unless_its_change_is_zero() {
+        let names = [format!("{TEXT}.lora_down.weight"), format!("{TEXT}.lora_up.weight")];
+        let targets = |up: &[f32]| {
+            let lora = read(&[(&names[0], &[1, 3], &DOWN), (&names[1], &[2, 1], up)], 1.0).unwrap();
+            let names = lora.targets(layout::PRIOR_TEXT).map(str::to_owned);
+            (names.collect::<Vec<_>>(), lora.targets(layout::PRIOR).count())
+        };
+        let target = "text_model.encoder.layers.0.self_attn.q_proj.weight".to_owned();
+        assert_eq!(targets(&UP), (vec![target], 0));
+        assert_eq!(targets(&[0.0; 2]), (vec![], 0));
+    }
+
+    #[test]
+    fn embeddings_of_words_are_left_out_with_a_word() {
+        let lora = read(
+            &[
+                ("blocks.2.attention.to_q.lora_A.weight", &[1, 3], &DOWN),
+                ("blocks.2.attention.to_q.lora_B.weight", &[2, 1], &UP),
+                ("bundle_emb.<sks>.clip_g", &[1, 3], &DOWN),
+                ("bundle_emb.<sks>.clip_g_out", &[1, 3], &DOWN),
+            ],
+            1.0,
+        );
+        let left_out = r#"its embedding of the word "<sks>" is left out"#.to_owned();
+        assert_eq!(lora.unwrap().left_out(), [left_out]);
+    }
+
+    #[test]
+    fn names_everything_that_does_not_fit() {
+        let error = read(
+            &[
+                ("text_encoder.layers.0.q_proj.lora_A.weight", &[1, 3], &DOWN),
+                ("blocks.2.attention.to_q.lora_A.weight", &[1, 3], &DOWN),
+                ("blocks.2.attention.to_k.lora_A.weight", &[1, 2], &[1.0, 2.0]),
+                ("blocks.2.attention.to_k.lora_B.weight", &[2, 3], &[0.0; 6]),
+                ("blocks.2.attention.to_k.lora_A.one.weight", &[1, 3], &DOWN),
+            ],
+            1.0,
+        );
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "style: the LoRA does not fit the model\
+             \n  missing: blocks.2.attention.to_q.lora_B.weight\
+             \n  unexpected: blocks.2.attention.to_k.lora_A.weight\
+             \n  unexpected: text_encoder.layers.0.q_proj.lora_A.weight\
+             \n  misshapen: blocks.2.attention.to_k.lora_B.weight: expected [2, 1], found [2, 3]"
+        );
+    }
+
+    #[test]
+    fn other_methods_and_other_models_are_told_in_a_sentence() {
+        let (layer, rank) = ("lora_prior_unet_blocks_2_attention_to_q", &[1, 3][..]);
+        let names = ["hada_w1_a", "hada_w1_b"].map(|end| format!("{layer}.{end}"));
+        let error = read(&[(&names[0], rank, &DOWN), (&names[1], rank, &DOWN)], 1.0).unwrap_err();
+        let expected = "style: expected LoRA, found LoHa in 2 tensors, such as \
+                        \"lora_prior_unet_blocks_2_attention_to_q.hada_w1_a\"";
+        assert_eq!(error.to_string(), expected);
+        let name = "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight";
+        let error = read(&[(name, rank, &DOWN)], 1.0).unwrap_err().to_string();
+        assert!(error.starts_with("style: none of its 1 tensors belongs to Stage C"), "{error}");
+    }
+
+    #[test]
+    fn numbers_must_be_numbers() {
+        let error = read(&[], f64::NAN).unwrap_err().to_string();
+        assert_eq!(error, "style: weight must be a finite number, found [NaN]");
+        let alpha: (&str, &[usize], &[f32]) =
+            ("blocks.2.attention.to_q.alpha", &[], &[f32::INFINITY]);
+        assert!(read(&[alpha], 1.0).unwrap_err().to_string().contains("to_q.alpha must be"));
+    }
+
+    proptest! {
+        /// Whatever a file holds is read or refused, and what is read fits.
+        #[test]
+        fn any_file_is_read_or_refused(
+            names in prop::collection::vec((
+                "(prior\\.|lora_prior_unet_|)blocks[._]2[._]attention[._]to_(q|k|out)(\\.0)?",
+                "\\.(lora_[AB](\\.x)?\\.weight|lora_(up|down)\\.weight|alpha|dora_scale)",
+                prop::collection::vec(0usize..4, 0..4),
+            ), 0..6),
+            header in prop::option::of("(\\{\"prior\\.(r|lora_alpha)\": [0-9]\\}|\\PC{0,9})"),
+        ) {
+            let tensors = names.into_iter().map(|(layer, end, shape)| {
+                let values = vec![0.5; shape.iter().product()];
+                (layer + &end, shape, values)
+            });
+            let mut file = LoraFile::from(Checkpoint::from_tensors("style", tensors));
+            file.header.extend(header.map(|text| ("lora_adapter_metadata".to_owned(), text)));
+            if let Ok(lora) = Lora::read(&file, &model(), 1.0) {
+                let (before, mut changed) = (model(), model());
+                changed.add_loras(vec![lora]).unwrap();
+                for (part, weights) in &changed.weights {
+                    for name in weights.names() {
+                        prop_assert_eq!(weights.shape(name), before.weights[part].shape(name));
+                        prop_assert!(weights.values(name).unwrap().iter().all(|v| v.is_finite()));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! How strong the layers of a LoRA are, from all places that may tell it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::LoraError;
+use crate::bundle::layout;
+
+/// Key in the header of a safetensors file under which diffusers writes the adapters' configs.
+const HEADER: &str = "lora_adapter_metadata";
+
+/// What errors call the file that peft writes beside its weights.
+const FILE: &str = "adapter_config.json";
+
+/// The fields of peft's config that change what the weights mean.
+#[derive(Clone, Debug, Deserialize)]
+struct AdapterConfig {
+    peft_type: Option<String>,
+    r: Option<usize>,
+    lora_alpha: Option<f64>,
+    use_rslora: Option<bool>,
+    use_dora: Option<bool>,
+    rank_pattern: Option<BTreeMap<String, f64>>,
+    alpha_pattern: Option<BTreeMap<String, f64>>,
+    /// `true`, or the name of a method.
+    init_lora_weights: Option<Value>,
+}
+
+/// Ways to begin a training that change the model's own weights, beside which the changes mean nothing.
+const CHANGING_BEGINNINGS: [&str; 5] = ["pissa", "olora", "corda", "lora_ga", "loftq"];
+
+/// What scales the layers of one LoRA.
+pub(super) struct Scaling<'a> {
+    /// Which LoRA.
+    name: &'a str,
+    /// How many times as strong as it was trained.
+    weight: f64,
+    /// The configs of parts, and where they stand.
+    configs: BTreeMap<&'static str, (AdapterConfig, &'static str)>,
+}
+
+impl<'a> Scaling<'a> {
+    /// From the texts in the header of a file and from the config beside it, which counts where the
+    /// header tells nothing.
+    pub(super) fn new(
+        name: &'a str,
+        weight: f64,
+        header: &HashMap<String, String>,
+        adapter_config: Option<&str>,
+    ) -> Result<Self, LoraError> {
+        let mut scaling = Self { name, weight, configs: BTreeMap::new() };
+        scaling.finite("weight", &[weight as f32])?;
+        if let Some(text) = header.get(HEADER) {
+            let fields: Map<String, Value> = scaling.parse(HEADER, text)?;
+            for (part, fields) in by_part(fields) {
+                let config = serde_json::from_value(Value::Object(fields));
+                let config = config.map_err(|error| scaling.error(HEADER, error.to_string()))?;
+                scaling.configs.insert(part, (config, HEADER));
+            }
+        } else if let Some(text) = adapter_config {
+            let config: AdapterConfig = scaling.parse(FILE, text)?;
+            for part in [layout::PRIOR, layout::PRIOR_TEXT] {
+                scaling.configs.insert(part, (config.clone(), FILE));
+            }
+        }
+        for (config, place) in scaling.configs.values() {
+            config.check().map_err(|reason| scaling.error(place, reason))?;
+        }
+        Ok(scaling)
+    }
+
+    fn parse<T: for<'t> Deserialize<'t>>(
+        &self,
+        place: &'static str,
+        text: &str,
+    ) -> Result<T, LoraError> {
+        serde_json::from_str(text).map_err(|error| self.error(place, error.to_string()))
+    }
+
+    fn error(&self, place: &'static str, reason: String) -> LoraError {
+        LoraError::Config { name: self.name.to_owned(), place, reason }
+    }
+
+    /// The one value of a tensor.
+    pub(super) fn finite(&self, key: &str, values: &[f32]) -> Result<f64, LoraError> {
+        match values {
+            [value] if value.is_finite() => Ok(f64::from(*value)),
+            _ => Err(LoraError::Scale {
+                name: self.name.to_owned(),
+                key: key.to_owned(),
+                found: format!("{values:?}"),
+            }),
+        }
+    }
+
+    /// The scale of a part's layer, and its alpha where something tells it: what is `stored` beside the
+    /// layer's matrices, or else what the config says. Without an alpha it is the rank.
+    pub(super) fn of(
+        &self,
+        part: &str,
+        layer: &str,
+        stored: Option<f64>,
+        rank: usize,
+    ) -> Result<(f32, Option<f64>), LoraError> {
+        let Some((config, place)) = self.configs.get(part) else {
+            let scale = stored.map_or(1.0, |alpha| alpha / rank as f64);
+            return Ok(((self.weight * scale) as f32, stored));
+        };
+        let told = config.of(layer).map_err(|reason| self.error(place, reason))?;
+        if let Some(expected) = told.rank.filter(|&expected| expected != rank as f64) {
+            let reason = format!("{layer} must be of rank {expected}, found {rank}");
+            return Err(self.error(place, reason));
+        }
+        let alpha = stored.or(told.alpha);
+        let rank = rank as f64;
+        let divisor = if config.use_rslora == Some(true) { rank.sqrt() } else { rank };
+        let scale = self.weight * alpha.map_or(1.0, |alpha| alpha / divisor);
+        Ok((scale as f32, alpha))
+    }
+}
+
+/// Splits `prior.lora_alpha` and the like into the fields of each part; those without a part are of both.
+fn by_part(fields: Map<String, Value>) -> BTreeMap<&'static str, Map<String, Value>> {
+    let mut parts: BTreeMap<_, Map<String, Value>> = BTreeMap::new();
+    for (key, value) in fields {
+        let (adapter, field) = key.rsplit_once('.').unwrap_or(("", &key));
+        let of: &[&str] = match adapter {
+            "" => &[layout::PRIOR, layout::PRIOR_TEXT],
+            text if text.contains("text_encoder") => &[layout::PRIOR_TEXT],
+            _ => &[layout::PRIOR],
+        };
+        for part in of {
+            parts.entry(*part).or_default().insert(field.to_owned(), value.clone());
+        }
+    }
+    parts
+}
+
+/// What a config says of one layer.
+struct Told {
+    rank: Option<f64>,
+    alpha: Option<f64>,
+}
+
+impl AdapterConfig {
+    /// Says what of it cannot be done here.
+    fn check(&self) -> Result<(), String> {
+        if let Some(other) = self.peft_type.as_deref().filter(|found| *found != "LORA") {
+            return Err(format!("peft_type must be \"LORA\", found {other:?}"));
+        }
+        if self.use_dora == Some(true) {
+            return Err("use_dora must be false, found true".to_owned());
+        }
+        let beginning = self.init_lora_weights.as_ref().and_then(Value::as_str).unwrap_or_default();
+        if CHANGING_BEGINNINGS.iter().any(|name| beginning.to_lowercase().starts_with(name)) {
+            let why = "which has changed the model's own weights";
+            return Err(format!("init_lora_weights must not be {beginning:?}, {why}"));
+        }
+        Ok(())
+    }
+
+    fn of(&self, layer: &str) -> Result<Told, String> {
+        let rank = in_pattern("rank_pattern", self.rank_pattern.as_ref(), layer)?;
+        let alpha = in_pattern("alpha_pattern", self.alpha_pattern.as_ref(), layer)?;
+        Ok(Told { rank: rank.or(self.r.map(|r| r as f64)), alpha: alpha.or(self.lora_alpha) })
+    }
+}
+
+/// The number that a pattern of peft has for a layer: its keys are names of layers, whole or the end of
+/// one from a dot on; `^` begins a whole one.
+fn in_pattern(
+    field: &str,
+    pattern: Option<&BTreeMap<String, f64>>,
+    layer: &str,
+) -> Result<Option<f64>, String> {
+    let mut found: Option<f64> = None;
+    for (key, &number) in pattern.into_iter().flatten() {
+        // peft takes the keys for regular expressions, in which a dot is any character.
+        let plain = key.replace("\\.", ".");
+        let (end, is_whole) = match plain.strip_prefix('^') {
+            Some(whole) => (whole, true),
+            None => (&plain[..], false),
+        };
+        let end = end.strip_suffix('$').unwrap_or(end);
+        if end.contains(|c: char| "\\^$*+?()[]{}|".contains(c)) {
+            return Err(format!("{field}: expected the name of a layer, found {key:?}"));
+        }
+        let before = layer.strip_suffix(end);
+        if !before.is_some_and(|b| b.is_empty() || !is_whole && b.ends_with('.')) {
+            continue;
+        }
+        if found.is_some_and(|other| other != number) {
+            return Err(format!("{field}: two keys with different numbers fit {layer}"));
+        }
+        found = Some(number);
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYER: &str = "blocks.2.attention.to_q";
+
+    fn scale(header: &str, config: Option<&str>, stored: Option<f64>) -> Result<f32, String> {
+        let header = match header.is_empty() {
+            true => HashMap::new(),
+            false => HashMap::from([(HEADER.to_owned(), header.to_owned())]),
+        };
+        let scaling = Scaling::new("style", 1.0, &header, config);
+        let of = |scaling: Scaling<'_>| scaling.of(layout::PRIOR, LAYER, stored, 4);
+        scaling.and_then(of).map(|(scale, _)| scale).map_err(|error| error.to_string())
+    }
+
+    fn beside(config: &str) -> Result<f32, String> {
+        scale("", Some(config), None)
+    }
+
+    /// Alphas of 8 and 64 at rank 4; what is stored beside the matrices counts first.
+    #[test]
+    fn alpha_is_found_wherever_it_stands() {
+        let header = r#"{"prior.r": 4, "prior.lora_alpha": 64, "text_encoder.lora_alpha": 1}"#;
+        assert_eq!(scale(header, None, None), Ok(16.0));
+        assert_eq!(scale(header, Some(r#"{"lora_alpha": 8}"#), None), Ok(16.0));
+        assert_eq!(scale(header, None, Some(2.0)), Ok(0.5));
+        assert_eq!(scale(r#"{"unet.lora_alpha": 8, "unet.r": 4}"#, None, None), Ok(2.0));
+        assert_eq!(scale(r#"{"lora_alpha": 8}"#, None, None), Ok(2.0));
+        assert_eq!(beside(r#"{"lora_alpha": 8, "r": 4, "use_rslora": null}"#), Ok(2.0));
+        assert_eq!(beside(r#"{"lora_alpha": 8, "use_rslora": true}"#), Ok(4.0));
+        assert_eq!(scale("", None, None), Ok(1.0));
+    }
+
+    #[test]
+    fn patterns_are_for_the_layers_they_name() {
+        for (pattern, expected) in [
+            (r#"{"to_q": 32}"#, 8.0),
+            (r#"{"attention.to_q": 32}"#, 8.0),
+            (r#"{"^blocks.2.attention.to_q": 32}"#, 8.0),
+            (r#"{"blocks\\.2\\.attention\\.to_q$": 32}"#, 8.0),
+            (r#"{"^to_q": 32, "o_q": 32, "to_k": 32}"#, 2.0),
+        ] {
+            let config = format!(r#"{{"lora_alpha": 8, "r": 4, "alpha_pattern": {pattern}}}"#);
+            assert_eq!(beside(&config), Ok(expected), "{pattern}");
+        }
+        let ranks = r#"{"lora_alpha": 8, "r": 16, "rank_pattern": {"to_q": 4}}"#;
+        assert_eq!(beside(ranks), Ok(2.0));
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        for (config, reason) in [
+            (r#"{"use_dora": true}"#, "use_dora must be false, found true"),
+            (r#"{"peft_type": "LOHA"}"#, r#"peft_type must be "LORA", found "LOHA""#),
+            (r#"{"r": 16}"#, "blocks.2.attention.to_q must be of rank 16, found 4"),
+            (
+                r#"{"init_lora_weights": "pissa_niter_4"}"#,
+                "init_lora_weights must not be \"pissa_niter_4\", which has changed the model's own \
+                 weights",
+            ),
+            (
+                r#"{"alpha_pattern": {".*to_q": 1}}"#,
+                r#"alpha_pattern: expected the name of a layer, found ".*to_q""#,
+            ),
+            (
+                r#"{"alpha_pattern": {"to_q": 1, "attention.to_q": 2}}"#,
+                "alpha_pattern: two keys with different numbers fit blocks.2.attention.to_q",
+            ),
+        ] {
+            let expected = format!("style: adapter_config.json: {reason}");
+            assert_eq!(beside(config), Err(expected));
+        }
+        let invalid = scale("[]", None, None).unwrap_err();
+        assert!(invalid.starts_with("style: lora_adapter_metadata: invalid type"), "{invalid}");
+    }
+}

@@ -1,0 +1,158 @@
+//! Which captions belong to which picture.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use super::find::{CAPTION_ENDINGS, Found, ending};
+use super::index::{Index, is_absolute, normalised};
+use super::metadata::{read_rows, trimmed};
+use super::refuse;
+use crate::pictures;
+use crate::text::read_text;
+
+/// The captions of the pictures of a folder.
+pub(super) struct Captions {
+    /// Of each picture; there may be none.
+    pub(super) of_pictures: Vec<Vec<String>>,
+    /// A line for each kind of thing that is not used.
+    pub(super) left_out: Vec<String>,
+}
+
+/// Joins pictures with their captions: those that metadata tell, or else those in a text file of the
+/// picture's name, every line a caption.
+pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
+    let mut captions = vec![Vec::new(); found.pictures.len()];
+    let mut left_out = told_by_metadata(root, found, &mut captions)?;
+
+    let texts = index(root, &found.texts, |text| without_ending(text));
+    let mut unused: BTreeSet<usize> = (0..found.texts.len()).collect();
+    let mut doubled = 0;
+    for (picture, captions) in found.pictures.iter().zip(&mut captions) {
+        let beside = beside(root, picture, &texts, &found.texts);
+        beside.iter().for_each(|text| {
+            unused.remove(text);
+        });
+        let mut read = 0;
+        while let (Some(&text), true) = (beside.get(read), captions.is_empty()) {
+            *captions = trimmed(read_text(&found.texts[text])?.lines());
+            read += 1;
+        }
+        doubled += beside.len() - read;
+    }
+    if doubled > 0 {
+        left_out.push(format!(
+            "left out: {doubled} text files of pictures that have captions in metadata or in another \
+             text file"
+        ));
+    }
+    if let Some(&first) = unused.first() {
+        let (count, first) = (unused.len(), found.texts[first].display());
+        left_out.push(format!("left out: {count} text files without a picture, such as {first}"));
+    }
+    Ok(Captions { of_pictures: captions, left_out })
+}
+
+/// The text files of a picture, `fox.txt` or `fox.png.txt` of `fox.png`, the one to take first.
+fn beside(root: &Path, picture: &Path, texts: &Index, paths: &[PathBuf]) -> Vec<usize> {
+    let (whole, stem) = (name_in(root, picture), name_in(root, &without_ending(picture)));
+    let mut found = [texts.get(&stem), texts.get(&whole)].concat();
+    let rank = |text: &usize| {
+        let ending = ending(&paths[*text]);
+        CAPTION_ENDINGS.iter().position(|known| ending.as_deref() == Some(known))
+    };
+    found.sort_by_key(rank);
+    found
+}
+
+/// Adds what metadata say to the captions of pictures; gives lines on what was read in another way.
+fn told_by_metadata(
+    root: &Path,
+    found: &Found,
+    captions: &mut [Vec<String>],
+) -> Result<Vec<String>> {
+    let pictures = index(root, &found.pictures, Path::to_owned);
+    let others = index(root, &found.left_out.others, Path::to_owned);
+    let (mut missing, mut unread, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+    let mut folders = BTreeSet::new();
+    for path in &found.metadata {
+        let folder = path.parent().unwrap_or(root);
+        if !folders.insert(folder) {
+            bail!("{}: expected one file of metadata, found .csv and .jsonl", folder.display());
+        }
+        let mut moved = 0;
+        for row in read_rows(path)? {
+            let names = names_of(root, folder, &row.file_name);
+            let named = names.iter().find_map(|name| match pictures.get(name) {
+                [picture] => Some(*picture),
+                _ => None,
+            });
+            match named {
+                Some(picture) => captions[picture].extend(row.captions),
+                None if names.iter().any(|name| !others.get(name).is_empty()) => {
+                    unread.push(folder.join(&row.file_name));
+                }
+                None => missing.push(folder.join(&row.file_name)),
+            }
+            moved += usize::from(is_absolute(&row.file_name));
+        }
+        if moved > 0 {
+            let path = path.display();
+            lines.push(format!("{path}: {moved} absolute names are looked for in its folder"));
+        }
+    }
+    refuse(&unread, &format!("named in metadata but of another type than {}", pictures::TYPES))?;
+    refuse(&missing, "named in metadata.jsonl or metadata.csv but not there")?;
+    Ok(lines)
+}
+
+/// The names below the root that a name in a folder's metadata may mean, the likeliest first: a folder
+/// with absolute names in it may have been moved, so that only their ends count.
+fn names_of(root: &Path, folder: &Path, name: &str) -> Vec<String> {
+    let folder = name_in(root, folder);
+    let below = |name: &str| normalised(&format!("{folder}/{name}"));
+    if !is_absolute(name) {
+        // A backslash may be a part of a name where it does not separate folders.
+        return vec![format!("{folder}/{name}").trim_start_matches('/').to_owned(), below(name)];
+    }
+    let name = normalised(name);
+    let ends = name.match_indices('/').map(|(slash, _)| &name[slash + 1..]);
+    ends.chain([&name[..]]).flat_map(|end| [below(end), end.to_owned()]).collect()
+}
+
+fn index(root: &Path, paths: &[PathBuf], name: impl Fn(&Path) -> PathBuf) -> Index {
+    let mut index = Index::default();
+    for (number, path) in paths.iter().enumerate() {
+        index.insert(&name_in(root, &name(path)), number);
+    }
+    index
+}
+
+/// A path below the root, with `/` between folders.
+fn name_in(root: &Path, path: &Path) -> String {
+    let below = path.strip_prefix(root).unwrap_or(path);
+    let names: Vec<_> = below.iter().map(|name| name.to_string_lossy()).collect();
+    names.join("/")
+}
+
+fn without_ending(path: &Path) -> PathBuf {
+    path.with_extension("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absolute_names_mean_what_lies_in_the_folder() {
+        let names = |name| names_of(Path::new("/root"), Path::new("/root/sub"), name);
+        assert_eq!(names("a.png"), ["sub/a.png", "sub/a.png"]);
+        assert_eq!(names(r"x\a.png"), [r"sub/x\a.png", "sub/x/a.png"]);
+        assert_eq!(names("../a.png"), ["sub/../a.png", "a.png"]);
+        let moved = names(r"C:\x\a.png");
+        let ends = ["sub/x/a.png", "x/a.png", "sub/a.png", "a.png", "sub/C:/x/a.png", "C:/x/a.png"];
+        assert_eq!(moved, ends);
+        assert_eq!(names("/a.png"), ["sub/a.png", "a.png"]);
+    }
+}

@@ -1,0 +1,133 @@
+//! Which files of a folder, and of those below it, are of use.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use walkdir::WalkDir;
+
+use crate::hidden::is_hidden;
+use crate::pictures;
+
+/// Files that tell the captions of all pictures beside them.
+const METADATA: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
+
+/// Ends of names of files with the captions of one picture, in lower case; one before another is taken
+/// where there are both.
+pub(super) const CAPTION_ENDINGS: [&str; 5] = ["txt", "caption", "captions", "cap", "tags"];
+
+/// The files of a folder, sorted.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) pictures: Vec<PathBuf>,
+    /// With the captions of one picture each.
+    pub(super) texts: Vec<PathBuf>,
+    pub(super) metadata: Vec<PathBuf>,
+    pub(super) left_out: LeftOut,
+}
+
+/// What is passed over.
+#[derive(Default)]
+pub(super) struct LeftOut {
+    /// Files of other types.
+    pub(super) others: Vec<PathBuf>,
+    hidden: usize,
+    /// Links that lead nowhere, or to a folder that is read already or holds this one.
+    links: Vec<PathBuf>,
+}
+
+/// Lists a folder and those below it, links to folders last: each folder is read once, by whatever name,
+/// so that links in circles come to an end.
+pub(super) fn find(root: &Path) -> Result<Found> {
+    let canonical = |path: &Path| {
+        path.canonicalize().with_context(|| format!("cannot open {}", path.display()))
+    };
+    let real_root = canonical(root)?;
+    let (mut found, mut seen) = (Found::default(), HashSet::new());
+    let mut starts = VecDeque::from([root.to_owned()]);
+    while let Some(start) = starts.pop_front() {
+        let real = canonical(&start)?;
+        let is_above = real != real_root && real_root.starts_with(&real);
+        if is_above || seen.contains(&real) {
+            found.left_out.links.push(start);
+            continue;
+        }
+        let mut hidden = 0;
+        let entries = WalkDir::new(&start).sort_by_file_name().into_iter().filter_entry(|entry| {
+            if entry.depth() > 0 && is_hidden(entry.file_name()) {
+                hidden += 1;
+                return false;
+            }
+            let below = entry.path().strip_prefix(&start).unwrap_or(entry.path());
+            // A link at the start of the walk is followed.
+            let is_folder = entry.depth() == 0 || entry.file_type().is_dir();
+            !is_folder || seen.insert(real.join(below))
+        });
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot list {}", start.display()))?;
+            if entry.depth() == 0 || entry.file_type().is_dir() {
+                continue;
+            }
+            match entry.path().metadata() {
+                Ok(target) if target.is_dir() => starts.push_back(entry.into_path()),
+                Ok(target) if target.is_file() => found.sort(entry.into_path()),
+                _ => found.left_out.links.push(entry.into_path()),
+            }
+        }
+        found.left_out.hidden += hidden;
+    }
+    Ok(found)
+}
+
+impl Found {
+    fn sort(&mut self, path: PathBuf) {
+        let is = |endings: &[&str]| ending(&path).is_some_and(|e| endings.contains(&&e[..]));
+        let list = if path.file_name().is_some_and(|name| METADATA.iter().any(|m| name == *m)) {
+            &mut self.metadata
+        } else if is(&pictures::ENDINGS) {
+            &mut self.pictures
+        } else if is(&CAPTION_ENDINGS) {
+            &mut self.texts
+        } else {
+            &mut self.left_out.others
+        };
+        list.push(path);
+    }
+}
+
+/// What stands behind the last dot of a name, in lower case.
+pub(super) fn ending(path: &Path) -> Option<String> {
+    path.extension().map(|ending| ending.to_string_lossy().to_lowercase())
+}
+
+impl LeftOut {
+    /// A line for each kind of file.
+    pub(super) fn lines(&self) -> impl Iterator<Item = String> + use<> {
+        let mut lines = Vec::new();
+        if self.hidden > 0 {
+            lines.push(format!("left out: hidden files and folders ({})", self.hidden));
+        }
+        let mut endings: BTreeMap<String, usize> = BTreeMap::new();
+        for path in &self.others {
+            let ending = ending(path).map_or("without an ending".to_owned(), |e| format!(".{e}"));
+            *endings.entry(ending).or_default() += 1;
+        }
+        if !endings.is_empty() {
+            let counts = endings.iter().map(|(ending, count)| format!("{ending} ({count})"));
+            let counts = counts.collect::<Vec<_>>().join(", ");
+            lines.push(format!("left out: files that are not {}: {counts}", pictures::TYPES));
+        }
+        for link in &self.links {
+            lines.push(format!(
+                "left out: {}, which is no file or leads to nothing new",
+                link.display()
+            ));
+        }
+        lines.into_iter()
+    }
+
+    /// All lines behind each other, for an error.
+    pub(super) fn inline(&self) -> String {
+        self.lines().map(|line| format!("; {line}")).collect()
+    }
+}

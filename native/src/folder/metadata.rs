@@ -1,0 +1,179 @@
+//! Files that tell the captions of the pictures beside them, as the folders of Hugging Face's `datasets`
+//! have them: `metadata.jsonl` or `metadata.csv`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::text::read_text;
+
+/// What a line says of a picture.
+#[derive(Debug, PartialEq)]
+pub(super) struct Row {
+    pub(super) file_name: String,
+    pub(super) captions: Vec<String>,
+}
+
+/// A line of `metadata.jsonl`.
+#[derive(Deserialize)]
+struct Entry {
+    file_name: String,
+    text: Option<Captions>,
+    caption: Option<Captions>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Captions {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Captions {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(caption) => vec![caption],
+            Self::Several(captions) => captions,
+        }
+    }
+}
+
+/// Reads the rows of a file; a picture may have several.
+pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
+    let text = read_text(path)?;
+    let rows = match path.extension().is_some_and(|extension| extension == "csv") {
+        true => csv_rows(&text),
+        false => json_rows(&text),
+    };
+    rows.with_context(|| path.display().to_string())
+}
+
+fn json_rows(text: &str) -> Result<Vec<Row>> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let rows = lines.map(|(number, line)| {
+        let entry: Entry = serde_json::from_str(line).with_context(|| {
+            format!("line {}: expected {{\"file_name\": …, \"text\": …}}", number + 1)
+        })?;
+        let captions = [entry.text, entry.caption].into_iter().flatten();
+        Ok(row(entry.file_name, captions.flat_map(Captions::into_vec)))
+    });
+    rows.collect()
+}
+
+fn csv_rows(text: &str) -> Result<Vec<Row>> {
+    let header = text.lines().next().unwrap_or_default();
+    // Spreadsheets write semicolons where the comma is in numbers.
+    let separator = [b',', b';', b'\t'].into_iter().find(|&s| header.contains(char::from(s)));
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(separator.unwrap_or(b','))
+        .trim(csv::Trim::Headers)
+        .from_reader(text.as_bytes());
+    let headers = reader.headers()?.clone();
+    let column = |name: &str| headers.iter().position(|header| header == name);
+    let captions: Vec<_> = ["text", "caption"].into_iter().filter_map(column).collect();
+    let (Some(file_name), false) = (column("file_name"), captions.is_empty()) else {
+        let found = headers.iter().collect::<Vec<_>>().join(", ");
+        bail!("line 1: expected the columns file_name and text or caption, found {found}");
+    };
+    let rows = reader.records().map(|record| {
+        let record = record?;
+        let cell = |column: usize| record.get(column).unwrap_or_default().to_owned();
+        Ok(row(cell(file_name), captions.iter().map(|&column| cell(column))))
+    });
+    rows.collect()
+}
+
+/// A row with the captions that say something, each once.
+fn row(file_name: String, captions: impl Iterator<Item = String>) -> Row {
+    let mut different: Vec<String> = Vec::new();
+    for caption in trimmed(captions) {
+        if !different.contains(&caption) {
+            different.push(caption);
+        }
+    }
+    Row { file_name, captions: different }
+}
+
+/// Captions that say something.
+pub(super) fn trimmed<S: AsRef<str>>(captions: impl Iterator<Item = S>) -> Vec<String> {
+    // Files that were put together have byte-order marks in the middle.
+    let blank = |c: char| c.is_whitespace() || c == '\u{feff}';
+    let captions = captions.map(|caption| caption.as_ref().trim_matches(blank).to_owned());
+    captions.filter(|caption| !caption.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn expected(rows: &[(&str, &[&str])]) -> Vec<Row> {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let row = |(file, captions): &(&str, &[&str])| Row {
+            file_name: (*file).to_owned(),
+            captions: owned(captions),
+        };
+        rows.iter().map(row).collect()
+    }
+
+    #[test]
+    fn text_and_caption_are_both_captions() {
+        let rows = [
+            r#"{"file_name": "a.png", "text": " a fox ", "caption": "a red fox"}"#,
+            "",
+            r#"{"file_name": "a.png", "text": "a fox", "caption": "a fox", "width": 3}"#,
+            r#"{"file_name": "b.png", "caption": ["one", "two"]}"#,
+            r#"{"file_name": "c.png", "text": null}"#,
+        ];
+        let found = json_rows(&rows.join("\n")).unwrap();
+        let captions: [(&str, &[&str]); 4] = [
+            ("a.png", &["a fox", "a red fox"]),
+            ("a.png", &["a fox"]),
+            ("b.png", &["one", "two"]),
+            ("c.png", &[]),
+        ];
+        assert_eq!(found, expected(&captions));
+    }
+
+    #[test]
+    fn tables_have_columns_of_these_names() {
+        let captions: [(&str, &[&str]); 2] =
+            [("a.png", &["a fox, red"]), ("b.png", &["a \"fox\"\nin snow"])];
+        let quoted = "\"a fox, red\"\nb.png,2,\"a \"\"fox\"\"\nin snow\"\n";
+        let commas = format!("file_name,id,text\na.png,1,{quoted}");
+        assert_eq!(csv_rows(&commas).unwrap(), expected(&captions));
+        let semicolons = "text;file_name\r\na fox, red;a.png\r\n";
+        assert_eq!(csv_rows(semicolons).unwrap(), expected(&captions[..1]));
+        let error = csv_rows("image,label\na.png,x\n").unwrap_err().to_string();
+        let columns = "expected the columns file_name and text or caption, found image, label";
+        assert_eq!(error, format!("line 1: {columns}"));
+        assert!(csv_rows("file_name,text\na.png\n").is_err());
+    }
+
+    proptest! {
+        /// Whatever a file holds is read or refused; what was written as rows is read as them.
+        #[test]
+        fn rows_are_read_as_they_were_written(
+            rows in prop::collection::vec(("\\PC{0,12}", "[^\u{feff}\u{0}]{0,12}"), 0..5),
+            noise in "\\PC{0,40}",
+        ) {
+            let _ = (json_rows(&noise), csv_rows(&noise));
+            let expected: Vec<_> = rows.iter().map(|(file, text)| {
+                Row { file_name: file.clone(), captions: trimmed([text].into_iter()) }
+            }).collect();
+            let lines = rows.iter().map(|(file, text)| {
+                serde_json::json!({"file_name": file, "text": text}).to_string()
+            });
+            prop_assert_eq!(&json_rows(&lines.collect::<Vec<_>>().join("\n")).unwrap(), &expected);
+            let mut table = csv::Writer::from_writer(Vec::new());
+            table.write_record(["file_name", "text"]).unwrap();
+            for (file, text) in &rows {
+                table.write_record([file, text]).unwrap();
+            }
+            let table = String::from_utf8(table.into_inner().unwrap()).unwrap();
+            prop_assert_eq!(&csv_rows(&table).unwrap(), &expected);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Files and folders that systems and programs put beside those of people.
+
+use std::ffi::OsStr;
+
+/// Folders of that kind whose names do not begin with a dot.
+const FOLDERS: [&str; 7] = [
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "@Recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+];
+
+/// Whether a file or folder is hidden, as `.DS_Store`, `._fox.png` and `.ipynb_checkpoints` are.
+pub(crate) fn is_hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".") || FOLDERS.iter().any(|folder| name == *folder)
+}

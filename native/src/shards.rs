@@ -1,0 +1,186 @@
+//! Which files of a folder hold the weights of a part: it may have them in several types, numbers of
+//! pieces and precisions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::files::{file_name, with_extension};
+use crate::pytorch;
+use crate::text::read_text;
+
+/// The files of a part.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Shards {
+    /// Those that hold its weights together; at least one.
+    pub(crate) files: Vec<PathBuf>,
+    /// Those that hold the weights of the part once more.
+    pub(crate) left_out: Vec<PathBuf>,
+}
+
+/// What diffusers and transformers call the weights of a part.
+const KNOWN: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
+
+/// Variants of half precision, the better one first.
+const HALVES: [&str; 2] = ["fp16", "bf16"];
+
+/// The file that tells which tensors are in which shard.
+#[derive(Deserialize)]
+struct WeightMap {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Files that belong together.
+struct Set {
+    files: Vec<PathBuf>,
+    /// How far the set is from the one that is wanted.
+    rank: (usize, bool, bool),
+    /// Shards that should be there.
+    missing: BTreeSet<String>,
+}
+
+impl Shards {
+    /// Those of a folder; `None` where it has no weights. Taken are safetensors before PyTorch's files,
+    /// f32 before half precision, and what an index names before what it does not.
+    pub(crate) fn of(folder: &Path) -> Result<Option<Self>> {
+        let mut all = Vec::new();
+        for extension in ["safetensors"].iter().chain(&pytorch::ENDINGS) {
+            let files = with_extension(folder, extension)?;
+            all.push(files);
+        }
+        let Some(first) = all.iter().find(|files| !files.is_empty()) else { return Ok(None) };
+        let files = choose(folder, first)?;
+        let left_out = all.iter().flatten().filter(|path| !files.contains(path)).cloned().collect();
+        Ok(Some(Self { files, left_out }))
+    }
+}
+
+fn choose(folder: &Path, files: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut sets = indexed(folder, files)?;
+    let mut others: BTreeMap<(String, Option<usize>), Vec<PathBuf>> = BTreeMap::new();
+    for path in files.iter().filter(|path| !sets.iter().any(|set| set.files.contains(path))) {
+        others.entry(split_name(path)).or_default().push(path.clone());
+    }
+    for ((name, count), files) in others {
+        let expected = count.unwrap_or(1);
+        let missing = (files.len() != expected)
+            .then(|| format!("the other {} of {name}", expected.abs_diff(files.len())));
+        sets.push(Set { rank: rank(&name, false), files, missing: missing.into_iter().collect() });
+    }
+    let Some(best) = sets.iter().map(|set| set.rank).min() else { return Ok(Vec::new()) };
+    let taken: Vec<_> = sets.into_iter().filter(|set| set.rank == best).collect();
+    if let Some(missing) = taken.iter().find_map(|set| set.missing.first()) {
+        bail!("{}: expected all shards of the weights, found none of {missing}", folder.display());
+    }
+    Ok(taken.into_iter().flat_map(|set| set.files).collect())
+}
+
+/// The sets of files that indices name, where they name files of the type of `files`.
+fn indexed(folder: &Path, files: &[PathBuf]) -> Result<Vec<Set>> {
+    let mut sets = Vec::new();
+    for path in with_extension(folder, "json")? {
+        if !file_name(&path).contains(".index.") {
+            continue;
+        }
+        let map: WeightMap = serde_json::from_str(&read_text(&path)?)
+            .with_context(|| format!("{}: expected {{\"weight_map\": …}}", path.display()))?;
+        let names: BTreeSet<String> = map.weight_map.into_values().collect();
+        let Some(first) = names.first().filter(|name| {
+            let extension = Path::new(name).extension();
+            files.iter().any(|file| file.extension() == extension)
+        }) else {
+            continue;
+        };
+        let (name, _) = split_name(Path::new(first));
+        let found = files.iter().filter(|file| names.contains(&file_name(file)));
+        let found: Vec<_> = found.cloned().collect();
+        let missing = names.iter().filter(|name| !folder.join(name).is_file()).cloned().collect();
+        sets.push(Set { files: found, rank: rank(&name, true), missing });
+    }
+    Ok(sets)
+}
+
+/// The name of a file of weights without `-00001-of-00003`, and the last number of that.
+fn split_name(path: &Path) -> (String, Option<usize>) {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let split = || {
+        let (front, back) = stem.split_once("-of-")?;
+        let (name, number) = front.rsplit_once('-')?;
+        let digits = back.find(|c: char| !c.is_ascii_digit()).unwrap_or(back.len());
+        number.parse::<usize>().ok()?;
+        Some((format!("{name}{}", &back[digits..]), back[..digits].parse().ok()?))
+    };
+    split().map_or_else(|| (stem.to_string(), None), |(name, count)| (name, Some(count)))
+}
+
+/// Sets of the lowest rank are taken: of full precision, of a known name, with an index.
+fn rank(name: &str, has_index: bool) -> (usize, bool, bool) {
+    let (known, variant) = name.split_once('.').unwrap_or((name, ""));
+    let variant = match variant {
+        "" => 0,
+        variant => match HALVES.iter().position(|half| variant.contains(half)) {
+            Some(half) => 2 + half,
+            None => 1,
+        },
+    };
+    (variant, !KNOWN.contains(&known), !has_index)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// What is taken of a folder with these files, and how many are left out.
+    fn taken(name: &str, files: &[(&str, &str)]) -> Result<(Vec<String>, usize), String> {
+        let folder = std::env::temp_dir().join(format!("wuerstchen-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for (file, text) in files {
+            fs::write(folder.join(file), text).unwrap();
+        }
+        let found = Shards::of(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        let found = found.map_err(|error| format!("{error:#}"))?.expect("weights");
+        let names = found.files.iter().map(|path| file_name(path)).collect();
+        Ok((names, found.left_out.len()))
+    }
+
+    const WHOLE: &str = "diffusion_pytorch_model.safetensors";
+    const HALF: &str = "diffusion_pytorch_model.fp16.safetensors";
+    const FIRST: &str = "diffusion_pytorch_model-00001-of-00002.safetensors";
+    const SECOND: &str = "diffusion_pytorch_model-00002-of-00002.safetensors";
+    const STALE: &str = "diffusion_pytorch_model-00001-of-00003.safetensors";
+    const INDEX: &str = "diffusion_pytorch_model.safetensors.index.json";
+
+    #[test]
+    fn one_set_of_several_is_taken() {
+        let set = |files: &[&str]| {
+            let files: Vec<_> = files.iter().map(|file| (*file, "")).collect();
+            taken("sets", &files).unwrap()
+        };
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(set(&[HALF, WHOLE]), (owned(&[WHOLE]), 1));
+        assert_eq!(set(&[HALF]), (owned(&[HALF]), 0));
+        assert_eq!(set(&[FIRST, SECOND, HALF]), (owned(&[FIRST, SECOND]), 1));
+        assert_eq!(set(&["a.safetensors", "b.safetensors"]).0.len(), 2);
+        let bin = "diffusion_pytorch_model.bin";
+        assert_eq!(set(&[bin, HALF]), (owned(&[HALF]), 1));
+        assert_eq!(set(&[bin]), (owned(&[bin]), 0));
+        let ema = "diffusion_pytorch_model.non_ema.safetensors";
+        assert_eq!(set(&[ema, WHOLE]), (owned(&[WHOLE]), 1));
+    }
+
+    #[test]
+    fn an_index_names_the_right_files() {
+        let index = format!(r#"{{"weight_map": {{"a": "{FIRST}", "b": "{SECOND}"}}}}"#);
+        let files = [(FIRST, ""), (SECOND, ""), (STALE, ""), (WHOLE, ""), (INDEX, &index)];
+        assert_eq!(taken("index", &files).unwrap(), (vec![FIRST.into(), SECOND.into()], 2));
+        let error = taken("lost", &[(FIRST, ""), (INDEX, &index)]).unwrap_err();
+        assert!(error.ends_with(&format!("found none of {SECOND}")), "{error}");
+        let error = taken("half", &[(STALE, "")]).unwrap_err();
+        assert!(error.ends_with("found none of the other 2 of diffusion_pytorch_model"), "{error}");
+    }
+}

@@ -1,0 +1,268 @@
+//! Weights and LoRAs as other programs save them.
+
+mod program;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use program::{scratch, text, wuerstchen};
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("tests/golden/small")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+}
+
+/// All six parts, or those without the compressor, are there and whole; gives what was told.
+fn import(paths: &[&Path], parts: usize) -> String {
+    let paths = paths.iter().map(|path| path.to_str().unwrap());
+    let arguments: Vec<_> = ["import", "--json"].into_iter().chain(paths).collect();
+    let output = wuerstchen(&arguments);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{error}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["parts"].as_array().unwrap().len(), parts, "{report:#}");
+    assert_eq!(report["lacking"], serde_json::json!([]), "{report:#}");
+    error
+}
+
+/// What diffusers saves of the pipeline that joins both.
+#[test]
+fn both_pipelines_may_be_one_folder() {
+    let folder = scratch("combined");
+    for part in ["decoder", "scheduler", "text_encoder", "tokenizer", "vqgan"] {
+        copy(&goldens().join("wuerstchen").join(part), &folder.join(part));
+    }
+    for part in ["prior", "scheduler", "text_encoder", "tokenizer"] {
+        let to = folder.join(format!("prior_{part}"));
+        copy(&goldens().join("wuerstchen-prior").join(part), &to);
+    }
+    let index = r#"{"_class_name": "WuerstchenCombinedPipeline"}"#;
+    fs::write(folder.join("model_index.json"), index).unwrap();
+    assert_eq!(import(&[&folder], 5), "");
+
+    let generate = |model: &Path, name: &str| {
+        let (model, picture) = (model.display().to_string(), folder.join(name));
+        let steps = ["-W", "128", "-H", "256", "--prior-steps", "2", "--decoder-steps", "2"];
+        let output = picture.display().to_string();
+        let arguments = ["generate", "a badger", "--device", "cpu", "-m", &model, "-o", &output];
+        let output = wuerstchen(&[&arguments[..], &steps].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        image::open(picture).unwrap()
+    };
+    assert_eq!(generate(&folder, "one.png"), generate(&goldens(), "two.png"));
+}
+
+#[cfg(unix)]
+#[test]
+fn repositories_lie_in_a_cache() {
+    let cache = scratch("hub");
+    let repository = |name: &str| {
+        let folder = cache.join(format!("models--warp-ai--{name}"));
+        copy(&goldens().join(name), &folder.join("snapshots/abc"));
+        fs::create_dir_all(folder.join("snapshots/def")).unwrap();
+        fs::create_dir_all(folder.join("refs")).unwrap();
+        fs::write(folder.join("refs/main"), "abc\n").unwrap();
+        folder
+    };
+    let [prior, decoder] = ["wuerstchen-prior", "wuerstchen"].map(repository);
+    import(&[&prior, &decoder], 5);
+    import(&[&cache], 5);
+    fs::remove_file(prior.join("refs/main")).unwrap();
+    let output = wuerstchen(&["import", prior.to_str().unwrap()]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(
+        error.contains("expected one snapshot, or refs/main with its name, found 2"),
+        "{error}"
+    );
+}
+
+/// Beside safetensors, instead of them, with and without a name that tells what it is.
+#[test]
+fn weights_of_pytorch_lie_where_others_do() {
+    let folder = scratch("pytorch");
+    let part = folder.join("model/wuerstchen-prior/prior");
+    copy(&goldens().join("."), &folder.join("model"));
+    let original = goldens().join("original/model_v2_stage_c.pt");
+    copy(&original, &part.join("diffusion_pytorch_model.bin"));
+    fs::write(part.join("._diffusion_pytorch_model.safetensors"), "resource fork").unwrap();
+    let told = import(&[&folder.join("model")], 6);
+    assert!(told.contains("left out: diffusion_pytorch_model.bin"), "{told}");
+    fs::remove_file(part.join("diffusion_pytorch_model.safetensors")).unwrap();
+    assert_eq!(import(&[&folder.join("model")], 6), "");
+
+    let alone = folder.join("alone");
+    copy(&original, &alone.join("model_v2_stage_c.pt"));
+    copy(&part.join("config.json"), &alone.join("config.json"));
+    for path in [alone.join("model_v2_stage_c.pt"), alone] {
+        let output = wuerstchen(&["import", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
+}
+
+/// A safetensors file: a header of these texts, and tensors of f32.
+fn safetensors(
+    path: &Path,
+    tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    header: &[(&str, &str)],
+) {
+    let mut json = serde_json::Map::new();
+    let mut data = Vec::new();
+    for (name, (shape, values)) in tensors {
+        let start = data.len();
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        let offsets = [start, data.len()];
+        let tensor = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": offsets});
+        json.insert(name.clone(), tensor);
+    }
+    let header: serde_json::Map<_, _> =
+        header.iter().map(|(key, text)| ((*key).to_owned(), (*text).into())).collect();
+    json.insert("__metadata__".to_owned(), header.into());
+    let json = serde_json::Value::from(json).to_string();
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(json.into_bytes());
+    bytes.extend(data);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// A LoRA of two layers of the built-in model, whose names `name` makes.
+fn lora(name: impl Fn(&str, &str) -> String, alpha: Option<f32>) -> Tensors {
+    let values = |count: usize| (0..count).map(|i| (i as f32 * 0.7).sin() * 0.05).collect();
+    let mut tensors = BTreeMap::new();
+    for layer in ["blocks.2.attention.to_q", "blocks.5.attention.to_v"] {
+        tensors.insert(name(layer, "down"), (vec![4, 128], values(4 * 128)));
+        tensors.insert(name(layer, "up"), (vec![128, 4], values(128 * 4)));
+        if let Some(alpha) = alpha {
+            tensors.insert(name(layer, "alpha"), (vec![], vec![alpha]));
+        }
+    }
+    tensors
+}
+
+fn diffusers(layer: &str, role: &str) -> String {
+    match role {
+        "down" => format!("prior.{layer}.lora_A.weight"),
+        "up" => format!("prior.{layer}.lora_B.weight"),
+        _ => format!("prior.{layer}.{role}"),
+    }
+}
+
+fn kohya(prefix: &str) -> impl Fn(&str, &str) -> String {
+    move |layer, role| {
+        let layer = layer.replace('.', "_");
+        match role {
+            "alpha" => format!("{prefix}{layer}.alpha"),
+            role => format!("{prefix}{layer}.lora_{role}.weight"),
+        }
+    }
+}
+
+/// The picture that the built-in model makes with a LoRA, and what is told.
+fn with_lora(path: &Path) -> Result<(image::DynamicImage, String), String> {
+    let picture = path.with_extension("png");
+    let (lora, output) = (path.display().to_string(), picture.display().to_string());
+    let steps = ["--prior-steps", "2", "--decoder-steps", "1", "--device", "cpu"];
+    let arguments = ["generate", "a red circle", "--lora", &lora, "-o", &output];
+    let output = wuerstchen(&[&arguments[..], &steps].concat());
+    let error = text(&output.stderr);
+    match output.status.code() {
+        Some(0) => Ok((image::open(picture).unwrap(), error)),
+        Some(4) => Err(error),
+        code => panic!("{code:?}: {error}"),
+    }
+}
+
+/// Beside the matrices, in the header, in a config beside the file: it is the same LoRA.
+#[test]
+fn alpha_is_found_wherever_it_stands() {
+    let folder = scratch("lora-alpha");
+    let made = |name: &str, tensors: &Tensors, header: &[(&str, &str)], config: Option<&str>| {
+        let path = folder.join(name).join("x.safetensors");
+        safetensors(&path, tensors, header);
+        if let Some(config) = config {
+            fs::write(path.with_file_name("adapter_config.json"), config).unwrap();
+        }
+        with_lora(&path).unwrap()
+    };
+    let (expected, told) = made("tensors", &lora(diffusers, Some(64.0)), &[], None);
+    assert!(told.contains("changes 2 layers of Stage C, rank 4, alpha 64, weight 1"), "{told}");
+    let metadata = r#"{"prior.r": 4, "prior.lora_alpha": 64}"#;
+    let header = [("format", "pt"), ("lora_adapter_metadata", metadata)];
+    let bare = lora(diffusers, None);
+    assert_eq!(made("header", &bare, &header, None).0, expected);
+    let config = r#"{"r": 4, "lora_alpha": 1, "alpha_pattern": {"to_q": 64, "to_v": 64}}"#;
+    assert_eq!(made("config", &bare, &[], Some(config)).0, expected);
+    let (other, told) = made("none", &bare, &[], None);
+    assert!(told.contains("alpha unknown (taken to be the rank)"), "{told}");
+    assert_ne!(other, expected);
+    let named = |layer: &str, role: &str| diffusers(layer, role).replace("A.w", "A.style.w");
+    let named = lora(|layer, role| named(layer, role).replace("B.w", "B.style.w"), Some(64.0));
+    assert_eq!(made("named", &named, &[], None).0, expected);
+}
+
+#[test]
+fn loras_of_onetrainer_are_read() {
+    let folder = scratch("lora-onetrainer");
+    let made = |name: &str, tensors: &Tensors| {
+        let path = folder.join(name).join("x.safetensors");
+        safetensors(&path, tensors, &[]);
+        with_lora(&path).unwrap()
+    };
+    let plain = lora(kohya("lora_prior_unet_"), Some(4.0));
+    let (expected, _) = made("plain", &plain);
+    assert_eq!(made("old", &lora(kohya("lora_prior_prior_"), Some(4.0))).0, expected);
+
+    let text = "lora_prior_te_text_model_encoder_layers_0_self_attn_q_proj";
+    let with_text = |up: f32| {
+        let mut tensors = plain.clone();
+        tensors.insert(format!("{text}.lora_down.weight"), (vec![4, 128], vec![0.1; 512]));
+        tensors.insert(format!("{text}.lora_up.weight"), (vec![128, 4], vec![up; 512]));
+        tensors.insert(format!("{text}.alpha"), (vec![], vec![4.0]));
+        tensors
+    };
+    assert_eq!(made("zero", &with_text(0.0)).0, expected);
+    let (trained, told) = made("trained", &with_text(1.0));
+    assert!(told.contains("2 layers of Stage C and 1 of its text encoder"), "{told}");
+    assert_ne!(trained, expected);
+
+    let mut with_word = plain.clone();
+    with_word.insert("bundle_emb.<sks>.clip_g".to_owned(), (vec![1, 128], vec![0.0; 128]));
+    let (picture, told) = made("word", &with_word);
+    assert_eq!(picture, expected);
+    assert!(told.contains("its embedding of the word \"<sks>\" is left out"), "{told}");
+}
+
+#[test]
+fn other_methods_are_refused_in_a_sentence() {
+    let folder = scratch("lora-methods");
+    let refusal = |name: &str, ends: &[(&str, &str)]| {
+        let rename = |role: &str| ends.iter().find(|(from, _)| *from == role).map_or("x", |e| e.1);
+        let layer = |layer: &str| format!("lora_prior_unet_{}", layer.replace('.', "_"));
+        let tensors = lora(|of, role| format!("{}.{}", layer(of), rename(role)), None);
+        let path = folder.join(name).join("x.safetensors");
+        safetensors(&path, &tensors, &[]);
+        with_lora(&path).unwrap_err()
+    };
+    let loha = refusal("loha", &[("down", "hada_w1_a"), ("up", "hada_w1_b")]);
+    assert!(loha.contains("expected LoRA, found LoHa in 4 tensors, such as"), "{loha}");
+    let lokr = refusal("lokr", &[("down", "lokr_w1"), ("up", "lokr_w2")]);
+    assert!(lokr.contains("expected LoRA, found LoKr in 4 tensors"), "{lokr}");
+    let foreign = lora(kohya("lora_unet_down_blocks_0_"), Some(4.0));
+    let path = folder.join("foreign/x.safetensors");
+    safetensors(&path, &foreign, &[]);
+    let error = with_lora(&path).unwrap_err();
+    assert!(
+        error.contains("none of its 6 tensors belongs to Stage C or its text encoder"),
+        "{error}"
+    );
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
