@@ -241,8 +241,12 @@ pub(crate) fn tell_of_prompt(
     prompt: &str,
     syntax: PromptSyntax,
 ) -> Result<()> {
-    if let Some(end) = pipeline.cut_off(prompt, syntax).map_err(wuerstchen::Error::from)? {
+    let unread = pipeline.unread(prompt, syntax).map_err(wuerstchen::Error::from)?;
+    if let Some(end) = unread.cut_off {
         eprintln!("the prompt is longer than the model reads, which leaves out {end:?}");
+    }
+    if !unread.unknown_words.is_empty() {
+        eprintln!("the model does not know: {}", unread.unknown_words.join(", "));
     }
     if syntax == PromptSyntax::Weighted {
         for found in unknown_syntax(prompt) {

@@ -224,7 +224,7 @@ fn colours_of_print_are_read() {
 
 /// What does nothing in a prompt is told, and only that.
 #[test]
-fn what_is_cut_off_a_prompt_is_told() {
+fn what_of_a_prompt_is_not_read_is_told() {
     let folder = Folder::new("long");
     let told = |prompt: &str| {
         let output = folder.path("out.png");
@@ -240,6 +240,9 @@ fn what_is_cut_off_a_prompt_is_told() {
     let weighted = long.replace("large red", "(large:1.2) [red]");
     assert!(told(&weighted).contains(cut), "{}", told(&weighted));
     assert!(!told(PROMPT).contains("prompt"), "{}", told(PROMPT));
+    assert!(!told(PROMPT).contains("does not know"), "{}", told(PROMPT));
+    let unknown = told("a (Zebra:1.2), a zebra and a red spaceship!");
+    assert!(unknown.contains("the model does not know: Zebra, zebra, spaceship\n"), "{unknown}");
     let lora = told("a star <lora:style:0.8>");
     assert!(lora.contains("\"<lora:style:0.8>\" in the prompt is taken for words"), "{lora}");
 }

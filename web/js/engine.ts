@@ -197,6 +197,7 @@ async function toResult(
       // JSON has rounded it where it is larger than numbers can be.
       seed: seed <= Number.MAX_SAFE_INTEGER ? Number(seed) : seed,
     },
+    unread: JSON.parse(generated.unread),
     intermediates: job.intermediates
       ? {
           imageEmbedding: toLatents(imageEmbeddingShape, imageEmbedding),

@@ -173,6 +173,14 @@ export interface Latents {
   readonly values: Float32Array;
 }
 
+/** What of a prompt has no influence on the picture. */
+export interface Unread {
+  /** Words that the model has never seen; empty for models that split such words into parts. */
+  readonly unknownWords: readonly string[];
+  /** The end of the prompt, where it is longer than the model reads. */
+  readonly cutOff?: string;
+}
+
 export interface GenerateResult {
   readonly images: (ImageBitmap | Blob | ImageData)[];
   readonly seed: bigint;
@@ -182,6 +190,8 @@ export interface GenerateResult {
   readonly timings: Readonly<Record<Stage | 'total', number>>;
   /** The options with every gap filled. */
   readonly settings: Readonly<Record<string, unknown>>;
+  /** What of the prompts has no influence on the pictures. */
+  readonly unread: Unread;
   /** With `intermediates`: the image embedding (Stage C) and the latents (Stage B). */
   readonly intermediates?: { readonly imageEmbedding: Latents; readonly latents: Latents };
 }

@@ -17,6 +17,8 @@ export interface Generated {
   picture(index: number): Picture;
   /** JSON of the options with every gap filled; `seed` is a number of up to 64 bits. */
   readonly settings: string;
+  /** JSON of {@link GenerateResult.unread}. */
+  readonly unread: string;
   readonly imageEmbeddingShape: Uint32Array;
   readonly imageEmbedding: Float32Array;
   readonly latentsShape: Uint32Array;

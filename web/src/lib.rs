@@ -15,7 +15,7 @@ use wuerstchen::interpolate::shares;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
     Error, GenerateOptions, Generated as Made, Image, LoadError, Manifest, Mask, Pipeline,
-    PipelineLoader, Progress, Provenance, Stage,
+    PipelineLoader, Progress, PromptSyntax, Provenance, Stage, Unread,
 };
 
 #[cfg(all(feature = "cpu", feature = "webgpu", target_family = "wasm"))]
@@ -127,12 +127,13 @@ impl Engine {
                 ControlFlow::Break(())
             }
         };
+        let unread = self.unread(&prompt, prompt_to.as_deref(), options.prompt_syntax)?;
         let prompts = (prompt.as_str(), prompt_to.as_deref());
         let made = self.make(prompts, frames, &options, source, step).await;
         let model = self.manifest.name.clone();
         match (made, failure) {
             (_, Some(thrown)) => Err(thrown),
-            (Ok(made), None) => Ok(Generated { prompt, prompt_to, model, made }),
+            (Ok(made), None) => Ok(Generated { prompt, prompt_to, model, unread, made }),
             (Err(reason), None) => Err(generate_error(reason)),
         }
     }
@@ -160,6 +161,23 @@ impl Engine {
 }
 
 impl Engine {
+    /// What of both prompts the model does not read.
+    fn unread(
+        &self,
+        prompt: &str,
+        prompt_to: Option<&str>,
+        syntax: PromptSyntax,
+    ) -> Result<Unread, JsValue> {
+        let mut all = Unread::default();
+        for prompt in [Some(prompt), prompt_to].into_iter().flatten() {
+            let unread = self.pipeline.unread(prompt, syntax);
+            let unread = unread.map_err(|reason| generate_error(reason.into()))?;
+            all.cut_off = all.cut_off.or(unread.cut_off);
+            all.unknown_words.extend(unread.unknown_words);
+        }
+        Ok(all)
+    }
+
     async fn make(
         &self,
         (prompt, prompt_to): (&str, Option<&str>),
@@ -232,6 +250,7 @@ pub struct Generated {
     prompt: String,
     prompt_to: Option<String>,
     model: String,
+    unread: Unread,
     /// One of each frame.
     made: Vec<Made>,
 }
@@ -260,6 +279,12 @@ impl Generated {
     /// All pictures, with their numbers in their frames.
     fn pictures(&self) -> impl Iterator<Item = (&Image, usize)> {
         self.made.iter().flat_map(|made| made.images.iter().zip(0..))
+    }
+
+    /// JSON of what of the prompts has no influence: `unknownWords`, and `cutOff` where there is such.
+    #[wasm_bindgen(getter)]
+    pub fn unread(&self) -> String {
+        serde_json::to_string(&self.unread).expect("words are JSON")
     }
 
     /// JSON of the options with every gap filled.

@@ -81,7 +81,7 @@ pub use sampler::Sampler;
 pub use schedule::Schedule;
 pub use self_test::SelfTest;
 pub use stored::StoredDtype;
-pub use text::{TextEncoder, TextEncoderConfig, Tokenizer, TokenizerFiles};
+pub use text::{TextEncoder, TextEncoderConfig, Tokenizer, TokenizerFiles, Unread};
 pub use vqgan::{Vqgan, VqganConfig};
 pub use weights::{KeyTable, LoadError};
 pub use wuerstchen_kernels as kernels;

@@ -28,7 +28,7 @@ use crate::prior::{Prior, PriorConfig};
 use crate::residency::{Residency, Slot};
 use crate::sampler::Known;
 use crate::schedule::Schedule;
-use crate::text::TokenizerError;
+use crate::text::{TokenizerError, Unread};
 use crate::vqgan::{Vqgan, VqganConfig};
 use crate::weights::LoadError;
 
@@ -222,20 +222,17 @@ impl Pipeline {
         options.resolve(&defaults)
     }
 
-    /// The end of a prompt that is too long for a text encoder of the model and is cut off; `None` where
-    /// both read all of it.
+    /// What of a prompt the model does not read.
     ///
     /// # Errors
     ///
     /// Names the prompt that cannot be split.
-    pub fn cut_off(
-        &self,
-        prompt: &str,
-        syntax: PromptSyntax,
-    ) -> Result<Option<String>, TokenizerError> {
-        let [prior, decoder] = [&self.prior_text, &self.decoder_text];
-        let cut = [prior.cut_off(prompt, syntax)?, decoder.cut_off(prompt, syntax)?];
-        Ok(cut.into_iter().flatten().max_by_key(String::len))
+    pub fn unread(&self, prompt: &str, syntax: PromptSyntax) -> Result<Unread, TokenizerError> {
+        let prior = self.prior_text.unread(prompt, syntax)?;
+        let decoder = self.decoder_text.unread(prompt, syntax)?;
+        let cut_off = [prior.cut_off, decoder.cut_off].into_iter().flatten();
+        // Stage C's encoder decides what the picture shows.
+        Ok(Unread { cut_off: cut_off.max_by_key(String::len), unknown_words: prior.unknown_words })
     }
 
     /// Makes pictures of a prompt. `on_step` is called after every step; `Break` stops.

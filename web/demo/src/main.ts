@@ -1,6 +1,6 @@
 // The page: looks at the device and the model, loads it, makes pictures, one thing at a time.
 
-import type { LoadOptions, ModelInfo, Support, Wuerstchen } from 'wuerstchen-web';
+import type { LoadOptions, ModelInfo, Support, Unread, Wuerstchen } from 'wuerstchen-web';
 import { checkSupport, inspect, load, WuerstchenError } from 'wuerstchen-web';
 import { runBenchmark } from './benchmark';
 import { element, formatBytes, sentence } from './dom';
@@ -195,7 +195,7 @@ async function makePictures(): Promise<void> {
       });
       for (const [index, png] of pngs.entries()) remember(complete, index, png);
       const seconds = (result.timings.total / 1000).toFixed(1);
-      finish(`Done in ${seconds} s with seed ${settings.seed}.`);
+      finish(`Done in ${seconds} s with seed ${settings.seed}.${told(result.unread)}`);
     } catch (error) {
       const where = progress.close();
       settle();
@@ -203,6 +203,13 @@ async function makePictures(): Promise<void> {
       throw error;
     }
   }, makePictures);
+}
+
+/** What of the prompt the picture cannot show, as sentences that follow others. */
+function told({ unknownWords, cutOff }: Unread): string {
+  const unknown = unknownWords.length > 0 ? ` It does not know: ${unknownWords.join(', ')}.` : '';
+  const cut = cutOff !== undefined ? ` The prompt is too long; it did not read “${cutOff}”.` : '';
+  return unknown + cut;
 }
 
 async function start(): Promise<void> {

@@ -194,6 +194,7 @@ async function generate(job: GenerateOptions): Promise<GenerateResult> {
     height,
     timings,
     settings: { prompt: job.prompt },
+    unread: { unknownWords: job.prompt.includes('zebra') ? ['zebra'] : [] },
     intermediates: {
       imageEmbedding: latents([count, 16, height / 16, width / 16]),
       latents: latents([count, 4, height / 4, width / 4]),

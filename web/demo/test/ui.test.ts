@@ -131,6 +131,7 @@ test('a picture can be started from, and left again', async () => {
   assert.deepEqual(await page.evaluate('window.lastSource'), source);
   await page.getByRole('button', { name: 'Remove' }).click();
   await makePicture('a green circle');
+  assert.doesNotMatch((await at('status').textContent()) ?? '', /does not know/);
   assert.deepEqual(await page.evaluate('window.lastSource'), undefined);
 });
 
@@ -198,14 +199,15 @@ test('a link with a text that is too long is cut, but no emoji in two', async ()
 
 test('pictures outlive a reload and give their settings back', async () => {
   await open();
-  await makePicture('a green cross');
+  await makePicture('a green cross and a zebra');
+  await at('status').getByText('It does not know: zebra.').waitFor();
   const seed = await at('seed').inputValue();
   await page.reload();
   await state('ready');
   await at('prompt').fill('something else');
   await at('history').getByRole('button', { name: 'a green cross' }).click();
   await page.getByRole('button', { name: 'Use these settings' }).click();
-  assert.equal(await at('prompt').inputValue(), 'a green cross');
+  assert.equal(await at('prompt').inputValue(), 'a green cross and a zebra');
   assert.equal(await at('seed').inputValue(), seed);
 });
 

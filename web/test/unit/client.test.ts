@@ -68,6 +68,7 @@ test('a result has the picture, the settings and the intermediates', async () =>
   assert.equal(world.cpu.optionsJson, '{"seed":18446744073709551615,"priorSteps":3}');
   assert.equal(result.seed, seed);
   assert.deepEqual(result.settings, { prompt: 'a', seed, priorSteps: 3 });
+  assert.deepEqual(result.unread, { unknownWords: ['zebra'] });
   assert.deepEqual([result.width, result.height], [64, 32]);
   const [image] = result.images;
   assert.ok(image instanceof Blob && image.type === 'image/png' && image.size === 4);

@@ -200,6 +200,7 @@ function makeGenerated(settings: string): Generated {
       free() {},
     }),
     settings,
+    unread: '{"unknownWords":["zebra"]}',
     imageEmbeddingShape: new Uint32Array([1, 2, 1, 1]),
     imageEmbedding: new Float32Array([0.25, 0.5]),
     latentsShape: new Uint32Array([1, 1, 1, 1]),

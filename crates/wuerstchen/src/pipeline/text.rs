@@ -13,7 +13,7 @@ use crate::origin::Batch;
 use crate::residency::Slot;
 use crate::text::emphasis::{is_plain, passages};
 use crate::text::{
-    TextEncoder, TextEncoderConfig, TokenIds, Tokenizer, TokenizerError, WeightedTokens,
+    TextEncoder, TextEncoderConfig, TokenIds, Tokenizer, TokenizerError, Unread, WeightedTokens,
 };
 use crate::weights::LoadError;
 
@@ -58,23 +58,22 @@ impl TextPart {
         Ok(self.embed_with(&self.encoder.get()?, prompts, PromptSyntax::Plain)?)
     }
 
-    /// The end of a prompt that is too long for the encoder and is cut off; `None` where all is read.
+    /// What of a prompt the encoder does not read.
     ///
     /// # Errors
     ///
     /// Names the prompt that cannot be split.
-    pub fn cut_off(
-        &self,
-        prompt: &str,
-        syntax: PromptSyntax,
-    ) -> Result<Option<String>, TokenizerError> {
+    pub fn unread(&self, prompt: &str, syntax: PromptSyntax) -> Result<Unread, TokenizerError> {
         let words = match syntax {
             PromptSyntax::Plain => prompt.to_owned(),
             PromptSyntax::Weighted => {
                 passages(prompt).into_iter().map(|passage| passage.text).collect()
             }
         };
-        Ok(self.tokenizer.cut_off(&words)?.map(str::to_owned))
+        Ok(Unread {
+            cut_off: self.tokenizer.cut_off(&words)?.map(str::to_owned),
+            unknown_words: self.tokenizer.unknown_words(&words)?,
+        })
     }
 
     /// Embeds prompts, whose passages may have weights: the embedding `z` of a token of weight `w`

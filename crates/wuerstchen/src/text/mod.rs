@@ -6,5 +6,5 @@ mod tokenizer;
 mod unknown_syntax;
 
 pub use encoder::{TextEncoder, TextEncoderConfig};
-pub use tokenizer::{TokenIds, Tokenizer, TokenizerError, TokenizerFiles, WeightedTokens};
+pub use tokenizer::{TokenIds, Tokenizer, TokenizerError, TokenizerFiles, Unread, WeightedTokens};
 pub use unknown_syntax::unknown_syntax;

@@ -1,6 +1,8 @@
 //! Token ids of prompts, as CLIP's tokenizer makes them.
 
+use serde::Serialize;
 use serde_json::Value;
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -106,6 +108,17 @@ pub struct WeightedTokens {
     pub weights: Vec<f32>,
 }
 
+/// What of a prompt has no influence on the picture.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unread {
+    /// The end of the prompt, where it is longer than the model reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_off: Option<String>,
+    /// The words that the model has never seen; empty where its tokenizer splits such words into parts.
+    pub unknown_words: Vec<String>,
+}
+
 /// Splits prompts into token ids of a fixed length.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -200,6 +213,25 @@ impl Tokenizer {
         let encoding = self.encoding(prompt, false)?;
         let first = encoding.get_offsets().get(self.length.saturating_sub(ends));
         Ok(first.and_then(|&(start, _)| prompt.get(start..)).map(str::trim))
+    }
+
+    /// The words of a prompt that a tokenizer of whole words does not know, in their order, each once; none
+    /// where the tokenizer splits words that it does not know into parts.
+    ///
+    /// # Errors
+    ///
+    /// Names the prompt if the tokenizer cannot split it.
+    pub fn unknown_words(&self, prompt: &str) -> Result<Vec<String>, TokenizerError> {
+        let ModelWrapper::WordLevel(model) = self.inner.get_model() else { return Ok(Vec::new()) };
+        let encoding = self.encoding(prompt, false)?;
+        let mut words: Vec<String> = Vec::new();
+        for (token, &(start, end)) in encoding.get_tokens().iter().zip(encoding.get_offsets()) {
+            let word = prompt.get(start..end).unwrap_or_default();
+            if *token == model.unk_token && !words.iter().any(|known| known == word) {
+                words.push(word.to_owned());
+            }
+        }
+        Ok(words)
     }
 
     /// The ids of a text, with beginning and end if `special`.
