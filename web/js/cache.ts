@@ -230,6 +230,8 @@ export async function openCache(choice: LoadOptions['cache'] = 'auto'): Promise<
 /** What this browser can store. */
 export async function storageSupport(): Promise<Support['storage']> {
   const { backend } = await openCache();
+  // Firefox never answers the questions below in workers of pages that may not store anything.
+  if (backend === 'memory') return { backend, persisted: false };
   const { quota, usage } = (await orNothing(() => navigator.storage.estimate())) ?? {};
   const free = quota === undefined ? undefined : Math.max(0, quota - (usage ?? 0));
   const persisted = (await orNothing(() => navigator.storage.persisted())) ?? false;
