@@ -12,8 +12,8 @@ use wuerstchen::{Checkpoint, Manifest, ModelFiles, TokenizerFiles, layout};
 
 use crate::files::{MANIFEST, file_name, open, read, subfolders};
 use crate::hub::snapshot;
-use crate::pytorch::{is_pytorch, read_pytorch, read_pytorch_shards};
-use crate::shards::Shards;
+use crate::pytorch::{read_pytorch, read_pytorch_shards};
+use crate::shards::{Shards, is_pytorch};
 use crate::text::read_text;
 
 /// Files of a model, from wherever its parts lie.

@@ -8,7 +8,8 @@ use anyhow::{Result, bail};
 use wuerstchen::{Lora, LoraFile, ModelFiles, layout};
 
 use crate::files;
-use crate::pytorch::{is_pytorch, read_pytorch_tensors};
+use crate::pytorch::read_pytorch_tensors;
+use crate::shards::is_pytorch;
 use crate::text::read_text;
 
 /// A file and how strong it is: `FILE[:WEIGHT]`.
