@@ -1,4 +1,4 @@
-//! The corpus `emoji`, with art of twelve signs in place of what is fetched.
+//! The corpus `emoji`, with art of forty signs in place of what is fetched.
 
 mod program;
 
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use program::{scratch, text, wuerstchen};
 
 /// Signs of the art.
-const SIGNS: usize = 12;
+const SIGNS: usize = 40;
 
 /// Writes art as `models/fetch_emoji.sh` leaves it.
 fn write_art(folder: &Path) {
     let points = |i: usize| format!("1f{i:03x}");
     let body = |i: usize| {
-        let red = 20 * i;
-        format!(r#"<circle cx="8" cy="8" r="{}" fill="rgb({red},90,90)"/>"#, 8.0 - 0.3 * i as f32)
+        let red = 6 * i;
+        format!(r#"<circle cx="8" cy="8" r="{}" fill="rgb({red},90,90)"/>"#, 8.0 - 0.1 * i as f32)
     };
     let name = |i: usize| {
         let points = points(i).to_uppercase();

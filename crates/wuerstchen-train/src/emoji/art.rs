@@ -6,6 +6,7 @@ use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg;
 use serde::Deserialize;
 
+use super::held_out::is_unseen_by_stage_a;
 use super::words::Style;
 
 /// Side of the small pictures that tell how a concept looks, in pixels.
@@ -22,8 +23,8 @@ const EXCLUDED_SUBGROUPS: [u32; 3] = [88, 94, 95];
 /// The group of emojibase for signs, whose art says less than its name.
 const SYMBOLS: u32 = 8;
 
-/// Fewest concepts: a tenth of their combinations is held out, and there must be some.
-const MIN_CONCEPTS: usize = 12;
+/// Fewest concepts: a tenth of them is kept from Stage A, and there must be some.
+const MIN_CONCEPTS: usize = 40;
 
 /// Why the art cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +173,8 @@ impl Art {
                 concepts.push(concept(emoji, svgs)?);
             }
         }
-        if concepts.len() < MIN_CONCEPTS {
+        let is_unseen = |concept: &Concept| is_unseen_by_stage_a(&concept.name);
+        if concepts.len() < MIN_CONCEPTS || !concepts.iter().any(is_unseen) {
             return Err(ArtError::Few(concepts.len()));
         }
         keep_telling_keywords(&mut concepts);
