@@ -72,7 +72,7 @@ impl Bench {
     fn generation(&self) -> Value {
         let (model, device) = (&self.recipe.config.model, &self.device);
         let tokens = model.max_tokens;
-        let embedding = self.recipe.config.image_size / model.compressor.downscale();
+        let embedding = self.recipe.config.embedding_side();
         let latents = self.recipe.config.image_size / model.vqgan.downscale();
         let random =
             |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device);
@@ -137,6 +137,7 @@ impl Bench {
             schedule: config.model.schedule,
             latents: no_cache()?,
             embeddings: no_cache()?,
+            compressor_side: config.compressor_side(),
             vqgan: config.model.vqgan.init(&self.device),
             vqgan_config: config.model.vqgan.clone(),
         };
@@ -147,6 +148,7 @@ impl Bench {
             schedule: config.model.schedule,
             embeddings: no_cache()?,
             compressor: config.model.compressor.init(&self.device),
+            compressor_side: config.compressor_side(),
             embedding_scale: 1.0,
         };
         Ok(json!([

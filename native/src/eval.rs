@@ -54,10 +54,17 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let compressor =
         files.compressor_config().context("the evaluation needs the semantic compressor")?;
     let weights = files.weights(layout::COMPRESSOR)?;
+    let downscale = compressor.downscale();
     let compressor = load(compressor.init(&device), weights, KeyTable::COMPRESSOR)?;
     let vqgan_config: VqganConfig = files.config(&format!("{}/config.json", layout::VQGAN))?;
-    let ceiling = Ceiling { compressor: &compressor, vqgan_config: &vqgan_config };
     let settings = args.options.resolve(&pipeline.card.defaults)?;
+    let ([_, columns], _) =
+        pipeline.sizes(settings.height, settings.width).map_err(wuerstchen::Error::from)?;
+    let ceiling = Ceiling {
+        compressor: &compressor,
+        compressor_side: columns * downscale,
+        vqgan_config: &vqgan_config,
+    };
     let scenes = args.scenes.unwrap_or_else(|| scenes_of(&pipeline.card));
     let eval = EvalConfig {
         prompts: args.prompts.max(1),

@@ -59,9 +59,8 @@ impl Folder {
         let pictures: Vec<_> = pictures
             .map(|(path, captions)| Picture { path, captions, scaled: OnceLock::new() })
             .collect();
-        let without: Vec<_> =
-            pictures.iter().filter(|picture| picture.captions.is_empty()).collect();
-        let without: Vec<_> = without.into_iter().map(|picture| picture.path.clone()).collect();
+        let without = pictures.iter().filter(|picture| picture.captions.is_empty());
+        let without: Vec<_> = without.map(|picture| picture.path.clone()).collect();
         refuse(
             &without,
             "without a caption in a .txt or .caption file of the same name or in metadata.jsonl",

@@ -12,8 +12,8 @@ use wuerstchen::{Checkpoint, Manifest, ModelFiles, TokenizerFiles, layout};
 
 use crate::files::{MANIFEST, file_name, open, read, subfolders};
 use crate::hub::snapshot;
-use crate::pytorch::{is_pytorch, read_pytorch, read_pytorch_shards};
-use crate::shards::Shards;
+use crate::pytorch::{read_pytorch, read_pytorch_shards};
+use crate::shards::{Shards, is_pytorch};
 use crate::text::read_text;
 
 /// Files of a model, from wherever its parts lie.
@@ -133,7 +133,13 @@ impl Found {
 
     /// Adds what a pipeline's folder has, in folders whose names begin with `prefix`.
     fn add_pipeline(&mut self, folder: &Path, pipeline: &str, prefix: &str) -> Result<()> {
-        self.add_text(&folder.join("model_index.json"), &format!("{pipeline}/model_index.json"))?;
+        let index = format!("{pipeline}/model_index.json");
+        self.add_text(&folder.join("model_index.json"), &index)?;
+        if let Some(class) = self.files.texts.get(&index).and_then(|text| class_of(text))
+            && !class.contains("Wuerstchen")
+        {
+            bail!("{}: expected a pipeline of Würstchen, found a {class}", folder.display());
+        }
         let tokenizer = TokenizerFiles::NAMES.map(|file| format!("tokenizer/{file}"));
         for file in tokenizer.into_iter().chain(["scheduler/scheduler_config.json".to_owned()]) {
             let path = folder.join(format!("{prefix}{file}"));
@@ -283,13 +289,18 @@ fn config_beside(weights: &Path) -> Result<Option<String>> {
 
 /// Whether a config is not of another kind of part, as far as it says what it is of.
 fn describes(config: &str, kind: Kind) -> bool {
-    let config: Value = serde_json::from_str(config).unwrap_or_default();
-    let class = config["_class_name"].as_str().or_else(|| config["architectures"][0].as_str());
-    class.is_none_or(|class| match kind {
+    class_of(config).is_none_or(|class| match kind {
         Kind::Prior => class == "WuerstchenPrior",
         Kind::Decoder => class == "WuerstchenDiffNeXt",
         Kind::Vqgan => class == "PaellaVQModel",
         Kind::TextEncoder => class.starts_with("CLIPText"),
         Kind::Compressor => false,
     })
+}
+
+/// The class of diffusers or transformers that a config is of.
+fn class_of(config: &str) -> Option<String> {
+    let config: Value = serde_json::from_str(config).ok()?;
+    let class = config["_class_name"].as_str().or_else(|| config["architectures"][0].as_str());
+    class.map(str::to_owned)
 }

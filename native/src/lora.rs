@@ -8,7 +8,8 @@ use anyhow::{Result, bail};
 use wuerstchen::{Lora, LoraFile, ModelFiles, layout};
 
 use crate::files;
-use crate::pytorch::{is_pytorch, read_pytorch_tensors};
+use crate::pytorch::read_pytorch_tensors;
+use crate::shards::is_pytorch;
 use crate::text::read_text;
 
 /// A file and how strong it is: `FILE[:WEIGHT]`.
@@ -46,27 +47,30 @@ pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()>
     let mut loras = Vec::new();
     for argument in arguments {
         let lora = read(argument, model)?;
-        let layers = |part| lora.targets(part).count();
-        let text = match layers(layout::PRIOR_TEXT) {
-            0 => String::new(),
-            layers => format!(" and {layers} of its text encoder"),
-        };
-        let ranks: Vec<_> = lora.ranks().iter().map(usize::to_string).collect();
-        let alphas: Vec<_> = lora.alphas().into_iter().collect();
-        eprintln!(
-            "{}: changes {} layers of Stage C{text}, rank {}, alpha {}, weight {}",
-            argument.path.display(),
-            layers(layout::PRIOR),
-            ranks.join(" and "),
-            alphas.join(" and "),
-            argument.weight
-        );
+        eprintln!("{}: {}, weight {}", argument.path.display(), changes(&lora), argument.weight);
         for line in lora.left_out() {
             eprintln!("{}: {line}", argument.path.display());
         }
         loras.push(lora);
     }
     Ok(model.add_loras(loras)?)
+}
+
+/// What a LoRA changes and how strongly, for people.
+fn changes(lora: &Lora) -> String {
+    let layers = |part| lora.targets(part).count();
+    let (prior, text) = (layers(layout::PRIOR), layers(layout::PRIOR_TEXT));
+    if prior + text == 0 {
+        return "changes nothing".to_owned();
+    }
+    let text = match text {
+        0 => String::new(),
+        text => format!(" and {text} of its text encoder"),
+    };
+    let ranks: Vec<_> = lora.ranks().iter().map(usize::to_string).collect();
+    let alphas: Vec<_> = lora.alphas().into_iter().collect();
+    let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
+    format!("changes {prior} layers of Stage C{text}, rank {ranks}, alpha {alphas}")
 }
 
 fn read(argument: &LoraArg, model: &ModelFiles) -> Result<Lora> {

@@ -11,16 +11,8 @@ use burn_store::pytorch_reader::{DType, PytorchReader, Tensor};
 use wuerstchen::import::recognise;
 use wuerstchen::{Checkpoint, ReadBytes, StoredDtype};
 
-/// Ends of names of PyTorch's files.
-pub(crate) const ENDINGS: [&str; 4] = ["pt", "pth", "ckpt", "bin"];
-
 /// The dictionaries of weights that the authors' files hold, the better one of two first.
 const DICTIONARIES: [&str; 4] = ["ema_state_dict", "state_dict", "effnet_state_dict", ""];
-
-/// Whether a file is one of PyTorch's by its name.
-pub(crate) fn is_pytorch(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| ENDINGS.iter().any(|known| extension == *known))
-}
 
 /// The dictionaries of a PyTorch file whose tensors are those of a part, one of each kind.
 pub(crate) fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::files::{file_name, with_extension};
-use crate::pytorch;
 use crate::text::read_text;
 
 /// The files of a part.
@@ -18,6 +17,14 @@ pub(crate) struct Shards {
     pub(crate) files: Vec<PathBuf>,
     /// Those that hold the weights of the part once more.
     pub(crate) left_out: Vec<PathBuf>,
+}
+
+/// Ends of names of PyTorch's files.
+const PYTORCH: [&str; 4] = ["pt", "pth", "ckpt", "bin"];
+
+/// Whether a file is one of PyTorch's by its name.
+pub(crate) fn is_pytorch(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| PYTORCH.iter().any(|known| extension == *known))
 }
 
 /// What diffusers and transformers call the weights of a part.
@@ -46,7 +53,7 @@ impl Shards {
     /// f32 before half precision, and what an index names before what it does not.
     pub(crate) fn of(folder: &Path) -> Result<Option<Self>> {
         let mut all = Vec::new();
-        for extension in ["safetensors"].iter().chain(&pytorch::ENDINGS) {
+        for extension in ["safetensors"].iter().chain(&PYTORCH) {
             let files = with_extension(folder, extension)?;
             all.push(files);
         }

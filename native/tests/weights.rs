@@ -56,6 +56,14 @@ fn both_pipelines_may_be_one_folder() {
         image::open(picture).unwrap()
     };
     assert_eq!(generate(&folder, "one.png"), generate(&goldens(), "two.png"));
+
+    let other = r#"{"_class_name": "KandinskyPriorPipeline"}"#;
+    fs::write(folder.join("model_index.json"), other).unwrap();
+    let output = wuerstchen(&["import", folder.to_str().unwrap()]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    let expected = "expected a pipeline of Würstchen, found a KandinskyPriorPipeline";
+    assert!(error.contains(expected), "{error}");
 }
 
 #[cfg(unix)]
@@ -290,4 +298,9 @@ fn other_methods_are_refused_in_a_sentence() {
         "{error}"
     );
     assert_eq!(error.lines().count(), 1, "{error}");
+
+    let path = folder.join("empty/x.safetensors");
+    safetensors(&path, &Tensors::new(), &[]);
+    let (_, told) = with_lora(&path).unwrap();
+    assert!(told.contains("x.safetensors: changes nothing, weight 1"), "{told}");
 }

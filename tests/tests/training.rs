@@ -87,6 +87,7 @@ fn stage_b_resumes_bit_equal() {
             latents,
             embeddings: Cache::fill(&self::corpus(&recipe), 0, &Device::flex(), |x| x, |_| {})
                 .unwrap(),
+            compressor_side: config.compressor_side(),
             vqgan: vqgan.clone(),
             vqgan_config: config.model.vqgan.clone(),
         };
@@ -105,7 +106,7 @@ fn stage_c_resumes_bit_equal() {
     assert_resumes(|| {
         device.seed(config.seed);
         let corpus = corpus(&recipe);
-        let encode = |x| image_embeddings(&compressor, x);
+        let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
         let embeddings = Cache::fill(&corpus, 40, &Device::flex(), encode, |_| {}).unwrap();
         let stage = StageC {
             corpus,
@@ -114,6 +115,7 @@ fn stage_c_resumes_bit_equal() {
             schedule: config.model.schedule,
             embeddings,
             compressor: compressor.clone(),
+            compressor_side: config.compressor_side(),
             embedding_scale: 4.6,
         };
         let model = recipe.init_prior(&device);

@@ -17,7 +17,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
 
-use self::functions::{exp, normal_cdf};
+use self::functions::{exp, normal_cdf, sigmoid};
 use self::sums::{channel_norms, maximum, mean_norm, row_statistics, sum};
 use self::values::{Values, block, for_each_block};
 use self::window::Window;
@@ -44,6 +44,10 @@ pub(crate) fn layer_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::cpu_gelu(x.into_dispatch()))
+}
+
+pub(crate) fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(Dispatch::cpu_silu(x.into_dispatch()))
 }
 
 pub(crate) fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -82,6 +86,7 @@ pub(crate) fn unpack(
 pub(crate) trait CpuKernels: Backend {
     fn cpu_layer_norm(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cpu_silu(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_softmax(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_global_response_norm(
         x: FloatTensor<Self>,
@@ -117,6 +122,10 @@ impl CpuKernels for Flex {
 
     fn cpu_gelu(x: FlexTensor) -> FlexTensor {
         Values::of(x).map_rows(|_, x| x.iter_mut().for_each(|x| *x *= normal_cdf(*x)))
+    }
+
+    fn cpu_silu(x: FlexTensor) -> FlexTensor {
+        Values::of(x).map_rows(|_, x| x.iter_mut().for_each(|x| *x *= sigmoid(*x)))
     }
 
     fn cpu_softmax(x: FlexTensor) -> FlexTensor {

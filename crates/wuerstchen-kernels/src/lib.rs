@@ -16,6 +16,7 @@ pub mod global_response_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod packed_linear;
+pub mod silu;
 pub mod softmax;
 #[cfg(feature = "gpu")]
 mod wgsl;
@@ -26,6 +27,7 @@ pub use global_response_norm::global_response_norm;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use packed_linear::{PackedMatrix, Packing, Planes, packed_linear};
+pub use silu::silu;
 pub use softmax::softmax;
 
 /// All composed twins: the definitions of the kernels.
@@ -36,5 +38,6 @@ pub mod reference {
     pub use crate::layer_norm::reference::layer_norm;
     pub use crate::linear::reference::linear;
     pub use crate::packed_linear::reference::{packed_linear, unpack};
+    pub use crate::silu::reference::silu;
     pub use crate::softmax::reference::softmax;
 }

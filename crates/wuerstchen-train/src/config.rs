@@ -122,6 +122,11 @@ pub struct ModelConfig {
     pub vqgan: VqganConfig,
     /// The semantic compressor.
     pub compressor: CompressorConfig,
+    /// Side of the pictures that the compressor sees, in pixels; training pictures are scaled to it. The
+    /// size of the training pictures where it is not given. A model for larger pictures that sees them at
+    /// the size of a smaller one has the smaller one's image embeddings, and can take its Stage C over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compressor_side: Option<usize>,
     /// Stage B.
     pub decoder: DecoderConfig,
     /// Stage B's text encoder.
@@ -301,13 +306,33 @@ impl TrainConfig {
                 }
             }
         }
-        let multiple = model.vqgan.downscale() * decoder.size_multiple();
-        let multiple = multiple.max(model.compressor.downscale());
+        let compressed = model.compressor.downscale();
+        let side = self.compressor_side();
+        if side == 0 || !side.is_multiple_of(compressed) {
+            let expected = format!("a multiple of {compressed}");
+            let field = model.compressor_side.map_or("image_size", |_| "compressor_side");
+            return Err(ConfigError::new("training", field, expected, side));
+        }
+        let latents = model.vqgan.downscale() * decoder.size_multiple();
+        let mut multiples = (1..).map(|i| i * latents);
+        let multiple = multiples
+            .find(|multiple| multiple.is_multiple_of(self.embedding_side()))
+            .expect("one of the first as many as the embedding has cells");
         if self.image_size == 0 || !self.image_size.is_multiple_of(multiple) {
             let expected = format!("a multiple of {multiple}");
             return Err(ConfigError::new("training", "image_size", expected, self.image_size));
         }
         Ok(())
+    }
+
+    /// Side of the pictures that the compressor sees, in pixels.
+    pub fn compressor_side(&self) -> usize {
+        self.model.compressor_side.unwrap_or(self.image_size)
+    }
+
+    /// Side of the image embeddings of the training pictures.
+    pub fn embedding_side(&self) -> usize {
+        self.compressor_side() / self.model.compressor.downscale()
     }
 
     /// Checks that nothing is asked of a folder that only the built-in corpus has.

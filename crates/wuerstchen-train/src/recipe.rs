@@ -59,7 +59,7 @@ impl Recipe {
     /// Stage C's model as training starts it.
     pub fn init_prior(&self, device: &Device) -> PriorModel {
         let text = self.prior_text();
-        let side = self.config.image_size / self.config.model.compressor.downscale();
+        let side = self.config.embedding_side();
         let values = self.config.model.prior.c_in * side * side;
         let guess = (self.config.c.text_loss > 0.0)
             .then(|| LinearConfig::new(text.hidden_size, values).init(device));
@@ -156,7 +156,7 @@ impl Recipe {
         ] {
             insert(format!("{folder}/config.json"), with_class(class, value));
         }
-        let embedding = model.compressor.downscale() as f64;
+        let embedding = config.image_size as f64 / config.embedding_side() as f64;
         let prior_index = json!({
             "latent_mean": model.embedding_scale.unwrap_or(1.0), "latent_std": 0.0,
             "resolution_multiple": embedding,

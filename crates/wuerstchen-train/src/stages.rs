@@ -109,6 +109,8 @@ pub struct StageB {
     pub latents: Cache,
     /// The image embeddings of the cached scenes, where the compressor is frozen.
     pub embeddings: Cache,
+    /// Side of the pictures that the compressor sees, in pixels.
+    pub compressor_side: usize,
     /// Stage A, frozen.
     pub vqgan: Vqgan,
     /// Its config.
@@ -135,10 +137,14 @@ impl Stage for StageB {
         };
         let embedding = match (self.embeddings.get(&samples), self.config.freeze_compressor) {
             (Some(embedding), _) => Tensor::from_inner(embedding),
-            (None, true) => image_embeddings(&model.compressor, pictures(&self.device)?).detach(),
+            (None, true) => {
+                let pictures = pictures(&self.device)?;
+                image_embeddings(&model.compressor, pictures, self.compressor_side).detach()
+            }
             (None, false) => {
-                let normalised = compressor::normalise(pictures(&self.device)?);
-                model.compressor.forward(normalised, Statistics::Batch)
+                let prepared =
+                    compressor::prepare(pictures(&self.device)?, [self.compressor_side; 2]);
+                model.compressor.forward(prepared, Statistics::Batch)
             }
         };
         let embedding = self.perturb(embedding, rng);
@@ -195,6 +201,8 @@ pub struct StageC {
     pub embeddings: Cache,
     /// The semantic compressor, frozen.
     pub compressor: Compressor,
+    /// Side of the pictures that it sees, in pixels.
+    pub compressor_side: usize,
     /// What the embeddings are divided by.
     pub embedding_scale: f64,
 }
@@ -213,7 +221,7 @@ impl Stage for StageC {
             Some(embeddings) => embeddings,
             None => {
                 let pictures = self.corpus.pictures(&samples, &self.device.clone().inner())?;
-                image_embeddings(&self.compressor, pictures)
+                image_embeddings(&self.compressor, pictures, self.compressor_side)
             }
         };
         let captions = captions(&self.corpus, &self.config, &samples, rng)?;
@@ -244,9 +252,9 @@ pub fn stage_a_latents(vqgan: &Vqgan, config: &VqganConfig, pictures: Tensor<4>)
     vqgan.encode(pictures, Statistics::Running) / config.scale_factor
 }
 
-/// Stage C's target: the image embeddings of pictures in `[0, 1]`.
-pub fn image_embeddings(compressor: &Compressor, pictures: Tensor<4>) -> Tensor<4> {
-    compressor.forward(compressor::normalise(pictures), Statistics::Running)
+/// Stage C's target: the image embeddings of pictures in `[0, 1]`, scaled to `side` pixels.
+pub fn image_embeddings(compressor: &Compressor, pictures: Tensor<4>, side: usize) -> Tensor<4> {
+    compressor.forward(compressor::prepare(pictures, [side; 2]), Statistics::Running)
 }
 
 /// Latents of a fixed number of scenes, computed once.

@@ -3,9 +3,9 @@
 use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
-use burn::tensor::activation::{sigmoid, silu};
+use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv, linear as matmul_bias};
+use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv, linear as matmul_bias, silu};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{Observer, channels_first, channels_last, linear};

@@ -26,7 +26,7 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     let mut captions = vec![Vec::new(); found.pictures.len()];
     let mut left_out = told_by_metadata(root, found, &mut captions)?;
 
-    let texts = index(root, &found.texts, |text| without_ending(text));
+    let texts = index(root, &found.texts, without_ending);
     let mut unused: BTreeSet<usize> = (0..found.texts.len()).collect();
     let mut doubled = 0;
     for (picture, captions) in found.pictures.iter().zip(&mut captions) {

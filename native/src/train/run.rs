@@ -144,7 +144,7 @@ impl Run {
             false => recipe.init_decoder(&device),
         };
         let compressor = burn::module::Module::valid(&model.compressor);
-        let encode = |x| image_embeddings(&compressor, x);
+        let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
         let scenes = if frozen { scenes } else { 0 };
         let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
         let stage = StageB {
@@ -154,6 +154,7 @@ impl Run {
             schedule: config.model.schedule,
             latents,
             embeddings,
+            compressor_side: config.compressor_side(),
             vqgan,
             vqgan_config: config.model.vqgan.clone(),
         };
@@ -166,7 +167,8 @@ impl Run {
             resume,
             |model| {
                 let pictures = pictures.clone();
-                let embedding = image_embeddings(&model.compressor, pictures.clone());
+                let embedding =
+                    image_embeddings(&model.compressor, pictures.clone(), config.compressor_side());
                 let mut trained = self.read_weights()?;
                 trained.extend(recipe::decoder_weights(model));
                 let pipeline = self.pipeline(trained)?;
@@ -189,7 +191,7 @@ impl Run {
         let weights = self.read_weights()?;
         let compressor = recipe.load_compressor(&weights, &self.device)?;
         let corpus = self.corpus(StageName::C, config.c.lesson)?;
-        let encode = |x| image_embeddings(&compressor, x);
+        let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
         let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, config.c.cached_scenes, encode)?;
         let stage = StageC {
             corpus,
@@ -198,6 +200,7 @@ impl Run {
             schedule: config.model.schedule,
             embeddings,
             compressor,
+            compressor_side: config.compressor_side(),
             embedding_scale,
         };
         let model = match self.is_warm(&weights, &[layout::PRIOR, layout::PRIOR_TEXT]) {
@@ -234,7 +237,11 @@ impl Run {
         let compressor = self.recipe.load_compressor(&self.read_weights()?, &self.device)?;
         let corpus = self.corpus(StageName::C, self.recipe.config.c.lesson)?;
         let numbers: Vec<_> = (0..MEASURED_PICTURES).collect();
-        let embeddings = image_embeddings(&compressor, corpus.pictures(&numbers, &self.device)?);
+        let embeddings = image_embeddings(
+            &compressor,
+            corpus.pictures(&numbers, &self.device)?,
+            self.recipe.config.compressor_side(),
+        );
         let spread = embeddings.flatten::<1>(0, 3).var(0).sqrt().into_scalar::<f32>();
         // Three digits are as much as 64 pictures tell.
         let scale = format!("{:.2e}", 2.0 * spread).parse().expect("a number's digits are one");

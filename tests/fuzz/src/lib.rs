@@ -40,6 +40,9 @@ pub fn pytorch(bytes: &[u8], scratch: &Path) {
     for weights in pytorch::read_pytorch(scratch).into_iter().flatten() {
         read_all(&weights.from_original());
     }
+    if let Ok(tensors) = pytorch::read_pytorch_tensors(scratch) {
+        read_all(&tensors);
+    }
 }
 
 /// A model of one quantised matrix and a vector: its manifest and its only shard.

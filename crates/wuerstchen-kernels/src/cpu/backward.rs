@@ -6,7 +6,7 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
-use super::functions::{exp, normal_cdf};
+use super::functions::{exp, normal_cdf, sigmoid};
 use super::sums::{channel_norms, mean_norm, row_statistics, sum};
 use super::values::{Values, for_each_block};
 use super::window::Window;
@@ -26,6 +26,14 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
         match Gelu.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(x.clone(), Flex::cpu_gelu(x)),
             OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_gelu(x)),
+        }
+    }
+
+    fn cpu_silu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        match Silu.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(x.clone(), Flex::cpu_silu(x)),
+            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_silu(x)),
         }
     }
 
@@ -148,6 +156,23 @@ impl Backward<Flex, 1> for Gelu {
 fn normal_density(x: f32) -> f32 {
     const INVERSE_SQRT_2PI: f32 = 0.398_942_3;
     INVERSE_SQRT_2PI * exp((-0.5 * x * x).max(-87.0))
+}
+
+#[derive(Debug)]
+struct Silu;
+
+impl Backward<Flex, 1> for Silu {
+    type State = FlexTensor;
+
+    /// `∂x = g·σ(x)·(1 + x·(1 − σ(x)))`.
+    fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        change_gradient(ops, grads, |_, x, grad| {
+            for (g, &x) in grad.iter_mut().zip(x) {
+                let share = sigmoid(x);
+                *g *= share * (1.0 + x * (1.0 - share));
+            }
+        });
+    }
 }
 
 #[derive(Debug)]
@@ -334,7 +359,7 @@ mod tests {
 
     use super::*;
     use crate::depthwise_conv::Padding;
-    use crate::{depthwise_conv, gelu, global_response_norm, layer_norm, softmax};
+    use crate::{depthwise_conv, gelu, global_response_norm, layer_norm, silu, softmax};
 
     /// Two more than one block of the elementwise kernels, and no multiple of a vector's width.
     const ODD: [usize; 4] = [2, 11, 41, 19];
@@ -384,6 +409,14 @@ mod tests {
         for shape in [ODD, [1, 1, 1, 1]] {
             let twin = |[x]: [Tensor<4>; 1]| gelu::reference::gelu(x);
             compare([random(shape) * 3.0], |[x]| gelu(x), twin);
+        }
+    }
+
+    #[test]
+    fn silu_is_its_twin() {
+        for shape in [ODD, [1, 1, 1, 1]] {
+            let twin = |[x]: [Tensor<4>; 1]| silu::reference::silu(x);
+            compare([random(shape) * 9.0], |[x]| silu(x), twin);
         }
     }
 

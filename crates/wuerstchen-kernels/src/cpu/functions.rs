@@ -15,6 +15,15 @@ pub(super) fn exp(x: f32) -> f32 {
     (p * r * r + r + 1.0) * power
 }
 
+/// `σ(x) = 1 / (1 + e⁻ˣ)`.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    // Of the smaller side, which cannot overflow.
+    let e = exp((-x.abs()).max(-87.0));
+    let smaller = e / (1.0 + e);
+    if x < 0.0 { smaller } else { 1.0 - smaller }
+}
+
 /// `Φ(x)`, the standard normal distribution function.
 #[inline(always)]
 pub(super) fn normal_cdf(x: f32) -> f32 {
@@ -55,6 +64,15 @@ mod tests {
         for i in 0..8700 {
             let x = -0.01 * i as f32;
             assert!((exp(x) / x.exp() - 1.0).abs() < 1e-6, "{x}");
+        }
+    }
+
+    #[test]
+    fn sigmoid_is_right_and_symmetric() {
+        for i in -2000..2000 {
+            let x = 0.05 * i as f32;
+            let expected = 1.0 / (1.0 + f64::from(-x).exp());
+            assert!((f64::from(sigmoid(x)) - expected).abs() < 2e-7, "{x}");
         }
     }
 

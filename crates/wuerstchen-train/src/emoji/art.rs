@@ -22,6 +22,9 @@ const EXCLUDED_SUBGROUPS: [u32; 3] = [88, 94, 95];
 /// The group of emojibase for signs, whose art says less than its name.
 const SYMBOLS: u32 = 8;
 
+/// Fewest concepts: a tenth of their combinations is held out, and there must be some.
+const MIN_CONCEPTS: usize = 12;
+
 /// Why the art cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtError {
@@ -33,9 +36,11 @@ pub enum ArtError {
         /// What is wrong with it.
         reason: String,
     },
-    /// No concept is drawn by all packs that have to.
-    #[error("the art has no concept that noto, fluent-emoji-flat and twemoji draw")]
-    Empty,
+    /// Too few concepts are drawn by all packs that have to.
+    #[error(
+        "expected at least {MIN_CONCEPTS} concepts that noto, fluent-emoji-flat and twemoji draw, found {0}"
+    )]
+    Few(usize),
 }
 
 /// The texts of the art's files.
@@ -139,7 +144,7 @@ impl Art {
     ///
     /// # Errors
     ///
-    /// A file is not what it should be, or there is no concept.
+    /// A file is not what it should be, or there are too few concepts.
     pub fn new(files: &ArtFiles) -> Result<Self, ArtError> {
         let names: Vec<Emoji> = parse("emojibase-data/en/data.json", &files.names)?;
         let mut packs = Vec::new();
@@ -167,8 +172,8 @@ impl Art {
                 concepts.push(concept(emoji, svgs)?);
             }
         }
-        if concepts.is_empty() {
-            return Err(ArtError::Empty);
+        if concepts.len() < MIN_CONCEPTS {
+            return Err(ArtError::Few(concepts.len()));
         }
         keep_telling_keywords(&mut concepts);
         let lots = concepts.iter().enumerate();
@@ -327,6 +332,6 @@ mod tests {
         assert!(error.starts_with("twemoji/icons.json: the icon of \"Thing: 0\""), "{error}");
         let mut files = invented_files();
         files.names = "[]".into();
-        assert!(matches!(Art::new(&files), Err(ArtError::Empty)));
+        assert!(matches!(Art::new(&files), Err(ArtError::Few(0))));
     }
 }

@@ -92,6 +92,8 @@ fn share(answers: impl Iterator<Item = bool>) -> Option<f64> {
 pub struct Ceiling<'a> {
     /// Makes the image embeddings of the true scenes.
     pub compressor: &'a Compressor,
+    /// Side of the pictures that it sees, in pixels.
+    pub compressor_side: usize,
     /// The config of the pipeline's Stage A.
     pub vqgan_config: &'a VqganConfig,
 }
@@ -116,7 +118,7 @@ async fn pictures(
             vqgan.decode(vqgan.encode(truth, Statistics::Running))
         }
         _ => {
-            let embedding = image_embeddings(ceiling.compressor, truth);
+            let embedding = image_embeddings(ceiling.compressor, truth, ceiling.compressor_side);
             reconstruct(pipeline, ceiling.vqgan_config, settings, embedding, prompts).await?
         }
     };

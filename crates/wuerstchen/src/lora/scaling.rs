@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::LoraError;
@@ -71,11 +72,7 @@ impl<'a> Scaling<'a> {
         Ok(scaling)
     }
 
-    fn parse<T: for<'t> Deserialize<'t>>(
-        &self,
-        place: &'static str,
-        text: &str,
-    ) -> Result<T, LoraError> {
+    fn parse<T: DeserializeOwned>(&self, place: &'static str, text: &str) -> Result<T, LoraError> {
         serde_json::from_str(text).map_err(|error| self.error(place, error.to_string()))
     }
 
