@@ -7,9 +7,10 @@ use rayon::prelude::*;
 /// Calls `f` with every item.
 pub(crate) fn for_each<T: Send>(items: Vec<T>, f: impl Fn(T) + Send + Sync) {
     #[cfg(feature = "parallel")]
-    items.into_par_iter().for_each(f);
+    let items = items.into_par_iter();
     #[cfg(not(feature = "parallel"))]
-    items.into_iter().for_each(f);
+    let items = items.into_iter();
+    items.for_each(f);
 }
 
 /// Calls `f` with every item, until one fails.
@@ -22,7 +23,8 @@ pub(crate) fn try_for_each<T: Send, E: Send>(
     f: impl Fn(T) -> Result<(), E> + Send + Sync,
 ) -> Result<(), E> {
     #[cfg(feature = "parallel")]
-    return items.into_par_iter().try_for_each(f);
+    let items = items.into_par_iter();
     #[cfg(not(feature = "parallel"))]
-    items.into_iter().try_for_each(f)
+    let mut items = items.into_iter();
+    items.try_for_each(f)
 }
