@@ -1,21 +1,25 @@
 //! `wuerstchen export`: a model in another form.
 
-use std::collections::BTreeMap;
+mod plan;
+mod report;
+
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use futures_lite::future::block_on;
-use serde::Serialize;
-use wuerstchen::headroom::{LARGEST_HALF, LargestActivations};
 use wuerstchen::{
-    Checkpoint, EmbeddingColours, GenerateOptions, Manifest, ModelFiles, Pipeline, Residency,
-    SelfTest, StoredDtype,
+    Checkpoint, EmbeddingColours, GenerateOptions, Generated, Manifest, ModelFiles, Pipeline,
+    Progress, Residency, SelfTest, StoredDtype,
 };
 
+use self::plan::{Plan, PlanArgs};
+use self::report::Report;
+use crate::devices::{self, Choice};
 use crate::files;
+use crate::progress::{StepsBar, bytes_bar};
 
 /// Arguments of `wuerstchen export`.
 #[derive(Args)]
@@ -41,12 +45,11 @@ struct WebArgs {
     /// How weights are stored
     #[arg(long, value_enum, default_value = "f16")]
     dtype: Dtype,
-    /// Pictures to make on the CPU to fit the colours of previews; 0 for a model without previews
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    preview_pictures: usize,
-    /// Pictures to make with the stored and with the given weights, to tell what storing costs
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    check: usize,
+    /// Where to make the pictures; the golden vectors are always the CPU's
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Choice,
+    #[command(flatten)]
+    plan: PlanArgs,
     /// Write the error of every tensor as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -79,6 +82,8 @@ impl From<Dtype> for StoredDtype {
 /// The prompt of the golden vectors.
 const SELF_TEST_PROMPT: &str = "a red circle on a white background";
 
+const CANNOT_LOAD: &str = "cannot load the model";
+
 /// Exports.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
@@ -87,21 +92,23 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     if let Some(part) = Pipeline::PARTS.iter().find(|part| !model.weights.contains_key(**part)) {
         bail!("the model lacks {part}: a browser needs all parts");
     }
-    let cannot = || format!("cannot create {}", args.output.display());
-    fs::create_dir_all(&args.output).with_context(cannot)?;
-    let write = |file: &str, bytes: &[u8]| files::write(&args.output.join(file), bytes);
-    let mut manifest = Manifest::write(&model, args.dtype.into(), write)?;
+    let device = devices::choose(args.device)?.device;
+    // Nothing is read yet: what cannot be is told before minutes of work.
+    let given = Pipeline::load(&model, &device, Residency::PerStage).context(CANNOT_LOAD)?;
+    let parts = Pipeline::PARTS.iter().filter_map(|part| model.weights.get(*part));
+    let plan = Plan::new(&args.plan, &given, parts.map(Checkpoint::parameters).sum());
+    eprintln!("{}", plan.text(&given)?);
 
+    let mut manifest = write_shards(&model, args.dtype, &args.output)?;
     // What the browser must reproduce is what the stored weights make, not the original ones.
     let open = |file: &str| files::open(&args.output.join(file));
     let stored = manifest.open::<anyhow::Error>(open)?;
-    let pipeline = Pipeline::load(&stored, &Device::flex(), Residency::Auto)
-        .context("cannot load the model")?;
-    manifest.self_test = Some(block_on(SelfTest::record(&pipeline, SELF_TEST_PROMPT))?);
-    manifest.preview = preview(&pipeline, args.preview_pictures)?;
+    manifest.self_test = Some(self_test(&stored, plan.self_test)?);
+    let pipeline = Pipeline::load(&stored, &device, Residency::Auto).context(CANNOT_LOAD)?;
+    manifest.preview = plan.preview.map(|options| preview(&pipeline, &options)).transpose()?;
 
     let text = serde_json::to_string(&manifest)?;
-    write(files::MANIFEST, text.as_bytes())?;
+    files::write(&args.output.join(files::MANIFEST), text.as_bytes())?;
     let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
     eprintln!(
         "wrote {}: {} shards, {bytes} bytes, {} of manifest",
@@ -109,129 +116,45 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         manifest.shards.len(),
         text.len()
     );
-    let report = Report::new(&model, &stored, &pipeline, args.check)?;
+    let mut report = Report::new(&model, &stored)?;
+    if let Some(options) = &plan.check {
+        report.add_pictures(&given, &pipeline, options)?;
+    }
     if let Some(path) = &args.report {
         files::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
     }
     crate::print(&report.text())
 }
 
+/// Writes the weights of a model to a folder. Without the manifest, which is written last, it is none yet.
+pub(crate) fn write_shards(model: &ModelFiles, dtype: Dtype, folder: &Path) -> Result<Manifest> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let dtype = dtype.into();
+    let bar = bytes_bar("storing the weights", Manifest::bytes(model, dtype));
+    let manifest = Manifest::write(model, dtype, |file, bytes| {
+        bar.inc(bytes.len() as u64);
+        files::write(&folder.join(file), bytes)
+    })?;
+    bar.finish_and_clear();
+    Ok(manifest)
+}
+
+/// Golden vectors by the CPU, whose results tests compare with the reference.
+fn self_test(stored: &ModelFiles, options: GenerateOptions) -> Result<SelfTest> {
+    let pipeline = Pipeline::load(stored, &Device::flex(), Residency::Auto).context(CANNOT_LOAD)?;
+    Ok(block_on(SelfTest::record(&pipeline, SELF_TEST_PROMPT, options))?)
+}
+
 /// Fits the colours of image embeddings to pictures that the model makes of nothing in particular.
-fn preview(pipeline: &Pipeline, pictures: usize) -> Result<Option<EmbeddingColours>> {
-    if pictures == 0 {
-        return Ok(None);
-    }
-    let options = GenerateOptions { count: Some(pictures), ..Default::default() };
-    let go = &mut async |_: wuerstchen::Progress<'_>| std::ops::ControlFlow::Continue(());
-    let generated = block_on(pipeline.generate("", &options, go))?;
-    Ok(Some(EmbeddingColours::fit(&generated.image_embeddings, &generated.images)))
+fn preview(pipeline: &Pipeline, options: &GenerateOptions) -> Result<EmbeddingColours> {
+    let made = generate(pipeline, "", options)?;
+    Ok(EmbeddingColours::fit(&made.image_embeddings, &made.images))
 }
 
-/// What the storage type costs.
-#[derive(Serialize)]
-struct Report {
-    parts: BTreeMap<String, PartError>,
-    /// Largest activation of every stage; half precision holds 65504.
-    largest_activations: LargestActivations,
-    /// Peak signal-to-noise ratio in decibels of pictures of the stored weights against pictures of
-    /// the given ones, of seeds 0, 1, ….
-    psnr: Vec<f64>,
-}
-
-#[derive(Serialize)]
-struct PartError {
-    /// `||stored - given|| / ||given||`.
-    relative: f64,
-    tensors: BTreeMap<String, TensorError>,
-}
-
-#[derive(Serialize)]
-struct TensorError {
-    dtype: StoredDtype,
-    /// `||stored - given|| / ||given||`.
-    relative: f64,
-    /// The largest difference.
-    absolute: f64,
-}
-
-impl Report {
-    fn new(
-        model: &ModelFiles,
-        stored: &ModelFiles,
-        pipeline: &Pipeline,
-        pictures: usize,
-    ) -> Result<Self> {
-        let parts = Pipeline::PARTS.iter().map(|part| {
-            Ok(((*part).to_owned(), PartError::new(model.weights(part)?, stored.weights(part)?)?))
-        });
-        let mut report = Self {
-            parts: parts.collect::<Result<_>>()?,
-            largest_activations: LargestActivations::new(),
-            psnr: Vec::new(),
-        };
-        if pictures == 0 {
-            return Ok(report);
-        }
-        let settings = GenerateOptions::default().resolve(&pipeline.card.defaults)?;
-        report.largest_activations =
-            block_on(pipeline.largest_activations(SELF_TEST_PROMPT, &settings))?;
-        let given = Pipeline::load(model, &Device::flex(), Residency::Auto)?;
-        let options = GenerateOptions { count: Some(pictures), ..Default::default() };
-        let generate = |pipeline: &Pipeline| {
-            let go = &mut async |_: wuerstchen::Progress<'_>| std::ops::ControlFlow::Continue(());
-            block_on(pipeline.generate(SELF_TEST_PROMPT, &options, go))
-        };
-        let (ours, theirs) = (generate(pipeline)?.images, generate(&given)?.images);
-        report.psnr = ours.iter().zip(&theirs).map(|(ours, theirs)| ours.psnr(theirs)).collect();
-        Ok(report)
-    }
-
-    fn text(&self) -> String {
-        let mut lines = vec![format!("{:<32}{:>16}  worst tensor", "part", "relative error")];
-        for (part, error) in &self.parts {
-            let worst = error.tensors.iter().max_by(|a, b| a.1.relative.total_cmp(&b.1.relative));
-            let worst = worst.map(|(name, error)| format!("{name}, {:.1e}", error.relative));
-            lines.push(format!(
-                "{part:<32}{:>16.1e}  {}",
-                error.relative,
-                worst.unwrap_or_default()
-            ));
-        }
-        for (stage, largest) in &self.largest_activations {
-            let share = LARGEST_HALF / largest;
-            let stage = format!("{stage:?}").to_lowercase();
-            lines.push(format!(
-                "{stage}: largest activation {largest:.1}, {share:.0} times below f16's largest"
-            ));
-        }
-        if !self.psnr.is_empty() {
-            let psnr: Vec<_> = self.psnr.iter().map(|psnr| format!("{psnr:.1}")).collect();
-            lines.push(format!(
-                "pictures against those of the given weights: {} dB",
-                psnr.join(", ")
-            ));
-        }
-        lines.join("\n")
-    }
-}
-
-impl PartError {
-    fn new(given: &Checkpoint, stored: &Checkpoint) -> Result<Self> {
-        let (mut all, mut norm, mut tensors) = (0.0f64, 0.0f64, BTreeMap::new());
-        for name in stored.names() {
-            let (mut squares, mut size, mut absolute) = (0.0f64, 0.0f64, 0.0f64);
-            for (a, b) in given.values(name)?.iter().zip(stored.values(name)?) {
-                let difference = f64::from(a - b);
-                squares += difference.powi(2);
-                size += f64::from(*a).powi(2);
-                absolute = absolute.max(difference.abs());
-            }
-            let dtype = stored.dtype(name).expect("its name is known");
-            let relative = (squares / size.max(f64::MIN_POSITIVE)).sqrt();
-            tensors.insert(name.to_owned(), TensorError { dtype, relative, absolute });
-            all += squares;
-            norm += size;
-        }
-        Ok(Self { relative: (all / norm).sqrt(), tensors })
-    }
+fn generate(pipeline: &Pipeline, prompt: &str, options: &GenerateOptions) -> Result<Generated> {
+    let bar = StepsBar::default();
+    let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
+    let made = block_on(pipeline.generate(prompt, options, &mut on_step));
+    bar.finish();
+    Ok(made?)
 }

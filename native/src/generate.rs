@@ -1,26 +1,25 @@
 //! `wuerstchen generate`: prompts and pictures to PNG files.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use futures_lite::future::block_on;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 use wuerstchen::interpolate::shares;
 use wuerstchen::text::unknown_syntax;
 use wuerstchen::{
     Batch, GenerateOptions, Generated, Image, Mask, OptionsError, Pipeline, Progress, PromptSyntax,
-    Provenance, Settings, Source, Stage,
+    Provenance, Settings, Source,
 };
 
 use crate::files::file_name;
 use crate::lora::LoraArg;
 use crate::model::{Loaded, ModelArgs};
 use crate::output::png_file;
+use crate::progress::StepsBar;
 use crate::text::read_text;
 use crate::{files, pictures};
 
@@ -103,10 +102,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let frames = block_on(pipeline.frames(pictures.source(&settings), shares, &settings))?;
     let batches = |prompt| frames.batches(prompt, inputs.prompt_to.as_deref(), settings.count);
     let batches: Vec<_> = prompts.iter().flat_map(|prompt| batches(prompt)).collect();
-    let bar = Bars::default();
+    let bar = StepsBar::default();
     let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
     let made = block_on(pipeline.generate_batches(&batches, &settings, &mut on_step));
-    bar.0.finish_and_clear();
+    bar.finish();
     let made = made?;
     let generate_secs = started.elapsed().as_secs_f64();
 
@@ -254,31 +253,6 @@ pub(crate) fn tell_of_prompt(
         }
     }
     Ok(())
-}
-
-/// A bar for the stage that runs.
-struct Bars(ProgressBar);
-
-impl Default for Bars {
-    fn default() -> Self {
-        let style = ProgressStyle::with_template("{msg:<28} {bar:32} {pos}/{len}")
-            .expect("the template is well-formed");
-        Self(ProgressBar::new(0).with_style(style))
-    }
-}
-
-impl Bars {
-    fn show(&self, progress: &Progress) -> ControlFlow<()> {
-        self.0.set_message(match progress.stage {
-            Stage::Text => "text",
-            Stage::Prior => "image embedding (Stage C)",
-            Stage::Decoder => "latents (Stage B)",
-            Stage::Vqgan => "picture (Stage A)",
-        });
-        self.0.set_length(progress.steps as u64);
-        self.0.set_position(progress.step as u64);
-        ControlFlow::Continue(())
-    }
 }
 
 /// `out.png`, or `out-3.png` where there are several.

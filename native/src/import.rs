@@ -1,16 +1,15 @@
 //! `wuerstchen import`: published weights as a model of one folder.
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
 use wuerstchen::import::{check_part, complete};
-use wuerstchen::{Manifest, ModelFiles, Pipeline, layout};
+use wuerstchen::{ModelFiles, Pipeline, layout};
 
-use crate::export::Dtype;
+use crate::export::{Dtype, write_shards};
 use crate::files;
 use crate::found::{Found, Origin};
 
@@ -72,11 +71,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     if output.join(files::MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", output.display());
     }
-    fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
-    let write = |file: &str, bytes: &[u8]| files::write(&output.join(file), bytes);
-    let manifest = Manifest::write(&model, args.dtype.into(), write)?;
-    // Written last: a folder without it is no model.
-    write(files::MANIFEST, serde_json::to_string(&manifest)?.as_bytes())?;
+    let manifest = write_shards(&model, args.dtype, output)?;
+    files::write(&output.join(files::MANIFEST), serde_json::to_string(&manifest)?.as_bytes())?;
     let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
     eprintln!("wrote {}: {} shards, {bytes} bytes", output.display(), manifest.shards.len());
     Ok(true)

@@ -18,6 +18,7 @@ mod measure;
 mod model;
 mod output;
 mod pictures;
+mod progress;
 mod pytorch;
 mod reconstruct;
 mod serve;

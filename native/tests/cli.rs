@@ -183,6 +183,38 @@ fn a_model_of_diffusers_becomes_a_web_bundle() {
     assert_eq!(generate(&bundle), generate(&goldens()));
 }
 
+/// What an export will do is told before it begins, and what cannot be done.
+#[test]
+fn an_export_tells_its_plan() {
+    let bundle = scratch("web-bundle-plan").join("model");
+    let chosen = ["--preview-pictures", "1", "--picture-steps", "2", "--check", "0"];
+    let export = |size: &str| {
+        let output = ["export", "web", "-o", bundle.to_str().unwrap(), "--picture-size", size];
+        let output = wuerstchen(&[&output[..], &chosen].concat());
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, error) = export("100");
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("height must be a size that the model can make"), "{error}");
+    assert!(!bundle.exists());
+
+    let (code, told) = export("128");
+    assert_eq!(code, Some(0), "{told}");
+    let steps = "2 steps of Stage C and 2 of Stage B";
+    let plan = format!(
+        "running on the CPU\n\
+         golden vectors: 1 picture of 128 x 128 pixels, {steps}\n\
+         colours of previews: 1 picture of 128 x 128 pixels, {steps}\n\
+         what storing costs: no pictures, only weights are compared\n\
+         storing the weights: "
+    );
+    assert!(told.starts_with(&plan), "{told}");
+    let manifest = fs::read_to_string(bundle.join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!(manifest["selfTest"]["options"]["width"], 128);
+    assert_eq!(manifest["preview"]["weights"].as_array().map(Vec::len), Some(3));
+}
+
 /// 8 bits cost less than 1 % of the weights' norm.
 #[test]
 fn eight_bits_stay_close() {

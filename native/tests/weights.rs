@@ -114,6 +114,31 @@ fn weights_of_pytorch_lie_where_others_do() {
     }
 }
 
+#[test]
+fn the_number_of_threads_changes_no_file() {
+    let folder = scratch("threads");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("models/shapes.safetensors");
+    let import = |threads: &str| {
+        let folder = folder.join(threads);
+        let output = Command::new(env!("CARGO_BIN_EXE_wuerstchen"))
+            .env("RAYON_NUM_THREADS", threads)
+            .args(["import", "--dtype", "i4"])
+            .args([&model, Path::new("-o"), &folder])
+            .output()
+            .unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{error}");
+        // Without a terminal a line tells what begins, and one what was done.
+        let lines: Vec<_> = error.lines().collect();
+        assert!(lines[0].starts_with("storing the weights: "), "{error}");
+        assert!(lines[1].starts_with("wrote "), "{error}");
+        let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let file = |path: PathBuf| (path.file_name().unwrap().to_owned(), fs::read(path).unwrap());
+        paths.map(file).collect::<BTreeMap<_, _>>()
+    };
+    assert!(import("1") == import("4"));
+}
+
 /// A safetensors file: a header of these texts, and tensors of f32.
 fn safetensors(
     path: &Path,

@@ -6,6 +6,7 @@ import { absoluteUrl, brokenOff, request } from './http.js';
 import { checkModel } from './options.js';
 import { onAbort, throwIfAborted } from './signals.js';
 import type { Defaults, Dtype, ModelInfo, ModelRef, Stage } from './types.js';
+import { isObject } from './values.js';
 
 const FORMAT = 1;
 
@@ -30,6 +31,8 @@ export interface Manifest {
   readonly provenance: string;
   readonly defaults: Defaults;
   readonly stages: Record<Stage, { params: number; bytes: number; dtype: Dtype }>;
+  /** Golden vectors, which every device has to reproduce. */
+  readonly selfTest: object;
   readonly shards: readonly Shard[];
 }
 
@@ -75,6 +78,14 @@ export function parseManifest(text: string, url: string): Manifest {
     manifest.format === FORMAT,
     `this version reads manifest format ${FORMAT}, got ${manifest.format}`,
   );
+  if (!isObject(manifest.selfTest)) {
+    throw new WuerstchenError(
+      'integrity',
+      `${url} has no golden vectors to test devices with, as models of "wuerstchen import" have none: ` +
+        'run "wuerstchen export web" to make a model for browsers of it',
+      { retryable: false, hint: 'Serve the folder that "wuerstchen export web -m MODEL -o FOLDER" writes.' },
+    );
+  }
   for (const field of ['id', 'name', 'licence', 'provenance'] as const) {
     check(typeof manifest[field] === 'string', `${field} must be a string`);
   }

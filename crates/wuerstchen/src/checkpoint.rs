@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 use wuerstchen_kernels::{Packing, Planes};
 
+use crate::parallel::try_for_each;
 use crate::stored::{Stored, StoredDtype, planes};
 use crate::weights::{Differences, LoadError};
 
@@ -89,6 +91,33 @@ struct Entry {
     shape: Vec<usize>,
     source: Arc<dyn ReadBytes>,
     range: Range<usize>,
+}
+
+/// How much of a tensor is read at a time: whole rows (all axes but the first).
+struct Piece {
+    bytes: usize,
+    values: usize,
+}
+
+impl Entry {
+    fn piece(&self) -> Piece {
+        let rows = self.shape.first().copied().unwrap_or(1).max(1);
+        let row = self.shape.iter().skip(1).product::<usize>();
+        // Values, scales and zero-points of quantised rows lie apart.
+        let is_quantised = matches!(self.dtype, StoredDtype::I8 | StoredDtype::I4);
+        if is_quantised || !self.source.has_parts() {
+            return Piece { bytes: self.range.len(), values: rows * row };
+        }
+        let row_bytes = self.range.len() / rows;
+        let rows = (PIECE_BYTES / row_bytes.max(1)).max(1);
+        Piece { bytes: rows * row_bytes, values: rows * row }
+    }
+
+    /// Where the pieces lie in the source, in their order.
+    fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let (size, end) = (self.piece().bytes.max(1), self.range.end);
+        self.range.clone().step_by(size).map(move |start| start..(start + size).min(end))
+    }
 }
 
 /// A tensor's name, shape and values.
@@ -243,8 +272,12 @@ impl Checkpoint {
     ///
     /// The tensor is missing, cannot be read, or is of a type that no weights have.
     pub fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let mut values = Vec::with_capacity(self.entry(name)?.shape.iter().product());
-        self.pieces(name, |piece| values.extend_from_slice(piece))?;
+        let entry = self.entry(name)?;
+        let mut values = vec![0.0; entry.shape.iter().product()];
+        let places = values.chunks_mut(entry.piece().values.max(1));
+        try_for_each(entry.pieces().zip(places).collect(), |(piece, place)| {
+            self.decode(name, entry, piece).map(|values| place.copy_from_slice(&values))
+        })?;
         Ok(values)
     }
 
@@ -256,37 +289,37 @@ impl Checkpoint {
     /// As [`Self::values`]; pieces before the error have been taken.
     pub fn pieces(&self, name: &str, mut take: impl FnMut(&[f32])) -> Result<(), LoadError> {
         let entry = self.entry(name)?;
-        let range = &entry.range;
-        let row = range.len() / entry.shape.first().copied().unwrap_or(1).max(1);
-        // Values, scales and zero-points of quantised rows lie apart.
-        let is_quantised = matches!(entry.dtype, StoredDtype::I8 | StoredDtype::I4);
-        let size = match is_quantised || !entry.source.has_parts() {
-            true => range.len(),
-            false => (PIECE_BYTES / row.max(1)).max(1) * row,
-        };
-        for start in range.clone().step_by(size.max(1)) {
-            let piece = start..(start + size).min(range.end);
-            let bytes = self.read(name, entry, piece)?;
-            let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-            take(&match entry.dtype {
-                StoredDtype::F32 => bytemuck::pod_collect_to_vec(&bytes),
-                StoredDtype::F64 => {
-                    let values: Vec<f64> = bytemuck::pod_collect_to_vec(&bytes);
-                    values.into_iter().map(|value| value as f32).collect::<Vec<_>>()
-                }
-                StoredDtype::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-                StoredDtype::Bf16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-                StoredDtype::I8 | StoredDtype::I4 => entry.dtype.decode(&entry.shape, &bytes),
-                found @ (StoredDtype::I64 | StoredDtype::U8) => {
-                    return Err(LoadError::Dtype {
-                        part: self.part.clone(),
-                        name: name.into(),
-                        found: format!("{found:?}"),
-                    });
-                }
-            });
+        for piece in entry.pieces() {
+            take(&self.decode(name, entry, piece)?);
         }
         Ok(())
+    }
+
+    /// Reads a piece of a tensor as f32.
+    fn decode(
+        &self,
+        name: &str,
+        entry: &Entry,
+        piece: Range<usize>,
+    ) -> Result<Vec<f32>, LoadError> {
+        let bytes = self.read(name, entry, piece)?;
+        Ok(match entry.dtype {
+            StoredDtype::F32 => bytemuck::pod_collect_to_vec(&bytes),
+            StoredDtype::F64 => {
+                let values: Vec<f64> = bytemuck::pod_collect_to_vec(&bytes);
+                values.into_iter().map(|value| value as f32).collect()
+            }
+            StoredDtype::F16 => bytemuck::pod_collect_to_vec::<_, f16>(&bytes).to_f32_vec(),
+            StoredDtype::Bf16 => bytemuck::pod_collect_to_vec::<_, bf16>(&bytes).to_f32_vec(),
+            StoredDtype::I8 | StoredDtype::I4 => entry.dtype.decode(&entry.shape, &bytes),
+            found @ (StoredDtype::I64 | StoredDtype::U8) => {
+                return Err(LoadError::Dtype {
+                    part: self.part.clone(),
+                    name: name.into(),
+                    found: format!("{found:?}"),
+                });
+            }
+        })
     }
 
     /// A tensor as it is stored.

@@ -47,6 +47,7 @@ mod multiply_adds;
 pub mod noise;
 pub mod options;
 pub mod origin;
+mod parallel;
 pub mod pipeline;
 pub mod preview;
 pub mod prior;

@@ -107,7 +107,14 @@ pub struct TensorEntry {
 }
 
 impl Manifest {
-    /// Splits the parts that a model has into shards, which `write` takes by their file names.
+    /// Bytes of a model's tensors in the shards that [`Self::write`] makes; what aligns them, a little more,
+    /// is not counted.
+    pub fn bytes(files: &ModelFiles, dtype: StoredDtype) -> usize {
+        unstored(files, dtype).filter_map(|tensor| tensor.dtype.size(tensor.shape)).sum()
+    }
+
+    /// Splits the parts that a model has into shards, which `write` takes by their file names. The tensors
+    /// are read and converted one after the other, each by all threads.
     ///
     /// # Errors
     ///
@@ -126,46 +133,43 @@ impl Manifest {
             bytes.clear();
             Ok::<_, E>(())
         };
-        for part in parts(files) {
-            let weights = files.weights(part)?;
-            for (name, found, shape, _) in weights.describe().filter(|entry| !is_counter(entry.0)) {
-                let dtype = dtype.of_tensor(name, shape);
-                // What is stored as it shall be is not rounded a second time.
-                let stored = match found == dtype {
-                    true => weights.stored(name)?,
-                    false => Stored::new(shape, &weights.values(name)?, dtype),
-                };
-                let bytes = stored.bytes.len();
-                if part != layout::COMPRESSOR {
-                    let empty = StageInfo { params: 0, bytes: 0, dtype };
-                    let info = stages.entry(stage(part)).or_insert(empty);
-                    info.params += shape.iter().product::<usize>();
-                    info.bytes += bytes;
-                    info.dtype = info.dtype.max(dtype);
-                }
-                if open.len() + bytes > SHARD_BYTES && !open.is_empty() {
-                    close(&mut open, &mut shards)?;
-                }
-                open.resize(open.len().next_multiple_of(ALIGNMENT), 0);
-                let (shard, offset) = (shards.len(), open.len());
-                let mut pieces = stored.bytes.chunks(MAX_SHARD_BYTES);
-                open.extend_from_slice(pieces.next().unwrap_or_default());
-                let mut more = Vec::new();
-                for piece in pieces {
-                    close(&mut open, &mut shards)?;
-                    more.push(shards.len());
-                    open.extend_from_slice(piece);
-                }
-                tensors.push(TensorEntry {
-                    part: part.to_owned(),
-                    name: name.to_owned(),
-                    shape: shape.to_vec(),
-                    dtype,
-                    shard,
-                    offset,
-                    more,
-                });
+        for tensor in unstored(files, dtype) {
+            let Unstored { part, weights, name, shape, dtype } = tensor;
+            // What is stored as it shall be is not rounded a second time.
+            let stored = match weights.dtype(name) == Some(dtype) {
+                true => weights.stored(name)?,
+                false => Stored::new(shape, &weights.values(name)?, dtype),
+            };
+            let bytes = stored.bytes.len();
+            if part != layout::COMPRESSOR {
+                let empty = StageInfo { params: 0, bytes: 0, dtype };
+                let info = stages.entry(stage(part)).or_insert(empty);
+                info.params += shape.iter().product::<usize>();
+                info.bytes += bytes;
+                info.dtype = info.dtype.max(dtype);
             }
+            if open.len() + bytes > SHARD_BYTES && !open.is_empty() {
+                close(&mut open, &mut shards)?;
+            }
+            open.resize(open.len().next_multiple_of(ALIGNMENT), 0);
+            let (shard, offset) = (shards.len(), open.len());
+            let mut pieces = stored.bytes.chunks(MAX_SHARD_BYTES);
+            open.extend_from_slice(pieces.next().unwrap_or_default());
+            let mut more = Vec::new();
+            for piece in pieces {
+                close(&mut open, &mut shards)?;
+                more.push(shards.len());
+                open.extend_from_slice(piece);
+            }
+            tensors.push(TensorEntry {
+                part: part.to_owned(),
+                name: name.to_owned(),
+                shape: shape.to_vec(),
+                dtype,
+                shard,
+                offset,
+                more,
+            });
         }
         close(&mut open, &mut shards)?;
         let card = match files.texts.contains_key(layout::CARD) {
@@ -379,10 +383,27 @@ impl Unpacking {
     }
 }
 
-/// The parts that have weights, those of a picture first.
-fn parts(files: &ModelFiles) -> Vec<&'static str> {
-    let all = Pipeline::PARTS.into_iter().chain([layout::COMPRESSOR]);
-    all.filter(|part| files.weights.contains_key(*part)).collect()
+/// A tensor that is to be stored.
+struct Unstored<'a> {
+    part: &'static str,
+    weights: &'a Checkpoint,
+    name: &'a str,
+    shape: &'a [usize],
+    /// How it is to be stored.
+    dtype: StoredDtype,
+}
+
+/// The tensors of a model that is to be stored as `dtype`, those of a picture's parts first.
+fn unstored(files: &ModelFiles, dtype: StoredDtype) -> impl Iterator<Item = Unstored<'_>> {
+    let parts = Pipeline::PARTS.into_iter().chain([layout::COMPRESSOR]);
+    let parts = parts.filter_map(|part| Some((part, files.weights.get(part)?)));
+    parts.flat_map(move |(part, weights)| {
+        let learnt = weights.describe().filter(|(name, ..)| !is_counter(name));
+        learnt.map(move |(name, _, shape, _)| {
+            let dtype = dtype.of_tensor(name, shape);
+            Unstored { part, weights, name, shape, dtype }
+        })
+    })
 }
 
 /// The stage that a part counts for.
@@ -490,6 +511,7 @@ mod tests {
             Ok::<_, LoadError>(())
         };
         let manifest = Manifest::write(&model, StoredDtype::F32, write).unwrap();
+        assert_eq!(Manifest::bytes(&model, StoredDtype::F32), 4 * (2 + (10 << 20) + 1));
         let manifest = Manifest::parse(&serde_json::to_string(&manifest).unwrap()).unwrap();
         assert_eq!(manifest.tensors[1].more.len(), 2);
         assert!(manifest.shards.iter().all(|shard| shard.bytes <= MAX_SHARD_BYTES));

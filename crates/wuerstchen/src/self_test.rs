@@ -57,18 +57,28 @@ pub struct SelfTestCheck {
 }
 
 impl SelfTest {
+    /// The options of a short generation of `side` pixels, or of the model's own size.
+    pub fn options(side: Option<usize>) -> GenerateOptions {
+        GenerateOptions {
+            seed: 1,
+            width: side,
+            height: side,
+            prior_steps: Some(2),
+            decoder_steps: Some(2),
+            ..Default::default()
+        }
+    }
+
     /// Records what this device makes: the CPU, whose results are compared with the reference.
     ///
     /// # Errors
     ///
     /// The pipeline cannot generate.
-    pub async fn record(pipeline: &Pipeline, prompt: &str) -> Result<Self, Error> {
-        let options = GenerateOptions {
-            seed: 1,
-            prior_steps: Some(2),
-            decoder_steps: Some(2),
-            ..Default::default()
-        };
+    pub async fn record(
+        pipeline: &Pipeline,
+        prompt: &str,
+        options: GenerateOptions,
+    ) -> Result<Self, Error> {
         let [image_embedding, latents, picture] = run(pipeline, prompt, &options).await?;
         Ok(Self { prompt: prompt.to_owned(), options, image_embedding, latents, picture })
     }

@@ -44,6 +44,7 @@ export function makeManifest() {
       sampler: 'ddpm',
     },
     stages: { text: stage, prior: stage, decoder: stage, vqgan: stage },
+    selfTest: {},
     shards: SHARDS.map((bytes, k) => ({
       file: `shard-${k}.bin`,
       bytes: bytes.length,

@@ -131,6 +131,18 @@ test('manifests that lead out of their folder or to another format are refused',
   await refuse({ stages: {} }, /stage text is missing$/);
 });
 
+test('a model that was not written for browsers is refused before a shard is fetched', async () => {
+  const world = new World();
+  // What `wuerstchen import` writes.
+  world.server.answers.set(MODEL_URL, () => Response.json({ ...makeManifest(), selfTest: null }));
+  const error = await world.load().then(() => undefined, (reason: WuerstchenError) => reason);
+  assert.ok(error instanceof WuerstchenError);
+  assert.match(error.message, /manifest\.json has no golden vectors .* run "wuerstchen export web"/);
+  assert.match(error.hint ?? '', /wuerstchen export web -m MODEL -o FOLDER/);
+  assert.deepEqual([error.code, error.retryable], ['integrity', false]);
+  assert.equal(world.server.shardRequests, 0);
+});
+
 test('a failed self-test names what is wrong', async () => {
   const world = new World();
   world.cpu.selfTestOk = false;
