@@ -158,6 +158,10 @@ impl Samples for Torn {
     fn captions(&self, number: u64) -> Vec<String> {
         self.0.captions(number)
     }
+
+    fn prompt(&self, number: u64) -> String {
+        self.captions(number).swap_remove(0)
+    }
 }
 
 /// The third batch has the picture that cannot be read: two updates are done, and can be saved.
