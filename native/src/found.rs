@@ -15,6 +15,7 @@ use crate::hub::snapshot;
 use crate::pytorch::{read_pytorch, read_pytorch_shards};
 use crate::shards::{Shards, is_pytorch};
 use crate::text::read_text;
+use crate::train::{CONFIG, MODEL};
 
 /// Files of a model, from wherever its parts lie.
 #[derive(Default)]
@@ -60,7 +61,8 @@ impl Origin {
 
 impl Found {
     /// Adds what is in a file or folder: a model, a pipeline or a part in the diffusers layout, in one
-    /// file or several; a folder of Hugging Face's cache; a file of the authors; a bundle of this program.
+    /// file or several; the folder of a training run; a folder of Hugging Face's cache; a file of the
+    /// authors; a bundle of this program.
     pub(crate) fn add(&mut self, path: &Path) -> Result<()> {
         let kind = fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
         match kind.is_file() {
@@ -93,6 +95,10 @@ impl Found {
         if path.join(MANIFEST).is_file() {
             let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
             return self.merge(read_web_bundle(path)?, &origin);
+        }
+        let model = path.join(MODEL);
+        if path.join(CONFIG).is_file() && model.is_dir() {
+            return self.add_folder(&model);
         }
         let before = self.origins.len() + self.texts.len();
         // The folder itself may be a pipeline, or hold pipelines.
@@ -176,7 +182,7 @@ impl Found {
         let name = part.map_or_else(|| folder.display().to_string(), str::to_owned);
         let shards = files
             .iter()
-            .map(|path| Ok(Checkpoint::parse(&name, open(path)?)?))
+            .map(|path| Ok(Checkpoint::parse(&path.display().to_string(), open(path)?)?))
             .collect::<Result<Vec<_>>>()?;
         let weights = Checkpoint::join(&name, &shards)?;
         let origin = Origin::of(path, &weights);

@@ -140,6 +140,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         if cause.is::<devices::NoDevice>() {
             return Some(DEVICE);
         }
+        if cause.is::<train::Diverged>() {
+            return Some(FAILED);
+        }
         if cause.is::<UsageError>() || cause.is::<wuerstchen::OptionsError>() {
             return Some(USAGE);
         }

@@ -14,7 +14,8 @@ use crate::lora::{self, LoraArg};
 /// Arguments of commands that run a whole model.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// A model folder (diffusers layout or web bundle) or a bundle file [default: the built-in model]
+    /// A model folder (diffusers layout or web bundle), a bundle file or the folder of a training run
+    /// [default: the built-in model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// Where to run

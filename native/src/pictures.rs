@@ -23,6 +23,10 @@ pub(crate) const TYPES: &str = "PNG, JPEG, WebP, GIF, BMP or TIFF";
 /// Most pixels of a picture: a few hundred bytes can claim any number of them.
 const MAX_PIXELS: u64 = 1 << 27;
 
+/// Most times that a side is longer than the other: a line of pixels that is scaled to cover a picture takes
+/// gigabytes.
+const MAX_RATIO: u64 = 64;
+
 /// Bytes of a pixel of the deepest type, four colours of 16 bits.
 const MAX_PIXEL_BYTES: u64 = 8;
 
@@ -86,6 +90,10 @@ fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
     let pixels = u64::from(width) * u64::from(height);
     if pixels > MAX_PIXELS {
         bail!("expected at most {MAX_PIXELS} pixels, found {width} x {height} = {pixels}");
+    }
+    let (short, long) = (width.min(height), width.max(height));
+    if u64::from(long) > MAX_RATIO * u64::from(short) {
+        bail!("expected sides of at most {MAX_RATIO} to 1, found {width} x {height} pixels");
     }
     if format == image::ImageFormat::Jpeg {
         jpeg::check(&bytes)?;

@@ -2,7 +2,7 @@
 //! pieces and precisions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -93,7 +93,8 @@ fn indexed(folder: &Path, files: &[PathBuf]) -> Result<Vec<Set>> {
         }
         let map: WeightMap = serde_json::from_str(&read_text(&path)?)
             .with_context(|| format!("{}: expected {{\"weight_map\": …}}", path.display()))?;
-        let names: BTreeSet<String> = map.weight_map.into_values().collect();
+        let names = map.weight_map.values().map(|name| named_beside(&path, name));
+        let names = names.collect::<Result<BTreeSet<String>>>()?;
         let Some(first) = names.first().filter(|name| {
             let extension = Path::new(name).extension();
             files.iter().any(|file| file.extension() == extension)
@@ -101,12 +102,21 @@ fn indexed(folder: &Path, files: &[PathBuf]) -> Result<Vec<Set>> {
             continue;
         };
         let (name, _) = split_name(Path::new(first));
-        let found = files.iter().filter(|file| names.contains(&file_name(file)));
+        let mut missing = names.clone();
+        let found = files.iter().filter(|file| missing.remove(&file_name(file)));
         let found: Vec<_> = found.cloned().collect();
-        let missing = names.iter().filter(|name| !folder.join(name).is_file()).cloned().collect();
         sets.push(Set { files: found, rank: rank(&name, true), missing });
     }
     Ok(sets)
+}
+
+/// The name of a file beside an index, as the index has it: `./` in front means the same file.
+fn named_beside(index: &Path, name: &str) -> Result<String> {
+    let mut parts = Path::new(name).components().filter(|part| *part != Component::CurDir);
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(name)), None) => Ok(name.to_string_lossy().into_owned()),
+        _ => bail!("{}: expected names of files beside it, found {name:?}", index.display()),
+    }
 }
 
 /// The name of a file of weights without `-00001-of-00003`, and the last number of that.
@@ -187,6 +197,12 @@ mod tests {
         assert_eq!(taken("index", &files).unwrap(), (vec![FIRST.into(), SECOND.into()], 2));
         let error = taken("lost", &[(FIRST, ""), (INDEX, &index)]).unwrap_err();
         assert!(error.ends_with(&format!("found none of {SECOND}")), "{error}");
+        let dotted = format!(r#"{{"weight_map": {{"a": "./{WHOLE}"}}}}"#);
+        let found = taken("dotted", &[(WHOLE, ""), (INDEX, &dotted)]).unwrap();
+        assert_eq!(found, (vec![WHOLE.into()], 0));
+        let below = r#"{"weight_map": {"a": "sub/a.safetensors"}}"#;
+        let error = taken("below", &[(WHOLE, ""), (INDEX, below)]).unwrap_err();
+        assert!(error.ends_with("files beside it, found \"sub/a.safetensors\""), "{error}");
         let error = taken("half", &[(STALE, "")]).unwrap_err();
         assert!(error.ends_with("found none of the other 2 of diffusion_pytorch_model"), "{error}");
     }

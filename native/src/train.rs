@@ -2,6 +2,7 @@
 
 mod run;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,13 +15,14 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use wuerstchen::pipeline::PriorIndex;
 use wuerstchen::{ModelFiles, Tokenizer, TokenizerFiles, layout};
-use wuerstchen_train::config::{Scenes, StageConfig, TrainConfig};
+use wuerstchen_train::config::{ModelConfig, Scenes, StageConfig, TrainConfig};
 use wuerstchen_train::corpus::{Emoji, Samples, Shapes};
 use wuerstchen_train::emoji::{self, Art};
 use wuerstchen_train::recipe::{Recipe, Weights};
 use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 
+pub(crate) use self::run::Diverged;
 use self::run::Run;
 use crate::art::read_art;
 use crate::devices::{Choice, choose};
@@ -102,16 +104,24 @@ impl Source {
 }
 
 /// A run's config in its folder, as it was resolved.
-const CONFIG: &str = "config.toml";
+pub(crate) const CONFIG: &str = "config.toml";
+
+/// The folder of a run's model in that of the run.
+pub(crate) const MODEL: &str = "model";
 
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
     config.validate().map_err(|error| usage(&error.into()))?;
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    let stored = stored_config(&output)?;
+    let is_same_corpus = stored.as_ref().is_some_and(|stored| same_corpus(stored, &config));
+    if let (Some(stored), None) = (&stored, &args.resume) {
+        check_fits(&output, stored, &config).map_err(|error| usage(&error))?;
+    }
     let source = Source::open(&config)?;
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
     let scale = &mut config.model.embedding_scale;
-    *scale = scale.or_else(|| known_scale(&output, init.as_ref()));
+    *scale = scale.or_else(|| known_scale(stored.as_ref(), init.as_ref()));
     let tokenizer = match &source {
         Source::Folder(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
         Source::Shapes => shapes_tokenizer(),
@@ -121,7 +131,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     if let Source::Folder(folder) = &source {
         tell_of_captions(folder, &recipe)?;
         // A run that has begun has read its pictures before.
-        if args.dry_run || !output.join(CONFIG).is_file() {
+        if args.dry_run || !is_same_corpus {
             check(folder, recipe.config.image_size)?;
         }
     }
@@ -130,7 +140,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     }
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     // Captions that come later must not change the numbers of the tokens.
-    let own = output.join("model").join(layout::PRIOR_TOKENIZER);
+    let own = output.join(MODEL).join(layout::PRIOR_TOKENIZER);
     fs::create_dir_all(&own).with_context(|| format!("cannot create {}", own.display()))?;
     for (file, text) in recipe.tokenizer.named() {
         write(&own.join(file), text.as_bytes())?;
@@ -217,6 +227,68 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
     }
 }
 
+/// The config of the run that a folder holds, if there is one.
+fn stored_config(output: &Path) -> Result<Option<TrainConfig>> {
+    let path = output.join(CONFIG);
+    path.is_file().then(|| read_config(&path, &[])).transpose()
+}
+
+/// Whether two runs are trained on the same pictures.
+fn same_corpus(one: &TrainConfig, other: &TrainConfig) -> bool {
+    match (&one.corpus.folder, &other.corpus.folder) {
+        (None, None) => one.corpus.scenes == other.corpus.scenes,
+        (Some(one), Some(other)) => one == other || same_file(one, other),
+        _ => false,
+    }
+}
+
+/// Whether two paths lead to the same place.
+fn same_file(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Fails where a run cannot go on with what its folder holds: a stage takes the tokenizer, the scale and the
+/// earlier stages from there.
+fn check_fits(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
+    let corpus = |config: &TrainConfig| match &config.corpus.folder {
+        Some(folder) => folder.display().to_string(),
+        None => format!("{:?}", config.corpus.scenes).to_lowercase(),
+    };
+    let different = match same_corpus(stored, config) {
+        false => Some(("corpus".to_owned(), corpus(stored), corpus(config))),
+        true => difference("model", &model_sizes(stored)?, &model_sizes(config)?),
+    };
+    let Some((field, old, new)) = different else { return Ok(()) };
+    bail!(
+        "{} holds a run whose {field} is {old}, the config says {new}: name another folder with \
+         --output, or remove this one",
+        output.display()
+    )
+}
+
+/// The sizes of a run's models as a table. The scale is measured, and no size.
+fn model_sizes(config: &TrainConfig) -> Result<toml::Value> {
+    let model = ModelConfig { embedding_scale: None, ..config.model.clone() };
+    toml::Value::try_from(model).context("cannot write the config as TOML")
+}
+
+/// The name of the first value that differs, and both values.
+fn difference(
+    name: &str,
+    old: &toml::Value,
+    new: &toml::Value,
+) -> Option<(String, String, String)> {
+    let (toml::Value::Table(old), toml::Value::Table(new)) = (old, new) else {
+        return (old != new).then(|| (name.to_owned(), old.to_string(), new.to_string()));
+    };
+    let absent = toml::Value::from("not given");
+    let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    keys.into_iter().find_map(|key| {
+        let [old, new] = [old, new].map(|table| table.get(key).unwrap_or(&absent));
+        difference(&format!("{name}.{key}"), old, new)
+    })
+}
+
 /// The tokenizer of a folder's captions: the run's own, else that of the model that it starts from, else
 /// one that the captions teach.
 fn tokenizer(
@@ -228,7 +300,7 @@ fn tokenizer(
     let mut own = ModelFiles::default();
     for file in TokenizerFiles::NAMES {
         let file = format!("{}/{file}", layout::PRIOR_TOKENIZER);
-        let path = output.join("model").join(&file);
+        let path = output.join(MODEL).join(&file);
         if path.is_file() {
             own.texts.insert(file, read_text(&path)?);
         }
@@ -244,11 +316,8 @@ fn tokenizer(
 
 /// The scale of Stage C's latents as the run has measured it before, or else that of the Stage C that it
 /// starts from.
-fn known_scale(output: &Path, init: Option<&ModelFiles>) -> Option<f64> {
-    let own = fs::read_to_string(output.join(CONFIG)).ok().and_then(|text| text.parse().ok());
-    let own =
-        own.and_then(|config: toml::Table| config.get("model")?.get("embedding_scale")?.as_float());
-    own.or_else(|| {
+fn known_scale(stored: Option<&TrainConfig>, init: Option<&ModelFiles>) -> Option<f64> {
+    stored.and_then(|stored| stored.model.embedding_scale).or_else(|| {
         let model = init.filter(|model| model.weights.contains_key(layout::PRIOR))?;
         let index: PriorIndex =
             model.config(&format!("{}/model_index.json", layout::PRIOR_PIPELINE)).ok()?;

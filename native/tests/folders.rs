@@ -181,6 +181,33 @@ fn metadata_may_have_several_rows_of_a_picture() {
     folder.is_refused("expected one file of metadata, found .csv and .jsonl");
 }
 
+/// Of a folder that was moved, only the ends of absolute names count, which several may share.
+#[test]
+fn absolute_names_of_one_picture_are_refused() {
+    let folder = Folder::new("absolute");
+    folder.picture("1.png");
+    folder.write("metadata.csv", "file_name,text\n/old/cats/1.png,a cat\n/old/dogs/1.png,a dog\n");
+    folder.is_refused(r#""/old/cats/1.png" and "/old/dogs/1.png" are different files"#);
+}
+
+/// Two names that differ in bytes that are no UTF-8 keep their own captions.
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_not_utf_8_are_different() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let folder = Folder::new("bytes");
+    folder.picture("a.png");
+    for (byte, captions) in [(0xe8, "one"), (0xe9, "one\ntwo")] {
+        let path =
+            |ending: &[u8]| folder.0.join(OsStr::from_bytes(&[&[b'x', byte], ending].concat()));
+        fs::copy(folder.0.join("a.png"), path(b".png")).unwrap();
+        fs::write(path(b".txt"), captions).unwrap();
+    }
+    folder.write("a.txt", "a fox");
+    folder.has(3, 4, &[]);
+}
+
 #[test]
 fn metadata_that_name_what_is_not_read_are_refused() {
     let folder = Folder::new("named");
@@ -266,6 +293,17 @@ fn pictures_that_are_too_large_are_refused() {
     folder.write("a.png", bytes);
     folder.write("a.txt", "a fox");
     folder.is_refused("expected at most 134217728 pixels, found 30000 x 30000 = 900000000");
+}
+
+/// Scaled to cover a square, a line of pixels is as much longer than it.
+#[test]
+fn pictures_that_are_too_thin_are_refused() {
+    let folder = Folder::new("thin");
+    folder.write("a.txt", "a fox");
+    RgbImage::new(1, 65).save(folder.0.join("a.png")).unwrap();
+    folder.is_refused("expected sides of at most 64 to 1, found 1 x 65 pixels");
+    RgbImage::new(64, 1).save(folder.0.join("a.png")).unwrap();
+    folder.has(1, 1, &[]);
 }
 
 #[test]

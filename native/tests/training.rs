@@ -190,6 +190,62 @@ fn a_run_starts_from_what_a_model_has() {
     assert!(second.join("model/wuerstchen/decoder/diffusion_pytorch_model.safetensors").is_file());
 }
 
+/// What a run's folder holds fits one corpus and one model.
+#[test]
+fn a_folder_keeps_one_run() {
+    let folder = scratch("one-run");
+    let (pictures, others, run) = (folder.join("1"), folder.join("2"), folder.join("run"));
+    own_pictures(&pictures);
+    own_pictures(&others);
+    let stage_b = ["b", "--set", "b.cached_scenes=2"];
+    let told = |pictures: &Path, arguments: &[&str], code| {
+        let output = train_on(pictures, &run, arguments);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    told(&pictures, &["a"], 0);
+    let error = told(&others, &["a"], 2);
+    assert!(error.contains("holds a run whose corpus is") && error.contains("--output"), "{error}");
+    let error = told(&pictures, &["b", "--set", "model.prior.depth=3"], 2);
+    assert!(error.contains("whose model.prior.depth is 2, the config says 3"), "{error}");
+
+    let lines = told(&pictures, &stage_b, 0);
+    assert!(lines.contains("stage b trains on 2 of 3 pictures (b.cached_scenes)"), "{lines}");
+    assert!(!lines.contains("starts anew"), "{lines}");
+    let lines = told(&pictures, &["c", "--set", "c.cached_scenes=9"], 0);
+    assert!(!lines.contains("trains on"), "{lines}");
+    let lines = told(&pictures, &["a"], 0);
+    assert!(lines.contains("stage a starts anew, as there is no --resume"), "{lines}");
+
+    // The folder of a run is a model.
+    let (run, picture) = (run.display().to_string(), folder.join("out.png").display().to_string());
+    let output = wuerstchen(&["generate", "a red field", "-m", &run, "-o", &picture]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+/// Weights of 1e30 give no finite gradients; the state before stays.
+#[test]
+fn training_that_diverges_stops() {
+    let folder = scratch("diverges");
+    let run = folder.display().to_string();
+    let config = smoke();
+    let train = |changes: &[&str]| {
+        let mut arguments = vec!["train", "a", "-c", &config, "-o", &run, "--device", "cpu"];
+        arguments.extend(["--set", "a.batch_size=2", "--resume", "auto"]);
+        arguments.extend(changes.iter().flat_map(|change| ["--set", change]));
+        wuerstchen(&arguments)
+    };
+    assert!(train(&["a.steps=1"]).status.success());
+    let state = || fs::read(folder.join("a/state.safetensors")).unwrap();
+    let before = state();
+    let rates = ["a.optimizer.learning_rate=1e30", "a.optimizer.warmup_steps=0"];
+    let output = train(&[&rates[..], &["a.steps=1000", "a.sample_every=1000"]].concat());
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("stage a diverged: the gradients of the 100 steps up to"), "{error}");
+    assert_eq!(state(), before);
+}
+
 /// What is wrong with a folder is named; when it is right, training begins.
 #[test]
 fn mistakes_in_a_folder_are_named() {

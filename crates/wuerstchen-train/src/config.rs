@@ -13,6 +13,9 @@ use crate::optimizer::OptimizerConfig;
 use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;
 
+/// Largest side of pictures in pixels, as the pipeline makes them.
+const MAX_SIDE: usize = 4096;
+
 /// One training run of the three stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -243,6 +246,70 @@ impl StageConfig {
     pub fn p2_k(&self) -> Option<f32> {
         self.p2_weighting.then_some(self.p2_k)
     }
+
+    /// Checks every value; `part` names the stage.
+    fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
+        let (batch, shards) = (self.batch_size, self.shards);
+        if batch == 0 || shards == 0 || batch % shards != 0 {
+            let expected = format!("a positive multiple of shards = {shards}");
+            return Err(ConfigError::new(part, "batch_size", expected, batch));
+        }
+        if self.sample_every == 0 {
+            return Err(ConfigError::new(part, "sample_every", "at least 1", 0));
+        }
+        if self.max_zoom == 0 {
+            return Err(ConfigError::new(part, "max_zoom", "at least 1", 0));
+        }
+        self.optimizer.validate(part)?;
+        let Lesson { two_objects, plain_relations, first_leads } = self.lesson;
+        share(part, "lesson.two_objects", two_objects.into())?;
+        share(part, "lesson.plain_relations", plain_relations.into())?;
+        share(part, "lesson.first_leads", first_leads.into())?;
+        share(part, "caption_drop", self.caption_drop)?;
+        share(part, "unknown_words", self.unknown_words)?;
+        share(part, "quantized", self.quantized)?;
+        share(part, "embedding_drop", self.embedding_drop)?;
+        share(part, "embedding_noise", self.embedding_noise)?;
+        not_negative(part, "edge_loss", self.edge_loss)?;
+        not_negative(part, "text_loss", self.text_loss)?;
+        not_negative(part, "p2_k", self.p2_k.into())
+    }
+}
+
+/// Fails unless a value is a probability or another share of a whole.
+pub(crate) fn share(
+    part: &'static str,
+    field: &'static str,
+    value: f64,
+) -> Result<(), ConfigError> {
+    match (0.0..=1.0).contains(&value) {
+        true => Ok(()),
+        false => Err(ConfigError::new(part, field, "a share from 0 to 1", value)),
+    }
+}
+
+/// Fails unless a value is a finite number above 0.
+pub(crate) fn positive(
+    part: &'static str,
+    field: &'static str,
+    value: f64,
+) -> Result<(), ConfigError> {
+    match value > 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(ConfigError::new(part, field, "a positive number", value)),
+    }
+}
+
+/// Fails unless a value is a finite number of at least 0.
+pub(crate) fn not_negative(
+    part: &'static str,
+    field: &'static str,
+    value: f64,
+) -> Result<(), ConfigError> {
+    match value >= 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(ConfigError::new(part, field, "a number of at least 0", value)),
+    }
 }
 
 fn one() -> usize {
@@ -278,33 +345,16 @@ impl TrainConfig {
         expect("decoder", "clip_embd", model.decoder_text.hidden_size, decoder.clip_embd)?;
         expect("prior", "c_in", model.compressor.c_latent, prior.c_in)?;
         expect("prior", "c_cond", model.prior_text.hidden_size, prior.c_cond)?;
-        if let Some(scale) = model.embedding_scale
-            && !(scale > 0.0 && scale.is_finite())
-        {
-            let expected = "a positive number";
-            return Err(ConfigError::new("training", "embedding_scale", expected, scale));
+        if let Some(scale) = model.embedding_scale {
+            positive("training", "embedding_scale", scale)?;
         }
         self.validate_corpus()?;
-        for stage in [&self.a, &self.b, &self.c] {
-            let (batch, shards) = (stage.batch_size, stage.shards);
-            if batch == 0 || shards == 0 || batch % shards != 0 {
-                let expected = format!("a positive multiple of shards = {shards}");
-                return Err(ConfigError::new("training", "batch_size", expected, batch));
-            }
-            if stage.max_zoom == 0 {
-                return Err(ConfigError::new("training", "max_zoom", "at least 1", 0));
-            }
-            let Lesson { two_objects, plain_relations, first_leads } = stage.lesson;
-            for (field, share) in [
-                ("lesson.two_objects", two_objects),
-                ("lesson.plain_relations", plain_relations),
-                ("lesson.first_leads", first_leads),
-            ] {
-                if !(0.0..=1.0).contains(&share) {
-                    let expected = "a share from 0 to 1";
-                    return Err(ConfigError::new("training", field, expected, share));
-                }
-            }
+        self.a.validate("stage a")?;
+        self.b.validate("stage b")?;
+        self.c.validate("stage c")?;
+        if self.image_size > MAX_SIDE {
+            let expected = format!("at most {MAX_SIDE}");
+            return Err(ConfigError::new("training", "image_size", expected, self.image_size));
         }
         let compressed = model.compressor.downscale();
         let side = self.compressor_side();
@@ -322,7 +372,30 @@ impl TrainConfig {
             let expected = format!("a multiple of {multiple}");
             return Err(ConfigError::new("training", "image_size", expected, self.image_size));
         }
-        Ok(())
+        self.validate_defaults()
+    }
+
+    /// Checks that the model can do what its defaults say; the sizes of the model are right.
+    fn validate_defaults(&self) -> Result<(), ConfigError> {
+        let Defaults { width, height, prior_steps, decoder_steps, .. } = self.defaults;
+        // Pixels of a cell of the image embedding, and of the smallest piece of Stage B's latents.
+        let cell = self.image_size / self.embedding_side();
+        let piece = self.model.vqgan.downscale() * self.model.decoder.size_multiple();
+        for (field, side) in [("width", width), ("height", height)] {
+            let fits = side.is_multiple_of(cell) && side.is_multiple_of(piece);
+            if !fits || !(1..=MAX_SIDE).contains(&side) {
+                let expected = format!("a multiple of {cell} and of {piece}, at most {MAX_SIDE}");
+                return Err(ConfigError::new("defaults", field, expected, side));
+            }
+        }
+        for (field, steps) in [("prior_steps", prior_steps), ("decoder_steps", decoder_steps)] {
+            if !(1..=1000).contains(&steps) {
+                return Err(ConfigError::new("defaults", field, "between 1 and 1000", steps));
+            }
+        }
+        let Defaults { prior_guidance_scale, decoder_guidance_scale, .. } = self.defaults;
+        not_negative("defaults", "prior_guidance_scale", prior_guidance_scale)?;
+        not_negative("defaults", "decoder_guidance_scale", decoder_guidance_scale)
     }
 
     /// Side of the pictures that the compressor sees, in pixels.
@@ -363,5 +436,62 @@ impl TrainConfig {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMOKE: &str = include_str!("../../../configs/smoke.toml");
+
+    #[test]
+    fn released_configs_are_valid() {
+        for text in [
+            SMOKE,
+            include_str!("../../../configs/shapes.toml"),
+            include_str!("../../../configs/pictures.toml"),
+            include_str!("../../../configs/emoji.toml"),
+            include_str!("../../../configs/emoji-128.toml"),
+        ] {
+            let config: TrainConfig = toml::from_str(text).unwrap();
+            assert_eq!(config.validate(), Ok(()), "{}", config.name);
+        }
+    }
+
+    /// The smoke config's cells of the embedding have 16 pixels, its pieces of latents 16.
+    #[test]
+    fn values_that_cannot_be_used_are_named() {
+        type Change = fn(&mut TrainConfig);
+        let changes: [(Change, &str); 22] = [
+            (|config| config.image_size = 8192, "training config: image_size must be at most 4096"),
+            (|config| config.a.sample_every = 0, "stage a config: sample_every must be at least 1"),
+            (|config| config.a.quantized = 1.5, "quantized must be a share from 0 to 1, got 1.5"),
+            (|config| config.a.edge_loss = -1.0, "edge_loss must be a number of at least 0"),
+            (|config| config.b.caption_drop = -0.1, "stage b config: caption_drop"),
+            (|config| config.b.unknown_words = f64::NAN, "unknown_words"),
+            (|config| config.b.embedding_drop = 2.0, "embedding_drop"),
+            (|config| config.b.embedding_noise = 2.0, "embedding_noise"),
+            (|config| config.c.text_loss = f64::INFINITY, "stage c config: text_loss"),
+            (|config| config.c.p2_k = -1.0, "p2_k"),
+            (|config| config.c.optimizer.learning_rate = 0.0, "learning_rate must be a positive"),
+            (|config| config.c.optimizer.beta1 = 1.0, "beta1 must be at least 0 and below 1"),
+            (|config| config.c.optimizer.ema_beta = f64::NAN, "ema_beta"),
+            (|config| config.c.optimizer.ema_every = 0, "ema_every must be at least 1, got 0"),
+            (|config| config.c.optimizer.cooldown = 1.1, "cooldown"),
+            (|config| config.c.optimizer.max_grad_norm = 0.0, "max_grad_norm"),
+            (|config| config.c.optimizer.weight_decay = -0.1, "weight_decay"),
+            (|config| config.defaults.width = 0, "width must be a multiple of 16 and of 16"),
+            (|config| config.defaults.height = 40, "defaults config: height"),
+            (|config| config.defaults.prior_steps = 0, "prior_steps must be between 1 and 1000"),
+            (|config| config.defaults.decoder_steps = 1001, "decoder_steps"),
+            (|config| config.defaults.decoder_guidance_scale = -1.0, "decoder_guidance_scale"),
+        ];
+        for (change, expected) in changes {
+            let mut config: TrainConfig = toml::from_str(SMOKE).unwrap();
+            change(&mut config);
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(expected), "expected {expected:?}: {error}");
+        }
     }
 }

@@ -6,6 +6,9 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::Gradients;
 use serde::{Deserialize, Serialize};
+use wuerstchen::ConfigError;
+
+use crate::config::{not_negative, positive, share};
 
 /// Settings of the optimiser.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +59,26 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
+    /// Checks every value; `part` names the stage.
+    pub(crate) fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
+        positive(part, "learning_rate", self.learning_rate)?;
+        positive(part, "epsilon", self.epsilon)?;
+        positive(part, "max_grad_norm", self.max_grad_norm)?;
+        not_negative(part, "weight_decay", self.weight_decay)?;
+        share(part, "cooldown", self.cooldown)?;
+        for (field, decay) in
+            [("beta1", self.beta1), ("beta2", self.beta2), ("ema_beta", self.ema_beta)]
+        {
+            if !(0.0..1.0).contains(&decay) {
+                return Err(ConfigError::new(part, field, "at least 0 and below 1", decay));
+            }
+        }
+        match self.ema_every {
+            0 => Err(ConfigError::new(part, "ema_every", "at least 1", 0)),
+            _ => Ok(()),
+        }
+    }
+
     /// The learning rate of step `step` (from 0) of `steps`.
     pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
         let warmup = ((step + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);

@@ -126,6 +126,26 @@ pub type NamedTensor = (String, Vec<usize>, Vec<f32>);
 /// Longest header of a safetensors file in bytes, as in the `safetensors` crate.
 const MAX_HEADER_BYTES: usize = 100_000_000;
 
+/// Bytes at the start of a file that tell its type.
+const START_BYTES: usize = 64;
+
+/// What lies in the place of weights when a download went wrong, by its first bytes.
+fn other_type(start: &[u8]) -> Option<&'static str> {
+    let start = start.trim_ascii_start().to_ascii_lowercase();
+    let begins = |with: &[u8]| start.starts_with(with);
+    if begins(b"version https://git-lfs") {
+        Some("a pointer of Git LFS, whose file `git lfs pull` fetches")
+    } else if begins(b"<!doctype html") || begins(b"<html") {
+        Some("a web page")
+    } else if begins(b"{") || begins(b"[") {
+        Some("JSON")
+    } else if begins(b"pk\x03\x04") {
+        Some("a zip archive, as PyTorch's files are")
+    } else {
+        None
+    }
+}
+
 /// Reads and checks the header of a safetensors file: the tensors' places and where they start.
 ///
 /// # Errors
@@ -144,6 +164,10 @@ pub(crate) fn read_header(
     let size: [u8; 8] = (*read(0..8)?).try_into().expect("eight bytes");
     let size = usize::try_from(u64::from_le_bytes(size)).unwrap_or(usize::MAX);
     if size > MAX_HEADER_BYTES.min(length - 8) {
+        // The first bytes of a text make a size of many digits, which says nothing to anybody.
+        if let Some(found) = other_type(&read(0..length.min(START_BYTES))?) {
+            return Err(fail(format!("it is {found}")));
+        }
         return Err(fail(format!("its header claims {size} bytes, the file has {length}")));
     }
     let header = read(8..8 + size)?;
@@ -501,6 +525,21 @@ mod tests {
 
     fn refusal(bytes: Vec<u8>) -> String {
         Checkpoint::parse("file", Arc::new(bytes)).err().expect("refused").to_string()
+    }
+
+    /// What lies in the place of weights when a download went wrong.
+    #[test]
+    fn other_types_of_files_are_named() {
+        for (start, expected) in [
+            ("version https://git-lfs.github.com/spec/v1\noid sha256:1", "a pointer of Git LFS"),
+            ("\n<!DOCTYPE html><html>", "a web page"),
+            (r#"{"error": "not found"}"#, "JSON"),
+            ("PK\x03\x04\0\0\x08\x08\0\0\0\0", "a zip archive"),
+        ] {
+            let error = refusal(start.into());
+            assert!(error.starts_with("file: not a safetensors file: it is "), "{error}");
+            assert!(error.contains(expected), "expected {expected:?}: {error}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Which captions belong to which picture.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -76,6 +76,7 @@ fn told_by_metadata(
     let others = index(root, &found.left_out.others, Path::to_owned);
     let (mut missing, mut unread, mut lines) = (Vec::new(), Vec::new(), Vec::new());
     let mut folders = BTreeSet::new();
+    let mut absolute: HashMap<usize, String> = HashMap::new();
     for path in &found.metadata {
         let folder = path.parent().unwrap_or(root);
         if !folders.insert(folder) {
@@ -88,6 +89,17 @@ fn told_by_metadata(
                 [picture] => Some(*picture),
                 _ => None,
             });
+            if let Some(picture) = named
+                && is_absolute(&row.file_name)
+                && let Some(other) = absolute.insert(picture, row.file_name.clone())
+                && normalised(&other) != normalised(&row.file_name)
+            {
+                let (path, picture) = (path.display(), found.pictures[picture].display());
+                let name = row.file_name;
+                bail!(
+                    "{path}: {other:?} and {name:?} are different files, but both lead to {picture}"
+                );
+            }
             match named {
                 Some(picture) => captions[picture].extend(row.captions),
                 None if names.iter().any(|name| !others.get(name).is_empty()) => {
@@ -132,8 +144,13 @@ fn index(root: &Path, paths: &[PathBuf], name: impl Fn(&Path) -> PathBuf) -> Ind
 /// A path below the root, with `/` between folders.
 fn name_in(root: &Path, path: &Path) -> String {
     let below = path.strip_prefix(root).unwrap_or(path);
-    let names: Vec<_> = below.iter().map(|name| name.to_string_lossy()).collect();
-    names.join("/")
+    let names = below.iter().map(|name| match name.to_str() {
+        Some(name) => name.to_owned(),
+        // Names that are not UTF-8 stay different from each other and from all that are: no name of a
+        // file has a zero in it.
+        None => format!("\0{name:?}"),
+    });
+    names.collect::<Vec<_>>().join("/")
 }
 
 fn without_ending(path: &Path) -> PathBuf {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::text::read_text;
 
@@ -19,24 +20,24 @@ pub(super) struct Row {
 #[derive(Deserialize)]
 struct Entry {
     file_name: String,
-    text: Option<Captions>,
-    caption: Option<Captions>,
+    #[serde(default)]
+    text: Value,
+    #[serde(default)]
+    caption: Value,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Captions {
-    One(String),
-    Several(Vec<String>),
-}
-
-impl Captions {
-    fn into_vec(self) -> Vec<String> {
-        match self {
-            Self::One(caption) => vec![caption],
-            Self::Several(captions) => captions,
-        }
-    }
+/// The captions in a field: one text, several or none.
+fn texts_of(field: &str, value: Value) -> Result<Vec<String>> {
+    let values = match value {
+        Value::Null => return Ok(Vec::new()),
+        Value::Array(values) => values,
+        value => vec![value],
+    };
+    let text = |value| match value {
+        Value::String(text) => Ok(text),
+        other => bail!("expected {field:?} to be a text or a list of texts, found {other}"),
+    };
+    values.into_iter().map(text).collect()
 }
 
 /// Reads the rows of a file; a picture may have several.
@@ -50,13 +51,19 @@ pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
 }
 
 fn json_rows(text: &str) -> Result<Vec<Row>> {
+    if text.trim_start().starts_with('[') {
+        bail!("expected one object a line, found a JSON array");
+    }
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(number, line)| {
-        let entry: Entry = serde_json::from_str(line).with_context(|| {
-            format!("line {}: expected {{\"file_name\": …, \"text\": …}}", number + 1)
-        })?;
-        let captions = [entry.text, entry.caption].into_iter().flatten();
-        Ok(row(entry.file_name, captions.flat_map(Captions::into_vec)))
+        let read = || {
+            let entry: Entry =
+                serde_json::from_str(line).context("expected {\"file_name\": …, \"text\": …}")?;
+            let mut captions = texts_of("text", entry.text)?;
+            captions.extend(texts_of("caption", entry.caption)?);
+            Ok::<_, anyhow::Error>(row(entry.file_name, captions.into_iter()))
+        };
+        read().with_context(|| format!("line {}", number + 1))
     });
     rows.collect()
 }
@@ -65,8 +72,10 @@ fn csv_rows(text: &str) -> Result<Vec<Row>> {
     let header = text.lines().next().unwrap_or_default();
     // Spreadsheets write semicolons where the comma is in numbers.
     let separator = [b',', b';', b'\t'].into_iter().find(|&s| header.contains(char::from(s)));
+    let separator = separator.unwrap_or(b',');
+    check_quotes(text, char::from(separator))?;
     let mut reader = csv::ReaderBuilder::new()
-        .delimiter(separator.unwrap_or(b','))
+        .delimiter(separator)
         .trim(csv::Trim::Headers)
         .from_reader(text.as_bytes());
     let headers = reader.headers()?.clone();
@@ -82,6 +91,41 @@ fn csv_rows(text: &str) -> Result<Vec<Row>> {
         Ok(row(cell(file_name), captions.iter().map(|&column| cell(column))))
     });
     rows.collect()
+}
+
+/// Where in a cell of a table a character stands.
+#[derive(Clone, Copy)]
+enum Place {
+    Start,
+    Plain,
+    /// Behind a quote that opens the cell in this line.
+    Quoted(usize),
+    /// Behind the quote that closes the cell, or behind the first of two quotes inside of it.
+    Closed(usize),
+}
+
+/// Fails where a quote that opens a cell is not closed at the cell's end: all rows up to the next quote
+/// would be taken for a part of the cell.
+fn check_quotes(text: &str, separator: char) -> Result<()> {
+    let (mut place, mut line) = (Place::Start, 1);
+    for character in text.chars() {
+        place = match (place, character) {
+            (Place::Quoted(opened), '"') => Place::Closed(opened),
+            (Place::Quoted(opened), _) | (Place::Closed(opened), '"') => Place::Quoted(opened),
+            (_, '\n' | '\r') => Place::Start,
+            (_, character) if character == separator => Place::Start,
+            (Place::Closed(opened), character) if !character.is_whitespace() => {
+                bail!("line {opened}: a quote is not closed at the end of its cell")
+            }
+            (Place::Start, '"') => Place::Quoted(line),
+            _ => Place::Plain,
+        };
+        line += usize::from(character == '\n');
+    }
+    match place {
+        Place::Quoted(opened) => bail!("line {opened}: a quote is not closed"),
+        _ => Ok(()),
+    }
 }
 
 /// A row with the captions that say something, each once.
@@ -150,6 +194,41 @@ mod tests {
         let columns = "expected the columns file_name and text or caption, found image, label";
         assert_eq!(error, format!("line 1: {columns}"));
         assert!(csv_rows("file_name,text\na.png\n").is_err());
+    }
+
+    /// Otherwise the rows behind the quote are lost.
+    #[test]
+    fn quotes_that_are_not_closed_are_named() {
+        let error = |rows: &str| {
+            let table = format!("file_name,text\na.png,\"two\nlines\"\n{rows}");
+            csv_rows(&table).unwrap_err().to_string()
+        };
+        assert_eq!(error("b.png,\"a fox\nc.png,a dog\n"), "line 4: a quote is not closed");
+        let closed = error("b.png,\"a fox\nc.png,\"a dog\"\n");
+        assert_eq!(closed, "line 4: a quote is not closed at the end of its cell");
+        assert!(
+            csv_rows("file_name,text\na.png,a 5\" disk\nb.png,\"a \"\"5\"\" disk\" \n").is_ok()
+        );
+    }
+
+    #[test]
+    fn lines_that_are_no_rows_say_what_is_expected() {
+        let error = |text: &str| format!("{:#}", json_rows(text).unwrap_err());
+        let array = error(r#" [{"file_name": "a.png", "text": "a fox"}]"#);
+        assert_eq!(array, "expected one object a line, found a JSON array");
+        let number = error("\n{\"file_name\": \"a.png\", \"text\": 7}");
+        let expected = r#"line 2: expected "text" to be a text or a list of texts, found 7"#;
+        assert_eq!(number, expected);
+        let list = error(r#"{"file_name": "a.png", "caption": ["a fox", null]}"#);
+        assert!(
+            list.ends_with(r#""caption" to be a text or a list of texts, found null"#),
+            "{list}"
+        );
+        let name = error(r#"{"image": "a.png"}"#);
+        assert!(
+            name.contains(r#"line 1: expected {"file_name": …, "text": …}: missing"#),
+            "{name}"
+        );
     }
 
     proptest! {

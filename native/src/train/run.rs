@@ -26,7 +26,7 @@ use wuerstchen_train::stages::{
 };
 use wuerstchen_train::{Metrics, Trainer};
 
-use super::{CONFIG, Source, StageName};
+use super::{CONFIG, MODEL, Source, StageName};
 use crate::files::{write, write_png_grid};
 
 /// Pictures whose image embeddings tell how far all spread.
@@ -35,11 +35,35 @@ const MEASURED_PICTURES: u64 = 64;
 /// Seconds between saved states.
 const SAVE_SECS: u64 = 120;
 
+/// Steps in a row without finite gradients after which nothing better will come.
+const MAX_SKIPPED: u32 = 100;
+
 /// What the compressor's cache is called while it fills.
 const IMAGE_EMBEDDINGS: &str = "the compressor's image embeddings";
 
 /// Pictures in a row of a sample grid.
 const GRID_SIDE: usize = 8;
+
+/// A stage whose gradients have ceased to be finite.
+#[derive(Debug)]
+pub(crate) struct Diverged {
+    stage: String,
+    /// Updates done, with those that changed nothing.
+    step: u64,
+}
+
+impl std::fmt::Display for Diverged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { stage, step } = self;
+        write!(
+            f,
+            "stage {stage} diverged: the gradients of the {MAX_SKIPPED} steps up to step {step} are not \
+             finite; what was saved before is kept; try a smaller optimizer.learning_rate"
+        )
+    }
+}
+
+impl std::error::Error for Diverged {}
 
 /// One run: what it trains and where it is kept.
 pub(super) struct Run {
@@ -77,6 +101,20 @@ impl Run {
         let numbers: Vec<_> = (0..GRID_SIDE as u64).map(|i| i << 40).collect();
         let captions = numbers.iter().map(|&number| corpus.caption(number)).collect();
         Ok((captions, corpus.pictures(&numbers, &self.device)?))
+    }
+
+    /// How many scenes of a stage are cached: of a folder's pictures each at most once. Says where the stage
+    /// does not see all of them.
+    fn cached_scenes(&self, stage: &str, config: &StageConfig) -> usize {
+        let cached = config.cached_scenes;
+        let Source::Folder(folder) = &self.source else { return cached };
+        let pictures = folder.len();
+        if (1..pictures).contains(&cached) {
+            eprintln!(
+                "stage {stage} trains on {cached} of {pictures} pictures ({stage}.cached_scenes)"
+            );
+        }
+        cached.min(pictures)
     }
 
     /// Computes once what does not change; `what` tells the user.
@@ -135,7 +173,7 @@ impl Run {
         let vqgan = recipe.load_vqgan(&weights, &self.device)?;
         let corpus = self.corpus(StageName::B, config.b.lesson)?;
         let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
-        let scenes = config.b.cached_scenes;
+        let scenes = self.cached_scenes("b", &config.b);
         let latents = self.cache("Stage A's latents", &corpus, scenes, encode)?;
         let frozen = config.b.freeze_compressor;
         let parts = [layout::DECODER, layout::DECODER_TEXT, layout::COMPRESSOR];
@@ -192,7 +230,8 @@ impl Run {
         let compressor = recipe.load_compressor(&weights, &self.device)?;
         let corpus = self.corpus(StageName::C, config.c.lesson)?;
         let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
-        let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, config.c.cached_scenes, encode)?;
+        let scenes = self.cached_scenes("c", &config.c);
+        let embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
         let stage = StageC {
             corpus,
             config: config.c.clone(),
@@ -278,7 +317,17 @@ impl Run {
             Some("auto") if !state.exists() => trainer,
             Some("auto") => restore(trainer, &state)?,
             Some(path) => restore(trainer, Path::new(path))?,
-            None => trainer,
+            None => {
+                if state.exists() {
+                    let (state, model) = (state.display(), self.output.join(MODEL));
+                    eprintln!(
+                        "stage {name} starts anew, as there is no --resume: it overwrites {state} \
+                         and its weights in {}",
+                        model.display()
+                    );
+                }
+                trainer
+            }
         };
         let mut log = fs::OpenOptions::new()
             .create(true)
@@ -292,6 +341,8 @@ impl Run {
         bar.reset_eta();
         let (start, first) = (Instant::now(), trainer.steps_done());
         let mut saved = Instant::now();
+        // Steps in a row that changed nothing, as their gradients were not finite.
+        let mut skipped = 0;
         while !trainer.is_done() {
             let (next, metrics) = trainer.step();
             trainer = next;
@@ -308,6 +359,11 @@ impl Run {
             let rate = samples as f64 / secs;
             log_metrics(&mut log, &metrics, rate)?;
             bar.set_position(metrics.step);
+            skipped = if metrics.finite { 0 } else { skipped + 1 };
+            if skipped == MAX_SKIPPED {
+                bar.abandon();
+                return Err(Diverged { stage: name.to_owned(), step: metrics.step }.into());
+            }
             let message = format!("loss {:.4}, {rate:.0} samples/s", metrics.loss);
             bar.set_message(message.clone());
             let last = trainer.is_done();
@@ -317,7 +373,9 @@ impl Run {
             }
             let time_is_up = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
             let interrupted = time_is_up || self.stop.load(Ordering::Relaxed);
-            if last || interrupted || saved.elapsed().as_secs() >= SAVE_SECS {
+            // What was saved before the steps were skipped is where a run that diverges can go on from.
+            let is_due = saved.elapsed().as_secs() >= SAVE_SECS && skipped == 0;
+            if last || interrupted || is_due {
                 write(&state, &trainer.save())?;
                 self.write_weights(weights(&trainer.averaged()))?;
                 saved = Instant::now();
@@ -347,7 +405,7 @@ impl Run {
             layout::PRIOR_TEXT | layout::DECODER_TEXT => "model.safetensors",
             _ => "diffusion_pytorch_model.safetensors",
         };
-        self.output.join("model").join(part).join(file)
+        self.output.join(MODEL).join(part).join(file)
     }
 
     fn write_weights(&self, weights: Weights) -> Result<()> {
@@ -377,7 +435,7 @@ impl Run {
     /// Writes the configs beside the weights, and the whole model as one file.
     pub(super) fn write_model(&self) -> Result<()> {
         let files = self.recipe.model_files(self.read_weights()?, &self.device);
-        let folder = self.output.join("model");
+        let folder = self.output.join(MODEL);
         for (path, text) in &files.texts {
             let path = folder.join(path);
             fs::create_dir_all(path.parent().expect("it has a folder"))?;
