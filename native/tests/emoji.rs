@@ -21,12 +21,11 @@ fn write_art(folder: &Path) {
     };
     let name = |i: usize| {
         let points = points(i).to_uppercase();
-        json!({"hexcode": points, "label": format!("disc {i}"), "group": 3, "subgroup": 0})
+        json!({"hexcode": points, "label": format!("dot {i}"), "group": 3, "subgroup": 0})
     };
     let names: Vec<Value> = (0..SIGNS).map(name).collect();
-    let icons: Value =
-        (0..SIGNS).map(|i| (format!("disc-{i}"), json!({"body": body(i)}))).collect();
-    let chars: Value = (0..SIGNS).map(|i| (points(i), json!(format!("disc-{i}")))).collect();
+    let icons: Value = (0..SIGNS).map(|i| (format!("dot-{i}"), json!({"body": body(i)}))).collect();
+    let chars: Value = (0..SIGNS).map(|i| (points(i), json!(format!("dot-{i}")))).collect();
     fs::create_dir_all(folder.join("emojibase-data/en")).unwrap();
     fs::write(folder.join("emojibase-data/en/data.json"), json!(names).to_string()).unwrap();
     for pack in ["noto", "noto-v1", "fluent-emoji-flat", "twemoji"] {
@@ -70,7 +69,7 @@ fn a_model_of_signs_is_trained_and_evaluated() {
 
     let model = folder.join("run/model.safetensors").display().to_string();
     let picture = folder.join("out.png").display().to_string();
-    let prompt = "a blue disc 3 above a spaceship";
+    let prompt = "a blue dot 3 above a spaceship";
     let output = wuerstchen(&["generate", prompt, "-m", &model, "-o", &picture, "--device", "cpu"]);
     let told = text(&output.stderr);
     assert!(output.status.success() && told.contains("does not know: spaceship\n"), "{told}");

@@ -42,6 +42,9 @@ pub enum ArtError {
         "expected at least {MIN_CONCEPTS} concepts that noto, fluent-emoji-flat and twemoji draw, found {0}"
     )]
     Few(usize),
+    /// No concept is kept from Stage A, which evaluation needs.
+    #[error("none of the concepts is among the tenth that is kept from Stage A, to measure it by")]
+    AllSeen,
 }
 
 /// The texts of the art's files.
@@ -173,9 +176,11 @@ impl Art {
                 concepts.push(concept(emoji, svgs)?);
             }
         }
-        let is_unseen = |concept: &Concept| is_unseen_by_stage_a(&concept.name);
-        if concepts.len() < MIN_CONCEPTS || !concepts.iter().any(is_unseen) {
+        if concepts.len() < MIN_CONCEPTS {
             return Err(ArtError::Few(concepts.len()));
+        }
+        if !concepts.iter().any(|concept| is_unseen_by_stage_a(&concept.name)) {
+            return Err(ArtError::AllSeen);
         }
         keep_telling_keywords(&mut concepts);
         let lots = concepts.iter().enumerate();
