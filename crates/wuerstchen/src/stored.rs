@@ -59,7 +59,7 @@ impl Stored {
                 let mut halves = vec![f16::ZERO; values.len()];
                 let pieces = halves.chunks_mut(PIECE).zip(values.chunks(PIECE));
                 for_each(pieces.collect(), |(halves, values)| {
-                    halves.convert_from_f32_slice(values)
+                    halves.convert_from_f32_slice(values);
                 });
                 bytemuck::cast_slice(&halves).to_vec()
             }
