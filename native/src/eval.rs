@@ -11,8 +11,8 @@ use wuerstchen::weights::{KeyTable, load};
 use wuerstchen::{GenerateOptions, ModelCard, Pipeline, Residency, VqganConfig, layout};
 use wuerstchen_train::config::Scenes;
 use wuerstchen_train::eval::{
-    Ceiling, EmojiScores, EvalConfig, EvalRow, ShapesScores, evaluate_emoji, evaluate_shapes,
-    stage_a_psnr,
+    Ceiling, EmojiScores, EvalConfig, EvalRow, Evaluation, ShapesScores, evaluate_emoji,
+    evaluate_shapes, stage_a_psnr,
 };
 
 use crate::art::read_art;
@@ -66,11 +66,12 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         vqgan_config: &vqgan_config,
     };
     let scenes = args.scenes.unwrap_or_else(|| scenes_of(&pipeline.card));
-    let eval = EvalConfig {
+    let config = EvalConfig {
         prompts: args.prompts.max(1),
         batch_size: args.batch_size.max(1),
         seed: args.options.seed,
     };
+    let evaluation = Evaluation { pipeline: &pipeline, ceiling, settings, config };
     let columns: &[&str] = match scenes {
         Scenes::Shapes => &SHAPES_COLUMNS,
         Scenes::Emoji => &EMOJI_COLUMNS,
@@ -88,14 +89,14 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     match scenes {
         Scenes::Shapes => {
             let on_row = &mut |row: &EvalRow<ShapesScores>| write(to_json(row));
-            block_on(evaluate_shapes(&pipeline, &ceiling, &settings, &eval, on_row))?;
+            block_on(evaluate_shapes(&evaluation, on_row))?;
         }
         Scenes::Emoji => {
             let art = read_art(args.art.as_deref())?;
-            let psnr = block_on(stage_a_psnr(&pipeline, &art, &settings, &eval))?;
+            let psnr = block_on(stage_a_psnr(&evaluation, &art))?;
             eprintln!("Stage A on concepts that it has not seen: PSNR {psnr:.2} dB");
             let on_row = &mut |row: &EvalRow<EmojiScores>| write(to_json(row));
-            block_on(evaluate_emoji(&pipeline, &art, &ceiling, &settings, &eval, on_row))?;
+            block_on(evaluate_emoji(&evaluation, &art, on_row))?;
         }
     }
     written

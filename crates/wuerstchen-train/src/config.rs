@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use wuerstchen::pipeline::MAX_SIDE;
 use wuerstchen::{
     CompressorConfig, ConfigError, DecoderConfig, Defaults, PriorConfig, Schedule,
     TextEncoderConfig, VqganConfig,
@@ -12,9 +13,6 @@ use wuerstchen::{
 use crate::optimizer::OptimizerConfig;
 use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;
-
-/// Largest side of pictures in pixels, as the pipeline makes them.
-const MAX_SIDE: usize = 4096;
 
 /// One training run of the three stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

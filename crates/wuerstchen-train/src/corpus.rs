@@ -160,14 +160,7 @@ impl Corpus {
     ///
     /// A picture cannot be read.
     pub fn pictures(&self, numbers: &[u64], device: &Device) -> Result<Tensor<4>, CorpusError> {
-        let side = self.image_size;
-        let planes = |&number: &u64| Ok(self.samples.picture(number, side)?.to_planes());
-        #[cfg(feature = "parallel")]
-        let planes = numbers.par_iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
-        #[cfg(not(feature = "parallel"))]
-        let planes = numbers.iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
-        let data = TensorData::new(planes.concat(), [numbers.len(), 3, side, side]);
-        Ok(Tensor::from_data(data, device))
+        self.batch(numbers, device, |&number| self.samples.picture(number, self.image_size))
     }
 
     /// Squares of pictures, `[B, 3, H, W]` in `[0, 1]`: each of a sample's number and of how many times as
@@ -185,15 +178,29 @@ impl Corpus {
         let side = self.image_size;
         let corner = |zoom: u32| [0; 2].map(|_| rng.below((zoom - 1) * side as u32 + 1) as usize);
         let corners: Vec<_> = zooms.iter().map(|&(_, zoom)| zoom).map(corner).collect();
-        let crop = |(&(number, zoom), [top, left]): (&(u64, u32), [usize; 2])| {
+        let crops: Vec<_> = zooms.iter().zip(corners).collect();
+        self.batch(&crops, device, |&(&(number, zoom), [top, left])| {
             let whole = self.samples.picture(number, side * zoom as usize)?;
             let row = |y: usize| &whole.rgb[3 * ((top + y) * whole.width + left)..][..3 * side];
             let rgb = (0..side).flat_map(row).copied().collect();
-            Ok(Image { width: side, height: side, rgb }.to_planes())
-        };
-        let planes =
-            zooms.iter().zip(corners).map(crop).collect::<Result<Vec<_>, CorpusError>>()?;
-        let data = TensorData::new(planes.concat(), [zooms.len(), 3, side, side]);
+            Ok(Image { width: side, height: side, rgb })
+        })
+    }
+
+    /// Pictures of the corpus's size as a tensor, side by side where there are threads.
+    fn batch<T: Sync>(
+        &self,
+        items: &[T],
+        device: &Device,
+        picture: impl Fn(&T) -> Result<Image, CorpusError> + Sync,
+    ) -> Result<Tensor<4>, CorpusError> {
+        let side = self.image_size;
+        let planes = |item: &T| Ok(picture(item)?.to_planes());
+        #[cfg(feature = "parallel")]
+        let planes = items.par_iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
+        #[cfg(not(feature = "parallel"))]
+        let planes = items.iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
+        let data = TensorData::new(planes.concat(), [items.len(), 3, side, side]);
         Ok(Tensor::from_data(data, device))
     }
 

@@ -55,8 +55,13 @@ impl Stage for StageA {
         rng: &mut Philox,
         samples: Range<u64>,
     ) -> Result<Tensor<1>, CorpusError> {
-        let zooms = samples.map(|number| (number, 1 + rng.below(self.config.max_zoom as u32)));
-        let pictures = self.corpus.crops(&zooms.collect::<Vec<_>>(), rng, &self.device)?;
+        let pictures = match self.config.max_zoom as u32 {
+            1 => self.corpus.pictures(&samples.collect::<Vec<_>>(), &self.device)?,
+            most => {
+                let zooms: Vec<_> = samples.map(|number| (number, 1 + rng.below(most))).collect();
+                self.corpus.crops(&zooms, rng, &self.device)?
+            }
+        };
         let latents = model.encode(pictures.clone(), Statistics::Batch);
         let quantized = model.quantize(latents.clone());
         // The pipeline decodes without quantising, so the decoder learns both.

@@ -33,7 +33,7 @@ use crate::vqgan::{Vqgan, VqganConfig};
 use crate::weights::LoadError;
 
 /// Longest side of a picture in pixels.
-const MAX_SIDE: usize = 4096;
+pub const MAX_SIDE: usize = 4096;
 
 /// Why no picture was made.
 #[derive(Debug, thiserror::Error)]

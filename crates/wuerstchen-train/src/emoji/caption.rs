@@ -7,7 +7,7 @@ use wuerstchen::noise::Philox;
 use super::art::{Art, Concept};
 use super::scene::{Ground, Request, Subject, Thing};
 use super::words::{Colour, Size, Style, Tint};
-use crate::shapes::{Relation, beside_it, pick, preposition};
+use crate::shapes::{Relation, article, beside_it, pick, preposition};
 
 /// Most words a caption has.
 pub const MAX_CAPTION_WORDS: usize = 18;
@@ -191,10 +191,6 @@ fn size_word(size: Size, random: &mut Philox) -> &'static str {
         Size::Small => pick(random, &["small ", "tiny "]),
         Size::Large => pick(random, &["large ", "big "]),
     }
-}
-
-fn article(noun: &str) -> &'static str {
-    if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
 
 /// A name for several, by the plain rules of English.

@@ -20,6 +20,8 @@ mod words;
 pub use art::{Art, ArtError, ArtFiles, Concept, PackFiles};
 pub use caption::{MAX_CAPTION_WORDS, vocabulary};
 pub use judge::{Judge, Verdict};
-pub use sample::{Kind, Sample, Split, evaluation, sample, stage_a_sample, unseen_sample};
+pub use sample::{Kind, Sample, evaluation, sample, stage_a_sample, unseen_sample};
 pub use scene::{Ground, Object, Request, Scene, Subject, Thing};
 pub use words::{Colour, Size, Style, Tint};
+
+pub use crate::shapes::Split;

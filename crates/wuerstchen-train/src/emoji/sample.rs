@@ -7,7 +7,7 @@ use super::caption::caption;
 use super::held_out::{is_held_out, is_unseen_by_stage_a};
 use super::scene::{Ground, Object, Request, Scene, Subject, Thing};
 use super::words::{Colour, Size, Style, Tint};
-use crate::shapes::{Relation, pick};
+use crate::shapes::{Relation, Split, pick, stream};
 
 /// Shares of training scenes with two objects, and with several of the same; the others show one.
 const SHARE_TWO: f32 = 0.12;
@@ -34,10 +34,6 @@ const MAX_SHARE_HIDDEN: f32 = 0.55;
 /// Captions of one sample.
 const WORDINGS: usize = 4;
 
-/// Streams of random numbers are numbered by the index of the sample plus a purpose in these high bits, so
-/// that no two purposes share random numbers.
-const PURPOSE_SHIFT: u32 = 56;
-
 /// The purpose of [`unseen_sample`].
 const UNSEEN: u64 = 255;
 
@@ -57,20 +53,6 @@ pub enum Kind {
 impl Kind {
     /// Every kind.
     pub const ALL: [Self; 4] = [Self::One, Self::Tinted, Self::Two, Self::Many];
-}
-
-/// Which combinations an evaluation asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Split {
-    /// Combinations that training shows too, in scenes it does not show.
-    Seen,
-    /// At least one combination is held out from training.
-    HeldOut,
-}
-
-impl Split {
-    /// Every split.
-    pub const ALL: [Self; 2] = [Self::Seen, Self::HeldOut];
 }
 
 /// A scene with its captions.
@@ -167,11 +149,6 @@ struct Shares {
     style: f32,
     ground: f32,
     size: f32,
-}
-
-fn stream(seed: u64, purpose: u64, index: u64) -> Philox {
-    assert!(index >> PURPOSE_SHIFT == 0, "index {index} is not below 2⁵⁶");
-    Philox::new(seed, purpose << PURPOSE_SHIFT | index)
 }
 
 fn draw_lots(art: &Art, kind: Kind, split: Split, shares: &Shares, random: &mut Philox) -> Sample {

@@ -1,12 +1,10 @@
 //! Evaluation on scenes of emoji.
 
 use serde::Serialize;
-use wuerstchen::{Error, Pipeline, Settings, Statistics};
+use wuerstchen::{Error, Image, Statistics};
 
-use super::{Ceiling, EvalConfig, EvalRow, SOURCES, Source, Truth, pictures, share};
-use crate::emoji::{
-    Art, Colour, Judge, Kind, Sample, Split, Tint, Verdict, evaluation, unseen_sample,
-};
+use super::{EvalRow, Evaluation, SOURCES, Source, Truth, share};
+use crate::emoji::{self, Art, Colour, Judge, Kind, Sample, Split, Tint, Verdict, unseen_sample};
 
 /// Pictures that tell how Stage A bears with concepts it has not seen.
 const UNSEEN_PICTURES: usize = 256;
@@ -50,33 +48,24 @@ const GROUPS: [(Kind, Split); 7] = [
 ///
 /// The pipeline cannot generate.
 pub async fn evaluate_emoji(
-    pipeline: &Pipeline,
+    evaluation: &Evaluation<'_>,
     art: &Art,
-    ceiling: &Ceiling<'_>,
-    settings: &Settings,
-    config: &EvalConfig,
     on_row: &mut dyn FnMut(&EvalRow<EmojiScores>),
 ) -> Result<(), Error> {
-    let judge = Judge::new(art);
+    let (config, judge) = (&evaluation.config, Judge::new(art));
     for (kind, split) in GROUPS {
-        let sample = |i: usize| evaluation(art, kind, split, config.seed, i as u64);
+        let sample = |i: usize| emoji::evaluation(art, kind, split, config.seed, i as u64);
         let samples: Vec<_> = (0..config.prompts).map(sample).collect();
         for source in SOURCES {
-            let mut verdicts = Vec::new();
-            let scores = match source {
-                Source::Chance => chance_scores(art, kind),
+            let (prompts, scores) = match source {
+                Source::Chance => (0, chance_scores(art, kind)),
                 source => {
-                    for (batch, samples) in samples.chunks(config.batch_size).enumerate() {
-                        let settings =
-                            Settings { seed: config.seed + batch as u64, ..settings.clone() };
-                        let draw = |i: usize, side| art.draw(&samples[i].scene, side);
-                        let truth = truth(samples, &draw);
-                        let made = pictures(pipeline, ceiling, &settings, &truth, source).await?;
-                        verdicts.extend(samples.iter().zip(made).map(|(sample, picture)| {
-                            judge.judge(&sample.request, &picture.rgb, picture.width)
-                        }));
-                    }
-                    scores(&verdicts)
+                    let verdict = |sample: &Sample, picture: &Image| {
+                        judge.judge(&sample.request, &picture.rgb, picture.width)
+                    };
+                    let truth = |samples| truth(art, samples);
+                    let verdicts = evaluation.verdicts(&samples, source, truth, verdict).await?;
+                    (verdicts.len(), scores(&verdicts))
                 }
             };
             let kind = match kind {
@@ -85,11 +74,7 @@ pub async fn evaluate_emoji(
                 Kind::Two => "two",
                 Kind::Many => "many",
             };
-            let split = match split {
-                Split::Seen => "seen",
-                Split::HeldOut => "held_out",
-            };
-            on_row(&EvalRow { kind, split, source, prompts: verdicts.len(), scores });
+            on_row(&EvalRow { kind, split: split.name(), source, prompts, scores });
         }
     }
     Ok(())
@@ -101,19 +86,14 @@ pub async fn evaluate_emoji(
 /// # Errors
 ///
 /// The pipeline cannot decode.
-pub async fn stage_a_psnr(
-    pipeline: &Pipeline,
-    art: &Art,
-    settings: &Settings,
-    config: &EvalConfig,
-) -> Result<f64, Error> {
+pub async fn stage_a_psnr(evaluation: &Evaluation<'_>, art: &Art) -> Result<f64, Error> {
+    let Evaluation { pipeline, settings, config, .. } = evaluation;
     let sample = |i: usize| unseen_sample(art, config.seed, i as u64);
     let samples: Vec<_> = (0..UNSEEN_PICTURES).map(sample).collect();
     let vqgan = pipeline.vqgan()?;
     let mut sum = 0.0;
     for samples in samples.chunks(config.batch_size) {
-        let draw = |i: usize, side| art.draw(&samples[i].scene, side);
-        let truth = truth(samples, &draw).pictures(settings.width, pipeline.device());
+        let truth = truth(art, samples).pictures(settings.width, pipeline.device());
         let decoded = vqgan.decode(vqgan.encode(truth.clone(), Statistics::Running));
         let error = (decoded.clamp(0.0, 1.0) - truth).square().mean_dims(&[1, 2, 3]);
         let errors = error.into_data_async().await;
@@ -124,8 +104,11 @@ pub async fn stage_a_psnr(
     Ok(sum / UNSEEN_PICTURES as f64)
 }
 
-fn truth<'a>(samples: &'a [Sample], draw: &'a dyn Fn(usize, u32) -> Vec<u8>) -> Truth<'a> {
-    Truth { prompts: samples.iter().map(|sample| sample.captions[0].as_str()).collect(), draw }
+fn truth<'a>(art: &'a Art, samples: &'a [Sample]) -> Truth<'a> {
+    Truth {
+        prompts: samples.iter().map(|sample| sample.captions[0].as_str()).collect(),
+        draw: Box::new(|i, side| art.draw(&samples[i].scene, side)),
+    }
 }
 
 fn scores(verdicts: &[Verdict]) -> EmojiScores {

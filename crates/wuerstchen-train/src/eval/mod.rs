@@ -63,7 +63,7 @@ const SOURCES: [Source; 4] =
 struct Truth<'a> {
     prompts: Vec<&'a str>,
     /// Draws the scene of a prompt with this many pixels a side.
-    draw: &'a dyn Fn(usize, u32) -> Vec<u8>,
+    draw: Box<dyn Fn(usize, u32) -> Vec<u8> + 'a>,
 }
 
 impl Truth<'_> {
@@ -98,32 +98,65 @@ pub struct Ceiling<'a> {
     pub vqgan_config: &'a VqganConfig,
 }
 
-async fn pictures(
-    pipeline: &Pipeline,
-    ceiling: &Ceiling<'_>,
-    settings: &Settings,
-    truth: &Truth<'_>,
-    source: Source,
-) -> Result<Vec<Image>, Error> {
-    let prompts = &truth.prompts;
-    if source == Source::Generated {
-        let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
-        return Ok(pipeline.generate_each(prompts, settings.clone(), go).await?.images);
+/// A model with all that its evaluation needs.
+pub struct Evaluation<'a> {
+    /// Makes the pictures.
+    pub pipeline: &'a Pipeline,
+    /// What true scenes are passed through.
+    pub ceiling: Ceiling<'a>,
+    /// How pictures are made; the seed is the config's.
+    pub settings: Settings,
+    /// What is asked.
+    pub config: EvalConfig,
+}
+
+impl Evaluation<'_> {
+    /// What `judge` says of the pictures that a source makes of samples; `truth` tells a batch's prompts and
+    /// draws its scenes.
+    async fn verdicts<'s, S, V>(
+        &self,
+        samples: &'s [S],
+        source: Source,
+        truth: impl Fn(&'s [S]) -> Truth<'s>,
+        judge: impl Fn(&'s S, &Image) -> V,
+    ) -> Result<Vec<V>, Error> {
+        let mut verdicts = Vec::new();
+        for (batch, samples) in samples.chunks(self.config.batch_size).enumerate() {
+            let seed = self.config.seed + batch as u64;
+            let made = self.pictures(truth(samples), source, seed).await?;
+            verdicts.extend(samples.iter().zip(&made).map(|(sample, made)| judge(sample, made)));
+        }
+        Ok(verdicts)
     }
-    let device = pipeline.device();
-    let truth = truth.pictures(settings.width, device);
-    let decoded = match source {
-        Source::ReconstructedA => {
-            let vqgan = pipeline.vqgan()?;
-            vqgan.decode(vqgan.encode(truth, Statistics::Running))
+
+    async fn pictures(
+        &self,
+        truth: Truth<'_>,
+        source: Source,
+        seed: u64,
+    ) -> Result<Vec<Image>, Error> {
+        let (pipeline, ceiling) = (self.pipeline, &self.ceiling);
+        let settings = Settings { seed, ..self.settings.clone() };
+        let prompts = &truth.prompts;
+        if source == Source::Generated {
+            let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+            return Ok(pipeline.generate_each(prompts, settings, go).await?.images);
         }
-        _ => {
-            let embedding = image_embeddings(ceiling.compressor, truth, ceiling.compressor_side);
-            reconstruct(pipeline, ceiling.vqgan_config, settings, embedding, prompts).await?
-        }
-    };
-    let data = decoded.clamp(0.0, 1.0).into_data_async().await;
-    Ok(Image::from_data(&data.map_err(|error| Error::Device(format!("{error:?}")))?))
+        let pictures = truth.pictures(settings.width, pipeline.device());
+        let decoded = match source {
+            Source::ReconstructedA => {
+                let vqgan = pipeline.vqgan()?;
+                vqgan.decode(vqgan.encode(pictures, Statistics::Running))
+            }
+            _ => {
+                let Ceiling { compressor, compressor_side, vqgan_config } = ceiling;
+                let embedding = image_embeddings(compressor, pictures, *compressor_side);
+                reconstruct(pipeline, vqgan_config, &settings, embedding, prompts).await?
+            }
+        };
+        let data = decoded.clamp(0.0, 1.0).into_data_async().await;
+        Ok(Image::from_data(&data.map_err(|error| Error::Device(format!("{error:?}")))?))
+    }
 }
 
 /// Decodes image embeddings through stages B and A, without guidance; pictures `[B, 3, H, W]`, not

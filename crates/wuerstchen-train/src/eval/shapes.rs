@@ -1,10 +1,10 @@
 //! Evaluation on scenes of shapes.
 
 use serde::Serialize;
-use wuerstchen::{Error, Pipeline, Settings};
+use wuerstchen::{Error, Image};
 
-use super::{Ceiling, EvalConfig, EvalRow, SOURCES, Source, Truth, pictures, share};
-use crate::shapes::{Kind, Split, Verdict, chance, draw, evaluation, judge, read_scene};
+use super::{EvalRow, Evaluation, SOURCES, Source, Truth, share};
+use crate::shapes::{self, Kind, Sample, Split, Verdict, chance, draw, judge, read_scene};
 
 /// The share of right answers, `[0, 1]`; none where the kind has no such attribute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -42,34 +42,22 @@ const GROUPS: [(Kind, Split); 5] = [
 ///
 /// The pipeline cannot generate.
 pub async fn evaluate_shapes(
-    pipeline: &Pipeline,
-    ceiling: &Ceiling<'_>,
-    settings: &Settings,
-    config: &EvalConfig,
+    evaluation: &Evaluation<'_>,
     on_row: &mut dyn FnMut(&EvalRow<ShapesScores>),
 ) -> Result<(), Error> {
+    let config = &evaluation.config;
     for (kind, split) in GROUPS {
-        let sample = |i: usize| evaluation(kind, split, config.seed, i as u64);
+        let sample = |i: usize| shapes::evaluation(kind, split, config.seed, i as u64);
         let samples: Vec<_> = (0..config.prompts).map(sample).collect();
         for source in SOURCES {
-            let mut verdicts = Vec::new();
-            let scores = match source {
-                Source::Chance => chance_scores(kind),
+            let (prompts, scores) = match source {
+                Source::Chance => (0, chance_scores(kind)),
                 source => {
-                    for (batch, samples) in samples.chunks(config.batch_size).enumerate() {
-                        let truth = Truth {
-                            prompts: samples.iter().map(|sample| sample.caption.as_str()).collect(),
-                            draw: &|i, side| draw(&samples[i].scene, side),
-                        };
-                        let settings =
-                            Settings { seed: config.seed + batch as u64, ..settings.clone() };
-                        let made = pictures(pipeline, ceiling, &settings, &truth, source).await?;
-                        verdicts.extend(samples.iter().zip(made).map(|(sample, picture)| {
-                            let scene = read_scene(&picture.rgb, picture.width as u32);
-                            judge(&sample.request, &scene)
-                        }));
-                    }
-                    scores(&verdicts)
+                    let verdict = |sample: &Sample, picture: &Image| {
+                        judge(&sample.request, &read_scene(&picture.rgb, picture.width as u32))
+                    };
+                    let verdicts = evaluation.verdicts(&samples, source, truth, verdict).await?;
+                    (verdicts.len(), scores(&verdicts))
                 }
             };
             let kind = match kind {
@@ -77,14 +65,17 @@ pub async fn evaluate_shapes(
                 Kind::Two => "two",
                 Kind::Many => "many",
             };
-            let split = match split {
-                Split::Seen => "seen",
-                Split::HeldOut => "held_out",
-            };
-            on_row(&EvalRow { kind, split, source, prompts: verdicts.len(), scores });
+            on_row(&EvalRow { kind, split: split.name(), source, prompts, scores });
         }
     }
     Ok(())
+}
+
+fn truth(samples: &[Sample]) -> Truth<'_> {
+    Truth {
+        prompts: samples.iter().map(|sample| sample.caption.as_str()).collect(),
+        draw: Box::new(|i, side| draw(&samples[i].scene, side)),
+    }
 }
 
 fn scores(verdicts: &[Verdict]) -> ShapesScores {

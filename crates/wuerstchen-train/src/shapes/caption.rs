@@ -130,8 +130,12 @@ fn noun(each: &Description, random: &mut Philox) -> String {
         0 => format!("{size}{shape} in {colour}"),
         _ => format!("{size}{colour} {shape}"),
     };
-    let article = if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-    format!("{article} {noun}")
+    format!("{} {noun}", article(&noun))
+}
+
+/// "a" or "an".
+pub(crate) fn article(noun: &str) -> &'static str {
+    if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
 
 /// The word for the size with a space after it, or nothing.

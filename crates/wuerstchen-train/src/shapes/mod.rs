@@ -18,14 +18,14 @@ mod segment;
 mod words;
 
 pub use caption::{MAX_CAPTION_WORDS, vocabulary};
-pub(crate) use caption::{beside_it, preposition};
+pub(crate) use caption::{article, beside_it, preposition};
 pub use draw::draw;
 pub(crate) use held_out::is_held_out_words;
 pub use held_out::{is_held_out_pair, is_held_out_triple};
 pub use judge::{Chance, Verdict, chance, judge};
 pub use parse::read_scene;
-pub(crate) use sample::pick;
 pub use sample::{Kind, Lesson, Sample, Split, evaluation, sample};
+pub(crate) use sample::{pick, stream};
 pub use scene::{Description, Object, Request, Scene, Subject};
 pub(crate) use words::words;
 pub use words::{Background, Colour, Relation, Shape, Size};

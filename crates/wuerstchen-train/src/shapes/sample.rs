@@ -52,6 +52,14 @@ pub enum Split {
 impl Split {
     /// Every split.
     pub const ALL: [Self; 2] = [Self::Seen, Self::HeldOut];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Seen => "seen",
+            Self::HeldOut => "held_out",
+        }
+    }
 }
 
 /// A scene with its caption.
@@ -129,7 +137,8 @@ pub fn evaluation(kind: Kind, split: Split, seed: u64, index: u64) -> Sample {
     draw_lots(kind, split, &omissions, &Lesson::default(), &mut random)
 }
 
-fn stream(seed: u64, purpose: u64, index: u64) -> Philox {
+/// The random numbers of a sample for a purpose.
+pub(crate) fn stream(seed: u64, purpose: u64, index: u64) -> Philox {
     assert!(index >> PURPOSE_SHIFT == 0, "index {index} is not below 2⁵⁶");
     Philox::new(seed, purpose << PURPOSE_SHIFT | index)
 }
