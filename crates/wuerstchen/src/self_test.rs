@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::options::GenerateOptions;
 use crate::pipeline::{Error, Generated, Pipeline};
 
-/// A short generation and what it makes.
+/// A short generation and its results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SelfTest {
@@ -24,14 +24,14 @@ pub struct SelfTest {
     picture: Vec<f32>,
 }
 
-/// A prime, so that all colours and columns are met.
+/// A prime number, so that every colour and every column is sampled.
 const PICTURE_STRIDE: usize = 7;
 
 /// Bound of the relative errors: devices differ in the order of sums by less than 1e-4, stale data by
 /// about 1.
 const BOUND: f64 = 1e-2;
 
-/// How a device did.
+/// The result of a device's self-test.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SelfTestReport {
@@ -120,8 +120,7 @@ async fn run(
     Ok([values(image_embeddings), values(latents), picture])
 }
 
-/// `||found − expected|| / ||expected||`; the largest number where a value is none or the lengths
-/// differ.
+/// `||found − expected|| / ||expected||`; the largest number if a value is NaN or the lengths differ.
 pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
