@@ -82,6 +82,7 @@ const GENERATE_KINDS: Record<keyof GenerateOptions, Kind> = {
   decoderGuidanceScale: NUMBER,
   sampler: oneOf('ddpm', 'ddim'),
   promptSyntax: oneOf('weighted', 'plain'),
+  vqganRows: WHOLE,
   promptTo: STRING,
   frames: WHOLE,
   strength: NUMBER,

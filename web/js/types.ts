@@ -130,6 +130,8 @@ export interface PictureOptions {
   readonly sampler?: 'ddpm' | 'ddim';
   /** What brackets in prompts mean: weights, as in `(red:1.3)`, or nothing; default `weighted`. */
   readonly promptSyntax?: 'weighted' | 'plain';
+  /** Rows of latents that Stage A decodes at a time, 0 for all: fewer take less memory; the picture stays the same. */
+  readonly vqganRows?: number;
   /** Makes frames on the way from `prompt` to this one; their pictures come in this order. */
   readonly promptTo?: string;
   /** Frames on the way to `promptTo` or `imageTo`, both ends included; default 8. */
