@@ -8,6 +8,7 @@ use anyhow::Result;
 use burn::tensor::{Device, Distribution, Tensor};
 use clap::Args;
 use serde_json::{Value, json};
+use wuerstchen::PartConfig;
 use wuerstchen::text::TokenIds;
 use wuerstchen_train::config::{StageConfig, TrainConfig};
 use wuerstchen_train::corpus::{Corpus, Shapes};

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 use peak_alloc::PeakAlloc;
-use wuerstchen::VqganConfig;
+use wuerstchen::{PartConfig, VqganConfig};
 use wuerstchen_tests::{relative_error, values};
 
 #[global_allocator]

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::prelude::*;
-use wuerstchen::Image;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::weights::{KeyTable, tensors};
+use wuerstchen::{Image, PartConfig};
 use wuerstchen_train::Trainer;
 use wuerstchen_train::corpus::{Corpus, CorpusError, Samples, Shapes};
 use wuerstchen_train::recipe::Recipe;

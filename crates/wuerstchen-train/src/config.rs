@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wuerstchen::pipeline::MAX_SIDE;
 use wuerstchen::{
-    CompressorConfig, ConfigError, DecoderConfig, Defaults, PriorConfig, Schedule,
+    CompressorConfig, ConfigError, DecoderConfig, Defaults, PartConfig, PriorConfig, Schedule,
     TextEncoderConfig, VqganConfig,
 };
 

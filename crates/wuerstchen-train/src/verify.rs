@@ -98,16 +98,16 @@ impl Verification {
 }
 
 /// A group of goldens: its file and the function that computes it again.
-type Part = fn(&mut Recorder, &ModelFiles, &Device) -> Result<(), VerifyError>;
+type Compare = fn(&mut Recorder, &ModelFiles, &Device) -> Result<(), VerifyError>;
 
-const STAGES: [(&str, Part); 4] = [
+const STAGES: [(&str, Compare); 4] = [
     ("prior", stages::prior),
     ("decoder", stages::decoder),
     ("vqgan", stages::vqgan),
     ("effnet", stages::compressor),
 ];
 
-const OTHERS: [(&str, Part); 7] = [
+const OTHERS: [(&str, Compare); 7] = [
     ("clip_prior", text::prior),
     ("clip_decoder", text::decoder),
     ("interpolate", schedule::interpolate),
@@ -130,11 +130,11 @@ pub async fn verify(
 ) -> Result<Verification, VerifyError> {
     let Subject { files, originals, goldens, device, slack } = *subject;
     let mut result = Verification::default();
-    for (name, part) in STAGES.into_iter().chain(OTHERS) {
+    for (name, compare) in STAGES.into_iter().chain(OTHERS) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
         on_file(name);
         let mut recorder = Recorder::new(name, golden, slack);
-        part(&mut recorder, files, device)?;
+        compare(&mut recorder, files, device)?;
         recorder.finish(&mut result).await?;
     }
     if let Some(rows) = goldens.texts.get("tokenizer") {
@@ -159,13 +159,13 @@ pub async fn verify(
             recorder.finish(&mut result).await?;
         }
     }
-    for ((name, part), folder) in STAGES.into_iter().zip(stages::FOLDERS) {
+    for ((name, compare), part) in STAGES.into_iter().zip(stages::PARTS) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
-        if originals.weights.contains_key(folder) {
+        if originals.weights.contains_key(&part) {
             let name = format!("original/{name}");
             on_file(&name);
             let mut recorder = Recorder::new(&name, golden, slack);
-            part(&mut recorder, originals, device)?;
+            compare(&mut recorder, originals, device)?;
             recorder.finish(&mut result).await?;
         }
     }

@@ -285,6 +285,21 @@ impl Checkpoint {
         Some(&self.tensors.get(name)?.shape)
     }
 
+    /// The length of a tensor along an axis.
+    pub fn side(&self, name: &str, axis: usize) -> Option<usize> {
+        self.shape(name)?.get(axis).copied()
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// How many numbers from 0 on make the name of a tensor.
+    pub fn count(&self, name: impl Fn(usize) -> String) -> usize {
+        (0..).take_while(|&number| self.has(&name(number))).count()
+    }
+
     /// The type of a tensor.
     pub fn dtype(&self, name: &str) -> Option<StoredDtype> {
         Some(self.tensors.get(name)?.dtype)

@@ -37,6 +37,14 @@ pub(crate) fn positive(
     }
 }
 
+/// Channels of an attention head in all published models; weights do not tell it.
+const HEAD_CHANNELS: usize = 64;
+
+/// The heads of a published model's attention over so many channels.
+pub(crate) fn published_heads(channels: usize) -> Option<usize> {
+    channels.is_multiple_of(HEAD_CHANNELS).then_some(channels / HEAD_CHANNELS)
+}
+
 pub(crate) fn heads_divide(
     part: &'static str,
     field: &'static str,

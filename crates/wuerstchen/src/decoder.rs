@@ -12,9 +12,11 @@ use crate::blocks::{
     TimestepBlockConfig, Upscale, channels_first, channels_last, condition_mapper, linear,
     pixel_shuffle, pixel_unshuffle, time_embedding,
 };
-use crate::config::{ConfigError, heads_divide, positive};
+use crate::checkpoint::Checkpoint;
+use crate::config::{ConfigError, heads_divide, positive, published_heads};
+use crate::part::PartConfig;
 use crate::resize::resize_bicubic;
-use crate::weights::affine;
+use crate::weights::{KeyTable, affine};
 
 /// Configuration of a [`Decoder`], with the published field names (`decoder/config.json`).
 ///
@@ -121,28 +123,13 @@ pub struct Decoder {
     time_channels: usize,
 }
 
-impl DecoderConfig {
-    /// The letters of a level's blocks, once.
-    pub(crate) fn letters(&self, level: usize) -> String {
-        self.level_config[level].letters()
-    }
+impl PartConfig for DecoderConfig {
+    type Model = Decoder;
 
-    /// Number of resolutions.
-    pub fn levels(&self) -> usize {
-        self.c_hidden.len()
-    }
+    const CLASS: &'static str = "WuerstchenDiffNeXt";
+    const KEYS: KeyTable = KeyTable::DIFFUSION;
 
-    /// The latents' height and width must be multiples of this.
-    pub fn size_multiple(&self) -> usize {
-        self.patch_size << (self.levels() - 1)
-    }
-
-    /// Checks what the architecture needs of the sizes.
-    ///
-    /// # Errors
-    ///
-    /// Names the first field that cannot be used and what it needs.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    fn validate(&self) -> Result<(), ConfigError> {
         for (field, value) in [
             ("c_in", self.c_in),
             ("c_out", self.c_out),
@@ -179,23 +166,7 @@ impl DecoderConfig {
         (0..levels).try_for_each(|level| self.validate_level(level))
     }
 
-    fn validate_level(&self, level: usize) -> Result<(), ConfigError> {
-        let letters = self.level_config[level].letters();
-        positive("decoder", "c_hidden", self.c_hidden[level])?;
-        positive("decoder", "blocks", self.blocks[level])?;
-        if !letters.starts_with('C') || !letters.chars().all(|letter| "CTA".contains(letter)) {
-            let expected = "letters C, T, A starting with C";
-            return Err(ConfigError::new("decoder", "level_config", expected, letters));
-        }
-        if letters.contains('A') {
-            let heads = usize::try_from(self.nhead[level]).unwrap_or(0);
-            heads_divide("decoder", "nhead", heads, self.c_hidden[level])?;
-        }
-        Ok(())
-    }
-
-    /// Initializes the model on `device` as the authors start training.
-    pub fn init(&self, device: &Device) -> Decoder {
+    fn init(&self, device: &Device) -> Decoder {
         let (levels, widths) = (self.levels(), &self.c_hidden);
         let down = |level: usize| {
             let shrink = (level > 0).then(|| {
@@ -224,6 +195,92 @@ impl DecoderConfig {
             patch_size: self.patch_size,
             time_channels: self.c_r,
         }
+    }
+
+    fn infer(weights: &Checkpoint) -> Option<Self> {
+        let levels = weights.count(|level| format!("down_blocks.{level}.1.mapper.weight")).max(
+            weights.count(|level| format!("down_blocks.{level}.{}.depthwise.weight", level.min(1))),
+        );
+        // Patches of 2x2 pixels are assumed: weights only tell channels times patch.
+        let patch_size = 2;
+        let c_in = weights.side("embedding.1.weight", 1)? / (patch_size * patch_size);
+        let mut config = Self {
+            c_in,
+            c_out: c_in,
+            c_r: weights.side("down_blocks.0.1.mapper.weight", 1)?,
+            patch_size,
+            c_cond: weights.side("clip_mapper.weight", 0)?,
+            c_hidden: Vec::new(),
+            nhead: Vec::new(),
+            blocks: Vec::new(),
+            level_config: Vec::new(),
+            inject_effnet: Vec::new(),
+            effnet_embd: (0..levels)
+                .find_map(|i| weights.side(&format!("effnet_mappers.{i}.weight"), 1))
+                .unwrap_or(16),
+            clip_embd: weights.side("clip_mapper.weight", 1)?,
+            kernel_size: weights.side("down_blocks.0.0.depthwise.weight", 2)?,
+            dropout: LevelDropout::One(0.1),
+        };
+        for level in 0..levels {
+            let first = usize::from(level > 0);
+            let block = |i: usize| format!("down_blocks.{level}.{}", first + i);
+            let letter = |i: usize| {
+                let marks = [
+                    ("depthwise.weight", 'C'),
+                    ("mapper.weight", 'T'),
+                    ("attention.to_q.weight", 'A'),
+                ];
+                let mark = |(name, _): &(&str, char)| weights.has(&format!("{}.{name}", block(i)));
+                marks.into_iter().find(mark).map(|(_, letter)| letter)
+            };
+            let letters: String = (0..).map_while(letter).collect();
+            let unit = (1..=letters.len()).find(|&n| {
+                letters.len().is_multiple_of(n) && letters[..n].repeat(letters.len() / n) == letters
+            })?;
+            let channels = weights.side(&format!("{}.depthwise.weight", block(0)), 0)?;
+            config.c_hidden.push(channels);
+            config.nhead.push(match letters.contains('A') {
+                true => i64::try_from(published_heads(channels)?).ok()?,
+                false => -1,
+            });
+            config.blocks.push(letters.len() / unit);
+            config.level_config.push(LevelConfig::Letters(letters[..unit].to_owned()));
+            config.inject_effnet.push(weights.has(&format!("effnet_mappers.{level}.weight")));
+        }
+        Some(config)
+    }
+}
+
+impl DecoderConfig {
+    /// The letters of a level's blocks, once.
+    pub(crate) fn letters(&self, level: usize) -> String {
+        self.level_config[level].letters()
+    }
+
+    /// Number of resolutions.
+    pub fn levels(&self) -> usize {
+        self.c_hidden.len()
+    }
+
+    /// The latents' height and width must be multiples of this.
+    pub fn size_multiple(&self) -> usize {
+        self.patch_size << (self.levels() - 1)
+    }
+
+    fn validate_level(&self, level: usize) -> Result<(), ConfigError> {
+        let letters = self.level_config[level].letters();
+        positive("decoder", "c_hidden", self.c_hidden[level])?;
+        positive("decoder", "blocks", self.blocks[level])?;
+        if !letters.starts_with('C') || !letters.chars().all(|letter| "CTA".contains(letter)) {
+            let expected = "letters C, T, A starting with C";
+            return Err(ConfigError::new("decoder", "level_config", expected, letters));
+        }
+        if letters.contains('A') {
+            let heads = usize::try_from(self.nhead[level]).unwrap_or(0);
+            heads_divide("decoder", "nhead", heads, self.c_hidden[level])?;
+        }
+        Ok(())
     }
 
     /// The blocks of one level; the first takes `skip` channels of the way down besides the

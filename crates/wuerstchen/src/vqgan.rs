@@ -10,8 +10,10 @@ use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{
     DepthwiseConv, Observer, channels_first, channels_last, linear, pixel_shuffle, pixel_unshuffle,
 };
+use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, positive};
-use crate::weights::affine;
+use crate::part::PartConfig;
+use crate::weights::{KeyTable, affine};
 
 /// Configuration of a [`Vqgan`], with the published field names (`vqgan/config.json`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,18 +90,13 @@ struct Conv4x4 {
     bias: Param<Tensor<1>>,
 }
 
-impl VqganConfig {
-    /// How many pixels one latent pixel stands for, along each axis.
-    pub fn downscale(&self) -> usize {
-        self.up_down_scale_factor << (self.levels - 1)
-    }
+impl PartConfig for VqganConfig {
+    type Model = Vqgan;
 
-    /// Checks what the architecture needs of the sizes.
-    ///
-    /// # Errors
-    ///
-    /// Names the first field that cannot be used and what it needs.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    const CLASS: &'static str = "PaellaVQModel";
+    const KEYS: KeyTable = KeyTable::VQGAN;
+
+    fn validate(&self) -> Result<(), ConfigError> {
         for (field, value) in [
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
@@ -123,8 +120,7 @@ impl VqganConfig {
         Ok(())
     }
 
-    /// Initializes the model on `device`.
-    pub fn init(&self, device: &Device) -> Vqgan {
+    fn init(&self, device: &Device) -> Vqgan {
         let widths: Vec<_> = (0..self.levels).rev().map(|i| self.embed_dim >> i).collect();
         let patch = self.up_down_scale_factor * self.up_down_scale_factor;
         let latents = self.latent_channels;
@@ -165,6 +161,32 @@ impl VqganConfig {
             out_block: linear(widths[0], self.out_channels * patch, 1.0, device),
             patch_size: self.up_down_scale_factor,
         }
+    }
+
+    fn infer(weights: &Checkpoint) -> Option<Self> {
+        let embed_dim = weights.side("up_blocks.0.0.weight", 0)?;
+        let width = weights.side("in_block.1.weight", 0)?;
+        let colours = 3;
+        let patch = (weights.side("in_block.1.weight", 1)? / colours).isqrt();
+        let bottleneck = |i: usize| format!("up_blocks.{}.gammas", i + 1);
+        Some(Self {
+            in_channels: colours,
+            out_channels: weights.side("out_block.0.weight", 0)?.checked_div(patch * patch)?,
+            up_down_scale_factor: patch,
+            levels: 1 + embed_dim.checked_div(width)?.checked_ilog2()? as usize,
+            bottleneck_blocks: weights.count(bottleneck),
+            embed_dim,
+            latent_channels: weights.side("up_blocks.0.0.weight", 1)?,
+            num_vq_embeddings: weights.side("vquantizer.embedding.weight", 0)?,
+            scale_factor: 0.3764,
+        })
+    }
+}
+
+impl VqganConfig {
+    /// How many pixels one latent pixel stands for, along each axis.
+    pub fn downscale(&self) -> usize {
+        self.up_down_scale_factor << (self.levels - 1)
     }
 }
 

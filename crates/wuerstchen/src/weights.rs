@@ -443,8 +443,9 @@ mod tests {
 
     use burn::nn::{Linear, LinearConfig};
 
-    use crate::PriorConfig;
     use crate::checkpoint::WeightDtype;
+    use crate::part::PartConfig;
+    use crate::prior::PriorConfig;
     use crate::stored::{Stored, StoredDtype};
 
     fn prior_config() -> PriorConfig {

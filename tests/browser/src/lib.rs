@@ -40,7 +40,7 @@ impl Verifier {
             }
             (part, Some((_, "safetensors"))) => {
                 let weights = Checkpoint::parse(part, Arc::new(bytes))?;
-                self.files.weights.insert(part.to_owned(), weights);
+                self.files.weights.insert(part.parse()?, weights);
             }
             _ => {
                 self.files.texts.insert(path.to_owned(), String::from_utf8(bytes)?);

@@ -6,15 +6,15 @@ use burn::module::Module;
 use burn::prelude::*;
 use wuerstchen::decoder::LevelDropout;
 use wuerstchen::sampler::add_noise;
-use wuerstchen::weights::{gradients as named_gradients, load, tensors};
+use wuerstchen::weights::{gradients as named_gradients, tensors};
 use wuerstchen::{
-    DecoderConfig, KeyTable, LoadError, ModelFiles, PriorConfig, Schedule, Statistics, VqganConfig,
-    layout,
+    DecoderConfig, KeyTable, ModelFiles, Part, PartConfig, PriorConfig, Schedule, Statistics,
+    VqganConfig,
 };
 
 use super::VerifyError;
 use super::compare::Recorder;
-use super::stages::{DIFFUSION_BOUND, EXACT_BOUND, config_path};
+use super::stages::{DIFFUSION_BOUND, EXACT_BOUND};
 use crate::optimizer::{Optimizer, OptimizerConfig, collect_gradients};
 
 /// Largest relative error of gradients, which sum over all positions.
@@ -26,10 +26,9 @@ pub(super) fn prior(
     device: &Device,
 ) -> Result<(), VerifyError> {
     let device = &device.clone().autodiff();
-    let mut config: PriorConfig = files.config(&config_path(layout::PRIOR))?;
-    config.validate().map_err(LoadError::from)?;
+    let mut config: PriorConfig = files.part_config(Part::PRIOR)?;
     config.dropout = 0.0;
-    let model = load(config.init(device), files.weights(layout::PRIOR)?, KeyTable::DIFFUSION)?;
+    let model = config.load(files.weights(Part::PRIOR)?, device)?;
     let times = recorder.values("t")?;
     let (x, text) = (recorder.tensor("xt", device)?, recorder.tensor("c", device)?);
     let prediction = model.forward(x, &times, text);
@@ -42,10 +41,9 @@ pub(super) fn decoder(
     device: &Device,
 ) -> Result<(), VerifyError> {
     let device = &device.clone().autodiff();
-    let mut config: DecoderConfig = files.config(&config_path(layout::DECODER))?;
-    config.validate().map_err(LoadError::from)?;
+    let mut config: DecoderConfig = files.part_config(Part::DECODER)?;
     config.dropout = LevelDropout::One(0.0);
-    let model = load(config.init(device), files.weights(layout::DECODER)?, KeyTable::DIFFUSION)?;
+    let model = config.load(files.weights(Part::DECODER)?, device)?;
     let times = recorder.values("t")?;
     let (x, text) = (recorder.tensor("xt", device)?, recorder.tensor("clip", device)?);
     let image = recorder.tensor("effnet", device)?;
@@ -86,9 +84,8 @@ pub(super) fn vqgan(
     device: &Device,
 ) -> Result<(), VerifyError> {
     let device = &device.clone().autodiff();
-    let config: VqganConfig = files.config(&config_path(layout::VQGAN))?;
-    config.validate().map_err(LoadError::from)?;
-    let model = load(config.init(device), files.weights(layout::VQGAN)?, KeyTable::VQGAN)?;
+    let config: VqganConfig = files.part_config(Part::VQGAN)?;
+    let model = config.load(files.weights(Part::VQGAN)?, device)?;
     let image = recorder.tensor::<4>("image", device)?;
     let quantized = model.quantize(model.encode(image.clone(), Statistics::Running));
     recorder.check("vq_loss", quantized.loss.clone(), EXACT_BOUND);

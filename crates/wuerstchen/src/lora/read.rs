@@ -7,12 +7,13 @@ use super::method::other_method;
 use super::names::{Role, layer_of, spelling};
 use super::scaling::Scaling;
 use super::{Lora, LoraError, LowRank};
-use crate::bundle::{ModelFiles, layout};
+use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
+use crate::part::Part;
 use crate::weights::{Differences, LoadError};
 
 /// The parts of a model that LoRAs change.
-const PARTS: [&str; 2] = [layout::PRIOR, layout::PRIOR_TEXT];
+const PARTS: [Part; 2] = [Part::PRIOR, Part::PRIOR_TEXT];
 
 /// How the names of the embeddings of own words begin, which `OneTrainer` puts beside a LoRA.
 const WORDS: &str = "bundle_emb.";
@@ -54,7 +55,7 @@ impl From<Checkpoint> for LoraFile {
 }
 
 /// A tensor that may be changed: its part, its name and its sides.
-type Target = (&'static str, String, [usize; 2]);
+type Target = (Part, String, [usize; 2]);
 
 /// The tensors of one layer while a file is read.
 #[derive(Default)]
@@ -130,8 +131,8 @@ impl Lora {
 
 /// The linear layers of the parts that LoRAs change, by the one spelling of their names.
 fn targets(model: &ModelFiles) -> BTreeMap<String, Target> {
-    let of_part = |part: &'static str| {
-        let weights = model.weights.get(part);
+    let of_part = |part: Part| {
+        let weights = model.weights.get(&part);
         let names =
             weights.into_iter().flat_map(|weights| weights.names().map(move |n| (weights, n)));
         names.filter_map(move |(weights, target)| {
@@ -210,7 +211,7 @@ impl Found {
         if !fits || !changes {
             return Ok(None);
         }
-        let (scale, alpha) = scaling.of(part, layer, self.alpha, rank)?;
+        let (scale, alpha) = scaling.of(*part, layer, self.alpha, rank)?;
         Ok(Some(LowRank { scale, alpha, down: down.2, up: up.2, rank }))
     }
 }
@@ -245,11 +246,11 @@ pub(super) mod tests {
         let bias = (attention("to_q.bias"), vec![2], vec![1.0; 2]);
         let text = "text_model.encoder.layers.0.self_attn.q_proj.weight".to_owned();
         let mut files = ModelFiles::default();
-        let mut insert = |part: &str, tensors: Vec<NamedTensor>| {
-            files.weights.insert(part.to_owned(), Checkpoint::from_tensors(part, tensors));
+        let mut insert = |part: Part, tensors: Vec<NamedTensor>| {
+            files.weights.insert(part, Checkpoint::from_tensors(part.folder(), tensors));
         };
-        insert(layout::PRIOR, weights.into_iter().chain([bias]).collect());
-        insert(layout::PRIOR_TEXT, vec![(text, vec![2, 3], vec![1.0; 6])]);
+        insert(Part::PRIOR, weights.into_iter().chain([bias]).collect());
+        insert(Part::PRIOR_TEXT, vec![(text, vec![2, 3], vec![1.0; 6])]);
         files
     }
 
@@ -272,8 +273,8 @@ pub(super) mod tests {
         let names = [format!("{TEXT}.lora_down.weight"), format!("{TEXT}.lora_up.weight")];
         let targets = |up: &[f32]| {
             let lora = read(&[(&names[0], &[1, 3], &DOWN), (&names[1], &[2, 1], up)], 1.0).unwrap();
-            let names = lora.targets(layout::PRIOR_TEXT).map(str::to_owned);
-            (names.collect::<Vec<_>>(), lora.targets(layout::PRIOR).count())
+            let names = lora.targets(Part::PRIOR_TEXT).map(str::to_owned);
+            (names.collect::<Vec<_>>(), lora.targets(Part::PRIOR).count())
         };
         let target = "text_model.encoder.layers.0.self_attn.q_proj.weight".to_owned();
         assert_eq!(targets(&UP), (vec![target], 0));

@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 use burn::prelude::*;
 
 use super::sampling::{Guided, Noise, Sampling, denoise, predict_decoder, predict_prior, read};
-use super::{Error, Pipeline, Progress, Stage};
+use super::{Error, Pipeline, Progress};
 use crate::batch_norm::Statistics;
 use crate::image::{Image, stack_rows};
 use crate::options::Settings;
+use crate::part::Stage;
 use crate::resize::cover;
 use crate::vqgan::{Vqgan, strip_rows};
 use crate::weights::LoadError;

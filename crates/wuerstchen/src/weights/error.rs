@@ -13,6 +13,12 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
+    /// A safetensors file is of other weights than a whole model's.
+    #[error("{name}: it holds no whole model")]
+    NoModel {
+        /// Which file.
+        name: String,
+    },
     /// A tensor is of a type that no weights have.
     #[error("{part}: tensor {name:?} is {found}, expected f64, f32, f16 or bf16")]
     Dtype {
@@ -48,6 +54,14 @@ pub enum LoadError {
         part: String,
         /// Every tensor that differs.
         differences: Differences,
+    },
+    /// Weights belong to no part, or to one that a pipeline does not have.
+    #[error("unknown part {found:?}: expected one of {expected}")]
+    UnknownPart {
+        /// Its folder, or the name of a tensor.
+        found: String,
+        /// The folders of the known parts.
+        expected: String,
     },
     /// A file of the model is not there.
     #[error("expected the file {path:?} in the model, found {}", if found.is_empty() { "nothing" } else { found })]
