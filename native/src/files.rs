@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use wuerstchen::{Checkpoint, Image, ModelFiles, Part, ReadBytes};
-use wuerstchen_train::verify::Goldens;
+use wuerstchen_verify::Goldens;
 
 use crate::found::Found;
 use crate::hidden::is_hidden;

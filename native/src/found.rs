@@ -214,6 +214,10 @@ impl Found {
     ) -> Result<()> {
         let weights = weights.from_original();
         let parts = recognise(&weights);
+        if let Some((first, other)) = of_two_kinds(&parts) {
+            let path = origin.path.display();
+            bail!("{path}: expected the tensors of one part, found some of {first} and of {other}");
+        }
         // One config may lie beside the weights of several parts.
         let config = config.filter(|config| parts.iter().any(|part| describes(config, *part)));
         let part = match (&parts[..], folder) {
@@ -297,6 +301,13 @@ fn read_web_bundle(folder: &Path) -> Result<ModelFiles> {
 fn config_beside(weights: &Path) -> Result<Option<String>> {
     let config = weights.with_file_name("config.json");
     config.is_file().then(|| read_text(&config)).transpose()
+}
+
+/// Two parts of different kinds.
+fn of_two_kinds(parts: &[Part]) -> Option<(Part, Part)> {
+    let first = *parts.first()?;
+    let other = parts.iter().find(|part| part.class() != first.class())?;
+    Some((first, *other))
 }
 
 /// Whether a config is not of another kind of part, as far as it says what it is of.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::{
     Checkpoint, DecoderConfig, ModelFiles, Part, PartConfig, PriorConfig, VqganConfig, WeightDtype,
 };
@@ -119,7 +120,10 @@ fn tensor<const D: usize>(inputs: &Checkpoint, name: &str, device: &Device) -> R
 fn write_dump(path: &Path, name: &str, out: TensorData) -> Result<()> {
     let shape = out.shape().to_vec();
     let values = out.convert::<f32>().try_to_vec::<f32>().expect("converted to f32");
-    let out = Checkpoint::from_tensors("out", [(format!("{name}/out"), shape, values)]);
+    let out = Checkpoint::from_tensors(
+        "out",
+        [NamedTensor { name: format!("{name}/out"), shape, values }],
+    );
     let bytes = Checkpoint::write([(String::new(), &out)], WeightDtype::F32, None)?;
     files::write(path, &bytes)
 }

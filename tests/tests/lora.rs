@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use wuerstchen::{Checkpoint, Lora, LoraFile, ModelFiles, Part, PartConfig, PriorConfig};
-use wuerstchen_tests::relative_error;
+use wuerstchen_tests::error_of;
 
 /// As for a prediction of the prior without a LoRA.
 const TOLERANCE: f64 = 1e-4;
@@ -34,7 +34,7 @@ fn two_loras_change_the_prediction_as_in_diffusers() {
         let prior = config.load(weights, &device).unwrap();
         let text = Tensor::<3>::from_data(data("c"), &device);
         let predicted = prior.forward(planes("x"), &golden.values("t").unwrap(), text);
-        relative_error(predicted, planes(name))
+        error_of(predicted, planes(name))
     };
     assert!(error(&weights, "without") < TOLERANCE);
     assert!(error(&weights, "with") > 0.1, "the LoRAs change nothing");

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use futures_lite::future::block_on;
+use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::{
     Checkpoint, CompressorConfig, DecoderConfig, GenerateOptions, Generated, LoadError, Manifest,
     ModelFiles, Part, PartConfig, Pipeline, PriorConfig, ReadBytes, Residency, StoredDtype,
@@ -36,7 +37,7 @@ fn unpacked(files: &ModelFiles) -> ModelFiles {
     let part = |(&part, weights): (&Part, &Checkpoint)| {
         let names = weights.names();
         let tensor = |name: &str| {
-            (name.to_owned(), weights.shape(name).unwrap().to_vec(), weights.values(name).unwrap())
+            NamedTensor::new(name, weights.shape(name).unwrap(), weights.values(name).unwrap())
         };
         (part, Checkpoint::from_tensors(part.folder(), names.map(tensor)))
     };
@@ -87,7 +88,7 @@ fn a_missing_tensor_is_named_before_anything_runs() {
     let mut files = unpacked(&built_in());
     let decoder = files.weights.get_mut(&Part::DECODER).unwrap();
     let kept = decoder.names().filter(|name| *name != "clf.1.bias").map(|name| {
-        (name.to_owned(), decoder.shape(name).unwrap().to_vec(), decoder.values(name).unwrap())
+        NamedTensor::new(name, decoder.shape(name).unwrap(), decoder.values(name).unwrap())
     });
     *decoder = Checkpoint::from_tensors("wuerstchen/decoder", kept.collect::<Vec<_>>());
     for residency in [Residency::All, Residency::PerStage] {

@@ -1,6 +1,7 @@
 //! What a run trains, and its model as every program here can load it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::nn::LinearConfig;
 use burn::prelude::*;
@@ -14,6 +15,7 @@ use wuerstchen::{
 };
 
 use crate::config::TrainConfig;
+use crate::corpus::{Corpus, CorpusError, Samples};
 use crate::stages::{DecoderModel, PriorModel};
 
 /// What a run trains: the sizes in its config, and the tokenizer of its captions.
@@ -34,6 +36,16 @@ impl Recipe {
     pub fn new(config: TrainConfig, tokenizer: TokenizerFiles) -> Result<Self, TokenizerError> {
         let vocab_size = Tokenizer::new(&tokenizer, config.model.max_tokens)?.id_count();
         Ok(Self { config, tokenizer, vocab_size })
+    }
+
+    /// Samples as the run takes them.
+    ///
+    /// # Errors
+    ///
+    /// The tokenizer cannot be made.
+    pub fn corpus(&self, samples: Arc<dyn Samples>) -> Result<Corpus, CorpusError> {
+        let tokenizer = Tokenizer::new(&self.tokenizer, self.config.model.max_tokens)?;
+        Corpus::new(samples, self.config.image_size, tokenizer)
     }
 
     /// The config of Stage B's text encoder.

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{CARD, ModelCard};
 use crate::checkpoint::{Checkpoint, ReadBytes, WeightDtype, read_header};
+use crate::error::LoadError;
 use crate::family::PipelineFolder;
 use crate::part::{Part, PartConfig};
 use crate::text::TokenizerFiles;
-use crate::weights::LoadError;
 
 /// Version of the one-file format.
 const FORMAT: u32 = 1;
@@ -153,11 +153,12 @@ impl ModelFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::NamedTensor;
 
     #[test]
     fn a_tensor_of_no_part_is_refused() {
         let weights =
-            |part: &str| Checkpoint::from_tensors(part, [("a".into(), vec![1], vec![1.0])]);
+            |part: &str| Checkpoint::from_tensors(part, [NamedTensor::new("a", &[1], vec![1.0])]);
         let files = |part: Part| ModelFiles {
             weights: BTreeMap::from([(part, weights(part.folder()))]),
             ..Default::default()

@@ -5,15 +5,15 @@ use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv, linear as matmul_bias, silu};
+use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv, linear, silu};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
-use crate::blocks::{Observer, channels_first, channels_last, linear};
+use crate::blocks::{Observer, affine, channels_first, channels_last, linear_layer};
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, positive};
 use crate::part::PartConfig;
 use crate::resize::cover;
-use crate::weights::{KeyTable, affine};
+use crate::weights::KeyTable;
 
 /// Configuration of a [`Compressor`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -225,8 +225,8 @@ impl StageConfig {
                 depthwise.depthwise = true;
                 let squeezed = (input / 4).max(1);
                 let squeeze = SqueezeExcitation {
-                    fc1: linear(inner, squeezed, 1.0, device),
-                    fc2: linear(squeezed, inner, 1.0, device),
+                    fc1: linear_layer(inner, squeezed, 1.0, device),
+                    fc2: linear_layer(squeezed, inner, 1.0, device),
                 };
                 let expand = Layer::Conv(conv([inner, input, 1, 1], 1));
                 vec![expand, Layer::Conv(depthwise), Layer::Squeeze(squeeze), project()]
@@ -329,7 +329,7 @@ fn dense_conv(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
     };
     let patches = Tensor::cat((0..size * size).map(shifted).collect(), 3);
     let weight = weight.permute([2, 3, 1, 0]).reshape([size * size * input, output]);
-    matmul_bias(patches, weight, None)
+    linear(patches, weight, None)
 }
 
 /// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),

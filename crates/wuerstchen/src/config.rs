@@ -1,4 +1,6 @@
-//! What is wrong with a configuration.
+//! What configs have in common: values per level, and what is wrong with one.
+
+use serde::{Deserialize, Serialize};
 
 /// A field of a config that the architecture cannot use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +25,35 @@ impl ConfigError {
         found: impl ToString,
     ) -> Self {
         Self { part, field, expected: expected.to_string(), found: found.to_string() }
+    }
+}
+
+/// One value, or one per level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PerLevel<T> {
+    /// The same on every level.
+    One(T),
+    /// The finest first.
+    Levels(Vec<T>),
+}
+
+impl<T: Copy> PerLevel<T> {
+    pub(crate) fn at(&self, level: usize) -> T {
+        match self {
+            Self::One(value) => *value,
+            Self::Levels(values) => values[level],
+        }
+    }
+
+    pub(crate) fn fits(&self, levels: usize) -> bool {
+        !matches!(self, Self::Levels(values) if values.len() != levels)
+    }
+}
+
+impl<T: Default> Default for PerLevel<T> {
+    fn default() -> Self {
+        Self::One(T::default())
     }
 }
 

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use crate::card::{DecoderIndex, PriorIndex};
 use crate::compressor::CompressorConfig;
 use crate::decoder::DecoderConfig;
+use crate::error::LoadError;
 use crate::part::{Description, Network, Part, Stage};
 use crate::prior::PriorConfig;
 use crate::text::TextEncoderConfig;
 use crate::vqgan::VqganConfig;
-use crate::weights::LoadError;
 
 /// Models that are made of the same parts.
 pub struct Family {

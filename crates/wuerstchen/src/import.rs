@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use crate::bundle::ModelFiles;
 use crate::checkpoint::Checkpoint;
+use crate::error::LoadError;
 use crate::family::Family;
 use crate::part::Part;
 use crate::schedule::Schedule;
-use crate::weights::LoadError;
 
 /// The parts whose weights these may be, as their tensors tell.
 pub fn recognise(weights: &Checkpoint) -> Vec<Part> {
@@ -72,7 +72,8 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::decoder::{DecoderConfig, LevelConfig, LevelDropout};
+    use crate::config::PerLevel;
+    use crate::decoder::{DecoderConfig, LevelConfig};
     use crate::part::PartConfig;
     use crate::prior::PriorConfig;
     use crate::text::TextEncoderConfig;
@@ -120,7 +121,7 @@ mod tests {
             effnet_embd: 16,
             clip_embd: 20,
             kernel_size: 3,
-            dropout: LevelDropout::One(0.1),
+            dropout: PerLevel::One(0.1),
         };
         let found = weights(Part::DECODER, &decoder);
         assert_eq!(recognise(&found), [Part::DECODER]);

@@ -16,9 +16,9 @@ use std::sync::Arc;
 pub use self::read::LoraFile;
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, ReadBytes};
+use crate::error::{Differences, LoadError};
 use crate::part::Part;
 use crate::stored::StoredDtype;
-use crate::weights::{Differences, LoadError};
 
 /// Why a LoRA cannot be used.
 #[derive(Debug, thiserror::Error)]

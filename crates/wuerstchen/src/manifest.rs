@@ -13,12 +13,13 @@ use sha2::{Digest, Sha256};
 
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, Pieces, ReadBytes};
+use crate::error::LoadError;
 use crate::options::Defaults;
 use crate::part::{Part, Stage};
 use crate::preview::EmbeddingColours;
 use crate::self_test::SelfTest;
 use crate::stored::{Stored, StoredDtype};
-use crate::weights::{LoadError, is_counter};
+use crate::weights::is_counter;
 
 /// Version of the format.
 pub const FORMAT: u32 = 1;
@@ -437,6 +438,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::NamedTensor;
 
     /// One shard of 80 bytes with two tensors: f32 of 2 values, i8 of 1 x 4: a block of 64 bytes, a
     /// word with its scale, a word with its zero-point.
@@ -484,9 +486,9 @@ mod tests {
     fn a_tensor_larger_than_a_shard_is_put_together() {
         let large: Vec<f32> = (0..10 << 20).map(|i| i as f32).collect();
         let tensors = [
-            ("a".to_owned(), vec![2], vec![1.0, 2.0]),
-            ("b".to_owned(), vec![10 << 20], large.clone()),
-            ("c".to_owned(), vec![1], vec![3.0]),
+            NamedTensor::new("a", &[2], vec![1.0, 2.0]),
+            NamedTensor::new("b", &[10 << 20], large.clone()),
+            NamedTensor::new("c", &[1], vec![3.0]),
         ];
         let mut model = ModelFiles::default();
         let weights = Checkpoint::from_tensors(Part::PRIOR.folder(), tensors);

@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ConfigError;
-use crate::weights::{KeyTable, LoadError, check, load, tensors};
+use crate::error::LoadError;
+use crate::weights::{KeyTable, check, load, tensors};
 
 /// Names the steps of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! The whole system: prompt to text embedding to image embedding to latents to picture.
 
 mod loader;
+mod progress;
 mod sampling;
 mod sources;
 mod stages;
@@ -11,6 +12,7 @@ use std::ops::ControlFlow;
 use burn::prelude::*;
 
 pub use self::loader::PipelineLoader;
+pub use self::progress::{Error, Progress};
 pub use self::sampling::{Guided, Noise, Sampling};
 use self::sampling::{Steps, Streams, Task, predict_decoder, predict_prior, report};
 pub(crate) use self::sampling::{denoise, read};
@@ -21,6 +23,7 @@ use crate::card::{DecoderIndex, ModelCard, PriorIndex};
 use crate::checkpoint::Checkpoint;
 use crate::compressor::Compressor;
 use crate::decoder::{Decoder, DecoderConfig};
+use crate::error::LoadError;
 use crate::family::Family;
 use crate::image::Image;
 use crate::options::{GenerateOptions, OptionsError, PromptSyntax, Settings};
@@ -32,30 +35,9 @@ use crate::sampler::Known;
 use crate::schedule::Schedule;
 use crate::text::{TokenizerError, Unread};
 use crate::vqgan::{Vqgan, VqganConfig};
-use crate::weights::LoadError;
 
 /// Longest side of a picture in pixels.
 pub const MAX_SIDE: usize = 4096;
-
-/// Why no picture was made.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The options cannot be run.
-    #[error(transparent)]
-    Options(#[from] OptionsError),
-    /// The prompt cannot be split into tokens.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// The weights of a part cannot be loaded.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// The device failed.
-    #[error("the device failed: {0}")]
-    Device(String),
-    /// The caller asked to stop.
-    #[error("stopped on request")]
-    Cancelled,
-}
 
 /// The three stages and what joins them.
 pub struct Pipeline {
@@ -85,18 +67,6 @@ struct CompressorPart {
     network: Slot<Compressor>,
     /// How many pixels one pixel of the embedding stands for, along each axis.
     downscale: usize,
-}
-
-/// Reported after every step.
-pub struct Progress<'a> {
-    /// Which stage.
-    pub stage: Stage,
-    /// Steps done, from 1.
-    pub step: usize,
-    /// Steps of this stage.
-    pub steps: usize,
-    /// What the step made, `[B, C, H, W]`; text embeddings as `[B, T, D]`.
-    pub latents: &'a TensorData,
 }
 
 /// What a generation made.

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
 use crate::blocks::{
-    AttentionBlockConfig, Block, Observer, ResBlockConfig, TimestepBlockConfig, channels_first,
-    channels_last, condition_mapper, linear, time_embedding,
+    AttentionBlockConfig, Block, Conditions, Observer, ResBlockConfig, TimestepBlockConfig, affine,
+    channels_first, channels_last, condition_mapper, linear_layer, time_embedding,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, heads_divide, positive, published_heads};
 use crate::part::PartConfig;
-use crate::weights::{KeyTable, affine};
+use crate::weights::KeyTable;
 
 /// Configuration of a [`Prior`], with the published field names (`prior/config.json`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,7 +90,7 @@ impl PartConfig for PriorConfig {
             cond_in: condition_mapper(self.c_cond, self.c, device),
             cond_out: condition_mapper(self.c, self.c, device),
             blocks: (0..self.depth).flat_map(group).collect(),
-            out: linear(self.c, 2 * self.c_in, 0.0, device),
+            out: linear_layer(self.c, 2 * self.c_in, 0.0, device),
             time_channels: self.c_r,
         }
     }
@@ -130,17 +130,16 @@ impl Prior {
         observe: Observer,
     ) -> Tensor<4> {
         let x = channels_last(x);
-        let time = time_embedding(times, self.time_channels, &x.device());
-        let text = self.embed_text(text);
+        let mut conditions = Conditions {
+            time: time_embedding(times, self.time_channels, &x.device()),
+            text: self.embed_text(text),
+            skip: None,
+            image: None,
+        };
         let mut h = affine(&self.projection, x.clone());
         observe("projection", &h);
         for (i, block) in self.blocks.iter().enumerate() {
-            h = match block {
-                Block::Res(block) => block.forward(h, None, None),
-                Block::Timestep(block) => block.forward(h, time.clone()),
-                Block::Attention(block) => block.forward(h, text.clone()),
-                Block::Downscale(_) | Block::Upscale(_) => unreachable!("a prior has one level"),
-            };
+            h = block.forward(h, &mut conditions);
             observe(&format!("blocks.{i}"), &h);
         }
         let ab = affine(&self.out, layer_norm(h));

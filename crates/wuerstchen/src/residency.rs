@@ -6,8 +6,9 @@ use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
+use crate::error::LoadError;
 use crate::part::Part;
-use crate::weights::{LoadError, all_loaded, check, load, load_some};
+use crate::weights::{all_loaded, check, load, load_some};
 
 /// Which parts of a model stay on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,16 +4,17 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{Padding, gelu, layer_norm, linear as matmul_bias};
+use wuerstchen_kernels::{Padding, gelu, layer_norm, linear};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{
-    DepthwiseConv, Observer, channels_first, channels_last, linear, pixel_shuffle, pixel_unshuffle,
+    DepthwiseConv, Observer, affine, channels_first, channels_last, linear_layer, pixel_shuffle,
+    pixel_unshuffle,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, positive};
 use crate::part::PartConfig;
-use crate::weights::{KeyTable, affine};
+use crate::weights::KeyTable;
 
 /// Configuration of a [`Vqgan`], with the published field names (`vqgan/config.json`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,12 +133,12 @@ impl PartConfig for VqganConfig {
             }
             down_blocks.push(VqganBlock::Mixing(MixingBlock::init(width, device)));
         }
-        let mut map = linear(self.embed_dim, latents, 1.0, device);
+        let mut map = linear_layer(self.embed_dim, latents, 1.0, device);
         map.bias = None;
         let norm = ChannelBatchNorm::init(latents, NORM_EPSILON, device);
         down_blocks.push(VqganBlock::ToLatents(LatentNorm { map, norm }));
 
-        let map = linear(latents, self.embed_dim, 1.0, device);
+        let map = linear_layer(latents, self.embed_dim, 1.0, device);
         let mut up_blocks = vec![VqganBlock::FromLatents(LatentMap { map })];
         for (i, &width) in widths.iter().rev().enumerate() {
             for _ in 0..if i == 0 { self.bottleneck_blocks } else { 1 } {
@@ -152,13 +153,13 @@ impl PartConfig for VqganConfig {
         // The latents leave a batch norm, so the codes start where they will be.
         let normal = Initializer::Normal { mean: 0.0, std: 1.0 };
         Vqgan {
-            in_block: linear(self.in_channels * patch, widths[0], 1.0, device),
+            in_block: linear_layer(self.in_channels * patch, widths[0], 1.0, device),
             down_blocks,
             vquantizer: Quantizer {
                 embedding: normal.init([self.num_vq_embeddings, latents], device),
             },
             up_blocks,
-            out_block: linear(widths[0], self.out_channels * patch, 1.0, device),
+            out_block: linear_layer(widths[0], self.out_channels * patch, 1.0, device),
             patch_size: self.up_down_scale_factor,
         }
     }
@@ -453,8 +454,8 @@ impl MixingBlock {
             gammas: Initializer::Zeros.init([6], device),
             depthwise: DepthwiseConv::init(channels, 3, device),
             channelwise: MixingMlp {
-                expand: linear(channels, 4 * channels, 1.0, device),
-                contract: linear(4 * channels, channels, 1.0, device),
+                expand: linear_layer(channels, 4 * channels, 1.0, device),
+                contract: linear_layer(4 * channels, channels, 1.0, device),
             },
         }
     }
@@ -491,7 +492,7 @@ impl Conv4x4 {
             .reshape([output, input, 2, 2, 2, 2]) // C_out, C_in, a, dy, b, dx
             .permute([2, 4, 1, 3, 5, 0])
             .reshape([16 * input, output]);
-        matmul_bias(patches, weight, Some(self.bias.val()))
+        linear(patches, weight, Some(self.bias.val()))
     }
 
     /// The transposed convolution: one matrix product gives each pixel's four overlapping 2x2
@@ -504,7 +505,7 @@ impl Conv4x4 {
             .reshape([input, output, 2, 2, 2, 2]) // C_in, C_out, a, dy, b, dx
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([input, 16 * output]);
-        let patches = matmul_bias(x, weight, None);
+        let patches = linear(x, weight, None);
         let placed = |a: usize, b: usize| {
             let patch = patches.clone().narrow(3, (2 * a + b) * 4 * output, 4 * output);
             patch.pad([(a, 1 - a), (b, 1 - b), (0, 0)], 0.0f32)

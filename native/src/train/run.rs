@@ -92,7 +92,7 @@ impl Run {
 
     fn corpus(&self, stage: StageName, lesson: Lesson) -> Result<Corpus> {
         let samples = self.source.samples(stage, self.recipe.config.seed, lesson);
-        Ok(Corpus::new(samples, &self.recipe)?)
+        Ok(self.recipe.corpus(samples)?)
     }
 
     /// The captions and pictures of sample grids; scenes far from those that are trained on.

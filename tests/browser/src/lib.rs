@@ -8,7 +8,7 @@ use burn::tensor::{Device, DeviceKind};
 use js_sys::Function;
 use wasm_bindgen::prelude::*;
 use wuerstchen::{Checkpoint, ModelFiles};
-use wuerstchen_train::verify::{GPU_SLACK, Goldens, Subject, verify};
+use wuerstchen_verify::{GPU_SLACK, Goldens, Subject, verify};
 
 /// A model and its goldens.
 #[wasm_bindgen]

@@ -7,6 +7,7 @@ mod pytorch;
 use std::path::Path;
 use std::sync::Arc;
 
+use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
     Checkpoint, LoadError, Manifest, ModelFiles, Part, ReadBytes, StoredDtype, Tokenizer,
@@ -54,8 +55,8 @@ pub fn pytorch(bytes: &[u8], scratch: &Path) {
 pub fn bundle() -> (String, Vec<u8>) {
     let matrix: Vec<f32> = (0..8 * 70).map(|i| (i as f32).sin()).collect();
     let tensors = [
-        ("a.weight".to_owned(), vec![8, 70], matrix),
-        ("a.bias".to_owned(), vec![3], vec![1.0; 3]),
+        NamedTensor::new("a.weight", &[8, 70], matrix),
+        NamedTensor::new("a.bias", &[3], vec![1.0; 3]),
     ];
     let mut files = ModelFiles::default();
     files.weights.insert(Part::PRIOR, Checkpoint::from_tensors("prior", tensors));

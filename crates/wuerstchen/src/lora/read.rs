@@ -9,8 +9,8 @@ use super::scaling::Scaling;
 use super::{Lora, LoraError, LowRank};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
+use crate::error::{Differences, LoadError};
 use crate::part::Part;
-use crate::weights::{Differences, LoadError};
 
 /// The parts of a model that LoRAs change.
 const PARTS: [Part; 2] = [Part::PRIOR, Part::PRIOR_TEXT];
@@ -176,8 +176,8 @@ impl Found {
         if half.is_some() {
             return Ok(false);
         }
-        let shape = tensors.shape(key).unwrap_or_default().to_vec();
-        *half = Some((key.to_owned(), shape, tensors.values(key)?));
+        let shape = tensors.shape(key).unwrap_or_default();
+        *half = Some(NamedTensor::new(key, shape, tensors.values(key)?));
         Ok(true)
     }
 
@@ -199,20 +199,21 @@ impl Found {
                 return Ok(None);
             }
         };
-        let rank = down.1.first().copied().unwrap_or(0).max(1);
+        let rank = down.shape.first().copied().unwrap_or(0).max(1);
         let mut fits = true;
-        for ((key, found, _), expected) in [(&down, [rank, *input]), (&up, [*output, rank])] {
-            if matrix(found) != Some(expected) {
-                differences.misshapen.push((key.clone(), expected.to_vec(), found.clone()));
+        for (half, expected) in [(&down, [rank, *input]), (&up, [*output, rank])] {
+            let NamedTensor { name, shape, .. } = half;
+            if matrix(shape) != Some(expected) {
+                differences.misshapen.push((name.clone(), expected.to_vec(), shape.clone()));
                 fits = false;
             }
         }
-        let changes = [&down, &up].iter().all(|(.., values)| values.iter().any(|v| *v != 0.0));
+        let changes = [&down, &up].iter().all(|half| half.values.iter().any(|v| *v != 0.0));
         if !fits || !changes {
             return Ok(None);
         }
         let (scale, alpha) = scaling.of(*part, layer, self.alpha, rank)?;
-        Ok(Some(LowRank { scale, alpha, down: down.2, up: up.2, rank }))
+        Ok(Some(LowRank { scale, alpha, down: down.values, up: up.values, rank }))
     }
 }
 
@@ -242,15 +243,15 @@ pub(super) mod tests {
     pub(crate) fn model() -> ModelFiles {
         let attention = |name: &str| format!("blocks.2.attention.{name}");
         let weights = ["to_q", "to_k", "to_v", "to_out.0"]
-            .map(|name| (format!("{}.weight", attention(name)), vec![2, 3], vec![1.0; 6]));
-        let bias = (attention("to_q.bias"), vec![2], vec![1.0; 2]);
-        let text = "text_model.encoder.layers.0.self_attn.q_proj.weight".to_owned();
+            .map(|name| NamedTensor::new(attention(name) + ".weight", &[2, 3], vec![1.0; 6]));
+        let bias = NamedTensor::new(attention("to_q.bias"), &[2], vec![1.0; 2]);
+        let text = "text_model.encoder.layers.0.self_attn.q_proj.weight";
         let mut files = ModelFiles::default();
         let mut insert = |part: Part, tensors: Vec<NamedTensor>| {
             files.weights.insert(part, Checkpoint::from_tensors(part.folder(), tensors));
         };
         insert(Part::PRIOR, weights.into_iter().chain([bias]).collect());
-        insert(Part::PRIOR_TEXT, vec![(text, vec![2, 3], vec![1.0; 6])]);
+        insert(Part::PRIOR_TEXT, vec![NamedTensor::new(text, &[2, 3], vec![1.0; 6])]);
         files
     }
 
@@ -259,7 +260,7 @@ pub(super) mod tests {
     pub(crate) fn read(tensors: &Tensors<'_>, weight: f64) -> Result<Lora, LoraError> {
         let tensors = tensors
             .iter()
-            .map(|(name, shape, values)| ((*name).to_owned(), shape.to_vec(), values.to_vec()));
+            .map(|(name, shape, values)| NamedTensor::new(*name, shape, values.to_vec()));
         let tensors = Checkpoint::from_tensors("style", tensors);
         Lora::read(&tensors.into(), &model(), weight)
     }
@@ -353,7 +354,7 @@ pub(super) mod tests {
         ) {
             let tensors = names.into_iter().map(|(layer, end, shape)| {
                 let values = vec![0.5; shape.iter().product()];
-                (layer + &end, shape, values)
+                NamedTensor { name: layer + &end, shape, values }
             });
             let mut file = LoraFile::from(Checkpoint::from_tensors("style", tensors));
             file.header.extend(header.map(|text| ("lora_adapter_metadata".to_owned(), text)));

@@ -9,13 +9,13 @@ use crate::checkpoint::Checkpoint;
 use crate::compressor::CompressorConfig;
 use crate::config::ConfigError;
 use crate::decoder::DecoderConfig;
+use crate::error::LoadError;
 use crate::family::PipelineFolder;
 use crate::part::{Part, PartConfig};
 use crate::prior::PriorConfig;
 use crate::residency::{Load, Slot};
 use crate::text::TextEncoderConfig;
 use crate::vqgan::VqganConfig;
-use crate::weights::LoadError;
 
 /// A pipeline whose weights arrive in pieces, so that they need never be in memory all at once.
 pub struct PipelineLoader {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::prelude::*;
 
-use super::{Error, Progress};
+use super::progress::{Error, Progress};
 use crate::decoder::Decoder;
 use crate::guidance::{guide, is_guided};
 use crate::noise::Philox;

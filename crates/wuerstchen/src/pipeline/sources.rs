@@ -1,7 +1,8 @@
 //! Where pictures start.
 
+use super::progress::Error;
 use super::sampling::read;
-use super::{CompressorPart, Error, Pipeline, Plan};
+use super::{CompressorPart, Pipeline, Plan};
 use crate::batch_norm::Statistics;
 use crate::compressor::prepare;
 use crate::image::{Image, Mask};

@@ -2,11 +2,12 @@
 
 use burn::prelude::*;
 
-use super::Error;
+use super::progress::Error;
 use super::sampling::Guided;
 use crate::config::ConfigError;
+use crate::error::LoadError;
 use crate::guidance::is_guided;
-use crate::interpolate::linear;
+use crate::interpolate::lerp;
 use crate::options::{PromptSyntax, Settings};
 use crate::origin::Batch;
 use crate::part::{Part, PartConfig};
@@ -16,7 +17,6 @@ use crate::text::{
     TextEncoder, TextEncoderConfig, TokenIds, Tokenizer, TokenizerError, TokenizerFiles, Unread,
     WeightedTokens,
 };
-use crate::weights::LoadError;
 
 /// A text encoder and its tokenizer.
 pub struct TextPart {
@@ -130,7 +130,7 @@ pub(super) fn embed(
         };
         if let Some((prompt, share)) = batch.towards {
             let other = embed(&[prompt])?.repeat_dim(0, count);
-            conditional = linear(conditional, other, share);
+            conditional = lerp(conditional, other, share);
         }
         let unconditional = unconditional.clone().map(|text| text.repeat_dim(0, count));
         Ok::<_, Error>(Guided { conditional, unconditional })

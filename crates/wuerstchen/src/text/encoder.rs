@@ -6,12 +6,12 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::{gelu, softmax};
 
-use crate::blocks::linear;
+use crate::blocks::{affine, embed, linear_layer};
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, heads_divide, positive, published_heads};
 use crate::part::PartConfig;
 use crate::text::TokenIds;
-use crate::weights::{KeyTable, affine, embed};
+use crate::weights::KeyTable;
 
 /// Configuration of a [`TextEncoder`], with the published field names
 /// (`text_encoder/config.json`).
@@ -105,15 +105,15 @@ impl PartConfig for TextEncoderConfig {
         let layer = |_| TextLayer {
             layer_norm1: norm(),
             self_attn: SelfAttention {
-                q_proj: linear(width, width, 1.0, device),
-                k_proj: linear(width, width, 1.0, device),
-                v_proj: linear(width, width, 1.0, device),
-                out_proj: linear(width, width, output_gain, device),
+                q_proj: linear_layer(width, width, 1.0, device),
+                k_proj: linear_layer(width, width, 1.0, device),
+                v_proj: linear_layer(width, width, 1.0, device),
+                out_proj: linear_layer(width, width, output_gain, device),
             },
             layer_norm2: norm(),
             mlp: FeedForward {
-                fc1: linear(width, self.intermediate_size, 1.0, device),
-                fc2: linear(self.intermediate_size, width, output_gain, device),
+                fc1: linear_layer(width, self.intermediate_size, 1.0, device),
+                fc2: linear_layer(self.intermediate_size, width, output_gain, device),
             },
         };
         TextEncoder {

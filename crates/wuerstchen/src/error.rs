@@ -83,8 +83,8 @@ pub enum LoadError {
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
     /// A tokenizer cannot be made.
-    #[error(transparent)]
-    Tokenizer(#[from] crate::text::TokenizerError),
+    #[error("{0}")]
+    Tokenizer(String),
 }
 
 /// Every difference between a model's parameters and a checkpoint's tensors.
@@ -100,7 +100,7 @@ pub struct Differences {
 
 impl Differences {
     /// `value` if nothing differs.
-    pub(super) fn into_result<T>(self, part: &str, value: T) -> Result<T, LoadError> {
+    pub(crate) fn into_result<T>(self, part: &str, value: T) -> Result<T, LoadError> {
         match self == Self::default() {
             true => Ok(value),
             false => Err(LoadError::Mismatch { part: part.to_owned(), differences: self }),

@@ -4,23 +4,21 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::prelude::*;
-use wuerstchen::decoder::LevelDropout;
 use wuerstchen::sampler::add_noise;
-use wuerstchen::weights::{gradients as named_gradients, tensors};
+use wuerstchen::weights::gradients as named_gradients;
 use wuerstchen::{
-    DecoderConfig, KeyTable, ModelFiles, Part, PartConfig, PriorConfig, Schedule, Statistics,
-    VqganConfig,
+    DecoderConfig, KeyTable, ModelFiles, Part, PartConfig, PerLevel, PriorConfig, Schedule,
+    Statistics, VqganConfig,
 };
 
-use super::VerifyError;
-use super::compare::Recorder;
-use super::stages::{DIFFUSION_BOUND, EXACT_BOUND};
-use crate::optimizer::{Optimizer, OptimizerConfig, collect_gradients};
+use crate::compare::Recorder;
+use crate::report::VerifyError;
+use crate::stages::{DIFFUSION_BOUND, EXACT_BOUND};
 
 /// Largest relative error of gradients, which sum over all positions.
 const GRADIENT_BOUND: f64 = 1e-3;
 
-pub(super) fn prior(
+pub(crate) fn prior(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
@@ -35,14 +33,14 @@ pub(super) fn prior(
     diffusion_step(recorder, &model, prediction, &times)
 }
 
-pub(super) fn decoder(
+pub(crate) fn decoder(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
     let device = &device.clone().autodiff();
     let mut config: DecoderConfig = files.part_config(Part::DECODER)?;
-    config.dropout = LevelDropout::One(0.0);
+    config.dropout = PerLevel::One(0.0);
     let model = config.load(files.weights(Part::DECODER)?, device)?;
     let times = recorder.values("t")?;
     let (x, text) = (recorder.tensor("xt", device)?, recorder.tensor("clip", device)?);
@@ -74,11 +72,12 @@ fn diffusion_step<M: Module>(
     recorder.check("total", total.clone(), DIFFUSION_BOUND);
     let gradients = total.backward();
     check_gradients(recorder, model, &gradients, KeyTable::DIFFUSION);
+    #[cfg(feature = "train")]
     check_optimizer_step(recorder, model, &gradients);
     Ok(())
 }
 
-pub(super) fn vqgan(
+pub(crate) fn vqgan(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
@@ -106,7 +105,7 @@ fn check_gradients<M: Module>(
 ) {
     let gradients: BTreeMap<String, Vec<f32>> = named_gradients(model, gradients, keys)
         .into_iter()
-        .map(|(name, _, values)| (name, values))
+        .map(|tensor| (tensor.name, tensor.values))
         .collect();
     let squares = gradients.values().flatten().map(|&value| f64::from(value) * f64::from(value));
     let norm = squares.sum::<f64>().sqrt();
@@ -133,21 +132,24 @@ fn is_key_bias(parameter: &str) -> bool {
 ///
 /// The weights of key biases are left out: Adam's first step is the sign of the gradient, and
 /// theirs is rounding.
+#[cfg(feature = "train")]
 fn check_optimizer_step<M: Module>(
     recorder: &mut Recorder,
     model: &M,
     gradients: &burn::tensor::Gradients,
 ) {
+    use wuerstchen_train::optimizer::{Optimizer, OptimizerConfig, collect_gradients};
+
     // The defaults are those of `torch.optim.AdamW`, which the goldens used.
     let config = OptimizerConfig::default();
     let learning_rate = config.learning_rate;
     let mut optimizer = Optimizer::new(config, model);
     let gradients = collect_gradients(model, gradients);
     let (model, _) = optimizer.step(model.clone(), gradients, 0, learning_rate);
-    for (parameter, _, weights) in tensors(&model, KeyTable::DIFFUSION) {
-        let name = format!("after/{parameter}");
-        if recorder.has(&name) && !is_key_bias(&parameter) {
-            recorder.check_values(&name, &[&weights], DIFFUSION_BOUND);
+    for tensor in wuerstchen::weights::tensors(&model, KeyTable::DIFFUSION) {
+        let name = format!("after/{}", tensor.name);
+        if recorder.has(&name) && !is_key_bias(&tensor.name) {
+            recorder.check_values(&name, &[&tensor.values], DIFFUSION_BOUND);
         }
     }
 }

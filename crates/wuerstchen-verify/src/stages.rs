@@ -11,20 +11,20 @@ use wuerstchen::{
     Statistics, VqganConfig,
 };
 
-use super::VerifyError;
-use super::compare::Recorder;
+use crate::compare::Recorder;
+use crate::report::VerifyError;
 
 /// The parts of the stages, in the order of their goldens.
-pub(super) const PARTS: [Part; 4] = [Part::PRIOR, Part::DECODER, Part::VQGAN, Part::COMPRESSOR];
+pub(crate) const PARTS: [Part; 4] = [Part::PRIOR, Part::DECODER, Part::VQGAN, Part::COMPRESSOR];
 
 /// Largest relative error of the diffusion models and the compressor; the reference's own, of f32
 /// against f64, reaches 10⁻⁵ to 10⁻⁴.
-pub(super) const DIFFUSION_BOUND: f64 = 1e-4;
+pub(crate) const DIFFUSION_BOUND: f64 = 1e-4;
 
 /// Largest relative error of Stage A and the text encoders.
-pub(super) const EXACT_BOUND: f64 = 1e-5;
+pub(crate) const EXACT_BOUND: f64 = 1e-5;
 
-pub(super) fn prior(
+pub(crate) fn prior(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
@@ -42,7 +42,7 @@ pub(super) fn prior(
     Ok(())
 }
 
-pub(super) fn decoder(
+pub(crate) fn decoder(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
@@ -70,7 +70,7 @@ pub(super) fn decoder(
     Ok(())
 }
 
-pub(super) fn vqgan(
+pub(crate) fn vqgan(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
@@ -97,7 +97,7 @@ pub(super) fn vqgan(
     Ok(())
 }
 
-pub(super) fn compressor(
+pub(crate) fn compressor(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,

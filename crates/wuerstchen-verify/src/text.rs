@@ -8,11 +8,11 @@ use wuerstchen::{
     TokenizerFiles,
 };
 
-use super::VerifyError;
-use super::compare::Recorder;
-use super::stages::EXACT_BOUND;
+use crate::compare::Recorder;
+use crate::report::VerifyError;
+use crate::stages::EXACT_BOUND;
 
-pub(super) fn prior(
+pub(crate) fn prior(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
@@ -20,7 +20,7 @@ pub(super) fn prior(
     encoder(recorder, files, Part::PRIOR_TEXT, device)
 }
 
-pub(super) fn decoder(
+pub(crate) fn decoder(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
@@ -83,7 +83,7 @@ struct Row {
 }
 
 /// Every prompt through both tokenizers, from `tokenizer.json` and from the vocabulary files.
-pub(super) fn tokenizers(
+pub(crate) fn tokenizers(
     recorder: &mut Recorder,
     files: &ModelFiles,
     rows: &str,
