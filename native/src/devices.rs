@@ -1,7 +1,9 @@
 //! Which devices there are and which one runs.
 
 use anyhow::Result;
-use burn::tensor::{Device, DeviceKind, DeviceType};
+use burn::tensor::Device;
+#[cfg(feature = "gpu")]
+use burn::tensor::{DeviceKind, DeviceType};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -30,11 +32,12 @@ pub(crate) struct NoDevice;
 
 impl std::fmt::Display for NoDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "no GPU: expected an adapter with a Vulkan, Metal or DirectX 12 driver, found none; \
-             --device cpu runs without"
-        )
+        let reason = if cfg!(feature = "gpu") {
+            "expected an adapter with a Vulkan, Metal or DirectX 12 driver, found none"
+        } else {
+            "this program was built without the feature `gpu`, which is in the default features"
+        };
+        write!(f, "no GPU: {reason}; --device cpu runs without")
     }
 }
 
@@ -60,6 +63,7 @@ impl Found {
     }
 
     /// How good a choice of a GPU this is, the lowest is best.
+    #[cfg(feature = "gpu")]
     fn rank(&self) -> usize {
         KINDS.iter().position(|(kind, _)| *kind == self.kind).unwrap_or(KINDS.len())
     }
@@ -67,9 +71,11 @@ impl Found {
 
 const CPU: &str = "cpu";
 
+#[cfg(feature = "gpu")]
 type Numbered = fn(usize) -> DeviceKind;
 
 /// Kinds of adapters, the best first.
+#[cfg(feature = "gpu")]
 const KINDS: [(&str, Numbered); 4] = [
     ("discrete GPU", DeviceKind::DiscreteGpu),
     ("integrated GPU", DeviceKind::IntegratedGpu),
@@ -81,7 +87,14 @@ fn cpu() -> Found {
     Found { name: "CPU".into(), kind: CPU, software: false, device: Device::flex() }
 }
 
+/// No adapter: this program knows none.
+#[cfg(not(feature = "gpu"))]
+fn gpus() -> Vec<Found> {
+    Vec::new()
+}
+
 /// Every adapter, the best first.
+#[cfg(feature = "gpu")]
 fn gpus() -> Vec<Found> {
     let devices = Device::enumerate(DeviceType::Wgpu).into_vec();
     let count = devices.len();
@@ -108,13 +121,17 @@ pub(crate) fn choose(choice: Choice) -> Result<Found> {
         Choice::Gpu => gpus().into_iter().next().ok_or(NoDevice)?,
         Choice::Auto => gpus().into_iter().find(|gpu| !gpu.software).unwrap_or_else(cpu),
     };
-    let reason = match (choice, found.is_cpu()) {
-        (Choice::Auto, true) => ", as there is no hardware GPU",
-        _ => "",
+    let reason = if choice != Choice::Auto {
+        ""
+    } else if cfg!(feature = "gpu") {
+        ", as there is no hardware GPU"
+    } else {
+        ", as this program was built without the feature `gpu`"
     };
-    match found.is_cpu() {
-        true => eprintln!("running on the CPU{reason}"),
-        false => eprintln!("running on {} ({})", found.name, found.kind),
+    if found.is_cpu() {
+        eprintln!("running on the CPU{reason}");
+    } else {
+        eprintln!("running on {} ({})", found.name, found.kind);
     }
     Ok(found)
 }

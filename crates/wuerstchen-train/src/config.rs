@@ -1,4 +1,4 @@
-//! What a training run does, as one TOML file says it.
+//! The config of a training run, one TOML file.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Side of the training pictures in pixels.
     pub image_size: usize,
-    /// What is trained on.
+    /// The corpus.
     #[serde(default)]
     pub corpus: CorpusConfig,
     /// The sizes of the models.
@@ -36,17 +36,17 @@ pub struct TrainConfig {
     pub b: StageConfig,
     /// Training of Stage C.
     pub c: StageConfig,
-    /// What the trained model does where options say nothing.
+    /// The defaults of the trained model, for options that a caller leaves out.
     pub defaults: Defaults,
 }
 
-/// The corpora that are drawn, not read.
+/// The corpora whose pictures are drawn on the fly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scenes {
     /// Plain shapes.
     Shapes,
-    /// Emoji, from art that is fetched.
+    /// Emoji, drawn from art that a script fetches.
     Emoji,
 }
 
@@ -62,20 +62,20 @@ impl FromStr for Scenes {
     }
 }
 
-/// What a run is trained on.
+/// The corpus of a run: drawn scenes, or a folder of pictures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CorpusConfig {
-    /// Which scenes are drawn, where no folder is given.
+    /// Which scenes are drawn, if no folder is given.
     pub scenes: Scenes,
-    /// The folder with the art of [`Scenes::Emoji`]; where none is given, the one that
-    /// `models/fetch_emoji.sh` fills.
+    /// The folder with the art of [`Scenes::Emoji`]; by default the one that `models/fetch_emoji.sh`
+    /// fills.
     pub art: Option<PathBuf>,
     /// A folder of captioned pictures, relative to the current one.
     pub folder: Option<PathBuf>,
-    /// Most tokens of the tokenizer that the folder's captions teach.
+    /// The largest number of tokens of the tokenizer that is learnt from the folder's captions.
     pub vocab_size: usize,
-    /// The licence of the weights, which the pictures decide.
+    /// The licence of the trained weights. It depends on the pictures, so that only the user knows it.
     pub licence: String,
 }
 
@@ -92,7 +92,7 @@ impl Default for CorpusConfig {
 }
 
 impl CorpusConfig {
-    /// The licence of weights that learnt from it.
+    /// The licence of weights that were trained on this corpus.
     pub fn licence(&self) -> &str {
         match (&self.folder, self.scenes) {
             (Some(_), _) => &self.licence,
@@ -104,7 +104,7 @@ impl CorpusConfig {
         }
     }
 
-    /// What it is, for the model's card.
+    /// A description for the model's card.
     pub fn describe(&self) -> &'static str {
         match (&self.folder, self.scenes) {
             (Some(_), _) => "a folder of pictures",
@@ -124,9 +124,9 @@ pub struct ModelConfig {
     pub vqgan: VqganConfig,
     /// The semantic compressor.
     pub compressor: CompressorConfig,
-    /// Side of the pictures that the compressor sees, in pixels; training pictures are scaled to it. The
-    /// size of the training pictures where it is not given. A model for larger pictures that sees them at
-    /// the size of a smaller one has the smaller one's image embeddings, and can take its Stage C over.
+    /// Side of the pictures that the compressor sees, in pixels; training pictures are scaled to it. By
+    /// default it is `image_size`. If a model for larger pictures sees them at the size of a smaller model,
+    /// both have the same image embeddings, and the larger model can take over the smaller one's Stage C.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compressor_side: Option<usize>,
     /// Stage B.
@@ -140,15 +140,15 @@ pub struct ModelConfig {
     /// The noise schedule of both diffusion stages.
     #[serde(default)]
     pub schedule: Schedule,
-    /// What Stage C's latents are multiplied with to be image embeddings (`latent_mean` of the
-    /// published pipeline); twice the embeddings' standard deviation where it is not given. Embeddings
-    /// are few and say much of one thing many times: the noise hides where objects lie only if the
-    /// latents are small beside it.
+    /// The factor from Stage C's latents to image embeddings (`latent_mean` of the published pipeline). By
+    /// default it is twice the standard deviation of the embeddings, which the run measures. The factor
+    /// makes the latents small beside the noise: many values of an embedding tell the same fact, such as
+    /// where an object lies, and together they would show it through noise of their own size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding_scale: Option<f64>,
 }
 
-/// The sizes of a text encoder; the rest follows from the corpus.
+/// The sizes of a text encoder; its vocabulary follows from the corpus.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextSize {
@@ -184,12 +184,11 @@ pub struct StageConfig {
     pub steps: u64,
     /// Pictures in every update.
     pub batch_size: usize,
-    /// Threads that each compute an equal share of the batch's gradients; on a CPU as many as there
-    /// are cores. Batch norms then see a share's statistics.
+    /// Number of threads that each compute an equal share of the batch's gradients; on a CPU best the number
+    /// of cores. Batch norms then see the statistics of a share.
     #[serde(default = "one")]
     pub shards: usize,
-    /// Number of distinct scenes whose latents are computed once and kept; 0 draws every scene
-    /// afresh.
+    /// Number of distinct scenes whose latents are computed once and kept; with 0, every scene is new.
     #[serde(default)]
     pub cached_scenes: usize,
     /// Steps between sample grids.
@@ -197,7 +196,7 @@ pub struct StageConfig {
     /// The optimiser.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// What the built-in scenes show; the whole corpus if nothing is said.
+    /// What the scenes of `shapes` show; by default the whole corpus.
     #[serde(default)]
     pub lesson: Lesson,
     /// Probability that a sample's caption is dropped, for guidance.
@@ -213,9 +212,8 @@ pub struct StageConfig {
     /// edges sharp.
     #[serde(default)]
     pub edge_loss: f64,
-    /// Stage A: every picture is drawn a random number of times, up to this one, as wide and high as it
-    /// is trained on, and a square of it is cut out; 1 takes pictures whole. What has seen crops knows
-    /// the details of larger pictures.
+    /// Stage A: every picture is drawn larger by a random whole factor up to this one, and a square of the
+    /// training size is cut out of it; 1 takes pictures whole. Crops teach the details of larger pictures.
     #[serde(default = "one")]
     pub max_zoom: usize,
     /// Stage B: probability that a sample's image embedding is zero.
@@ -224,24 +222,24 @@ pub struct StageConfig {
     /// Stage B: probability that a sample's image embedding is noised.
     #[serde(default)]
     pub embedding_noise: f64,
-    /// Stage B: goes on from the run's own model with the compressor as it is, so that its
-    /// embeddings can be cached and Stage C can be trained at the same time.
+    /// Stage B: does not train the compressor any further. Its embeddings can then be cached, and Stage C can
+    /// be trained at the same time.
     #[serde(default)]
     pub freeze_compressor: bool,
-    /// Stage C: weight of a second loss, that of the image embedding as the last text token alone
-    /// tells it, which teaches the text encoder; 0 for none.
+    /// Stage C: weight of a second loss, which teaches the text encoder: the squared error of an image
+    /// embedding that a linear layer predicts from the last text token alone. 0 turns it off.
     #[serde(default)]
     pub text_loss: f64,
-    /// Whether the loss is weighted by p2.
+    /// Whether the loss is weighted by the p2 weights of Choi et al. (arXiv 2204.00227).
     #[serde(default)]
     pub p2_weighting: bool,
-    /// `k` of the p2 weights; below the authors' 1, noisier times count for more.
+    /// `k` of the p2 weights. The authors use 1; with a smaller `k`, noisier times count for more.
     #[serde(default = "authors_p2_k")]
     pub p2_k: f32,
 }
 
 impl StageConfig {
-    /// `k` of the p2 weights, where the loss has them.
+    /// `k` of the p2 weights; `None` if the loss is not weighted.
     pub fn p2_k(&self) -> Option<f32> {
         self.p2_weighting.then_some(self.p2_k)
     }
@@ -338,7 +336,7 @@ impl TrainConfig {
         self.validate_defaults()
     }
 
-    /// Checks that the model can do what its defaults say; the sizes of the model are right.
+    /// Checks that the model can make what its defaults say. The sizes of the model were checked before.
     fn validate_defaults(&self) -> Result<(), ConfigError> {
         let Defaults { width, height, prior_steps, decoder_steps, .. } = self.defaults;
         // Pixels of a cell of the image embedding, and of the smallest piece of Stage B's latents.
@@ -371,7 +369,7 @@ impl TrainConfig {
         self.compressor_side() / self.model.compressor.downscale()
     }
 
-    /// Checks that nothing is asked of a folder that only the built-in corpus has.
+    /// Checks that a folder is not combined with settings that only drawn corpora have.
     fn validate_corpus(&self) -> Result<(), ConfigError> {
         let is_folder = self.corpus.folder.is_some();
         for stage in [&self.a, &self.b, &self.c] {

@@ -1,4 +1,4 @@
-//! What each stage learns: its model and its loss.
+//! The model and the loss of each stage.
 
 use std::ops::Range;
 
@@ -17,10 +17,10 @@ use crate::corpus::{Corpus, CorpusError};
 
 /// A stage that can be trained.
 pub trait Stage: Sync {
-    /// What is trained.
+    /// The networks that are trained.
     type Model: Module + Sync;
 
-    /// The mean loss of the samples of these numbers. Everything random comes from `rng`.
+    /// The mean loss of the samples with these numbers. All random numbers come from `rng`.
     ///
     /// # Errors
     ///
@@ -33,7 +33,7 @@ pub trait Stage: Sync {
     ) -> Result<Tensor<1>, CorpusError>;
 }
 
-/// Stage A: pictures to latents and back.
+/// Stage A: from pictures to latents and back.
 pub struct StageA {
     /// Where pictures come from.
     pub corpus: Corpus,
@@ -100,7 +100,8 @@ pub struct DecoderModel {
     pub compressor: Compressor,
 }
 
-/// Stage B: an image embedding to Stage A's latents, the embedding learnt on the way.
+/// Stage B: from an image embedding to Stage A's latents. The compressor learns the embedding at the same
+/// time.
 pub struct StageB {
     /// Where pictures and captions come from.
     pub corpus: Corpus,
@@ -162,8 +163,8 @@ impl Stage for StageB {
 }
 
 impl StageB {
-    /// Zeroes some samples' embeddings and noises others up to half way, so that Stage B bears with
-    /// what Stage C makes.
+    /// Replaces some samples' embeddings by zeros and noises others up to the time 0.5, so that Stage B
+    /// tolerates the imperfect embeddings that Stage C makes.
     fn perturb(&self, embedding: Tensor<4>, rng: &mut Philox) -> Tensor<4> {
         let [batch, ..] = embedding.dims();
         let (mut keep, mut times) = (Vec::new(), Vec::new());
@@ -187,12 +188,12 @@ pub struct PriorModel {
     pub prior: Prior,
     /// Its text encoder.
     pub text_encoder: TextEncoder,
-    /// Guesses the image embedding from the last text token, where the text encoder is to learn so;
-    /// no part of the finished model.
+    /// Predicts the image embedding from the last text token, for the text encoder's own loss; not a part of
+    /// the finished model.
     pub guess: Option<Linear>,
 }
 
-/// Stage C: a prompt to an image embedding.
+/// Stage C: from a prompt to an image embedding.
 pub struct StageC {
     /// Where pictures and captions come from.
     pub corpus: Corpus,
@@ -242,10 +243,10 @@ impl Stage for StageC {
     }
 }
 
-/// The mean squared error of the latents that the last text token tells.
+/// The mean squared error of the latents that `guess` predicts from the last text token.
 ///
-/// A prompt's layout shows in the diffusion loss at the noisiest times alone, too faintly for a text
-/// encoder that starts from nothing; the authors' has learnt to read before.
+/// The layout that a prompt asks for matters to the diffusion loss at the noisiest times only. That signal
+/// is too faint for a text encoder that starts from random weights; the authors start from a pretrained one.
 fn guess_error(guess: &Linear, text: Tensor<3>, latents: Tensor<4>) -> Tensor<1> {
     let [_, tokens, _] = text.dims();
     let guessed = guess.forward(text.narrow(1, tokens - 1, 1).squeeze_dim::<2>(1));

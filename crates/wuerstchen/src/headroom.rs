@@ -1,4 +1,4 @@
-//! How near a model comes to what half precision can hold.
+//! How near the values of a model come to the limit of half precision.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -18,8 +18,8 @@ pub const LARGEST_HALF: f32 = 65504.0;
 pub type LargestActivations = BTreeMap<Stage, f32>;
 
 impl Pipeline {
-    /// Makes one picture without guidance and watches every block. Blocks, not what is inside of
-    /// them: norms and sums run in f32 anyway.
+    /// Makes one picture without guidance and watches the output of every block. Values inside of blocks are
+    /// not watched, because norms and sums run in f32 anyway.
     ///
     /// # Errors
     ///
@@ -36,7 +36,7 @@ impl Pipeline {
         let largest = Cell::new(0.0f32);
         let watch = &|x: &Tensor<4>| {
             let found = x.clone().abs().max().into_scalar::<f32>();
-            // A value that is no number stays the largest.
+            // NaN stays the largest value.
             largest.set(if found.is_nan() { f32::INFINITY } else { largest.get().max(found) });
         };
         let sampling =

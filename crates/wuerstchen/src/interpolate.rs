@@ -1,12 +1,12 @@
-//! Ways from one embedding to another.
+//! Interpolation between two embeddings.
 
 use burn::prelude::*;
 
 use crate::options::{MAX_COUNT, OptionsError};
 
-/// The straight way: `a + t·(b − a)`; `a` and `b` themselves at 0 and 1.
+/// Linear interpolation, `a + t·(b − a)`: exactly `a` at 0 and `b` at 1.
 ///
-/// For text embeddings, whose tokens stay near each other.
+/// This suits text embeddings, whose tokens lie near each other.
 ///
 /// # Shapes
 ///
@@ -15,11 +15,11 @@ pub fn lerp<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f32) -> Tensor<D> {
     a * (1.0 - t) + b * t
 }
 
-/// The way along the great circle: `sin((1 − t)·ω)/sin(ω)·a + sin(t·ω)/sin(ω)·b` with the angle `ω`
-/// between `a` and `b`; the straight way where there is no such circle.
+/// Spherical interpolation, `sin((1 − t)·ω)/sin(ω)·a + sin(t·ω)/sin(ω)·b` with the angle `ω` between `a`
+/// and `b`. Where the great circle is undefined, the interpolation is linear.
 ///
-/// For image embeddings, which are spread as noise is: half way on the straight one, the mean of two
-/// unrelated ones has only `√½` of their spread, and its picture is washed out.
+/// This suits image embeddings, which are spread like noise: the linear mean of two unrelated embeddings
+/// has only `√½` of their spread, and its picture is washed out.
 ///
 /// Source: Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985).
 pub fn slerp(a: &[f32], b: &[f32], t: f32) -> Vec<f32> {
@@ -27,7 +27,7 @@ pub fn slerp(a: &[f32], b: &[f32], t: f32) -> Vec<f32> {
         a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
     };
     let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
-    // Not a number where one of them is zero.
+    // The cosine is NaN if one of the embeddings is zero.
     if cosine.is_nan() || cosine.abs() > PARALLEL {
         return combine(a, b, [1.0 - t, t]);
     }
@@ -36,22 +36,23 @@ pub fn slerp(a: &[f32], b: &[f32], t: f32) -> Vec<f32> {
     combine(a, b, [share(1.0 - t), share(t)])
 }
 
-/// Cosine above which the circle is as good as straight, or undefined.
+/// Above this cosine the great circle is as good as a straight line, or undefined.
 const PARALLEL: f64 = 0.9999;
 
 fn combine(a: &[f32], b: &[f32], [of_a, of_b]: [f32; 2]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| a * of_a + b * of_b).collect()
 }
 
-/// Frames on the way where nobody says how many.
+/// The number of frames if the caller does not give one.
 const FRAMES: usize = 8;
 
-/// The shares of the way that a job's frames have gone, evenly from 0 to 1; one share, of nothing, where
-/// the way `has_end` not. `count` is the number of pictures of every prompt.
+/// The positions of a job's frames, evenly spaced from 0 to 1. Without a second end (`has_end`) there is
+/// one frame, at 0. `count` is the number of pictures of every prompt.
 ///
 /// # Errors
 ///
-/// There are too few frames for both ends, or too many, or no end, or several pictures of each.
+/// There are fewer than two frames, or too many; or the caller asks for frames without a second end, or for
+/// several pictures of each frame.
 pub fn shares(
     has_end: bool,
     frames: Option<usize>,

@@ -7,8 +7,8 @@ use crate::sampler::Sampler;
 /// Everything a caller may choose about the pictures of one prompt.
 ///
 /// The command line, the JSON of JavaScript callers and the pipeline all use this one type, so that
-/// an option is added here and where it takes effect, nowhere else. What is left out takes the
-/// model's own default.
+/// a new option is added here and where it takes effect, nowhere else. An option that is left out takes
+/// the model's own default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "clap", derive(clap::Args))]
@@ -34,7 +34,7 @@ pub struct GenerateOptions {
     /// Guidance scale of the prior; 1 or less turns guidance off
     #[cfg_attr(feature = "clap", arg(long))]
     pub prior_guidance_scale: Option<f64>,
-    /// Times that the prior visits, from 1 to 0, instead of evenly spaced steps
+    /// Times that the prior visits, falling from 1 to 0, instead of evenly spaced steps
     #[cfg_attr(feature = "clap", arg(long, value_delimiter = ',', conflicts_with = "prior_steps"))]
     pub timesteps: Option<Vec<f32>>,
     /// Denoising steps of the decoder (Stage B)
@@ -46,15 +46,15 @@ pub struct GenerateOptions {
     /// The reverse-diffusion step
     #[cfg_attr(feature = "clap", arg(long))]
     pub sampler: Option<Sampler>,
-    /// How far from the picture that is started from: 0 shows it again, 1 leaves it [default: 0.8,
-    /// and 1 with a mask]
+    /// How much to change the source picture: 0 reproduces it, 1 ignores it [default: 0.8, and 1 with
+    /// a mask]
     #[cfg_attr(feature = "clap", arg(long))]
     pub strength: Option<f64>,
     /// What brackets in prompts mean
     #[cfg_attr(feature = "clap", arg(long, value_enum, default_value_t))]
     pub prompt_syntax: PromptSyntax,
-    /// Rows of latents that Stage A decodes at a time, 0 for all: fewer take less memory and make the
-    /// same picture [default: all of a small picture]
+    /// Rows of latents that Stage A decodes at a time, 0 for all rows: fewer rows take less memory and
+    /// make the same picture [default: all rows of a small picture]
     #[cfg_attr(feature = "clap", arg(long))]
     pub vqgan_rows: Option<usize>,
 }
@@ -64,14 +64,14 @@ pub struct GenerateOptions {
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum PromptSyntax {
-    /// Weights: (strong), (stronger:1.3), weak in square brackets; a backslash takes a bracket as it is
+    /// They weigh words: (strong), (stronger:1.3), weak in square brackets; a backslash takes a bracket literally
     #[default]
     Weighted,
-    /// Nothing
+    /// Nothing: they are read as they are written
     Plain,
 }
 
-/// What a model does where [`GenerateOptions`] say nothing.
+/// The values that a model takes for options that [`GenerateOptions`] leave out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Defaults {
@@ -92,7 +92,7 @@ pub struct Defaults {
 }
 
 impl Default for Defaults {
-    /// Those of `WuerstchenCombinedPipeline` in diffusers.
+    /// The defaults of `WuerstchenCombinedPipeline` in diffusers.
     fn default() -> Self {
         Self {
             width: 512,
@@ -106,7 +106,7 @@ impl Default for Defaults {
     }
 }
 
-/// How far pictures are left by default, as in diffusers.
+/// The default of `strength`, as in diffusers.
 const STRENGTH: f64 = 0.8;
 
 /// Most pictures of one prompt at a time.
@@ -123,7 +123,7 @@ pub enum OptionsError {
         /// Its value.
         found: usize,
     },
-    /// Not a number that guides.
+    /// A guidance scale that is negative or not a finite number.
     #[error("{field} must be finite and at least 0, got {found}")]
     GuidanceScale {
         /// Which option.
@@ -134,16 +134,16 @@ pub enum OptionsError {
     /// No pictures or too many.
     #[error("count must be between 1 and {MAX_COUNT}, got {0}")]
     Count(usize),
-    /// Too few frames for both ends, or too many.
+    /// Fewer than two frames, or too many.
     #[error("frames must be between 2 and {MAX_COUNT}, got {0}")]
     Frames(usize),
     /// Several pictures of each frame.
     #[error("count must be 1 where frames are made, got {0}")]
     CountOfFrames(usize),
-    /// Not a share.
+    /// A strength outside of `[0, 1]`.
     #[error("strength must be between 0 and 1, got {0}")]
     Strength(f64),
-    /// An option that is of no use without another input.
+    /// An option that has no effect without another input.
     #[error("{field} needs {needed}, which is missing")]
     Missing {
         /// Which option or input.
@@ -151,21 +151,21 @@ pub enum OptionsError {
         /// What it needs.
         needed: &'static str,
     },
-    /// Pictures to start from need a part that the model does not have.
+    /// The model lacks a part that source pictures need.
     #[error("image needs a model with the semantic compressor: {0}")]
     NoCompressor(String),
-    /// A mask that does not lie on its picture.
+    /// A mask of another size than its picture.
     #[error("mask must be of the picture's size, {expected}, got {found}")]
     Mask {
         /// Width and height of the picture in pixels.
         expected: String,
-        /// Those of the mask.
+        /// Width and height of the mask in pixels.
         found: String,
     },
-    /// Times that do not fall from 1 to 0.
+    /// Timesteps that do not fall from 1 to 0.
     #[error("timesteps must fall from at most 1 to 0, at least two of them, got {0:?}")]
     Timesteps(Vec<f32>),
-    /// A side the architecture cannot make.
+    /// A width or height that the model cannot make.
     #[error("{field} must be {}, got {found}", nearest_text(nearest))]
     Size {
         /// `width` or `height`.
@@ -211,18 +211,18 @@ pub struct Settings {
     pub decoder_guidance_scale: f64,
     /// The reverse-diffusion step.
     pub sampler: Sampler,
-    /// How far from the picture that is started from, `[0, 1]`; none where there is no picture.
+    /// How much to change the source picture, `[0, 1]`; `None` if the caller gave no strength.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
     /// What brackets in prompts mean.
     pub prompt_syntax: PromptSyntax,
-    /// Rows of latents that Stage A decodes at a time, 0 for all; none to go by the size.
+    /// Rows of latents that Stage A decodes at a time, 0 for all rows; `None` if the picture's size decides.
     #[serde(skip)]
     pub vqgan_rows: Option<usize>,
 }
 
 impl Settings {
-    /// How far from the picture, where `masked` says whether only a part of it is painted anew.
+    /// How much to change the source picture; the default depends on whether a mask keeps a part of it.
     pub fn strength(&self, masked: bool) -> f64 {
         self.strength.unwrap_or(if masked { 1.0 } else { STRENGTH })
     }

@@ -1,4 +1,4 @@
-//! What pictures are made of besides the options: prompts, and a picture to start from.
+//! The inputs of a generation besides its options: prompts and source pictures.
 
 use burn::prelude::*;
 
@@ -11,9 +11,9 @@ use crate::sampler::Known;
 pub struct Batch<'a> {
     /// What the pictures show, one prompt each.
     pub prompts: Vec<&'a str>,
-    /// Another prompt, and the share of the way that is gone to it, `[0, 1]`.
+    /// A second prompt, and how far the text embedding has moved towards it, `[0, 1]`.
     pub towards: Option<(&'a str, f32)>,
-    /// Where all of them start, instead of at noise.
+    /// The picture that all of them start from; `None` to start at noise.
     pub origin: Option<&'a Origin>,
 }
 
@@ -24,16 +24,17 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Frames on a way, or one where there is no way: how far each has gone, and where its pictures start.
+/// The frames of an animation: how far each one has moved from the first end to the second, and where it
+/// starts. A job without a second end has one frame.
 pub struct Frames {
-    /// The shares of the way that are gone, `[0, 1]`.
+    /// The position of every frame between the two ends, `[0, 1]`.
     pub(crate) shares: Vec<f32>,
-    /// One of each frame; none where pictures start at noise.
+    /// The origin of every frame; empty if the pictures start at noise.
     pub(crate) origins: Vec<Origin>,
 }
 
 impl Frames {
-    /// For every frame, `count` pictures on the way from `prompt` to `prompt_to`.
+    /// For every frame, `count` pictures at its position between `prompt` and `prompt_to`.
     pub fn batches<'a>(
         &'a self,
         prompt: &'a str,
@@ -48,39 +49,39 @@ impl Frames {
     }
 }
 
-/// Pictures that a caller brings.
+/// The source pictures of a caller.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
-    /// To start from.
+    /// The picture to start from.
     pub image: &'a Image,
-    /// What of it to paint anew; all of it where there is none.
+    /// Which part of it to paint anew; without a mask, all of it.
     pub mask: Option<&'a Mask>,
-    /// To go to.
+    /// The picture at the other end of an animation.
     pub towards: Option<&'a Image>,
 }
 
-/// A picture as the stages know it.
+/// A source picture, encoded for the stages.
 #[derive(Clone)]
 pub struct Origin {
     /// The compressor's image embedding, `[1, c, h, w]`.
     pub(crate) embedding: TensorData,
-    /// What of the picture stays.
+    /// The part of the picture that stays; `None` to paint all of it.
     pub(crate) kept: Option<Kept>,
 }
 
-/// A picture of which a part is painted anew.
+/// A picture of which a mask keeps a part.
 #[derive(Clone)]
 pub(crate) struct Kept {
-    /// As large as what is made.
+    /// The picture, in the size of the result.
     pub(crate) image: Image,
     /// Its latents in Stage B's scale, `[1, 4, H, W]`.
     pub(crate) latents: TensorData,
-    /// As large as the picture.
+    /// The mask, in the size of the picture.
     pub(crate) mask: Mask,
 }
 
 impl Origin {
-    /// An origin on the way from `a` to `b`; all of it is painted.
+    /// The origin at position `t` between `a` and `b`. No part of it is kept.
     ///
     /// # Panics
     ///
@@ -99,7 +100,7 @@ impl Origin {
         self.kept.is_some()
     }
 
-    /// For Stage C, whose latents are `to_latents` of the embedding.
+    /// What Stage C starts from; `to_latents` turns an image embedding into its latents.
     pub(crate) fn for_prior(
         &self,
         device: &Device,
@@ -111,7 +112,7 @@ impl Origin {
         Known { clean: to_latents(embedding), mask }
     }
 
-    /// For Stage B, which starts at noise, if a part of the picture stays.
+    /// What Stage B keeps: it always starts at noise, but a masked part of the picture stays.
     pub(crate) fn for_decoder(&self, device: &Device) -> Option<Known> {
         let kept = self.kept.as_ref()?;
         let [_, _, height, width] = kept.latents.shape().dims();
@@ -119,7 +120,7 @@ impl Origin {
         Some(Known { clean: Tensor::from_data(kept.latents.clone(), device), mask })
     }
 
-    /// Puts what stays back into a picture.
+    /// Puts the part that the mask keeps back into a finished picture.
     pub(crate) fn finish(&self, painted: Image) -> Image {
         match &self.kept {
             Some(kept) => kept.image.with_painted(&painted, &kept.mask),
@@ -129,7 +130,7 @@ impl Origin {
 }
 
 impl Kept {
-    /// The mask of latents of `[height, width]`: `[1, 1, height, width]`.
+    /// The mask, scaled to latents of `[height, width]`: `[1, 1, height, width]`.
     fn cells(&self, [height, width]: [usize; 2], device: &Device) -> Tensor<4> {
         let cells = self.mask.cells([height, width]);
         Tensor::from_data(TensorData::new(cells, [1, 1, height, width]), device)

@@ -1,4 +1,4 @@
-//! Pictures of latents while they are made.
+//! Previews: pictures of the latents during sampling.
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
@@ -8,23 +8,23 @@ use crate::image::Image;
 use crate::part::Stage;
 use crate::pipeline::{Error, Pipeline};
 
-/// The colours that image embeddings stand for: a linear map, fitted to pictures of the model.
+/// A linear map from image embeddings to colours, fitted to pictures of the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EmbeddingColours {
     /// For red, green and blue: one weight per channel of the embedding, then a constant.
     pub weights: [Vec<f64>; 3],
 }
 
-/// Keeps the fit defined where channels depend on each other; small beside their unit variance.
+/// Keeps the fit defined if channels depend on each other; small beside their unit variance.
 const RIDGE: f64 = 1e-3;
 
 impl EmbeddingColours {
-    /// Fits the colours, in the least squares, to pictures and the image embeddings `[B, C, h, w]`
-    /// that they were made from: each cell of an embedding to the mean colour of its pixels.
+    /// Fits the map by least squares to pictures and the image embeddings `[B, C, h, w]` that they were
+    /// made from: each cell of an embedding to the mean colour of its pixels.
     ///
     /// # Panics
     ///
-    /// Panics if there is not one embedding for every picture.
+    /// Panics if the numbers of embeddings and pictures differ.
     pub fn fit(embeddings: &TensorData, images: &[Image]) -> Self {
         let &[count, channels, height, width] = &embeddings.shape()[..] else {
             panic!("expected [B, C, h, w], got {:?}", embeddings.shape())
@@ -53,8 +53,8 @@ impl EmbeddingColours {
         }
     }
 
-    /// One pixel for every cell of the first embedding of `[B, C, h, w]`; nothing if it has other
-    /// channels than those that were fitted.
+    /// One pixel for every cell of the first embedding of `[B, C, h, w]`; `None` if it has another number of
+    /// channels than the fit.
     fn show(&self, embeddings: &TensorData) -> Option<Image> {
         let &[_, channels, height, width] = &embeddings.shape()[..] else { return None };
         if self.weights.iter().any(|weights| weights.len() != channels + 1) {
@@ -108,8 +108,8 @@ fn solve(rows: &mut [Vec<f64>]) {
 }
 
 impl Pipeline {
-    /// A picture of what a step has made, of the first of a batch: Stage C's latents as colours, a
-    /// pixel each, Stage B's through Stage A. Nothing for the other stages.
+    /// A preview of the first picture of a batch after a step. Stage C's latents become colours, one pixel for
+    /// each cell; Stage B's latents pass through Stage A. `None` for other stages.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! How far values are from those that they should be.
 
-/// `‖found − expected‖ / ‖expected‖`; the largest number where a value is none or the lengths differ.
+/// `‖found − expected‖ / ‖expected‖`; the largest number if a value is NaN or the lengths differ.
 pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     relative_error_above(f64::MIN_POSITIVE, found, expected)
 }
@@ -20,7 +20,7 @@ mod tests {
 
     /// ||(3, 4) - (3, 0)|| = 4, ||(3, 0)|| = 3.
     #[test]
-    fn errors_are_relative_and_never_hide_what_is_no_number() {
+    fn errors_are_relative_and_never_hide_nan() {
         assert_eq!(relative_error(&[3.0, 4.0], &[3.0, 0.0]), 4.0 / 3.0);
         assert_eq!(relative_error_above(8.0, &[3.0, 4.0], &[3.0, 0.0]), 0.5);
         assert_eq!(relative_error(&[0.0], &[0.0]), 0.0);

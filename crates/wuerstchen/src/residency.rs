@@ -15,21 +15,20 @@ use crate::weights::{all_loaded, check, load, load_some};
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Residency {
-    /// All of a small model; of one with more than 2 GiB of weights, one part at a time
+    /// All parts of a small model; one part at a time of a model with more than 2 GiB of weights
     #[default]
     Auto,
-    /// All, so that a second picture starts at once
+    /// All parts, so that a second picture starts at once
     All,
-    /// One at a time, so that no more memory is taken than the largest part needs
+    /// One part at a time, so that no more memory is taken than the largest part needs
     PerStage,
 }
 
-/// From this size of all parts on the device, [`Residency::Auto`] keeps one at a time.
+/// [`Residency::Auto`] keeps one part at a time if all parts together take at least this much on the device.
 const LARGE: usize = 2 << 30;
 
 impl Residency {
-    /// Whether parts leave the device when they have done their work, in a model whose parts take
-    /// `bytes` there.
+    /// Whether parts leave the device when they have done their work; `bytes` is what all parts take there.
     pub(crate) fn is_per_stage(self, bytes: usize) -> bool {
         match self {
             Self::Auto => bytes > LARGE,

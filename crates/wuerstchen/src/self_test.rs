@@ -11,7 +11,7 @@ use crate::options::GenerateOptions;
 use crate::pipeline::{Error, Generated, Pipeline};
 use crate::relative_error::relative_error;
 
-/// A short generation and what it makes.
+/// A short generation and its results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SelfTest {
@@ -25,14 +25,14 @@ pub struct SelfTest {
     picture: Vec<f32>,
 }
 
-/// A prime, so that all colours and columns are met.
+/// A prime number, so that every colour and every column is sampled.
 const PICTURE_STRIDE: usize = 7;
 
 /// Bound of the relative errors: devices differ in the order of sums by less than 1e-4, stale data by
 /// about 1.
 const BOUND: f64 = 1e-2;
 
-/// How a device did.
+/// The result of a device's self-test.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SelfTestReport {

@@ -18,19 +18,19 @@ pub type Noise<'a> = &'a mut dyn FnMut([usize; 4]) -> Tensor<4>;
 
 /// How one stage is sampled.
 pub struct Sampling<'a> {
-    /// The times to visit, from 1 to 0.
+    /// The times to visit, falling from 1 to 0.
     pub timesteps: &'a [f32],
-    /// Above 1 to guide.
+    /// The guidance scale; a scale above 1 guides.
     pub guidance_scale: f64,
     /// The step from one time to the next.
     pub sampler: Sampler,
 }
 
-/// A condition and, where the sampling is guided, what it is guided away from.
+/// A condition and, if the sampling is guided, the one that it is guided away from.
 pub struct Guided<T> {
-    /// What to show.
+    /// The condition that the picture shall fulfil.
     pub conditional: T,
-    /// What to leave.
+    /// The condition that guidance leads away from; `None` without guidance.
     pub unconditional: Option<T>,
 }
 
@@ -119,7 +119,7 @@ pub(super) struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// The loop of both stages; `x` is noise.
+    /// The sampling loop of both stages; `x` is the initial noise.
     pub(super) async fn denoise(
         &self,
         x: Tensor<4>,

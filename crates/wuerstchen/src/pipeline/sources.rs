@@ -1,4 +1,4 @@
-//! Where pictures start.
+//! Encoding of the source pictures that a generation starts from.
 
 use super::progress::Error;
 use super::sampling::read;
@@ -12,8 +12,8 @@ use crate::resize::cover;
 use crate::schedule::timesteps_from;
 
 impl Pipeline {
-    /// A picture to start from, all of it or what the mask leaves, as large as `settings` say: scaled to
-    /// cover that size, what stands out cut off on both sides.
+    /// Encodes a source picture, and the part of it that the mask keeps. The picture is scaled to cover the
+    /// size that `settings` say, and what stands out is cut off on both sides.
     ///
     /// # Errors
     ///
@@ -53,8 +53,8 @@ impl Pipeline {
         Ok(Origin { embedding, kept: Some(kept) })
     }
 
-    /// Frames that have gone these shares of the way between the pictures of `source`; all of them start
-    /// at the first one where there is only one, and at noise where there is none.
+    /// Frames at these positions between the two pictures of `source`. With one picture all frames start from
+    /// it, without a picture they start at noise.
     ///
     /// # Errors
     ///
@@ -79,14 +79,14 @@ impl Pipeline {
         Ok(Frames { shares, origins })
     }
 
-    /// Where a batch starts in every stage.
+    /// What every stage of a batch starts from.
     pub(super) fn plan(&self, batch: &Batch<'_>, settings: &Settings) -> Plan {
         let mut plan =
             Plan { timesteps: settings.prior_timesteps.clone(), prior: None, decoder: None };
         if let Some(origin) = batch.origin {
             let strength = settings.strength(origin.is_masked());
             plan.timesteps = timesteps_from(strength as f32, &settings.prior_timesteps);
-            // What is left altogether is not started from, not even from what noise leaves of it.
+            // At strength 1 without a mask the source picture has no influence: start from pure noise.
             if strength < 1.0 || origin.is_masked() {
                 let to_latents = |embedding| self.prior_latents(embedding);
                 plan.prior = Some(origin.for_prior(&self.device, to_latents));

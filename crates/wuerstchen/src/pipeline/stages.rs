@@ -1,4 +1,4 @@
-//! One stage at a time.
+//! The stages of a pipeline, callable one at a time.
 
 use std::ops::ControlFlow;
 

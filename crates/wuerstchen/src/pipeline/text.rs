@@ -27,7 +27,7 @@ pub struct TextPart {
 }
 
 impl TextPart {
-    /// Without weights.
+    /// A text part whose weights are not loaded yet.
     pub(super) fn init(
         tokenizer: &TokenizerFiles,
         part: Part,
@@ -56,7 +56,7 @@ impl TextPart {
         Ok(self.embed_with(&self.encoder.get()?, prompts, PromptSyntax::Plain)?)
     }
 
-    /// What of a prompt the encoder does not read.
+    /// The parts of a prompt that the encoder does not read.
     ///
     /// # Errors
     ///
@@ -108,7 +108,7 @@ impl TextPart {
     }
 }
 
-/// Embeds the prompts of every batch, and as often the negative one where the sampling is guided.
+/// Embeds the prompts of every batch and, if the sampling is guided, the negative prompt as often.
 pub(super) fn embed(
     part: &TextPart,
     batches: &[Batch<'_>],
