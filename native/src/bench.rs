@@ -8,9 +8,10 @@ use anyhow::Result;
 use burn::tensor::{Device, Distribution, Tensor};
 use clap::Args;
 use serde_json::{Value, json};
+use wuerstchen::PartConfig;
 use wuerstchen::text::TokenIds;
 use wuerstchen_train::config::{StageConfig, TrainConfig};
-use wuerstchen_train::corpus::{Corpus, Shapes};
+use wuerstchen_train::corpus::Shapes;
 use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
@@ -127,7 +128,7 @@ impl Bench {
         let device = self.device.clone().autodiff();
         let (recipe, config) = (&self.recipe, &self.recipe.config);
         let shapes = Shapes { seed: config.seed, lesson: Lesson::default() };
-        let corpus = Corpus::new(Arc::new(shapes), recipe)?;
+        let corpus = recipe.corpus(Arc::new(shapes))?;
         let no_cache = || Cache::fill(&corpus, 0, &self.device, |x| x, |_| {});
         let a = StageA { corpus: corpus.clone(), config: config.a.clone(), device: device.clone() };
         let b = StageB {

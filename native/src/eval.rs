@@ -7,8 +7,10 @@ use clap::Args;
 use futures_lite::future::block_on;
 use serde::Serialize;
 use serde_json::Value;
-use wuerstchen::weights::{KeyTable, load};
-use wuerstchen::{GenerateOptions, ModelCard, Pipeline, Residency, VqganConfig, layout};
+use wuerstchen::{
+    CompressorConfig, GenerateOptions, ModelCard, Part, PartConfig, Pipeline, Residency,
+    VqganConfig,
+};
 use wuerstchen_train::config::Scenes;
 use wuerstchen_train::eval::{
     Ceiling, EmojiScores, EvalConfig, EvalRow, Evaluation, ShapesScores, evaluate_emoji,
@@ -51,12 +53,11 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
     let pipeline = Pipeline::load(&files, &device, Residency::All)?;
-    let compressor =
-        files.compressor_config().context("the evaluation needs the semantic compressor")?;
-    let weights = files.weights(layout::COMPRESSOR)?;
-    let downscale = compressor.downscale();
-    let compressor = load(compressor.init(&device), weights, KeyTable::COMPRESSOR)?;
-    let vqgan_config: VqganConfig = files.config(&format!("{}/config.json", layout::VQGAN))?;
+    let config = files.part_config::<CompressorConfig>(Part::COMPRESSOR);
+    let config = config.context("the evaluation needs the semantic compressor")?;
+    let downscale = config.downscale();
+    let compressor = config.load(files.weights(Part::COMPRESSOR)?, &device)?;
+    let vqgan_config: VqganConfig = files.part_config(Part::VQGAN)?;
     let settings = args.options.resolve(&pipeline.card.defaults)?;
     let ([_, columns], _) =
         pipeline.sizes(settings.height, settings.width).map_err(wuerstchen::Error::from)?;

@@ -89,13 +89,13 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
     args.report.as_deref().map(files::check_writable).transpose()?;
     let model = files::read_model(args.model.as_deref())?;
-    if let Some(part) = Pipeline::PARTS.iter().find(|part| !model.weights.contains_key(**part)) {
+    if let Some(part) = Pipeline::parts().find(|part| !model.weights.contains_key(part)) {
         bail!("the model lacks {part}: a browser needs all parts");
     }
     let device = devices::choose(args.device)?.device;
     // Nothing is read yet: what cannot be is told before minutes of work.
     let given = Pipeline::load(&model, &device, Residency::PerStage).context(CANNOT_LOAD)?;
-    let parts = Pipeline::PARTS.iter().filter_map(|part| model.weights.get(*part));
+    let parts = Pipeline::parts().filter_map(|part| model.weights.get(&part));
     let plan = Plan::new(&args.plan, &given, parts.map(Checkpoint::parameters).sum());
     eprintln!("{}", plan.text(&given)?);
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use wuerstchen::{Checkpoint, Image, ModelFiles, ReadBytes};
-use wuerstchen_train::verify::Goldens;
+use wuerstchen::{Checkpoint, Image, ModelFiles, Part, ReadBytes};
+use wuerstchen_verify::Goldens;
 
 use crate::found::Found;
 use crate::hidden::is_hidden;
@@ -92,7 +92,7 @@ pub(crate) fn read_goldens(folder: &Path) -> Result<Goldens> {
 }
 
 /// Reads `original/*.pt` of a folder into the weights of the parts, named as in diffusers.
-pub(crate) fn read_originals(folder: &Path) -> Result<BTreeMap<String, Checkpoint>> {
+pub(crate) fn read_originals(folder: &Path) -> Result<BTreeMap<Part, Checkpoint>> {
     let mut found = Found::default();
     for path in with_extension(&folder.join("original"), "pt")? {
         found.add(&path)?;

@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
-use wuerstchen::import::{Kind, recognise, text_part};
-use wuerstchen::{Checkpoint, Manifest, ModelFiles, TokenizerFiles, layout};
+use wuerstchen::import::{part_beside, recognise};
+use wuerstchen::{
+    CARD, Checkpoint, Family, LoadError, Manifest, ModelFiles, Part, PipelineFolder, Stage,
+    TokenizerFiles,
+};
 
 use crate::files::{MANIFEST, file_name, open, read, subfolders};
 use crate::hub::snapshot;
@@ -23,9 +26,9 @@ pub(crate) struct Found {
     /// What has a place in a model.
     pub(crate) files: ModelFiles,
     /// Where every part comes from.
-    pub(crate) origins: BTreeMap<String, Origin>,
-    /// Text encoders whose stage only the other parts tell, with their configs.
-    texts: Vec<(Checkpoint, Option<String>, Origin)>,
+    pub(crate) origins: BTreeMap<Part, Origin>,
+    /// Weights that may be of several parts, with their configs: the other parts tell.
+    ambiguous: Vec<(Checkpoint, Option<String>, Origin)>,
 }
 
 /// Where a part comes from.
@@ -81,9 +84,12 @@ impl Found {
             return Ok(());
         }
         let (name, source) = (path.display().to_string(), open(path)?);
-        if let Ok(files) = ModelFiles::from_bundle(&name, source.clone()) {
-            let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
-            return self.merge(files, &origin);
+        match ModelFiles::from_bundle(&name, source.clone()) {
+            Err(LoadError::NoModel { .. }) => {}
+            files => {
+                let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
+                return self.merge(files?, &origin);
+            }
         }
         let weights = Checkpoint::parse(&name, source)?;
         let origin = Origin::of(path, &weights);
@@ -100,46 +106,53 @@ impl Found {
         if path.join(CONFIG).is_file() && model.is_dir() {
             return self.add_folder(&model);
         }
-        let before = self.origins.len() + self.texts.len();
+        let before = self.origins.len() + self.ambiguous.len();
         // The folder itself may be a pipeline, or hold pipelines.
         let mut folders = vec![path.to_owned()];
         for folder in subfolders(path)? {
             folders.push(snapshot(&folder)?);
         }
         for folder in &folders {
-            let has = |part: &str| folder.join(part).is_dir();
-            // The name of diffusers' pipeline of both, which is saved in one folder.
-            let is_combined = has("prior_prior");
-            if is_combined {
-                self.add_pipeline(folder, layout::PRIOR_PIPELINE, "prior_")?;
-            } else if has("prior") {
-                self.add_pipeline(folder, layout::PRIOR_PIPELINE, "")?;
-            }
-            if has("decoder") || has("vqgan") {
-                self.add_pipeline(folder, layout::DECODER_PIPELINE, "")?;
+            for pipeline in Family::ALL.into_iter().flat_map(|family| family.pipelines) {
+                // Every pipeline has a text encoder.
+                let has = |prefix: &str| {
+                    let own = |part: Part| part.stage() != Some(Stage::Text);
+                    let mut parts = pipeline.parts().filter(|(_, part)| own(*part));
+                    parts.any(|(name, _)| folder.join(format!("{prefix}{name}")).is_dir())
+                };
+                // The prefix is there where diffusers saves all pipelines in one folder.
+                let prefixes = [pipeline.prefix, ""];
+                if let Some(prefix) = prefixes.into_iter().find(|prefix| has(prefix)) {
+                    self.add_pipeline(folder, *pipeline, prefix)?;
+                }
             }
         }
-        self.add_text(&path.join(layout::CARD), layout::CARD)?;
-        let compressor = path.join(layout::COMPRESSOR);
+        self.add_text(&path.join(CARD), CARD)?;
+        let compressor = path.join(Part::COMPRESSOR.folder());
         if compressor.is_dir() {
-            self.add_part(&compressor, Some(layout::COMPRESSOR))?;
+            self.add_part(&compressor, Some(Part::COMPRESSOR))?;
         }
-        if self.origins.len() + self.texts.len() == before {
+        if self.origins.len() + self.ambiguous.len() == before {
             self.add_part(path, None)?;
         }
-        if self.origins.len() + self.texts.len() == before {
+        if self.origins.len() + self.ambiguous.len() == before {
             bail!(
                 "{} is no model: expected folders such as {} with safetensors or PyTorch files",
                 path.display(),
-                layout::PRIOR
+                Part::PRIOR
             );
         }
         Ok(())
     }
 
     /// Adds what a pipeline's folder has, in folders whose names begin with `prefix`.
-    fn add_pipeline(&mut self, folder: &Path, pipeline: &str, prefix: &str) -> Result<()> {
-        let index = format!("{pipeline}/model_index.json");
+    fn add_pipeline(
+        &mut self,
+        folder: &Path,
+        pipeline: PipelineFolder,
+        prefix: &str,
+    ) -> Result<()> {
+        let index = pipeline.index();
         self.add_text(&folder.join("model_index.json"), &index)?;
         if let Some(class) = self.files.texts.get(&index).and_then(|text| class_of(text))
             && !class.contains("Wuerstchen")
@@ -149,19 +162,17 @@ impl Found {
         let tokenizer = TokenizerFiles::NAMES.map(|file| format!("tokenizer/{file}"));
         for file in tokenizer.into_iter().chain(["scheduler/scheduler_config.json".to_owned()]) {
             let path = folder.join(format!("{prefix}{file}"));
-            self.add_text(&path, &format!("{pipeline}/{file}"))?;
+            self.add_text(&path, &format!("{}/{file}", pipeline.name))?;
         }
-        for part in layout::PARTS {
-            if let Some(name) = part.strip_prefix(&format!("{pipeline}/")) {
-                self.add_part(&folder.join(format!("{prefix}{name}")), Some(part))?;
-            }
+        for (name, part) in pipeline.parts() {
+            self.add_part(&folder.join(format!("{prefix}{name}")), Some(part))?;
         }
         Ok(())
     }
 
     /// Adds the weights of a folder, one file or several shards, and their config; says which of its
     /// files are left out.
-    fn add_part(&mut self, folder: &Path, part: Option<&str>) -> Result<()> {
+    fn add_part(&mut self, folder: &Path, part: Option<Part>) -> Result<()> {
         let Some(Shards { files, left_out }) = Shards::of(folder)? else { return Ok(()) };
         if !left_out.is_empty() {
             let names = |paths: &[PathBuf]| {
@@ -179,7 +190,7 @@ impl Found {
             }
             return Ok(());
         }
-        let name = part.map_or_else(|| folder.display().to_string(), str::to_owned);
+        let name = part.map_or_else(|| folder.display().to_string(), |part| part.to_string());
         let shards = files
             .iter()
             .map(|path| Ok(Checkpoint::parse(&path.display().to_string(), open(path)?)?))
@@ -192,56 +203,55 @@ impl Found {
         }
     }
 
-    /// Adds weights that their tensors tell, but for which stage a text encoder is: that tells the
-    /// folder.
+    /// Adds weights whose tensors tell which part they are of. Where they may be of several, `folder` is
+    /// the one that their folder is for.
     fn add_weights(
         &mut self,
         weights: Checkpoint,
         config: Option<String>,
         origin: Origin,
-        folder: Option<&str>,
+        folder: Option<Part>,
     ) -> Result<()> {
         let weights = weights.from_original();
-        let kind = recognise(&weights);
+        let parts = recognise(&weights);
+        if let Some((first, other)) = of_two_kinds(&parts) {
+            let path = origin.path.display();
+            bail!("{path}: expected the tensors of one part, found some of {first} and of {other}");
+        }
         // One config may lie beside the weights of several parts.
-        let config = config.filter(|config| kind.is_some_and(|kind| describes(config, kind)));
-        let part = match kind {
-            Some(Kind::Prior) => layout::PRIOR,
-            Some(Kind::Decoder) => layout::DECODER,
-            Some(Kind::Vqgan) => layout::VQGAN,
-            Some(Kind::Compressor) => layout::COMPRESSOR,
-            Some(Kind::TextEncoder) => match folder {
-                Some(part) => part,
-                None => {
-                    self.texts.push((weights, config, origin));
-                    return Ok(());
-                }
-            },
-            None => bail!(
+        let config = config.filter(|config| parts.iter().any(|part| describes(config, *part)));
+        let part = match (&parts[..], folder) {
+            ([], _) => bail!(
                 "{}: its tensors are those of no part of Würstchen, such as {}",
                 origin.path.display(),
                 weights.names().take(3).collect::<Vec<_>>().join(", ")
             ),
+            ([part], _) => *part,
+            (parts, Some(part)) if parts.contains(&part) => part,
+            _ => {
+                self.ambiguous.push((weights, config, origin));
+                return Ok(());
+            }
         };
         self.place(part, weights, config, origin)
     }
 
     fn place(
         &mut self,
-        part: &str,
+        part: Part,
         weights: Checkpoint,
         config: Option<String>,
         origin: Origin,
     ) -> Result<()> {
-        if let Some(other) = self.origins.get(part) {
+        if let Some(other) = self.origins.get(&part) {
             let (path, other) = (origin.path.display(), other.path.display());
             bail!("{path} and {other} both hold {part}: leave one of them out");
         }
         if let Some(config) = config {
-            self.files.texts.insert(format!("{part}/config.json"), config);
+            self.files.texts.insert(part.config_path(), config);
         }
-        self.files.weights.insert(part.to_owned(), weights.named(part));
-        self.origins.insert(part.to_owned(), origin);
+        self.files.weights.insert(part, weights.named(part.folder()));
+        self.origins.insert(part, origin);
         Ok(())
     }
 
@@ -256,15 +266,15 @@ impl Found {
     fn merge(&mut self, files: ModelFiles, origin: &Origin) -> Result<()> {
         self.files.texts.extend(files.texts);
         for (part, weights) in files.weights {
-            self.place(&part, weights, None, origin.clone())?;
+            self.place(part, weights, None, origin.clone())?;
         }
         Ok(())
     }
 
     /// The model, once all files are there.
     pub(crate) fn finish(&mut self) -> Result<ModelFiles> {
-        for (weights, config, origin) in std::mem::take(&mut self.texts) {
-            let part = text_part(&self.files, &weights).with_context(|| {
+        for (weights, config, origin) in std::mem::take(&mut self.ambiguous) {
+            let part = part_beside(&self.files, &weights).with_context(|| {
                 let path = origin.path.display();
                 format!(
                     "{path}: cannot tell whether this text encoder is Stage C's or Stage B's; \
@@ -293,15 +303,16 @@ fn config_beside(weights: &Path) -> Result<Option<String>> {
     config.is_file().then(|| read_text(&config)).transpose()
 }
 
+/// Two parts of different kinds.
+fn of_two_kinds(parts: &[Part]) -> Option<(Part, Part)> {
+    let first = *parts.first()?;
+    let other = parts.iter().find(|part| part.class() != first.class())?;
+    Some((first, *other))
+}
+
 /// Whether a config is not of another kind of part, as far as it says what it is of.
-fn describes(config: &str, kind: Kind) -> bool {
-    class_of(config).is_none_or(|class| match kind {
-        Kind::Prior => class == "WuerstchenPrior",
-        Kind::Decoder => class == "WuerstchenDiffNeXt",
-        Kind::Vqgan => class == "PaellaVQModel",
-        Kind::TextEncoder => class.starts_with("CLIPText"),
-        Kind::Compressor => false,
-    })
+fn describes(config: &str, part: Part) -> bool {
+    class_of(config).is_none_or(|class| part.is_of_class(&class))
 }
 
 /// The class of diffusers or transformers that a config is of.

@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
-use wuerstchen::import::{check_part, complete};
-use wuerstchen::{ModelFiles, Pipeline, layout};
+use wuerstchen::import::complete;
+use wuerstchen::{Family, ModelFiles, Part, Pipeline};
 
 use crate::export::{Dtype, write_shards};
 use crate::files;
@@ -36,7 +36,7 @@ pub(crate) struct ImportArgs {
 struct Report {
     /// Whether every part that is there is whole.
     ok: bool,
-    parts: Vec<Part>,
+    parts: Vec<PartReport>,
     /// Configs that no file had, and that were read off the weights or are the published ones.
     assumed: Vec<String>,
     /// What a picture from a prompt still needs.
@@ -44,8 +44,8 @@ struct Report {
 }
 
 #[derive(Serialize)]
-struct Part {
-    part: String,
+struct PartReport {
+    part: Part,
     #[serde(flatten)]
     origin: Origin,
     tensors: usize,
@@ -80,22 +80,22 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
 
 fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>) -> Report {
     let device = Device::flex();
-    let part = |(part, origin): (&String, &Origin)| {
-        let weights = &model.weights[part];
-        Part {
-            part: part.clone(),
+    let part = |(&part, origin): (&Part, &Origin)| {
+        let weights = &model.weights[&part];
+        PartReport {
+            part,
             origin: origin.clone(),
             tensors: weights.names().count(),
             parameters: weights.parameters(),
-            problem: check_part(model, part, &device).err().map(|error| error.to_string()),
+            problem: model.check(part, &device).err().map(|error| error.to_string()),
         }
     };
     let parts: Vec<_> = found.origins.iter().map(part).collect();
-    let missing = Pipeline::PARTS.iter().filter(|part| !model.weights.contains_key(**part));
-    let mut lacking: Vec<_> = missing.map(|part| (*part).to_owned()).collect();
-    for tokenizer in [layout::PRIOR_TOKENIZER, layout::DECODER_TOKENIZER] {
-        if !model.tokenizer(tokenizer).is_complete() {
-            lacking.push(tokenizer.to_owned());
+    let missing = Pipeline::parts().filter(|part| !model.weights.contains_key(part));
+    let mut lacking: Vec<_> = missing.map(|part| part.to_string()).collect();
+    for pipeline in Family::WUERSTCHEN.pipelines {
+        if !model.tokenizer(*pipeline).is_complete() {
+            lacking.push(pipeline.tokenizer());
         }
     }
     Report { ok: parts.iter().all(|part| part.problem.is_none()), parts, assumed, lacking }

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 use wuerstchen::import::complete;
-use wuerstchen::{Checkpoint, ModelFiles, Provenance, layout};
+use wuerstchen::{CARD, Checkpoint, ModelFiles, Part, Provenance};
 
 use crate::files;
 
@@ -24,7 +24,7 @@ pub(crate) struct InspectArgs {
 
 /// What is known about a part of a model.
 #[derive(Serialize)]
-struct Part {
+struct PartReport {
     tensors: usize,
     parameters: usize,
     bytes: usize,
@@ -37,7 +37,7 @@ struct Model {
     card: Value,
     parameters: usize,
     bytes: usize,
-    parts: BTreeMap<String, Part>,
+    parts: BTreeMap<Part, PartReport>,
 }
 
 const PNG_SIGNATURE: &[u8] = b"\x89PNG";
@@ -88,21 +88,21 @@ fn describe(files: &ModelFiles) -> Model {
         let text = files.texts.get(path);
         text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null)
     };
-    let part = |(name, weights): (&String, &Checkpoint)| {
-        (name.clone(), describe_part(weights, json(&format!("{name}/config.json"))))
+    let part = |(&part, weights): (&Part, &Checkpoint)| {
+        (part, describe_part(weights, json(&part.config_path())))
     };
     let parts: BTreeMap<_, _> = files.weights.iter().map(part).collect();
     Model {
-        card: json(layout::CARD),
+        card: json(CARD),
         parameters: parts.values().map(|part| part.parameters).sum(),
         bytes: parts.values().map(|part| part.bytes).sum(),
         parts,
     }
 }
 
-fn describe_part(weights: &Checkpoint, config: Value) -> Part {
+fn describe_part(weights: &Checkpoint, config: Value) -> PartReport {
     let parameters = weights.parameters();
-    let mut part = Part { tensors: 0, parameters, bytes: 0, dtypes: BTreeSet::new(), config };
+    let mut part = PartReport { tensors: 0, parameters, bytes: 0, dtypes: BTreeSet::new(), config };
     for (_, dtype, _, bytes) in weights.describe() {
         part.tensors += 1;
         part.bytes += bytes;

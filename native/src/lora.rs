@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use wuerstchen::{Lora, LoraFile, ModelFiles, layout};
+use wuerstchen::{Lora, LoraFile, ModelFiles, Part};
 
 use crate::files;
 use crate::pytorch::read_pytorch_tensors;
@@ -59,7 +59,7 @@ pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()>
 /// What a LoRA changes and how strongly, for people.
 fn changes(lora: &Lora) -> String {
     let layers = |part| lora.targets(part).count();
-    let (prior, text) = (layers(layout::PRIOR), layers(layout::PRIOR_TEXT));
+    let (prior, text) = (layers(Part::PRIOR), layers(Part::PRIOR_TEXT));
     if prior + text == 0 {
         return "changes nothing".to_owned();
     }

@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use wuerstchen::weights::load;
+use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::{
-    Checkpoint, DecoderConfig, KeyTable, ModelFiles, PriorConfig, VqganConfig, WeightDtype, layout,
+    Checkpoint, DecoderConfig, ModelFiles, Part, PartConfig, PriorConfig, VqganConfig, WeightDtype,
 };
 
 use crate::devices::Found;
@@ -84,27 +84,23 @@ fn predictor(
 ) -> Result<Box<dyn Fn() -> Tensor<4>>> {
     Ok(match stage {
         Stage::Prior => {
-            let config: PriorConfig = files.config(&format!("{}/config.json", layout::PRIOR))?;
-            let weights = files.weights(layout::PRIOR)?;
-            let prior = load(config.init(device), weights, KeyTable::DIFFUSION)?;
+            let config: PriorConfig = files.part_config(Part::PRIOR)?;
+            let prior = config.load(files.weights(Part::PRIOR)?, device)?;
             let (x, t) = (tensor::<4>(inputs, "x", device)?, inputs.values("t")?);
             let text = tensor::<3>(inputs, "text", device)?;
             Box::new(move || prior.forward(x.clone(), &t, text.clone()))
         }
         Stage::Decoder => {
-            let config: DecoderConfig =
-                files.config(&format!("{}/config.json", layout::DECODER))?;
-            let weights = files.weights(layout::DECODER)?;
-            let decoder = load(config.init(device), weights, KeyTable::DIFFUSION)?;
+            let config: DecoderConfig = files.part_config(Part::DECODER)?;
+            let decoder = config.load(files.weights(Part::DECODER)?, device)?;
             let (x, t) = (tensor::<4>(inputs, "x", device)?, inputs.values("t")?);
             let text = tensor::<3>(inputs, "text", device)?;
             let embedding = tensor::<4>(inputs, "embedding", device)?;
             Box::new(move || decoder.forward(x.clone(), &t, embedding.clone(), text.clone()))
         }
         Stage::Vqgan => {
-            let config: VqganConfig = files.config(&format!("{}/config.json", layout::VQGAN))?;
-            let weights = files.weights(layout::VQGAN)?;
-            let vqgan = load(config.init(device), weights, KeyTable::VQGAN)?;
+            let config: VqganConfig = files.part_config(Part::VQGAN)?;
+            let vqgan = config.load(files.weights(Part::VQGAN)?, device)?;
             let latents = tensor::<4>(inputs, "latents", device)? * config.scale_factor;
             Box::new(move || vqgan.decode(latents.clone()))
         }
@@ -124,7 +120,10 @@ fn tensor<const D: usize>(inputs: &Checkpoint, name: &str, device: &Device) -> R
 fn write_dump(path: &Path, name: &str, out: TensorData) -> Result<()> {
     let shape = out.shape().to_vec();
     let values = out.convert::<f32>().try_to_vec::<f32>().expect("converted to f32");
-    let out = Checkpoint::from_tensors("out", [(format!("{name}/out"), shape, values)]);
+    let out = Checkpoint::from_tensors(
+        "out",
+        [NamedTensor { name: format!("{name}/out"), shape, values }],
+    );
     let bytes = Checkpoint::write([(String::new(), &out)], WeightDtype::F32, None)?;
     files::write(path, &bytes)
 }

@@ -31,11 +31,14 @@ pub(crate) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> 
         };
         insert(all.entry(dictionary).or_insert_with(|| Checkpoint::empty(&name)), key, tensor)?;
     }
+    // Which parts a dictionary may be of tells its kind.
     let mut kinds = BTreeSet::new();
     let weights = DICTIONARIES.iter().filter_map(|dictionary| all.remove(dictionary));
-    let weights: Vec<_> = weights
-        .filter(|weights| recognise(weights).is_some_and(|kind| kinds.insert(kind)))
-        .collect();
+    let is_new = |weights: &Checkpoint| {
+        let parts = recognise(weights);
+        !parts.is_empty() && kinds.insert(parts)
+    };
+    let weights: Vec<_> = weights.filter(is_new).collect();
     if weights.is_empty() {
         bail!("{name}: expected a dictionary of the tensors of a part of Würstchen, found none");
     }

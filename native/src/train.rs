@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
-use wuerstchen::pipeline::PriorIndex;
-use wuerstchen::{ModelFiles, Tokenizer, TokenizerFiles, layout};
+use wuerstchen::card::PriorIndex;
+use wuerstchen::{ModelFiles, Part, PipelineFolder, Tokenizer, TokenizerFiles};
 use wuerstchen_train::config::{ModelConfig, Scenes, StageConfig, TrainConfig};
 use wuerstchen_train::corpus::{Emoji, Samples, Shapes};
 use wuerstchen_train::emoji::{self, Art};
@@ -144,7 +144,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     }
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     // Captions that come later must not change the numbers of the tokens.
-    let own = output.join(MODEL).join(layout::PRIOR_TOKENIZER);
+    let own = output.join(MODEL).join(PipelineFolder::PRIOR.tokenizer());
     fs::create_dir_all(&own).with_context(|| format!("cannot create {}", own.display()))?;
     for (file, text) in recipe.tokenizer.named() {
         write(&own.join(file), text.as_bytes())?;
@@ -303,14 +303,14 @@ fn tokenizer(
 ) -> Result<TokenizerFiles> {
     let mut own = ModelFiles::default();
     for file in TokenizerFiles::NAMES {
-        let file = format!("{}/{file}", layout::PRIOR_TOKENIZER);
+        let file = format!("{}/{file}", PipelineFolder::PRIOR.tokenizer());
         let path = output.join(MODEL).join(&file);
         if path.is_file() {
             own.texts.insert(file, read_text(&path)?);
         }
     }
     for model in [Some(&own), init].into_iter().flatten() {
-        let tokenizer = model.tokenizer(layout::PRIOR_TOKENIZER);
+        let tokenizer = model.tokenizer(PipelineFolder::PRIOR);
         if tokenizer.is_complete() {
             return Ok(tokenizer);
         }
@@ -327,9 +327,8 @@ fn trains_compressor(stage: StageName, config: &TrainConfig) -> bool {
 /// starts from.
 fn known_scale(stored: Option<&TrainConfig>, init: Option<&ModelFiles>) -> Option<f64> {
     stored.and_then(|stored| stored.model.embedding_scale).or_else(|| {
-        let model = init.filter(|model| model.weights.contains_key(layout::PRIOR))?;
-        let index: PriorIndex =
-            model.config(&format!("{}/model_index.json", layout::PRIOR_PIPELINE)).ok()?;
+        let model = init.filter(|model| model.weights.contains_key(&Part::PRIOR))?;
+        let index: PriorIndex = model.config(&PipelineFolder::PRIOR.index()).ok()?;
         Some(index.latent_mean)
     })
 }

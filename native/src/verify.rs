@@ -10,7 +10,7 @@ use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use wuerstchen::ModelFiles;
-use wuerstchen_train::verify::{Check, GPU_SLACK, Subject, Verification, verify};
+use wuerstchen_verify::{Check, GPU_SLACK, Subject, Verification, verify};
 
 use crate::devices::{self, Choice};
 use crate::files;

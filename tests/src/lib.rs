@@ -1,6 +1,7 @@
 //! What the tests that cross crates share: devices and comparisons.
 
 use burn::prelude::*;
+use wuerstchen::relative_error;
 
 /// The GPU that tests run on, a software one too; `None` where `WUERSTCHEN_GPU_TESTS=no` says that
 /// there is none.
@@ -16,21 +17,16 @@ pub fn gpu() -> Option<Device> {
     Some(Device::wgpu(Default::default()))
 }
 
-/// `||found − expected|| / ||expected||`.
+/// The [`relative_error`] of a tensor.
 ///
 /// # Panics
 ///
-/// Panics if the shapes differ or the values are not finite.
-pub fn relative_error<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f64 {
-    let (found, expected) = (found.into_data().convert::<f32>(), expected.into_data());
-    let expected = expected.convert::<f32>();
+/// Panics if the shapes differ.
+pub fn error_of<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f64 {
+    let (found, expected) = (found.into_data(), expected.into_data());
     assert_eq!(found.shape(), expected.shape());
-    let (found, expected) = (found.as_slice::<f32>().unwrap(), expected.as_slice::<f32>().unwrap());
-    assert!(found.iter().all(|value| value.is_finite()), "not finite");
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let pairs = found.iter().zip(expected);
-    let error = norm(&mut pairs.map(|(a, b)| f64::from(a - b)));
-    error / norm(&mut expected.iter().map(|&v| f64::from(v))).max(f64::MIN_POSITIVE)
+    let values = |data: TensorData| data.convert::<f32>().try_to_vec::<f32>().unwrap();
+    relative_error(&values(found), &values(expected))
 }
 
 /// Deterministic values of about unit size.

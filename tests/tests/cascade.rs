@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use wuerstchen::cascade::{CascadeConditions, CascadeConfig};
 use wuerstchen::weights::{load, shapes};
 use wuerstchen::{Checkpoint, KeyTable};
-use wuerstchen_tests::relative_error;
+use wuerstchen_tests::error_of;
 
 /// As for the stages of the second version.
 const TOLERANCE: f64 = 1e-4;
@@ -47,7 +47,7 @@ fn error(stage: &str) -> f64 {
         image: has("clip_img").then(|| tokens("clip_img").squeeze_dim(1)),
         image_embedding: has("effnet").then(|| planes("effnet")),
     };
-    relative_error(model.forward(planes("x"), conditions), planes("output"))
+    error_of(model.forward(planes("x"), conditions), planes("output"))
 }
 
 #[test]

@@ -5,7 +5,7 @@ use wuerstchen_kernels::{
     DepthwiseOptions, PackedMatrix, Packing, Padding, Planes, depthwise_conv, global_response_norm,
     layer_norm, linear, packed_linear, reference,
 };
-use wuerstchen_tests::{gpu, relative_error, values};
+use wuerstchen_tests::{error_of, gpu, values};
 
 /// Sums in another order than the twin's.
 const TOLERANCE: f64 = 1e-5;
@@ -20,7 +20,7 @@ fn layer_norm_matches_its_twin() {
     for (seed, shape) in SHAPES.into_iter().enumerate() {
         let x = |device: &Device| values(shape, seed as u64, device);
         let expected = reference::layer_norm(x(&Device::flex()));
-        let error = relative_error(layer_norm(x(&device)), expected);
+        let error = error_of(layer_norm(x(&device)), expected);
         // One channel is its own mean: both sides are zero.
         assert!(error < TOLERANCE, "{shape:?}: {error}");
     }
@@ -37,7 +37,7 @@ fn global_response_norm_matches_its_twin() {
         let (x, gamma, beta) = on(&Device::flex());
         let expected = reference::global_response_norm(x, gamma, beta);
         let (x, gamma, beta) = on(&device);
-        let error = relative_error(global_response_norm(x, gamma, beta), expected);
+        let error = error_of(global_response_norm(x, gamma, beta), expected);
         assert!(error < TOLERANCE, "{shape:?}: {error}");
     }
 }
@@ -58,7 +58,7 @@ fn depthwise_conv_matches_its_twin() {
             let (x, weight, bias) = on(&Device::flex());
             let expected = reference::depthwise_conv(x, weight, bias, options);
             let (x, weight, bias) = on(&device);
-            let error = relative_error(depthwise_conv(x, weight, bias, options), expected);
+            let error = error_of(depthwise_conv(x, weight, bias, options), expected);
             assert!(error < TOLERANCE, "{shape:?} {size}x{size} {options:?}: {error}");
         }
     }
@@ -80,7 +80,7 @@ fn linear_matches_its_twin() {
         let (x, weight, bias) = on(&Device::flex());
         let expected = reference::linear(x, weight, bias);
         let (x, weight, bias) = on(&device);
-        let error = relative_error(linear(x, weight, bias), expected);
+        let error = error_of(linear(x, weight, bias), expected);
         assert!(error < TOLERANCE, "{inputs} {outputs} {columns}: {error}");
     }
 }
@@ -116,7 +116,7 @@ fn packed_linear_matches_its_twin() {
                 let (x, weight) = on(&Device::flex());
                 let expected = reference::packed_linear(x, &weight);
                 let (x, weight) = on(&device);
-                let error = relative_error(packed_linear(x, &weight, None), expected);
+                let error = error_of(packed_linear(x, &weight, None), expected);
                 assert!(error < TOLERANCE, "{packing:?} {inputs} {outputs} {width}: {error}");
             }
         }

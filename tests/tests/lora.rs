@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::prelude::*;
-use wuerstchen::weights::load;
-use wuerstchen::{Checkpoint, KeyTable, Lora, LoraFile, ModelFiles, PriorConfig, layout};
-use wuerstchen_tests::relative_error;
+use wuerstchen::{Checkpoint, Lora, LoraFile, ModelFiles, Part, PartConfig, PriorConfig};
+use wuerstchen_tests::error_of;
 
 /// As for a prediction of the prior without a LoRA.
 const TOLERANCE: f64 = 1e-4;
@@ -32,10 +31,10 @@ fn two_loras_change_the_prediction_as_in_diffusers() {
     let config = fs::read_to_string(folder().join("wuerstchen-prior/prior/config.json")).unwrap();
     let config: PriorConfig = serde_json::from_str(&config).unwrap();
     let error = |weights: &Checkpoint, name: &str| {
-        let prior = load(config.init(&device), weights, KeyTable::DIFFUSION).unwrap();
+        let prior = config.load(weights, &device).unwrap();
         let text = Tensor::<3>::from_data(data("c"), &device);
         let predicted = prior.forward(planes("x"), &golden.values("t").unwrap(), text);
-        relative_error(predicted, planes(name))
+        error_of(predicted, planes(name))
     };
     assert!(error(&weights, "without") < TOLERANCE);
     assert!(error(&weights, "with") > 0.1, "the LoRAs change nothing");
@@ -47,12 +46,12 @@ fn two_loras_change_the_prediction_as_in_diffusers() {
     let style = file("lora/style/adapter_model.safetensors").with_adapter_config(Some(adapter));
     let detail = file("lora/detail.safetensors");
     let mut model = ModelFiles::default();
-    model.weights.insert(layout::PRIOR.to_owned(), weights);
+    model.weights.insert(Part::PRIOR, weights);
     let loras =
         vec![Lora::read(&style, &model, 0.8).unwrap(), Lora::read(&detail, &model, -0.5).unwrap()];
-    assert_eq!(loras[0].targets(layout::PRIOR).count(), 12);
-    assert_eq!(loras[1].targets(layout::PRIOR).count(), 6);
+    assert_eq!(loras[0].targets(Part::PRIOR).count(), 12);
+    assert_eq!(loras[1].targets(Part::PRIOR).count(), 6);
     model.add_loras(loras).unwrap();
-    let error = error(&model.weights[layout::PRIOR], "with");
+    let error = error(&model.weights[&Part::PRIOR], "with");
     assert!(error < TOLERANCE, "{error}");
 }

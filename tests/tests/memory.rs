@@ -2,8 +2,8 @@
 
 use burn::prelude::*;
 use peak_alloc::PeakAlloc;
-use wuerstchen::VqganConfig;
-use wuerstchen_tests::{relative_error, values};
+use wuerstchen::{PartConfig, VqganConfig};
+use wuerstchen_tests::{error_of, values};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -38,7 +38,7 @@ fn strips_take_the_memory_of_a_strip() {
     let (whole_again, at_once) = peak(|| vqgan.decode(latents.clone()));
     drop(whole_again);
     let (strips, in_strips) = peak(|| vqgan.decode_strips(latents, 16).collect::<Vec<_>>());
-    assert!(relative_error(Tensor::cat(strips, 2), whole) < 1e-6);
+    assert!(error_of(Tensor::cat(strips, 2), whole) < 1e-6);
     // 16 of 256 rows and those that the blocks keep, and the picture that both make.
     assert!(in_strips * 5 < at_once, "{in_strips} bytes in strips, {at_once} at once");
 }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use futures_lite::future::block_on;
-use wuerstchen::weights::tensors;
+use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::{
-    Checkpoint, DecoderConfig, GenerateOptions, Generated, KeyTable, LoadError, Manifest,
-    ModelFiles, Pipeline, PriorConfig, ReadBytes, Residency, StoredDtype, VqganConfig, layout,
+    Checkpoint, CompressorConfig, DecoderConfig, GenerateOptions, Generated, LoadError, Manifest,
+    ModelFiles, Part, PartConfig, Pipeline, PriorConfig, ReadBytes, Residency, StoredDtype,
+    VqganConfig,
 };
 use wuerstchen_tests::gpu;
 
@@ -33,12 +34,12 @@ fn stored_as(dtype: StoredDtype) -> (ModelFiles, Manifest) {
 
 /// The same weights in f32, so that none of them stays packed.
 fn unpacked(files: &ModelFiles) -> ModelFiles {
-    let part = |(part, weights): (&String, &Checkpoint)| {
+    let part = |(&part, weights): (&Part, &Checkpoint)| {
         let names = weights.names();
         let tensor = |name: &str| {
-            (name.to_owned(), weights.shape(name).unwrap().to_vec(), weights.values(name).unwrap())
+            NamedTensor::new(name, weights.shape(name).unwrap(), weights.values(name).unwrap())
         };
-        (part.clone(), Checkpoint::from_tensors(part, names.map(tensor)))
+        (part, Checkpoint::from_tensors(part.folder(), names.map(tensor)))
     };
     ModelFiles { texts: files.texts.clone(), weights: files.weights.iter().map(part).collect() }
 }
@@ -85,9 +86,9 @@ fn one_part_at_a_time_makes_the_same_picture() {
 #[test]
 fn a_missing_tensor_is_named_before_anything_runs() {
     let mut files = unpacked(&built_in());
-    let decoder = files.weights.get_mut("wuerstchen/decoder").unwrap();
+    let decoder = files.weights.get_mut(&Part::DECODER).unwrap();
     let kept = decoder.names().filter(|name| *name != "clf.1.bias").map(|name| {
-        (name.to_owned(), decoder.shape(name).unwrap().to_vec(), decoder.values(name).unwrap())
+        NamedTensor::new(name, decoder.shape(name).unwrap(), decoder.values(name).unwrap())
     });
     *decoder = Checkpoint::from_tensors("wuerstchen/decoder", kept.collect::<Vec<_>>());
     for residency in [Residency::All, Residency::PerStage] {
@@ -141,29 +142,26 @@ fn fewer_bits_are_smaller_and_further_off() {
 #[test]
 fn weights_are_written_in_the_published_shapes() {
     let mut golden = ModelFiles::default();
-    for part in [layout::PRIOR, layout::DECODER, layout::VQGAN, layout::COMPRESSOR] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/small").join(part);
-        let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-        golden.texts.insert(format!("{part}/config.json"), config);
-        let weights = std::fs::read(folder.join("diffusion_pytorch_model.safetensors")).unwrap();
-        let weights = Checkpoint::parse(part, Arc::new(weights)).unwrap();
-        golden.weights.insert(part.to_owned(), weights);
+    for part in [Part::PRIOR, Part::DECODER, Part::VQGAN, Part::COMPRESSOR] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/small");
+        let config = std::fs::read_to_string(folder.join(part.config_path())).unwrap();
+        golden.texts.insert(part.config_path(), config);
+        let weights = std::fs::read(folder.join(part.weights_path())).unwrap();
+        let weights = Checkpoint::parse(part.folder(), Arc::new(weights)).unwrap();
+        golden.weights.insert(part, weights);
     }
-    let device = Device::flex();
-    let config = |part| format!("{part}/config.json");
-    let prior: PriorConfig = golden.config(&config(layout::PRIOR)).unwrap();
-    let decoder: DecoderConfig = golden.config(&config(layout::DECODER)).unwrap();
-    let vqgan: VqganConfig = golden.config(&config(layout::VQGAN)).unwrap();
-    let compressor = golden.compressor_config().unwrap();
-    for (part, written) in [
-        (layout::PRIOR, tensors(&prior.init(&device), KeyTable::DIFFUSION)),
-        (layout::DECODER, tensors(&decoder.init(&device), KeyTable::DIFFUSION)),
-        (layout::VQGAN, tensors(&vqgan.init(&device), KeyTable::VQGAN)),
-        (layout::COMPRESSOR, tensors(&compressor.init(&device), KeyTable::COMPRESSOR)),
-    ] {
-        assert!(written.len() > 20, "{part}");
-        for (name, shape, _) in written {
-            assert_eq!(Some(&shape[..]), golden.weights[part].shape(&name), "{part} {name}");
-        }
+    assert_shapes::<PriorConfig>(&golden, Part::PRIOR);
+    assert_shapes::<DecoderConfig>(&golden, Part::DECODER);
+    assert_shapes::<VqganConfig>(&golden, Part::VQGAN);
+    assert_shapes::<CompressorConfig>(&golden, Part::COMPRESSOR);
+}
+
+/// Whether our weights of a part are written in the shapes of the golden ones.
+fn assert_shapes<C: PartConfig>(golden: &ModelFiles, part: Part) {
+    let config: C = golden.part_config(part).unwrap();
+    let written = C::weights(part, &config.init(&Device::flex()));
+    assert!(written.names().count() > 20, "{part}");
+    for (name, _, shape, _) in written.describe() {
+        assert_eq!(Some(shape), golden.weights[&part].shape(name), "{part} {name}");
     }
 }

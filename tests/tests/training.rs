@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use burn::prelude::*;
-use wuerstchen::Image;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::weights::{KeyTable, tensors};
+use wuerstchen::{Image, PartConfig};
 use wuerstchen_train::Trainer;
 use wuerstchen_train::corpus::{Corpus, CorpusError, Samples, Shapes};
 use wuerstchen_train::recipe::Recipe;
@@ -20,7 +20,7 @@ fn recipe() -> Recipe {
 
 fn corpus(recipe: &Recipe) -> Corpus {
     let shapes = Shapes { seed: recipe.config.seed, lesson: Lesson::default() };
-    Corpus::new(Arc::new(shapes), recipe).unwrap()
+    recipe.corpus(Arc::new(shapes)).unwrap()
 }
 
 fn steps<S: Stage>(mut trainer: Trainer<S>, count: usize) -> Trainer<S> {
@@ -172,7 +172,7 @@ fn a_picture_that_cannot_be_read_costs_no_update() {
     let config = recipe.config.a.clone();
     let shapes = Shapes { seed: recipe.config.seed, lesson: Lesson::default() };
     let torn = Torn(shapes, 2 * config.batch_size as u64 + 3);
-    let corpus = Corpus::new(Arc::new(torn), &recipe).unwrap();
+    let corpus = recipe.corpus(Arc::new(torn)).unwrap();
     let stage = StageA { corpus, config: config.clone(), device: device.clone() };
     let model = recipe.config.model.vqgan.init(&device);
     let trainer = steps(Trainer::new(stage, model, config, 1, device), 2);

@@ -48,8 +48,7 @@ extern "C" {
 pub struct Loader {
     manifest: Manifest,
     unpacking: Unpacking,
-    /// `None` once a shard could not be taken.
-    pipeline: Option<PipelineLoader>,
+    pipeline: PipelineLoader,
 }
 
 #[wasm_bindgen]
@@ -59,29 +58,23 @@ impl Loader {
     pub fn new(manifest_json: &str) -> Result<Self, JsValue> {
         let manifest = Manifest::parse(manifest_json).map_err(load_error)?;
         let pipeline = PipelineLoader::new(&manifest.texts(), &device()).map_err(load_error)?;
-        Ok(Self { manifest, unpacking: Unpacking::default(), pipeline: Some(pipeline) })
+        Ok(Self { manifest, unpacking: Unpacking::default(), pipeline })
     }
 
     /// Takes the weights of a shard to the device. The caller has checked its hash.
     #[wasm_bindgen(js_name = addShard)]
     pub fn add_shard(&mut self, index: usize, bytes: &[u8]) -> Result<(), JsValue> {
-        let mut pipeline = self.take()?;
         let parts = self.unpacking.add(&self.manifest, index, bytes).map_err(load_error)?;
         for (part, weights) in parts {
-            pipeline = pipeline.add(&part, &weights).map_err(load_error)?;
+            self.pipeline.add(part, &weights).map_err(load_error)?;
         }
-        self.pipeline = Some(pipeline);
         Ok(())
     }
 
     /// The engine, once all shards are there.
-    pub fn finish(mut self) -> Result<Engine, JsValue> {
-        let pipeline = self.take()?.finish().map_err(load_error)?;
+    pub fn finish(self) -> Result<Engine, JsValue> {
+        let pipeline = self.pipeline.finish().map_err(load_error)?;
         Ok(Engine { manifest: self.manifest, pipeline })
-    }
-
-    fn take(&mut self) -> Result<PipelineLoader, JsValue> {
-        self.pipeline.take().ok_or_else(|| error("internal", "the loader has failed before"))
     }
 }
 

@@ -6,10 +6,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wuerstchen::pipeline::MAX_SIDE;
 use wuerstchen::{
-    CompressorConfig, ConfigError, DecoderConfig, Defaults, PriorConfig, Schedule,
+    CompressorConfig, ConfigError, DecoderConfig, Defaults, PartConfig, PriorConfig, Schedule,
     TextEncoderConfig, VqganConfig,
 };
 
+use crate::limits::{not_negative, positive, share};
 use crate::optimizer::OptimizerConfig;
 use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;
@@ -269,42 +270,6 @@ impl StageConfig {
         not_negative(part, "edge_loss", self.edge_loss)?;
         not_negative(part, "text_loss", self.text_loss)?;
         not_negative(part, "p2_k", self.p2_k.into())
-    }
-}
-
-/// Fails unless a value is a probability or another share of a whole.
-pub(crate) fn share(
-    part: &'static str,
-    field: &'static str,
-    value: f64,
-) -> Result<(), ConfigError> {
-    match (0.0..=1.0).contains(&value) {
-        true => Ok(()),
-        false => Err(ConfigError::new(part, field, "a share from 0 to 1", value)),
-    }
-}
-
-/// Fails unless a value is a finite number above 0.
-pub(crate) fn positive(
-    part: &'static str,
-    field: &'static str,
-    value: f64,
-) -> Result<(), ConfigError> {
-    match value > 0.0 && value.is_finite() {
-        true => Ok(()),
-        false => Err(ConfigError::new(part, field, "a positive number", value)),
-    }
-}
-
-/// Fails unless a value is a finite number of at least 0.
-pub(crate) fn not_negative(
-    part: &'static str,
-    field: &'static str,
-    value: f64,
-) -> Result<(), ConfigError> {
-    match value >= 0.0 && value.is_finite() {
-        true => Ok(()),
-        false => Err(ConfigError::new(part, field, "a number of at least 0", value)),
     }
 }
 

@@ -11,7 +11,6 @@ use wuerstchen::{Image, Tokenizer};
 
 use crate::emoji;
 use crate::emoji::Art;
-use crate::recipe::Recipe;
 use crate::shapes::{self, Kind, Lesson, Split, draw, sample};
 use crate::tokenizer::UNKNOWN_ID;
 
@@ -138,14 +137,17 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Samples as a run takes them.
+    /// Samples at `image_size` pixels, their captions split by `tokenizer`.
     ///
     /// # Errors
     ///
-    /// The tokenizer cannot be made.
-    pub fn new(samples: Arc<dyn Samples>, recipe: &Recipe) -> Result<Self, CorpusError> {
-        let tokenizer = Tokenizer::new(&recipe.tokenizer, recipe.config.model.max_tokens)?;
-        let (image_size, empty) = (recipe.config.image_size, tokenizer.encode("")?);
+    /// The tokenizer cannot split an empty caption.
+    pub fn new(
+        samples: Arc<dyn Samples>,
+        image_size: usize,
+        tokenizer: Tokenizer,
+    ) -> Result<Self, CorpusError> {
+        let empty = tokenizer.encode("")?;
         Ok(Self { samples, image_size, tokenizer: Arc::new(tokenizer), empty })
     }
 
@@ -243,10 +245,9 @@ mod tests {
 
     #[test]
     fn captions_of_shapes_are_known_words_of_fixed_length() {
-        let config = toml::from_str(include_str!("../../../configs/shapes.toml")).unwrap();
-        let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
+        let tokenizer = Tokenizer::new(&shapes_tokenizer(), 20).unwrap();
         let shapes = Shapes { seed: 1, lesson: Lesson::default() };
-        let corpus = Corpus::new(Arc::new(shapes), &recipe).unwrap();
+        let corpus = Corpus::new(Arc::new(shapes), 64, tokenizer).unwrap();
         let mut rng = Philox::new(1, 1);
         for number in 0..500 {
             let caption = corpus.caption(number);

@@ -4,13 +4,14 @@ pub mod config;
 pub mod corpus;
 pub mod emoji;
 pub mod eval;
+mod limits;
+mod lots;
 pub mod optimizer;
 pub mod recipe;
 pub mod shapes;
 pub mod stages;
 pub mod tokenizer;
 pub mod trainer;
-pub mod verify;
 
 pub use config::TrainConfig;
 pub use recipe::Recipe;

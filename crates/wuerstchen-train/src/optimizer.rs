@@ -8,7 +8,7 @@ use burn::tensor::Gradients;
 use serde::{Deserialize, Serialize};
 use wuerstchen::ConfigError;
 
-use crate::config::{not_negative, positive, share};
+use crate::limits::{not_negative, positive, share};
 
 /// Settings of the optimiser.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

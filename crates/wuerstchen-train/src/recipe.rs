@@ -1,20 +1,21 @@
 //! What a run trains, and its model as every program here can load it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use burn::module::Module;
 use burn::nn::LinearConfig;
 use burn::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
 use wuerstchen::text::TokenizerError;
-use wuerstchen::weights::{KeyTable, load, tensors};
 use wuerstchen::{
-    Checkpoint, Compressor, LoadError, ModelCard, ModelFiles, TextEncoderConfig, Tokenizer,
-    TokenizerFiles, Vqgan, layout,
+    CARD, Checkpoint, Compressor, CompressorConfig, DecoderConfig, Family, LoadError, ModelCard,
+    ModelFiles, Part, PartConfig, PipelineFolder, PriorConfig, TextEncoderConfig, Tokenizer,
+    TokenizerFiles, Vqgan, VqganConfig,
 };
 
 use crate::config::TrainConfig;
+use crate::corpus::{Corpus, CorpusError, Samples};
 use crate::stages::{DecoderModel, PriorModel};
 
 /// What a run trains: the sizes in its config, and the tokenizer of its captions.
@@ -35,6 +36,16 @@ impl Recipe {
     pub fn new(config: TrainConfig, tokenizer: TokenizerFiles) -> Result<Self, TokenizerError> {
         let vocab_size = Tokenizer::new(&tokenizer, config.model.max_tokens)?.id_count();
         Ok(Self { config, tokenizer, vocab_size })
+    }
+
+    /// Samples as the run takes them.
+    ///
+    /// # Errors
+    ///
+    /// The tokenizer cannot be made.
+    pub fn corpus(&self, samples: Arc<dyn Samples>) -> Result<Corpus, CorpusError> {
+        let tokenizer = Tokenizer::new(&self.tokenizer, self.config.model.max_tokens)?;
+        Corpus::new(samples, self.config.image_size, tokenizer)
     }
 
     /// The config of Stage B's text encoder.
@@ -86,8 +97,7 @@ impl Recipe {
     ///
     /// The model has no Stage A of the run's config.
     pub fn load_vqgan(&self, files: &Weights, device: &Device) -> Result<Vqgan, LoadError> {
-        let weights = weights(files, layout::VQGAN, "a")?;
-        load(self.config.model.vqgan.init(device), weights, KeyTable::VQGAN)
+        self.config.model.vqgan.load(trained(files, Part::VQGAN, "a")?, device)
     }
 
     /// Stage B's model from a model.
@@ -100,12 +110,11 @@ impl Recipe {
         files: &Weights,
         device: &Device,
     ) -> Result<DecoderModel, LoadError> {
-        let DecoderModel { decoder, text_encoder, compressor } = self.init_decoder(device);
-        let part = |folder| weights(files, folder, "b");
+        let (part, model) = (|part| trained(files, part, "b"), &self.config.model);
         Ok(DecoderModel {
-            decoder: load(decoder, part(layout::DECODER)?, KeyTable::DIFFUSION)?,
-            text_encoder: load(text_encoder, part(layout::DECODER_TEXT)?, KeyTable::TEXT)?,
-            compressor: load(compressor, part(layout::COMPRESSOR)?, KeyTable::COMPRESSOR)?,
+            decoder: model.decoder.load(part(Part::DECODER)?, device)?,
+            text_encoder: self.decoder_text().load(part(Part::DECODER_TEXT)?, device)?,
+            compressor: model.compressor.load(part(Part::COMPRESSOR)?, device)?,
         })
     }
 
@@ -115,11 +124,11 @@ impl Recipe {
     ///
     /// The model has no Stage C of the run's config.
     pub fn load_prior(&self, files: &Weights, device: &Device) -> Result<PriorModel, LoadError> {
-        let PriorModel { prior, text_encoder, guess } = self.init_prior(device);
-        let part = |folder| weights(files, folder, "c");
+        let part = |part| trained(files, part, "c");
+        let PriorModel { guess, .. } = self.init_prior(device);
         Ok(PriorModel {
-            prior: load(prior, part(layout::PRIOR)?, KeyTable::DIFFUSION)?,
-            text_encoder: load(text_encoder, part(layout::PRIOR_TEXT)?, KeyTable::TEXT)?,
+            prior: self.config.model.prior.load(part(Part::PRIOR)?, device)?,
+            text_encoder: self.prior_text().load(part(Part::PRIOR_TEXT)?, device)?,
             guess,
         })
     }
@@ -134,8 +143,7 @@ impl Recipe {
         files: &Weights,
         device: &Device,
     ) -> Result<Compressor, LoadError> {
-        let weights = weights(files, layout::COMPRESSOR, "b")?;
-        load(self.config.model.compressor.init(device), weights, KeyTable::COMPRESSOR)
+        self.config.model.compressor.load(trained(files, Part::COMPRESSOR, "b")?, device)
     }
 
     /// Every config and tokenizer of the model, by its path in the model folder.
@@ -146,15 +154,15 @@ impl Recipe {
             let text = serde_json::to_string_pretty(&value).expect("JSON values are JSON");
             texts.insert(path, text);
         };
-        for (folder, class, value) in [
-            (layout::PRIOR, "WuerstchenPrior", to_json(&model.prior)),
-            (layout::PRIOR_TEXT, "CLIPTextModel", to_json(&self.prior_text())),
-            (layout::DECODER, "WuerstchenDiffNeXt", to_json(&model.decoder)),
-            (layout::DECODER_TEXT, "CLIPTextModel", to_json(&self.decoder_text())),
-            (layout::VQGAN, "PaellaVQModel", to_json(&model.vqgan)),
-            (layout::COMPRESSOR, "EfficientNetEncoder", to_json(&model.compressor)),
+        for (part, fields) in [
+            (Part::PRIOR, model.prior.to_json()),
+            (Part::PRIOR_TEXT, self.prior_text().to_json()),
+            (Part::DECODER, model.decoder.to_json()),
+            (Part::DECODER_TEXT, self.decoder_text().to_json()),
+            (Part::VQGAN, model.vqgan.to_json()),
+            (Part::COMPRESSOR, model.compressor.to_json()),
         ] {
-            insert(format!("{folder}/config.json"), with_class(class, value));
+            insert(part.config_path(), with_class(part.class(), fields.into()));
         }
         let embedding = config.image_size as f64 / config.embedding_side() as f64;
         let prior_index = json!({
@@ -162,13 +170,12 @@ impl Recipe {
             "resolution_multiple": embedding,
         });
         let decoder_index = json!({"latent_dim_scale": embedding / model.vqgan.downscale() as f64});
-        for (folder, class, index) in [
-            (layout::PRIOR_PIPELINE, "WuerstchenPriorPipeline", prior_index),
-            (layout::DECODER_PIPELINE, "WuerstchenDecoderPipeline", decoder_index),
-        ] {
-            insert(format!("{folder}/model_index.json"), with_class(class, index));
+        for (pipeline, index) in
+            [(PipelineFolder::PRIOR, prior_index), (PipelineFolder::DECODER, decoder_index)]
+        {
+            insert(pipeline.index(), with_class(pipeline.class, index));
             let schedule = with_class("DDPMWuerstchenScheduler", to_json(&model.schedule));
-            insert(format!("{folder}/scheduler/scheduler_config.json"), schedule);
+            insert(pipeline.scheduler(), schedule);
         }
         let card = ModelCard {
             name: config.name.clone(),
@@ -176,8 +183,9 @@ impl Recipe {
             provenance: format!("trained by `wuerstchen train` on {}", config.corpus.describe()),
             defaults: config.defaults.clone(),
         };
-        insert(layout::CARD.into(), to_json(&card));
-        for folder in [layout::PRIOR_TOKENIZER, layout::DECODER_TOKENIZER] {
+        insert(CARD.into(), to_json(&card));
+        for pipeline in Family::WUERSTCHEN.pipelines {
+            let folder = pipeline.tokenizer();
             for (file, text) in self.tokenizer.named() {
                 texts.insert(format!("{folder}/{file}"), text.to_owned());
             }
@@ -186,38 +194,39 @@ impl Recipe {
     }
 }
 
-/// Weights by the folder of their part.
-pub type Weights = BTreeMap<String, Checkpoint>;
-
-fn part<M: Module>(folder: &str, module: &M, keys: KeyTable) -> (String, Checkpoint) {
-    (folder.to_owned(), Checkpoint::from_tensors(folder, tensors(module, keys)))
-}
+/// The weights of some parts.
+pub type Weights = BTreeMap<Part, Checkpoint>;
 
 /// Stage A's weights.
 pub fn vqgan_weights(model: &Vqgan) -> Weights {
-    Weights::from([part(layout::VQGAN, model, KeyTable::VQGAN)])
+    Weights::from([weights::<VqganConfig>(Part::VQGAN, model)])
 }
 
 /// The weights of Stage B, its text encoder and the compressor.
 pub fn decoder_weights(model: &DecoderModel) -> Weights {
     Weights::from([
-        part(layout::DECODER, &model.decoder, KeyTable::DIFFUSION),
-        part(layout::DECODER_TEXT, &model.text_encoder, KeyTable::TEXT),
-        part(layout::COMPRESSOR, &model.compressor, KeyTable::COMPRESSOR),
+        weights::<DecoderConfig>(Part::DECODER, &model.decoder),
+        weights::<TextEncoderConfig>(Part::DECODER_TEXT, &model.text_encoder),
+        weights::<CompressorConfig>(Part::COMPRESSOR, &model.compressor),
     ])
 }
 
 /// The weights of Stage C and its text encoder.
 pub fn prior_weights(model: &PriorModel) -> Weights {
     Weights::from([
-        part(layout::PRIOR, &model.prior, KeyTable::DIFFUSION),
-        part(layout::PRIOR_TEXT, &model.text_encoder, KeyTable::TEXT),
+        weights::<PriorConfig>(Part::PRIOR, &model.prior),
+        weights::<TextEncoderConfig>(Part::PRIOR_TEXT, &model.text_encoder),
     ])
 }
 
-fn weights<'a>(files: &'a Weights, folder: &str, stage: &str) -> Result<&'a Checkpoint, LoadError> {
-    files.get(folder).ok_or_else(|| LoadError::MissingFile {
-        path: folder.to_owned(),
+fn weights<C: PartConfig>(part: Part, model: &C::Model) -> (Part, Checkpoint) {
+    (part, C::weights(part, model))
+}
+
+/// The weights of a part that the run's `stage` has trained.
+fn trained<'a>(weights: &'a Weights, part: Part, stage: &str) -> Result<&'a Checkpoint, LoadError> {
+    weights.get(&part).ok_or_else(|| LoadError::MissingFile {
+        path: part.to_string(),
         found: format!("a run whose stage {stage} is not trained; train it first"),
     })
 }

@@ -3,41 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use burn::tensor::Device;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::card::{CARD, ModelCard};
 use crate::checkpoint::{Checkpoint, ReadBytes, WeightDtype, read_header};
-use crate::compressor::CompressorConfig;
+use crate::error::LoadError;
+use crate::family::PipelineFolder;
+use crate::part::{Part, PartConfig};
 use crate::text::TokenizerFiles;
-use crate::weights::LoadError;
-
-/// Where the parts of a model lie in its folder.
-pub mod layout {
-    /// The prior pipeline's folder.
-    pub const PRIOR_PIPELINE: &str = "wuerstchen-prior";
-    /// The decoder pipeline's folder.
-    pub const DECODER_PIPELINE: &str = "wuerstchen";
-    /// Stage C.
-    pub const PRIOR: &str = "wuerstchen-prior/prior";
-    /// Stage C's text encoder.
-    pub const PRIOR_TEXT: &str = "wuerstchen-prior/text_encoder";
-    /// Stage C's tokenizer.
-    pub const PRIOR_TOKENIZER: &str = "wuerstchen-prior/tokenizer";
-    /// Stage B.
-    pub const DECODER: &str = "wuerstchen/decoder";
-    /// Stage B's text encoder.
-    pub const DECODER_TEXT: &str = "wuerstchen/text_encoder";
-    /// Stage B's tokenizer.
-    pub const DECODER_TOKENIZER: &str = "wuerstchen/tokenizer";
-    /// Stage A.
-    pub const VQGAN: &str = "wuerstchen/vqgan";
-    /// The semantic compressor.
-    pub const COMPRESSOR: &str = "effnet";
-    /// What the model does where options say nothing, and what it is.
-    pub const CARD: &str = "wuerstchen.json";
-    /// Every part that has weights.
-    pub const PARTS: [&str; 6] = [PRIOR, PRIOR_TEXT, DECODER, DECODER_TEXT, VQGAN, COMPRESSOR];
-}
 
 /// Version of the one-file format.
 const FORMAT: u32 = 1;
@@ -47,8 +22,8 @@ const FORMAT: u32 = 1;
 pub struct ModelFiles {
     /// Configs, tokenizers, the card.
     pub texts: BTreeMap<String, String>,
-    /// Weights, by the folder of their part.
-    pub weights: BTreeMap<String, Checkpoint>,
+    /// The weights of every part that the model has.
+    pub weights: BTreeMap<Part, Checkpoint>,
 }
 
 /// What the metadata of a one-file model says.
@@ -66,12 +41,13 @@ impl ModelFiles {
     ///
     /// # Errors
     ///
-    /// The bytes are not a safetensors file or carry no model header of a known version.
+    /// The bytes are not a safetensors file, carry no model header of a known version, or have a tensor of
+    /// no part.
     pub fn from_bundle(name: &str, source: Arc<dyn ReadBytes>) -> Result<Self, LoadError> {
         let format = |reason: String| LoadError::Format { part: name.to_owned(), reason };
         let (metadata, _) = read_header(name, &*source)?;
         let header = metadata.metadata().as_ref().and_then(|map| map.get(HEADER_KEY));
-        let header = header.ok_or_else(|| format("it holds no whole model".into()))?;
+        let header = header.ok_or_else(|| LoadError::NoModel { name: name.to_owned() })?;
         let header: Header =
             serde_json::from_str(header).map_err(|error| format(error.to_string()))?;
         if header.format != FORMAT {
@@ -81,11 +57,15 @@ impl ModelFiles {
             )));
         }
         let all = Checkpoint::parse(name, source)?;
-        let part = |part: &&str| {
-            let checkpoint = all.under(&format!("{part}/"));
-            checkpoint.names().next().is_some().then(|| ((*part).to_owned(), checkpoint.clone()))
-        };
-        Ok(Self { texts: header.files, weights: layout::PARTS.iter().filter_map(part).collect() })
+        let mut weights = BTreeMap::new();
+        for tensor in all.names() {
+            let part = Part::of_path(tensor).map_err(|error| LoadError::File {
+                path: name.to_owned(),
+                reason: error.to_string(),
+            })?;
+            weights.entry(part).or_insert_with(|| all.under(&format!("{part}/")).clone());
+        }
+        Ok(Self { texts: header.files, weights })
     }
 
     /// The model as one safetensors file.
@@ -111,33 +91,31 @@ impl ModelFiles {
             .map_err(|error| LoadError::File { path: path.into(), reason: error.to_string() })
     }
 
-    /// The semantic compressor's config; what the file does not say is read off the weights.
+    /// The config of a part.
     ///
     /// # Errors
     ///
-    /// The compressor is missing, or neither its config nor its weights tell the sizes.
-    pub fn compressor_config(&self) -> Result<CompressorConfig, LoadError> {
-        let path = format!("{}/config.json", layout::COMPRESSOR);
-        let given: serde_json::Value = match self.texts.contains_key(&path) {
-            true => self.config(&path)?,
-            false => serde_json::Value::Null,
-        };
-        let config = if given.get("stages").is_some() {
-            self.config(&path)?
-        } else {
-            let weights = self.weights(layout::COMPRESSOR)?;
-            let shape = |name: &str| weights.shape(name).map(<[usize]>::to_vec);
-            let mut config = CompressorConfig::infer(shape).ok_or_else(|| LoadError::File {
-                path: path.clone(),
-                reason: "no field \"stages\", and the weights are no EfficientNetV2's".into(),
-            })?;
-            let epsilon = |field: &str| given.get(field).and_then(serde_json::Value::as_f64);
-            config.backbone_bn_eps = epsilon("backbone_bn_eps").unwrap_or(config.backbone_bn_eps);
-            config.mapper_bn_eps = epsilon("mapper_bn_eps").unwrap_or(config.mapper_bn_eps);
-            config
-        };
-        config.validate()?;
-        Ok(config)
+    /// It is missing or does not fit, or the architecture cannot be of these sizes.
+    pub fn part_config<C: PartConfig>(&self, part: Part) -> Result<C, LoadError> {
+        C::read(part, self.text(&part.config_path()), self.weights.get(&part))
+    }
+
+    /// Compares the names and shapes of all tensors of a part with its config, and reads no values.
+    ///
+    /// # Errors
+    ///
+    /// The config does not fit, or every missing, unexpected and misshapen tensor, all at once.
+    pub fn check(&self, part: Part, device: &Device) -> Result<(), LoadError> {
+        part.check(self.text(&part.config_path()), self.weights(part)?, device)
+    }
+
+    /// What the model is; nothing in particular where it does not say.
+    ///
+    /// # Errors
+    ///
+    /// The card does not fit.
+    pub fn card(&self) -> Result<ModelCard, LoadError> {
+        if self.texts.contains_key(CARD) { self.config(CARD) } else { Ok(ModelCard::default()) }
     }
 
     /// The text of a file.
@@ -158,15 +136,45 @@ impl ModelFiles {
     /// # Errors
     ///
     /// The part has none.
-    pub fn weights(&self, part: &str) -> Result<&Checkpoint, LoadError> {
-        self.weights.get(part).ok_or_else(|| LoadError::MissingFile {
+    pub fn weights(&self, part: Part) -> Result<&Checkpoint, LoadError> {
+        self.weights.get(&part).ok_or_else(|| LoadError::MissingFile {
             path: format!("{part}/*.safetensors"),
-            found: self.weights.keys().cloned().collect::<Vec<_>>().join(", "),
+            found: self.weights.keys().map(Part::to_string).collect::<Vec<_>>().join(", "),
         })
     }
 
-    /// The tokenizer files of a folder.
-    pub fn tokenizer(&self, folder: &str) -> TokenizerFiles {
+    /// The tokenizer files of a pipeline.
+    pub fn tokenizer(&self, pipeline: PipelineFolder) -> TokenizerFiles {
+        let folder = pipeline.tokenizer();
         TokenizerFiles::from_named(|file| self.texts.get(&format!("{folder}/{file}")).cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::NamedTensor;
+
+    #[test]
+    fn a_tensor_of_no_part_is_refused() {
+        let weights =
+            |part: &str| Checkpoint::from_tensors(part, [NamedTensor::new("a", &[1], vec![1.0])]);
+        let files = |part: Part| ModelFiles {
+            weights: BTreeMap::from([(part, weights(part.folder()))]),
+            ..Default::default()
+        };
+        let bytes = files(Part::PRIOR).to_bundle(WeightDtype::F32).unwrap();
+        let read = ModelFiles::from_bundle("sound", Arc::new(bytes)).unwrap();
+        assert_eq!(read.weights[&Part::PRIOR].values("a").unwrap(), [1.0]);
+
+        let header = serde_json::to_string(&Header { format: FORMAT, files: BTreeMap::new() });
+        let metadata = HashMap::from([(HEADER_KEY.to_owned(), header.unwrap())]);
+        let other = [("wuerstchen/unet/".to_owned(), &weights("other"))];
+        let bytes = Checkpoint::write(other, WeightDtype::F32, Some(metadata)).unwrap();
+        let error = ModelFiles::from_bundle("other", Arc::new(bytes)).err().unwrap().to_string();
+        assert!(
+            error.starts_with("other: unknown part \"wuerstchen/unet/a\": expected one of"),
+            "{error}"
+        );
     }
 }

@@ -10,13 +10,12 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::{gelu, layer_norm};
 
 use crate::blocks::{
-    AttentionBlockConfig, Block, Downscale, ResBlockConfig, TimestepBlockConfig, Upscale,
-    channels_first, channels_last, condition_mapper, linear, pixel_shuffle, pixel_unshuffle,
-    time_embedding,
+    AttentionBlockConfig, Block, Conditions, Downscale, ResBlockConfig, TimestepBlockConfig,
+    Upscale, affine, channels_first, channels_last, condition_mapper, linear_layer, pixel_shuffle,
+    pixel_unshuffle, time_embedding,
 };
-use crate::config::{ConfigError, heads_divide, positive};
+use crate::config::{ConfigError, PerLevel, heads_divide, positive};
 use crate::resize::{Filter, resize};
-use crate::weights::affine;
 
 /// Configuration of a [`Cascade`], with the published field names (`config.json` of
 /// `StableCascadeUNet`).
@@ -79,29 +78,6 @@ pub struct CascadeConfig {
     /// always do.
     #[serde(default)]
     pub switch_level: Option<Vec<bool>>,
-}
-
-/// One value, or one per level.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum PerLevel<T> {
-    /// The same on every level.
-    One(T),
-    /// The finest first.
-    Levels(Vec<T>),
-}
-
-impl<T: Copy> PerLevel<T> {
-    fn at(&self, level: usize) -> T {
-        match self {
-            Self::One(value) => *value,
-            Self::Levels(values) => values[level],
-        }
-    }
-
-    fn fits(&self, levels: usize) -> bool {
-        !matches!(self, Self::Levels(values) if values.len() != levels)
-    }
 }
 
 /// The three kinds of blocks.
@@ -255,7 +231,7 @@ impl CascadeConfig {
         let up = |u: usize| levels - 1 - u;
         let repeats = |list: &Option<Vec<usize>>, i: usize| list.as_ref().map_or(1, |list| list[i]);
         let between = |width: usize, repeats: usize| -> Vec<Linear> {
-            (1..repeats).map(|_| linear(width, width, 1.0, device)).collect()
+            (1..repeats).map(|_| linear_layer(width, width, 1.0, device)).collect()
         };
         let pixels = |channels: usize| PixelMapper {
             inner: condition_mapper(channels, 4 * widths[0], device),
@@ -269,7 +245,7 @@ impl CascadeConfig {
             clip_txt_pooled_mapper: tokens(self.clip_text_pooled_in_channels),
             clip_txt_mapper: self.clip_text_in_channels.map(|c| condition_mapper(c, width, device)),
             clip_img_mapper: self.clip_image_in_channels.map(tokens),
-            embedding: linear(self.in_channels * patch, widths[0], 1.0, device),
+            embedding: linear_layer(self.in_channels * patch, widths[0], 1.0, device),
             down_downscalers: (0..levels).map(|level| self.downscaler(level, device)).collect(),
             down_blocks: (0..levels)
                 .map(|i| self.level(i, self.down_num_layers_per_block[i], 0, device))
@@ -287,7 +263,7 @@ impl CascadeConfig {
                 .map(|u| between(widths[up(u)], repeats(&self.up_blocks_repeat_mappers, u)))
                 .collect(),
             up_upscalers: (0..levels).map(|u| self.upscaler(up(u), device)).collect(),
-            clf: linear(widths[0], self.out_channels * patch, 0.0, device),
+            clf: linear_layer(widths[0], self.out_channels * patch, 0.0, device),
             patch_size: self.patch_size,
             time_channels: self.timestep_ratio_embedding_dim,
             conditions: self.timestep_conditioning_type.len(),
@@ -352,7 +328,7 @@ const PART: &str = "cascade";
 
 impl Switch {
     fn init(input: usize, output: usize, enabled: bool, device: &Device) -> Self {
-        Self { map: linear(input, output, 1.0, device), enabled }
+        Self { map: linear_layer(input, output, 1.0, device), enabled }
     }
 }
 
@@ -385,8 +361,12 @@ impl Cascade {
         let embed = |times: &[f32]| time_embedding(times, self.time_channels, &device);
         let further = (0..self.conditions).map(|_| embed(&vec![0.0; batch]));
         let time: Vec<_> = std::iter::once(embed(conditions.times)).chain(further).collect();
-        let time = Tensor::cat(time, 1);
-        let text = self.embed_text(&conditions);
+        let mut seen = Conditions {
+            time: Tensor::cat(time, 1),
+            text: self.embed_text(&conditions),
+            skip: None,
+            image: None,
+        };
 
         let mut x = channels_last(x);
         x = layer_norm(affine(&self.embedding, pixel_unshuffle(x, self.patch_size)));
@@ -404,14 +384,14 @@ impl Cascade {
         let levels = self.down_blocks.iter().zip(&self.down_repeat_mappers);
         for ((blocks, repeat), downscaler) in levels.zip(&self.down_downscalers) {
             x = resample(downscaler.as_ref(), x);
-            x = run(blocks, repeat, x, None, &time, &text);
+            x = run(blocks, repeat, x, None, &mut seen);
             outputs.push(x.clone());
         }
         outputs.pop(); // the deepest output is the way up's input, not its skip
         let levels = self.up_blocks.iter().zip(&self.up_repeat_mappers);
         for (i, ((blocks, repeat), upscaler)) in levels.zip(&self.up_upscalers).enumerate() {
             let skip = (i > 0).then(|| outputs.pop()).flatten();
-            x = run(blocks, repeat, x, skip, &time, &text);
+            x = run(blocks, repeat, x, skip.as_ref(), &mut seen);
             x = resample(upscaler.as_ref(), x);
         }
         channels_first(pixel_shuffle(affine(&self.clf, layer_norm(x)), self.patch_size))
@@ -434,24 +414,18 @@ impl Cascade {
     }
 }
 
-/// Runs the blocks of a level once, and again behind every linear layer of `repeat`.
+/// Runs the blocks of a level once, and again behind every linear layer of `repeat`; the first block of
+/// every pass takes `skip`.
 fn run(
     blocks: &[Block],
     repeat: &[Linear],
     mut x: Tensor<4>,
-    skip: Option<Tensor<4>>,
-    time: &Tensor<2>,
-    text: &Tensor<3>,
+    skip: Option<&Tensor<4>>,
+    conditions: &mut Conditions<'_>,
 ) -> Tensor<4> {
     for pass in 0..=repeat.len() {
-        for (i, block) in blocks.iter().enumerate() {
-            x = match block {
-                Block::Res(block) => block.forward(x, skip.clone().filter(|_| i == 0), None),
-                Block::Timestep(block) => block.forward(x, time.clone()),
-                Block::Attention(block) => block.forward(x, text.clone()),
-                Block::Downscale(_) | Block::Upscale(_) => unreachable!("no block of a level"),
-            };
-        }
+        conditions.skip = skip.cloned();
+        x = blocks.iter().fold(x, |x, block| block.forward(x, conditions));
         if let Some(mapper) = repeat.get(pass) {
             x = affine(mapper, x);
         }

@@ -10,9 +10,9 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 use wuerstchen_kernels::{Packing, Planes};
 
+use crate::error::{Differences, LoadError};
 use crate::parallel::try_for_each;
 use crate::stored::{Stored, StoredDtype, planes};
-use crate::weights::{Differences, LoadError};
 
 /// Bytes that are read by range: a buffer, a file, several pieces of files.
 pub trait ReadBytes: Send + Sync {
@@ -120,8 +120,23 @@ impl Entry {
     }
 }
 
-/// A tensor's name, shape and values.
-pub type NamedTensor = (String, Vec<usize>, Vec<f32>);
+/// A tensor of a checkpoint in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// As in PyTorch.
+    pub shape: Vec<usize>,
+    /// In the order of the shape, the last axis first.
+    pub values: Vec<f32>,
+}
+
+impl NamedTensor {
+    /// A tensor of these values.
+    pub fn new(name: impl Into<String>, shape: &[usize], values: Vec<f32>) -> Self {
+        Self { name: name.into(), shape: shape.to_vec(), values }
+    }
+}
 
 /// Longest header of a safetensors file in bytes, as in the `safetensors` crate.
 const MAX_HEADER_BYTES: usize = 100_000_000;
@@ -206,7 +221,7 @@ impl Checkpoint {
 
     /// A checkpoint in memory.
     pub fn from_tensors(part: &str, tensors: impl IntoIterator<Item = NamedTensor>) -> Self {
-        let entry = |(name, shape, values): NamedTensor| {
+        let entry = |NamedTensor { name, shape, values }| {
             let bytes: Vec<u8> = bytemuck::cast_slice(&values).to_vec();
             let range = 0..bytes.len();
             (name, Entry { dtype: StoredDtype::F32, shape, source: Arc::new(bytes), range })
@@ -283,6 +298,21 @@ impl Checkpoint {
     /// The shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         Some(&self.tensors.get(name)?.shape)
+    }
+
+    /// The length of a tensor along an axis.
+    pub fn side(&self, name: &str, axis: usize) -> Option<usize> {
+        self.shape(name)?.get(axis).copied()
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// How many numbers from 0 on make the name of a tensor.
+    pub fn count(&self, name: impl Fn(usize) -> String) -> usize {
+        (0..).take_while(|&number| self.has(&name(number))).count()
     }
 
     /// The type of a tensor.

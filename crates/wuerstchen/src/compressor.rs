@@ -5,15 +5,15 @@ use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{
-    DepthwiseOptions, Padding, depthwise_conv, linear as matmul_bias, patches, silu,
-};
+use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv, linear, patches, silu};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
-use crate::blocks::{Observer, channels_first, channels_last, linear};
+use crate::blocks::{Observer, affine, channels_first, channels_last, linear_layer};
+use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, positive};
+use crate::part::PartConfig;
 use crate::resize::cover;
-use crate::weights::affine;
+use crate::weights::KeyTable;
 
 /// Configuration of a [`Compressor`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -123,52 +123,14 @@ struct SqueezeExcitation {
     fc2: Linear,
 }
 
-impl CompressorConfig {
-    /// Reads the sizes off the weights of a torchvision-style EfficientNetV2: `shape` tells the
-    /// shape of a tensor by its checkpoint name, `None` where there is no such tensor.
-    ///
-    /// Strides cannot be read off weights; those of EfficientNetV2-S are assumed.
-    pub fn infer(shape: impl Fn(&str) -> Option<Vec<usize>>) -> Option<Self> {
-        let dim = |name: String, axis: usize| shape(&name)?.get(axis).copied();
-        let stages = V2_S_STRIDES.len();
-        let stage = |i: usize| {
-            let inverted = shape(&format!("backbone.{i}.0.block.3.0.weight")).is_some();
-            let last = [3, 1, 0].into_iter();
-            let last = last.map(|j| format!("backbone.{i}.0.block.{j}.0.weight"));
-            let channels = last.filter_map(|name| dim(name, 0)).next()?;
-            let first = format!("backbone.{i}.0.block.0.0.weight");
-            let (inner, input) = (dim(first.clone(), 0)?, dim(first, 1)?);
-            let has = |l: &usize| shape(&format!("backbone.{i}.{l}.block.0.0.weight")).is_some();
-            let single = shape(&format!("backbone.{i}.0.block.1.0.weight")).is_none();
-            Some(StageConfig {
-                block: if inverted { BlockKind::Inverted } else { BlockKind::Fused },
-                expand: if single { 1 } else { inner / input.max(1) },
-                channels,
-                layers: (0..).take_while(has).count(),
-                stride: V2_S_STRIDES[i - 1],
-            })
-        };
-        Some(Self {
-            c_latent: dim("mapper.0.weight".into(), 0)?,
-            stem: dim("backbone.0.0.weight".into(), 0)?,
-            stages: (1..=stages).map(stage).collect::<Option<_>>()?,
-            head: dim(format!("backbone.{}.0.weight", stages + 1), 0)?,
-            backbone_bn_eps: default_backbone_epsilon(),
-            mapper_bn_eps: default_mapper_epsilon(),
-        })
-    }
+impl PartConfig for CompressorConfig {
+    type Model = Compressor;
 
-    /// How many pixels one pixel of the embedding stands for, along each axis.
-    pub fn downscale(&self) -> usize {
-        self.stages.iter().map(|stage| stage.stride).product::<usize>() * 2
-    }
+    const CLASS: &'static str = "EfficientNetEncoder";
+    const KEYS: KeyTable = KeyTable::COMPRESSOR;
+    const TOLD_BY_WEIGHTS: bool = true;
 
-    /// Checks what the architecture needs of the sizes.
-    ///
-    /// # Errors
-    ///
-    /// Names the first field that cannot be used and what it needs.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    fn validate(&self) -> Result<(), ConfigError> {
         let sizes = [("c_latent", self.c_latent), ("stem", self.stem), ("head", self.head)];
         let stages = self.stages.iter().flat_map(|stage| {
             [
@@ -184,8 +146,7 @@ impl CompressorConfig {
             .try_for_each(|(field, value)| positive("compressor", field, value))
     }
 
-    /// Initializes the model on `device`.
-    pub fn init(&self, device: &Device) -> Compressor {
+    fn init(&self, device: &Device) -> Compressor {
         let epsilon = self.backbone_bn_eps;
         let conv = |shape, stride| ConvNorm::init(shape, stride, epsilon, device);
         let mut input = self.stem;
@@ -204,6 +165,39 @@ impl CompressorConfig {
         let mut projection = ConvNorm::init(shape, 1, self.mapper_bn_eps, device);
         projection.activation = false;
         Compressor { backbone, projection }
+    }
+
+    /// Strides cannot be read off weights; those of EfficientNetV2-S are assumed.
+    fn infer(weights: &Checkpoint) -> Option<Self> {
+        let stages = V2_S_STRIDES.len();
+        let stage = |i: usize| {
+            let layer = |number: usize| format!("backbone.{i}.0.block.{number}.0.weight");
+            let (inner, input) = (weights.side(&layer(0), 0)?, weights.side(&layer(0), 1)?);
+            let is_single = !weights.has(&layer(1));
+            Some(StageConfig {
+                block: if weights.has(&layer(3)) { BlockKind::Inverted } else { BlockKind::Fused },
+                expand: if is_single { 1 } else { inner / input.max(1) },
+                // The last layer's; blocks have four of them, two or one.
+                channels: [3, 1, 0].into_iter().find_map(|last| weights.side(&layer(last), 0))?,
+                layers: weights.count(|l| format!("backbone.{i}.{l}.block.0.0.weight")),
+                stride: V2_S_STRIDES[i - 1],
+            })
+        };
+        Some(Self {
+            c_latent: weights.side("mapper.0.weight", 0)?,
+            stem: weights.side("backbone.0.0.weight", 0)?,
+            stages: (1..=stages).map(stage).collect::<Option<_>>()?,
+            head: weights.side(&format!("backbone.{}.0.weight", stages + 1), 0)?,
+            backbone_bn_eps: default_backbone_epsilon(),
+            mapper_bn_eps: default_mapper_epsilon(),
+        })
+    }
+}
+
+impl CompressorConfig {
+    /// How many pixels one pixel of the embedding stands for, along each axis.
+    pub fn downscale(&self) -> usize {
+        self.stages.iter().map(|stage| stage.stride).product::<usize>() * 2
     }
 }
 
@@ -231,8 +225,8 @@ impl StageConfig {
                 depthwise.depthwise = true;
                 let squeezed = (input / 4).max(1);
                 let squeeze = SqueezeExcitation {
-                    fc1: linear(inner, squeezed, 1.0, device),
-                    fc2: linear(squeezed, inner, 1.0, device),
+                    fc1: linear_layer(inner, squeezed, 1.0, device),
+                    fc2: linear_layer(squeezed, inner, 1.0, device),
                 };
                 let expand = Layer::Conv(conv([inner, input, 1, 1], 1));
                 vec![expand, Layer::Conv(depthwise), Layer::Squeeze(squeeze), project()]
@@ -327,7 +321,7 @@ fn dense_conv(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
     let [output, input, size, _] = weight.dims();
     let weight = weight.permute([2, 3, 1, 0]).reshape([size * size * input, output]);
     let windows = if (size, stride) == (1, 1) { x } else { patches(x, size, stride) };
-    matmul_bias(windows, weight, None)
+    linear(windows, weight, None)
 }
 
 /// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),

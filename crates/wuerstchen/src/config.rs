@@ -1,4 +1,6 @@
-//! What is wrong with a configuration.
+//! What configs have in common: values per level, and what is wrong with one.
+
+use serde::{Deserialize, Serialize};
 
 /// A field of a config that the architecture cannot use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +28,35 @@ impl ConfigError {
     }
 }
 
+/// One value, or one per level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PerLevel<T> {
+    /// The same on every level.
+    One(T),
+    /// The finest first.
+    Levels(Vec<T>),
+}
+
+impl<T: Copy> PerLevel<T> {
+    pub(crate) fn at(&self, level: usize) -> T {
+        match self {
+            Self::One(value) => *value,
+            Self::Levels(values) => values[level],
+        }
+    }
+
+    pub(crate) fn fits(&self, levels: usize) -> bool {
+        !matches!(self, Self::Levels(values) if values.len() != levels)
+    }
+}
+
+impl<T: Default> Default for PerLevel<T> {
+    fn default() -> Self {
+        Self::One(T::default())
+    }
+}
+
 pub(crate) fn positive(
     part: &'static str,
     field: &'static str,
@@ -35,6 +66,14 @@ pub(crate) fn positive(
         0 => Err(ConfigError::new(part, field, "at least 1", value)),
         _ => Ok(()),
     }
+}
+
+/// Channels of an attention head in all published models; weights do not tell it.
+const HEAD_CHANNELS: usize = 64;
+
+/// The heads of a published model's attention over so many channels.
+pub(crate) fn published_heads(channels: usize) -> Option<usize> {
+    channels.is_multiple_of(HEAD_CHANNELS).then_some(channels / HEAD_CHANNELS)
 }
 
 pub(crate) fn heads_divide(

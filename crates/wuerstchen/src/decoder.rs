@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
 use crate::blocks::{
-    AttentionBlockConfig, Block, Downscale, MappedImage, Observer, ResBlockConfig,
-    TimestepBlockConfig, Upscale, channels_first, channels_last, condition_mapper, linear,
-    pixel_shuffle, pixel_unshuffle, time_embedding,
+    AttentionBlockConfig, Block, Conditions, Downscale, MappedImage, Observer, ResBlockConfig,
+    TimestepBlockConfig, Upscale, affine, channels_first, channels_last, condition_mapper,
+    linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding,
 };
-use crate::config::{ConfigError, heads_divide, positive};
+use crate::checkpoint::Checkpoint;
+use crate::config::{ConfigError, PerLevel, heads_divide, positive, published_heads};
+use crate::part::PartConfig;
 use crate::resize::resize_bicubic;
-use crate::weights::affine;
+use crate::weights::KeyTable;
 
 /// Configuration of a [`Decoder`], with the published field names (`decoder/config.json`).
 ///
@@ -50,7 +52,7 @@ pub struct DecoderConfig {
     pub kernel_size: usize,
     /// Dropout probability while training; one value, or one per level.
     #[serde(default)]
-    pub dropout: LevelDropout,
+    pub dropout: PerLevel<f64>,
 }
 
 fn default_kernel_size() -> usize {
@@ -76,31 +78,6 @@ impl LevelConfig {
     }
 }
 
-/// One dropout probability for the whole model or one per level.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum LevelDropout {
-    /// The same on every level.
-    One(f64),
-    /// One per level.
-    Levels(Vec<f64>),
-}
-
-impl Default for LevelDropout {
-    fn default() -> Self {
-        Self::One(0.0)
-    }
-}
-
-impl LevelDropout {
-    fn at(&self, level: usize) -> f64 {
-        match self {
-            Self::One(dropout) => *dropout,
-            Self::Levels(levels) => levels[level],
-        }
-    }
-}
-
 /// Bounds of the predicted noise scale: `sigmoid(b)·(1 − 2·margin) + margin`.
 const SCALE_MARGIN: f64 = 1e-3;
 
@@ -121,28 +98,13 @@ pub struct Decoder {
     time_channels: usize,
 }
 
-impl DecoderConfig {
-    /// The letters of a level's blocks, once.
-    pub(crate) fn letters(&self, level: usize) -> String {
-        self.level_config[level].letters()
-    }
+impl PartConfig for DecoderConfig {
+    type Model = Decoder;
 
-    /// Number of resolutions.
-    pub fn levels(&self) -> usize {
-        self.c_hidden.len()
-    }
+    const CLASS: &'static str = "WuerstchenDiffNeXt";
+    const KEYS: KeyTable = KeyTable::DIFFUSION;
 
-    /// The latents' height and width must be multiples of this.
-    pub fn size_multiple(&self) -> usize {
-        self.patch_size << (self.levels() - 1)
-    }
-
-    /// Checks what the architecture needs of the sizes.
-    ///
-    /// # Errors
-    ///
-    /// Names the first field that cannot be used and what it needs.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    fn validate(&self) -> Result<(), ConfigError> {
         for (field, value) in [
             ("c_in", self.c_in),
             ("c_out", self.c_out),
@@ -179,23 +141,7 @@ impl DecoderConfig {
         (0..levels).try_for_each(|level| self.validate_level(level))
     }
 
-    fn validate_level(&self, level: usize) -> Result<(), ConfigError> {
-        let letters = self.level_config[level].letters();
-        positive("decoder", "c_hidden", self.c_hidden[level])?;
-        positive("decoder", "blocks", self.blocks[level])?;
-        if !letters.starts_with('C') || !letters.chars().all(|letter| "CTA".contains(letter)) {
-            let expected = "letters C, T, A starting with C";
-            return Err(ConfigError::new("decoder", "level_config", expected, letters));
-        }
-        if letters.contains('A') {
-            let heads = usize::try_from(self.nhead[level]).unwrap_or(0);
-            heads_divide("decoder", "nhead", heads, self.c_hidden[level])?;
-        }
-        Ok(())
-    }
-
-    /// Initializes the model on `device` as the authors start training.
-    pub fn init(&self, device: &Device) -> Decoder {
+    fn init(&self, device: &Device) -> Decoder {
         let (levels, widths) = (self.levels(), &self.c_hidden);
         let down = |level: usize| {
             let shrink = (level > 0).then(|| {
@@ -217,13 +163,99 @@ impl DecoderConfig {
         Decoder {
             clip_mapper: condition_mapper(self.clip_embd, self.c_cond, device),
             effnet_mappers: (0..levels).chain((0..levels).rev()).map(mapper).collect(),
-            embedding: linear(self.c_in * patch, widths[0], 1.0, device),
+            embedding: linear_layer(self.c_in * patch, widths[0], 1.0, device),
             down_blocks: (0..levels).map(down).collect(),
             up_blocks: (0..levels).rev().map(up).collect(),
-            clf: linear(widths[0], 2 * self.c_out * patch, 0.0, device),
+            clf: linear_layer(widths[0], 2 * self.c_out * patch, 0.0, device),
             patch_size: self.patch_size,
             time_channels: self.c_r,
         }
+    }
+
+    fn infer(weights: &Checkpoint) -> Option<Self> {
+        let levels = weights.count(|level| format!("down_blocks.{level}.1.mapper.weight")).max(
+            weights.count(|level| format!("down_blocks.{level}.{}.depthwise.weight", level.min(1))),
+        );
+        // Patches of 2x2 pixels are assumed: weights only tell channels times patch.
+        let patch_size = 2;
+        let c_in = weights.side("embedding.1.weight", 1)? / (patch_size * patch_size);
+        let mut config = Self {
+            c_in,
+            c_out: c_in,
+            c_r: weights.side("down_blocks.0.1.mapper.weight", 1)?,
+            patch_size,
+            c_cond: weights.side("clip_mapper.weight", 0)?,
+            c_hidden: Vec::new(),
+            nhead: Vec::new(),
+            blocks: Vec::new(),
+            level_config: Vec::new(),
+            inject_effnet: Vec::new(),
+            effnet_embd: (0..levels)
+                .find_map(|i| weights.side(&format!("effnet_mappers.{i}.weight"), 1))
+                .unwrap_or(16),
+            clip_embd: weights.side("clip_mapper.weight", 1)?,
+            kernel_size: weights.side("down_blocks.0.0.depthwise.weight", 2)?,
+            dropout: PerLevel::One(0.1),
+        };
+        for level in 0..levels {
+            let first = usize::from(level > 0);
+            let block = |i: usize| format!("down_blocks.{level}.{}", first + i);
+            let letter = |i: usize| {
+                let marks = [
+                    ("depthwise.weight", 'C'),
+                    ("mapper.weight", 'T'),
+                    ("attention.to_q.weight", 'A'),
+                ];
+                let mark = |(name, _): &(&str, char)| weights.has(&format!("{}.{name}", block(i)));
+                marks.into_iter().find(mark).map(|(_, letter)| letter)
+            };
+            let letters: String = (0..).map_while(letter).collect();
+            let unit = (1..=letters.len()).find(|&n| {
+                letters.len().is_multiple_of(n) && letters[..n].repeat(letters.len() / n) == letters
+            })?;
+            let channels = weights.side(&format!("{}.depthwise.weight", block(0)), 0)?;
+            config.c_hidden.push(channels);
+            config.nhead.push(match letters.contains('A') {
+                true => i64::try_from(published_heads(channels)?).ok()?,
+                false => -1,
+            });
+            config.blocks.push(letters.len() / unit);
+            config.level_config.push(LevelConfig::Letters(letters[..unit].to_owned()));
+            config.inject_effnet.push(weights.has(&format!("effnet_mappers.{level}.weight")));
+        }
+        Some(config)
+    }
+}
+
+impl DecoderConfig {
+    /// The letters of a level's blocks, once.
+    pub(crate) fn letters(&self, level: usize) -> String {
+        self.level_config[level].letters()
+    }
+
+    /// Number of resolutions.
+    pub fn levels(&self) -> usize {
+        self.c_hidden.len()
+    }
+
+    /// The latents' height and width must be multiples of this.
+    pub fn size_multiple(&self) -> usize {
+        self.patch_size << (self.levels() - 1)
+    }
+
+    fn validate_level(&self, level: usize) -> Result<(), ConfigError> {
+        let letters = self.level_config[level].letters();
+        positive("decoder", "c_hidden", self.c_hidden[level])?;
+        positive("decoder", "blocks", self.blocks[level])?;
+        if !letters.starts_with('C') || !letters.chars().all(|letter| "CTA".contains(letter)) {
+            let expected = "letters C, T, A starting with C";
+            return Err(ConfigError::new("decoder", "level_config", expected, letters));
+        }
+        if letters.contains('A') {
+            let heads = usize::try_from(self.nhead[level]).unwrap_or(0);
+            heads_divide("decoder", "nhead", heads, self.c_hidden[level])?;
+        }
+        Ok(())
     }
 
     /// The blocks of one level; the first takes `skip` channels of the way down besides the
@@ -251,13 +283,6 @@ impl DecoderConfig {
         };
         letters.chars().enumerate().map(block).collect()
     }
-}
-
-/// What every block of a forward pass sees.
-struct Conditions {
-    time: Tensor<2>,
-    text: Tensor<3>,
-    image: Tensor<4>,
 }
 
 impl Decoder {
@@ -292,26 +317,38 @@ impl Decoder {
         observe: Observer,
     ) -> Tensor<4> {
         let x = channels_last(x);
-        let conditions = Conditions {
-            time: time_embedding(times, self.time_channels, &x.device()),
-            text: self.embed_text(text),
-            image: channels_last(image_embedding),
-        };
+        let image_embedding = channels_last(image_embedding);
         let patches = pixel_unshuffle(x.clone(), self.patch_size);
         let mut h = layer_norm(affine(&self.embedding, patches));
         observe("embedding", &h);
 
+        let (levels, [_, height, width, _]) = (self.down_blocks.len(), h.dims());
+        let image_at = |number: usize, level: usize| {
+            self.image_at(number, &image_embedding, [height >> level, width >> level])
+        };
+        let mut conditions = Conditions {
+            time: time_embedding(times, self.time_channels, &x.device()),
+            text: self.embed_text(text),
+            skip: None,
+            image: None,
+        };
         let mut outputs = Vec::new();
         for (level, blocks) in self.down_blocks.iter().enumerate() {
-            let name = format!("down_blocks.{level}");
-            h = self.level(blocks, h, level, &name, None, &conditions, observe);
+            conditions.image = image_at(level, level);
+            for (i, block) in blocks.iter().enumerate() {
+                h = block.forward(h, &mut conditions);
+                observe(&format!("down_blocks.{level}.{i}"), &h);
+            }
             outputs.push(h.clone());
         }
         outputs.pop(); // the deepest output is the way up's input, not its skip
-        for (i, blocks) in self.up_blocks.iter().enumerate() {
-            let skip = (i > 0).then(|| outputs.pop()).flatten();
-            let (name, mapper) = (format!("up_blocks.{i}"), self.down_blocks.len() + i);
-            h = self.level(blocks, h, mapper, &name, skip, &conditions, observe);
+        for (up, blocks) in self.up_blocks.iter().enumerate() {
+            conditions.skip = (up > 0).then(|| outputs.pop()).flatten();
+            conditions.image = image_at(levels + up, levels - 1 - up);
+            for (i, block) in blocks.iter().enumerate() {
+                h = block.forward(h, &mut conditions);
+                observe(&format!("up_blocks.{up}.{i}"), &h);
+            }
         }
 
         let ab = pixel_shuffle(affine(&self.clf, layer_norm(h)), self.patch_size);
@@ -358,35 +395,15 @@ impl Decoder {
         Some(affine(mapper, resize_bicubic(channels_last(image_embedding), size)))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call each on the way down and up")]
-    fn level(
+    /// The image embedding for the blocks of a level: resized, and on its way through the mapper. `level`
+    /// counts the way down, then the way up; `None` where it sees none.
+    fn image_at(
         &self,
-        blocks: &[Block],
-        mut h: Tensor<4>,
-        mapper: usize,
-        name: &str,
-        mut skip: Option<Tensor<4>>,
-        conditions: &Conditions,
-        observe: Observer,
-    ) -> Tensor<4> {
-        let mut mapped: Option<MappedImage<'_>> = None;
-        for (j, block) in blocks.iter().enumerate() {
-            h = match block {
-                Block::Res(block) => {
-                    if let (None, Some(mapper)) = (&mapped, &self.effnet_mappers[mapper]) {
-                        let [_, height, width, _] = h.dims();
-                        let image = resize_bicubic(conditions.image.clone(), [height, width]);
-                        mapped = Some(MappedImage { image, mapper });
-                    }
-                    block.forward(h, skip.take(), mapped.as_ref())
-                }
-                Block::Timestep(block) => block.forward(h, conditions.time.clone()),
-                Block::Attention(block) => block.forward(h, conditions.text.clone()),
-                Block::Downscale(block) => block.forward(h),
-                Block::Upscale(block) => block.forward(h),
-            };
-            observe(&format!("{name}.{j}"), &h);
-        }
-        h
+        level: usize,
+        image_embedding: &Tensor<4>,
+        size: [usize; 2],
+    ) -> Option<MappedImage<'_>> {
+        let mapper = self.effnet_mappers[level].as_ref()?;
+        Some(MappedImage { image: resize_bicubic(image_embedding.clone(), size), mapper })
     }
 }

@@ -8,7 +8,8 @@ use burn::prelude::*;
 
 use crate::noise::Philox;
 use crate::options::Settings;
-use crate::pipeline::{Error, Pipeline, Progress, Sampling, Stage, denoise};
+use crate::part::Stage;
+use crate::pipeline::{Error, Pipeline, Progress, Sampling, denoise};
 
 /// The largest value of half precision.
 pub const LARGEST_HALF: f32 = 65504.0;

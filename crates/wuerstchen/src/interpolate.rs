@@ -11,7 +11,7 @@ use crate::options::{MAX_COUNT, OptionsError};
 /// # Shapes
 ///
 /// - a, b, output: any, the same
-pub fn linear<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f32) -> Tensor<D> {
+pub fn lerp<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f32) -> Tensor<D> {
     a * (1.0 - t) + b * t
 }
 
@@ -22,7 +22,7 @@ pub fn linear<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f32) -> Tensor<D> {
 /// has only `√½` of their spread, and its picture is washed out.
 ///
 /// Source: Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985).
-pub fn spherical(a: &[f32], b: &[f32], t: f32) -> Vec<f32> {
+pub fn slerp(a: &[f32], b: &[f32], t: f32) -> Vec<f32> {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
     };
@@ -79,9 +79,9 @@ mod tests {
     #[test]
     fn the_ends_are_the_ends() {
         let [a, b] = [0, 1].map(|stream| Philox::new(1, stream).normal(64));
-        assert_eq!((spherical(&a, &b, 0.0), spherical(&a, &b, 1.0)), (a.clone(), b.clone()));
+        assert_eq!((slerp(&a, &b, 0.0), slerp(&a, &b, 1.0)), (a.clone(), b.clone()));
         let tensor = |values: &[f32]| Tensor::<1>::from_data(values, &Device::flex());
-        let at = |t| linear(tensor(&a), tensor(&b), t).into_data().try_to_vec::<f32>().unwrap();
+        let at = |t| lerp(tensor(&a), tensor(&b), t).into_data().try_to_vec::<f32>().unwrap();
         assert_eq!((at(0.0), at(1.0)), (a.clone(), b.clone()));
     }
 
@@ -89,15 +89,15 @@ mod tests {
     #[test]
     fn the_circle_keeps_the_length() {
         let half = std::f32::consts::FRAC_1_SQRT_2;
-        let found = spherical(&[1.0, 0.0], &[0.0, 1.0], 0.5);
+        let found = slerp(&[1.0, 0.0], &[0.0, 1.0], 0.5);
         assert!(found.iter().all(|value| (value - half).abs() < 1e-6), "{found:?}");
     }
 
     #[test]
     fn without_a_circle_the_way_is_straight() {
-        assert_eq!(spherical(&[1.0, 2.0], &[2.0, 4.0], 0.5), [1.5, 3.0]);
-        assert_eq!(spherical(&[1.0, 2.0], &[0.0, 0.0], 0.5), [0.5, 1.0]);
-        assert_eq!(spherical(&[1.0, 2.0], &[-1.0, -2.0], 0.25), [0.5, 1.0]);
+        assert_eq!(slerp(&[1.0, 2.0], &[2.0, 4.0], 0.5), [1.5, 3.0]);
+        assert_eq!(slerp(&[1.0, 2.0], &[0.0, 0.0], 0.5), [0.5, 1.0]);
+        assert_eq!(slerp(&[1.0, 2.0], &[-1.0, -2.0], 0.25), [0.5, 1.0]);
     }
 
     #[test]

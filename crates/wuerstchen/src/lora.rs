@@ -16,8 +16,9 @@ use std::sync::Arc;
 pub use self::read::LoraFile;
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, ReadBytes};
+use crate::error::{Differences, LoadError};
+use crate::part::Part;
 use crate::stored::StoredDtype;
-use crate::weights::{Differences, LoadError};
 
 /// Why a LoRA cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +85,7 @@ pub enum LoraError {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lora {
     /// By the part and the name of the changed tensor.
-    layers: BTreeMap<(&'static str, String), LowRank>,
+    layers: BTreeMap<(Part, String), LowRank>,
     left_out: Vec<String>,
 }
 
@@ -103,7 +104,7 @@ struct LowRank {
 
 impl Lora {
     /// Adds the change to the values of a part's tensor, rows of its outputs; other tensors stay.
-    fn apply(&self, target: &(&'static str, String), values: &mut [f32]) {
+    fn apply(&self, target: &(Part, String), values: &mut [f32]) {
         let Some(layer) = self.layers.get(target) else { return };
         let inputs = layer.down.len() / layer.rank;
         let rows = values.chunks_mut(inputs).zip(layer.up.chunks(layer.rank));
@@ -118,7 +119,7 @@ impl Lora {
     }
 
     /// Names of the tensors of a part that it changes.
-    pub fn targets<'a>(&'a self, part: &'a str) -> impl Iterator<Item = &'a str> {
+    pub fn targets(&self, part: Part) -> impl Iterator<Item = &str> {
         self.layers.keys().filter(move |(of, _)| *of == part).map(|(_, name)| name.as_str())
     }
 
@@ -143,7 +144,7 @@ impl Lora {
 /// A tensor that is changed when it is read.
 struct Changed {
     weights: Checkpoint,
-    target: (&'static str, String),
+    target: (Part, String),
     bytes: usize,
     loras: Arc<[Lora]>,
 }
@@ -177,7 +178,7 @@ impl ModelFiles {
         let loras = Arc::<[Lora]>::from(loras);
         let targets: BTreeSet<_> = loras.iter().flat_map(|lora| lora.layers.keys()).collect();
         for &(part, ref name) in targets {
-            let Some(weights) = self.weights.get_mut(part) else { continue };
+            let Some(weights) = self.weights.get_mut(&part) else { continue };
             let Some(shape) = weights.shape(name).map(<[usize]>::to_vec) else { continue };
             let bytes = 4 * shape.iter().product::<usize>();
             let target = (part, name.clone());
@@ -192,14 +193,13 @@ impl ModelFiles {
 mod tests {
     use super::read::tests::{model, read};
     use super::*;
-    use crate::bundle::layout;
 
     const DOWN: [f32; 3] = [1.0, 2.0, 3.0];
     const UP: [f32; 2] = [10.0, -1.0];
 
     fn values(files: &ModelFiles, name: &str) -> Vec<f32> {
         let name = format!("blocks.2.attention.{name}");
-        files.weights[layout::PRIOR].values(&name).unwrap()
+        files.weights[&Part::PRIOR].values(&name).unwrap()
     }
 
     /// Rank 1, alpha 4, weight 0.5: `0.5·4/1·[10, −1]ᵀ·[1, 2, 3]` on top of ones, twice; tensors that
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(values(&changed, "to_k.weight"), [1.0; 6]);
         assert_eq!(values(&changed, "to_q.bias"), [1.0; 2]);
         let names = |files: &ModelFiles| -> Vec<String> {
-            files.weights[layout::PRIOR].names().map(str::to_owned).collect()
+            files.weights[&Part::PRIOR].names().map(str::to_owned).collect()
         };
         assert_eq!(names(&changed), names(&model()));
     }

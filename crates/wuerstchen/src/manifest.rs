@@ -11,14 +11,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::bundle::{ModelFiles, layout};
+use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, Pieces, ReadBytes};
+use crate::error::LoadError;
 use crate::options::Defaults;
-use crate::pipeline::{ModelCard, Pipeline, Stage};
+use crate::part::{Part, Stage};
 use crate::preview::EmbeddingColours;
 use crate::self_test::SelfTest;
 use crate::stored::{Stored, StoredDtype};
-use crate::weights::{LoadError, is_counter};
+use crate::weights::is_counter;
 
 /// Version of the format.
 pub const FORMAT: u32 = 1;
@@ -89,8 +90,8 @@ pub struct Shard {
 /// Where a tensor lies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorEntry {
-    /// Folder of its part, see [`layout`].
-    pub part: String,
+    /// Its part.
+    pub part: Part,
     /// Name in the part.
     pub name: String,
     /// As in PyTorch.
@@ -141,9 +142,9 @@ impl Manifest {
                 false => Stored::new(shape, &weights.values(name)?, dtype),
             };
             let bytes = stored.bytes.len();
-            if part != layout::COMPRESSOR {
+            if let Some(stage) = part.stage() {
                 let empty = StageInfo { params: 0, bytes: 0, dtype };
-                let info = stages.entry(stage(part)).or_insert(empty);
+                let info = stages.entry(stage).or_insert(empty);
                 info.params += shape.iter().product::<usize>();
                 info.bytes += bytes;
                 info.dtype = info.dtype.max(dtype);
@@ -162,7 +163,7 @@ impl Manifest {
                 open.extend_from_slice(piece);
             }
             tensors.push(TensorEntry {
-                part: part.to_owned(),
+                part,
                 name: name.to_owned(),
                 shape: shape.to_vec(),
                 dtype,
@@ -172,10 +173,7 @@ impl Manifest {
             });
         }
         close(&mut open, &mut shards)?;
-        let card = match files.texts.contains_key(layout::CARD) {
-            true => files.config(layout::CARD)?,
-            false => ModelCard::default(),
-        };
+        let card = files.card()?;
         let texts = files.texts.clone();
         Ok(Self {
             format: FORMAT,
@@ -316,8 +314,8 @@ impl Manifest {
         let mut files = self.texts();
         for tensor in &self.tensors {
             let pieces = self.pieces(tensor).expect("parse has checked all pieces");
-            let part = files.weights.entry(tensor.part.clone());
-            let part = part.or_insert_with(|| Checkpoint::empty(&tensor.part));
+            let part = files.weights.entry(tensor.part);
+            let part = part.or_insert_with(|| Checkpoint::empty(tensor.part.folder()));
             let TensorEntry { name, dtype, shape, .. } = tensor;
             match &pieces[..] {
                 [(shard, range)] => {
@@ -354,9 +352,9 @@ impl Unpacking {
         manifest: &Manifest,
         index: usize,
         bytes: &[u8],
-    ) -> Result<BTreeMap<String, Checkpoint>, LoadError> {
+    ) -> Result<BTreeMap<Part, Checkpoint>, LoadError> {
         manifest.check_length(index, bytes.len())?;
-        let mut parts: BTreeMap<String, Checkpoint> = BTreeMap::new();
+        let mut parts: BTreeMap<Part, Checkpoint> = BTreeMap::new();
         for (place, tensor) in manifest.tensors.iter().enumerate() {
             let pieces = manifest.pieces(tensor).expect("parse has checked all pieces");
             let Some(number) = pieces.iter().position(|(shard, _)| *shard == index) else {
@@ -374,8 +372,8 @@ impl Unpacking {
                 self.begun.insert(place, begun);
                 continue;
             }
-            let part = parts.entry(tensor.part.clone());
-            let part = part.or_insert_with(|| Checkpoint::empty(&tensor.part));
+            let part = parts.entry(tensor.part);
+            let part = part.or_insert_with(|| Checkpoint::empty(tensor.part.folder()));
             let range = 0..begun.len();
             part.insert(&tensor.name, tensor.dtype, &tensor.shape, Arc::new(begun), range)?;
         }
@@ -385,7 +383,7 @@ impl Unpacking {
 
 /// A tensor that is to be stored.
 struct Unstored<'a> {
-    part: &'static str,
+    part: Part,
     weights: &'a Checkpoint,
     name: &'a str,
     shape: &'a [usize],
@@ -395,8 +393,7 @@ struct Unstored<'a> {
 
 /// The tensors of a model that is to be stored as `dtype`, those of a picture's parts first.
 fn unstored(files: &ModelFiles, dtype: StoredDtype) -> impl Iterator<Item = Unstored<'_>> {
-    let parts = Pipeline::PARTS.into_iter().chain([layout::COMPRESSOR]);
-    let parts = parts.filter_map(|part| Some((part, files.weights.get(part)?)));
+    let parts = Part::all().filter_map(|part| Some((part, files.weights.get(&part)?)));
     parts.flat_map(move |(part, weights)| {
         let learnt = weights.describe().filter(|(name, ..)| !is_counter(name));
         learnt.map(move |(name, _, shape, _)| {
@@ -404,16 +401,6 @@ fn unstored(files: &ModelFiles, dtype: StoredDtype) -> impl Iterator<Item = Unst
             Unstored { part, weights, name, shape, dtype }
         })
     })
-}
-
-/// The stage that a part counts for.
-fn stage(part: &str) -> Stage {
-    match part {
-        layout::PRIOR => Stage::Prior,
-        layout::DECODER => Stage::Decoder,
-        layout::VQGAN => Stage::Vqgan,
-        _ => Stage::Text,
-    }
 }
 
 fn id(name: &str, texts: &BTreeMap<String, String>, shards: &[Shard]) -> String {
@@ -451,11 +438,12 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::NamedTensor;
 
     /// One shard of 80 bytes with two tensors: f32 of 2 values, i8 of 1 x 4: a block of 64 bytes, a
     /// word with its scale, a word with its zero-point.
     fn manifest() -> Value {
-        let (part, bytes) = (layout::PRIOR, [0u8; 80]);
+        let (part, bytes) = (Part::PRIOR, [0u8; 80]);
         json!({
             "format": FORMAT, "id": "a", "name": "a", "licence": "", "provenance": "",
             "defaults": {}, "stages": {}, "files": {},
@@ -487,7 +475,7 @@ mod tests {
         let shard: Arc<dyn ReadBytes> = Arc::new(bytes.clone());
         let opened = manifest.open::<LoadError>(|_| Ok(shard.clone())).unwrap().weights;
         for parts in [Unpacking::default().add(&manifest, 0, &bytes).unwrap(), opened] {
-            let weights = &parts[layout::PRIOR];
+            let weights = &parts[&Part::PRIOR];
             assert_eq!(weights.values("x").unwrap(), [1.0, -2.0]);
             assert_eq!(weights.values("y").unwrap(), [-1.0, -0.5, 126.0, 0.0]);
         }
@@ -498,13 +486,13 @@ mod tests {
     fn a_tensor_larger_than_a_shard_is_put_together() {
         let large: Vec<f32> = (0..10 << 20).map(|i| i as f32).collect();
         let tensors = [
-            ("a".to_owned(), vec![2], vec![1.0, 2.0]),
-            ("b".to_owned(), vec![10 << 20], large.clone()),
-            ("c".to_owned(), vec![1], vec![3.0]),
+            NamedTensor::new("a", &[2], vec![1.0, 2.0]),
+            NamedTensor::new("b", &[10 << 20], large.clone()),
+            NamedTensor::new("c", &[1], vec![3.0]),
         ];
         let mut model = ModelFiles::default();
-        let weights = Checkpoint::from_tensors(layout::PRIOR, tensors);
-        model.weights.insert(layout::PRIOR.to_owned(), weights);
+        let weights = Checkpoint::from_tensors(Part::PRIOR.folder(), tensors);
+        model.weights.insert(Part::PRIOR, weights);
         let mut files: BTreeMap<String, Arc<dyn ReadBytes>> = BTreeMap::new();
         let write = |file: &str, bytes: &[u8]| {
             files.insert(file.to_owned(), Arc::new(bytes.to_vec()));
@@ -524,8 +512,8 @@ mod tests {
             manifest.verify(index, &bytes).unwrap();
             streamed.extend(unpacking.add(&manifest, index, &bytes).unwrap().into_values());
         }
-        let streamed = Checkpoint::join(layout::PRIOR, &streamed).unwrap();
-        for weights in [streamed, opened.weights[layout::PRIOR].clone()] {
+        let streamed = Checkpoint::join(Part::PRIOR.folder(), &streamed).unwrap();
+        for weights in [streamed, opened.weights[&Part::PRIOR].clone()] {
             assert_eq!(weights.values("a").unwrap(), [1.0, 2.0]);
             assert_eq!(weights.values("b").unwrap(), large);
             assert_eq!(weights.values("c").unwrap(), [3.0]);
@@ -565,6 +553,8 @@ mod tests {
             let error = parse(|value| value["tensors"][tensor][field] = lie).unwrap_err();
             assert!(error.contains("lies outside of its shard"), "{error}");
         }
+        let part = parse(|value| value["tensors"][0]["part"] = "wuerstchen/unet".into());
+        assert!(part.unwrap_err().contains("unknown part \"wuerstchen/unet\": expected one of "));
         let large = parse(|value| value["shards"][0]["bytes"] = (MAX_SHARD_BYTES + 1).into());
         assert!(large.unwrap_err().contains("at most 16777216"));
     }

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 
 use crate::image::{Image, Mask};
-use crate::interpolate::spherical;
+use crate::interpolate::slerp;
 use crate::sampler::Known;
 
 /// Pictures that are made at once, each from its own stream of the seed's noise.
@@ -91,7 +91,7 @@ impl Origin {
         assert_eq!(from.shape(), to.shape(), "both pictures are encoded at one size");
         let values =
             |data: &TensorData| data.as_slice::<f32>().expect("embeddings are f32").to_vec();
-        let values = spherical(&values(from), &values(to), share);
+        let values = slerp(&values(from), &values(to), share);
         Self { embedding: TensorData::new(values, from.shape().clone()), kept: None }
     }
 

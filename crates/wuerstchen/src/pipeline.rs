@@ -1,6 +1,7 @@
 //! The whole system: prompt to text embedding to image embedding to latents to picture.
 
 mod loader;
+mod progress;
 mod sampling;
 mod sources;
 mod stages;
@@ -9,103 +10,34 @@ mod text;
 use std::ops::ControlFlow;
 
 use burn::prelude::*;
-use serde::{Deserialize, Serialize};
 
 pub use self::loader::PipelineLoader;
+pub use self::progress::{Error, Progress};
 pub use self::sampling::{Guided, Noise, Sampling};
 use self::sampling::{Steps, Streams, Task, predict_decoder, predict_prior, report};
 pub(crate) use self::sampling::{denoise, read};
 pub use self::text::TextPart;
 use self::text::embed;
-use crate::bundle::{ModelFiles, layout};
+use crate::bundle::ModelFiles;
+use crate::card::{DecoderIndex, ModelCard, PriorIndex};
 use crate::checkpoint::Checkpoint;
 use crate::compressor::Compressor;
 use crate::decoder::{Decoder, DecoderConfig};
+use crate::error::LoadError;
+use crate::family::Family;
 use crate::image::Image;
-use crate::options::{Defaults, GenerateOptions, OptionsError, PromptSyntax, Settings};
+use crate::options::{GenerateOptions, OptionsError, PromptSyntax, Settings};
 use crate::origin::Batch;
+use crate::part::{Part, Stage};
 use crate::prior::{Prior, PriorConfig};
 use crate::residency::{Residency, Slot};
 use crate::sampler::Known;
 use crate::schedule::Schedule;
 use crate::text::{TokenizerError, Unread};
 use crate::vqgan::{Vqgan, VqganConfig};
-use crate::weights::LoadError;
 
 /// Longest side of a picture in pixels.
 pub const MAX_SIDE: usize = 4096;
-
-/// Why no picture was made.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The options cannot be run.
-    #[error(transparent)]
-    Options(#[from] OptionsError),
-    /// The prompt cannot be split into tokens.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// The weights of a part cannot be loaded.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// The device failed.
-    #[error("the device failed: {0}")]
-    Device(String),
-    /// The caller asked to stop.
-    #[error("stopped on request")]
-    Cancelled,
-}
-
-/// `wuerstchen-prior/model_index.json`: how Stage C's space and the pictures' sizes relate.
-///
-/// What the file does not say is as published: diffusers leaves it out where it saves both pipelines as
-/// one, and then takes the same values.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PriorIndex {
-    /// Factor from Stage C's latents to image embeddings.
-    pub latent_mean: f64,
-    /// Subtracted from the scaled latents.
-    pub latent_std: f64,
-    /// Pixels of the picture for every pixel of the image embedding.
-    pub resolution_multiple: f64,
-}
-
-impl Default for PriorIndex {
-    /// Those of `WuerstchenPriorPipeline` in diffusers.
-    fn default() -> Self {
-        Self { latent_mean: 42.0, latent_std: 1.0, resolution_multiple: 42.67 }
-    }
-}
-
-/// `wuerstchen/model_index.json`: how the embedding's size and the latents' relate; what the file does
-/// not say is as published.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct DecoderIndex {
-    /// Latent pixels for every pixel of the image embedding.
-    pub latent_dim_scale: f64,
-}
-
-impl Default for DecoderIndex {
-    /// That of `WuerstchenDecoderPipeline` in diffusers.
-    fn default() -> Self {
-        Self { latent_dim_scale: 10.67 }
-    }
-}
-
-/// `wuerstchen.json`: what the model is and does by default. Folders of other programs have none.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ModelCard {
-    /// A name for people.
-    pub name: String,
-    /// Licence of the weights.
-    pub licence: String,
-    /// How the weights were made.
-    pub provenance: String,
-    /// Where options say nothing.
-    pub defaults: Defaults,
-}
 
 /// The three stages and what joins them.
 pub struct Pipeline {
@@ -125,36 +57,16 @@ pub struct Pipeline {
     pub(crate) decoder_schedule: Schedule,
     vqgan: Slot<Vqgan>,
     pub(crate) vqgan_config: VqganConfig,
-    /// The semantic compressor and how many pixels one of its embedding stands for; or why there is
-    /// none.
-    compressor: Result<(Slot<Compressor>, usize), String>,
+    /// The semantic compressor; or why it cannot be used.
+    compressor: Result<CompressorPart, LoadError>,
     device: Device,
 }
 
-/// Names the steps of a generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stage {
-    /// Both text encoders.
-    Text,
-    /// Stage C.
-    Prior,
-    /// Stage B.
-    Decoder,
-    /// Stage A.
-    Vqgan,
-}
-
-/// Reported after every step.
-pub struct Progress<'a> {
-    /// Which stage.
-    pub stage: Stage,
-    /// Steps done, from 1.
-    pub step: usize,
-    /// Steps of this stage.
-    pub steps: usize,
-    /// What the step made, `[B, C, H, W]`; text embeddings as `[B, T, D]`.
-    pub latents: &'a TensorData,
+/// The semantic compressor, which pictures to start from need.
+struct CompressorPart {
+    network: Slot<Compressor>,
+    /// How many pixels one pixel of the embedding stands for, along each axis.
+    downscale: usize,
 }
 
 /// What a generation made.
@@ -170,10 +82,6 @@ pub struct Generated {
 }
 
 impl Pipeline {
-    /// The parts that a pipeline is made of.
-    pub const PARTS: [&str; 5] =
-        [layout::PRIOR_TEXT, layout::PRIOR, layout::DECODER_TEXT, layout::DECODER, layout::VQGAN];
-
     /// Loads a model to `device`: all parts at once, or each when it is needed.
     ///
     /// # Errors
@@ -185,16 +93,26 @@ impl Pipeline {
         residency: Residency,
     ) -> Result<Self, LoadError> {
         let mut loader = PipelineLoader::new(files, device)?;
-        let parts = Self::PARTS.iter().filter_map(|part| files.weights.get(*part));
-        if residency.is_per_stage(parts.map(Checkpoint::device_bytes).sum()) {
-            return loader.on_demand(files);
-        }
-        for part in Self::PARTS {
+        let parts = Self::parts().filter_map(|part| files.weights.get(&part));
+        let per_stage = residency.is_per_stage(parts.map(Checkpoint::device_bytes).sum());
+        for part in Self::parts() {
             let weights = files.weights(part)?;
-            loader = loader.add(part, weights)?;
+            if per_stage {
+                loader.defer(part, weights)?;
+            } else {
+                loader.add(part, weights)?;
+            }
         }
-        loader.defer_compressor(files)?;
+        // Few pictures need it.
+        if let Some(weights) = files.weights.get(&Part::COMPRESSOR) {
+            loader.defer(Part::COMPRESSOR, weights)?;
+        }
         loader.finish()
+    }
+
+    /// The parts that a pipeline needs, in the order in which it uses them.
+    pub fn parts() -> impl Iterator<Item = Part> {
+        Family::WUERSTCHEN.needed()
     }
 
     /// Where the models are.

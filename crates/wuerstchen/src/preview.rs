@@ -5,7 +5,8 @@ use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
 use crate::image::Image;
-use crate::pipeline::{Error, Pipeline, Stage};
+use crate::part::Stage;
+use crate::pipeline::{Error, Pipeline};
 
 /// A linear map from image embeddings to colours, fitted to pictures of the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
 use crate::blocks::{
-    AttentionBlockConfig, Block, Observer, ResBlockConfig, TimestepBlockConfig, channels_first,
-    channels_last, condition_mapper, linear, time_embedding,
+    AttentionBlockConfig, Block, Conditions, Observer, ResBlockConfig, TimestepBlockConfig, affine,
+    channels_first, channels_last, condition_mapper, linear_layer, time_embedding,
 };
-use crate::config::{ConfigError, heads_divide, positive};
-use crate::weights::affine;
+use crate::checkpoint::Checkpoint;
+use crate::config::{ConfigError, heads_divide, positive, published_heads};
+use crate::part::PartConfig;
+use crate::weights::KeyTable;
 
 /// Configuration of a [`Prior`], with the published field names (`prior/config.json`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,13 +55,13 @@ pub struct Prior {
     time_channels: usize,
 }
 
-impl PriorConfig {
-    /// Checks what the architecture needs of the sizes.
-    ///
-    /// # Errors
-    ///
-    /// Names the first field that cannot be used and what it needs.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+impl PartConfig for PriorConfig {
+    type Model = Prior;
+
+    const CLASS: &'static str = "WuerstchenPrior";
+    const KEYS: KeyTable = KeyTable::DIFFUSION;
+
+    fn validate(&self) -> Result<(), ConfigError> {
         for (field, value) in
             [("c_in", self.c_in), ("c", self.c), ("c_cond", self.c_cond), ("depth", self.depth)]
         {
@@ -71,8 +73,7 @@ impl PriorConfig {
         heads_divide("prior", "nhead", self.nhead, self.c)
     }
 
-    /// Initializes the model on `device` as the authors start training.
-    pub fn init(&self, device: &Device) -> Prior {
+    fn init(&self, device: &Device) -> Prior {
         let output_gain = (1.0 / self.depth as f64).sqrt();
         let res = ResBlockConfig::new(self.c, 0, KERNEL_SIZE, self.dropout, output_gain);
         let timestep = TimestepBlockConfig::new(self.c, self.c_r);
@@ -89,9 +90,22 @@ impl PriorConfig {
             cond_in: condition_mapper(self.c_cond, self.c, device),
             cond_out: condition_mapper(self.c, self.c, device),
             blocks: (0..self.depth).flat_map(group).collect(),
-            out: linear(self.c, 2 * self.c_in, 0.0, device),
+            out: linear_layer(self.c, 2 * self.c_in, 0.0, device),
             time_channels: self.c_r,
         }
+    }
+
+    fn infer(weights: &Checkpoint) -> Option<Self> {
+        let c = weights.side("projection.weight", 0)?;
+        Some(Self {
+            c_in: weights.side("projection.weight", 1)?,
+            c,
+            c_cond: weights.side("cond_mapper.0.weight", 1)?,
+            c_r: weights.side("blocks.1.mapper.weight", 1)?,
+            depth: weights.count(|i| format!("blocks.{}.depthwise.weight", 3 * i)),
+            nhead: published_heads(c)?,
+            dropout: 0.1,
+        })
     }
 }
 
@@ -116,17 +130,16 @@ impl Prior {
         observe: Observer,
     ) -> Tensor<4> {
         let x = channels_last(x);
-        let time = time_embedding(times, self.time_channels, &x.device());
-        let text = self.embed_text(text);
+        let mut conditions = Conditions {
+            time: time_embedding(times, self.time_channels, &x.device()),
+            text: self.embed_text(text),
+            skip: None,
+            image: None,
+        };
         let mut h = affine(&self.projection, x.clone());
         observe("projection", &h);
         for (i, block) in self.blocks.iter().enumerate() {
-            h = match block {
-                Block::Res(block) => block.forward(h, None, None),
-                Block::Timestep(block) => block.forward(h, time.clone()),
-                Block::Attention(block) => block.forward(h, text.clone()),
-                Block::Downscale(_) | Block::Upscale(_) => unreachable!("a prior has one level"),
-            };
+            h = block.forward(h, &mut conditions);
             observe(&format!("blocks.{i}"), &h);
         }
         let ab = affine(&self.out, layer_norm(h));

@@ -1,10 +1,14 @@
 //! Which parts of a model are on the device, and when.
 
+use std::collections::BTreeSet;
+
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
-use crate::weights::{KeyTable, LoadError, check, load};
+use crate::error::LoadError;
+use crate::part::Part;
+use crate::weights::{all_loaded, check, load, load_some};
 
 /// Which parts of a model stay on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,27 +38,21 @@ impl Residency {
     }
 }
 
-/// A part of a model: either on the device, or not loaded, with the place of its weights.
-pub(crate) enum Slot<M> {
-    /// On the device.
-    Resident(M),
-    /// Not loaded: the part without weights, and where its weights are.
-    OnDemand { empty: M, weights: Checkpoint, keys: KeyTable },
+/// A part of a model: on the device, or loaded whenever it is needed.
+pub(crate) struct Slot<M> {
+    part: Part,
+    /// Without its weights where those are elsewhere.
+    network: M,
+    /// What the part is loaded from whenever it is needed.
+    elsewhere: Option<Checkpoint>,
+    /// Names of the tensors that have arrived.
+    arrived: BTreeSet<String>,
 }
 
 impl<M: Module> Slot<M> {
-    /// A part that is loaded whenever it is needed.
-    ///
-    /// # Errors
-    ///
-    /// Every missing, unexpected and misshapen tensor, all at once.
-    pub(crate) fn on_demand(
-        empty: M,
-        weights: &Checkpoint,
-        keys: KeyTable,
-    ) -> Result<Self, LoadError> {
-        check(&empty, weights, keys)?;
-        Ok(Self::OnDemand { empty, weights: weights.clone(), keys })
+    /// A part whose weights have not arrived.
+    pub(crate) fn new(part: Part, network: M) -> Self {
+        Self { part, network, elsewhere: None, arrived: BTreeSet::new() }
     }
 
     /// The part with its weights, for as long as the caller keeps it.
@@ -63,9 +61,72 @@ impl<M: Module> Slot<M> {
     ///
     /// The weights cannot be read, or are not finite.
     pub(crate) fn get(&self) -> Result<M, LoadError> {
-        match self {
-            Self::Resident(module) => Ok(module.clone()),
-            Self::OnDemand { empty, weights, keys } => load(empty.clone(), weights, *keys),
+        let network = self.network.clone();
+        match &self.elsewhere {
+            Some(weights) => load(network, weights, self.part.keys()),
+            None => Ok(network),
+        }
+    }
+}
+
+/// A [`Slot`] of any network.
+pub(crate) trait Load {
+    /// Which part it is.
+    fn part(&self) -> Part;
+
+    /// Takes weights to the device, all or some.
+    ///
+    /// # Errors
+    ///
+    /// Names every tensor that does not belong to the part or is misshapen.
+    fn add(&mut self, weights: &Checkpoint) -> Result<(), LoadError>;
+
+    /// Leaves the weights where they are, to be loaded whenever the part is needed.
+    ///
+    /// # Errors
+    ///
+    /// Every missing, unexpected and misshapen tensor, all at once.
+    fn defer(&mut self, weights: &Checkpoint) -> Result<(), LoadError>;
+
+    /// Whether no weights have arrived, and none are elsewhere.
+    fn is_empty(&self) -> bool;
+
+    /// Fails where weights have not arrived.
+    ///
+    /// # Errors
+    ///
+    /// Every missing tensor.
+    fn check_complete(&self) -> Result<(), LoadError>;
+}
+
+impl<M: Module> Load for Slot<M> {
+    fn part(&self) -> Part {
+        self.part
+    }
+
+    fn add(&mut self, weights: &Checkpoint) -> Result<(), LoadError> {
+        let (network, keys) = (self.network.clone(), self.part.keys());
+        self.network = load_some(network, weights, keys, &mut self.arrived)?;
+        Ok(())
+    }
+
+    fn defer(&mut self, weights: &Checkpoint) -> Result<(), LoadError> {
+        check(&self.network, weights, self.part.keys())?;
+        self.elsewhere = Some(weights.clone());
+        Ok(())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.arrived.is_empty() && self.elsewhere.is_none()
+    }
+
+    fn check_complete(&self) -> Result<(), LoadError> {
+        match self.elsewhere {
+            Some(_) => Ok(()),
+            None => {
+                let (part, keys) = (self.part.folder(), self.part.keys());
+                all_loaded(&self.network, part, keys, &self.arrived)
+            }
         }
     }
 }

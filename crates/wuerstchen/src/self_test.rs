@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::options::GenerateOptions;
 use crate::pipeline::{Error, Generated, Pipeline};
+use crate::relative_error::relative_error;
 
 /// A short generation and its results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -118,25 +119,4 @@ async fn run(
     };
     let picture = images[0].rgb.iter().step_by(PICTURE_STRIDE).map(|&v| f32::from(v)).collect();
     Ok([values(image_embeddings), values(latents), picture])
-}
-
-/// `||found − expected|| / ||expected||`; the largest number if a value is NaN or the lengths differ.
-pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
-    let error = difference / norm(&mut expected.iter().map(|&v| f64::from(v)));
-    if found.len() == expected.len() && error.is_finite() { error } else { f64::MAX }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// ||(3, 4) - (3, 0)|| = 4, ||(3, 0)|| = 3.
-    #[test]
-    fn errors_are_relative_and_never_hide_what_is_no_number() {
-        assert_eq!(relative_error(&[3.0, 4.0], &[3.0, 0.0]), 4.0 / 3.0);
-        assert_eq!(relative_error(&[f32::NAN], &[1.0]), f64::MAX);
-        assert_eq!(relative_error(&[1.0], &[1.0, 1.0]), f64::MAX);
-    }
 }

@@ -4,14 +4,17 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{Padding, gelu, layer_norm, linear as matmul_bias};
+use wuerstchen_kernels::{Padding, gelu, layer_norm, linear};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{
-    DepthwiseConv, Observer, channels_first, channels_last, linear, pixel_shuffle, pixel_unshuffle,
+    DepthwiseConv, Observer, affine, channels_first, channels_last, linear_layer, pixel_shuffle,
+    pixel_unshuffle,
 };
+use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, positive};
-use crate::weights::affine;
+use crate::part::PartConfig;
+use crate::weights::KeyTable;
 
 /// Configuration of a [`Vqgan`], with the published field names (`vqgan/config.json`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,18 +91,13 @@ struct Conv4x4 {
     bias: Param<Tensor<1>>,
 }
 
-impl VqganConfig {
-    /// How many pixels one latent pixel stands for, along each axis.
-    pub fn downscale(&self) -> usize {
-        self.up_down_scale_factor << (self.levels - 1)
-    }
+impl PartConfig for VqganConfig {
+    type Model = Vqgan;
 
-    /// Checks what the architecture needs of the sizes.
-    ///
-    /// # Errors
-    ///
-    /// Names the first field that cannot be used and what it needs.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    const CLASS: &'static str = "PaellaVQModel";
+    const KEYS: KeyTable = KeyTable::VQGAN;
+
+    fn validate(&self) -> Result<(), ConfigError> {
         for (field, value) in [
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
@@ -123,8 +121,7 @@ impl VqganConfig {
         Ok(())
     }
 
-    /// Initializes the model on `device`.
-    pub fn init(&self, device: &Device) -> Vqgan {
+    fn init(&self, device: &Device) -> Vqgan {
         let widths: Vec<_> = (0..self.levels).rev().map(|i| self.embed_dim >> i).collect();
         let patch = self.up_down_scale_factor * self.up_down_scale_factor;
         let latents = self.latent_channels;
@@ -136,12 +133,12 @@ impl VqganConfig {
             }
             down_blocks.push(VqganBlock::Mixing(MixingBlock::init(width, device)));
         }
-        let mut map = linear(self.embed_dim, latents, 1.0, device);
+        let mut map = linear_layer(self.embed_dim, latents, 1.0, device);
         map.bias = None;
         let norm = ChannelBatchNorm::init(latents, NORM_EPSILON, device);
         down_blocks.push(VqganBlock::ToLatents(LatentNorm { map, norm }));
 
-        let map = linear(latents, self.embed_dim, 1.0, device);
+        let map = linear_layer(latents, self.embed_dim, 1.0, device);
         let mut up_blocks = vec![VqganBlock::FromLatents(LatentMap { map })];
         for (i, &width) in widths.iter().rev().enumerate() {
             for _ in 0..if i == 0 { self.bottleneck_blocks } else { 1 } {
@@ -156,15 +153,41 @@ impl VqganConfig {
         // The latents leave a batch norm, so the codes start where they will be.
         let normal = Initializer::Normal { mean: 0.0, std: 1.0 };
         Vqgan {
-            in_block: linear(self.in_channels * patch, widths[0], 1.0, device),
+            in_block: linear_layer(self.in_channels * patch, widths[0], 1.0, device),
             down_blocks,
             vquantizer: Quantizer {
                 embedding: normal.init([self.num_vq_embeddings, latents], device),
             },
             up_blocks,
-            out_block: linear(widths[0], self.out_channels * patch, 1.0, device),
+            out_block: linear_layer(widths[0], self.out_channels * patch, 1.0, device),
             patch_size: self.up_down_scale_factor,
         }
+    }
+
+    fn infer(weights: &Checkpoint) -> Option<Self> {
+        let embed_dim = weights.side("up_blocks.0.0.weight", 0)?;
+        let width = weights.side("in_block.1.weight", 0)?;
+        let colours = 3;
+        let patch = (weights.side("in_block.1.weight", 1)? / colours).isqrt();
+        let bottleneck = |i: usize| format!("up_blocks.{}.gammas", i + 1);
+        Some(Self {
+            in_channels: colours,
+            out_channels: weights.side("out_block.0.weight", 0)?.checked_div(patch * patch)?,
+            up_down_scale_factor: patch,
+            levels: 1 + embed_dim.checked_div(width)?.checked_ilog2()? as usize,
+            bottleneck_blocks: weights.count(bottleneck),
+            embed_dim,
+            latent_channels: weights.side("up_blocks.0.0.weight", 1)?,
+            num_vq_embeddings: weights.side("vquantizer.embedding.weight", 0)?,
+            scale_factor: 0.3764,
+        })
+    }
+}
+
+impl VqganConfig {
+    /// How many pixels one latent pixel stands for, along each axis.
+    pub fn downscale(&self) -> usize {
+        self.up_down_scale_factor << (self.levels - 1)
     }
 }
 
@@ -431,8 +454,8 @@ impl MixingBlock {
             gammas: Initializer::Zeros.init([6], device),
             depthwise: DepthwiseConv::init(channels, 3, device),
             channelwise: MixingMlp {
-                expand: linear(channels, 4 * channels, 1.0, device),
-                contract: linear(4 * channels, channels, 1.0, device),
+                expand: linear_layer(channels, 4 * channels, 1.0, device),
+                contract: linear_layer(4 * channels, channels, 1.0, device),
             },
         }
     }
@@ -469,7 +492,7 @@ impl Conv4x4 {
             .reshape([output, input, 2, 2, 2, 2]) // C_out, C_in, a, dy, b, dx
             .permute([2, 4, 1, 3, 5, 0])
             .reshape([16 * input, output]);
-        matmul_bias(patches, weight, Some(self.bias.val()))
+        linear(patches, weight, Some(self.bias.val()))
     }
 
     /// The transposed convolution: one matrix product gives each pixel's four overlapping 2x2
@@ -482,7 +505,7 @@ impl Conv4x4 {
             .reshape([input, output, 2, 2, 2, 2]) // C_in, C_out, a, dy, b, dx
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([input, 16 * output]);
-        let patches = matmul_bias(x, weight, None);
+        let patches = linear(x, weight, None);
         let placed = |a: usize, b: usize| {
             let patch = patches.clone().narrow(3, (2 * a + b) * 4 * output, 4 * output);
             patch.pad([(a, 1 - a), (b, 1 - b), (0, 0)], 0.0f32)

@@ -1,8 +1,6 @@
 //! From a checkpoint's tensors to a model's parameters and back: names, layouts, strictness.
 
-mod error;
 mod keys;
-mod packed;
 
 use std::collections::BTreeSet;
 
@@ -10,11 +8,10 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, Reparameterizer};
 use burn::prelude::*;
 use wuerstchen_kernels::PackedMatrix;
 
-pub use self::error::{Differences, LoadError};
 pub use self::keys::KeyTable;
-use self::packed::Packed;
-pub(crate) use self::packed::{affine, affine_of_mapped, embed};
+use crate::blocks::Packed;
 use crate::checkpoint::{Checkpoint, NamedTensor};
+use crate::error::{Differences, LoadError};
 use crate::stored::is_finite;
 
 /// Training counters of batch norms and position numbers, which no model needs.
@@ -185,9 +182,9 @@ impl Path {
                 if self.names.iter().any(|field| keys.convolutions.contains(&field.as_str())) {
                     torch.extend([1, 1]);
                 }
-                (name, torch, transpose(&values, shape[1]))
+                NamedTensor { name, shape: torch, values: transpose(&values, shape[1]) }
             }
-            false => (name, shape, values),
+            false => NamedTensor { name, shape, values },
         }
     }
 
@@ -443,8 +440,9 @@ mod tests {
 
     use burn::nn::{Linear, LinearConfig};
 
-    use crate::PriorConfig;
     use crate::checkpoint::WeightDtype;
+    use crate::part::PartConfig;
+    use crate::prior::PriorConfig;
     use crate::stored::{Stored, StoredDtype};
 
     fn prior_config() -> PriorConfig {
@@ -488,10 +486,10 @@ mod tests {
     fn reports_every_difference_at_once() {
         let device = Device::flex();
         let mut tensors = tensors(&prior_config().init(&device), KeyTable::DIFFUSION);
-        tensors.retain(|(name, ..)| name != "blocks.2.kv_mapper.1.bias");
-        tensors.push(("surprise".into(), vec![1], vec![0.0]));
-        let bias = tensors.iter_mut().find(|(name, ..)| name == "projection.bias").unwrap();
-        *bias = ("projection.bias".into(), vec![2], vec![0.0; 2]);
+        tensors.retain(|tensor| tensor.name != "blocks.2.kv_mapper.1.bias");
+        tensors.push(NamedTensor::new("surprise", &[1], vec![0.0]));
+        let bias = tensors.iter_mut().find(|tensor| tensor.name == "projection.bias").unwrap();
+        *bias = NamedTensor::new("projection.bias", &[2], vec![0.0; 2]);
         let checkpoint = Checkpoint::from_tensors("prior", tensors);
         let error = load(prior_config().init(&device), &checkpoint, KeyTable::DIFFUSION);
         let message = error.unwrap_err().to_string();

@@ -7,7 +7,7 @@ use futures_lite::future::block_on;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use wuerstchen::headroom::{LARGEST_HALF, LargestActivations};
-use wuerstchen::{Checkpoint, GenerateOptions, ModelFiles, Pipeline, StoredDtype};
+use wuerstchen::{Checkpoint, GenerateOptions, ModelFiles, Part, Pipeline, StoredDtype};
 
 use super::{SELF_TEST_PROMPT, generate};
 use crate::progress::bytes_bar;
@@ -15,7 +15,7 @@ use crate::progress::bytes_bar;
 /// What the storage type costs.
 #[derive(Serialize)]
 pub(super) struct Report {
-    parts: BTreeMap<String, PartError>,
+    parts: BTreeMap<Part, PartError>,
     /// Largest activation of every stage; half precision holds 65504.
     largest_activations: LargestActivations,
     /// Peak signal-to-noise ratio in decibels of pictures of the stored weights against pictures of
@@ -42,12 +42,12 @@ struct TensorError {
 impl Report {
     /// Compares the weights.
     pub(super) fn new(given: &ModelFiles, stored: &ModelFiles) -> Result<Self> {
-        let weights = Pipeline::PARTS.iter().filter_map(|part| stored.weights.get(*part));
+        let weights = Pipeline::parts().filter_map(|part| stored.weights.get(&part));
         let bytes = weights.flat_map(Checkpoint::describe).map(|(.., bytes)| bytes).sum();
         let bar = bytes_bar("comparing the weights", bytes);
-        let parts = Pipeline::PARTS.iter().map(|part| {
+        let parts = Pipeline::parts().map(|part| {
             let error = PartError::new(given.weights(part)?, stored.weights(part)?, &bar)?;
-            Ok(((*part).to_owned(), error))
+            Ok((part, error))
         });
         let parts = parts.collect::<Result<_>>()?;
         bar.finish_and_clear();

@@ -13,8 +13,8 @@ use burn::tensor::{Device, Tensor};
 use futures_lite::future::block_on;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use wuerstchen::{
-    Checkpoint, GenerateOptions, Image, ModelFiles, Pipeline, Residency, Statistics, WeightDtype,
-    layout,
+    Checkpoint, Family, GenerateOptions, Image, ModelFiles, Part, PartConfig, Pipeline, Residency,
+    Statistics, WeightDtype,
 };
 use wuerstchen_train::config::StageConfig;
 use wuerstchen_train::corpus::Corpus;
@@ -81,18 +81,18 @@ impl Run {
     /// Takes the weights of the parts that the run has not trained from a model.
     pub(super) fn adopt(&self, model: ModelFiles) -> Result<()> {
         let mut weights = model.weights;
-        weights.retain(|part, _| !self.weights_path(part).exists());
+        weights.retain(|&part, _| !self.weights_path(part).exists());
         self.write_weights(weights)
     }
 
     /// Whether a stage of these parts starts from weights that are there.
-    fn is_warm(&self, weights: &Weights, parts: &[&str]) -> bool {
-        self.warm && parts.iter().any(|&part| weights.contains_key(part))
+    fn is_warm(&self, weights: &Weights, parts: &[Part]) -> bool {
+        self.warm && parts.iter().any(|part| weights.contains_key(part))
     }
 
     fn corpus(&self, stage: StageName, lesson: Lesson) -> Result<Corpus> {
         let samples = self.source.samples(stage, self.recipe.config.seed, lesson);
-        Ok(Corpus::new(samples, &self.recipe)?)
+        Ok(self.recipe.corpus(samples)?)
     }
 
     /// The captions and pictures of sample grids; scenes far from those that are trained on.
@@ -144,7 +144,7 @@ impl Run {
             device: device.clone(),
         };
         let weights = self.read_weights()?;
-        let model = match self.is_warm(&weights, &[layout::VQGAN]) {
+        let model = match self.is_warm(&weights, &[Part::VQGAN]) {
             true => recipe.load_vqgan(&weights, &device)?,
             false => config.model.vqgan.init(&device),
         };
@@ -176,7 +176,7 @@ impl Run {
         let scenes = self.cached_scenes("b", &config.b);
         let latents = self.cache("Stage A's latents", &corpus, scenes, encode)?;
         let frozen = config.b.freeze_compressor;
-        let parts = [layout::DECODER, layout::DECODER_TEXT, layout::COMPRESSOR];
+        let parts = [Part::DECODER, Part::DECODER_TEXT, Part::COMPRESSOR];
         let model = match frozen || self.is_warm(&weights, &parts) {
             true => recipe.load_decoder(&weights, &device)?,
             false => recipe.init_decoder(&device),
@@ -242,7 +242,7 @@ impl Run {
             compressor_side: config.compressor_side(),
             embedding_scale,
         };
-        let model = match self.is_warm(&weights, &[layout::PRIOR, layout::PRIOR_TEXT]) {
+        let model = match self.is_warm(&weights, &[Part::PRIOR, Part::PRIOR_TEXT]) {
             true => recipe.load_prior(&weights, &device)?,
             false => recipe.init_prior(&device),
         };
@@ -400,16 +400,12 @@ impl Run {
         Ok(Pipeline::load(&files, &self.device, Residency::All)?)
     }
 
-    fn weights_path(&self, part: &str) -> PathBuf {
-        let file = match part {
-            layout::PRIOR_TEXT | layout::DECODER_TEXT => "model.safetensors",
-            _ => "diffusion_pytorch_model.safetensors",
-        };
-        self.output.join(MODEL).join(part).join(file)
+    fn weights_path(&self, part: Part) -> PathBuf {
+        self.output.join(MODEL).join(part.weights_path())
     }
 
     fn write_weights(&self, weights: Weights) -> Result<()> {
-        for (part, checkpoint) in &weights {
+        for (&part, checkpoint) in &weights {
             let bytes = Checkpoint::write([(String::new(), checkpoint)], WeightDtype::F32, None)?;
             let path = self.weights_path(part);
             fs::create_dir_all(path.parent().expect("it has a folder"))?;
@@ -421,12 +417,12 @@ impl Run {
     /// The weights that the run has trained so far.
     fn read_weights(&self) -> Result<Weights> {
         let mut weights = Weights::new();
-        for part in layout::PARTS {
+        for &part in Family::WUERSTCHEN.parts {
             let path = self.weights_path(part);
             if path.exists() {
                 let bytes =
                     fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                weights.insert(part.to_owned(), Checkpoint::parse(part, Arc::new(bytes))?);
+                weights.insert(part, Checkpoint::parse(part.folder(), Arc::new(bytes))?);
             }
         }
         Ok(weights)

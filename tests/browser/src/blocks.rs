@@ -10,13 +10,12 @@ use burn::tensor::DeviceKind;
 use serde_json::{Value, json};
 use wasm_bindgen::JsError;
 use wuerstchen::blocks::{
-    AttentionBlockConfig, Block, MappedImage, ResBlockConfig, TimestepBlockConfig,
+    AttentionBlockConfig, Block, Conditions, MappedImage, ResBlockConfig, TimestepBlockConfig,
 };
 use wuerstchen::noise::Philox;
-use wuerstchen::self_test::relative_error;
 use wuerstchen::stored::Stored;
 use wuerstchen::weights::{load, shapes};
-use wuerstchen::{Checkpoint, KeyTable, LoadError, StoredDtype};
+use wuerstchen::{Checkpoint, KeyTable, LoadError, StoredDtype, relative_error};
 
 /// One convolution, one conditioning on the time and, but for the finest level of Stage B, one
 /// attention; as at 512x512 pixels.
@@ -98,16 +97,16 @@ impl Group {
         let layers = load(layers, &weights, KeyTable::DIFFUSION)?;
         let x = random.normal_tensor([1, side, side, channels], device);
         let image = random.normal_tensor([1, side, side, EMBEDDING_CHANNELS], device);
-        let mapped = layers.effnet_mappers.as_ref().map(|mapper| MappedImage { image, mapper });
         let time = random.normal_tensor([1, 1, 1, TIME_CHANNELS], device);
-        let time = time.reshape([1, TIME_CHANNELS]);
-        let text = random.normal_tensor([1, 1, TOKENS, text.max(1)], device).squeeze_dim::<3>(0);
-        let output = layers.blocks.iter().fold(x, |x, block| match block {
-            Block::Res(block) => block.forward(x, None, mapped.as_ref()),
-            Block::Timestep(block) => block.forward(x, time.clone()),
-            Block::Attention(block) => block.forward(x, text.clone()),
-            Block::Downscale(_) | Block::Upscale(_) => unreachable!("there are none"),
-        });
+        let text = random.normal_tensor([1, 1, TOKENS, text.max(1)], device);
+        let mut conditions = Conditions {
+            time: time.reshape([1, TIME_CHANNELS]),
+            text: text.squeeze_dim::<3>(0),
+            skip: None,
+            image: layers.effnet_mappers.as_ref().map(|mapper| MappedImage { image, mapper }),
+        };
+        let blocks = layers.blocks.iter();
+        let output = blocks.fold(x, |x, block| block.forward(x, &mut conditions));
         let packed = weights.describe().filter(|(_, dtype, ..)| *dtype == StoredDtype::I4).count();
         Ok((output, packed))
     }

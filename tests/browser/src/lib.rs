@@ -8,7 +8,7 @@ use burn::tensor::{Device, DeviceKind};
 use js_sys::Function;
 use wasm_bindgen::prelude::*;
 use wuerstchen::{Checkpoint, ModelFiles};
-use wuerstchen_train::verify::{GPU_SLACK, Goldens, Subject, verify};
+use wuerstchen_verify::{GPU_SLACK, Goldens, Subject, verify};
 
 /// A model and its goldens.
 #[wasm_bindgen]
@@ -40,7 +40,7 @@ impl Verifier {
             }
             (part, Some((_, "safetensors"))) => {
                 let weights = Checkpoint::parse(part, Arc::new(bytes))?;
-                self.files.weights.insert(part.to_owned(), weights);
+                self.files.weights.insert(part.parse()?, weights);
             }
             _ => {
                 self.files.texts.insert(path.to_owned(), String::from_utf8(bytes)?);

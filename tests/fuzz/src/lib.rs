@@ -7,9 +7,11 @@ mod pytorch;
 use std::path::Path;
 use std::sync::Arc;
 
+use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
-    Checkpoint, LoadError, Manifest, ModelFiles, ReadBytes, StoredDtype, Tokenizer, TokenizerFiles,
+    Checkpoint, LoadError, Manifest, ModelFiles, Part, ReadBytes, StoredDtype, Tokenizer,
+    TokenizerFiles,
 };
 
 /// Reads everything that a checkpoint offers.
@@ -51,14 +53,13 @@ pub fn pytorch(bytes: &[u8], scratch: &Path) {
 ///
 /// Panics if a manifest cannot be written.
 pub fn bundle() -> (String, Vec<u8>) {
-    let part = "wuerstchen-prior/prior";
     let matrix: Vec<f32> = (0..8 * 70).map(|i| (i as f32).sin()).collect();
     let tensors = [
-        ("a.weight".to_owned(), vec![8, 70], matrix),
-        ("a.bias".to_owned(), vec![3], vec![1.0; 3]),
+        NamedTensor::new("a.weight", &[8, 70], matrix),
+        NamedTensor::new("a.bias", &[3], vec![1.0; 3]),
     ];
     let mut files = ModelFiles::default();
-    files.weights.insert(part.to_owned(), Checkpoint::from_tensors(part, tensors));
+    files.weights.insert(Part::PRIOR, Checkpoint::from_tensors("prior", tensors));
     let mut shard = Vec::new();
     let write = |_: &str, bytes: &[u8]| {
         shard = bytes.to_vec();

@@ -7,6 +7,7 @@ use resvg::usvg;
 use serde::Deserialize;
 
 use super::held_out::is_unseen_by_stage_a;
+use super::scene::Thing;
 use super::words::Style;
 
 /// Side of the small pictures that tell how a concept looks, in pixels.
@@ -191,6 +192,11 @@ impl Art {
     /// All concepts, in Unicode's order.
     pub fn concepts(&self) -> &[Concept] {
         &self.concepts
+    }
+
+    /// The name of a thing's concept.
+    pub(super) fn name(&self, thing: Thing) -> &str {
+        &self.concepts[thing.concept].name
     }
 
     /// The number of the concept that the random number `lot` in `[0, 1)` draws.

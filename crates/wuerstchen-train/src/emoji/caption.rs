@@ -7,7 +7,8 @@ use wuerstchen::noise::Philox;
 use super::art::{Art, Concept};
 use super::scene::{Ground, Request, Subject, Thing};
 use super::words::{Colour, Size, Style, Tint};
-use crate::shapes::{Relation, article, beside_it, pick, preposition};
+use crate::lots::pick;
+use crate::shapes::{Relation, article, beside_it, preposition};
 
 /// Most words a caption has.
 pub const MAX_CAPTION_WORDS: usize = 18;

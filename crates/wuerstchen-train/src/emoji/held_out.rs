@@ -1,6 +1,5 @@
 //! The combinations that training never shows; a hash of the words decides, for every seed alike.
 
-use super::art::Art;
 use super::scene::{Ground, Request, Subject, Thing};
 use super::words::{Colour, Tint};
 use crate::shapes::{Relation, is_held_out_words};
@@ -34,9 +33,8 @@ pub(super) fn is_unseen_by_stage_a(concept: &str) -> bool {
     is_held_out_words(&[SALT, "stage a", concept])
 }
 
-/// Whether any combination of the request is held out.
-pub(super) fn is_held_out(art: &Art, request: &Request) -> bool {
-    let name = |thing: Thing| art.concepts()[thing.concept].name.as_str();
+/// Whether any combination of the request is held out; `name` gives that of a thing's concept.
+pub(super) fn is_held_out<'a>(request: &Request, name: impl Fn(Thing) -> &'a str) -> bool {
     let things: &[Thing] = match &request.subject {
         Subject::One { thing, .. } | Subject::Many { thing, .. } => &[*thing],
         Subject::Two { first, second, .. } => &[*first, *second],

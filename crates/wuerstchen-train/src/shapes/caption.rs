@@ -2,9 +2,9 @@
 
 use wuerstchen::noise::Philox;
 
-use super::sample::pick;
 use super::scene::{Description, Request, Subject};
 use super::words::{Background, Colour, Relation, Shape, Size};
+use crate::lots::pick;
 
 /// Most words a caption has.
 pub const MAX_CAPTION_WORDS: usize = 18;

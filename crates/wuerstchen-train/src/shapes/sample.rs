@@ -7,6 +7,7 @@ use super::caption::caption;
 use super::held_out::is_held_out;
 use super::scene::{Description, Object, Request, Scene, Subject};
 use super::words::{Background, Colour, Relation, Shape, Size};
+use crate::lots::{pick, stream};
 
 /// Smallest distance of an object from the edge, in sides of the picture.
 const MARGIN: f32 = 0.015;
@@ -19,10 +20,6 @@ const MAX_OFFSET_ACROSS: f32 = 0.45;
 
 /// Share of scenes with one object among those without two; the others show several identical ones.
 const SHARE_ONE: f32 = 0.40 / 0.55;
-
-/// Streams of random numbers are numbered by the index of the sample plus a purpose in these high
-/// bits, so that no two purposes share random numbers.
-const PURPOSE_SHIFT: u32 = 56;
 
 /// How many objects a scene has, and how they are described.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,12 +132,6 @@ pub fn evaluation(kind: Kind, split: Split, seed: u64, index: u64) -> Sample {
     let mut random = stream(seed, purpose, index);
     let omissions = Omissions { size: 0.1, background: 0.0 };
     draw_lots(kind, split, &omissions, &Lesson::default(), &mut random)
-}
-
-/// The random numbers of a sample for a purpose.
-pub(crate) fn stream(seed: u64, purpose: u64, index: u64) -> Philox {
-    assert!(index >> PURPOSE_SHIFT == 0, "index {index} is not below 2⁵⁶");
-    Philox::new(seed, purpose << PURPOSE_SHIFT | index)
 }
 
 fn draw_lots(
@@ -265,11 +256,6 @@ fn radius(description: &Description, random: &mut Philox) -> f32 {
 fn within(radius: f32, random: &mut Philox) -> f32 {
     let inset = radius + MARGIN;
     inset + (1.0 - 2.0 * inset) * random.uniform()
-}
-
-/// One of `choices`, each as likely as the others.
-pub(crate) fn pick<T: Copy>(random: &mut Philox, choices: &[T]) -> T {
-    choices[random.below(choices.len() as u32) as usize]
 }
 
 #[cfg(test)]

@@ -6,8 +6,7 @@ use burn::prelude::*;
 use burn::tensor::activation::silu;
 use wuerstchen_kernels::{layer_norm, softmax};
 
-use super::linear;
-use crate::weights::affine;
+use super::linear::{affine, linear_layer};
 
 /// Configuration of an [`AttentionBlock`].
 #[derive(Config, Debug)]
@@ -66,7 +65,7 @@ impl AttentionBlockConfig {
             "{} heads do not divide {channels}",
             self.heads
         );
-        let square = || linear(channels, channels, 1.0, device);
+        let square = || linear_layer(channels, channels, 1.0, device);
         AttentionBlock {
             attention: Attention {
                 to_q: square(),
@@ -75,7 +74,7 @@ impl AttentionBlockConfig {
                 to_out: square(),
                 heads: self.heads,
             },
-            kv_mapper: linear(self.condition_channels, channels, 1.0, device),
+            kv_mapper: linear_layer(self.condition_channels, channels, 1.0, device),
             self_attention: self.self_attention,
         }
     }

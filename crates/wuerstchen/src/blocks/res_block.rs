@@ -7,8 +7,7 @@ use wuerstchen_kernels::{
     DepthwiseOptions, Padding, depthwise_conv, gelu, global_response_norm, layer_norm,
 };
 
-use super::{linear, zeros};
-use crate::weights::{affine, affine_of_mapped};
+use super::linear::{affine, affine_of_mapped, linear_layer, zeros};
 
 /// Configuration of a [`ResBlock`].
 #[derive(Config, Debug)]
@@ -94,10 +93,10 @@ impl ResBlockConfig {
         ResBlock {
             depthwise: DepthwiseConv::init(channels, self.kernel_size, device),
             channelwise: ChannelMlp {
-                expand: linear(channels + self.skip_channels, hidden, 1.0, device),
+                expand: linear_layer(channels + self.skip_channels, hidden, 1.0, device),
                 response_norm: ResponseNorm { gamma: affine(), beta: affine() },
                 dropout: DropoutConfig::new(self.dropout).init(),
-                contract: linear(hidden, channels, self.output_gain, device),
+                contract: linear_layer(hidden, channels, self.output_gain, device),
             },
         }
     }
@@ -168,7 +167,7 @@ mod tests {
         let device = Device::flex();
         let random = |shape| Tensor::<4>::random(shape, Distribution::Default, &device);
         let block = ResBlockConfig::new(4, 3 + 8, 3, 0.0, 1.0).init(&device);
-        let mut mapper = linear(5, 8, 1.0, &device);
+        let mut mapper = linear_layer(5, 8, 1.0, &device);
         mapper.bias = Some(Param::from_tensor(Tensor::random([8], Distribution::Default, &device)));
         let [x, skip] = [4, 3].map(|channels| random([2, 3, 2, channels]));
         let image = random([2, 3, 2, 5]);

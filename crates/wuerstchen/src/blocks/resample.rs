@@ -1,10 +1,20 @@
-//! Changes of resolution, as rearrangements and matrix products.
+//! Changes of layout and resolution, as rearrangements and matrix products.
 
 use burn::module::{Initializer, Module, Param};
 use burn::prelude::*;
 use wuerstchen_kernels::{layer_norm, linear};
 
-use super::zeros;
+use super::linear::zeros;
+
+/// `[B, C, H, W]` to `[B, H, W, C]`.
+pub fn channels_last(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 2, 3, 1])
+}
+
+/// `[B, H, W, C]` to `[B, C, H, W]`.
+pub fn channels_first(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 3, 1, 2])
+}
 
 /// Packs every `factor`x`factor` patch into channels, numbered `c·r² + dy·r + dx` as in PyTorch.
 ///

@@ -4,8 +4,7 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
 
-use super::linear;
-use crate::weights::affine;
+use super::linear::{affine, linear_layer};
 
 /// Configuration of a [`TimestepBlock`].
 #[derive(Config, Debug)]
@@ -37,7 +36,7 @@ pub struct TimestepBlock {
 impl TimestepBlockConfig {
     /// Initializes the block as the identity on `device`.
     pub fn init(&self, device: &Device) -> TimestepBlock {
-        let zero = || linear(self.time_embedding, 2 * self.channels, 0.0, device);
+        let zero = || linear_layer(self.time_embedding, 2 * self.channels, 0.0, device);
         TimestepBlock {
             scale_shift: zero(),
             conditions: (0..self.conditions).map(|_| zero()).collect(),

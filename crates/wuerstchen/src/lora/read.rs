@@ -7,12 +7,13 @@ use super::method::other_method;
 use super::names::{Role, layer_of, spelling};
 use super::scaling::Scaling;
 use super::{Lora, LoraError, LowRank};
-use crate::bundle::{ModelFiles, layout};
+use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
-use crate::weights::{Differences, LoadError};
+use crate::error::{Differences, LoadError};
+use crate::part::Part;
 
 /// The parts of a model that LoRAs change.
-const PARTS: [&str; 2] = [layout::PRIOR, layout::PRIOR_TEXT];
+const PARTS: [Part; 2] = [Part::PRIOR, Part::PRIOR_TEXT];
 
 /// How the names of the embeddings of own words begin, which `OneTrainer` puts beside a LoRA.
 const WORDS: &str = "bundle_emb.";
@@ -54,7 +55,7 @@ impl From<Checkpoint> for LoraFile {
 }
 
 /// A tensor that may be changed: its part, its name and its sides.
-type Target = (&'static str, String, [usize; 2]);
+type Target = (Part, String, [usize; 2]);
 
 /// The tensors of one layer while a file is read.
 #[derive(Default)]
@@ -130,8 +131,8 @@ impl Lora {
 
 /// The linear layers of the parts that LoRAs change, by the one spelling of their names.
 fn targets(model: &ModelFiles) -> BTreeMap<String, Target> {
-    let of_part = |part: &'static str| {
-        let weights = model.weights.get(part);
+    let of_part = |part: Part| {
+        let weights = model.weights.get(&part);
         let names =
             weights.into_iter().flat_map(|weights| weights.names().map(move |n| (weights, n)));
         names.filter_map(move |(weights, target)| {
@@ -175,8 +176,8 @@ impl Found {
         if half.is_some() {
             return Ok(false);
         }
-        let shape = tensors.shape(key).unwrap_or_default().to_vec();
-        *half = Some((key.to_owned(), shape, tensors.values(key)?));
+        let shape = tensors.shape(key).unwrap_or_default();
+        *half = Some(NamedTensor::new(key, shape, tensors.values(key)?));
         Ok(true)
     }
 
@@ -198,20 +199,21 @@ impl Found {
                 return Ok(None);
             }
         };
-        let rank = down.1.first().copied().unwrap_or(0).max(1);
+        let rank = down.shape.first().copied().unwrap_or(0).max(1);
         let mut fits = true;
-        for ((key, found, _), expected) in [(&down, [rank, *input]), (&up, [*output, rank])] {
-            if matrix(found) != Some(expected) {
-                differences.misshapen.push((key.clone(), expected.to_vec(), found.clone()));
+        for (half, expected) in [(&down, [rank, *input]), (&up, [*output, rank])] {
+            let NamedTensor { name, shape, .. } = half;
+            if matrix(shape) != Some(expected) {
+                differences.misshapen.push((name.clone(), expected.to_vec(), shape.clone()));
                 fits = false;
             }
         }
-        let changes = [&down, &up].iter().all(|(.., values)| values.iter().any(|v| *v != 0.0));
+        let changes = [&down, &up].iter().all(|half| half.values.iter().any(|v| *v != 0.0));
         if !fits || !changes {
             return Ok(None);
         }
-        let (scale, alpha) = scaling.of(part, layer, self.alpha, rank)?;
-        Ok(Some(LowRank { scale, alpha, down: down.2, up: up.2, rank }))
+        let (scale, alpha) = scaling.of(*part, layer, self.alpha, rank)?;
+        Ok(Some(LowRank { scale, alpha, down: down.values, up: up.values, rank }))
     }
 }
 
@@ -241,15 +243,15 @@ pub(super) mod tests {
     pub(crate) fn model() -> ModelFiles {
         let attention = |name: &str| format!("blocks.2.attention.{name}");
         let weights = ["to_q", "to_k", "to_v", "to_out.0"]
-            .map(|name| (format!("{}.weight", attention(name)), vec![2, 3], vec![1.0; 6]));
-        let bias = (attention("to_q.bias"), vec![2], vec![1.0; 2]);
-        let text = "text_model.encoder.layers.0.self_attn.q_proj.weight".to_owned();
+            .map(|name| NamedTensor::new(attention(name) + ".weight", &[2, 3], vec![1.0; 6]));
+        let bias = NamedTensor::new(attention("to_q.bias"), &[2], vec![1.0; 2]);
+        let text = "text_model.encoder.layers.0.self_attn.q_proj.weight";
         let mut files = ModelFiles::default();
-        let mut insert = |part: &str, tensors: Vec<NamedTensor>| {
-            files.weights.insert(part.to_owned(), Checkpoint::from_tensors(part, tensors));
+        let mut insert = |part: Part, tensors: Vec<NamedTensor>| {
+            files.weights.insert(part, Checkpoint::from_tensors(part.folder(), tensors));
         };
-        insert(layout::PRIOR, weights.into_iter().chain([bias]).collect());
-        insert(layout::PRIOR_TEXT, vec![(text, vec![2, 3], vec![1.0; 6])]);
+        insert(Part::PRIOR, weights.into_iter().chain([bias]).collect());
+        insert(Part::PRIOR_TEXT, vec![NamedTensor::new(text, &[2, 3], vec![1.0; 6])]);
         files
     }
 
@@ -258,7 +260,7 @@ pub(super) mod tests {
     pub(crate) fn read(tensors: &Tensors<'_>, weight: f64) -> Result<Lora, LoraError> {
         let tensors = tensors
             .iter()
-            .map(|(name, shape, values)| ((*name).to_owned(), shape.to_vec(), values.to_vec()));
+            .map(|(name, shape, values)| NamedTensor::new(*name, shape, values.to_vec()));
         let tensors = Checkpoint::from_tensors("style", tensors);
         Lora::read(&tensors.into(), &model(), weight)
     }
@@ -272,8 +274,8 @@ pub(super) mod tests {
         let names = [format!("{TEXT}.lora_down.weight"), format!("{TEXT}.lora_up.weight")];
         let targets = |up: &[f32]| {
             let lora = read(&[(&names[0], &[1, 3], &DOWN), (&names[1], &[2, 1], up)], 1.0).unwrap();
-            let names = lora.targets(layout::PRIOR_TEXT).map(str::to_owned);
-            (names.collect::<Vec<_>>(), lora.targets(layout::PRIOR).count())
+            let names = lora.targets(Part::PRIOR_TEXT).map(str::to_owned);
+            (names.collect::<Vec<_>>(), lora.targets(Part::PRIOR).count())
         };
         let target = "text_model.encoder.layers.0.self_attn.q_proj.weight".to_owned();
         assert_eq!(targets(&UP), (vec![target], 0));
@@ -352,7 +354,7 @@ pub(super) mod tests {
         ) {
             let tensors = names.into_iter().map(|(layer, end, shape)| {
                 let values = vec![0.5; shape.iter().product()];
-                (layer + &end, shape, values)
+                NamedTensor { name: layer + &end, shape, values }
             });
             let mut file = LoraFile::from(Checkpoint::from_tensors("style", tensors));
             file.header.extend(header.map(|text| ("lora_adapter_metadata".to_owned(), text)));

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::LoraError;
-use crate::bundle::layout;
+use crate::part::Part;
 
 /// Key in the header of a safetensors file under which diffusers writes the adapters' configs.
 const HEADER: &str = "lora_adapter_metadata";
@@ -39,7 +39,7 @@ pub(super) struct Scaling<'a> {
     /// How many times as strong as it was trained.
     weight: f64,
     /// The configs of parts, and where they stand.
-    configs: BTreeMap<&'static str, (AdapterConfig, &'static str)>,
+    configs: BTreeMap<Part, (AdapterConfig, &'static str)>,
 }
 
 impl<'a> Scaling<'a> {
@@ -62,7 +62,7 @@ impl<'a> Scaling<'a> {
             }
         } else if let Some(text) = adapter_config {
             let config: AdapterConfig = scaling.parse(FILE, text)?;
-            for part in [layout::PRIOR, layout::PRIOR_TEXT] {
+            for part in [Part::PRIOR, Part::PRIOR_TEXT] {
                 scaling.configs.insert(part, (config.clone(), FILE));
             }
         }
@@ -96,12 +96,12 @@ impl<'a> Scaling<'a> {
     /// layer's matrices, or else what the config says. Without an alpha it is the rank.
     pub(super) fn of(
         &self,
-        part: &str,
+        part: Part,
         layer: &str,
         stored: Option<f64>,
         rank: usize,
     ) -> Result<(f32, Option<f64>), LoraError> {
-        let Some((config, place)) = self.configs.get(part) else {
+        let Some((config, place)) = self.configs.get(&part) else {
             let scale = stored.map_or(1.0, |alpha| alpha / rank as f64);
             return Ok(((self.weight * scale) as f32, stored));
         };
@@ -119,14 +119,14 @@ impl<'a> Scaling<'a> {
 }
 
 /// Splits `prior.lora_alpha` and the like into the fields of each part; those without a part are of both.
-fn by_part(fields: Map<String, Value>) -> BTreeMap<&'static str, Map<String, Value>> {
+fn by_part(fields: Map<String, Value>) -> BTreeMap<Part, Map<String, Value>> {
     let mut parts: BTreeMap<_, Map<String, Value>> = BTreeMap::new();
     for (key, value) in fields {
         let (adapter, field) = key.rsplit_once('.').unwrap_or(("", &key));
-        let of: &[&str] = match adapter {
-            "" => &[layout::PRIOR, layout::PRIOR_TEXT],
-            text if text.contains("text_encoder") => &[layout::PRIOR_TEXT],
-            _ => &[layout::PRIOR],
+        let of: &[Part] = match adapter {
+            "" => &[Part::PRIOR, Part::PRIOR_TEXT],
+            text if text.contains("text_encoder") => &[Part::PRIOR_TEXT],
+            _ => &[Part::PRIOR],
         };
         for part in of {
             parts.entry(*part).or_default().insert(field.to_owned(), value.clone());
@@ -208,7 +208,7 @@ mod tests {
             false => HashMap::from([(HEADER.to_owned(), header.to_owned())]),
         };
         let scaling = Scaling::new("style", 1.0, &header, config);
-        let of = |scaling: Scaling<'_>| scaling.of(layout::PRIOR, LAYER, stored, 4);
+        let of = |scaling: Scaling<'_>| scaling.of(Part::PRIOR, LAYER, stored, 4);
         scaling.and_then(of).map(|(scale, _)| scale).map_err(|error| error.to_string())
     }
 

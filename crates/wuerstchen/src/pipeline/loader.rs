@@ -1,32 +1,25 @@
 //! Weights into a pipeline: all at once, shard by shard, or when they are needed.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use burn::module::Module;
 use burn::prelude::*;
 
 use super::text::TextPart;
-use super::{ModelCard, Pipeline};
-use crate::bundle::{ModelFiles, layout};
+use super::{CompressorPart, Pipeline};
+use crate::bundle::ModelFiles;
 use crate::checkpoint::Checkpoint;
+use crate::compressor::CompressorConfig;
 use crate::config::ConfigError;
 use crate::decoder::DecoderConfig;
+use crate::error::LoadError;
+use crate::family::PipelineFolder;
+use crate::part::{Part, PartConfig};
 use crate::prior::PriorConfig;
-use crate::residency::Slot;
+use crate::residency::{Load, Slot};
 use crate::text::TextEncoderConfig;
 use crate::vqgan::VqganConfig;
-use crate::weights::{KeyTable, LoadError, all_loaded, load_some};
-
-const DIFFUSION: KeyTable = KeyTable::DIFFUSION;
-
-/// Why a model whose compressor is described cannot use it.
-const NO_WEIGHTS: &str = "its weights are not in the model";
 
 /// A pipeline whose weights arrive in pieces, so that they need never be in memory all at once.
 pub struct PipelineLoader {
     pipeline: Pipeline,
-    /// Names of the tensors that have arrived, by part.
-    loaded: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl PipelineLoader {
@@ -36,103 +29,58 @@ impl PipelineLoader {
     ///
     /// Names what is missing or does not fit.
     pub fn new(files: &ModelFiles, device: &Device) -> Result<Self, LoadError> {
-        let config = |part: &str| format!("{part}/config.json");
-        let prior_config: PriorConfig = files.config(&config(layout::PRIOR))?;
-        let decoder_config: DecoderConfig = files.config(&config(layout::DECODER))?;
-        let vqgan_config: VqganConfig = files.config(&config(layout::VQGAN))?;
-        prior_config.validate()?;
-        decoder_config.validate()?;
-        vqgan_config.validate()?;
-        agree("prior", "c_cond", prior_config.c_cond, text_width(files, layout::PRIOR_TEXT)?)?;
-        let text_width = text_width(files, layout::DECODER_TEXT)?;
-        agree("decoder", "clip_embd", decoder_config.clip_embd, text_width)?;
+        let prior_config: PriorConfig = files.part_config(Part::PRIOR)?;
+        let decoder_config: DecoderConfig = files.part_config(Part::DECODER)?;
+        let vqgan_config: VqganConfig = files.part_config(Part::VQGAN)?;
+        let text_width = |part| Ok::<_, LoadError>(text_config(files, part)?.hidden_size);
+        agree("prior", "c_cond", prior_config.c_cond, text_width(Part::PRIOR_TEXT)?)?;
+        agree("decoder", "clip_embd", decoder_config.clip_embd, text_width(Part::DECODER_TEXT)?)?;
         agree("decoder", "effnet_embd", decoder_config.effnet_embd, prior_config.c_in)?;
         agree("decoder", "c_in", decoder_config.c_in, vqgan_config.latent_channels)?;
-        let index = |folder: &str| format!("{folder}/model_index.json");
-        let schedule = |folder: &str| format!("{folder}/scheduler/scheduler_config.json");
-        let text = |tokenizer, encoder| TextPart::init(files, tokenizer, encoder, device);
-        let card = match files.texts.contains_key(layout::CARD) {
-            true => files.config(layout::CARD)?,
-            false => ModelCard::default(),
+        let text = |pipeline, part| {
+            TextPart::init(&files.tokenizer(pipeline), part, &text_config(files, part)?, device)
         };
+        let compressor = files.part_config(Part::COMPRESSOR).map(|config: CompressorConfig| {
+            let network = Slot::new(Part::COMPRESSOR, config.init(device));
+            CompressorPart { network, downscale: config.downscale() }
+        });
         let pipeline = Pipeline {
-            card,
-            prior_text: text(layout::PRIOR_TOKENIZER, layout::PRIOR_TEXT)?,
-            prior: Slot::Resident(prior_config.init(device)),
+            card: files.card()?,
+            prior_text: text(PipelineFolder::PRIOR, Part::PRIOR_TEXT)?,
+            prior: Slot::new(Part::PRIOR, prior_config.init(device)),
             prior_config,
-            prior_index: files.config(&index(layout::PRIOR_PIPELINE))?,
-            prior_schedule: files.config(&schedule(layout::PRIOR_PIPELINE))?,
-            decoder_text: text(layout::DECODER_TOKENIZER, layout::DECODER_TEXT)?,
-            decoder: Slot::Resident(decoder_config.init(device)),
+            prior_index: files.config(&PipelineFolder::PRIOR.index())?,
+            prior_schedule: files.config(&PipelineFolder::PRIOR.scheduler())?,
+            decoder_text: text(PipelineFolder::DECODER, Part::DECODER_TEXT)?,
+            decoder: Slot::new(Part::DECODER, decoder_config.init(device)),
             decoder_config,
-            decoder_index: files.config(&index(layout::DECODER_PIPELINE))?,
-            decoder_schedule: files.config(&schedule(layout::DECODER_PIPELINE))?,
-            vqgan: Slot::Resident(vqgan_config.init(device)),
+            decoder_index: files.config(&PipelineFolder::DECODER.index())?,
+            decoder_schedule: files.config(&PipelineFolder::DECODER.scheduler())?,
+            vqgan: Slot::new(Part::VQGAN, vqgan_config.init(device)),
             vqgan_config,
-            compressor: match files.compressor_config() {
-                Ok(config) => Ok((Slot::Resident(config.init(device)), config.downscale())),
-                Err(error) => Err(error.to_string()),
-            },
+            compressor,
             device: device.clone(),
         };
-        Ok(Self { pipeline, loaded: BTreeMap::new() })
+        Ok(Self { pipeline })
     }
 
     /// Takes weights of a part, all or some, to the device.
     ///
     /// # Errors
     ///
-    /// Names every tensor that does not belong to the part or is misshapen.
-    pub fn add(mut self, part: &str, weights: &Checkpoint) -> Result<Self, LoadError> {
-        let loaded = self.loaded.entry(part.to_owned()).or_default();
-        let to = &mut self.pipeline;
-        match part {
-            layout::PRIOR => fill(&mut to.prior, weights, DIFFUSION, loaded)?,
-            layout::DECODER => fill(&mut to.decoder, weights, DIFFUSION, loaded)?,
-            layout::VQGAN => fill(&mut to.vqgan, weights, KeyTable::VQGAN, loaded)?,
-            layout::PRIOR_TEXT => {
-                fill(&mut to.prior_text.encoder, weights, KeyTable::TEXT, loaded)?;
-            }
-            layout::DECODER_TEXT => {
-                fill(&mut to.decoder_text.encoder, weights, KeyTable::TEXT, loaded)?;
-            }
-            layout::COMPRESSOR => {
-                if let Ok((compressor, _)) = &mut to.compressor {
-                    fill(compressor, weights, KeyTable::COMPRESSOR, loaded)?;
-                }
-            }
-            _ => {}
-        }
-        Ok(self)
+    /// The pipeline has no such part; or names every tensor that does not belong to the part or is
+    /// misshapen.
+    pub fn add(&mut self, part: Part, weights: &Checkpoint) -> Result<(), LoadError> {
+        self.slot(part)?.map_or(Ok(()), |slot| slot.add(weights))
     }
 
-    /// Leaves the weights of all parts where they are, to be loaded when a part is needed.
+    /// Leaves the weights of a part where they are, to be loaded when it is needed.
     ///
     /// # Errors
     ///
-    /// Names every tensor of a part that is missing, unexpected or misshapen.
-    pub(super) fn on_demand(mut self, files: &ModelFiles) -> Result<Pipeline, LoadError> {
-        let to = &mut self.pipeline;
-        defer(&mut to.prior, files.weights(layout::PRIOR)?, DIFFUSION)?;
-        defer(&mut to.decoder, files.weights(layout::DECODER)?, DIFFUSION)?;
-        defer(&mut to.vqgan, files.weights(layout::VQGAN)?, KeyTable::VQGAN)?;
-        for (text, part) in
-            [(&mut to.prior_text, layout::PRIOR_TEXT), (&mut to.decoder_text, layout::DECODER_TEXT)]
-        {
-            defer(&mut text.encoder, files.weights(part)?, KeyTable::TEXT)?;
-        }
-        self.defer_compressor(files)?;
-        Ok(self.pipeline)
-    }
-
-    /// Lets the compressor, which few pictures need, be loaded when one does.
-    pub(super) fn defer_compressor(&mut self, files: &ModelFiles) -> Result<(), LoadError> {
-        let Ok((compressor, _)) = &mut self.pipeline.compressor else { return Ok(()) };
-        match files.weights.get(layout::COMPRESSOR) {
-            Some(weights) => defer(compressor, weights, KeyTable::COMPRESSOR)?,
-            None => self.pipeline.compressor = Err(NO_WEIGHTS.to_owned()),
-        }
-        Ok(())
+    /// The pipeline has no such part; or names every tensor that is missing, unexpected or misshapen.
+    pub(super) fn defer(&mut self, part: Part, weights: &Checkpoint) -> Result<(), LoadError> {
+        self.slot(part)?.map_or(Ok(()), |slot| slot.defer(weights))
     }
 
     /// The pipeline, once all weights are there. The compressor's may be left out.
@@ -141,48 +89,46 @@ impl PipelineLoader {
     ///
     /// Names every tensor that has not arrived.
     pub fn finish(mut self) -> Result<Pipeline, LoadError> {
-        let mut loaded = |part: &str| self.loaded.remove(part).unwrap_or_default();
-        let Pipeline { prior, decoder, vqgan, prior_text, decoder_text, .. } = &self.pipeline;
-        all_loaded(&prior.get()?, layout::PRIOR, DIFFUSION, &loaded(layout::PRIOR))?;
-        all_loaded(&decoder.get()?, layout::DECODER, DIFFUSION, &loaded(layout::DECODER))?;
-        all_loaded(&vqgan.get()?, layout::VQGAN, KeyTable::VQGAN, &loaded(layout::VQGAN))?;
-        for (text, part) in [(prior_text, layout::PRIOR_TEXT), (decoder_text, layout::DECODER_TEXT)]
-        {
-            all_loaded(&text.encoder.get()?, part, KeyTable::TEXT, &loaded(part))?;
+        let compressor = &mut self.pipeline.compressor;
+        if compressor.as_ref().is_ok_and(|compressor| compressor.network.is_empty()) {
+            *compressor = Err(LoadError::File {
+                path: Part::COMPRESSOR.folder().to_owned(),
+                reason: "its weights are not in the model".to_owned(),
+            });
         }
-        let loaded = loaded(layout::COMPRESSOR);
-        match &self.pipeline.compressor {
-            Ok((Slot::Resident(compressor), _)) if !loaded.is_empty() => {
-                all_loaded(compressor, layout::COMPRESSOR, KeyTable::COMPRESSOR, &loaded)?;
-            }
-            Ok((Slot::Resident(_), _)) => {
-                self.pipeline.compressor = Err(NO_WEIGHTS.to_owned());
-            }
-            _ => {}
+        for slot in self.pipeline.slots() {
+            slot.check_complete()?;
         }
         Ok(self.pipeline)
     }
+
+    /// The place of a part; `None` where it is the compressor and cannot be used: that is told to whoever
+    /// wants to use it.
+    fn slot(&mut self, part: Part) -> Result<Option<&mut dyn Load>, LoadError> {
+        let expected = Pipeline::parts().map(Part::folder).collect::<Vec<_>>().join(", ");
+        let slot = self.pipeline.slots().into_iter().find(|slot| slot.part() == part);
+        if slot.is_none() && part != Part::COMPRESSOR {
+            return Err(LoadError::UnknownPart { found: part.to_string(), expected });
+        }
+        Ok(slot)
+    }
 }
 
-/// Loads some of a part's weights.
-fn fill<M: Module>(
-    slot: &mut Slot<M>,
-    weights: &Checkpoint,
-    keys: KeyTable,
-    loaded: &mut BTreeSet<String>,
-) -> Result<(), LoadError> {
-    *slot = Slot::Resident(load_some(slot.get()?, weights, keys, loaded)?);
-    Ok(())
-}
-
-/// Lets a part be loaded whenever it is needed.
-fn defer<M: Module>(
-    slot: &mut Slot<M>,
-    weights: &Checkpoint,
-    keys: KeyTable,
-) -> Result<(), LoadError> {
-    *slot = Slot::on_demand(slot.get()?, weights, keys)?;
-    Ok(())
+impl Pipeline {
+    /// The places of all parts.
+    fn slots(&mut self) -> Vec<&mut dyn Load> {
+        let mut slots: Vec<&mut dyn Load> = vec![
+            &mut self.prior_text.encoder,
+            &mut self.prior,
+            &mut self.decoder_text.encoder,
+            &mut self.decoder,
+            &mut self.vqgan,
+        ];
+        if let Ok(compressor) = &mut self.compressor {
+            slots.push(&mut compressor.network);
+        }
+        slots
+    }
 }
 
 /// Checks a width that two parts share.
@@ -201,7 +147,6 @@ fn agree(
     }
 }
 
-fn text_width(files: &ModelFiles, encoder: &str) -> Result<usize, LoadError> {
-    let config: TextEncoderConfig = files.config(&format!("{encoder}/config.json"))?;
-    Ok(config.hidden_size)
+fn text_config(files: &ModelFiles, part: Part) -> Result<TextEncoderConfig, LoadError> {
+    files.part_config(part)
 }

@@ -4,10 +4,11 @@ use std::ops::ControlFlow;
 
 use burn::prelude::*;
 
-use super::{Error, Progress, Stage};
+use super::progress::{Error, Progress};
 use crate::decoder::Decoder;
 use crate::guidance::{guide, is_guided};
 use crate::noise::Philox;
+use crate::part::Stage;
 use crate::prior::Prior;
 use crate::sampler::{Known, Sampler};
 use crate::schedule::Schedule;

@@ -1,7 +1,8 @@
 //! Encoding of the source pictures that a generation starts from.
 
+use super::progress::Error;
 use super::sampling::read;
-use super::{Error, Pipeline, Plan};
+use super::{CompressorPart, Pipeline, Plan};
 use crate::batch_norm::Statistics;
 use crate::compressor::prepare;
 use crate::image::{Image, Mask};
@@ -31,11 +32,12 @@ impl Pipeline {
                 (size(image.width, image.height), size(mask.width, mask.height));
             return Err(OptionsError::Mask { expected, found }.into());
         }
-        let (compressor, downscale) =
-            self.compressor.as_ref().map_err(|why| OptionsError::NoCompressor(why.clone()))?;
+        let compressor = self.compressor.as_ref();
+        let CompressorPart { network, downscale } =
+            compressor.map_err(|why| OptionsError::NoCompressor(why.to_string()))?;
         let pixels = image.to_tensor(&self.device);
         let prepared = prepare(pixels.clone(), cells.map(|side| side * downscale));
-        let embedding = compressor.get()?.forward(prepared, Statistics::Running);
+        let embedding = network.get()?.forward(prepared, Statistics::Running);
         let embedding = read(embedding).await?;
         let Some(mask) = mask else { return Ok(Origin { embedding, kept: None }) };
 

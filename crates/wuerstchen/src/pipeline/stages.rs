@@ -4,14 +4,16 @@ use std::ops::ControlFlow;
 
 use burn::prelude::*;
 
+use super::Pipeline;
+use super::progress::{Error, Progress};
 use super::sampling::{Guided, Noise, Sampling, denoise, predict_decoder, predict_prior, read};
-use super::{Error, Pipeline, Progress, Stage};
 use crate::batch_norm::Statistics;
+use crate::error::LoadError;
 use crate::image::{Image, stack_rows};
 use crate::options::Settings;
+use crate::part::Stage;
 use crate::resize::cover;
 use crate::vqgan::{Vqgan, strip_rows};
-use crate::weights::LoadError;
 
 impl Pipeline {
     /// Stage A, with its weights.

@@ -2,20 +2,21 @@
 
 use burn::prelude::*;
 
-use super::Error;
+use super::progress::Error;
 use super::sampling::Guided;
-use crate::bundle::ModelFiles;
 use crate::config::ConfigError;
+use crate::error::LoadError;
 use crate::guidance::is_guided;
-use crate::interpolate::linear;
+use crate::interpolate::lerp;
 use crate::options::{PromptSyntax, Settings};
 use crate::origin::Batch;
+use crate::part::{Part, PartConfig};
 use crate::residency::Slot;
 use crate::text::emphasis::{is_plain, passages};
 use crate::text::{
-    TextEncoder, TextEncoderConfig, TokenIds, Tokenizer, TokenizerError, Unread, WeightedTokens,
+    TextEncoder, TextEncoderConfig, TokenIds, Tokenizer, TokenizerError, TokenizerFiles, Unread,
+    WeightedTokens,
 };
-use crate::weights::LoadError;
 
 /// A text encoder and its tokenizer.
 pub struct TextPart {
@@ -28,21 +29,18 @@ pub struct TextPart {
 impl TextPart {
     /// A text part whose weights are not loaded yet.
     pub(super) fn init(
-        files: &ModelFiles,
-        tokenizer: &str,
-        encoder: &str,
+        tokenizer: &TokenizerFiles,
+        part: Part,
+        config: &TextEncoderConfig,
         device: &Device,
     ) -> Result<Self, LoadError> {
-        let config: TextEncoderConfig = files.config(&format!("{encoder}/config.json"))?;
-        config.validate()?;
-        let length = config.max_position_embeddings;
-        let tokenizer = Tokenizer::new(&files.tokenizer(tokenizer), length)?;
+        let tokenizer = Tokenizer::new(tokenizer, config.max_position_embeddings)?;
         if tokenizer.id_count() > config.vocab_size {
             let expected = format!("at least {}, the tokenizer's", tokenizer.id_count());
             let found = config.vocab_size;
             return Err(ConfigError::new("text encoder", "vocab_size", expected, found).into());
         }
-        Ok(Self { tokenizer, encoder: Slot::Resident(config.init(device)) })
+        Ok(Self { tokenizer, encoder: Slot::new(part, config.init(device)) })
     }
 
     /// Embeds prompts.
@@ -132,7 +130,7 @@ pub(super) fn embed(
         };
         if let Some((prompt, share)) = batch.towards {
             let other = embed(&[prompt])?.repeat_dim(0, count);
-            conditional = linear(conditional, other, share);
+            conditional = lerp(conditional, other, share);
         }
         let unconditional = unconditional.clone().map(|text| text.repeat_dim(0, count));
         Ok::<_, Error>(Guided { conditional, unconditional })

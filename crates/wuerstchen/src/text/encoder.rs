@@ -6,10 +6,12 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::{gelu, softmax};
 
-use crate::blocks::linear;
-use crate::config::{ConfigError, heads_divide, positive};
+use crate::blocks::{affine, embed, linear_layer};
+use crate::checkpoint::Checkpoint;
+use crate::config::{ConfigError, heads_divide, positive, published_heads};
+use crate::part::PartConfig;
 use crate::text::TokenIds;
-use crate::weights::{affine, embed};
+use crate::weights::KeyTable;
 
 /// Configuration of a [`TextEncoder`], with the published field names
 /// (`text_encoder/config.json`).
@@ -71,13 +73,14 @@ struct FeedForward {
     fc2: Linear,
 }
 
-impl TextEncoderConfig {
-    /// Checks what the architecture needs of the sizes.
-    ///
-    /// # Errors
-    ///
-    /// Names the first field that cannot be used and what it needs.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+impl PartConfig for TextEncoderConfig {
+    type Model = TextEncoder;
+
+    const CLASS: &'static str = "CLIPTextModel";
+    const KEYS: KeyTable = KeyTable::TEXT;
+    const WEIGHTS_FILE: &'static str = "model.safetensors";
+
+    fn validate(&self) -> Result<(), ConfigError> {
         for (field, value) in [
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -94,8 +97,7 @@ impl TextEncoderConfig {
         heads_divide("text encoder", "num_attention_heads", heads, self.hidden_size)
     }
 
-    /// Initializes the model on `device`.
-    pub fn init(&self, device: &Device) -> TextEncoder {
+    fn init(&self, device: &Device) -> TextEncoder {
         let width = self.hidden_size;
         let embedding = Initializer::Normal { mean: 0.0, std: 0.02 };
         let norm = || LayerNormConfig::new(width).with_epsilon(self.layer_norm_eps).init(device);
@@ -103,15 +105,15 @@ impl TextEncoderConfig {
         let layer = |_| TextLayer {
             layer_norm1: norm(),
             self_attn: SelfAttention {
-                q_proj: linear(width, width, 1.0, device),
-                k_proj: linear(width, width, 1.0, device),
-                v_proj: linear(width, width, 1.0, device),
-                out_proj: linear(width, width, output_gain, device),
+                q_proj: linear_layer(width, width, 1.0, device),
+                k_proj: linear_layer(width, width, 1.0, device),
+                v_proj: linear_layer(width, width, 1.0, device),
+                out_proj: linear_layer(width, width, output_gain, device),
             },
             layer_norm2: norm(),
             mlp: FeedForward {
-                fc1: linear(width, self.intermediate_size, 1.0, device),
-                fc2: linear(self.intermediate_size, width, output_gain, device),
+                fc1: linear_layer(width, self.intermediate_size, 1.0, device),
+                fc2: linear_layer(self.intermediate_size, width, output_gain, device),
             },
         };
         TextEncoder {
@@ -121,6 +123,23 @@ impl TextEncoderConfig {
             final_layer_norm: norm(),
             heads: self.num_attention_heads,
         }
+    }
+
+    fn infer(weights: &Checkpoint) -> Option<Self> {
+        let tokens = "text_model.embeddings.token_embedding.weight";
+        let positions = "text_model.embeddings.position_embedding.weight";
+        let width = weights.side(tokens, 1)?;
+        let layer = |i: usize| format!("text_model.encoder.layers.{i}.mlp.fc1.weight");
+        Some(Self {
+            hidden_size: width,
+            intermediate_size: weights.side(&layer(0), 0)?,
+            num_hidden_layers: weights.count(layer),
+            num_attention_heads: published_heads(width)?,
+            max_position_embeddings: weights.side(positions, 0)?,
+            vocab_size: weights.side(tokens, 0)?,
+            layer_norm_eps: 1e-5,
+            hidden_act: "gelu".to_owned(),
+        })
     }
 }
 

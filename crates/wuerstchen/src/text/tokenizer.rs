@@ -11,6 +11,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior};
 
 use super::emphasis::Passage;
+use crate::error::LoadError;
 
 /// The text of the files of a tokenizer folder; those that are not there are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,6 +89,12 @@ pub enum TokenizerError {
         /// What the tokenizer says.
         reason: String,
     },
+}
+
+impl From<TokenizerError> for LoadError {
+    fn from(error: TokenizerError) -> Self {
+        Self::Tokenizer(error.to_string())
+    }
 }
 
 /// A prompt as the text encoder takes it, padded to a fixed length.

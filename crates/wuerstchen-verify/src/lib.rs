@@ -5,6 +5,7 @@
 
 mod compare;
 mod pictures;
+mod report;
 mod schedule;
 mod stages;
 mod text;
@@ -13,29 +14,10 @@ mod training;
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
-use serde::Serialize;
-use wuerstchen::{Checkpoint, LoadError, ModelFiles};
+use wuerstchen::{Checkpoint, ModelFiles};
 
 use compare::Recorder;
-
-/// Why goldens cannot be compared at all.
-#[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
-    /// A model or golden file does not fit.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// The pipeline cannot run.
-    #[error(transparent)]
-    Generate(#[from] wuerstchen::Error),
-    /// A golden file lacks an input or has it in another form.
-    #[error("golden/{file}: {reason}")]
-    Golden {
-        /// Which file.
-        file: String,
-        /// What was expected and found.
-        reason: String,
-    },
-}
+pub use report::{Check, Verification, VerifyError};
 
 /// What is compared with what.
 pub struct Subject<'a> {
@@ -64,50 +46,17 @@ pub struct Goldens {
     pub texts: BTreeMap<String, String>,
 }
 
-/// One compared tensor.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Check {
-    /// Name of the golden file; `original/…` where the weights came from the original files.
-    pub file: String,
-    /// Name of the tensor.
-    pub name: String,
-    /// `‖ours − golden‖ / ‖golden‖`, or the share of values that differ where equality is asked.
-    pub relative: f64,
-    /// Largest absolute difference.
-    pub absolute: f64,
-    /// What `relative` may reach.
-    pub bound: f64,
-    /// Whether it stays within.
-    pub ok: bool,
-}
-
-/// The outcome of a comparison.
-#[derive(Default)]
-pub struct Verification {
-    /// Every tensor that was compared.
-    pub checks: Vec<Check>,
-    /// What we computed, as one safetensors file for each file of [`Check::file`].
-    pub computed: BTreeMap<String, Vec<u8>>,
-}
-
-impl Verification {
-    /// Whether every bound holds.
-    pub fn ok(&self) -> bool {
-        self.checks.iter().all(|check| check.ok)
-    }
-}
-
 /// A group of goldens: its file and the function that computes it again.
-type Part = fn(&mut Recorder, &ModelFiles, &Device) -> Result<(), VerifyError>;
+type Compare = fn(&mut Recorder, &ModelFiles, &Device) -> Result<(), VerifyError>;
 
-const STAGES: [(&str, Part); 4] = [
+const STAGES: [(&str, Compare); 4] = [
     ("prior", stages::prior),
     ("decoder", stages::decoder),
     ("vqgan", stages::vqgan),
     ("effnet", stages::compressor),
 ];
 
-const OTHERS: [(&str, Part); 7] = [
+const OTHERS: [(&str, Compare); 7] = [
     ("clip_prior", text::prior),
     ("clip_decoder", text::decoder),
     ("interpolate", schedule::interpolate),
@@ -130,11 +79,11 @@ pub async fn verify(
 ) -> Result<Verification, VerifyError> {
     let Subject { files, originals, goldens, device, slack } = *subject;
     let mut result = Verification::default();
-    for (name, part) in STAGES.into_iter().chain(OTHERS) {
+    for (name, compare) in STAGES.into_iter().chain(OTHERS) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
         on_file(name);
         let mut recorder = Recorder::new(name, golden, slack);
-        part(&mut recorder, files, device)?;
+        compare(&mut recorder, files, device)?;
         recorder.finish(&mut result).await?;
     }
     if let Some(rows) = goldens.texts.get("tokenizer") {
@@ -159,13 +108,13 @@ pub async fn verify(
             recorder.finish(&mut result).await?;
         }
     }
-    for ((name, part), folder) in STAGES.into_iter().zip(stages::FOLDERS) {
+    for ((name, compare), part) in STAGES.into_iter().zip(stages::PARTS) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
-        if originals.weights.contains_key(folder) {
+        if originals.weights.contains_key(&part) {
             let name = format!("original/{name}");
             on_file(&name);
             let mut recorder = Recorder::new(&name, golden, slack);
-            part(&mut recorder, originals, device)?;
+            compare(&mut recorder, originals, device)?;
             recorder.finish(&mut result).await?;
         }
     }

@@ -13,6 +13,12 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
+    /// A safetensors file is of other weights than a whole model's.
+    #[error("{name}: it holds no whole model")]
+    NoModel {
+        /// Which file.
+        name: String,
+    },
     /// A tensor is of a type that no weights have.
     #[error("{part}: tensor {name:?} is {found}, expected f64, f32, f16 or bf16")]
     Dtype {
@@ -49,6 +55,14 @@ pub enum LoadError {
         /// Every tensor that differs.
         differences: Differences,
     },
+    /// Weights belong to no part, or to one that a pipeline does not have.
+    #[error("unknown part {found:?}: expected one of {expected}")]
+    UnknownPart {
+        /// Its folder, or the name of a tensor.
+        found: String,
+        /// The folders of the known parts.
+        expected: String,
+    },
     /// A file of the model is not there.
     #[error("expected the file {path:?} in the model, found {}", if found.is_empty() { "nothing" } else { found })]
     MissingFile {
@@ -69,8 +83,8 @@ pub enum LoadError {
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
     /// A tokenizer cannot be made.
-    #[error(transparent)]
-    Tokenizer(#[from] crate::text::TokenizerError),
+    #[error("{0}")]
+    Tokenizer(String),
 }
 
 /// Every difference between a model's parameters and a checkpoint's tensors.
@@ -86,7 +100,7 @@ pub struct Differences {
 
 impl Differences {
     /// `value` if nothing differs.
-    pub(super) fn into_result<T>(self, part: &str, value: T) -> Result<T, LoadError> {
+    pub(crate) fn into_result<T>(self, part: &str, value: T) -> Result<T, LoadError> {
         match self == Self::default() {
             true => Ok(value),
             false => Err(LoadError::Mismatch { part: part.to_owned(), differences: self }),

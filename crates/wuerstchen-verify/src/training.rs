@@ -4,48 +4,44 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::prelude::*;
-use wuerstchen::decoder::LevelDropout;
 use wuerstchen::sampler::add_noise;
-use wuerstchen::weights::{gradients as named_gradients, load, tensors};
+use wuerstchen::weights::gradients as named_gradients;
 use wuerstchen::{
-    DecoderConfig, KeyTable, LoadError, ModelFiles, PriorConfig, Schedule, Statistics, VqganConfig,
-    layout,
+    DecoderConfig, KeyTable, ModelFiles, Part, PartConfig, PerLevel, PriorConfig, Schedule,
+    Statistics, VqganConfig,
 };
 
-use super::VerifyError;
-use super::compare::Recorder;
-use super::stages::{DIFFUSION_BOUND, EXACT_BOUND, config_path};
-use crate::optimizer::{Optimizer, OptimizerConfig, collect_gradients};
+use crate::compare::Recorder;
+use crate::report::VerifyError;
+use crate::stages::{DIFFUSION_BOUND, EXACT_BOUND};
 
 /// Largest relative error of gradients, which sum over all positions.
 const GRADIENT_BOUND: f64 = 1e-3;
 
-pub(super) fn prior(
+pub(crate) fn prior(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
     let device = &device.clone().autodiff();
-    let mut config: PriorConfig = files.config(&config_path(layout::PRIOR))?;
-    config.validate().map_err(LoadError::from)?;
+    let mut config: PriorConfig = files.part_config(Part::PRIOR)?;
     config.dropout = 0.0;
-    let model = load(config.init(device), files.weights(layout::PRIOR)?, KeyTable::DIFFUSION)?;
+    let model = config.load(files.weights(Part::PRIOR)?, device)?;
     let times = recorder.values("t")?;
     let (x, text) = (recorder.tensor("xt", device)?, recorder.tensor("c", device)?);
     let prediction = model.forward(x, &times, text);
     diffusion_step(recorder, &model, prediction, &times)
 }
 
-pub(super) fn decoder(
+pub(crate) fn decoder(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
     let device = &device.clone().autodiff();
-    let mut config: DecoderConfig = files.config(&config_path(layout::DECODER))?;
-    config.validate().map_err(LoadError::from)?;
-    config.dropout = LevelDropout::One(0.0);
-    let model = load(config.init(device), files.weights(layout::DECODER)?, KeyTable::DIFFUSION)?;
+    let mut config: DecoderConfig = files.part_config(Part::DECODER)?;
+    config.dropout = PerLevel::One(0.0);
+    let model = config.load(files.weights(Part::DECODER)?, device)?;
     let times = recorder.values("t")?;
     let (x, text) = (recorder.tensor("xt", device)?, recorder.tensor("clip", device)?);
     let image = recorder.tensor("effnet", device)?;
@@ -76,19 +72,19 @@ fn diffusion_step<M: Module>(
     recorder.check("total", total.clone(), DIFFUSION_BOUND);
     let gradients = total.backward();
     check_gradients(recorder, model, &gradients, KeyTable::DIFFUSION);
+    #[cfg(feature = "train")]
     check_optimizer_step(recorder, model, &gradients);
     Ok(())
 }
 
-pub(super) fn vqgan(
+pub(crate) fn vqgan(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
     let device = &device.clone().autodiff();
-    let config: VqganConfig = files.config(&config_path(layout::VQGAN))?;
-    config.validate().map_err(LoadError::from)?;
-    let model = load(config.init(device), files.weights(layout::VQGAN)?, KeyTable::VQGAN)?;
+    let config: VqganConfig = files.part_config(Part::VQGAN)?;
+    let model = config.load(files.weights(Part::VQGAN)?, device)?;
     let image = recorder.tensor::<4>("image", device)?;
     let quantized = model.quantize(model.encode(image.clone(), Statistics::Running));
     recorder.check("vq_loss", quantized.loss.clone(), EXACT_BOUND);
@@ -109,7 +105,7 @@ fn check_gradients<M: Module>(
 ) {
     let gradients: BTreeMap<String, Vec<f32>> = named_gradients(model, gradients, keys)
         .into_iter()
-        .map(|(name, _, values)| (name, values))
+        .map(|tensor| (tensor.name, tensor.values))
         .collect();
     let squares = gradients.values().flatten().map(|&value| f64::from(value) * f64::from(value));
     let norm = squares.sum::<f64>().sqrt();
@@ -136,21 +132,24 @@ fn is_key_bias(parameter: &str) -> bool {
 ///
 /// The weights of key biases are left out: Adam's first step is the sign of the gradient, and
 /// theirs is rounding.
+#[cfg(feature = "train")]
 fn check_optimizer_step<M: Module>(
     recorder: &mut Recorder,
     model: &M,
     gradients: &burn::tensor::Gradients,
 ) {
+    use wuerstchen_train::optimizer::{Optimizer, OptimizerConfig, collect_gradients};
+
     // The defaults are those of `torch.optim.AdamW`, which the goldens used.
     let config = OptimizerConfig::default();
     let learning_rate = config.learning_rate;
     let mut optimizer = Optimizer::new(config, model);
     let gradients = collect_gradients(model, gradients);
     let (model, _) = optimizer.step(model.clone(), gradients, 0, learning_rate);
-    for (parameter, _, weights) in tensors(&model, KeyTable::DIFFUSION) {
-        let name = format!("after/{parameter}");
-        if recorder.has(&name) && !is_key_bias(&parameter) {
-            recorder.check_values(&name, &[&weights], DIFFUSION_BOUND);
+    for tensor in wuerstchen::weights::tensors(&model, KeyTable::DIFFUSION) {
+        let name = format!("after/{}", tensor.name);
+        if recorder.has(&name) && !is_key_bias(&tensor.name) {
+            recorder.check_values(&name, &[&tensor.values], DIFFUSION_BOUND);
         }
     }
 }

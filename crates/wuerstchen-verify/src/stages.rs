@@ -2,37 +2,35 @@
 
 use burn::prelude::*;
 use wuerstchen::blocks::time_embedding;
+use wuerstchen::card::PriorIndex;
 use wuerstchen::compressor::normalise;
-use wuerstchen::pipeline::PriorIndex;
 use wuerstchen::resize::{crop, resize_to_cover};
 use wuerstchen::vqgan::COMMITMENT;
-use wuerstchen::weights::load;
 use wuerstchen::{
-    DecoderConfig, KeyTable, ModelFiles, PriorConfig, Statistics, VqganConfig, layout,
+    CompressorConfig, DecoderConfig, ModelFiles, Part, PartConfig, PipelineFolder, PriorConfig,
+    Statistics, VqganConfig,
 };
 
-use super::VerifyError;
-use super::compare::Recorder;
+use crate::compare::Recorder;
+use crate::report::VerifyError;
 
-/// The folders of the stages, in the order of their goldens.
-pub(super) const FOLDERS: [&str; 4] =
-    [layout::PRIOR, layout::DECODER, layout::VQGAN, layout::COMPRESSOR];
+/// The parts of the stages, in the order of their goldens.
+pub(crate) const PARTS: [Part; 4] = [Part::PRIOR, Part::DECODER, Part::VQGAN, Part::COMPRESSOR];
 
 /// Largest relative error of the diffusion models and the compressor; the reference's own, of f32
 /// against f64, reaches 10⁻⁵ to 10⁻⁴.
-pub(super) const DIFFUSION_BOUND: f64 = 1e-4;
+pub(crate) const DIFFUSION_BOUND: f64 = 1e-4;
 
 /// Largest relative error of Stage A and the text encoders.
-pub(super) const EXACT_BOUND: f64 = 1e-5;
+pub(crate) const EXACT_BOUND: f64 = 1e-5;
 
-pub(super) fn prior(
+pub(crate) fn prior(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: PriorConfig = files.config(&config_path(layout::PRIOR))?;
-    config.validate().map_err(wuerstchen::LoadError::from)?;
-    let model = load(config.init(device), files.weights(layout::PRIOR)?, KeyTable::DIFFUSION)?;
+    let config: PriorConfig = files.part_config(Part::PRIOR)?;
+    let model = config.load(files.weights(Part::PRIOR)?, device)?;
     let times = recorder.values("r")?;
     let (x, text) = (recorder.tensor("x", device)?, recorder.tensor::<3>("c", device)?);
     recorder.check("r_embed", time_embedding(&times, config.c_r, device), EXACT_BOUND);
@@ -44,14 +42,13 @@ pub(super) fn prior(
     Ok(())
 }
 
-pub(super) fn decoder(
+pub(crate) fn decoder(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: DecoderConfig = files.config(&config_path(layout::DECODER))?;
-    config.validate().map_err(wuerstchen::LoadError::from)?;
-    let model = load(config.init(device), files.weights(layout::DECODER)?, KeyTable::DIFFUSION)?;
+    let config: DecoderConfig = files.part_config(Part::DECODER)?;
+    let model = config.load(files.weights(Part::DECODER)?, device)?;
     let times = recorder.values("r")?;
     let x = recorder.tensor::<4>("x", device)?;
     let text = recorder.tensor::<3>("clip", device)?;
@@ -73,14 +70,13 @@ pub(super) fn decoder(
     Ok(())
 }
 
-pub(super) fn vqgan(
+pub(crate) fn vqgan(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: VqganConfig = files.config(&config_path(layout::VQGAN))?;
-    config.validate().map_err(wuerstchen::LoadError::from)?;
-    let model = load(config.init(device), files.weights(layout::VQGAN)?, KeyTable::VQGAN)?;
+    let config: VqganConfig = files.part_config(Part::VQGAN)?;
+    let model = config.load(files.weights(Part::VQGAN)?, device)?;
     let image = recorder.tensor("image", device)?;
     let latents = model.encode_observed(image, Statistics::Running, &mut |name, x| {
         recorder.check_observed(name, x, EXACT_BOUND);
@@ -101,20 +97,19 @@ pub(super) fn vqgan(
     Ok(())
 }
 
-pub(super) fn compressor(
+pub(crate) fn compressor(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config = files.compressor_config()?;
-    let weights = files.weights(layout::COMPRESSOR)?;
-    let model = load(config.init(device), weights, KeyTable::COMPRESSOR)?;
+    let config: CompressorConfig = files.part_config(Part::COMPRESSOR)?;
+    let model = config.load(files.weights(Part::COMPRESSOR)?, device)?;
     let x = recorder.tensor("x", device)?;
     let latents = model.forward_observed(x, Statistics::Running, &mut |name, x| {
         recorder.check_observed(name, x, DIFFUSION_BOUND);
     });
     recorder.check("latents", latents.clone(), DIFFUSION_BOUND);
-    let index = format!("{}/model_index.json", layout::PRIOR_PIPELINE);
+    let index = PipelineFolder::PRIOR.index();
     if files.texts.contains_key(&index) {
         let index: PriorIndex = files.config(&index)?;
         let scaled = (latents + index.latent_std) / index.latent_mean;
@@ -136,8 +131,4 @@ pub(super) fn compressor(
         recorder.check("latents_picture", latents, DIFFUSION_BOUND);
     }
     Ok(())
-}
-
-pub(super) fn config_path(folder: &str) -> String {
-    format!("{folder}/config.json")
 }

@@ -8,8 +8,8 @@ use wuerstchen::guidance::is_guided;
 use wuerstchen::pipeline::{Guided, Sampling, TextPart};
 use wuerstchen::{Checkpoint, Image, ModelFiles, Pipeline, Progress, Residency, Sampler};
 
-use super::VerifyError;
-use super::compare::{Recorder, read};
+use crate::compare::{Recorder, read};
+use crate::report::VerifyError;
 
 /// Largest relative error of latents after all steps and of pictures: every step multiplies the
 /// error of the one before.
@@ -41,7 +41,7 @@ fn decoder_guidance() -> f64 {
 }
 
 /// A pipeline and what it is asked.
-pub(super) struct Studio<'a> {
+pub(crate) struct Studio<'a> {
     pipeline: Pipeline,
     case: Case,
     golden: &'a Checkpoint,
@@ -49,7 +49,7 @@ pub(super) struct Studio<'a> {
 }
 
 impl<'a> Studio<'a> {
-    pub(super) fn load(
+    pub(crate) fn load(
         files: &ModelFiles,
         golden: &'a Checkpoint,
         case: &str,
@@ -64,7 +64,7 @@ impl<'a> Studio<'a> {
     }
 
     /// Both diffusion stages with and without guidance, and the pictures.
-    pub(super) async fn variants(&self, recorder: &mut Recorder<'_>) -> Result<(), VerifyError> {
+    pub(crate) async fn variants(&self, recorder: &mut Recorder<'_>) -> Result<(), VerifyError> {
         for variant in recorder.stems(".initial") {
             if variant.starts_with("prior") {
                 self.prior(recorder, &variant).await?;
@@ -170,7 +170,7 @@ impl<'a> Studio<'a> {
     }
 
     /// Both stages in a row, with the noises in the order in which they are drawn.
-    pub(super) async fn combined(&self, recorder: &mut Recorder<'_>) -> Result<(), VerifyError> {
+    pub(crate) async fn combined(&self, recorder: &mut Recorder<'_>) -> Result<(), VerifyError> {
         let mut noises: Vec<Tensor<4>> = Vec::new();
         while recorder.has(&format!("noise.{}", noises.len())) {
             noises.push(recorder.tensor(&format!("noise.{}", noises.len()), self.device)?);

@@ -1,17 +1,17 @@
-//! Matrices that stay packed, and the layers that use them.
+//! Linear layers and embeddings, whose matrices may stay packed.
 
-use burn::module::{Module, Param, Reparameterization};
+use burn::module::{Initializer, Module, Param, Reparameterization};
 use burn::nn::Linear;
 use burn::prelude::*;
 use wuerstchen_kernels::{PackedMatrix, linear, packed_linear};
 
 /// A matrix as the checkpoint packs it, in the layout of PyTorch, in place of a weight in f32.
 #[derive(Module, Debug)]
-pub(super) struct Packed {
-    pub(super) matrix: PackedMatrix,
+pub(crate) struct Packed {
+    pub(crate) matrix: PackedMatrix,
     /// Whether the parameter is the transposed matrix, as a linear layer's is.
     #[module(skip)]
-    pub(super) transposed: bool,
+    pub(crate) transposed: bool,
 }
 
 impl Reparameterization for Packed {
@@ -23,6 +23,27 @@ impl Reparameterization for Packed {
         let matrix = if self.transposed { matrix.transpose() } else { matrix };
         matrix.reshape(base.dims())
     }
+}
+
+/// A linear layer with Xavier-uniform weights of the given gain and zero bias, as the authors start.
+pub(crate) fn linear_layer(input: usize, output: usize, gain: f64, device: &Device) -> Linear {
+    let initializer = match gain == 0.0 {
+        true => Initializer::Zeros,
+        false => Initializer::XavierUniform { gain },
+    };
+    let weight = initializer.init_with([input, output], Some(input), Some(output), device);
+    Linear { weight, bias: Some(Initializer::Zeros.init([output], device)) }
+}
+
+/// A linear layer with weights of N(0, 0.02²) and zero bias, as the authors start condition mappers.
+pub(crate) fn condition_mapper(input: usize, output: usize, device: &Device) -> Linear {
+    let weight = Initializer::Normal { mean: 0.0, std: 0.02 }.init([input, output], device);
+    Linear { weight, bias: Some(Initializer::Zeros.init([output], device)) }
+}
+
+/// A parameter that starts as zeros.
+pub(crate) fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+    Initializer::Zeros.init(shape, device)
 }
 
 /// A linear layer, whether its weight is packed or not.

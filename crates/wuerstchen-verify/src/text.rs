@@ -3,40 +3,39 @@
 use burn::prelude::*;
 use serde::Deserialize;
 use wuerstchen::text::TokenIds;
-use wuerstchen::weights::load;
 use wuerstchen::{
-    KeyTable, LoadError, ModelFiles, TextEncoderConfig, Tokenizer, TokenizerFiles, layout,
+    LoadError, ModelFiles, Part, PartConfig, PipelineFolder, TextEncoderConfig, Tokenizer,
+    TokenizerFiles,
 };
 
-use super::VerifyError;
-use super::compare::Recorder;
-use super::stages::{EXACT_BOUND, config_path};
+use crate::compare::Recorder;
+use crate::report::VerifyError;
+use crate::stages::EXACT_BOUND;
 
-pub(super) fn prior(
+pub(crate) fn prior(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    encoder(recorder, files, layout::PRIOR_TEXT, device)
+    encoder(recorder, files, Part::PRIOR_TEXT, device)
 }
 
-pub(super) fn decoder(
+pub(crate) fn decoder(
     recorder: &mut Recorder,
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    encoder(recorder, files, layout::DECODER_TEXT, device)
+    encoder(recorder, files, Part::DECODER_TEXT, device)
 }
 
 fn encoder(
     recorder: &mut Recorder,
     files: &ModelFiles,
-    folder: &str,
+    part: Part,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: TextEncoderConfig = files.config(&config_path(folder))?;
-    config.validate().map_err(LoadError::from)?;
-    let model = load(config.init(device), files.weights(folder)?, KeyTable::TEXT)?;
+    let config: TextEncoderConfig = files.part_config(part)?;
+    let model = config.load(files.weights(part)?, device)?;
     let &[count, length] = recorder.shape("input_ids")? else {
         return Err(recorder.error("expected [B, T] in \"input_ids\"".into()));
     };
@@ -84,17 +83,17 @@ struct Row {
 }
 
 /// Every prompt through both tokenizers, from `tokenizer.json` and from the vocabulary files.
-pub(super) fn tokenizers(
+pub(crate) fn tokenizers(
     recorder: &mut Recorder,
     files: &ModelFiles,
     rows: &str,
 ) -> Result<(), VerifyError> {
     let rows: Rows =
         serde_json::from_str(rows).map_err(|error| recorder.error(error.to_string()))?;
-    for (stage, folder) in
-        [("prior", layout::PRIOR_TOKENIZER), ("decoder", layout::DECODER_TOKENIZER)]
+    for (stage, pipeline) in
+        [("prior", PipelineFolder::PRIOR), ("decoder", PipelineFolder::DECODER)]
     {
-        let whole = files.tokenizer(folder);
+        let whole = files.tokenizer(pipeline);
         let split = TokenizerFiles { tokenizer: None, ..whole.clone() };
         let mut sources = vec![(stage.to_owned(), &whole)];
         if split.vocab.is_some() && split.merges.is_some() {

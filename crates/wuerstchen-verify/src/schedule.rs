@@ -7,11 +7,11 @@ use wuerstchen::sampler::add_noise;
 use wuerstchen::schedule::{default_stage_c_timesteps, uniform_timesteps};
 use wuerstchen::{ModelFiles, Sampler, Schedule};
 
-use super::VerifyError;
-use super::compare::Recorder;
-use super::stages::{DIFFUSION_BOUND, EXACT_BOUND};
+use crate::compare::Recorder;
+use crate::report::VerifyError;
+use crate::stages::{DIFFUSION_BOUND, EXACT_BOUND};
 
-pub(super) fn interpolate(
+pub(crate) fn interpolate(
     recorder: &mut Recorder,
     _: &ModelFiles,
     device: &Device,
@@ -29,7 +29,7 @@ pub(super) fn interpolate(
 }
 
 /// These goldens are of the default schedule, whatever the model's is.
-pub(super) fn scheduler(
+pub(crate) fn scheduler(
     recorder: &mut Recorder,
     _: &ModelFiles,
     device: &Device,

@@ -2,13 +2,13 @@
 
 use burn::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
-use wuerstchen::Checkpoint;
 use wuerstchen::blocks::channels_first;
+use wuerstchen::{Checkpoint, relative_error_above};
 
-use super::{Check, Verification, VerifyError};
+use crate::report::{Check, Verification, VerifyError};
 
 /// One golden file: hands out inputs, takes what we computed and notes how far off it is.
-pub(super) struct Recorder<'a> {
+pub(crate) struct Recorder<'a> {
     file: String,
     golden: &'a Checkpoint,
     slack: f64,
@@ -40,7 +40,7 @@ const SMALLEST_NORM: f64 = 1e-12;
 const UNCOMPARABLE: f64 = f64::MAX;
 
 impl<'a> Recorder<'a> {
-    pub(super) fn new(file: &str, golden: &'a Checkpoint, slack: f64) -> Self {
+    pub(crate) fn new(file: &str, golden: &'a Checkpoint, slack: f64) -> Self {
         Self {
             file: file.to_owned(),
             golden,
@@ -52,35 +52,35 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.golden.shape(name).is_some()
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.golden.names().map(str::to_owned).collect()
     }
 
     /// Names before `suffix`, of all tensors that end in it.
-    pub(super) fn stems(&self, suffix: &str) -> Vec<String> {
+    pub(crate) fn stems(&self, suffix: &str) -> Vec<String> {
         let names = self.golden.names().filter_map(|name| name.strip_suffix(suffix));
         names.map(str::to_owned).collect()
     }
 
-    pub(super) fn shape(&self, name: &str) -> Result<&[usize], VerifyError> {
+    pub(crate) fn shape(&self, name: &str) -> Result<&[usize], VerifyError> {
         self.golden.shape(name).ok_or_else(|| self.error(format!("expected a tensor {name:?}")))
     }
 
-    pub(super) fn values(&self, name: &str) -> Result<Vec<f32>, VerifyError> {
+    pub(crate) fn values(&self, name: &str) -> Result<Vec<f32>, VerifyError> {
         self.shape(name)?;
         Ok(self.golden.values(name)?)
     }
 
-    pub(super) fn integers(&self, name: &str) -> Result<Vec<i64>, VerifyError> {
+    pub(crate) fn integers(&self, name: &str) -> Result<Vec<i64>, VerifyError> {
         let integers = self.golden.integers(name);
         integers.ok_or_else(|| self.error(format!("expected 64-bit integers {name:?}")))
     }
 
-    pub(super) fn tensor<const D: usize>(
+    pub(crate) fn tensor<const D: usize>(
         &self,
         name: &str,
         device: &Device,
@@ -94,7 +94,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// The entries along the first axis of `name`, as tensors of the other axes.
-    pub(super) fn entries(
+    pub(crate) fn entries(
         &self,
         name: &str,
         device: &Device,
@@ -104,17 +104,17 @@ impl<'a> Recorder<'a> {
         Ok((0..count).map(|i| all.clone().narrow(0, i, 1).squeeze_dim(0)).collect())
     }
 
-    pub(super) fn error(&self, reason: String) -> VerifyError {
+    pub(crate) fn error(&self, reason: String) -> VerifyError {
         VerifyError::Golden { file: self.file.clone(), reason }
     }
 
     /// Compares a tensor with the golden of that name, if there is one.
-    pub(super) fn check<const D: usize>(&mut self, name: &str, ours: Tensor<D>, bound: f64) {
+    pub(crate) fn check<const D: usize>(&mut self, name: &str, ours: Tensor<D>, bound: f64) {
         self.check_parts(name, vec![ours], bound);
     }
 
     /// Compares tensors with equal parts of the golden of that name one by one; the worst counts.
-    pub(super) fn check_parts<const D: usize>(
+    pub(crate) fn check_parts<const D: usize>(
         &mut self,
         name: &str,
         ours: Vec<Tensor<D>>,
@@ -127,26 +127,26 @@ impl<'a> Recorder<'a> {
     }
 
     /// Compares integers with the golden of that name, if there is one; they must be equal.
-    pub(super) fn check_integers<const D: usize>(&mut self, name: &str, ours: Tensor<D, Int>) {
+    pub(crate) fn check_integers<const D: usize>(&mut self, name: &str, ours: Tensor<D, Int>) {
         if self.has(name) {
             self.pending_integers.push((name.to_owned(), ours.reshape([-1])));
         }
     }
 
     /// Compares what an observer saw: channels-last features, under a module's name.
-    pub(super) fn check_observed(&mut self, module: &str, ours: &Tensor<4>, bound: f64) {
+    pub(crate) fn check_observed(&mut self, module: &str, ours: &Tensor<4>, bound: f64) {
         let name = format!("act/{module}:out");
         let name = if self.has(&name) { name } else { module.to_owned() };
         self.check(&name, channels_first(ours.clone()), bound);
     }
 
     /// Compares equal parts of a tensor one by one; the worst counts.
-    pub(super) fn check_values(&mut self, name: &str, parts: &[&[f32]], bound: f64) {
+    pub(crate) fn check_values(&mut self, name: &str, parts: &[&[f32]], bound: f64) {
         self.check_scaled(name, parts, SMALLEST_NORM, bound);
     }
 
     /// As [`Self::check_values`], where a part whose norm is below `scale` is measured by `scale`.
-    pub(super) fn check_scaled(&mut self, name: &str, parts: &[&[f32]], scale: f64, bound: f64) {
+    pub(crate) fn check_scaled(&mut self, name: &str, parts: &[&[f32]], scale: f64, bound: f64) {
         let golden = self.golden.values(name).unwrap_or_default();
         let ours = parts.concat();
         let (mut relative, mut absolute) = (0.0f64, 0.0f64);
@@ -156,11 +156,8 @@ impl<'a> Recorder<'a> {
                 let (golden, after) = rest.split_at(part.len());
                 rest = after;
                 let differences = part.iter().zip(golden).map(|(a, b)| f64::from(a - b));
-                absolute = differences.clone().fold(absolute, |worst, d| larger(worst, d.abs()));
-                let norm = |squares: f64| squares.sqrt();
-                let off = norm(differences.map(|d| d * d).sum());
-                let size = norm(golden.iter().map(|&v| f64::from(v) * f64::from(v)).sum());
-                relative = larger(relative, off / size.max(scale));
+                absolute = differences.fold(absolute, |worst, d| larger(worst, d.abs()));
+                relative = relative.max(relative_error_above(scale, part, golden));
             }
         } else {
             (relative, absolute) = (UNCOMPARABLE, UNCOMPARABLE);
@@ -175,7 +172,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// Compares integers, which must be equal.
-    pub(super) fn check_equal(&mut self, name: &str, ours: &[i64], golden: &[i64]) {
+    pub(crate) fn check_equal(&mut self, name: &str, ours: &[i64], golden: &[i64]) {
         let pairs = ours.iter().zip(golden);
         let different = pairs.clone().filter(|(a, b)| a != b).count();
         let worst = pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0) as f64;
@@ -189,7 +186,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// Compares pictures: the share of bytes that are more than one level off.
-    pub(super) fn check_bytes(&mut self, name: &str, ours: &[u8], bound: f64) {
+    pub(crate) fn check_bytes(&mut self, name: &str, ours: &[u8], bound: f64) {
         let golden = self.golden.bytes(name).unwrap_or_default();
         let off = || ours.iter().zip(&golden).map(|(a, b)| a.abs_diff(*b));
         let (share, worst) = match ours.len() == golden.len() {
@@ -216,7 +213,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// Waits for the device and adds what was found to `result`.
-    pub(super) async fn finish(mut self, result: &mut Verification) -> Result<(), VerifyError> {
+    pub(crate) async fn finish(mut self, result: &mut Verification) -> Result<(), VerifyError> {
         for Pending { name, parts, bound } in std::mem::take(&mut self.pending) {
             let mut values = Vec::new();
             for part in parts {
@@ -250,7 +247,7 @@ fn larger(a: f64, b: f64) -> f64 {
 }
 
 /// The values of a tensor.
-pub(super) async fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, VerifyError> {
+pub(crate) async fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, VerifyError> {
     let data = data_of(tensor.into_data_async().await)?.convert::<f32>();
     Ok(data.try_to_vec::<f32>().expect("converted to f32"))
 }
@@ -261,10 +258,13 @@ fn data_of<E: std::fmt::Debug>(data: Result<TensorData, E>) -> Result<TensorData
 
 #[cfg(test)]
 mod tests {
+    use wuerstchen::checkpoint::NamedTensor;
+
     use super::*;
 
     fn checked(golden: Vec<f32>, ours: &[f32]) -> Check {
-        let golden = Checkpoint::from_tensors("x", [("y".into(), vec![golden.len()], golden)]);
+        let golden = NamedTensor::new("y", &[golden.len()], golden);
+        let golden = Checkpoint::from_tensors("x", [golden]);
         let mut recorder = Recorder::new("x", &golden, 1.0);
         recorder.check_values("y", &[ours], 0.1);
         recorder.checks.remove(0)

@@ -1,0 +1,39 @@
+//! What the numbers of a config must be.
+
+use wuerstchen::ConfigError;
+
+/// Fails unless a value is a probability or another share of a whole.
+pub(crate) fn share(
+    part: &'static str,
+    field: &'static str,
+    value: f64,
+) -> Result<(), ConfigError> {
+    match (0.0..=1.0).contains(&value) {
+        true => Ok(()),
+        false => Err(ConfigError::new(part, field, "a share from 0 to 1", value)),
+    }
+}
+
+/// Fails unless a value is a finite number above 0.
+pub(crate) fn positive(
+    part: &'static str,
+    field: &'static str,
+    value: f64,
+) -> Result<(), ConfigError> {
+    match value > 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(ConfigError::new(part, field, "a positive number", value)),
+    }
+}
+
+/// Fails unless a value is a finite number of at least 0.
+pub(crate) fn not_negative(
+    part: &'static str,
+    field: &'static str,
+    value: f64,
+) -> Result<(), ConfigError> {
+    match value >= 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(ConfigError::new(part, field, "a number of at least 0", value)),
+    }
+}

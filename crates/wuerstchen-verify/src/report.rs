@@ -1,0 +1,58 @@
+//! What a comparison finds.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use wuerstchen::LoadError;
+
+/// Why goldens cannot be compared at all.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// A model or golden file does not fit.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The pipeline cannot run.
+    #[error(transparent)]
+    Generate(#[from] wuerstchen::Error),
+    /// A golden file lacks an input or has it in another form.
+    #[error("golden/{file}: {reason}")]
+    Golden {
+        /// Which file.
+        file: String,
+        /// What was expected and found.
+        reason: String,
+    },
+}
+
+/// One compared tensor.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Check {
+    /// Name of the golden file; `original/…` where the weights came from the original files.
+    pub file: String,
+    /// Name of the tensor.
+    pub name: String,
+    /// `‖ours − golden‖ / ‖golden‖`, or the share of values that differ where equality is asked.
+    pub relative: f64,
+    /// Largest absolute difference.
+    pub absolute: f64,
+    /// What `relative` may reach.
+    pub bound: f64,
+    /// Whether it stays within.
+    pub ok: bool,
+}
+
+/// The outcome of a comparison.
+#[derive(Default)]
+pub struct Verification {
+    /// Every tensor that was compared.
+    pub checks: Vec<Check>,
+    /// What we computed, as one safetensors file for each file of [`Check::file`].
+    pub computed: BTreeMap<String, Vec<u8>>,
+}
+
+impl Verification {
+    /// Whether every bound holds.
+    pub fn ok(&self) -> bool {
+        self.checks.iter().all(|check| check.ok)
+    }
+}

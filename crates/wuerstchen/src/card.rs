@@ -1,0 +1,60 @@
+//! What the files of a model say besides the sizes of its parts.
+
+use serde::{Deserialize, Serialize};
+
+use crate::options::Defaults;
+
+/// Path of the [`ModelCard`] in the model's folder.
+pub const CARD: &str = "wuerstchen.json";
+
+/// `wuerstchen.json`: what the model is and does by default. Folders of other programs have none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelCard {
+    /// A name for people.
+    pub name: String,
+    /// Licence of the weights.
+    pub licence: String,
+    /// How the weights were made.
+    pub provenance: String,
+    /// Where options say nothing.
+    pub defaults: Defaults,
+}
+
+/// `wuerstchen-prior/model_index.json`: how Stage C's space and the pictures' sizes relate.
+///
+/// What the file does not say is as published: diffusers leaves it out where it saves both pipelines as
+/// one, and then takes the same values.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PriorIndex {
+    /// Factor from Stage C's latents to image embeddings.
+    pub latent_mean: f64,
+    /// Subtracted from the scaled latents.
+    pub latent_std: f64,
+    /// Pixels of the picture for every pixel of the image embedding.
+    pub resolution_multiple: f64,
+}
+
+impl Default for PriorIndex {
+    /// Those of `WuerstchenPriorPipeline` in diffusers.
+    fn default() -> Self {
+        Self { latent_mean: 42.0, latent_std: 1.0, resolution_multiple: 42.67 }
+    }
+}
+
+/// `wuerstchen/model_index.json`: how the embedding's size and the latents' relate; what the file does
+/// not say is as published.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DecoderIndex {
+    /// Latent pixels for every pixel of the image embedding.
+    pub latent_dim_scale: f64,
+}
+
+impl Default for DecoderIndex {
+    /// That of `WuerstchenDecoderPipeline` in diffusers.
+    fn default() -> Self {
+        Self { latent_dim_scale: 10.67 }
+    }
+}

@@ -1,0 +1,274 @@
+//! A part of a model: one of its networks, with all that loading and writing its weights needs.
+//!
+//! Which parts there are is in [`crate::family`].
+
+use std::fmt;
+
+use burn::module::Module;
+use burn::prelude::*;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::ConfigError;
+use crate::error::LoadError;
+use crate::weights::{KeyTable, check, load, tensors};
+
+/// Names the steps of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// All text encoders.
+    Text,
+    /// Stage C.
+    Prior,
+    /// Stage B.
+    Decoder,
+    /// Stage A.
+    Vqgan,
+}
+
+/// The config of a part, which is of one type for each kind of network.
+pub trait PartConfig: Serialize + DeserializeOwned {
+    /// The network.
+    type Model: Module;
+
+    /// What diffusers or transformers call the network in its config.
+    const CLASS: &'static str;
+
+    /// What they call its file of weights.
+    const WEIGHTS_FILE: &'static str = "diffusion_pytorch_model.safetensors";
+
+    /// How the network's fields are called in a checkpoint.
+    const KEYS: KeyTable;
+
+    /// Whether the weights tell what the config does not say, so that a part may lack one.
+    const TOLD_BY_WEIGHTS: bool = false;
+
+    /// Checks what the architecture needs of the sizes.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that cannot be used and what it needs.
+    fn validate(&self) -> Result<(), ConfigError>;
+
+    /// Initializes the network on `device` as the authors start training.
+    fn init(&self, device: &Device) -> Self::Model;
+
+    /// Reads the sizes off the weights, what those do not tell being as published; `None` where they are
+    /// not those of such a network.
+    fn infer(weights: &Checkpoint) -> Option<Self>;
+
+    /// Reads the config of `part` from the text of its file, or from why there is none.
+    ///
+    /// # Errors
+    ///
+    /// There is no config, it does not fit, or the architecture cannot be of these sizes.
+    fn read(
+        part: Part,
+        text: Result<&str, LoadError>,
+        weights: Option<&Checkpoint>,
+    ) -> Result<Self, LoadError> {
+        let fail = |reason: serde_json::Error| LoadError::File {
+            path: part.config_path(),
+            reason: reason.to_string(),
+        };
+        let config: Self = match Self::TOLD_BY_WEIGHTS {
+            false => serde_json::from_str(text?).map_err(fail)?,
+            true => {
+                let given: Map<String, Value> =
+                    text.map_or(Ok(Map::new()), serde_json::from_str).map_err(fail)?;
+                let told = weights.and_then(Self::infer).map(|config| config.to_json());
+                let mut fields = told.unwrap_or_default();
+                fields.extend(given);
+                serde_json::from_value(fields.into()).map_err(fail)?
+            }
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The fields of the config's file.
+    fn to_json(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(fields)) => fields,
+            other => unreachable!("a config is a JSON object, not {other:?}"),
+        }
+    }
+
+    /// The network with its weights.
+    ///
+    /// # Errors
+    ///
+    /// Every missing, unexpected and misshapen tensor, all at once, or a tensor of a type that no
+    /// weights have.
+    fn load(&self, weights: &Checkpoint, device: &Device) -> Result<Self::Model, LoadError> {
+        load(self.init(device), weights, Self::KEYS)
+    }
+
+    /// The weights of `part`, under their names in a checkpoint.
+    fn weights(part: Part, model: &Self::Model) -> Checkpoint {
+        Checkpoint::from_tensors(part.folder(), tensors(model, Self::KEYS))
+    }
+}
+
+/// Compares the weights of a part with the text of its config, or fails for why there is none.
+type Check = fn(Part, Result<&str, LoadError>, &Checkpoint, &Device) -> Result<(), LoadError>;
+
+/// What there is to say about all networks of a kind, whatever the type of their config.
+pub struct Network {
+    class: &'static str,
+    weights_file: &'static str,
+    keys: KeyTable,
+    told_by_weights: bool,
+    infer: fn(&Checkpoint) -> Option<Map<String, Value>>,
+    check: Check,
+}
+
+impl Network {
+    /// The networks whose config is of type `C`.
+    pub(crate) const fn of<C: PartConfig>() -> Self {
+        Self {
+            class: C::CLASS,
+            weights_file: C::WEIGHTS_FILE,
+            keys: C::KEYS,
+            told_by_weights: C::TOLD_BY_WEIGHTS,
+            infer: |weights| C::infer(weights).map(|config| config.to_json()),
+            check: |part, text, weights, device| {
+                let config = C::read(part, text, Some(weights))?;
+                // Nothing is put on the device: parameters wait for their values.
+                check(&config.init(device), weights, C::KEYS)
+            },
+        }
+    }
+}
+
+/// What makes a part what it is.
+pub(crate) struct Description {
+    /// Its folder in that of the model.
+    pub(crate) folder: &'static str,
+    /// The stage that it works for; `None` where a picture from a prompt does not need it.
+    pub(crate) stage: Option<Stage>,
+    /// A tensor that no other kind of network has.
+    pub(crate) mark: &'static str,
+    /// Tells parts of the same kind apart: another part, and its tensor whose second axis is as long as
+    /// that of `mark`.
+    pub(crate) beside: Option<(Part, &'static str)>,
+    /// Its network.
+    pub(crate) network: Network,
+}
+
+/// A part of a model. Parts are equal where their folders are, and sorted by them.
+#[derive(Clone, Copy)]
+pub struct Part(pub(crate) &'static Description);
+
+impl Part {
+    /// Its folder in that of the model, which is its name in files and messages too.
+    pub fn folder(self) -> &'static str {
+        self.0.folder
+    }
+
+    /// The path of its config in the model's folder.
+    pub fn config_path(self) -> String {
+        format!("{}/config.json", self.0.folder)
+    }
+
+    /// The path of its weights in the model's folder.
+    pub fn weights_path(self) -> String {
+        format!("{}/{}", self.0.folder, self.0.network.weights_file)
+    }
+
+    /// The stage that it works for; `None` where a picture from a prompt does not need it.
+    pub fn stage(self) -> Option<Stage> {
+        self.0.stage
+    }
+
+    /// What diffusers or transformers call its network.
+    pub fn class(self) -> &'static str {
+        self.0.network.class
+    }
+
+    /// Whether the class in a config is that of its network; transformers has several for one.
+    pub fn is_of_class(self, class: &str) -> bool {
+        class.starts_with(self.0.network.class)
+    }
+
+    /// Whether the weights tell what its config does not say, so that it needs none.
+    pub fn is_told_by_weights(self) -> bool {
+        self.0.network.told_by_weights
+    }
+
+    /// A tensor that no other kind of network has.
+    pub(crate) fn mark(self) -> &'static str {
+        self.0.mark
+    }
+
+    /// Whether `weights` fit the part that they lie beside, of which `others` gives the weights; true of a
+    /// part that fits any other.
+    pub(crate) fn is_beside<'a>(
+        self,
+        weights: &Checkpoint,
+        others: impl FnOnce(Self) -> Option<&'a Checkpoint>,
+    ) -> bool {
+        self.0.beside.is_none_or(|(part, name)| {
+            let width = others(part).and_then(|other| other.side(name, 1));
+            width.is_some() && width == weights.side(self.0.mark, 1)
+        })
+    }
+
+    pub(crate) fn keys(self) -> KeyTable {
+        self.0.network.keys
+    }
+
+    pub(crate) fn infer(self, weights: &Checkpoint) -> Option<Map<String, Value>> {
+        (self.0.network.infer)(weights)
+    }
+
+    pub(crate) fn check(
+        self,
+        text: Result<&str, LoadError>,
+        weights: &Checkpoint,
+        device: &Device,
+    ) -> Result<(), LoadError> {
+        (self.0.network.check)(self, text, weights, device)
+    }
+}
+
+impl PartialEq for Part {
+    fn eq(&self, other: &Self) -> bool {
+        self.folder() == other.folder()
+    }
+}
+
+impl Eq for Part {}
+
+impl PartialOrd for Part {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Part {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.folder().cmp(other.folder())
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.folder())
+    }
+}
+
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.folder(), f)
+    }
+}
+
+impl Serialize for Part {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.folder())
+    }
+}

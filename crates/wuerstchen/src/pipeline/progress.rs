@@ -1,0 +1,40 @@
+//! What a caller hears of a generation: its steps, or why it failed.
+
+use burn::tensor::TensorData;
+
+use crate::error::LoadError;
+use crate::options::OptionsError;
+use crate::part::Stage;
+use crate::text::TokenizerError;
+
+/// Why no picture was made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The options cannot be run.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// The prompt cannot be split into tokens.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The weights of a part cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Device(String),
+    /// The caller asked to stop.
+    #[error("stopped on request")]
+    Cancelled,
+}
+
+/// Reported after every step.
+pub struct Progress<'a> {
+    /// Which stage.
+    pub stage: Stage,
+    /// Steps done, from 1.
+    pub step: usize,
+    /// Steps of this stage.
+    pub steps: usize,
+    /// What the step made, `[B, C, H, W]`; text embeddings as `[B, T, D]`.
+    pub latents: &'a TensorData,
+}

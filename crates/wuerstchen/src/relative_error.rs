@@ -1,0 +1,30 @@
+//! How far values are from those that they should be.
+
+/// `‖found − expected‖ / ‖expected‖`; the largest number if a value is NaN or the lengths differ.
+pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    relative_error_above(f64::MIN_POSITIVE, found, expected)
+}
+
+/// The same where the norm of `expected` counts as no less than `least`, which gives the rounding of
+/// values that should be zero something to be measured by.
+pub fn relative_error_above(least: f64, found: &[f32], expected: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
+    let error = difference / norm(&mut expected.iter().map(|&v| f64::from(v))).max(least);
+    if found.len() == expected.len() && error.is_finite() { error } else { f64::MAX }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ||(3, 4) - (3, 0)|| = 4, ||(3, 0)|| = 3.
+    #[test]
+    fn errors_are_relative_and_never_hide_nan() {
+        assert_eq!(relative_error(&[3.0, 4.0], &[3.0, 0.0]), 4.0 / 3.0);
+        assert_eq!(relative_error_above(8.0, &[3.0, 4.0], &[3.0, 0.0]), 0.5);
+        assert_eq!(relative_error(&[0.0], &[0.0]), 0.0);
+        assert_eq!(relative_error(&[f32::NAN], &[1.0]), f64::MAX);
+        assert_eq!(relative_error(&[1.0], &[1.0, 1.0]), f64::MAX);
+    }
+}
