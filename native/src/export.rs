@@ -6,10 +6,11 @@ mod report;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use futures_lite::future::block_on;
+use same_file::is_same_file;
 use wuerstchen::{
     Checkpoint, EmbeddingColours, GenerateOptions, Generated, Manifest, ModelFiles, Pipeline,
     Progress, Residency, SelfTest, StoredDtype,
@@ -88,6 +89,12 @@ const CANNOT_LOAD: &str = "cannot load the model";
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
     args.report.as_deref().map(files::check_writable).transpose()?;
+    if let Some(model) = &args.model
+        && is_same_file(model, &args.output).unwrap_or(false)
+    {
+        let error = anyhow!("cannot write {}: it is the model itself", args.output.display());
+        return Err(crate::usage(&error));
+    }
     let model = files::read_model(args.model.as_deref())?;
     if let Some(part) = Pipeline::PARTS.iter().find(|part| !model.weights.contains_key(**part)) {
         bail!("the model lacks {part}: a browser needs all parts");

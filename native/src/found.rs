@@ -13,7 +13,7 @@ use wuerstchen::{Checkpoint, Manifest, ModelFiles, TokenizerFiles, layout};
 use crate::files::{MANIFEST, file_name, open, read, subfolders};
 use crate::hub::snapshot;
 use crate::pytorch::{read_pytorch, read_pytorch_shards};
-use crate::shards::{Shards, is_pytorch};
+use crate::shards::{Shards, files_of_weights, is_pytorch};
 use crate::text::read_text;
 use crate::train::{CONFIG, MODEL};
 
@@ -73,7 +73,7 @@ impl Found {
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let config = config_beside(path)?;
-        if is_pytorch(path) {
+        if is_pytorch(path)? {
             for weights in read_pytorch(path)? {
                 let origin = Origin::of(path, &weights);
                 self.add_weights(weights, config.clone(), origin, None)?;
@@ -93,8 +93,10 @@ impl Found {
     fn add_folder(&mut self, path: &Path) -> Result<()> {
         let path = &snapshot(path)?;
         if path.join(MANIFEST).is_file() {
+            let manifest = read_manifest(path)?;
+            tell_of_others(path, &manifest)?;
             let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
-            return self.merge(read_web_bundle(path)?, &origin);
+            return self.merge(read_web_bundle(path, &manifest)?, &origin);
         }
         let model = path.join(MODEL);
         if path.join(CONFIG).is_file() && model.is_dir() {
@@ -172,7 +174,7 @@ impl Found {
         }
         let config = config_beside(&files[0])?;
         let path = if files.len() == 1 { &files[0] } else { folder };
-        if is_pytorch(&files[0]) {
+        if is_pytorch(&files[0])? {
             for weights in read_pytorch_shards(&files)? {
                 let origin = Origin::of(path, &weights);
                 self.add_weights(weights, config.clone(), origin, part)?;
@@ -277,10 +279,39 @@ impl Found {
     }
 }
 
-/// Opens a model that was exported for the browser, and checks the shards' hashes.
-fn read_web_bundle(folder: &Path) -> Result<ModelFiles> {
+/// Folders that hold parts of a model where it is no web bundle.
+const PARTS_OF_OTHERS: [&str; 7] = [
+    layout::PRIOR_PIPELINE,
+    layout::DECODER_PIPELINE,
+    layout::COMPRESSOR,
+    "prior",
+    "prior_prior",
+    "decoder",
+    "vqgan",
+];
+
+fn read_manifest(folder: &Path) -> Result<Manifest> {
     let in_folder = || format!("cannot read the model in {}", folder.display());
-    let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?).with_context(in_folder)?;
+    Manifest::parse(&read_text(&folder.join(MANIFEST))?).with_context(in_folder)
+}
+
+/// Says which other folders and files of weights lie beside a web bundle.
+fn tell_of_others(folder: &Path, manifest: &Manifest) -> Result<()> {
+    let parts = PARTS_OF_OTHERS.iter().map(|part| folder.join(part)).filter(|part| part.is_dir());
+    let files = files_of_weights(folder)?.into_iter().flatten();
+    let others: Vec<_> = parts.chain(files).collect();
+    let is_shard = |name: &String| manifest.shards.iter().any(|shard| shard.file == *name);
+    let others = others.iter().map(|path| file_name(path)).filter(|name| !is_shard(name));
+    let others = others.collect::<Vec<_>>().join(", ");
+    if !others.is_empty() {
+        eprintln!("{}: reads the web bundle of {MANIFEST}; left out: {others}", folder.display());
+    }
+    Ok(())
+}
+
+/// Opens a model that was exported for the browser, and checks the shards' hashes.
+fn read_web_bundle(folder: &Path, manifest: &Manifest) -> Result<ModelFiles> {
+    let in_folder = || format!("cannot read the model in {}", folder.display());
     for (index, shard) in manifest.shards.iter().enumerate() {
         manifest.verify(index, &read(&folder.join(&shard.file))?).with_context(in_folder)?;
     }

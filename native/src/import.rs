@@ -12,6 +12,7 @@ use wuerstchen::{ModelFiles, Pipeline, layout};
 use crate::export::{Dtype, write_shards};
 use crate::files;
 use crate::found::{Found, Origin};
+use crate::text::visible_lines;
 
 /// Arguments of `wuerstchen import`.
 #[derive(Args)]
@@ -65,7 +66,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let report = report(&found, &model, assumed);
     crate::print(&match args.json {
         true => serde_json::to_string(&report)?,
-        false => text(&report),
+        false => visible_lines(&text(&report)),
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
     if output.join(files::MANIFEST).exists() {

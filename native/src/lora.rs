@@ -23,6 +23,10 @@ impl FromStr for LoraArg {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // The name of a file may end in a colon and a number itself.
+        if Path::new(text).exists() {
+            return Ok(Self { path: text.into(), weight: 1.0 });
+        }
         let weighted = text.rsplit_once(':').and_then(|(path, weight)| {
             Some(Self { path: path.into(), weight: weight.parse().ok()? })
         });
@@ -78,7 +82,7 @@ fn read(argument: &LoraArg, model: &ModelFiles) -> Result<Lora> {
         true => file_in(&argument.path)?,
         false => argument.path.clone(),
     };
-    let file = match is_pytorch(&path) {
+    let file = match is_pytorch(&path)? {
         true => LoraFile::from(read_pytorch_tensors(&path)?),
         false => LoraFile::parse(&path.display().to_string(), Arc::new(files::read(&path)?))?,
     };
@@ -124,5 +128,12 @@ mod tests {
         assert_eq!(parse("a.safetensors:-0.5"), ("a.safetensors".into(), -0.5));
         assert_eq!(parse(r"c:\a.safetensors"), (r"c:\a.safetensors".into(), 1.0));
         assert_eq!(parse(r"c:\a.safetensors:2"), (r"c:\a.safetensors".into(), 2.0));
+        let name = std::env::temp_dir().join(format!("wuerstchen-{}:2", std::process::id()));
+        let name = name.display().to_string();
+        assert_eq!(parse(&name).1, 2.0);
+        std::fs::write(&name, "").unwrap();
+        let (whole, weighted) = (parse(&name), parse(&format!("{name}:0.5")));
+        std::fs::remove_file(&name).unwrap();
+        assert_eq!((whole, weighted), ((name.clone(), 1.0), (name, 0.5)));
     }
 }

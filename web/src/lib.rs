@@ -384,7 +384,7 @@ fn load_error(reason: LoadError) -> JsValue {
 
 fn generate_error(reason: Error) -> JsValue {
     let code = match reason {
-        Error::Options(_) | Error::Tokenizer(_) => "invalid-argument",
+        Error::Options(_) | Error::Tokenizer(_) | Error::NotFinite { .. } => "invalid-argument",
         Error::Device(_) => "device-lost",
         Error::Cancelled => "cancelled",
         Error::Load(_) => "integrity",

@@ -64,7 +64,7 @@ pub mod weights;
 
 pub use batch_norm::Statistics;
 pub use bundle::{ModelFiles, layout};
-pub use checkpoint::{Checkpoint, ReadBytes, WeightDtype};
+pub use checkpoint::{Checkpoint, FileType, ReadBytes, WeightDtype};
 pub use compressor::{Compressor, CompressorConfig};
 pub use config::ConfigError;
 pub use decoder::{Decoder, DecoderConfig};

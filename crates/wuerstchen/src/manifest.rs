@@ -17,7 +17,7 @@ use crate::options::Defaults;
 use crate::pipeline::{ModelCard, Pipeline, Stage};
 use crate::preview::EmbeddingColours;
 use crate::self_test::SelfTest;
-use crate::stored::{Stored, StoredDtype};
+use crate::stored::{Stored, StoredDtype, Unfit};
 use crate::weights::{LoadError, is_counter};
 
 /// Version of the format.
@@ -118,7 +118,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// A tensor cannot be read, or `write` failed.
+    /// A tensor cannot be read, `write` failed, or values are infinite, no numbers or too large for their
+    /// type; the error names all such tensors.
     pub fn write<E: From<LoadError>>(
         files: &ModelFiles,
         dtype: StoredDtype,
@@ -126,6 +127,7 @@ impl Manifest {
     ) -> Result<Self, E> {
         let (mut tensors, mut shards, mut open) = (Vec::new(), Vec::new(), Vec::new());
         let mut stages = BTreeMap::new();
+        let mut unfit = UnfitTensors::default();
         let mut close = |bytes: &mut Vec<u8>, shards: &mut Vec<Shard>| {
             let file = format!("shard-{:03}.bin", shards.len());
             write(&file, bytes)?;
@@ -134,12 +136,10 @@ impl Manifest {
             Ok::<_, E>(())
         };
         for tensor in unstored(files, dtype) {
-            let Unstored { part, weights, name, shape, dtype } = tensor;
-            // What is stored as it shall be is not rounded a second time.
-            let stored = match weights.dtype(name) == Some(dtype) {
-                true => weights.stored(name)?,
-                false => Stored::new(shape, &weights.values(name)?, dtype),
-            };
+            let stored = unfit.store(&tensor)?;
+            // Without all tensors there is no model: the others are only checked.
+            let Some(stored) = stored.filter(|_| unfit.is_empty()) else { continue };
+            let Unstored { part, name, shape, dtype, .. } = tensor;
             let bytes = stored.bytes.len();
             if part != layout::COMPRESSOR {
                 let empty = StageInfo { params: 0, bytes: 0, dtype };
@@ -171,6 +171,7 @@ impl Manifest {
                 more,
             });
         }
+        unfit.into_result(dtype)?;
         close(&mut open, &mut shards)?;
         let card = match files.texts.contains_key(layout::CARD) {
             true => files.config(layout::CARD)?,
@@ -406,6 +407,50 @@ fn unstored(files: &ModelFiles, dtype: StoredDtype) -> impl Iterator<Item = Unst
     })
 }
 
+/// Names of tensors that cannot be stored.
+#[derive(Default)]
+struct UnfitTensors {
+    not_finite: Vec<String>,
+    too_large: Vec<String>,
+}
+
+impl UnfitTensors {
+    /// The tensor as it is to be stored; `None` and its name are kept where it cannot be.
+    fn store(&mut self, tensor: &Unstored<'_>) -> Result<Option<Stored>, LoadError> {
+        let Unstored { part, weights, name, shape, dtype } = tensor;
+        // What is stored as it shall be is not rounded a second time.
+        let stored = match weights.dtype(name) == Some(*dtype) {
+            true => {
+                let stored = weights.stored(name)?;
+                if stored.is_finite() { Ok(stored) } else { Err(Unfit::NotFinite) }
+            }
+            false => Stored::fitting(shape, &weights.values(name)?, *dtype),
+        };
+        let names = match stored {
+            Ok(stored) => return Ok(Some(stored)),
+            Err(Unfit::NotFinite) => &mut self.not_finite,
+            Err(Unfit::TooLarge) => &mut self.too_large,
+        };
+        names.push(format!("{part}/{name}"));
+        Ok(None)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.not_finite.is_empty() && self.too_large.is_empty()
+    }
+
+    fn into_result(self, dtype: StoredDtype) -> Result<(), LoadError> {
+        let part = "the model".to_owned();
+        if !self.not_finite.is_empty() {
+            return Err(LoadError::NotFinite { part, names: self.not_finite });
+        }
+        match self.too_large.is_empty() {
+            true => Ok(()),
+            false => Err(LoadError::TooLarge { part, dtype, names: self.too_large }),
+        }
+    }
+}
+
 /// The stage that a part counts for.
 fn stage(part: &str) -> Stage {
     match part {
@@ -533,6 +578,25 @@ mod tests {
         let second = files[&manifest.shards[2].file].read(0..manifest.shards[2].bytes).unwrap();
         let early = Unpacking::default().add(&manifest, 2, &second).err().unwrap().to_string();
         assert!(early.contains("came before the first of"), "{early}");
+    }
+
+    #[test]
+    fn tensors_that_cannot_be_stored_are_named() {
+        let error = |value: f32, dtype| {
+            let tensors = ["a", "b", "c"].map(|name| {
+                (name.to_owned(), vec![1], vec![if name == "b" { 1.0 } else { value }])
+            });
+            let mut model = ModelFiles::default();
+            let weights = Checkpoint::from_tensors(layout::PRIOR, tensors);
+            model.weights.insert(layout::PRIOR.to_owned(), weights);
+            Manifest::write::<LoadError>(&model, dtype, |_, _| Ok(())).err().map(|e| e.to_string())
+        };
+        let names = "wuerstchen-prior/prior/a, wuerstchen-prior/prior/c";
+        let expected = format!("the model: not a number or infinite: {names}");
+        assert_eq!(error(f32::NAN, StoredDtype::F32), Some(expected));
+        let expected = format!("the model: too large for F16, which f32 holds: {names}");
+        assert_eq!(error(1e5, StoredDtype::F16), Some(expected));
+        assert_eq!(error(1e5, StoredDtype::F32), None);
     }
 
     #[test]

@@ -50,6 +50,18 @@ pub enum Error {
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
+    /// What a stage makes is no picture any more.
+    #[error(
+        "the latents of {} are infinite or no numbers from step {step} on: expected smaller guidance \
+         scales, or other weights",
+        stage.name()
+    )]
+    NotFinite {
+        /// Which stage.
+        stage: Stage,
+        /// Its first step with such latents, from 1.
+        step: usize,
+    },
     /// The caller asked to stop.
     #[error("stopped on request")]
     Cancelled,
@@ -145,6 +157,18 @@ pub enum Stage {
     Vqgan,
 }
 
+impl Stage {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "the text encoders",
+            Self::Prior => "Stage C",
+            Self::Decoder => "Stage B",
+            Self::Vqgan => "Stage A",
+        }
+    }
+}
+
 /// Reported after every step.
 pub struct Progress<'a> {
     /// Which stage.
@@ -197,6 +221,11 @@ impl Pipeline {
         loader.finish()
     }
 
+    /// Whether its parts stay on the device, so that a second picture starts at once.
+    pub fn is_resident(&self) -> bool {
+        matches!(self.prior, Slot::Resident(_))
+    }
+
     /// Where the models are.
     pub fn device(&self) -> &Device {
         &self.device
@@ -239,8 +268,8 @@ impl Pipeline {
     ///
     /// # Errors
     ///
-    /// The options cannot be run, the prompt cannot be split, the device failed, or `on_step` asked
-    /// to stop.
+    /// The options cannot be run, the prompt cannot be split, the device failed, a guidance scale leads
+    /// to infinite latents, or `on_step` asked to stop.
     pub async fn generate(
         &self,
         prompt: &str,
