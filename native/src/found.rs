@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
 use wuerstchen::import::{Kind, recognise, text_part};
-use wuerstchen::{Checkpoint, Manifest, ModelFiles, TokenizerFiles, layout};
+use wuerstchen::{Checkpoint, Manifest, ModelFiles, TokenizerFiles, WebBundle, layout};
 
 use crate::files::{MANIFEST, file_name, open, read, subfolders};
 use crate::hub::snapshot;
@@ -93,10 +93,10 @@ impl Found {
     fn add_folder(&mut self, path: &Path) -> Result<()> {
         let path = &snapshot(path)?;
         if path.join(MANIFEST).is_file() {
-            let manifest = read_manifest(path)?;
-            tell_of_others(path, &manifest)?;
+            let bundle = read_manifest(path)?;
+            tell_of_others(path, bundle.manifest())?;
             let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
-            return self.merge(read_web_bundle(path, &manifest)?, &origin);
+            return self.merge(read_web_bundle(path, &bundle)?, &origin);
         }
         let model = path.join(MODEL);
         if path.join(CONFIG).is_file() && model.is_dir() {
@@ -290,9 +290,11 @@ const PARTS_OF_OTHERS: [&str; 7] = [
     "vqgan",
 ];
 
-fn read_manifest(folder: &Path) -> Result<Manifest> {
+fn read_manifest(folder: &Path) -> Result<WebBundle> {
     let in_folder = || format!("cannot read the model in {}", folder.display());
-    Manifest::parse(&read_text(&folder.join(MANIFEST))?).with_context(in_folder)
+    let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?).with_context(in_folder)?;
+    let contents = read(&folder.join(&manifest.contents.file))?;
+    manifest.with_contents(&contents).with_context(in_folder)
 }
 
 /// Says which other folders and files of weights lie beside a web bundle.
@@ -310,12 +312,12 @@ fn tell_of_others(folder: &Path, manifest: &Manifest) -> Result<()> {
 }
 
 /// Opens a model that was exported for the browser, and checks the shards' hashes.
-fn read_web_bundle(folder: &Path, manifest: &Manifest) -> Result<ModelFiles> {
+fn read_web_bundle(folder: &Path, bundle: &WebBundle) -> Result<ModelFiles> {
     let in_folder = || format!("cannot read the model in {}", folder.display());
-    for (index, shard) in manifest.shards.iter().enumerate() {
-        manifest.verify(index, &read(&folder.join(&shard.file))?).with_context(in_folder)?;
+    for (index, shard) in bundle.manifest().shards.iter().enumerate() {
+        bundle.verify(index, &read(&folder.join(&shard.file))?).with_context(in_folder)?;
     }
-    manifest.open(|file| open(&folder.join(file))).with_context(in_folder)
+    bundle.open(|file| open(&folder.join(file))).with_context(in_folder)
 }
 
 /// The text of the `config.json` beside a file of weights.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use wuerstchen::import::{check_part, complete};
 use wuerstchen::{ModelFiles, Pipeline, layout};
 
-use crate::export::{Dtype, write_shards};
+use crate::export::{Dtype, finish_bundle, write_shards};
 use crate::files;
 use crate::found::{Found, Origin};
 use crate::text::visible_lines;
@@ -72,10 +72,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     if output.join(files::MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", output.display());
     }
-    let manifest = write_shards(&model, args.dtype, output)?;
-    files::write(&output.join(files::MANIFEST), serde_json::to_string(&manifest)?.as_bytes())?;
-    let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
-    eprintln!("wrote {}: {} shards, {bytes} bytes", output.display(), manifest.shards.len());
+    finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;
     Ok(true)
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use wuerstchen::{Lora, LoraFile, ModelFiles, layout};
+use wuerstchen::{Lora, LoraFile, ModelFiles};
 
 use crate::files;
 use crate::pytorch::read_pytorch_tensors;
@@ -51,30 +51,13 @@ pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()>
     let mut loras = Vec::new();
     for argument in arguments {
         let lora = read(argument, model)?;
-        eprintln!("{}: {}, weight {}", argument.path.display(), changes(&lora), argument.weight);
+        eprintln!("{}: {}, weight {}", argument.path.display(), lora.summary(), argument.weight);
         for line in lora.left_out() {
             eprintln!("{}: {line}", argument.path.display());
         }
         loras.push(lora);
     }
     Ok(model.add_loras(loras)?)
-}
-
-/// What a LoRA changes and how strongly, for people.
-fn changes(lora: &Lora) -> String {
-    let layers = |part| lora.targets(part).count();
-    let (prior, text) = (layers(layout::PRIOR), layers(layout::PRIOR_TEXT));
-    if prior + text == 0 {
-        return "changes nothing".to_owned();
-    }
-    let text = match text {
-        0 => String::new(),
-        text => format!(" and {text} of its text encoder"),
-    };
-    let ranks: Vec<_> = lora.ranks().iter().map(usize::to_string).collect();
-    let alphas: Vec<_> = lora.alphas().into_iter().collect();
-    let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
-    format!("changes {prior} layers of Stage C{text}, rank {ranks}, alpha {alphas}")
 }
 
 fn read(argument: &LoraArg, model: &ModelFiles) -> Result<Lora> {

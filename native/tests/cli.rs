@@ -209,10 +209,13 @@ fn an_export_tells_its_plan() {
          storing the weights: "
     );
     assert!(told.starts_with(&plan), "{told}");
-    let manifest = fs::read_to_string(bundle.join("manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_str(&manifest).unwrap();
-    assert_eq!(manifest["selfTest"]["options"]["width"], 128);
-    assert_eq!(manifest["preview"]["weights"].as_array().map(Vec::len), Some(3));
+    let json = |file: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(bundle.join(file)).unwrap()).unwrap()
+    };
+    assert_eq!(json("manifest.json")["selfTest"], true);
+    let contents = json("contents.json");
+    assert_eq!(contents["selfTest"]["options"]["width"], 128);
+    assert_eq!(contents["preview"]["weights"].as_array().map(Vec::len), Some(3));
 }
 
 /// 8 bits cost less than 1 % of the weights' norm.

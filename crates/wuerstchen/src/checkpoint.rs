@@ -277,6 +277,11 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Takes over all tensors of another checkpoint, in place of those of the same names.
+    pub fn replace(&mut self, by: Self) {
+        self.tensors.extend(by.tensors);
+    }
+
     /// Several files as one checkpoint.
     ///
     /// # Errors

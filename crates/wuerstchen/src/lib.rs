@@ -70,7 +70,7 @@ pub use config::ConfigError;
 pub use decoder::{Decoder, DecoderConfig};
 pub use image::{Image, Mask};
 pub use lora::{Lora, LoraError, LoraFile};
-pub use manifest::Manifest;
+pub use manifest::{Manifest, WebBundle};
 pub use options::{Defaults, GenerateOptions, OptionsError, PromptSyntax, Settings};
 pub use origin::{Batch, Frames, Origin, Source};
 pub use pipeline::{Error, Generated, ModelCard, Pipeline, PipelineLoader, Progress, Stage};

@@ -85,24 +85,7 @@ impl PipelineLoader {
     /// Names every tensor that does not belong to the part or is misshapen.
     pub fn add(mut self, part: &str, weights: &Checkpoint) -> Result<Self, LoadError> {
         let loaded = self.loaded.entry(part.to_owned()).or_default();
-        let to = &mut self.pipeline;
-        match part {
-            layout::PRIOR => fill(&mut to.prior, weights, DIFFUSION, loaded)?,
-            layout::DECODER => fill(&mut to.decoder, weights, DIFFUSION, loaded)?,
-            layout::VQGAN => fill(&mut to.vqgan, weights, KeyTable::VQGAN, loaded)?,
-            layout::PRIOR_TEXT => {
-                fill(&mut to.prior_text.encoder, weights, KeyTable::TEXT, loaded)?;
-            }
-            layout::DECODER_TEXT => {
-                fill(&mut to.decoder_text.encoder, weights, KeyTable::TEXT, loaded)?;
-            }
-            layout::COMPRESSOR => {
-                if let Ok((compressor, _)) = &mut to.compressor {
-                    fill(compressor, weights, KeyTable::COMPRESSOR, loaded)?;
-                }
-            }
-            _ => {}
-        }
+        self.pipeline.fill(part, weights, loaded)?;
         Ok(self)
     }
 
@@ -161,6 +144,41 @@ impl PipelineLoader {
             _ => {}
         }
         Ok(self.pipeline)
+    }
+}
+
+impl Pipeline {
+    /// Replaces some of the weights of a part on the device.
+    ///
+    /// # Errors
+    ///
+    /// As [`PipelineLoader::add`].
+    pub fn replace(&mut self, part: &str, weights: &Checkpoint) -> Result<(), LoadError> {
+        self.fill(part, weights, &mut BTreeSet::new())
+    }
+
+    fn fill(
+        &mut self,
+        part: &str,
+        weights: &Checkpoint,
+        loaded: &mut BTreeSet<String>,
+    ) -> Result<(), LoadError> {
+        match part {
+            layout::PRIOR => fill(&mut self.prior, weights, DIFFUSION, loaded),
+            layout::DECODER => fill(&mut self.decoder, weights, DIFFUSION, loaded),
+            layout::VQGAN => fill(&mut self.vqgan, weights, KeyTable::VQGAN, loaded),
+            layout::PRIOR_TEXT => {
+                fill(&mut self.prior_text.encoder, weights, KeyTable::TEXT, loaded)
+            }
+            layout::DECODER_TEXT => {
+                fill(&mut self.decoder_text.encoder, weights, KeyTable::TEXT, loaded)
+            }
+            layout::COMPRESSOR => match &mut self.compressor {
+                Ok((compressor, _)) => fill(compressor, weights, KeyTable::COMPRESSOR, loaded),
+                Err(_) => Ok(()),
+            },
+            _ => Ok(()),
+        }
     }
 }
 
