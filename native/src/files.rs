@@ -105,10 +105,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Writes a file so that it is whole or not there: under another name first, then renamed.
+/// Writes a file so that it is whole or not there: under another name first, then renamed. A link stays a
+/// link, and what it leads to is written.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = part_of(path);
     let write = || {
+        let path = behind_link(path)?;
+        let part = part_of(&path);
         let mut file = fs::File::create(&part)?;
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -119,9 +121,20 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Fails if [`write`] cannot write that file, which is as it was afterwards.
 pub(crate) fn check_writable(path: &Path) -> Result<()> {
-    let part = part_of(path);
-    let write = || fs::File::create(&part).and_then(|_| fs::remove_file(&part));
+    let write = || {
+        let part = part_of(&behind_link(path)?);
+        fs::File::create(&part)?;
+        fs::remove_file(&part)
+    };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The file that a link leads to; of any other path the path.
+fn behind_link(path: &Path) -> std::io::Result<PathBuf> {
+    match path.is_symlink() {
+        true => path.canonicalize(),
+        false => Ok(path.to_owned()),
+    }
 }
 
 /// What a file is called until it is whole; two programs may write the same file at a time.
@@ -155,9 +168,13 @@ pub(crate) fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathB
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
-    let fits =
-        |path: &PathBuf| path.is_file() && path.extension().is_some_and(|found| found == extension);
+    let fits = |path: &PathBuf| path.is_file() && has_extension(path, extension);
     Ok(list(folder)?.into_iter().filter(fits).collect())
+}
+
+/// Whether a name ends in a dot and `extension`, in capitals or not.
+pub(crate) fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
 }
 
 /// What is in a folder and not hidden, sorted.

@@ -10,13 +10,13 @@ use serde_json::Value;
 use wuerstchen::import::{part_beside, recognise};
 use wuerstchen::{
     CARD, Checkpoint, Family, LoadError, Manifest, ModelFiles, Part, PipelineFolder, Stage,
-    TokenizerFiles,
+    TokenizerFiles, WebBundle,
 };
 
 use crate::files::{MANIFEST, file_name, open, read, subfolders};
 use crate::hub::snapshot;
 use crate::pytorch::{read_pytorch, read_pytorch_shards};
-use crate::shards::{Shards, is_pytorch};
+use crate::shards::{Shards, files_of_weights, is_pytorch};
 use crate::text::read_text;
 use crate::train::{CONFIG, MODEL};
 
@@ -76,7 +76,7 @@ impl Found {
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let config = config_beside(path)?;
-        if is_pytorch(path) {
+        if is_pytorch(path)? {
             for weights in read_pytorch(path)? {
                 let origin = Origin::of(path, &weights);
                 self.add_weights(weights, config.clone(), origin, None)?;
@@ -99,8 +99,10 @@ impl Found {
     fn add_folder(&mut self, path: &Path) -> Result<()> {
         let path = &snapshot(path)?;
         if path.join(MANIFEST).is_file() {
+            let bundle = read_manifest(path)?;
+            tell_of_others(path, bundle.manifest())?;
             let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
-            return self.merge(read_web_bundle(path)?, &origin);
+            return self.merge(read_web_bundle(path, &bundle)?, &origin);
         }
         let model = path.join(MODEL);
         if path.join(CONFIG).is_file() && model.is_dir() {
@@ -183,7 +185,7 @@ impl Found {
         }
         let config = config_beside(&files[0])?;
         let path = if files.len() == 1 { &files[0] } else { folder };
-        if is_pytorch(&files[0]) {
+        if is_pytorch(&files[0])? {
             for weights in read_pytorch_shards(&files)? {
                 let origin = Origin::of(path, &weights);
                 self.add_weights(weights, config.clone(), origin, part)?;
@@ -287,14 +289,52 @@ impl Found {
     }
 }
 
-/// Opens a model that was exported for the browser, and checks the shards' hashes.
-fn read_web_bundle(folder: &Path) -> Result<ModelFiles> {
+/// Folders that hold parts of a model where it is no web bundle: those of pipelines, parts in a pipeline's own
+/// folder, and parts that belong to no pipeline. Text encoders and tokenizers always lie beside one of these.
+fn folders_of_parts() -> Vec<String> {
+    let mut folders = Vec::new();
+    for pipeline in Family::ALL.into_iter().flat_map(|family| family.pipelines) {
+        folders.push(pipeline.name.to_owned());
+        for (name, _) in pipeline.parts().filter(|(_, part)| part.stage() != Some(Stage::Text)) {
+            folders.push(name.to_owned());
+            folders.push(format!("{}{name}", pipeline.prefix));
+        }
+    }
+    let alone = Part::all().map(Part::folder).filter(|folder| !folder.contains('/'));
+    folders.extend(alone.map(str::to_owned));
+    folders.dedup();
+    folders
+}
+
+fn read_manifest(folder: &Path) -> Result<WebBundle> {
     let in_folder = || format!("cannot read the model in {}", folder.display());
     let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?).with_context(in_folder)?;
-    for (index, shard) in manifest.shards.iter().enumerate() {
-        manifest.verify(index, &read(&folder.join(&shard.file))?).with_context(in_folder)?;
+    let contents = read(&folder.join(&manifest.contents.file))?;
+    manifest.with_contents(&contents).with_context(in_folder)
+}
+
+/// Says which other folders and files of weights lie beside a web bundle.
+fn tell_of_others(folder: &Path, manifest: &Manifest) -> Result<()> {
+    let parts = folders_of_parts().into_iter().map(|part| folder.join(part));
+    let parts = parts.filter(|part| part.is_dir());
+    let files = files_of_weights(folder)?.into_iter().flatten();
+    let others: Vec<_> = parts.chain(files).collect();
+    let is_shard = |name: &String| manifest.shards.iter().any(|shard| shard.file == *name);
+    let others = others.iter().map(|path| file_name(path)).filter(|name| !is_shard(name));
+    let others = others.collect::<Vec<_>>().join(", ");
+    if !others.is_empty() {
+        eprintln!("{}: reads the web bundle of {MANIFEST}; left out: {others}", folder.display());
     }
-    manifest.open(|file| open(&folder.join(file))).with_context(in_folder)
+    Ok(())
+}
+
+/// Opens a model that was exported for the browser, and checks the shards' hashes.
+fn read_web_bundle(folder: &Path, bundle: &WebBundle) -> Result<ModelFiles> {
+    let in_folder = || format!("cannot read the model in {}", folder.display());
+    for (index, shard) in bundle.manifest().shards.iter().enumerate() {
+        bundle.verify(index, &read(&folder.join(&shard.file))?).with_context(in_folder)?;
+    }
+    bundle.open(|file| open(&folder.join(file))).with_context(in_folder)
 }
 
 /// The text of the `config.json` beside a file of weights.

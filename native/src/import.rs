@@ -9,9 +9,10 @@ use serde::Serialize;
 use wuerstchen::import::complete;
 use wuerstchen::{Family, ModelFiles, Part, Pipeline};
 
-use crate::export::{Dtype, write_shards};
+use crate::export::{Dtype, finish_bundle, write_shards};
 use crate::files;
 use crate::found::{Found, Origin};
+use crate::text::visible_lines;
 
 /// Arguments of `wuerstchen import`.
 #[derive(Args)]
@@ -65,16 +66,13 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let report = report(&found, &model, assumed);
     crate::print(&match args.json {
         true => serde_json::to_string(&report)?,
-        false => text(&report),
+        false => visible_lines(&text(&report)),
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
     if output.join(files::MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", output.display());
     }
-    let manifest = write_shards(&model, args.dtype, output)?;
-    files::write(&output.join(files::MANIFEST), serde_json::to_string(&manifest)?.as_bytes())?;
-    let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
-    eprintln!("wrote {}: {} shards, {bytes} bytes", output.display(), manifest.shards.len());
+    finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;
     Ok(true)
 }
 

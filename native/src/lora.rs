@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use wuerstchen::{Lora, LoraFile, ModelFiles, Part};
+use wuerstchen::{Lora, LoraFile, ModelFiles};
 
 use crate::files;
 use crate::pytorch::read_pytorch_tensors;
@@ -23,6 +23,10 @@ impl FromStr for LoraArg {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // The name of a file may end in a colon and a number itself.
+        if Path::new(text).exists() {
+            return Ok(Self { path: text.into(), weight: 1.0 });
+        }
         let weighted = text.rsplit_once(':').and_then(|(path, weight)| {
             Some(Self { path: path.into(), weight: weight.parse().ok()? })
         });
@@ -47,7 +51,7 @@ pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()>
     let mut loras = Vec::new();
     for argument in arguments {
         let lora = read(argument, model)?;
-        eprintln!("{}: {}, weight {}", argument.path.display(), changes(&lora), argument.weight);
+        eprintln!("{}: {}, weight {}", argument.path.display(), lora.summary(), argument.weight);
         for line in lora.left_out() {
             eprintln!("{}: {line}", argument.path.display());
         }
@@ -56,29 +60,12 @@ pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()>
     Ok(model.add_loras(loras)?)
 }
 
-/// What a LoRA changes and how strongly, for people.
-fn changes(lora: &Lora) -> String {
-    let layers = |part| lora.targets(part).count();
-    let (prior, text) = (layers(Part::PRIOR), layers(Part::PRIOR_TEXT));
-    if prior + text == 0 {
-        return "changes nothing".to_owned();
-    }
-    let text = match text {
-        0 => String::new(),
-        text => format!(" and {text} of its text encoder"),
-    };
-    let ranks: Vec<_> = lora.ranks().iter().map(usize::to_string).collect();
-    let alphas: Vec<_> = lora.alphas().into_iter().collect();
-    let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
-    format!("changes {prior} layers of Stage C{text}, rank {ranks}, alpha {alphas}")
-}
-
 fn read(argument: &LoraArg, model: &ModelFiles) -> Result<Lora> {
     let path = match argument.path.is_dir() {
         true => file_in(&argument.path)?,
         false => argument.path.clone(),
     };
-    let file = match is_pytorch(&path) {
+    let file = match is_pytorch(&path)? {
         true => LoraFile::from(read_pytorch_tensors(&path)?),
         false => LoraFile::parse(&path.display().to_string(), Arc::new(files::read(&path)?))?,
     };
@@ -124,5 +111,12 @@ mod tests {
         assert_eq!(parse("a.safetensors:-0.5"), ("a.safetensors".into(), -0.5));
         assert_eq!(parse(r"c:\a.safetensors"), (r"c:\a.safetensors".into(), 1.0));
         assert_eq!(parse(r"c:\a.safetensors:2"), (r"c:\a.safetensors".into(), 2.0));
+        let name = std::env::temp_dir().join(format!("wuerstchen-{}:2", std::process::id()));
+        let name = name.display().to_string();
+        assert_eq!(parse(&name).1, 2.0);
+        std::fs::write(&name, "").unwrap();
+        let (whole, weighted) = (parse(&name), parse(&format!("{name}:0.5")));
+        std::fs::remove_file(&name).unwrap();
+        assert_eq!((whole, weighted), ((name.clone(), 1.0), (name, 0.5)));
     }
 }
