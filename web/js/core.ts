@@ -10,6 +10,7 @@ export { WuerstchenError, type ErrorCode } from './errors.js';
 export { inspect } from './manifest.js';
 export { checkSupport } from './support.js';
 export type * from './types.js';
+export { vocabulary } from './vocabulary.js';
 
 /**
  * As `load` of the main entry, but the engine computes in the calling thread, which is blocked

@@ -11,6 +11,7 @@ export { WuerstchenError, type ErrorCode } from './errors.js';
 export { inspect } from './manifest.js';
 export { checkSupport } from './support.js';
 export type * from './types.js';
+export { vocabulary } from './vocabulary.js';
 
 /**
  * Loads a model: fetches what is not in the cache, verifies it, brings it to the device, and

@@ -4,7 +4,7 @@ import { openCache, type ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
 import { brokenOff, request } from './http.js';
 import { checkModel } from './options.js';
-import { openSite, toModelSource } from './picked.js';
+import { openSite, toModelSource, type ModelSite } from './picked.js';
 import { onAbort, throwIfAborted } from './signals.js';
 import type { Defaults, Dtype, ModelInfo, ModelRef, Stage } from './types.js';
 import { isObject } from './values.js';
@@ -139,7 +139,22 @@ export async function inspect(
   model: ModelRef,
   options: { signal?: AbortSignal } = {},
 ): Promise<ModelInfo> {
-  const { signal } = options;
+  return look(model, options.signal, ({ manifest, cache }) => modelInfo(manifest, cache));
+}
+
+/** A model of which nothing but the manifest has come. */
+export interface Looked extends ModelSite {
+  readonly manifest: Manifest;
+  readonly cache: ModelCache;
+  readonly signal: AbortSignal;
+}
+
+/** Fetches a model's manifest and looks at the model, without an engine. */
+export async function look<T>(
+  model: ModelRef,
+  signal: AbortSignal | undefined,
+  at: (looked: Looked) => Promise<T>,
+): Promise<T> {
   checkModel(model);
   throwIfAborted(signal);
   // `fetch` takes only signals of its own window.
@@ -149,7 +164,7 @@ export async function inspect(
     const cache = await openCache();
     const site = await openSite(toModelSource(model), cache, (...asked) => fetch(...asked));
     const { manifest } = await fetchManifest(site.url, cache, site.fetch, controller.signal);
-    return await modelInfo(manifest, cache);
+    return await at({ ...site, manifest, cache, signal: controller.signal });
   } finally {
     ignore();
   }

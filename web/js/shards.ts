@@ -76,6 +76,15 @@ export async function* fetchFiles(
   }
 }
 
+/** The contents of a model alone, verified. */
+export async function fetchContents(manifest: Manifest, source: ShardSource): Promise<Uint8Array> {
+  const file = manifest.contents;
+  const progress = new DownloadProgress([file], source.emit);
+  const { bytes, stored } = await bring(file, shardName(manifest, file), source, progress);
+  await stored;
+  return bytes;
+}
+
 /** Brings a file from the cache, or from the network and into the cache. */
 async function bring(
   file: Shard,

@@ -25,6 +25,7 @@ import {
 import { initSource, readSource, startFrom } from './source';
 import { initStorage, keepForOffline, showStorage } from './storage';
 import { initTheme } from './theme';
+import { offerWords } from './words';
 
 type State = 'idle' | 'loading' | 'ready' | 'busy' | 'error';
 
@@ -303,6 +304,7 @@ element('copy', HTMLButtonElement).addEventListener('click', async () => {
 
 initTheme();
 initForm();
+offerWords(() => model);
 initFilm();
 initSource();
 initOwn(useModel, reload);

@@ -75,6 +75,12 @@ export async function inspect(model: ModelRef): Promise<ModelInfo> {
   };
 }
 
+/** Fails for a picked model, as a server may that goes away. */
+export async function vocabulary(model: ModelRef): Promise<readonly string[]> {
+  if (Array.isArray(model)) throw new WuerstchenError('network', 'it went away', true);
+  return ['a', 'background', 'blue', 'circle', 'on', 'red', 'ring', 'small', 'stars', 'two', 'white'];
+}
+
 export const cache = {
   async list(): Promise<CachedModel[]> {
     const bytes = await cache.size();

@@ -80,6 +80,21 @@ test('nothing is downloaded before it is asked for, and the exact size is named'
   assert.equal(await at('load').isVisible(), false);
 });
 
+test('words that the model knows are offered, and others are named, while one types', async () => {
+  await open();
+  const words = at('words').getByRole('button');
+  await at('prompt').fill('');
+  await at('prompt').pressSequentially('two bl');
+  await words.getByText('blue').waitFor();
+  assert.equal(await words.count(), 1);
+  assert.equal(await at('unknown-words').isVisible(), false);
+  await words.click();
+  assert.equal(await at('prompt').inputValue(), 'two blue ');
+  await at('prompt').pressSequentially('zebras and st');
+  await at('unknown-words').getByText('The model does not know: zebras, and.').waitFor();
+  await state('idle');
+});
+
 test('a model that is stored loads without being asked for', async () => {
   await open();
   await at('load').click();
