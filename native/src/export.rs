@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use futures_lite::future::block_on;
+use wuerstchen::fs::{MANIFEST, OpenError, open};
 use wuerstchen::{
     Checkpoint, EmbeddingColours, GenerateOptions, Generated, Manifest, ModelFiles, Pipeline,
     Progress, Residency, SelfTest, StoredDtype,
@@ -101,14 +102,14 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
 
     let mut manifest = write_shards(&model, args.dtype, &args.output)?;
     // What the browser must reproduce is what the stored weights make, not the original ones.
-    let open = |file: &str| files::open(&args.output.join(file));
-    let stored = manifest.open::<anyhow::Error>(open)?;
+    let open = |file: &str| open(&args.output.join(file));
+    let stored = manifest.open::<OpenError>(open)?;
     manifest.self_test = Some(self_test(&stored, plan.self_test)?);
     let pipeline = Pipeline::load(&stored, &device, Residency::Auto).context(CANNOT_LOAD)?;
     manifest.preview = plan.preview.map(|options| preview(&pipeline, &options)).transpose()?;
 
     let text = serde_json::to_string(&manifest)?;
-    files::write(&args.output.join(files::MANIFEST), text.as_bytes())?;
+    files::write(&args.output.join(MANIFEST), text.as_bytes())?;
     let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
     eprintln!(
         "wrote {}: {} shards, {bytes} bytes, {} of manifest",

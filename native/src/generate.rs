@@ -15,13 +15,13 @@ use wuerstchen::{
     Provenance, Settings, Source,
 };
 
-use crate::files::file_name;
 use crate::lora::LoraArg;
 use crate::model::{Loaded, ModelArgs};
 use crate::output::png_file;
 use crate::progress::StepsBar;
-use crate::text::read_text;
 use crate::{files, pictures};
+use wuerstchen::fs::file_name;
+use wuerstchen::fs::read_text;
 
 /// Arguments of `wuerstchen generate`.
 #[derive(Args)]

@@ -6,12 +6,12 @@ use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
+use wuerstchen::fs::{Found, MANIFEST, Origin};
 use wuerstchen::import::complete;
 use wuerstchen::{Family, ModelFiles, Part, Pipeline};
 
 use crate::export::{Dtype, write_shards};
 use crate::files;
-use crate::found::{Found, Origin};
 
 /// Arguments of `wuerstchen import`.
 #[derive(Args)]
@@ -60,6 +60,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     for path in &args.paths {
         found.add(path)?;
     }
+    found.notes().iter().for_each(|note| eprintln!("{note}"));
     let mut model = found.finish()?;
     let assumed = complete(&mut model)?;
     let report = report(&found, &model, assumed);
@@ -68,11 +69,11 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
         false => text(&report),
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
-    if output.join(files::MANIFEST).exists() {
+    if output.join(MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", output.display());
     }
     let manifest = write_shards(&model, args.dtype, output)?;
-    files::write(&output.join(files::MANIFEST), serde_json::to_string(&manifest)?.as_bytes())?;
+    files::write(&output.join(MANIFEST), serde_json::to_string(&manifest)?.as_bytes())?;
     let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
     eprintln!("wrote {}: {} shards, {bytes} bytes", output.display(), manifest.shards.len());
     Ok(true)

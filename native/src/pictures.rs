@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use wuerstchen::{Image, Mask};
 
-use crate::files;
+use wuerstchen::fs::read;
 
 /// Ends of names of pictures, in lower case.
 pub(crate) const ENDINGS: [&str; 10] =
@@ -76,7 +76,7 @@ pub(crate) fn with_picture<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> R
 }
 
 fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
-    let bytes = files::read(path)?;
+    let bytes = read(path)?;
     if bytes.is_empty() {
         bail!("expected {TYPES}, found an empty file");
     }

@@ -28,8 +28,8 @@ use crate::art::read_art;
 use crate::devices::{Choice, choose};
 use crate::files::{read_model, write};
 use crate::folder::Folder;
-use crate::text::read_text;
 use crate::usage;
+use wuerstchen::fs::{RUN_CONFIG, RUN_MODEL, read_text};
 
 /// Arguments of `wuerstchen train`.
 #[derive(Args)]
@@ -103,12 +103,6 @@ impl Source {
     }
 }
 
-/// A run's config in its folder, as it was resolved.
-pub(crate) const CONFIG: &str = "config.toml";
-
-/// The folder of a run's model in that of the run.
-pub(crate) const MODEL: &str = "model";
-
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
     config.validate().map_err(|error| usage(&error.into()))?;
@@ -140,7 +134,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     }
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     // Captions that come later must not change the numbers of the tokens.
-    let own = output.join(MODEL).join(PipelineFolder::PRIOR.tokenizer());
+    let own = output.join(RUN_MODEL).join(PipelineFolder::PRIOR.tokenizer());
     fs::create_dir_all(&own).with_context(|| format!("cannot create {}", own.display()))?;
     for (file, text) in recipe.tokenizer.named() {
         write(&own.join(file), text.as_bytes())?;
@@ -229,7 +223,7 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
 
 /// The config of the run that a folder holds, if there is one.
 fn stored_config(output: &Path) -> Result<Option<TrainConfig>> {
-    let path = output.join(CONFIG);
+    let path = output.join(RUN_CONFIG);
     path.is_file().then(|| read_config(&path, &[])).transpose()
 }
 
@@ -300,7 +294,7 @@ fn tokenizer(
     let mut own = ModelFiles::default();
     for file in TokenizerFiles::NAMES {
         let file = format!("{}/{file}", PipelineFolder::PRIOR.tokenizer());
-        let path = output.join(MODEL).join(&file);
+        let path = output.join(RUN_MODEL).join(&file);
         if path.is_file() {
             own.texts.insert(file, read_text(&path)?);
         }

@@ -10,7 +10,7 @@ use super::index::{Index, is_absolute, normalised};
 use super::metadata::{read_rows, trimmed};
 use super::refuse;
 use crate::pictures;
-use crate::text::read_text;
+use wuerstchen::fs::read_text;
 
 /// The captions of the pictures of a folder.
 pub(super) struct Captions {

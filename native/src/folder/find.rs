@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use walkdir::WalkDir;
 
-use crate::hidden::is_hidden;
 use crate::pictures;
+use wuerstchen::fs::is_hidden;
 
 /// Files that tell the captions of all pictures beside them.
 const METADATA: [&str; 2] = ["metadata.jsonl", "metadata.csv"];

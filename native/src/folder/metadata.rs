@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::text::read_text;
+use wuerstchen::fs::read_text;
 
 /// What a line says of a picture.
 #[derive(Debug, PartialEq)]
