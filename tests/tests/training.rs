@@ -141,7 +141,7 @@ fn a_state_of_another_seed_is_refused() {
         Trainer::new(stage, model, config.a.clone(), seed, device.clone())
     };
     let error = trainer(2).restore("state", trainer(1).save()).err().unwrap().to_string();
-    assert_eq!(error, "state: not a safetensors file: it is of seed 1, the config says 2");
+    assert_eq!(error, "state: a training state of seed 1, the config says 2");
 }
 
 /// The built-in scenes, of which one cannot be read.

@@ -56,6 +56,40 @@ struct Header {
 const FORMAT: u32 = 1;
 const HEADER_KEY: &str = "wuerstchen-training";
 
+/// Why training cannot go on from a state.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The file is no training state.
+    #[error("{name}: no training state: {reason}")]
+    NoState {
+        /// Which file.
+        name: String,
+        /// What it is, or what is wrong with it.
+        reason: String,
+    },
+    /// The state is of another version of this program.
+    #[error("{name}: a training state of format {found}, this program reads {FORMAT}")]
+    Format {
+        /// Which file.
+        name: String,
+        /// Its format.
+        found: u32,
+    },
+    /// The state is of a run with another seed.
+    #[error("{name}: a training state of seed {found}, the config says {expected}")]
+    Seed {
+        /// Which file.
+        name: String,
+        /// Its seed.
+        found: u64,
+        /// The run's.
+        expected: u64,
+    },
+    /// The tensors do not fit the model.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
 impl<S: Stage> Trainer<S> {
     /// Starts training `model`, which lives on a device with autodiff.
     pub fn new(stage: S, model: S::Model, config: StageConfig, seed: u64, device: Device) -> Self {
@@ -171,12 +205,11 @@ impl<S: Stage> Trainer<S> {
     /// # Errors
     ///
     /// The file is no training state, of another seed, or its tensors do not fit the model.
-    pub fn restore(mut self, name: &str, bytes: Vec<u8>) -> Result<Self, LoadError> {
-        let format = |reason: String| LoadError::Format { part: name.to_owned(), reason };
-        let header = read_header(&bytes).map_err(format)?;
+    pub fn restore(mut self, name: &str, bytes: Vec<u8>) -> Result<Self, RestoreError> {
+        let header = read_header(name, &bytes)?;
         if header.seed != self.seed {
-            let reason = format!("it is of seed {}, the config says {}", header.seed, self.seed);
-            return Err(format(reason));
+            let (name, found, expected) = (name.to_owned(), header.seed, self.seed);
+            return Err(RestoreError::Seed { name, found, expected });
         }
         let all = Checkpoint::parse(name, Arc::new(bytes))?;
         let part = |part: &str| all.under(&format!("{part}/"));
@@ -193,14 +226,16 @@ impl<S: Stage> Trainer<S> {
     }
 }
 
-fn read_header(bytes: &[u8]) -> Result<Header, String> {
-    let (_, metadata) =
-        safetensors::SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
+fn read_header(name: &str, bytes: &[u8]) -> Result<Header, RestoreError> {
+    let fail = |reason: String| RestoreError::NoState { name: name.to_owned(), reason };
+    let metadata = safetensors::SafeTensors::read_metadata(bytes);
+    let (_, metadata) = metadata.map_err(|error| fail(error.to_string()))?;
     let header = metadata.metadata().as_ref().and_then(|map| map.get(HEADER_KEY));
-    let header = header.ok_or("it holds no training state")?;
-    let header: Header = serde_json::from_str(header).map_err(|e| e.to_string())?;
-    match header.format {
-        FORMAT => Ok(header),
-        other => Err(format!("it is of format {other}, this program reads {FORMAT}")),
+    let header = header.ok_or_else(|| fail("a safetensors file of other tensors".to_owned()))?;
+    let header: Header = serde_json::from_str(header).map_err(|error| fail(error.to_string()))?;
+    if header.format != FORMAT {
+        let (name, found) = (name.to_owned(), header.format);
+        return Err(RestoreError::Format { name, found });
     }
+    Ok(header)
 }
