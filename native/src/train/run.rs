@@ -345,9 +345,7 @@ impl Run {
         // Steps in a row that changed nothing, as their gradients were not finite.
         let mut skipped = 0;
         while !trainer.is_done() {
-            let (next, metrics) = trainer.step();
-            trainer = next;
-            let metrics = match metrics {
+            let metrics = match trainer.step() {
                 Ok(metrics) => metrics,
                 Err(error) => {
                     bar.abandon();
