@@ -6,11 +6,17 @@
 
 alias elem = f32;
 
-// Every buffer is read_write: burn may place two tensors in one GPU buffer, and WebGPU forbids
+// Every tensor is read_write: burn may place two tensors in one GPU buffer, and WebGPU forbids
 // binding one buffer both read-only and writable in a dispatch.
 @group(0) @binding(0) var<storage, read_write> x: array<elem>; // [B, H·W, C]
 @group(0) @binding(1) var<storage, read_write> norms: array<elem>; // [B, C]
-@group(0) @binding(2) var<storage, read_write> dims: array<u32>; // B, H·W, C
+@group(0) @binding(2) var<storage, read> sizes: Sizes;
+
+struct Sizes {
+    pictures: u32, // B
+    pixels: u32, // H·W
+    channels: u32, // C
+}
 
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
 const CHANNELS = 8u; // of one workgroup; matches `CHANNELS` in wgsl.rs
@@ -24,13 +30,13 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let pixels = dims[1];
-    let channels = dims[2];
+    let pixels = sizes.pixels;
+    let channels = sizes.channels;
     let blocks = (channels + CHANNELS - 1u) / CHANNELS;
     let index = group.y * groups.x + group.x;
     let picture = index / blocks;
     let channel = index % blocks * CHANNELS + lane % CHANNELS;
-    let exists = picture < dims[0] && channel < channels;
+    let exists = picture < sizes.pictures && channel < channels;
 
     var sum = 0.0;
     if exists {

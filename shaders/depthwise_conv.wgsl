@@ -5,14 +5,25 @@
 
 alias elem = f32;
 
-// Every buffer is read_write: burn may place two tensors in one GPU buffer, and WebGPU forbids
+// Every tensor is read_write: burn may place two tensors in one GPU buffer, and WebGPU forbids
 // binding one buffer both read-only and writable in a dispatch.
 @group(0) @binding(0) var<storage, read_write> x: array<elem>; // [B, H, W, C]
 @group(0) @binding(1) var<storage, read_write> weight: array<elem>; // [C, K, K]
 @group(0) @binding(2) var<storage, read_write> bias: array<elem>; // [C]
 @group(0) @binding(3) var<storage, read_write> y: array<elem>; // [B, OH, OW, C]
-// B, H, W, C, OH, OW, K, stride, 1 to replicate the border or 0 to pad with zeros
-@group(0) @binding(4) var<storage, read_write> dims: array<u32>;
+@group(0) @binding(4) var<storage, read> sizes: Sizes;
+
+struct Sizes {
+    pictures: u32, // B
+    height: u32, // H
+    width: u32, // W
+    channels: u32, // C
+    output_height: u32, // OH
+    output_width: u32, // OW
+    kernel: u32, // K
+    stride: u32,
+    replicate: u32, // 1 to replicate the border, 0 to pad with zeros
+}
 
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
 
@@ -22,21 +33,21 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let height = i32(dims[1]);
-    let width = i32(dims[2]);
-    let channels = dims[3];
-    let size = dims[6];
-    let replicate = dims[8] == 1u;
+    let height = i32(sizes.height);
+    let width = i32(sizes.width);
+    let channels = sizes.channels;
+    let size = sizes.kernel;
+    let replicate = sizes.replicate == 1u;
     let index = (group.y * groups.x + group.x) * WORKGROUP_SIZE + lane;
-    if index >= dims[0] * dims[4] * dims[5] * channels {
+    if index >= sizes.pictures * sizes.output_height * sizes.output_width * channels {
         return;
     }
     let c = index % channels;
-    let column = index / channels % dims[5];
-    let row = index / (channels * dims[5]) % dims[4];
-    let picture = index / (channels * dims[5] * dims[4]);
-    let top = i32(row * dims[7]) - i32(size / 2u);
-    let left = i32(column * dims[7]) - i32(size / 2u);
+    let column = index / channels % sizes.output_width;
+    let row = index / (channels * sizes.output_width) % sizes.output_height;
+    let picture = index / (channels * sizes.output_width * sizes.output_height);
+    let top = i32(row * sizes.stride) - i32(size / 2u);
+    let left = i32(column * sizes.stride) - i32(size / 2u);
 
     var sum = f32(bias[c]);
     for (var tap = 0u; tap < size * size; tap++) {
@@ -47,7 +58,7 @@ fn main(
             j = clamp(j, 0, width - 1);
         }
         if i >= 0 && i < height && j >= 0 && j < width {
-            let pixel = (picture * dims[1] + u32(i)) * dims[2] + u32(j);
+            let pixel = (picture * sizes.height + u32(i)) * sizes.width + u32(j);
             sum += f32(weight[c * size * size + tap]) * f32(x[pixel * channels + c]);
         }
     }

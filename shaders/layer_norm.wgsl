@@ -6,11 +6,16 @@
 
 alias elem = f32;
 
-// Every buffer is read_write: burn may place two tensors in one GPU buffer, and WebGPU forbids
+// Every tensor is read_write: burn may place two tensors in one GPU buffer, and WebGPU forbids
 // binding one buffer both read-only and writable in a dispatch.
 @group(0) @binding(0) var<storage, read_write> x: array<elem>; // [rows, C]
 @group(0) @binding(1) var<storage, read_write> y: array<elem>; // [rows, C]
-@group(0) @binding(2) var<storage, read_write> dims: array<u32>; // rows, C
+@group(0) @binding(2) var<storage, read> sizes: Sizes;
+
+struct Sizes {
+    rows: u32,
+    channels: u32, // C
+}
 
 const EPSILON = 1e-6; // matches `EPSILON` in layer_norm.rs
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
@@ -26,11 +31,11 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) invocation: u32,
 ) {
-    let channels = dims[1];
+    let channels = sizes.channels;
     let lane = invocation % LANES;
     let first = invocation - lane;
     // Invocations beyond the last row compute it again, so that all reach the barriers alike.
-    let row = min((group.y * groups.x + group.x) * ROWS + invocation / LANES, dims[0] - 1u);
+    let row = min((group.y * groups.x + group.x) * ROWS + invocation / LANES, sizes.rows - 1u);
     let start = row * channels;
 
     var sum = 0.0;

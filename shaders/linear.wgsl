@@ -10,7 +10,13 @@ alias elem = f32;
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<elem>>; // [M, K / 4]
 @group(0) @binding(1) var<storage, read_write> weight: array<vec4<elem>>; // [K, N / 4]
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<elem>>; // [M, N / 4]
-@group(0) @binding(3) var<storage, read_write> dims: array<u32>; // M, K / 4, N / 4
+@group(0) @binding(3) var<storage, read> sizes: Sizes;
+
+struct Sizes {
+    rows: u32, // M
+    columns: u32, // K / 4
+    outputs: u32, // N / 4
+}
 
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
 const SIDE = 8u; // invocations along a side of the workgroup's tile
@@ -27,10 +33,16 @@ fn weights(first: u32, step: u32) -> mat4x4<f32> {
     );
 }
 
+// `sum` + `w` · `x`, written as single multiply-adds: compilers turn the product of a matrix and a
+// vector into multiplications, and add those.
+fn multiply_add(w: mat4x4<f32>, x: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
+    return fma(w[3], x.wwww, fma(w[2], x.zzzz, fma(w[1], x.yyyy, fma(w[0], x.xxxx, sum))));
+}
+
 fn put(row: u32, outputs: vec2<u32>, first: vec4<f32>, second: vec4<f32>) {
-    if row < dims[0] {
-        y[row * dims[2] + outputs.x] = vec4<elem>(first);
-        y[row * dims[2] + outputs.y] = vec4<elem>(second);
+    if row < sizes.rows {
+        y[row * sizes.outputs + outputs.x] = vec4<elem>(first);
+        y[row * sizes.outputs + outputs.y] = vec4<elem>(second);
     }
 }
 
@@ -40,9 +52,9 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) invocation: u32,
 ) {
-    let rows = dims[0];
-    let columns = dims[1];
-    let outputs = dims[2];
+    let rows = sizes.rows;
+    let columns = sizes.columns;
+    let outputs = sizes.outputs;
     let tiles = (outputs + TILE_QUADS - 1u) / TILE_QUADS;
     let tile = group.y * groups.x + group.x;
     let row = tile / tiles * TILE_ROWS + invocation / SIDE * 4u;
@@ -55,26 +67,35 @@ fn main(
     let at = vec4<u32>(row, min(row + 1u, last), min(row + 2u, last), min(row + 3u, last)) * columns;
     let next = min(output + 1u, outputs - 1u);
 
-    // Column r: the outputs of row r.
-    var sums: mat4x4<f32>;
-    var next_sums: mat4x4<f32>;
+    // The outputs of four rows. Separate variables let compilers keep them in registers.
+    var first: vec4<f32>;
+    var second: vec4<f32>;
+    var third: vec4<f32>;
+    var fourth: vec4<f32>;
+    var next_first: vec4<f32>;
+    var next_second: vec4<f32>;
+    var next_third: vec4<f32>;
+    var next_fourth: vec4<f32>;
     for (var k = 0u; k < columns; k += 1u) {
         let w_row = 4u * k * outputs;
         let w = weights(w_row + output, outputs);
         let next_w = weights(w_row + next, outputs);
-        let x_rows = mat4x4<f32>(
-            vec4<f32>(x[at.x + k]),
-            vec4<f32>(x[at.y + k]),
-            vec4<f32>(x[at.z + k]),
-            vec4<f32>(x[at.w + k]),
-        );
-        sums += w * x_rows;
-        next_sums += next_w * x_rows;
+        let x_first = vec4<f32>(x[at.x + k]);
+        let x_second = vec4<f32>(x[at.y + k]);
+        let x_third = vec4<f32>(x[at.z + k]);
+        let x_fourth = vec4<f32>(x[at.w + k]);
+        first = multiply_add(w, x_first, first);
+        second = multiply_add(w, x_second, second);
+        third = multiply_add(w, x_third, third);
+        fourth = multiply_add(w, x_fourth, fourth);
+        next_first = multiply_add(next_w, x_first, next_first);
+        next_second = multiply_add(next_w, x_second, next_second);
+        next_third = multiply_add(next_w, x_third, next_third);
+        next_fourth = multiply_add(next_w, x_fourth, next_fourth);
     }
 
-    // Indices known in advance let compilers keep the sums in registers.
-    put(row, vec2<u32>(output, next), sums[0], next_sums[0]);
-    put(row + 1u, vec2<u32>(output, next), sums[1], next_sums[1]);
-    put(row + 2u, vec2<u32>(output, next), sums[2], next_sums[2]);
-    put(row + 3u, vec2<u32>(output, next), sums[3], next_sums[3]);
+    put(row, vec2<u32>(output, next), first, next_first);
+    put(row + 1u, vec2<u32>(output, next), second, next_second);
+    put(row + 2u, vec2<u32>(output, next), third, next_third);
+    put(row + 3u, vec2<u32>(output, next), fourth, next_fourth);
 }

@@ -1,8 +1,8 @@
 // Product of a matrix and the transpose of a packed one: y = x · Wᵀ. Where W has more columns than x,
 // its first ones count.
 //
-// One invocation makes 8x4 outputs, as two 4x4 matrices: a 4x4 block of W is unpacked once for eight
-// rows of x. As in linear.wgsl, caches hold what neighbours share.
+// One invocation makes 8x4 outputs: a 4x4 block of W is unpacked once for eight rows of x. As in
+// linear.wgsl, caches hold what neighbours share.
 // Twin: `reference::packed_linear` in crates/wuerstchen-kernels/src/packed_linear.rs.
 
 alias elem = f32;
@@ -12,9 +12,18 @@ alias elem = f32;
 @group(0) @binding(2) var<storage, read_write> scales: array<f32>; // [N, blocks]
 @group(0) @binding(3) var<storage, read_write> zeros: array<u32>; // [N, zero words]
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<elem>>; // [M, N / 4]
-// M, N / 4, K / 4, bits of a value, value words, blocks, zero words
-@group(0) @binding(5) var<storage, read_write> dims: array<u32>;
+@group(0) @binding(5) var<storage, read> sizes: Sizes;
 
+struct Sizes {
+    rows: u32, // M
+    outputs: u32, // N / 4
+    columns: u32, // K / 4
+    value_words: u32, // of a row of W
+    blocks: u32,
+    zero_words: u32,
+}
+
+const BITS = 4u; // of a stored value; this line is rewritten for 8 and 16 bits
 const BLOCK = 16u; // quads of columns; a quarter of `BLOCK` in packed_linear.rs
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
 const SIDE = 8u; // invocations along a side of the workgroup's tile
@@ -22,13 +31,13 @@ const TILE_ROWS = 64u; // matches `PACKED_TILE` in wgsl.rs
 const TILE_QUADS = 8u; // of outputs; matches it too
 
 // The values of a row of W in columns 4·quad to 4·quad + 3, not scaled.
-fn unscaled(row: u32, quad: u32, bits: u32) -> vec4<f32> {
-    let first = row * dims[4];
-    if bits == 16u {
+fn unscaled(row: u32, quad: u32) -> vec4<f32> {
+    let first = row * sizes.value_words;
+    if BITS == 16u {
         let at = first + 2u * quad;
         return vec4<f32>(unpack2x16float(values[at]), unpack2x16float(values[at + 1u]));
     }
-    if bits == 8u {
+    if BITS == 8u {
         return vec4<f32>((vec4<u32>(values[first + quad]) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u));
     }
     let word = values[first + quad / 2u] >> (16u * (quad % 2u));
@@ -36,21 +45,22 @@ fn unscaled(row: u32, quad: u32, bits: u32) -> vec4<f32> {
 }
 
 // Scale and −scale·zero of a block of a row of W.
-fn scaling(row: u32, block: u32, bits: u32) -> vec2<f32> {
-    let lanes = 32u / bits;
-    let word = zeros[row * dims[6] + block / lanes];
-    let zero = (word >> (bits * (block % lanes))) & ((1u << bits) - 1u);
-    let scale = scales[row * dims[5] + block];
+fn scaling(row: u32, block: u32) -> vec2<f32> {
+    let lanes = 32u / BITS;
+    let word = zeros[row * sizes.zero_words + block / lanes];
+    let zero = (word >> (BITS * (block % lanes))) & ((1u << BITS) - 1u);
+    let scale = scales[row * sizes.blocks + block];
     return vec2<f32>(scale, -scale * f32(zero));
 }
 
-fn rows_of_x(at: vec4<u32>) -> mat4x4<f32> {
-    return mat4x4<f32>(vec4<f32>(x[at.x]), vec4<f32>(x[at.y]), vec4<f32>(x[at.z]), vec4<f32>(x[at.w]));
+// `sum` + `w` · `x`, written as single multiply-adds, as in linear.wgsl.
+fn multiply_add(w: mat4x4<f32>, x: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
+    return fma(w[3], x.wwww, fma(w[2], x.zzzz, fma(w[1], x.yyyy, fma(w[0], x.xxxx, sum))));
 }
 
 fn put(row: u32, output: u32, sums: vec4<f32>) {
-    if row < dims[0] {
-        y[row * dims[1] + output] = vec4<elem>(sums);
+    if row < sizes.rows {
+        y[row * sizes.outputs + output] = vec4<elem>(sums);
     }
 }
 
@@ -60,10 +70,9 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) invocation: u32,
 ) {
-    let rows = dims[0];
-    let outputs = dims[1];
-    let columns = dims[2];
-    let bits = dims[3];
+    let rows = sizes.rows;
+    let outputs = sizes.outputs;
+    let columns = sizes.columns;
     let tiles = (outputs + TILE_QUADS - 1u) / TILE_QUADS;
     let tile = group.y * groups.x + group.x;
     let row = tile / tiles * TILE_ROWS + invocation / SIDE * 8u;
@@ -78,39 +87,51 @@ fn main(
     let next_at = min(row + 4u + offsets, last) * columns;
     let w_row = 4u * output;
 
-    var first = vec2<f32>(1.0, 0.0);
-    var second = first;
-    var third = first;
-    var fourth = first;
-    // Column r: the outputs of row r.
-    var sums: mat4x4<f32>;
-    var next_sums: mat4x4<f32>;
+    // Scale and shift of four rows of W.
+    var w_first = vec2<f32>(1.0, 0.0);
+    var w_second = w_first;
+    var w_third = w_first;
+    var w_fourth = w_first;
+    // The outputs of eight rows. Separate variables let compilers keep them in registers.
+    var first: vec4<f32>;
+    var second: vec4<f32>;
+    var third: vec4<f32>;
+    var fourth: vec4<f32>;
+    var fifth: vec4<f32>;
+    var sixth: vec4<f32>;
+    var seventh: vec4<f32>;
+    var eighth: vec4<f32>;
     for (var k = 0u; k < columns; k += 1u) {
-        if bits != 16u && k % BLOCK == 0u {
+        if BITS != 16u && k % BLOCK == 0u {
             let block = k / BLOCK;
-            first = scaling(w_row, block, bits);
-            second = scaling(w_row + 1u, block, bits);
-            third = scaling(w_row + 2u, block, bits);
-            fourth = scaling(w_row + 3u, block, bits);
+            w_first = scaling(w_row, block);
+            w_second = scaling(w_row + 1u, block);
+            w_third = scaling(w_row + 2u, block);
+            w_fourth = scaling(w_row + 3u, block);
         }
         // Column n: four columns of row n of W.
         let w = transpose(mat4x4<f32>(
-            unscaled(w_row, k, bits) * first.x + first.y,
-            unscaled(w_row + 1u, k, bits) * second.x + second.y,
-            unscaled(w_row + 2u, k, bits) * third.x + third.y,
-            unscaled(w_row + 3u, k, bits) * fourth.x + fourth.y,
+            unscaled(w_row, k) * w_first.x + w_first.y,
+            unscaled(w_row + 1u, k) * w_second.x + w_second.y,
+            unscaled(w_row + 2u, k) * w_third.x + w_third.y,
+            unscaled(w_row + 3u, k) * w_fourth.x + w_fourth.y,
         ));
-        sums += w * rows_of_x(at + k);
-        next_sums += w * rows_of_x(next_at + k);
+        first = multiply_add(w, vec4<f32>(x[at.x + k]), first);
+        second = multiply_add(w, vec4<f32>(x[at.y + k]), second);
+        third = multiply_add(w, vec4<f32>(x[at.z + k]), third);
+        fourth = multiply_add(w, vec4<f32>(x[at.w + k]), fourth);
+        fifth = multiply_add(w, vec4<f32>(x[next_at.x + k]), fifth);
+        sixth = multiply_add(w, vec4<f32>(x[next_at.y + k]), sixth);
+        seventh = multiply_add(w, vec4<f32>(x[next_at.z + k]), seventh);
+        eighth = multiply_add(w, vec4<f32>(x[next_at.w + k]), eighth);
     }
 
-    // Indices known in advance let compilers keep the sums in registers.
-    put(row, output, sums[0]);
-    put(row + 1u, output, sums[1]);
-    put(row + 2u, output, sums[2]);
-    put(row + 3u, output, sums[3]);
-    put(row + 4u, output, next_sums[0]);
-    put(row + 5u, output, next_sums[1]);
-    put(row + 6u, output, next_sums[2]);
-    put(row + 7u, output, next_sums[3]);
+    put(row, output, first);
+    put(row + 1u, output, second);
+    put(row + 2u, output, third);
+    put(row + 3u, output, fourth);
+    put(row + 4u, output, fifth);
+    put(row + 5u, output, sixth);
+    put(row + 6u, output, seventh);
+    put(row + 7u, output, eighth);
 }

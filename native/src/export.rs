@@ -6,14 +6,15 @@ mod report;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use futures_lite::future::block_on;
-use wuerstchen::fs::{MANIFEST, OpenError, open};
+use same_file::is_same_file;
+use wuerstchen::fs::{OpenError, open};
 use wuerstchen::{
-    Checkpoint, EmbeddingColours, GenerateOptions, Generated, Manifest, ModelFiles, Pipeline,
-    Progress, Residency, SelfTest, StoredDtype,
+    Checkpoint, EmbeddingColours, GenerateOptions, Generated, ModelFiles, Pipeline, Progress,
+    Residency, SelfTest, StoredDtype, WebBundle,
 };
 
 use self::plan::{Plan, PlanArgs};
@@ -89,6 +90,12 @@ const CANNOT_LOAD: &str = "cannot load the model";
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
     args.report.as_deref().map(files::check_writable).transpose()?;
+    if let Some(model) = &args.model
+        && is_same_file(model, &args.output).unwrap_or(false)
+    {
+        let error = anyhow!("cannot write {}: it is the model itself", args.output.display());
+        return Err(crate::usage(&error));
+    }
     let model = files::read_model(args.model.as_deref())?;
     if let Some(part) = Pipeline::parts().find(|part| !model.weights.contains_key(part)) {
         bail!("the model lacks {part}: a browser needs all parts");
@@ -100,23 +107,14 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let plan = Plan::new(&args.plan, &given, parts.map(Checkpoint::parameters).sum());
     eprintln!("{}", plan.text(&given)?);
 
-    let mut manifest = write_shards(&model, args.dtype, &args.output)?;
+    let bundle = write_shards(&model, args.dtype, &args.output)?;
     // What the browser must reproduce is what the stored weights make, not the original ones.
     let open = |file: &str| open(&args.output.join(file));
-    let stored = manifest.open::<OpenError>(open)?;
-    manifest.self_test = Some(self_test(&stored, plan.self_test)?);
+    let stored = bundle.open::<OpenError>(open)?;
+    let self_test = self_test(&stored, plan.self_test)?;
     let pipeline = Pipeline::load(&stored, &device, Residency::Auto).context(CANNOT_LOAD)?;
-    manifest.preview = plan.preview.map(|options| preview(&pipeline, &options)).transpose()?;
-
-    let text = serde_json::to_string(&manifest)?;
-    files::write(&args.output.join(MANIFEST), text.as_bytes())?;
-    let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
-    eprintln!(
-        "wrote {}: {} shards, {bytes} bytes, {} of manifest",
-        args.output.display(),
-        manifest.shards.len(),
-        text.len()
-    );
+    let preview = plan.preview.map(|options| preview(&pipeline, &options)).transpose()?;
+    finish_bundle(&bundle.with_tests(Some(self_test), preview), &args.output)?;
     let mut report = Report::new(&model, &stored)?;
     if let Some(options) = &plan.check {
         report.add_pictures(&given, &pipeline, options)?;
@@ -127,17 +125,31 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     crate::print(&report.text())
 }
 
-/// Writes the weights of a model to a folder. Without the manifest, which is written last, it is none yet.
-pub(crate) fn write_shards(model: &ModelFiles, dtype: Dtype, folder: &Path) -> Result<Manifest> {
+/// Writes the weights of a model to a folder, which is a model when [`finish_bundle`] has written the rest.
+pub(crate) fn write_shards(model: &ModelFiles, dtype: Dtype, folder: &Path) -> Result<WebBundle> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let dtype = dtype.into();
-    let bar = bytes_bar("storing the weights", Manifest::bytes(model, dtype));
-    let manifest = Manifest::write(model, dtype, |file, bytes| {
+    let bar = bytes_bar("storing the weights", WebBundle::bytes(model, dtype));
+    let bundle = WebBundle::write(model, dtype, |file, bytes| {
         bar.inc(bytes.len() as u64);
         files::write(&folder.join(file), bytes)
     })?;
     bar.finish_and_clear();
-    Ok(manifest)
+    Ok(bundle)
+}
+
+/// Writes what a folder with all shards lacks, and says what is there.
+pub(crate) fn finish_bundle(bundle: &WebBundle, folder: &Path) -> Result<()> {
+    let mut sizes = Vec::new();
+    for (file, text) in bundle.files() {
+        files::write(&folder.join(file), text.as_bytes())?;
+        sizes.push(format!("{file} {}", text.len()));
+    }
+    let shards = &bundle.manifest().shards;
+    let bytes: usize = shards.iter().map(|shard| shard.bytes).sum();
+    let (folder, count, sizes) = (folder.display(), shards.len(), sizes.join(", "));
+    eprintln!("wrote {folder}: {count} shards, {bytes} bytes; {sizes}");
+    Ok(())
 }
 
 /// Golden vectors by the CPU, whose results tests compare with the reference.

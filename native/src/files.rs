@@ -21,9 +21,16 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
         return Ok(ModelFiles::from_bundle("the built-in model", Arc::new(BUILT_IN))?);
     };
     let mut found = Found::default();
-    found.add(path)?;
-    found.notes().iter().for_each(|note| eprintln!("{note}"));
+    add(&mut found, path)?;
     Ok(found.finish()?)
+}
+
+/// Adds what is in a file or folder, and says which files are left out.
+pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
+    let told = found.notes().len();
+    let added = found.add(path);
+    found.notes()[told..].iter().for_each(|note| eprintln!("{note}"));
+    Ok(added?)
 }
 
 /// Reads `golden/` of a folder.
@@ -53,10 +60,12 @@ pub(crate) fn read_originals(folder: &Path) -> Result<BTreeMap<Part, Checkpoint>
     Ok(found.finish()?.weights)
 }
 
-/// Writes a file so that it is whole or not there: under another name first, then renamed.
+/// Writes a file so that it is whole or not there: under another name first, then renamed. A link stays a
+/// link, and what it leads to is written.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = part_of(path);
     let write = || {
+        let path = behind_link(path)?;
+        let part = part_of(&path);
         let mut file = fs::File::create(&part)?;
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -67,9 +76,20 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Fails if [`write`] cannot write that file, which is as it was afterwards.
 pub(crate) fn check_writable(path: &Path) -> Result<()> {
-    let part = part_of(path);
-    let write = || fs::File::create(&part).and_then(|_| fs::remove_file(&part));
+    let write = || {
+        let part = part_of(&behind_link(path)?);
+        fs::File::create(&part)?;
+        fs::remove_file(&part)
+    };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The file that a link leads to; of any other path the path.
+fn behind_link(path: &Path) -> std::io::Result<PathBuf> {
+    match path.is_symlink() {
+        true => path.canonicalize(),
+        false => Ok(path.to_owned()),
+    }
 }
 
 /// What a file is called until it is whole; two programs may write the same file at a time.

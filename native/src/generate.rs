@@ -1,6 +1,6 @@
 //! `wuerstchen generate`: prompts and pictures to PNG files.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -8,20 +8,19 @@ use clap::Args;
 use futures_lite::future::block_on;
 use serde::Serialize;
 use serde_json::{Value, json};
+use wuerstchen::fs::{file_name, read_text};
 use wuerstchen::interpolate::shares;
 use wuerstchen::text::unknown_syntax;
 use wuerstchen::{
-    Batch, GenerateOptions, Generated, Image, Mask, OptionsError, Pipeline, Progress, PromptSyntax,
-    Provenance, Settings, Source,
+    Batch, Defaults, GenerateOptions, Generated, Image, Mask, OptionsError, Pipeline, Progress,
+    PromptSyntax, Provenance, Settings, Source,
 };
 
 use crate::lora::LoraArg;
 use crate::model::{Loaded, ModelArgs};
-use crate::output::png_file;
+use crate::output::{Output, png_files};
 use crate::progress::StepsBar;
 use crate::{files, pictures};
-use wuerstchen::fs::file_name;
-use wuerstchen::fs::read_text;
 
 /// Arguments of `wuerstchen generate`.
 #[derive(Args)]
@@ -46,7 +45,8 @@ pub(crate) struct GenerateArgs {
 /// Files and further prompts.
 #[derive(Args)]
 struct Inputs {
-    /// A file with a prompt on every line, of each of which pictures are made
+    /// A file with a prompt on every line, of each of which pictures are made and written before the next;
+    /// of 16 lines at a time where the parts of the model take turns on the device
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_to"])]
     prompts: Option<PathBuf>,
     /// A picture to start from: PNG, JPEG, WebP, GIF, BMP or TIFF; --strength says how far to go
@@ -89,11 +89,16 @@ struct Report<'a> {
     settings: &'a Settings,
 }
 
+/// Prompts or frames that are made together where the parts of a model take turns on the device: each part
+/// is loaded once for all of them.
+const TURN: usize = 16;
+
 /// Generates and writes.
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
-    let output = png_file(&args.output, "out.png")?;
     let inputs = &args.inputs;
-    let (prompts, shares, pictures) = (args.prompts()?, args.shares()?, inputs.pictures()?);
+    let (prompts, shares) = (args.prompts()?, args.shares()?);
+    let outputs = args.outputs(prompts.len() * shares.len())?;
+    let pictures = inputs.pictures()?;
     let Loaded { pipeline, device, load_secs } = args.model.load(&inputs.lora)?;
 
     let started = Instant::now();
@@ -102,22 +107,26 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let frames = block_on(pipeline.frames(pictures.source(&settings), shares, &settings))?;
     let batches = |prompt| frames.batches(prompt, inputs.prompt_to.as_deref(), settings.count);
     let batches: Vec<_> = prompts.iter().flat_map(|prompt| batches(prompt)).collect();
-    let bar = StepsBar::default();
-    let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
-    let made = block_on(pipeline.generate_batches(&batches, &settings, &mut on_step));
-    bar.finish();
-    let made = made?;
-    let generate_secs = started.elapsed().as_secs_f64();
-
-    let files = args.write(&output, &pipeline, &batches, &made)?;
+    let (mut generate_secs, mut made_settings) = (0.0, None);
+    let mut left = outputs.iter();
+    for batches in batches.chunks(if pipeline.is_resident() { 1 } else { TURN }) {
+        let bar = StepsBar::default();
+        let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
+        let made = block_on(pipeline.generate_batches(batches, &settings, &mut on_step));
+        bar.finish();
+        let made = made?;
+        generate_secs = started.elapsed().as_secs_f64();
+        args.write(&mut left, &pipeline, batches, &made)?;
+        made_settings = made.into_iter().next().map(|made| made.settings);
+    }
     if args.json {
         let report = Report {
-            files,
+            files: outputs.iter().map(|output| output.path.display().to_string()).collect(),
             device: &device,
             load_secs,
             generate_secs,
             prompts: batches.iter().flat_map(|batch| batch.prompts.clone()).collect(),
-            settings: &made[0].settings,
+            settings: &made_settings.unwrap_or(settings),
         };
         crate::print(&serde_json::to_string(&report)?)?;
     }
@@ -146,6 +155,15 @@ impl GenerateArgs {
         shares(has_end, *frames, self.options.count.unwrap_or(1))
     }
 
+    /// The files to write, of so many prompts or frames.
+    fn outputs(&self, batches: usize) -> Result<Vec<Output>> {
+        let count = self.options.resolve(&Defaults::default())?.count;
+        let Inputs { prompts, image, image_to, mask, lora, .. } = &self.inputs;
+        let inputs = [prompts, image, image_to, mask].into_iter().flatten().map(PathBuf::as_path);
+        let inputs = inputs.chain(self.model.path()).chain(lora.iter().map(|lora| &*lora.path));
+        png_files(&self.output, "out.png", batches * count, &inputs.collect::<Vec<_>>())
+    }
+
     /// Says what of the prompts does nothing.
     fn tell_of_prompts(&self, pipeline: &Pipeline, prompts: &[String]) -> Result<()> {
         let further = [Some(&self.options.negative_prompt), self.inputs.prompt_to.as_ref()];
@@ -155,16 +173,14 @@ impl GenerateArgs {
         Ok(())
     }
 
-    /// Writes all pictures; gives their paths.
-    fn write(
+    /// Writes pictures to the next files.
+    fn write<'a>(
         &self,
-        output: &Path,
+        outputs: &mut impl Iterator<Item = &'a Output>,
         pipeline: &Pipeline,
         batches: &[Batch<'_>],
         made: &[Generated],
-    ) -> Result<Vec<String>> {
-        let count = made.iter().map(|made| made.images.len()).sum();
-        let mut written = Vec::new();
+    ) -> Result<()> {
         for (batch, made) in batches.iter().zip(made) {
             for (i, image) in made.images.iter().enumerate() {
                 let mut settings = serde_json::to_value(&made.settings)?;
@@ -176,14 +192,13 @@ impl GenerateArgs {
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     settings,
                 };
-                let path = numbered(output, written.len(), count);
                 let png = provenance.to_png(image).context("cannot encode the picture")?;
-                files::write(&path, &png)?;
-                eprintln!("wrote {}", path.display());
-                written.push(path.display().to_string());
+                let output = outputs.next().context("more pictures were made than planned")?;
+                files::write(&output.path, &png)?;
+                output.tell();
             }
         }
-        Ok(written)
+        Ok(())
     }
 }
 
@@ -253,26 +268,4 @@ pub(crate) fn tell_of_prompt(
         }
     }
     Ok(())
-}
-
-/// `out.png`, or `out-3.png` where there are several.
-fn numbered(path: &Path, i: usize, count: usize) -> PathBuf {
-    if count == 1 {
-        return path.to_owned();
-    }
-    let stem = path.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
-    let extension = path.extension().map(|extension| extension.to_string_lossy());
-    path.with_file_name(format!("{stem}-{i}.{}", extension.unwrap_or("png".into())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_picture_keeps_its_name() {
-        let name = |i, count| numbered(Path::new("a/out.png"), i, count);
-        assert_eq!(name(0, 1), Path::new("a/out.png"));
-        assert_eq!(name(1, 2), Path::new("a/out-1.png"));
-    }
 }

@@ -10,8 +10,9 @@ use wuerstchen::fs::{Found, MANIFEST, Origin};
 use wuerstchen::import::complete;
 use wuerstchen::{Family, ModelFiles, Part, Pipeline};
 
-use crate::export::{Dtype, write_shards};
+use crate::export::{Dtype, finish_bundle, write_shards};
 use crate::files;
+use crate::terminal::visible_lines;
 
 /// Arguments of `wuerstchen import`.
 #[derive(Args)]
@@ -58,24 +59,20 @@ struct PartReport {
 pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let mut found = Found::default();
     for path in &args.paths {
-        found.add(path)?;
+        files::add(&mut found, path)?;
     }
-    found.notes().iter().for_each(|note| eprintln!("{note}"));
     let mut model = found.finish()?;
     let assumed = complete(&mut model)?;
     let report = report(&found, &model, assumed);
     crate::print(&match args.json {
         true => serde_json::to_string(&report)?,
-        false => text(&report),
+        false => visible_lines(&text(&report)),
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
     if output.join(MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", output.display());
     }
-    let manifest = write_shards(&model, args.dtype, output)?;
-    files::write(&output.join(MANIFEST), serde_json::to_string(&manifest)?.as_bytes())?;
-    let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
-    eprintln!("wrote {}: {} shards, {bytes} bytes", output.display(), manifest.shards.len());
+    finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;
     Ok(true)
 }
 

@@ -12,6 +12,7 @@ use wuerstchen::import::complete;
 use wuerstchen::{CARD, Checkpoint, ModelFiles, Part, Provenance};
 
 use crate::files;
+use crate::terminal::{visible, visible_lines};
 
 /// Arguments of `wuerstchen inspect`.
 #[derive(Args)]
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let model = describe(&files);
     match args.json {
         true => crate::print(&serde_json::to_string(&model)?),
-        false => crate::print(model_text(&model).trim_end()),
+        false => crate::print(visible_lines(&model_text(&model)).trim_end()),
     }
 }
 
@@ -81,6 +82,8 @@ fn print_picture(found: &Provenance, json: bool) -> Result<()> {
     for (name, value) in found.settings.as_object().into_iter().flatten() {
         lines.push(format!("{name}: {value}"));
     }
+    // A prompt may have lines of its own, which must not pass for those of this report.
+    let lines: Vec<_> = lines.iter().map(|line| visible(line)).collect();
     crate::print(&lines.join("\n"))
 }
 

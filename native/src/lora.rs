@@ -1,11 +1,11 @@
 //! LoRAs as arguments.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Result;
 use wuerstchen::fs::open_lora;
-use wuerstchen::{Lora, ModelFiles, Part};
+use wuerstchen::{Lora, ModelFiles};
 
 /// A file and how strong it is: `FILE[:WEIGHT]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +18,10 @@ impl FromStr for LoraArg {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // The name of a file may end in a colon and a number itself.
+        if Path::new(text).exists() {
+            return Ok(Self { path: text.into(), weight: 1.0 });
+        }
         let weighted = text.rsplit_once(':').and_then(|(path, weight)| {
             Some(Self { path: path.into(), weight: weight.parse().ok()? })
         });
@@ -32,30 +36,13 @@ pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()>
     for argument in arguments {
         let file = open_lora(&argument.path)?;
         let lora = Lora::read(&file, model, argument.weight)?;
-        eprintln!("{}: {}, weight {}", argument.path.display(), changes(&lora), argument.weight);
+        eprintln!("{}: {}, weight {}", argument.path.display(), lora.summary(), argument.weight);
         for line in lora.left_out() {
             eprintln!("{}: {line}", argument.path.display());
         }
         loras.push(lora);
     }
     Ok(model.add_loras(loras)?)
-}
-
-/// What a LoRA changes and how strongly, for people.
-fn changes(lora: &Lora) -> String {
-    let layers = |part| lora.targets(part).count();
-    let (prior, text) = (layers(Part::PRIOR), layers(Part::PRIOR_TEXT));
-    if prior + text == 0 {
-        return "changes nothing".to_owned();
-    }
-    let text = match text {
-        0 => String::new(),
-        text => format!(" and {text} of its text encoder"),
-    };
-    let ranks: Vec<_> = lora.ranks().iter().map(usize::to_string).collect();
-    let alphas: Vec<_> = lora.alphas().into_iter().collect();
-    let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
-    format!("changes {prior} layers of Stage C{text}, rank {ranks}, alpha {alphas}")
 }
 
 #[cfg(test)]
@@ -72,5 +59,12 @@ mod tests {
         assert_eq!(parse("a.safetensors:-0.5"), ("a.safetensors".into(), -0.5));
         assert_eq!(parse(r"c:\a.safetensors"), (r"c:\a.safetensors".into(), 1.0));
         assert_eq!(parse(r"c:\a.safetensors:2"), (r"c:\a.safetensors".into(), 2.0));
+        let name = std::env::temp_dir().join(format!("wuerstchen-{}:2", std::process::id()));
+        let name = name.display().to_string();
+        assert_eq!(parse(&name).1, 2.0);
+        std::fs::write(&name, "").unwrap();
+        let (whole, weighted) = (parse(&name), parse(&format!("{name}:0.5")));
+        std::fs::remove_file(&name).unwrap();
+        assert_eq!((whole, weighted), ((name.clone(), 1.0), (name, 0.5)));
     }
 }

@@ -18,6 +18,7 @@ mod pictures;
 mod progress;
 mod reconstruct;
 mod serve;
+mod terminal;
 mod train;
 mod verify;
 
@@ -81,7 +82,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("{}", terminal::visible_lines(&format!("error: {error:#}")));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -141,7 +142,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             return Some(USAGE);
         }
         match cause.downcast_ref::<Error>()? {
-            Error::Options(_) | Error::Tokenizer(_) => Some(USAGE),
+            Error::Options(_) | Error::Tokenizer(_) | Error::NotFinite { .. } => Some(USAGE),
             Error::Device(_) => Some(DEVICE),
             Error::Cancelled => Some(FAILED),
             Error::Load(_) => Some(DATA),

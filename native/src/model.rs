@@ -1,6 +1,6 @@
 //! The model that a command runs, and where.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -36,6 +36,11 @@ pub(crate) struct Loaded {
 }
 
 impl ModelArgs {
+    /// The model's file or folder.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.model.as_deref()
+    }
+
     /// Reads the model, changes it by LoRAs and loads it.
     pub(crate) fn load(&self, loras: &[LoraArg]) -> Result<Loaded> {
         let mut files = files::read_model(self.model.as_deref())?;

@@ -3,22 +3,46 @@
 use std::path::{Path, PathBuf, is_separator};
 
 use anyhow::{Result, anyhow, bail};
-use image::ImageFormat;
+use same_file::is_same_file;
+use wuerstchen::fs::has_extension;
 
 use crate::{files, usage};
 
-/// The PNG file that `path` means: itself, or in a folder the one called `name`.
+/// A file that will be written.
+pub(crate) struct Output {
+    pub(crate) path: PathBuf,
+    /// Whether it takes the place of one that is there.
+    replaces: bool,
+}
+
+impl Output {
+    /// Says that it was written.
+    pub(crate) fn tell(&self) {
+        let path = self.path.display();
+        match self.replaces {
+            true => eprintln!("wrote {path}, in place of the file that was there"),
+            false => eprintln!("wrote {path}"),
+        }
+    }
+}
+
+/// The PNG files that `path` means for so many pictures: itself, or in a folder the one called `name`;
+/// several are numbered.
 ///
-/// Fails if there is no such folder, if the name is that of another type of picture, or if the file
-/// cannot be written.
-pub(crate) fn png_file(path: &Path, name: &str) -> Result<PathBuf> {
+/// Fails if there is no such folder, if the name ends in another type than PNG, if a file is one of the
+/// command's `inputs`, or if it cannot be written.
+pub(crate) fn png_files(
+    path: &Path,
+    name: &str,
+    count: usize,
+    inputs: &[&Path],
+) -> Result<Vec<Output>> {
     let ends_in_separator = path.to_string_lossy().ends_with(is_separator);
     let file = match path.is_dir() || ends_in_separator {
         true => path.join(name),
         false => path.to_owned(),
     };
-    let other = ImageFormat::from_path(&file).ok().filter(|format| *format != ImageFormat::Png);
-    if other.is_some() {
+    if file.extension().is_some() && !has_extension(&file, "png") {
         let error = anyhow!("cannot write {}: expected a name that ends in .png", file.display());
         return Err(usage(&error));
     }
@@ -26,9 +50,43 @@ pub(crate) fn png_file(path: &Path, name: &str) -> Result<PathBuf> {
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         bail!("cannot write {}: there is no folder {}", file.display(), folder.display());
     }
-    if file.exists() && !file.is_file() {
-        bail!("cannot write {}: expected a file, found something else there", file.display());
+    let outputs = (0..count).map(|i| output(numbered(&file, i, count), inputs));
+    let outputs = outputs.collect::<Result<Vec<_>>>()?;
+    // The others lie in the same folder.
+    outputs.first().map(|output| files::check_writable(&output.path)).transpose()?;
+    Ok(outputs)
+}
+
+fn output(path: PathBuf, inputs: &[&Path]) -> Result<Output> {
+    if path.exists() && !path.is_file() {
+        bail!("cannot write {}: expected a file, found something else there", path.display());
     }
-    files::check_writable(&file)?;
-    Ok(file)
+    // Also through links, and where both names are links to one file.
+    if inputs.iter().any(|input| is_same_file(&path, input).unwrap_or(false)) {
+        let error = anyhow!("cannot write {}: it is an input of this command", path.display());
+        return Err(usage(&error));
+    }
+    Ok(Output { replaces: path.exists(), path })
+}
+
+/// `out.png`, or `out-3.png` where there are several.
+fn numbered(path: &Path, i: usize, count: usize) -> PathBuf {
+    if count == 1 {
+        return path.to_owned();
+    }
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
+    let extension = path.extension().map(|extension| extension.to_string_lossy());
+    path.with_file_name(format!("{stem}-{i}.{}", extension.unwrap_or("png".into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_picture_keeps_its_name() {
+        let name = |i, count| numbered(Path::new("a/out.png"), i, count);
+        assert_eq!(name(0, 1), Path::new("a/out.png"));
+        assert_eq!(name(1, 2), Path::new("a/out-1.png"));
+    }
 }

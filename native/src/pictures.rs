@@ -8,10 +8,11 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use wuerstchen::fs::read;
 use wuerstchen::{Image, Mask};
 
-use wuerstchen::fs::read;
+use self::jpeg::Jpeg;
 
 /// Ends of names of pictures, in lower case.
 pub(crate) const ENDINGS: [&str; 10] =
@@ -95,13 +96,17 @@ fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
     if u64::from(long) > MAX_RATIO * u64::from(short) {
         bail!("expected sides of at most {MAX_RATIO} to 1, found {width} x {height} pixels");
     }
-    if format == image::ImageFormat::Jpeg {
-        jpeg::check(&bytes)?;
-    }
+    let jpeg = match format {
+        ImageFormat::Jpeg => Some(Jpeg::find_end(&bytes)?),
+        _ => None,
+    };
     let _turn =
         (pixels > LARGE_PIXELS).then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
     let orientation = decoder.orientation()?;
-    let mut pixels = DynamicImage::from_decoder(decoder)?;
+    let mut pixels = match jpeg.map(|jpeg| jpeg.decode()).transpose()?.flatten() {
+        Some(pixels) => pixels,
+        None => DynamicImage::from_decoder(decoder)?,
+    };
     pixels.apply_orientation(orientation);
     Ok(work(Picture { pixels, has_frames: frames::has_several(format, &bytes) }))
 }

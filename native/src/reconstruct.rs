@@ -11,7 +11,7 @@ use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Setti
 
 use crate::generate::tell_of_prompt;
 use crate::model::ModelArgs;
-use crate::output::png_file;
+use crate::output::png_files;
 use crate::{files, pictures};
 
 /// Arguments of `wuerstchen reconstruct`.
@@ -48,7 +48,9 @@ struct Report {
 
 /// Reconstructs, writes and prints.
 pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
-    let output = png_file(&args.output, "reconstructed.png")?;
+    let inputs = [Some(&*args.image), args.model.path()];
+    let inputs: Vec<_> = inputs.into_iter().flatten().collect();
+    let output = png_files(&args.output, "reconstructed.png", 1, &inputs)?.swap_remove(0);
     let image = pictures::read_image(&args.image)?;
     let pipeline = args.model.load(&[])?.pipeline;
     let settings = pipeline.settings(&args.options, Some(&image))?;
@@ -56,24 +58,21 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     let [original, through_a, through_b_and_a] =
         block_on(reconstruct(&pipeline, &image, &args.prompt, settings))?;
     let report = Report {
-        file: output.display().to_string(),
+        file: output.path.display().to_string(),
         width: original.width,
         height: original.height,
         psnr_through_a: original.psnr(&through_a),
         psnr_through_b_and_a: original.psnr(&through_b_and_a),
     };
-    files::write_png_grid(&output, &[original, through_a, through_b_and_a], 3)?;
+    files::write_png_grid(&output.path, &[original, through_a, through_b_and_a], 3)?;
+    output.tell();
     if args.json {
         return crate::print(&serde_json::to_string(&report)?);
     }
     crate::print(&format!(
         "{} x {} pixels\nthrough Stage A                          {:5.1} dB\n\
-         through the compressor, stages B and A   {:5.1} dB\nwrote {}",
-        report.width,
-        report.height,
-        report.psnr_through_a,
-        report.psnr_through_b_and_a,
-        report.file
+         through the compressor, stages B and A   {:5.1} dB",
+        report.width, report.height, report.psnr_through_a, report.psnr_through_b_and_a
     ))
 }
 

@@ -14,6 +14,7 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
+use wuerstchen::fs::{RUN_CONFIG, RUN_MODEL, read_text};
 use wuerstchen::{ModelFiles, Part, PipelineFolder, Tokenizer, TokenizerFiles};
 use wuerstchen_train::config::{ModelConfig, Scenes, StageConfig, TrainConfig};
 use wuerstchen_train::corpus::{Emoji, Samples, Shapes};
@@ -29,7 +30,6 @@ use crate::devices::{Choice, choose};
 use crate::files::{read_model, write};
 use crate::folder::Folder;
 use crate::usage;
-use wuerstchen::fs::{RUN_CONFIG, RUN_MODEL, read_text};
 
 /// Arguments of `wuerstchen train`.
 #[derive(Args)]
@@ -114,8 +114,12 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     }
     let source = Source::open(&config)?;
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
-    let scale = &mut config.model.embedding_scale;
-    *scale = scale.or_else(|| known_scale(stored.as_ref(), init.as_ref()));
+    if config.model.embedding_scale.is_none() && !trains_compressor(args.stage, &config) {
+        // A run's own compressor makes other embeddings than that of the model that it starts from.
+        let own = output.join(MODEL).join(Part::COMPRESSOR.folder()).exists();
+        let init = init.as_ref().filter(|_| !own);
+        config.model.embedding_scale = known_scale(stored.as_ref(), init);
+    }
     let tokenizer = match &source {
         Source::Folder(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
         Source::Shapes => shapes_tokenizer(),
@@ -306,6 +310,11 @@ fn tokenizer(
         }
     }
     Ok(learn_tokenizer(folder.all_captions(), config.corpus.vocab_size)?)
+}
+
+/// Whether the image embeddings change, so that their scale has to be measured anew before Stage C.
+fn trains_compressor(stage: StageName, config: &TrainConfig) -> bool {
+    matches!(stage, StageName::B | StageName::All) && !config.b.freeze_compressor
 }
 
 /// The scale of Stage C's latents as the run has measured it before, or else that of the Stage C that it

@@ -209,10 +209,13 @@ fn an_export_tells_its_plan() {
          storing the weights: "
     );
     assert!(told.starts_with(&plan), "{told}");
-    let manifest = fs::read_to_string(bundle.join("manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_str(&manifest).unwrap();
-    assert_eq!(manifest["selfTest"]["options"]["width"], 128);
-    assert_eq!(manifest["preview"]["weights"].as_array().map(Vec::len), Some(3));
+    let json = |file: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(bundle.join(file)).unwrap()).unwrap()
+    };
+    assert_eq!(json("manifest.json")["selfTest"], true);
+    let contents = json("contents.json");
+    assert_eq!(contents["selfTest"]["options"]["width"], 128);
+    assert_eq!(contents["preview"]["weights"].as_array().map(Vec::len), Some(3));
 }
 
 /// 8 bits cost less than 1 % of the weights' norm.
@@ -366,6 +369,13 @@ fn harmful_models_are_refused_with_a_reason() {
     let file = folder.join("nan.safetensors");
     fs::write(&file, infinite).unwrap();
     assert!(refusal(&file).contains("not a number or infinite: "));
+    let output = folder.join("imported");
+    let paths = [&file, &output].map(|path| path.display().to_string());
+    let import = wuerstchen(&["import", &paths[0], "-o", &paths[1]]);
+    let error = text(&import.stderr);
+    assert_eq!(import.status.code(), Some(4), "{error}");
+    assert!(error.contains("infinite: wuerstchen-prior/text_encoder/text_model."), "{error}");
+    assert!(!output.join("manifest.json").exists());
     let mut long = good;
     long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     fs::write(&file, long).unwrap();
@@ -384,6 +394,8 @@ fn pictures_are_written_where_they_can_be() {
     };
     for (output, code, message) in [
         ("out.jpg", 2, "out.jpg: expected a name that ends in .png"),
+        ("out.svg", 2, "out.svg: expected a name that ends in .png"),
+        ("a.b", 2, "a.b: expected a name that ends in .png"),
         ("new/", 4, "there is no folder"),
         ("new/out.png", 4, "there is no folder"),
     ] {
@@ -396,14 +408,97 @@ fn pictures_are_written_where_they_can_be() {
     let output = folder.join("out.webp").display().to_string();
     let refused = wuerstchen(&["reconstruct", &image, "-o", &output]);
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
-    for output in ["dir", "dir/", "plain", "a.b"] {
+    for output in ["dir", "dir/", "plain", "a.PNG"] {
         assert!(generate(output).status.success(), "{output}");
     }
     let mut files: Vec<_> =
         fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
     files.sort();
-    assert_eq!(files, ["a.b", "dir", "plain"]);
+    assert_eq!(files, ["a.PNG", "dir", "plain"]);
     assert!(folder.join("dir/out.png").is_file());
+}
+
+/// Of several pictures, each; a file that is there is replaced with a word.
+#[test]
+fn every_picture_has_a_place_before_one_is_made() {
+    let folder = scratch("output-many");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let generate = |output: &str, more: &[&str]| {
+        let steps = ["--prior-steps", "1", "--decoder-steps", "1", "--device", "cpu"];
+        let output = path(output);
+        let output =
+            wuerstchen(&[&["generate", "a star", "-o", &output], &steps[..], more].concat());
+        (output.status.code(), text(&output.stderr))
+    };
+    fs::create_dir(folder.join("out-1.png")).unwrap();
+    let (code, error) = generate("out.png", &["--count", "2"]);
+    assert_eq!(code, Some(4), "{error}");
+    assert!(error.contains("out-1.png: expected a file, found something else there"), "{error}");
+    assert!(!error.contains("running on"), "{error}");
+    assert!(!folder.join("out-0.png").exists());
+
+    fs::remove_dir(folder.join("out-1.png")).unwrap();
+    let (code, told) = generate("out.png", &["--count", "2"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(!told.contains("in place of"), "{told}");
+    let (_, told) = generate("out-1.png", &[]);
+    assert!(told.contains("out-1.png, in place of the file that was there"), "{told}");
+}
+
+#[cfg(unix)]
+#[test]
+fn inputs_and_links_are_not_replaced() {
+    let folder = scratch("output-links");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let steps = ["--prior-steps", "1", "--decoder-steps", "1", "--device", "cpu"];
+    let generate = |arguments: &[&str]| {
+        let output = wuerstchen(&[&["generate", "a star"], arguments, &steps[..]].concat());
+        (output.status.code(), text(&output.stderr))
+    };
+    let (start, alias) = (path("start.png"), path("alias.png"));
+    assert_eq!(generate(&["-o", &start]).0, Some(0));
+    std::os::unix::fs::symlink("start.png", &alias).unwrap();
+    let before = fs::read(&start).unwrap();
+    for output in [&start, &alias] {
+        let (code, error) = generate(&["--image", &start, "--strength", "1", "-o", output]);
+        assert_eq!(code, Some(2), "{error}");
+        assert!(error.contains(".png: it is an input of this command"), "{error}");
+        let refused = wuerstchen(&["reconstruct", &start, "-o", output]);
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    }
+    assert_eq!(fs::read(&start).unwrap(), before);
+
+    assert_eq!(generate(&["-o", &alias, "--seed", "9"]).0, Some(0));
+    assert!(fs::symlink_metadata(&alias).unwrap().is_symlink());
+    assert_ne!(fs::read(&start).unwrap(), before);
+    std::os::unix::fs::symlink("nowhere.png", folder.join("lost.png")).unwrap();
+    let (code, error) = generate(&["-o", &path("lost.png")]);
+    assert_eq!(code, Some(4), "{error}");
+    assert!(error.contains("cannot write") && error.contains("lost.png"), "{error}");
+
+    let bundle = path("bundle");
+    let built_in = repository().join("models/shapes.safetensors").display().to_string();
+    assert!(wuerstchen(&["import", &built_in, "-o", &bundle]).status.success());
+    let refused = wuerstchen(&["export", "web", "-m", &bundle, "-o", &bundle]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("bundle: it is the model itself"));
+}
+
+/// What a prompt holds must not steer the terminal that shows it, nor pass for another line.
+#[test]
+fn texts_of_pictures_are_shown_and_not_obeyed() {
+    let picture = scratch("control").join("out.png").display().to_string();
+    let steps = ["--prior-steps", "1", "--decoder-steps", "1", "--device", "cpu"];
+    let prompt = "a red \u{1b}[2Jstar\nmodel: another";
+    assert!(
+        wuerstchen(&[&["generate", prompt, "-o", &picture], &steps[..]].concat()).status.success()
+    );
+    let shown = text(&wuerstchen(&["inspect", &picture]).stdout);
+    let first = shown.lines().next().unwrap();
+    assert_eq!(first, r"prompt: a red \u{1b}[2Jstar\nmodel: another");
+    let json = wuerstchen(&["inspect", &picture, "--json"]);
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["prompt"], prompt);
 }
 
 /// A text of 64 MiB that is stored compressed.

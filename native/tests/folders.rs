@@ -178,7 +178,7 @@ fn metadata_may_have_several_rows_of_a_picture() {
     folder.write("sub/metadata.csv", "file_name,text\n../a.png,too\nb.png,\"a \"\"fox\"\"\"\n");
     folder.has(2, 3, &[]);
     folder.write("sub/metadata.jsonl", "");
-    folder.is_refused("expected one file of metadata, found .csv and .jsonl");
+    folder.is_refused("expected one file of metadata, found several");
 }
 
 /// Of a folder that was moved, only the ends of absolute names count, which several may share.
@@ -276,6 +276,34 @@ fn truncated_pictures_are_refused() {
         folder.write(name, bytes);
     }
     folder.has(7, 7, &[]);
+
+    // Where pixels are missing between the markers, a JPEG file still ends as it should.
+    for (name, bytes) in [&whole[1], &whole[6]] {
+        let mut damaged = bytes.clone();
+        let last_scan = bytes.windows(2).rposition(|marker| marker == [0xff, 0xda]).unwrap();
+        damaged.drain((last_scan + bytes.len()) / 2..bytes.len() - 2);
+        folder.write(name, damaged);
+    }
+    folder.is_refused("2 pictures that cannot be read");
+}
+
+/// Windows takes capitals for the same letters, and its programs write them as they like.
+#[test]
+fn capitals_do_not_matter_where_names_are_clear() {
+    let folder = Folder::new("capitals");
+    folder.picture("Fox.PNG");
+    folder.picture("owl.png");
+    folder.write("FOX.Txt", "a fox");
+    folder.write("OWL.TXT", "an owl");
+    folder.has(2, 2, &[]);
+    // Another picture of that name leaves open whose caption it is.
+    folder.picture("OwL.png");
+    folder.is_refused("2 pictures without a caption");
+    fs::remove_file(folder.0.join("OwL.png")).unwrap();
+    folder.write("Metadata.CSV", "File_Name,Text\nFOX.png,a vixen\nfox.png,in snow\n");
+    folder.has(2, 3, &["left out: 1 text files of pictures that have captions"]);
+    folder.picture("fox.png");
+    folder.is_refused("named in metadata.jsonl or metadata.csv but not there");
 }
 
 /// A black picture of one bit a pixel that is far smaller as a file than in memory.

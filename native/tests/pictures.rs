@@ -3,7 +3,9 @@
 mod program;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use image::{GrayAlphaImage, GrayImage, Luma, LumaA, Rgb, RgbImage, Rgba, RgbaImage};
 use serde_json::Value;
@@ -122,6 +124,26 @@ fn every_line_of_a_file_is_a_prompt() {
     assert_eq!(line[0], folder.pixels("one.png"));
     assert_eq!(line[1], folder.pixels("two-1.png"));
     assert!(!folder.0.join("out-4.png").exists());
+}
+
+/// Whoever stops it keeps what is made.
+#[test]
+fn every_picture_is_written_when_it_is_made() {
+    let folder = Folder::new("prompts-stopped");
+    fs::write(folder.0.join("prompts.txt"), format!("{PROMPT}\n").repeat(200)).unwrap();
+    let (prompts, output) = (folder.path("prompts.txt"), folder.path("out.png"));
+    let mut running = Command::new(env!("CARGO_BIN_EXE_wuerstchen"))
+        .args(["generate", "--prompts", &prompts, "-o", &output, "--device", "cpu"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(running.stderr.take().unwrap()).lines();
+    let wrote = lines.find(|line| line.as_ref().unwrap().starts_with("wrote "));
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert!(wrote.unwrap().unwrap().ends_with("out-0.png"));
+    assert_eq!(folder.pixels("out-0.png").dimensions(), (64, 64));
+    assert!(!folder.0.join("out-199.png").exists());
 }
 
 #[test]
@@ -293,6 +315,17 @@ fn mistakes_are_named_and_have_their_exit_code() {
             "mask must be of the picture's size, 64 x 64, got 64 x 32",
         ),
         (vec!["x", "--mask", &mask], 2, "--image"),
+        (
+            vec!["x", "--prior-guidance-scale", "1e38", "--device", "cpu"],
+            2,
+            "the latents of Stage B are infinite or no numbers from step 1 on: expected smaller \
+             guidance scales, or other weights",
+        ),
+        (
+            vec!["x", "--prior-guidance-scale", "1e300", "--device", "cpu"],
+            2,
+            "the latents of Stage C are infinite or no numbers",
+        ),
         (vec!["x", "--frames", "3"], 2, "frames needs prompt_to or image_to"),
         (vec!["x", "--prompt-to", "y", "--frames", "1"], 2, "frames must be between 2 and 256"),
         (vec!["x", "--prompt-to", "y", "--count", "2"], 2, "count must be 1 where frames are made"),

@@ -171,6 +171,17 @@ fn pictures_of_a_folder_train_a_model() {
     assert!(!text(&output.stderr).contains("embedding_scale"), "{}", text(&output.stderr));
     let resumed: toml::Table = read("config.toml").parse().unwrap();
     assert_eq!(resumed["model"], config["model"]);
+
+    // A compressor that goes on learning makes other embeddings; a frozen one does not.
+    let frozen = ["b", "--set", "b.freeze_compressor=true"];
+    let further = ["b", "--resume", "auto", "--set", "b.steps=3"];
+    for (stage_b, measured) in [(&frozen[..], false), (&further[..], true)] {
+        let output = train_on(&pictures, &run, stage_b);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let output = train_on(&pictures, &run, &["c", "--resume", "auto", "--set", "c.steps=4"]);
+        let told = text(&output.stderr);
+        assert!(output.status.success() && told.contains("embedding_scale") == measured, "{told}");
+    }
 }
 
 /// A model need not have all stages to start from: here only Stage A.

@@ -114,6 +114,57 @@ fn weights_of_pytorch_lie_where_others_do() {
     }
 }
 
+/// A download of half-precision files brings the index of the others; phones and old programs write names in
+/// capitals; a file is what its content says.
+#[test]
+fn weights_are_known_by_what_they_are() {
+    let folder = scratch("weights-as-they-are");
+    copy(&goldens().join("."), &folder.join("model"));
+    let part = folder.join("model/wuerstchen-prior/prior");
+    let (plain, half) =
+        ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors");
+    let rename = |from: &str, to: &str| fs::rename(part.join(from), part.join(to)).unwrap();
+    rename(plain, half);
+    let index = format!(r#"{{"weight_map": {{"a": "{plain}"}}}}"#);
+    fs::write(part.join(format!("{plain}.index.json")), index).unwrap();
+    let told = import(&[&folder.join("model")], 6);
+    let line = format!("reads {half}; left out: {plain}.index.json");
+    assert!(told.contains(&line), "{told}");
+    fs::remove_file(part.join(format!("{plain}.index.json"))).unwrap();
+
+    for name in ["DIFFUSION_PYTORCH_MODEL.SAFETENSORS", "weights.bin"] {
+        rename(half, name);
+        assert_eq!(import(&[&folder.join("model")], 6), "");
+        rename(name, half);
+    }
+    fs::remove_file(part.join(half)).unwrap();
+    copy(&goldens().join("original/model_v2_stage_c.pt"), &part.join(plain));
+    assert_eq!(import(&[&folder.join("model")], 6), "");
+
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n";
+    fs::remove_file(part.join(plain)).unwrap();
+    fs::write(part.join("diffusion_pytorch_model.bin"), pointer).unwrap();
+    let output = wuerstchen(&["import", folder.join("model").to_str().unwrap()]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    assert!(error.contains("it is a pointer of Git LFS"), "{error}");
+}
+
+#[test]
+fn a_bundle_among_other_weights_is_read_with_a_word() {
+    let folder = scratch("bundle-and-parts");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("models/shapes.safetensors");
+    let [from, bundle] = [&model, &folder].map(|path| path.to_str().unwrap());
+    assert!(wuerstchen(&["import", from, "-o", bundle]).status.success());
+    assert_eq!(import(&[&folder], 6), "");
+    copy(&goldens().join("wuerstchen-prior"), &folder.join("wuerstchen-prior"));
+    fs::write(folder.join("other.safetensors"), "").unwrap();
+    let told = import(&[&folder], 6);
+    let line =
+        "reads the web bundle of manifest.json; left out: wuerstchen-prior, other.safetensors";
+    assert!(told.contains(line), "{told}");
+}
+
 #[test]
 fn the_number_of_threads_changes_no_file() {
     let folder = scratch("threads");

@@ -22,7 +22,7 @@ fn layer_norm_matches_its_twin() {
         let expected = reference::layer_norm(x(&Device::flex()));
         let error = error_of(layer_norm(x(&device)), expected);
         // One channel is its own mean: both sides are zero.
-        assert!(shape[3] == 1 || error < TOLERANCE, "{shape:?}: {error}");
+        assert!(error < TOLERANCE, "{shape:?}: {error}");
     }
 }
 

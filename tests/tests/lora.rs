@@ -1,11 +1,18 @@
 //! LoRAs of peft and diffusers change Stage C as they do there.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::prelude::*;
-use wuerstchen::{Checkpoint, Lora, LoraFile, ModelFiles, Part, PartConfig, PriorConfig};
+use futures_lite::future::block_on;
+use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::{
+    Checkpoint, GenerateOptions, LoadError, Lora, LoraFile, ModelFiles, Part, PartConfig, Pipeline,
+    PriorConfig, ReadBytes, Residency, StoredDtype, WebBundle,
+};
 use wuerstchen_tests::error_of;
 
 /// As for a prediction of the prior without a LoRA.
@@ -54,4 +61,49 @@ fn two_loras_change_the_prediction_as_in_diffusers() {
     model.add_loras(loras).unwrap();
     let error = error(&model.weights[&Part::PRIOR], "with");
     assert!(error < TOLERANCE, "{error}");
+}
+
+/// A browser tests its device with the unchanged model, and makes the changes afterwards.
+#[test]
+fn a_loaded_model_is_changed_as_its_files_are() {
+    let bytes: &'static [u8] = include_bytes!("../../models/shapes.safetensors");
+    let built_in = ModelFiles::from_bundle("built-in", Arc::new(bytes)).unwrap();
+    for dtype in [StoredDtype::F32, StoredDtype::I4] {
+        let mut shards: BTreeMap<String, Arc<dyn ReadBytes>> = BTreeMap::new();
+        let write = |file: &str, bytes: &[u8]| {
+            shards.insert(file.to_owned(), Arc::new(bytes.to_vec()));
+            Ok::<_, LoadError>(())
+        };
+        let bundle = WebBundle::write(&built_in, dtype, write).unwrap();
+        let model = bundle.open::<LoadError>(|file| Ok(shards[file].clone())).unwrap();
+        let matrix = |name: &str, shape: [usize; 2]| {
+            let values = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.7).sin() * 0.1).collect();
+            let name = format!("prior.blocks.2.attention.to_q.{name}.weight");
+            NamedTensor::new(name, &shape, values)
+        };
+        let tensors = [matrix("lora_A", [4, 128]), matrix("lora_B", [128, 4])];
+        let file = LoraFile::from(Checkpoint::from_tensors("style", tensors));
+        // The outline tells all that a LoRA is compared with.
+        let lora = Lora::read(&file, &bundle.outline(), 1.0).unwrap();
+        assert_eq!(Lora::read(&file, &model, 1.0).unwrap(), lora);
+
+        let load = |model| Pipeline::load(model, &Device::flex(), Residency::All).unwrap();
+        let make = |pipeline: &Pipeline| {
+            let steps = Some(2);
+            let options =
+                GenerateOptions { prior_steps: steps, decoder_steps: steps, ..Default::default() };
+            let go = &mut async |_: wuerstchen::Progress<'_>| ControlFlow::Continue(());
+            block_on(pipeline.generate("a red star", &options, go)).unwrap().image_embeddings
+        };
+        let mut pipeline = load(&model);
+        let before = make(&pipeline);
+        let weights = &model.weights[&Part::PRIOR];
+        let changed = weights.changed_by(Part::PRIOR, &Arc::from([lora.clone()])).unwrap();
+        pipeline.replace(Part::PRIOR, &changed).unwrap();
+        let found = make(&pipeline);
+        let mut files = model.clone();
+        files.add_loras(vec![lora]).unwrap();
+        assert_eq!(found, make(&load(&files)), "{dtype:?}");
+        assert_ne!(found, before, "{dtype:?}");
+    }
 }

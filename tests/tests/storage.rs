@@ -9,9 +9,9 @@ use burn::prelude::*;
 use futures_lite::future::block_on;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::{
-    Checkpoint, CompressorConfig, DecoderConfig, GenerateOptions, Generated, LoadError, Manifest,
-    ModelFiles, Part, PartConfig, Pipeline, PriorConfig, ReadBytes, Residency, StoredDtype,
-    VqganConfig,
+    Checkpoint, CompressorConfig, DecoderConfig, GenerateOptions, Generated, LoadError, ModelFiles,
+    Part, PartConfig, Pipeline, PriorConfig, ReadBytes, Residency, StoredDtype, VqganConfig,
+    WebBundle,
 };
 use wuerstchen_tests::gpu;
 
@@ -20,16 +20,16 @@ fn built_in() -> ModelFiles {
     ModelFiles::from_bundle("built-in", Arc::new(bytes)).unwrap()
 }
 
-/// The built-in model as it is after being written as `dtype`, and its manifest.
-fn stored_as(dtype: StoredDtype) -> (ModelFiles, Manifest) {
+/// The built-in model as it is after being written as `dtype`, and its bundle.
+fn stored_as(dtype: StoredDtype) -> (ModelFiles, WebBundle) {
     let mut shards: BTreeMap<String, Arc<dyn ReadBytes>> = BTreeMap::new();
     let write = |file: &str, bytes: &[u8]| {
         shards.insert(file.to_owned(), Arc::new(bytes.to_vec()));
         Ok::<_, LoadError>(())
     };
-    let manifest = Manifest::write(&built_in(), dtype, write).unwrap();
-    let files = manifest.open::<LoadError>(|file| Ok(shards[file].clone())).unwrap();
-    (files, manifest)
+    let bundle = WebBundle::write(&built_in(), dtype, write).unwrap();
+    let files = bundle.open::<LoadError>(|file| Ok(shards[file].clone())).unwrap();
+    (files, bundle)
 }
 
 /// The same weights in f32, so that none of them stays packed.
@@ -106,8 +106,9 @@ const GPU_BOUND: f64 = 1e-3;
 #[test]
 fn packed_weights_make_what_they_make_unpacked() {
     for dtype in [StoredDtype::I8, StoredDtype::I4] {
-        let (files, manifest) = stored_as(dtype);
-        let packed = manifest.tensors.iter().filter(|tensor| tensor.dtype == dtype).count();
+        let (files, bundle) = stored_as(dtype);
+        let tensors = &bundle.contents().tensors;
+        let packed = tensors.iter().filter(|tensor| tensor.dtype == dtype).count();
         assert!(packed > 50, "only {packed} tensors are {dtype:?}");
         let expected = generate(&unpacked(&files), &Device::flex(), Residency::All);
         let found = generate(&files, &Device::flex(), Residency::All);
@@ -128,8 +129,8 @@ fn fewer_bits_are_smaller_and_further_off() {
     };
     let exact = generate(&built_in());
     let measure = |dtype| {
-        let (files, manifest) = stored_as(dtype);
-        let bytes: usize = manifest.shards.iter().map(|shard| shard.bytes).sum();
+        let (files, bundle) = stored_as(dtype);
+        let bytes: usize = bundle.manifest().shards.iter().map(|shard| shard.bytes).sum();
         (error(&generate(&files), &exact), bytes)
     };
     let [f16, i8, i4] = [StoredDtype::F16, StoredDtype::I8, StoredDtype::I4].map(measure);

@@ -83,8 +83,9 @@ async function write(handle: FileHandle, bytes: Uint8Array): Promise<void> {
     const access = await handle.createSyncAccessHandle();
     try {
       access.truncate(0);
+      // Not flushed, which takes longer than all else: what a failure of power cuts off is noticed by
+      // its hash.
       access.write(bytes);
-      access.flush();
     } finally {
       access.close();
     }
@@ -203,6 +204,13 @@ export class ModelCache {
     if (entries.length === 0) return undefined;
     const key = await manifestKey(url);
     const entry = entries.find(({ name }) => name.endsWith(key));
+    const bytes = entry && (await this.get(entry.name));
+    return bytes && new TextDecoder().decode(bytes);
+  }
+
+  /** The text of a manifest of a model. */
+  async manifestOf(id: string): Promise<string | undefined> {
+    const entry = (await this.list()).find(({ name }) => name.startsWith(id + MANIFEST));
     const bytes = entry && (await this.get(entry.name));
     return bytes && new TextDecoder().decode(bytes);
   }

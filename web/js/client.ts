@@ -5,7 +5,9 @@ import type { Connection, Connector } from './connector.js';
 import { fromErrorData, WuerstchenError } from './errors.js';
 import { absoluteUrl } from './http.js';
 import { toJob, type Job } from './job.js';
+import { toLoraSources } from './lora.js';
 import { checkGenerateOptions, checkLoadOptions } from './options.js';
+import { toModelSource } from './picked.js';
 import { serveCache } from './remote-cache.js';
 import type { EngineMessage, Loaded } from './serve.js';
 import { onAbort, throwIfAborted } from './signals.js';
@@ -187,7 +189,7 @@ class Client implements Wuerstchen {
   }
 
   #connect(): void {
-    const { model, device = 'auto', cache, powerPreference, wasmUrl = {} } = this.#options;
+    const { model, lora, device = 'auto', cache, powerPreference, wasmUrl = {} } = this.#options;
     // What an engine says after it was given up is not heard.
     const ifCurrent =
       <T>(handle: (value: T) => void) =>
@@ -208,7 +210,8 @@ class Client implements Wuerstchen {
       {
         type: 'load',
         options: {
-          model: absoluteUrl(model),
+          model: toModelSource(model),
+          lora: toLoraSources(lora),
           device,
           cache: isCustom ? undefined : cache,
           powerPreference,

@@ -19,6 +19,7 @@ export async function request(
     response = await fetcher(url, init);
   } catch (cause) {
     throwIfAborted(init.signal ?? undefined);
+    if (cause instanceof WuerstchenError) throw cause;
     throw unreachable(url, cause);
   }
   checkAnswer(url, response.status, response.headers.get('content-type'));

@@ -2,18 +2,19 @@
 
 import { openCache, type ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
-import { absoluteUrl, brokenOff, request } from './http.js';
+import { brokenOff, request } from './http.js';
 import { checkModel } from './options.js';
+import { openSite, toModelSource } from './picked.js';
 import { onAbort, throwIfAborted } from './signals.js';
 import type { Defaults, Dtype, ModelInfo, ModelRef, Stage } from './types.js';
 import { isObject } from './values.js';
 
-const FORMAT = 1;
+const FORMAT = 2;
 
-/** Shards are cut at 16 MiB; the rest is room for alignment. */
-const MAX_SHARD_BYTES = 20 * 2 ** 20;
+/** Where shards are cut. */
+const MAX_FILE_BYTES = 16 * 2 ** 20;
 
-/** A piece of the weights, a file beside the manifest. */
+/** A file beside the manifest: a piece of the weights, or what is needed to read them. */
 export interface Shard {
   readonly file: string;
   readonly bytes: number;
@@ -21,7 +22,7 @@ export interface Shard {
   readonly sha256: string;
 }
 
-/** The part of `manifest.json` that is read here; the WebAssembly reads the rest. */
+/** `manifest.json`: what people want to know before a download, and what there is to download. */
 export interface Manifest {
   readonly format: typeof FORMAT;
   /** The name with digits of the content's hash: what a cache is keyed by. */
@@ -31,8 +32,10 @@ export interface Manifest {
   readonly provenance: string;
   readonly defaults: Defaults;
   readonly stages: Record<Stage, { params: number; bytes: number; dtype: Dtype }>;
-  /** Golden vectors, which every device has to reproduce. */
-  readonly selfTest: object;
+  /** Whether the contents have golden vectors, which every device has to reproduce. */
+  readonly selfTest: boolean;
+  /** Configs, tokenizers, where the tensors lie, golden vectors: what the WebAssembly reads. */
+  readonly contents: Shard;
   readonly shards: readonly Shard[];
 }
 
@@ -78,7 +81,8 @@ export function parseManifest(text: string, url: string): Manifest {
     manifest.format === FORMAT,
     `this version reads manifest format ${FORMAT}, got ${manifest.format}`,
   );
-  if (!isObject(manifest.selfTest)) {
+  check(isObject(manifest.contents), 'contents are missing');
+  if (manifest.selfTest !== true) {
     throw new WuerstchenError(
       'integrity',
       `${url} has no golden vectors to test devices with, as models of "wuerstchen import" have none: ` +
@@ -95,11 +99,11 @@ export function parseManifest(text: string, url: string): Manifest {
     check(typeof manifest.stages?.[stage] === 'object', `stage ${stage} is missing`);
   }
   check(Array.isArray(manifest.shards), 'shards are missing');
-  for (const { file, bytes, sha256 } of manifest.shards) {
-    check(isPlainName(file), `shard "${file}" must have a plain name`);
+  for (const { file, bytes, sha256 } of [manifest.contents, ...manifest.shards]) {
+    check(isPlainName(file), `file "${file}" must have a plain name`);
     check(
-      Number.isInteger(bytes) && bytes > 0 && bytes <= MAX_SHARD_BYTES,
-      `${file} must have 1 to ${MAX_SHARD_BYTES} bytes, got ${bytes}`,
+      Number.isInteger(bytes) && bytes > 0 && bytes <= MAX_FILE_BYTES,
+      `${file} must have 1 to ${MAX_FILE_BYTES} bytes, got ${bytes}`,
     );
     check(/^[0-9a-f]{64}$/.test(sha256), `${file} must have a sha256 of 64 hex digits`);
   }
@@ -111,7 +115,7 @@ function isPlainName(name: unknown): boolean {
   return typeof name === 'string' && name !== '' && !/[/\\:]|\.\./.test(name);
 }
 
-/** What a shard is stored under. */
+/** What a file is stored under. */
 export function shardName(manifest: Manifest, shard: Shard): string {
   return `${manifest.id}/${shard.sha256}`;
 }
@@ -121,9 +125,10 @@ export async function modelInfo(manifest: Manifest, cache: ModelCache): Promise<
   const stored = new Map((await cache.list()).map(({ name, bytes }) => [name, bytes]));
   const sum = (shards: readonly Shard[]) => shards.reduce((bytes, shard) => bytes + shard.bytes, 0);
   const isStored = (shard: Shard) => stored.get(shardName(manifest, shard)) === shard.bytes;
-  const { id, name, licence, provenance, stages, defaults, shards } = manifest;
-  const cachedBytes = sum(shards.filter(isStored));
-  return { id, name, licence, provenance, bytes: sum(shards), cachedBytes, stages, defaults };
+  const { id, name, licence, provenance, stages, defaults } = manifest;
+  const files = [manifest.contents, ...manifest.shards];
+  const cachedBytes = sum(files.filter(isStored));
+  return { id, name, licence, provenance, bytes: sum(files), cachedBytes, stages, defaults };
 }
 
 /**
@@ -142,8 +147,8 @@ export async function inspect(
   const ignore = onAbort(signal, (reason) => controller.abort(reason));
   try {
     const cache = await openCache();
-    const url = absoluteUrl(model);
-    const { manifest } = await fetchManifest(url, cache, fetch, controller.signal);
+    const site = await openSite(toModelSource(model), cache, (...asked) => fetch(...asked));
+    const { manifest } = await fetchManifest(site.url, cache, site.fetch, controller.signal);
     return await modelInfo(manifest, cache);
   } finally {
     ignore();

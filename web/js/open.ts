@@ -6,8 +6,10 @@ import { ModelEngine, type Tested } from './engine.js';
 import { asWuerstchenError, WuerstchenError, type ErrorCode } from './errors.js';
 import type { WasmBuild } from './glue.js';
 import { CPU_HINT, watchDevice, type GpuWatch } from './gpu.js';
+import { readLoras, type LoraBytes, type LoraSource } from './lora.js';
 import { fetchManifest, modelInfo, type Manifest } from './manifest.js';
-import { fetchShards } from './shards.js';
+import { openSite, storedUrl, type ModelSite, type ModelSource } from './picked.js';
+import { fetchFiles } from './shards.js';
 import { start } from './start.js';
 import { checkSupport } from './support.js';
 import type {
@@ -23,8 +25,8 @@ import type { Engine, Loader, Wasm } from './wasm.js';
 
 /** `LoadOptions` as they travel to a worker. */
 export interface EngineOptions {
-  /** Absolute. */
-  readonly model: string;
+  readonly model: ModelSource;
+  readonly lora: readonly LoraSource[];
   readonly device: NonNullable<LoadOptions['device']>;
   readonly cache: Exclude<LoadOptions['cache'], CacheAdapter>;
   readonly powerPreference?: LoadOptions['powerPreference'];
@@ -47,8 +49,8 @@ export interface Host {
 }
 
 /** A model that is being loaded. */
-interface Model {
-  readonly url: string;
+interface Model extends ModelSite {
+  readonly loras: readonly LoraBytes[];
   readonly manifest: Manifest;
   readonly text: string;
   readonly cache: ModelCache;
@@ -73,8 +75,10 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
   let support = await checkSupport({ signal, powerPreference });
   let device = chooseDevice(options.device, support);
   const cache = await openCache(host.cache ?? options.cache);
-  const manifest = await fetchManifest(options.model, cache, host.fetch, signal);
-  const model: Model = { url: options.model, cache, ...manifest };
+  const site = await openSite(options.model, cache, host.fetch);
+  const manifest = await fetchManifest(site.url, cache, site.fetch, signal);
+  const loras = await readLoras(options.lora, host.fetch, signal);
+  const model: Model = { ...site, ...manifest, cache, loras };
 
   let tested: Tested;
   try {
@@ -88,7 +92,8 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
     support = { ...support, device, message };
     tested = await openOn(device, model, options, host);
   }
-  await cache.putManifest(model.manifest.id, model.url, model.text);
+  const { id } = model.manifest;
+  await cache.putManifest(id, typeof options.model === 'string' ? model.url : storedUrl(id), model.text);
   const info = await modelInfo(model.manifest, cache);
   emit({ type: 'ready', ms: performance.now() - begun });
   return new ModelEngine(tested, device, info, withStorage(support, cache));
@@ -154,8 +159,17 @@ async function test(
   let loader: Loader | undefined;
   let engine: Engine | undefined;
   try {
-    loader = new module.Loader(model.text);
-    await addShards(loader, model, host);
+    const upload = uploader(model.manifest, host);
+    // The contents come first, and tell what to do with the shards.
+    for await (const bytes of fetchFiles(model.manifest, { ...host, ...model })) {
+      if (loader) {
+        upload(loader, bytes);
+      } else {
+        loader = new module.Loader(model.text, new TextDecoder().decode(bytes));
+        addLoras(loader, model, host);
+      }
+    }
+    if (!loader) throw new WuerstchenError('internal', 'no file of the model has come');
     host.emit({ type: 'compile', device });
     const complete = loader;
     // It is used up by `finish`, even where that fails.
@@ -167,6 +181,8 @@ async function test(
     const gpuError = gpu?.takeError();
     if (gpuError) throw gpuError;
     if (!selfTest.ok) throw selfTestError(selfTest, device);
+    // The golden vectors are those of the unchanged model.
+    engine.applyLoras();
     return { engine, wasm: module, gpu, selfTest };
   } catch (error) {
     if (!isFatal(error)) {
@@ -204,18 +220,25 @@ function openDevice(
   return opening;
 }
 
-async function addShards(loader: Loader, model: Model, host: Host): Promise<void> {
-  const { manifest } = model;
-  const total = manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0);
+function addLoras(loader: Loader, { loras }: Model, { emit }: Host): void {
+  for (const { name, bytes, adapterConfig, weight } of loras) {
+    const [message = '', ...leftOut] = loader.addLora(name, bytes, adapterConfig, weight);
+    emit({ type: 'lora', file: name, message, leftOut });
+  }
+}
+
+/** Takes one shard after the other to the device. */
+function uploader({ shards }: Manifest, { emit }: Host) {
+  const total = shards.reduce((sum, { bytes }) => sum + bytes, 0);
   let index = 0;
   let loaded = 0;
-  for await (const bytes of fetchShards(manifest, { ...host, ...model })) {
+  return (loader: Loader, bytes: Uint8Array) => {
     loader.addShard(index, bytes);
     loaded += bytes.length;
-    const file = manifest.shards[index]?.file ?? '';
-    host.emit({ type: 'upload', file, loaded, total });
+    const file = shards[index]?.file ?? '';
+    emit({ type: 'upload', file, loaded, total });
     index += 1;
-  }
+  };
 }
 
 function selfTestError({ checks }: SelfTest, device: DeviceKind): WuerstchenError {

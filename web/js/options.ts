@@ -59,6 +59,37 @@ const URL_TEXT: Kind = {
   is: (value) => STRING.is(value) || ['URL', 'Location'].includes(classOf(value)),
   text: 'a URL',
 };
+const isUrl = URL_TEXT.is;
+const isFile = (value: unknown) => ['Blob', 'File'].includes(classOf(value));
+const MODEL: Kind = {
+  is: (value) => {
+    if (isUrl(value)) return true;
+    if (!isObject(value)) return false;
+    if ('stored' in value) return STRING.is(value.stored);
+    const files = Array.from(value as ArrayLike<unknown>);
+    return files.length > 0 && files.every((file) => classOf(file) === 'File');
+  },
+  text: 'a URL, files or { stored: id }',
+};
+const LORA: Kind = {
+  is: (value) =>
+    Array.isArray(value) &&
+    value.every((lora: unknown) => {
+      if (!isObject(lora)) return false;
+      const { url, blob, weight, adapterConfig, ...others } = lora as Record<string, unknown>;
+      const isOne = (url === undefined) !== (blob === undefined);
+      const config = adapterConfig === undefined || isUrl(adapterConfig) || isFile(adapterConfig);
+      return (
+        isOne &&
+        (url === undefined ? isFile(blob) : isUrl(url)) &&
+        (weight === undefined || NUMBER.is(weight)) &&
+        config &&
+        Object.keys(others).length === 0
+      );
+    }),
+  text: 'an array of { url or blob, weight, adapterConfig }',
+  hint: 'A url is a URL, a blob a Blob or File, a weight a finite number, 1 by default.',
+};
 const WORKER: Kind = {
   is: (value) => value === false || CALLBACK.is(value),
   text: 'false or a function that makes a worker',
@@ -82,6 +113,7 @@ const GENERATE_KINDS: Record<keyof GenerateOptions, Kind> = {
   decoderGuidanceScale: NUMBER,
   sampler: oneOf('ddpm', 'ddim'),
   promptSyntax: oneOf('weighted', 'plain'),
+  vqganRows: WHOLE,
   promptTo: STRING,
   frames: WHOLE,
   strength: NUMBER,
@@ -96,7 +128,8 @@ const GENERATE_KINDS: Record<keyof GenerateOptions, Kind> = {
 };
 
 const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
-  model: URL_TEXT,
+  model: MODEL,
+  lora: LORA,
   device: oneOf('auto', 'webgpu', 'cpu'),
   cache: CACHE,
   persist: BOOLEAN,
@@ -124,7 +157,7 @@ export function checkLoadOptions(options: LoadOptions): void {
 }
 
 export function checkModel(model: ModelRef): void {
-  checkValue('model', model, URL_TEXT);
+  checkValue('model', model, MODEL);
 }
 
 function check(options: object, kinds: Record<string, Kind>, required: string): void {

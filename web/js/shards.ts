@@ -1,11 +1,15 @@
-// Brings the shards of a model one after the other, from the cache or the network.
+// Brings the files of a model, from the cache or the network, some ahead of what takes them.
 
 import type { ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
 import { sha256 } from './hash.js';
 import { besides, brokenOff, request } from './http.js';
 import { shardName, type Manifest, type Shard } from './manifest.js';
+import { onAbort } from './signals.js';
 import type { LoadEvent } from './types.js';
+
+/** Files that are on their way at a time: enough to keep a line, a hash and a disk busy at once. */
+const AHEAD = 4;
 
 const ATTEMPTS = 3;
 
@@ -25,36 +29,76 @@ export interface ShardSource {
   readonly signal?: AbortSignal;
 }
 
+/** A file that has come, intact. */
+interface Brought {
+  readonly bytes: Uint8Array;
+  /** Its way into the cache ends; it never fails. */
+  readonly stored: Promise<void>;
+}
+
 /**
- * Yields every shard, verified, in the manifest's order. Only the bytes of one are held at a time,
- * if the caller lets go of them too.
+ * Yields every file of a model, verified: its contents, then its shards in their order. Some are fetched
+ * and stored ahead, while the caller is busy with earlier ones; no more than {@link AHEAD} are held at a
+ * time, if the caller lets go of them too.
  */
-export async function* fetchShards(
+export async function* fetchFiles(
   manifest: Manifest,
   source: ShardSource,
 ): AsyncGenerator<Uint8Array, void, void> {
-  const { cache, signal, emit } = source;
-  const progress = new DownloadProgress(manifest, emit);
-  for (const shard of manifest.shards) {
-    signal?.throwIfAborted();
-    const name = shardName(manifest, shard);
-    const stored = await readStored(shard, name, source);
-    progress.begin(shard, stored !== undefined);
-    const bytes = stored ?? (await download(shard, source, progress));
-    progress.end();
-    if (!stored) {
-      emit({ type: 'verify', file: shard.file });
-      if (!(await isIntact(bytes, shard))) {
-        throw new WuerstchenError('integrity', `${shard.file} has other bytes than its sha256`, {
-          hint: 'The files of the model do not belong together, or something changed them.',
-        });
-      }
-      signal?.throwIfAborted();
-      await cache.put(name, bytes);
+  source.signal?.throwIfAborted();
+  const files = [manifest.contents, ...manifest.shards];
+  const progress = new DownloadProgress(files, source.emit);
+  // Also stops what is fetched ahead where an earlier file fails, or the caller takes no more.
+  const controller = new AbortController();
+  const { signal } = controller;
+  const ignore = onAbort(source.signal, (reason) => controller.abort(reason));
+  const begun: Promise<Brought>[] = [];
+  const beginNext = () => {
+    const file = files.shift();
+    if (!file) return;
+    const brought = bring(file, shardName(manifest, file), { ...source, signal }, progress);
+    // It fails below, when its turn comes; until then nobody listens.
+    brought.catch(() => undefined);
+    begun.push(brought);
+  };
+  try {
+    for (let i = 0; i < AHEAD; i++) beginNext();
+    for (let turn = begun.shift(); turn; turn = begun.shift()) {
+      const { bytes, stored } = await turn;
+      signal.throwIfAborted();
+      yield bytes;
+      await stored;
+      beginNext();
     }
-    signal?.throwIfAborted();
-    yield bytes;
+  } finally {
+    ignore();
+    controller.abort();
   }
+}
+
+/** Brings a file from the cache, or from the network and into the cache. */
+async function bring(
+  file: Shard,
+  name: string,
+  source: ShardSource,
+  progress: DownloadProgress,
+): Promise<Brought> {
+  const { cache, signal, emit } = source;
+  const kept = await readStored(file, name, source);
+  signal?.throwIfAborted();
+  if (kept) {
+    progress.update(file, file.bytes, true);
+    return { bytes: kept, stored: Promise.resolve() };
+  }
+  const bytes = await download(file, source, progress);
+  emit({ type: 'verify', file: file.file });
+  if (!(await isIntact(bytes, file))) {
+    throw new WuerstchenError('integrity', `${file.file} has other bytes than its sha256`, {
+      hint: 'The files of the model do not belong together, or something changed them.',
+    });
+  }
+  signal?.throwIfAborted();
+  return { bytes, stored: cache.put(name, bytes) };
 }
 
 /** The stored bytes if they are intact; a damaged entry is deleted. */
@@ -110,7 +154,7 @@ async function downloadOnce(
       if (loaded + chunk.value.length > bytes.length) throw lengthError(url, shard, 'more');
       bytes.set(chunk.value, loaded);
       loaded += chunk.value.length;
-      progress.update(loaded);
+      progress.update(shard, loaded, false);
     }
   } catch (cause) {
     signal?.throwIfAborted();
@@ -147,54 +191,46 @@ function pause(ms: number, signal?: AbortSignal): Promise<void> {
 class DownloadProgress {
   readonly #emit: (event: LoadEvent) => void;
   readonly #total: number;
-  #file: Shard | undefined;
-  #fromCache = false;
-  /** Bytes of the files before this one. */
-  #before = 0;
-  /** Bytes from the network, and the time since the first of its files was begun. */
+  /** Bytes of each file. */
+  readonly #loaded = new Map<Shard, number>();
+  #overall = 0;
+  /** Bytes from the network, and the time of the first of them. */
   #fetched = 0;
   #begun: number | undefined;
   #told = -Infinity;
 
-  constructor(manifest: Manifest, emit: (event: LoadEvent) => void) {
+  constructor(files: readonly Shard[], emit: (event: LoadEvent) => void) {
     this.#emit = emit;
-    this.#total = manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0);
+    this.#total = files.reduce((sum, { bytes }) => sum + bytes, 0);
   }
 
-  begin(file: Shard, fromCache: boolean): void {
-    this.#file = file;
-    this.#fromCache = fromCache;
-    if (!fromCache) this.#begun ??= performance.now();
-  }
-
-  /** `loaded` starts again from 0 with another attempt. */
-  update(loaded: number): void {
-    if (performance.now() - this.#told >= PROGRESS_MS) this.#tell(loaded);
-  }
-
-  end(): void {
-    const bytes = this.#file?.bytes ?? 0;
-    this.#tell(bytes);
-    this.#before += bytes;
-    if (!this.#fromCache) this.#fetched += bytes;
-  }
-
-  #tell(loaded: number): void {
-    if (!this.#file) return;
-    this.#told = performance.now();
-    const fetched = this.#fetched + (this.#fromCache ? 0 : loaded);
-    const seconds = this.#begun === undefined ? 0 : (this.#told - this.#begun) / 1000;
-    const bytesPerSecond = seconds > 0 ? fetched / seconds : 0;
-    const overall = this.#before + loaded;
-    const etaMs =
-      bytesPerSecond > 0 ? ((this.#total - overall) / bytesPerSecond) * 1000 : undefined;
+  /** `loaded` of the file's bytes are there; it starts again from 0 with another attempt. */
+  update(file: Shard, loaded: number, fromCache: boolean): void {
+    const now = performance.now();
+    const added = loaded - (this.#loaded.get(file) ?? 0);
+    this.#loaded.set(file, loaded);
+    this.#overall += added;
+    if (!fromCache) {
+      this.#begun ??= now;
+      this.#fetched += added;
+    }
+    if (loaded < file.bytes && now - this.#told < PROGRESS_MS) return;
+    this.#told = now;
+    const seconds = this.#begun === undefined ? 0 : (now - this.#begun) / 1000;
+    const bytesPerSecond = seconds > 0 ? this.#fetched / seconds : 0;
+    const left = this.#total - this.#overall;
     this.#emit({
       type: 'download',
-      file: this.#file.file,
+      file: file.file,
       loaded,
-      total: this.#file.bytes,
-      overall: { loaded: overall, total: this.#total, bytesPerSecond, etaMs },
-      fromCache: this.#fromCache,
+      total: file.bytes,
+      overall: {
+        loaded: this.#overall,
+        total: this.#total,
+        bytesPerSecond,
+        etaMs: bytesPerSecond > 0 ? (left / bytesPerSecond) * 1000 : undefined,
+      },
+      fromCache,
     });
   }
 }

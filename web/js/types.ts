@@ -29,10 +29,24 @@ export interface Support {
 }
 
 /**
- * Location of a model's `manifest.json`, absolute or relative to the page. Shards lie beside it, and
- * are asked for with its query.
+ * Location of a model's `manifest.json`, absolute or relative to the page, whose files lie beside it and
+ * are asked for with its query; or the files themselves, which a person picked or dropped; or the id of a
+ * model that is stored in this browser.
  */
-export type ModelRef = string | URL;
+export type ModelRef = string | URL | FileList | readonly File[] | { readonly stored: string };
+
+/**
+ * A LoRA of Stage C and its text encoder in a safetensors file, as diffusers, peft, kohya-ss and OneTrainer
+ * write it: at a URL, absolute or relative to the page, or at hand.
+ */
+export interface LoraRef {
+  readonly url?: string | URL;
+  readonly blob?: Blob;
+  /** How many times as strong as it was trained; default 1. */
+  readonly weight?: number;
+  /** The `adapter_config.json` that peft writes; beside the URL of an `adapter_model.safetensors` it is found. */
+  readonly adapterConfig?: string | URL | Blob;
+}
 
 /** What a manifest says about a model, and how much of it is stored here. */
 export interface ModelInfo {
@@ -40,9 +54,9 @@ export interface ModelInfo {
   readonly name: string;
   readonly licence: string;
   readonly provenance: string;
-  /** Download size of all shards. */
+  /** Download size of all files but the manifest. */
   readonly bytes: number;
-  /** Bytes of shards that lie complete in this browser's cache. */
+  /** Bytes of files that lie complete in this browser's cache. */
   readonly cachedBytes: number;
   readonly stages: Readonly<Record<Stage, { readonly params: number; readonly bytes: number; readonly dtype: Dtype }>>;
   /** What the model does where options say nothing. */
@@ -72,6 +86,8 @@ export type LoadEvent =
       readonly fromCache: boolean }
   | { readonly type: 'verify'; readonly file: string }
   | { readonly type: 'upload'; readonly file: string; readonly loaded: number; readonly total: number }
+  /** What a LoRA changes, and a sentence for everything of it that is left out. */
+  | { readonly type: 'lora'; readonly file: string; readonly message: string; readonly leftOut: readonly string[] }
   | { readonly type: 'compile'; readonly device: DeviceKind }
   | ({ readonly type: 'selftest' } & SelfTest)
   | { readonly type: 'ready'; readonly ms: number };
@@ -92,6 +108,8 @@ export type WasmFile = DeviceKind | `${DeviceKind}Rest`;
 
 export interface LoadOptions {
   readonly model: ModelRef;
+  /** Changes of the model, all made at once. */
+  readonly lora?: readonly LoraRef[];
   /** `auto` takes a hardware GPU that works, else the CPU. */
   readonly device?: 'auto' | DeviceKind;
   /** `auto`: OPFS, else the Cache API, else memory. */
@@ -130,6 +148,8 @@ export interface PictureOptions {
   readonly sampler?: 'ddpm' | 'ddim';
   /** What brackets in prompts mean: weights, as in `(red:1.3)`, or nothing; default `weighted`. */
   readonly promptSyntax?: 'weighted' | 'plain';
+  /** Rows of latents that Stage A decodes at a time, 0 for all: fewer take less memory; the picture stays the same. */
+  readonly vqganRows?: number;
   /** Makes frames on the way from `prompt` to this one; their pictures come in this order. */
   readonly promptTo?: string;
   /** Frames on the way to `promptTo` or `imageTo`, both ends included; default 8. */

@@ -38,6 +38,8 @@ export interface Source {
 export interface Engine {
   /** Runs the manifest's golden vectors; JSON of `SelfTest`. */
   selfTest(): Promise<string>;
+  /** Makes the changes of all LoRAs, once, after the self-test. */
+  applyLoras(): void;
   /** Called after every step; resolves to whether to go on. `latents` is a copy that may be kept. */
   generate(
     prompt: string,
@@ -54,6 +56,8 @@ export interface Engine {
 }
 
 export interface Loader {
+  /** Reads a LoRA, before the first shard; gives what it changes, then what of it is left out. */
+  addLora(name: string, bytes: Uint8Array, adapterConfig: string | undefined, weight: number): string[];
   /** Takes one shard's verified bytes to the device. */
   addShard(index: number, bytes: Uint8Array): void;
   /** Checks that every tensor is there; uses the loader up. */
@@ -66,6 +70,6 @@ export interface Wasm {
   __wbg_set_wasm(exports: WebAssembly.Exports): void;
   /** Sets up the device, once per instance, before any loader. */
   openDevice(): Promise<void>;
-  Loader: new (manifestJson: string) => Loader;
+  Loader: new (manifestJson: string, contentsJson: string) => Loader;
   Source: new (width: number, rgba: Uint8Array) => Source;
 }

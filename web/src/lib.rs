@@ -4,7 +4,9 @@
 
 mod pixels;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use burn::tensor::{Device, TensorData};
 use js_sys::{Float32Array, Function, Promise, Reflect, Uint32Array};
@@ -14,8 +16,9 @@ use wasm_bindgen_futures::JsFuture;
 use wuerstchen::interpolate::shares;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
-    Error, GenerateOptions, Generated as Made, Image, LoadError, Manifest, Mask, Pipeline,
-    PipelineLoader, Progress, PromptSyntax, Provenance, Stage, Unread,
+    Checkpoint, Error, GenerateOptions, Generated as Made, Image, LoadError, Lora, LoraError,
+    LoraFile, Manifest, Mask, Part, Pipeline, PipelineLoader, Progress, PromptSyntax, Provenance,
+    Stage, Unread, WebBundle,
 };
 
 #[cfg(all(feature = "cpu", feature = "webgpu", target_family = "wasm"))]
@@ -46,26 +49,53 @@ extern "C" {
 /// Takes a model's shards to the device, one after the other.
 #[wasm_bindgen]
 pub struct Loader {
-    manifest: Manifest,
+    bundle: WebBundle,
+    loras: Loras,
     unpacking: Unpacking,
     pipeline: PipelineLoader,
 }
 
 #[wasm_bindgen]
 impl Loader {
-    /// Reads `manifest.json`.
+    /// Reads `manifest.json` and `contents.json`.
     #[wasm_bindgen(constructor)]
-    pub fn new(manifest_json: &str) -> Result<Self, JsValue> {
+    pub fn new(manifest_json: &str, contents_json: &str) -> Result<Self, JsValue> {
         let manifest = Manifest::parse(manifest_json).map_err(load_error)?;
-        let pipeline = PipelineLoader::new(&manifest.texts(), &device()).map_err(load_error)?;
-        Ok(Self { manifest, unpacking: Unpacking::default(), pipeline })
+        let bundle = manifest.with_contents(contents_json.as_bytes()).map_err(load_error)?;
+        let pipeline = PipelineLoader::new(&bundle.texts(), &device()).map_err(load_error)?;
+        let (loras, unpacking) = (Loras::default(), Unpacking::default());
+        Ok(Self { bundle, loras, unpacking, pipeline })
+    }
+
+    /// Reads a LoRA, before the first shard, which changes the model `weight` times as strongly as it was
+    /// trained. Gives what it changes and what of it is left out, a line each. `adapter_config` is the text
+    /// that peft writes beside its weights.
+    #[wasm_bindgen(js_name = addLora)]
+    pub fn add_lora(
+        &mut self,
+        name: &str,
+        bytes: Vec<u8>,
+        adapter_config: Option<String>,
+        weight: f64,
+    ) -> Result<Vec<String>, JsValue> {
+        let file = LoraFile::parse(name, Arc::new(bytes)).map_err(load_error)?;
+        let file = file.with_adapter_config(adapter_config);
+        let lora = Lora::read(&file, &self.bundle.outline(), weight).map_err(lora_error)?;
+        let mut lines = vec![format!("{}, weight {weight}", lora.summary())];
+        lines.extend(lora.left_out().iter().cloned());
+        self.loras.all = self.loras.all.iter().cloned().chain([lora]).collect();
+        self.loras.names.push(format!("{name}:{weight}"));
+        Ok(lines)
     }
 
     /// Takes the weights of a shard to the device. The caller has checked its hash.
     #[wasm_bindgen(js_name = addShard)]
     pub fn add_shard(&mut self, index: usize, bytes: &[u8]) -> Result<(), JsValue> {
-        let parts = self.unpacking.add(&self.manifest, index, bytes).map_err(load_error)?;
+        let parts = self.unpacking.add(&self.bundle, index, bytes).map_err(load_error)?;
         for (part, weights) in parts {
+            let changed = weights.changed_by(part, &self.loras.all).map_err(load_error)?;
+            let all = self.loras.changed.entry(part);
+            all.or_insert_with(|| Checkpoint::empty(part.folder())).replace(changed);
             self.pipeline.add(part, &weights).map_err(load_error)?;
         }
         Ok(())
@@ -74,15 +104,26 @@ impl Loader {
     /// The engine, once all shards are there.
     pub fn finish(self) -> Result<Engine, JsValue> {
         let pipeline = self.pipeline.finish().map_err(load_error)?;
-        Ok(Engine { manifest: self.manifest, pipeline })
+        Ok(Engine { bundle: self.bundle, loras: self.loras, pipeline })
     }
 }
 
 /// A model on the device.
 #[wasm_bindgen]
 pub struct Engine {
-    manifest: Manifest,
+    bundle: WebBundle,
+    loras: Loras,
     pipeline: Pipeline,
+}
+
+/// What LoRAs change. The golden vectors are those of the unchanged model, which is tested first.
+#[derive(Default)]
+struct Loras {
+    all: Arc<[Lora]>,
+    /// Each with its weight, as the settings of pictures tell them.
+    names: Vec<String>,
+    /// The tensors that they change, by part.
+    changed: BTreeMap<Part, Checkpoint>,
 }
 
 #[wasm_bindgen]
@@ -90,10 +131,19 @@ impl Engine {
     /// Compares what this device makes with the manifest's golden vectors; the report is JSON.
     #[wasm_bindgen(js_name = selfTest)]
     pub async fn self_test(&self) -> Result<String, JsValue> {
-        let test = self.manifest.self_test.as_ref();
-        let test = test.ok_or_else(|| error("integrity", "the manifest has no golden vectors"))?;
+        let test = self.bundle.contents().self_test.as_ref();
+        let test = test.ok_or_else(|| error("integrity", "the model has no golden vectors"))?;
         let report = test.run(&self.pipeline).await.map_err(generate_error)?;
         Ok(serde_json::to_string(&report).expect("numbers and names are JSON"))
+    }
+
+    /// Makes the changes of all LoRAs, once, after the self-test.
+    #[wasm_bindgen(js_name = applyLoras)]
+    pub fn apply_loras(&mut self) -> Result<(), JsValue> {
+        for (part, weights) in std::mem::take(&mut self.loras.changed) {
+            self.pipeline.replace(part, &weights).map_err(load_error)?;
+        }
+        Ok(())
     }
 
     /// Makes pictures, from noise or from `source`; or frames, on the way to `prompt_to` or to the picture
@@ -123,10 +173,11 @@ impl Engine {
         let unread = self.unread(&prompt, prompt_to.as_deref(), options.prompt_syntax)?;
         let prompts = (prompt.as_str(), prompt_to.as_deref());
         let made = self.make(prompts, frames, &options, source, step).await;
-        let model = self.manifest.name.clone();
+        let model = self.bundle.manifest().name.clone();
+        let loras = self.loras.names.clone();
         match (made, failure) {
             (_, Some(thrown)) => Err(thrown),
-            (Ok(made), None) => Ok(Generated { prompt, prompt_to, model, unread, made }),
+            (Ok(made), None) => Ok(Generated { prompt, prompt_to, model, loras, unread, made }),
             (Err(reason), None) => Err(generate_error(reason)),
         }
     }
@@ -146,7 +197,7 @@ impl Engine {
             return Ok(None);
         }
         let latents = TensorData::new(latents, shape);
-        let colours = self.manifest.preview.as_ref();
+        let colours = self.bundle.contents().preview.as_ref();
         let image =
             self.pipeline.preview(stage, &latents, colours).await.map_err(generate_error)?;
         Ok(image.map(|image| Picture { image, provenance: None }))
@@ -243,6 +294,7 @@ pub struct Generated {
     prompt: String,
     prompt_to: Option<String>,
     model: String,
+    loras: Vec<String>,
     unread: Unread,
     /// One of each frame.
     made: Vec<Made>,
@@ -291,6 +343,9 @@ impl Generated {
         let mut settings = serde_json::to_value(settings).expect("numbers and names are JSON");
         if let Some(prompt) = &self.prompt_to {
             settings["promptTo"] = prompt.as_str().into();
+        }
+        if !self.loras.is_empty() {
+            settings["loras"] = self.loras.clone().into();
         }
         settings
     }
@@ -375,9 +430,13 @@ fn load_error(reason: LoadError) -> JsValue {
     error("integrity", &reason.to_string())
 }
 
+fn lora_error(reason: LoraError) -> JsValue {
+    error("integrity", &reason.to_string())
+}
+
 fn generate_error(reason: Error) -> JsValue {
     let code = match reason {
-        Error::Options(_) | Error::Tokenizer(_) => "invalid-argument",
+        Error::Options(_) | Error::Tokenizer(_) | Error::NotFinite { .. } => "invalid-argument",
         Error::Device(_) => "device-lost",
         Error::Cancelled => "cancelled",
         Error::Load(_) => "integrity",

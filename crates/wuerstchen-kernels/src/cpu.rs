@@ -21,7 +21,7 @@ use self::functions::{exp, normal_cdf, sigmoid};
 use self::sums::{channel_norms, maximum, mean_norm, row_statistics, sum};
 use self::values::{Values, block, for_each_block};
 use self::window::Window;
-use crate::depthwise_conv::DepthwiseOptions;
+use crate::depthwise_conv::{DepthwiseOptions, Padding};
 use crate::packed_linear::Packing;
 
 /// Whether the kernels of this file take tensors of this device and type.
@@ -69,6 +69,10 @@ pub(crate) fn depthwise_conv(
     Tensor::from_dispatch(Dispatch::cpu_depthwise_conv(x, weight, bias, options))
 }
 
+pub(crate) fn patches(x: Tensor<4>, size: usize, stride: usize) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::cpu_patches(x.into_dispatch(), size, stride))
+}
+
 pub(crate) fn unpack(
     values: Tensor<2, Int>,
     scales: Tensor<2>,
@@ -99,6 +103,7 @@ pub(crate) trait CpuKernels: Backend {
         bias: FloatTensor<Self>,
         options: DepthwiseOptions,
     ) -> FloatTensor<Self>;
+    fn cpu_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self>;
     fn cpu_unpack(
         values: IntTensor<Self>,
         scales: FloatTensor<Self>,
@@ -167,7 +172,7 @@ impl CpuKernels for Flex {
         options: DepthwiseOptions,
     ) -> FlexTensor {
         let (x, weight, bias) = (Values::of(x), Values::of(weight), Values::of(bias));
-        let window = Window::new(&x, &weight, options);
+        let window = Window::new(&x.shape, weight.shape[3], options);
         let taps = window.taps_of(weight.as_slice());
         let (bias, channels) = (bias.as_slice(), window.channels);
         let [height, width] = window.output;
@@ -189,6 +194,28 @@ impl CpuKernels for Flex {
             }
         });
         FlexTensor::from_data(TensorData::new(out, [x.shape[0], height, width, channels]))
+    }
+
+    fn cpu_patches(x: FlexTensor, size: usize, stride: usize) -> FlexTensor {
+        let x = Values::of(x);
+        let window =
+            Window::new(&x.shape, size, DepthwiseOptions { stride, padding: Padding::Zeros });
+        let channels = window.channels;
+        let [height, width] = window.output;
+        let (patch, row_size) = (size * size * channels, width * size * size * channels);
+        let (x_values, per_sample) = (x.as_slice(), x.per_sample());
+        let mut out = vec![0.0; x.shape[0] * height * row_size];
+        let rows = block(row_size) / row_size;
+        for_each_block(&mut out, rows * row_size, |i, y| {
+            for (row, y) in (i * rows..).zip(y.chunks_exact_mut(row_size)) {
+                let x = &x_values[row / height * per_sample..][..per_sample];
+                window.for_each_tap(row % height, |tap, input, column| {
+                    let y = &mut y[column * patch + tap * channels..][..channels];
+                    y.copy_from_slice(&x[input * channels..][..channels]);
+                });
+            }
+        });
+        FlexTensor::from_data(TensorData::new(out, [x.shape[0], height, width, patch]))
     }
 
     fn cpu_unpack(

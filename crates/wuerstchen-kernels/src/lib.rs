@@ -16,6 +16,7 @@ pub mod global_response_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod packed_linear;
+pub mod patches;
 pub mod silu;
 pub mod softmax;
 #[cfg(feature = "gpu")]
@@ -27,6 +28,7 @@ pub use global_response_norm::global_response_norm;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use packed_linear::{PackedMatrix, Packing, Planes, packed_linear};
+pub use patches::patches;
 pub use silu::silu;
 pub use softmax::softmax;
 
@@ -38,6 +40,7 @@ pub mod reference {
     pub use crate::layer_norm::reference::layer_norm;
     pub use crate::linear::reference::linear;
     pub use crate::packed_linear::reference::{packed_linear, unpack};
+    pub use crate::patches::reference::patches;
     pub use crate::silu::reference::silu;
     pub use crate::softmax::reference::softmax;
 }

@@ -6,7 +6,7 @@ use burn::backend::wgpu::{
 };
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::cubecl::prelude::KernelId;
-use burn::cubecl::server::KernelArguments;
+use burn::cubecl::server::{KernelArguments, MetadataBindingInfo};
 use burn::cubecl::{CubeCount, CubeDim};
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -137,21 +137,14 @@ impl WgslKernels for CubeBackend {
         let shape = x.meta.shape().clone();
         let channels = shape[shape.len() - 1];
         let rows = shape.num_elements() / channels;
-        Shader { name: "layer_norm", source: include_str!("../../../shaders/layer_norm.wgsl") }
-            .launch(vec![x], shape, &[rows, channels], rows.div_ceil(NORM_ROWS))
+        LAYER_NORM.launch(vec![x], shape, &[rows, channels], rows.div_ceil(NORM_ROWS))
     }
 
     fn wgsl_channel_norms(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let [batch, height, width, channels] = x.meta.shape().dims();
         let shape = norms_shape(x.meta.shape());
         let groups = batch * channels.div_ceil(CHANNELS);
-        let source = include_str!("../../../shaders/channel_norms.wgsl");
-        Shader { name: "channel_norms", source }.launch(
-            vec![x],
-            shape,
-            &[batch, height * width, channels],
-            groups,
-        )
+        CHANNEL_NORMS.launch(vec![x], shape, &[batch, height * width, channels], groups)
     }
 
     fn wgsl_depthwise_conv(
@@ -165,29 +158,18 @@ impl WgslKernels for CubeBackend {
         let [_, rows, columns, _] = shape.dims();
         let [.., size] = weight.meta.shape().dims::<4>();
         let replicate = usize::from(options.padding == Padding::Replicate);
-        let dims = [batch, height, width, channels, rows, columns, size, options.stride, replicate];
+        let sizes =
+            [batch, height, width, channels, rows, columns, size, options.stride, replicate];
         let groups = shape.num_elements().div_ceil(WORKGROUP_SIZE);
-        let source = include_str!("../../../shaders/depthwise_conv.wgsl");
-        Shader { name: "depthwise_conv", source }.launch(
-            vec![x, weight, bias],
-            shape,
-            &dims,
-            groups,
-        )
+        DEPTHWISE_CONV.launch(vec![x, weight, bias], shape, &sizes, groups)
     }
 
     fn wgsl_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let shape = product_shape(x.meta.shape(), weight.meta.shape());
         let [rows, outputs] = shape.dims();
         let [columns, _] = weight.meta.shape().dims();
-        let dims = [rows, columns / 4, outputs / 4];
-        let source = include_str!("../../../shaders/linear.wgsl");
-        Shader { name: "linear", source }.launch(
-            vec![x, weight],
-            shape.clone(),
-            &dims,
-            tiles(&shape, LINEAR_TILE),
-        )
+        let sizes = [rows, columns / 4, outputs / 4];
+        LINEAR.launch(vec![x, weight], shape.clone(), &sizes, tiles(&shape, LINEAR_TILE))
     }
 
     fn wgsl_packed_linear(
@@ -202,14 +184,12 @@ impl WgslKernels for CubeBackend {
         let [rows, outputs] = shape.dims();
         let (values_width, blocks) = (packing.value_words(columns), packing.blocks(columns));
         let zeros_width = packing.zero_words(columns);
-        let bits = packing.bits();
         let [_, read] = x.meta.shape().dims();
-        let dims = [rows, outputs / 4, read / 4, bits, values_width, blocks, zeros_width];
-        let source = include_str!("../../../shaders/packed_linear.wgsl");
-        Shader { name: "packed_linear", source }.launch(
+        let sizes = [rows, outputs / 4, read / 4, values_width, blocks, zeros_width];
+        Shader { bits: Some(packing.bits()), ..PACKED_LINEAR }.launch(
             vec![x, values, scales, zeros],
             shape.clone(),
-            &dims,
+            &sizes,
             tiles(&shape, PACKED_TILE),
         )
     }
@@ -220,16 +200,32 @@ impl WgslKernels for CubeBackend {
 struct Shader {
     name: &'static str,
     source: &'static str,
+    /// What its constant `BITS` shall be.
+    bits: Option<usize>,
 }
 
+const LAYER_NORM: Shader =
+    Shader::new("layer_norm", include_str!("../../../shaders/layer_norm.wgsl"));
+const CHANNEL_NORMS: Shader =
+    Shader::new("channel_norms", include_str!("../../../shaders/channel_norms.wgsl"));
+const DEPTHWISE_CONV: Shader =
+    Shader::new("depthwise_conv", include_str!("../../../shaders/depthwise_conv.wgsl"));
+const LINEAR: Shader = Shader::new("linear", include_str!("../../../shaders/linear.wgsl"));
+const PACKED_LINEAR: Shader =
+    Shader::new("packed_linear", include_str!("../../../shaders/packed_linear.wgsl"));
+
 impl Shader {
-    /// Runs the shader on `groups` workgroups. Its buffers are the inputs, the output and `dims`,
-    /// in this order.
+    const fn new(name: &'static str, source: &'static str) -> Self {
+        Self { name, source, bits: None }
+    }
+
+    /// Runs the shader on `groups` workgroups. Its buffers are the inputs, the output and the sizes, in
+    /// this order.
     fn launch(
         self,
         inputs: Vec<CubeTensor>,
         shape: Shape,
-        dims: &[usize],
+        sizes: &[usize],
         groups: usize,
     ) -> CubeTensor {
         let inputs: Vec<_> = inputs.into_iter().map(into_contiguous).collect();
@@ -238,21 +234,26 @@ impl Shader {
         let device = inputs[0].device.clone();
         let output =
             CubeTensor::new_contiguous(client.clone(), device, shape, client.empty(bytes), dtype);
-        let dims: Vec<u32> = dims.iter().map(|&dim| dim as u32).collect();
-        let dims = client.create_from_slice(bytemuck::cast_slice(&dims));
         let mut buffers: Vec<_> = inputs.into_iter().map(|x| x.handle.binding()).collect();
         buffers.push(output.handle.clone().binding());
-        buffers.push(dims.binding());
 
         let kernel = ShaderKernel { shader: self, dtype };
         let groups = groups as u32;
         client.launch(
             Box::new(SourceKernel::new(kernel, CubeDim::new_1d(WORKGROUP_SIZE as u32))),
             CubeCount::Static(groups.min(MAX_GROUPS), groups.div_ceil(MAX_GROUPS), 1),
-            KernelArguments::new().with_buffers(buffers),
+            // cubecl keeps the metadata of every launch by its content. A buffer of our own would be
+            // written anew each time, and cubecl submits all queued work before it writes a buffer.
+            KernelArguments::new().with_buffers(buffers).with_info(metadata(sizes)),
         );
         output
     }
+}
+
+/// 32-bit numbers in words of 64 bits, the first one in the low half.
+fn metadata(sizes: &[usize]) -> MetadataBindingInfo {
+    let word = |pair: &[usize]| pair.iter().rev().fold(0, |word, &size| word << 32 | size as u64);
+    MetadataBindingInfo::custom(sizes.chunks(2).map(word).collect())
 }
 
 /// A shader for one element type.
@@ -264,17 +265,24 @@ struct ShaderKernel {
 
 impl KernelSource for ShaderKernel {
     fn source(&self) -> SourceTemplate {
-        SourceTemplate::new(for_dtype(self.shader.source, self.dtype))
+        let source = match self.shader.bits {
+            Some(bits) => self.shader.source.replace(BITS, &format!("const BITS = {bits}u;")),
+            None => self.shader.source.to_owned(),
+        };
+        SourceTemplate::new(for_dtype(&source, self.dtype))
     }
 
     fn id(&self) -> KernelId {
-        KernelId::new::<Self>().info((self.shader.name, self.dtype))
+        KernelId::new::<Self>().info((self.shader.name, self.shader.bits, self.dtype))
     }
 
     fn lang(&self) -> &'static str {
         "wgsl"
     }
 }
+
+/// The line of `packed_linear.wgsl` that is rewritten for the packing.
+const BITS: &str = "const BITS = 4u;";
 
 /// Rewrites the one `alias elem` line of a shader for half precision.
 fn for_dtype(source: &str, dtype: DType) -> String {
@@ -284,5 +292,42 @@ fn for_dtype(source: &str, dtype: DType) -> String {
             format!("enable f16;\n{source}").replace("alias elem = f32;", "alias elem = f16;")
         }
         other => panic!("no shader for {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer_norm;
+    use crate::packed_linear::BLOCK;
+
+    /// The value of `const name = …;` in a shader.
+    fn constant(shader: Shader, name: &str) -> f64 {
+        let start = format!("const {name} = ");
+        let line = shader.source.lines().find_map(|line| line.strip_prefix(&start));
+        let value = line.unwrap_or_else(|| panic!("{} has no constant {name}", shader.name));
+        let (value, _) = value.split_once(';').expect("a statement ends in a semicolon");
+        value.trim_end_matches('u').parse().expect("a number")
+    }
+
+    #[test]
+    fn constants_of_shaders_are_those_of_their_callers() {
+        for shader in [LAYER_NORM, CHANNEL_NORMS, DEPTHWISE_CONV, LINEAR, PACKED_LINEAR] {
+            assert_eq!(constant(shader, "WORKGROUP_SIZE"), WORKGROUP_SIZE as f64);
+        }
+        assert_eq!(constant(LAYER_NORM, "EPSILON"), layer_norm::EPSILON);
+        assert_eq!(constant(LAYER_NORM, "ROWS"), NORM_ROWS as f64);
+        assert_eq!(constant(CHANNEL_NORMS, "CHANNELS"), CHANNELS as f64);
+        for (shader, [rows, columns]) in [(LINEAR, LINEAR_TILE), (PACKED_LINEAR, PACKED_TILE)] {
+            assert_eq!(constant(shader, "TILE_ROWS"), rows as f64);
+            assert_eq!(constant(shader, "TILE_QUADS") * 4.0, columns as f64);
+        }
+        assert_eq!(constant(PACKED_LINEAR, "BLOCK") * 4.0, BLOCK as f64);
+        assert_eq!(PACKED_LINEAR.source.matches(BITS).count(), 1);
+    }
+
+    #[test]
+    fn two_sizes_are_one_word() {
+        assert_eq!(metadata(&[1, 2, 3]).data, [1 | 2 << 32, 3]);
     }
 }

@@ -141,23 +141,56 @@ impl NamedTensor {
 /// Longest header of a safetensors file in bytes, as in the `safetensors` crate.
 const MAX_HEADER_BYTES: usize = 100_000_000;
 
-/// Bytes at the start of a file that tell its type.
-const START_BYTES: usize = 64;
+/// What a file of weights holds, or what lies in its place when a download went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileType {
+    /// Safetensors.
+    Safetensors,
+    /// One of PyTorch's, a zip archive or a pickle.
+    Pytorch,
+    /// A pointer of Git LFS, whose file `git lfs pull` fetches.
+    LfsPointer,
+    /// A web page.
+    WebPage,
+    /// JSON.
+    Json,
+}
 
-/// What lies in the place of weights when a download went wrong, by its first bytes.
-fn other_type(start: &[u8]) -> Option<&'static str> {
-    let start = start.trim_ascii_start().to_ascii_lowercase();
-    let begins = |with: &[u8]| start.starts_with(with);
-    if begins(b"version https://git-lfs") {
-        Some("a pointer of Git LFS, whose file `git lfs pull` fetches")
-    } else if begins(b"<!doctype html") || begins(b"<html") {
-        Some("a web page")
-    } else if begins(b"{") || begins(b"[") {
-        Some("JSON")
-    } else if begins(b"pk\x03\x04") {
-        Some("a zip archive, as PyTorch's files are")
-    } else {
-        None
+impl FileType {
+    /// Bytes at the start of a file that tell its type.
+    pub const START_BYTES: usize = 64;
+
+    /// The type of a file that starts with these bytes; `None` where they tell nothing.
+    pub fn of(start: &[u8]) -> Option<Self> {
+        // A length of 64 bits, whose upper bytes are zero, and the JSON that is so long.
+        if matches!(start, [_, _, _, _, _, 0, 0, 0, b'{', ..]) {
+            return Some(Self::Safetensors);
+        }
+        if start.starts_with(b"PK\x03\x04") || matches!(start, [0x80, 2..=5, ..]) {
+            return Some(Self::Pytorch);
+        }
+        let text = start.trim_ascii_start().to_ascii_lowercase();
+        let begins = |with: &[u8]| text.starts_with(with);
+        if begins(b"version https://git-lfs") {
+            Some(Self::LfsPointer)
+        } else if begins(b"<!doctype html") || begins(b"<html") {
+            Some(Self::WebPage)
+        } else if begins(b"{") || begins(b"[") {
+            Some(Self::Json)
+        } else {
+            None
+        }
+    }
+
+    /// What it is, for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "a safetensors file",
+            Self::Pytorch => "a file of PyTorch",
+            Self::LfsPointer => "a pointer of Git LFS, whose file `git lfs pull` fetches",
+            Self::WebPage => "a web page",
+            Self::Json => "JSON",
+        }
     }
 }
 
@@ -180,8 +213,10 @@ pub(crate) fn read_header(
     let size = usize::try_from(u64::from_le_bytes(size)).unwrap_or(usize::MAX);
     if size > MAX_HEADER_BYTES.min(length - 8) {
         // The first bytes of a text make a size of many digits, which says nothing to anybody.
-        if let Some(found) = other_type(&read(0..length.min(START_BYTES))?) {
-            return Err(fail(format!("it is {found}")));
+        if let Some(found) = FileType::of(&read(0..length.min(FileType::START_BYTES))?)
+            && found != FileType::Safetensors
+        {
+            return Err(fail(format!("it is {}", found.name())));
         }
         return Err(fail(format!("its header claims {size} bytes, the file has {length}")));
     }
@@ -255,6 +290,11 @@ impl Checkpoint {
         }
         self.tensors.insert(name.to_owned(), Entry { dtype, shape: shape.to_vec(), source, range });
         Ok(())
+    }
+
+    /// Takes over all tensors of another checkpoint, in place of those of the same names.
+    pub fn replace(&mut self, by: Self) {
+        self.tensors.extend(by.tensors);
     }
 
     /// Several files as one checkpoint.
@@ -564,7 +604,7 @@ mod tests {
             ("version https://git-lfs.github.com/spec/v1\noid sha256:1", "a pointer of Git LFS"),
             ("\n<!DOCTYPE html><html>", "a web page"),
             (r#"{"error": "not found"}"#, "JSON"),
-            ("PK\x03\x04\0\0\x08\x08\0\0\0\0", "a zip archive"),
+            ("PK\x03\x04\0\0\x08\x08\0\0\0\0", "a file of PyTorch"),
         ] {
             let error = refusal(start.into());
             assert!(error.starts_with("file: not a safetensors file: it is "), "{error}");

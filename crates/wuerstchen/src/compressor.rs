@@ -5,7 +5,7 @@ use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv, linear, silu};
+use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv, linear, patches, silu};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{Observer, affine, channels_first, channels_last, linear_layer};
@@ -314,20 +314,12 @@ impl ConvNorm {
     }
 }
 
-/// A convolution padded by `(K − 1) / 2` as one matrix product of all shifted pictures.
+/// A convolution padded by `(K − 1) / 2`, as one matrix product of all windows.
 fn dense_conv(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
-    let ([output, input, size, _], [_, height, width, _]) = (weight.dims(), x.dims());
-    let pad = size / 2;
-    let step = stride as isize;
-    let x = if pad > 0 { x.pad([(pad, pad), (pad, pad), (0, 0)], 0.0f32) } else { x };
-    let shifted = |tap: usize| {
-        let (top, left) = (tap / size, tap % size);
-        let rows = x.clone().slice_dim(1, s![top..top + height;step]);
-        rows.slice_dim(2, s![left..left + width;step])
-    };
-    let patches = Tensor::cat((0..size * size).map(shifted).collect(), 3);
+    let [output, input, size, _] = weight.dims();
     let weight = weight.permute([2, 3, 1, 0]).reshape([size * size * input, output]);
-    linear(patches, weight, None)
+    let windows = if (size, stride) == (1, 1) { x } else { patches(x, size, stride) };
+    linear(windows, weight, None)
 }
 
 /// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),

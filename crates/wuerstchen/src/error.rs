@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::stored::StoredDtype;
+
 /// Why weights cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -44,6 +46,16 @@ pub enum LoadError {
     NotFinite {
         /// Which weights.
         part: String,
+        /// Names of the tensors.
+        names: Vec<String>,
+    },
+    /// Tensors have values that a type cannot hold.
+    #[error("{part}: too large for {dtype:?}, which f32 holds: {}", names.join(", "))]
+    TooLarge {
+        /// Which weights.
+        part: String,
+        /// How they were to be stored.
+        dtype: StoredDtype,
         /// Names of the tensors.
         names: Vec<String>,
     },

@@ -135,6 +135,23 @@ impl Lora {
         self.layers.values().map(|layer| layer.alpha.map_or_else(unknown, text)).collect()
     }
 
+    /// What it changes and how strongly, for people.
+    pub fn summary(&self) -> String {
+        let layers = |part| self.targets(part).count();
+        let (prior, text) = (layers(Part::PRIOR), layers(Part::PRIOR_TEXT));
+        if prior + text == 0 {
+            return "changes nothing".to_owned();
+        }
+        let text = match text {
+            0 => String::new(),
+            text => format!(" and {text} of its text encoder"),
+        };
+        let ranks: Vec<_> = self.ranks().iter().map(usize::to_string).collect();
+        let alphas: Vec<_> = self.alphas().into_iter().collect();
+        let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
+        format!("changes {prior} layers of Stage C{text}, rank {ranks}, alpha {alphas}")
+    }
+
     /// What the file has that is not used, and why; a sentence each.
     pub fn left_out(&self) -> &[String] {
         &self.left_out
@@ -175,17 +192,32 @@ impl ModelFiles {
     ///
     /// A changed tensor is too large to be counted.
     pub fn add_loras(&mut self, loras: Vec<Lora>) -> Result<(), LoadError> {
-        let loras = Arc::<[Lora]>::from(loras);
-        let targets: BTreeSet<_> = loras.iter().flat_map(|lora| lora.layers.keys()).collect();
-        for &(part, ref name) in targets {
-            let Some(weights) = self.weights.get_mut(&part) else { continue };
-            let Some(shape) = weights.shape(name).map(<[usize]>::to_vec) else { continue };
-            let bytes = 4 * shape.iter().product::<usize>();
-            let target = (part, name.clone());
-            let source = Changed { weights: weights.clone(), target, bytes, loras: loras.clone() };
-            weights.insert(name, StoredDtype::F32, &shape, Arc::new(source), 0..bytes)?;
+        let loras = Arc::from(loras);
+        for (&part, weights) in &mut self.weights {
+            weights.replace(weights.changed_by(part, &loras)?);
         }
         Ok(())
+    }
+}
+
+impl Checkpoint {
+    /// The tensors that `loras` change, of the weights of a part, all or some. As [`ModelFiles::add_loras`]
+    /// has them.
+    ///
+    /// # Errors
+    ///
+    /// A changed tensor is too large to be counted.
+    pub fn changed_by(&self, part: Part, loras: &Arc<[Lora]>) -> Result<Self, LoadError> {
+        let mut changed = Self::empty(self.part());
+        let targets: BTreeSet<_> = loras.iter().flat_map(|lora| lora.layers.keys()).collect();
+        for target in targets.into_iter().filter(|(of, _)| *of == part) {
+            let Some(shape) = self.shape(&target.1) else { continue };
+            let bytes = 4 * shape.iter().product::<usize>();
+            let (weights, loras) = (self.clone(), loras.clone());
+            let source = Changed { weights, target: target.clone(), bytes, loras };
+            changed.insert(&target.1, StoredDtype::F32, shape, Arc::new(source), 0..bytes)?;
+        }
+        Ok(changed)
     }
 }
 

@@ -1,8 +1,9 @@
-//! A model for the browser: a manifest that says everything, and shards of weights.
+//! A model for the browser: a small manifest, its contents, and shards of weights.
 //!
-//! A shard is fetched, checked, handed to the device and dropped before the next, so that the
-//! weights are never in memory all at once.
+//! A shard is fetched, checked, handed to the device and dropped, a few at a time, so that the weights are
+//! never in memory all at once.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,22 +19,26 @@ use crate::options::Defaults;
 use crate::part::{Part, Stage};
 use crate::preview::EmbeddingColours;
 use crate::self_test::SelfTest;
-use crate::stored::{Stored, StoredDtype};
+use crate::stored::{Stored, StoredDtype, Unfit};
 use crate::weights::is_counter;
 
 /// Version of the format.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
-/// Most bytes of a shard. Only a tensor that is larger lies in several.
+/// Bytes of every shard but the last: much enough that a request costs little beside it, little enough that
+/// several are held in memory and one is fetched again. A tensor may lie across the borders of shards.
 pub const MAX_SHARD_BYTES: usize = 16 << 20;
 
-/// Shards are closed from this size on, so that progress is smooth and little is fetched again.
-const SHARD_BYTES: usize = 2 << 20;
+/// The name of the file of [`Manifest`].
+const MANIFEST: &str = "manifest.json";
+
+/// The name of the file of [`Contents`].
+const CONTENTS: &str = "contents.json";
 
 /// Offsets are multiples of what WebGPU wants of a storage buffer's.
 const ALIGNMENT: usize = 256;
 
-/// `manifest.json`: all of a model but its weights, and where those lie.
+/// `manifest.json`: what people want to know before a download, and what there is to download.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
@@ -51,10 +56,20 @@ pub struct Manifest {
     pub defaults: Value,
     /// What the stages weigh; the semantic compressor belongs to none.
     pub stages: BTreeMap<Stage, StageInfo>,
-    /// Configs, scheduler constants, tokenizers, by their paths in a model folder.
-    pub files: BTreeMap<String, String>,
+    /// Whether the contents tell what a sound device makes, which browsers want.
+    pub self_test: bool,
+    /// The file of [`Contents`].
+    pub contents: Shard,
     /// The files of weights.
     pub shards: Vec<Shard>,
+}
+
+/// `contents.json`: all of a model but its weights, and where those lie.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Contents {
+    /// Configs, scheduler constants, tokenizers, by their paths in a model folder.
+    pub files: BTreeMap<String, String>,
     /// Where every tensor lies.
     pub tensors: Vec<TensorEntry>,
     /// What a sound device makes.
@@ -63,6 +78,13 @@ pub struct Manifest {
     /// How image embeddings are shown while they are made.
     #[serde(default)]
     pub preview: Option<EmbeddingColours>,
+}
+
+/// A model in shards.
+#[derive(Clone, Debug)]
+pub struct WebBundle {
+    manifest: Manifest,
+    contents: Contents,
 }
 
 /// What the weights of a stage weigh.
@@ -76,7 +98,7 @@ pub struct StageInfo {
     pub dtype: StoredDtype,
 }
 
-/// A file of weights beside the manifest.
+/// A file beside the manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     /// A plain file name.
@@ -107,7 +129,7 @@ pub struct TensorEntry {
     pub more: Vec<usize>,
 }
 
-impl Manifest {
+impl WebBundle {
     /// Bytes of a model's tensors in the shards that [`Self::write`] makes; what aligns them, a little more,
     /// is not counted.
     pub fn bytes(files: &ModelFiles, dtype: StoredDtype) -> usize {
@@ -119,7 +141,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// A tensor cannot be read, or `write` failed.
+    /// A tensor cannot be read, `write` failed, or values are infinite, no numbers or too large for their
+    /// type; the error names all such tensors.
     pub fn write<E: From<LoadError>>(
         files: &ModelFiles,
         dtype: StoredDtype,
@@ -127,20 +150,19 @@ impl Manifest {
     ) -> Result<Self, E> {
         let (mut tensors, mut shards, mut open) = (Vec::new(), Vec::new(), Vec::new());
         let mut stages = BTreeMap::new();
+        let mut unfit = UnfitTensors::default();
         let mut close = |bytes: &mut Vec<u8>, shards: &mut Vec<Shard>| {
             let file = format!("shard-{:03}.bin", shards.len());
             write(&file, bytes)?;
-            shards.push(Shard { file, bytes: bytes.len(), sha256: hex(&Sha256::digest(&*bytes)) });
+            shards.push(Shard::of(&file, bytes));
             bytes.clear();
             Ok::<_, E>(())
         };
         for tensor in unstored(files, dtype) {
-            let Unstored { part, weights, name, shape, dtype } = tensor;
-            // What is stored as it shall be is not rounded a second time.
-            let stored = match weights.dtype(name) == Some(dtype) {
-                true => weights.stored(name)?,
-                false => Stored::new(shape, &weights.values(name)?, dtype),
-            };
+            let stored = unfit.store(&tensor)?;
+            // Without all tensors there is no model: the others are only checked.
+            let Some(stored) = stored.filter(|_| unfit.is_empty()) else { continue };
+            let Unstored { part, name, shape, dtype, .. } = tensor;
             let bytes = stored.bytes.len();
             if let Some(stage) = part.stage() {
                 let empty = StageInfo { params: 0, bytes: 0, dtype };
@@ -149,18 +171,20 @@ impl Manifest {
                 info.bytes += bytes;
                 info.dtype = info.dtype.max(dtype);
             }
-            if open.len() + bytes > SHARD_BYTES && !open.is_empty() {
+            open.resize(open.len().next_multiple_of(ALIGNMENT), 0);
+            if open.len() == MAX_SHARD_BYTES {
                 close(&mut open, &mut shards)?;
             }
-            open.resize(open.len().next_multiple_of(ALIGNMENT), 0);
             let (shard, offset) = (shards.len(), open.len());
-            let mut pieces = stored.bytes.chunks(MAX_SHARD_BYTES);
-            open.extend_from_slice(pieces.next().unwrap_or_default());
+            let (first, mut rest) = stored.bytes.split_at(bytes.min(MAX_SHARD_BYTES - offset));
+            open.extend_from_slice(first);
             let mut more = Vec::new();
-            for piece in pieces {
+            while !rest.is_empty() {
                 close(&mut open, &mut shards)?;
                 more.push(shards.len());
+                let (piece, after) = rest.split_at(rest.len().min(MAX_SHARD_BYTES));
                 open.extend_from_slice(piece);
+                rest = after;
             }
             tensors.push(TensorEntry {
                 part,
@@ -172,45 +196,77 @@ impl Manifest {
                 more,
             });
         }
+        unfit.into_result(dtype)?;
         close(&mut open, &mut shards)?;
         let card = files.card()?;
-        let texts = files.texts.clone();
-        Ok(Self {
+        let contents = Contents { files: files.texts.clone(), tensors, ..Contents::default() };
+        let manifest = Manifest {
             format: FORMAT,
-            id: id(&card.name, &texts, &shards),
+            id: id(&card.name, &contents.files, &shards),
             defaults: defaults(&card.defaults),
             name: card.name,
             licence: card.licence,
             provenance: card.provenance,
             stages,
-            files: texts,
+            self_test: false,
+            contents: Shard::of(CONTENTS, contents.to_json().as_bytes()),
             shards,
-            tensors,
-            self_test: None,
-            preview: None,
-        })
+        };
+        Ok(Self { manifest, contents })
     }
 
+    /// With what a sound device makes, and how image embeddings are shown.
+    pub fn with_tests(
+        mut self,
+        self_test: Option<SelfTest>,
+        preview: Option<EmbeddingColours>,
+    ) -> Self {
+        self.manifest.self_test = self_test.is_some();
+        self.contents = Contents { self_test, preview, ..self.contents };
+        self.manifest.contents = Shard::of(CONTENTS, self.contents.to_json().as_bytes());
+        self
+    }
+
+    /// The files besides the shards, by their names; the manifest, without which a folder is no model, last.
+    pub fn files(&self) -> [(&str, String); 2] {
+        let manifest = serde_json::to_string(&self.manifest).expect("numbers and texts are JSON");
+        [(CONTENTS, self.contents.to_json()), (MANIFEST, manifest)]
+    }
+
+    /// What people want to know.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What is needed to read the weights.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+}
+
+impl Manifest {
     /// Reads and checks a manifest.
     ///
     /// # Errors
     ///
-    /// It is no manifest of this version, or what it says cannot be: a file name with a path, a
-    /// tensor outside of its shard.
+    /// It is no manifest of this version, or what it says cannot be: a file name with a path, a shard that
+    /// is too large.
     pub fn parse(text: &str) -> Result<Self, LoadError> {
-        let fail = |reason: String| LoadError::File { path: "manifest.json".into(), reason };
+        let fail = |reason: String| LoadError::File { path: MANIFEST.into(), reason };
         let format = |value: &Value| value.get("format").and_then(Value::as_u64);
         let value: Value = serde_json::from_str(text).map_err(|error| fail(error.to_string()))?;
         match format(&value) {
             Some(found) if found == u64::from(FORMAT) => {}
             Some(found) => {
-                return Err(fail(format!("it is of format {found}, this program reads {FORMAT}")));
+                return Err(fail(format!(
+                    "it is of format {found}, this program reads {FORMAT}: export the model anew"
+                )));
             }
             None => return Err(fail("it has no field \"format\"".into())),
         }
         let manifest: Self =
             serde_json::from_value(value).map_err(|error| fail(error.to_string()))?;
-        for shard in &manifest.shards {
+        for shard in manifest.shards.iter().chain([&manifest.contents]) {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             if shard.file.is_empty()
                 || shard.file.starts_with('.')
@@ -223,26 +279,75 @@ impl Manifest {
                 return Err(fail(format!("shard {} {reason}", shard.file)));
             }
         }
-        for tensor in &manifest.tensors {
+        Ok(manifest)
+    }
+
+    /// The bundle whose file of contents has these bytes.
+    ///
+    /// # Errors
+    ///
+    /// It is another file, or what it says cannot be: a tensor outside of its shards.
+    pub fn with_contents(self, bytes: &[u8]) -> Result<WebBundle, LoadError> {
+        self.contents.verify(bytes)?;
+        let path = self.contents.file.clone();
+        let fail = |reason: String| LoadError::File { path, reason };
+        let contents = match serde_json::from_slice(bytes) {
+            Ok(contents) => contents,
+            Err(error) => return Err(fail(error.to_string())),
+        };
+        let bundle = WebBundle { manifest: self, contents };
+        for tensor in &bundle.contents.tensors {
             let TensorEntry { part, name, dtype, .. } = tensor;
             use StoredDtype::{F16, F32, I4, I8};
             if !matches!(dtype, F32 | F16 | I8 | I4) {
                 return Err(fail(format!("tensor {part}/{name} is of type {dtype:?}")));
             }
-            if manifest.pieces(tensor).is_none() {
-                return Err(fail(format!("tensor {part}/{name} lies outside of its shard")));
+            if bundle.pieces(tensor).is_none() {
+                return Err(fail(format!("tensor {part}/{name} lies outside of its shards")));
             }
         }
-        Ok(manifest)
+        Ok(bundle)
+    }
+}
+
+impl Contents {
+    fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and texts are JSON")
+    }
+}
+
+impl Shard {
+    /// The file with these bytes.
+    pub fn of(file: &str, bytes: &[u8]) -> Self {
+        let sha256 = hex(&Sha256::digest(bytes));
+        Self { file: file.to_owned(), bytes: bytes.len(), sha256 }
     }
 
+    /// Checks that `bytes` are those of the file.
+    ///
+    /// # Errors
+    ///
+    /// Names the file, and what was expected.
+    fn verify(&self, bytes: &[u8]) -> Result<(), LoadError> {
+        let found = hex(&Sha256::digest(bytes));
+        match found == self.sha256 {
+            true => Ok(()),
+            false => {
+                let reason = format!("its SHA-256 is {found}, expected {}", self.sha256);
+                Err(LoadError::File { path: self.file.clone(), reason })
+            }
+        }
+    }
+}
+
+impl WebBundle {
     /// The shards that a tensor lies in, and where; `None` if its bytes are not in them.
     fn pieces(&self, tensor: &TensorEntry) -> Option<Vec<(usize, Range<usize>)>> {
         let mut left = tensor.dtype.size(&tensor.shape)?;
         let mut pieces = Vec::new();
         for (i, &shard) in std::iter::once(&tensor.shard).chain(&tensor.more).enumerate() {
             let (start, end) =
-                (if i == 0 { tensor.offset } else { 0 }, self.shards.get(shard)?.bytes);
+                (if i == 0 { tensor.offset } else { 0 }, self.manifest.shards.get(shard)?.bytes);
             let length = left.min(end.checked_sub(start)?);
             // Nobody needs a piece of nothing, and nobody a shard twice.
             if (i > 0 && length == 0) || pieces.iter().any(|&(other, _)| other == shard) {
@@ -260,15 +365,7 @@ impl Manifest {
     ///
     /// Names the shard, and what was expected.
     pub fn verify(&self, shard: usize, bytes: &[u8]) -> Result<(), LoadError> {
-        let shard = self.shard(shard)?;
-        let found = hex(&Sha256::digest(bytes));
-        match found == shard.sha256 {
-            true => Ok(()),
-            false => {
-                let reason = format!("its SHA-256 is {found}, expected {}", shard.sha256);
-                Err(LoadError::File { path: shard.file.clone(), reason })
-            }
-        }
+        self.shard(shard)?.verify(bytes)
     }
 
     /// Checks that a shard is of the right length.
@@ -284,15 +381,29 @@ impl Manifest {
     }
 
     fn shard(&self, index: usize) -> Result<&Shard, LoadError> {
-        self.shards.get(index).ok_or_else(|| LoadError::File {
-            path: "manifest.json".into(),
-            reason: format!("it has {} shards, no number {index}", self.shards.len()),
+        self.manifest.shards.get(index).ok_or_else(|| LoadError::File {
+            path: MANIFEST.into(),
+            reason: format!("it has {} shards, no number {index}", self.manifest.shards.len()),
         })
     }
 
     /// The configs and tokenizers, without weights.
     pub fn texts(&self) -> ModelFiles {
-        ModelFiles { texts: self.files.clone(), weights: BTreeMap::new() }
+        ModelFiles { texts: self.contents.files.clone(), weights: BTreeMap::new() }
+    }
+
+    /// The model with the names and shapes of its tensors, none of which can be read.
+    pub fn outline(&self) -> ModelFiles {
+        let mut files = self.texts();
+        for tensor in &self.contents.tensors {
+            let TensorEntry { part, name, dtype, shape, .. } = tensor;
+            let bytes = dtype.size(shape).expect("all pieces have been checked");
+            let weights = files.weights.entry(*part);
+            let weights = weights.or_insert_with(|| Checkpoint::empty(part.folder()));
+            let inserted = weights.insert(name, *dtype, shape, Arc::new(Absent(bytes)), 0..bytes);
+            inserted.expect("it is as long as the shape says");
+        }
+        files
     }
 
     /// The whole model, of which nothing is read yet; `open` gives a shard's file.
@@ -305,15 +416,15 @@ impl Manifest {
         &self,
         mut open: impl FnMut(&str) -> Result<Arc<dyn ReadBytes>, E>,
     ) -> Result<ModelFiles, E> {
-        let mut shards = Vec::with_capacity(self.shards.len());
-        for (index, shard) in self.shards.iter().enumerate() {
+        let mut shards = Vec::with_capacity(self.manifest.shards.len());
+        for (index, shard) in self.manifest.shards.iter().enumerate() {
             let source = open(&shard.file)?;
             self.check_length(index, source.length())?;
             shards.push(source);
         }
         let mut files = self.texts();
-        for tensor in &self.tensors {
-            let pieces = self.pieces(tensor).expect("parse has checked all pieces");
+        for tensor in &self.contents.tensors {
+            let pieces = self.pieces(tensor).expect("all pieces have been checked");
             let part = files.weights.entry(tensor.part);
             let part = part.or_insert_with(|| Checkpoint::empty(tensor.part.folder()));
             let TensorEntry { name, dtype, shape, .. } = tensor;
@@ -333,6 +444,19 @@ impl Manifest {
     }
 }
 
+/// So many bytes that are elsewhere.
+struct Absent(usize);
+
+impl ReadBytes for Absent {
+    fn length(&self) -> usize {
+        self.0
+    }
+
+    fn read(&self, _: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
+        Err(std::io::Error::other("its shard has not come yet"))
+    }
+}
+
 /// Puts tensors together from shards that arrive one after the other.
 #[derive(Default)]
 pub struct Unpacking {
@@ -342,21 +466,21 @@ pub struct Unpacking {
 
 impl Unpacking {
     /// The tensors that are complete with the shard number `index`, by their parts. Shards come in
-    /// their order; whether one is intact tells [`Manifest::verify`].
+    /// their order; whether one is intact tells [`WebBundle::verify`].
     ///
     /// # Errors
     ///
     /// There is no such shard, it is of another length, or an earlier one has not come.
     pub fn add(
         &mut self,
-        manifest: &Manifest,
+        bundle: &WebBundle,
         index: usize,
         bytes: &[u8],
     ) -> Result<BTreeMap<Part, Checkpoint>, LoadError> {
-        manifest.check_length(index, bytes.len())?;
+        bundle.check_length(index, bytes.len())?;
         let mut parts: BTreeMap<Part, Checkpoint> = BTreeMap::new();
-        for (place, tensor) in manifest.tensors.iter().enumerate() {
-            let pieces = manifest.pieces(tensor).expect("parse has checked all pieces");
+        for (place, tensor) in bundle.contents.tensors.iter().enumerate() {
+            let pieces = bundle.pieces(tensor).expect("all pieces have been checked");
             let Some(number) = pieces.iter().position(|(shard, _)| *shard == index) else {
                 continue;
             };
@@ -364,7 +488,7 @@ impl Unpacking {
             let before: usize = pieces[..number].iter().map(|(_, range)| range.len()).sum();
             if begun.len() != before {
                 let reason = format!("it came before the first of {}/{}", tensor.part, tensor.name);
-                let path = manifest.shards[index].file.clone();
+                let path = bundle.manifest.shards[index].file.clone();
                 return Err(LoadError::File { path, reason });
             }
             begun.extend_from_slice(&bytes[pieces[number].1.clone()]);
@@ -401,6 +525,50 @@ fn unstored(files: &ModelFiles, dtype: StoredDtype) -> impl Iterator<Item = Unst
             Unstored { part, weights, name, shape, dtype }
         })
     })
+}
+
+/// Names of tensors that cannot be stored.
+#[derive(Default)]
+struct UnfitTensors {
+    not_finite: Vec<String>,
+    too_large: Vec<String>,
+}
+
+impl UnfitTensors {
+    /// The tensor as it is to be stored; `None` and its name are kept where it cannot be.
+    fn store(&mut self, tensor: &Unstored<'_>) -> Result<Option<Stored>, LoadError> {
+        let Unstored { part, weights, name, shape, dtype } = tensor;
+        // What is stored as it shall be is not rounded a second time.
+        let stored = match weights.dtype(name) == Some(*dtype) {
+            true => {
+                let stored = weights.stored(name)?;
+                if stored.is_finite() { Ok(stored) } else { Err(Unfit::NotFinite) }
+            }
+            false => Stored::fitting(shape, &weights.values(name)?, *dtype),
+        };
+        let names = match stored {
+            Ok(stored) => return Ok(Some(stored)),
+            Err(Unfit::NotFinite) => &mut self.not_finite,
+            Err(Unfit::TooLarge) => &mut self.too_large,
+        };
+        names.push(format!("{part}/{name}"));
+        Ok(None)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.not_finite.is_empty() && self.too_large.is_empty()
+    }
+
+    fn into_result(self, dtype: StoredDtype) -> Result<(), LoadError> {
+        let part = "the model".to_owned();
+        if !self.not_finite.is_empty() {
+            return Err(LoadError::NotFinite { part, names: self.not_finite });
+        }
+        match self.too_large.is_empty() {
+            true => Ok(()),
+            false => Err(LoadError::TooLarge { part, dtype, names: self.too_large }),
+        }
+    }
 }
 
 fn id(name: &str, texts: &BTreeMap<String, String>, shards: &[Shard]) -> String {
@@ -442,23 +610,26 @@ mod tests {
 
     /// One shard of 80 bytes with two tensors: f32 of 2 values, i8 of 1 x 4: a block of 64 bytes, a
     /// word with its scale, a word with its zero-point.
-    fn manifest() -> Value {
-        let (part, bytes) = (Part::PRIOR, [0u8; 80]);
-        json!({
-            "format": FORMAT, "id": "a", "name": "a", "licence": "", "provenance": "",
-            "defaults": {}, "stages": {}, "files": {},
-            "shards": [{"file": "s.bin", "bytes": 80, "sha256": hex(&Sha256::digest(bytes))}],
+    fn parse(change: impl FnOnce(&mut Value, &mut Value)) -> Result<WebBundle, String> {
+        let part = Part::PRIOR;
+        let mut contents = json!({
+            "files": {},
             "tensors": [
                 {"part": part, "name": "x", "shape": [2], "dtype": "f32", "shard": 0, "offset": 0},
                 {"part": part, "name": "y", "shape": [1, 4], "dtype": "i8", "shard": 0, "offset": 8},
             ],
-        })
-    }
-
-    fn parse(change: impl FnOnce(&mut Value)) -> Result<Manifest, String> {
-        let mut value = manifest();
-        change(&mut value);
-        Manifest::parse(&value.to_string()).map_err(|error| error.to_string())
+        });
+        let mut manifest = json!({
+            "format": FORMAT, "id": "a", "name": "a", "licence": "", "provenance": "",
+            "defaults": {}, "stages": {}, "selfTest": false, "contents": null,
+            "shards": [Shard::of("s.bin", &[0; 80])],
+        });
+        change(&mut manifest, &mut contents);
+        let contents = contents.to_string();
+        manifest["contents"] = json!(Shard::of("c.json", contents.as_bytes()));
+        let bundle = Manifest::parse(&manifest.to_string())
+            .and_then(|manifest| manifest.with_contents(contents.as_bytes()));
+        bundle.map_err(|error| error.to_string())
     }
 
     #[test]
@@ -471,10 +642,10 @@ mod tests {
         bytes.resize(8 + 64, 0);
         bytes.extend(half::f16::from_f32(0.5).to_le_bytes());
         bytes.extend([0, 0, 3, 0, 0, 0]); // the zero-point
-        let manifest = parse(|_| {}).unwrap();
+        let bundle = parse(|_, _| {}).unwrap();
         let shard: Arc<dyn ReadBytes> = Arc::new(bytes.clone());
-        let opened = manifest.open::<LoadError>(|_| Ok(shard.clone())).unwrap().weights;
-        for parts in [Unpacking::default().add(&manifest, 0, &bytes).unwrap(), opened] {
+        let opened = bundle.open::<LoadError>(|_| Ok(shard.clone())).unwrap().weights;
+        for parts in [Unpacking::default().add(&bundle, 0, &bytes).unwrap(), opened] {
             let weights = &parts[&Part::PRIOR];
             assert_eq!(weights.values("x").unwrap(), [1.0, -2.0]);
             assert_eq!(weights.values("y").unwrap(), [-1.0, -0.5, 126.0, 0.0]);
@@ -498,19 +669,23 @@ mod tests {
             files.insert(file.to_owned(), Arc::new(bytes.to_vec()));
             Ok::<_, LoadError>(())
         };
-        let manifest = Manifest::write(&model, StoredDtype::F32, write).unwrap();
-        assert_eq!(Manifest::bytes(&model, StoredDtype::F32), 4 * (2 + (10 << 20) + 1));
-        let manifest = Manifest::parse(&serde_json::to_string(&manifest).unwrap()).unwrap();
-        assert_eq!(manifest.tensors[1].more.len(), 2);
-        assert!(manifest.shards.iter().all(|shard| shard.bytes <= MAX_SHARD_BYTES));
+        let written = WebBundle::write(&model, StoredDtype::F32, write).unwrap();
+        assert_eq!(WebBundle::bytes(&model, StoredDtype::F32), 4 * (2 + (10 << 20) + 1));
+        let [(_, contents), (_, manifest)] = written.files();
+        let bundle = Manifest::parse(&manifest).unwrap().with_contents(contents.as_bytes());
+        let bundle = bundle.unwrap();
+        assert_eq!(bundle.contents.tensors[1].more.len(), 2);
+        let sizes: Vec<_> = bundle.manifest.shards.iter().map(|shard| shard.bytes).collect();
+        // The first tensor's place is 256 bytes; so is the third one's distance from the second.
+        assert_eq!(sizes, [MAX_SHARD_BYTES, MAX_SHARD_BYTES, (8 << 20) + 256 + 4]);
 
-        let opened = manifest.open::<LoadError>(|file| Ok(files[file].clone())).unwrap();
+        let opened = bundle.open::<LoadError>(|file| Ok(files[file].clone())).unwrap();
         let mut unpacking = Unpacking::default();
         let mut streamed = Vec::new();
-        for (index, shard) in manifest.shards.iter().enumerate() {
+        for (index, shard) in bundle.manifest.shards.iter().enumerate() {
             let bytes = files[&shard.file].read(0..shard.bytes).unwrap();
-            manifest.verify(index, &bytes).unwrap();
-            streamed.extend(unpacking.add(&manifest, index, &bytes).unwrap().into_values());
+            bundle.verify(index, &bytes).unwrap();
+            streamed.extend(unpacking.add(&bundle, index, &bytes).unwrap().into_values());
         }
         let streamed = Checkpoint::join(Part::PRIOR.folder(), &streamed).unwrap();
         for weights in [streamed, opened.weights[&Part::PRIOR].clone()] {
@@ -518,28 +693,57 @@ mod tests {
             assert_eq!(weights.values("b").unwrap(), large);
             assert_eq!(weights.values("c").unwrap(), [3.0]);
         }
-        let second = files[&manifest.shards[2].file].read(0..manifest.shards[2].bytes).unwrap();
-        let early = Unpacking::default().add(&manifest, 2, &second).err().unwrap().to_string();
+        let shard = &bundle.manifest.shards[2];
+        let second = files[&shard.file].read(0..shard.bytes).unwrap();
+        let early = Unpacking::default().add(&bundle, 2, &second).err().unwrap().to_string();
         assert!(early.contains("came before the first of"), "{early}");
     }
 
     #[test]
+    fn tensors_that_cannot_be_stored_are_named() {
+        let error = |value: f32, dtype| {
+            let tensors = ["a", "b", "c"].map(|name| {
+                NamedTensor::new(name, &[1], vec![if name == "b" { 1.0 } else { value }])
+            });
+            let mut model = ModelFiles::default();
+            let weights = Checkpoint::from_tensors(Part::PRIOR.folder(), tensors);
+            model.weights.insert(Part::PRIOR, weights);
+            WebBundle::write::<LoadError>(&model, dtype, |_, _| Ok(())).err().map(|e| e.to_string())
+        };
+        let names = "wuerstchen-prior/prior/a, wuerstchen-prior/prior/c";
+        let expected = format!("the model: not a number or infinite: {names}");
+        assert_eq!(error(f32::NAN, StoredDtype::F32), Some(expected));
+        let expected = format!("the model: too large for F16, which f32 holds: {names}");
+        assert_eq!(error(1e5, StoredDtype::F16), Some(expected));
+        assert_eq!(error(1e5, StoredDtype::F32), None);
+    }
+
+    #[test]
     fn damage_is_noticed() {
-        let manifest = parse(|_| {}).unwrap();
-        assert!(manifest.verify(0, &[0; 80]).is_ok());
-        assert!(manifest.verify(0, &[1; 80]).is_err());
-        let add = |index, bytes: &[u8]| Unpacking::default().add(&manifest, index, bytes);
+        let bundle = parse(|_, _| {}).unwrap();
+        assert!(bundle.verify(0, &[0; 80]).is_ok());
+        assert!(bundle.verify(0, &[1; 80]).is_err());
+        let add = |index, bytes: &[u8]| Unpacking::default().add(&bundle, index, bytes);
         let short = add(0, &[0; 79]).err().unwrap();
         assert_eq!(short.to_string(), "s.bin: it has 79 bytes, expected 80");
         assert!(add(1, &[0; 80]).is_err());
     }
 
     #[test]
+    fn other_contents_are_noticed() {
+        let bundle = parse(|_, _| {}).unwrap();
+        let error = bundle.manifest.with_contents(b"{}").err().unwrap().to_string();
+        assert!(error.starts_with("c.json: its SHA-256 is "), "{error}");
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_by_name() {
-        let format = parse(|value| value["format"] = 2.into()).unwrap_err();
-        assert_eq!(format, "manifest.json: it is of format 2, this program reads 1");
+        let format = parse(|manifest, _| manifest["format"] = 1.into()).unwrap_err();
+        let expected = "it is of format 1, this program reads 2: export the model anew";
+        assert_eq!(format, format!("manifest.json: {expected}"));
         for file in ["../s.bin", "/s.bin", "a/b", ".s", "", "a\\b", "c:s"] {
-            let error = parse(|value| value["shards"][0]["file"] = file.into()).unwrap_err();
+            let error = parse(|manifest, _| manifest["shards"][0]["file"] = file.into());
+            let error = error.unwrap_err();
             assert!(error.contains("is no plain file name"), "{error}");
         }
         for (tensor, field, lie) in [
@@ -550,12 +754,16 @@ mod tests {
             (1, "more", json!([0])),
             (1, "shape", json!([0, usize::MAX])),
         ] {
-            let error = parse(|value| value["tensors"][tensor][field] = lie).unwrap_err();
-            assert!(error.contains("lies outside of its shard"), "{error}");
+            let error = parse(|_, contents| contents["tensors"][tensor][field] = lie).unwrap_err();
+            assert!(error.contains("lies outside of its shards"), "{error}");
         }
-        let part = parse(|value| value["tensors"][0]["part"] = "wuerstchen/unet".into());
+        let part = parse(|_, contents| {
+            contents["tensors"][0]["part"] = "wuerstchen/unet".into();
+        });
         assert!(part.unwrap_err().contains("unknown part \"wuerstchen/unet\": expected one of "));
-        let large = parse(|value| value["shards"][0]["bytes"] = (MAX_SHARD_BYTES + 1).into());
-        assert!(large.unwrap_err().contains("at most 16777216"));
+        let large = |manifest: &mut Value, _: &mut Value| {
+            manifest["shards"][0]["bytes"] = (MAX_SHARD_BYTES + 1).into();
+        };
+        assert!(parse(large).unwrap_err().contains("at most 16777216"));
     }
 }

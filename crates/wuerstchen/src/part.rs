@@ -29,6 +29,18 @@ pub enum Stage {
     Vqgan,
 }
 
+impl Stage {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "the text encoders",
+            Self::Prior => "Stage C",
+            Self::Decoder => "Stage B",
+            Self::Vqgan => "Stage A",
+        }
+    }
+}
+
 /// The config of a part, which is of one type for each kind of network.
 pub trait PartConfig: Serialize + DeserializeOwned {
     /// The network.

@@ -115,6 +115,11 @@ impl Pipeline {
         Family::WUERSTCHEN.needed()
     }
 
+    /// Whether its parts stay on the device, so that a second picture starts at once.
+    pub fn is_resident(&self) -> bool {
+        self.prior.is_resident()
+    }
+
     /// Where the models are.
     pub fn device(&self) -> &Device {
         &self.device
@@ -157,8 +162,8 @@ impl Pipeline {
     ///
     /// # Errors
     ///
-    /// The options cannot be run, the prompt cannot be split, the device failed, or `on_step` asked
-    /// to stop.
+    /// The options cannot be run, the prompt cannot be split, the device failed, a guidance scale leads
+    /// to infinite latents, or `on_step` asked to stop.
     pub async fn generate(
         &self,
         prompt: &str,

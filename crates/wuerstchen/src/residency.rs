@@ -55,6 +55,11 @@ impl<M: Module> Slot<M> {
         Self { part, network, elsewhere: None, arrived: BTreeSet::new() }
     }
 
+    /// Whether the part stays on the device.
+    pub(crate) fn is_resident(&self) -> bool {
+        self.elsewhere.is_none()
+    }
+
     /// The part with its weights, for as long as the caller keeps it.
     ///
     /// # Errors

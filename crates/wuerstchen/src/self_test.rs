@@ -90,7 +90,11 @@ impl SelfTest {
     ///
     /// The pipeline cannot generate.
     pub async fn run(&self, pipeline: &Pipeline) -> Result<SelfTestReport, Error> {
-        let found = run(pipeline, &self.prompt, &self.options).await?;
+        let found = match run(pipeline, &self.prompt, &self.options).await {
+            // No vectors at all are as wrong as can be.
+            Err(Error::NotFinite { .. }) => Default::default(),
+            found => found?,
+        };
         let expected = [
             ("image embedding (Stage C)", &self.image_embedding),
             ("latents (Stage B)", &self.latents),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::packed_linear::BLOCK;
 use wuerstchen_kernels::{Packing, Planes};
 
-use crate::parallel::for_each;
+use crate::parallel::{for_each, try_for_each};
 
 /// Type of a stored tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,6 +68,63 @@ impl Stored {
             other => panic!("{other:?} is never written"),
         };
         Self { dtype, shape: shape.to_vec(), bytes }
+    }
+}
+
+/// What of values a type cannot hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// A value is infinite or no number.
+    NotFinite,
+    /// A value would become infinite, or a block's scale.
+    TooLarge,
+}
+
+impl Stored {
+    /// Stores values as [`Self::new`] does, if the type holds them.
+    pub(crate) fn fitting(
+        shape: &[usize],
+        values: &[f32],
+        dtype: StoredDtype,
+    ) -> Result<Self, Unfit> {
+        // Without an early exit, which would cost more than it saves.
+        let is_finite = |values: &[f32]| values.iter().fold(true, |ok, v| ok & v.is_finite());
+        try_for_each(values.chunks(PIECE).collect(), |values| match is_finite(values) {
+            true => Ok(()),
+            false => Err(Unfit::NotFinite),
+        })?;
+        // What has to be a half: a value, or a step of a block that spans values of both signs.
+        let half = |largest: f32| match dtype {
+            StoredDtype::I8 => largest / 255.0 * 2.0,
+            StoredDtype::I4 => largest / 15.0 * 2.0,
+            _ => largest,
+        };
+        let fits = |values: &[f32]| {
+            let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            dtype == StoredDtype::F32 || f16::from_f32(half(largest)).is_finite()
+        };
+        try_for_each(values.chunks(PIECE).collect(), |values| match fits(values) {
+            true => Ok(()),
+            false => Err(Unfit::TooLarge),
+        })?;
+        Ok(Self::new(shape, values, dtype))
+    }
+
+    /// Whether what is stored is finite: values, or the scales of quantised ones.
+    pub(crate) fn is_finite(&self) -> bool {
+        let halves = |bytes: &[u8]| {
+            bytes.chunks_exact(2).all(|half| f16::from_le_bytes([half[0], half[1]]).is_finite())
+        };
+        match self.dtype {
+            StoredDtype::I8 | StoredDtype::I4 => {
+                let packing = self.dtype.packing(&self.shape);
+                packing.is_none_or(|packing| {
+                    is_finite(packing, &planes(packing, &self.shape, &self.bytes))
+                })
+            }
+            StoredDtype::F16 => halves(&self.bytes),
+            _ => bytemuck::pod_collect_to_vec::<_, f32>(&self.bytes).iter().all(|v| v.is_finite()),
+        }
     }
 }
 
@@ -371,6 +428,28 @@ mod tests {
                 assert_eq!(round_ties_even(value), value.round_ties_even(), "{value}");
             }
         }
+    }
+
+    /// 65519 is rounded to the largest half, 65504; 65520 to infinity.
+    #[test]
+    fn what_a_type_cannot_hold_is_told() {
+        let unfit = |value, dtype| Stored::fitting(&[1, 2], &[0.0, value], dtype).err();
+        for dtype in [StoredDtype::F32, StoredDtype::F16, StoredDtype::I8, StoredDtype::I4] {
+            assert_eq!(unfit(1.0, dtype), None);
+            assert_eq!(unfit(f32::NAN, dtype), Some(Unfit::NotFinite));
+            assert_eq!(unfit(f32::NEG_INFINITY, dtype), Some(Unfit::NotFinite));
+        }
+        assert_eq!(
+            (unfit(65519.0, StoredDtype::F16), unfit(f32::MAX, StoredDtype::F32)),
+            (None, None)
+        );
+        assert_eq!(unfit(65520.0, StoredDtype::F16), Some(Unfit::TooLarge));
+        assert_eq!(unfit(f32::MAX, StoredDtype::I8), Some(Unfit::TooLarge));
+        let halves = |value: f32| Stored::new(&[1, 2], &[0.0, value], StoredDtype::F16);
+        assert_eq!(
+            [65519.0, 65520.0, f32::NAN].map(|v| halves(v).is_finite()),
+            [true, false, false]
+        );
     }
 
     #[cfg(feature = "parallel")]

@@ -4,13 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use wuerstchen::fs::read_text;
 
 use super::find::{CAPTION_ENDINGS, Found, ending};
 use super::index::{Index, is_absolute, normalised};
 use super::metadata::{read_rows, trimmed};
 use super::refuse;
 use crate::pictures;
-use wuerstchen::fs::read_text;
 
 /// The captions of the pictures of a folder.
 pub(super) struct Captions {
@@ -27,10 +27,11 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     let mut left_out = told_by_metadata(root, found, &mut captions)?;
 
     let texts = index(root, &found.texts, without_ending);
+    let pictures = index(root, &found.pictures, without_ending);
     let mut unused: BTreeSet<usize> = (0..found.texts.len()).collect();
     let mut doubled = 0;
     for (picture, captions) in found.pictures.iter().zip(&mut captions) {
-        let beside = beside(root, picture, &texts, &found.texts);
+        let beside = beside(root, picture, &pictures, &texts, &found.texts);
         beside.iter().for_each(|text| {
             unused.remove(text);
         });
@@ -54,10 +55,22 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     Ok(Captions { of_pictures: captions, left_out })
 }
 
-/// The text files of a picture, `fox.txt` or `fox.png.txt` of `fox.png`, the one to take first.
-fn beside(root: &Path, picture: &Path, texts: &Index, paths: &[PathBuf]) -> Vec<usize> {
+/// The text files of a picture, `fox.txt` or `fox.png.txt` of `fox.png`, the one to take first. Capitals do
+/// not matter, unless another picture's name differs in them alone.
+fn beside(
+    root: &Path,
+    picture: &Path,
+    pictures: &Index,
+    texts: &Index,
+    paths: &[PathBuf],
+) -> Vec<usize> {
     let (whole, stem) = (name_in(root, picture), name_in(root, &without_ending(picture)));
-    let mut found = [texts.get(&stem), texts.get(&whole)].concat();
+    let is_alone = pictures.get(&stem).len() == pictures.count_in_any_case(&stem);
+    let of_name = |name: &str| match is_alone {
+        true => texts.get_in_any_case(name),
+        false => texts.get(name),
+    };
+    let mut found = [of_name(&stem), of_name(&whole)].concat();
     let rank = |text: &usize| {
         let ending = ending(&paths[*text]);
         CAPTION_ENDINGS.iter().position(|known| ending.as_deref() == Some(known))
@@ -80,12 +93,14 @@ fn told_by_metadata(
     for path in &found.metadata {
         let folder = path.parent().unwrap_or(root);
         if !folders.insert(folder) {
-            bail!("{}: expected one file of metadata, found .csv and .jsonl", folder.display());
+            bail!("{}: expected one file of metadata, found several", folder.display());
         }
         let mut moved = 0;
         for row in read_rows(path)? {
             let names = names_of(root, folder, &row.file_name);
-            let named = names.iter().find_map(|name| match pictures.get(name) {
+            let exact = names.iter().map(|name| pictures.get(name));
+            let any_case = names.iter().map(|name| pictures.get_in_any_case(name));
+            let named = exact.chain(any_case).find_map(|found| match found {
                 [picture] => Some(*picture),
                 _ => None,
             });
@@ -102,7 +117,7 @@ fn told_by_metadata(
             }
             match named {
                 Some(picture) => captions[picture].extend(row.captions),
-                None if names.iter().any(|name| !others.get(name).is_empty()) => {
+                None if names.iter().any(|name| !others.get_in_any_case(name).is_empty()) => {
                     unread.push(folder.join(&row.file_name));
                 }
                 None => missing.push(folder.join(&row.file_name)),

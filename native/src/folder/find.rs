@@ -1,13 +1,14 @@
 //! Which files of a folder, and of those below it, are of use.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use walkdir::WalkDir;
+use wuerstchen::fs::is_hidden;
 
 use crate::pictures;
-use wuerstchen::fs::is_hidden;
 
 /// Files that tell the captions of all pictures beside them.
 const METADATA: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
@@ -82,7 +83,8 @@ pub(super) fn find(root: &Path) -> Result<Found> {
 impl Found {
     fn sort(&mut self, path: PathBuf) {
         let is = |endings: &[&str]| ending(&path).is_some_and(|e| endings.contains(&&e[..]));
-        let list = if path.file_name().is_some_and(|name| METADATA.iter().any(|m| name == *m)) {
+        let is_metadata = |name: &OsStr| METADATA.iter().any(|m| name.eq_ignore_ascii_case(m));
+        let list = if path.file_name().is_some_and(is_metadata) {
             &mut self.metadata
         } else if is(&pictures::ENDINGS) {
             &mut self.pictures

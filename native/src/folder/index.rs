@@ -7,17 +7,20 @@ use unicode_normalization::UnicodeNormalization;
 /// Numbers of files by names with `/` between folders.
 ///
 /// A letter with an accent is one character or two (Unicode's forms NFC and NFD): macOS, zip files and
-/// texts differ in it, where the name means the same file.
+/// texts differ in it, where the name means the same file. Windows and macOS take capitals for the same
+/// letters.
 #[derive(Default)]
 pub(super) struct Index {
     exact: HashMap<String, Vec<usize>>,
     composed: HashMap<String, Vec<usize>>,
+    lower_case: HashMap<String, Vec<usize>>,
 }
 
 impl Index {
     pub(super) fn insert(&mut self, name: &str, number: usize) {
         self.exact.entry(name.to_owned()).or_default().push(number);
         self.composed.entry(name.nfc().collect()).or_default().push(number);
+        self.lower_case.entry(lower_case(name)).or_default().push(number);
     }
 
     /// The files of exactly this name, or else those of the same letters.
@@ -27,6 +30,23 @@ impl Index {
             .or_else(|| self.composed.get(&name.nfc().collect::<String>()))
             .map_or(&[], Vec::as_slice)
     }
+
+    /// The same, or else those whose names differ in capitals.
+    pub(super) fn get_in_any_case(&self, name: &str) -> &[usize] {
+        match self.get(name) {
+            [] => self.lower_case.get(&lower_case(name)).map_or(&[], Vec::as_slice),
+            found => found,
+        }
+    }
+
+    /// How many files have this name, in capitals or not.
+    pub(super) fn count_in_any_case(&self, name: &str) -> usize {
+        self.lower_case.get(&lower_case(name)).map_or(0, Vec::len)
+    }
+}
+
+fn lower_case(name: &str) -> String {
+    name.nfc().collect::<String>().to_lowercase()
 }
 
 /// A name as people's programs write it, with `/` between folders and without `.` and `..`.
@@ -66,6 +86,16 @@ mod tests {
             index.insert(asked, 1);
             assert_eq!((index.get(written), index.get(asked)), (&[0][..], &[1][..]));
         }
+    }
+
+    #[test]
+    fn capitals_matter_where_two_names_differ_in_them() {
+        let mut index = Index::default();
+        index.insert("Fox.png", 0);
+        assert_eq!((index.get("fox.PNG"), index.get_in_any_case("fox.PNG")), (&[][..], &[0][..]));
+        index.insert("fox.png", 1);
+        assert_eq!(index.get_in_any_case("fox.png"), [1]);
+        assert_eq!(index.get_in_any_case("FOX.png"), [0, 1]);
     }
 
     #[test]

@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-
-use wuerstchen::fs::read_text;
+use wuerstchen::fs::{has_extension, read_text};
 
 /// What a line says of a picture.
 #[derive(Debug, PartialEq)]
@@ -16,14 +16,38 @@ pub(super) struct Row {
     pub(super) captions: Vec<String>,
 }
 
-/// A line of `metadata.jsonl`.
-#[derive(Deserialize)]
-struct Entry {
-    file_name: String,
-    #[serde(default)]
-    text: Value,
-    #[serde(default)]
-    caption: Value,
+/// The fields of a line of `metadata.jsonl`, also those that are there twice.
+struct Entry(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Entry;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
+                let next = || map.next_entry().transpose();
+                Ok(Entry(std::iter::from_fn(next).collect::<Result<_, _>>()?))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+impl Entry {
+    /// A field, whose name may be in capitals; null where there is none.
+    fn field(&self, field: &str) -> Result<Value> {
+        let found = self.0.iter().filter(|(name, _)| name.eq_ignore_ascii_case(field));
+        match &found.collect::<Vec<_>>()[..] {
+            [] => Ok(Value::Null),
+            [(_, value)] => Ok(value.clone()),
+            several => bail!("expected one field {field:?}, found {}", several.len()),
+        }
+    }
 }
 
 /// The captions in a field: one text, several or none.
@@ -43,7 +67,7 @@ fn texts_of(field: &str, value: Value) -> Result<Vec<String>> {
 /// Reads the rows of a file; a picture may have several.
 pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
     let text = read_text(path)?;
-    let rows = match path.extension().is_some_and(|extension| extension == "csv") {
+    let rows = match has_extension(path, "csv") {
         true => csv_rows(&text),
         false => json_rows(&text),
     };
@@ -57,11 +81,14 @@ fn json_rows(text: &str) -> Result<Vec<Row>> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(number, line)| {
         let read = || {
-            let entry: Entry =
-                serde_json::from_str(line).context("expected {\"file_name\": …, \"text\": …}")?;
-            let mut captions = texts_of("text", entry.text)?;
-            captions.extend(texts_of("caption", entry.caption)?);
-            Ok::<_, anyhow::Error>(row(entry.file_name, captions.into_iter()))
+            let expected = "expected {\"file_name\": …, \"text\": …}";
+            let entry: Entry = serde_json::from_str(line).context(expected)?;
+            let Value::String(file_name) = entry.field("file_name")? else {
+                bail!("{expected}: missing the text \"file_name\"");
+            };
+            let mut captions = texts_of("text", entry.field("text")?)?;
+            captions.extend(texts_of("caption", entry.field("caption")?)?);
+            Ok::<_, anyhow::Error>(row(file_name, captions.into_iter()))
         };
         read().with_context(|| format!("line {}", number + 1))
     });
@@ -79,7 +106,12 @@ fn csv_rows(text: &str) -> Result<Vec<Row>> {
         .trim(csv::Trim::Headers)
         .from_reader(text.as_bytes());
     let headers = reader.headers()?.clone();
-    let column = |name: &str| headers.iter().position(|header| header == name);
+    let named =
+        |name: &str| headers.iter().filter(|header| header.eq_ignore_ascii_case(name)).count();
+    if let Some(name) = ["file_name", "text", "caption"].into_iter().find(|name| named(name) > 1) {
+        bail!("line 1: expected one column {name}, found {}", named(name));
+    }
+    let column = |name: &str| headers.iter().position(|header| header.eq_ignore_ascii_case(name));
     let captions: Vec<_> = ["text", "caption"].into_iter().filter_map(column).collect();
     let (Some(file_name), false) = (column("file_name"), captions.is_empty()) else {
         let found = headers.iter().collect::<Vec<_>>().join(", ");
@@ -194,6 +226,18 @@ mod tests {
         let columns = "expected the columns file_name and text or caption, found image, label";
         assert_eq!(error, format!("line 1: {columns}"));
         assert!(csv_rows("file_name,text\na.png\n").is_err());
+    }
+
+    #[test]
+    fn names_of_columns_and_fields_may_be_in_capitals() {
+        let captions: [(&str, &[&str]); 1] = [("a.png", &["a fox"])];
+        assert_eq!(csv_rows("File_Name,TEXT\na.png,a fox\n").unwrap(), expected(&captions));
+        let line = r#"{"FILE_NAME": "a.png", "Text": "a fox"}"#;
+        assert_eq!(json_rows(line).unwrap(), expected(&captions));
+        let twice = csv_rows("file_name,text,Text\na.png,a fox,b\n").unwrap_err().to_string();
+        assert_eq!(twice, "line 1: expected one column text, found 2");
+        let twice = json_rows(r#"{"file_name": "a.png", "text": "a", "TEXT": "b"}"#).unwrap_err();
+        assert_eq!(format!("{twice:#}"), "line 1: expected one field \"text\", found 2");
     }
 
     /// Otherwise the rows behind the quote are lost.

@@ -1,29 +1,94 @@
-//! Whether a JPEG file is whole: the decoder paints what is missing of one grey and says nothing.
+//! JPEG files that are whole: where pixels are missing, `image` paints one colour and says nothing.
 
-use anyhow::{Result, bail};
+use std::io::Cursor;
 
-/// Walks over the segments of a JPEG file to the marker of its end.
-///
-/// Source: ITU-T T.81, annex B.
-pub(super) fn check(bytes: &[u8]) -> Result<()> {
-    let mut at = 0;
-    while let Some(&[first, marker]) = bytes.get(at..at + 2) {
-        match (first, marker) {
-            // Coded pixels, a byte that fills up, or what decoders pass over.
-            (0..0xff, _) | (0xff, 0xff) => at += 1,
-            // A coded 0xff, a restart, the beginning, or a marker for private use.
-            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
-            (0xff, 0xd9) => return Ok(()),
-            (0xff, 0x02..=0xbf) => {
-                bail!("expected a whole JPEG file, found the unknown marker 0x{marker:02x} in it")
-            }
-            (0xff, 0xc0..=0xfe) => {
-                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { break };
-                at += 2 + usize::from(u16::from_be_bytes([high, low])).max(2);
+use anyhow::{Context, Result, bail};
+use image::{DynamicImage, GrayImage, RgbImage};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+/// Coded bits of 1 that follow the pixels in place of the end, which no code of JPEG consists of: a decoder
+/// that lacks pixels fails at them, where it would take the end for pixels of one colour.
+const NO_CODE: [u8; 64] = {
+    let mut bytes = [0xff; 64];
+    let mut i = 1;
+    while i < bytes.len() {
+        bytes[i] = 0;
+        i += 2;
+    }
+    bytes
+};
+
+/// A JPEG file that ends as it should.
+pub(super) struct Jpeg<'a> {
+    /// Up to its end.
+    bytes: &'a [u8],
+    is_progressive: bool,
+    /// How often it goes over its pixels.
+    scans: usize,
+}
+
+impl<'a> Jpeg<'a> {
+    /// Walks over the segments of a JPEG file to the marker of its end.
+    ///
+    /// Source: ITU-T T.81, annex B.
+    pub(super) fn find_end(bytes: &'a [u8]) -> Result<Self> {
+        let (mut at, mut is_progressive, mut scans) = (0, false, 0);
+        while let Some(&[first, marker]) = bytes.get(at..at + 2) {
+            match (first, marker) {
+                // Coded pixels, a byte that fills up, or what decoders pass over.
+                (0..0xff, _) | (0xff, 0xff) => at += 1,
+                // A coded 0xff, a restart, the beginning, or a marker for private use.
+                (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
+                (0xff, 0xd9) => return Ok(Self { bytes: &bytes[..at], is_progressive, scans }),
+                (0xff, 0x02..=0xbf) => bail!(
+                    "expected a whole JPEG file, found the unknown marker 0x{marker:02x} in it"
+                ),
+                (0xff, 0xc0..=0xfe) => {
+                    is_progressive |= marker == 0xc2;
+                    scans += usize::from(marker == 0xda);
+                    let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { break };
+                    at += 2 + usize::from(u16::from_be_bytes([high, low])).max(2);
+                }
             }
         }
+        bail!("expected a whole JPEG file, found one of {} bytes that lacks its end", bytes.len())
     }
-    bail!("expected a whole JPEG file, found one of {} bytes that lacks its end", bytes.len())
+
+    /// The pixels; `None` where the headers have oddities that `image` bears.
+    ///
+    /// # Errors
+    ///
+    /// The coded pixels are not all there, or damaged so that the decoder cannot go on.
+    pub(super) fn decode(&self) -> Result<Option<DynamicImage>> {
+        let mut bytes = self.bytes.to_vec();
+        // The decoder wants a marker right behind the first scan of a progressive file.
+        if !self.is_progressive || self.scans > 1 {
+            bytes.extend(NO_CODE);
+        }
+        bytes.extend([0xff, 0xd9]);
+        let options = DecoderOptions::default()
+            .set_strict_mode(true)
+            .set_max_width(usize::MAX)
+            .set_max_height(usize::MAX);
+        let mut decoder = JpegDecoder::new_with_options(Cursor::new(&bytes), options);
+        let headers = decoder.decode_headers();
+        let (Ok(()), Some((width, height)), Some(space)) =
+            (headers, decoder.dimensions(), decoder.input_colorspace())
+        else {
+            return Ok(None);
+        };
+        let is_grey = space == ColorSpace::Luma;
+        let space = if is_grey { ColorSpace::Luma } else { ColorSpace::RGB };
+        decoder.set_options(options.jpeg_set_out_colorspace(space));
+        let pixels = decoder.decode().context("expected a whole JPEG file, found a damaged one")?;
+        let (width, height) = (u32::try_from(width)?, u32::try_from(height)?);
+        Ok(match is_grey {
+            true => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),
+            false => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -33,19 +98,26 @@ mod tests {
 
     use super::*;
 
+    fn encoded(pixels: &[u8], colour: ExtendedColorType) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        JpegEncoder::new(&mut bytes).write_image(pixels, 64, 64, colour).unwrap();
+        bytes
+    }
+
     fn noise() -> Vec<u8> {
         let pixels: Vec<u8> = (0..64 * 64 * 3u32).map(|i| (i * i % 251) as u8).collect();
-        let mut bytes = Vec::new();
-        let encoder = JpegEncoder::new(&mut bytes);
-        encoder.write_image(&pixels, 64, 64, ExtendedColorType::Rgb8).unwrap();
-        bytes
+        encoded(&pixels, ExtendedColorType::Rgb8)
+    }
+
+    fn error(bytes: &[u8]) -> String {
+        Jpeg::find_end(bytes).err().expect("refused").to_string()
     }
 
     #[test]
     fn every_cut_is_noticed() {
         let whole = noise();
-        check(&whole).unwrap();
-        assert!((0..whole.len()).all(|length| check(&whole[..length]).is_err()));
+        Jpeg::find_end(&whole).unwrap();
+        assert!((0..whole.len()).all(|length| Jpeg::find_end(&whole[..length]).is_err()));
     }
 
     /// Telephones put a film or a second picture behind the end.
@@ -53,7 +125,7 @@ mod tests {
     fn what_follows_the_end_does_not_matter() {
         let mut followed = noise();
         followed.extend([0xff, 0x02, 0, 0]);
-        check(&followed).unwrap();
+        Jpeg::find_end(&followed).unwrap();
     }
 
     #[test]
@@ -61,6 +133,34 @@ mod tests {
         let mut zeros = noise();
         let middle = zeros.len() / 2;
         zeros[middle..].fill(0);
-        assert!(check(&zeros).unwrap_err().to_string().contains("lacks its end"));
+        assert!(error(&zeros).contains("lacks its end"));
+    }
+
+    /// As the decoder of `image` reads it, also where a row of pixels takes a few bits.
+    #[test]
+    fn whole_files_are_read() {
+        let grey: Vec<u8> = (0..64 * 64u32).map(|i| (i * i % 251) as u8).collect();
+        for whole in [
+            noise(),
+            encoded(&grey, ExtendedColorType::L8),
+            encoded(&[128; 64 * 64 * 3], ExtendedColorType::Rgb8),
+            encoded(&[0; 64 * 64], ExtendedColorType::L8),
+        ] {
+            let expected = image::load_from_memory(&whole).unwrap();
+            assert_eq!(Jpeg::find_end(&whole).unwrap().decode().unwrap(), Some(expected));
+        }
+    }
+
+    /// The file ends as it should, but not all of its pixels are coded.
+    #[test]
+    fn missing_pixels_are_noticed() {
+        let whole = noise();
+        let start = whole.windows(2).position(|bytes| bytes == [0xff, 0xda]).unwrap() + 14;
+        for from in (start..whole.len() - 8).filter(|&from| whole[from - 1] != 0xff) {
+            let mut cut = whole.clone();
+            cut.drain(from..whole.len() - 2);
+            let error = Jpeg::find_end(&cut).unwrap().decode().unwrap_err().to_string();
+            assert_eq!(error, "expected a whole JPEG file, found a damaged one", "{from}");
+        }
     }
 }

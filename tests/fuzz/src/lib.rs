@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::fs::{read_pytorch, read_pytorch_tensors};
-use wuerstchen::manifest::Unpacking;
+use wuerstchen::manifest::{Shard, Unpacking};
 use wuerstchen::{
     Checkpoint, LoadError, Manifest, ModelFiles, Part, ReadBytes, StoredDtype, Tokenizer,
-    TokenizerFiles,
+    TokenizerFiles, WebBundle,
 };
 
 /// Reads everything that a checkpoint offers.
@@ -45,12 +45,22 @@ pub fn pytorch(bytes: &[u8], scratch: &Path) {
     }
 }
 
-/// A model of one quantised matrix and a vector: its manifest and its only shard.
+/// A sound web bundle of one quantised matrix and a vector, in one shard.
+pub struct Bundle {
+    /// `manifest.json`.
+    pub manifest: String,
+    /// `contents.json`.
+    pub contents: String,
+    /// The bytes of the shard.
+    pub shard: Vec<u8>,
+}
+
+/// A small web bundle.
 ///
 /// # Panics
 ///
-/// Panics if a manifest cannot be written.
-pub fn bundle() -> (String, Vec<u8>) {
+/// Panics if it cannot be written.
+pub fn bundle() -> Bundle {
     let matrix: Vec<f32> = (0..8 * 70).map(|i| (i as f32).sin()).collect();
     let tensors = [
         NamedTensor::new("a.weight", &[8, 70], matrix),
@@ -63,23 +73,32 @@ pub fn bundle() -> (String, Vec<u8>) {
         shard = bytes.to_vec();
         Ok::<_, LoadError>(())
     };
-    let manifest = Manifest::write(&files, StoredDtype::I4, write).expect("the tensors are sound");
-    (serde_json::to_string(&manifest).expect("manifests are JSON"), shard)
+    let bundle = WebBundle::write(&files, StoredDtype::I4, write).expect("the tensors are sound");
+    let [(_, contents), (_, manifest)] = bundle.files();
+    Bundle { manifest, contents, shard }
 }
 
-/// Reads the manifest of a web bundle, and a shard by what it says.
-pub fn manifest(bytes: &[u8], shard: &[u8]) {
-    let Ok(manifest) =
-        str::from_utf8(bytes).map_err(drop).and_then(|text| Manifest::parse(text).map_err(drop))
-    else {
-        return;
-    };
-    let _ = manifest.verify(0, shard);
-    if let Ok(parts) = Unpacking::default().add(&manifest, 0, shard) {
+/// Reads bytes as the manifest of a web bundle and as its contents, and a shard by what they say.
+pub fn manifest(bytes: &[u8], sound: &Bundle) {
+    if let Ok(text) = str::from_utf8(bytes)
+        && let Ok(manifest) = Manifest::parse(text)
+    {
+        let _ = manifest
+            .with_contents(sound.contents.as_bytes())
+            .map(|bundle| read_bundle(&bundle, sound));
+    }
+    let mut manifest = Manifest::parse(&sound.manifest).expect("the manifest is sound");
+    manifest.contents = Shard::of("contents.json", bytes);
+    let _ = manifest.with_contents(bytes).map(|bundle| read_bundle(&bundle, sound));
+}
+
+fn read_bundle(bundle: &WebBundle, Bundle { shard, .. }: &Bundle) {
+    let _ = bundle.verify(0, shard);
+    if let Ok(parts) = Unpacking::default().add(bundle, 0, shard) {
         parts.values().for_each(read_all);
     }
-    let source: Arc<dyn ReadBytes> = Arc::new(shard.to_vec());
-    if let Ok(files) = manifest.open::<LoadError>(|_| Ok(source.clone())) {
+    let source: Arc<dyn ReadBytes> = Arc::new(shard.clone());
+    if let Ok(files) = bundle.open::<LoadError>(|_| Ok(source.clone())) {
         files.weights.values().for_each(read_all);
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
+use wuerstchen_fuzz::Bundle;
 
-static BUNDLE: LazyLock<(String, Vec<u8>)> = LazyLock::new(wuerstchen_fuzz::bundle);
+static BUNDLE: LazyLock<Bundle> = LazyLock::new(wuerstchen_fuzz::bundle);
 
-fuzz_target!(|bytes: &[u8]| wuerstchen_fuzz::manifest(bytes, &BUNDLE.1));
+fuzz_target!(|bytes: &[u8]| wuerstchen_fuzz::manifest(bytes, &BUNDLE));

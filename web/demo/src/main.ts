@@ -1,12 +1,13 @@
 // The page: looks at the device and the model, loads it, makes pictures, one thing at a time.
 
-import type { LoadOptions, ModelInfo, Support, Unread, Wuerstchen } from 'wuerstchen-web';
+import type { LoadOptions, ModelInfo, ModelRef, Support, Unread, Wuerstchen } from 'wuerstchen-web';
 import { checkSupport, inspect, load, WuerstchenError } from 'wuerstchen-web';
 import { runBenchmark } from './benchmark';
 import { element, formatBytes, sentence } from './dom';
 import { explain } from './explain';
 import { downloadPng, initHistory, remember } from './history';
 import { hideError, showDevice, showError, showNotice } from './notices';
+import { initOwn, readLoras, rememberedModel, rememberModel, showOwn } from './own';
 import { expect, initFilm, settle, showPictures, showPreview } from './picture';
 import { finish, followLoad, followRun, say, showModel, STAGE_NAMES } from './progress';
 import {
@@ -28,7 +29,7 @@ import { initTheme } from './theme';
 type State = 'idle' | 'loading' | 'ready' | 'busy' | 'error';
 
 const link = new URL(location.href);
-const model = modelFromLink();
+let model: ModelRef = modelFromLink();
 const generate = element('generate', HTMLButtonElement);
 const stop = element('stop', HTMLButtonElement);
 const loadButton = element('load', HTMLButtonElement);
@@ -96,6 +97,7 @@ async function look(): Promise<void> {
   showDevice(support);
   await showStorage();
   info = await inspect(model);
+  showOwn(!(model instanceof URL));
   showModel(info);
   offerDefaults(info.defaults);
   element('model-line', HTMLElement).textContent =
@@ -119,8 +121,9 @@ function offerLoad({ bytes, cachedBytes }: ModelInfo): void {
     : `Load the model (${formatBytes(missing)})`;
 }
 
-function loadOptions(): Pick<LoadOptions, 'model' | 'device'> {
-  return { model, device: device.value as NonNullable<LoadOptions['device']> };
+function loadOptions(): Pick<LoadOptions, 'model' | 'lora' | 'device'> {
+  const lora = readLoras();
+  return { model, lora, device: device.value as NonNullable<LoadOptions['device']> };
 }
 
 async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
@@ -128,7 +131,11 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
   engine = undefined;
   setState('loading');
   try {
-    const loaded = await load({ ...loadOptions(), signal, onProgress: followLoad() });
+    const notes: string[] = [];
+    const onProgress = followLoad((note) => notes.push(note));
+    const loaded = await load({ ...loadOptions(), signal, onProgress });
+    if (notes.length > 0) showNotice('The model is changed', notes.map(sentence).join(' '));
+    if (!(model instanceof URL)) rememberModel(loaded.info.id);
     loaded.addEventListener('lost', () => {
       showNotice('The GPU went away',
         'It is being set up anew from the stored model; your picture goes on by itself.');
@@ -153,6 +160,26 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
 }
 
 const loadModel = () => run(async (signal) => void (await loadEngine(signal)), loadModel);
+
+/** Loads the model anew where one is loaded: with other LoRAs, or on another device. */
+async function reload(): Promise<void> {
+  if (!engine) return;
+  await engine.dispose();
+  engine = undefined;
+  await loadModel();
+}
+
+/** Goes on with a model of files, or with the one that the link names. */
+async function useModel(files: readonly File[] | undefined): Promise<void> {
+  if (job) return;
+  await engine?.dispose();
+  engine = undefined;
+  info = undefined;
+  model = files ?? modelFromLink();
+  if (!files) rememberModel(undefined);
+  await run(look, () => void useModel(files));
+  if (info) await loadModel();
+}
 
 async function makePictures(): Promise<void> {
   // Who is quicker than the first look at the device and the model is not refused.
@@ -216,6 +243,7 @@ async function start(): Promise<void> {
   const linked = settingsFromLink(link);
   writeSettings(linked);
   drawSeedUnless(linked.seed);
+  if (!link.searchParams.has('model')) model = (await rememberedModel()) ?? model;
   await run(look, start);
   if (!info || !support) return;
   if (link.searchParams.has('benchmark')) {
@@ -248,12 +276,7 @@ stop.addEventListener('click', () => job?.abort());
 document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape' && !document.querySelector('dialog[open]')) job?.abort();
 });
-device.addEventListener('change', async () => {
-  if (!engine) return;
-  await engine.dispose();
-  engine = undefined;
-  await loadModel();
-});
+device.addEventListener('change', reload);
 element('download', HTMLButtonElement).addEventListener('click', () => {
   if (shown) downloadPng(shown.png, shown.settings, shown.index);
 });
@@ -282,8 +305,11 @@ initTheme();
 initForm();
 initFilm();
 initSource();
+initOwn(useModel, reload);
 initStorage(async () => {
   if (engine) return;
+  // What was picked is gone with the storage.
+  if (!(model instanceof URL)) return void (await useModel(undefined));
   info = await inspect(model);
   offerLoad(info);
 });

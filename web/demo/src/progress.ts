@@ -66,7 +66,7 @@ export function showModel(info: ModelInfo): void {
 }
 
 /** Follows one load. */
-export function followLoad(): (event: LoadEvent) => void {
+export function followLoad(note: (text: string) => void): (event: LoadEvent) => void {
   phases.hidden = false;
   setOverall(0);
   say('Loading the model');
@@ -106,6 +106,9 @@ export function followLoad(): (event: LoadEvent) => void {
       case 'selftest':
         endBefore('selftest');
         showPhase('selftest', 'done', `largest error ${event.maxError.toExponential(1)}`);
+        break;
+      case 'lora':
+        for (const text of [event.message, ...event.leftOut]) note(`${event.file}: ${text}`);
         break;
       case 'ready':
         break;

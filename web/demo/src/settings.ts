@@ -148,12 +148,13 @@ function refuse(field: string, control: HTMLElement, message: string): undefined
  * names none of them.
  */
 export function showInvalidArgument(message: string): boolean {
-  const name = /\b(seed|prompt|image|count|width|height|(?:prior|decoder)_(?:steps|guidance_scale))\b/;
+  const name = /\b(seed|prompt|image|count|width|height|model|lora|(?:prior|decoder)_(?:steps|guidance_scale))\b/;
   const snakeCase = message.replace(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
   const field = name.exec(snakeCase)?.[1];
   if (field === undefined) return false;
   const id = field.replaceAll('_', '-');
-  const control = document.getElementById(id === 'image' ? 'source-file' : id);
+  const ids: Record<string, string> = { image: 'source-file', model: 'model-folder', lora: 'lora-file' };
+  const control = document.getElementById(ids[id] ?? id);
   const details = control?.closest('details');
   if (details) details.open = true;
   showFieldError(id, message);

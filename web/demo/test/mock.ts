@@ -44,11 +44,15 @@ export async function checkSupport(): Promise<Support> {
   return support;
 }
 
-export async function inspect(_model: ModelRef): Promise<ModelInfo> {
+export async function inspect(model: ModelRef): Promise<ModelInfo> {
+  if (Array.isArray(model) && !model.some(({ name }: File) => name === 'manifest.json')) {
+    throw new WuerstchenError('invalid-argument', 'there is no manifest.json among the 1 files');
+  }
+  const isOwn = !(model instanceof URL) && typeof model !== 'string';
   if (location.search.includes('slow')) await sleep(500);
   return {
     id: 'mock-0',
-    name: 'mock',
+    name: isOwn ? 'own' : 'mock',
     licence: 'none',
     provenance: 'Made up for tests.',
     bytes: BYTES,
@@ -94,7 +98,7 @@ function sleep(ms: number, signal?: AbortSignal): Promise<void> {
 }
 
 export async function load(options: LoadOptions): Promise<Wuerstchen> {
-  const { signal, onProgress } = options;
+  const { signal, onProgress, lora = [] } = options;
   const info = await inspect(options.model);
   const fromCache = info.cachedBytes === info.bytes;
   for (let part = 1; part <= 10; part++) {
@@ -103,6 +107,10 @@ export async function load(options: LoadOptions): Promise<Wuerstchen> {
     const overall = { loaded, total: BYTES, bytesPerSecond: 4e6, etaMs: 60 * (10 - part) };
     const file = 'shard-000.bin';
     onProgress?.({ type: 'download', file, loaded, total: BYTES, overall, fromCache });
+  }
+  for (const { blob, weight } of lora) {
+    const file = (blob as File).name;
+    onProgress?.({ type: 'lora', file, message: `changes 24 layers, weight ${weight}`, leftOut: [] });
   }
   onProgress?.({ type: 'verify', file: 'shard-000.bin' });
   onProgress?.({ type: 'upload', file: 'shard-000.bin', loaded: BYTES, total: BYTES });

@@ -1,7 +1,7 @@
 // The page in Chromium, built as for release but with the mock in place of the package.
 
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { after, afterEach, before, beforeEach, test } from 'node:test';
@@ -166,6 +166,43 @@ test('what is painted over is made anew, painted with the mouse or with keys', a
   const corner = [...Array(16).fill('ArrowLeft'), ...Array(16).fill('ArrowUp')];
   for (const key of [...corner, ' ']) await page.keyboard.press(key);
   assert.equal((await paint('a pink circle')).mask[0], '#'.repeat(8) + '.'.repeat(56), 'a quarter of the brush');
+});
+
+test('LoRAs are picked, weighted and taken away, and told of', async () => {
+  await open();
+  await at('load').click();
+  await state('ready');
+  await page.getByText('Advanced', { exact: true }).click();
+  const notice = page.locator('#notice');
+  await at('lora-file').setInputFiles({ name: 'style.safetensors', mimeType: '', buffer: Buffer.from('x') });
+  await notice.getByText('Style.safetensors: changes 24 layers, weight 1.').waitFor();
+  await page.getByLabel('Weight of style.safetensors').fill('0.5');
+  await page.getByLabel('Weight of style.safetensors').press('Enter');
+  await notice.getByText('weight 0.5.').waitFor();
+  await state('ready');
+  await page.locator('#loras').getByRole('button', { name: 'Remove' }).click();
+  await state('ready');
+  assert.equal(await page.locator('#loras li').count(), 0);
+});
+
+test('a model of picked files is used, remembered and left again', async () => {
+  await open();
+  await page.getByText('Advanced', { exact: true }).click();
+  const folder = await mkdtemp(join(tmpdir(), 'wuerstchen-model-'));
+  await writeFile(join(folder, 'notes.txt'), 'x');
+  await at('model-folder').setInputFiles(folder);
+  await page.locator('#model-error').getByText('There is no manifest.json').waitFor();
+  await writeFile(join(folder, 'manifest.json'), '{}');
+  await at('model-folder').setInputFiles(folder);
+  await state('ready');
+  const line = page.locator('#model-line');
+  await line.getByText('Model own.').waitFor();
+  await page.reload();
+  await line.getByText('Model own.').waitFor();
+  await page.getByText('Advanced', { exact: true }).click();
+  await at('model-built-in').click();
+  await line.getByText('Model mock.').waitFor();
+  await rm(folder, { recursive: true });
 });
 
 test('Esc stops; what was drawn stays, and the next picture works', async () => {

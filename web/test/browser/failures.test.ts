@@ -6,7 +6,7 @@ import type { Browser, BrowserContext, Page } from 'playwright-core';
 import { launch, openPage, Site, web } from './site.ts';
 
 const MODEL = '/demo/dist/model/manifest.json';
-const SHARD = '**/shard-001.bin';
+const SHARD = '**/shard-000.bin';
 
 let site: Site;
 let browser: Browser;
@@ -82,7 +82,7 @@ test('a damaged shard is an integrity error that names it and is not kept', asyn
   });
   const damaged = await load();
   assert.deepEqual([damaged.ok, damaged.code], [false, 'integrity']);
-  assert.match(damaged.message, /shard-001\.bin/);
+  assert.match(damaged.message, /shard-000\.bin/);
   await context.unroute(SHARD);
   assert.equal((await load()).ok, true);
 });
@@ -96,7 +96,7 @@ test('a truncated shard fails and is not kept', async () => {
   });
   const truncated = await load();
   assert.equal(truncated.ok, false);
-  assert.match(truncated.message, /shard-001\.bin/);
+  assert.match(truncated.message, /shard-000\.bin/);
   await context.unroute(SHARD);
   const again = await load();
   assert.deepEqual([again.ok, again.fromCache > 0], [true, true], again.message);
@@ -107,7 +107,7 @@ test('a page instead of a shard, and a missing shard, are network errors that na
     await context.route(SHARD, (route) => route.fulfill({ status, contentType, body: '<!doctype html>' }));
     const failed = await load({ cache: 'none' });
     assert.deepEqual([failed.ok, failed.code], [false, 'network'], failed.message);
-    assert.match(failed.message, /shard-001\.bin/);
+    assert.match(failed.message, /shard-000\.bin/);
     await context.unroute(SHARD);
   }
 });

@@ -11,6 +11,8 @@ import type { Engine, Generated, Loader, Source, Wasm } from '../../js/wasm.js';
 export const MODEL_URL = 'https://example.test/model/manifest.json';
 export const SHARD_URLS = [0, 1].map((k) => `https://example.test/model/shard-${k}.bin`);
 export const SHARDS = [new Uint8Array(3000).fill(7), new Uint8Array(2000).fill(9)];
+export const CONTENTS_URL = 'https://example.test/model/contents.json';
+export const CONTENTS = new TextEncoder().encode('{"files":{}}');
 
 export const WASM_URL = 'https://example.test/engine.wasm';
 
@@ -29,7 +31,7 @@ const DECODER_STEPS = 2;
 export function makeManifest() {
   const stage = { params: 1, bytes: 1, dtype: 'f32' };
   return {
-    format: 1,
+    format: 2,
     id: 'fake-1234',
     name: 'fake',
     licence: 'MIT',
@@ -44,13 +46,15 @@ export function makeManifest() {
       sampler: 'ddpm',
     },
     stages: { text: stage, prior: stage, decoder: stage, vqgan: stage },
-    selfTest: {},
-    shards: SHARDS.map((bytes, k) => ({
-      file: `shard-${k}.bin`,
-      bytes: bytes.length,
-      sha256: createHash('sha256').update(bytes).digest('hex'),
-    })),
+    selfTest: true,
+    contents: describe('contents.json', CONTENTS),
+    shards: SHARDS.map((bytes, k) => describe(`shard-${k}.bin`, bytes)),
   };
+}
+
+/** A file as a manifest has it. */
+export function describe(file: string, bytes: Uint8Array) {
+  return { file, bytes: bytes.length, sha256: createHash('sha256').update(bytes).digest('hex') };
 }
 
 type Answer = () => Response | Promise<Response>;
@@ -61,6 +65,7 @@ export class FakeServer {
   readonly answers = new Map<string, Answer>([
     [MODEL_URL, () => Response.json(makeManifest())],
     [WASM_URL, () => new Response(WASM)],
+    [CONTENTS_URL, () => new Response(CONTENTS)],
     ...SHARDS.map((bytes, k): [string, Answer] => [
       `https://example.test/model/shard-${k}.bin`,
       () => new Response(bytes),
@@ -133,6 +138,10 @@ export class FakeModel {
   /** The picture that the last job started from. */
   source: FakeSource | undefined;
   readonly shards: Uint8Array[] = [];
+  readonly loras: { name: string; bytes: Uint8Array; adapterConfig: string | undefined; weight: number }[] = [];
+  appliedLoras = 0;
+  /** What the loader was told besides the manifest. */
+  contents = '';
   selfTestOk = true;
   /** Runs before each step. */
   beforeStep: (stage: Stage, step: number) => Promise<void> = async () => {};
@@ -141,6 +150,15 @@ export class FakeModel {
   build(): WasmBuild {
     const model = this;
     class FakeLoader implements Loader {
+      constructor(_manifest: string, contents: string) {
+        model.contents = contents;
+      }
+
+      addLora(name: string, bytes: Uint8Array, adapterConfig: string | undefined, weight: number) {
+        model.loras.push({ name, bytes, adapterConfig, weight });
+        return [`changes nothing, weight ${weight}`, 'a word is left out'];
+      }
+
       addShard(_index: number, bytes: Uint8Array) {
         model.shards.push(bytes);
       }
@@ -148,6 +166,9 @@ export class FakeModel {
       finish(): Engine {
         return {
           selfTest: async () => model.#selfTest(),
+          applyLoras: () => {
+            model.appliedLoras += 1;
+          },
           generate: (...job) => model.#generate(...job),
           preview: async () => undefined,
           free() {},

@@ -7,7 +7,7 @@ import { load as loadThrough, workerConnector } from '../../js/client.js';
 import { start } from '../../js/start.js';
 import type { LoadOptions } from '../../js/types.js';
 import type { Wasm } from '../../js/wasm.js';
-import { makeManifest, MemoryCache, MODEL_URL, SHARDS, WASM_URL, World } from './fake.js';
+import { CONTENTS, makeManifest, MemoryCache, MODEL_URL, SHARDS, WASM_URL, World } from './fake.js';
 
 const untouched = ['caches', 'navigator', 'WebAssembly', 'Worker'].map(
   (name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)] as const,
@@ -30,6 +30,7 @@ const refuse = (): never => {
 
 function servedAt(world: World, base: string, query: string): string {
   world.server.answers.set(`${base}manifest.json${query}`, () => Response.json(makeManifest()));
+  world.server.answers.set(`${base}contents.json${query}`, () => new Response(CONTENTS));
   for (const [k, bytes] of SHARDS.entries()) {
     world.server.answers.set(`${base}shard-${k}.bin${query}`, () => new Response(bytes));
   }
@@ -52,7 +53,7 @@ test('a model whose signature differs every time is stored once, without the sig
   }
   assert.equal(world.server.asked.filter((url) => url.includes('shard')).length, 2);
   const names = [...world.cache.entries.keys()];
-  assert.equal(names.length, 3, 'two shards and a manifest');
+  assert.equal(names.length, 4, 'contents, two shards and a manifest');
   assert.ok(names.every((name) => name.length < 120 && !/sig|three/.test(name)), `${names}`);
 });
 

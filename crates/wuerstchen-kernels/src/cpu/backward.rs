@@ -83,6 +83,17 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
         }
     }
 
+    fn cpu_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self> {
+        let (x, node) = x.into_parts();
+        match Patches.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let shape = x.layout().shape().to_vec();
+                prep.finish((shape, size, stride), Flex::cpu_patches(x, size, stride))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_patches(x, size, stride)),
+        }
+    }
+
     /// Packed weights are not trained: no gradient passes.
     fn cpu_unpack(
         values: FlexTensor,
@@ -275,7 +286,7 @@ impl Backward<Flex, 3> for DepthwiseConv {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = Values::of(grads.consume::<Flex>(&ops.node));
         let (x, weight) = (Values::of(ops.state.0), Values::of(ops.state.1));
-        let window = Window::new(&x, &weight, ops.state.2);
+        let window = Window::new(&x.shape, weight.shape[3], ops.state.2);
         let (channels, tap_count) = (window.channels, window.size * window.size);
         let [x_parent, weight_parent, bias_parent] = ops.parents;
         let (x_values, g_values) = (x.as_slice(), grad.as_slice());
@@ -339,6 +350,40 @@ impl Backward<Flex, 3> for DepthwiseConv {
     }
 }
 
+#[derive(Debug)]
+struct Patches;
+
+impl Backward<Flex, 1> for Patches {
+    /// Shape of the input, side of the window, stride.
+    type State = (Vec<usize>, usize, usize);
+
+    /// Every pixel adds up the gradients of the windows that see it.
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = Values::of(grads.consume::<Flex>(&ops.node));
+        let [Some(parent)] = ops.parents else { return };
+        let (shape, size, stride) = ops.state;
+        let window =
+            Window::new(&shape, size, DepthwiseOptions { stride, padding: Padding::Zeros });
+        let (channels, patch, g_values) = (window.channels, grad.channels(), grad.as_slice());
+        let row_size = window.output[1] * patch;
+        let mut out = vec![0.0; shape.iter().product()];
+        for_each_block(&mut out, shape[1..].iter().product(), |sample, out| {
+            let g = &g_values[sample * grad.per_sample()..][..grad.per_sample()];
+            for (row, g) in g.chunks_exact(row_size).enumerate() {
+                window.for_each_tap(row, |tap, input, column| {
+                    let g = &g[column * patch + tap * channels..][..channels];
+                    let out = &mut out[input * channels..][..channels];
+                    for c in 0..channels {
+                        out[c] += g[c];
+                    }
+                });
+            }
+        });
+        let x_grad = FlexTensor::from_data(TensorData::new(out, shape));
+        grads.register::<Flex>(parent.id, x_grad);
+    }
+}
+
 /// Adds up the first `count` values of every block.
 fn sum_blocks(values: &[f32], block: usize, count: usize) -> Vec<f32> {
     let mut total = vec![0.0; count];
@@ -358,8 +403,7 @@ mod tests {
     use burn::tensor::{Distribution, Tolerance};
 
     use super::*;
-    use crate::depthwise_conv::Padding;
-    use crate::{depthwise_conv, gelu, global_response_norm, layer_norm, silu, softmax};
+    use crate::{depthwise_conv, gelu, global_response_norm, layer_norm, patches, silu, softmax};
 
     /// Two more than one block of the elementwise kernels, and no multiple of a vector's width.
     const ODD: [usize; 4] = [2, 11, 41, 19];
@@ -466,6 +510,16 @@ mod tests {
                         },
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn patches_are_their_twin() {
+        for (size, stride) in [(3, 1), (3, 2), (5, 3), (1, 2), (1, 1)] {
+            for shape in [[2, 7, 5, 19], [1, 8, 6, 3], [2, 1, 2, 4]] {
+                let twin = |[x]: [Tensor<4>; 1]| patches::reference::patches(x, size, stride);
+                compare([random(shape)], |[x]| patches(x, size, stride), twin);
             }
         }
     }

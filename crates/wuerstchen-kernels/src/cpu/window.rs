@@ -1,9 +1,8 @@
-//! Which pixels a depthwise convolution connects.
+//! Which pixels a convolution connects.
 
-use super::values::Values;
 use crate::depthwise_conv::{DepthwiseOptions, Padding};
 
-/// The geometry of one depthwise convolution.
+/// The geometry of one convolution.
 pub(super) struct Window {
     input: [usize; 2],
     pub(super) output: [usize; 2],
@@ -13,10 +12,11 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn new(x: &Values, weight: &Values, options: DepthwiseOptions) -> Self {
-        let input = [x.shape[1], x.shape[2]];
+    /// The geometry for an input of `[B, H, W, C]`.
+    pub(super) fn new(shape: &[usize], size: usize, options: DepthwiseOptions) -> Self {
+        let input = [shape[1], shape[2]];
         let output = input.map(|side| side.div_ceil(options.stride));
-        Self { input, output, channels: x.shape[3], size: weight.shape[3], options }
+        Self { input, output, channels: shape[3], size, options }
     }
 
     /// `[C, K·K]` weights as `[K·K, C]`.

@@ -78,9 +78,13 @@ pub fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
-    let fits =
-        |path: &PathBuf| path.is_file() && path.extension().is_some_and(|found| found == extension);
+    let fits = |path: &PathBuf| path.is_file() && has_extension(path, extension);
     Ok(list(folder)?.into_iter().filter(fits).collect())
+}
+
+/// Whether a name ends in a dot and `extension`, in capitals or not.
+pub fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
 }
 
 /// What is in a folder and not hidden, sorted.

@@ -11,7 +11,7 @@ use super::error::{OpenError, Result, cannot, unfit};
 use super::files::{file_name, open, read, subfolders};
 use super::hub::snapshot;
 use super::pytorch::{read_pytorch, read_pytorch_shards};
-use super::shards::{Shards, is_pytorch};
+use super::shards::{Shards, files_of_weights, is_pytorch};
 use super::text::read_text;
 use crate::bundle::ModelFiles;
 use crate::card::CARD;
@@ -19,7 +19,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 use crate::family::{Family, PipelineFolder};
 use crate::import::{part_beside, recognise};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, WebBundle};
 use crate::part::{Part, Stage};
 use crate::text::TokenizerFiles;
 
@@ -93,7 +93,7 @@ impl Found {
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let config = config_beside(path)?;
-        if is_pytorch(path) {
+        if is_pytorch(path)? {
             for weights in read_pytorch(path)? {
                 let origin = Origin::of(path, &weights);
                 self.add_weights(weights, config.clone(), origin, None)?;
@@ -116,8 +116,10 @@ impl Found {
     fn add_folder(&mut self, path: &Path) -> Result<()> {
         let path = &snapshot(path)?;
         if path.join(MANIFEST).is_file() {
+            let bundle = read_manifest(path)?;
+            self.notes.extend(others_beside(path, bundle.manifest())?);
             let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
-            return self.merge(read_web_bundle(path)?, &origin);
+            return self.merge(read_web_bundle(path, &bundle)?, &origin);
         }
         let model = path.join(RUN_MODEL);
         if path.join(RUN_CONFIG).is_file() && model.is_dir() {
@@ -202,7 +204,7 @@ impl Found {
         }
         let config = config_beside(&files[0])?;
         let path = if files.len() == 1 { &files[0] } else { folder };
-        if is_pytorch(&files[0]) {
+        if is_pytorch(&files[0])? {
             for weights in read_pytorch_shards(&files)? {
                 let origin = Origin::of(path, &weights);
                 self.add_weights(weights, config.clone(), origin, part)?;
@@ -316,14 +318,53 @@ impl Found {
     }
 }
 
-/// Opens a model that was exported for the browser, and checks the shards' hashes.
-fn read_web_bundle(folder: &Path) -> Result<ModelFiles> {
+/// Folders that hold parts of a model where it is no web bundle: those of pipelines, parts in a pipeline's own
+/// folder, and parts that belong to no pipeline. Text encoders and tokenizers always lie beside one of these.
+fn folders_of_parts() -> Vec<String> {
+    let mut folders = Vec::new();
+    for pipeline in Family::ALL.into_iter().flat_map(|family| family.pipelines) {
+        folders.push(pipeline.name.to_owned());
+        for (name, _) in pipeline.parts().filter(|(_, part)| part.stage() != Some(Stage::Text)) {
+            folders.push(name.to_owned());
+            folders.push(format!("{}{name}", pipeline.prefix));
+        }
+    }
+    let alone = Part::all().map(Part::folder).filter(|folder| !folder.contains('/'));
+    folders.extend(alone.map(str::to_owned));
+    folders.dedup();
+    folders
+}
+
+fn read_manifest(folder: &Path) -> Result<WebBundle> {
     let read_all = || {
         let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?)?;
-        for (index, shard) in manifest.shards.iter().enumerate() {
-            manifest.verify(index, &read(&folder.join(&shard.file))?)?;
+        let contents = read(&folder.join(&manifest.contents.file))?;
+        Ok::<_, OpenError>(manifest.with_contents(&contents)?)
+    };
+    read_all().map_err(cannot("read the model in", folder))
+}
+
+/// Tells which other folders and files of weights lie beside a web bundle; `None` where there are none.
+fn others_beside(folder: &Path, manifest: &Manifest) -> Result<Option<String>> {
+    let parts = folders_of_parts().into_iter().map(|part| folder.join(part));
+    let parts = parts.filter(|part| part.is_dir());
+    let files = files_of_weights(folder)?.into_iter().flatten();
+    let others: Vec<_> = parts.chain(files).collect();
+    let is_shard = |name: &String| manifest.shards.iter().any(|shard| shard.file == *name);
+    let others = others.iter().map(|path| file_name(path)).filter(|name| !is_shard(name));
+    let others = others.collect::<Vec<_>>().join(", ");
+    let folder = folder.display();
+    let note = format!("{folder}: reads the web bundle of {MANIFEST}; left out: {others}");
+    Ok((!others.is_empty()).then_some(note))
+}
+
+/// Opens a model that was exported for the browser, and checks the shards' hashes.
+fn read_web_bundle(folder: &Path, bundle: &WebBundle) -> Result<ModelFiles> {
+    let read_all = || {
+        for (index, shard) in bundle.manifest().shards.iter().enumerate() {
+            bundle.verify(index, &read(&folder.join(&shard.file))?)?;
         }
-        manifest.open::<OpenError>(|file| open(&folder.join(file)))
+        bundle.open::<OpenError>(|file| open(&folder.join(file)))
     };
     read_all().map_err(cannot("read the model in", folder))
 }

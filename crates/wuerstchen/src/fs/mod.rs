@@ -14,7 +14,7 @@ mod shards;
 mod text;
 
 pub use error::OpenError;
-pub use files::{file_name, open, read, with_extension};
+pub use files::{file_name, has_extension, open, read, with_extension};
 pub use found::{Found, Layout, MANIFEST, Origin, RUN_CONFIG, RUN_MODEL};
 pub use hidden::is_hidden;
 pub use lora::open_lora;

@@ -6,25 +6,41 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::error::{Result, unfit};
-use super::files::{file_name, with_extension};
+use super::error::{Result, cannot, unfit};
+use super::files::{file_name, has_extension, open, with_extension};
 use super::text::read_text;
+use crate::checkpoint::FileType;
 
 /// The files of a part.
 #[derive(Debug, PartialEq)]
 pub(super) struct Shards {
     /// Those that hold its weights together; at least one.
     pub(super) files: Vec<PathBuf>,
-    /// Those that hold the weights of the part once more.
+    /// Those that hold the weights of the part once more, and indices of files that are not there.
     pub(super) left_out: Vec<PathBuf>,
 }
 
 /// Ends of names of PyTorch's files.
 const PYTORCH: [&str; 4] = ["pt", "pth", "ckpt", "bin"];
 
-/// Whether a file is one of PyTorch's by its name.
-pub(super) fn is_pytorch(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| PYTORCH.iter().any(|known| extension == *known))
+/// Whether a file is one of PyTorch's: by its content, and by its name where that tells nothing.
+pub(super) fn is_pytorch(path: &Path) -> Result<bool> {
+    let file = open(path)?;
+    let start = file.read(0..file.length().min(FileType::START_BYTES));
+    let start = start.map_err(cannot("read", path))?;
+    Ok(match FileType::of(&start) {
+        Some(found) => found == FileType::Pytorch,
+        None => PYTORCH.iter().any(|known| has_extension(path, known)),
+    })
+}
+
+/// The files of weights in a folder by their types, safetensors first.
+pub(super) fn files_of_weights(folder: &Path) -> Result<Vec<Vec<PathBuf>>> {
+    ["safetensors"]
+        .iter()
+        .chain(&PYTORCH)
+        .map(|extension| with_extension(folder, extension))
+        .collect()
 }
 
 /// What diffusers and transformers call the weights of a part.
@@ -40,6 +56,7 @@ struct WeightMap {
 }
 
 /// Files that belong together.
+#[derive(Debug)]
 struct Set {
     files: Vec<PathBuf>,
     /// How far the set is from the one that is wanted.
@@ -52,20 +69,19 @@ impl Shards {
     /// Those of a folder; `None` where it has no weights. Taken are safetensors before PyTorch's files,
     /// f32 before half precision, and what an index names before what it does not.
     pub(super) fn of(folder: &Path) -> Result<Option<Self>> {
-        let mut all = Vec::new();
-        for extension in ["safetensors"].iter().chain(&PYTORCH) {
-            let files = with_extension(folder, extension)?;
-            all.push(files);
-        }
+        let all = files_of_weights(folder)?;
         let Some(first) = all.iter().find(|files| !files.is_empty()) else { return Ok(None) };
-        let files = choose(folder, first)?;
-        let left_out = all.iter().flatten().filter(|path| !files.contains(path)).cloned().collect();
+        let (files, indices) = choose(folder, first)?;
+        let others = all.iter().flatten().filter(|path| !files.contains(path)).cloned();
+        let left_out = others.chain(indices).collect();
         Ok(Some(Self { files, left_out }))
     }
 }
 
-fn choose(folder: &Path, files: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut sets = indexed(folder, files)?;
+/// The files to take, and the indices that name none of those that are there: the download of one variant
+/// may bring the index of another one.
+fn choose(folder: &Path, files: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let (mut sets, lonely) = indexed(folder, files)?;
     let mut others: BTreeMap<(String, Option<usize>), Vec<PathBuf>> = BTreeMap::new();
     for path in files.iter().filter(|path| !sets.iter().any(|set| set.files.contains(path))) {
         others.entry(split_name(path)).or_default().push(path.clone());
@@ -76,18 +92,19 @@ fn choose(folder: &Path, files: &[PathBuf]) -> Result<Vec<PathBuf>> {
             .then(|| format!("the other {} of {name}", expected.abs_diff(files.len())));
         sets.push(Set { rank: rank(&name, false), files, missing: missing.into_iter().collect() });
     }
-    let Some(best) = sets.iter().map(|set| set.rank).min() else { return Ok(Vec::new()) };
+    let Some(best) = sets.iter().map(|set| set.rank).min() else { return Ok((Vec::new(), lonely)) };
     let taken: Vec<_> = sets.into_iter().filter(|set| set.rank == best).collect();
     if let Some(missing) = taken.iter().find_map(|set| set.missing.first()) {
         let reason = format!("expected all shards of the weights, found none of {missing}");
         return Err(unfit(folder, reason));
     }
-    Ok(taken.into_iter().flat_map(|set| set.files).collect())
+    Ok((taken.into_iter().flat_map(|set| set.files).collect(), lonely))
 }
 
-/// The sets of files that indices name, where they name files of the type of `files`.
-fn indexed(folder: &Path, files: &[PathBuf]) -> Result<Vec<Set>> {
-    let mut sets = Vec::new();
+/// The sets of files that indices name, where they name files of the type of `files`; and the indices that
+/// name none of `files`.
+fn indexed(folder: &Path, files: &[PathBuf]) -> Result<(Vec<Set>, Vec<PathBuf>)> {
+    let (mut sets, mut lonely) = (Vec::new(), Vec::new());
     for path in with_extension(folder, "json")? {
         if !file_name(&path).contains(".index.") {
             continue;
@@ -97,8 +114,8 @@ fn indexed(folder: &Path, files: &[PathBuf]) -> Result<Vec<Set>> {
         let names = map.weight_map.values().map(|name| named_beside(&path, name));
         let names = names.collect::<Result<BTreeSet<String>>>()?;
         let Some(first) = names.first().filter(|name| {
-            let extension = Path::new(name).extension();
-            files.iter().any(|file| file.extension() == extension)
+            let extension = Path::new(name).extension().unwrap_or_default().to_string_lossy();
+            files.iter().any(|file| has_extension(file, &extension))
         }) else {
             continue;
         };
@@ -106,9 +123,12 @@ fn indexed(folder: &Path, files: &[PathBuf]) -> Result<Vec<Set>> {
         let mut missing = names.clone();
         let found = files.iter().filter(|file| missing.remove(&file_name(file)));
         let found: Vec<_> = found.cloned().collect();
-        sets.push(Set { files: found, rank: rank(&name, true), missing });
+        match found.is_empty() {
+            true => lonely.push(path),
+            false => sets.push(Set { files: found, rank: rank(&name, true), missing }),
+        }
     }
-    Ok(sets)
+    Ok((sets, lonely))
 }
 
 /// The name of a file beside an index, as the index has it: `./` in front means the same file.
@@ -192,6 +212,19 @@ mod tests {
         assert_eq!(set(&[bin]), (owned(&[bin]), 0));
         let ema = "diffusion_pytorch_model.non_ema.safetensors";
         assert_eq!(set(&[ema, WHOLE]), (owned(&[WHOLE]), 1));
+    }
+
+    #[test]
+    fn the_index_of_files_that_are_not_there_is_left_out() {
+        let index = format!(r#"{{"weight_map": {{"a": "{FIRST}", "b": "{SECOND}"}}}}"#);
+        let found = taken("lonely", &[(HALF, ""), (INDEX, &index)]).unwrap();
+        assert_eq!(found, (vec![HALF.into()], 1));
+    }
+
+    #[test]
+    fn endings_may_be_in_capitals() {
+        let (weights, config) = ("MODEL.SAFETENSORS", "config.json");
+        assert_eq!(taken("capitals", &[(weights, ""), (config, "")]).unwrap().0, [weights]);
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl PipelineLoader {
     /// The pipeline has no such part; or names every tensor that does not belong to the part or is
     /// misshapen.
     pub fn add(&mut self, part: Part, weights: &Checkpoint) -> Result<(), LoadError> {
-        self.slot(part)?.map_or(Ok(()), |slot| slot.add(weights))
+        self.pipeline.slot(part)?.map_or(Ok(()), |slot| slot.add(weights))
     }
 
     /// Leaves the weights of a part where they are, to be loaded when it is needed.
@@ -80,7 +80,7 @@ impl PipelineLoader {
     ///
     /// The pipeline has no such part; or names every tensor that is missing, unexpected or misshapen.
     pub(super) fn defer(&mut self, part: Part, weights: &Checkpoint) -> Result<(), LoadError> {
-        self.slot(part)?.map_or(Ok(()), |slot| slot.defer(weights))
+        self.pipeline.slot(part)?.map_or(Ok(()), |slot| slot.defer(weights))
     }
 
     /// The pipeline, once all weights are there. The compressor's may be left out.
@@ -101,17 +101,6 @@ impl PipelineLoader {
         }
         Ok(self.pipeline)
     }
-
-    /// The place of a part; `None` where it is the compressor and cannot be used: that is told to whoever
-    /// wants to use it.
-    fn slot(&mut self, part: Part) -> Result<Option<&mut dyn Load>, LoadError> {
-        let expected = Pipeline::parts().map(Part::folder).collect::<Vec<_>>().join(", ");
-        let slot = self.pipeline.slots().into_iter().find(|slot| slot.part() == part);
-        if slot.is_none() && part != Part::COMPRESSOR {
-            return Err(LoadError::UnknownPart { found: part.to_string(), expected });
-        }
-        Ok(slot)
-    }
 }
 
 impl Pipeline {
@@ -128,6 +117,26 @@ impl Pipeline {
             slots.push(&mut compressor.network);
         }
         slots
+    }
+
+    /// The place of a part; `None` where it is the compressor and cannot be used: that is told to whoever
+    /// wants to use it.
+    fn slot(&mut self, part: Part) -> Result<Option<&mut dyn Load>, LoadError> {
+        let expected = Self::parts().map(Part::folder).collect::<Vec<_>>().join(", ");
+        let slot = self.slots().into_iter().find(|slot| slot.part() == part);
+        if slot.is_none() && part != Part::COMPRESSOR {
+            return Err(LoadError::UnknownPart { found: part.to_string(), expected });
+        }
+        Ok(slot)
+    }
+
+    /// Replaces some of the weights of a part on the device.
+    ///
+    /// # Errors
+    ///
+    /// As [`PipelineLoader::add`].
+    pub fn replace(&mut self, part: Part, weights: &Checkpoint) -> Result<(), LoadError> {
+        self.slot(part)?.map_or(Ok(()), |slot| slot.add(weights))
     }
 }
 

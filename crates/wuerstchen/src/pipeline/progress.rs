@@ -22,6 +22,18 @@ pub enum Error {
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
+    /// What a stage makes is no picture any more.
+    #[error(
+        "the latents of {} are infinite or no numbers from step {step} on: expected smaller guidance \
+         scales, or other weights",
+        stage.name()
+    )]
+    NotFinite {
+        /// Which stage.
+        stage: Stage,
+        /// Its first step with such latents, from 1.
+        step: usize,
+    },
     /// The caller asked to stop.
     #[error("stopped on request")]
     Cancelled,

@@ -150,7 +150,11 @@ impl Task<'_> {
                 x = known.keep(schedule, x, initial.clone(), times[1]);
             }
             steps.done += 1;
-            report(on_step, self.stage, steps.done, steps.all, &read(x.clone()).await?).await?;
+            let latents = read(x.clone()).await?;
+            if latents.iter::<f32>().any(|value| !value.is_finite()) {
+                return Err(Error::NotFinite { stage: self.stage, step: steps.done });
+            }
+            report(on_step, self.stage, steps.done, steps.all, &latents).await?;
         }
         Ok(x)
     }

@@ -1,0 +1,38 @@
+//! The options of the npm package are those of the command line.
+
+use std::collections::BTreeSet;
+
+use wuerstchen::GenerateOptions;
+
+/// Options that JavaScript callers pass beside the JSON: prompts, pictures, and what becomes of results.
+const OF_JAVASCRIPT: [&str; 11] = [
+    "prompt",
+    "promptTo",
+    "frames",
+    "image",
+    "mask",
+    "imageTo",
+    "preview",
+    "intermediates",
+    "format",
+    "onProgress",
+    "signal",
+];
+
+/// The names in the table that the package checks the options of a generation with. TypeScript compares that
+/// table with the type `GenerateOptions`.
+fn names_in_typescript() -> BTreeSet<String> {
+    let source = include_str!("../../web/js/options.ts");
+    let (_, table) = source.split_once("const GENERATE_KINDS").expect("options.ts has the table");
+    let (table, _) = table.split_once("};").expect("the table ends");
+    let lines = table.lines().skip(1).filter_map(|line| line.trim().split_once(": "));
+    lines.map(|(name, _)| name.to_owned()).collect()
+}
+
+#[test]
+fn typescript_names_every_option_of_the_command_line() {
+    let options = serde_json::to_value(GenerateOptions::default()).unwrap();
+    let in_rust = options.as_object().unwrap().keys().cloned();
+    let expected: BTreeSet<_> = in_rust.chain(OF_JAVASCRIPT.map(str::to_owned)).collect();
+    assert_eq!(names_in_typescript(), expected);
+}

@@ -1,0 +1,111 @@
+// A person's own model and LoRAs, from files that were picked or dropped on the page.
+
+import type { LoraRef, ModelRef } from 'wuerstchen-web';
+import { cache } from 'wuerstchen-web';
+import { element, make } from './dom';
+
+/** Under this the page remembers the id of the model that was picked last. */
+const KEY = 'own-model';
+
+/** How strong a LoRA is when it is picked. */
+const WEIGHT = '1';
+
+const loraFile = element('lora-file', HTMLInputElement);
+const loraList = element('loras', HTMLUListElement);
+const folder = element('model-folder', HTMLInputElement);
+const builtIn = element('model-built-in', HTMLButtonElement);
+
+/** The LoRAs of the form, with the fields of their weights. */
+let loras: { readonly blob: File; readonly weight: HTMLInputElement }[] = [];
+
+/** The LoRAs as the engine takes them. */
+export function readLoras(): LoraRef[] {
+  return loras.map(({ blob, weight }) => {
+    return { blob, weight: Number.isFinite(weight.valueAsNumber) ? weight.valueAsNumber : Number(WEIGHT) };
+  });
+}
+
+/** The model that was picked at an earlier visit, if it is still stored. */
+export async function rememberedModel(): Promise<ModelRef | undefined> {
+  const stored = localStorage.getItem(KEY);
+  if (stored === null || !(await cache.list()).some(({ id }) => id === stored)) return undefined;
+  return { stored };
+}
+
+/** Loads the model of this id at the next visit, or the built-in one. */
+export function rememberModel(id: string | undefined): void {
+  if (id === undefined) localStorage.removeItem(KEY);
+  else localStorage.setItem(KEY, id);
+}
+
+/** Offers a way back to the built-in model. */
+export function showOwn(isOwn: boolean): void {
+  builtIn.hidden = !isOwn;
+}
+
+/** Wires the part of the form that is about them; the model has to be loaded anew after both. */
+export function initOwn(
+  onModel: (files: readonly File[] | undefined) => void,
+  onLoras: () => void,
+): void {
+  loraFile.addEventListener('change', () => {
+    addLoras([...(loraFile.files ?? [])], onLoras);
+    loraFile.value = '';
+  });
+  folder.addEventListener('change', () => {
+    const files = [...(folder.files ?? [])];
+    if (files.length > 0) onModel(files);
+    folder.value = '';
+  });
+  builtIn.addEventListener('click', () => onModel(undefined));
+  document.addEventListener('dragover', (event) => event.preventDefault());
+  document.addEventListener('drop', async (event) => {
+    event.preventDefault();
+    const files = await droppedFiles(event.dataTransfer);
+    const isLora = ({ name }: File) => /\.safetensors$/i.test(name);
+    if (files.length > 0 && files.every(isLora)) addLoras(files, onLoras);
+    else if (files.length > 0) onModel(files);
+  });
+}
+
+function addLoras(files: readonly File[], onChange: () => void): void {
+  for (const blob of files) {
+    const label = `Weight of ${blob.name}`;
+    const weight = make('input', { type: 'number', step: '0.1', value: WEIGHT, ariaLabel: label });
+    const remove = make('button', { type: 'button' }, 'Remove');
+    const item = make('li', {}, make('span', {}, blob.name), weight, remove);
+    weight.addEventListener('change', onChange);
+    remove.addEventListener('click', () => {
+      loras = loras.filter((lora) => lora.weight !== weight);
+      item.remove();
+      onChange();
+    });
+    loras.push({ blob, weight });
+    loraList.append(item);
+  }
+  if (files.length > 0) onChange();
+}
+
+/** Files and those in folders, with their places as a folder that was picked has them. */
+async function droppedFiles(data: DataTransfer | null): Promise<File[]> {
+  // All entries at once: they are gone after the first wait.
+  const entries = [...(data?.items ?? [])].map((item) => item.webkitGetAsEntry());
+  const files = await Promise.all(entries.map((entry) => (entry ? filesOf(entry) : [])));
+  return files.flat();
+}
+
+async function filesOf(entry: FileSystemEntry): Promise<File[]> {
+  if (entry instanceof FileSystemFileEntry) {
+    const file = await new Promise<File>((resolve, reject) => entry.file(resolve, reject));
+    Object.defineProperty(file, 'webkitRelativePath', { value: entry.fullPath.slice(1) });
+    return [file];
+  }
+  const reader = (entry as FileSystemDirectoryEntry).createReader();
+  const files: File[] = [];
+  for (;;) {
+    // A reader gives a hundred entries at a time, and at last none.
+    const some = await new Promise<FileSystemEntry[]>((resolve, reject) => reader.readEntries(resolve, reject));
+    if (some.length === 0) return files;
+    files.push(...(await Promise.all(some.map(filesOf))).flat());
+  }
+}

@@ -1,0 +1,93 @@
+// LoRAs that a load brings to the model.
+
+import { WuerstchenError } from './errors.js';
+import { absoluteUrl, besides, brokenOff, request } from './http.js';
+import type { LoraRef } from './types.js';
+import { classOf, messageOf } from './values.js';
+
+/** A {@link LoraRef} as it travels to a worker. */
+export interface LoraSource {
+  /** A file's name. */
+  readonly name: string;
+  /** An absolute URL, or the file itself. */
+  readonly file: string | Blob;
+  readonly adapterConfig?: string | Blob;
+  readonly weight: number;
+}
+
+/** A LoRA that has come. */
+export interface LoraBytes {
+  readonly name: string;
+  readonly bytes: Uint8Array;
+  /** What peft writes beside its weights. */
+  readonly adapterConfig?: string;
+  readonly weight: number;
+}
+
+/** The name that peft gives to a file with a config beside it. */
+const OF_PEFT = 'adapter_model.safetensors';
+
+/** Checked references to LoRAs, with what means the same in a worker. */
+export function toLoraSources(loras: readonly LoraRef[] = []): LoraSource[] {
+  return loras.map(({ url, blob, adapterConfig, weight = 1 }, index) => {
+    const file = blob ?? absoluteUrl(url ?? '');
+    return { name: nameOf(file, index), file, adapterConfig: place(adapterConfig), weight };
+  });
+}
+
+function place(file: string | URL | Blob | undefined): string | Blob | undefined {
+  const isUrl = typeof file === 'string' || ['URL', 'Location'].includes(classOf(file));
+  return isUrl ? absoluteUrl(file as string | URL) : (file as Blob | undefined);
+}
+
+function nameOf(file: string | Blob, index: number): string {
+  if (typeof file !== 'string') return 'name' in file ? String(file.name) : `LoRA ${index + 1}`;
+  const last = new URL(file).pathname.split('/').at(-1) ?? '';
+  try {
+    return decodeURIComponent(last);
+  } catch {
+    return last;
+  }
+}
+
+/** Fetches or reads all LoRAs. Rejects with `network`, or with `integrity` where a file is gone. */
+export async function readLoras(
+  sources: readonly LoraSource[],
+  fetcher: typeof fetch,
+  signal: AbortSignal,
+): Promise<LoraBytes[]> {
+  const read = async (file: string | Blob): Promise<Uint8Array> => {
+    if (typeof file === 'string') return fetchBytes(file, fetcher, signal);
+    const buffer = await file.arrayBuffer().catch((cause) => {
+      throw new WuerstchenError('integrity', `a LoRA could not be read: ${messageOf(cause)}`, {
+        hint: 'Pick the file again: it was moved or changed.',
+        cause,
+      });
+    });
+    return new Uint8Array(buffer);
+  };
+  const text = async (file: string | Blob) => new TextDecoder().decode(await read(file));
+  return Promise.all(
+    sources.map(async ({ name, file, adapterConfig, weight }) => {
+      const bytes = await read(file);
+      let config = adapterConfig && (await text(adapterConfig));
+      if (!adapterConfig && typeof file === 'string' && name === OF_PEFT) {
+        // Older files of peft have one, newer ones need none.
+        config = await text(besides(file, 'adapter_config.json')).catch(() => undefined);
+      }
+      return { name, bytes, adapterConfig: config, weight };
+    }),
+  );
+}
+
+async function fetchBytes(
+  url: string,
+  fetcher: typeof fetch,
+  signal: AbortSignal,
+): Promise<Uint8Array> {
+  const response = await request(fetcher, url, { signal });
+  const buffer = await response.arrayBuffer().catch((cause) => {
+    throw brokenOff(url, cause);
+  });
+  return new Uint8Array(buffer);
+}

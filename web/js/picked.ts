@@ -1,0 +1,101 @@
+// Models that need no server: in files that a person picked or dropped, or in the browser's storage.
+
+import type { ModelCache } from './cache.js';
+import { WuerstchenError } from './errors.js';
+import { absoluteUrl } from './http.js';
+import type { ModelRef } from './types.js';
+import { classOf, isObject } from './values.js';
+
+/** A file with its place in the folder that was picked; files lose it on their way to a worker. */
+interface PickedFile {
+  readonly path: string;
+  readonly file: Blob;
+}
+
+/** A {@link ModelRef} as it travels to a worker: an absolute URL, files, or what is stored. */
+export type ModelSource = string | readonly PickedFile[] | { readonly stored: string };
+
+/** Where the files of a model come from. */
+export interface ModelSite {
+  /** The manifest's; what lies beside it is asked for by `fetch`. */
+  readonly url: string;
+  readonly fetch: typeof fetch;
+}
+
+const MANIFEST = 'manifest.json';
+
+export function toModelSource(model: ModelRef): ModelSource {
+  if (typeof model === 'string' || ['URL', 'Location'].includes(classOf(model))) {
+    return absoluteUrl(model as string | URL);
+  }
+  if (isObject(model) && 'stored' in model) return { stored: model.stored };
+  return Array.from(model as ArrayLike<File>, (file) => {
+    return { path: file.webkitRelativePath || file.name, file };
+  });
+}
+
+/** What `fetch` answers for a model. */
+export async function openSite(
+  model: ModelSource,
+  cache: ModelCache,
+  fetcher: typeof fetch,
+): Promise<ModelSite> {
+  if (typeof model === 'string') return { url: model, fetch: fetcher };
+  if ('stored' in model) return storedSite(model.stored, cache);
+  return pickedSite(model as readonly PickedFile[]);
+}
+
+/** The URL under which the manifest of such a model is stored. */
+export function storedUrl(id: string): string {
+  return `https://stored.invalid/${encodeURIComponent(id)}/${MANIFEST}`;
+}
+
+/** Files of one folder, as if a server had them. */
+function pickedSite(files: readonly PickedFile[]): ModelSite {
+  const named = new Map(files.map(({ path, file }) => [path, file]));
+  const depth = (path: string) => path.split('/').length;
+  const manifests = [...named.keys()].filter((path) => path.split('/').at(-1) === MANIFEST);
+  // The nearest one, where the folder holds several models.
+  const [manifest, other] = manifests.sort((a, b) => depth(a) - depth(b));
+  if (!manifest) {
+    throw new WuerstchenError('invalid-argument', `there is no ${MANIFEST} among the ${files.length} files`, {
+      hint: 'Pick the folder that "wuerstchen export web -m MODEL -o FOLDER" writes, or all files in it.',
+    });
+  }
+  if (other && depth(other) === depth(manifest)) {
+    const message = `there are two models among the files, ${manifest} and ${other}`;
+    throw new WuerstchenError('invalid-argument', message, { hint: 'Pick the folder of one of them.' });
+  }
+  const folder = manifest.slice(0, -MANIFEST.length);
+  return {
+    url: `https://picked.invalid/${MANIFEST}`,
+    fetch: async (input) => {
+      const name = decodeURIComponent(new URL(String(input)).pathname.slice(1));
+      const file = named.get(folder + name);
+      if (!file) {
+        throw new WuerstchenError('integrity', `${name} is not among the files`, {
+          hint: 'Pick the whole folder, or all files in it.',
+        });
+      }
+      return new Response(file, { headers: { 'content-type': 'application/octet-stream' } });
+    },
+  };
+}
+
+/** What lies in the cache alone. */
+async function storedSite(id: string, cache: ModelCache): Promise<ModelSite> {
+  const missing = (what: string) =>
+    new WuerstchenError('invalid-argument', `${what} is not stored here`, {
+      hint: '`cache.list()` tells what is; what a browser has deleted must be loaded anew.',
+      retryable: false,
+    });
+  const text = await cache.manifestOf(id);
+  if (text === undefined) throw missing(`the model "${id}"`);
+  return {
+    url: storedUrl(id),
+    fetch: async (input) => {
+      if (String(input) !== storedUrl(id)) throw missing(`all of the model "${id}"`);
+      return new Response(text, { headers: { 'content-type': 'application/json' } });
+    },
+  };
+}

@@ -1,0 +1,139 @@
+// LoRAs and models of a person's own files, as the native program reads them.
+
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { after, afterEach, before, beforeEach, test } from 'node:test';
+import type { Browser, BrowserContext, Page } from 'playwright-core';
+import { difference, launch, native, openPage, program, Site, web, type Picture } from './site.ts';
+
+const MODEL = '/demo/dist/model/manifest.json';
+const PROMPT = 'a red circle';
+/** Width of Stage C of the built-in model, and the rank of the LoRAs. */
+const [WIDTH, RANK] = [128, 4];
+
+let site: Site;
+let browser: Browser;
+let context: BrowserContext;
+let page: Page;
+let folder: string;
+
+before(async () => {
+  site = await Site.open(web);
+  browser = await launch();
+  folder = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
+});
+
+after(async () => {
+  await browser.close();
+  site.close();
+});
+
+beforeEach(async () => {
+  context = await browser.newContext();
+  page = await openPage(context, site);
+});
+
+afterEach(() => context.close());
+
+/** A safetensors file with a pair of matrices for two layers, under names of other programs. */
+function writeLora(name: string, ends: readonly [string, string]): string {
+  const tensors: Record<string, { dtype: 'F32'; shape: number[]; data_offsets: number[] }> = {};
+  const values: number[] = [];
+  for (const layer of ['blocks.2.attention.to_q', 'blocks.5.attention.to_v']) {
+    for (const [end, shape] of [[ends[0], [RANK, WIDTH]], [ends[1], [WIDTH, RANK]]] as const) {
+      const start = 4 * values.length;
+      for (let i = 0; i < RANK * WIDTH; i++) values.push(0.2 * Math.sin(0.7 * i));
+      tensors[`prior.${layer}.${end}`] = { dtype: 'F32', shape: [...shape], data_offsets: [start, 4 * values.length] };
+    }
+  }
+  const metadata = JSON.stringify({ 'prior.r': RANK, 'prior.lora_alpha': 8 });
+  const header = Buffer.from(JSON.stringify({ __metadata__: { lora_adapter_metadata: metadata }, ...tensors }));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(header.length));
+  const file = join(folder, name);
+  writeFileSync(file, Buffer.concat([length, header, Buffer.from(Float32Array.from(values).buffer)]));
+  return file;
+}
+
+/** Loads with a LoRA of a file and makes a picture; or the error. */
+function make(file: string, weight: number): Promise<{ error?: string; lines: string[]; loras?: string[]; picture?: Omit<Picture, 'rgba'> & { rgba: number[] } }> {
+  const bytes = readFileSync(file).toString('base64');
+  return page.evaluate(
+    async ({ model, prompt, bytes, name, weight }) => {
+      const { load } = (window as any).wuerstchen;
+      const blob = new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], name);
+      const lines: string[] = [];
+      const onProgress = (event: any) => {
+        if (event.type === 'lora') lines.push(event.message, ...event.leftOut);
+      };
+      try {
+        const lora = [{ blob, weight }];
+        const engine = await load({ model, lora, device: 'cpu', onProgress });
+        const made = await engine.generate({ prompt, seed: 5, format: 'imageData' });
+        const { width, height, data } = made.images[0];
+        return { lines, loras: made.settings.loras, picture: { width, height, rgba: [...data] as number[] } };
+      } catch (error: any) {
+        return { lines, error: `${error.code}: ${error.message}` };
+      }
+    },
+    { model: MODEL, prompt: PROMPT, bytes, name: file.split('/').at(-1) ?? '', weight },
+  );
+}
+
+test('a LoRA makes the picture that the native program makes with it', async () => {
+  const file = writeLora('style.safetensors', ['lora_A.weight', 'lora_B.weight']);
+  const { error, lines, loras, picture } = await make(file, 1.5);
+  assert.ok(picture, error);
+  assert.deepEqual(lines, ['changes 2 layers of Stage C, rank 4, alpha 8, weight 1.5']);
+  assert.deepEqual(loras, ['style.safetensors:1.5']);
+  const found = { ...picture, rgba: Uint8Array.from(picture.rgba) };
+  const { mean } = difference(found, native(PROMPT, ['--seed', '5', '--lora', `${file}:1.5`]));
+  assert.ok(mean <= 1, `mean ${mean}`);
+  const unchanged = difference(found, native(PROMPT, ['--seed', '5']));
+  assert.ok(unchanged.mean > 5, `the LoRA changes nothing: ${unchanged.mean}`);
+});
+
+test('what is no LoRA of the model is refused in the words of the native program', async () => {
+  const wrong = writeLora('wrong.safetensors', ['hada_w1_a', 'hada_w1_b']);
+  const foreign = join(folder, 'page.safetensors');
+  writeFileSync(foreign, '<!doctype html><html>'.padEnd(100));
+  for (const file of [wrong, foreign]) {
+    const { error } = await make(file, 1);
+    let told = '';
+    try {
+      execFileSync(program, ['generate', PROMPT, '--device', 'cpu', '--lora', file], { stdio: 'pipe' });
+    } catch (thrown) {
+      told = String((thrown as { stderr: Buffer }).stderr);
+    }
+    const [, reason = ''] = /error: .*?\.safetensors: (.*)/.exec(told) ?? [];
+    assert.ok(reason, told);
+    assert.equal(error, `integrity: ${file.split('/').at(-1)}: ${reason}`);
+  }
+});
+
+test('a model of a picked folder is loaded, kept and loaded again without the folder', async () => {
+  await page.evaluate(() => {
+    const input = Object.assign(document.createElement('input'), { type: 'file', webkitdirectory: true });
+    document.body.append(input);
+  });
+  await page.locator('input').setInputFiles(resolve('pkg/model'));
+  const outcome = await page.evaluate(async () => {
+    const { load, inspect } = (window as any).wuerstchen;
+    const files = document.querySelector('input')?.files;
+    const { id } = await inspect(files);
+    const make = async (model: unknown) => {
+      const engine = await load({ model, device: 'cpu' });
+      const job = { prompt: 'a star', seed: 1, priorSteps: 1, decoderSteps: 1, format: 'imageData' };
+      const { images } = await engine.generate(job);
+      await engine.dispose();
+      return [...images[0].data].join();
+    };
+    const picked = await make(files);
+    const { cachedBytes, bytes } = await inspect({ stored: id });
+    return { isSame: (await make({ stored: id })) === picked, isWhole: cachedBytes === bytes };
+  });
+  assert.deepEqual(outcome, { isSame: true, isWhole: true });
+});
