@@ -1,5 +1,6 @@
 //! `wuerstchen export`: a model in another form.
 
+mod picture;
 mod plan;
 mod report;
 
@@ -13,15 +14,16 @@ use futures_lite::future::block_on;
 use same_file::is_same_file;
 use wuerstchen::fs::{OpenError, open};
 use wuerstchen::{
-    Checkpoint, EmbeddingColours, GenerateOptions, Generated, ModelFiles, Pipeline, Progress,
-    Residency, SelfTest, StoredDtype, WebBundle,
+    Checkpoint, EmbeddingColours, GenerateOptions, ModelFiles, Pipeline, Residency, SelfTest,
+    StoredDtype, WebBundle,
 };
 
+use self::picture::{SELF_TEST_PROMPT, generate};
 use self::plan::{Plan, PlanArgs};
 use self::report::Report;
 use crate::devices::{self, Choice};
 use crate::files;
-use crate::progress::{StepsBar, bytes_bar};
+use crate::progress::bytes_bar;
 
 /// Arguments of `wuerstchen export`.
 #[derive(Args)]
@@ -80,9 +82,6 @@ impl From<Dtype> for StoredDtype {
         }
     }
 }
-
-/// The prompt of the golden vectors.
-const SELF_TEST_PROMPT: &str = "a red circle on a white background";
 
 const CANNOT_LOAD: &str = "cannot load the model";
 
@@ -162,12 +161,4 @@ fn self_test(stored: &ModelFiles, options: GenerateOptions) -> Result<SelfTest> 
 fn preview(pipeline: &Pipeline, options: &GenerateOptions) -> Result<EmbeddingColours> {
     let made = generate(pipeline, "", options)?;
     Ok(EmbeddingColours::fit(&made.image_embeddings, &made.images))
-}
-
-fn generate(pipeline: &Pipeline, prompt: &str, options: &GenerateOptions) -> Result<Generated> {
-    let bar = StepsBar::default();
-    let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
-    let made = block_on(pipeline.generate(prompt, options, &mut on_step));
-    bar.finish();
-    Ok(made?)
 }

@@ -1,6 +1,7 @@
 //! `wuerstchen train`: what is trained, as the arguments, the config and what the run has kept say.
 
 mod run;
+mod source;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,21 +12,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::fs::{RUN_CONFIG, RUN_MODEL, read_text};
 use wuerstchen::{ModelFiles, Part, PipelineFolder, Tokenizer, TokenizerFiles};
-use wuerstchen_train::config::{ModelConfig, Scenes, StageConfig, TrainConfig};
-use wuerstchen_train::corpus::{Emoji, Samples, Shapes};
-use wuerstchen_train::emoji::{self, Art};
+use wuerstchen_train::config::{ModelConfig, StageConfig, TrainConfig};
+use wuerstchen_train::emoji;
 use wuerstchen_train::recipe::{Recipe, Weights};
-use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 
 pub(crate) use self::run::Diverged;
 use self::run::Run;
-use crate::art::read_art;
+use self::source::{Source, StageName};
 use crate::devices::{Choice, choose};
 use crate::files::{read_model, write};
 use crate::folder::Folder;
@@ -61,46 +60,6 @@ pub(crate) struct TrainArgs {
     /// Where to train
     #[arg(long, value_enum, default_value = "auto")]
     device: Choice,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum StageName {
-    A,
-    B,
-    C,
-    All,
-}
-
-/// Where pictures and captions come from.
-enum Source {
-    /// The built-in scenes of shapes.
-    Shapes,
-    /// Scenes of emoji.
-    Emoji(Arc<Art>),
-    /// A folder of captioned pictures.
-    Folder(Arc<Folder>),
-}
-
-impl Source {
-    fn open(config: &TrainConfig) -> Result<Self> {
-        let corpus = &config.corpus;
-        Ok(match (&corpus.folder, corpus.scenes) {
-            (Some(folder), _) => Self::Folder(Arc::new(Folder::open(folder, config.seed)?)),
-            (None, Scenes::Emoji) => Self::Emoji(Arc::new(read_art(corpus.art.as_deref())?)),
-            (None, Scenes::Shapes) => Self::Shapes,
-        })
-    }
-
-    /// What a stage learns from.
-    fn samples(&self, stage: StageName, seed: u64, lesson: Lesson) -> Arc<dyn Samples> {
-        match self {
-            Self::Shapes => Arc::new(Shapes { seed, lesson }),
-            Self::Emoji(art) => {
-                Arc::new(Emoji { seed, art: art.clone(), for_stage_a: stage == StageName::A })
-            }
-            Self::Folder(folder) => folder.clone(),
-        }
-    }
 }
 
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {

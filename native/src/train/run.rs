@@ -27,7 +27,7 @@ use wuerstchen_train::stages::{
 };
 use wuerstchen_train::{Metrics, Trainer};
 
-use super::{Source, StageName};
+use super::source::{Source, StageName};
 use crate::files::{write, write_png_grid};
 
 /// Pictures whose image embeddings tell how far all spread.
