@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use wuerstchen::fs::read_text;
 use wuerstchen_train::emoji::{Art, ArtFiles, PackFiles, Style};
-
-use crate::text::read_text;
 
 /// Reads the art from a folder [default: the one that the script fills].
 pub(crate) fn read_art(folder: Option<&Path>) -> Result<Art> {

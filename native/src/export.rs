@@ -1,5 +1,6 @@
 //! `wuerstchen export`: a model in another form.
 
+mod picture;
 mod plan;
 mod report;
 
@@ -11,16 +12,18 @@ use burn::tensor::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use futures_lite::future::block_on;
 use same_file::is_same_file;
+use wuerstchen::fs::{OpenError, open};
 use wuerstchen::{
-    Checkpoint, EmbeddingColours, GenerateOptions, Generated, ModelFiles, Pipeline, Progress,
-    Residency, SelfTest, StoredDtype, WebBundle,
+    Checkpoint, EmbeddingColours, GenerateOptions, ModelFiles, Pipeline, Residency, SelfTest,
+    StoredDtype, WebBundle,
 };
 
+use self::picture::{SELF_TEST_PROMPT, generate};
 use self::plan::{Plan, PlanArgs};
 use self::report::Report;
 use crate::devices::{self, Choice};
 use crate::files;
-use crate::progress::{StepsBar, bytes_bar};
+use crate::progress::bytes_bar;
 
 /// Arguments of `wuerstchen export`.
 #[derive(Args)]
@@ -80,9 +83,6 @@ impl From<Dtype> for StoredDtype {
     }
 }
 
-/// The prompt of the golden vectors.
-const SELF_TEST_PROMPT: &str = "a red circle on a white background";
-
 const CANNOT_LOAD: &str = "cannot load the model";
 
 /// Exports.
@@ -108,8 +108,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
 
     let bundle = write_shards(&model, args.dtype, &args.output)?;
     // What the browser must reproduce is what the stored weights make, not the original ones.
-    let open = |file: &str| files::open(&args.output.join(file));
-    let stored = bundle.open::<anyhow::Error>(open)?;
+    let open = |file: &str| open(&args.output.join(file));
+    let stored = bundle.open::<OpenError>(open)?;
     let self_test = self_test(&stored, plan.self_test)?;
     let pipeline = Pipeline::load(&stored, &device, Residency::Auto).context(CANNOT_LOAD)?;
     let preview = plan.preview.map(|options| preview(&pipeline, &options)).transpose()?;
@@ -161,12 +161,4 @@ fn self_test(stored: &ModelFiles, options: GenerateOptions) -> Result<SelfTest> 
 fn preview(pipeline: &Pipeline, options: &GenerateOptions) -> Result<EmbeddingColours> {
     let made = generate(pipeline, "", options)?;
     Ok(EmbeddingColours::fit(&made.image_embeddings, &made.images))
-}
-
-fn generate(pipeline: &Pipeline, prompt: &str, options: &GenerateOptions) -> Result<Generated> {
-    let bar = StepsBar::default();
-    let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
-    let made = block_on(pipeline.generate(prompt, options, &mut on_step));
-    bar.finish();
-    Ok(made?)
 }

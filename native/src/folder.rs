@@ -18,11 +18,8 @@ use wuerstchen::noise::Philox;
 use wuerstchen_train::corpus::{CorpusError, Samples};
 
 use self::captions::captions_of;
-use self::find::find;
+use self::find::{find, refuse};
 use crate::pictures::{self, with_picture};
-
-/// Names of files in one error message.
-const NAMED: usize = 20;
 
 /// Bytes of scaled pictures that are kept, so that a small folder is decoded once.
 const KEPT_BYTES: usize = 2 << 30;
@@ -160,23 +157,6 @@ fn scale(picture: pictures::Picture, side: usize) -> Image {
     let pixels = DynamicImage::from(picture.on(u8::MAX));
     let scaled = pixels.resize_to_fill(side as u32, side as u32, FilterType::Lanczos3);
     Image { width: side, height: side, rgb: scaled.into_rgb8().into_raw() }
-}
-
-/// Fails if there are pictures `what`: names them.
-fn refuse(files: &[PathBuf], what: &str) -> Result<()> {
-    if files.is_empty() {
-        return Ok(());
-    }
-    let mut names: Vec<_> =
-        files.iter().take(NAMED).map(|file| file.display().to_string()).collect();
-    if files.len() > NAMED {
-        names.push(format!("and {} more", files.len() - NAMED));
-    }
-    let pictures = match files.len() {
-        1 => "a picture".to_owned(),
-        count => format!("{count} pictures"),
-    };
-    bail!("{pictures} {what}:\n  {}", names.join("\n  "))
 }
 
 /// The numbers below `count` in the order of an epoch (Fisher–Yates).

@@ -8,6 +8,7 @@ use clap::Args;
 use futures_lite::future::block_on;
 use serde::Serialize;
 use serde_json::{Value, json};
+use wuerstchen::fs::{file_name, read_text};
 use wuerstchen::interpolate::shares;
 use wuerstchen::text::unknown_syntax;
 use wuerstchen::{
@@ -15,12 +16,10 @@ use wuerstchen::{
     PromptSyntax, Provenance, Settings, Source,
 };
 
-use crate::files::file_name;
 use crate::lora::LoraArg;
 use crate::model::{Loaded, ModelArgs};
 use crate::output::{Output, png_files};
 use crate::progress::StepsBar;
-use crate::text::read_text;
 use crate::{files, pictures};
 
 /// Arguments of `wuerstchen generate`.

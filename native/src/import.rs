@@ -6,13 +6,13 @@ use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
+use wuerstchen::fs::{Found, MANIFEST, Origin};
 use wuerstchen::import::complete;
 use wuerstchen::{Family, ModelFiles, Part, Pipeline};
 
 use crate::export::{Dtype, finish_bundle, write_shards};
 use crate::files;
-use crate::found::{Found, Origin};
-use crate::text::visible_lines;
+use crate::terminal::visible_lines;
 
 /// Arguments of `wuerstchen import`.
 #[derive(Args)]
@@ -59,7 +59,7 @@ struct PartReport {
 pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let mut found = Found::default();
     for path in &args.paths {
-        found.add(path)?;
+        files::add(&mut found, path)?;
     }
     let mut model = found.finish()?;
     let assumed = complete(&mut model)?;
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
         false => visible_lines(&text(&report)),
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
-    if output.join(files::MANIFEST).exists() {
+    if output.join(MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", output.display());
     }
     finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;

@@ -7,11 +7,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
+use wuerstchen::fs::{open, read};
 use wuerstchen::import::complete;
 use wuerstchen::{CARD, Checkpoint, ModelFiles, Part, Provenance};
 
 use crate::files;
-use crate::text::{visible, visible_lines};
+use crate::terminal::{visible, visible_lines};
 
 /// Arguments of `wuerstchen inspect`.
 #[derive(Args)]
@@ -47,10 +48,10 @@ const PNG_SIGNATURE: &[u8] = b"\x89PNG";
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     if args.path.is_file() {
         let cannot = || format!("cannot read {}", args.path.display());
-        let file = files::open(&args.path)?;
+        let file = open(&args.path)?;
         let start = file.read(0..file.length().min(PNG_SIGNATURE.len())).with_context(cannot)?;
         if *start == *PNG_SIGNATURE {
-            let bytes = files::read(&args.path)?;
+            let bytes = read(&args.path)?;
             let found = Provenance::from_png(&bytes).with_context(cannot)?;
             let Some(found) = found else {
                 bail!("{}: this picture does not tell how it was made", args.path.display());

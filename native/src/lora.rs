@@ -1,16 +1,11 @@
-//! LoRAs as they lie on disk.
+//! LoRAs as arguments.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 
-use anyhow::{Result, bail};
-use wuerstchen::{Lora, LoraFile, ModelFiles};
-
-use crate::files;
-use crate::pytorch::read_pytorch_tensors;
-use crate::shards::is_pytorch;
-use crate::text::read_text;
+use anyhow::Result;
+use wuerstchen::fs::open_lora;
+use wuerstchen::{Lora, ModelFiles};
 
 /// A file and how strong it is: `FILE[:WEIGHT]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,23 +29,13 @@ impl FromStr for LoraArg {
     }
 }
 
-/// The names that peft and diffusers give to files in a folder of their own.
-const FILES: [&str; 4] = [
-    "adapter_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "adapter_model.bin",
-    "pytorch_lora_weights.bin",
-];
-
-/// What peft writes beside them.
-const CONFIG: &str = "adapter_config.json";
-
 /// Changes Stage C of a model and its text encoder; says what every file does, and what of it is left
 /// out.
 pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()> {
     let mut loras = Vec::new();
     for argument in arguments {
-        let lora = read(argument, model)?;
+        let file = open_lora(&argument.path)?;
+        let lora = Lora::read(&file, model, argument.weight)?;
         eprintln!("{}: {}, weight {}", argument.path.display(), lora.summary(), argument.weight);
         for line in lora.left_out() {
             eprintln!("{}: {line}", argument.path.display());
@@ -58,43 +43,6 @@ pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()>
         loras.push(lora);
     }
     Ok(model.add_loras(loras)?)
-}
-
-fn read(argument: &LoraArg, model: &ModelFiles) -> Result<Lora> {
-    let path = match argument.path.is_dir() {
-        true => file_in(&argument.path)?,
-        false => argument.path.clone(),
-    };
-    let file = match is_pytorch(&path)? {
-        true => LoraFile::from(read_pytorch_tensors(&path)?),
-        false => LoraFile::parse(&path.display().to_string(), Arc::new(files::read(&path)?))?,
-    };
-    let config = config_of(&path).map(|path| read_text(&path)).transpose()?;
-    Ok(Lora::read(&file.with_adapter_config(config), model, argument.weight)?)
-}
-
-/// The LoRA in a folder: a file of a known name, or else the only one of weights.
-fn file_in(folder: &Path) -> Result<PathBuf> {
-    let mut known = FILES.iter().map(|file| folder.join(file));
-    if let Some(known) = known.find(|file| file.is_file()) {
-        return Ok(known);
-    }
-    let found = files::with_extension(folder, "safetensors")?;
-    match &found[..] {
-        [only] => Ok(only.clone()),
-        _ => {
-            let (folder, count, expected) = (folder.display(), found.len(), FILES.join(", "));
-            bail!("{folder}: expected one safetensors file or {expected}, found {count} files")
-        }
-    }
-}
-
-/// The config beside a file, unless that is of another file there.
-fn config_of(path: &Path) -> Option<PathBuf> {
-    let is_named = |path: &Path| FILES.iter().any(|name| path.ends_with(name));
-    let is_of_another =
-        !is_named(path) && FILES.iter().any(|name| path.with_file_name(name).is_file());
-    Some(path.with_file_name(CONFIG)).filter(|config| !is_of_another && config.is_file())
 }
 
 #[cfg(test)]

@@ -7,10 +7,7 @@ mod eval;
 mod export;
 mod files;
 mod folder;
-mod found;
 mod generate;
-mod hidden;
-mod hub;
 mod import;
 mod inspect;
 mod lora;
@@ -19,11 +16,9 @@ mod model;
 mod output;
 mod pictures;
 mod progress;
-mod pytorch;
 mod reconstruct;
 mod serve;
-mod shards;
-mod text;
+mod terminal;
 mod train;
 mod verify;
 
@@ -87,7 +82,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
-            eprintln!("{}", text::visible_lines(&format!("error: {error:#}")));
+            eprintln!("{}", terminal::visible_lines(&format!("error: {error:#}")));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::fs::open;
 use wuerstchen::{
     Checkpoint, DecoderConfig, ModelFiles, Part, PartConfig, PriorConfig, VqganConfig, WeightDtype,
 };
@@ -43,7 +44,7 @@ enum Stage {
 pub(crate) fn run(args: &StageArgs, found: &Found, runs: usize) -> Result<bool> {
     let (Some(stage), Some(inputs)) = (args.stage, &args.inputs) else { return Ok(false) };
     let device = &found.device;
-    let inputs = Checkpoint::parse("inputs", files::open(inputs)?)?;
+    let inputs = Checkpoint::parse("inputs", open(inputs)?)?;
     let started = Instant::now();
     let name = match stage {
         Stage::Prior => "prior",

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf, is_separator};
 
 use anyhow::{Result, anyhow, bail};
 use same_file::is_same_file;
+use wuerstchen::fs::has_extension;
 
-use crate::files::has_extension;
 use crate::{files, usage};
 
 /// A file that will be written.

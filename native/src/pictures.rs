@@ -9,10 +9,10 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use wuerstchen::fs::read;
 use wuerstchen::{Image, Mask};
 
 use self::jpeg::Jpeg;
-use crate::files;
 
 /// Ends of names of pictures, in lower case.
 pub(crate) const ENDINGS: [&str; 10] =
@@ -77,7 +77,7 @@ pub(crate) fn with_picture<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> R
 }
 
 fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
-    let bytes = files::read(path)?;
+    let bytes = read(path)?;
     if bytes.is_empty() {
         bail!("expected {TYPES}, found an empty file");
     }

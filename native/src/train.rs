@@ -1,6 +1,7 @@
 //! `wuerstchen train`: what is trained, as the arguments, the config and what the run has kept say.
 
 mod run;
+mod source;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,24 +12,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
+use wuerstchen::fs::{RUN_CONFIG, RUN_MODEL, read_text};
 use wuerstchen::{ModelFiles, Part, PipelineFolder, Tokenizer, TokenizerFiles};
-use wuerstchen_train::config::{ModelConfig, Scenes, StageConfig, TrainConfig};
-use wuerstchen_train::corpus::{Emoji, Samples, Shapes};
-use wuerstchen_train::emoji::{self, Art};
+use wuerstchen_train::config::{ModelConfig, StageConfig, TrainConfig};
+use wuerstchen_train::emoji;
 use wuerstchen_train::recipe::{Recipe, Weights};
-use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 
 pub(crate) use self::run::Diverged;
 use self::run::Run;
-use crate::art::read_art;
+use self::source::{Source, StageName};
 use crate::devices::{Choice, choose};
 use crate::files::{read_model, write};
 use crate::folder::Folder;
-use crate::text::read_text;
 use crate::usage;
 
 /// Arguments of `wuerstchen train`.
@@ -62,52 +61,6 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, default_value = "auto")]
     device: Choice,
 }
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum StageName {
-    A,
-    B,
-    C,
-    All,
-}
-
-/// Where pictures and captions come from.
-enum Source {
-    /// The built-in scenes of shapes.
-    Shapes,
-    /// Scenes of emoji.
-    Emoji(Arc<Art>),
-    /// A folder of captioned pictures.
-    Folder(Arc<Folder>),
-}
-
-impl Source {
-    fn open(config: &TrainConfig) -> Result<Self> {
-        let corpus = &config.corpus;
-        Ok(match (&corpus.folder, corpus.scenes) {
-            (Some(folder), _) => Self::Folder(Arc::new(Folder::open(folder, config.seed)?)),
-            (None, Scenes::Emoji) => Self::Emoji(Arc::new(read_art(corpus.art.as_deref())?)),
-            (None, Scenes::Shapes) => Self::Shapes,
-        })
-    }
-
-    /// What a stage learns from.
-    fn samples(&self, stage: StageName, seed: u64, lesson: Lesson) -> Arc<dyn Samples> {
-        match self {
-            Self::Shapes => Arc::new(Shapes { seed, lesson }),
-            Self::Emoji(art) => {
-                Arc::new(Emoji { seed, art: art.clone(), for_stage_a: stage == StageName::A })
-            }
-            Self::Folder(folder) => folder.clone(),
-        }
-    }
-}
-
-/// A run's config in its folder, as it was resolved.
-pub(crate) const CONFIG: &str = "config.toml";
-
-/// The folder of a run's model in that of the run.
-pub(crate) const MODEL: &str = "model";
 
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
@@ -144,7 +97,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     }
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     // Captions that come later must not change the numbers of the tokens.
-    let own = output.join(MODEL).join(PipelineFolder::PRIOR.tokenizer());
+    let own = output.join(RUN_MODEL).join(PipelineFolder::PRIOR.tokenizer());
     fs::create_dir_all(&own).with_context(|| format!("cannot create {}", own.display()))?;
     for (file, text) in recipe.tokenizer.named() {
         write(&own.join(file), text.as_bytes())?;
@@ -233,7 +186,7 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
 
 /// The config of the run that a folder holds, if there is one.
 fn stored_config(output: &Path) -> Result<Option<TrainConfig>> {
-    let path = output.join(CONFIG);
+    let path = output.join(RUN_CONFIG);
     path.is_file().then(|| read_config(&path, &[])).transpose()
 }
 
@@ -304,7 +257,7 @@ fn tokenizer(
     let mut own = ModelFiles::default();
     for file in TokenizerFiles::NAMES {
         let file = format!("{}/{file}", PipelineFolder::PRIOR.tokenizer());
-        let path = output.join(MODEL).join(&file);
+        let path = output.join(RUN_MODEL).join(&file);
         if path.is_file() {
             own.texts.insert(file, read_text(&path)?);
         }

@@ -25,10 +25,8 @@ fn corpus(recipe: &Recipe) -> Corpus {
 
 fn steps<S: Stage>(mut trainer: Trainer<S>, count: usize) -> Trainer<S> {
     for _ in 0..count {
-        let (next, metrics) = trainer.step();
-        let metrics = metrics.unwrap();
+        let metrics = trainer.step().unwrap();
         assert!(metrics.finite, "{metrics:?}");
-        trainer = next;
     }
     trainer
 }
@@ -141,7 +139,7 @@ fn a_state_of_another_seed_is_refused() {
         Trainer::new(stage, model, config.a.clone(), seed, device.clone())
     };
     let error = trainer(2).restore("state", trainer(1).save()).err().unwrap().to_string();
-    assert_eq!(error, "state: not a safetensors file: it is of seed 1, the config says 2");
+    assert_eq!(error, "state: a training state of seed 1, the config says 2");
 }
 
 /// The built-in scenes, of which one cannot be read.
@@ -175,10 +173,9 @@ fn a_picture_that_cannot_be_read_costs_no_update() {
     let corpus = recipe.corpus(Arc::new(torn)).unwrap();
     let stage = StageA { corpus, config: config.clone(), device: device.clone() };
     let model = recipe.config.model.vqgan.init(&device);
-    let trainer = steps(Trainer::new(stage, model, config, 1, device), 2);
+    let mut trainer = steps(Trainer::new(stage, model, config, 1, device), 2);
     let saved = trainer.save();
-    let (trainer, metrics) = trainer.step();
-    assert_eq!(metrics.unwrap_err().to_string(), "cannot read the picture torn.png: torn");
+    assert_eq!(trainer.step().unwrap_err().to_string(), "cannot read the picture torn.png: torn");
     assert_eq!(trainer.steps_done(), 2);
     assert!(trainer.save() == saved);
 }

@@ -15,4 +15,4 @@ pub mod trainer;
 
 pub use config::TrainConfig;
 pub use recipe::Recipe;
-pub use trainer::{Metrics, Trainer};
+pub use trainer::{Metrics, RestoreError, Trainer};

@@ -22,7 +22,8 @@ use crate::stages::Stage;
 pub struct Trainer<S: Stage> {
     /// What is learnt.
     pub stage: S,
-    model: S::Model,
+    /// `None` only while the optimizer has it, which changes it in place.
+    model: Option<S::Model>,
     optimizer: Optimizer,
     config: StageConfig,
     seed: u64,
@@ -54,13 +55,50 @@ struct Header {
 }
 
 const FORMAT: u32 = 1;
+/// Why a trainer has a model.
+const PRESENT: &str = "the optimizer has given the model back";
+
 const HEADER_KEY: &str = "wuerstchen-training";
+
+/// Why training cannot go on from a state.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The file is no training state.
+    #[error("{name}: no training state: {reason}")]
+    NoState {
+        /// Which file.
+        name: String,
+        /// What it is, or what is wrong with it.
+        reason: String,
+    },
+    /// The state is of another version of this program.
+    #[error("{name}: a training state of format {found}, this program reads {FORMAT}")]
+    Format {
+        /// Which file.
+        name: String,
+        /// Its format.
+        found: u32,
+    },
+    /// The state is of a run with another seed.
+    #[error("{name}: a training state of seed {found}, the config says {expected}")]
+    Seed {
+        /// Which file.
+        name: String,
+        /// Its seed.
+        found: u64,
+        /// The run's.
+        expected: u64,
+    },
+    /// The tensors do not fit the model.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
 
 impl<S: Stage> Trainer<S> {
     /// Starts training `model`, which lives on a device with autodiff.
     pub fn new(stage: S, model: S::Model, config: StageConfig, seed: u64, device: Device) -> Self {
         let optimizer = Optimizer::new(config.optimizer.clone(), &model);
-        Self { stage, model, optimizer, config, seed, step: 0, device }
+        Self { stage, model: Some(model), optimizer, config, seed, step: 0, device }
     }
 
     /// Updates done.
@@ -73,26 +111,27 @@ impl<S: Stage> Trainer<S> {
         self.step >= self.config.steps
     }
 
-    /// Does one update; or none, where a sample cannot be read.
-    pub fn step(mut self) -> (Self, Result<Metrics, CorpusError>) {
+    /// Does one update.
+    ///
+    /// # Errors
+    ///
+    /// A sample cannot be read.
+    pub fn step(&mut self) -> Result<Metrics, CorpusError> {
         // Only dropout draws from the device's own generator.
         self.device.seed(self.seed ^ self.step);
-        let (gradients, loss) = match self.gradients() {
-            Ok(found) => found,
-            Err(error) => return (self, Err(error)),
-        };
+        let (gradients, loss) = self.gradients()?;
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
-        let (model, report) = self.optimizer.step(self.model, gradients, self.step, learning_rate);
-        self.model = model;
+        let model = self.model.take().expect(PRESENT);
+        let (model, report) = self.optimizer.step(model, gradients, self.step, learning_rate);
+        self.model = Some(model);
         self.step += 1;
-        let metrics = Metrics {
+        Ok(Metrics {
             step: self.step,
             loss,
             grad_norm: report.grad_norm,
             learning_rate,
             finite: report.finite && loss.is_finite(),
-        };
-        (self, Ok(metrics))
+        })
     }
 
     /// The gradients and the loss of this step's batch, each shard of it on its own thread.
@@ -103,8 +142,8 @@ impl<S: Stage> Trainer<S> {
             let number = self.step * shards + shard;
             // Its own graph: burn's autodiff would wait for the other shards' otherwise.
             let model = match shards {
-                1 => self.model.clone(),
-                _ => self.model.clone().fork(&self.device),
+                1 => self.model().clone(),
+                _ => self.model().clone().fork(&self.device),
             };
             let mut rng = Philox::new(self.seed, number);
             let loss = self.stage.loss(&model, &mut rng, number * size..(number + 1) * size)?;
@@ -139,12 +178,12 @@ impl<S: Stage> Trainer<S> {
 
     /// The model with the moving average of the weights, without autodiff.
     pub fn averaged(&self) -> S::Model {
-        with_values(&self.model, &self.optimizer.ema)
+        with_values(self.model(), &self.optimizer.ema)
     }
 
     /// The model being trained.
     pub fn model(&self) -> &S::Model {
-        &self.model
+        self.model.as_ref().expect(PRESENT)
     }
 
     /// Everything that is needed to go on, as a safetensors file.
@@ -152,9 +191,9 @@ impl<S: Stage> Trainer<S> {
         let part = |name: &str, module: &S::Model| {
             Checkpoint::from_tensors(name, tensors(module, KeyTable::FIELDS))
         };
-        let of = |values| with_values(&self.model, values);
+        let of = |values| with_values(self.model(), values);
         let parts = [
-            ("weights", part("weights", &self.model)),
+            ("weights", part("weights", self.model())),
             ("ema", part("ema", &self.averaged())),
             ("first", part("first", &of(&self.optimizer.first))),
             ("second", part("second", &of(&self.optimizer.second))),
@@ -171,36 +210,37 @@ impl<S: Stage> Trainer<S> {
     /// # Errors
     ///
     /// The file is no training state, of another seed, or its tensors do not fit the model.
-    pub fn restore(mut self, name: &str, bytes: Vec<u8>) -> Result<Self, LoadError> {
-        let format = |reason: String| LoadError::Format { part: name.to_owned(), reason };
-        let header = read_header(&bytes).map_err(format)?;
+    pub fn restore(mut self, name: &str, bytes: Vec<u8>) -> Result<Self, RestoreError> {
+        let header = read_header(name, &bytes)?;
         if header.seed != self.seed {
-            let reason = format!("it is of seed {}, the config says {}", header.seed, self.seed);
-            return Err(format(reason));
+            let (name, found, expected) = (name.to_owned(), header.seed, self.seed);
+            return Err(RestoreError::Seed { name, found, expected });
         }
         let all = Checkpoint::parse(name, Arc::new(bytes))?;
         let part = |part: &str| all.under(&format!("{part}/"));
-        let template = self.model.clone();
+        let template = self.model().clone();
         let read = |name: &str| {
             load(template.valid(), &part(name), KeyTable::FIELDS).map(|module| values(&module))
         };
         self.optimizer.ema = read("ema")?;
         self.optimizer.first = read("first")?;
         self.optimizer.second = read("second")?;
-        self.model = load(self.model, &part("weights"), KeyTable::FIELDS)?;
+        self.model = Some(load(template, &part("weights"), KeyTable::FIELDS)?);
         self.step = header.step;
         Ok(self)
     }
 }
 
-fn read_header(bytes: &[u8]) -> Result<Header, String> {
-    let (_, metadata) =
-        safetensors::SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
+fn read_header(name: &str, bytes: &[u8]) -> Result<Header, RestoreError> {
+    let fail = |reason: String| RestoreError::NoState { name: name.to_owned(), reason };
+    let metadata = safetensors::SafeTensors::read_metadata(bytes);
+    let (_, metadata) = metadata.map_err(|error| fail(error.to_string()))?;
     let header = metadata.metadata().as_ref().and_then(|map| map.get(HEADER_KEY));
-    let header = header.ok_or("it holds no training state")?;
-    let header: Header = serde_json::from_str(header).map_err(|e| e.to_string())?;
-    match header.format {
-        FORMAT => Ok(header),
-        other => Err(format!("it is of format {other}, this program reads {FORMAT}")),
+    let header = header.ok_or_else(|| fail("a safetensors file of other tensors".to_owned()))?;
+    let header: Header = serde_json::from_str(header).map_err(|error| fail(error.to_string()))?;
+    if header.format != FORMAT {
+        let (name, found) = (name.to_owned(), header.format);
+        return Err(RestoreError::Format { name, found });
     }
+    Ok(header)
 }

@@ -297,24 +297,36 @@ impl CascadeConfig {
     /// The blocks of one level; the first takes `skip` channels of the way down.
     fn level(&self, level: usize, layers: usize, skip: usize, device: &Device) -> Vec<Block> {
         let channels = self.block_out_channels[level];
-        let gain = (1.0 / self.down_num_layers_per_block.iter().sum::<usize>() as f64).sqrt();
+        let output_gain =
+            (1.0 / self.down_num_layers_per_block.iter().sum::<usize>() as f64).sqrt();
         let types = &self.block_types_per_layer[level];
         let block = |(i, kind): (usize, &BlockType)| match kind {
             BlockType::Res => {
-                let (skip, dropout) = (if i == 0 { skip } else { 0 }, self.dropout.at(level));
-                let config = ResBlockConfig::new(channels, skip, self.kernel_size, dropout, gain);
+                let config = ResBlockConfig {
+                    channels,
+                    skip_channels: if i == 0 { skip } else { 0 },
+                    kernel_size: self.kernel_size,
+                    dropout: self.dropout.at(level),
+                    output_gain,
+                };
                 Block::Res(config.init(device))
             }
             BlockType::Timestep => {
-                let config = TimestepBlockConfig::new(channels, self.timestep_ratio_embedding_dim);
-                let conditions = self.timestep_conditioning_type.len();
-                Block::Timestep(config.with_conditions(conditions).init(device))
+                let config = TimestepBlockConfig {
+                    channels,
+                    time_embedding: self.timestep_ratio_embedding_dim,
+                    conditions: self.timestep_conditioning_type.len(),
+                };
+                Block::Timestep(config.init(device))
             }
             BlockType::Attention => {
                 let heads = self.num_attention_heads[level];
-                let heads = usize::try_from(heads).expect("checked by `validate`");
-                let config = AttentionBlockConfig::new(channels, self.conditioning_dim, heads);
-                let config = config.with_self_attention(self.self_attn.at(level));
+                let config = AttentionBlockConfig {
+                    channels,
+                    condition_channels: self.conditioning_dim,
+                    heads: usize::try_from(heads).expect("checked by `validate`"),
+                    self_attention: self.self_attn.at(level),
+                };
                 Block::Attention(config.init(device))
             }
         };

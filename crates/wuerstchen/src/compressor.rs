@@ -162,8 +162,7 @@ impl PartConfig for CompressorConfig {
         }
         backbone.push(Stage::Conv(conv([self.head, input, 1, 1], 1)));
         let shape = [self.c_latent, self.head, 1, 1];
-        let mut projection = ConvNorm::init(shape, 1, self.mapper_bn_eps, device);
-        projection.activation = false;
+        let projection = ConvNorm::init(shape, 1, self.mapper_bn_eps, device).without_activation();
         Compressor { backbone, projection }
     }
 
@@ -210,19 +209,14 @@ impl StageConfig {
         device: &Device,
     ) -> InvertedBlock {
         let (inner, output) = (input * self.expand, self.channels);
-        let project = || {
-            let mut project = conv([output, inner, 1, 1], 1);
-            project.activation = false;
-            Layer::Conv(project)
-        };
+        let project = || Layer::Conv(conv([output, inner, 1, 1], 1).without_activation());
         let block = match self.block {
             BlockKind::Fused if self.expand == 1 => {
                 vec![Layer::Conv(conv([output, input, 3, 3], stride))]
             }
             BlockKind::Fused => vec![Layer::Conv(conv([inner, input, 3, 3], stride)), project()],
             BlockKind::Inverted => {
-                let mut depthwise = conv([inner, 1, 3, 3], stride);
-                depthwise.depthwise = true;
+                let depthwise = ConvNorm { depthwise: true, ..conv([inner, 1, 3, 3], stride) };
                 let squeezed = (input / 4).max(1);
                 let squeeze = SqueezeExcitation {
                     fc1: linear_layer(inner, squeezed, 1.0, device),
@@ -300,6 +294,10 @@ impl ConvNorm {
             depthwise: false,
             activation: true,
         }
+    }
+
+    fn without_activation(self) -> Self {
+        Self { activation: false, ..self }
     }
 
     fn forward(&self, x: Tensor<4>, statistics: Statistics) -> Tensor<4> {

@@ -268,16 +268,27 @@ impl DecoderConfig {
         let letters = self.level_config[level].letters().repeat(self.blocks[level]);
         let block = |(i, letter): (usize, char)| match letter {
             'C' => {
-                let skip = condition + if i == 0 { skip } else { 0 };
-                let dropout = self.dropout.at(level);
-                let config =
-                    ResBlockConfig::new(channels, skip, self.kernel_size, dropout, output_gain);
+                let config = ResBlockConfig {
+                    channels,
+                    skip_channels: condition + if i == 0 { skip } else { 0 },
+                    kernel_size: self.kernel_size,
+                    dropout: self.dropout.at(level),
+                    output_gain,
+                };
                 Block::Res(config.init(device))
             }
-            'T' => Block::Timestep(TimestepBlockConfig::new(channels, self.c_r).init(device)),
+            'T' => {
+                let time_embedding = self.c_r;
+                let config = TimestepBlockConfig { channels, time_embedding, conditions: 0 };
+                Block::Timestep(config.init(device))
+            }
             _ => {
-                let heads = usize::try_from(self.nhead[level]).expect("checked by `validate`");
-                let config = AttentionBlockConfig::new(channels, self.c_cond, heads);
+                let config = AttentionBlockConfig {
+                    channels,
+                    condition_channels: self.c_cond,
+                    heads: usize::try_from(self.nhead[level]).expect("checked by `validate`"),
+                    self_attention: true,
+                };
                 Block::Attention(config.init(device))
             }
         };

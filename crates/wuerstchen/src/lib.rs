@@ -10,23 +10,23 @@
 //! defines it. Stage C, a diffusion model too, makes that embedding from a prompt. Training goes
 //! the other way: A, then B with the compressor, then C.
 //!
-//! ```no_run
-//! use std::ops::ControlFlow;
-//! use std::sync::Arc;
-//! use wuerstchen::{GenerateOptions, ModelFiles, Pipeline, Residency};
+//! With the feature `fs` (`examples/generate.rs` is this program):
 //!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let bytes = std::fs::read("model.safetensors")?;
-//! let files = ModelFiles::from_bundle("model.safetensors", Arc::new(bytes))?;
-//! let pipeline = Pipeline::load(&files, &burn::tensor::Device::flex(), Residency::Auto)?;
+//! ```no_run
+//! # #[cfg(feature = "fs")]
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use wuerstchen::{Device, GenerateOptions, Pipeline};
+//!
+//! let pipeline = Pipeline::open("model.safetensors", &Device::flex())?;
 //! let options = GenerateOptions { seed: 7, ..Default::default() };
-//! let made = pipeline
-//!     .generate("a red circle on white", &options, &mut async |_| ControlFlow::Continue(()))
-//!     .await?;
-//! println!("{} x {} pixels", made.images[0].width, made.images[0].height);
+//! let made = pipeline.generate_blocking("a red circle on white", &options)?;
+//! std::fs::write("circle.png", made.images[0].to_png()?)?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Without it the crate does no I/O: [`ModelFiles::from_bundle`] takes bytes, [`Pipeline::load`] a model,
+//! and [`Pipeline::generate`] reports every step to a callback.
 
 pub mod batch_norm;
 pub mod blocks;
@@ -39,6 +39,8 @@ pub mod config;
 pub mod decoder;
 mod error;
 pub mod family;
+#[cfg(feature = "fs")]
+pub mod fs;
 pub mod guidance;
 pub mod headroom;
 pub mod image;
@@ -69,6 +71,7 @@ pub mod weights;
 
 pub use batch_norm::Statistics;
 pub use bundle::ModelFiles;
+pub use burn::tensor::Device;
 pub use card::{CARD, ModelCard};
 pub use checkpoint::{Checkpoint, FileType, ReadBytes, WeightDtype};
 pub use compressor::{Compressor, CompressorConfig};

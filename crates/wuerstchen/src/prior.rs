@@ -75,9 +75,21 @@ impl PartConfig for PriorConfig {
 
     fn init(&self, device: &Device) -> Prior {
         let output_gain = (1.0 / self.depth as f64).sqrt();
-        let res = ResBlockConfig::new(self.c, 0, KERNEL_SIZE, self.dropout, output_gain);
-        let timestep = TimestepBlockConfig::new(self.c, self.c_r);
-        let attention = AttentionBlockConfig::new(self.c, self.c, self.nhead);
+        let res = ResBlockConfig {
+            channels: self.c,
+            skip_channels: 0,
+            kernel_size: KERNEL_SIZE,
+            dropout: self.dropout,
+            output_gain,
+        };
+        let timestep =
+            TimestepBlockConfig { channels: self.c, time_embedding: self.c_r, conditions: 0 };
+        let attention = AttentionBlockConfig {
+            channels: self.c,
+            condition_channels: self.c,
+            heads: self.nhead,
+            self_attention: true,
+        };
         let group = |_| {
             [
                 Block::Res(res.init(device)),

@@ -133,8 +133,7 @@ impl PartConfig for VqganConfig {
             }
             down_blocks.push(VqganBlock::Mixing(MixingBlock::init(width, device)));
         }
-        let mut map = linear_layer(self.embed_dim, latents, 1.0, device);
-        map.bias = None;
+        let map = Linear { bias: None, ..linear_layer(self.embed_dim, latents, 1.0, device) };
         let norm = ChannelBatchNorm::init(latents, NORM_EPSILON, device);
         down_blocks.push(VqganBlock::ToLatents(LatentNorm { map, norm }));
 

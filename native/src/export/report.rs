@@ -9,7 +9,7 @@ use serde::Serialize;
 use wuerstchen::headroom::{LARGEST_HALF, LargestActivations};
 use wuerstchen::{Checkpoint, GenerateOptions, ModelFiles, Part, Pipeline, StoredDtype};
 
-use super::{SELF_TEST_PROMPT, generate};
+use super::picture::{SELF_TEST_PROMPT, generate};
 use crate::progress::bytes_bar;
 
 /// What the storage type costs.

@@ -4,13 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use wuerstchen::fs::read_text;
 
-use super::find::{CAPTION_ENDINGS, Found, ending};
+use super::find::{CAPTION_ENDINGS, Found, ending, refuse};
 use super::index::{Index, is_absolute, normalised};
 use super::metadata::{read_rows, trimmed};
-use super::refuse;
 use crate::pictures;
-use crate::text::read_text;
 
 /// The captions of the pictures of a folder.
 pub(super) struct Captions {

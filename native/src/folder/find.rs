@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use walkdir::WalkDir;
+use wuerstchen::fs::is_hidden;
 
-use crate::hidden::is_hidden;
 use crate::pictures;
 
 /// Files that tell the captions of all pictures beside them.
@@ -132,4 +132,24 @@ impl LeftOut {
     pub(super) fn inline(&self) -> String {
         self.lines().map(|line| format!("; {line}")).collect()
     }
+}
+
+/// Names of files in one error message.
+const NAMED: usize = 20;
+
+/// Fails if there are pictures `what`: names them.
+pub(super) fn refuse(files: &[PathBuf], what: &str) -> Result<()> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let mut names: Vec<_> =
+        files.iter().take(NAMED).map(|file| file.display().to_string()).collect();
+    if files.len() > NAMED {
+        names.push(format!("and {} more", files.len() - NAMED));
+    }
+    let pictures = match files.len() {
+        1 => "a picture".to_owned(),
+        count => format!("{count} pictures"),
+    };
+    bail!("{pictures} {what}:\n  {}", names.join("\n  "))
 }

@@ -7,9 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-
-use crate::files::has_extension;
-use crate::text::read_text;
+use wuerstchen::fs::{has_extension, read_text};
 
 /// What a line says of a picture.
 #[derive(Debug, PartialEq)]

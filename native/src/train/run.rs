@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor};
 use futures_lite::future::block_on;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use wuerstchen::fs::{RUN_CONFIG, RUN_MODEL};
 use wuerstchen::{
     Checkpoint, Family, GenerateOptions, Image, ModelFiles, Part, PartConfig, Pipeline, Residency,
     Statistics, WeightDtype,
@@ -26,7 +27,7 @@ use wuerstchen_train::stages::{
 };
 use wuerstchen_train::{Metrics, Trainer};
 
-use super::{CONFIG, MODEL, Source, StageName};
+use super::source::{Source, StageName};
 use crate::files::{write, write_png_grid};
 
 /// Pictures whose image embeddings tell how far all spread.
@@ -296,7 +297,7 @@ impl Run {
     pub(super) fn write_config(&self) -> Result<()> {
         let config = toml::to_string_pretty(&self.recipe.config);
         let config = config.context("cannot write the config as TOML")?;
-        write(&self.output.join(CONFIG), config.as_bytes())
+        write(&self.output.join(RUN_CONFIG), config.as_bytes())
     }
 
     /// Trains until the stage, the time or the user's patience ends; tells whether the stage did.
@@ -319,7 +320,7 @@ impl Run {
             Some(path) => restore(trainer, Path::new(path))?,
             None => {
                 if state.exists() {
-                    let (state, model) = (state.display(), self.output.join(MODEL));
+                    let (state, model) = (state.display(), self.output.join(RUN_MODEL));
                     eprintln!(
                         "stage {name} starts anew, as there is no --resume: it overwrites {state} \
                          and its weights in {}",
@@ -344,9 +345,7 @@ impl Run {
         // Steps in a row that changed nothing, as their gradients were not finite.
         let mut skipped = 0;
         while !trainer.is_done() {
-            let (next, metrics) = trainer.step();
-            trainer = next;
-            let metrics = match metrics {
+            let metrics = match trainer.step() {
                 Ok(metrics) => metrics,
                 Err(error) => {
                     bar.abandon();
@@ -401,7 +400,7 @@ impl Run {
     }
 
     fn weights_path(&self, part: Part) -> PathBuf {
-        self.output.join(MODEL).join(part.weights_path())
+        self.output.join(RUN_MODEL).join(part.weights_path())
     }
 
     fn write_weights(&self, weights: Weights) -> Result<()> {
@@ -431,7 +430,7 @@ impl Run {
     /// Writes the configs beside the weights, and the whole model as one file.
     pub(super) fn write_model(&self) -> Result<()> {
         let files = self.recipe.model_files(self.read_weights()?, &self.device);
-        let folder = self.output.join(MODEL);
+        let folder = self.output.join(RUN_MODEL);
         for (path, text) in &files.texts {
             let path = folder.join(path);
             fs::create_dir_all(path.parent().expect("it has a folder"))?;

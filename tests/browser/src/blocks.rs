@@ -84,12 +84,20 @@ impl Group {
     /// The output for random features, and how many tensors are packed.
     fn run(&self, random: &mut Philox, device: &Device) -> Result<(Tensor<4>, usize), LoadError> {
         let Self { side, channels, image, text, heads, .. } = *self;
-        let res = ResBlockConfig::new(channels, image, 3, 0.0, 1.0).init(device);
-        let time = TimestepBlockConfig::new(channels, TIME_CHANNELS).init(device);
-        let mut blocks = vec![Block::Res(res), Block::Timestep(time)];
+        let res = ResBlockConfig {
+            channels,
+            skip_channels: image,
+            kernel_size: 3,
+            dropout: 0.0,
+            output_gain: 1.0,
+        };
+        let time = TimestepBlockConfig { channels, time_embedding: TIME_CHANNELS, conditions: 0 };
+        let mut blocks = vec![Block::Res(res.init(device)), Block::Timestep(time.init(device))];
         if text > 0 {
-            let attention = AttentionBlockConfig::new(channels, text, heads).init(device);
-            blocks.push(Block::Attention(attention));
+            let (condition_channels, self_attention) = (text, true);
+            let attention =
+                AttentionBlockConfig { channels, condition_channels, heads, self_attention };
+            blocks.push(Block::Attention(attention.init(device)));
         }
         let mapper = |channels| LinearConfig::new(EMBEDDING_CHANNELS, channels).init(device);
         let layers = Layers { blocks, effnet_mappers: (image > 0).then(|| mapper(image)) };

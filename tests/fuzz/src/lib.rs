@@ -1,13 +1,11 @@
 //! Readers of files that strangers made: whatever the bytes, they return, and hold no more memory
 //! than the bytes say there is.
 
-#[path = "../../../native/src/pytorch.rs"]
-mod pytorch;
-
 use std::path::Path;
 use std::sync::Arc;
 
 use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::fs::{read_pytorch, read_pytorch_tensors};
 use wuerstchen::manifest::{Shard, Unpacking};
 use wuerstchen::{
     Checkpoint, LoadError, Manifest, ModelFiles, Part, ReadBytes, StoredDtype, Tokenizer,
@@ -39,10 +37,10 @@ pub fn safetensors(bytes: &[u8]) {
 /// Panics if `scratch` cannot be written.
 pub fn pytorch(bytes: &[u8], scratch: &Path) {
     std::fs::write(scratch, bytes).expect("the scratch file is ours");
-    for weights in pytorch::read_pytorch(scratch).into_iter().flatten() {
+    for weights in read_pytorch(scratch).into_iter().flatten() {
         read_all(&weights.from_original());
     }
-    if let Ok(tensors) = pytorch::read_pytorch_tensors(scratch) {
+    if let Ok(tensors) = read_pytorch_tensors(scratch) {
         read_all(&tensors);
     }
 }

@@ -10,7 +10,7 @@ use wuerstchen_kernels::{
 use super::linear::{affine, affine_of_mapped, linear_layer, zeros};
 
 /// Configuration of a [`ResBlock`].
-#[derive(Config, Debug)]
+#[derive(Clone, Debug)]
 pub struct ResBlockConfig {
     /// Number of feature channels `C`.
     pub channels: usize,
@@ -151,10 +151,16 @@ mod tests {
     use super::*;
     use burn::tensor::Distribution;
 
+    fn block(channels: usize, skip_channels: usize, output_gain: f64) -> ResBlock {
+        let config =
+            ResBlockConfig { channels, skip_channels, kernel_size: 3, dropout: 0.0, output_gain };
+        config.init(&Device::flex())
+    }
+
     #[test]
     fn zero_output_gain_is_the_identity() {
         let device = Device::flex();
-        let block = ResBlockConfig::new(3, 2, 3, 0.0, 0.0).init(&device);
+        let block = block(3, 2, 0.0);
         let x = Tensor::<4>::random([1, 4, 5, 3], Distribution::Default, &device);
         let skip = Tensor::ones([1, 4, 5, 2], &device);
         let y = block.forward(x.clone(), Some(skip), None);
@@ -166,7 +172,7 @@ mod tests {
     fn mapped_image_is_a_skip_of_what_its_mapper_gives() {
         let device = Device::flex();
         let random = |shape| Tensor::<4>::random(shape, Distribution::Default, &device);
-        let block = ResBlockConfig::new(4, 3 + 8, 3, 0.0, 1.0).init(&device);
+        let block = block(4, 3 + 8, 1.0);
         let mut mapper = linear_layer(5, 8, 1.0, &device);
         mapper.bias = Some(Param::from_tensor(Tensor::random([8], Distribution::Default, &device)));
         let [x, skip] = [4, 3].map(|channels| random([2, 3, 2, channels]));

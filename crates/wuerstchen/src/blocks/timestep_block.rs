@@ -7,14 +7,13 @@ use burn::prelude::*;
 use super::linear::{affine, linear_layer};
 
 /// Configuration of a [`TimestepBlock`].
-#[derive(Config, Debug)]
+#[derive(Clone, Debug)]
 pub struct TimestepBlockConfig {
     /// Number of feature channels `C`.
     pub channels: usize,
     /// Width `R` of the time embedding (`c_r` of the published configs).
     pub time_embedding: usize,
     /// Number of further numbers, embedded as the time is, that the block is conditioned on.
-    #[config(default = 0)]
     pub conditions: usize,
 }
 
@@ -99,7 +98,8 @@ mod tests {
     #[test]
     fn starts_as_the_identity() {
         let device = Device::flex();
-        let block = TimestepBlockConfig::new(3, 4).init(&device);
+        let config = TimestepBlockConfig { channels: 3, time_embedding: 4, conditions: 0 };
+        let block = config.init(&device);
         let x = Tensor::<4>::random([1, 2, 2, 3], burn::tensor::Distribution::Default, &device);
         let y = block.forward(x.clone(), Tensor::ones([1, 4], &device));
         y.into_data().assert_eq(&x.into_data(), true);

@@ -14,6 +14,6 @@ const FOLDERS: [&str; 7] = [
 ];
 
 /// Whether a file or folder is hidden, as `.DS_Store`, `._fox.png` and `.ipynb_checkpoints` are.
-pub(crate) fn is_hidden(name: &OsStr) -> bool {
+pub fn is_hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".") || FOLDERS.iter().any(|folder| name == *folder)
 }

@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
-
-use crate::files;
-use crate::text::read_text;
+use super::error::{Result, unfit};
+use super::files;
+use super::text::read_text;
 
 /// The folder of a repository's files where a folder is a repository in that cache, with `snapshots` and
 /// `refs` in it; else the folder itself.
-pub(crate) fn snapshot(folder: &Path) -> Result<PathBuf> {
+pub(super) fn snapshot(folder: &Path) -> Result<PathBuf> {
     let snapshots = folder.join("snapshots");
     if !snapshots.is_dir() {
         return Ok(folder.to_owned());
@@ -25,8 +24,9 @@ pub(crate) fn snapshot(folder: &Path) -> Result<PathBuf> {
     match (all.pop(), all.is_empty()) {
         (Some(only), true) => Ok(only),
         (last, _) => {
-            let (snapshots, found) = (snapshots.display(), all.len() + usize::from(last.is_some()));
-            bail!("{snapshots}: expected one snapshot, or refs/main with its name, found {found}")
+            let found = all.len() + usize::from(last.is_some());
+            let expected = "one snapshot, or refs/main with its name";
+            Err(unfit(&snapshots, format!("expected {expected}, found {found}")))
         }
     }
 }

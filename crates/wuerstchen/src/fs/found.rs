@@ -4,46 +4,59 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
-use wuerstchen::import::{part_beside, recognise};
-use wuerstchen::{
-    CARD, Checkpoint, Family, LoadError, Manifest, ModelFiles, Part, PipelineFolder, Stage,
-    TokenizerFiles, WebBundle,
-};
 
-use crate::files::{MANIFEST, file_name, open, read, subfolders};
-use crate::hub::snapshot;
-use crate::pytorch::{read_pytorch, read_pytorch_shards};
-use crate::shards::{Shards, files_of_weights, is_pytorch};
-use crate::text::read_text;
-use crate::train::{CONFIG, MODEL};
+use super::error::{OpenError, Result, cannot, unfit};
+use super::files::{file_name, open, read, subfolders};
+use super::hub::snapshot;
+use super::pytorch::{read_pytorch, read_pytorch_shards};
+use super::shards::{Shards, files_of_weights, is_pytorch};
+use super::text::read_text;
+use crate::bundle::ModelFiles;
+use crate::card::CARD;
+use crate::checkpoint::Checkpoint;
+use crate::error::LoadError;
+use crate::family::{Family, PipelineFolder};
+use crate::import::{part_beside, recognise};
+use crate::manifest::{Manifest, WebBundle};
+use crate::part::{Part, Stage};
+use crate::text::TokenizerFiles;
+
+/// The file that makes a folder a web bundle.
+pub const MANIFEST: &str = "manifest.json";
+
+/// The config in the folder of a training run.
+pub const RUN_CONFIG: &str = "config.toml";
+
+/// The folder of the model in that of a training run.
+pub const RUN_MODEL: &str = "model";
 
 /// Files of a model, from wherever its parts lie.
 #[derive(Default)]
-pub(crate) struct Found {
+pub struct Found {
     /// What has a place in a model.
-    pub(crate) files: ModelFiles,
+    files: ModelFiles,
     /// Where every part comes from.
-    pub(crate) origins: BTreeMap<Part, Origin>,
+    pub origins: BTreeMap<Part, Origin>,
     /// Weights that may be of several parts, with their configs: the other parts tell.
     ambiguous: Vec<(Checkpoint, Option<String>, Origin)>,
+    notes: Vec<String>,
 }
 
 /// Where a part comes from.
 #[derive(Clone, Serialize)]
-pub(crate) struct Origin {
+pub struct Origin {
     /// A file, or a folder of shards.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// Whose layout it has.
-    pub(crate) layout: Layout,
+    pub layout: Layout,
 }
 
 /// The layouts of weights that are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Layout {
+pub enum Layout {
     /// Hugging Face's.
     Diffusers,
     /// The authors' own.
@@ -66,8 +79,12 @@ impl Found {
     /// Adds what is in a file or folder: a model, a pipeline or a part in the diffusers layout, in one
     /// file or several; the folder of a training run; a folder of Hugging Face's cache; a file of the
     /// authors; a bundle of this program.
-    pub(crate) fn add(&mut self, path: &Path) -> Result<()> {
-        let kind = fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
+    ///
+    /// # Errors
+    ///
+    /// Names the file or folder that cannot be read or is none of these.
+    pub fn add(&mut self, path: &Path) -> Result<()> {
+        let kind = fs::metadata(path).map_err(cannot("open", path))?;
         match kind.is_file() {
             true => self.add_file(path),
             false => self.add_folder(path),
@@ -100,12 +117,12 @@ impl Found {
         let path = &snapshot(path)?;
         if path.join(MANIFEST).is_file() {
             let bundle = read_manifest(path)?;
-            tell_of_others(path, bundle.manifest())?;
+            self.notes.extend(others_beside(path, bundle.manifest())?);
             let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
             return self.merge(read_web_bundle(path, &bundle)?, &origin);
         }
-        let model = path.join(MODEL);
-        if path.join(CONFIG).is_file() && model.is_dir() {
+        let model = path.join(RUN_MODEL);
+        if path.join(RUN_CONFIG).is_file() && model.is_dir() {
             return self.add_folder(&model);
         }
         let before = self.origins.len() + self.ambiguous.len();
@@ -138,11 +155,11 @@ impl Found {
             self.add_part(path, None)?;
         }
         if self.origins.len() + self.ambiguous.len() == before {
-            bail!(
-                "{} is no model: expected folders such as {} with safetensors or PyTorch files",
-                path.display(),
+            let reason = format!(
+                "it is no model: expected folders such as {} with safetensors or PyTorch files",
                 Part::PRIOR
             );
+            return Err(unfit(path, reason));
         }
         Ok(())
     }
@@ -159,7 +176,8 @@ impl Found {
         if let Some(class) = self.files.texts.get(&index).and_then(|text| class_of(text))
             && !class.contains("Wuerstchen")
         {
-            bail!("{}: expected a pipeline of Würstchen, found a {class}", folder.display());
+            let reason = format!("expected a pipeline of Würstchen, found a {class}");
+            return Err(unfit(folder, reason));
         }
         let tokenizer = TokenizerFiles::NAMES.map(|file| format!("tokenizer/{file}"));
         for file in tokenizer.into_iter().chain(["scheduler/scheduler_config.json".to_owned()]) {
@@ -172,7 +190,7 @@ impl Found {
         Ok(())
     }
 
-    /// Adds the weights of a folder, one file or several shards, and their config; says which of its
+    /// Adds the weights of a folder, one file or several shards, and their config; notes which of its
     /// files are left out.
     fn add_part(&mut self, folder: &Path, part: Option<Part>) -> Result<()> {
         let Some(Shards { files, left_out }) = Shards::of(folder)? else { return Ok(()) };
@@ -181,7 +199,8 @@ impl Found {
                 paths.iter().map(|path| file_name(path)).collect::<Vec<_>>().join(", ")
             };
             let (taken, left_out) = (names(&files), names(&left_out));
-            eprintln!("{}: reads {taken}; left out: {left_out}", folder.display());
+            let note = format!("{}: reads {taken}; left out: {left_out}", folder.display());
+            self.notes.push(note);
         }
         let config = config_beside(&files[0])?;
         let path = if files.len() == 1 { &files[0] } else { folder };
@@ -217,17 +236,19 @@ impl Found {
         let weights = weights.from_original();
         let parts = recognise(&weights);
         if let Some((first, other)) = of_two_kinds(&parts) {
-            let path = origin.path.display();
-            bail!("{path}: expected the tensors of one part, found some of {first} and of {other}");
+            let expected = "the tensors of one part";
+            let reason = format!("expected {expected}, found some of {first} and of {other}");
+            return Err(unfit(&origin.path, reason));
         }
         // One config may lie beside the weights of several parts.
         let config = config.filter(|config| parts.iter().any(|part| describes(config, *part)));
         let part = match (&parts[..], folder) {
-            ([], _) => bail!(
-                "{}: its tensors are those of no part of Würstchen, such as {}",
-                origin.path.display(),
-                weights.names().take(3).collect::<Vec<_>>().join(", ")
-            ),
+            ([], _) => {
+                let names = weights.names().take(3).collect::<Vec<_>>().join(", ");
+                let reason =
+                    format!("its tensors are those of no part of Würstchen, such as {names}");
+                return Err(unfit(&origin.path, reason));
+            }
             ([part], _) => *part,
             (parts, Some(part)) if parts.contains(&part) => part,
             _ => {
@@ -246,8 +267,9 @@ impl Found {
         origin: Origin,
     ) -> Result<()> {
         if let Some(other) = self.origins.get(&part) {
-            let (path, other) = (origin.path.display(), other.path.display());
-            bail!("{path} and {other} both hold {part}: leave one of them out");
+            let other = other.path.display();
+            let reason = format!("it and {other} both hold {part}: leave one of them out");
+            return Err(unfit(&origin.path, reason));
         }
         if let Some(config) = config {
             self.files.texts.insert(part.config_path(), config);
@@ -273,15 +295,22 @@ impl Found {
         Ok(())
     }
 
+    /// What of the files is left out; a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The model, once all files are there.
-    pub(crate) fn finish(&mut self) -> Result<ModelFiles> {
+    ///
+    /// # Errors
+    ///
+    /// The parts do not tell which of them a text encoder belongs to.
+    pub fn finish(&mut self) -> Result<ModelFiles> {
         for (weights, config, origin) in std::mem::take(&mut self.ambiguous) {
-            let part = part_beside(&self.files, &weights).with_context(|| {
-                let path = origin.path.display();
-                format!(
-                    "{path}: cannot tell whether this text encoder is Stage C's or Stage B's; \
-                         put it into the folder of its pipeline"
-                )
+            let part = part_beside(&self.files, &weights).ok_or_else(|| {
+                let reason = "cannot tell whether this text encoder is Stage C's or Stage B's; put it \
+                              into the folder of its pipeline";
+                unfit(&origin.path, reason)
             })?;
             self.place(part, weights, config, origin)?;
         }
@@ -307,14 +336,16 @@ fn folders_of_parts() -> Vec<String> {
 }
 
 fn read_manifest(folder: &Path) -> Result<WebBundle> {
-    let in_folder = || format!("cannot read the model in {}", folder.display());
-    let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?).with_context(in_folder)?;
-    let contents = read(&folder.join(&manifest.contents.file))?;
-    manifest.with_contents(&contents).with_context(in_folder)
+    let read_all = || {
+        let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?)?;
+        let contents = read(&folder.join(&manifest.contents.file))?;
+        Ok::<_, OpenError>(manifest.with_contents(&contents)?)
+    };
+    read_all().map_err(cannot("read the model in", folder))
 }
 
-/// Says which other folders and files of weights lie beside a web bundle.
-fn tell_of_others(folder: &Path, manifest: &Manifest) -> Result<()> {
+/// Tells which other folders and files of weights lie beside a web bundle; `None` where there are none.
+fn others_beside(folder: &Path, manifest: &Manifest) -> Result<Option<String>> {
     let parts = folders_of_parts().into_iter().map(|part| folder.join(part));
     let parts = parts.filter(|part| part.is_dir());
     let files = files_of_weights(folder)?.into_iter().flatten();
@@ -322,19 +353,20 @@ fn tell_of_others(folder: &Path, manifest: &Manifest) -> Result<()> {
     let is_shard = |name: &String| manifest.shards.iter().any(|shard| shard.file == *name);
     let others = others.iter().map(|path| file_name(path)).filter(|name| !is_shard(name));
     let others = others.collect::<Vec<_>>().join(", ");
-    if !others.is_empty() {
-        eprintln!("{}: reads the web bundle of {MANIFEST}; left out: {others}", folder.display());
-    }
-    Ok(())
+    let folder = folder.display();
+    let note = format!("{folder}: reads the web bundle of {MANIFEST}; left out: {others}");
+    Ok((!others.is_empty()).then_some(note))
 }
 
 /// Opens a model that was exported for the browser, and checks the shards' hashes.
 fn read_web_bundle(folder: &Path, bundle: &WebBundle) -> Result<ModelFiles> {
-    let in_folder = || format!("cannot read the model in {}", folder.display());
-    for (index, shard) in bundle.manifest().shards.iter().enumerate() {
-        bundle.verify(index, &read(&folder.join(&shard.file))?).with_context(in_folder)?;
-    }
-    bundle.open(|file| open(&folder.join(file))).with_context(in_folder)
+    let read_all = || {
+        for (index, shard) in bundle.manifest().shards.iter().enumerate() {
+            bundle.verify(index, &read(&folder.join(&shard.file))?)?;
+        }
+        bundle.open::<OpenError>(|file| open(&folder.join(file)))
+    };
+    read_all().map_err(cannot("read the model in", folder))
 }
 
 /// The text of the `config.json` beside a file of weights.

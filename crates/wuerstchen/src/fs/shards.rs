@@ -4,31 +4,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use wuerstchen::FileType;
-
-use crate::files::{file_name, has_extension, open, with_extension};
-use crate::text::read_text;
+use super::error::{Result, cannot, unfit};
+use super::files::{file_name, has_extension, open, with_extension};
+use super::text::read_text;
+use crate::checkpoint::FileType;
 
 /// The files of a part.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Shards {
+pub(super) struct Shards {
     /// Those that hold its weights together; at least one.
-    pub(crate) files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
     /// Those that hold the weights of the part once more, and indices of files that are not there.
-    pub(crate) left_out: Vec<PathBuf>,
+    pub(super) left_out: Vec<PathBuf>,
 }
 
 /// Ends of names of PyTorch's files.
 const PYTORCH: [&str; 4] = ["pt", "pth", "ckpt", "bin"];
 
 /// Whether a file is one of PyTorch's: by its content, and by its name where that tells nothing.
-pub(crate) fn is_pytorch(path: &Path) -> Result<bool> {
+pub(super) fn is_pytorch(path: &Path) -> Result<bool> {
     let file = open(path)?;
     let start = file.read(0..file.length().min(FileType::START_BYTES));
-    let start = start.with_context(|| format!("cannot read {}", path.display()))?;
+    let start = start.map_err(cannot("read", path))?;
     Ok(match FileType::of(&start) {
         Some(found) => found == FileType::Pytorch,
         None => PYTORCH.iter().any(|known| has_extension(path, known)),
@@ -36,7 +35,7 @@ pub(crate) fn is_pytorch(path: &Path) -> Result<bool> {
 }
 
 /// The files of weights in a folder by their types, safetensors first.
-pub(crate) fn files_of_weights(folder: &Path) -> Result<Vec<Vec<PathBuf>>> {
+pub(super) fn files_of_weights(folder: &Path) -> Result<Vec<Vec<PathBuf>>> {
     ["safetensors"]
         .iter()
         .chain(&PYTORCH)
@@ -69,7 +68,7 @@ struct Set {
 impl Shards {
     /// Those of a folder; `None` where it has no weights. Taken are safetensors before PyTorch's files,
     /// f32 before half precision, and what an index names before what it does not.
-    pub(crate) fn of(folder: &Path) -> Result<Option<Self>> {
+    pub(super) fn of(folder: &Path) -> Result<Option<Self>> {
         let all = files_of_weights(folder)?;
         let Some(first) = all.iter().find(|files| !files.is_empty()) else { return Ok(None) };
         let (files, indices) = choose(folder, first)?;
@@ -96,7 +95,8 @@ fn choose(folder: &Path, files: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf
     let Some(best) = sets.iter().map(|set| set.rank).min() else { return Ok((Vec::new(), lonely)) };
     let taken: Vec<_> = sets.into_iter().filter(|set| set.rank == best).collect();
     if let Some(missing) = taken.iter().find_map(|set| set.missing.first()) {
-        bail!("{}: expected all shards of the weights, found none of {missing}", folder.display());
+        let reason = format!("expected all shards of the weights, found none of {missing}");
+        return Err(unfit(folder, reason));
     }
     Ok((taken.into_iter().flat_map(|set| set.files).collect(), lonely))
 }
@@ -110,7 +110,7 @@ fn indexed(folder: &Path, files: &[PathBuf]) -> Result<(Vec<Set>, Vec<PathBuf>)>
             continue;
         }
         let map: WeightMap = serde_json::from_str(&read_text(&path)?)
-            .with_context(|| format!("{}: expected {{\"weight_map\": …}}", path.display()))?;
+            .map_err(|error| unfit(&path, format!("expected {{\"weight_map\": …}}: {error}")))?;
         let names = map.weight_map.values().map(|name| named_beside(&path, name));
         let names = names.collect::<Result<BTreeSet<String>>>()?;
         let Some(first) = names.first().filter(|name| {
@@ -136,7 +136,7 @@ fn named_beside(index: &Path, name: &str) -> Result<String> {
     let mut parts = Path::new(name).components().filter(|part| *part != Component::CurDir);
     match (parts.next(), parts.next()) {
         (Some(Component::Normal(name)), None) => Ok(name.to_string_lossy().into_owned()),
-        _ => bail!("{}: expected names of files beside it, found {name:?}", index.display()),
+        _ => Err(unfit(index, format!("expected names of files beside it, found {name:?}"))),
     }
 }
 
@@ -173,7 +173,10 @@ mod tests {
     use super::*;
 
     /// What is taken of a folder with these files, and how many are left out.
-    fn taken(name: &str, files: &[(&str, &str)]) -> Result<(Vec<String>, usize), String> {
+    fn taken(
+        name: &str,
+        files: &[(&str, &str)],
+    ) -> std::result::Result<(Vec<String>, usize), String> {
         let folder = std::env::temp_dir().join(format!("wuerstchen-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         for (file, text) in files {
@@ -181,7 +184,7 @@ mod tests {
         }
         let found = Shards::of(&folder);
         fs::remove_dir_all(&folder).unwrap();
-        let found = found.map_err(|error| format!("{error:#}"))?.expect("weights");
+        let found = found.map_err(|error| error.to_string())?.expect("weights");
         let names = found.files.iter().map(|path| file_name(path)).collect();
         Ok((names, found.left_out.len()))
     }

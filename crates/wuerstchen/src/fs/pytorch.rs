@@ -6,21 +6,27 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
 use burn_store::pytorch_reader::{DType, PytorchReader, Tensor};
-use wuerstchen::import::recognise;
-use wuerstchen::{Checkpoint, ReadBytes, StoredDtype};
+
+use super::error::{Result, cannot, unfit};
+use crate::checkpoint::{Checkpoint, ReadBytes};
+use crate::import::recognise;
+use crate::stored::StoredDtype;
 
 /// The dictionaries of weights that the authors' files hold, the better one of two first.
 const DICTIONARIES: [&str; 4] = ["ema_state_dict", "state_dict", "effnet_state_dict", ""];
 
 /// The dictionaries of a PyTorch file whose tensors are those of a part, one of each kind.
-pub(crate) fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {
+///
+/// # Errors
+///
+/// It is no PyTorch file, or holds no weights of a part.
+pub fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {
     read_pytorch_shards(&[path.to_owned()])
 }
 
 /// The same of several files that hold one dictionary together; at least one.
-pub(crate) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> {
+pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> {
     let name = paths[0].display().to_string();
     let mut all: BTreeMap<&str, Checkpoint> = BTreeMap::new();
     for (key, tensor) in tensors(paths)? {
@@ -40,13 +46,18 @@ pub(crate) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> 
     };
     let weights: Vec<_> = weights.filter(is_new).collect();
     if weights.is_empty() {
-        bail!("{name}: expected a dictionary of the tensors of a part of Würstchen, found none");
+        let expected = "a dictionary of the tensors of a part of Würstchen";
+        return Err(unfit(&paths[0], format!("expected {expected}, found none")));
     }
     Ok(weights)
 }
 
 /// All tensors of a PyTorch file.
-pub(crate) fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
+///
+/// # Errors
+///
+/// It is no PyTorch file.
+pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     let mut all = Checkpoint::empty(&path.display().to_string());
     for (key, tensor) in tensors(&[path.to_owned()])? {
         insert(&mut all, &key, tensor)?;
@@ -57,8 +68,8 @@ pub(crate) fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
 fn tensors(paths: &[PathBuf]) -> Result<Vec<(String, Tensor)>> {
     let mut all = Vec::new();
     for path in paths {
-        let cannot = || format!("cannot read {}", path.display());
-        all.extend(PytorchReader::new(path).with_context(cannot)?.into_tensors());
+        let reader = PytorchReader::new(path).map_err(cannot("read", path))?;
+        all.extend(reader.into_tensors());
     }
     Ok(all)
 }

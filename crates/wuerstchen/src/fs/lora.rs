@@ -1,0 +1,64 @@
+//! LoRAs as they lie on disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::{Result, unfit};
+use super::files;
+use super::pytorch::read_pytorch_tensors;
+use super::shards::is_pytorch;
+use super::text::read_text;
+use crate::lora::LoraFile;
+
+/// The names that peft and diffusers give to files in a folder of their own.
+const FILES: [&str; 4] = [
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.bin",
+];
+
+/// What peft writes beside them.
+const CONFIG: &str = "adapter_config.json";
+
+/// Opens a LoRA: a file of safetensors or of PyTorch, or a folder of peft or diffusers, with the config that
+/// peft writes beside it.
+///
+/// # Errors
+///
+/// Names the file or folder that cannot be read or is no LoRA.
+pub fn open_lora(path: &Path) -> Result<LoraFile> {
+    let path = &if path.is_dir() { file_in(path)? } else { path.to_owned() };
+    let file = match is_pytorch(path)? {
+        true => LoraFile::from(read_pytorch_tensors(path)?),
+        false => LoraFile::parse(&path.display().to_string(), Arc::new(files::read(path)?))?,
+    };
+    let config = config_of(path).map(|path| read_text(&path)).transpose()?;
+    Ok(file.with_adapter_config(config))
+}
+
+/// The LoRA in a folder: a file of a known name, or else the only one of weights.
+fn file_in(folder: &Path) -> Result<PathBuf> {
+    let mut known = FILES.iter().map(|file| folder.join(file));
+    if let Some(known) = known.find(|file| file.is_file()) {
+        return Ok(known);
+    }
+    let found = files::with_extension(folder, "safetensors")?;
+    match &found[..] {
+        [only] => Ok(only.clone()),
+        _ => {
+            let (count, expected) = (found.len(), FILES.join(", "));
+            let reason =
+                format!("expected one safetensors file or {expected}, found {count} files");
+            Err(unfit(folder, reason))
+        }
+    }
+}
+
+/// The config beside a file, unless that is of another file there.
+fn config_of(path: &Path) -> Option<PathBuf> {
+    let is_named = |path: &Path| FILES.iter().any(|name| path.ends_with(name));
+    let is_of_another =
+        !is_named(path) && FILES.iter().any(|name| path.with_file_name(name).is_file());
+    Some(path.with_file_name(CONFIG)).filter(|config| !is_of_another && config.is_file())
+}

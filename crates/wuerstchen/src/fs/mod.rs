@@ -1,0 +1,22 @@
+//! Models and LoRAs as they lie on disk, in the layouts of this and other programs.
+//!
+//! Only with the feature `fs`: the rest of the crate does no I/O.
+
+mod error;
+mod files;
+mod found;
+mod hidden;
+mod hub;
+mod lora;
+mod pipeline;
+mod pytorch;
+mod shards;
+mod text;
+
+pub use error::OpenError;
+pub use files::{file_name, has_extension, open, read, with_extension};
+pub use found::{Found, Layout, MANIFEST, Origin, RUN_CONFIG, RUN_MODEL};
+pub use hidden::is_hidden;
+pub use lora::open_lora;
+pub use pytorch::{read_pytorch, read_pytorch_tensors};
+pub use text::read_text;
