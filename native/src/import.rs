@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
 use wuerstchen::import::{check_part, complete};
 use wuerstchen::{ModelFiles, Pipeline, layout};
 
-use crate::export::{Dtype, finish_bundle, write_shards};
-use crate::files;
+use crate::export::{Dtype, finish_bundle, refuse_second_model, write_shards};
 use crate::found::{Found, Origin};
 use crate::text::visible_lines;
 
@@ -57,6 +56,7 @@ struct Part {
 
 /// Imports; false if a part is not whole.
 pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
+    args.output.as_deref().map(refuse_second_model).transpose()?;
     let mut found = Found::default();
     for path in &args.paths {
         found.add(path)?;
@@ -69,9 +69,6 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
         false => visible_lines(&text(&report)),
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
-    if output.join(files::MANIFEST).exists() {
-        bail!("{} holds a model already: name another folder", output.display());
-    }
     finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;
     Ok(true)
 }

@@ -94,10 +94,16 @@ fn a_loaded_model_is_changed_as_its_files_are() {
             let go = &mut async |_: wuerstchen::Progress<'_>| ControlFlow::Continue(());
             block_on(pipeline.generate("a red star", &options, go)).unwrap().image_embeddings
         };
-        let mut pipeline = load(&model);
+        let (weights, loras) = (&model.weights[layout::PRIOR], Arc::from([lora.clone()]));
+        let mut unchanged = model.clone();
+        let in_f32 = weights.to_be_changed_by(layout::PRIOR, &loras).unwrap();
+        unchanged.weights.get_mut(layout::PRIOR).unwrap().replace(in_f32);
+        let mut pipeline = load(&unchanged);
         let before = make(&pipeline);
-        let weights = &model.weights[layout::PRIOR];
-        let changed = weights.changed_by(layout::PRIOR, &Arc::from([lora.clone()])).unwrap();
+        let expected = make(&load(&model));
+        let [a, b] = [&before, &expected].map(|data| data.as_slice::<f32>().unwrap());
+        assert!(wuerstchen::self_test::relative_error(a, b) < TOLERANCE, "{dtype:?}");
+        let changed = weights.changed_by(layout::PRIOR, &loras).unwrap();
         pipeline.replace(layout::PRIOR, &changed).unwrap();
         let found = make(&pipeline);
         let mut files = model.clone();

@@ -98,14 +98,13 @@ impl Loader {
     pub fn add_shard(&mut self, index: usize, bytes: &[u8]) -> Result<(), JsValue> {
         let mut pipeline = self.take()?;
         let parts = self.unpacking.add(&self.bundle, index, bytes).map_err(load_error)?;
-        for (part, weights) in parts {
-            let changed = weights.changed_by(&part, &self.loras.all).map_err(load_error)?;
-            self.loras
-                .changed
-                .entry(part.clone())
-                .or_insert_with(|| Checkpoint::empty(&part))
-                .replace(changed);
+        for (part, mut weights) in parts {
+            let loras = &self.loras.all;
+            let changed = weights.changed_by(&part, loras).map_err(load_error)?;
+            weights.replace(weights.to_be_changed_by(&part, loras).map_err(load_error)?);
             pipeline = pipeline.add(&part, &weights).map_err(load_error)?;
+            let all_changed = self.loras.changed.entry(part);
+            all_changed.or_insert_with_key(|part| Checkpoint::empty(part)).replace(changed);
         }
         self.pipeline = Some(pipeline);
         Ok(())

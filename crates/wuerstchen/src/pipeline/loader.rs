@@ -148,7 +148,7 @@ impl PipelineLoader {
 }
 
 impl Pipeline {
-    /// Replaces some of the weights of a part on the device.
+    /// Replaces some of the weights of a part on the device, none of which is packed there.
     ///
     /// # Errors
     ///
