@@ -47,6 +47,7 @@ package() {
     done
 
     step "the built-in model for the browser"
+    rm -rf web/pkg/model
     "$target/release/wuerstchen" export web -o web/pkg/model
 
     step "npm package"

@@ -12,7 +12,7 @@ use burn::tensor::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use futures_lite::future::block_on;
 use same_file::is_same_file;
-use wuerstchen::fs::{OpenError, open};
+use wuerstchen::fs::{MANIFEST, OpenError, open};
 use wuerstchen::{
     Checkpoint, EmbeddingColours, GenerateOptions, ModelFiles, Pipeline, Residency, SelfTest,
     StoredDtype, WebBundle,
@@ -95,6 +95,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         let error = anyhow!("cannot write {}: it is the model itself", args.output.display());
         return Err(crate::usage(&error));
     }
+    refuse_second_model(&args.output)?;
     let model = files::read_model(args.model.as_deref())?;
     if let Some(part) = Pipeline::parts().find(|part| !model.weights.contains_key(part)) {
         bail!("the model lacks {part}: a browser needs all parts");
@@ -122,6 +123,14 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         files::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
     }
     crate::print(&report.text())
+}
+
+/// Fails if a folder to write holds a model: its shards would stay beside those of the new one.
+pub(crate) fn refuse_second_model(folder: &Path) -> Result<()> {
+    match folder.join(MANIFEST).exists() {
+        true => bail!("{} holds a model already: name another folder", folder.display()),
+        false => Ok(()),
+    }
 }
 
 /// Writes the weights of a model to a folder, which is a model when [`finish_bundle`] has written the rest.

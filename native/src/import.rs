@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
-use wuerstchen::fs::{Found, MANIFEST, Origin};
+use wuerstchen::fs::{Found, Origin};
 use wuerstchen::import::complete;
 use wuerstchen::{Family, ModelFiles, Part, Pipeline};
 
-use crate::export::{Dtype, finish_bundle, write_shards};
+use crate::export::{Dtype, finish_bundle, refuse_second_model, write_shards};
 use crate::files;
 use crate::terminal::visible_lines;
 
@@ -57,6 +57,7 @@ struct PartReport {
 
 /// Imports; false if a part is not whole.
 pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
+    args.output.as_deref().map(refuse_second_model).transpose()?;
     let mut found = Found::default();
     for path in &args.paths {
         files::add(&mut found, path)?;
@@ -69,9 +70,6 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
         false => visible_lines(&text(&report)),
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
-    if output.join(MANIFEST).exists() {
-        bail!("{} holds a model already: name another folder", output.display());
-    }
     finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;
     Ok(true)
 }

@@ -75,7 +75,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
     if config.model.embedding_scale.is_none() && !trains_compressor(args.stage, &config) {
         // A run's own compressor makes other embeddings than that of the model that it starts from.
-        let own = output.join(MODEL).join(Part::COMPRESSOR.folder()).exists();
+        let own = output.join(RUN_MODEL).join(Part::COMPRESSOR.folder()).exists();
         let init = init.as_ref().filter(|_| !own);
         config.model.embedding_scale = known_scale(stored.as_ref(), init);
     }

@@ -212,6 +212,9 @@ fn an_export_tells_its_plan() {
     let json = |file: &str| -> Value {
         serde_json::from_str(&fs::read_to_string(bundle.join(file)).unwrap()).unwrap()
     };
+    let (code, refused) = export("128");
+    assert_eq!(code, Some(4), "{refused}");
+    assert!(refused.contains("model holds a model already: name another folder"), "{refused}");
     assert_eq!(json("manifest.json")["selfTest"], true);
     let contents = json("contents.json");
     assert_eq!(contents["selfTest"]["options"]["width"], 128);

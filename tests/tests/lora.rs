@@ -11,7 +11,7 @@ use futures_lite::future::block_on;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::{
     Checkpoint, GenerateOptions, LoadError, Lora, LoraFile, ModelFiles, Part, PartConfig, Pipeline,
-    PriorConfig, ReadBytes, Residency, StoredDtype, WebBundle,
+    PriorConfig, ReadBytes, Residency, StoredDtype, WebBundle, relative_error,
 };
 use wuerstchen_tests::error_of;
 
@@ -95,10 +95,16 @@ fn a_loaded_model_is_changed_as_its_files_are() {
             let go = &mut async |_: wuerstchen::Progress<'_>| ControlFlow::Continue(());
             block_on(pipeline.generate("a red star", &options, go)).unwrap().image_embeddings
         };
-        let mut pipeline = load(&model);
+        let (weights, loras) = (&model.weights[&Part::PRIOR], Arc::from([lora.clone()]));
+        let mut unchanged = model.clone();
+        let in_f32 = weights.to_be_changed_by(Part::PRIOR, &loras).unwrap();
+        unchanged.weights.get_mut(&Part::PRIOR).unwrap().replace(in_f32);
+        let mut pipeline = load(&unchanged);
         let before = make(&pipeline);
-        let weights = &model.weights[&Part::PRIOR];
-        let changed = weights.changed_by(Part::PRIOR, &Arc::from([lora.clone()])).unwrap();
+        let expected = make(&load(&model));
+        let [a, b] = [&before, &expected].map(|data| data.as_slice::<f32>().unwrap());
+        assert!(relative_error(a, b) < TOLERANCE, "{dtype:?}");
+        let changed = weights.changed_by(Part::PRIOR, &loras).unwrap();
         pipeline.replace(Part::PRIOR, &changed).unwrap();
         let found = make(&pipeline);
         let mut files = model.clone();

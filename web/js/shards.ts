@@ -8,7 +8,7 @@ import { shardName, type Manifest, type Shard } from './manifest.js';
 import { onAbort } from './signals.js';
 import type { LoadEvent } from './types.js';
 
-/** Files that are on their way at a time: enough to keep a line, a hash and a disk busy at once. */
+/** Files that are fetched, verified and stored at a time: enough to keep the line, the hash and the disk busy. */
 const AHEAD = 4;
 
 const ATTEMPTS = 3;
@@ -32,7 +32,7 @@ export interface ShardSource {
 /** A file that has come, intact. */
 interface Brought {
   readonly bytes: Uint8Array;
-  /** Its way into the cache ends; it never fails. */
+  /** Resolves when the file is in the cache or cannot be put there; never rejects. */
   readonly stored: Promise<void>;
 }
 
@@ -57,7 +57,7 @@ export async function* fetchFiles(
     const file = files.shift();
     if (!file) return;
     const brought = bring(file, shardName(manifest, file), { ...source, signal }, progress);
-    // It fails below, when its turn comes; until then nobody listens.
+    // The loop below meets a failure when the file's turn comes; until then it is not unhandled.
     brought.catch(() => undefined);
     begun.push(brought);
   };

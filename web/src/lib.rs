@@ -92,11 +92,13 @@ impl Loader {
     #[wasm_bindgen(js_name = addShard)]
     pub fn add_shard(&mut self, index: usize, bytes: &[u8]) -> Result<(), JsValue> {
         let parts = self.unpacking.add(&self.bundle, index, bytes).map_err(load_error)?;
-        for (part, weights) in parts {
-            let changed = weights.changed_by(part, &self.loras.all).map_err(load_error)?;
-            let all = self.loras.changed.entry(part);
-            all.or_insert_with(|| Checkpoint::empty(part.folder())).replace(changed);
+        for (part, mut weights) in parts {
+            let loras = &self.loras.all;
+            let changed = weights.changed_by(part, loras).map_err(load_error)?;
+            weights.replace(weights.to_be_changed_by(part, loras).map_err(load_error)?);
             self.pipeline.add(part, &weights).map_err(load_error)?;
+            let all_changed = self.loras.changed.entry(part);
+            all_changed.or_insert_with(|| Checkpoint::empty(part.folder())).replace(changed);
         }
         Ok(())
     }

@@ -18,6 +18,9 @@ export async function allowed(): Promise<void> {
     device: support.device,
     worker: false,
   });
+  const files: FileList | File[] = [];
+  await (await load({ model: files, lora: [{ url: 'a.safetensors', weight: 0.5 }] })).dispose();
+  await (await load({ model: { stored: engine.info.id }, lora: [{ blob: new Blob() }] })).dispose();
   const result: GenerateResult = await engine.generate({
     prompt: info.id,
     seed: 1n,
@@ -53,6 +56,8 @@ export async function refused(): Promise<void> {
   await engine.generate({ prompt: 'a', sampler: 'euler' });
   // @ts-expect-error: no such device.
   await load({ model: 'manifest.json', device: 'gpu' });
+  // @ts-expect-error: no such field.
+  await load({ model: 'manifest.json', lora: [{ url: 'a.safetensors', scale: 1 }] });
   // @ts-expect-error: results are read-only.
   (await engine.generate({ prompt: 'a' })).seed = 1n;
   // @ts-expect-error: no such code.

@@ -208,16 +208,36 @@ impl Checkpoint {
     ///
     /// A changed tensor is too large to be counted.
     pub fn changed_by(&self, part: Part, loras: &Arc<[Lora]>) -> Result<Self, LoadError> {
-        let mut changed = Self::empty(self.part());
+        self.targets_in_f32(part, loras, loras)
+    }
+
+    /// The same tensors as they are, also in f32: [`Pipeline::replace`](crate::Pipeline::replace) can take
+    /// them out again, which it cannot where they are packed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::changed_by`].
+    pub fn to_be_changed_by(&self, part: Part, loras: &Arc<[Lora]>) -> Result<Self, LoadError> {
+        self.targets_in_f32(part, loras, &Arc::default())
+    }
+
+    /// The targets of `loras`, with the changes of `applied`.
+    fn targets_in_f32(
+        &self,
+        part: Part,
+        loras: &[Lora],
+        applied: &Arc<[Lora]>,
+    ) -> Result<Self, LoadError> {
+        let mut found = Self::empty(self.part());
         let targets: BTreeSet<_> = loras.iter().flat_map(|lora| lora.layers.keys()).collect();
         for target in targets.into_iter().filter(|(of, _)| *of == part) {
             let Some(shape) = self.shape(&target.1) else { continue };
             let bytes = 4 * shape.iter().product::<usize>();
-            let (weights, loras) = (self.clone(), loras.clone());
+            let (weights, loras) = (self.clone(), applied.clone());
             let source = Changed { weights, target: target.clone(), bytes, loras };
-            changed.insert(&target.1, StoredDtype::F32, shape, Arc::new(source), 0..bytes)?;
+            found.insert(&target.1, StoredDtype::F32, shape, Arc::new(source), 0..bytes)?;
         }
-        Ok(changed)
+        Ok(found)
     }
 }
 

@@ -353,10 +353,6 @@ impl ModuleMapper for Loader<'_> {
         let Some(values) = self.read(&name, shape.as_slice(), linear) else { return param };
         let tensor = Tensor::from_data(TensorData::new(values, shape), &param.lazy_device());
         let id = param.id;
-        if param.reparameterization::<Packed>().is_some() {
-            // The packed matrix, which would be used instead, goes with the parameter.
-            return Param::initialized(id, tensor);
-        }
         param.transform_for_load(tensor, id)
     }
 }

@@ -7,7 +7,7 @@ import { element, formatBytes, sentence } from './dom';
 import { explain } from './explain';
 import { downloadPng, initHistory, remember } from './history';
 import { hideError, showDevice, showError, showNotice } from './notices';
-import { initOwn, readLoras, rememberedModel, rememberModel, showOwn } from './own';
+import { allowOwn, initOwn, readLoras, rememberedModel, rememberModel, showOwn } from './own';
 import { expect, initFilm, settle, showPictures, showPreview } from './picture';
 import { finish, followLoad, followRun, say, showModel, STAGE_NAMES } from './progress';
 import {
@@ -62,6 +62,7 @@ function setState(state: State): void {
   stop.hidden = !running;
   loadButton.hidden = running || engine !== undefined || info === undefined;
   device.disabled = running;
+  allowOwn(!running);
   // Focus must not fall off the page with the button that had it.
   if (running && (focused === generate || focused === loadButton)) stop.focus({ preventScroll: true });
   if (!running && focused === stop) generate.focus({ preventScroll: true });
@@ -176,10 +177,12 @@ async function useModel(files: readonly File[] | undefined): Promise<void> {
   await engine?.dispose();
   engine = undefined;
   info = undefined;
+  const previous = model;
   model = files ?? modelFromLink();
   if (!files) rememberModel(undefined);
   await run(look, () => void useModel(files));
   if (info) await loadModel();
+  else model = previous;
 }
 
 async function makePictures(): Promise<void> {

@@ -3,6 +3,7 @@
 import type { LoraRef, ModelRef } from 'wuerstchen-web';
 import { cache } from 'wuerstchen-web';
 import { element, make } from './dom';
+import { say } from './progress';
 
 /** Under this the page remembers the id of the model that was picked last. */
 const KEY = 'own-model';
@@ -38,6 +39,12 @@ export function rememberModel(id: string | undefined): void {
   else localStorage.setItem(KEY, id);
 }
 
+/** Whether files may be picked and dropped: not while the engine is busy. */
+export function allowOwn(isAllowed: boolean): void {
+  const fields = [loraFile, folder, builtIn, ...loraList.querySelectorAll<HTMLInputElement>('input, button')];
+  for (const field of fields) field.disabled = !isAllowed;
+}
+
 /** Offers a way back to the built-in model. */
 export function showOwn(isOwn: boolean): void {
   builtIn.hidden = !isOwn;
@@ -61,6 +68,7 @@ export function initOwn(
   document.addEventListener('dragover', (event) => event.preventDefault());
   document.addEventListener('drop', async (event) => {
     event.preventDefault();
+    if (folder.disabled) return say('Drop it again when this is done.');
     const files = await droppedFiles(event.dataTransfer);
     const isLora = ({ name }: File) => /\.safetensors$/i.test(name);
     if (files.length > 0 && files.every(isLora)) addLoras(files, onLoras);

@@ -206,7 +206,8 @@ test('a model of picked files is used, remembered and left again', async () => {
   const folder = await mkdtemp(join(tmpdir(), 'wuerstchen-model-'));
   await writeFile(join(folder, 'notes.txt'), 'x');
   await at('model-folder').setInputFiles(folder);
-  await page.locator('#model-error').getByText('There is no manifest.json').waitFor();
+  await at('error').getByText('There is no manifest.json').waitFor();
+  await at('error').getByRole('button', { name: 'Dismiss' }).click();
   await writeFile(join(folder, 'manifest.json'), '{}');
   await at('model-folder').setInputFiles(folder);
   await state('ready');

@@ -266,7 +266,7 @@ test('fifty engines come and go in the same memory', async () => {
 });
 
 /** Shards go to the device one by one: what a load needs beyond the engine is one shard. */
-test('a load holds no more than a shard and the engine', async () => {
+test('a load holds no more than what is on its way and the engine', async () => {
   const bytes = await page.evaluate(async (model) => {
     const memories: WebAssembly.Memory[] = [];
     for (const name of ['instantiate', 'instantiateStreaming'] as const) {

@@ -2,9 +2,11 @@
 // browser's storage, and prints JSON: `npm run bench:loading -- FOLDER`, a folder that
 // `wuerstchen export web` wrote. Megabytes are 10^6 bytes.
 
-import { mkdirSync, rmSync, symlinkSync } from 'node:fs';
-import { resolve } from 'node:path';
-import { launch, openPage, Site } from './site.ts';
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { chromium } from 'playwright-core';
+import { openPage, Site } from './site.ts';
 
 const [folder] = process.argv.slice(2);
 if (!folder) throw new Error('expected the folder of a web bundle');
@@ -15,8 +17,12 @@ rmSync(link, { force: true });
 symlinkSync(resolve(folder), link);
 
 const site = await Site.open('.');
-const browser = await launch();
-const context = await browser.newContext();
+// A profile on the disk, as people have one: others keep what is stored in memory, in another process.
+const profile = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
+const context = await chromium.launchPersistentContext(profile, {
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: ['--no-sandbox', '--disable-quic', '--no-first-run'],
+});
 
 /** A load in a page of its own, until the last shard is on the device. */
 async function load(): Promise<{ bytes: number; seconds: number; megabytesPerSecond: number }> {
@@ -43,6 +49,7 @@ async function load(): Promise<{ bytes: number; seconds: number; megabytesPerSec
 const overHttp = await load();
 const fromStorage = [await load(), await load(), await load()];
 console.log(JSON.stringify({ overHttp, fromStorage }, null, 2));
-await browser.close();
+await context.close();
 site.close();
 rmSync(link);
+rmSync(profile, { recursive: true });

@@ -45,7 +45,7 @@ function writeLora(name: string, ends: readonly [string, string]): string {
   for (const layer of ['blocks.2.attention.to_q', 'blocks.5.attention.to_v']) {
     for (const [end, shape] of [[ends[0], [RANK, WIDTH]], [ends[1], [WIDTH, RANK]]] as const) {
       const start = 4 * values.length;
-      for (let i = 0; i < RANK * WIDTH; i++) values.push(0.2 * Math.sin(0.7 * i));
+      for (let i = 0; i < RANK * WIDTH; i++) values.push(0.5 * Math.sin(0.7 * i));
       tensors[`prior.${layer}.${end}`] = { dtype: 'F32', shape: [...shape], data_offsets: [start, 4 * values.length] };
     }
   }

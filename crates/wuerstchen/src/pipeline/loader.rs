@@ -130,7 +130,7 @@ impl Pipeline {
         Ok(slot)
     }
 
-    /// Replaces some of the weights of a part on the device.
+    /// Replaces some of the weights of a part on the device, none of which is packed there.
     ///
     /// # Errors
     ///
