@@ -290,6 +290,7 @@ const PARTS_OF_OTHERS: [&str; 7] = [
     "vqgan",
 ];
 
+/// Reads all of a web bundle but its shards.
 fn read_manifest(folder: &Path) -> Result<WebBundle> {
     let in_folder = || format!("cannot read the model in {}", folder.display());
     let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?).with_context(in_folder)?;
