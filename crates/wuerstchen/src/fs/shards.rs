@@ -56,7 +56,6 @@ struct WeightMap {
 }
 
 /// Files that belong together.
-#[derive(Debug)]
 struct Set {
     files: Vec<PathBuf>,
     /// How far the set is from the one that is wanted.
