@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
 use clap::Args;
 use indicatif::ProgressBar;
@@ -65,6 +65,12 @@ pub(crate) struct TrainArgs {
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
     config.validate().map_err(|error| usage(&error.into()))?;
+    if let (StageName::All, Some(path)) = (args.stage, args.resume.as_deref())
+        && path != "auto"
+    {
+        let error = anyhow!("{path} is the state of one stage: train that stage, or --resume auto");
+        return Err(usage(&error));
+    }
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     let stored = stored_config(&output)?;
     let is_same_corpus = stored.as_ref().is_some_and(|stored| same_corpus(stored, &config));

@@ -127,6 +127,11 @@ fn mistakes_are_named_and_have_their_exit_code() {
         (vec!["generate", "x", "--model", "/no/such/model"], 4, "/no/such/model"),
         (vec!["verify", "/no/such/folder"], 4, "/no/such/folder"),
         (vec!["train", "a", "-c", "/no/such/config.toml"], 4, "/no/such/config.toml"),
+        (
+            vec!["train", "all", "-c", &smoke, "--dry-run", "--resume", "a/state.safetensors"],
+            2,
+            "a/state.safetensors is the state of one stage",
+        ),
         (vec!["nonsense"], 2, "nonsense"),
     ] {
         let output = wuerstchen(&arguments);
