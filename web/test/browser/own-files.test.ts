@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { after, afterEach, before, beforeEach, test } from 'node:test';
@@ -59,7 +59,7 @@ function writeLora(name: string, ends: readonly [string, string]): string {
 }
 
 /** Loads with a LoRA of a file and makes a picture; or the error. */
-function make(file: string, weight: number): Promise<{ error?: string; lines: string[]; loras?: string[]; picture?: Omit<Picture, 'rgba'> & { rgba: number[] } }> {
+function make(file: string, weight: number, model = MODEL): Promise<{ error?: string; lines: string[]; loras?: string[]; picture?: Omit<Picture, 'rgba'> & { rgba: number[] } }> {
   const bytes = readFileSync(file).toString('base64');
   return page.evaluate(
     async ({ model, prompt, bytes, name, weight }) => {
@@ -79,22 +79,29 @@ function make(file: string, weight: number): Promise<{ error?: string; lines: st
         return { lines, error: `${error.code}: ${error.message}` };
       }
     },
-    { model: MODEL, prompt: PROMPT, bytes, name: file.split('/').at(-1) ?? '', weight },
+    { model, prompt: PROMPT, bytes, name: file.split('/').at(-1) ?? '', weight },
   );
 }
 
-test('a LoRA makes the picture that the native program makes with it', async () => {
-  const file = writeLora('style.safetensors', ['lora_A.weight', 'lora_B.weight']);
-  const { error, lines, loras, picture } = await make(file, 1.5);
-  assert.ok(picture, error);
-  assert.deepEqual(lines, ['changes 2 layers of Stage C, rank 4, alpha 8, weight 1.5']);
-  assert.deepEqual(loras, ['style.safetensors:1.5']);
-  const found = { ...picture, rgba: Uint8Array.from(picture.rgba) };
-  const { mean } = difference(found, native(PROMPT, ['--seed', '5', '--lora', `${file}:1.5`]));
-  assert.ok(mean <= 1, `mean ${mean}`);
-  const unchanged = difference(found, native(PROMPT, ['--seed', '5']));
-  assert.ok(unchanged.mean > 5, `the LoRA changes nothing: ${unchanged.mean}`);
-});
+for (const dtype of ['f16', 'i4']) {
+  test(`a LoRA of a model in ${dtype} makes the picture that the native program makes with it`, async () => {
+    const file = writeLora('style.safetensors', ['lora_A.weight', 'lora_B.weight']);
+    const bundle = `node_modules/.cache/model-lora-${dtype}`;
+    rmSync(bundle, { recursive: true, force: true });
+    const args = ['export', 'web', '-o', bundle, '--dtype', dtype, '--preview-pictures', '0', '--check', '0'];
+    execFileSync(program, args, { stdio: 'ignore' });
+    const { error, lines, loras, picture } = await make(file, 1.5, `/${bundle}/manifest.json`);
+    assert.ok(picture, error);
+    assert.deepEqual(lines, ['changes 2 layers of Stage C, rank 4, alpha 8, weight 1.5']);
+    assert.deepEqual(loras, ['style.safetensors:1.5']);
+    const found = { ...picture, rgba: Uint8Array.from(picture.rgba) };
+    const options = ['--seed', '5', '-m', bundle];
+    const { mean } = difference(found, native(PROMPT, [...options, '--lora', `${file}:1.5`]));
+    assert.ok(mean <= 1, `mean ${mean}`);
+    const unchanged = difference(found, native(PROMPT, options));
+    assert.ok(unchanged.mean > 5, `the LoRA changes nothing: ${unchanged.mean}`);
+  });
+}
 
 test('what is no LoRA of the model is refused in the words of the native program', async () => {
   const wrong = writeLora('wrong.safetensors', ['hada_w1_a', 'hada_w1_b']);

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -162,6 +162,7 @@ for (const dtype of ['i8', 'i4']) {
   test(`weights of ${dtype} make the picture that they make natively, on both devices`, async () => {
     const folder = `node_modules/.cache/model-${dtype}`;
     const args = ['export', 'web', '-o', folder, '--dtype', dtype, '--preview-pictures', '0'];
+    rmSync(folder, { recursive: true, force: true });
     execFileSync(program, args, { stdio: 'ignore' });
     const model = `/${folder}/manifest.json`;
     const page = await openPage(browser, site);
