@@ -8,5 +8,6 @@ cargo rustc --profile web --target wasm32-unknown-unknown --package wuerstchen-b
     -C lto=thin -C codegen-units=4 -C opt-level=1
 "$target/release/wuerstchen-link" glue web \
     "$target/wasm32-unknown-unknown/web/wuerstchen_browser_tests.wasm" tests/browser/pkg
-(cd tests/golden/small && find . -name '*.json' -o -name '*.txt' -o -name '*.safetensors') |
-    sed 's|^\./||' >tests/browser/pkg/files.txt
+# The model and its goldens; the goldens of LoRAs and of other models lie beside them.
+(cd tests/golden/small && find effnet golden wuerstchen wuerstchen-prior \
+    -name '*.json' -o -name '*.txt' -o -name '*.safetensors') >tests/browser/pkg/files.txt
