@@ -3,7 +3,7 @@
 import { WuerstchenError } from './errors.js';
 import { absoluteUrl, besides, brokenOff, request } from './http.js';
 import type { LoraRef } from './types.js';
-import { classOf, messageOf } from './values.js';
+import { isUrl, messageOf } from './values.js';
 
 /** A {@link LoraRef} as it travels to a worker. */
 export interface LoraSource {
@@ -36,8 +36,7 @@ export function toLoraSources(loras: readonly LoraRef[] = []): LoraSource[] {
 }
 
 function place(file: string | URL | Blob | undefined): string | Blob | undefined {
-  const isUrl = typeof file === 'string' || ['URL', 'Location'].includes(classOf(file));
-  return isUrl ? absoluteUrl(file as string | URL) : (file as Blob | undefined);
+  return isUrl(file) ? absoluteUrl(file) : file;
 }
 
 function nameOf(file: string | Blob, index: number): string {

@@ -3,7 +3,7 @@
 import { WuerstchenError } from './errors.js';
 import { isSignal } from './signals.js';
 import type { GenerateOptions, LoadOptions, ModelRef } from './types.js';
-import { classOf, isObject, show } from './values.js';
+import { classOf, isObject, isUrl, show } from './values.js';
 
 interface Kind {
   readonly is: (value: unknown) => boolean;
@@ -55,11 +55,6 @@ const PICTURE: Kind = {
     'createImageBitmap(…) makes an ImageBitmap of an <img>, a <canvas> or a video. The data of an ' +
     'ImageData are four bytes a pixel, and must not be transferred.',
 };
-const URL_TEXT: Kind = {
-  is: (value) => STRING.is(value) || ['URL', 'Location'].includes(classOf(value)),
-  text: 'a URL',
-};
-const isUrl = URL_TEXT.is;
 const isFile = (value: unknown) => ['Blob', 'File'].includes(classOf(value));
 const MODEL: Kind = {
   is: (value) => {

@@ -4,7 +4,7 @@ import type { ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
 import { absoluteUrl } from './http.js';
 import type { ModelRef } from './types.js';
-import { classOf, isObject } from './values.js';
+import { isObject, isUrl } from './values.js';
 
 /** A file with its place in the folder that was picked; files lose it on their way to a worker. */
 interface PickedFile {
@@ -25,9 +25,7 @@ export interface ModelSite {
 const MANIFEST = 'manifest.json';
 
 export function toModelSource(model: ModelRef): ModelSource {
-  if (typeof model === 'string' || ['URL', 'Location'].includes(classOf(model))) {
-    return absoluteUrl(model as string | URL);
-  }
+  if (isUrl(model)) return absoluteUrl(model);
   if (isObject(model) && 'stored' in model) return { stored: model.stored };
   return Array.from(model as ArrayLike<File>, (file) => {
     return { path: file.webkitRelativePath || file.name, file };

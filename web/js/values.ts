@@ -9,6 +9,11 @@ export function classOf(value: unknown): string {
   return Object.prototype.toString.call(value).slice(8, -1);
 }
 
+/** Whether a value is text or an object that names a place. */
+export function isUrl(value: unknown): value is string | URL {
+  return typeof value === 'string' || ['URL', 'Location'].includes(classOf(value));
+}
+
 /** A value in a message. Not every object can be made a string. */
 export function show(value: unknown): string {
   if (typeof value === 'string') return `"${value}"`;

@@ -1,34 +1,13 @@
 // What goes wrong in browsers: aborts, lost devices, damaged and missing files, full storage.
 
 import assert from 'node:assert/strict';
-import { after, afterEach, before, beforeEach, test } from 'node:test';
-import type { Browser, BrowserContext, Page } from 'playwright-core';
-import { launch, openPage, Site, web } from './site.ts';
+import { test } from 'node:test';
+import { context, openPage, page, site, useFreshPages } from './site.ts';
 
 const MODEL = '/demo/dist/model/manifest.json';
 const SHARD = '**/shard-000.bin';
 
-let site: Site;
-let browser: Browser;
-let context: BrowserContext;
-let page: Page;
-
-before(async () => {
-  site = await Site.open(web);
-  browser = await launch('--enable-precise-memory-info');
-});
-
-after(async () => {
-  await browser.close();
-  site.close();
-});
-
-beforeEach(async () => {
-  context = await browser.newContext();
-  page = await openPage(context, site);
-});
-
-afterEach(() => context.close());
+useFreshPages('--enable-precise-memory-info');
 
 /** Loads the model on the CPU; what came of it, and what was fetched. */
 function load(options: object = {}): Promise<{ ok: boolean; code?: string; message: string; fromCache: number; storage?: string }> {

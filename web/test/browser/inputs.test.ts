@@ -1,29 +1,13 @@
 // What people hand over: pictures and signals of frames, closed bitmaps, cut text, transparent pictures.
 
 import assert from 'node:assert/strict';
-import { after, afterEach, before, beforeEach, test } from 'node:test';
-import type { Browser, BrowserContext, Page } from 'playwright-core';
-import { launch, openPage, Site, web } from './site.ts';
+import { beforeEach, test } from 'node:test';
+import { page, useFreshPages } from './site.ts';
 
-let site: Site;
-let browser: Browser;
-let context: BrowserContext;
-let page: Page;
+useFreshPages();
 
-before(async () => {
-  site = await Site.open(web);
-  browser = await launch();
-});
-
-after(async () => {
-  await browser.close();
-  site.close();
-});
-
-/** A page with an engine, and `attempt`, which tells how a job with some options ends. */
+/** An engine in the page, and `attempt`, which tells how a job with some options ends. */
 beforeEach(async () => {
-  context = await browser.newContext();
-  page = await openPage(context, site);
   await page.evaluate(async () => {
     const { load, WuerstchenError } = (window as any).wuerstchen;
     const engine = await load({ model: '/demo/dist/model/manifest.json', device: 'cpu' });
@@ -44,8 +28,6 @@ beforeEach(async () => {
     Object.assign(window, { engine, attempt, shown });
   });
 });
-
-afterEach(() => context.close());
 
 test('bitmaps that were closed or transferred end their own job alone', async () => {
   const ends = await page.evaluate(async () => {

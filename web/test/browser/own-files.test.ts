@@ -5,38 +5,21 @@ import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { after, afterEach, before, beforeEach, test } from 'node:test';
-import type { Browser, BrowserContext, Page } from 'playwright-core';
-import { difference, launch, native, openPage, program, Site, web, type Picture } from './site.ts';
+import { before, test } from 'node:test';
+import { difference, native, page, program, useFreshPages, type Picture } from './site.ts';
 
 const MODEL = '/demo/dist/model/manifest.json';
 const PROMPT = 'a red circle';
 /** Width of Stage C of the built-in model, and the rank of the LoRAs. */
 const [WIDTH, RANK] = [128, 4];
 
-let site: Site;
-let browser: Browser;
-let context: BrowserContext;
-let page: Page;
 let folder: string;
 
-before(async () => {
-  site = await Site.open(web);
-  browser = await launch();
+useFreshPages();
+
+before(() => {
   folder = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
 });
-
-after(async () => {
-  await browser.close();
-  site.close();
-});
-
-beforeEach(async () => {
-  context = await browser.newContext();
-  page = await openPage(context, site);
-});
-
-afterEach(() => context.close());
 
 /** A safetensors file with a pair of matrices for two layers, under names of other programs. */
 function writeLora(name: string, ends: readonly [string, string]): string {

@@ -6,6 +6,7 @@ import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { after, afterEach, before, beforeEach } from 'node:test';
 import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core';
 import { PNG } from 'pngjs';
 
@@ -140,4 +141,33 @@ export async function openPage(browser: Browser | BrowserContext, site: Site): P
   // A function: policies may forbid to evaluate text.
   await page.waitForFunction(() => 'wuerstchen' in window);
   return page;
+}
+
+/** Where {@link useFreshPages} serves the package. */
+export let site: Site;
+/** The context of the test that runs, which has storage of its own. */
+export let context: BrowserContext;
+/** The page of the test that runs. */
+export let page: Page;
+
+/** Gives every test of a file a page in a context of its own; the arguments are Chromium's. */
+export function useFreshPages(...args: string[]): void {
+  let browser: Browser;
+
+  before(async () => {
+    site = await Site.open(web);
+    browser = await launch(...args);
+  });
+
+  after(async () => {
+    await browser.close();
+    site.close();
+  });
+
+  beforeEach(async () => {
+    context = await browser.newContext();
+    page = await openPage(context, site);
+  });
+
+  afterEach(() => context.close());
 }
