@@ -1,7 +1,36 @@
-//! What the tests that cross crates share: devices and comparisons.
+//! What the tests that cross crates share: devices, models and comparisons.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::prelude::*;
-use wuerstchen::relative_error;
+use wuerstchen::{LoadError, ModelFiles, ReadBytes, StoredDtype, WebBundle, relative_error};
+
+/// The built-in model.
+///
+/// # Panics
+///
+/// Panics if it is none.
+pub fn built_in() -> ModelFiles {
+    let bytes: &'static [u8] = include_bytes!("../../models/shapes.safetensors");
+    ModelFiles::from_bundle("built-in", Arc::new(bytes)).unwrap()
+}
+
+/// The built-in model as it is after being written as `dtype`, and its bundle.
+///
+/// # Panics
+///
+/// Panics if it cannot be written or read.
+pub fn stored_as(dtype: StoredDtype) -> (ModelFiles, WebBundle) {
+    let mut shards: BTreeMap<String, Arc<dyn ReadBytes>> = BTreeMap::new();
+    let write = |file: &str, bytes: &[u8]| {
+        shards.insert(file.to_owned(), Arc::new(bytes.to_vec()));
+        Ok::<_, LoadError>(())
+    };
+    let bundle = WebBundle::write(&built_in(), dtype, write).unwrap();
+    let files = bundle.open::<LoadError>(|file| Ok(shards[file].clone())).unwrap();
+    (files, bundle)
+}
 
 /// The GPU that tests run on, a software one too; `None` where `WUERSTCHEN_GPU_TESTS=no` says that
 /// there is none.

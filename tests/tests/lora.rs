@@ -1,6 +1,5 @@
 //! LoRAs of peft and diffusers change Stage C as they do there.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -10,10 +9,10 @@ use burn::prelude::*;
 use futures_lite::future::block_on;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::{
-    Checkpoint, GenerateOptions, LoadError, Lora, LoraFile, ModelFiles, Part, PartConfig, Pipeline,
-    PriorConfig, ReadBytes, Residency, StoredDtype, WebBundle, relative_error,
+    Checkpoint, GenerateOptions, Lora, LoraFile, ModelFiles, Part, PartConfig, Pipeline,
+    PriorConfig, Residency, StoredDtype, relative_error,
 };
-use wuerstchen_tests::error_of;
+use wuerstchen_tests::{error_of, stored_as};
 
 /// As for a prediction of the prior without a LoRA.
 const TOLERANCE: f64 = 1e-4;
@@ -66,16 +65,8 @@ fn two_loras_change_the_prediction_as_in_diffusers() {
 /// A browser tests its device with the unchanged model, and makes the changes afterwards.
 #[test]
 fn a_loaded_model_is_changed_as_its_files_are() {
-    let bytes: &'static [u8] = include_bytes!("../../models/shapes.safetensors");
-    let built_in = ModelFiles::from_bundle("built-in", Arc::new(bytes)).unwrap();
     for dtype in [StoredDtype::F32, StoredDtype::I4] {
-        let mut shards: BTreeMap<String, Arc<dyn ReadBytes>> = BTreeMap::new();
-        let write = |file: &str, bytes: &[u8]| {
-            shards.insert(file.to_owned(), Arc::new(bytes.to_vec()));
-            Ok::<_, LoadError>(())
-        };
-        let bundle = WebBundle::write(&built_in, dtype, write).unwrap();
-        let model = bundle.open::<LoadError>(|file| Ok(shards[file].clone())).unwrap();
+        let (model, bundle) = stored_as(dtype);
         let matrix = |name: &str, shape: [usize; 2]| {
             let values = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.7).sin() * 0.1).collect();
             let name = format!("prior.blocks.2.attention.to_q.{name}.weight");

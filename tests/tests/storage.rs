@@ -1,6 +1,5 @@
 //! Models that are stored in other ways make the pictures that their weights say.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,28 +8,10 @@ use burn::prelude::*;
 use futures_lite::future::block_on;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::{
-    Checkpoint, CompressorConfig, DecoderConfig, GenerateOptions, Generated, LoadError, ModelFiles,
-    Part, PartConfig, Pipeline, PriorConfig, ReadBytes, Residency, StoredDtype, VqganConfig,
-    WebBundle,
+    Checkpoint, CompressorConfig, DecoderConfig, GenerateOptions, Generated, ModelFiles, Part,
+    PartConfig, Pipeline, PriorConfig, Residency, StoredDtype, VqganConfig, relative_error,
 };
-use wuerstchen_tests::gpu;
-
-fn built_in() -> ModelFiles {
-    let bytes: &'static [u8] = include_bytes!("../../models/shapes.safetensors");
-    ModelFiles::from_bundle("built-in", Arc::new(bytes)).unwrap()
-}
-
-/// The built-in model as it is after being written as `dtype`, and its bundle.
-fn stored_as(dtype: StoredDtype) -> (ModelFiles, WebBundle) {
-    let mut shards: BTreeMap<String, Arc<dyn ReadBytes>> = BTreeMap::new();
-    let write = |file: &str, bytes: &[u8]| {
-        shards.insert(file.to_owned(), Arc::new(bytes.to_vec()));
-        Ok::<_, LoadError>(())
-    };
-    let bundle = WebBundle::write(&built_in(), dtype, write).unwrap();
-    let files = bundle.open::<LoadError>(|file| Ok(shards[file].clone())).unwrap();
-    (files, bundle)
-}
+use wuerstchen_tests::{built_in, gpu, stored_as};
 
 /// The same weights in f32, so that none of them stays packed.
 fn unpacked(files: &ModelFiles) -> ModelFiles {
@@ -67,11 +48,7 @@ fn generate_with(
 fn error(found: &Generated, expected: &Generated) -> f64 {
     let values =
         |made: &Generated| made.latents.clone().convert::<f32>().try_to_vec::<f32>().unwrap();
-    let (found, expected) = (values(found), values(expected));
-    let norm = |values: &mut dyn Iterator<Item = f32>| {
-        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
-    };
-    norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b)) / norm(&mut expected.into_iter())
+    relative_error(&values(found), &values(expected))
 }
 
 #[test]
