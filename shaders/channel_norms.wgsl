@@ -8,8 +8,8 @@ alias elem = f32;
 
 // Every tensor is read_write: burn may place two tensors in one GPU buffer, and WebGPU forbids
 // binding one buffer both read-only and writable in a dispatch.
-@group(0) @binding(0) var<storage, read_write> x: array<elem>; // [B, H·W, C]
-@group(0) @binding(1) var<storage, read_write> norms: array<elem>; // [B, C]
+@group(0) @binding(0) var<storage, read_write> norms: array<elem>; // [B, C]
+@group(0) @binding(1) var<storage, read_write> x: array<elem>; // [B, H·W, C]
 @group(0) @binding(2) var<storage, read> sizes: Sizes;
 
 struct Sizes {

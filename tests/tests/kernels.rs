@@ -2,8 +2,9 @@
 
 use burn::prelude::*;
 use wuerstchen_kernels::{
-    DepthwiseOptions, PackedMatrix, Packing, Padding, Planes, depthwise_conv, global_response_norm,
-    layer_norm, linear, packed_linear, reference,
+    DepthwiseOptions, Epilogue, PackedMatrix, Packing, Padding, Planes, Tiling, attention,
+    choose_tiling, depthwise_conv, global_response_norm, layer_norm, linear, packed_linear,
+    reference,
 };
 use wuerstchen_tests::{error_of, gpu, values};
 
@@ -12,7 +13,7 @@ const TOLERANCE: f64 = 1e-5;
 
 /// Odd sizes, channels that no workgroup divides, one with more than 65 535 workgroups.
 const SHAPES: [[usize; 4]; 5] =
-    [[1, 1, 1, 1], [2, 5, 7, 48], [1, 3, 4, 257], [3, 8, 8, 64], [1, 300, 300, 2]];
+    [[1, 1, 1, 1], [2, 5, 7, 48], [1, 3, 4, 257], [3, 8, 8, 64], [1, 600, 600, 12]];
 
 #[test]
 fn layer_norm_matches_its_twin() {
@@ -68,20 +69,65 @@ fn depthwise_conv_matches_its_twin() {
 const PRODUCTS: [[usize; 3]; 6] =
     [[1, 1, 2], [1, 4, 4], [5, 40, 70], [33, 65, 192], [70, 96, 64], [131, 36, 324]];
 
+/// All that an epilogue may be, on one device.
+fn epilogues(inputs: usize, outputs: usize, device: &Device) -> Vec<Epilogue<2>> {
+    let bias = || Some(values([outputs], 5, device));
+    let addend = || Some(values([inputs, outputs], 6, device));
+    vec![
+        Epilogue { bias: None, addend: None, gelu: false },
+        Epilogue { bias: bias(), addend: None, gelu: true },
+        Epilogue { bias: None, addend: addend(), gelu: false },
+        Epilogue { bias: bias(), addend: addend(), gelu: true },
+    ]
+}
+
+/// With every tiling; where no shader divides the sides, burn multiplies.
 #[test]
 fn linear_matches_its_twin() {
     let Some(device) = gpu() else { return };
-    for [inputs, outputs, columns] in PRODUCTS {
+    for tiling in Tiling::ALL.map(Some).into_iter().chain([None]) {
+        choose_tiling(&device, tiling);
+        for [inputs, outputs, columns] in PRODUCTS {
+            let on = |device: &Device| {
+                let x: Tensor<2> = values([inputs, columns], 3, device);
+                (x, values([columns, outputs], 4, device), epilogues(inputs, outputs, device))
+            };
+            let (x, weight, expected) = on(&Device::flex());
+            let twin = |epilogue| reference::linear(x.clone(), weight.clone(), epilogue);
+            let expected: Vec<_> = expected.into_iter().map(twin).collect();
+            let (x, weight, found) = on(&device);
+            for (case, (epilogue, expected)) in found.into_iter().zip(expected).enumerate() {
+                let error = error_of(linear(x.clone(), weight.clone(), epilogue), expected);
+                let shape = [inputs, outputs, columns];
+                assert!(error < TOLERANCE, "{tiling:?} {shape:?} epilogue {case}: {error}");
+            }
+        }
+    }
+    choose_tiling(&device, None);
+}
+
+/// Heads that are narrower than a part of the workgroup, as wide, wider, and not a multiple of 4; fewer and
+/// more queries and keys than a tile has.
+#[test]
+fn attention_matches_its_twin() {
+    let Some(device) = gpu() else { return };
+    let shapes = [
+        [1, 1, 1, 1, 4],
+        [2, 5, 7, 3, 8],
+        [1, 33, 70, 2, 64],
+        [2, 64, 36, 1, 100],
+        [1, 40, 9, 2, 6],
+    ];
+    for [batch, queries, keys, heads, size] in shapes {
         let on = |device: &Device| {
-            let x: Tensor<3> = values([1, inputs, columns], 3, device);
-            let weight: Tensor<2> = values([columns, outputs], 4, device);
-            (x, weight, Some(values([outputs], 5, device)))
+            let of = |tokens, seed| values([batch, tokens, heads * size], seed, device);
+            (of(queries, 1), of(keys, 2), of(keys, 3))
         };
-        let (x, weight, bias) = on(&Device::flex());
-        let expected = reference::linear(x, weight, bias);
-        let (x, weight, bias) = on(&device);
-        let error = error_of(linear(x, weight, bias), expected);
-        assert!(error < TOLERANCE, "{inputs} {outputs} {columns}: {error}");
+        let (q, k, v) = on(&Device::flex());
+        let expected = reference::attention(q * 2.0, k, v, heads);
+        let (q, k, v) = on(&device);
+        let error = error_of(attention(q * 2.0, k, v, heads), expected);
+        assert!(error < TOLERANCE, "{batch} {queries} {keys} {heads} {size}: {error}");
     }
 }
 
@@ -105,22 +151,28 @@ fn packed(packing: Packing, [rows, columns]: [usize; 2], device: &Device) -> Pac
 #[test]
 fn packed_linear_matches_its_twin() {
     let Some(device) = gpu() else { return };
-    for packing in [Packing::F16, Packing::I8, Packing::I4] {
-        for [inputs, outputs, columns] in PRODUCTS {
-            // All columns of the weight, and the first half of them.
-            for width in [columns, columns.min(columns.div_ceil(8) * 4)] {
-                let on = |device: &Device| {
-                    let x: Tensor<2> = values([inputs, width], 3, device);
-                    (x, packed(packing, [outputs, columns], device))
-                };
-                let (x, weight) = on(&Device::flex());
-                let expected = reference::packed_linear(x, &weight);
-                let (x, weight) = on(&device);
-                let error = error_of(packed_linear(x, &weight, None), expected);
-                assert!(error < TOLERANCE, "{packing:?} {inputs} {outputs} {width}: {error}");
+    for tiling in Tiling::ALL {
+        choose_tiling(&device, Some(tiling));
+        for packing in [Packing::F16, Packing::I8, Packing::I4] {
+            for [inputs, outputs, columns] in PRODUCTS {
+                // All columns of the weight, and the first half of them.
+                for width in [columns, columns.min(columns.div_ceil(8) * 4)] {
+                    let on = |device: &Device| {
+                        let x: Tensor<2> = values([inputs, width], 3, device);
+                        let epilogue = epilogues(inputs, outputs, device).swap_remove(3);
+                        (x, packed(packing, [outputs, columns], device), epilogue)
+                    };
+                    let (x, weight, epilogue) = on(&Device::flex());
+                    let expected = reference::packed_linear(x, &weight, epilogue);
+                    let (x, weight, epilogue) = on(&device);
+                    let error = error_of(packed_linear(x, &weight, epilogue), expected);
+                    let shape = [inputs, outputs, columns];
+                    assert!(error < TOLERANCE, "{tiling:?} {packing:?} {shape:?} {width}: {error}");
+                }
             }
         }
     }
+    choose_tiling(&device, None);
 }
 
 /// The CPU's own unpacking, and the look-up of rows, against the twin.

@@ -1,32 +1,38 @@
-//! Every file in `shaders/` is WGSL that naga accepts, as it stands and in half precision.
+//! Every shader is WGSL that naga accepts, in every variant.
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 #[test]
 fn shaders_are_valid_wgsl() {
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../shaders");
-    let mut shaders = 0;
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "wgsl") {
-            continue;
-        }
-        shaders += 1;
-        let single = std::fs::read_to_string(&path).unwrap();
-        let half =
-            format!("enable f16;\n{single}").replace("alias elem = f32;", "alias elem = f16;");
-        assert_ne!(half.find("alias elem = f16;"), None, "{}: no elem alias", path.display());
-        for source in [single, half] {
-            let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|error| {
-                panic!("{}", error.emit_to_string_with_path(&source, &path.to_string_lossy()))
-            });
-            // Every WebGPU device reads halves from words of 32 bits.
-            let capabilities =
-                Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-            Validator::new(ValidationFlags::all(), capabilities)
-                .validate(&module)
-                .unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
-        }
+    let shaders = wuerstchen_kernels::shaders();
+    // Five plain shaders and products of three tilings with four kinds of weights, in f32 and f16.
+    assert_eq!(shaders.len(), 2 * (5 + 3 * 4));
+    for (name, source) in shaders {
+        let module = naga::front::wgsl::parse_str(&source)
+            .unwrap_or_else(|error| panic!("{}", error.emit_to_string_with_path(&source, &name)));
+        // Every WebGPU device reads halves from words of 32 bits.
+        let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        Validator::new(ValidationFlags::all(), capabilities)
+            .validate(&module)
+            .unwrap_or_else(|error| panic!("{name}: {error:?}"));
     }
-    assert!(shaders >= 3, "found {shaders} shaders in {directory}");
+}
+
+/// What every WebGPU device offers a shader.
+#[test]
+fn shaders_need_no_more_than_any_device_has() {
+    for (name, source) in wuerstchen_kernels::shaders() {
+        let module = naga::front::wgsl::parse_str(&source).unwrap();
+        let buffers =
+            module.global_variables.iter().filter(|(_, variable)| variable.binding.is_some());
+        assert!(buffers.count() <= 8, "{name}");
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let of_workgroup =
+            |variable: &naga::GlobalVariable| variable.space == naga::AddressSpace::WorkGroup;
+        let variables =
+            module.global_variables.iter().filter(|(_, variable)| of_workgroup(variable));
+        let bytes: u32 = variables.map(|(_, variable)| layouter[variable.ty].size).sum();
+        assert!(bytes <= 16 << 10, "{name}: {bytes} bytes of workgroup memory");
+    }
 }

@@ -27,7 +27,10 @@ pub fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> 
     #[cfg(feature = "gpu")]
     if crate::wgsl::runs_on(&x.device()) {
         let norms = crate::wgsl::channel_norms(x.clone());
-        return reference::respond(x, norms, gamma, beta);
+        if channels.is_multiple_of(4) {
+            return crate::wgsl::response(x, norms, gamma, beta);
+        }
+        return reference::response(x, norms, gamma, beta);
     }
     reference::global_response_norm(x, gamma, beta)
 }
@@ -39,7 +42,7 @@ pub mod reference {
     /// As [`super::global_response_norm`].
     pub fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> Tensor<4> {
         let norms = channel_norms(x.clone());
-        respond(x, norms, gamma, beta)
+        response(x, norms, gamma, beta)
     }
 
     /// Twin of `shaders/channel_norms.wgsl`: `[B, H, W, C]` to `[B, 1, 1, C]`; sums in f32 whatever
@@ -50,8 +53,8 @@ pub mod reference {
         squares.sum_dim(1).sum_dim(2).sqrt().cast(dtype)
     }
 
-    /// Scales `x` by its channels' relative norms.
-    pub(super) fn respond(
+    /// Twin of `shaders/response.wgsl`: scales `x` by its channels' norms relative to their mean.
+    pub fn response(
         x: Tensor<4>,
         norms: Tensor<4>,
         gamma: Tensor<4>,

@@ -8,6 +8,7 @@
 //! else. Callers never know.
 #![recursion_limit = "256"]
 
+pub mod attention;
 #[cfg(feature = "cpu")]
 mod cpu;
 pub mod depthwise_conv;
@@ -22,21 +23,27 @@ pub mod softmax;
 #[cfg(feature = "gpu")]
 mod wgsl;
 
+pub use attention::attention;
 pub use depthwise_conv::{DepthwiseOptions, Padding, depthwise_conv};
 pub use gelu::gelu;
 pub use global_response_norm::global_response_norm;
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{Epilogue, linear};
 pub use packed_linear::{PackedMatrix, Packing, Planes, packed_linear};
 pub use patches::patches;
 pub use silu::silu;
 pub use softmax::softmax;
+#[cfg(feature = "gpu")]
+pub use wgsl::{Tiling, choose_tiling, shaders};
 
 /// All composed twins: the definitions of the kernels.
 pub mod reference {
+    pub use crate::attention::reference::attention;
     pub use crate::depthwise_conv::reference::depthwise_conv;
     pub use crate::gelu::reference::gelu;
-    pub use crate::global_response_norm::reference::{channel_norms, global_response_norm};
+    pub use crate::global_response_norm::reference::{
+        channel_norms, global_response_norm, response,
+    };
     pub use crate::layer_norm::reference::layer_norm;
     pub use crate::linear::reference::linear;
     pub use crate::packed_linear::reference::{packed_linear, unpack};

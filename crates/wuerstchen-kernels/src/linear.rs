@@ -2,49 +2,88 @@
 
 use burn::prelude::*;
 
-/// `y = x·W + b`.
+use crate::gelu::gelu;
+
+/// What happens to the sums of a product: `f(x·W + bias + addend)`.
+///
+/// A GPU does it where it has the sums, and writes the result once.
+#[derive(Clone, Debug)]
+pub struct Epilogue<const D: usize> {
+    /// `[N]`.
+    pub bias: Option<Tensor<1>>,
+    /// As large as the output.
+    pub addend: Option<Tensor<D>>,
+    /// Whether `f` is the [`gelu`], or nothing.
+    pub gelu: bool,
+}
+
+impl<const D: usize> Epilogue<D> {
+    /// A bias, or nothing.
+    pub const fn new(bias: Option<Tensor<1>>) -> Self {
+        Self { bias, addend: None, gelu: false }
+    }
+
+    /// Does it after the product.
+    pub(crate) fn apply(self, mut y: Tensor<D>) -> Tensor<D> {
+        if let Some(bias) = self.bias {
+            y = y + bias.unsqueeze();
+        }
+        if let Some(addend) = self.addend {
+            y = y + addend;
+        }
+        if self.gelu { gelu(y) } else { y }
+    }
+}
+
+/// `y = f(x·W + bias + addend)`.
 ///
 /// One product of all rows, whatever the rank: for some shapes burn would make one of a few rows for each
 /// batch, which is slow on a CPU. On GPUs it is burn's where burn times the variants of every product at
-/// first use (feature `autotune`), else `shaders/linear.wgsl`.
+/// first use (feature `autotune`), else `shaders/product.wgsl`.
 ///
 /// # Shapes
 ///
 /// - x: `[…, K]`
 /// - weight: `[K, N]`
-/// - bias: `[N]`
 /// - output: `[…, N]`
-pub fn linear<const D: usize>(
-    x: Tensor<D>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-) -> Tensor<D> {
-    by_rows(x, weight.dims(), bias, |x| multiply(x, weight))
-}
-
-fn multiply(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+///
+/// # Panics
+///
+/// Panics if the columns of `x` are not the rows of the weight.
+pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogue<D>) -> Tensor<D> {
+    let [columns, outputs] = weight.dims();
+    let (rows, shape) = by_rows(x, columns, outputs);
     #[cfg(feature = "gpu")]
-    if !cfg!(feature = "autotune") && crate::wgsl::runs_on(&x.device()) && in_quads(weight.dims()) {
-        return crate::wgsl::linear(x, weight);
+    if !cfg!(feature = "autotune")
+        && crate::wgsl::runs_on(&rows.device())
+        && in_quads(weight.dims())
+    {
+        return crate::wgsl::linear(rows, weight, flat(epilogue)).reshape(shape);
     }
-    x.matmul(weight)
+    epilogue.apply(rows.matmul(weight).reshape(shape))
 }
 
-/// Multiplies the rows of `x`, whatever its rank, with a matrix of `columns` by `outputs`.
+/// The rows of `x`, whatever its rank, and the shape of their product with a matrix of `columns` by
+/// `outputs`.
 pub(crate) fn by_rows<const D: usize>(
     x: Tensor<D>,
-    [columns, outputs]: [usize; 2],
-    bias: Option<Tensor<1>>,
-    multiply: impl FnOnce(Tensor<2>) -> Tensor<2>,
-) -> Tensor<D> {
+    columns: usize,
+    outputs: usize,
+) -> (Tensor<2>, [usize; D]) {
     let mut shape = x.dims();
     assert_eq!(shape[D - 1], columns, "x has {} columns, the weight {columns}", shape[D - 1]);
     shape[D - 1] = outputs;
-    let y = multiply(x.reshape([-1, columns as isize])).reshape(shape);
-    match bias {
-        Some(bias) => y + bias.unsqueeze(),
-        None => y,
-    }
+    (x.reshape([-1, columns as isize]), shape)
+}
+
+/// The same for rows.
+#[cfg(feature = "gpu")]
+pub(crate) fn flat<const D: usize>(epilogue: Epilogue<D>) -> Epilogue<2> {
+    let rows = |addend: Tensor<D>| {
+        let outputs = addend.dims()[D - 1];
+        addend.reshape([-1, outputs as isize])
+    };
+    Epilogue { bias: epilogue.bias, addend: epilogue.addend.map(rows), gelu: epilogue.gelu }
 }
 
 /// Whether shaders that read four values at a time can read rows of these lengths.
@@ -57,12 +96,12 @@ pub(crate) fn in_quads(sides: [usize; 2]) -> bool {
 pub mod reference {
     use super::*;
 
-    /// Twin of `shaders/linear.wgsl`, with the bias.
+    /// Twin of `shaders/product.wgsl`.
     pub fn linear<const D: usize>(
         x: Tensor<D>,
         weight: Tensor<2>,
-        bias: Option<Tensor<1>>,
+        epilogue: Epilogue<D>,
     ) -> Tensor<D> {
-        burn::tensor::module::linear(x, weight, bias)
+        epilogue.apply(burn::tensor::module::linear(x, weight, None))
     }
 }

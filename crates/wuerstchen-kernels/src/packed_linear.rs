@@ -5,7 +5,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use half::f16;
 
-use crate::linear::by_rows;
+use crate::linear::{Epilogue, by_rows};
 
 /// Columns that share a scale and a zero-point.
 pub const BLOCK: usize = 64;
@@ -202,13 +202,12 @@ impl PackedMatrix {
     }
 }
 
-/// `y = x·Wᵀ + b`, summed in f32. Where `W` has more columns than `x`, its first ones count.
+/// `y = f(x·Wᵀ + bias + addend)`, summed in f32. Where `W` has more columns than `x`, its first ones count.
 ///
 /// # Shapes
 ///
 /// - x: `[…, K]`
 /// - weight: `[N, K]` or wider
-/// - bias: `[N]`
 /// - output: `[…, N]`
 ///
 /// # Panics
@@ -217,39 +216,31 @@ impl PackedMatrix {
 pub fn packed_linear<const D: usize>(
     x: Tensor<D>,
     weight: &PackedMatrix,
-    bias: Option<Tensor<1>>,
+    epilogue: Epilogue<D>,
 ) -> Tensor<D> {
-    let ([rows, columns], width) = (weight.dims(), x.dims()[D - 1]);
+    let ([outputs, columns], width) = (weight.dims(), x.dims()[D - 1]);
     assert!(width <= columns, "x has {width} columns, the weight {columns}");
-    by_rows(x, [width, rows], bias, |x| multiply(x, weight))
-}
-
-fn multiply(x: Tensor<2>, weight: &PackedMatrix) -> Tensor<2> {
-    let [_, width] = x.dims();
+    let (rows, shape) = by_rows(x, width, outputs);
     #[cfg(feature = "gpu")]
     if weight.has_kernel() && width.is_multiple_of(4) {
         let (values, scales, zeros) = weight.planes();
-        return crate::wgsl::packed_linear(
-            x,
-            values,
-            scales,
-            zeros,
-            weight.packing,
-            weight.columns,
-        );
+        let planes = crate::wgsl::Planes { values, scales, zeros };
+        let (packing, epilogue) = (weight.packing, crate::linear::flat(epilogue));
+        return crate::wgsl::packed_linear(rows, planes, packing, columns, epilogue).reshape(shape);
     }
     // One layer at a time is in f32, for as long as its product takes.
-    x.matmul(weight.unpack().narrow(1, 0, width).transpose())
+    let y = rows.matmul(weight.unpack().narrow(1, 0, width).transpose());
+    epilogue.apply(y.reshape(shape))
 }
 
 /// The same operation composed from burn tensors: the definition of the kernels.
 pub mod reference {
     use super::*;
 
-    /// Twin of `shaders/packed_linear.wgsl`: `x` `[M, K]` to `[M, N]`.
-    pub fn packed_linear(x: Tensor<2>, weight: &PackedMatrix) -> Tensor<2> {
+    /// Twin of `shaders/product.wgsl` with `packed_weight.wgsl`.
+    pub fn packed_linear(x: Tensor<2>, weight: &PackedMatrix, epilogue: Epilogue<2>) -> Tensor<2> {
         let [_, width] = x.dims();
-        x.matmul(unpack(weight).narrow(1, 0, width).transpose())
+        epilogue.apply(x.matmul(unpack(weight).narrow(1, 0, width).transpose()))
     }
 
     /// As [`PackedMatrix::unpack`].

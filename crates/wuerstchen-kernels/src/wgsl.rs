@@ -12,22 +12,27 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::depthwise_conv::{DepthwiseOptions, Padding};
+use crate::linear::Epilogue;
 use crate::packed_linear::Packing;
+
+mod product;
+
+pub use product::{Tiling, choose_tiling};
 
 /// Invocations in a workgroup; every shader names the same number.
 const WORKGROUP_SIZE: usize = 64;
 
 /// Rows that one workgroup of `layer_norm.wgsl` handles.
-const NORM_ROWS: usize = 8;
+const NORM_ROWS: usize = 4;
 
 /// Channels that one workgroup of `channel_norms.wgsl` handles.
 const CHANNELS: usize = 8;
 
-/// Rows and columns of the output that one workgroup of `linear.wgsl` makes.
-const LINEAR_TILE: [usize; 2] = [32, 64];
+/// Pixels that one workgroup of `response.wgsl` handles.
+const RESPONSE_PIXELS: usize = 16;
 
-/// Rows and columns of the output that one workgroup of `packed_linear.wgsl` makes.
-const PACKED_TILE: [usize; 2] = [64, 32];
+/// Queries and channels that one workgroup of `attention.wgsl` handles.
+const ATTENTION_TILE: [usize; 2] = [32, 64];
 
 /// Most workgroups along one axis of a dispatch that every WebGPU device takes.
 const MAX_GROUPS: u32 = 65_535;
@@ -57,23 +62,78 @@ pub(crate) fn depthwise_conv(
     Tensor::from_dispatch(Dispatch::wgsl_depthwise_conv(x, weight, bias, options))
 }
 
+/// As [`crate::global_response_norm::reference::response`]; the channels are a multiple of 4.
+pub(crate) fn response(
+    x: Tensor<4>,
+    norms: Tensor<4>,
+    gamma: Tensor<4>,
+    beta: Tensor<4>,
+) -> Tensor<4> {
+    let (x, norms) = (x.into_dispatch(), norms.into_dispatch());
+    let (gamma, beta) = (gamma.into_dispatch(), beta.into_dispatch());
+    Tensor::from_dispatch(Dispatch::wgsl_response(x, norms, gamma, beta))
+}
+
+/// As [`crate::attention::reference::attention`]; the channels of a head are a multiple of 4.
+pub(crate) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
+    let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
+    Tensor::from_dispatch(Dispatch::wgsl_attention(q, k, v, heads))
+}
+
+/// The planes of a packed weight on the device.
+pub(crate) struct Planes {
+    pub(crate) values: Tensor<2, Int>,
+    pub(crate) scales: Tensor<2>,
+    pub(crate) zeros: Tensor<2, Int>,
+}
+
 /// `x` `[M, K]`, a packed weight `[N, columns]` of at least K columns; K and N are multiples of 4.
 pub(crate) fn packed_linear(
     x: Tensor<2>,
-    values: Tensor<2, Int>,
-    scales: Tensor<2>,
-    zeros: Tensor<2, Int>,
+    weight: Planes,
     packing: Packing,
     columns: usize,
+    epilogue: Epilogue<2>,
 ) -> Tensor<2> {
-    let (x, values) = (x.into_dispatch(), values.into_dispatch());
-    let (scales, zeros) = (scales.into_dispatch(), zeros.into_dispatch());
-    Tensor::from_dispatch(Dispatch::wgsl_packed_linear(x, values, scales, zeros, packing, columns))
+    let (bias, addend, epilogue) = epilogue_of(epilogue, &x);
+    Tensor::from_dispatch(Dispatch::wgsl_packed_linear(
+        x.into_dispatch(),
+        weight.values.into_dispatch(),
+        weight.scales.into_dispatch(),
+        weight.zeros.into_dispatch(),
+        bias.into_dispatch(),
+        addend.into_dispatch(),
+        (packing, columns, epilogue),
+    ))
 }
 
 /// `x` `[M, K]`, weight `[K, N]`; K and N are multiples of 4.
-pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    Tensor::from_dispatch(Dispatch::wgsl_linear(x.into_dispatch(), weight.into_dispatch()))
+pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, epilogue: Epilogue<2>) -> Tensor<2> {
+    let (bias, addend, epilogue) = epilogue_of(epilogue, &x);
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    let (bias, addend) = (bias.into_dispatch(), addend.into_dispatch());
+    Tensor::from_dispatch(Dispatch::wgsl_linear(x, weight, bias, addend, epilogue))
+}
+
+/// The tensors of an epilogue, any numbers in place of those that it lacks, and its bits.
+fn epilogue_of(epilogue: Epilogue<2>, x: &Tensor<2>) -> (Tensor<1>, Tensor<2>, usize) {
+    let mut bits = if epilogue.gelu { product::GELU } else { 0 };
+    let options = (&x.device(), x.dtype());
+    let bias = match epilogue.bias {
+        Some(bias) => {
+            bits |= product::BIAS;
+            bias
+        }
+        None => Tensor::empty([4], options),
+    };
+    let addend = match epilogue.addend {
+        Some(addend) => {
+            bits |= product::ADDEND;
+            addend
+        }
+        None => Tensor::empty([1, 4], options),
+    };
+    (bias, addend, bits)
 }
 
 /// The operations that wgpu devices run as hand-written shaders.
@@ -93,24 +153,42 @@ pub(crate) trait WgslKernels: Backend {
         options: DepthwiseOptions,
     ) -> FloatTensor<Self>;
 
-    #[fusion(dtype = x, shape = product_shape(x, weight))]
-    fn wgsl_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    #[fusion(dtype = x, shape = x)]
+    fn wgsl_response(
+        x: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
+    #[fusion(dtype = q, shape = q)]
+    fn wgsl_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        heads: usize,
+    ) -> FloatTensor<Self>;
+
+    #[fusion(dtype = x, shape = product_shape(x, weight))]
+    fn wgsl_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
+        epilogue: usize,
+    ) -> FloatTensor<Self>;
+
+    /// The packing, the columns of the weight and the bits of the epilogue come last.
     #[fusion(dtype = x, shape = multiplied_shape(x, values))]
     fn wgsl_packed_linear(
         x: FloatTensor<Self>,
         values: IntTensor<Self>,
         scales: FloatTensor<Self>,
         zeros: IntTensor<Self>,
-        packing: Packing,
-        columns: usize,
+        bias: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
+        layout: (Packing, usize, usize),
     ) -> FloatTensor<Self>;
-}
-
-/// Workgroups that make a matrix in tiles.
-fn tiles(shape: &Shape, [height, width]: [usize; 2]) -> usize {
-    let [rows, columns] = shape.dims();
-    rows.div_ceil(height) * columns.div_ceil(width)
 }
 
 fn multiplied_shape(x: &Shape, values: &Shape) -> Shape {
@@ -137,7 +215,7 @@ impl WgslKernels for CubeBackend {
         let shape = x.meta.shape().clone();
         let channels = shape[shape.len() - 1];
         let rows = shape.num_elements() / channels;
-        LAYER_NORM.launch(vec![x], shape, &[rows, channels], rows.div_ceil(NORM_ROWS))
+        LAYER_NORM.launch(vec![x], shape, &[rows, channels / 4], rows.div_ceil(NORM_ROWS))
     }
 
     fn wgsl_channel_norms(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -164,12 +242,43 @@ impl WgslKernels for CubeBackend {
         DEPTHWISE_CONV.launch(vec![x, weight, bias], shape, &sizes, groups)
     }
 
-    fn wgsl_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn wgsl_response(
+        x: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let shape = x.meta.shape().clone();
+        let [batch, height, width, channels] = shape.dims();
+        let sizes = [batch, height * width, channels / 4];
+        let groups = batch * (height * width).div_ceil(RESPONSE_PIXELS);
+        RESPONSE.launch(vec![x, norms, gamma, beta], shape, &sizes, groups)
+    }
+
+    fn wgsl_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        let shape = q.meta.shape().clone();
+        let ([batch, queries, channels], [_, keys, _]) = (shape.dims(), k.meta.shape().dims());
+        let size = channels / heads;
+        let [tile, part] = ATTENTION_TILE;
+        let groups = batch * heads * queries.div_ceil(tile) * size.div_ceil(part);
+        let sizes = [batch, queries, keys, heads, size / 4];
+        ATTENTION.launch(vec![q, k, v], shape, &sizes, groups)
+    }
+
+    fn wgsl_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
+        epilogue: usize,
+    ) -> FloatTensor<Self> {
         let shape = product_shape(x.meta.shape(), weight.meta.shape());
-        let [rows, outputs] = shape.dims();
-        let [columns, _] = weight.meta.shape().dims();
-        let sizes = [rows, columns / 4, outputs / 4];
-        LINEAR.launch(vec![x, weight], shape.clone(), &sizes, tiles(&shape, LINEAR_TILE))
+        product::product([x, bias, addend], product::Weight::Dense(weight), shape, epilogue)
     }
 
     fn wgsl_packed_linear(
@@ -177,49 +286,80 @@ impl WgslKernels for CubeBackend {
         values: IntTensor<Self>,
         scales: FloatTensor<Self>,
         zeros: IntTensor<Self>,
-        packing: Packing,
-        columns: usize,
+        bias: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
+        (packing, columns, epilogue): (Packing, usize, usize),
     ) -> FloatTensor<Self> {
         let shape = multiplied_shape(x.meta.shape(), values.meta.shape());
-        let [rows, outputs] = shape.dims();
-        let (values_width, blocks) = (packing.value_words(columns), packing.blocks(columns));
-        let zeros_width = packing.zero_words(columns);
-        let [_, read] = x.meta.shape().dims();
-        let sizes = [rows, outputs / 4, read / 4, values_width, blocks, zeros_width];
-        Shader { bits: Some(packing.bits()), ..PACKED_LINEAR }.launch(
-            vec![x, values, scales, zeros],
-            shape.clone(),
-            &sizes,
-            tiles(&shape, PACKED_TILE),
-        )
+        let widths =
+            [packing.value_words(columns), packing.blocks(columns), packing.zero_words(columns)];
+        let planes = [values, scales, zeros];
+        let weight = product::Weight::Packed { planes, bits: packing.bits(), widths };
+        product::product([x, bias, addend], weight, shape, epilogue)
     }
 }
 
-/// A shader's file name and text.
-#[derive(Clone, Copy, Debug)]
+/// A shader's name and text.
+#[derive(Clone, Debug)]
 struct Shader {
     name: &'static str,
-    source: &'static str,
-    /// What its constant `BITS` shall be.
-    bits: Option<usize>,
+    /// The text, in up to three files.
+    parts: [&'static str; 3],
+    /// Constants that are rewritten.
+    constants: [Option<Constant>; 2],
+}
+
+/// What a line `const NAME = …u;` of a shader shall say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Constant {
+    name: &'static str,
+    value: usize,
+}
+
+impl Constant {
+    /// A value, or what the shader's file says.
+    fn of(name: &'static str, value: Option<usize>) -> Option<Self> {
+        value.map(|value| Self { name, value })
+    }
+
+    /// Rewrites the line.
+    fn write(self, source: &str) -> String {
+        let start = format!("const {} = ", self.name);
+        let (before, rest) = source.split_once(&start).expect("the shader has the constant");
+        let (_, after) = rest.split_once(';').expect("a statement ends in a semicolon");
+        format!("{before}{start}{}u;{after}", self.value)
+    }
 }
 
 const LAYER_NORM: Shader =
     Shader::new("layer_norm", include_str!("../../../shaders/layer_norm.wgsl"));
 const CHANNEL_NORMS: Shader =
     Shader::new("channel_norms", include_str!("../../../shaders/channel_norms.wgsl"));
+const RESPONSE: Shader = Shader::new("response", include_str!("../../../shaders/response.wgsl"));
 const DEPTHWISE_CONV: Shader =
     Shader::new("depthwise_conv", include_str!("../../../shaders/depthwise_conv.wgsl"));
-const LINEAR: Shader = Shader::new("linear", include_str!("../../../shaders/linear.wgsl"));
-const PACKED_LINEAR: Shader =
-    Shader::new("packed_linear", include_str!("../../../shaders/packed_linear.wgsl"));
+const ATTENTION: Shader = Shader::new("attention", include_str!("../../../shaders/attention.wgsl"));
 
 impl Shader {
     const fn new(name: &'static str, source: &'static str) -> Self {
-        Self { name, source, bits: None }
+        Self { name, parts: [source, "", ""], constants: [None, None] }
     }
 
-    /// Runs the shader on `groups` workgroups. Its buffers are the inputs, the output and the sizes, in
+    /// The name, with the names and values of constants.
+    fn variant(&self) -> String {
+        let constants = self.constants.iter().flatten();
+        let values = constants.map(|Constant { name, value }| format!(" {name}={value}"));
+        self.name.to_owned() + &values.collect::<String>()
+    }
+
+    /// The text for one element type.
+    fn source(&self, dtype: DType) -> String {
+        let source = self.parts.concat();
+        let constants = self.constants.iter().flatten();
+        for_dtype(&constants.fold(source, |source, constant| constant.write(&source)), dtype)
+    }
+
+    /// Runs the shader on `groups` workgroups. Its buffers are the output, the inputs and the sizes, in
     /// this order.
     fn launch(
         self,
@@ -234,8 +374,8 @@ impl Shader {
         let device = inputs[0].device.clone();
         let output =
             CubeTensor::new_contiguous(client.clone(), device, shape, client.empty(bytes), dtype);
-        let mut buffers: Vec<_> = inputs.into_iter().map(|x| x.handle.binding()).collect();
-        buffers.push(output.handle.clone().binding());
+        let mut buffers = vec![output.handle.clone().binding()];
+        buffers.extend(inputs.into_iter().map(|x| x.handle.binding()));
 
         let kernel = ShaderKernel { shader: self, dtype };
         let groups = groups as u32;
@@ -265,24 +405,18 @@ struct ShaderKernel {
 
 impl KernelSource for ShaderKernel {
     fn source(&self) -> SourceTemplate {
-        let source = match self.shader.bits {
-            Some(bits) => self.shader.source.replace(BITS, &format!("const BITS = {bits}u;")),
-            None => self.shader.source.to_owned(),
-        };
-        SourceTemplate::new(for_dtype(&source, self.dtype))
+        SourceTemplate::new(self.shader.source(self.dtype))
     }
 
     fn id(&self) -> KernelId {
-        KernelId::new::<Self>().info((self.shader.name, self.shader.bits, self.dtype))
+        let Shader { name, constants, .. } = self.shader.clone();
+        KernelId::new::<Self>().info((name, constants, self.dtype))
     }
 
     fn lang(&self) -> &'static str {
         "wgsl"
     }
 }
-
-/// The line of `packed_linear.wgsl` that is rewritten for the packing.
-const BITS: &str = "const BITS = 4u;";
 
 /// Rewrites the one `alias elem` line of a shader for half precision.
 fn for_dtype(source: &str, dtype: DType) -> String {
@@ -295,35 +429,66 @@ fn for_dtype(source: &str, dtype: DType) -> String {
     }
 }
 
+/// Every shader with its name, in every variant: for checks that compile them.
+pub fn shaders() -> Vec<(String, String)> {
+    let plain = [LAYER_NORM, CHANNEL_NORMS, RESPONSE, DEPTHWISE_CONV, ATTENTION];
+    let all = plain.into_iter().chain(product::shaders());
+    let both = all.flat_map(|shader| [(shader.clone(), DType::F32), (shader, DType::F16)]);
+    let text = |(shader, dtype): (Shader, DType)| {
+        (format!("{} {dtype:?}", shader.variant()), shader.source(dtype))
+    };
+    both.map(text).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer_norm;
     use crate::packed_linear::BLOCK;
+    use crate::{global_response_norm, layer_norm};
 
-    /// The value of `const name = …;` in a shader.
-    fn constant(shader: Shader, name: &str) -> f64 {
-        let start = format!("const {name} = ");
-        let line = shader.source.lines().find_map(|line| line.strip_prefix(&start));
-        let value = line.unwrap_or_else(|| panic!("{} has no constant {name}", shader.name));
-        let (value, _) = value.split_once(';').expect("a statement ends in a semicolon");
-        value.trim_end_matches('u').parse().expect("a number")
+    /// The values of all constants `name` in the text of a shader.
+    fn constants(shader: &Shader, name: &str) -> Vec<f64> {
+        let (source, start) = (shader.source(DType::F32), format!("const {name} = "));
+        let values = source.lines().filter_map(|line| line.strip_prefix(&start)).map(|line| {
+            let (value, _) = line.split_once(';').expect("a statement ends in a semicolon");
+            value.trim_end_matches('u').parse().expect("a number")
+        });
+        values.collect()
     }
 
     #[test]
     fn constants_of_shaders_are_those_of_their_callers() {
-        for shader in [LAYER_NORM, CHANNEL_NORMS, DEPTHWISE_CONV, LINEAR, PACKED_LINEAR] {
-            assert_eq!(constant(shader, "WORKGROUP_SIZE"), WORKGROUP_SIZE as f64);
+        let one = |shader: &Shader, name: &str, value: f64| {
+            assert_eq!(constants(shader, name), [value], "{name} in {}", shader.variant());
+        };
+        let plain = [LAYER_NORM, CHANNEL_NORMS, RESPONSE, DEPTHWISE_CONV, ATTENTION];
+        for shader in plain.into_iter().chain(product::shaders()) {
+            one(&shader, "WORKGROUP_SIZE", WORKGROUP_SIZE as f64);
         }
-        assert_eq!(constant(LAYER_NORM, "EPSILON"), layer_norm::EPSILON);
-        assert_eq!(constant(LAYER_NORM, "ROWS"), NORM_ROWS as f64);
-        assert_eq!(constant(CHANNEL_NORMS, "CHANNELS"), CHANNELS as f64);
-        for (shader, [rows, columns]) in [(LINEAR, LINEAR_TILE), (PACKED_LINEAR, PACKED_TILE)] {
-            assert_eq!(constant(shader, "TILE_ROWS"), rows as f64);
-            assert_eq!(constant(shader, "TILE_QUADS") * 4.0, columns as f64);
+        one(&LAYER_NORM, "EPSILON", layer_norm::EPSILON);
+        one(&LAYER_NORM, "ROWS", NORM_ROWS as f64);
+        one(&CHANNEL_NORMS, "CHANNELS", CHANNELS as f64);
+        one(&RESPONSE, "EPSILON", global_response_norm::EPSILON);
+        one(&RESPONSE, "PIXELS", RESPONSE_PIXELS as f64);
+        one(&ATTENTION, "TILE", ATTENTION_TILE[0] as f64);
+        one(&ATTENTION, "PART", ATTENTION_TILE[1] as f64 / 4.0);
+        for (shader, tiling, packed) in product::variants() {
+            one(&shader, "ADD_BIAS", product::BIAS as f64);
+            one(&shader, "ADD_ADDEND", product::ADDEND as f64);
+            one(&shader, "APPLY_GELU", product::GELU as f64);
+            let [rows, columns] = tiling.tile();
+            if tiling == Tiling::Direct {
+                one(&shader, "TILE_ROWS", rows as f64);
+                one(&shader, "TILE_QUADS", columns as f64 / 4.0);
+            } else {
+                assert_eq!(rows, columns);
+                one(&shader, "QUADS", columns as f64 / 4.0);
+            }
+            if let Some(bits) = packed {
+                one(&shader, "BITS", bits as f64);
+                one(&shader, "BLOCK", BLOCK as f64 / 4.0);
+            }
         }
-        assert_eq!(constant(PACKED_LINEAR, "BLOCK") * 4.0, BLOCK as f64);
-        assert_eq!(PACKED_LINEAR.source.matches(BITS).count(), 1);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{DepthwiseOptions, Padding, depthwise_conv, linear, patches, silu};
+use wuerstchen_kernels::{
+    DepthwiseOptions, Epilogue, Padding, depthwise_conv, linear, patches, silu,
+};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{Observer, affine, channels_first, channels_last, linear_layer};
@@ -319,7 +321,7 @@ fn dense_conv(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
     let [output, input, size, _] = weight.dims();
     let weight = weight.permute([2, 3, 1, 0]).reshape([size * size * input, output]);
     let windows = if (size, stride) == (1, 1) { x } else { patches(x, size, stride) };
-    linear(windows, weight, None)
+    linear(windows, weight, Epilogue::new(None))
 }
 
 /// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),

@@ -4,12 +4,12 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{Padding, gelu, layer_norm, linear};
+use wuerstchen_kernels::{Epilogue, Padding, layer_norm, linear};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{
-    DepthwiseConv, Observer, affine, channels_first, channels_last, linear_layer, pixel_shuffle,
-    pixel_unshuffle,
+    DepthwiseConv, Observer, affine, affine_gelu, channels_first, channels_last, linear_layer,
+    pixel_shuffle, pixel_unshuffle,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, positive};
@@ -465,7 +465,7 @@ impl MixingBlock {
         let h = layer_norm(x.clone()) * (gamma(0) + 1.0) + gamma(1);
         let x = x + self.depthwise.forward(h, Padding::Replicate) * gamma(2);
         let h = layer_norm(x.clone()) * (gamma(3) + 1.0) + gamma(4);
-        let h = affine(&self.channelwise.contract, gelu(affine(&self.channelwise.expand, h)));
+        let h = affine(&self.channelwise.contract, affine_gelu(&self.channelwise.expand, h));
         x + h * gamma(5)
     }
 }
@@ -491,7 +491,7 @@ impl Conv4x4 {
             .reshape([output, input, 2, 2, 2, 2]) // C_out, C_in, a, dy, b, dx
             .permute([2, 4, 1, 3, 5, 0])
             .reshape([16 * input, output]);
-        linear(patches, weight, Some(self.bias.val()))
+        linear(patches, weight, Epilogue::new(Some(self.bias.val())))
     }
 
     /// The transposed convolution: one matrix product gives each pixel's four overlapping 2x2
@@ -504,7 +504,7 @@ impl Conv4x4 {
             .reshape([input, output, 2, 2, 2, 2]) // C_in, C_out, a, dy, b, dx
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([input, 16 * output]);
-        let patches = linear(x, weight, None);
+        let patches = linear(x, weight, Epilogue::new(None));
         let placed = |a: usize, b: usize| {
             let patch = patches.clone().narrow(3, (2 * a + b) * 4 * output, 4 * output);
             patch.pad([(a, 1 - a), (b, 1 - b), (0, 0)], 0.0f32)

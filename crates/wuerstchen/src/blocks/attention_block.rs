@@ -4,9 +4,9 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::activation::silu;
-use wuerstchen_kernels::{layer_norm, softmax};
+use wuerstchen_kernels::{attention, layer_norm};
 
-use super::linear::{affine, linear_layer};
+use super::linear::{affine, affine_add, linear_layer};
 
 /// Configuration of an [`AttentionBlock`].
 #[derive(Clone, Debug)]
@@ -94,7 +94,8 @@ impl AttentionBlock {
             true => Tensor::cat(vec![tokens.clone(), text], 1),
             false => text,
         };
-        x + self.attention.forward(tokens, context).reshape([batch, height, width, channels])
+        let attended = self.attention.attend(tokens, context);
+        affine_add(&self.attention.to_out, attended.reshape([batch, height, width, channels]), x)
     }
 }
 
@@ -106,61 +107,22 @@ impl Attention {
     /// - x, output: `[B, Q, C]`
     /// - context: `[B, K, C]`
     pub fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
-        let [batch, queries, channels] = x.dims();
-        let size = channels / self.heads;
-        let split = |x: Tensor<3>| {
-            let [_, tokens, _] = x.dims();
-            x.reshape([batch, tokens, self.heads, size]).swap_dims(1, 2)
-        };
-        let q = split(affine(&self.to_q, x) * (size as f64).powf(-0.5));
-        let k = split(affine(&self.to_k, context.clone()));
-        let v = split(affine(&self.to_v, context));
-        let attended = attend(q, k.swap_dims(2, 3), v);
-        let attended = attended.swap_dims(1, 2).reshape([batch, queries, channels]);
-        affine(&self.to_out, attended)
+        affine(&self.to_out, self.attend(x, context))
     }
-}
 
-/// Most attention weights at a time: 16 MiB in f32, which caches hold better than more, and far less
-/// than the 128 MiB that every WebGPU device binds.
-const MAX_WEIGHTS: usize = 1 << 22;
-
-/// `softmax(q·k)·v`, for as many queries at a time as [`MAX_WEIGHTS`] allows.
-///
-/// # Shapes
-///
-/// - q, output: `[B, heads, Q, D]`
-/// - k: `[B, heads, D, K]`
-/// - v: `[B, heads, K, D]`
-fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    let ([batch, heads, queries, _], [.., keys]) = (q.dims(), k.dims());
-    let rows = (MAX_WEIGHTS / (batch * heads * keys)).max(1);
-    let some = |q: Tensor<4>| softmax(q.matmul(k.clone())).matmul(v.clone());
-    if rows >= queries {
-        return some(q);
+    /// [`Self::forward`] before the output's projection.
+    fn attend(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+        let q = affine(&self.to_q, x);
+        let k = affine(&self.to_k, context.clone());
+        let v = affine(&self.to_v, context);
+        attention(q, k, v, self.heads)
     }
-    let starts = (0..queries).step_by(rows);
-    let parts = starts.map(|start| some(q.clone().narrow(2, start, rows.min(queries - start))));
-    Tensor::cat(parts.collect(), 2)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::{Distribution, Tolerance};
-
-    /// As many keys as leave room for three queries at a time, and seven queries.
-    #[test]
-    fn queries_in_parts_are_the_whole() {
-        let device = Device::flex();
-        let keys = MAX_WEIGHTS / 3;
-        let random = |shape| Tensor::<4>::random(shape, Distribution::Default, &device);
-        let (q, k) = (random([1, 1, 7, 1]), random([1, 1, 1, keys]));
-        let v = random([1, 1, keys, 1]);
-        let whole = softmax(q.clone().matmul(k.clone())).matmul(v.clone()).into_data();
-        let tolerance = Tolerance::rel_abs(1e-6, 1e-6);
-        attend(q, k, v).into_data().assert_approx_eq::<f32>(&whole, tolerance);
-    }
 
     /// Equal keys get equal weights, so that attention to one repeated token is that token's value.
     #[test]

@@ -3,7 +3,7 @@
 use burn::module::{Initializer, Module, Param, Reparameterization};
 use burn::nn::Linear;
 use burn::prelude::*;
-use wuerstchen_kernels::{PackedMatrix, linear, packed_linear};
+use wuerstchen_kernels::{Epilogue, PackedMatrix, linear, packed_linear};
 
 /// A matrix as the checkpoint packs it, in the layout of PyTorch, in place of a weight in f32.
 #[derive(Module, Debug)]
@@ -53,10 +53,40 @@ pub(crate) fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param
 /// - x: `[…, d_input]`
 /// - output: `[…, d_output]`
 pub(crate) fn affine<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
-    let bias = layer.bias.as_ref().map(Param::val);
+    multiply(layer, x, Epilogue::new(bias(layer)))
+}
+
+/// The GELU of a linear layer.
+///
+/// # Shapes
+///
+/// As those of [`affine`].
+pub(crate) fn affine_gelu<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    multiply(layer, x, Epilogue { gelu: true, ..Epilogue::new(bias(layer)) })
+}
+
+/// A linear layer of `x` plus `addend`.
+///
+/// # Shapes
+///
+/// - x: `[…, d_input]`
+/// - addend, output: `[…, d_output]`
+pub(crate) fn affine_add<const D: usize>(
+    layer: &Linear,
+    x: Tensor<D>,
+    addend: Tensor<D>,
+) -> Tensor<D> {
+    multiply(layer, x, Epilogue { addend: Some(addend), ..Epilogue::new(bias(layer)) })
+}
+
+fn bias(layer: &Linear) -> Option<Tensor<1>> {
+    layer.bias.as_ref().map(Param::val)
+}
+
+fn multiply<const D: usize>(layer: &Linear, x: Tensor<D>, epilogue: Epilogue<D>) -> Tensor<D> {
     match layer.weight.reparameterization::<Packed>() {
-        Some(packed) => packed_linear(x, &packed.matrix, bias),
-        None => linear(x, layer.weight.val(), bias),
+        Some(packed) => packed_linear(x, &packed.matrix, epilogue),
+        None => linear(x, layer.weight.val(), epilogue),
     }
 }
 
@@ -72,7 +102,8 @@ fn dense(layer: &Linear) -> Tensor<2> {
     }
 }
 
-/// A linear layer of `x` with the output of another, `mapper(z)`, appended, without making the latter:
+/// The GELU of a linear layer of `x` with the output of another, `mapper(z)`, appended, without making the
+/// latter:
 ///
 /// `[x, z·M + m]·W + b = x·W₁ + z·(M·W₂) + (m·W₂ + b)`, with `W₁` the rows of `x` and `W₂` the rest.
 ///
@@ -83,7 +114,7 @@ fn dense(layer: &Linear) -> Tensor<2> {
 /// - z: `[…, N]`
 /// - layer: `K + S` to `d_output`
 /// - output: `[…, d_output]`
-pub(crate) fn affine_of_mapped<const D: usize>(
+pub(crate) fn affine_gelu_of_mapped<const D: usize>(
     layer: &Linear,
     x: Tensor<D>,
     mapper: &Linear,
@@ -111,15 +142,17 @@ pub(crate) fn affine_of_mapped<const D: usize>(
     match packed.filter(|matrix| matrix.has_kernel()) {
         Some(matrix) => {
             let none = Tensor::zeros([narrow + 1, kept], &device);
-            let folded = packed_linear(Tensor::cat(vec![none, rows], 1), matrix, None);
-            let (folded, bias) = split(folded);
-            packed_linear(x, matrix, bias) + linear(z, folded, None)
+            let rows = Tensor::cat(vec![none, rows], 1);
+            let (folded, bias) = split(packed_linear(rows, matrix, Epilogue::new(None)));
+            let addend = Some(linear(z, folded, Epilogue::new(None)));
+            packed_linear(x, matrix, Epilogue { bias, addend, gelu: true })
         }
         None => {
             let weight = dense(layer);
             let (folded, bias) = split(rows.matmul(weight.clone().narrow(0, kept, wide)));
             let weight = Tensor::cat(vec![weight.narrow(0, 0, kept), folded], 0);
-            linear(Tensor::cat(vec![x, z], D - 1), weight, bias)
+            let x = Tensor::cat(vec![x, z], D - 1);
+            linear(x, weight, Epilogue { gelu: true, ..Epilogue::new(bias) })
         }
     }
 }

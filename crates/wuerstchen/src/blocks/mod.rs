@@ -9,7 +9,7 @@ mod timestep_block;
 
 pub use attention_block::{Attention, AttentionBlock, AttentionBlockConfig};
 pub use block::{Block, Conditions, Observer};
-pub(crate) use linear::{Packed, affine, condition_mapper, embed, linear_layer};
+pub(crate) use linear::{Packed, affine, affine_gelu, condition_mapper, embed, linear_layer};
 pub use res_block::{
     ChannelMlp, DepthwiseConv, MappedImage, ResBlock, ResBlockConfig, ResponseNorm,
 };

@@ -4,10 +4,10 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::prelude::*;
 use wuerstchen_kernels::{
-    DepthwiseOptions, Padding, depthwise_conv, gelu, global_response_norm, layer_norm,
+    DepthwiseOptions, Padding, depthwise_conv, global_response_norm, layer_norm,
 };
 
-use super::linear::{affine, affine_of_mapped, linear_layer, zeros};
+use super::linear::{affine_add, affine_gelu, affine_gelu_of_mapped, linear_layer, zeros};
 
 /// Configuration of a [`ResBlock`].
 #[derive(Clone, Debug)]
@@ -135,19 +135,19 @@ impl ResBlock {
         let mlp = &self.channelwise;
         let h = match mapped {
             Some(MappedImage { image, mapper }) => {
-                affine_of_mapped(&mlp.expand, h, mapper, image.clone())
+                affine_gelu_of_mapped(&mlp.expand, h, mapper, image.clone())
             }
-            None => affine(&mlp.expand, h),
+            None => affine_gelu(&mlp.expand, h),
         };
-        let h = gelu(h);
         let ResponseNorm { gamma, beta } = &mlp.response_norm;
         let h = global_response_norm(h, gamma.val(), beta.val());
-        x + affine(&mlp.contract, mlp.dropout.forward(h))
+        affine_add(&mlp.contract, mlp.dropout.forward(h), x)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::linear::affine;
     use super::*;
     use burn::tensor::Distribution;
 

@@ -2,7 +2,7 @@
 
 use burn::module::{Initializer, Module, Param};
 use burn::prelude::*;
-use wuerstchen_kernels::{layer_norm, linear};
+use wuerstchen_kernels::{Epilogue, layer_norm, linear};
 
 use super::linear::zeros;
 
@@ -74,7 +74,11 @@ impl Downscale {
         let weight = self.weight.val();
         let [output, input, ..] = weight.dims();
         let patches = pixel_unshuffle(layer_norm(x), 2);
-        linear(patches, weight.reshape([output, 4 * input]).transpose(), Some(self.bias.val()))
+        linear(
+            patches,
+            weight.reshape([output, 4 * input]).transpose(),
+            Epilogue::new(Some(self.bias.val())),
+        )
     }
 }
 
@@ -107,7 +111,8 @@ impl Upscale {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let weight = self.weight.val();
         let [input, output, ..] = weight.dims();
-        let patches = linear(layer_norm(x), weight.reshape([input, 4 * output]), None);
+        let patches =
+            linear(layer_norm(x), weight.reshape([input, 4 * output]), Epilogue::new(None));
         pixel_shuffle(patches, 2) + self.bias.val().reshape([1, 1, 1, output])
     }
 }

@@ -1,0 +1,89 @@
+//! Attention of several heads, without a mask.
+
+use burn::prelude::*;
+
+/// `softmax(q·kᵀ / √D)·v` in every head of `D = C / heads` channels.
+///
+/// On wgpu devices the attention weights are never in memory (`shaders/attention.wgsl`).
+///
+/// # Shapes
+///
+/// - q, output: `[B, Q, C]`
+/// - k, v: `[B, K, C]`
+///
+/// # Panics
+///
+/// Panics if the shapes differ otherwise, or the heads do not divide the channels.
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
+    let ([batch, _, channels], [_, keys, _]) = (q.dims(), k.dims());
+    assert!(channels.is_multiple_of(heads), "{heads} heads do not divide {channels}");
+    assert_shape!(k, [batch, keys, channels]);
+    assert_shape!(v, [batch, keys, channels]);
+    #[cfg(feature = "gpu")]
+    if crate::wgsl::runs_on(&q.device()) && (channels / heads).is_multiple_of(4) {
+        return crate::wgsl::attention(q, k, v, heads);
+    }
+    reference::attention(q, k, v, heads)
+}
+
+/// The same operation composed from burn tensors: the definition of the kernels.
+pub mod reference {
+    use super::*;
+    use crate::softmax;
+
+    /// Most attention weights at a time: 16 MiB in f32, which caches hold better than more, and far less
+    /// than the 128 MiB that every WebGPU device binds.
+    const MAX_WEIGHTS: usize = 1 << 22;
+
+    /// Twin of `shaders/attention.wgsl`.
+    pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
+        let [batch, queries, channels] = q.dims();
+        let size = channels / heads;
+        let split = |x: Tensor<3>| {
+            let [_, tokens, _] = x.dims();
+            x.reshape([batch, tokens, heads, size]).swap_dims(1, 2)
+        };
+        let q = split(q * (size as f64).powf(-0.5));
+        attend(q, split(k).swap_dims(2, 3), split(v))
+            .swap_dims(1, 2)
+            .reshape([batch, queries, channels])
+    }
+
+    /// `softmax(q·k)·v`, for as many queries at a time as [`MAX_WEIGHTS`] allows.
+    ///
+    /// # Shapes
+    ///
+    /// - q, output: `[B, heads, Q, D]`
+    /// - k: `[B, heads, D, K]`
+    /// - v: `[B, heads, K, D]`
+    fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+        let ([batch, heads, queries, _], [.., keys]) = (q.dims(), k.dims());
+        let rows = (MAX_WEIGHTS / (batch * heads * keys)).max(1);
+        let some = |q: Tensor<4>| softmax(q.matmul(k.clone())).matmul(v.clone());
+        if rows >= queries {
+            return some(q);
+        }
+        let starts = (0..queries).step_by(rows);
+        let parts = starts.map(|start| some(q.clone().narrow(2, start, rows.min(queries - start))));
+        Tensor::cat(parts.collect(), 2)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use burn::tensor::{Distribution, Tolerance};
+
+        /// As many keys as leave room for three queries at a time, and seven queries.
+        #[test]
+        fn queries_in_parts_are_the_whole() {
+            let device = Device::flex();
+            let keys = MAX_WEIGHTS / 3;
+            let random = |shape| Tensor::<4>::random(shape, Distribution::Default, &device);
+            let (q, k) = (random([1, 1, 7, 1]), random([1, 1, 1, keys]));
+            let v = random([1, 1, keys, 1]);
+            let whole = softmax(q.clone().matmul(k.clone())).matmul(v.clone()).into_data();
+            let tolerance = Tolerance::rel_abs(1e-6, 1e-6);
+            attend(q, k, v).into_data().assert_approx_eq::<f32>(&whole, tolerance);
+        }
+    }
+}

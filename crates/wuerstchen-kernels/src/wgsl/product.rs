@@ -1,0 +1,160 @@
+//! Which of the product shaders multiplies, and its launch.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+use burn::backend::DispatchDevice;
+use burn::backend::wgpu::CubeTensor;
+use burn::cubecl::Device as CubeDevice;
+use burn::prelude::*;
+
+use super::{Constant, Shader};
+
+/// How a product is divided into workgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tiling {
+    /// Every invocation reads x and the weight from memory (`direct_product.wgsl`).
+    Direct,
+    /// Tiles of 32 by 32 outputs through workgroup memory (`tiled_product.wgsl`).
+    Small,
+    /// Tiles of 64 by 64 outputs.
+    Large,
+}
+
+impl Tiling {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Direct, Self::Small, Self::Large];
+
+    /// Rows and columns of the output that one workgroup makes.
+    pub(super) const fn tile(self) -> [usize; 2] {
+        match self {
+            Self::Direct => [64, 32],
+            Self::Small => [32, 32],
+            Self::Large => [64, 64],
+        }
+    }
+
+    /// Workgroups of a product.
+    const fn groups(self, rows: usize, outputs: usize) -> usize {
+        let [height, width] = self.tile();
+        rows.div_ceil(height) * outputs.div_ceil(width)
+    }
+
+    /// What suits a product of this size on a GPU that has not been asked.
+    ///
+    /// Large tiles read memory least, but a GPU has many units, each of which wants workgroups of its own.
+    pub const fn of_size(rows: usize, outputs: usize) -> Self {
+        if rows <= FEW_ROWS {
+            Self::Direct
+        } else if Self::Large.groups(rows, outputs) >= MANY_GROUPS {
+            Self::Large
+        } else {
+            Self::Small
+        }
+    }
+}
+
+/// Rows of which a tile would be mostly empty.
+const FEW_ROWS: usize = 16;
+
+/// Workgroups that keep a large GPU busy.
+const MANY_GROUPS: usize = 128;
+
+/// The choice of a device, where it is not [`Tiling::of_size`].
+static CHOSEN: RwLock<Option<HashMap<CubeDevice, Tiling>>> = RwLock::new(None);
+
+/// Makes a device divide all products of many rows in one way, or as [`Tiling::of_size`] says.
+///
+/// Has no effect on a device that does not run shaders.
+pub fn choose_tiling(device: &Device, tiling: Option<Tiling>) {
+    let DispatchDevice::Cube(device) = device.as_dispatch() else { return };
+    let device = device.clone();
+    let mut chosen = CHOSEN.write().unwrap_or_else(PoisonError::into_inner);
+    let chosen = chosen.get_or_insert_default();
+    match tiling {
+        Some(tiling) => chosen.insert(device, tiling),
+        None => chosen.remove(&device),
+    };
+}
+
+fn tiling(device: &CubeDevice, rows: usize, outputs: usize) -> Tiling {
+    let by_size = Tiling::of_size(rows, outputs);
+    if by_size == Tiling::Direct {
+        return by_size;
+    }
+    let chosen = CHOSEN.read().unwrap_or_else(PoisonError::into_inner);
+    chosen.as_ref().and_then(|chosen| chosen.get(device).copied()).unwrap_or(by_size)
+}
+
+// Bits that tell the shader what to do with the sums.
+pub(super) const BIAS: usize = 1;
+pub(super) const ADDEND: usize = 2;
+pub(super) const GELU: usize = 4;
+
+/// The weight of a product and how the shader reads it.
+pub(super) enum Weight {
+    /// `[K, N]`.
+    Dense(CubeTensor),
+    /// Values, scales and zero-points of `[N, K]`; bits of a value, and words or numbers of a row.
+    Packed { planes: [CubeTensor; 3], bits: usize, widths: [usize; 3] },
+}
+
+/// The shader of a tiling, for a weight of `bits` or as it is.
+fn shader(tiling: Tiling, bits: Option<usize>) -> Shader {
+    let (body, quads) = match tiling {
+        Tiling::Direct => (DIRECT, None),
+        Tiling::Small => (TILED, Some(8)),
+        Tiling::Large => (TILED, Some(16)),
+    };
+    let (name, weight) = match (bits.is_some(), tiling == Tiling::Direct) {
+        (false, true) => ("direct dense product", DENSE),
+        (false, false) => ("tiled dense product", DENSE),
+        (true, true) => ("direct packed product", PACKED),
+        (true, false) => ("tiled packed product", PACKED),
+    };
+    let constants = [Constant::of("QUADS", quads), Constant::of("BITS", bits)];
+    Shader { name, parts: [PRODUCT, weight, body], constants }
+}
+
+/// Every shader, what it is for, and the bits of the weight if it is packed.
+pub(super) fn variants() -> impl Iterator<Item = (Shader, Tiling, Option<usize>)> {
+    let weights = [None, Some(4), Some(8), Some(16)];
+    let of_tiling = move |tiling| weights.map(|bits| (shader(tiling, bits), tiling, bits));
+    Tiling::ALL.into_iter().flat_map(of_tiling)
+}
+
+/// Every shader.
+pub(super) fn shaders() -> impl Iterator<Item = Shader> {
+    variants().map(|(shader, ..)| shader)
+}
+
+/// `x` `[M, K]` times a weight, and what `epilogue` says; without a bias or an addend, these are any tensors.
+pub(super) fn product(
+    [x, bias, addend]: [CubeTensor; 3],
+    weight: Weight,
+    shape: Shape,
+    epilogue: usize,
+) -> CubeTensor {
+    let ([rows, outputs], [_, columns]) = (shape.dims(), x.meta.shape().dims());
+    let tiling = tiling(&x.device, rows, outputs);
+    let mut sizes = vec![rows, outputs / 4, columns / 4, epilogue];
+    let mut inputs = vec![x, bias, addend];
+    let bits = match weight {
+        Weight::Dense(weight) => {
+            inputs.push(weight);
+            None
+        }
+        Weight::Packed { planes, bits, widths } => {
+            inputs.extend(planes);
+            sizes.extend(widths);
+            Some(bits)
+        }
+    };
+    shader(tiling, bits).launch(inputs, shape, &sizes, tiling.groups(rows, outputs))
+}
+
+const PRODUCT: &str = include_str!("../../../../shaders/product.wgsl");
+const DENSE: &str = include_str!("../../../../shaders/dense_weight.wgsl");
+const PACKED: &str = include_str!("../../../../shaders/packed_weight.wgsl");
+const DIRECT: &str = include_str!("../../../../shaders/direct_product.wgsl");
+const TILED: &str = include_str!("../../../../shaders/tiled_product.wgsl");
