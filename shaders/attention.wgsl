@@ -12,12 +12,15 @@ alias elem = f32;
 @group(0) @binding(1) var<storage, read_write> q: array<vec4<elem>>; // [B, Q, heads · D / 4]
 @group(0) @binding(2) var<storage, read_write> k: array<vec4<elem>>; // [B, K, heads · D / 4]
 @group(0) @binding(3) var<storage, read_write> v: array<vec4<elem>>; // [B, K, heads · D / 4]
-@group(0) @binding(4) var<storage, read> sizes: Sizes;
+@group(0) @binding(4) var<storage, read_write> more_k: array<vec4<elem>>; // [B, L, heads · D / 4]
+@group(0) @binding(5) var<storage, read_write> more_v: array<vec4<elem>>; // [B, L, heads · D / 4]
+@group(0) @binding(6) var<storage, read> sizes: Sizes;
 
 struct Sizes {
     batch: u32, // B
     queries: u32, // Q
     keys: u32, // K
+    more_keys: u32, // L, which come after the K; 0 for none
     heads: u32,
     quads: u32, // D / 4
 }
@@ -50,6 +53,24 @@ fn scale_columns(m: mat4x4<f32>, by: vec4<f32>) -> mat4x4<f32> {
 
 fn largest(a: vec4<f32>) -> f32 {
     return max(max(a.x, a.y), max(a.z, a.w));
+}
+
+// Four channels of a key. `start` and `more_start` are where those of key 0 of k and of more_k lie.
+fn key_quad(key: u32, start: u32, more_start: u32) -> vec4<f32> {
+    let row = sizes.heads * sizes.quads;
+    if key < sizes.keys {
+        return vec4<f32>(k[start + key * row]);
+    }
+    return vec4<f32>(more_k[more_start + (key - sizes.keys) * row]);
+}
+
+// The same of a value.
+fn value_quad(key: u32, start: u32, more_start: u32) -> vec4<f32> {
+    let row = sizes.heads * sizes.quads;
+    if key < sizes.keys {
+        return vec4<f32>(v[start + key * row]);
+    }
+    return vec4<f32>(more_v[more_start + (key - sizes.keys) * row]);
 }
 
 // Where a quad of queries or keys lies among those of channels 4·c to 4·c + 3, as in tiled_product.wgsl.
@@ -89,7 +110,10 @@ fn main(
     let first_channel = index % channel_parts * PART;
     let is_wide = quads - first_channel > SIDE; // more than 8 quads of channels
     let q_start = head / sizes.heads * sizes.queries * row + head % sizes.heads * quads;
-    let k_start = head / sizes.heads * sizes.keys * row + head % sizes.heads * quads;
+    let picture = head / sizes.heads;
+    let k_start = picture * sizes.keys * row + head % sizes.heads * quads;
+    let more_start = picture * sizes.more_keys * row + head % sizes.heads * quads;
+    let keys = sizes.keys + sizes.more_keys;
     let scale = inverseSqrt(4.0 * f32(quads));
 
     // The rows that this invocation copies, and its scores: those of a query are a column.
@@ -105,8 +129,8 @@ fn main(
     var total = vec4<f32>(); // of the weights of this invocation's keys
     var sums = mat4x4<f32>();
     var right = mat4x4<f32>();
-    for (var first_key = 0u; first_key < sizes.keys; first_key += TILE) {
-        let k_rows = k_start + min(first_key + 4u * own_quad + offsets, vec4<u32>(sizes.keys - 1u)) * row;
+    for (var first_key = 0u; first_key < keys; first_key += TILE) {
+        let own_keys = min(first_key + 4u * own_quad + offsets, vec4<u32>(keys - 1u));
         var scores = mat4x4<f32>();
         for (var c = 0u; c < quads; c += SIDE) {
             var q_block = mat4x4<f32>();
@@ -114,7 +138,6 @@ fn main(
             let channel = c + own_channel;
             if channel < quads {
                 let q_at = q_rows + channel;
-                let k_at = k_rows + channel;
                 q_block = mat4x4<f32>(
                     vec4<f32>(q[q_at.x]),
                     vec4<f32>(q[q_at.y]),
@@ -122,10 +145,10 @@ fn main(
                     vec4<f32>(q[q_at.w]),
                 );
                 k_block = mat4x4<f32>(
-                    vec4<f32>(k[k_at.x]),
-                    vec4<f32>(k[k_at.y]),
-                    vec4<f32>(k[k_at.z]),
-                    vec4<f32>(k[k_at.w]),
+                    key_quad(own_keys.x, k_start + channel, more_start + channel),
+                    key_quad(own_keys.y, k_start + channel, more_start + channel),
+                    key_quad(own_keys.z, k_start + channel, more_start + channel),
+                    key_quad(own_keys.w, k_start + channel, more_start + channel),
                 );
             }
             put_rows(to, q_block * scale);
@@ -144,7 +167,7 @@ fn main(
         }
 
         // Keys beyond the last one have no weight.
-        let exists = first_key + 4u * across + offsets < vec4<u32>(sizes.keys);
+        let exists = first_key + 4u * across + offsets < vec4<u32>(keys);
         let lowest = vec4<f32>(LOWEST);
         scores = mat4x4<f32>(
             select(lowest, scores[0], exists),
@@ -180,8 +203,8 @@ fn main(
             let key = first_key + i / PART;
             let channel = first_channel + i % PART;
             var value = vec4<f32>();
-            if key < sizes.keys && channel < quads {
-                value = vec4<f32>(v[k_start + key * row + channel]);
+            if key < keys && channel < quads {
+                value = value_quad(key, k_start + channel, more_start + channel);
             }
             tile[i] = value;
         }

@@ -32,6 +32,10 @@ pub(crate) struct BenchArgs {
     /// Where to run
     #[arg(long, value_enum, default_value = "cpu")]
     device: Choice,
+    /// Times the shaders of a GPU beside what its arithmetic and memory reach, instead of a model
+    #[cfg(feature = "gpu")]
+    #[arg(long, conflicts_with_all = ["config", "stage"])]
+    kernels: bool,
     #[command(flatten)]
     stage: StageArgs,
 }
@@ -46,6 +50,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     };
     config.validate().map_err(|error| crate::usage(&error.into()))?;
     let found = choose(args.device)?;
+    #[cfg(feature = "gpu")]
+    if args.kernels {
+        return crate::kernels::run(&found);
+    }
     if measure::run(&args.stage, &found, args.runs.max(1))? {
         return Ok(());
     }

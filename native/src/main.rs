@@ -10,6 +10,8 @@ mod folder;
 mod generate;
 mod import;
 mod inspect;
+#[cfg(feature = "gpu")]
+mod kernels;
 mod lora;
 mod measure;
 mod model;

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
+#[cfg(feature = "gpu")]
+use wuerstchen::kernels::{Tiling, choose_tiling};
 use wuerstchen::{Pipeline, Residency};
 
 use crate::devices::{self, Choice};
@@ -24,6 +26,44 @@ pub(crate) struct ModelArgs {
     /// Which parts of the model stay on the device
     #[arg(long, value_enum, default_value = "auto")]
     residency: Residency,
+    /// How a GPU divides matrix products into workgroups; `auto` times a product of the model
+    #[cfg(feature = "gpu")]
+    #[arg(long, value_enum, default_value = "auto")]
+    tiling: TilingChoice,
+}
+
+/// What `--tiling` may say.
+#[cfg(feature = "gpu")]
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum TilingChoice {
+    /// The faster of small and large, timed; direct on a software GPU
+    Auto,
+    /// No tiles: every output reads its rows and columns from memory
+    Direct,
+    /// Tiles of 32 by 32 outputs
+    Small,
+    /// Tiles of 64 by 64 outputs
+    Large,
+}
+
+#[cfg(feature = "gpu")]
+impl TilingChoice {
+    /// Makes a pipeline's device divide products like this.
+    fn apply(self, pipeline: &Pipeline) -> Result<()> {
+        let tiling = match self {
+            Self::Auto => {
+                let started = Instant::now();
+                let clock = move || started.elapsed().as_secs_f64();
+                futures_lite::future::block_on(pipeline.choose_tiling(&clock))?;
+                return Ok(());
+            }
+            Self::Direct => Tiling::Direct,
+            Self::Small => Tiling::Small,
+            Self::Large => Tiling::Large,
+        };
+        choose_tiling(pipeline.device(), Some(tiling));
+        Ok(())
+    }
 }
 
 /// A model that is ready.
@@ -49,6 +89,8 @@ impl ModelArgs {
         let started = Instant::now();
         let pipeline = Pipeline::load(&files, &found.device, self.residency)
             .context("cannot load the model")?;
+        #[cfg(feature = "gpu")]
+        self.tiling.apply(&pipeline)?;
         let load_secs = started.elapsed().as_secs_f64();
         Ok(Loaded { pipeline, device: found.name, load_secs })
     }

@@ -107,27 +107,26 @@ fn linear_matches_its_twin() {
 }
 
 /// Heads that are narrower than a part of the workgroup, as wide, wider, and not a multiple of 4; fewer and
-/// more queries and keys than a tile has.
+/// more queries and keys than a tile has, in one tensor, in two and in three.
 #[test]
 fn attention_matches_its_twin() {
     let Some(device) = gpu() else { return };
-    let shapes = [
-        [1, 1, 1, 1, 4],
-        [2, 5, 7, 3, 8],
-        [1, 33, 70, 2, 64],
-        [2, 64, 36, 1, 100],
-        [1, 40, 9, 2, 6],
-    ];
-    for [batch, queries, keys, heads, size] in shapes {
-        let on = |device: &Device| {
-            let of = |tokens, seed| values([batch, tokens, heads * size], seed, device);
-            (of(queries, 1), of(keys, 2), of(keys, 3))
-        };
-        let (q, k, v) = on(&Device::flex());
-        let expected = reference::attention(q * 2.0, k, v, heads);
-        let (q, k, v) = on(&device);
-        let error = error_of(attention(q * 2.0, k, v, heads), expected);
-        assert!(error < TOLERANCE, "{batch} {queries} {keys} {heads} {size}: {error}");
+    for [batch, queries, heads, size] in
+        [[1, 1, 1, 4], [2, 5, 3, 8], [1, 33, 2, 64], [2, 64, 1, 100], [1, 40, 2, 6]]
+    {
+        for keys in [vec![1], vec![70], vec![7, 30], vec![33, 1], vec![20, 5, 11]] {
+            let on = |device: &Device| {
+                let of = |tokens, seed| values([batch, tokens, heads * size], seed, device);
+                let all = |seed| keys.iter().map(move |&count| of(count, seed + count as u64));
+                (of(queries, 1) * 2.0, all(100).collect::<Vec<_>>(), all(200).collect::<Vec<_>>())
+            };
+            let (q, k, v) = on(&Device::flex());
+            let expected = reference::attention(q, Tensor::cat(k, 1), Tensor::cat(v, 1), heads);
+            let (q, k, v) = on(&device);
+            let error = error_of(attention(q, k, v, heads), expected);
+            let shape = [batch, queries, heads, size];
+            assert!(error < TOLERANCE, "{shape:?} keys {keys:?}: {error}");
+        }
     }
 }
 

@@ -44,6 +44,14 @@ fn device() -> Device {
 extern "C" {
     #[wasm_bindgen(js_namespace = console, js_name = error)]
     fn error_to_console(message: &str);
+    #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+    #[wasm_bindgen(js_namespace = performance, js_name = now)]
+    fn milliseconds() -> f64;
+}
+
+#[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+fn seconds() -> f64 {
+    milliseconds() / 1e3
 }
 
 /// Takes a model's shards to the device, one after the other.
@@ -133,6 +141,9 @@ impl Engine {
     /// Compares what this device makes with the manifest's golden vectors; the report is JSON.
     #[wasm_bindgen(js_name = selfTest)]
     pub async fn self_test(&self) -> Result<String, JsValue> {
+        // The test then runs the shaders that pictures will run.
+        #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+        self.pipeline.choose_tiling(&seconds).await.map_err(generate_error)?;
         let test = self.bundle.contents().self_test.as_ref();
         let test = test.ok_or_else(|| error("integrity", "the model has no golden vectors"))?;
         let report = test.run(&self.pipeline).await.map_err(generate_error)?;

@@ -4,26 +4,45 @@ use burn::prelude::*;
 
 /// `softmax(q·kᵀ / √D)·v` in every head of `D = C / heads` channels.
 ///
-/// On wgpu devices the attention weights are never in memory (`shaders/attention.wgsl`).
+/// Keys and values may lie in several tensors, whose tokens count as if they were one tensor's. On wgpu devices
+/// the attention weights are never in memory (`shaders/attention.wgsl`).
 ///
 /// # Shapes
 ///
 /// - q, output: `[B, Q, C]`
-/// - k, v: `[B, K, C]`
+/// - keys, values: one or more of `[B, K, C]`, with the same `K` in each pair
 ///
 /// # Panics
 ///
 /// Panics if the shapes differ otherwise, or the heads do not divide the channels.
-pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
-    let ([batch, _, channels], [_, keys, _]) = (q.dims(), k.dims());
+pub fn attention(
+    q: Tensor<3>,
+    keys: Vec<Tensor<3>>,
+    values: Vec<Tensor<3>>,
+    heads: usize,
+) -> Tensor<3> {
+    let [batch, _, channels] = q.dims();
     assert!(channels.is_multiple_of(heads), "{heads} heads do not divide {channels}");
-    assert_shape!(k, [batch, keys, channels]);
-    assert_shape!(v, [batch, keys, channels]);
+    assert!(!keys.is_empty() && keys.len() == values.len(), "every key has a value");
+    for (k, v) in keys.iter().zip(&values) {
+        let [_, tokens, _] = k.dims();
+        assert_shape!(k, [batch, tokens, channels]);
+        assert_shape!(v, [batch, tokens, channels]);
+    }
     #[cfg(feature = "gpu")]
     if crate::wgsl::runs_on(&q.device()) && (channels / heads).is_multiple_of(4) {
-        return crate::wgsl::attention(q, k, v, heads);
+        // The shader reads two pairs where they lie.
+        let mut first = [keys, values];
+        let more = first.each_mut().map(|tensors| tensors.split_off(1));
+        let more = (!more[0].is_empty()).then(|| more.map(joined));
+        return crate::wgsl::attention(q, first.map(joined), more, heads);
     }
-    reference::attention(q, k, v, heads)
+    reference::attention(q, joined(keys), joined(values), heads)
+}
+
+/// The tokens of one or more tensors.
+fn joined(mut tensors: Vec<Tensor<3>>) -> Tensor<3> {
+    if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(tensors, 1) }
 }
 
 /// The same operation composed from burn tensors: the definition of the kernels.

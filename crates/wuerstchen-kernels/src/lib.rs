@@ -34,7 +34,10 @@ pub use patches::patches;
 pub use silu::silu;
 pub use softmax::softmax;
 #[cfg(feature = "gpu")]
-pub use wgsl::{Tiling, choose_tiling, shaders};
+pub use wgsl::{
+    Probe, Tiling, choose_tiling, chosen_tiling, probe_copy, probe_multiply_adds,
+    runs_on as runs_shaders, shaders,
+};
 
 /// All composed twins: the definitions of the kernels.
 pub mod reference {

@@ -39,39 +39,49 @@ impl<const D: usize> Epilogue<D> {
 ///
 /// One product of all rows, whatever the rank: for some shapes burn would make one of a few rows for each
 /// batch, which is slow on a CPU. On GPUs it is burn's where burn times the variants of every product at
-/// first use (feature `autotune`), else `shaders/product.wgsl`.
+/// first use (feature `autotune`), else `shaders/product.wgsl`. Where the weight has more rows than `x` has
+/// columns, its first ones count.
 ///
 /// # Shapes
 ///
 /// - x: `[…, K]`
-/// - weight: `[K, N]`
+/// - weight: `[K, N]` or longer
 /// - output: `[…, N]`
 ///
 /// # Panics
 ///
-/// Panics if the columns of `x` are not the rows of the weight.
+/// Panics if `x` has more columns than the weight has rows.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogue<D>) -> Tensor<D> {
-    let [columns, outputs] = weight.dims();
-    let (rows, shape) = by_rows(x, columns, outputs);
+    let ([length, outputs], columns) = (weight.dims(), x.dims()[D - 1]);
+    assert!(columns <= length, "x has {columns} columns, the weight {length}");
+    let (rows, shape) = by_rows(x, outputs);
     #[cfg(feature = "gpu")]
-    if !cfg!(feature = "autotune")
-        && crate::wgsl::runs_on(&rows.device())
-        && in_quads(weight.dims())
-    {
+    if has_kernel(&weight) && columns.is_multiple_of(4) {
         return crate::wgsl::linear(rows, weight, flat(epilogue)).reshape(shape);
     }
+    let weight = if columns < length { weight.narrow(0, 0, columns) } else { weight };
     epilogue.apply(rows.matmul(weight).reshape(shape))
 }
 
-/// The rows of `x`, whatever its rank, and the shape of their product with a matrix of `columns` by
-/// `outputs`.
-pub(crate) fn by_rows<const D: usize>(
-    x: Tensor<D>,
-    columns: usize,
-    outputs: usize,
-) -> (Tensor<2>, [usize; D]) {
+/// Whether products with this weight are a shader's, which adds and takes the GELU at no cost and reads the
+/// first rows of a longer weight where they lie.
+pub fn has_kernel(weight: &Tensor<2>) -> bool {
+    #[cfg(feature = "gpu")]
+    {
+        let own = !cfg!(feature = "autotune") && crate::wgsl::runs_on(&weight.device());
+        own && in_quads(weight.dims())
+    }
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = weight;
+        false
+    }
+}
+
+/// The rows of `x`, whatever its rank, and the shape of their product with a matrix of `outputs`.
+pub(crate) fn by_rows<const D: usize>(x: Tensor<D>, outputs: usize) -> (Tensor<2>, [usize; D]) {
     let mut shape = x.dims();
-    assert_eq!(shape[D - 1], columns, "x has {} columns, the weight {columns}", shape[D - 1]);
+    let columns = shape[D - 1];
     shape[D - 1] = outputs;
     (x.reshape([-1, columns as isize]), shape)
 }

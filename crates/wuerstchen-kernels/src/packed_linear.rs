@@ -220,7 +220,7 @@ pub fn packed_linear<const D: usize>(
 ) -> Tensor<D> {
     let ([outputs, columns], width) = (weight.dims(), x.dims()[D - 1]);
     assert!(width <= columns, "x has {width} columns, the weight {columns}");
-    let (rows, shape) = by_rows(x, width, outputs);
+    let (rows, shape) = by_rows(x, outputs);
     #[cfg(feature = "gpu")]
     if weight.has_kernel() && width.is_multiple_of(4) {
         let (values, scales, zeros) = weight.planes();

@@ -15,9 +15,11 @@ use crate::depthwise_conv::{DepthwiseOptions, Padding};
 use crate::linear::Epilogue;
 use crate::packed_linear::Packing;
 
+mod probe;
 mod product;
 
-pub use product::{Tiling, choose_tiling};
+pub use probe::{Probe, probe_copy, probe_multiply_adds};
+pub use product::{Tiling, choose_tiling, chosen_tiling};
 
 /// Invocations in a workgroup; every shader names the same number.
 const WORKGROUP_SIZE: usize = 64;
@@ -39,7 +41,7 @@ const MAX_GROUPS: u32 = 65_535;
 
 /// Whether `device` compiles WGSL and tracks no gradients: true of wgpu as long as neither the
 /// `vulkan` nor the `metal` feature of burn, which compile SPIR-V and MSL, is enabled.
-pub(crate) fn runs_on(device: &Device) -> bool {
+pub fn runs_on(device: &Device) -> bool {
     matches!(device.as_dispatch(), DispatchDevice::Cube(burn::cubecl::Device::Wgpu(_)))
 }
 
@@ -74,10 +76,21 @@ pub(crate) fn response(
     Tensor::from_dispatch(Dispatch::wgsl_response(x, norms, gamma, beta))
 }
 
-/// As [`crate::attention::reference::attention`]; the channels of a head are a multiple of 4.
-pub(crate) fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
+/// As [`crate::attention::attention`], with keys and values in one pair or two; the channels of a head are a
+/// multiple of 4.
+pub(crate) fn attention(
+    q: Tensor<3>,
+    [k, v]: [Tensor<3>; 2],
+    more: Option<[Tensor<3>; 2]>,
+    heads: usize,
+) -> Tensor<3> {
+    let more_keys = more.as_ref().map_or(0, |[k, _]| k.dims()[1]);
+    let [more_k, more_v] = more
+        .unwrap_or_else(|| [(); 2].map(|()| Tensor::empty([1, 1, 4], (&q.device(), q.dtype()))));
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    Tensor::from_dispatch(Dispatch::wgsl_attention(q, k, v, heads))
+    let (more_k, more_v) = (more_k.into_dispatch(), more_v.into_dispatch());
+    let counts = (heads, more_keys);
+    Tensor::from_dispatch(Dispatch::wgsl_attention(q, k, v, more_k, more_v, counts))
 }
 
 /// The planes of a packed weight on the device.
@@ -161,12 +174,15 @@ pub(crate) trait WgslKernels: Backend {
         beta: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
+    /// Heads and keys of the second pair come last; without such keys, these are any tensors.
     #[fusion(dtype = q, shape = q)]
     fn wgsl_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        heads: usize,
+        more_k: FloatTensor<Self>,
+        more_v: FloatTensor<Self>,
+        counts: (usize, usize),
     ) -> FloatTensor<Self>;
 
     #[fusion(dtype = x, shape = product_shape(x, weight))]
@@ -177,6 +193,16 @@ pub(crate) trait WgslKernels: Backend {
         addend: FloatTensor<Self>,
         epilogue: usize,
     ) -> FloatTensor<Self>;
+
+    #[fusion(dtype = start, shape = Shape::from([invocations]))]
+    fn wgsl_probe_multiply_adds(
+        start: FloatTensor<Self>,
+        invocations: usize,
+        rounds: usize,
+    ) -> FloatTensor<Self>;
+
+    #[fusion(dtype = x, shape = x)]
+    fn wgsl_probe_copy(x: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// The packing, the columns of the weight and the bits of the epilogue come last.
     #[fusion(dtype = x, shape = multiplied_shape(x, values))]
@@ -259,15 +285,17 @@ impl WgslKernels for CubeBackend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        heads: usize,
+        more_k: FloatTensor<Self>,
+        more_v: FloatTensor<Self>,
+        (heads, more_keys): (usize, usize),
     ) -> FloatTensor<Self> {
         let shape = q.meta.shape().clone();
         let ([batch, queries, channels], [_, keys, _]) = (shape.dims(), k.meta.shape().dims());
         let size = channels / heads;
         let [tile, part] = ATTENTION_TILE;
         let groups = batch * heads * queries.div_ceil(tile) * size.div_ceil(part);
-        let sizes = [batch, queries, keys, heads, size / 4];
-        ATTENTION.launch(vec![q, k, v], shape, &sizes, groups)
+        let sizes = [batch, queries, keys, more_keys, heads, size / 4];
+        ATTENTION.launch(vec![q, k, v, more_k, more_v], shape, &sizes, groups)
     }
 
     fn wgsl_linear(
@@ -296,6 +324,21 @@ impl WgslKernels for CubeBackend {
         let planes = [values, scales, zeros];
         let weight = product::Weight::Packed { planes, bits: packing.bits(), widths };
         product::product([x, bias, addend], weight, shape, epilogue)
+    }
+
+    fn wgsl_probe_multiply_adds(
+        start: FloatTensor<Self>,
+        invocations: usize,
+        rounds: usize,
+    ) -> FloatTensor<Self> {
+        let groups = invocations / WORKGROUP_SIZE;
+        PROBE_MULTIPLY_ADDS.launch(vec![start], Shape::from([invocations]), &[rounds], groups)
+    }
+
+    fn wgsl_probe_copy(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let shape = x.meta.shape().clone();
+        let quads = shape.num_elements() / 4;
+        PROBE_COPY.launch(vec![x], shape, &[quads], quads.div_ceil(WORKGROUP_SIZE))
     }
 }
 
@@ -339,6 +382,21 @@ const RESPONSE: Shader = Shader::new("response", include_str!("../../../shaders/
 const DEPTHWISE_CONV: Shader =
     Shader::new("depthwise_conv", include_str!("../../../shaders/depthwise_conv.wgsl"));
 const ATTENTION: Shader = Shader::new("attention", include_str!("../../../shaders/attention.wgsl"));
+const PROBE_MULTIPLY_ADDS: Shader =
+    Shader::new("probe_multiply_adds", include_str!("../../../shaders/probe_multiply_adds.wgsl"));
+const PROBE_COPY: Shader =
+    Shader::new("probe_copy", include_str!("../../../shaders/probe_copy.wgsl"));
+
+/// All shaders but those of products.
+const PLAIN: [Shader; 7] = [
+    LAYER_NORM,
+    CHANNEL_NORMS,
+    RESPONSE,
+    DEPTHWISE_CONV,
+    ATTENTION,
+    PROBE_MULTIPLY_ADDS,
+    PROBE_COPY,
+];
 
 impl Shader {
     const fn new(name: &'static str, source: &'static str) -> Self {
@@ -431,8 +489,7 @@ fn for_dtype(source: &str, dtype: DType) -> String {
 
 /// Every shader with its name, in every variant: for checks that compile them.
 pub fn shaders() -> Vec<(String, String)> {
-    let plain = [LAYER_NORM, CHANNEL_NORMS, RESPONSE, DEPTHWISE_CONV, ATTENTION];
-    let all = plain.into_iter().chain(product::shaders());
+    let all = PLAIN.into_iter().chain(product::shaders());
     let both = all.flat_map(|shader| [(shader.clone(), DType::F32), (shader, DType::F16)]);
     let text = |(shader, dtype): (Shader, DType)| {
         (format!("{} {dtype:?}", shader.variant()), shader.source(dtype))
@@ -461,8 +518,7 @@ mod tests {
         let one = |shader: &Shader, name: &str, value: f64| {
             assert_eq!(constants(shader, name), [value], "{name} in {}", shader.variant());
         };
-        let plain = [LAYER_NORM, CHANNEL_NORMS, RESPONSE, DEPTHWISE_CONV, ATTENTION];
-        for shader in plain.into_iter().chain(product::shaders()) {
+        for shader in PLAIN.into_iter().chain(product::shaders()) {
             one(&shader, "WORKGROUP_SIZE", WORKGROUP_SIZE as f64);
         }
         one(&LAYER_NORM, "EPSILON", layer_norm::EPSILON);

@@ -35,7 +35,7 @@ pub(crate) fn prior(
     let (x, text) = (recorder.tensor("x", device)?, recorder.tensor::<3>("c", device)?);
     recorder.check("r_embed", time_embedding(&times, config.c_r, device), EXACT_BOUND);
     recorder.check("c_embed", model.embed_text(text.clone()), DIFFUSION_BOUND);
-    let y = model.forward_observed(x, &times, text, &mut |name, x| {
+    let y = model.prepare(text).forward(x, &times, &mut |name, x| {
         recorder.check_observed(name, x, DIFFUSION_BOUND);
     });
     recorder.check("y", y, DIFFUSION_BOUND);
@@ -63,7 +63,8 @@ pub(crate) fn decoder(
             recorder.check_observed(&format!("effnet_mappers.{i}"), &mapped, DIFFUSION_BOUND);
         }
     }
-    let y = model.forward_observed(x, &times, image, text, &mut |name, x| {
+    let model = model.prepare(image, text, [height, width]);
+    let y = model.forward(x, &times, &mut |name, x| {
         recorder.check_observed(name, x, DIFFUSION_BOUND);
     });
     recorder.check("y", y, DIFFUSION_BOUND);

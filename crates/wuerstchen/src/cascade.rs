@@ -373,12 +373,8 @@ impl Cascade {
         let embed = |times: &[f32]| time_embedding(times, self.time_channels, &device);
         let further = (0..self.conditions).map(|_| embed(&vec![0.0; batch]));
         let time: Vec<_> = std::iter::once(embed(conditions.times)).chain(further).collect();
-        let mut seen = Conditions {
-            time: Tensor::cat(time, 1),
-            text: self.embed_text(&conditions),
-            skip: None,
-            image: None,
-        };
+        let text = self.embed_text(&conditions);
+        let mut seen = Conditions { time: Tensor::cat(time, 1), skip: None, image: None };
 
         let mut x = channels_last(x);
         x = layer_norm(affine(&self.embedding, pixel_unshuffle(x, self.patch_size)));
@@ -396,14 +392,14 @@ impl Cascade {
         let levels = self.down_blocks.iter().zip(&self.down_repeat_mappers);
         for ((blocks, repeat), downscaler) in levels.zip(&self.down_downscalers) {
             x = resample(downscaler.as_ref(), x);
-            x = run(blocks, repeat, x, None, &mut seen);
+            x = run(blocks, repeat, x, None, &text, &mut seen);
             outputs.push(x.clone());
         }
         outputs.pop(); // the deepest output is the way up's input, not its skip
         let levels = self.up_blocks.iter().zip(&self.up_repeat_mappers);
         for (i, ((blocks, repeat), upscaler)) in levels.zip(&self.up_upscalers).enumerate() {
             let skip = (i > 0).then(|| outputs.pop()).flatten();
-            x = run(blocks, repeat, x, skip.as_ref(), &mut seen);
+            x = run(blocks, repeat, x, skip.as_ref(), &text, &mut seen);
             x = resample(upscaler.as_ref(), x);
         }
         channels_first(pixel_shuffle(affine(&self.clf, layer_norm(x)), self.patch_size))
@@ -433,11 +429,14 @@ fn run(
     repeat: &[Linear],
     mut x: Tensor<4>,
     skip: Option<&Tensor<4>>,
-    conditions: &mut Conditions<'_>,
+    text: &Tensor<3>,
+    conditions: &mut Conditions,
 ) -> Tensor<4> {
+    let kept: Vec<_> = blocks.iter().map(|block| block.keep(text, None)).collect();
     for pass in 0..=repeat.len() {
         conditions.skip = skip.cloned();
-        x = blocks.iter().fold(x, |x, block| block.forward(x, conditions));
+        let blocks = blocks.iter().zip(&kept);
+        x = blocks.fold(x, |x, (block, kept)| block.forward(x, conditions, kept));
         if let Some(mapper) = repeat.get(pass) {
             x = affine(mapper, x);
         }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
 use crate::blocks::{
-    AttentionBlockConfig, Block, Conditions, Downscale, MappedImage, Observer, ResBlockConfig,
+    AttentionBlockConfig, Block, Conditions, Downscale, Kept, Observer, ResBlockConfig,
     TimestepBlockConfig, Upscale, affine, channels_first, channels_last, condition_mapper,
     linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding,
 };
@@ -314,63 +314,43 @@ impl Decoder {
         image_embedding: Tensor<4>,
         text: Tensor<3>,
     ) -> Tensor<4> {
-        self.forward_observed(x, times, image_embedding, text, &mut |_, _| {})
+        let [.., height, width] = x.dims();
+        self.prepare(image_embedding, text, [height, width]).forward(x, times, &mut |_, _| {})
     }
 
-    /// As [`Self::forward`], and reports the embedded input, every block, and the output's offset `a`
-    /// and scale `b`.
-    pub fn forward_observed(
+    /// Computes what stays the same at all steps of a picture: what every block makes of the text, its layer
+    /// together with the one that widens the image embedding, and the image embedding as large as its
+    /// features.
+    ///
+    /// # Shapes
+    ///
+    /// - `image_embedding`: `[B, effnet_embd, h, w]`, of any size
+    /// - text: `[B, T, clip_embd]`
+    /// - size: height and width of the latents
+    pub fn prepare(
         &self,
-        x: Tensor<4>,
-        times: &[f32],
         image_embedding: Tensor<4>,
         text: Tensor<3>,
-        observe: Observer,
-    ) -> Tensor<4> {
-        let x = channels_last(x);
+        [height, width]: [usize; 2],
+    ) -> PreparedDecoder<'_> {
         let image_embedding = channels_last(image_embedding);
-        let patches = pixel_unshuffle(x.clone(), self.patch_size);
-        let mut h = layer_norm(affine(&self.embedding, patches));
-        observe("embedding", &h);
-
-        let (levels, [_, height, width, _]) = (self.down_blocks.len(), h.dims());
-        let image_at = |number: usize, level: usize| {
-            self.image_at(number, &image_embedding, [height >> level, width >> level])
-        };
-        let mut conditions = Conditions {
-            time: time_embedding(times, self.time_channels, &x.device()),
-            text: self.embed_text(text),
-            skip: None,
-            image: None,
-        };
-        let mut outputs = Vec::new();
-        for (level, blocks) in self.down_blocks.iter().enumerate() {
-            conditions.image = image_at(level, level);
-            for (i, block) in blocks.iter().enumerate() {
-                h = block.forward(h, &mut conditions);
-                observe(&format!("down_blocks.{level}.{i}"), &h);
+        let text = self.embed_text(text);
+        let levels = self.down_blocks.len();
+        let keep = |number: usize, level: usize, blocks: &[Block]| {
+            let mapper = self.effnet_mappers[number].as_ref();
+            let size = [height, width].map(|side| (side / self.patch_size) >> level);
+            KeptOfLevel {
+                blocks: blocks.iter().map(|block| block.keep(&text, mapper)).collect(),
+                image: mapper.map(|_| resize_bicubic(image_embedding.clone(), size)),
             }
-            outputs.push(h.clone());
+        };
+        let down = self.down_blocks.iter().enumerate();
+        let up = self.up_blocks.iter().enumerate();
+        PreparedDecoder {
+            decoder: self,
+            down: down.map(|(level, blocks)| keep(level, level, blocks)).collect(),
+            up: up.map(|(i, blocks)| keep(levels + i, levels - 1 - i, blocks)).collect(),
         }
-        outputs.pop(); // the deepest output is the way up's input, not its skip
-        for (up, blocks) in self.up_blocks.iter().enumerate() {
-            conditions.skip = (up > 0).then(|| outputs.pop()).flatten();
-            conditions.image = image_at(levels + up, levels - 1 - up);
-            for (i, block) in blocks.iter().enumerate() {
-                h = block.forward(h, &mut conditions);
-                observe(&format!("up_blocks.{up}.{i}"), &h);
-            }
-        }
-
-        let ab = pixel_shuffle(affine(&self.clf, layer_norm(h)), self.patch_size);
-        observe("clf", &ab);
-        let [.., channels] = x.dims();
-        let a = ab.clone().narrow(3, 0, channels);
-        let b = sigmoid(ab.narrow(3, channels, channels)) * (1.0 - 2.0 * SCALE_MARGIN);
-        let b = b + SCALE_MARGIN;
-        observe("a", &a);
-        observe("b", &b);
-        channels_first((x - a) / b)
     }
 
     /// The text as the blocks see it: linear, layer norm.
@@ -405,16 +385,61 @@ impl Decoder {
         let mapper = self.effnet_mappers[level].as_ref()?;
         Some(affine(mapper, resize_bicubic(channels_last(image_embedding), size)))
     }
+}
 
-    /// The image embedding for the blocks of a level: resized, and on its way through the mapper. `level`
-    /// counts the way down, then the way up; `None` where it sees none.
-    fn image_at(
-        &self,
-        level: usize,
-        image_embedding: &Tensor<4>,
-        size: [usize; 2],
-    ) -> Option<MappedImage<'_>> {
-        let mapper = self.effnet_mappers[level].as_ref()?;
-        Some(MappedImage { image: resize_bicubic(image_embedding.clone(), size), mapper })
+/// What stays the same for a whole picture at one level, on the way down or up.
+struct KeptOfLevel {
+    /// Of every block.
+    blocks: Vec<Kept>,
+    /// The image embedding as large as the features, `[B, H, W, effnet_embd]`, if the level sees it.
+    image: Option<Tensor<4>>,
+}
+
+/// Stage B for certain image embeddings and texts.
+pub struct PreparedDecoder<'a> {
+    decoder: &'a Decoder,
+    down: Vec<KeptOfLevel>,
+    up: Vec<KeptOfLevel>,
+}
+
+impl PreparedDecoder<'_> {
+    /// As [`Decoder::forward`], and reports the embedded input, every block, and the output's offset `a`
+    /// and scale `b`.
+    pub fn forward(&self, x: Tensor<4>, times: &[f32], observe: Observer) -> Tensor<4> {
+        let (decoder, x) = (self.decoder, channels_last(x));
+        let patches = pixel_unshuffle(x.clone(), decoder.patch_size);
+        let mut h = layer_norm(affine(&decoder.embedding, patches));
+        observe("embedding", &h);
+
+        let time = time_embedding(times, decoder.time_channels, &x.device());
+        let mut conditions = Conditions { time, skip: None, image: None };
+        let mut outputs = Vec::new();
+        for (level, (blocks, kept)) in decoder.down_blocks.iter().zip(&self.down).enumerate() {
+            conditions.image.clone_from(&kept.image);
+            for (i, (block, kept)) in blocks.iter().zip(&kept.blocks).enumerate() {
+                h = block.forward(h, &mut conditions, kept);
+                observe(&format!("down_blocks.{level}.{i}"), &h);
+            }
+            outputs.push(h.clone());
+        }
+        outputs.pop(); // the deepest output is the way up's input, not its skip
+        for (up, (blocks, kept)) in decoder.up_blocks.iter().zip(&self.up).enumerate() {
+            conditions.skip = if up > 0 { outputs.pop() } else { None };
+            conditions.image.clone_from(&kept.image);
+            for (i, (block, kept)) in blocks.iter().zip(&kept.blocks).enumerate() {
+                h = block.forward(h, &mut conditions, kept);
+                observe(&format!("up_blocks.{up}.{i}"), &h);
+            }
+        }
+
+        let ab = pixel_shuffle(affine(&decoder.clf, layer_norm(h)), decoder.patch_size);
+        observe("clf", &ab);
+        let [.., channels] = x.dims();
+        let a = ab.clone().narrow(3, 0, channels);
+        let b = sigmoid(ab.narrow(3, channels, channels)) * (1.0 - 2.0 * SCALE_MARGIN);
+        let b = b + SCALE_MARGIN;
+        observe("a", &a);
+        observe("b", &b);
+        channels_first((x - a) / b)
     }
 }

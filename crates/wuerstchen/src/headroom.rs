@@ -45,29 +45,28 @@ impl Pipeline {
 
         let text = self.prior_text.embed(&[prompt])?;
         let prior = self.prior.get()?;
-        let predict = |x: Tensor<4>, t: &[f32]| {
-            prior.forward_observed(x, t, text.clone(), &mut |_, x| watch(x))
-        };
+        let prepared = prior.prepare(text);
+        let predict = |x: Tensor<4>, t: &[f32]| prepared.forward(x, t, &mut |_, x| watch(x));
         let [rows, columns] = embedding_size;
         let x = noise([1, self.prior_config.c_in, rows, columns]);
         let times = sampling(&settings.prior_timesteps);
         let x = denoise(Stage::Prior, &self.prior_schedule, x, &times, &predict, noise, go).await?;
         found.insert(Stage::Prior, largest.replace(0.0));
+        drop(prepared);
         drop(prior);
 
         let embedding = self.image_embedding(x);
         let text = self.decoder_text.embed(&[prompt])?;
         let decoder = self.decoder.get()?;
-        let predict = |x: Tensor<4>, t: &[f32]| {
-            let (embedding, text) = (embedding.clone(), text.clone());
-            decoder.forward_observed(x, t, embedding, text, &mut |_, x| watch(x))
-        };
+        let prepared = decoder.prepare(embedding, text, latent_size);
+        let predict = |x: Tensor<4>, t: &[f32]| prepared.forward(x, t, &mut |_, x| watch(x));
         let [rows, columns] = latent_size;
         let x = noise([1, self.decoder_config.c_in, rows, columns]);
         let times = sampling(&settings.decoder_timesteps);
         let x =
             denoise(Stage::Decoder, &self.decoder_schedule, x, &times, &predict, noise, go).await?;
         found.insert(Stage::Decoder, largest.replace(0.0));
+        drop(prepared);
         drop(decoder);
 
         let vqgan = self.vqgan()?;

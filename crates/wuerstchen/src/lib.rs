@@ -64,6 +64,8 @@ pub mod resize;
 pub mod sampler;
 pub mod schedule;
 pub mod self_test;
+#[cfg(feature = "gpu")]
+pub mod speed;
 pub mod stored;
 pub mod text;
 pub mod vqgan;

@@ -277,7 +277,7 @@ impl Pipeline {
             let task = Task { stage: Stage::Decoder, schedule: &self.decoder_schedule, known };
             let initial = streams.draw([self.decoder_config.c_in, height, width]);
             let noise: Noise = &mut |[_, c, h, w]| streams.draw([c, h, w]);
-            let predict = predict_decoder(&decoder, image.clone(), text);
+            let predict = predict_decoder(&decoder, image.clone(), text, [height, width]);
             let latents = task.denoise(initial, &sampling, &predict, noise, &mut steps, on_step);
             made.push(latents.await?);
         }

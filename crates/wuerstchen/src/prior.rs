@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
 use crate::blocks::{
-    AttentionBlockConfig, Block, Conditions, Observer, ResBlockConfig, TimestepBlockConfig, affine,
-    channels_first, channels_last, condition_mapper, linear_layer, time_embedding,
+    AttentionBlockConfig, Block, Conditions, Kept, Observer, ResBlockConfig, TimestepBlockConfig,
+    affine, channels_first, channels_last, condition_mapper, linear_layer, time_embedding,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, heads_divide, positive, published_heads};
@@ -130,36 +130,18 @@ impl Prior {
     /// - times: `B` diffusion times in `[0, 1]`, 1 is pure noise
     /// - text: `[B, T, c_cond]`
     pub fn forward(&self, x: Tensor<4>, times: &[f32], text: Tensor<3>) -> Tensor<4> {
-        self.forward_observed(x, times, text, &mut |_, _| {})
+        self.prepare(text).forward(x, times, &mut |_, _| {})
     }
 
-    /// As [`Self::forward`], and reports the projected input, every block and the raw output.
-    pub fn forward_observed(
-        &self,
-        x: Tensor<4>,
-        times: &[f32],
-        text: Tensor<3>,
-        observe: Observer,
-    ) -> Tensor<4> {
-        let x = channels_last(x);
-        let mut conditions = Conditions {
-            time: time_embedding(times, self.time_channels, &x.device()),
-            text: self.embed_text(text),
-            skip: None,
-            image: None,
-        };
-        let mut h = affine(&self.projection, x.clone());
-        observe("projection", &h);
-        for (i, block) in self.blocks.iter().enumerate() {
-            h = block.forward(h, &mut conditions);
-            observe(&format!("blocks.{i}"), &h);
-        }
-        let ab = affine(&self.out, layer_norm(h));
-        observe("out", &ab);
-        let [.., channels] = x.dims();
-        let a = ab.clone().narrow(3, 0, channels);
-        let b = ab.narrow(3, channels, channels);
-        channels_first((x - a) / ((b * -1.0 + 1.0).abs() + OUTPUT_EPSILON))
+    /// Computes what stays the same at all steps of a picture: what every block makes of the text.
+    ///
+    /// # Shapes
+    ///
+    /// - text: `[B, T, c_cond]`
+    pub fn prepare(&self, text: Tensor<3>) -> PreparedPrior<'_> {
+        let text = self.embed_text(text);
+        let kept = self.blocks.iter().map(|block| block.keep(&text, None)).collect();
+        PreparedPrior { prior: self, kept }
     }
 
     /// The text as the blocks see it: linear, leaky `ReLU`, linear.
@@ -170,5 +152,33 @@ impl Prior {
     /// - output: `[B, T, c]`
     pub fn embed_text(&self, text: Tensor<3>) -> Tensor<3> {
         affine(&self.cond_out, leaky_relu(affine(&self.cond_in, text), 0.2))
+    }
+}
+
+/// Stage C for certain texts.
+pub struct PreparedPrior<'a> {
+    prior: &'a Prior,
+    /// Of every block.
+    kept: Vec<Kept>,
+}
+
+impl PreparedPrior<'_> {
+    /// As [`Prior::forward`], and reports the projected input, every block and the raw output.
+    pub fn forward(&self, x: Tensor<4>, times: &[f32], observe: Observer) -> Tensor<4> {
+        let (prior, x) = (self.prior, channels_last(x));
+        let time = time_embedding(times, prior.time_channels, &x.device());
+        let mut conditions = Conditions { time, skip: None, image: None };
+        let mut h = affine(&prior.projection, x.clone());
+        observe("projection", &h);
+        for (i, (block, kept)) in prior.blocks.iter().zip(&self.kept).enumerate() {
+            h = block.forward(h, &mut conditions, kept);
+            observe(&format!("blocks.{i}"), &h);
+        }
+        let ab = affine(&prior.out, layer_norm(h));
+        observe("out", &ab);
+        let [.., channels] = x.dims();
+        let a = ab.clone().narrow(3, 0, channels);
+        let b = ab.narrow(3, channels, channels);
+        channels_first((x - a) / ((b * -1.0 + 1.0).abs() + OUTPUT_EPSILON))
     }
 }

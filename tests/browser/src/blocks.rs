@@ -10,7 +10,7 @@ use burn::tensor::DeviceKind;
 use serde_json::{Value, json};
 use wasm_bindgen::JsError;
 use wuerstchen::blocks::{
-    AttentionBlockConfig, Block, Conditions, MappedImage, ResBlockConfig, TimestepBlockConfig,
+    AttentionBlockConfig, Block, Conditions, ResBlockConfig, TimestepBlockConfig,
 };
 use wuerstchen::noise::Philox;
 use wuerstchen::stored::Stored;
@@ -107,14 +107,16 @@ impl Group {
         let image = random.normal_tensor([1, side, side, EMBEDDING_CHANNELS], device);
         let time = random.normal_tensor([1, 1, 1, TIME_CHANNELS], device);
         let text = random.normal_tensor([1, 1, TOKENS, text.max(1)], device);
+        let (text, mapper) = (text.squeeze_dim::<3>(0), layers.effnet_mappers.as_ref());
         let mut conditions = Conditions {
             time: time.reshape([1, TIME_CHANNELS]),
-            text: text.squeeze_dim::<3>(0),
             skip: None,
-            image: layers.effnet_mappers.as_ref().map(|mapper| MappedImage { image, mapper }),
+            image: mapper.map(|_| image),
         };
-        let blocks = layers.blocks.iter();
-        let output = blocks.fold(x, |x, block| block.forward(x, &mut conditions));
+        let output = layers
+            .blocks
+            .iter()
+            .fold(x, |x, block| block.forward(x, &mut conditions, &block.keep(&text, mapper)));
         let packed = weights.describe().filter(|(_, dtype, ..)| *dtype == StoredDtype::I4).count();
         Ok((output, packed))
     }

@@ -77,6 +77,13 @@ pub fn choose_tiling(device: &Device, tiling: Option<Tiling>) {
     };
 }
 
+/// What was chosen for a device, if anything was.
+pub fn chosen_tiling(device: &Device) -> Option<Tiling> {
+    let DispatchDevice::Cube(device) = device.as_dispatch() else { return None };
+    let chosen = CHOSEN.read().unwrap_or_else(PoisonError::into_inner);
+    chosen.as_ref()?.get(device).copied()
+}
+
 fn tiling(device: &CubeDevice, rows: usize, outputs: usize) -> Tiling {
     let by_size = Tiling::of_size(rows, outputs);
     if by_size == Tiling::Direct {
@@ -93,7 +100,7 @@ pub(super) const GELU: usize = 4;
 
 /// The weight of a product and how the shader reads it.
 pub(super) enum Weight {
-    /// `[K, N]`.
+    /// `[K, N]` or longer.
     Dense(CubeTensor),
     /// Values, scales and zero-points of `[N, K]`; bits of a value, and words or numbers of a row.
     Packed { planes: [CubeTensor; 3], bits: usize, widths: [usize; 3] },

@@ -79,43 +79,64 @@ impl AttentionBlockConfig {
     }
 }
 
+/// Keys and values of some tokens, before they are split into heads.
+#[derive(Clone, Debug)]
+pub struct KeysAndValues {
+    /// `[B, K, C]`.
+    pub keys: Tensor<3>,
+    /// `[B, K, C]`.
+    pub values: Tensor<3>,
+}
+
 impl AttentionBlock {
+    /// The text's keys and values, the same at every step of a picture.
+    ///
+    /// # Shapes
+    ///
+    /// - text: `[B, T, D]`
+    pub fn keys_and_values(&self, text: Tensor<3>) -> KeysAndValues {
+        self.attention.keys_and_values(affine(&self.kv_mapper, silu(text)))
+    }
+
     /// Applies the block.
     ///
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - text: `[B, T, D]`
-    pub fn forward(&self, x: Tensor<4>, text: Tensor<3>) -> Tensor<4> {
+    /// - text: of `B` prompts
+    pub fn forward(&self, x: Tensor<4>, text: &KeysAndValues) -> Tensor<4> {
         let [batch, height, width, channels] = x.dims();
         let tokens = layer_norm(x.clone()).reshape([batch, height * width, channels]);
-        let text = affine(&self.kv_mapper, silu(text));
-        let context = match self.self_attention {
-            true => Tensor::cat(vec![tokens.clone(), text], 1),
-            false => text,
-        };
-        let attended = self.attention.attend(tokens, context);
+        let own = self.self_attention.then(|| self.attention.keys_and_values(tokens.clone()));
+        let attended = self.attention.attend(tokens, own, text);
         affine_add(&self.attention.to_out, attended.reshape([batch, height, width, channels]), x)
     }
 }
 
 impl Attention {
-    /// Attends from `x` to `context`.
+    /// Keys and values of tokens.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: `[B, K, C]`
+    pub fn keys_and_values(&self, tokens: Tensor<3>) -> KeysAndValues {
+        let keys = affine(&self.to_k, tokens.clone());
+        KeysAndValues { keys, values: affine(&self.to_v, tokens) }
+    }
+
+    /// Attends from `x` to its own keys, if there are any, and then to those of the text; without the
+    /// output's projection.
     ///
     /// # Shapes
     ///
     /// - x, output: `[B, Q, C]`
-    /// - context: `[B, K, C]`
-    pub fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
-        affine(&self.to_out, self.attend(x, context))
-    }
-
-    /// [`Self::forward`] before the output's projection.
-    fn attend(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
-        let q = affine(&self.to_q, x);
-        let k = affine(&self.to_k, context.clone());
-        let v = affine(&self.to_v, context);
-        attention(q, k, v, self.heads)
+    fn attend(&self, x: Tensor<3>, own: Option<KeysAndValues>, text: &KeysAndValues) -> Tensor<3> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for KeysAndValues { keys: k, values: v } in own.into_iter().chain([text.clone()]) {
+            keys.push(k);
+            values.push(v);
+        }
+        attention(affine(&self.to_q, x), keys, values, self.heads)
     }
 }
 
@@ -137,9 +158,11 @@ mod tests {
         let attention = config.init(&device).attention;
         let x = Tensor::<3>::random([1, 2, 4], Distribution::Default, &device);
         let token = Tensor::<3>::random([1, 1, 4], Distribution::Default, &device);
-        let value = attention.to_out.forward(attention.to_v.forward(token.clone()));
-        let attended = attention.forward(x, token.repeat_dim(1, 5));
-        let expected = value.repeat_dim(1, 2).into_data();
-        attended.into_data().assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-5, 1e-6));
+        let expected = attention.to_v.forward(token.clone()).repeat_dim(1, 2).into_data();
+        let several = |count| attention.keys_and_values(token.clone().repeat_dim(1, count));
+        for own in [None, Some(several(2))] {
+            let attended = attention.attend(x.clone(), own, &several(3)).into_data();
+            attended.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-5, 1e-6));
+        }
     }
 }

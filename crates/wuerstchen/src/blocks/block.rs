@@ -1,9 +1,11 @@
 //! The blocks of a stage, whatever their kind.
 
 use burn::module::Module;
+use burn::nn::Linear;
 use burn::prelude::*;
 
-use super::attention_block::AttentionBlock;
+use super::attention_block::{AttentionBlock, KeysAndValues};
+use super::linear::Folded;
 use super::res_block::{MappedImage, ResBlock};
 use super::resample::{Downscale, Upscale};
 use super::timestep_block::TimestepBlock;
@@ -23,31 +25,63 @@ pub enum Block {
     Upscale(Upscale),
 }
 
-/// What blocks see besides the features.
-pub struct Conditions<'a> {
+/// What blocks see besides the features, anew at every step.
+pub struct Conditions {
     /// The time embedding, `[B, R]`, those of further conditions behind it.
     pub time: Tensor<2>,
-    /// The text, `[B, T, D]`.
-    pub text: Tensor<3>,
     /// Features of the way down, `[B, H, W, …]`, which the next residual block takes.
     pub skip: Option<Tensor<4>>,
-    /// The image embedding, as large as the features.
-    pub image: Option<MappedImage<'a>>,
+    /// The image embedding, as large as the features, `[B, H, W, N]`.
+    pub image: Option<Tensor<4>>,
+}
+
+/// What a block makes of what stays the same for a whole picture.
+#[derive(Clone, Debug)]
+pub enum Kept {
+    /// Nothing does.
+    Nothing,
+    /// The text as an attention block sees it.
+    Text(KeysAndValues),
+    /// A residual block's layer together with the one that widens the image embedding.
+    Image(Folded),
 }
 
 impl Block {
+    /// Computes what stays the same for a whole picture.
+    ///
+    /// # Shapes
+    ///
+    /// - text: `[B, T, D]`
+    /// - `image_mapper`: `N` channels of the image embedding to those that a residual block appends
+    pub fn keep(&self, text: &Tensor<3>, image_mapper: Option<&Linear>) -> Kept {
+        match (self, image_mapper) {
+            (Self::Attention(block), _) => Kept::Text(block.keys_and_values(text.clone())),
+            (Self::Res(block), Some(mapper)) => Kept::Image(block.fold(mapper)),
+            _ => Kept::Nothing,
+        }
+    }
+
     /// Applies the block to features.
     ///
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`; a change of resolution changes all but `B`
-    pub fn forward(&self, x: Tensor<4>, conditions: &mut Conditions<'_>) -> Tensor<4> {
-        match self {
-            Self::Res(block) => block.forward(x, conditions.skip.take(), conditions.image.as_ref()),
-            Self::Timestep(block) => block.forward(x, conditions.time.clone()),
-            Self::Attention(block) => block.forward(x, conditions.text.clone()),
-            Self::Downscale(block) => block.forward(x),
-            Self::Upscale(block) => block.forward(x),
+    ///
+    /// # Panics
+    ///
+    /// Panics if what was kept is another block's.
+    pub fn forward(&self, x: Tensor<4>, conditions: &mut Conditions, kept: &Kept) -> Tensor<4> {
+        match (self, kept) {
+            (Self::Res(block), Kept::Image(folded)) => {
+                let image = conditions.image.clone().expect("a mapper has an image embedding");
+                block.forward(x, conditions.skip.take(), Some(MappedImage { image, folded }))
+            }
+            (Self::Res(block), _) => block.forward(x, conditions.skip.take(), None),
+            (Self::Timestep(block), _) => block.forward(x, conditions.time.clone()),
+            (Self::Attention(block), Kept::Text(text)) => block.forward(x, text),
+            (Self::Attention(_), _) => panic!("an attention block keeps the text"),
+            (Self::Downscale(block), _) => block.forward(x),
+            (Self::Upscale(block), _) => block.forward(x),
         }
     }
 }

@@ -3,6 +3,7 @@
 use burn::module::{Initializer, Module, Param, Reparameterization};
 use burn::nn::Linear;
 use burn::prelude::*;
+use wuerstchen_kernels::linear::has_kernel;
 use wuerstchen_kernels::{Epilogue, PackedMatrix, linear, packed_linear};
 
 /// A matrix as the checkpoint packs it, in the layout of PyTorch, in place of a weight in f32.
@@ -102,58 +103,73 @@ fn dense(layer: &Linear) -> Tensor<2> {
     }
 }
 
-/// The GELU of a linear layer of `x` with the output of another, `mapper(z)`, appended, without making the
-/// latter:
+/// A linear layer together with another, `mapper(z)`, whose output is appended to its input:
 ///
 /// `[x, z·M + m]·W + b = x·W₁ + z·(M·W₂) + (m·W₂ + b)`, with `W₁` the rows of `x` and `W₂` the rest.
 ///
-/// # Shapes
-///
-/// - x: `[…, K]`
-/// - mapper: `N` to `S`
-/// - z: `[…, N]`
-/// - layer: `K + S` to `d_output`
-/// - output: `[…, d_output]`
-pub(crate) fn affine_gelu_of_mapped<const D: usize>(
-    layer: &Linear,
-    x: Tensor<D>,
-    mapper: &Linear,
-    z: Tensor<D>,
-) -> Tensor<D> {
-    let (kept, narrow) = (x.dims()[D - 1], z.dims()[D - 1]);
-    let device = x.device();
-    let map = dense(mapper);
-    let wide = map.dims()[1];
-    let shift = match &mapper.bias {
-        Some(bias) => bias.val().unsqueeze(),
-        None => Tensor::zeros([1, wide], &device),
-    };
-    let rows = Tensor::cat(vec![map, shift], 0);
-    // From what W₂ makes of these rows: the matrix of z, and the bias.
-    let split = |folded: Tensor<2>| {
+/// The wide `mapper(z)` is never made.
+#[derive(Clone, Debug)]
+pub struct Folded {
+    /// `M·W₂`, `[N, d_output]`.
+    matrix: Tensor<2>,
+    /// `m·W₂ + b`, `[d_output]`.
+    bias: Tensor<1>,
+}
+
+impl Folded {
+    /// Folds a mapper of `N` to `S` into a layer of `K + S` to `d_output`.
+    pub(crate) fn new(layer: &Linear, mapper: &Linear) -> Self {
+        let map = dense(mapper);
+        let ([narrow, wide], device) = (map.dims(), map.device());
+        let shift = match &mapper.bias {
+            Some(bias) => bias.val().unsqueeze(),
+            None => Tensor::zeros([1, wide], &device),
+        };
+        let rows = Tensor::cat(vec![map, shift], 0);
+        let kept = layer.weight.dims()[0] - wide;
+        let packed = layer.weight.reparameterization::<Packed>().map(|packed| &packed.matrix);
+        let folded = match packed.filter(|matrix| matrix.has_kernel()) {
+            Some(matrix) => {
+                let none = Tensor::zeros([narrow + 1, kept], &device);
+                packed_linear(Tensor::cat(vec![none, rows], 1), matrix, Epilogue::new(None))
+            }
+            None => rows.matmul(dense(layer).narrow(0, kept, wide)),
+        };
         let shift = folded.clone().narrow(0, narrow, 1).squeeze_dim::<1>(0);
         let bias = match &layer.bias {
             Some(bias) => bias.val() + shift,
             None => shift,
         };
-        (folded.narrow(0, 0, narrow), Some(bias))
-    };
-    let packed = layer.weight.reparameterization::<Packed>().map(|packed| &packed.matrix);
-    match packed.filter(|matrix| matrix.has_kernel()) {
-        Some(matrix) => {
-            let none = Tensor::zeros([narrow + 1, kept], &device);
-            let rows = Tensor::cat(vec![none, rows], 1);
-            let (folded, bias) = split(packed_linear(rows, matrix, Epilogue::new(None)));
-            let addend = Some(linear(z, folded, Epilogue::new(None)));
-            packed_linear(x, matrix, Epilogue { bias, addend, gelu: true })
+        Self { matrix: folded.narrow(0, 0, narrow), bias }
+    }
+
+    /// The GELU of the layer.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[…, K]`
+    /// - z: `[…, N]`
+    /// - output: `[…, d_output]`
+    pub(crate) fn affine_gelu<const D: usize>(
+        &self,
+        layer: &Linear,
+        x: Tensor<D>,
+        z: Tensor<D>,
+    ) -> Tensor<D> {
+        let bias = Some(self.bias.clone());
+        let of_z = |z| Some(linear(z, self.matrix.clone(), Epilogue::new(None)));
+        let packed = layer.weight.reparameterization::<Packed>().map(|packed| &packed.matrix);
+        if let Some(matrix) = packed.filter(|matrix| matrix.has_kernel()) {
+            return packed_linear(x, matrix, Epilogue { bias, addend: of_z(z), gelu: true });
         }
-        None => {
-            let weight = dense(layer);
-            let (folded, bias) = split(rows.matmul(weight.clone().narrow(0, kept, wide)));
-            let weight = Tensor::cat(vec![weight.narrow(0, 0, kept), folded], 0);
-            let x = Tensor::cat(vec![x, z], D - 1);
-            linear(x, weight, Epilogue { gelu: true, ..Epilogue::new(bias) })
+        let weight = dense(layer);
+        if has_kernel(&weight) {
+            return linear(x, weight, Epilogue { bias, addend: of_z(z), gelu: true });
         }
+        let weight = weight.narrow(0, 0, x.dims()[D - 1]);
+        let weight = Tensor::cat(vec![weight, self.matrix.clone()], 0);
+        let x = Tensor::cat(vec![x, z], D - 1);
+        linear(x, weight, Epilogue { gelu: true, ..Epilogue::new(bias) })
     }
 }
 

@@ -7,8 +7,9 @@ mod res_block;
 mod resample;
 mod timestep_block;
 
-pub use attention_block::{Attention, AttentionBlock, AttentionBlockConfig};
-pub use block::{Block, Conditions, Observer};
+pub use attention_block::{Attention, AttentionBlock, AttentionBlockConfig, KeysAndValues};
+pub use block::{Block, Conditions, Kept, Observer};
+pub use linear::Folded;
 pub(crate) use linear::{Packed, affine, affine_gelu, condition_mapper, embed, linear_layer};
 pub use res_block::{
     ChannelMlp, DepthwiseConv, MappedImage, ResBlock, ResBlockConfig, ResponseNorm,

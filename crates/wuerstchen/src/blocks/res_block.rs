@@ -7,7 +7,7 @@ use wuerstchen_kernels::{
     DepthwiseOptions, Padding, depthwise_conv, global_response_norm, layer_norm,
 };
 
-use super::linear::{affine_add, affine_gelu, affine_gelu_of_mapped, linear_layer, zeros};
+use super::linear::{Folded, affine_add, affine_gelu, linear_layer, zeros};
 
 /// Configuration of a [`ResBlock`].
 #[derive(Clone, Debug)]
@@ -110,11 +110,16 @@ impl ResBlockConfig {
 pub struct MappedImage<'a> {
     /// `[B, H, W, N]`.
     pub image: Tensor<4>,
-    /// `N` channels to the last of the block's `S`.
-    pub mapper: &'a Linear,
+    /// What [`ResBlock::fold`] gives for the layer that widens them.
+    pub folded: &'a Folded,
 }
 
 impl ResBlock {
+    /// Folds the layer that widens an image embedding, of `N` channels to the last of the block's `S`.
+    pub fn fold(&self, mapper: &Linear) -> Folded {
+        Folded::new(&self.channelwise.expand, mapper)
+    }
+
     /// Applies the block.
     ///
     /// # Shapes
@@ -125,7 +130,7 @@ impl ResBlock {
         &self,
         x: Tensor<4>,
         skip: Option<Tensor<4>>,
-        mapped: Option<&MappedImage<'_>>,
+        mapped: Option<MappedImage<'_>>,
     ) -> Tensor<4> {
         let h = layer_norm(self.depthwise.forward(x.clone(), Padding::Zeros));
         let h = match skip {
@@ -134,9 +139,7 @@ impl ResBlock {
         };
         let mlp = &self.channelwise;
         let h = match mapped {
-            Some(MappedImage { image, mapper }) => {
-                affine_gelu_of_mapped(&mlp.expand, h, mapper, image.clone())
-            }
+            Some(MappedImage { image, folded }) => folded.affine_gelu(&mlp.expand, h, image),
             None => affine_gelu(&mlp.expand, h),
         };
         let ResponseNorm { gamma, beta } = &mlp.response_norm;
@@ -177,8 +180,9 @@ mod tests {
         mapper.bias = Some(Param::from_tensor(Tensor::random([8], Distribution::Default, &device)));
         let [x, skip] = [4, 3].map(|channels| random([2, 3, 2, channels]));
         let image = random([2, 3, 2, 5]);
-        let mapped = MappedImage { image: image.clone(), mapper: &mapper };
-        let folded = block.forward(x.clone(), Some(skip.clone()), Some(&mapped));
+        let folded = block.fold(&mapper);
+        let mapped = MappedImage { image: image.clone(), folded: &folded };
+        let folded = block.forward(x.clone(), Some(skip.clone()), Some(mapped));
         let skips = Tensor::cat(vec![skip, affine(&mapper, image)], 3);
         let appended = block.forward(x, Some(skips), None);
         let tolerance = burn::tensor::Tolerance::absolute(1e-5);

@@ -47,21 +47,22 @@ pub(super) fn predict_prior(
     prior: &Prior,
     text: Guided<Tensor<3>>,
 ) -> impl Fn(Tensor<4>, &[f32]) -> Tensor<4> {
-    let text = both(text);
-    move |x, t| prior.forward(x, t, text.clone())
+    let prior = prior.prepare(both(text));
+    move |x, t| prior.forward(x, t, &mut |_, _| {})
 }
 
-/// Stage B's prediction for an image embedding and a text. Guidance leads away from the negative prompt
+/// Stage B's prediction of latents of a size for an image embedding and a text. Guidance leads away from the negative prompt
 /// and from the image embedding of zeros.
 pub(super) fn predict_decoder(
     decoder: &Decoder,
     image_embedding: Tensor<4>,
     text: Guided<Tensor<3>>,
+    size: [usize; 2],
 ) -> impl Fn(Tensor<4>, &[f32]) -> Tensor<4> {
     let zeros = text.unconditional.as_ref().map(|_| image_embedding.zeros_like());
     let image = both(Guided { conditional: image_embedding, unconditional: zeros });
-    let text = both(text);
-    move |x, t| decoder.forward(x, t, image.clone(), text.clone())
+    let decoder = decoder.prepare(image, both(text), size);
+    move |x, t| decoder.forward(x, t, &mut |_, _| {})
 }
 
 /// A stream of noise for every picture of a batch, so that none depends on the others.

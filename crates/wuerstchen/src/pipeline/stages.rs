@@ -72,7 +72,8 @@ impl Pipeline {
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, Error> {
         let (decoder, schedule) = (self.decoder.get()?, &self.decoder_schedule);
-        let predict = predict_decoder(&decoder, image_embedding, text);
+        let [.., height, width] = x.dims();
+        let predict = predict_decoder(&decoder, image_embedding, text, [height, width]);
         denoise(Stage::Decoder, schedule, x, sampling, &predict, noise, on_step).await
     }
 

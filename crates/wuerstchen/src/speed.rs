@@ -1,0 +1,135 @@
+//! How fast a GPU is, and which way of multiplying suits it.
+
+use burn::prelude::*;
+use burn::tensor::Distribution;
+use wuerstchen_kernels::linear::{Epilogue, linear};
+use wuerstchen_kernels::{
+    Probe, Tiling, choose_tiling, probe_copy, probe_multiply_adds, runs_shaders,
+};
+
+use crate::pipeline::{Error, Pipeline, read};
+
+/// Seconds since any moment.
+pub type Clock<'a> = &'a dyn Fn() -> f64;
+
+/// What a device reaches if it does nothing else.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Reach {
+    /// Multiply-adds a second in f32, in registers.
+    pub multiply_adds_per_sec: f64,
+    /// Bytes a second that a copy of 64 MiB reads and writes.
+    pub bytes_per_sec: f64,
+}
+
+/// Seconds of a measurement: long against the steps of a browser's clock, which are up to a millisecond.
+const LONG: f64 = 0.02;
+
+/// A device that takes longer for the first product of [`Pipeline::choose_tiling`] emulates a GPU on a CPU.
+const SLOW: f64 = 0.05;
+
+/// Measures what a device reaches.
+///
+/// # Errors
+///
+/// The device failed.
+///
+/// # Panics
+///
+/// Panics if the device does not run shaders.
+pub async fn reach(device: &Device, clock: Clock<'_>) -> Result<Reach, Error> {
+    let per_sec = async |probe: &dyn Fn() -> Probe| {
+        let secs = seconds_of(&|| probe().result, clock).await?;
+        Ok::<_, Error>(probe().work as f64 / secs)
+    };
+    // As much arithmetic as a software GPU does in a second, and a fast one in a tenth of a millisecond.
+    let multiply_adds_per_sec = per_sec(&|| probe_multiply_adds(device, 64)).await?;
+    let x = Tensor::<1>::zeros([1 << 23], device);
+    let bytes_per_sec = per_sec(&|| probe_copy(x.clone())).await?;
+    Ok(Reach { multiply_adds_per_sec, bytes_per_sec })
+}
+
+/// Seconds of a computation on a device, of as many in a row as take [`LONG`]; the first, which compiles
+/// shaders, is not counted.
+///
+/// # Errors
+///
+/// The device failed.
+pub async fn seconds_of<const D: usize>(
+    compute: &dyn Fn() -> Tensor<D>,
+    clock: Clock<'_>,
+) -> Result<f64, Error> {
+    // One value is enough: results come in order.
+    let wait = async |result: Tensor<D>| read(result.flatten::<1>(0, D - 1).narrow(0, 0, 1)).await;
+    wait(compute()).await?;
+    let mut runs = 1;
+    loop {
+        let start = clock();
+        for _ in 1..runs {
+            drop(compute());
+        }
+        wait(compute()).await?;
+        let secs = clock() - start;
+        if secs >= LONG {
+            return Ok(secs / f64::from(runs));
+        }
+        runs *= 4;
+    }
+}
+
+impl Pipeline {
+    /// Times the sizes of tiles for the model's largest product, and makes the device use the faster one for
+    /// all products from then on. A software GPU gets no tiles. Takes a tenth of a second. `None` where the
+    /// device has no shaders or the model no product that is large enough.
+    ///
+    /// # Errors
+    ///
+    /// The device failed.
+    pub async fn choose_tiling(&self, clock: Clock<'_>) -> Result<Option<Tiling>, Error> {
+        let [rows, outputs, columns] = self.largest_product();
+        if !runs_shaders(self.device()) || Tiling::of_size(rows, outputs) == Tiling::Direct {
+            return Ok(None);
+        }
+        let product = |[rows, outputs, columns]: [usize; 3]| {
+            let random = |shape: [usize; 2]| {
+                Tensor::<2>::random(shape, Distribution::Default, self.device())
+            };
+            let (x, weight) = (random([rows, columns]), random([columns, outputs]));
+            move || linear(x.clone(), weight.clone(), Epilogue::new(None))
+        };
+        let small = product([256, 512, 512]);
+        choose_tiling(self.device(), Some(Tiling::Direct));
+        let mut fastest = (seconds_of(&small, clock).await?, Tiling::Direct);
+        if fastest.0 < SLOW {
+            let product = product([rows, outputs, columns]);
+            fastest.0 = f64::INFINITY;
+            for tiling in [Tiling::Small, Tiling::Large] {
+                choose_tiling(self.device(), Some(tiling));
+                let secs = seconds_of(&product, clock).await?;
+                if secs < fastest.0 {
+                    fastest = (secs, tiling);
+                }
+            }
+        }
+        choose_tiling(self.device(), Some(fastest.1));
+        Ok(Some(fastest.1))
+    }
+
+    /// Rows, outputs and columns of the product that takes most multiply-adds for a picture of the model's
+    /// default size: the first layer of a channel MLP.
+    fn largest_product(&self) -> [usize; 3] {
+        let defaults = &self.card.defaults;
+        let Ok(([height, width], latents)) = self.sizes(defaults.height, defaults.width) else {
+            return [0, 4, 4];
+        };
+        let (prior, decoder) = (&self.prior_config, &self.decoder_config);
+        // Stage C is guided: two predictions at a time.
+        let of_prior = [2 * height * width, 4 * prior.c, prior.c];
+        let of_level = |(level, &c): (usize, &usize)| {
+            let [height, width] = latents.map(|side| (side / decoder.patch_size) >> level);
+            [height * width, 4 * c, c]
+        };
+        let of_decoder = decoder.c_hidden.iter().enumerate().map(of_level);
+        let work = |sides: &[usize; 3]| sides.iter().product::<usize>();
+        of_decoder.chain([of_prior]).max_by_key(work).expect("a product of Stage C")
+    }
+}
