@@ -84,8 +84,8 @@ async function run(work: (signal: AbortSignal) => Promise<void>, again: () => vo
     } else {
       finish('That did not work.');
       setState('error');
-      const invalid = error instanceof WuerstchenError && error.code === 'invalid-argument';
-      if (!invalid || !showInvalidArgument(error.message)) showError(error, again);
+      const { field = '', message = '' } = error instanceof WuerstchenError ? error : {};
+      if (!showInvalidArgument(field, message)) showError(error, again);
     }
   } finally {
     job = undefined;
