@@ -309,10 +309,7 @@ const STRIP: usize = AT_ONCE / 2;
 /// Rows of latents of `[height, width]` that are decoded at a time where nobody says otherwise; 0 for
 /// all.
 pub fn strip_rows([height, width]: [usize; 2]) -> usize {
-    match height * width <= AT_ONCE {
-        true => 0,
-        false => (STRIP / width).max(1),
-    }
+    if height * width <= AT_ONCE { 0 } else { (STRIP / width).max(1) }
 }
 
 /// A picture that is decoded strip by strip, see [`Vqgan::decode_strips`].

@@ -90,10 +90,8 @@ impl AttentionBlock {
         let [batch, height, width, channels] = x.dims();
         let tokens = layer_norm(x.clone()).reshape([batch, height * width, channels]);
         let text = affine(&self.kv_mapper, silu(text));
-        let context = match self.self_attention {
-            true => Tensor::cat(vec![tokens.clone(), text], 1),
-            false => text,
-        };
+        let context =
+            if self.self_attention { Tensor::cat(vec![tokens.clone(), text], 1) } else { text };
         x + self.attention.forward(tokens, context).reshape([batch, height, width, channels])
     }
 }
