@@ -145,7 +145,9 @@ fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Distribution, Tolerance};
+    use burn::tensor::Distribution;
+
+    use crate::relative_error::assert_close;
 
     /// As many keys as leave room for three queries at a time, and seven queries.
     #[test]
@@ -155,9 +157,8 @@ mod tests {
         let random = |shape| Tensor::<4>::random(shape, Distribution::Default, &device);
         let (q, k) = (random([1, 1, 7, 1]), random([1, 1, 1, keys]));
         let v = random([1, 1, keys, 1]);
-        let whole = softmax(q.clone().matmul(k.clone())).matmul(v.clone()).into_data();
-        let tolerance = Tolerance::rel_abs(1e-6, 1e-6);
-        attend(q, k, v).into_data().assert_approx_eq::<f32>(&whole, tolerance);
+        let whole = softmax(q.clone().matmul(k.clone())).matmul(v.clone());
+        assert_close(attend(q, k, v), whole, 1e-6);
     }
 
     /// Equal keys get equal weights, so that attention to one repeated token is that token's value.
@@ -175,7 +176,6 @@ mod tests {
         let token = Tensor::<3>::random([1, 1, 4], Distribution::Default, &device);
         let value = attention.to_out.forward(attention.to_v.forward(token.clone()));
         let attended = attention.forward(x, token.repeat_dim(1, 5));
-        let expected = value.repeat_dim(1, 2).into_data();
-        attended.into_data().assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-5, 1e-6));
+        assert_close(attended, value.repeat_dim(1, 2), 1e-5);
     }
 }
