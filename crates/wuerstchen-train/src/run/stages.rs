@@ -65,8 +65,8 @@ impl Run {
         } else {
             self.recipe.init_decoder(&device)
         };
+        let compressor = model.compressor.valid();
         if config.b.freeze_compressor {
-            let compressor = model.compressor.valid();
             let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
             stage.embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
         }
