@@ -130,7 +130,9 @@ mod tests {
             ["a", "b", "c"].iter().flat_map(|stage| FIELDS.iter().map(move |f| (stage, f)))
         {
             let changed: Value = match field.name {
-                "p2_weighting" | "freeze_compressor" => true.into(),
+                // The config has `true` where it has the field at all.
+                "p2_weighting" => (!field.stages.contains(stage)).into(),
+                "freeze_compressor" => true.into(),
                 "max_zoom" | "cached_scenes" => 3.into(),
                 _ => 0.75.into(),
             };
