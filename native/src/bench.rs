@@ -10,10 +10,10 @@ use clap::Args;
 use serde_json::{Value, json};
 use wuerstchen::PartConfig;
 use wuerstchen::text::TokenIds;
-use wuerstchen_train::config::{StageConfig, TrainConfig};
+use wuerstchen_train::config::{TrainConfig, UpdateConfig};
 use wuerstchen_train::corpus::Shapes;
 use wuerstchen_train::shapes::Lesson;
-use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC};
+use wuerstchen_train::stages::{Stage, StageA, StageB, StageC};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
 use wuerstchen_train::{Recipe, Trainer};
 
@@ -44,9 +44,9 @@ pub(crate) struct BenchArgs {
 const BUILT_IN: &str = include_str!("../../configs/shapes.toml");
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    let config: TrainConfig = match &args.config {
+    let config = match &args.config {
         Some(path) => crate::train::read_config(path, &[])?,
-        None => toml::from_str(BUILT_IN)?,
+        None => TrainConfig::from_toml(BUILT_IN)?,
     };
     config.validate().map_err(|error| crate::usage(&error.into()))?;
     let found = choose(args.device)?;
@@ -137,33 +137,15 @@ impl Bench {
         let (recipe, config) = (&self.recipe, &self.recipe.config);
         let shapes = Shapes { seed: config.seed, lesson: Lesson::default() };
         let corpus = recipe.corpus(Arc::new(shapes))?;
-        let no_cache = || Cache::fill(&corpus, 0, &self.device, |x| x, |_| {});
         let a = StageA { corpus: corpus.clone(), config: config.a.clone(), device: device.clone() };
-        let b = StageB {
-            corpus: corpus.clone(),
-            config: config.b.clone(),
-            device: device.clone(),
-            schedule: config.model.schedule,
-            latents: no_cache()?,
-            embeddings: no_cache()?,
-            compressor_side: config.compressor_side(),
-            vqgan: config.model.vqgan.init(&self.device),
-            vqgan_config: config.model.vqgan.clone(),
-        };
-        let c = StageC {
-            corpus: corpus.clone(),
-            config: config.c.clone(),
-            device: device.clone(),
-            schedule: config.model.schedule,
-            embeddings: no_cache()?,
-            compressor: config.model.compressor.init(&self.device),
-            compressor_side: config.compressor_side(),
-            embedding_scale: 1.0,
-        };
+        let vqgan = config.model.vqgan.init(&self.device);
+        let b = StageB::new(config, corpus.clone(), vqgan, device.clone());
+        let compressor = config.model.compressor.init(&self.device);
+        let c = StageC::new(config, corpus, (compressor, 1.0), device.clone());
         Ok(json!([
-            self.time_training("a", a, config.model.vqgan.init(&device), &config.a),
-            self.time_training("b", b, recipe.init_decoder(&device), &config.b),
-            self.time_training("c", c, recipe.init_prior(&device), &config.c),
+            self.time_training("a", a, config.model.vqgan.init(&device), &config.a.updates),
+            self.time_training("b", b, recipe.init_decoder(&device), &config.b.updates),
+            self.time_training("c", c, recipe.init_prior(&device), &config.c.updates),
         ]))
     }
 
@@ -172,7 +154,7 @@ impl Bench {
         name: &str,
         stage: S,
         model: S::Model,
-        config: &StageConfig,
+        config: &UpdateConfig,
     ) -> Value {
         let device = self.device.clone().autodiff();
         let mut trainer =

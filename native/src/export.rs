@@ -88,7 +88,7 @@ const CANNOT_LOAD: &str = "cannot load the model";
 /// Exports.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
-    args.report.as_deref().map(files::check_writable).transpose()?;
+    args.report.as_deref().map(wuerstchen::fs::check_writable).transpose()?;
     if let Some(model) = &args.model
         && is_same_file(model, &args.output).unwrap_or(false)
     {
@@ -120,16 +120,17 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         report.add_pictures(&given, &pipeline, options)?;
     }
     if let Some(path) = &args.report {
-        files::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
+        wuerstchen::fs::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
     }
     crate::print(&report.text())
 }
 
 /// Fails if a folder to write holds a model: its shards would stay beside those of the new one.
 pub(crate) fn refuse_second_model(folder: &Path) -> Result<()> {
-    match folder.join(MANIFEST).exists() {
-        true => bail!("{} holds a model already: name another folder", folder.display()),
-        false => Ok(()),
+    if folder.join(MANIFEST).exists() {
+        bail!("{} holds a model already: name another folder", folder.display())
+    } else {
+        Ok(())
     }
 }
 
@@ -140,7 +141,7 @@ pub(crate) fn write_shards(model: &ModelFiles, dtype: Dtype, folder: &Path) -> R
     let bar = bytes_bar("storing the weights", WebBundle::bytes(model, dtype));
     let bundle = WebBundle::write(model, dtype, |file, bytes| {
         bar.inc(bytes.len() as u64);
-        files::write(&folder.join(file), bytes)
+        wuerstchen::fs::write(&folder.join(file), bytes)
     })?;
     bar.finish_and_clear();
     Ok(bundle)
@@ -150,7 +151,7 @@ pub(crate) fn write_shards(model: &ModelFiles, dtype: Dtype, folder: &Path) -> R
 pub(crate) fn finish_bundle(bundle: &WebBundle, folder: &Path) -> Result<()> {
     let mut sizes = Vec::new();
     for (file, text) in bundle.files() {
-        files::write(&folder.join(file), text.as_bytes())?;
+        wuerstchen::fs::write(&folder.join(file), text.as_bytes())?;
         sizes.push(format!("{file} {}", text.len()));
     }
     let shards = &bundle.manifest().shards;

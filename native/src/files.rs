@@ -1,14 +1,12 @@
 //! Models, goldens and original weights as they lie on disk.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use wuerstchen::fs::{Found, read, read_text, with_extension};
-use wuerstchen::{Checkpoint, Image, ModelFiles, Part};
+use wuerstchen::{Checkpoint, ModelFiles, Part};
 use wuerstchen_verify::Goldens;
 
 /// The model that runs where none is named.
@@ -58,59 +56,6 @@ pub(crate) fn read_originals(folder: &Path) -> Result<BTreeMap<Part, Checkpoint>
         found.add(&path)?;
     }
     Ok(found.finish()?.weights)
-}
-
-/// Writes a file so that it is whole or not there: under another name first, then renamed. A link stays a
-/// link, and what it leads to is written.
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || {
-        let path = behind_link(path)?;
-        let part = part_of(&path);
-        let mut file = fs::File::create(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&part, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Fails if [`write`] cannot write that file, which is as it was afterwards.
-pub(crate) fn check_writable(path: &Path) -> Result<()> {
-    let write = || {
-        let part = part_of(&behind_link(path)?);
-        fs::File::create(&part)?;
-        fs::remove_file(&part)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// The file that a link leads to; of any other path the path.
-fn behind_link(path: &Path) -> std::io::Result<PathBuf> {
-    match path.is_symlink() {
-        true => path.canonicalize(),
-        false => Ok(path.to_owned()),
-    }
-}
-
-/// What a file is called until it is whole; two programs may write the same file at a time.
-fn part_of(path: &Path) -> PathBuf {
-    path.with_added_extension(format!("{}.part", std::process::id()))
-}
-
-/// Writes pictures of one size side by side, `columns` in a row.
-pub(crate) fn write_png_grid(path: &Path, images: &[Image], columns: usize) -> Result<()> {
-    let Some(first) = images.first() else { return Ok(()) };
-    let (width, height) = (first.width * columns, first.height * images.len().div_ceil(columns));
-    let mut rgb = vec![u8::MAX; width * height * 3];
-    for (i, image) in images.iter().enumerate() {
-        let (left, top) = (i % columns * image.width, i / columns * image.height);
-        for (y, row) in image.rgb.chunks(image.width * 3).enumerate() {
-            let start = ((top + y) * width + left) * 3;
-            rgb[start..start + row.len()].copy_from_slice(row);
-        }
-    }
-    let grid = Image { width, height, rgb };
-    write(path, &grid.to_png().context("cannot encode the pictures")?)
 }
 
 fn stem(path: &Path) -> String {

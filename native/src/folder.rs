@@ -149,6 +149,10 @@ impl Samples for Folder {
     fn prompt(&self, number: u64) -> String {
         self.at(number).captions[0].clone()
     }
+
+    fn count(&self) -> Option<usize> {
+        Some(self.len())
+    }
 }
 
 /// A picture, scaled to cover a square, what stands out cut off on both sides; on white where it is

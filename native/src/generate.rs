@@ -19,8 +19,8 @@ use wuerstchen::{
 use crate::lora::LoraArg;
 use crate::model::{Loaded, ModelArgs};
 use crate::output::{Output, png_files};
+use crate::pictures;
 use crate::progress::StepsBar;
-use crate::{files, pictures};
 
 /// Arguments of `wuerstchen generate`.
 #[derive(Args)]
@@ -142,9 +142,10 @@ impl GenerateArgs {
         let text = read_text(path)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let prompts: Vec<_> = lines.map(str::to_owned).collect();
-        match prompts.is_empty() {
-            true => bail!("{}: expected a prompt on every line, found none", path.display()),
-            false => Ok(prompts),
+        if prompts.is_empty() {
+            bail!("{}: expected a prompt on every line, found none", path.display())
+        } else {
+            Ok(prompts)
         }
     }
 
@@ -194,7 +195,7 @@ impl GenerateArgs {
                 };
                 let png = provenance.to_png(image).context("cannot encode the picture")?;
                 let output = outputs.next().context("more pictures were made than planned")?;
-                files::write(&output.path, &png)?;
+                wuerstchen::fs::write(&output.path, &png)?;
                 output.tell();
             }
         }

@@ -65,9 +65,10 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let mut model = found.finish()?;
     let assumed = complete(&mut model)?;
     let report = report(&found, &model, assumed);
-    crate::print(&match args.json {
-        true => serde_json::to_string(&report)?,
-        false => visible_lines(&text(&report)),
+    crate::print(&if args.json {
+        serde_json::to_string(&report)?
+    } else {
+        visible_lines(&text(&report))
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
     finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;

@@ -63,9 +63,10 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     // Files of weights alone have no configs; where the weights do not tell them either, nobody does.
     let _ = complete(&mut files);
     let model = describe(&files);
-    match args.json {
-        true => crate::print(&serde_json::to_string(&model)?),
-        false => crate::print(visible_lines(&model_text(&model)).trim_end()),
+    if args.json {
+        crate::print(&serde_json::to_string(&model)?)
+    } else {
+        crate::print(visible_lines(&model_text(&model)).trim_end())
     }
 }
 

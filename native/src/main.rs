@@ -133,17 +133,22 @@ fn usage(error: &anyhow::Error) -> anyhow::Error {
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     use wuerstchen::Error;
+    use wuerstchen_train::RunError;
     let code = |cause: &(dyn std::error::Error + 'static)| {
         if cause.is::<devices::NoDevice>() {
             return Some(DEVICE);
         }
-        if cause.is::<train::Diverged>() {
+        if let Some(RunError::Diverged { .. }) = cause.downcast_ref() {
             return Some(FAILED);
         }
         if cause.is::<UsageError>() || cause.is::<wuerstchen::OptionsError>() {
             return Some(USAGE);
         }
-        match cause.downcast_ref::<Error>()? {
+        let of_run = cause.downcast_ref().and_then(|error| match error {
+            RunError::Generate(error) => Some(error),
+            _ => None,
+        });
+        match of_run.or_else(|| cause.downcast_ref::<Error>())? {
             Error::Options(_) | Error::Tokenizer(_) | Error::NotFinite { .. } => Some(USAGE),
             Error::Device(_) => Some(DEVICE),
             Error::Cancelled => Some(FAILED),

@@ -126,5 +126,5 @@ fn write_dump(path: &Path, name: &str, out: TensorData) -> Result<()> {
         [NamedTensor { name: format!("{name}/out"), shape, values }],
     );
     let bytes = Checkpoint::write([(String::new(), &out)], WeightDtype::F32, None)?;
-    files::write(path, &bytes)
+    Ok(wuerstchen::fs::write(path, &bytes)?)
 }

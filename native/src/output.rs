@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf, is_separator};
 
 use anyhow::{Result, anyhow, bail};
 use same_file::is_same_file;
-use wuerstchen::fs::has_extension;
+use wuerstchen::fs::{check_writable, has_extension};
 
-use crate::{files, usage};
+use crate::usage;
 
 /// A file that will be written.
 pub(crate) struct Output {
@@ -19,9 +19,10 @@ impl Output {
     /// Says that it was written.
     pub(crate) fn tell(&self) {
         let path = self.path.display();
-        match self.replaces {
-            true => eprintln!("wrote {path}, in place of the file that was there"),
-            false => eprintln!("wrote {path}"),
+        if self.replaces {
+            eprintln!("wrote {path}, in place of the file that was there")
+        } else {
+            eprintln!("wrote {path}")
         }
     }
 }
@@ -38,10 +39,7 @@ pub(crate) fn png_files(
     inputs: &[&Path],
 ) -> Result<Vec<Output>> {
     let ends_in_separator = path.to_string_lossy().ends_with(is_separator);
-    let file = match path.is_dir() || ends_in_separator {
-        true => path.join(name),
-        false => path.to_owned(),
-    };
+    let file = if path.is_dir() || ends_in_separator { path.join(name) } else { path.to_owned() };
     if file.extension().is_some() && !has_extension(&file, "png") {
         let error = anyhow!("cannot write {}: expected a name that ends in .png", file.display());
         return Err(usage(&error));
@@ -53,7 +51,7 @@ pub(crate) fn png_files(
     let outputs = (0..count).map(|i| output(numbered(&file, i, count), inputs));
     let outputs = outputs.collect::<Result<Vec<_>>>()?;
     // The others lie in the same folder.
-    outputs.first().map(|output| files::check_writable(&output.path)).transpose()?;
+    outputs.first().map(|output| check_writable(&output.path)).transpose()?;
     Ok(outputs)
 }
 

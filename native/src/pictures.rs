@@ -59,9 +59,10 @@ pub(crate) fn read_image(path: &Path) -> Result<Image> {
 pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
     with_picture(path, |picture| {
         picture.tell_of_frames(path);
-        let pixels = match picture.pixels.color().has_alpha() {
-            true => DynamicImage::from(picture.on(0)).into_luma8(),
-            false => picture.pixels.into_luma8(),
+        let pixels = if picture.pixels.color().has_alpha() {
+            DynamicImage::from(picture.on(0)).into_luma8()
+        } else {
+            picture.pixels.into_luma8()
         };
         if pixels.iter().all(|&value| value == 0) {
             eprintln!("{}: the mask is all black, so nothing is painted anew", path.display());

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use futures_lite::future::block_on;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Setti
 use crate::generate::tell_of_prompt;
 use crate::model::ModelArgs;
 use crate::output::png_files;
-use crate::{files, pictures};
+use crate::pictures;
 
 /// Arguments of `wuerstchen reconstruct`.
 #[derive(Args)]
@@ -64,7 +64,9 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
         psnr_through_a: original.psnr(&through_a),
         psnr_through_b_and_a: original.psnr(&through_b_and_a),
     };
-    files::write_png_grid(&output.path, &[original, through_a, through_b_and_a], 3)?;
+    let grid = Image::grid(&[original, through_a, through_b_and_a], 3);
+    let png = grid.to_png().context("cannot encode the pictures")?;
+    wuerstchen::fs::write(&output.path, &png)?;
     output.tell();
     if args.json {
         return crate::print(&serde_json::to_string(&report)?);

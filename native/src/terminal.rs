@@ -9,10 +9,7 @@ pub(crate) fn visible(line: &str) -> String {
     };
     let mut shown = String::with_capacity(line.len());
     for c in line.chars() {
-        match steers(c) {
-            true => shown.extend(c.escape_default()),
-            false => shown.push(c),
-        }
+        if steers(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
     }
     shown
 }

@@ -1,32 +1,31 @@
 //! `wuerstchen train`: what is trained, as the arguments, the config and what the run has kept say.
 
-mod run;
-mod source;
+mod corpus;
+mod progress;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
-use wuerstchen::fs::{RUN_CONFIG, RUN_MODEL, read_text};
-use wuerstchen::{ModelFiles, Part, PipelineFolder, Tokenizer, TokenizerFiles};
-use wuerstchen_train::config::{ModelConfig, StageConfig, TrainConfig};
-use wuerstchen_train::emoji;
-use wuerstchen_train::recipe::{Recipe, Weights};
+use wuerstchen::fs::{read, read_text};
+use wuerstchen::{
+    ModelFiles, Part, PipelineFolder, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
+};
+use wuerstchen_train::config::{ModelConfig, ReadConfigError, TrainConfig, UpdateConfig};
+use wuerstchen_train::recipe::Weights;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
+use wuerstchen_train::{Recipe, Run, RunError, StageName, Start, emoji, store};
 
-pub(crate) use self::run::Diverged;
-use self::run::Run;
-use self::source::{Source, StageName};
+use self::corpus::Corpus;
+use self::progress::TrainProgress;
 use crate::devices::{Choice, choose};
-use crate::files::{read_model, write};
+use crate::files::read_model;
 use crate::folder::Folder;
 use crate::usage;
 
@@ -34,7 +33,7 @@ use crate::usage;
 #[derive(Args)]
 pub(crate) struct TrainArgs {
     /// Which stage; `all` trains A, then B with the compressor, then C
-    stage: StageName,
+    stage: Stages,
     /// The run's TOML file
     #[arg(short, long)]
     config: PathBuf,
@@ -62,10 +61,30 @@ pub(crate) struct TrainArgs {
     device: Choice,
 }
 
+/// A stage, or all of them.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Stages {
+    A,
+    B,
+    C,
+    All,
+}
+
+impl Stages {
+    fn names(self) -> &'static [StageName] {
+        match self {
+            Self::A => &[StageName::A],
+            Self::B => &[StageName::B],
+            Self::C => &[StageName::C],
+            Self::All => &StageName::ALL,
+        }
+    }
+}
+
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
     config.validate().map_err(|error| usage(&error.into()))?;
-    if let (StageName::All, Some(path)) = (args.stage, args.resume.as_deref())
+    if let (Stages::All, Some(path)) = (args.stage, args.resume.as_deref())
         && path != "auto"
     {
         let error = anyhow!("{path} is the state of one stage: train that stage, or --resume auto");
@@ -77,7 +96,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     if let (Some(stored), None) = (&stored, &args.resume) {
         check_fits(&output, stored, &config).map_err(|error| usage(&error))?;
     }
-    let source = Source::open(&config)?;
+    let corpus = Corpus::open(&config)?;
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
     if config.model.embedding_scale.is_none() && !trains_compressor(args.stage, &config) {
         // A run's own compressor makes other embeddings than that of the model that it starts from.
@@ -85,13 +104,13 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         let init = init.as_ref().filter(|_| !own);
         config.model.embedding_scale = known_scale(stored.as_ref(), init);
     }
-    let tokenizer = match &source {
-        Source::Folder(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
-        Source::Shapes => shapes_tokenizer(),
-        Source::Emoji(art) => word_tokenizer(&emoji::vocabulary(art)),
+    let tokenizer = match &corpus {
+        Corpus::Folder(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
+        Corpus::Shapes => shapes_tokenizer(),
+        Corpus::Emoji(art) => word_tokenizer(&emoji::vocabulary(art)),
     };
     let recipe = Recipe::new(config, tokenizer)?;
-    if let Source::Folder(folder) = &source {
+    if let Corpus::Folder(folder) = &corpus {
         tell_of_captions(folder, &recipe)?;
         // A run that has begun has read its pictures before.
         if args.dry_run || !is_same_corpus {
@@ -99,49 +118,53 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         }
     }
     if args.dry_run {
-        return describe(&recipe, &source, &output);
+        return describe(&recipe, &corpus, &output);
     }
-    fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
-    // Captions that come later must not change the numbers of the tokens.
-    let own = output.join(RUN_MODEL).join(PipelineFolder::PRIOR.tokenizer());
-    fs::create_dir_all(&own).with_context(|| format!("cannot create {}", own.display()))?;
-    for (file, text) in recipe.tokenizer.named() {
-        write(&own.join(file), text.as_bytes())?;
-    }
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let handler = stop.clone();
-    // The second Ctrl-C ends the program without saving.
-    let on_signal = move || {
-        if handler.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    };
-    ctrlc::set_handler(on_signal).context("cannot listen to Ctrl-C")?;
     let deadline = args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs));
-    let device = choose(args.device)?.device;
-    let warm = init.is_some();
-    let mut run = Run { recipe, source, output, device, stop, deadline, warm };
-    run.write_config()?;
-    if let Some(model) = init {
-        run.adopt(model)?;
+    let store = Arc::new(store::Folder::new(&output));
+    let mut run = Run::new(recipe, corpus.source(), store, choose(args.device)?.device);
+    let start = |&stage| Ok((stage, start(args)?));
+    let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
+    for (stage, start) in &stages {
+        run.check_start(*stage, start).map_err(with_remedy)?;
     }
-    let stages = match args.stage {
-        StageName::All => vec![StageName::A, StageName::B, StageName::C],
-        one => vec![one],
-    };
-    for stage in stages {
-        let done = match stage {
-            StageName::A => run.stage_a(args.resume.as_deref())?,
-            StageName::B => run.stage_b(args.resume.as_deref())?,
-            _ => run.stage_c(args.resume.as_deref())?,
-        };
-        if !done {
+    let mut progress = TrainProgress::new(deadline)?;
+    run.listen(move |event| progress.show(event));
+    if let Some(model) = init {
+        run.start_from(model)?;
+    }
+    for (stage, start) in stages {
+        if run.train(stage, start).map_err(with_remedy)?.is_break() {
             eprintln!("stopped; go on with --resume auto");
             return Ok(());
         }
     }
-    run.write_model()
+    run.write_model()?;
+    let [folder, bundle] = [RUN_MODEL, "model.safetensors"].map(|file| output.join(file));
+    eprintln!("wrote {} and {}", folder.display(), bundle.display());
+    Ok(())
+}
+
+/// What a stage starts from.
+fn start(args: &TrainArgs) -> Result<Start> {
+    Ok(match args.resume.as_deref() {
+        None => Start::Anew,
+        Some("auto") => Start::Resume,
+        Some(path) => Start::State { name: path.to_owned(), bytes: read(Path::new(path))? },
+    })
+}
+
+/// An error of a run, with the arguments that help.
+fn with_remedy(error: RunError) -> anyhow::Error {
+    let remedy = match error {
+        RunError::StateExists { .. } => {
+            let remedy = "go on with --resume auto, or name another folder with --output";
+            return usage(&anyhow!("{error}: {remedy}"));
+        }
+        RunError::Sample(_) => "go on with --resume auto when the corpus is whole",
+        _ => return error.into(),
+    };
+    anyhow::Error::from(error).context(remedy)
 }
 
 /// Reads the config and applies `KEY=VALUE` changes.
@@ -156,7 +179,10 @@ pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig
             .map_err(|error| usage(&error))?;
         apply(&mut table, key, value).map_err(|error| usage(&error))?;
     }
-    table.try_into().with_context(|| format!("{} does not fit", path.display()))
+    TrainConfig::from_table(table).map_err(|error| match error {
+        ReadConfigError::Config(error) => usage(&error.into()),
+        error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
+    })
 }
 
 /// Changes a value of the config. What looks like a number or a date may be a text, such as the name of a
@@ -170,7 +196,7 @@ fn apply(table: &mut toml::Table, key: &str, value: &str) -> Result<()> {
         set(&mut changed, key, value)?;
         Ok::<_, anyhow::Error>(changed)
     };
-    let fits = |table: &toml::Table| table.clone().try_into::<TrainConfig>().is_ok();
+    let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
     let (parsed, text) = (with(parsed)?, with(as_text)?);
     *table = if !fits(&parsed) && fits(&text) { text } else { parsed };
     Ok(())
@@ -217,9 +243,10 @@ fn check_fits(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Resu
         Some(folder) => folder.display().to_string(),
         None => format!("{:?}", config.corpus.scenes).to_lowercase(),
     };
-    let different = match same_corpus(stored, config) {
-        false => Some(("corpus".to_owned(), corpus(stored), corpus(config))),
-        true => difference("model", &model_sizes(stored)?, &model_sizes(config)?),
+    let different = if same_corpus(stored, config) {
+        difference("model", &model_sizes(stored)?, &model_sizes(config)?)
+    } else {
+        Some(("corpus".to_owned(), corpus(stored), corpus(config)))
     };
     let Some((field, old, new)) = different else { return Ok(()) };
     bail!(
@@ -278,8 +305,8 @@ fn tokenizer(
 }
 
 /// Whether the image embeddings change, so that their scale has to be measured anew before Stage C.
-fn trains_compressor(stage: StageName, config: &TrainConfig) -> bool {
-    matches!(stage, StageName::B | StageName::All) && !config.b.freeze_compressor
+fn trains_compressor(stages: Stages, config: &TrainConfig) -> bool {
+    matches!(stages, Stages::B | Stages::All) && !config.b.freeze_compressor
 }
 
 /// The scale of Stage C's latents as the run has measured it before, or else that of the Stage C that it
@@ -324,14 +351,14 @@ fn check(folder: &Folder, image_size: usize) -> Result<()> {
     Ok(())
 }
 
-fn describe(recipe: &Recipe, source: &Source, output: &Path) -> Result<()> {
+fn describe(recipe: &Recipe, corpus: &Corpus, output: &Path) -> Result<()> {
     let (config, device) = (&recipe.config, Device::flex());
     let files = recipe.model_files(Weights::new(), &device);
     let mut lines = vec![format!("run {:?} in {}", config.name, output.display())];
-    if let Source::Emoji(art) = source {
+    if let Corpus::Emoji(art) = corpus {
         lines.push(format!("{} concepts", art.concepts().len()));
     }
-    if let Source::Folder(folder) = source {
+    if let Corpus::Folder(folder) = corpus {
         let (pictures, captions) = (folder.len(), folder.all_captions().count());
         lines.push(format!("{pictures} pictures with {captions} captions"));
     }
@@ -340,9 +367,10 @@ fn describe(recipe: &Recipe, source: &Source, output: &Path) -> Result<()> {
             weights.describe().map(|(_, _, shape, _)| shape.iter().product::<usize>()).sum();
         lines.push(format!("{part:<32} {count:>12} parameters"));
     }
-    for (name, stage) in [("a", &config.a), ("b", &config.b), ("c", &config.c)] {
-        let samples = stage.steps * stage.batch_size as u64;
-        let StageConfig { steps, batch_size, .. } = stage;
+    let updates = [&config.a.updates, &config.b.updates, &config.c.updates];
+    for (name, updates) in ["a", "b", "c"].into_iter().zip(updates) {
+        let UpdateConfig { steps, batch_size, .. } = updates;
+        let samples = steps * *batch_size as u64;
         lines.push(format!("stage {name}: {steps} steps of {batch_size} = {samples} samples"));
     }
     crate::print(&lines.join("\n"))

@@ -62,7 +62,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
     if let Some(folder) = &args.dump {
         for (name, bytes) in &verification.computed {
             let name = name.replace('/', "_");
-            files::write(&folder.join(format!("{name}.safetensors")), bytes)?;
+            wuerstchen::fs::write(&folder.join(format!("{name}.safetensors")), bytes)?;
         }
     }
     let ok = verification.ok();

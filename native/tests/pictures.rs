@@ -201,9 +201,12 @@ fn what_is_transparent_is_white() {
     let folder = Folder::new("transparent");
     for hidden in [0, 255] {
         let path = folder.path("transparent.png");
-        let pixel = |x: u32, y: u32| match (16..48).contains(&x) && (16..48).contains(&y) {
-            true => Rgba([0, 0, 255, 255]),
-            false => Rgba([hidden, hidden, hidden, 0]),
+        let pixel = |x: u32, y: u32| {
+            if (16..48).contains(&x) && (16..48).contains(&y) {
+                Rgba([0, 0, 255, 255])
+            } else {
+                Rgba([hidden, hidden, hidden, 0])
+            }
         };
         RgbaImage::from_fn(64, 64, pixel).save(&path).unwrap();
         let read = as_read(&folder, &path);

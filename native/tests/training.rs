@@ -34,6 +34,7 @@ fn the_smoke_preset_trains_a_model_that_generates() {
     {
         assert!(text(&output.stderr).contains(line), "{line}: {}", text(&output.stderr));
     }
+    assert!(text(&output.stderr).contains(" % waiting for data, ETA"), "{}", text(&output.stderr));
 
     let metrics = fs::read_to_string(folder.join("run/a/metrics.jsonl")).unwrap();
     let losses: Vec<f64> = metrics
@@ -222,11 +223,17 @@ fn a_folder_keeps_one_run() {
 
     let lines = told(&pictures, &stage_b, 0);
     assert!(lines.contains("stage b trains on 2 of 3 pictures (b.cached_scenes)"), "{lines}");
-    assert!(!lines.contains("starts anew"), "{lines}");
     let lines = told(&pictures, &["c", "--set", "c.cached_scenes=9"], 0);
     assert!(!lines.contains("trains on"), "{lines}");
-    let lines = told(&pictures, &["a"], 0);
-    assert!(lines.contains("stage a starts anew, as there is no --resume"), "{lines}");
+    let state = || fs::read(run.join("a/state.safetensors")).unwrap();
+    let before = state();
+    for stage in ["a", "all"] {
+        let error = told(&pictures, &[stage], 2);
+        assert!(error.contains("a/state.safetensors is the state of stage a"), "{error}");
+        let remedy = "go on with --resume auto, or name another folder with --output";
+        assert!(error.contains(remedy), "{error}");
+    }
+    assert!(state() == before, "the state has changed");
 
     // The folder of a run is a model.
     let (run, picture) = (run.display().to_string(), folder.join("out.png").display().to_string());

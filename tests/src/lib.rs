@@ -1,6 +1,7 @@
 //! What the tests that cross crates share: devices, models and comparisons.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::Arc;
 
 use burn::prelude::*;
@@ -32,14 +33,18 @@ pub fn stored_as(dtype: StoredDtype) -> (ModelFiles, WebBundle) {
     (files, bundle)
 }
 
-/// The GPU that tests run on, a software one too; `None` where `WUERSTCHEN_GPU_TESTS=no` says that
-/// there is none.
+/// The GPU that tests run on, a software one too; `None`, and a line on stderr, where
+/// `WUERSTCHEN_GPU_TESTS=no` says that there is none.
 ///
 /// # Panics
 ///
 /// Panics if there is no adapter and nobody said so: a skipped test must be asked for.
 pub fn gpu() -> Option<Device> {
     if std::env::var("WUERSTCHEN_GPU_TESTS").is_ok_and(|value| value == "no") {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        // Not `eprintln!`, whose output the test harness keeps back when a test passes.
+        let _ =
+            writeln!(std::io::stderr(), "no GPU, as WUERSTCHEN_GPU_TESTS=no: not run in {test}");
         return None;
     }
     // Opening the device panics without an adapter, which fails the test, as it should.

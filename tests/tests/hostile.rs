@@ -25,7 +25,9 @@ fn golden(path: &str) -> Vec<u8> {
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     let folder = tests().join("fuzz/corpus").join(target);
     let files = fs::read_dir(folder).unwrap().map(|entry| read(&entry.unwrap().path()));
-    files.collect()
+    let files: Vec<_> = files.collect();
+    assert!(files.len() > 10, "the corpus {target} is not there");
+    files
 }
 
 /// A file for one test.
@@ -120,7 +122,6 @@ proptest! {
 #[test]
 fn what_fuzzers_found_is_read() {
     let bundle = readers::bundle();
-    assert!(corpus("manifest").len() > 10, "the corpus is not there");
     corpus("manifest").iter().for_each(|bytes| readers::manifest(bytes, &bundle));
     corpus("safetensors").iter().for_each(|bytes| readers::safetensors(bytes));
     corpus("pytorch").iter().for_each(|bytes| readers::pytorch(bytes, &scratch("corpus")));

@@ -1,6 +1,7 @@
 //! Every shader, on whatever adapter there is, against its composed twin on the CPU.
 
 use burn::prelude::*;
+use burn::tensor::DType;
 use wuerstchen_kernels::{
     DepthwiseOptions, Epilogue, PackedMatrix, Packing, Padding, Planes, Tiling, attention,
     choose_tiling, depthwise_conv, global_response_norm, layer_norm, linear, packed_linear,
@@ -172,6 +173,44 @@ fn packed_linear_matches_its_twin() {
         }
     }
     choose_tiling(&device, None);
+}
+
+/// Halves have eleven bits: each input is up to 2⁻¹¹ = 5e-4 off, and so is the result.
+const HALF_TOLERANCE: f64 = 2e-3;
+
+/// Every shader in half precision, with the sizes of a stage.
+#[test]
+fn shaders_in_half_precision_match_their_twins() {
+    let Some(device) = gpu() else { return };
+    let shape = [2, 6, 6, 64];
+    let check = |name: &str, compute: &dyn Fn(&Device, DType) -> Tensor<4>| {
+        let expected = compute(&Device::flex(), DType::F32);
+        let found = compute(&device, DType::F16);
+        assert_eq!(found.dtype(), DType::F16, "{name}");
+        let error = error_of(found, expected);
+        assert!(error < HALF_TOLERANCE, "{name}: {error}");
+    };
+    let x = |device: &Device, dtype| values(shape, 1, device).cast(dtype);
+    check("layer norm", &|device, dtype| layer_norm(x(device, dtype)));
+    check("global response norm", &|device, dtype| {
+        let affine = |seed| values([1, 1, 1, 64], seed, device).cast(dtype);
+        global_response_norm(x(device, dtype), affine(2), affine(3))
+    });
+    check("depthwise convolution", &|device, dtype| {
+        let weight: Tensor<4> = values([64, 1, 3, 3], 4, device).cast(dtype);
+        let bias: Tensor<1> = values([64], 5, device).cast(dtype);
+        let options = DepthwiseOptions { stride: 1, padding: Padding::Zeros };
+        depthwise_conv(x(device, dtype), weight, bias, options)
+    });
+    check("linear", &|device, dtype| {
+        let weight: Tensor<2> = values([64, 40], 6, device).cast(dtype);
+        linear(x(device, dtype), weight, Some(values([40], 7, device).cast(dtype)))
+    });
+    for packing in [Packing::F16, Packing::I8, Packing::I4] {
+        check(&format!("packed linear, {packing:?}"), &|device, dtype| {
+            packed_linear(x(device, dtype), &packed(packing, [40, 64], device), None)
+        });
+    }
 }
 
 /// The CPU's own unpacking, and the look-up of rows, against the twin.

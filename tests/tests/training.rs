@@ -5,16 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use burn::prelude::*;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::weights::{KeyTable, tensors};
-use wuerstchen::{Image, PartConfig};
-use wuerstchen_train::Trainer;
+use wuerstchen::{Image, PartConfig, relative_error};
 use wuerstchen_train::corpus::{Corpus, CorpusError, Samples, Shapes};
-use wuerstchen_train::recipe::Recipe;
 use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC, image_embeddings};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
+use wuerstchen_train::{Recipe, TrainConfig, Trainer};
 
 fn recipe() -> Recipe {
-    let config = toml::from_str(include_str!("../../configs/smoke.toml")).unwrap();
+    let config = TrainConfig::from_toml(include_str!("../../configs/smoke.toml")).unwrap();
     Recipe::new(config, shapes_tokenizer()).unwrap()
 }
 
@@ -51,74 +50,105 @@ fn assert_resumes<S: Stage>(trainer: impl Fn() -> Trainer<S>) {
     assert!(straight.save() == resumed.save(), "moments or averages differ");
 }
 
+fn trainer_a(recipe: &Recipe) -> Trainer<StageA> {
+    let (config, device) = (&recipe.config, Device::flex().autodiff());
+    device.seed(config.seed);
+    let stage = StageA { corpus: corpus(recipe), config: config.a.clone(), device: device.clone() };
+    let model = config.model.vqgan.init(&device);
+    Trainer::new(stage, model, config.a.updates.clone(), config.seed, device)
+}
+
+fn trainer_b(recipe: &Recipe) -> Trainer<StageB> {
+    let (config, device) = (&recipe.config, Device::flex().autodiff());
+    device.seed(config.seed);
+    let vqgan = load_copy(config.model.vqgan.init(&Device::flex()));
+    let stage = StageB::new(config, corpus(recipe), vqgan, device.clone());
+    let model = recipe.init_decoder(&device);
+    Trainer::new(stage, model, config.b.updates.clone(), config.seed, device)
+}
+
+/// With a cache of 40 scenes.
+fn trainer_c(recipe: &Recipe) -> Trainer<StageC> {
+    let (config, device) = (&recipe.config, Device::flex().autodiff());
+    device.seed(config.seed);
+    let compressor = load_copy(config.model.compressor.init(&Device::flex()));
+    let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
+    let corpus = corpus(recipe);
+    let embeddings = Cache::fill(&corpus, 40, &Device::flex(), encode, |_| {}).unwrap();
+    let mut stage = StageC::new(config, corpus, (compressor, 4.6), device.clone());
+    stage.embeddings = embeddings;
+    let model = recipe.init_prior(&device);
+    Trainer::new(stage, model, config.c.updates.clone(), config.seed, device)
+}
+
 #[test]
 fn stage_a_resumes_bit_equal() {
     let _turn = turn();
-    let (recipe, device) = (recipe(), Device::flex().autodiff());
-    let config = &recipe.config;
-    assert_resumes(|| {
-        device.seed(config.seed);
-        let stage =
-            StageA { corpus: corpus(&recipe), config: config.a.clone(), device: device.clone() };
-        let model = config.model.vqgan.init(&device);
-        Trainer::new(stage, model, config.a.clone(), config.seed, device.clone())
-    });
+    let recipe = recipe();
+    assert_resumes(|| trainer_a(&recipe));
 }
 
 #[test]
 fn stage_b_resumes_bit_equal() {
     let _turn = turn();
-    let (recipe, device) = (recipe(), Device::flex().autodiff());
-    let config = &recipe.config;
-    device.seed(config.seed);
-    let vqgan = config.model.vqgan.init(&Device::flex());
-    let vqgan = load_copy(vqgan);
-    assert_resumes(|| {
-        device.seed(config.seed);
-        let corpus = corpus(&recipe);
-        let latents = Cache::fill(&corpus, 0, &Device::flex(), |x| x, |_| {}).unwrap();
-        let stage = StageB {
-            corpus,
-            config: config.b.clone(),
-            device: device.clone(),
-            schedule: config.model.schedule,
-            latents,
-            embeddings: Cache::fill(&self::corpus(&recipe), 0, &Device::flex(), |x| x, |_| {})
-                .unwrap(),
-            compressor_side: config.compressor_side(),
-            vqgan: vqgan.clone(),
-            vqgan_config: config.model.vqgan.clone(),
-        };
-        let model = recipe.init_decoder(&device);
-        Trainer::new(stage, model, config.b.clone(), config.seed, device.clone())
-    });
+    let recipe = recipe();
+    assert_resumes(|| trainer_b(&recipe));
 }
 
 #[test]
 fn stage_c_resumes_bit_equal() {
     let _turn = turn();
-    let (recipe, device) = (recipe(), Device::flex().autodiff());
-    let config = &recipe.config;
-    device.seed(config.seed);
-    let compressor = load_copy(config.model.compressor.init(&Device::flex()));
-    assert_resumes(|| {
-        device.seed(config.seed);
-        let corpus = corpus(&recipe);
-        let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
-        let embeddings = Cache::fill(&corpus, 40, &Device::flex(), encode, |_| {}).unwrap();
-        let stage = StageC {
-            corpus,
-            config: config.c.clone(),
-            device: device.clone(),
-            schedule: config.model.schedule,
-            embeddings,
-            compressor: compressor.clone(),
-            compressor_side: config.compressor_side(),
-            embedding_scale: 4.6,
-        };
-        let model = recipe.init_prior(&device);
-        Trainer::new(stage, model, config.c.clone(), config.seed, device.clone())
-    });
+    let recipe = recipe();
+    assert_resumes(|| trainer_c(&recipe));
+}
+
+/// What is saved after four updates, with any number of threads that make batches.
+#[test]
+fn results_do_not_depend_on_the_threads_that_make_batches() {
+    let _turn = turn();
+    let saved = |threads: usize| {
+        let mut recipe = recipe();
+        recipe.config.a.max_zoom = 2;
+        for updates in [
+            &mut recipe.config.a.updates,
+            &mut recipe.config.b.updates,
+            &mut recipe.config.c.updates,
+        ] {
+            updates.data_threads = threads;
+        }
+        [
+            steps(trainer_a(&recipe), 4).save(),
+            steps(trainer_b(&recipe), 4).save(),
+            steps(trainer_c(&recipe), 4).save(),
+        ]
+    };
+    let one = saved(1);
+    for threads in [2, 5] {
+        assert!(saved(threads) == one, "{threads} threads");
+    }
+}
+
+/// Gradients of shards are summed in another order: f32 rounds 16 samples' sums to about 1e-6 of them.
+const SHARDS_BOUND: f64 = 1e-5;
+
+/// Stage C has no batch norms, which would see a share of the batch. The loss and the norm of the gradients of
+/// the first update, where all have the same weights.
+#[test]
+fn shards_compute_the_same_update() {
+    let _turn = turn();
+    let first = |shards: usize| {
+        let mut recipe = recipe();
+        recipe.config.c.text_loss = 1.0;
+        recipe.config.c.updates.shards = shards;
+        let metrics = trainer_c(&recipe).step().unwrap();
+        [metrics.loss as f32, metrics.grad_norm as f32]
+    };
+    let one = first(1);
+    assert!(one.iter().all(|&value| value > 0.0), "{one:?}");
+    for shards in [2, 4] {
+        let error = relative_error(&first(shards), &one);
+        assert!(error < SHARDS_BOUND, "{shards} shards: {error}");
+    }
 }
 
 /// Draws the lazily initialised weights, so that every clone has the same.
@@ -130,13 +160,10 @@ fn load_copy<M: burn::module::Module>(module: M) -> M {
 #[test]
 fn a_state_of_another_seed_is_refused() {
     let _turn = turn();
-    let (recipe, device) = (recipe(), Device::flex().autodiff());
-    let config = &recipe.config;
     let trainer = |seed| {
-        let stage =
-            StageA { corpus: corpus(&recipe), config: config.a.clone(), device: device.clone() };
-        let model = config.model.vqgan.init(&device);
-        Trainer::new(stage, model, config.a.clone(), seed, device.clone())
+        let mut recipe = recipe();
+        recipe.config.seed = seed;
+        trainer_a(&recipe)
     };
     let error = trainer(2).restore("state", trainer(1).save()).err().unwrap().to_string();
     assert_eq!(error, "state: a training state of seed 1, the config says 2");
@@ -147,10 +174,10 @@ struct Torn(Shapes, u64);
 
 impl Samples for Torn {
     fn picture(&self, number: u64, side: usize) -> Result<Image, CorpusError> {
-        match number == self.1 {
-            true => Err(CorpusError::Picture { name: "torn.png".into(), reason: "torn".into() }),
-            false => self.0.picture(number, side),
+        if number == self.1 {
+            return Err(CorpusError::Picture { name: "torn.png".into(), reason: "torn".into() });
         }
+        self.0.picture(number, side)
     }
 
     fn captions(&self, number: u64) -> Vec<String> {
@@ -169,11 +196,11 @@ fn a_picture_that_cannot_be_read_costs_no_update() {
     let (recipe, device) = (recipe(), Device::flex().autodiff());
     let config = recipe.config.a.clone();
     let shapes = Shapes { seed: recipe.config.seed, lesson: Lesson::default() };
-    let torn = Torn(shapes, 2 * config.batch_size as u64 + 3);
+    let torn = Torn(shapes, 2 * config.updates.batch_size as u64 + 3);
     let corpus = recipe.corpus(Arc::new(torn)).unwrap();
     let stage = StageA { corpus, config: config.clone(), device: device.clone() };
     let model = recipe.config.model.vqgan.init(&device);
-    let mut trainer = steps(Trainer::new(stage, model, config, 1, device), 2);
+    let mut trainer = steps(Trainer::new(stage, model, config.updates, 1, device), 2);
     let saved = trainer.save();
     assert_eq!(trainer.step().unwrap_err().to_string(), "cannot read the picture torn.png: torn");
     assert_eq!(trainer.steps_done(), 2);

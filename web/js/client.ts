@@ -40,7 +40,8 @@ type LostListener = (event: CustomEvent<{ reason: string }>) => void;
 export async function load(options: LoadOptions, connector: Connector): Promise<Wuerstchen> {
   checkLoadOptions(options);
   if (options.fetch && connector.isWorker) {
-    throw new WuerstchenError('invalid-argument', 'fetch needs worker: false');
+    const message = 'fetch needs worker: false';
+    throw new WuerstchenError('invalid-argument', message, { field: 'fetch' });
   }
   throwIfAborted(options.signal);
   // Answered whenever the user likes: it does not hold up the loading.

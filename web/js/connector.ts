@@ -57,7 +57,7 @@ function start(makeWorker: () => Worker): Worker {
   }
   if (!isObject(worker) || typeof worker.postMessage !== 'function') {
     const message = `worker must make a Worker, got ${show(worker)}`;
-    throw new WuerstchenError('invalid-argument', message);
+    throw new WuerstchenError('invalid-argument', message, { field: 'worker' });
   }
   return worker;
 }

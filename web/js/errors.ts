@@ -43,7 +43,7 @@ const REPORT_HINT = 'Please report it, with what the console of the browser says
  * - `network`: a file could not be fetched; the message has its URL.
  * - `integrity`: a file is not what the manifest says.
  * - `quota`: the browser gives no storage; `load` goes on without storing instead.
- * - `invalid-argument`: an option cannot be run; the message has its name.
+ * - `invalid-argument`: an option cannot be run; `field` has its name where it is one option's fault.
  * - `shader`: the GPU computes wrongly or refused a shader.
  * - `disposed`: the engine was disposed of.
  * - `internal`: a bug in this package.
@@ -55,16 +55,19 @@ export class WuerstchenError extends Error {
   readonly retryable: boolean;
   /** What a person can do about it. */
   readonly hint?: string;
+  /** The option that cannot be run, such as `priorSteps`. */
+  readonly field?: string;
 
   constructor(
     code: ErrorCode,
     message: string,
-    options: { retryable?: boolean; hint?: string; cause?: unknown } = {},
+    options: { retryable?: boolean; hint?: string; field?: string; cause?: unknown } = {},
   ) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
     this.retryable = options.retryable ?? RETRYABLE[code];
     this.hint = options.hint;
+    this.field = options.field;
   }
 }
 
@@ -81,12 +84,13 @@ export interface ErrorData {
   readonly message: string;
   readonly retryable: boolean;
   readonly hint?: string;
+  readonly field?: string;
   readonly stack?: string;
 }
 
 export function toErrorData(error: unknown): ErrorData {
-  const { code, message, retryable, hint, stack } = asWuerstchenError(error);
-  return { code, message, retryable, hint, stack };
+  const { code, message, retryable, hint, field, stack } = asWuerstchenError(error);
+  return { code, message, retryable, hint, field, stack };
 }
 
 export function fromErrorData(data: ErrorData): WuerstchenError {
@@ -99,20 +103,23 @@ export function fromErrorData(data: ErrorData): WuerstchenError {
 export function asWuerstchenError(error: unknown): WuerstchenError {
   if (error instanceof WuerstchenError) return error;
   if (error instanceof Crash) return asWuerstchenError(error.cause);
-  const code = codeOf(error);
+  const code = textOf(error, 'code');
   const isKnown = code !== undefined && Object.hasOwn(RETRYABLE, code);
   return isKnown
-    ? new WuerstchenError(code as ErrorCode, messageOf(error), { cause: error })
+    ? new WuerstchenError(code as ErrorCode, messageOf(error), {
+        field: textOf(error, 'field'),
+        cause: error,
+      })
     : new WuerstchenError('internal', messageOf(error), { cause: error, hint: REPORT_HINT });
 }
 
 /** Whether WebAssembly stopped because `onStep` told it to. */
 export function isCancellation(error: unknown): boolean {
-  return codeOf(error) === 'cancelled';
+  return textOf(error, 'code') === 'cancelled';
 }
 
-function codeOf(error: unknown): string | undefined {
-  // The code of a DOMException is a number.
-  const code = isObject(error) && 'code' in error ? error.code : undefined;
-  return typeof code === 'string' ? code : undefined;
+/** A property of what was thrown, if it is text: the code of a DOMException is a number. */
+function textOf(error: unknown, name: 'code' | 'field'): string | undefined {
+  const value = isObject(error) ? (error as { [K in typeof name]?: unknown })[name] : undefined;
+  return typeof value === 'string' ? value : undefined;
 }

@@ -52,7 +52,7 @@ function copy(name: string, value: unknown): unknown {
     const message = `${name} cannot be copied for the engine`;
     const hint =
       'It must not be closed or transferred, and no proxy; an object holds data alone, no functions.';
-    throw new WuerstchenError('invalid-argument', message, { hint, cause });
+    throw new WuerstchenError('invalid-argument', message, { hint, field: name, cause });
   }
 }
 

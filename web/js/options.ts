@@ -139,12 +139,12 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
 export function checkGenerateOptions(options: GenerateOptions): void {
   check(options, GENERATE_KINDS, 'prompt');
   const { image, mask, imageTo } = options;
-  const refuse = (message: string) => {
-    throw new WuerstchenError('invalid-argument', message);
+  const refuse = (field: keyof GenerateOptions, reason: string) => {
+    throw new WuerstchenError('invalid-argument', `${field} ${reason}`, { field });
   };
-  if (mask && !image) refuse('mask needs an image to start from');
-  if (imageTo && !image) refuse('imageTo needs an image to start from');
-  if (imageTo && mask) refuse('imageTo cannot be used with a mask');
+  if (mask && !image) refuse('mask', 'needs an image to start from');
+  if (imageTo && !image) refuse('imageTo', 'needs an image to start from');
+  if (imageTo && mask) refuse('imageTo', 'cannot be used with a mask');
 }
 
 export function checkLoadOptions(options: LoadOptions): void {
@@ -163,7 +163,10 @@ function check(options: object, kinds: Record<string, Kind>, required: string): 
   const values: Record<string, unknown> = { [required]: undefined, ...options };
   for (const [name, value] of Object.entries(values)) {
     const kind = Object.hasOwn(kinds, name) ? kinds[name] : undefined;
-    if (!kind) throw new WuerstchenError('invalid-argument', `there is no option "${name}"`);
+    if (!kind) {
+      const message = `there is no option "${name}"`;
+      throw new WuerstchenError('invalid-argument', message, { field: name });
+    }
     if (value !== undefined || name === required) checkValue(name, value, kind);
   }
 }
@@ -171,5 +174,5 @@ function check(options: object, kinds: Record<string, Kind>, required: string): 
 function checkValue(name: string, value: unknown, { is, text, hint }: Kind): void {
   if (is(value)) return;
   const message = `${name} must be ${text}, got ${show(value)}`;
-  throw new WuerstchenError('invalid-argument', message, { hint });
+  throw new WuerstchenError('invalid-argument', message, { hint, field: name });
 }

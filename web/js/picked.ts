@@ -84,6 +84,7 @@ function pickedSite(files: readonly PickedFile[]): ModelSite {
 async function storedSite(id: string, cache: ModelCache): Promise<ModelSite> {
   const missing = (what: string) =>
     new WuerstchenError('invalid-argument', `${what} is not stored here`, {
+      field: 'model',
       hint: '`cache.list()` tells what is; what a browser has deleted must be loaded anew.',
       retryable: false,
     });

@@ -22,7 +22,7 @@ export async function toPixels(picture: PictureSource, name: string): Promise<Pi
   } catch (cause) {
     const message = `${name} could not be drawn to get its pixels: ${messageOf(cause)}`;
     const hint = 'Give it as ImageData, or make it smaller.';
-    throw new WuerstchenError('invalid-argument', message, { hint, cause });
+    throw new WuerstchenError('invalid-argument', message, { hint, field: name, cause });
   } finally {
     bitmap.close();
   }
@@ -34,7 +34,7 @@ async function decode(picture: Blob | ImageBitmap, name: string): Promise<ImageB
   } catch (cause) {
     const message = `${name} is not a picture that this browser can read: ${messageOf(cause)}`;
     const hint = 'PNG, JPEG and WebP are read everywhere; an ImageData needs no reading.';
-    throw new WuerstchenError('invalid-argument', message, { hint, cause });
+    throw new WuerstchenError('invalid-argument', message, { hint, field: name, cause });
   }
 }
 

@@ -1,6 +1,7 @@
 //! Würstchen in the browser: a thin layer over [`wuerstchen::Pipeline`].
 //!
-//! What fails is thrown as a JavaScript `Error` whose `code` tells what kind of failure it is.
+//! What fails is thrown as a JavaScript `Error` whose `code` tells what kind of failure it is, and whose `field`
+//! names the option that cannot be run.
 
 mod pixels;
 
@@ -454,7 +455,12 @@ fn generate_error(reason: Error) -> JsValue {
         Error::Cancelled => "cancelled",
         Error::Load(_) => "integrity",
     };
-    error(code, &reason.to_string())
+    let thrown = error(code, &reason.to_string());
+    if let Error::Options(reason) = &reason {
+        // A fresh object takes any property.
+        let _ = Reflect::set(&thrown, &"field".into(), &camel_case(reason.field()).into());
+    }
+    thrown
 }
 
 /// An `Error` with a `code`.
@@ -463,4 +469,25 @@ fn error(code: &str, message: &str) -> JsValue {
     // A fresh object takes any property.
     let _ = Reflect::set(&error, &"code".into(), &code.into());
     error.into()
+}
+
+/// The name that JavaScript has for an option: `priorSteps` for `prior_steps`.
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |name, word| {
+        let (initial, rest) = word.split_at(word.len().min(1));
+        name + &initial.to_ascii_uppercase() + rest
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_have_the_names_of_json() {
+        let [one, many] = ["width", "decoder_guidance_scale"].map(camel_case);
+        assert_eq!((&*one, &*many), ("width", "decoderGuidanceScale"));
+    }
 }

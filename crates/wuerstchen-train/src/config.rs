@@ -1,5 +1,8 @@
 //! The config of a training run, one TOML file.
 
+mod read;
+mod stages;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -10,8 +13,9 @@ use wuerstchen::{
     TextEncoderConfig, VqganConfig,
 };
 
-use crate::limits::{not_negative, positive, share};
-use crate::optimizer::OptimizerConfig;
+pub use self::read::ReadConfigError;
+pub use self::stages::{DiffusionConfig, StageAConfig, StageBConfig, StageCConfig, UpdateConfig};
+use crate::limits::{not_negative, positive};
 use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;
 
@@ -31,13 +35,38 @@ pub struct TrainConfig {
     /// The sizes of the models.
     pub model: ModelConfig,
     /// Training of Stage A.
-    pub a: StageConfig,
+    pub a: StageAConfig,
     /// Training of Stage B and the semantic compressor.
-    pub b: StageConfig,
+    pub b: StageBConfig,
     /// Training of Stage C.
-    pub c: StageConfig,
+    pub c: StageCConfig,
     /// The defaults of the trained model, for options that a caller leaves out.
     pub defaults: Defaults,
+}
+
+/// One of the three stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StageName {
+    /// The VQGAN.
+    A,
+    /// The decoder, with the semantic compressor.
+    B,
+    /// The prior.
+    C,
+}
+
+impl StageName {
+    /// In the order in which they are trained.
+    pub const ALL: [Self; 3] = [Self::A, Self::B, Self::C];
+
+    /// Its table in the config: `a`, `b` or `c`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::A => "a",
+            Self::B => "b",
+            Self::C => "c",
+        }
+    }
 }
 
 /// The corpora whose pictures are drawn on the fly.
@@ -176,111 +205,6 @@ impl TextSize {
     }
 }
 
-/// How one stage is trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StageConfig {
-    /// Number of updates.
-    pub steps: u64,
-    /// Pictures in every update.
-    pub batch_size: usize,
-    /// Number of threads that each compute an equal share of the batch's gradients; on a CPU best the number
-    /// of cores. Batch norms then see the statistics of a share.
-    #[serde(default = "one")]
-    pub shards: usize,
-    /// Number of distinct scenes whose latents are computed once and kept; with 0, every scene is new.
-    #[serde(default)]
-    pub cached_scenes: usize,
-    /// Steps between sample grids.
-    pub sample_every: u64,
-    /// The optimiser.
-    #[serde(default)]
-    pub optimizer: OptimizerConfig,
-    /// What the scenes of `shapes` show; by default the whole corpus.
-    #[serde(default)]
-    pub lesson: Lesson,
-    /// Probability that a sample's caption is dropped, for guidance.
-    #[serde(default)]
-    pub caption_drop: f64,
-    /// Probability that a word of a drawn corpus is replaced by the unknown one.
-    #[serde(default)]
-    pub unknown_words: f64,
-    /// Stage A: probability that a step decodes quantised latents.
-    #[serde(default)]
-    pub quantized: f64,
-    /// Stage A: weight of the absolute error of the differences between neighbouring pixels, which keeps
-    /// edges sharp.
-    #[serde(default)]
-    pub edge_loss: f64,
-    /// Stage A: every picture is drawn larger by a random whole factor up to this one, and a square of the
-    /// training size is cut out of it; 1 takes pictures whole. Crops teach the details of larger pictures.
-    #[serde(default = "one")]
-    pub max_zoom: usize,
-    /// Stage B: probability that a sample's image embedding is zero.
-    #[serde(default)]
-    pub embedding_drop: f64,
-    /// Stage B: probability that a sample's image embedding is noised.
-    #[serde(default)]
-    pub embedding_noise: f64,
-    /// Stage B: does not train the compressor any further. Its embeddings can then be cached, and Stage C can
-    /// be trained at the same time.
-    #[serde(default)]
-    pub freeze_compressor: bool,
-    /// Stage C: weight of a second loss, which teaches the text encoder: the squared error of an image
-    /// embedding that a linear layer predicts from the last text token alone. 0 turns it off.
-    #[serde(default)]
-    pub text_loss: f64,
-    /// Whether the loss is weighted by the p2 weights of Choi et al. (arXiv 2204.00227).
-    #[serde(default)]
-    pub p2_weighting: bool,
-    /// `k` of the p2 weights. The authors use 1; with a smaller `k`, noisier times count for more.
-    #[serde(default = "authors_p2_k")]
-    pub p2_k: f32,
-}
-
-impl StageConfig {
-    /// `k` of the p2 weights; `None` if the loss is not weighted.
-    pub fn p2_k(&self) -> Option<f32> {
-        self.p2_weighting.then_some(self.p2_k)
-    }
-
-    /// Checks every value; `part` names the stage.
-    fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
-        let (batch, shards) = (self.batch_size, self.shards);
-        if batch == 0 || shards == 0 || batch % shards != 0 {
-            let expected = format!("a positive multiple of shards = {shards}");
-            return Err(ConfigError::new(part, "batch_size", expected, batch));
-        }
-        if self.sample_every == 0 {
-            return Err(ConfigError::new(part, "sample_every", "at least 1", 0));
-        }
-        if self.max_zoom == 0 {
-            return Err(ConfigError::new(part, "max_zoom", "at least 1", 0));
-        }
-        self.optimizer.validate(part)?;
-        let Lesson { two_objects, plain_relations, first_leads } = self.lesson;
-        share(part, "lesson.two_objects", two_objects.into())?;
-        share(part, "lesson.plain_relations", plain_relations.into())?;
-        share(part, "lesson.first_leads", first_leads.into())?;
-        share(part, "caption_drop", self.caption_drop)?;
-        share(part, "unknown_words", self.unknown_words)?;
-        share(part, "quantized", self.quantized)?;
-        share(part, "embedding_drop", self.embedding_drop)?;
-        share(part, "embedding_noise", self.embedding_noise)?;
-        not_negative(part, "edge_loss", self.edge_loss)?;
-        not_negative(part, "text_loss", self.text_loss)?;
-        not_negative(part, "p2_k", self.p2_k.into())
-    }
-}
-
-fn one() -> usize {
-    1
-}
-
-fn authors_p2_k() -> f32 {
-    1.0
-}
-
 impl TrainConfig {
     /// Checks that the parts fit each other and the architecture.
     ///
@@ -288,15 +212,22 @@ impl TrainConfig {
     ///
     /// Names the first field that cannot be used and what it needs.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.name.is_empty() || self.name.contains(['/', '\\']) {
+            let expected = "the name of a folder, without separators";
+            return Err(ConfigError::new("training", "name", expected, format!("{:?}", self.name)));
+        }
         self.model.vqgan.validate()?;
         self.model.compressor.validate()?;
         self.model.decoder.validate()?;
         self.model.prior.validate()?;
         self.model.decoder_text.encoder(1, self.model.max_tokens).validate()?;
         self.model.prior_text.encoder(1, self.model.max_tokens).validate()?;
-        let expect = |part, field, expected: usize, found: usize| match expected == found {
-            true => Ok(()),
-            false => Err(ConfigError::new(part, field, expected, found)),
+        let expect = |part, field, expected: usize, found: usize| {
+            if expected == found {
+                Ok(())
+            } else {
+                Err(ConfigError::new(part, field, expected, found))
+            }
         };
         let model = &self.model;
         let (decoder, prior) = (&model.decoder, &model.prior);
@@ -309,14 +240,14 @@ impl TrainConfig {
         if let Some(scale) = model.embedding_scale {
             positive("training", "embedding_scale", scale)?;
         }
-        self.validate_corpus()?;
-        self.a.validate("stage a")?;
-        self.b.validate("stage b")?;
-        self.c.validate("stage c")?;
         if self.image_size > MAX_SIDE {
             let expected = format!("at most {MAX_SIDE}");
             return Err(ConfigError::new("training", "image_size", expected, self.image_size));
         }
+        self.validate_corpus()?;
+        self.a.validate(self.image_size, MAX_SIDE)?;
+        self.b.validate()?;
+        self.c.validate()?;
         let compressed = model.compressor.downscale();
         let side = self.compressor_side();
         if side == 0 || !side.is_multiple_of(compressed) {
@@ -369,10 +300,16 @@ impl TrainConfig {
         self.compressor_side() / self.model.compressor.downscale()
     }
 
+    /// Channels, height and width of the image embeddings of the training pictures.
+    pub fn embedding_shape(&self) -> [usize; 3] {
+        let side = self.embedding_side();
+        [self.model.compressor.c_latent, side, side]
+    }
+
     /// Checks that a folder is not combined with settings that only drawn corpora have.
     fn validate_corpus(&self) -> Result<(), ConfigError> {
         let is_folder = self.corpus.folder.is_some();
-        for stage in [&self.a, &self.b, &self.c] {
+        for stage in [&self.a.updates, &self.b.updates, &self.c.updates] {
             if stage.lesson != Lesson::default()
                 && (is_folder || self.corpus.scenes != Scenes::Shapes)
             {
@@ -389,7 +326,7 @@ impl TrainConfig {
             let expected = format!("at least {MIN_VOCAB_SIZE}");
             return Err(ConfigError::new("training", "vocab_size", expected, found));
         }
-        for stage in [&self.a, &self.b, &self.c] {
+        for stage in [&self.b.diffusion, &self.c.diffusion] {
             if stage.unknown_words > 0.0 {
                 let expected = "0 with a folder, whose tokenizer splits words it does not know";
                 let found = stage.unknown_words;
@@ -414,8 +351,9 @@ mod tests {
             include_str!("../../../configs/pictures.toml"),
             include_str!("../../../configs/emoji.toml"),
             include_str!("../../../configs/emoji-128.toml"),
+            include_str!("../../../models/shapes.config.toml"),
         ] {
-            let config: TrainConfig = toml::from_str(text).unwrap();
+            let config = TrainConfig::from_toml(text).unwrap();
             assert_eq!(config.validate(), Ok(()), "{}", config.name);
         }
     }
@@ -424,24 +362,65 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 22] = [
+        let changes: [(Change, &str); 30] = [
             (|config| config.image_size = 8192, "training config: image_size must be at most 4096"),
-            (|config| config.a.sample_every = 0, "stage a config: sample_every must be at least 1"),
+            (
+                |config| config.a.updates.sample_every = 0,
+                "stage a config: sample_every must be at least 1",
+            ),
+            (
+                |config| config.name = "a/b".into(),
+                r#"name must be the name of a folder, without separators, got "a/b""#,
+            ),
+            (
+                |config| config.a.updates.steps = 0,
+                "stage a config: steps must be at least 1, got 0",
+            ),
+            (
+                |config| config.b.updates.shards = 0,
+                "stage b config: shards must be at least 1, got 0",
+            ),
+            (|config| config.b.updates.data_threads = 0, "data_threads must be at least 1, got 0"),
+            (
+                |config| config.c.updates.batch_size = 0,
+                "batch_size must be a positive multiple of shards = 1",
+            ),
+            (
+                |config| config.a.max_zoom = 129,
+                "stage a config: max_zoom must be between 1 and 128",
+            ),
+            (
+                |config| config.b.embedding_noise = 0.96,
+                "embedding_noise must be at most 0.95, what",
+            ),
+            (
+                |config| config.c.diffusion.cached_scenes = 1 << 32,
+                "cached_scenes must be at most 4294967295",
+            ),
             (|config| config.a.quantized = 1.5, "quantized must be a share from 0 to 1, got 1.5"),
             (|config| config.a.edge_loss = -1.0, "edge_loss must be a number of at least 0"),
-            (|config| config.b.caption_drop = -0.1, "stage b config: caption_drop"),
-            (|config| config.b.unknown_words = f64::NAN, "unknown_words"),
+            (|config| config.b.diffusion.caption_drop = -0.1, "stage b config: caption_drop"),
+            (|config| config.b.diffusion.unknown_words = f64::NAN, "unknown_words"),
             (|config| config.b.embedding_drop = 2.0, "embedding_drop"),
             (|config| config.b.embedding_noise = 2.0, "embedding_noise"),
             (|config| config.c.text_loss = f64::INFINITY, "stage c config: text_loss"),
-            (|config| config.c.p2_k = -1.0, "p2_k"),
-            (|config| config.c.optimizer.learning_rate = 0.0, "learning_rate must be a positive"),
-            (|config| config.c.optimizer.beta1 = 1.0, "beta1 must be at least 0 and below 1"),
-            (|config| config.c.optimizer.ema_beta = f64::NAN, "ema_beta"),
-            (|config| config.c.optimizer.ema_every = 0, "ema_every must be at least 1, got 0"),
-            (|config| config.c.optimizer.cooldown = 1.1, "cooldown"),
-            (|config| config.c.optimizer.max_grad_norm = 0.0, "max_grad_norm"),
-            (|config| config.c.optimizer.weight_decay = -0.1, "weight_decay"),
+            (|config| config.c.diffusion.p2_k = -1.0, "p2_k"),
+            (
+                |config| config.c.updates.optimizer.learning_rate = 0.0,
+                "learning_rate must be a positive",
+            ),
+            (
+                |config| config.c.updates.optimizer.beta1 = 1.0,
+                "beta1 must be at least 0 and below 1",
+            ),
+            (|config| config.c.updates.optimizer.ema_beta = f64::NAN, "ema_beta"),
+            (
+                |config| config.c.updates.optimizer.ema_every = 0,
+                "ema_every must be at least 1, got 0",
+            ),
+            (|config| config.c.updates.optimizer.cooldown = 1.1, "cooldown"),
+            (|config| config.c.updates.optimizer.max_grad_norm = 0.0, "max_grad_norm"),
+            (|config| config.c.updates.optimizer.weight_decay = -0.1, "weight_decay"),
             (|config| config.defaults.width = 0, "width must be a multiple of 16 and of 16"),
             (|config| config.defaults.height = 40, "defaults config: height"),
             (|config| config.defaults.prior_steps = 0, "prior_steps must be between 1 and 1000"),
@@ -449,7 +428,7 @@ mod tests {
             (|config| config.defaults.decoder_guidance_scale = -1.0, "decoder_guidance_scale"),
         ];
         for (change, expected) in changes {
-            let mut config: TrainConfig = toml::from_str(SMOKE).unwrap();
+            let mut config = TrainConfig::from_toml(SMOKE).unwrap();
             change(&mut config);
             let error = config.validate().unwrap_err().to_string();
             assert!(error.contains(expected), "expected {expected:?}: {error}");

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use burn::prelude::*;
 #[cfg(feature = "parallel")]
 use rayon::prelude::*;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::{TokenIds, TokenizerError};
 use wuerstchen::{Image, Tokenizer};
 
+use crate::config::StageName;
 use crate::emoji;
 use crate::emoji::Art;
+use crate::rows::Rows;
 use crate::shapes::{self, Kind, Lesson, Split, draw, sample};
 use crate::tokenizer::UNKNOWN_ID;
 
@@ -44,6 +45,35 @@ pub trait Samples: Send + Sync {
 
     /// A prompt for a grid of pictures that shows how far training is.
     fn prompt(&self, number: u64) -> String;
+
+    /// How many different samples there are; `None` if every number is another one.
+    fn count(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// The corpus of a run.
+#[derive(Clone)]
+pub enum Source {
+    /// The built-in scenes of shapes.
+    Shapes,
+    /// Scenes of emoji.
+    Emoji(Arc<Art>),
+    /// Anything else.
+    Samples(Arc<dyn Samples>),
+}
+
+impl Source {
+    /// What a stage learns from.
+    pub(crate) fn samples(&self, stage: StageName, seed: u64, lesson: Lesson) -> Arc<dyn Samples> {
+        match self {
+            Self::Shapes => Arc::new(Shapes { seed, lesson }),
+            Self::Emoji(art) => {
+                Arc::new(Emoji { seed, art: art.clone(), for_stage_a: stage == StageName::A })
+            }
+            Self::Samples(samples) => samples.clone(),
+        }
+    }
 }
 
 /// The built-in scenes, drawn when they are needed.
@@ -82,9 +112,10 @@ pub struct Emoji {
 
 impl Emoji {
     fn sample(&self, number: u64) -> emoji::Sample {
-        match self.for_stage_a {
-            true => emoji::stage_a_sample(&self.art, self.seed, number),
-            false => emoji::sample(&self.art, self.seed, number),
+        if self.for_stage_a {
+            emoji::stage_a_sample(&self.art, self.seed, number)
+        } else {
+            emoji::sample(&self.art, self.seed, number)
         }
     }
 }
@@ -156,32 +187,27 @@ impl Corpus {
         self.image_size
     }
 
-    /// The pictures of samples, `[B, 3, H, W]` in `[0, 1]`.
+    /// The pictures of samples, rows of `[3, H, W]` in `[0, 1]`.
     ///
     /// # Errors
     ///
     /// A picture cannot be read.
-    pub fn pictures(&self, numbers: &[u64], device: &Device) -> Result<Tensor<4>, CorpusError> {
-        self.batch(numbers, device, |&number| self.samples.picture(number, self.image_size))
+    pub fn pictures(&self, numbers: &[u64]) -> Result<Rows, CorpusError> {
+        self.batch(numbers, |&number| self.samples.picture(number, self.image_size))
     }
 
-    /// Squares of pictures, `[B, 3, H, W]` in `[0, 1]`: each of a sample's number and of how many times as
+    /// Squares of pictures, rows of `[3, H, W]` in `[0, 1]`: each of a sample's number and of how many times as
     /// wide and high the picture is drawn; `rng` says where they are cut out.
     ///
     /// # Errors
     ///
     /// A picture cannot be read.
-    pub fn crops(
-        &self,
-        zooms: &[(u64, u32)],
-        rng: &mut Philox,
-        device: &Device,
-    ) -> Result<Tensor<4>, CorpusError> {
+    pub fn crops(&self, zooms: &[(u64, u32)], rng: &mut Philox) -> Result<Rows, CorpusError> {
         let side = self.image_size;
         let corner = |zoom: u32| [0; 2].map(|_| rng.below((zoom - 1) * side as u32 + 1) as usize);
         let corners: Vec<_> = zooms.iter().map(|&(_, zoom)| zoom).map(corner).collect();
         let crops: Vec<_> = zooms.iter().zip(corners).collect();
-        self.batch(&crops, device, |&(&(number, zoom), [top, left])| {
+        self.batch(&crops, |&(&(number, zoom), [top, left])| {
             let whole = self.samples.picture(number, side * zoom as usize)?;
             let row = |y: usize| &whole.rgb[3 * ((top + y) * whole.width + left)..][..3 * side];
             let rgb = (0..side).flat_map(row).copied().collect();
@@ -189,21 +215,18 @@ impl Corpus {
         })
     }
 
-    /// Pictures of the corpus's size as a tensor, side by side where there are threads.
+    /// Pictures of the corpus's size, made side by side where there are threads.
     fn batch<T: Sync>(
         &self,
         items: &[T],
-        device: &Device,
         picture: impl Fn(&T) -> Result<Image, CorpusError> + Sync,
-    ) -> Result<Tensor<4>, CorpusError> {
-        let side = self.image_size;
+    ) -> Result<Rows, CorpusError> {
         let planes = |item: &T| Ok(picture(item)?.to_planes());
         #[cfg(feature = "parallel")]
         let planes = items.par_iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
         #[cfg(not(feature = "parallel"))]
         let planes = items.iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
-        let data = TensorData::new(planes.concat(), [items.len(), 3, side, side]);
-        Ok(Tensor::from_data(data, device))
+        Ok(Rows::new([3, self.image_size, self.image_size], planes.concat()))
     }
 
     /// A sample's first caption.

@@ -1,5 +1,9 @@
 //! Training of the three stages in reverse order, the corpora they learn from, and evaluation.
+//!
+//! [`Run`] trains stages and keeps what it makes in a [`Store`]. With the feature `fs` a store can be a folder
+//! ([`store::Folder`]); `examples/train.rs` is a whole program.
 
+mod batches;
 pub mod config;
 pub mod corpus;
 pub mod emoji;
@@ -8,11 +12,18 @@ mod limits;
 mod lots;
 pub mod optimizer;
 pub mod recipe;
+mod rows;
+pub mod run;
 pub mod shapes;
 pub mod stages;
+pub mod store;
 pub mod tokenizer;
 pub mod trainer;
 
-pub use config::TrainConfig;
+pub use config::{StageName, TrainConfig};
+pub use corpus::Source;
 pub use recipe::Recipe;
+pub use rows::Rows;
+pub use run::{Event, Run, RunError, Start};
+pub use store::Store;
 pub use trainer::{Metrics, RestoreError, Trainer};

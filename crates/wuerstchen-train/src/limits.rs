@@ -8,9 +8,10 @@ pub(crate) fn share(
     field: &'static str,
     value: f64,
 ) -> Result<(), ConfigError> {
-    match (0.0..=1.0).contains(&value) {
-        true => Ok(()),
-        false => Err(ConfigError::new(part, field, "a share from 0 to 1", value)),
+    if (0.0..=1.0).contains(&value) {
+        Ok(())
+    } else {
+        Err(ConfigError::new(part, field, "a share from 0 to 1", value))
     }
 }
 
@@ -20,9 +21,10 @@ pub(crate) fn positive(
     field: &'static str,
     value: f64,
 ) -> Result<(), ConfigError> {
-    match value > 0.0 && value.is_finite() {
-        true => Ok(()),
-        false => Err(ConfigError::new(part, field, "a positive number", value)),
+    if value > 0.0 && value.is_finite() {
+        Ok(())
+    } else {
+        Err(ConfigError::new(part, field, "a positive number", value))
     }
 }
 
@@ -32,8 +34,18 @@ pub(crate) fn not_negative(
     field: &'static str,
     value: f64,
 ) -> Result<(), ConfigError> {
-    match value >= 0.0 && value.is_finite() {
-        true => Ok(()),
-        false => Err(ConfigError::new(part, field, "a number of at least 0", value)),
+    if value >= 0.0 && value.is_finite() {
+        Ok(())
+    } else {
+        Err(ConfigError::new(part, field, "a number of at least 0", value))
     }
+}
+
+/// Fails unless a count is at least 1.
+pub(crate) fn at_least_one(
+    part: &'static str,
+    field: &'static str,
+    value: u64,
+) -> Result<(), ConfigError> {
+    if value == 0 { Err(ConfigError::new(part, field, "at least 1", value)) } else { Ok(()) }
 }

@@ -84,9 +84,10 @@ impl OptimizerConfig {
         let warmup = ((step + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
         let cooldown_steps = self.cooldown * steps as f64;
         let left = steps.saturating_sub(step) as f64;
-        let cooldown = match left < cooldown_steps {
-            true => 0.5 - 0.5 * (std::f64::consts::PI * left / cooldown_steps).cos(),
-            false => 1.0,
+        let cooldown = if left < cooldown_steps {
+            0.5 - 0.5 * (std::f64::consts::PI * left / cooldown_steps).cos()
+        } else {
+            1.0
         };
         self.learning_rate * warmup * cooldown
     }
@@ -239,9 +240,10 @@ fn global_norm<M: Module>(module: &M, gradients: &Values) -> f64 {
     }
     let mut squares = Squares { gradients, sums: Vec::new() };
     module.visit(&mut squares);
-    match squares.sums.is_empty() {
-        true => 0.0,
-        false => f64::from(Tensor::cat(squares.sums, 0).sum().sqrt().into_scalar::<f32>()),
+    if squares.sums.is_empty() {
+        0.0
+    } else {
+        f64::from(Tensor::cat(squares.sums, 0).sum().sqrt().into_scalar::<f32>())
     }
 }
 

@@ -7,7 +7,6 @@ use burn::nn::LinearConfig;
 use burn::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
-use wuerstchen::text::TokenizerError;
 use wuerstchen::{
     CARD, Checkpoint, Compressor, CompressorConfig, DecoderConfig, Family, LoadError, ModelCard,
     ModelFiles, Part, PartConfig, PipelineFolder, PriorConfig, TextEncoderConfig, Tokenizer,
@@ -32,8 +31,9 @@ impl Recipe {
     ///
     /// # Errors
     ///
-    /// The tokenizer cannot be made.
-    pub fn new(config: TrainConfig, tokenizer: TokenizerFiles) -> Result<Self, TokenizerError> {
+    /// A value of the config cannot be used, or the tokenizer cannot be made.
+    pub fn new(config: TrainConfig, tokenizer: TokenizerFiles) -> Result<Self, LoadError> {
+        config.validate()?;
         let vocab_size = Tokenizer::new(&tokenizer, config.model.max_tokens)?.id_count();
         Ok(Self { config, tokenizer, vocab_size })
     }

@@ -1,7 +1,9 @@
 //! The training loop's body: one update, and the state that lets it go on later.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use burn::module::Module;
 use burn::prelude::*;
@@ -10,7 +12,8 @@ use wuerstchen::noise::Philox;
 use wuerstchen::weights::{KeyTable, load, tensors};
 use wuerstchen::{Checkpoint, LoadError, WeightDtype};
 
-use crate::config::StageConfig;
+use crate::batches::{Batches, MakeBatch};
+use crate::config::UpdateConfig;
 use crate::corpus::CorpusError;
 use crate::optimizer::{Optimizer, Values, collect_gradients, values, with_values};
 use crate::stages::Stage;
@@ -18,14 +21,15 @@ use crate::stages::Stage;
 /// Trains one stage, one update at a time.
 ///
 /// All random numbers are counted from the seed and the number of the step, so that the state is
-/// the weights, the moments and one number.
+/// the weights, the moments and one number. Batches are made ahead, on threads of their own.
 pub struct Trainer<S: Stage> {
-    /// What is learnt.
-    pub stage: S,
+    stage: Arc<S>,
+    /// The batches from the next step on; `None` before the first update and after an error.
+    batches: Option<Batches<S::Batch>>,
     /// `None` only while the optimizer has it, which changes it in place.
     model: Option<S::Model>,
     optimizer: Optimizer,
-    config: StageConfig,
+    config: UpdateConfig,
     seed: u64,
     step: u64,
     device: Device,
@@ -44,6 +48,8 @@ pub struct Metrics {
     pub learning_rate: f64,
     /// Whether the loss and the gradients were finite; if not, the step changed nothing.
     pub finite: bool,
+    /// Share of the update's time in which it waited for its batch, `[0, 1]`.
+    pub data_wait: f64,
 }
 
 /// What a saved state says about itself.
@@ -96,9 +102,10 @@ pub enum RestoreError {
 
 impl<S: Stage> Trainer<S> {
     /// Starts training `model`, which lives on a device with autodiff.
-    pub fn new(stage: S, model: S::Model, config: StageConfig, seed: u64, device: Device) -> Self {
+    pub fn new(stage: S, model: S::Model, config: UpdateConfig, seed: u64, device: Device) -> Self {
         let optimizer = Optimizer::new(config.optimizer.clone(), &model);
-        Self { stage, model: Some(model), optimizer, config, seed, step: 0, device }
+        let (stage, model) = (Arc::new(stage), Some(model));
+        Self { stage, batches: None, model, optimizer, config, seed, step: 0, device }
     }
 
     /// Updates done.
@@ -117,9 +124,12 @@ impl<S: Stage> Trainer<S> {
     ///
     /// A sample cannot be read.
     pub fn step(&mut self) -> Result<Metrics, CorpusError> {
+        let start = Instant::now();
+        let batch = self.batch()?;
+        let waited = start.elapsed();
         // Only dropout draws from the device's own generator.
         self.device.seed(self.seed ^ self.step);
-        let (gradients, loss) = self.gradients()?;
+        let (gradients, loss) = self.gradients(&batch);
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
         let model = self.model.take().expect(PRESENT);
         let (model, report) = self.optimizer.step(model, gradients, self.step, learning_rate);
@@ -131,29 +141,48 @@ impl<S: Stage> Trainer<S> {
             grad_norm: report.grad_norm,
             learning_rate,
             finite: report.finite && loss.is_finite(),
+            data_wait: waited.as_secs_f64() / start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE),
         })
     }
 
-    /// The gradients and the loss of this step's batch, each shard of it on its own thread.
-    fn gradients(&self) -> Result<(Values, f64), CorpusError> {
-        let shards = self.config.shards as u64;
-        let size = self.config.batch_size as u64 / shards;
-        let shard = |shard: u64| {
-            let number = self.step * shards + shard;
+    /// This step's batch.
+    fn batch(&mut self) -> Result<S::Batch, CorpusError> {
+        let (stage, seed, size) = (&self.stage, self.seed, self.config.batch_size as u64);
+        let batches = self.batches.get_or_insert_with(|| {
+            let stage = stage.clone();
+            let make: MakeBatch<S::Batch> = Arc::new(move |step| {
+                stage.batch(&mut Philox::new(seed, step), step * size..(step + 1) * size)
+            });
+            Batches::start(self.config.data_threads, self.step, &make)
+        });
+        let batch = batches.next();
+        if batch.is_err() {
+            // The step can be tried again: its batch is then made anew.
+            self.batches = None;
+        }
+        batch
+    }
+
+    /// The gradients and the loss of a batch, each shard of it on its own thread.
+    fn gradients(&self, batch: &S::Batch) -> (Values, f64) {
+        let shards = self.config.shards;
+        let size = self.config.batch_size / shards;
+        let (stage, model, device) = (&*self.stage, self.model(), &self.device);
+        let shard = |range: Range<usize>| {
             // Its own graph: burn's autodiff would wait for the other shards' otherwise.
             let model = match shards {
-                1 => self.model().clone(),
-                _ => self.model().clone().fork(&self.device),
+                1 => model.clone(),
+                _ => model.clone().fork(device),
             };
-            let mut rng = Philox::new(self.seed, number);
-            let loss = self.stage.loss(&model, &mut rng, number * size..(number + 1) * size)?;
+            let loss = stage.loss(&model, batch, range);
             let gradients = collect_gradients(&model, &loss.backward());
-            Ok::<_, CorpusError>((gradients, f64::from(loss.into_scalar::<f32>())))
+            (gradients, f64::from(loss.into_scalar::<f32>()))
         };
         let results: Vec<_> = std::thread::scope(|scope| {
-            let run = |i| scope.spawn(move || shard(i));
+            let shard = &shard;
+            let run = |i| scope.spawn(move || shard(i * size..(i + 1) * size));
             let threads: Vec<_> = (1..shards).map(run).collect();
-            let first = shard(0);
+            let first = shard(0..size);
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
@@ -161,8 +190,7 @@ impl<S: Stage> Trainer<S> {
         });
         let share = 1.0 / shards as f64;
         let (mut total, mut loss) = (Values::new(), 0.0);
-        for result in results {
-            let (gradients, shard_loss) = result?;
+        for (gradients, shard_loss) in results {
             loss += shard_loss * share;
             for (id, gradient) in gradients {
                 let gradient = gradient * share;
@@ -173,7 +201,7 @@ impl<S: Stage> Trainer<S> {
                 total.insert(id, sum);
             }
         }
-        Ok((total, loss))
+        (total, loss)
     }
 
     /// The model with the moving average of the weights, without autodiff.
@@ -227,6 +255,7 @@ impl<S: Stage> Trainer<S> {
         self.optimizer.second = read("second")?;
         self.model = Some(load(template, &part("weights"), KeyTable::FIELDS)?);
         self.step = header.step;
+        self.batches = None;
         Ok(self)
     }
 }

@@ -163,9 +163,10 @@ impl<'a> Recorder<'a> {
             (relative, absolute) = (UNCOMPARABLE, UNCOMPARABLE);
         }
         self.note(name, relative, absolute, bound * self.slack);
-        let shape = match ours.len() == golden.len() {
-            true => self.golden.shape(name).unwrap_or_default().to_vec(),
-            false => vec![ours.len()],
+        let shape = if ours.len() == golden.len() {
+            self.golden.shape(name).unwrap_or_default().to_vec()
+        } else {
+            vec![ours.len()]
         };
         let bytes = ours.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.computed.push(Computed { name: name.into(), dtype: Dtype::F32, shape, bytes });
@@ -176,9 +177,10 @@ impl<'a> Recorder<'a> {
         let pairs = ours.iter().zip(golden);
         let different = pairs.clone().filter(|(a, b)| a != b).count();
         let worst = pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0) as f64;
-        match ours.len() == golden.len() {
-            true => self.note(name, different as f64 / golden.len().max(1) as f64, worst, 0.0),
-            false => self.note(name, UNCOMPARABLE, UNCOMPARABLE, 0.0),
+        if ours.len() == golden.len() {
+            self.note(name, different as f64 / golden.len().max(1) as f64, worst, 0.0);
+        } else {
+            self.note(name, UNCOMPARABLE, UNCOMPARABLE, 0.0);
         }
         let shape = self.golden.shape(name).map_or(vec![ours.len()], <[usize]>::to_vec);
         let bytes = ours.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -189,16 +191,16 @@ impl<'a> Recorder<'a> {
     pub(crate) fn check_bytes(&mut self, name: &str, ours: &[u8], bound: f64) {
         let golden = self.golden.bytes(name).unwrap_or_default();
         let off = || ours.iter().zip(&golden).map(|(a, b)| a.abs_diff(*b));
-        let (share, worst) = match ours.len() == golden.len() {
-            true => {
-                let wrong = off().filter(|&levels| levels > 1).count();
-                (wrong as f64 / ours.len().max(1) as f64, f64::from(off().max().unwrap_or(0)))
-            }
-            false => (UNCOMPARABLE, UNCOMPARABLE),
+        let (share, worst) = if ours.len() == golden.len() {
+            let wrong = off().filter(|&levels| levels > 1).count();
+            (wrong as f64 / ours.len().max(1) as f64, f64::from(off().max().unwrap_or(0)))
+        } else {
+            (UNCOMPARABLE, UNCOMPARABLE)
         };
-        let shape = match ours.len() == golden.len() {
-            true => self.golden.shape(name).unwrap_or_default().to_vec(),
-            false => vec![ours.len()],
+        let shape = if ours.len() == golden.len() {
+            self.golden.shape(name).unwrap_or_default().to_vec()
+        } else {
+            vec![ours.len()]
         };
         self.note(name, share, worst, bound);
         let bytes = ours.to_vec();

@@ -229,9 +229,10 @@ impl<'a> Studio<'a> {
     ) -> Result<(Vec<f32>, Vec<Tensor<4>>), VerifyError> {
         let times = recorder.values(&format!("{variant}.timesteps"))?;
         let noises = recorder.entries(&format!("{variant}.step_noise"), self.device)?;
-        match noises.len() + 1 == times.len() {
-            true => Ok((times, noises)),
-            false => Err(recorder.error(format!("expected a noise for every step of {variant}"))),
+        if noises.len() + 1 == times.len() {
+            Ok((times, noises))
+        } else {
+            Err(recorder.error(format!("expected a noise for every step of {variant}")))
         }
     }
 }

@@ -7,6 +7,12 @@ use crate::options::Defaults;
 /// Path of the [`ModelCard`] in the model's folder.
 pub const CARD: &str = "wuerstchen.json";
 
+/// The config in the folder of a training run.
+pub const RUN_CONFIG: &str = "config.toml";
+
+/// The folder of the model in that of a training run.
+pub const RUN_MODEL: &str = "model";
+
 /// `wuerstchen.json`: what the model is and does by default. Folders of other programs have none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

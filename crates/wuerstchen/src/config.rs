@@ -82,8 +82,9 @@ pub(crate) fn heads_divide(
     heads: usize,
     channels: usize,
 ) -> Result<(), ConfigError> {
-    match heads > 0 && channels.is_multiple_of(heads) {
-        true => Ok(()),
-        false => Err(ConfigError::new(part, field, format!("a divisor of {channels}"), heads)),
+    if heads > 0 && channels.is_multiple_of(heads) {
+        Ok(())
+    } else {
+        Err(ConfigError::new(part, field, format!("a divisor of {channels}"), heads))
     }
 }

@@ -215,9 +215,10 @@ impl PartConfig for DecoderConfig {
             })?;
             let channels = weights.side(&format!("{}.depthwise.weight", block(0)), 0)?;
             config.c_hidden.push(channels);
-            config.nhead.push(match letters.contains('A') {
-                true => i64::try_from(published_heads(channels)?).ok()?,
-                false => -1,
+            config.nhead.push(if letters.contains('A') {
+                i64::try_from(published_heads(channels)?).ok()?
+            } else {
+                -1
             });
             config.blocks.push(letters.len() / unit);
             config.level_config.push(LevelConfig::Letters(letters[..unit].to_owned()));

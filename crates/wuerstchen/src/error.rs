@@ -113,9 +113,10 @@ pub struct Differences {
 impl Differences {
     /// `value` if nothing differs.
     pub(crate) fn into_result<T>(self, part: &str, value: T) -> Result<T, LoadError> {
-        match self == Self::default() {
-            true => Ok(value),
-            false => Err(LoadError::Mismatch { part: part.to_owned(), differences: self }),
+        if self == Self::default() {
+            Ok(value)
+        } else {
+            Err(LoadError::Mismatch { part: part.to_owned(), differences: self })
         }
     }
 }

@@ -72,6 +72,30 @@ impl Image {
         Self { rgb: (0..self.rgb.len()).map(mix).collect(), ..*self }
     }
 
+    /// Pictures of one size side by side, `columns` in a row from the top left; what is left over is white.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are none, or if their sizes differ.
+    pub fn grid(images: &[Self], columns: usize) -> Self {
+        let [width, height] = [images[0].width, images[0].height];
+        let rows = images.len().div_ceil(columns);
+        let mut grid = Self {
+            width: width * columns,
+            height: height * rows,
+            rgb: vec![u8::MAX; 3 * width * columns * height * rows],
+        };
+        for (i, image) in images.iter().enumerate() {
+            assert_eq!([image.width, image.height], [width, height], "pictures of a grid");
+            let (left, top) = (i % columns * width, i / columns * height);
+            for (y, row) in image.rgb.chunks(3 * width).enumerate() {
+                let start = 3 * ((top + y) * grid.width + left);
+                grid.rgb[start..start + row.len()].copy_from_slice(row);
+            }
+        }
+        grid
+    }
+
     /// The planes of the picture, `3·H·W` values in `[0, 1]`.
     pub fn to_planes(&self) -> Vec<f32> {
         let area = self.width * self.height;

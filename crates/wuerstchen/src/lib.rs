@@ -74,7 +74,7 @@ pub mod weights;
 pub use batch_norm::Statistics;
 pub use bundle::ModelFiles;
 pub use burn::tensor::Device;
-pub use card::{CARD, ModelCard};
+pub use card::{CARD, ModelCard, RUN_CONFIG, RUN_MODEL};
 pub use checkpoint::{Checkpoint, FileType, ReadBytes, WeightDtype};
 pub use compressor::{Compressor, CompressorConfig};
 pub use config::{ConfigError, PerLevel};

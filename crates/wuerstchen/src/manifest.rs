@@ -330,12 +330,11 @@ impl Shard {
     /// Names the file, and what was expected.
     fn verify(&self, bytes: &[u8]) -> Result<(), LoadError> {
         let found = hex(&Sha256::digest(bytes));
-        match found == self.sha256 {
-            true => Ok(()),
-            false => {
-                let reason = format!("its SHA-256 is {found}, expected {}", self.sha256);
-                Err(LoadError::File { path: self.file.clone(), reason })
-            }
+        if found == self.sha256 {
+            Ok(())
+        } else {
+            let reason = format!("its SHA-256 is {found}, expected {}", self.sha256);
+            Err(LoadError::File { path: self.file.clone(), reason })
         }
     }
 }
@@ -371,12 +370,11 @@ impl WebBundle {
     /// Checks that a shard is of the right length.
     fn check_length(&self, shard: usize, found: usize) -> Result<(), LoadError> {
         let shard = self.shard(shard)?;
-        match found == shard.bytes {
-            true => Ok(()),
-            false => {
-                let reason = format!("it has {found} bytes, expected {}", shard.bytes);
-                Err(LoadError::File { path: shard.file.clone(), reason })
-            }
+        if found == shard.bytes {
+            Ok(())
+        } else {
+            let reason = format!("it has {found} bytes, expected {}", shard.bytes);
+            Err(LoadError::File { path: shard.file.clone(), reason })
         }
     }
 
@@ -539,12 +537,11 @@ impl UnfitTensors {
     fn store(&mut self, tensor: &Unstored<'_>) -> Result<Option<Stored>, LoadError> {
         let Unstored { part, weights, name, shape, dtype } = tensor;
         // What is stored as it shall be is not rounded a second time.
-        let stored = match weights.dtype(name) == Some(*dtype) {
-            true => {
-                let stored = weights.stored(name)?;
-                if stored.is_finite() { Ok(stored) } else { Err(Unfit::NotFinite) }
-            }
-            false => Stored::fitting(shape, &weights.values(name)?, *dtype),
+        let stored = if weights.dtype(name) == Some(*dtype) {
+            let stored = weights.stored(name)?;
+            if stored.is_finite() { Ok(stored) } else { Err(Unfit::NotFinite) }
+        } else {
+            Stored::fitting(shape, &weights.values(name)?, *dtype)
         };
         let names = match stored {
             Ok(stored) => return Ok(Some(stored)),
@@ -564,9 +561,10 @@ impl UnfitTensors {
         if !self.not_finite.is_empty() {
             return Err(LoadError::NotFinite { part, names: self.not_finite });
         }
-        match self.too_large.is_empty() {
-            true => Ok(()),
-            false => Err(LoadError::TooLarge { part, dtype, names: self.too_large }),
+        if self.too_large.is_empty() {
+            Ok(())
+        } else {
+            Err(LoadError::TooLarge { part, dtype, names: self.too_large })
         }
     }
 }

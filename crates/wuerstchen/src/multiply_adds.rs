@@ -35,12 +35,10 @@ impl DecoderConfig {
             + pixels(0) * self.c_hidden[0] * patch * (self.c_in + 2 * self.c_out);
         for (level, &c) in self.c_hidden.iter().enumerate() {
             // The layer that widens the image embedding is folded into each block's own.
-            let image = match self.inject_effnet[level] {
-                true => {
-                    4 * c
-                        * ((self.effnet_embd + 1) * self.c_cond + pixels(level) * self.effnet_embd)
-                }
-                false => 0,
+            let image = if self.inject_effnet[level] {
+                4 * c * ((self.effnet_embd + 1) * self.c_cond + pixels(level) * self.effnet_embd)
+            } else {
+                0
             };
             let blocks = |letter| self.letters(level).matches(letter).count() * self.blocks[level];
             let way = blocks('C') * (res_block(pixels(level), c, self.kernel_size) + image)

@@ -177,13 +177,30 @@ pub enum OptionsError {
     },
 }
 
+impl OptionsError {
+    /// The option or input that is wrong, by its name in Rust, such as `prior_steps`.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Steps { field, .. }
+            | Self::GuidanceScale { field, .. }
+            | Self::Missing { field, .. }
+            | Self::Size { field, .. } => field,
+            Self::Count(_) | Self::CountOfFrames(_) => "count",
+            Self::Frames(_) => "frames",
+            Self::Strength(_) => "strength",
+            Self::NoCompressor(_) => "image",
+            Self::Mask { .. } => "mask",
+            Self::Timesteps(_) => "timesteps",
+        }
+    }
+}
+
 fn nearest_text(nearest: &[usize]) -> String {
     let sides: Vec<_> = nearest.iter().map(usize::to_string).collect();
-    match sides.is_empty() {
-        true => "a size that the model can make".to_owned(),
-        false => {
-            format!("a size that the model can make, the nearest being {}", sides.join(" and "))
-        }
+    if sides.is_empty() {
+        "a size that the model can make".to_owned()
+    } else {
+        format!("a size that the model can make, the nearest being {}", sides.join(" and "))
     }
 }
 
@@ -321,6 +338,28 @@ mod tests {
         );
         assert!(message(r#"{"timesteps": [1.0, 0.5]}"#).starts_with("timesteps must fall"));
         assert_eq!(message(r#"{"strength": 1.5}"#), "strength must be between 0 and 1, got 1.5");
+    }
+
+    #[test]
+    fn errors_begin_with_their_field() {
+        let size = |field| OptionsError::Size { field, found: 1, nearest: vec![] };
+        let errors = [
+            OptionsError::Steps { field: "prior_steps", found: 0 },
+            OptionsError::GuidanceScale { field: "decoder_guidance_scale", found: -1.0 },
+            OptionsError::Count(0),
+            OptionsError::Frames(1),
+            OptionsError::CountOfFrames(2),
+            OptionsError::Strength(2.0),
+            OptionsError::Missing { field: "strength", needed: "image" },
+            OptionsError::NoCompressor(String::new()),
+            OptionsError::Mask { expected: String::new(), found: String::new() },
+            OptionsError::Timesteps(vec![]),
+            size("width"),
+        ];
+        for error in errors {
+            let first = error.to_string().split(' ').next().unwrap().to_owned();
+            assert_eq!(first, error.field(), "{error}");
+        }
     }
 
     #[test]

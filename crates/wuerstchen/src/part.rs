@@ -86,16 +86,15 @@ pub trait PartConfig: Serialize + DeserializeOwned {
             path: part.config_path(),
             reason: reason.to_string(),
         };
-        let config: Self = match Self::TOLD_BY_WEIGHTS {
-            false => serde_json::from_str(text?).map_err(fail)?,
-            true => {
-                let given: Map<String, Value> =
-                    text.map_or(Ok(Map::new()), serde_json::from_str).map_err(fail)?;
-                let told = weights.and_then(Self::infer).map(|config| config.to_json());
-                let mut fields = told.unwrap_or_default();
-                fields.extend(given);
-                serde_json::from_value(fields.into()).map_err(fail)?
-            }
+        let config: Self = if Self::TOLD_BY_WEIGHTS {
+            let given: Map<String, Value> =
+                text.map_or(Ok(Map::new()), serde_json::from_str).map_err(fail)?;
+            let told = weights.and_then(Self::infer).map(|config| config.to_json());
+            let mut fields = told.unwrap_or_default();
+            fields.extend(given);
+            serde_json::from_value(fields.into()).map_err(fail)?
+        } else {
+            serde_json::from_str(text?).map_err(fail)?
         };
         config.validate()?;
         Ok(config)

@@ -14,6 +14,21 @@ pub fn relative_error_above(least: f64, found: &[f32], expected: &[f32]) -> f64 
     if found.len() == expected.len() && error.is_finite() { error } else { f64::MAX }
 }
 
+/// Fails unless tensors have one shape and are close. Unlike burn's `assert_approx_eq` it does not let NaN pass
+/// where both sides are NaN.
+#[cfg(test)]
+pub(crate) fn assert_close<const D: usize>(
+    found: burn::tensor::Tensor<D>,
+    expected: burn::tensor::Tensor<D>,
+    bound: f64,
+) {
+    assert_eq!(found.dims(), expected.dims());
+    let [found, expected] =
+        [found, expected].map(|tensor| tensor.into_data().try_to_vec::<f32>().expect("f32"));
+    let error = relative_error(&found, &expected);
+    assert!(error <= bound, "{error}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,5 +41,8 @@ mod tests {
         assert_eq!(relative_error(&[0.0], &[0.0]), 0.0);
         assert_eq!(relative_error(&[f32::NAN], &[1.0]), f64::MAX);
         assert_eq!(relative_error(&[1.0], &[1.0, 1.0]), f64::MAX);
+        for value in [f32::NAN, f32::INFINITY] {
+            assert_eq!(relative_error(&[value], &[value]), f64::MAX);
+        }
     }
 }

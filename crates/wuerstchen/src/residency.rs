@@ -24,7 +24,7 @@ pub enum Residency {
     PerStage,
 }
 
-/// [`Residency::Auto`] keeps one part at a time if all parts together take at least this much on the device.
+/// [`Residency::Auto`] keeps one part at a time if all parts together take more than this on the device.
 const LARGE: usize = 2 << 30;
 
 impl Residency {
@@ -133,5 +133,17 @@ impl<M: Module> Load for Slot<M> {
                 all_loaded(&self.network, part, keys, &self.arrived)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_keeps_one_part_at_a_time_above_two_gibibytes() {
+        assert!(!Residency::Auto.is_per_stage(2 << 30));
+        assert!(Residency::Auto.is_per_stage((2 << 30) + 1));
+        assert!(Residency::PerStage.is_per_stage(0) && !Residency::All.is_per_stage(usize::MAX));
     }
 }

@@ -60,15 +60,15 @@ pub fn resize_matrix(filter: Filter, input: usize, output: usize) -> Vec<f32> {
     let stretch = if antialiased { scale.max(1.0) } else { 1.0 };
     let mut matrix = Vec::with_capacity(output * input);
     for i in 0..output {
-        let centre = match antialiased {
-            true => scale * (i as f64 + 0.5),
-            false => scale * i as f64 + 0.5,
-        };
+        let centre = if antialiased { scale * (i as f64 + 0.5) } else { scale * i as f64 + 0.5 };
         let low = ((centre - filter.radius() * stretch + 0.5) as isize).max(0) as usize;
         let high = ((centre + filter.radius() * stretch + 0.5) as usize).min(input);
-        let weight = |j: usize| match (low..high).contains(&j) {
-            true => filter.weight((j as f64 - centre + 0.5) / stretch),
-            false => 0.0,
+        let weight = |j: usize| {
+            if (low..high).contains(&j) {
+                filter.weight((j as f64 - centre + 0.5) / stretch)
+            } else {
+                0.0
+            }
         };
         let total: f64 = (0..input).map(weight).sum();
         matrix.extend((0..input).map(|j| (weight(j) / total) as f32));
@@ -111,9 +111,10 @@ pub fn cover(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
 /// that stands out is rounded down, as torchvision does.
 pub fn resize_to_cover(image: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
     let [_, _, rows, columns] = image.dims();
-    let sides = match columns * height >= rows * width {
-        true => [height, columns * height / rows],
-        false => [rows * width / columns, width],
+    let sides = if columns * height >= rows * width {
+        [height, columns * height / rows]
+    } else {
+        [rows * width / columns, width]
     };
     channels_first(resize(channels_last(image), sides, Filter::Bilinear))
 }

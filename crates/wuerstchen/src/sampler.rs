@@ -94,10 +94,7 @@ impl Known {
     ///
     /// - noise, output: `[B, C, H, W]`
     pub fn start(&self, schedule: &Schedule, noise: Tensor<4>, t: f32) -> Tensor<4> {
-        match t < 1.0 {
-            true => self.at(schedule, noise, t),
-            false => noise,
-        }
+        if t < 1.0 { self.at(schedule, noise, t) } else { noise }
     }
 
     /// Puts back what is kept, as noisy as the latents are at time `t`.
@@ -120,12 +117,11 @@ impl Known {
 
     fn at(&self, schedule: &Schedule, noise: Tensor<4>, t: f32) -> Tensor<4> {
         let clean = self.clean.clone().expand(noise.dims());
-        match t > 0.0 {
-            true => {
-                let [batch, ..] = noise.dims();
-                add_noise(schedule, clean, noise, &vec![t; batch])
-            }
-            false => clean,
+        if t > 0.0 {
+            let [batch, ..] = noise.dims();
+            add_noise(schedule, clean, noise, &vec![t; batch])
+        } else {
+            clean
         }
     }
 }
@@ -133,6 +129,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relative_error::assert_close;
     use burn::tensor::{Distribution, Tolerance};
 
     /// A denoiser that knows the clean latents leads every start back to them.
@@ -151,6 +148,33 @@ mod tests {
             let expected = clean.into_data();
             x.into_data().assert_approx_eq::<f32>(&expected, Tolerance::absolute(0.05));
         }
+    }
+
+    /// With the noise that the latents have, DDIM leads from the latents at one time to those at the next, whatever
+    /// the fresh noise is.
+    #[test]
+    fn ddim_goes_along_the_noised_latents() {
+        let (device, schedule) = (Device::flex(), Schedule::default());
+        let random = || Tensor::<4>::random([2, 4, 3, 3], Distribution::Normal(0.0, 1.0), &device);
+        let (clean, noise) = (random(), random());
+        let at = |t: f32| add_noise(&schedule, clean.clone(), noise.clone(), &[t; 2]);
+        for times in [[0.95, 0.9], [0.9, 0.3], [0.3, 0.0]] {
+            let [t, next] = times;
+            let x = Sampler::Ddim.step(&schedule, at(t), noise.clone(), random(), times);
+            assert_close(x, at(next), 1e-5);
+        }
+    }
+
+    /// Eq. 12 of the paper in f64, for latents 0.7 and a prediction of 0.4 that is not their noise.
+    #[test]
+    fn ddim_is_the_papers_equation() {
+        let (device, schedule) = (Device::flex(), Schedule::default());
+        let full = |value: f32| Tensor::<4>::full([1, 1, 1, 1], value, &device);
+        let [bar, bar_next] = [0.6, 0.2].map(|t| f64::from(schedule.alpha_cumprod(t)));
+        let clean = (0.7 - (1.0 - bar).sqrt() * 0.4) / bar.sqrt();
+        let expected = bar_next.sqrt() * clean + (1.0 - bar_next).sqrt() * 0.4;
+        let x = Sampler::Ddim.step(&schedule, full(0.7), full(0.4), full(9.0), [0.6, 0.2]);
+        assert!((f64::from(x.into_scalar::<f32>()) - expected).abs() < 1e-6, "{expected}");
     }
 
     fn known(mask: Option<[f32; 2]>) -> (Known, Tensor<4>) {

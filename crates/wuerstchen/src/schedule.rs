@@ -62,10 +62,7 @@ pub fn uniform_timesteps(steps: usize) -> Vec<f32> {
     let step = -1.0 / steps as f32;
     let count = steps + 1;
     (0..count)
-        .map(|i| match i < count / 2 {
-            true => 1.0 + step * i as f32,
-            false => -step * (count - 1 - i) as f32,
-        })
+        .map(|i| if i < count / 2 { 1.0 + step * i as f32 } else { -step * (count - 1 - i) as f32 })
         .collect()
 }
 

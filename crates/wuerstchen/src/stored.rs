@@ -89,9 +89,8 @@ impl Stored {
     ) -> Result<Self, Unfit> {
         // Without an early exit, which would cost more than it saves.
         let is_finite = |values: &[f32]| values.iter().fold(true, |ok, v| ok & v.is_finite());
-        try_for_each(values.chunks(PIECE).collect(), |values| match is_finite(values) {
-            true => Ok(()),
-            false => Err(Unfit::NotFinite),
+        try_for_each(values.chunks(PIECE).collect(), |values| {
+            if is_finite(values) { Ok(()) } else { Err(Unfit::NotFinite) }
         })?;
         // What has to be a half: a value, or a step of a block that spans values of both signs.
         let half = |largest: f32| match dtype {
@@ -103,9 +102,8 @@ impl Stored {
             let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
             dtype == StoredDtype::F32 || f16::from_f32(half(largest)).is_finite()
         };
-        try_for_each(values.chunks(PIECE).collect(), |values| match fits(values) {
-            true => Ok(()),
-            false => Err(Unfit::TooLarge),
+        try_for_each(values.chunks(PIECE).collect(), |values| {
+            if fits(values) { Ok(()) } else { Err(Unfit::TooLarge) }
         })?;
         Ok(Self::new(shape, values, dtype))
     }

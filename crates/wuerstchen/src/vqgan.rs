@@ -309,10 +309,7 @@ const STRIP: usize = AT_ONCE / 2;
 /// Rows of latents of `[height, width]` that are decoded at a time where nobody says otherwise; 0 for
 /// all.
 pub fn strip_rows([height, width]: [usize; 2]) -> usize {
-    match height * width <= AT_ONCE {
-        true => 0,
-        false => (STRIP / width).max(1),
-    }
+    if height * width <= AT_ONCE { 0 } else { (STRIP / width).max(1) }
 }
 
 /// A picture that is decoded strip by strip, see [`Vqgan::decode_strips`].
@@ -518,7 +515,7 @@ impl Conv4x4 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Tolerance;
+    use crate::relative_error::assert_close;
     use burn::tensor::module::{conv_transpose2d, conv2d};
     use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 
@@ -529,17 +526,16 @@ mod tests {
         let conv = Conv4x4::init([3, 3], 3, &device);
         let x = Tensor::<4>::random([2, 3, 6, 4], burn::tensor::Distribution::Default, &device);
         let (weight, bias) = (conv.weight.val(), Some(conv.bias.val()));
-        let tolerance = Tolerance::rel_abs(1e-5, 1e-5);
 
         let options = ConvOptions::new([2, 2], [1, 1], [1, 1], 1);
-        let expected = conv2d(x.clone(), weight.clone(), bias.clone(), options).into_data();
-        let y = channels_first(conv.downscale(channels_last(x.clone()))).into_data();
-        y.assert_approx_eq::<f32>(&expected, tolerance);
+        let expected = conv2d(x.clone(), weight.clone(), bias.clone(), options);
+        let y = channels_first(conv.downscale(channels_last(x.clone())));
+        assert_close(y, expected, 1e-5);
 
         let options = ConvTransposeOptions::new([2, 2], [1, 1], [0, 0], [1, 1], 1);
-        let expected = conv_transpose2d(x.clone(), weight, bias, options).into_data();
-        let y = channels_first(conv.upscale(channels_last(x))).into_data();
-        y.assert_approx_eq::<f32>(&expected, tolerance);
+        let expected = conv_transpose2d(x.clone(), weight, bias, options);
+        let y = channels_first(conv.upscale(channels_last(x)));
+        assert_close(y, expected, 1e-5);
     }
 
     /// A decoder of `levels` resolutions whose every layer counts, and latents of `height` rows.
@@ -573,13 +569,12 @@ mod tests {
     fn strips_make_the_whole_picture() {
         for (levels, height) in [(1, 7), (2, 1), (2, 23), (3, 16)] {
             let (vqgan, latents) = decoder(levels, height);
-            let whole = vqgan.decode(latents.clone()).into_data();
+            let whole = vqgan.decode(latents.clone());
             for rows in [1, 2, 3, 5, 11, height, 100] {
                 let strips: Vec<_> = vqgan.decode_strips(latents.clone(), rows).collect();
                 let count = strips.len();
                 assert!(rows < height || count == 1, "{count} strips of {rows} rows");
-                let joined = Tensor::cat(strips, 2).into_data();
-                joined.assert_approx_eq::<f32>(&whole, Tolerance::absolute(1e-6));
+                assert_close(Tensor::cat(strips, 2), whole.clone(), 1e-5);
             }
         }
     }

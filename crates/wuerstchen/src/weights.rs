@@ -176,15 +176,14 @@ impl Path {
         let shape = data.shape().to_vec();
         let values = data.try_to_vec::<f32>().expect("converted to f32");
         let name = keys.name(&self.names);
-        match self.is_linear_weight() {
-            true => {
-                let mut torch = vec![shape[1], shape[0]];
-                if self.names.iter().any(|field| keys.convolutions.contains(&field.as_str())) {
-                    torch.extend([1, 1]);
-                }
-                NamedTensor { name, shape: torch, values: transpose(&values, shape[1]) }
+        if self.is_linear_weight() {
+            let mut torch = vec![shape[1], shape[0]];
+            if self.names.iter().any(|field| keys.convolutions.contains(&field.as_str())) {
+                torch.extend([1, 1]);
             }
-            false => NamedTensor { name, shape, values },
+            NamedTensor { name, shape: torch, values: transpose(&values, shape[1]) }
+        } else {
+            NamedTensor { name, shape, values }
         }
     }
 
@@ -306,9 +305,10 @@ impl Reparameterizer for Packer<'_, '_> {
     ) -> (Param<Tensor<D>>, Option<Packed>) {
         let names: Vec<_> = path.split('.').map(str::to_owned).collect();
         let name = self.0.keys.name(&names);
-        let packed = match stays_packed(self.0.checkpoint, &name, D) {
-            true => self.0.read_packed(&name, &param.lazy_device()),
-            false => None,
+        let packed = if stays_packed(self.0.checkpoint, &name, D) {
+            self.0.read_packed(&name, &param.lazy_device())
+        } else {
+            None
         };
         (param, packed)
     }

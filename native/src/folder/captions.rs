@@ -65,10 +65,7 @@ fn beside(
 ) -> Vec<usize> {
     let (whole, stem) = (name_in(root, picture), name_in(root, &without_ending(picture)));
     let is_alone = pictures.get(&stem).len() == pictures.count_in_any_case(&stem);
-    let of_name = |name: &str| match is_alone {
-        true => texts.get_in_any_case(name),
-        false => texts.get(name),
-    };
+    let of_name = |name: &str| if is_alone { texts.get_in_any_case(name) } else { texts.get(name) };
     let mut found = [of_name(&stem), of_name(&whole)].concat();
     let rank = |text: &usize| {
         let ending = ending(&paths[*text]);

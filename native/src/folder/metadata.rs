@@ -67,10 +67,7 @@ fn texts_of(field: &str, value: Value) -> Result<Vec<String>> {
 /// Reads the rows of a file; a picture may have several.
 pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
     let text = read_text(path)?;
-    let rows = match has_extension(path, "csv") {
-        true => csv_rows(&text),
-        false => json_rows(&text),
-    };
+    let rows = if has_extension(path, "csv") { csv_rows(&text) } else { json_rows(&text) };
     rows.with_context(|| path.display().to_string())
 }
 

@@ -30,10 +30,7 @@ fn has_pages(bytes: &[u8]) -> Option<bool> {
     let number = |at: usize, length: usize| {
         let digits = bytes.get(at..at.checked_add(length)?)?;
         let add = |sum: usize, &digit: &u8| sum << 8 | usize::from(digit);
-        Some(match is_little {
-            true => digits.iter().rev().fold(0, add),
-            false => digits.iter().fold(0, add),
-        })
+        Some(if is_little { digits.iter().rev().fold(0, add) } else { digits.iter().fold(0, add) })
     };
     let directory = number(4, 4)?;
     let entries = number(directory, 2)?;

@@ -84,9 +84,10 @@ impl<'a> Jpeg<'a> {
         decoder.set_options(options.jpeg_set_out_colorspace(space));
         let pixels = decoder.decode().context("expected a whole JPEG file, found a damaged one")?;
         let (width, height) = (u32::try_from(width)?, u32::try_from(height)?);
-        Ok(match is_grey {
-            true => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),
-            false => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        Ok(if is_grey {
+            GrayImage::from_raw(width, height, pixels).map(DynamicImage::from)
+        } else {
+            RgbImage::from_raw(width, height, pixels).map(DynamicImage::from)
         })
     }
 }

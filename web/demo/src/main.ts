@@ -84,8 +84,9 @@ async function run(work: (signal: AbortSignal) => Promise<void>, again: () => vo
     } else {
       finish('That did not work.');
       setState('error');
-      const invalid = error instanceof WuerstchenError && error.code === 'invalid-argument';
-      if (!invalid || !showInvalidArgument(error.message)) showError(error, again);
+      const known = error instanceof WuerstchenError ? error : undefined;
+      const isShown = known?.field !== undefined && showInvalidArgument(known.field, known.message);
+      if (!isShown) showError(error, again);
     }
   } finally {
     job = undefined;

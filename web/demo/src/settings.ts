@@ -143,29 +143,34 @@ function refuse(field: string, control: HTMLElement, message: string): undefined
   control.focus();
 }
 
-/**
- * Shows the engine's complaint at the field that it names, such as `width must be …`; false if it
- * names none of them.
- */
-export function showInvalidArgument(message: string): boolean {
-  const name = /\b(seed|prompt|image|count|width|height|model|lora|(?:prior|decoder)_(?:steps|guidance_scale))\b/;
-  const snakeCase = message.replace(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-  const field = name.exec(snakeCase)?.[1];
-  if (field === undefined) return false;
-  const id = field.replaceAll('_', '-');
-  const ids: Record<string, string> = { image: 'source-file', model: 'model-folder', lora: 'lora-file' };
-  const control = document.getElementById(ids[id] ?? id);
-  const details = control?.closest('details');
+/** The controls of options that are not called as those. */
+const CONTROLS: Record<string, string> = {
+  image: 'source-file',
+  model: 'model-folder',
+  lora: 'lora-file',
+};
+
+/** Shows why an option cannot be run, at its control; false if there is no such control. */
+export function showInvalidArgument(option: string, message: string): boolean {
+  const id = option.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+  const control = document.getElementById(CONTROLS[option] ?? id);
+  if (!control || !errorOf(id)) return false;
+  const details = control.closest('details');
   if (details) details.open = true;
   showFieldError(id, message);
-  control?.focus();
+  control.focus();
   return true;
+}
+
+/** Where the page says what is wrong with a field. */
+function errorOf(id: string): HTMLElement | null {
+  return document.getElementById(`${id === 'width' || id === 'height' ? 'size' : id}-error`);
 }
 
 function showFieldError(id: string, message: string): void {
   document.getElementById(id)?.setAttribute('aria-invalid', 'true');
-  const place = id === 'width' || id === 'height' ? 'size' : id;
-  const error = element(`${place}-error`, HTMLParagraphElement);
+  const error = errorOf(id);
+  if (!error) throw new Error(`the page has no place for what is wrong with ${id}`);
   error.textContent = sentence(message);
   error.hidden = false;
 }

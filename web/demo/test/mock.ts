@@ -23,7 +23,12 @@ export type * from '../../js/types.js';
 export class WuerstchenError extends Error {
   readonly hint?: string;
 
-  constructor(readonly code: ErrorCode, message: string, readonly retryable = false) {
+  constructor(
+    readonly code: ErrorCode,
+    message: string,
+    readonly retryable = false,
+    readonly field?: string,
+  ) {
     super(message);
   }
 }
@@ -171,7 +176,7 @@ async function generate(job: GenerateOptions): Promise<GenerateResult> {
   }
   if (width % 16) {
     throw new WuerstchenError('invalid-argument',
-      `width must be a size that the model can make, the nearest being 64 and 80, got ${width}`);
+      `width must be a size that the model can make, the nearest being 64 and 80, got ${width}`, false, 'width');
   }
   const emit = (event: GenerateEvent) => job.onProgress?.(event);
   const start = performance.now();

@@ -182,10 +182,10 @@ test('what the model cannot make is an error that says what it can', async () =>
     const engine = await (window as any).wuerstchen.load({ model, device: 'cpu' });
     return engine.generate({ prompt: 'x', width: 65 }).then(
       () => 'made',
-      (error: any) => `${error.code}: ${error.message}`,
+      (error: any) => `${error.code}, ${error.field}: ${error.message}`,
     );
   }, MODEL);
-  assert.match(message, /^invalid-argument: width must be .* 64 and 80, got 65$/);
+  assert.match(message, /^invalid-argument, width: width must be .* 64 and 80, got 65$/);
 });
 
 test('a lost GPU is set up anew; a job that loses it twice fails, and the next one works', async () => {

@@ -172,17 +172,18 @@ test('disposing rejects what is running and what waits, and ends the worker', as
   await assert.rejects(engine.generate({ prompt: 'c' }), { code: 'disposed' });
 });
 
-test('errors of the WebAssembly keep their code and message over the thread border', async () => {
+test('errors of the WebAssembly keep their code, field and message over the thread border', async () => {
   const world = new World();
   await using engine = await world.load();
   const message = 'width must be a size that the model can make, the nearest being 64 and 96';
   world.cpu.beforeStep = async () => {
-    throw Object.assign(new Error(message), { code: 'invalid-argument' });
+    throw Object.assign(new Error(message), { code: 'invalid-argument', field: 'width' });
   };
   const job = engine.generate({ prompt: 'a', width: 70 });
   await assert.rejects(job, {
     name: 'WuerstchenError',
     code: 'invalid-argument',
+    field: 'width',
     message,
     retryable: false,
   });
@@ -222,7 +223,8 @@ test('a picture to start from reaches the engine with its mask', async () => {
   assert.equal(world.cpu.source, undefined);
 
   const code = 'invalid-argument';
-  await assert.rejects(engine.generate({ prompt: 'a', mask }), { code, message: /mask needs an image/ });
+  const needed = { code, field: 'mask', message: /mask needs an image/ };
+  await assert.rejects(engine.generate({ prompt: 'a', mask }), needed);
   await assert.rejects(engine.generate({ prompt: 'a', image: { ...image, width: 4 } }), {
     code,
     message: /^image must be a Blob, an ImageBitmap or an ImageData/,
@@ -254,9 +256,11 @@ test('unknown options and wrong types are named', async () => {
   await using engine = await new World().load();
   const code = 'invalid-argument';
   const generate = (options: object) => engine.generate(options as { prompt: string });
-  await assert.rejects(generate({}), { code, message: 'prompt must be a string, got undefined' });
+  const none = { code, field: 'prompt', message: 'prompt must be a string, got undefined' };
+  await assert.rejects(generate({}), none);
   await assert.rejects(generate({ prompt: 'a', guidance: 4 }), {
     code,
+    field: 'guidance',
     message: 'there is no option "guidance"',
   });
   await assert.rejects(generate({ prompt: 'a', width: NaN }), {

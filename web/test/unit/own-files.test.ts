@@ -97,7 +97,7 @@ test('what is missing of picked and of stored models is named', async () => {
   await assert.rejects(world.load({ model: files().slice(0, 4) }), some);
   const two = { code: 'invalid-argument', message: /^there are two models among the files, a\/manifest/ };
   await assert.rejects(world.load({ model: [...files('a'), ...files('b')] }), two);
-  const unknown = { code: 'invalid-argument', message: 'the model "x" is not stored here' };
+  const unknown = { code: 'invalid-argument', field: 'model', message: 'the model "x" is not stored here' };
   await assert.rejects(world.load({ model: { stored: 'x' } }), unknown);
   await (await world.load({ model: files() })).dispose();
   world.cache.entries.delete(`fake-1234/${makeManifest().shards[0]?.sha256}`);

@@ -126,6 +126,7 @@ test('what cannot be copied ends its own job, also behind another', async () => 
   for (const [index, options] of refused.entries()) {
     await assert.rejects(engine.generate({ prompt: 'b', ...options, format }), (error: any) => {
       assert.deepEqual([error.name, error.code], ['WuerstchenError', 'invalid-argument']);
+      assert.equal(error.field, names[index]);
       assert.match(error.message, new RegExp(`^${names[index]} `));
       assert.ok(error.hint);
       return true;
@@ -169,7 +170,8 @@ test('values that cannot be shown as text are refused by the name of their optio
   const nothing = Object.create(null);
   for (const value of [nothing, Symbol('x'), () => {}, [nothing]]) {
     const options = { prompt: 'a', width: value } as unknown as GenerateOptions;
-    const refusal = { code: 'invalid-argument', message: /^width must be a whole number, got / };
+    const message = /^width must be a whole number, got /;
+    const refusal = { code: 'invalid-argument', field: 'width', message };
     await assert.rejects(engine.generate(options), refusal);
   }
 });

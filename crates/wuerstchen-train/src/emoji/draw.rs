@@ -68,10 +68,8 @@ pub(super) fn tinted(pixel: PremultipliedColorU8, tint: Tint) -> PremultipliedCo
     let luma = (0.299 * red + 0.587 * green + 0.114 * blue) / alpha;
     let channel = |tint: u8| {
         let tint = f32::from(tint) / 255.0;
-        let shade = match luma < 0.5 {
-            true => tint * 2.0 * luma,
-            false => tint + (1.0 - tint) * (2.0 * luma - 1.0),
-        };
+        let shade =
+            if luma < 0.5 { tint * 2.0 * luma } else { tint + (1.0 - tint) * (2.0 * luma - 1.0) };
         (shade * alpha).round().clamp(0.0, alpha) as u8
     };
     let [red, green, blue] = tint.rgb().map(channel);

@@ -227,9 +227,10 @@ impl View<'_> {
                 found[3] = found[3].max(y + 1);
             }
         }
-        match found[0] < found[2] {
-            true => self.scaled(found, background),
-            false => [background; CROP_SIDE * CROP_SIDE],
+        if found[0] < found[2] {
+            self.scaled(found, background)
+        } else {
+            [background; CROP_SIDE * CROP_SIDE]
         }
     }
 

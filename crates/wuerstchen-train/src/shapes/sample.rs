@@ -179,9 +179,10 @@ fn subject(kind: Kind, lesson: &Lesson, random: &mut Philox) -> Subject {
                 second = description();
             }
             let leads = lesson.first_leads > 0.0 && random.uniform() < lesson.first_leads;
-            let relation = match leads {
-                true => pick(random, &[Relation::LeftOf, Relation::Above]),
-                false => pick(random, &Relation::ALL),
+            let relation = if leads {
+                pick(random, &[Relation::LeftOf, Relation::Above])
+            } else {
+                pick(random, &Relation::ALL)
             };
             Subject::Two { first, relation, second }
         }

@@ -28,10 +28,8 @@ impl Reparameterization for Packed {
 
 /// A linear layer with Xavier-uniform weights of the given gain and zero bias, as the authors start.
 pub(crate) fn linear_layer(input: usize, output: usize, gain: f64, device: &Device) -> Linear {
-    let initializer = match gain == 0.0 {
-        true => Initializer::Zeros,
-        false => Initializer::XavierUniform { gain },
-    };
+    let initializer =
+        if gain == 0.0 { Initializer::Zeros } else { Initializer::XavierUniform { gain } };
     let weight = initializer.init_with([input, output], Some(input), Some(output), device);
     Linear { weight, bias: Some(Initializer::Zeros.init([output], device)) }
 }

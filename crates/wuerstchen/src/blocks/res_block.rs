@@ -152,6 +152,7 @@ impl ResBlock {
 mod tests {
     use super::super::linear::affine;
     use super::*;
+    use crate::relative_error::assert_close;
     use burn::tensor::Distribution;
 
     fn block(channels: usize, skip_channels: usize, output_gain: f64) -> ResBlock {
@@ -185,7 +186,6 @@ mod tests {
         let folded = block.forward(x.clone(), Some(skip.clone()), Some(mapped));
         let skips = Tensor::cat(vec![skip, affine(&mapper, image)], 3);
         let appended = block.forward(x, Some(skips), None);
-        let tolerance = burn::tensor::Tolerance::absolute(1e-5);
-        folded.into_data().assert_approx_eq::<f32>(&appended.into_data(), tolerance);
+        assert_close(folded, appended, 1e-5);
     }
 }

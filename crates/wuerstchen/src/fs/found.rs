@@ -14,7 +14,7 @@ use super::pytorch::{read_pytorch, read_pytorch_shards};
 use super::shards::{Shards, files_of_weights, is_pytorch};
 use super::text::read_text;
 use crate::bundle::ModelFiles;
-use crate::card::CARD;
+use crate::card::{CARD, RUN_CONFIG, RUN_MODEL};
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 use crate::family::{Family, PipelineFolder};
@@ -25,12 +25,6 @@ use crate::text::TokenizerFiles;
 
 /// The file that makes a folder a web bundle.
 pub const MANIFEST: &str = "manifest.json";
-
-/// The config in the folder of a training run.
-pub const RUN_CONFIG: &str = "config.toml";
-
-/// The folder of the model in that of a training run.
-pub const RUN_MODEL: &str = "model";
 
 /// Files of a model, from wherever its parts lie.
 #[derive(Default)]
@@ -85,10 +79,7 @@ impl Found {
     /// Names the file or folder that cannot be read or is none of these.
     pub fn add(&mut self, path: &Path) -> Result<()> {
         let kind = fs::metadata(path).map_err(cannot("open", path))?;
-        match kind.is_file() {
-            true => self.add_file(path),
-            false => self.add_folder(path),
-        }
+        if kind.is_file() { self.add_file(path) } else { self.add_folder(path) }
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {

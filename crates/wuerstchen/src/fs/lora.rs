@@ -29,9 +29,10 @@ const CONFIG: &str = "adapter_config.json";
 /// Names the file or folder that cannot be read or is no LoRA.
 pub fn open_lora(path: &Path) -> Result<LoraFile> {
     let path = &if path.is_dir() { file_in(path)? } else { path.to_owned() };
-    let file = match is_pytorch(path)? {
-        true => LoraFile::from(read_pytorch_tensors(path)?),
-        false => LoraFile::parse(&path.display().to_string(), Arc::new(files::read(path)?))?,
+    let file = if is_pytorch(path)? {
+        LoraFile::from(read_pytorch_tensors(path)?)
+    } else {
+        LoraFile::parse(&path.display().to_string(), Arc::new(files::read(path)?))?
     };
     let config = config_of(path).map(|path| read_text(&path)).transpose()?;
     Ok(file.with_adapter_config(config))

@@ -122,9 +122,10 @@ fn indexed(folder: &Path, files: &[PathBuf]) -> Result<(Vec<Set>, Vec<PathBuf>)>
         let mut missing = names.clone();
         let found = files.iter().filter(|file| missing.remove(&file_name(file)));
         let found: Vec<_> = found.cloned().collect();
-        match found.is_empty() {
-            true => lonely.push(path),
-            false => sets.push(Set { files: found, rank: rank(&name, true), missing }),
+        if found.is_empty() {
+            lonely.push(path);
+        } else {
+            sets.push(Set { files: found, rank: rank(&name, true), missing });
         }
     }
     Ok((sets, lonely))

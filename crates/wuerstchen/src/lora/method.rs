@@ -25,9 +25,8 @@ const MARKS: [(&str, &str); 18] = [
 
 /// The method that a tensor shows, where it is not LoRA.
 pub(super) fn other_method(key: &str) -> Option<&'static str> {
-    let shows = |piece: &str, mark: &str| match mark.ends_with('_') {
-        true => piece.starts_with(mark),
-        false => piece == mark,
+    let shows = |piece: &str, mark: &str| {
+        if mark.ends_with('_') { piece.starts_with(mark) } else { piece == mark }
     };
     let of_piece = |piece| MARKS.into_iter().find(|(mark, _)| shows(piece, mark));
     key.split('.').find_map(of_piece).map(|(_, method)| method)

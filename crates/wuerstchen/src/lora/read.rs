@@ -122,9 +122,10 @@ impl Lora {
         if let Some(alpha) = file.header.get(ALPHA_OF_KOHYA).filter(|_| has_unknown) {
             left_out.push(format!("its header's {ALPHA_OF_KOHYA} = {alpha} is left out"));
         }
-        match differences == Differences::default() {
-            true => Ok(Self { layers, left_out }),
-            false => Err(LoraError::Mismatch { name, differences }),
+        if differences == Differences::default() {
+            Ok(Self { layers, left_out })
+        } else {
+            Err(LoraError::Mismatch { name, differences })
         }
     }
 }

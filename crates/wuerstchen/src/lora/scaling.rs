@@ -203,9 +203,10 @@ mod tests {
     const LAYER: &str = "blocks.2.attention.to_q";
 
     fn scale(header: &str, config: Option<&str>, stored: Option<f64>) -> Result<f32, String> {
-        let header = match header.is_empty() {
-            true => HashMap::new(),
-            false => HashMap::from([(HEADER.to_owned(), header.to_owned())]),
+        let header = if header.is_empty() {
+            HashMap::new()
+        } else {
+            HashMap::from([(HEADER.to_owned(), header.to_owned())])
         };
         let scaling = Scaling::new("style", 1.0, &header, config);
         let of = |scaling: Scaling<'_>| scaling.of(Part::PRIOR, LAYER, stored, 4);

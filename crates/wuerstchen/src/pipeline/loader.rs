@@ -147,12 +147,11 @@ fn agree(
     found: usize,
     other: usize,
 ) -> Result<(), ConfigError> {
-    match found == other {
-        true => Ok(()),
-        false => {
-            let expected = format!("{other} as in the part next to it");
-            Err(ConfigError::new(part, field, expected, found))
-        }
+    if found == other {
+        Ok(())
+    } else {
+        let expected = format!("{other} as in the part next to it");
+        Err(ConfigError::new(part, field, expected, found))
     }
 }
 

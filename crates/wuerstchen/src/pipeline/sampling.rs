@@ -177,3 +177,38 @@ pub(super) async fn report(
 pub(crate) async fn read<const D: usize>(x: Tensor<D>) -> Result<TensorData, Error> {
     x.into_data_async().await.map_err(|error| Error::Device(format!("{error:?}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+    use crate::schedule::uniform_timesteps;
+
+    /// Of two pixels the first is kept and the second painted. The conditional prediction is half the latents, the
+    /// other one a quarter: three times as far from the latter towards the former are the latents themselves.
+    #[test]
+    fn guidance_paints_what_the_mask_leaves() {
+        let (device, schedule) = (Device::flex(), Schedule::default());
+        let pixels = |values: [f32; 2]| Tensor::<4>::from_data([[[values]]], &device);
+        let known = Known { clean: pixels([3.0, 5.0]), mask: Some(pixels([0.0, 1.0])) };
+        let times = uniform_timesteps(8);
+        let sample = |known, guidance_scale, predict: &dyn Fn(Tensor<4>, &[f32]) -> Tensor<4>| {
+            let sampling = Sampling { timesteps: &times, guidance_scale, sampler: Sampler::Ddim };
+            let task = Task { stage: Stage::Prior, schedule: &schedule, known };
+            let (mut steps, noise) = (Steps::of([&times]), &mut |_| pixels([9.0, 9.0]));
+            let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+            let x = pixels([0.5, -1.0]);
+            let made = task.denoise(x, &sampling, predict, noise, &mut steps, go);
+            block_on(made).unwrap().into_data().try_to_vec::<f32>().unwrap()
+        };
+        let halves = |x: Tensor<4>, times: &[f32]| {
+            assert_eq!((x.dims(), times.len()), ([2, 1, 1, 2], 2));
+            x * Tensor::<1>::from_data([0.5, 0.25], &device).reshape([2, 1, 1, 1])
+        };
+        let found = sample(Some(&known), 3.0, &halves);
+        let expected = sample(None, 1.0, &|x, _| x);
+        assert_eq!(found[0], 3.0);
+        assert!((found[1] - expected[1]).abs() < 1e-5, "{found:?} {expected:?}");
+    }
+}

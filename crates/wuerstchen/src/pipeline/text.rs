@@ -84,13 +84,14 @@ impl TextPart {
         prompts: &[&str],
         syntax: PromptSyntax,
     ) -> Result<Tensor<3>, TokenizerError> {
-        let encode = |prompt: &&str| match syntax == PromptSyntax::Plain || is_plain(prompt) {
-            true => {
+        let encode = |prompt: &&str| {
+            if syntax == PromptSyntax::Plain || is_plain(prompt) {
                 let tokens = self.tokenizer.encode(prompt)?;
                 let weights = vec![1.0; tokens.ids.len()];
                 Ok(WeightedTokens { tokens, weights })
+            } else {
+                self.tokenizer.encode_passages(&passages(prompt))
             }
-            false => self.tokenizer.encode_passages(&passages(prompt)),
         };
         let tokens = prompts.iter().map(encode).collect::<Result<Vec<_>, TokenizerError>>()?;
         let changes: Vec<f32> =
@@ -117,17 +118,13 @@ pub(super) fn embed(
 ) -> Result<Vec<Guided<Tensor<3>>>, Error> {
     let encoder = part.encoder.get()?;
     let embed = |prompts: &[&str]| part.embed_with(&encoder, prompts, settings.prompt_syntax);
-    let unconditional = match is_guided(guidance_scale) {
-        true => Some(embed(&[&settings.negative_prompt])?),
-        false => None,
-    };
+    let unconditional =
+        if is_guided(guidance_scale) { Some(embed(&[&settings.negative_prompt])?) } else { None };
     let guided = |batch: &Batch<'_>| {
         let (prompts, count) = (&batch.prompts, batch.prompts.len());
         let all_equal = prompts.windows(2).all(|pair| pair[0] == pair[1]);
-        let mut conditional = match all_equal {
-            true => embed(&prompts[..1])?.repeat_dim(0, count),
-            false => embed(prompts)?,
-        };
+        let mut conditional =
+            if all_equal { embed(&prompts[..1])?.repeat_dim(0, count) } else { embed(prompts)? };
         if let Some((prompt, share)) = batch.towards {
             let other = embed(&[prompt])?.repeat_dim(0, count);
             conditional = lerp(conditional, other, share);

@@ -1,28 +1,17 @@
-//! What a run trains, and on what.
+//! The corpus of a run, as its config says.
 
 use std::sync::Arc;
 
 use anyhow::Result;
-use clap::ValueEnum;
+use wuerstchen_train::Source;
 use wuerstchen_train::config::{Scenes, TrainConfig};
-use wuerstchen_train::corpus::{Emoji, Samples, Shapes};
 use wuerstchen_train::emoji::Art;
-use wuerstchen_train::shapes::Lesson;
 
 use crate::art::read_art;
 use crate::folder::Folder;
 
-/// A stage, or all of them.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum StageName {
-    A,
-    B,
-    C,
-    All,
-}
-
 /// Where pictures and captions come from.
-pub(super) enum Source {
+pub(super) enum Corpus {
     /// The built-in scenes of shapes.
     Shapes,
     /// Scenes of emoji.
@@ -31,7 +20,7 @@ pub(super) enum Source {
     Folder(Arc<Folder>),
 }
 
-impl Source {
+impl Corpus {
     /// Opens the corpus of a config.
     pub(super) fn open(config: &TrainConfig) -> Result<Self> {
         let corpus = &config.corpus;
@@ -42,14 +31,12 @@ impl Source {
         })
     }
 
-    /// What a stage learns from.
-    pub(super) fn samples(&self, stage: StageName, seed: u64, lesson: Lesson) -> Arc<dyn Samples> {
+    /// What a run trains on.
+    pub(super) fn source(&self) -> Source {
         match self {
-            Self::Shapes => Arc::new(Shapes { seed, lesson }),
-            Self::Emoji(art) => {
-                Arc::new(Emoji { seed, art: art.clone(), for_stage_a: stage == StageName::A })
-            }
-            Self::Folder(folder) => folder.clone(),
+            Self::Shapes => Source::Shapes,
+            Self::Emoji(art) => Source::Emoji(art.clone()),
+            Self::Folder(folder) => Source::Samples(folder.clone()),
         }
     }
 }

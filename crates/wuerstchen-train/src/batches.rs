@@ -1,0 +1,113 @@
+//! Batches that are made ahead of the updates that need them.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::corpus::CorpusError;
+
+/// Makes the batch of a step.
+pub(crate) type MakeBatch<B> = Arc<dyn Fn(u64) -> Result<B, CorpusError> + Send + Sync>;
+
+/// The batches of consecutive steps, made on threads. Thread number `i` of `n` makes every `n`-th batch from the
+/// `i`-th on, and begins the next only when its last one was taken: at most `n` batches are ready or
+/// being made, and their order does not depend on which thread is faster.
+pub(crate) struct Batches<B> {
+    threads: Vec<Maker<B>>,
+    /// Whose batch is next.
+    turn: usize,
+}
+
+/// A thread that makes batches. Its queue goes first, which ends the thread.
+struct Maker<B> {
+    queue: Option<Receiver<Result<B, CorpusError>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<B: Send + 'static> Batches<B> {
+    /// Starts `threads` threads that make the batches from step `first` on.
+    pub(crate) fn start(threads: usize, first: u64, make: &MakeBatch<B>) -> Self {
+        let maker = |i: usize| {
+            // Room for none: a batch waits in its thread until it is taken.
+            let (give, queue) = sync_channel(0);
+            let make = make.clone();
+            let run = move || {
+                let mut steps = (first + i as u64..).step_by(threads);
+                while steps.next().is_some_and(|step| give.send(make(step)).is_ok()) {}
+            };
+            Maker { queue: Some(queue), thread: Some(std::thread::spawn(run)) }
+        };
+        Self { threads: (0..threads).map(maker).collect(), turn: 0 }
+    }
+
+    /// The next step's batch; waits until it is made.
+    pub(crate) fn next(&mut self) -> Result<B, CorpusError> {
+        let turn = self.turn;
+        self.turn = (turn + 1) % self.threads.len();
+        let maker = &mut self.threads[turn];
+        let queue = maker.queue.as_ref().expect("queues stay until batches are dropped");
+        match queue.recv() {
+            Ok(batch) => batch,
+            // The thread has panicked, as nothing else ends it before.
+            Err(_) => {
+                let thread = maker.thread.take().expect("a thread ends once");
+                let panic = thread.join().expect_err("only a panic ends the thread");
+                std::panic::resume_unwind(panic)
+            }
+        }
+    }
+}
+
+impl<B> Drop for Maker<B> {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // What a batch that nobody takes has panicked with interests nobody.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batches(threads: usize, make: fn(u64) -> Result<u64, CorpusError>) -> Batches<u64> {
+        Batches::start(threads, 5, &(Arc::new(make) as MakeBatch<u64>))
+    }
+
+    /// Steps take 0 to 2 ms, so that threads overtake each other.
+    #[test]
+    fn batches_come_in_the_order_of_their_steps() {
+        for threads in [1, 2, 3, 7] {
+            let mut batches = batches(threads, |step| {
+                std::thread::sleep(std::time::Duration::from_millis(step * 5 % 3));
+                Ok(step)
+            });
+            let made: Vec<_> = (0..30).map(|_| batches.next().unwrap()).collect();
+            assert_eq!(made, (5..35).collect::<Vec<_>>(), "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn an_error_comes_at_its_step() {
+        let mut batches = batches(2, |step| {
+            let torn = || CorpusError::Picture { name: step.to_string(), reason: "torn".into() };
+            if step == 7 { Err(torn()) } else { Ok(step) }
+        });
+        assert_eq!([batches.next().unwrap(), batches.next().unwrap()], [5, 6]);
+        assert_eq!(batches.next().unwrap_err().to_string(), "cannot read the picture 7: torn");
+        assert_eq!(batches.next().unwrap(), 8);
+    }
+
+    #[test]
+    #[should_panic(expected = "step 6")]
+    fn a_panic_reaches_the_thread_that_trains() {
+        let mut batches = batches(2, |step| {
+            assert!(step != 6, "step 6");
+            Ok(step)
+        });
+        assert_eq!(batches.next().unwrap(), 5);
+        let _ = batches.next();
+    }
+}

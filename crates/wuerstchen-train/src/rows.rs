@@ -1,0 +1,106 @@
+//! Values of a batch in main memory.
+
+use std::ops::Range;
+
+use burn::prelude::*;
+use wuerstchen::Schedule;
+use wuerstchen::noise::Philox;
+use wuerstchen::sampler::add_noise;
+
+/// Values of the same shape for every sample of a batch, in main memory, so that any thread can make them
+/// and any device take a part of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rows {
+    /// Channels, height and width of a sample.
+    shape: [usize; 3],
+    values: Vec<f32>,
+}
+
+impl Rows {
+    /// Rows of the shape `[channels, height, width]`, one after the other.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `values` ends within a row.
+    pub fn new(shape: [usize; 3], values: Vec<f32>) -> Self {
+        let size: usize = shape.iter().product();
+        assert!(values.len().is_multiple_of(size), "{} values in rows of {size}", values.len());
+        Self { shape, values }
+    }
+
+    /// Standard normal noise for `count` samples.
+    pub fn noise(rng: &mut Philox, count: usize, shape: [usize; 3]) -> Self {
+        Self::new(shape, rng.normal(count * shape.iter().product::<usize>()))
+    }
+
+    /// The samples `range` as a tensor `[B, C, H, W]`.
+    pub fn tensor(&self, range: &Range<usize>, device: &Device) -> Tensor<4> {
+        let [channels, height, width] = self.shape;
+        let size = channels * height * width;
+        let values = self.values[range.start * size..range.end * size].to_vec();
+        let shape = [range.len(), channels, height, width];
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+}
+
+/// A time and noise for every sample of a batch.
+pub(crate) struct Noise {
+    pub(crate) times: Vec<f32>,
+    pub(crate) values: Rows,
+}
+
+impl Noise {
+    /// Draws times and noise for latents of the given shape.
+    ///
+    /// Times are `clamp((1 − U)·1.08 + 0.001, 0.001, 1)`: 7.5 % of them are pure noise.
+    ///
+    /// Source: `train_stage_C.py` of dome272/Wuerstchen.
+    pub(crate) fn draw(rng: &mut Philox, count: usize, shape: [usize; 3]) -> Self {
+        let time = |_| ((1.0 - rng.uniform()) * 1.08 + 0.001).clamp(0.001, 1.0);
+        let times = (0..count).map(time).collect();
+        Self { times, values: Rows::noise(rng, count, shape) }
+    }
+}
+
+/// Clean latents noised to random times.
+pub(crate) struct Noised<'a> {
+    /// The noised latents.
+    pub(crate) x: Tensor<4>,
+    /// The noise.
+    noise: Tensor<4>,
+    /// The time of every sample.
+    pub(crate) times: &'a [f32],
+}
+
+impl<'a> Noised<'a> {
+    /// Noises the samples `range` of a batch.
+    pub(crate) fn new(
+        clean: Tensor<4>,
+        noise: &'a Noise,
+        range: &Range<usize>,
+        schedule: &Schedule,
+    ) -> Self {
+        let times = &noise.times[range.clone()];
+        let noise = noise.values.tensor(range, &clean.device());
+        Self { x: add_noise(schedule, clean, noise.clone(), times), noise, times }
+    }
+
+    /// The mean over the samples of the squared error of the predicted noise, weighted by p2 if
+    /// there is a `p2_k`.
+    pub(crate) fn loss(
+        &self,
+        predicted: Tensor<4>,
+        schedule: &Schedule,
+        p2_k: Option<f32>,
+    ) -> Tensor<1> {
+        let weight = |t: &f32| p2_k.map_or(1.0, |k| schedule.p2_weight(*t, k));
+        let weights: Vec<f32> = self.times.iter().map(weight).collect();
+        let weights = column(&weights, &predicted.device());
+        ((predicted - self.noise.clone()).square() * weights).mean()
+    }
+}
+
+/// A factor for every sample, `[B, 1, 1, 1]`.
+pub(crate) fn column(values: &[f32], device: &Device) -> Tensor<4> {
+    Tensor::<1>::from_data(values, device).reshape([values.len(), 1, 1, 1])
+}

@@ -1,0 +1,67 @@
+//! Why a training run ends early.
+
+use wuerstchen::{Error, LoadError, OptionsError};
+
+use crate::config::StageName;
+use crate::corpus::CorpusError;
+use crate::store::StoreError;
+use crate::trainer::RestoreError;
+
+/// Why a training run ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A stage that shall start anew has been trained before.
+    #[error("{state} is the state of stage {}, and a new start would overwrite it", stage.as_str())]
+    StateExists {
+        /// Which stage.
+        stage: StageName,
+        /// Its state.
+        state: String,
+    },
+    /// A state cannot be gone on from.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// A sample cannot be read. The state before it is saved.
+    #[error("training has stopped and saved its state")]
+    Sample(#[source] CorpusError),
+    /// What is needed before the first update cannot be made of the samples.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    /// The gradients have ceased to be finite.
+    #[error(
+        "stage {} diverged: the gradients of the {steps} steps up to step {step} are not finite; what was saved \
+         before is kept; try a smaller optimizer.learning_rate", stage.as_str()
+    )]
+    Diverged {
+        /// Which stage.
+        stage: StageName,
+        /// How many steps in a row changed nothing.
+        steps: u32,
+        /// Updates done, with those that changed nothing.
+        step: u64,
+    },
+    /// The image embeddings are all the same, or not finite.
+    #[error("the image embeddings spread by {spread}: train b longer, or with smaller steps")]
+    Spread {
+        /// Their standard deviation.
+        spread: f32,
+    },
+    /// A part is not trained yet, or its weights do not fit the config.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A grid of samples cannot be made.
+    #[error(transparent)]
+    Generate(#[from] Error),
+    /// The config's defaults cannot be used.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// The config cannot be written as TOML.
+    #[error("cannot write the config as TOML")]
+    Config(#[from] toml::ser::Error),
+    /// A grid of samples cannot be written as PNG.
+    #[error("cannot encode the pictures: {0}")]
+    Picture(String),
+    /// The store cannot read or write.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,201 @@
+//! Each stage as a run trains it: its model, what it caches, and what its sample grids show.
+
+use std::ops::ControlFlow;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use futures_lite::future::block_on;
+use wuerstchen::{GenerateOptions, Image, Part, PartConfig, Progress, Statistics, Vqgan};
+
+use super::{Event, GRID_SIDE, Run, RunError, Start};
+use crate::config::StageName;
+use crate::corpus::Corpus;
+use crate::eval::reconstruct;
+use crate::recipe::{Weights, decoder_weights, prior_weights, vqgan_weights};
+use crate::shapes::Lesson;
+use crate::stages::{
+    Cache, DecoderModel, PriorModel, StageA, StageB, StageC, image_embeddings, stage_a_latents,
+};
+use crate::trainer::Trainer;
+
+/// Pictures whose image embeddings tell how far all spread.
+const MEASURED_PICTURES: u64 = 64;
+
+/// What the compressor's cache is called while it fills.
+const IMAGE_EMBEDDINGS: &str = "the compressor's image embeddings";
+
+impl Run {
+    pub(super) fn stage_a(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        let device = self.autodiff();
+        let (recipe, config) = (&self.recipe, &self.recipe.config);
+        let stage = StageA {
+            corpus: self.corpus(StageName::A, config.a.updates.lesson)?,
+            config: config.a.clone(),
+            device: device.clone(),
+        };
+        let weights = self.read_weights()?;
+        let model = if self.is_warm(&weights, &[Part::VQGAN]) {
+            recipe.load_vqgan(&weights, &device)?
+        } else {
+            config.model.vqgan.init(&device)
+        };
+        let trainer = Trainer::new(stage, model, config.a.updates.clone(), config.seed, device);
+        let (_, pictures) = self.grid()?;
+        let sample = |_: &Self, model: &Vqgan| {
+            let latents = model.encode(pictures.clone(), Statistics::Running);
+            let decoded = model.decode(latents).clamp(0.0, 1.0);
+            Ok(to_images(Tensor::cat(vec![pictures.clone(), decoded], 0)))
+        };
+        self.updates(StageName::A, start, trainer, sample, vqgan_weights)
+    }
+
+    pub(super) fn stage_b(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        let device = self.autodiff();
+        let config = self.recipe.config.clone();
+        let weights = self.read_weights()?;
+        let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
+        let corpus = self.corpus(StageName::B, config.b.updates.lesson)?;
+        let mut stage = StageB::new(&config, corpus.clone(), vqgan.clone(), device.clone());
+        let scenes = self.cached_scenes(StageName::B, config.b.diffusion.cached_scenes);
+        let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
+        stage.latents = self.cache("Stage A's latents", &corpus, scenes, encode)?;
+        let parts = [Part::DECODER, Part::DECODER_TEXT, Part::COMPRESSOR];
+        let model = if config.b.freeze_compressor || self.is_warm(&weights, &parts) {
+            self.recipe.load_decoder(&weights, &device)?
+        } else {
+            self.recipe.init_decoder(&device)
+        };
+        let compressor = model.compressor.valid();
+        if config.b.freeze_compressor {
+            let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
+            stage.embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
+        }
+        let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
+        let (captions, pictures) = self.grid()?;
+        let sample = |run: &Self, model: &DecoderModel| {
+            let (pictures, side) = (pictures.clone(), config.compressor_side());
+            let embedding = image_embeddings(&model.compressor, pictures.clone(), side);
+            let mut trained = run.read_weights()?;
+            trained.extend(decoder_weights(model));
+            let pipeline = run.pipeline(trained)?;
+            let prompts: Vec<_> = captions.iter().map(String::as_str).collect();
+            let settings = GenerateOptions::default().resolve(&config.defaults)?;
+            let decoded =
+                reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
+            let decoded = block_on(decoded)?.clamp(0.0, 1.0);
+            Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
+        };
+        self.updates(StageName::B, start, trainer, sample, decoder_weights)
+    }
+
+    pub(super) fn stage_c(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        let embedding_scale = self.embedding_scale()?;
+        let device = self.autodiff();
+        let config = self.recipe.config.clone();
+        let weights = self.read_weights()?;
+        let compressor = self.recipe.load_compressor(&weights, &self.device)?;
+        let corpus = self.corpus(StageName::C, config.c.updates.lesson)?;
+        let frozen = (compressor.clone(), embedding_scale);
+        let mut stage = StageC::new(&config, corpus.clone(), frozen, device.clone());
+        let scenes = self.cached_scenes(StageName::C, config.c.diffusion.cached_scenes);
+        let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
+        stage.embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
+        let model = if self.is_warm(&weights, &[Part::PRIOR, Part::PRIOR_TEXT]) {
+            self.recipe.load_prior(&weights, &device)?
+        } else {
+            self.recipe.init_prior(&device)
+        };
+        let trainer = Trainer::new(stage, model, config.c.updates.clone(), config.seed, device);
+        let samples = self.source.samples(StageName::C, config.seed, Lesson::default());
+        let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(|i| samples.prompt(i)).collect();
+        let sample = |run: &Self, model: &PriorModel| {
+            let mut trained = run.read_weights()?;
+            trained.extend(prior_weights(model));
+            let pipeline = run.pipeline(trained)?;
+            let prompts: Vec<_> = prompts.iter().map(String::as_str).collect();
+            let settings = GenerateOptions::default().resolve(&pipeline.card.defaults)?;
+            let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+            Ok(block_on(pipeline.generate_each(&prompts, settings, go))?.images)
+        };
+        self.updates(StageName::C, start, trainer, sample, prior_weights)
+    }
+
+    /// The device with autodiff, whose random numbers start anew: initial weights depend on the seed alone.
+    fn autodiff(&self) -> Device {
+        let device = self.device.clone().autodiff();
+        device.seed(self.recipe.config.seed);
+        device
+    }
+
+    /// Whether a stage of these parts starts from weights that are there.
+    fn is_warm(&self, weights: &Weights, parts: &[Part]) -> bool {
+        self.warm && parts.iter().any(|part| weights.contains_key(part))
+    }
+
+    fn corpus(&self, stage: StageName, lesson: Lesson) -> Result<Corpus, RunError> {
+        let samples = self.source.samples(stage, self.recipe.config.seed, lesson);
+        Ok(self.recipe.corpus(samples)?)
+    }
+
+    /// The captions and pictures of sample grids; scenes far from those that are trained on.
+    fn grid(&self) -> Result<(Vec<String>, Tensor<4>), RunError> {
+        let corpus = self.corpus(StageName::C, Lesson::default())?;
+        let numbers: Vec<_> = (0..GRID_SIDE as u64).map(|i| i << 40).collect();
+        let captions = numbers.iter().map(|&number| corpus.caption(number)).collect();
+        Ok((captions, corpus.pictures(&numbers)?.tensor(&(0..numbers.len()), &self.device)))
+    }
+
+    /// How many scenes of a stage are cached: of a given number of pictures each at most once. Tells where the
+    /// stage does not see all of them.
+    fn cached_scenes(&mut self, stage: StageName, cached: usize) -> usize {
+        let samples = self.source.samples(stage, self.recipe.config.seed, Lesson::default());
+        let Some(pictures) = samples.count() else { return cached };
+        if (1..pictures).contains(&cached) {
+            self.tell(&Event::Partial { stage, cached, pictures });
+        }
+        cached.min(pictures)
+    }
+
+    /// Computes once what does not change.
+    fn cache(
+        &mut self,
+        what: &'static str,
+        corpus: &Corpus,
+        scenes: usize,
+        encode: impl Fn(Tensor<4>) -> Tensor<4>,
+    ) -> Result<Cache, RunError> {
+        let device = self.device.clone();
+        let on_batch = |done| {
+            self.tell(&Event::Caching { what, done, scenes });
+        };
+        Ok(Cache::fill(corpus, scenes, &device, encode, on_batch)?)
+    }
+
+    /// What Stage C's latents are multiplied with; measured where nothing has said it, and then kept in
+    /// the run's config.
+    fn embedding_scale(&mut self) -> Result<f64, RunError> {
+        if let Some(scale) = self.recipe.config.model.embedding_scale {
+            return Ok(scale);
+        }
+        let compressor = self.recipe.load_compressor(&self.read_weights()?, &self.device)?;
+        let corpus = self.corpus(StageName::C, self.recipe.config.c.updates.lesson)?;
+        let numbers: Vec<_> = (0..MEASURED_PICTURES).collect();
+        let pictures = corpus.pictures(&numbers)?.tensor(&(0..numbers.len()), &self.device);
+        let embeddings =
+            image_embeddings(&compressor, pictures, self.recipe.config.compressor_side());
+        let spread = embeddings.flatten::<1>(0, 3).var(0).sqrt().into_scalar::<f32>();
+        // Three digits are as much as 64 pictures tell.
+        let scale = format!("{:.2e}", 2.0 * spread).parse().expect("a number's digits are one");
+        if !(scale > 0.0 && scale < f64::INFINITY) {
+            return Err(RunError::Spread { spread });
+        }
+        self.tell(&Event::EmbeddingScale { spread, scale });
+        self.recipe.config.model.embedding_scale = Some(scale);
+        self.write_config()?;
+        Ok(scale)
+    }
+}
+
+fn to_images(x: Tensor<4>) -> Vec<Image> {
+    Image::from_data(&x.into_data())
+}

@@ -1,0 +1,130 @@
+//! Stage C: from a prompt to an image embedding.
+
+use std::ops::Range;
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::prelude::*;
+use wuerstchen::noise::Philox;
+use wuerstchen::text::TokenIds;
+use wuerstchen::{Compressor, Prior, Schedule, TextEncoder};
+
+use super::{Cache, Stage, captions, image_embeddings};
+use crate::config::{StageCConfig, TrainConfig};
+use crate::corpus::{Corpus, CorpusError};
+use crate::rows::{Noise, Noised, Rows};
+
+/// What Stage C trains: the prior and its text encoder.
+#[derive(Module, Debug)]
+pub struct PriorModel {
+    /// Stage C.
+    pub prior: Prior,
+    /// Its text encoder.
+    pub text_encoder: TextEncoder,
+    /// Predicts the image embedding from the last text token, for the text encoder's own loss; not a part of
+    /// the finished model.
+    pub guess: Option<Linear>,
+}
+
+/// Training of Stage C.
+pub struct StageC {
+    /// Where pictures and captions come from.
+    pub corpus: Corpus,
+    /// The image embeddings of the cached scenes.
+    pub embeddings: Cache,
+    config: StageCConfig,
+    /// With autodiff.
+    device: Device,
+    schedule: Schedule,
+    /// Frozen.
+    compressor: Compressor,
+    /// Side of the pictures that it sees, in pixels.
+    compressor_side: usize,
+    embedding_shape: [usize; 3],
+    /// What the embeddings are divided by.
+    embedding_scale: f64,
+}
+
+impl StageC {
+    /// Training on a device with autodiff, with a frozen compressor on the one without. `embedding_scale` is
+    /// what its embeddings are divided by. Nothing is cached.
+    pub fn new(
+        config: &TrainConfig,
+        corpus: Corpus,
+        (compressor, embedding_scale): (Compressor, f64),
+        device: Device,
+    ) -> Self {
+        Self {
+            corpus,
+            embeddings: Cache::none(),
+            config: config.c.clone(),
+            device,
+            schedule: config.model.schedule,
+            compressor,
+            compressor_side: config.compressor_side(),
+            embedding_shape: config.embedding_shape(),
+            embedding_scale,
+        }
+    }
+}
+
+/// A batch of Stage C.
+pub struct BatchC {
+    /// What the prior learns to predict, or what it is made of.
+    targets: Targets,
+    captions: Vec<TokenIds>,
+    noise: Noise,
+}
+
+enum Targets {
+    Embeddings(Rows),
+    Pictures(Rows),
+}
+
+impl Stage for StageC {
+    type Model = PriorModel;
+    type Batch = BatchC;
+
+    fn batch(&self, rng: &mut Philox, samples: Range<u64>) -> Result<BatchC, CorpusError> {
+        let samples = self.embeddings.choose(rng, samples);
+        let targets = match self.embeddings.get(&samples) {
+            Some(embeddings) => Targets::Embeddings(embeddings),
+            None => Targets::Pictures(self.corpus.pictures(&samples)?),
+        };
+        Ok(BatchC {
+            targets,
+            captions: captions(&self.corpus, &self.config.diffusion, &samples, rng)?,
+            noise: Noise::draw(rng, samples.len(), self.embedding_shape),
+        })
+    }
+
+    fn loss(&self, model: &PriorModel, batch: &BatchC, range: Range<usize>) -> Tensor<1> {
+        let plain = self.device.clone().inner();
+        let embeddings = match &batch.targets {
+            Targets::Embeddings(embeddings) => embeddings.tensor(&range, &plain),
+            Targets::Pictures(pictures) => {
+                let pictures = pictures.tensor(&range, &plain);
+                image_embeddings(&self.compressor, pictures, self.compressor_side)
+            }
+        };
+        let text = model.text_encoder.forward(&batch.captions[range.clone()]);
+        let latents = Tensor::from_inner(embeddings) / self.embedding_scale;
+        let noised = Noised::new(latents.clone(), &batch.noise, &range, &self.schedule);
+        let predicted = model.prior.forward(noised.x.clone(), noised.times, text.clone());
+        let loss = noised.loss(predicted, &self.schedule, self.config.diffusion.p2_k());
+        match &model.guess {
+            Some(guess) => loss + guess_error(guess, text, latents) * self.config.text_loss,
+            None => loss,
+        }
+    }
+}
+
+/// The mean squared error of the latents that `guess` predicts from the last text token.
+///
+/// The layout that a prompt asks for matters to the diffusion loss at the noisiest times only. That signal
+/// is too faint for a text encoder that starts from random weights; the authors start from a pretrained one.
+fn guess_error(guess: &Linear, text: Tensor<3>, latents: Tensor<4>) -> Tensor<1> {
+    let [_, tokens, _] = text.dims();
+    let guessed = guess.forward(text.narrow(1, tokens - 1, 1).squeeze_dim::<2>(1));
+    (guessed - latents.flatten(1, 3)).square().mean()
+}

@@ -1,0 +1,72 @@
+//! Latents that do not change while a stage trains.
+
+use std::ops::Range;
+
+use burn::prelude::*;
+use wuerstchen::noise::Philox;
+
+use crate::corpus::{Corpus, CorpusError};
+use crate::rows::Rows;
+
+/// Latents of a fixed number of scenes, computed once and kept in main memory.
+pub struct Cache {
+    scenes: usize,
+    shape: [usize; 3],
+    values: Vec<f32>,
+}
+
+/// Scenes in one forward pass while a cache is filled.
+const CACHE_BATCH: usize = 64;
+
+impl Cache {
+    /// A cache of no scenes.
+    pub fn none() -> Self {
+        Self { scenes: 0, shape: [0; 3], values: Vec::new() }
+    }
+
+    /// Computes the latents of the first `scenes` samples of the corpus; `encode` maps pictures
+    /// `[B, 3, H, W]` on `device` to latents, `on_batch` hears how many are done.
+    ///
+    /// # Errors
+    ///
+    /// A picture cannot be read.
+    pub fn fill(
+        corpus: &Corpus,
+        scenes: usize,
+        device: &Device,
+        encode: impl Fn(Tensor<4>) -> Tensor<4>,
+        mut on_batch: impl FnMut(usize),
+    ) -> Result<Self, CorpusError> {
+        let (mut values, mut shape) = (Vec::new(), [0; 3]);
+        for start in (0..scenes).step_by(CACHE_BATCH) {
+            let end = scenes.min(start + CACHE_BATCH);
+            let samples: Vec<_> = (start as u64..end as u64).collect();
+            let pictures = corpus.pictures(&samples)?.tensor(&(0..samples.len()), device);
+            let latents = encode(pictures);
+            let [_, channels, height, width] = latents.dims();
+            shape = [channels, height, width];
+            values.extend(latents.into_data().try_to_vec::<f32>().expect("latents are f32"));
+            on_batch(end);
+        }
+        Ok(Self { scenes, shape, values })
+    }
+
+    /// The numbers of a batch's samples: any of the cached scenes, or the next ones if there are
+    /// none.
+    pub(super) fn choose(&self, rng: &mut Philox, samples: Range<u64>) -> Vec<u64> {
+        match self.scenes {
+            0 => samples.collect(),
+            scenes => samples.map(|_| u64::from(rng.below(scenes as u32))).collect(),
+        }
+    }
+
+    /// The latents of chosen samples, unless nothing is cached.
+    pub(super) fn get(&self, chosen: &[u64]) -> Option<Rows> {
+        if self.scenes == 0 {
+            return None;
+        }
+        let size: usize = self.shape.iter().product();
+        let rows = chosen.iter().flat_map(|&i| &self.values[i as usize * size..][..size]);
+        Some(Rows::new(self.shape, rows.copied().collect()))
+    }
+}

@@ -1,0 +1,143 @@
+//! Where a training run keeps what it makes.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Why a store cannot do something; the text names the file.
+pub type StoreError = Box<dyn Error + Send + Sync>;
+
+/// Files by name, such as `a/state.safetensors`: states, grids of samples, metrics, the model and the config.
+pub trait Store: Send + Sync {
+    /// The file of that name, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Whether there is a file of that name.
+    fn contains(&self, name: &str) -> bool;
+
+    /// Writes a file, in place of the one that is there. A file is at all times either whole or not there.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// Adds a line to a text file.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    fn append(&self, name: &str, line: &str) -> Result<(), StoreError>;
+
+    /// What a person calls the file, such as its path.
+    fn describe(&self, name: &str) -> String;
+}
+
+/// Files in main memory.
+#[derive(Default)]
+pub struct Memory(Mutex<BTreeMap<String, Vec<u8>>>);
+
+impl Memory {
+    /// The names of all files.
+    pub fn names(&self) -> Vec<String> {
+        self.files().keys().cloned().collect()
+    }
+
+    fn files(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Memory {
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.files().get(name).cloned())
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.files().contains_key(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        self.files().insert(name.to_owned(), bytes.to_vec());
+        Ok(())
+    }
+
+    fn append(&self, name: &str, line: &str) -> Result<(), StoreError> {
+        let mut files = self.files();
+        let file = files.entry(name.to_owned()).or_default();
+        file.extend_from_slice(line.as_bytes());
+        file.push(b'\n');
+        Ok(())
+    }
+
+    fn describe(&self, name: &str) -> String {
+        name.to_owned()
+    }
+}
+
+#[cfg(feature = "fs")]
+pub use self::folder::Folder;
+
+#[cfg(feature = "fs")]
+mod folder {
+    use std::fs::{OpenOptions, create_dir_all};
+    use std::io::{ErrorKind, Write};
+    use std::path::PathBuf;
+
+    use super::{Store, StoreError};
+
+    /// Files in a folder, which is made when the first one is written.
+    pub struct Folder(PathBuf);
+
+    impl Folder {
+        /// The store in the folder at a path.
+        pub fn new(path: impl Into<PathBuf>) -> Self {
+            Self(path.into())
+        }
+
+        /// The path of a file, in a folder that is there.
+        fn path_in_folder(&self, name: &str) -> Result<PathBuf, StoreError> {
+            let path = self.0.join(name);
+            let folder = path.parent().unwrap_or(&self.0);
+            let cannot = |error| format!("cannot create {}: {error}", folder.display());
+            create_dir_all(folder).map_err(cannot)?;
+            Ok(path)
+        }
+    }
+
+    impl Store for Folder {
+        fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+            let path = self.0.join(name);
+            match std::fs::read(&path) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(format!("cannot read {}: {error}", path.display()).into()),
+            }
+        }
+
+        fn contains(&self, name: &str) -> bool {
+            self.0.join(name).exists()
+        }
+
+        fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+            Ok(wuerstchen::fs::write(&self.path_in_folder(name)?, bytes)?)
+        }
+
+        fn append(&self, name: &str, line: &str) -> Result<(), StoreError> {
+            let path = self.path_in_folder(name)?;
+            let append = || {
+                let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+                writeln!(file, "{line}")
+            };
+            append().map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+        }
+
+        fn describe(&self, name: &str) -> String {
+            self.0.join(name).display().to_string()
+        }
+    }
+}

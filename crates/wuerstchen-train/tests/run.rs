@@ -1,0 +1,201 @@
+//! A training run as a program starts it.
+#![cfg(all(feature = "cpu", feature = "fs"))]
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::Device;
+use wuerstchen::{GenerateOptions, Image, Pipeline};
+use wuerstchen_train::corpus::{CorpusError, Samples, Shapes};
+use wuerstchen_train::shapes::Lesson;
+use wuerstchen_train::store::{Memory, Store};
+use wuerstchen_train::tokenizer::shapes_tokenizer;
+use wuerstchen_train::{Event, Recipe, Run, RunError, Source, StageName, Start, TrainConfig};
+
+/// Initial weights come from the device's one random generator, so these tests take turns.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The smoke test's sizes, with two or so updates of four samples for every stage.
+fn config(steps: u64) -> TrainConfig {
+    let mut config = TrainConfig::from_toml(include_str!("../../../configs/smoke.toml")).unwrap();
+    for updates in [&mut config.a.updates, &mut config.b.updates, &mut config.c.updates] {
+        (updates.steps, updates.batch_size) = (steps, 4);
+    }
+    config.b.diffusion.cached_scenes = 8;
+    config.c.diffusion.cached_scenes = 8;
+    config
+}
+
+fn run_of(config: TrainConfig, source: Source, store: &Arc<Memory>) -> Run {
+    let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
+    Run::new(recipe, source, store.clone(), Device::flex())
+}
+
+fn run(steps: u64, store: &Arc<Memory>) -> Run {
+    run_of(config(steps), Source::Shapes, store)
+}
+
+/// Every stage in a store in memory; what happens is told.
+#[test]
+fn a_run_trains_all_stages_and_keeps_them() {
+    let _turn = turn();
+    let store = Arc::new(Memory::default());
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let mut run = run(2, &store);
+    let told = events.clone();
+    run.listen(move |event| {
+        told.lock().unwrap().push(match event {
+            Event::Partial { .. } => "partial".to_owned(),
+            Event::Caching { what, done, scenes } => format!("{what}: {done} of {scenes}"),
+            Event::EmbeddingScale { scale, .. } => format!("scale {}", *scale > 0.0),
+            Event::Begin { stage, step, steps } => format!("{stage:?} {step} of {steps}"),
+            Event::Update { metrics, samples_per_sec } => {
+                assert!((0.0..=1.0).contains(&metrics.data_wait), "{metrics:?}");
+                assert!(*samples_per_sec > 0.0, "{samples_per_sec}");
+                format!("update {}", metrics.step)
+            }
+            Event::Saved => "saved".to_owned(),
+        });
+        ControlFlow::Continue(())
+    });
+    let model = run.train_all().unwrap().unwrap();
+
+    let updates = ["update 1", "update 2", "saved"];
+    let embeddings = "the compressor's image embeddings: 8 of 8";
+    let expected = [
+        &["A 0 of 2"][..],
+        &updates,
+        &["Stage A's latents: 8 of 8", "B 0 of 2"],
+        &updates,
+        &["scale true", embeddings, "C 0 of 2"],
+        &updates,
+    ];
+    assert_eq!(*events.lock().unwrap(), expected.concat());
+    for stage in ["a", "b", "c"] {
+        let read = |file: &str| store.read(&format!("{stage}/{file}")).unwrap().unwrap();
+        assert!(!read("state.safetensors").is_empty());
+        assert!(read("samples-000002.png").starts_with(b"\x89PNG"));
+        let metrics = String::from_utf8(read("metrics.jsonl")).unwrap();
+        assert_eq!(metrics.lines().count(), 2);
+        assert!(metrics.lines().all(|line| line.contains("\"data_wait\":")), "{metrics}");
+    }
+    assert!(store.contains("config.toml") && store.contains("model.safetensors"));
+    let pipeline = Pipeline::load(&model, &Device::flex(), wuerstchen::Residency::All).unwrap();
+    let made = pipeline.generate_blocking("a star", &GenerateOptions::default()).unwrap();
+    assert_eq!([made.images[0].width, made.images[0].height], [32, 32]);
+}
+
+/// A run that is stopped after its first update and goes on ends with the bits of one that was not.
+#[test]
+fn a_run_stops_where_its_listener_breaks_and_goes_on() {
+    let _turn = turn();
+    let (straight, stopped) = (Arc::new(Memory::default()), Arc::new(Memory::default()));
+    let trained = run(3, &straight).train(StageName::A, Start::Anew).unwrap();
+    assert!(trained.is_continue());
+
+    let mut first = run(3, &stopped);
+    first.listen(|event| match event {
+        Event::Update { .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(first.train(StageName::A, Start::Anew).unwrap().is_break());
+    let state = |store: &Memory| store.read("a/state.safetensors").unwrap().unwrap();
+    let after_one = state(&stopped);
+    assert_ne!(after_one, state(&straight));
+    assert!(run(3, &stopped).train(StageName::A, Start::Resume).unwrap().is_continue());
+    assert_eq!(state(&stopped), state(&straight));
+
+    // From a state that lies elsewhere.
+    let elsewhere = Arc::new(Memory::default());
+    let start = Start::State { name: "kept".into(), bytes: after_one };
+    assert!(run(3, &elsewhere).train(StageName::A, start).unwrap().is_continue());
+    assert_eq!(state(&elsewhere), state(&straight));
+}
+
+#[test]
+fn a_new_start_does_not_overwrite_a_state() {
+    let _turn = turn();
+    let store = Arc::new(Memory::default());
+    assert!(run(1, &store).train(StageName::A, Start::Anew).unwrap().is_continue());
+    let before = store.names().into_iter().map(|name| (store.read(&name).unwrap(), name));
+    let before: Vec<_> = before.collect();
+    let error = run(2, &store).train(StageName::A, Start::Anew).unwrap_err();
+    assert!(matches!(error, RunError::StateExists { stage: StageName::A, .. }), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "a/state.safetensors is the state of stage a, and a new start would overwrite it"
+    );
+    let after = store.names().into_iter().map(|name| (store.read(&name).unwrap(), name));
+    assert_eq!(after.collect::<Vec<_>>(), before);
+}
+
+#[test]
+fn a_stage_needs_the_ones_before() {
+    let _turn = turn();
+    let store = Arc::new(Memory::default());
+    let error = run(1, &store).train(StageName::B, Start::Anew).unwrap_err().to_string();
+    assert!(error.contains("stage a is not trained"), "{error}");
+}
+
+/// Shapes of which ten are there; number 5 cannot be read.
+struct Torn(Shapes);
+
+impl Samples for Torn {
+    fn picture(&self, number: u64, side: usize) -> Result<Image, CorpusError> {
+        if number == 5 {
+            return Err(CorpusError::Picture { name: "5.png".into(), reason: "torn".into() });
+        }
+        self.0.picture(number, side)
+    }
+
+    fn captions(&self, number: u64) -> Vec<String> {
+        self.0.captions(number)
+    }
+
+    fn prompt(&self, number: u64) -> String {
+        self.0.prompt(number)
+    }
+
+    fn count(&self) -> Option<usize> {
+        Some(10)
+    }
+}
+
+/// The second batch has the sample: one update is done, and saved.
+#[test]
+fn a_sample_that_cannot_be_read_saves_and_stops() {
+    let _turn = turn();
+    let store = Arc::new(Memory::default());
+    let torn = Torn(Shapes { seed: 1, lesson: Lesson::default() });
+    let source = Source::Samples(Arc::new(torn));
+    let error = run_of(config(3), source, &store).train(StageName::A, Start::Anew).unwrap_err();
+    let RunError::Sample(cause) = &error else { panic!("{error}") };
+    assert_eq!(cause.to_string(), "cannot read the picture 5.png: torn");
+    let metrics = store.read("a/metrics.jsonl").unwrap().unwrap();
+    assert_eq!(String::from_utf8(metrics).unwrap().lines().count(), 1);
+    assert!(run(3, &store).train(StageName::A, Start::Resume).unwrap().is_continue());
+}
+
+/// The program of the example, which cargo builds with the tests.
+#[test]
+fn the_example_trains_a_model() {
+    let folder = std::env::temp_dir().join(format!("wuerstchen-train-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (toml, output) = (folder.join("config.toml"), folder.join("run"));
+    std::fs::write(&toml, config(1).to_toml().unwrap()).unwrap();
+    let test = std::env::current_exe().unwrap();
+    let examples = test.parent().and_then(Path::parent).unwrap().join("examples");
+    let program = examples.join("train").with_extension(std::env::consts::EXE_EXTENSION);
+    let ran = Command::new(program).args([&toml, &output]).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let pipeline = Pipeline::open(&output, &Device::flex()).unwrap();
+    let made = pipeline.generate_blocking("a star", &GenerateOptions::default()).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(made.images[0].width, 32);
+}

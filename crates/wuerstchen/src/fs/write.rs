@@ -1,0 +1,49 @@
+//! Files that are written as a whole.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::error::{Result, cannot};
+
+/// Writes a file so that it is whole or not there: under another name first, then renamed. A link stays a
+/// link, and what it leads to is written.
+///
+/// # Errors
+///
+/// Names the file if it cannot be written.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let path = behind_link(path)?;
+        let part = part_of(&path);
+        let mut file = fs::File::create(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, path)
+    };
+    write().map_err(cannot("write", path))
+}
+
+/// Fails if [`write`] cannot write that file, which is as it was afterwards.
+///
+/// # Errors
+///
+/// Names the file.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let write = || {
+        let part = part_of(&behind_link(path)?);
+        fs::File::create(&part)?;
+        fs::remove_file(&part)
+    };
+    write().map_err(cannot("write", path))
+}
+
+/// The file that a link leads to; of any other path the path.
+fn behind_link(path: &Path) -> std::io::Result<PathBuf> {
+    if path.is_symlink() { path.canonicalize() } else { Ok(path.to_owned()) }
+}
+
+/// What a file is called until it is whole; two programs may write the same file at a time.
+fn part_of(path: &Path) -> PathBuf {
+    path.with_added_extension(format!("{}.part", std::process::id()))
+}

@@ -1,0 +1,106 @@
+//! What a training run shows on stderr, and when it stops.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use wuerstchen_train::Event;
+
+/// The progress of a run.
+pub(super) struct TrainProgress {
+    bar: ProgressBar,
+    /// Whether somebody has pressed Ctrl-C.
+    interrupted: Arc<AtomicBool>,
+    /// When the run has to stop.
+    deadline: Option<Instant>,
+}
+
+impl TrainProgress {
+    /// Listens to Ctrl-C. A second one ends the program without saving.
+    pub(super) fn new(deadline: Option<Instant>) -> Result<Self> {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let handler = interrupted.clone();
+        let on_signal = move || {
+            if handler.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+        };
+        ctrlc::set_handler(on_signal).context("cannot listen to Ctrl-C")?;
+        Ok(Self { bar: ProgressBar::hidden(), interrupted, deadline })
+    }
+
+    /// Shows an event; breaks if the run has to stop.
+    pub(super) fn show(&mut self, event: &Event<'_>) -> ControlFlow<()> {
+        match *event {
+            Event::Partial { stage, cached, pictures } => {
+                let stage = stage.as_str();
+                eprintln!(
+                    "stage {stage} trains on {cached} of {pictures} pictures \
+                     ({stage}.cached_scenes)"
+                );
+            }
+            Event::Caching { what, done, scenes } => self.show_caching(what, done, scenes),
+            Event::EmbeddingScale { spread, scale } => {
+                eprintln!("the image embeddings spread by {spread:.2}: embedding_scale = {scale}");
+            }
+            Event::Begin { stage, step, steps } => {
+                self.bar.abandon();
+                self.bar = ProgressBar::new(steps).with_style(updates_style());
+                self.bar.set_prefix(format!("stage {}", stage.as_str()));
+                self.bar.set_position(step);
+                self.bar.reset_eta();
+            }
+            Event::Update { metrics, samples_per_sec } => {
+                let (loss, wait) = (metrics.loss, 100.0 * metrics.data_wait);
+                self.bar.set_position(metrics.step);
+                self.bar.set_message(format!(
+                    "loss {loss:.4}, {samples_per_sec:.0} samples/s, {wait:.0} % waiting for data"
+                ));
+            }
+            Event::Saved => self.tell_saved(),
+        }
+        let is_late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if is_late || self.interrupted.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    fn show_caching(&mut self, what: &str, done: usize, scenes: usize) {
+        if self.bar.message() != what {
+            self.bar.abandon();
+            let style = ProgressStyle::with_template("caching {msg}: {pos}").expect("it is valid");
+            self.bar = ProgressBar::new_spinner().with_style(style).with_message(what.to_owned());
+        }
+        self.bar.set_position(done as u64);
+        if done == scenes {
+            self.bar.finish_and_clear();
+        }
+    }
+
+    /// Without a terminal there is no bar: a line for the log.
+    fn tell_saved(&self) {
+        let bar = &self.bar;
+        if bar.is_hidden() {
+            let (stage, step, message) = (bar.prefix(), bar.position(), bar.message());
+            let (steps, rest) = (bar.length().unwrap_or_default(), HumanDuration(bar.eta()));
+            eprintln!("{stage}: step {step} of {steps}, {message}, ETA {rest}");
+        }
+    }
+}
+
+impl Drop for TrainProgress {
+    /// What is on the screen stays there.
+    fn drop(&mut self) {
+        self.bar.abandon();
+    }
+}
+
+fn updates_style() -> ProgressStyle {
+    let template = "{prefix} {bar:30} {pos}/{len} {msg} ETA {eta}";
+    ProgressStyle::with_template(template).expect("the template is valid")
+}
