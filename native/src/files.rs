@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use wuerstchen::fs::{Found, read, read_text, with_extension};
-use wuerstchen::{Checkpoint, Image, ModelFiles, Part};
+use wuerstchen::import::recognise;
+use wuerstchen::{Checkpoint, Family, Image, ModelFiles, Part};
 use wuerstchen_verify::Goldens;
 
 /// The model that runs where none is named.
@@ -51,13 +52,25 @@ pub(crate) fn read_goldens(folder: &Path) -> Result<Goldens> {
     Ok(goldens)
 }
 
-/// Reads `original/*.pt` of a folder into the weights of the parts, named as in diffusers.
-pub(crate) fn read_originals(folder: &Path) -> Result<BTreeMap<Part, Checkpoint>> {
+/// Reads the authors' files in `original/` of a folder into the weights of a family's parts, named as in
+/// diffusers. Of two files of one part the first counts.
+pub(crate) fn read_originals(folder: &Path, family: &Family) -> Result<BTreeMap<Part, Checkpoint>> {
+    let folder = folder.join("original");
     let mut found = Found::default();
-    for path in with_extension(&folder.join("original"), "pt")? {
+    for path in with_extension(&folder, "pt")? {
         found.add(&path)?;
     }
-    Ok(found.finish()?.weights)
+    let mut weights = found.finish()?.weights;
+    for path in with_extension(&folder, "safetensors")? {
+        let name = path.display().to_string();
+        let original = Checkpoint::parse(&name, Arc::new(read(&path)?))?.from_original();
+        let mut parts = recognise(&original).into_iter();
+        // Files of other things than parts are none of these.
+        if let Some(part) = parts.find(|part| family.parts.contains(part)) {
+            weights.entry(part).or_insert(original);
+        }
+    }
+    Ok(weights)
 }
 
 /// Writes a file so that it is whole or not there: under another name first, then renamed. A link stays a

@@ -62,7 +62,7 @@ impl Loader {
     pub fn new(manifest_json: &str, contents_json: &str) -> Result<Self, JsValue> {
         let manifest = Manifest::parse(manifest_json).map_err(load_error)?;
         let bundle = manifest.with_contents(contents_json.as_bytes()).map_err(load_error)?;
-        let pipeline = PipelineLoader::new(&bundle.texts(), &device()).map_err(load_error)?;
+        let pipeline = PipelineLoader::new(&bundle.outline(), &device()).map_err(load_error)?;
         let (loras, unpacking) = (Loras::default(), Unpacking::default());
         Ok(Self { bundle, loras, unpacking, pipeline })
     }

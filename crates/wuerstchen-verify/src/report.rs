@@ -48,6 +48,8 @@ pub struct Verification {
     pub checks: Vec<Check>,
     /// What we computed, as one safetensors file for each file of [`Check::file`].
     pub computed: BTreeMap<String, Vec<u8>>,
+    /// Golden tensors, and whole files, that nothing was compared with.
+    pub left_out: Vec<String>,
 }
 
 impl Verification {

@@ -32,6 +32,13 @@ pub struct CompressorConfig {
     /// Epsilon of the batch norm behind the mapper.
     #[serde(default = "default_mapper_epsilon")]
     pub mapper_bn_eps: f64,
+    /// Whether that norm has a scale and a shift of its own; Stable Cascade's has none.
+    #[serde(default = "is_affine", skip_serializing_if = "Clone::clone")]
+    pub mapper_bn_affine: bool,
+}
+
+fn is_affine() -> bool {
+    true
 }
 
 fn default_backbone_epsilon() -> f64 {
@@ -163,6 +170,10 @@ impl PartConfig for CompressorConfig {
         backbone.push(Stage::Conv(conv([self.head, input, 1, 1], 1)));
         let shape = [self.c_latent, self.head, 1, 1];
         let projection = ConvNorm::init(shape, 1, self.mapper_bn_eps, device).without_activation();
+        let projection = match self.mapper_bn_affine {
+            true => projection,
+            false => ConvNorm { norm: projection.norm.without_affine(), ..projection },
+        };
         Compressor { backbone, projection }
     }
 
@@ -189,6 +200,7 @@ impl PartConfig for CompressorConfig {
             head: weights.side(&format!("backbone.{}.0.weight", stages + 1), 0)?,
             backbone_bn_eps: default_backbone_epsilon(),
             mapper_bn_eps: default_mapper_epsilon(),
+            mapper_bn_affine: weights.has("mapper.1.weight"),
         })
     }
 }
@@ -307,7 +319,7 @@ impl ConvNorm {
             let options = DepthwiseOptions { stride: self.stride, padding: Padding::Zeros };
             depthwise_conv(x.clone(), weight, Tensor::zeros([output], &x.device()), options)
         } else {
-            dense_conv(x, weight, self.stride)
+            dense_conv(x, weight, None, self.stride)
         };
         let y = self.norm.forward(y, statistics);
         if self.activation { silu(y) } else { y }
@@ -315,11 +327,16 @@ impl ConvNorm {
 }
 
 /// A convolution padded by `(K − 1) / 2`, as one matrix product of all windows.
-fn dense_conv(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
+pub(crate) fn dense_conv(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    stride: usize,
+) -> Tensor<4> {
     let [output, input, size, _] = weight.dims();
     let weight = weight.permute([2, 3, 1, 0]).reshape([size * size * input, output]);
     let windows = if (size, stride) == (1, 1) { x } else { patches(x, size, stride) };
-    linear(windows, weight, None)
+    linear(windows, weight, bias)
 }
 
 /// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),

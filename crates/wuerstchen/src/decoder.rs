@@ -279,7 +279,8 @@ impl DecoderConfig {
             }
             'T' => {
                 let time_embedding = self.c_r;
-                let config = TimestepBlockConfig { channels, time_embedding, conditions: 0 };
+                let config =
+                    TimestepBlockConfig { channels, time_embedding, further: Default::default() };
                 Block::Timestep(config.init(device))
             }
             _ => {

@@ -16,4 +16,4 @@ pub use res_block::{
 pub use resample::{
     Downscale, Upscale, channels_first, channels_last, pixel_shuffle, pixel_unshuffle,
 };
-pub use timestep_block::{TimestepBlock, TimestepBlockConfig, time_embedding};
+pub use timestep_block::{FurtherConditions, TimestepBlock, TimestepBlockConfig, time_embedding};
