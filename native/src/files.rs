@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use wuerstchen::fs::{Found, read, read_text, with_extension};
+use wuerstchen::fs::{Found, open_lora, read, read_text, with_extension};
 use wuerstchen::import::recognise;
-use wuerstchen::{Checkpoint, Family, Image, ModelFiles, Part};
+use wuerstchen::{Checkpoint, Family, Image, LoraFile, ModelFiles, Part};
 use wuerstchen_verify::Goldens;
 
 /// The model that runs where none is named.
@@ -71,6 +71,12 @@ pub(crate) fn read_originals(folder: &Path, family: &Family) -> Result<BTreeMap<
         }
     }
     Ok(weights)
+}
+
+/// Opens `original/lora.safetensors` of a folder, if it is there.
+pub(crate) fn read_original_lora(folder: &Path) -> Result<Option<LoraFile>> {
+    let path = folder.join("original/lora.safetensors");
+    Ok(path.is_file().then(|| open_lora(&path)).transpose()?)
 }
 
 /// Writes a file so that it is whole or not there: under another name first, then renamed. A link stays a

@@ -52,11 +52,13 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
     let goldens = files::read_goldens(&args.folder)?;
     let weights = files::read_originals(&args.folder, files.family())?;
     let originals = ModelFiles { texts: files.texts.clone(), weights };
+    let lora = files::read_original_lora(&args.folder)?;
     let found = devices::choose(args.device)?;
     let slack = if found.is_cpu() { 1.0 } else { GPU_SLACK };
     let subject = Subject {
         files: &files,
         originals: &originals,
+        lora: lora.as_ref(),
         goldens: &goldens,
         device: &found.device,
         slack,

@@ -6,7 +6,7 @@ mod networks;
 mod samplings;
 mod text;
 
-use wuerstchen::Checkpoint;
+use wuerstchen::{Checkpoint, Lora};
 
 use crate::compare::Recorder;
 use crate::report::{Verification, VerifyError};
@@ -36,6 +36,14 @@ pub(crate) async fn samplings(
     on_file: &mut dyn FnMut(&str),
 ) -> Result<(), VerifyError> {
     let Subject { files, goldens, device, slack, .. } = *subject;
+    if let (Some(golden), Some(lora)) = (goldens.tensors.get("lora"), subject.lora) {
+        on_file("lora");
+        let mut changed = files.clone();
+        changed.add_loras(vec![Lora::read(lora, files, 1.0)?])?;
+        let mut recorder = Recorder::new("lora", golden, slack);
+        networks::changed_prior(&mut recorder, &changed, device)?;
+        recorder.finish(result).await?;
+    }
     let (Some(golden), Some(case)) =
         (goldens.tensors.get("pipeline"), goldens.texts.get("pipeline"))
     else {

@@ -15,7 +15,7 @@ mod training;
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::prelude::*;
-use wuerstchen::{Checkpoint, ModelFiles, Part};
+use wuerstchen::{Checkpoint, LoraFile, ModelFiles, Part};
 
 use compare::Recorder;
 pub use report::{Check, Verification, VerifyError};
@@ -27,6 +27,8 @@ pub struct Subject<'a> {
     /// The same weights from the authors' original files, under the names of diffusers; may lack
     /// parts.
     pub originals: &'a ModelFiles,
+    /// A LoRA of the authors, where there is one that goldens were computed with.
+    pub lora: Option<&'a LoraFile>,
     /// What the reference computed.
     pub goldens: &'a Goldens,
     /// Where our code runs.
@@ -78,7 +80,7 @@ pub async fn verify(
     subject: &Subject<'_>,
     on_file: &mut dyn FnMut(&str),
 ) -> Result<Verification, VerifyError> {
-    let Subject { files, originals, goldens, device, slack } = *subject;
+    let Subject { files, originals, goldens, device, slack, .. } = *subject;
     let is_cascade = files.family().prior() == Part::CASCADE_PRIOR;
     let (stages, others, parts) = if is_cascade {
         (&cascade::STAGES, &cascade::OTHERS[..], cascade::PARTS)

@@ -77,6 +77,9 @@ pub enum BlockKind {
 /// Strides of EfficientNetV2-S, whose weights do not tell them.
 const V2_S_STRIDES: [usize; 6] = [1, 2, 2, 2, 1, 2];
 
+/// Strides of a smaller backbone that has the same 32 pixels a cell.
+const SMALL_STRIDES: [usize; 5] = [1, 2, 2, 2, 2];
+
 /// Mean and standard deviation of ImageNet's colours, `[0, 1]`.
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
@@ -177,9 +180,12 @@ impl PartConfig for CompressorConfig {
         Compressor { backbone, projection }
     }
 
-    /// Strides cannot be read off weights; those of EfficientNetV2-S are assumed.
+    /// Strides cannot be read off weights; those of EfficientNetV2-S are assumed, or those of one stage less.
     fn infer(weights: &Checkpoint) -> Option<Self> {
-        let stages = V2_S_STRIDES.len();
+        let stages = (1..).take_while(|i| weights.has(&format!("backbone.{i}.0.block.0.0.weight")));
+        let stages = stages.count();
+        let all = [&V2_S_STRIDES[..], &SMALL_STRIDES[..]];
+        let strides = all.into_iter().find(|strides| strides.len() == stages)?;
         let stage = |i: usize| {
             let layer = |number: usize| format!("backbone.{i}.0.block.{number}.0.weight");
             let (inner, input) = (weights.side(&layer(0), 0)?, weights.side(&layer(0), 1)?);
@@ -190,7 +196,7 @@ impl PartConfig for CompressorConfig {
                 // The last layer's; blocks have four of them, two or one.
                 channels: [3, 1, 0].into_iter().find_map(|last| weights.side(&layer(last), 0))?,
                 layers: weights.count(|l| format!("backbone.{i}.{l}.block.0.0.weight")),
-                stride: V2_S_STRIDES[i - 1],
+                stride: strides[i - 1],
             })
         };
         Some(Self {

@@ -2,12 +2,10 @@
 
 use std::str::FromStr;
 
-use burn::tensor::Device;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, PriorIndex};
 use crate::cascade::CascadeConfig;
 use crate::compressor::CompressorConfig;
@@ -15,7 +13,6 @@ use crate::decoder::DecoderConfig;
 use crate::error::LoadError;
 use crate::options::Defaults;
 use crate::part::{Description, Network, Part, PartConfig, Stage};
-use crate::pipeline::models::{self, Models};
 use crate::previewer::PreviewerConfig;
 use crate::prior::PriorConfig;
 use crate::text::{PooledTextConfig, TextEncoderConfig};
@@ -49,8 +46,6 @@ pub struct Family {
     pub defaults: fn() -> Defaults,
     /// How pictures' sizes become those of latents.
     pub sizes: SizeRule,
-    /// The networks that the families do not share.
-    pub(crate) models: fn(&ModelFiles, &Device) -> Result<Models, LoadError>,
 }
 
 /// How many latents a picture has on a side.
@@ -84,7 +79,6 @@ impl Family {
         previewer: None,
         defaults: Defaults::default,
         sizes: SizeRule::FromEmbedding,
-        models: models::wuerstchen,
     };
 
     /// Stable Cascade, the third version.
@@ -109,7 +103,6 @@ impl Family {
         previewer: Some(Part::CASCADE_PREVIEWER),
         defaults: Defaults::stable_cascade,
         sizes: SizeRule::FromPixels,
-        models: models::cascade,
     };
 
     /// All families.

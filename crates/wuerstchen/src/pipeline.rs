@@ -2,7 +2,7 @@
 
 mod denoiser;
 mod loader;
-pub(crate) mod models;
+mod models;
 mod pictures;
 mod progress;
 mod sampling;

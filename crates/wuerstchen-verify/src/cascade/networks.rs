@@ -180,6 +180,19 @@ fn unet(
     Ok(())
 }
 
+/// A prediction of Stage C with a LoRA.
+pub(super) fn changed_prior(
+    recorder: &mut Recorder,
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<(), VerifyError> {
+    let config: CascadeConfig = files.part_config(Part::CASCADE_PRIOR)?;
+    let model = config.load(files.weights(Part::CASCADE_PRIOR)?, device)?;
+    let y = Inputs::read(recorder, device)?.predict(&model);
+    recorder.check("y", y, DIFFUSION_BOUND);
+    Ok(())
+}
+
 /// The weights rounded to bf16.
 fn rounded(weights: &Checkpoint) -> Result<Checkpoint, VerifyError> {
     let tensor = |name: &str| {

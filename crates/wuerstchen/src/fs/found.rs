@@ -131,14 +131,28 @@ impl Found {
         for folder in subfolders(path)? {
             folders.push(snapshot(&folder)?);
         }
+        let mut with_pipelines = Vec::new();
         for folder in &folders {
             for place in 0..Family::WUERSTCHEN.pipelines.len() {
-                self.add_pipeline_at(folder, place)?;
+                if self.add_pipeline_at(folder, place)? {
+                    with_pipelines.push(folder);
+                }
             }
         }
         self.add_text(&path.join(CARD), CARD)?;
-        if self.origins.len() + self.ambiguous.len() > before || has_lone_part(path) {
-            self.add_lone_parts(&folders)?;
+        for part in lone_parts() {
+            let own = path.join(part.folder());
+            if own.is_dir() {
+                self.add_part(&own, Some(part))?;
+            }
+            // The published one is a file beside the folders of a pipeline.
+            let file = format!("{part}.safetensors");
+            let files = with_pipelines.iter().map(|folder| folder.join(&file));
+            if let Some(file) = files.into_iter().find(|file| file.is_file())
+                && !self.origins.contains_key(&part)
+            {
+                self.add_file(&file)?;
+            }
         }
         if self.origins.len() + self.ambiguous.len() == before {
             self.add_part(path, None)?;
@@ -153,8 +167,8 @@ impl Found {
         Ok(())
     }
 
-    /// Adds the pipeline in a folder that comes at this place among those of its family, if it is there.
-    fn add_pipeline_at(&mut self, folder: &Path, place: usize) -> Result<()> {
+    /// Adds the pipeline in a folder that comes at this place among those of its family; false if there is none.
+    fn add_pipeline_at(&mut self, folder: &Path, place: usize) -> Result<bool> {
         let mut found = Vec::new();
         for family in Family::ALL {
             let pipeline = family.pipelines[place];
@@ -171,7 +185,7 @@ impl Found {
                 found.push((pipeline, prefix));
             }
         }
-        let Some(&first) = found.first() else { return Ok(()) };
+        let Some(&first) = found.first() else { return Ok(false) };
         // Families call their parts alike: what is written beside them tells the family.
         let index = read_if_there(&folder.join("model_index.json"))?;
         let (pipeline, prefix) = match index.as_deref().and_then(class_of) {
@@ -187,24 +201,8 @@ impl Found {
                 found.iter().find(|found| is_described(folder, **found)).copied().unwrap_or(first)
             }
         };
-        self.add_pipeline(folder, pipeline, prefix)
-    }
-
-    /// Adds the parts that belong to no pipeline: each in a folder or file of its own.
-    fn add_lone_parts(&mut self, folders: &[PathBuf]) -> Result<()> {
-        for (folder, part) in
-            folders.iter().flat_map(|folder| lone_parts().map(move |p| (folder, p)))
-        {
-            let own = folder.join(part.folder());
-            if own.is_dir() && folder == &folders[0] {
-                self.add_part(&own, Some(part))?;
-            }
-            let file = folder.join(format!("{part}.safetensors"));
-            if file.is_file() && !self.origins.contains_key(&part) {
-                self.add_file(&file)?;
-            }
-        }
-        Ok(())
+        self.add_pipeline(folder, pipeline, prefix)?;
+        Ok(true)
     }
 
     /// Adds what a pipeline's folder has, in folders whose names begin with `prefix`.
@@ -371,11 +369,6 @@ fn is_described(folder: &Path, (pipeline, prefix): (PipelineFolder, &str)) -> bo
 /// The parts that belong to no pipeline.
 fn lone_parts() -> impl Iterator<Item = Part> {
     Part::all().filter(|part| !part.folder().contains('/'))
-}
-
-/// Whether a folder holds such a part.
-fn has_lone_part(folder: &Path) -> bool {
-    lone_parts().any(|part| folder.join(part.folder()).is_dir())
 }
 
 /// Folders that hold parts of a model where it is no web bundle: those of pipelines, parts in a pipeline's own

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::prelude::*;
 
 use super::denoiser::DiffusionStage;
-use super::models::Diffusion;
+use super::models::{Diffusion, Models};
 use super::text::TextPart;
 use super::{CompressorPart, ImageEncoderPart, Pipeline};
 use crate::bundle::ModelFiles;
@@ -32,7 +32,7 @@ impl PipelineLoader {
     pub fn new(files: &ModelFiles, device: &Device) -> Result<Self, LoadError> {
         let family = files.family();
         let [prior_pipeline, decoder_pipeline] = family.pipelines;
-        let models = (family.models)(files, device)?;
+        let models = Models::read(family, files, device)?;
         let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
         let text = |pipeline, part, text| TextPart::init(&files.tokenizer(pipeline), part, text);
         let decoder_text = family.decoder_text.zip(models.decoder_text);

@@ -9,6 +9,7 @@ use crate::cascade::CascadeConfig;
 use crate::config::ConfigError;
 use crate::decoder::DecoderConfig;
 use crate::error::LoadError;
+use crate::family::Family;
 use crate::part::{Part, PartConfig};
 use crate::prior::PriorConfig;
 use crate::text::{PooledTextConfig, TextEncoderConfig};
@@ -16,7 +17,7 @@ use crate::vision::ImageEncoderConfig;
 use crate::vqgan::VqganConfig;
 
 /// The networks of a family but those that all families have, without their weights.
-pub(crate) struct Models {
+pub(super) struct Models {
     pub(super) prior_text: Text,
     pub(super) prior: Diffusion,
     /// `None` where Stage B takes the text of Stage C's encoder.
@@ -39,8 +40,31 @@ pub(super) struct Diffusion {
     pub(super) smallest_side: usize,
 }
 
+/// Reads the configs of a model, checks that they fit together, and makes its networks.
+type Read = fn(&ModelFiles, &Device) -> Result<Models, LoadError>;
+
+/// By the Stage C of each family.
+const READ: [(Part, Read); 2] = [(Part::PRIOR, wuerstchen), (Part::CASCADE_PRIOR, cascade)];
+
+impl Models {
+    /// Those of a family.
+    ///
+    /// # Errors
+    ///
+    /// A config is missing, or two do not fit together.
+    pub(super) fn read(
+        family: &Family,
+        files: &ModelFiles,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        let own = READ.into_iter().find(|(prior, _)| *prior == family.prior());
+        let (_, read) = own.expect("every family has its networks here");
+        read(files, device)
+    }
+}
+
 /// Those of Würstchen v2.
-pub(crate) fn wuerstchen(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
+fn wuerstchen(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
     let prior: PriorConfig = files.part_config(Part::PRIOR)?;
     let decoder: DecoderConfig = files.part_config(Part::DECODER)?;
     let vqgan: VqganConfig = files.part_config(Part::VQGAN)?;
@@ -75,7 +99,7 @@ pub(crate) fn wuerstchen(files: &ModelFiles, device: &Device) -> Result<Models, 
 }
 
 /// Those of Stable Cascade.
-pub(crate) fn cascade(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
+fn cascade(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
     let prior: CascadeConfig = files.part_config(Part::CASCADE_PRIOR)?;
     let decoder: CascadeConfig = files.part_config(Part::CASCADE_DECODER)?;
     let vqgan: VqganConfig = files.part_config(Part::CASCADE_VQGAN)?;
