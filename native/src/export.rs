@@ -97,13 +97,13 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     }
     refuse_second_model(&args.output)?;
     let model = files::read_model(args.model.as_deref())?;
-    if let Some(part) = Pipeline::parts().find(|part| !model.weights.contains_key(part)) {
+    if let Some(part) = model.family().needed().find(|part| !model.weights.contains_key(part)) {
         bail!("the model lacks {part}: a browser needs all parts");
     }
     let device = devices::choose(args.device)?.device;
     // Nothing is read yet: what cannot be is told before minutes of work.
     let given = Pipeline::load(&model, &device, Residency::PerStage).context(CANNOT_LOAD)?;
-    let parts = Pipeline::parts().filter_map(|part| model.weights.get(&part));
+    let parts = model.family().needed().filter_map(|part| model.weights.get(&part));
     let plan = Plan::new(&args.plan, &given, parts.map(Checkpoint::parameters).sum());
     eprintln!("{}", plan.text(&given)?);
 

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use wuerstchen::fs::{Found, read, read_text, with_extension};
-use wuerstchen::{Checkpoint, ModelFiles, Part};
+use wuerstchen::fs::{Found, open_lora, read, read_text, with_extension};
+use wuerstchen::import::recognise;
+use wuerstchen::{Checkpoint, Family, LoraFile, ModelFiles, Part};
 use wuerstchen_verify::Goldens;
 
 /// The model that runs where none is named.
@@ -49,13 +50,31 @@ pub(crate) fn read_goldens(folder: &Path) -> Result<Goldens> {
     Ok(goldens)
 }
 
-/// Reads `original/*.pt` of a folder into the weights of the parts, named as in diffusers.
-pub(crate) fn read_originals(folder: &Path) -> Result<BTreeMap<Part, Checkpoint>> {
+/// Reads the authors' files in `original/` of a folder into the weights of a family's parts, named as in
+/// diffusers. Of two files of one part the first counts.
+pub(crate) fn read_originals(folder: &Path, family: &Family) -> Result<BTreeMap<Part, Checkpoint>> {
+    let folder = folder.join("original");
     let mut found = Found::default();
-    for path in with_extension(&folder.join("original"), "pt")? {
+    for path in with_extension(&folder, "pt")? {
         found.add(&path)?;
     }
-    Ok(found.finish()?.weights)
+    let mut weights = found.finish()?.weights;
+    for path in with_extension(&folder, "safetensors")? {
+        let name = path.display().to_string();
+        let original = Checkpoint::parse(&name, Arc::new(read(&path)?))?.from_original();
+        let mut parts = recognise(&original).into_iter();
+        // Files of other things than parts are none of these.
+        if let Some(part) = parts.find(|part| family.parts.contains(part)) {
+            weights.entry(part).or_insert(original);
+        }
+    }
+    Ok(weights)
+}
+
+/// Opens `original/lora.safetensors` of a folder, if it is there.
+pub(crate) fn read_original_lora(folder: &Path) -> Result<Option<LoraFile>> {
+    let path = folder.join("original/lora.safetensors");
+    Ok(path.is_file().then(|| open_lora(&path)).transpose()?)
 }
 
 fn stem(path: &Path) -> String {

@@ -26,7 +26,7 @@ use crate::progress::StepsBar;
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
     /// What the picture shows; may be left out where there is a picture to start from
-    #[arg(required_unless_present_any = ["prompts", "image"])]
+    #[arg(required_unless_present_any = ["prompts", "image", "picture_prompt"])]
     prompt: Option<String>,
     /// The PNG file to write, or its folder; several pictures are numbered, out-0.png, out-1.png, …
     #[arg(short, long, value_name = "FILE", default_value = "out.png")]
@@ -64,6 +64,10 @@ struct Inputs {
     /// Frames on the way, both ends included [default: 8]
     #[arg(long, value_name = "N")]
     frames: Option<usize>,
+    /// A picture as a prompt, which the result shall be like, beside or without words; may be given several
+    /// times. Stable Cascade with its image encoder takes them
+    #[arg(long, value_name = "FILE")]
+    picture_prompt: Vec<PathBuf>,
     /// A LoRA of Stage C, or its folder, and its weight; may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT]")]
     lora: Vec<LoraArg>,
@@ -74,6 +78,7 @@ struct Pictures {
     image: Option<Image>,
     image_to: Option<Image>,
     mask: Option<Mask>,
+    prompts: Vec<Image>,
 }
 
 /// What `--json` prints.
@@ -105,8 +110,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let settings = pipeline.settings(&args.options, pictures.image.as_ref())?;
     args.tell_of_prompts(&pipeline, &prompts)?;
     let frames = block_on(pipeline.frames(pictures.source(&settings), shares, &settings))?;
+    let like = match pictures.prompts.is_empty() {
+        true => None,
+        false => Some(block_on(pipeline.picture_prompt(&pictures.prompts))?),
+    };
     let batches = |prompt| frames.batches(prompt, inputs.prompt_to.as_deref(), settings.count);
-    let batches: Vec<_> = prompts.iter().flat_map(|prompt| batches(prompt)).collect();
+    let batches = prompts.iter().flat_map(|prompt| batches(prompt));
+    let batches: Vec<_> = batches.map(|batch| Batch { pictures: like.as_ref(), ..batch }).collect();
     let (mut generate_secs, mut made_settings) = (0.0, None);
     let mut left = outputs.iter();
     for batches in batches.chunks(if pipeline.is_resident() { 1 } else { TURN }) {
@@ -159,8 +169,9 @@ impl GenerateArgs {
     /// The files to write, of so many prompts or frames.
     fn outputs(&self, batches: usize) -> Result<Vec<Output>> {
         let count = self.options.resolve(&Defaults::default())?.count;
-        let Inputs { prompts, image, image_to, mask, lora, .. } = &self.inputs;
+        let Inputs { prompts, image, image_to, mask, lora, picture_prompt, .. } = &self.inputs;
         let inputs = [prompts, image, image_to, mask].into_iter().flatten().map(PathBuf::as_path);
+        let inputs = inputs.chain(picture_prompt.iter().map(PathBuf::as_path));
         let inputs = inputs.chain(self.model.path()).chain(lora.iter().map(|lora| &*lora.path));
         png_files(&self.output, "out.png", batches * count, &inputs.collect::<Vec<_>>())
     }
@@ -210,6 +221,11 @@ impl Inputs {
             image: read(&self.image)?,
             image_to: read(&self.image_to)?,
             mask: self.mask.as_deref().map(pictures::read_mask).transpose()?,
+            prompts: self
+                .picture_prompt
+                .iter()
+                .map(|path| pictures::read_image(path))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -224,6 +240,9 @@ impl Inputs {
         }
         if let Some((prompt, _)) = batch.towards {
             settings["promptTo"] = json!(prompt);
+        }
+        if !self.picture_prompt.is_empty() {
+            settings["picturePrompts"] = self.picture_prompt.iter().map(|p| file_name(p)).collect();
         }
         if !self.lora.is_empty() {
             let lora = |lora: &LoraArg| format!("{}:{}", file_name(&lora.path), lora.weight);

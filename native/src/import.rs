@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use wuerstchen::fs::{Found, Origin};
 use wuerstchen::import::complete;
-use wuerstchen::{Family, ModelFiles, Part, Pipeline};
+use wuerstchen::{ModelFiles, Part};
 
 use crate::export::{Dtype, finish_bundle, refuse_second_model, write_shards};
 use crate::files;
@@ -88,9 +88,12 @@ fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>) -> Report {
         }
     };
     let parts: Vec<_> = found.origins.iter().map(part).collect();
-    let missing = Pipeline::parts().filter(|part| !model.weights.contains_key(part));
+    let family = model.family();
+    let missing = family.needed().filter(|part| !model.weights.contains_key(part));
     let mut lacking: Vec<_> = missing.map(|part| part.to_string()).collect();
-    for pipeline in Family::WUERSTCHEN.pipelines {
+    // Stage B needs a tokenizer where it has a text encoder.
+    let encoders = [Some(family.prior_text), family.decoder_text];
+    for (pipeline, _) in family.pipelines.iter().zip(encoders).filter(|(_, text)| text.is_some()) {
         if !model.tokenizer(*pipeline).is_complete() {
             lacking.push(pipeline.tokenizer());
         }

@@ -7,10 +7,12 @@ use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use wuerstchen::cascade::CascadeConditions;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::fs::open;
 use wuerstchen::{
-    Checkpoint, DecoderConfig, ModelFiles, Part, PartConfig, PriorConfig, VqganConfig, WeightDtype,
+    CascadeConfig, Checkpoint, DecoderConfig, ModelFiles, Part, PartConfig, PriorConfig,
+    VqganConfig, WeightDtype,
 };
 
 use crate::devices::Found;
@@ -25,7 +27,8 @@ pub(crate) struct StageArgs {
     /// The model of that stage, as `generate` takes it [default: the built-in model]
     #[arg(short, long, value_name = "PATH", requires = "stage")]
     model: Option<PathBuf>,
-    /// A safetensors file with STAGE/x, STAGE/t, STAGE/text, decoder/embedding, vqgan/latents
+    /// A safetensors file with STAGE/x, STAGE/t, STAGE/text, decoder/embedding, vqgan/latents; of Stable
+    /// Cascade STAGE/pooled too, and no decoder/text
     #[arg(long, value_name = "FILE", requires = "stage")]
     inputs: Option<PathBuf>,
     /// Writes the last prediction as STAGE/out into a safetensors file
@@ -52,7 +55,12 @@ pub(crate) fn run(args: &StageArgs, found: &Found, runs: usize) -> Result<bool> 
         Stage::Vqgan => "vqgan",
     };
     let files = files::read_model(args.model.as_deref())?;
-    let predict = predictor(stage, &files, &inputs.under(&format!("{name}/")), device)?;
+    let inputs = inputs.under(&format!("{name}/"));
+    let predict = if files.family().prior() == Part::CASCADE_PRIOR {
+        cascade_predictor(stage, &files, &inputs, device)?
+    } else {
+        predictor(stage, &files, &inputs, device)?
+    };
     let load_secs = started.elapsed().as_secs_f64();
     let mut secs = Vec::new();
     let mut out = None;
@@ -99,13 +107,53 @@ fn predictor(
             let embedding = tensor::<4>(inputs, "embedding", device)?;
             Box::new(move || decoder.forward(x.clone(), &t, embedding.clone(), text.clone()))
         }
-        Stage::Vqgan => {
-            let config: VqganConfig = files.part_config(Part::VQGAN)?;
-            let vqgan = config.load(files.weights(Part::VQGAN)?, device)?;
-            let latents = tensor::<4>(inputs, "latents", device)? * config.scale_factor;
-            Box::new(move || vqgan.decode(latents.clone()))
-        }
+        Stage::Vqgan => vqgan_predictor(Part::VQGAN, files, inputs, device)?,
     })
+}
+
+/// A stage of Stable Cascade with its weights and inputs.
+fn cascade_predictor(
+    stage: Stage,
+    files: &ModelFiles,
+    inputs: &Checkpoint,
+    device: &Device,
+) -> Result<Box<dyn Fn() -> Tensor<4>>> {
+    let part = match stage {
+        Stage::Prior => Part::CASCADE_PRIOR,
+        Stage::Decoder => Part::CASCADE_DECODER,
+        Stage::Vqgan => return vqgan_predictor(Part::CASCADE_VQGAN, files, inputs, device),
+    };
+    let config: CascadeConfig = files.part_config(part)?;
+    let model = config.load(files.weights(part)?, device)?;
+    let (x, t) = (tensor::<4>(inputs, "x", device)?, inputs.values("t")?);
+    let pooled = tensor::<2>(inputs, "pooled", device)?;
+    let text = inputs.has("text").then(|| tensor::<3>(inputs, "text", device)).transpose()?;
+    let embedding = inputs.has("embedding").then(|| tensor::<4>(inputs, "embedding", device));
+    let embedding = embedding.transpose()?;
+    Ok(Box::new(move || {
+        let conditions = CascadeConditions {
+            text_pooled: pooled.clone(),
+            text: text.clone(),
+            images: None,
+            image_embedding: embedding.clone(),
+            pixels: None,
+            sca: 0.0,
+            crp: 0.0,
+        };
+        model.forward(x.clone(), &t, &conditions)
+    }))
+}
+
+fn vqgan_predictor(
+    part: Part,
+    files: &ModelFiles,
+    inputs: &Checkpoint,
+    device: &Device,
+) -> Result<Box<dyn Fn() -> Tensor<4>>> {
+    let config: VqganConfig = files.part_config(part)?;
+    let vqgan = config.load(files.weights(part)?, device)?;
+    let latents = tensor::<4>(inputs, "latents", device)? * config.scale_factor;
+    Ok(Box::new(move || vqgan.decode(latents.clone())))
 }
 
 fn tensor<const D: usize>(inputs: &Checkpoint, name: &str, device: &Device) -> Result<Tensor<D>> {

@@ -37,6 +37,9 @@ struct Report<'a> {
     ok: bool,
     device: &'a str,
     checks: &'a [Check],
+    /// Goldens that nothing was compared with.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    unchecked: &'a [String],
 }
 
 /// Compares everything; false if a bound is passed.
@@ -47,13 +50,15 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
     }
     let files = files::read_model(Some(&args.folder))?;
     let goldens = files::read_goldens(&args.folder)?;
-    let weights = files::read_originals(&args.folder)?;
+    let weights = files::read_originals(&args.folder, files.family())?;
     let originals = ModelFiles { texts: files.texts.clone(), weights };
+    let lora = files::read_original_lora(&args.folder)?;
     let found = devices::choose(args.device)?;
     let slack = if found.is_cpu() { 1.0 } else { GPU_SLACK };
     let subject = Subject {
         files: &files,
         originals: &originals,
+        lora: lora.as_ref(),
         goldens: &goldens,
         device: &found.device,
         slack,
@@ -67,10 +72,17 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
     }
     let ok = verification.ok();
     if args.json {
-        let report = Report { ok, device: &found.name, checks: &verification.checks };
+        let report = Report {
+            ok,
+            device: &found.name,
+            checks: &verification.checks,
+            unchecked: &verification.left_out,
+        };
         crate::print(&serde_json::to_string(&report)?)?;
     } else {
-        crate::print(&table(&verification.checks))?;
+        let left_out = verification.left_out.iter().map(|name| format!("not checked: {name}"));
+        let lines = std::iter::once(table(&verification.checks)).chain(left_out);
+        crate::print(&lines.collect::<Vec<_>>().join("\n"))?;
     }
     Ok(ok)
 }

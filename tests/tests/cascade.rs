@@ -7,8 +7,10 @@ use burn::prelude::*;
 use serde_json::{Value, json};
 use wuerstchen::cascade::{CascadeConditions, CascadeConfig};
 use wuerstchen::weights::{load, shapes};
-use wuerstchen::{Checkpoint, KeyTable};
-use wuerstchen_tests::error_of;
+use wuerstchen::{
+    Checkpoint, GenerateOptions, KeyTable, ModelFiles, PartConfig, Pipeline, Residency,
+};
+use wuerstchen_tests::{built_in, error_of};
 
 /// As for the stages of the second version.
 const TOLERANCE: f64 = 1e-4;
@@ -41,13 +43,16 @@ fn error(stage: &str) -> f64 {
     let planes = |name: &str| Tensor::<4>::from_data(data(name), &device);
     let tokens = |name: &str| Tensor::<3>::from_data(data(name), &device);
     let conditions = CascadeConditions {
-        times: &golden.values("t").unwrap(),
         text_pooled: tokens("clip_text_pooled").squeeze_dim(1),
         text: has("clip_text").then(|| tokens("clip_text")),
-        image: has("clip_img").then(|| tokens("clip_img").squeeze_dim(1)),
+        images: has("clip_img").then(|| tokens("clip_img")),
         image_embedding: has("effnet").then(|| planes("effnet")),
+        pixels: None,
+        sca: 0.0,
+        crp: 0.0,
     };
-    error_of(model.forward(planes("x"), conditions), planes("output"))
+    let times = golden.values("t").unwrap();
+    error_of(model.forward(planes("x"), &times, &conditions), planes("output"))
 }
 
 #[test]
@@ -116,4 +121,27 @@ fn the_published_models_have_their_sizes() {
         "up_blocks_repeat_mappers": [2, 2, 2, 2],
     }));
     assert_eq!(small, 699_471_248);
+}
+
+/// Both families by one loader, in one process.
+#[test]
+fn two_families_make_pictures_side_by_side() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/cascade");
+    let cascade = ModelFiles::open(folder).unwrap();
+    let options = GenerateOptions {
+        width: Some(64),
+        height: Some(64),
+        prior_steps: Some(1),
+        decoder_steps: Some(1),
+        ..Default::default()
+    };
+    let make = |files: &ModelFiles| {
+        let pipeline = Pipeline::load(files, &Device::flex(), Residency::Auto).unwrap();
+        let made = pipeline.generate_blocking("a red hat", &options).unwrap();
+        (pipeline.family.name, made.images[0].clone())
+    };
+    let [(first, of_first), (second, of_second)] = [&built_in(), &cascade].map(make);
+    assert_eq!((first, second), ("Würstchen v2", "Stable Cascade"));
+    assert_ne!(of_first, of_second);
+    assert_eq!(make(&built_in()).1, of_first);
 }

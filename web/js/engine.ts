@@ -15,7 +15,7 @@ import type {
   Stage,
   Support,
 } from './types.js';
-import type { Engine, Generated, Picture, Source, Wasm } from './wasm.js';
+import type { Engine, Generated, Picture, PicturePrompts, Source, Wasm } from './wasm.js';
 
 /** What a self-test has shown to work, and what it runs on. */
 export interface Tested {
@@ -86,9 +86,11 @@ export class ModelEngine {
     try {
       const { prompt, promptTo, frames } = job;
       const source = await this.#source(job);
+      const pictures = await this.#pictures(job);
       progress.resume();
       const options = optionsJson(job, seed);
-      generated = await this.#engine.generate(prompt, promptTo, frames, options, source, onStep);
+      const inputs = [prompt, promptTo, frames, options, source] as const;
+      generated = await this.#engine.generate(...inputs, onStep, pictures);
       signal.throwIfAborted();
       const gpuError = this.#gpu?.takeError();
       if (gpuError) throw gpuError;
@@ -116,6 +118,16 @@ export class ModelEngine {
     if (painted) source.setMask(painted.width, painted.rgba);
     if (end) source.setEnd(end.width, end.rgba);
     return source;
+  }
+
+  async #pictures({ picturePrompts }: Job): Promise<PicturePrompts | undefined> {
+    if (!picturePrompts) return undefined;
+    const pictures = new this.#wasm.PicturePrompts();
+    for (const [i, picture] of picturePrompts.entries()) {
+      const pixels = await toPixels(picture, `picturePrompts[${i}]`);
+      pictures.add(pixels.width, pixels.rgba);
+    }
+    return pictures;
   }
 
   async #preview(

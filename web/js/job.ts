@@ -12,6 +12,7 @@ export interface Job {
   readonly image?: PictureSource;
   readonly mask?: PictureSource;
   readonly imageTo?: PictureSource;
+  readonly picturePrompts?: readonly PictureSource[];
   /** Steps between previews; 0 for none. */
   readonly previewEvery: number;
   readonly intermediates: boolean;
@@ -27,8 +28,18 @@ export interface Job {
 export function toJob(options: GenerateOptions): Job {
   const { onProgress, signal, preview, ...others } = options;
   const copies = Object.entries(others).map(([name, value]) => [name, copy(name, value)]);
-  const { image, mask, imageTo, prompt, promptTo, frames, intermediates, format, ...picture } =
-    Object.fromEntries(copies) as typeof others;
+  const {
+    image,
+    mask,
+    imageTo,
+    picturePrompts,
+    prompt,
+    promptTo,
+    frames,
+    intermediates,
+    format,
+    ...picture
+  } = Object.fromEntries(copies) as typeof others;
   return {
     prompt,
     promptTo,
@@ -37,6 +48,7 @@ export function toJob(options: GenerateOptions): Job {
     image,
     mask,
     imageTo,
+    picturePrompts,
     // They are only made where somebody sees them.
     previewEvery: preview === false || !onProgress ? 0 : (preview?.every ?? 1),
     intermediates: intermediates ?? false,

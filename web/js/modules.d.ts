@@ -6,6 +6,7 @@ declare module 'wuerstchen-wasm/cpu' {
   export const openDevice: Wasm['openDevice'];
   export const Loader: Wasm['Loader'];
   export const Source: Wasm['Source'];
+  export const PicturePrompts: Wasm['PicturePrompts'];
 }
 
 declare module 'wuerstchen-wasm/webgpu' {
@@ -14,4 +15,5 @@ declare module 'wuerstchen-wasm/webgpu' {
   export const openDevice: Wasm['openDevice'];
   export const Loader: Wasm['Loader'];
   export const Source: Wasm['Source'];
+  export const PicturePrompts: Wasm['PicturePrompts'];
 }

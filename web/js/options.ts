@@ -55,6 +55,10 @@ const PICTURE: Kind = {
     'createImageBitmap(…) makes an ImageBitmap of an <img>, a <canvas> or a video. The data of an ' +
     'ImageData are four bytes a pixel, and must not be transferred.',
 };
+const PICTURES: Kind = {
+  is: (value) => Array.isArray(value) && value.length > 0 && value.every(PICTURE.is),
+  text: 'an array of Blobs, ImageBitmaps or ImageData',
+};
 const isFile = (value: unknown) => ['Blob', 'File'].includes(classOf(value));
 const MODEL: Kind = {
   is: (value) => {
@@ -106,7 +110,11 @@ const GENERATE_KINDS: Record<keyof GenerateOptions, Kind> = {
   timesteps: TIMES,
   decoderSteps: WHOLE,
   decoderGuidanceScale: NUMBER,
-  sampler: oneOf('ddpm', 'ddim'),
+  sampler: oneOf('ddpm', 'ddim', 'lcm'),
+  recipe: oneOf('diffusers', 'authors'),
+  priorShift: NUMBER,
+  decoderShift: NUMBER,
+  guidanceRescale: NUMBER,
   promptSyntax: oneOf('weighted', 'plain'),
   vqganRows: WHOLE,
   promptTo: STRING,
@@ -115,6 +123,7 @@ const GENERATE_KINDS: Record<keyof GenerateOptions, Kind> = {
   image: PICTURE,
   mask: PICTURE,
   imageTo: PICTURE,
+  picturePrompts: PICTURES,
   preview: PREVIEW,
   intermediates: BOOLEAN,
   format: oneOf('bitmap', 'blob', 'imageData'),

@@ -70,7 +70,7 @@ export interface Defaults {
   readonly priorGuidanceScale: number;
   readonly decoderSteps: number;
   readonly decoderGuidanceScale: number;
-  readonly sampler: 'ddpm' | 'ddim';
+  readonly sampler: 'ddpm' | 'ddim' | 'lcm';
 }
 
 export interface SelfTest {
@@ -145,7 +145,15 @@ export interface PictureOptions {
   readonly timesteps?: readonly number[];
   readonly decoderSteps?: number;
   readonly decoderGuidanceScale?: number;
-  readonly sampler?: 'ddpm' | 'ddim';
+  readonly sampler?: 'ddpm' | 'ddim' | 'lcm';
+  /** Whose way of sampling: diffusers', or that of Stable Cascade's authors with their numbers. */
+  readonly recipe?: 'diffusers' | 'authors';
+  /** Above 1, the prior takes more of its steps where there is much noise; default 1. */
+  readonly priorShift?: number;
+  /** The same of the decoder. */
+  readonly decoderShift?: number;
+  /** How far guidance leaves the spread of predictions as it was, 0 to 1; default 0. */
+  readonly guidanceRescale?: number;
   /** What brackets in prompts mean: weights, as in `(red:1.3)`, or nothing; default `weighted`. */
   readonly promptSyntax?: 'weighted' | 'plain';
   /** Rows of latents that Stage A decodes at a time, 0 for all: fewer take less memory; the picture stays the same. */
@@ -171,6 +179,11 @@ export interface GenerateOptions extends PictureOptions {
   readonly mask?: PictureSource;
   /** Makes frames on the way from `image` to this one; not with a mask. */
   readonly imageTo?: PictureSource;
+  /**
+   * Pictures as prompts, which the result shall be like, beside `prompt` or with an empty one. A model of
+   * Stable Cascade with its image encoder takes them.
+   */
+  readonly picturePrompts?: readonly PictureSource[];
   /** Pictures of the latents while they are made; `every` n steps, default 1. */
   readonly preview?: false | { readonly every?: number };
   /** Also return what each stage made, for those who look inside. */

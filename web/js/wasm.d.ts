@@ -35,6 +35,12 @@ export interface Source {
   free(): void;
 }
 
+/** Pictures as prompts. */
+export interface PicturePrompts {
+  add(width: number, rgba: Uint8Array): void;
+  free(): void;
+}
+
 export interface Engine {
   /** Runs the manifest's golden vectors; JSON of `SelfTest`. */
   selfTest(): Promise<string>;
@@ -49,6 +55,8 @@ export interface Engine {
     /** Used up. */
     source: Source | undefined,
     onStep: (stage: Stage, step: number, steps: number, shape: Uint32Array, latents: Float32Array) => Promise<boolean>,
+    /** Used up. */
+    pictures?: PicturePrompts,
   ): Promise<Generated>;
   /** The first picture of a batch of Stage C's or B's latents; undefined where there is nothing to show. */
   preview(stage: Stage, shape: Uint32Array, latents: Float32Array): Promise<Picture | undefined>;
@@ -72,4 +80,5 @@ export interface Wasm {
   openDevice(): Promise<void>;
   Loader: new (manifestJson: string, contentsJson: string) => Loader;
   Source: new (width: number, rgba: Uint8Array) => Source;
+  PicturePrompts: new () => PicturePrompts;
 }

@@ -17,9 +17,9 @@ use wasm_bindgen_futures::JsFuture;
 use wuerstchen::interpolate::shares;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
-    Checkpoint, Error, GenerateOptions, Generated as Made, Image, LoadError, Lora, LoraError,
-    LoraFile, Manifest, Mask, Part, Pipeline, PipelineLoader, Progress, PromptSyntax, Provenance,
-    Stage, Unread, WebBundle,
+    Batch, Checkpoint, Error, GenerateOptions, Generated as Made, Image, LoadError, Lora,
+    LoraError, LoraFile, Manifest, Mask, Part, Pipeline, PipelineLoader, Progress, PromptSyntax,
+    Provenance, Stage, Unread, WebBundle,
 };
 
 #[cfg(all(feature = "cpu", feature = "webgpu", target_family = "wasm"))]
@@ -71,7 +71,7 @@ impl Loader {
     pub fn new(manifest_json: &str, contents_json: &str) -> Result<Self, JsValue> {
         let manifest = Manifest::parse(manifest_json).map_err(load_error)?;
         let bundle = manifest.with_contents(contents_json.as_bytes()).map_err(load_error)?;
-        let pipeline = PipelineLoader::new(&bundle.texts(), &device()).map_err(load_error)?;
+        let pipeline = PipelineLoader::new(&bundle.outline(), &device()).map_err(load_error)?;
         let (loras, unpacking) = (Loras::default(), Unpacking::default());
         Ok(Self { bundle, loras, unpacking, pipeline })
     }
@@ -172,6 +172,7 @@ impl Engine {
         options_json: String,
         source: Option<Source>,
         on_step: Function,
+        pictures: Option<PicturePrompts>,
     ) -> Result<Generated, JsValue> {
         let options: GenerateOptions = serde_json::from_str(&options_json)
             .map_err(|reason| error("invalid-argument", &reason.to_string()))?;
@@ -186,7 +187,8 @@ impl Engine {
         };
         let unread = self.unread(&prompt, prompt_to.as_deref(), options.prompt_syntax)?;
         let prompts = (prompt.as_str(), prompt_to.as_deref());
-        let made = self.make(prompts, frames, &options, source, step).await;
+        let inputs = Inputs { frames, source, pictures };
+        let made = self.make(prompts, inputs, &options, step).await;
         let model = self.bundle.manifest().name.clone();
         let loras = self.loras.names.clone();
         match (made, failure) {
@@ -239,11 +241,11 @@ impl Engine {
     async fn make(
         &self,
         (prompt, prompt_to): (&str, Option<&str>),
-        frames: Option<usize>,
+        inputs: Inputs,
         options: &GenerateOptions,
-        source: Option<Source>,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Made>, Error> {
+        let Inputs { frames, source, pictures } = inputs;
         let source = source.as_ref().map(|Source { image, mask, towards }| wuerstchen::Source {
             image,
             mask: mask.as_ref(),
@@ -253,7 +255,13 @@ impl Engine {
         let has_end = prompt_to.is_some() || source.is_some_and(|source| source.towards.is_some());
         let shares = shares(has_end, frames, settings.count)?;
         let frames = self.pipeline.frames(source, shares, &settings).await?;
-        let batches: Vec<_> = frames.batches(prompt, prompt_to, settings.count).collect();
+        let like = match pictures {
+            Some(pictures) => Some(self.pipeline.picture_prompt(&pictures.images).await?),
+            None => None,
+        };
+        let batches = frames.batches(prompt, prompt_to, settings.count);
+        let batches: Vec<_> =
+            batches.map(|batch| Batch { pictures: like.as_ref(), ..batch }).collect();
         self.pipeline.generate_batches(&batches, &settings, on_step).await
     }
 }
@@ -300,6 +308,34 @@ impl Source {
     pub fn set_mask(&mut self, width: usize, rgba: &[u8]) {
         self.mask = Some(pixels::mask(width, rgba));
     }
+}
+
+/// Pictures as prompts.
+#[wasm_bindgen]
+#[derive(Default)]
+pub struct PicturePrompts {
+    images: Vec<Image>,
+}
+
+#[wasm_bindgen]
+impl PicturePrompts {
+    /// None yet.
+    #[wasm_bindgen(constructor)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a picture: `rgba` has four bytes a pixel, as `ImageData` has them.
+    pub fn add(&mut self, width: usize, rgba: &[u8]) {
+        self.images.push(pixels::image(width, rgba));
+    }
+}
+
+/// What a generation starts from besides prompts.
+struct Inputs {
+    frames: Option<usize>,
+    source: Option<Source>,
+    pictures: Option<PicturePrompts>,
 }
 
 /// What a generation made.

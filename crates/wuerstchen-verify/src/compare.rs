@@ -1,5 +1,8 @@
 //! Golden inputs and comparison with golden outputs.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use burn::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use wuerstchen::blocks::channels_first;
@@ -16,6 +19,8 @@ pub(crate) struct Recorder<'a> {
     pending_integers: Vec<(String, Tensor<1, Int>)>,
     checks: Vec<Check>,
     computed: Vec<Computed>,
+    /// Golden tensors that were inputs.
+    inputs: RefCell<BTreeSet<String>>,
 }
 
 /// A comparison that waits for [`Recorder::finish`]: browsers read from a GPU only asynchronously.
@@ -49,6 +54,7 @@ impl<'a> Recorder<'a> {
             pending_integers: Vec::new(),
             checks: Vec::new(),
             computed: Vec::new(),
+            inputs: RefCell::default(),
         }
     }
 
@@ -67,6 +73,7 @@ impl<'a> Recorder<'a> {
     }
 
     pub(crate) fn shape(&self, name: &str) -> Result<&[usize], VerifyError> {
+        self.inputs.borrow_mut().insert(name.to_owned());
         self.golden.shape(name).ok_or_else(|| self.error(format!("expected a tensor {name:?}")))
     }
 
@@ -76,8 +83,15 @@ impl<'a> Recorder<'a> {
     }
 
     pub(crate) fn integers(&self, name: &str) -> Result<Vec<i64>, VerifyError> {
+        self.shape(name)?;
         let integers = self.golden.integers(name);
         integers.ok_or_else(|| self.error(format!("expected 64-bit integers {name:?}")))
+    }
+
+    pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>, VerifyError> {
+        self.shape(name)?;
+        let bytes = self.golden.bytes(name);
+        bytes.ok_or_else(|| self.error(format!("expected bytes {name:?}")))
     }
 
     pub(crate) fn tensor<const D: usize>(
@@ -135,8 +149,19 @@ impl<'a> Recorder<'a> {
 
     /// Compares what an observer saw: channels-last features, under a module's name.
     pub(crate) fn check_observed(&mut self, module: &str, ours: &Tensor<4>, bound: f64) {
-        let name = format!("act/{module}:out");
-        let name = if self.has(&name) { name } else { module.to_owned() };
+        self.check_observed_of("", module, ours, bound);
+    }
+
+    /// As [`Self::check_observed`], in a case whose goldens' names begin with `case`.
+    pub(crate) fn check_observed_of(
+        &mut self,
+        case: &str,
+        module: &str,
+        ours: &Tensor<4>,
+        bound: f64,
+    ) {
+        let name = format!("{case}act/{module}:out");
+        let name = if self.has(&name) { name } else { format!("{case}{module}") };
         self.check(&name, channels_first(ours.clone()), bound);
     }
 
@@ -229,6 +254,18 @@ impl<'a> Recorder<'a> {
             let ours = data.try_to_vec::<i64>().expect("converted to i64");
             self.check_equal(&name, &ours, &self.integers(&name)?);
         }
+        let checked: BTreeSet<_> = self.checks.iter().map(|check| &check.name).collect();
+        let inputs = self.inputs.borrow();
+        // What the authors' weights are compared with has been told already.
+        let is_first = !self.file.contains('/');
+        let left = self
+            .golden
+            .names()
+            .filter(|_| is_first)
+            .filter(|name| !inputs.contains(*name) && !checked.contains(&(*name).to_owned()));
+        let left = left.map(|name| format!("{}/{name}", self.file));
+        result.left_out.extend(left);
+        drop(inputs);
         // A value that was computed in two ways is written once.
         self.computed.sort_by(|a, b| a.name.cmp(&b.name));
         self.computed.dedup_by(|a, b| a.name == b.name);

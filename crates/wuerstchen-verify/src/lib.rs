@@ -3,6 +3,7 @@
 //! A folder of goldens holds, for a tiny model, what each part makes of given inputs. Every golden
 //! is computed again here from the same inputs and weights, and compared under a stated bound.
 
+mod cascade;
 mod compare;
 mod pictures;
 mod report;
@@ -11,10 +12,10 @@ mod stages;
 mod text;
 mod training;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::prelude::*;
-use wuerstchen::{Checkpoint, ModelFiles};
+use wuerstchen::{Checkpoint, LoraFile, ModelFiles, Part};
 
 use compare::Recorder;
 pub use report::{Check, Verification, VerifyError};
@@ -26,6 +27,8 @@ pub struct Subject<'a> {
     /// The same weights from the authors' original files, under the names of diffusers; may lack
     /// parts.
     pub originals: &'a ModelFiles,
+    /// A LoRA of the authors, where there is one that goldens were computed with.
+    pub lora: Option<&'a LoraFile>,
     /// What the reference computed.
     pub goldens: &'a Goldens,
     /// Where our code runs.
@@ -77,13 +80,24 @@ pub async fn verify(
     subject: &Subject<'_>,
     on_file: &mut dyn FnMut(&str),
 ) -> Result<Verification, VerifyError> {
-    let Subject { files, originals, goldens, device, slack } = *subject;
+    let Subject { files, originals, goldens, device, slack, .. } = *subject;
+    let is_cascade = files.family().prior() == Part::CASCADE_PRIOR;
+    let (stages, others, parts) = if is_cascade {
+        (&cascade::STAGES, &cascade::OTHERS[..], cascade::PARTS)
+    } else {
+        (&STAGES, &OTHERS[..], stages::PARTS)
+    };
+    // Parts that only the original files have are compared in place of those of the folders.
+    let mut all = files.clone();
+    for (part, weights) in &originals.weights {
+        all.weights.entry(*part).or_insert_with(|| weights.clone());
+    }
     let mut result = Verification::default();
-    for (name, compare) in STAGES.into_iter().chain(OTHERS) {
+    for &(name, compare) in stages.iter().chain(others) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
         on_file(name);
         let mut recorder = Recorder::new(name, golden, slack);
-        compare(&mut recorder, files, device)?;
+        compare(&mut recorder, &all, device)?;
         recorder.finish(&mut result).await?;
     }
     if let Some(rows) = goldens.texts.get("tokenizer") {
@@ -93,24 +107,15 @@ pub async fn verify(
         text::tokenizers(&mut recorder, files, rows)?;
         recorder.finish(&mut result).await?;
     }
-    if let (Some(golden), Some(case)) =
-        (goldens.tensors.get("pipeline"), goldens.texts.get("pipeline"))
-    {
-        on_file("pipeline");
-        let studio = pictures::Studio::load(files, golden, case, device)?;
-        let mut recorder = Recorder::new("pipeline", golden, slack);
-        studio.variants(&mut recorder).await?;
-        recorder.finish(&mut result).await?;
-        if let Some(golden) = goldens.tensors.get("combined") {
-            on_file("combined");
-            let mut recorder = Recorder::new("combined", golden, slack);
-            studio.combined(&mut recorder).await?;
-            recorder.finish(&mut result).await?;
-        }
+    if is_cascade {
+        cascade::samplings(subject, &mut result, on_file).await?;
+    } else {
+        pictures::samplings(subject, &mut result, on_file).await?;
     }
-    for ((name, compare), part) in STAGES.into_iter().zip(stages::PARTS) {
+    for (&(name, compare), part) in stages.iter().zip(parts) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
-        if originals.weights.contains_key(&part) {
+        // A part that lies in one place only has been compared already.
+        if originals.weights.contains_key(&part) && files.weights.contains_key(&part) {
             let name = format!("original/{name}");
             on_file(&name);
             let mut recorder = Recorder::new(&name, golden, slack);
@@ -118,5 +123,8 @@ pub async fn verify(
             recorder.finish(&mut result).await?;
         }
     }
+    let compared: BTreeSet<String> = result.computed.keys().cloned().collect();
+    let files = goldens.tensors.keys().filter(|name| !compared.contains(*name));
+    result.left_out.extend(files.cloned());
     Ok(result)
 }

@@ -6,17 +6,20 @@ use burn::prelude::*;
 use serde::Deserialize;
 use wuerstchen::guidance::is_guided;
 use wuerstchen::pipeline::{Guided, Sampling, TextPart};
-use wuerstchen::{Checkpoint, Image, ModelFiles, Pipeline, Progress, Residency, Sampler};
+use wuerstchen::{
+    Checkpoint, Image, ModelFiles, Pipeline, Progress, Residency, Sampler, TextEmbedding,
+};
 
+use crate::Subject;
 use crate::compare::{Recorder, read};
-use crate::report::VerifyError;
+use crate::report::{Verification, VerifyError};
 
 /// Largest relative error of latents after all steps and of pictures: every step multiplies the
 /// error of the one before.
-const SAMPLING_BOUND: f64 = 1e-3;
+pub(crate) const SAMPLING_BOUND: f64 = 1e-3;
 
 /// Largest share of picture bytes that are more than one level off.
-const BYTES_BOUND: f64 = 1e-3;
+pub(crate) const BYTES_BOUND: f64 = 1e-3;
 
 /// Decoder guidance of the golden `dec_cfg`.
 const DECODER_GUIDANCE: f64 = 2.0;
@@ -40,6 +43,32 @@ fn decoder_guidance() -> f64 {
     DECODER_GUIDANCE
 }
 
+/// Compares whole samplings; `on_file` is called before each file.
+pub(crate) async fn samplings(
+    subject: &Subject<'_>,
+    result: &mut Verification,
+    on_file: &mut dyn FnMut(&str),
+) -> Result<(), VerifyError> {
+    let Subject { files, goldens, device, slack, .. } = *subject;
+    let (Some(golden), Some(case)) =
+        (goldens.tensors.get("pipeline"), goldens.texts.get("pipeline"))
+    else {
+        return Ok(());
+    };
+    on_file("pipeline");
+    let studio = Studio::load(files, golden, case, device)?;
+    let mut recorder = Recorder::new("pipeline", golden, slack);
+    studio.variants(&mut recorder).await?;
+    recorder.finish(result).await?;
+    if let Some(golden) = goldens.tensors.get("combined") {
+        on_file("combined");
+        let mut recorder = Recorder::new("combined", golden, slack);
+        studio.combined(&mut recorder).await?;
+        recorder.finish(result).await?;
+    }
+    Ok(())
+}
+
 /// A pipeline and what it is asked.
 pub(crate) struct Studio<'a> {
     pipeline: Pipeline,
@@ -49,7 +78,7 @@ pub(crate) struct Studio<'a> {
 }
 
 impl<'a> Studio<'a> {
-    pub(crate) fn load(
+    fn load(
         files: &ModelFiles,
         golden: &'a Checkpoint,
         case: &str,
@@ -64,7 +93,7 @@ impl<'a> Studio<'a> {
     }
 
     /// Both diffusion stages with and without guidance, and the pictures.
-    pub(crate) async fn variants(&self, recorder: &mut Recorder<'_>) -> Result<(), VerifyError> {
+    async fn variants(&self, recorder: &mut Recorder<'_>) -> Result<(), VerifyError> {
         for variant in recorder.stems(".initial") {
             if variant.starts_with("prior") {
                 self.prior(recorder, &variant).await?;
@@ -83,15 +112,14 @@ impl<'a> Studio<'a> {
         let negative = if variant.contains("stagec") { "" } else { &self.case.negative };
         let text = self.embed(&self.pipeline.prior_text, initial.dims()[0], scale, negative)?;
         let (times, noises) = self.schedule_of(recorder, variant)?;
-        let sampling =
-            Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
+        let sampling = Sampling::new(&times, scale, Sampler::Ddpm);
         let mut noises = noises.into_iter();
         let mut latents = Vec::new();
         let result = self
             .pipeline
             .sample_prior(
                 initial,
-                text,
+                (text, None),
                 &sampling,
                 &mut replay(&mut noises, self.device),
                 &mut async |p: Progress<'_>| keep(&mut latents, p),
@@ -108,11 +136,10 @@ impl<'a> Studio<'a> {
         let initial: Tensor<4> = recorder.tensor(&name("initial"), self.device)?;
         let embeddings = recorder.tensor("prior_cfg.image_embeddings", self.device)?;
         let scale = scale_of(variant, self.case.decoder_guidance);
-        let (part, negative) = (&self.pipeline.decoder_text, &self.case.negative);
+        let (part, negative) = (self.pipeline.decoder_text(), &self.case.negative);
         let text = self.embed(part, initial.dims()[0], scale, negative)?;
         let (times, noises) = self.schedule_of(recorder, variant)?;
-        let sampling =
-            Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
+        let sampling = Sampling::new(&times, scale, Sampler::Ddpm);
         let mut noises = noises.into_iter();
         let mut latents = Vec::new();
         let noise = &mut replay(&mut noises, self.device);
@@ -170,7 +197,7 @@ impl<'a> Studio<'a> {
     }
 
     /// Both stages in a row, with the noises in the order in which they are drawn.
-    pub(crate) async fn combined(&self, recorder: &mut Recorder<'_>) -> Result<(), VerifyError> {
+    async fn combined(&self, recorder: &mut Recorder<'_>) -> Result<(), VerifyError> {
         let mut noises: Vec<Tensor<4>> = Vec::new();
         while recorder.has(&format!("noise.{}", noises.len())) {
             noises.push(recorder.tensor(&format!("noise.{}", noises.len()), self.device)?);
@@ -188,18 +215,18 @@ impl<'a> Studio<'a> {
         let scale = self.case.prior_guidance;
         let text = self.embed(&self.pipeline.prior_text, first[0], scale, &self.case.negative)?;
         let times = wuerstchen::schedule::uniform_timesteps(prior_noises.len());
-        let sampling =
-            Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
+        let sampling = Sampling::new(&times, scale, Sampler::Ddpm);
         let noise = &mut replay(&mut prior_noises, self.device);
         let on_step = &mut async |_: Progress<'_>| ControlFlow::Continue(());
-        let result = self.pipeline.sample_prior(initial, text, &sampling, noise, on_step).await?;
+        let result =
+            self.pipeline.sample_prior(initial, (text, None), &sampling, noise, on_step).await?;
         let embedding = self.pipeline.image_embedding(result);
 
         let scale = COMBINED_DECODER_GUIDANCE;
-        let text = self.embed(&self.pipeline.decoder_text, first[0], scale, &self.case.negative)?;
+        let text =
+            self.embed(self.pipeline.decoder_text(), first[0], scale, &self.case.negative)?;
         let times = wuerstchen::schedule::uniform_timesteps(decoder_noises.len());
-        let sampling =
-            Sampling { timesteps: &times, guidance_scale: scale, sampler: Sampler::Ddpm };
+        let sampling = Sampling::new(&times, scale, Sampler::Ddpm);
         let noise = &mut replay(&mut decoder_noises, self.device);
         let on_step = &mut async |_: Progress<'_>| ControlFlow::Continue(());
         let result = self
@@ -215,8 +242,8 @@ impl<'a> Studio<'a> {
         count: usize,
         scale: f64,
         negative: &str,
-    ) -> Result<Guided<Tensor<3>>, VerifyError> {
-        let embed = |prompt: &str| part.embed(&[prompt]).map(|text| text.repeat_dim(0, count));
+    ) -> Result<Guided<TextEmbedding>, VerifyError> {
+        let embed = |prompt: &str| part.embed(&[prompt]).map(|text| text.repeat(count));
         let negative = is_guided(scale).then(|| embed(negative)).transpose()?;
         Ok(Guided { conditional: embed(&self.case.prompt)?, unconditional: negative })
     }
@@ -242,19 +269,19 @@ fn scale_of(variant: &str, scale: f64) -> f64 {
 }
 
 /// Hands out recorded noises, then zeros.
-fn replay<'a>(
+pub(crate) fn replay<'a>(
     noises: &'a mut impl Iterator<Item = Tensor<4>>,
     device: &'a Device,
 ) -> impl FnMut([usize; 4]) -> Tensor<4> + 'a {
     move |shape| noises.next().unwrap_or_else(|| Tensor::zeros(shape, device))
 }
 
-fn keep(latents: &mut Vec<Vec<f32>>, progress: Progress) -> ControlFlow<()> {
+pub(crate) fn keep(latents: &mut Vec<Vec<f32>>, progress: Progress) -> ControlFlow<()> {
     let data = progress.latents.clone().convert::<f32>();
     latents.push(data.try_to_vec::<f32>().expect("converted to f32"));
     ControlFlow::Continue(())
 }
 
-fn slices(parts: &[Vec<f32>]) -> Vec<&[f32]> {
+pub(crate) fn slices(parts: &[Vec<f32>]) -> Vec<&[f32]> {
     parts.iter().map(Vec::as_slice).collect()
 }

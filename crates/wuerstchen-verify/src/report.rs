@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use wuerstchen::LoadError;
+use wuerstchen::{LoadError, LoraError};
 
 /// Why goldens cannot be compared at all.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,9 @@ pub enum VerifyError {
     /// A model or golden file does not fit.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The LoRA does not fit the model.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// The pipeline cannot run.
     #[error(transparent)]
     Generate(#[from] wuerstchen::Error),
@@ -48,6 +51,8 @@ pub struct Verification {
     pub checks: Vec<Check>,
     /// What we computed, as one safetensors file for each file of [`Check::file`].
     pub computed: BTreeMap<String, Vec<u8>>,
+    /// Golden tensors, and whole files, that nothing was compared with.
+    pub left_out: Vec<String>,
 }
 
 impl Verification {

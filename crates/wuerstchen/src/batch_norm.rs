@@ -20,10 +20,10 @@ const MOMENTUM: f64 = 0.1;
 /// burn's own batch norm wants channels first and derives the statistics from the device.
 #[derive(Module, Debug)]
 pub struct ChannelBatchNorm {
-    /// Scale, `[C]`.
-    pub weight: Param<Tensor<1>>,
-    /// Shift, `[C]`.
-    pub bias: Param<Tensor<1>>,
+    /// Scale, `[C]`; `None` for 1.
+    pub weight: Option<Param<Tensor<1>>>,
+    /// Shift, `[C]`; `None` for 0.
+    pub bias: Option<Param<Tensor<1>>>,
     /// `[C]`.
     pub running_mean: RunningState<Tensor<1>>,
     /// `[C]`.
@@ -35,12 +35,17 @@ impl ChannelBatchNorm {
     /// Starts at mean 0, variance 1, scale 1 and shift 0.
     pub fn init(channels: usize, epsilon: f64, device: &Device) -> Self {
         Self {
-            weight: Initializer::Ones.init([channels], device),
-            bias: Initializer::Zeros.init([channels], device),
+            weight: Some(Initializer::Ones.init([channels], device)),
+            bias: Some(Initializer::Zeros.init([channels], device)),
             running_mean: RunningState::new(Tensor::zeros([channels], device)),
             running_var: RunningState::new(Tensor::ones([channels], device)),
             epsilon,
         }
+    }
+
+    /// Without a scale and a shift of its own.
+    pub fn without_affine(self) -> Self {
+        Self { weight: None, bias: None, ..self }
     }
 
     /// Normalises `[B, H, W, C]` features.
@@ -51,8 +56,15 @@ impl ChannelBatchNorm {
             Statistics::Running => (self.running_mean.value(), self.running_var.value()),
             Statistics::Batch => self.batch_statistics(&rows),
         };
-        let scale = self.weight.val() / (variance + self.epsilon).sqrt();
-        let shift = self.bias.val() - mean * scale.clone();
+        let deviation = (variance + self.epsilon).sqrt();
+        let scale = match &self.weight {
+            Some(weight) => weight.val() / deviation,
+            None => deviation.recip(),
+        };
+        let shift = match &self.bias {
+            Some(bias) => bias.val() - mean * scale.clone(),
+            None => -(mean * scale.clone()),
+        };
         let y = rows * scale.unsqueeze() + shift.unsqueeze();
         y.reshape([batch, height, width, channels])
     }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::card::{CARD, ModelCard};
 use crate::checkpoint::{Checkpoint, ReadBytes, WeightDtype, read_header};
 use crate::error::LoadError;
-use crate::family::PipelineFolder;
+use crate::family::{Family, PipelineFolder};
 use crate::part::{Part, PartConfig};
 use crate::text::TokenizerFiles;
 
@@ -115,7 +116,41 @@ impl ModelFiles {
     ///
     /// The card does not fit.
     pub fn card(&self) -> Result<ModelCard, LoadError> {
-        if self.texts.contains_key(CARD) { self.config(CARD) } else { Ok(ModelCard::default()) }
+        let defaults = (self.family().defaults)();
+        self.config_over(CARD, json!(ModelCard { defaults, ..ModelCard::default() }))
+    }
+
+    /// The constants of a pipeline; what its file does not say is as published.
+    ///
+    /// # Errors
+    ///
+    /// The file does not fit.
+    pub fn index<T: DeserializeOwned>(&self, pipeline: PipelineFolder) -> Result<T, LoadError> {
+        self.config_over(&pipeline.index(), (pipeline.default_index)())
+    }
+
+    /// A JSON file as a config, the fields that it does not have being those of `default`.
+    fn config_over<T: DeserializeOwned>(&self, path: &str, default: Value) -> Result<T, LoadError> {
+        let fail = |error: serde_json::Error| LoadError::File {
+            path: path.into(),
+            reason: error.to_string(),
+        };
+        let mut value = default;
+        if self.texts.contains_key(path) {
+            fill(&mut value, self.config(path)?);
+        }
+        serde_json::from_value(value).map_err(fail)
+    }
+
+    /// The family that the model is of, by its configs and weights: the first one whose Stage C it has, or
+    /// else any part.
+    pub fn family(&self) -> &'static Family {
+        let has = |part: Part| {
+            self.weights.contains_key(&part) || self.texts.contains_key(&part.config_path())
+        };
+        let with_prior = Family::ALL.into_iter().find(|family| has(family.prior()));
+        let with_any = || Family::ALL.into_iter().find(|family| family.all_parts().any(has));
+        with_prior.or_else(with_any).unwrap_or(&Family::WUERSTCHEN)
     }
 
     /// The text of a file.
@@ -147,6 +182,18 @@ impl ModelFiles {
     pub fn tokenizer(&self, pipeline: PipelineFolder) -> TokenizerFiles {
         let folder = pipeline.tokenizer();
         TokenizerFiles::from_named(|file| self.texts.get(&format!("{folder}/{file}")).cloned())
+    }
+}
+
+/// Puts the fields of `given` in place of those of `value`, and fields of fields likewise.
+fn fill(value: &mut Value, given: Value) {
+    match (value, given) {
+        (Value::Object(fields), Value::Object(given)) => {
+            for (name, given) in given {
+                fill(fields.entry(name).or_insert(Value::Null), given);
+            }
+        }
+        (value, given) => *value = given,
     }
 }
 

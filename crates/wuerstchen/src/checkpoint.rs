@@ -503,8 +503,10 @@ impl Checkpoint {
     /// The authors' original layout as diffusers names it: fused attention projections are split,
     /// and the codebook is called an embedding. Names of diffusers stay as they are.
     ///
-    /// Source: `convert_wuerstchen.py` in diffusers.
+    /// Source: `convert_wuerstchen.py` and `convert_stable_cascade.py` in diffusers.
     pub fn from_original(&self) -> Self {
+        // Stable Cascade's Stage B calls its only text mapper as v2's does.
+        let is_cascade = self.has("effnet_mapper.0.weight");
         let mut tensors = BTreeMap::new();
         for (name, entry) in &self.tensors {
             match name.rsplit_once(".attn.in_proj_") {
@@ -522,6 +524,10 @@ impl Checkpoint {
                 _ => {
                     let name = name.replace(".attn.out_proj.", ".to_out.0.");
                     let name = name.replace("vquantizer.codebook.", "vquantizer.embedding.");
+                    let name = match name.strip_prefix("clip_mapper.") {
+                        Some(rest) if is_cascade => format!("clip_txt_pooled_mapper.{rest}"),
+                        _ => name,
+                    };
                     tensors.insert(name, entry.clone());
                 }
             }

@@ -34,6 +34,13 @@ pub struct CompressorConfig {
     /// Epsilon of the batch norm behind the mapper.
     #[serde(default = "default_mapper_epsilon")]
     pub mapper_bn_eps: f64,
+    /// Whether that norm has a scale and a shift of its own; Stable Cascade's has none.
+    #[serde(default = "is_affine", skip_serializing_if = "Clone::clone")]
+    pub mapper_bn_affine: bool,
+}
+
+fn is_affine() -> bool {
+    true
 }
 
 fn default_backbone_epsilon() -> f64 {
@@ -71,6 +78,9 @@ pub enum BlockKind {
 
 /// Strides of EfficientNetV2-S, whose weights do not tell them.
 const V2_S_STRIDES: [usize; 6] = [1, 2, 2, 2, 1, 2];
+
+/// Strides of a smaller backbone that has the same 32 pixels a cell.
+const SMALL_STRIDES: [usize; 5] = [1, 2, 2, 2, 2];
 
 /// Mean and standard deviation of ImageNet's colours, `[0, 1]`.
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -165,12 +175,19 @@ impl PartConfig for CompressorConfig {
         backbone.push(Stage::Conv(conv([self.head, input, 1, 1], 1)));
         let shape = [self.c_latent, self.head, 1, 1];
         let projection = ConvNorm::init(shape, 1, self.mapper_bn_eps, device).without_activation();
+        let projection = match self.mapper_bn_affine {
+            true => projection,
+            false => ConvNorm { norm: projection.norm.without_affine(), ..projection },
+        };
         Compressor { backbone, projection }
     }
 
-    /// Strides cannot be read off weights; those of EfficientNetV2-S are assumed.
+    /// Strides cannot be read off weights; those of EfficientNetV2-S are assumed, or those of one stage less.
     fn infer(weights: &Checkpoint) -> Option<Self> {
-        let stages = V2_S_STRIDES.len();
+        let stages = (1..).take_while(|i| weights.has(&format!("backbone.{i}.0.block.0.0.weight")));
+        let stages = stages.count();
+        let all = [&V2_S_STRIDES[..], &SMALL_STRIDES[..]];
+        let strides = all.into_iter().find(|strides| strides.len() == stages)?;
         let stage = |i: usize| {
             let layer = |number: usize| format!("backbone.{i}.0.block.{number}.0.weight");
             let (inner, input) = (weights.side(&layer(0), 0)?, weights.side(&layer(0), 1)?);
@@ -181,7 +198,7 @@ impl PartConfig for CompressorConfig {
                 // The last layer's; blocks have four of them, two or one.
                 channels: [3, 1, 0].into_iter().find_map(|last| weights.side(&layer(last), 0))?,
                 layers: weights.count(|l| format!("backbone.{i}.{l}.block.0.0.weight")),
-                stride: V2_S_STRIDES[i - 1],
+                stride: strides[i - 1],
             })
         };
         Some(Self {
@@ -191,6 +208,7 @@ impl PartConfig for CompressorConfig {
             head: weights.side(&format!("backbone.{}.0.weight", stages + 1), 0)?,
             backbone_bn_eps: default_backbone_epsilon(),
             mapper_bn_eps: default_mapper_epsilon(),
+            mapper_bn_affine: weights.has("mapper.1.weight"),
         })
     }
 }
@@ -309,7 +327,7 @@ impl ConvNorm {
             let options = DepthwiseOptions { stride: self.stride, padding: Padding::Zeros };
             depthwise_conv(x.clone(), weight, Tensor::zeros([output], &x.device()), options)
         } else {
-            dense_conv(x, weight, self.stride)
+            dense_conv(x, weight, None, self.stride)
         };
         let y = self.norm.forward(y, statistics);
         if self.activation { silu(y) } else { y }
@@ -317,11 +335,16 @@ impl ConvNorm {
 }
 
 /// A convolution padded by `(K − 1) / 2`, as one matrix product of all windows.
-fn dense_conv(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
+pub(crate) fn dense_conv(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    stride: usize,
+) -> Tensor<4> {
     let [output, input, size, _] = weight.dims();
     let weight = weight.permute([2, 3, 1, 0]).reshape([size * size * input, output]);
     let windows = if (size, stride) == (1, 1) { x } else { patches(x, size, stride) };
-    linear(windows, weight, Epilogue::new(None))
+    linear(windows, weight, Epilogue::new(bias))
 }
 
 /// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),

@@ -10,7 +10,7 @@ use wuerstchen_kernels::layer_norm;
 use crate::blocks::{
     AttentionBlockConfig, Block, Conditions, Downscale, Kept, Observer, ResBlockConfig,
     TimestepBlockConfig, Upscale, affine, channels_first, channels_last, condition_mapper,
-    linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding,
+    linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding, width,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, PerLevel, heads_divide, positive, published_heads};
@@ -280,7 +280,8 @@ impl DecoderConfig {
             }
             'T' => {
                 let time_embedding = self.c_r;
-                let config = TimestepBlockConfig { channels, time_embedding, conditions: 0 };
+                let config =
+                    TimestepBlockConfig { channels, time_embedding, further: Default::default() };
                 Block::Timestep(config.init(device))
             }
             _ => {
@@ -317,6 +318,13 @@ impl Decoder {
     ) -> Tensor<4> {
         let [.., height, width] = x.dims();
         self.prepare(image_embedding, text, [height, width]).forward(x, times, &mut |_, _| {})
+    }
+
+    /// Of every level, how many pixels of the latents are a pixel of its features, along each axis, and the
+    /// channels of these.
+    pub(crate) fn levels(&self) -> Vec<(usize, usize)> {
+        let levels = self.down_blocks.iter().enumerate();
+        levels.map(|(level, blocks)| (self.patch_size << level, width(blocks))).collect()
     }
 
     /// Computes what stays the same at all steps of a picture: what every block makes of the text, its layer

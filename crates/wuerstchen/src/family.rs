@@ -7,25 +7,60 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::card::{DecoderIndex, PriorIndex};
+use crate::cascade::CascadeConfig;
 use crate::compressor::CompressorConfig;
 use crate::decoder::DecoderConfig;
 use crate::error::LoadError;
-use crate::part::{Description, Network, Part, Stage};
+use crate::options::Defaults;
+use crate::part::{Description, Network, Part, PartConfig, Stage};
+use crate::previewer::PreviewerConfig;
 use crate::prior::PriorConfig;
-use crate::text::TextEncoderConfig;
-use crate::vqgan::VqganConfig;
+use crate::text::{PooledTextConfig, TextEncoderConfig};
+use crate::vision::ImageEncoderConfig;
+use crate::vqgan::{STAGE_A_SCALE, VqganConfig};
 
 /// Models that are made of the same parts.
 pub struct Family {
+    /// What people call it.
+    pub name: &'static str,
     /// The parts in the order in which a picture needs them; those that it does not need come last.
     pub parts: &'static [Part],
-    /// The folders of diffusers' pipelines.
-    pub pipelines: &'static [PipelineFolder],
+    /// Parts of the published pipelines that do again what another part does: they are read and checked, but
+    /// neither run nor stored.
+    pub spare: &'static [Part],
+    /// The folders of diffusers' pipelines: Stage C's, then that of stages B and A.
+    pub pipelines: [PipelineFolder; 2],
+    /// Stage C's text encoder.
+    pub prior_text: Part,
+    /// Stage B's text encoder; `None` where it takes the text of Stage C's.
+    pub decoder_text: Option<Part>,
+    /// Stage A.
+    pub vqgan: Part,
+    /// The semantic compressor.
+    pub compressor: Part,
+    /// The encoder of picture prompts, where there is one.
+    pub image_encoder: Option<Part>,
+    /// What shows image embeddings, where there is such a network.
+    pub previewer: Option<Part>,
+    /// What a model does by default whose card says nothing.
+    pub defaults: fn() -> Defaults,
+    /// How pictures' sizes become those of latents.
+    pub sizes: SizeRule,
+}
+
+/// How many latents a picture has on a side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SizeRule {
+    /// As many as the cells of the image embedding tell; both fit only some sizes exactly.
+    FromEmbedding,
+    /// As many as the pixels tell; the stage fits the image embedding to them.
+    FromPixels,
 }
 
 impl Family {
     /// Würstchen v2.
     pub const WUERSTCHEN: Self = Self {
+        name: "Würstchen v2",
         parts: &[
             Part::PRIOR_TEXT,
             Part::PRIOR,
@@ -34,15 +69,69 @@ impl Family {
             Part::VQGAN,
             Part::COMPRESSOR,
         ],
-        pipelines: &[PipelineFolder::PRIOR, PipelineFolder::DECODER],
+        spare: &[],
+        pipelines: [PipelineFolder::PRIOR, PipelineFolder::DECODER],
+        prior_text: Part::PRIOR_TEXT,
+        decoder_text: Some(Part::DECODER_TEXT),
+        vqgan: Part::VQGAN,
+        compressor: Part::COMPRESSOR,
+        image_encoder: None,
+        previewer: None,
+        defaults: Defaults::default,
+        sizes: SizeRule::FromEmbedding,
+    };
+
+    /// Stable Cascade, the third version.
+    pub const CASCADE: Self = Self {
+        name: "Stable Cascade",
+        parts: &[
+            Part::CASCADE_TEXT,
+            Part::CASCADE_PRIOR,
+            Part::CASCADE_DECODER,
+            Part::CASCADE_VQGAN,
+            Part::CASCADE_IMAGE_ENCODER,
+            Part::CASCADE_COMPRESSOR,
+            Part::CASCADE_PREVIEWER,
+        ],
+        spare: &[Part::CASCADE_DECODER_TEXT],
+        pipelines: [PipelineFolder::CASCADE_PRIOR, PipelineFolder::CASCADE_DECODER],
+        prior_text: Part::CASCADE_TEXT,
+        decoder_text: None,
+        vqgan: Part::CASCADE_VQGAN,
+        compressor: Part::CASCADE_COMPRESSOR,
+        image_encoder: Some(Part::CASCADE_IMAGE_ENCODER),
+        previewer: Some(Part::CASCADE_PREVIEWER),
+        defaults: Defaults::stable_cascade,
+        sizes: SizeRule::FromPixels,
     };
 
     /// All families.
-    pub const ALL: [Self; 1] = [Self::WUERSTCHEN];
+    pub const ALL: [&Self; 2] = [&Self::WUERSTCHEN, &Self::CASCADE];
+
+    /// The family of a part.
+    pub fn of(part: Part) -> &'static Self {
+        let has = |family: &&&Self| family.all_parts().any(|own| own == part);
+        Self::ALL.iter().find(has).expect("every part is one of a family's")
+    }
 
     /// The parts that a picture from a prompt needs.
     pub fn needed(&self) -> impl Iterator<Item = Part> + use<> {
         self.parts.iter().copied().filter(|part| part.stage().is_some())
+    }
+
+    /// All parts, those that are only read too.
+    pub fn all_parts(&self) -> impl Iterator<Item = Part> + use<> {
+        self.parts.iter().chain(self.spare).copied()
+    }
+
+    /// Stage C.
+    pub fn prior(&self) -> Part {
+        self.pipelines[0].main
+    }
+
+    /// Stage B.
+    pub fn decoder(&self) -> Part {
+        self.pipelines[1].main
     }
 }
 
@@ -53,6 +142,7 @@ impl Part {
         folder: "wuerstchen-prior/text_encoder",
         stage: Some(Stage::Text),
         mark: TEXT_MARK,
+        lacks: Some(PROJECTION_MARK),
         beside: Some((Self::PRIOR, PRIOR_MARK)),
         network: Network::of::<TextEncoderConfig>(),
     });
@@ -62,6 +152,7 @@ impl Part {
         folder: "wuerstchen-prior/prior",
         stage: Some(Stage::Prior),
         mark: PRIOR_MARK,
+        lacks: None,
         beside: None,
         network: Network::of::<PriorConfig>(),
     });
@@ -71,6 +162,7 @@ impl Part {
         folder: "wuerstchen/text_encoder",
         stage: Some(Stage::Text),
         mark: TEXT_MARK,
+        lacks: Some(PROJECTION_MARK),
         beside: Some((Self::DECODER, DECODER_MARK)),
         network: Network::of::<TextEncoderConfig>(),
     });
@@ -80,6 +172,7 @@ impl Part {
         folder: "wuerstchen/decoder",
         stage: Some(Stage::Decoder),
         mark: DECODER_MARK,
+        lacks: None,
         beside: None,
         network: Network::of::<DecoderConfig>(),
     });
@@ -88,7 +181,8 @@ impl Part {
     pub const VQGAN: Self = Self(&Description {
         folder: "wuerstchen/vqgan",
         stage: Some(Stage::Vqgan),
-        mark: "in_block.1.weight",
+        mark: VQGAN_MARK,
+        lacks: None,
         beside: None,
         network: Network::of::<VqganConfig>(),
     });
@@ -97,11 +191,110 @@ impl Part {
     pub const COMPRESSOR: Self = Self(&Description {
         folder: "effnet",
         stage: None,
-        mark: "mapper.0.weight",
+        mark: AFFINE_COMPRESSOR_MARK,
+        lacks: None,
         beside: None,
         network: Network::of::<CompressorConfig>(),
     });
 }
+
+/// The parts of Stable Cascade.
+impl Part {
+    /// The text encoder of both stages.
+    pub const CASCADE_TEXT: Self = Self(&Description {
+        folder: "stable-cascade-prior/text_encoder",
+        stage: Some(Stage::Text),
+        mark: PROJECTION_MARK,
+        lacks: None,
+        beside: Some((Self::CASCADE_PRIOR, CASCADE_PRIOR_MARK)),
+        network: Network::of::<PooledTextConfig>(),
+    });
+
+    /// Stage C.
+    pub const CASCADE_PRIOR: Self = Self(&Description {
+        folder: "stable-cascade-prior/prior",
+        stage: Some(Stage::Prior),
+        mark: CASCADE_PRIOR_MARK,
+        lacks: None,
+        beside: None,
+        network: Network::of::<CascadeConfig>(),
+    });
+
+    /// The encoder of picture prompts.
+    pub const CASCADE_IMAGE_ENCODER: Self = Self(&Description {
+        folder: "stable-cascade-prior/image_encoder",
+        stage: None,
+        mark: "visual_projection.weight",
+        lacks: None,
+        beside: None,
+        network: Network::of::<ImageEncoderConfig>(),
+    });
+
+    /// The text encoder that diffusers' pipeline of Stage B has of its own; its weights are those of
+    /// [`Self::CASCADE_TEXT`].
+    pub const CASCADE_DECODER_TEXT: Self = Self(&Description {
+        folder: "stable-cascade/text_encoder",
+        stage: None,
+        mark: PROJECTION_MARK,
+        lacks: None,
+        beside: Some((Self::CASCADE_TEXT, PROJECTION_MARK)),
+        network: Network::of::<PooledTextConfig>(),
+    });
+
+    /// Stage B.
+    pub const CASCADE_DECODER: Self = Self(&Description {
+        folder: "stable-cascade/decoder",
+        stage: Some(Stage::Decoder),
+        mark: "effnet_mapper.0.weight",
+        lacks: None,
+        beside: None,
+        network: Network::of::<CascadeConfig>(),
+    });
+
+    /// Stage A.
+    pub const CASCADE_VQGAN: Self = Self(&Description {
+        folder: "stable-cascade/vqgan",
+        stage: Some(Stage::Vqgan),
+        mark: VQGAN_MARK,
+        lacks: None,
+        beside: None,
+        network: Network::of::<VqganConfig>().inferred(|weights| {
+            let config = VqganConfig::infer(weights)?;
+            Some(VqganConfig { scale_factor: STAGE_A_SCALE, ..config }.to_json())
+        }),
+    });
+
+    /// The semantic compressor.
+    pub const CASCADE_COMPRESSOR: Self = Self(&Description {
+        folder: "effnet_encoder",
+        stage: None,
+        mark: COMPRESSOR_MARK,
+        lacks: Some(AFFINE_COMPRESSOR_MARK),
+        beside: None,
+        network: Network::of::<CompressorConfig>(),
+    });
+
+    /// Shows image embeddings as small pictures.
+    pub const CASCADE_PREVIEWER: Self = Self(&Description {
+        folder: "previewer",
+        stage: None,
+        mark: "blocks.24.weight",
+        lacks: None,
+        beside: None,
+        network: Network::of::<PreviewerConfig>(),
+    });
+}
+
+/// The matrices of Stable Cascade that take or make a text's embedding.
+const CASCADE_PRIOR_MARK: &str = "clip_txt_mapper.weight";
+const PROJECTION_MARK: &str = "text_projection.weight";
+
+/// The mapper of a compressor, and the scale of the norm behind it, which only v2's has.
+const COMPRESSOR_MARK: &str = "mapper.0.weight";
+const AFFINE_COMPRESSOR_MARK: &str = "mapper.1.weight";
+
+/// The first layer of a VQGAN.
+const VQGAN_MARK: &str = "in_block.1.weight";
 
 /// The matrices that take a text encoder's output: their second axes are as long as its width.
 const PRIOR_MARK: &str = "cond_mapper.0.weight";
@@ -113,7 +306,7 @@ const TEXT_MARK: &str = "text_model.embeddings.token_embedding.weight";
 impl Part {
     /// The parts of all families.
     pub fn all() -> impl Iterator<Item = Self> {
-        Family::ALL.into_iter().flat_map(|family| family.parts.iter().copied())
+        Family::ALL.into_iter().flat_map(Family::all_parts)
     }
 
     /// The part whose folder a path of the model leads into.
@@ -148,6 +341,9 @@ fn unknown(found: &str) -> LoadError {
     LoadError::UnknownPart { found: found.to_owned(), expected: expected.join(", ") }
 }
 
+/// The file in the folder of a pipeline that tells how pictures are prepared for its image encoder.
+pub const PREPARATION: &str = "feature_extractor/preprocessor_config.json";
+
 /// The folder of a pipeline of diffusers: some of the parts, and what is said about them together.
 #[derive(Clone, Copy)]
 pub struct PipelineFolder {
@@ -155,6 +351,8 @@ pub struct PipelineFolder {
     pub name: &'static str,
     /// What diffusers calls the pipeline.
     pub class: &'static str,
+    /// How diffusers' names of all pipelines of the family begin.
+    pub family_class: &'static str,
     /// What is put before the names in it where diffusers saves all pipelines in one folder.
     pub prefix: &'static str,
     /// The part that the pipeline runs.
@@ -168,6 +366,7 @@ impl PipelineFolder {
     pub const PRIOR: Self = Self {
         name: "wuerstchen-prior",
         class: "WuerstchenPriorPipeline",
+        family_class: "Wuerstchen",
         prefix: "prior_",
         main: Part::PRIOR,
         default_index: || json!(PriorIndex::default()),
@@ -177,8 +376,31 @@ impl PipelineFolder {
     pub const DECODER: Self = Self {
         name: "wuerstchen",
         class: "WuerstchenDecoderPipeline",
+        family_class: "Wuerstchen",
         prefix: "",
         main: Part::DECODER,
+        default_index: || json!(DecoderIndex::default()),
+    };
+
+    /// Stage C of Stable Cascade.
+    pub const CASCADE_PRIOR: Self = Self {
+        name: "stable-cascade-prior",
+        class: "StableCascadePriorPipeline",
+        family_class: "StableCascade",
+        prefix: "prior_",
+        main: Part::CASCADE_PRIOR,
+        default_index: || {
+            json!(PriorIndex { latent_mean: 1.0, latent_std: 0.0, ..PriorIndex::default() })
+        },
+    };
+
+    /// Stages B and A of Stable Cascade.
+    pub const CASCADE_DECODER: Self = Self {
+        name: "stable-cascade",
+        class: "StableCascadeDecoderPipeline",
+        family_class: "StableCascade",
+        prefix: "",
+        main: Part::CASCADE_DECODER,
         default_index: || json!(DecoderIndex::default()),
     };
 
@@ -190,6 +412,11 @@ impl PipelineFolder {
     /// The path of the constants of the noise schedule.
     pub fn scheduler(self) -> String {
         format!("{}/scheduler/scheduler_config.json", self.name)
+    }
+
+    /// The path of how pictures are prepared for an image encoder in this folder.
+    pub fn preparation(self) -> String {
+        format!("{}/{PREPARATION}", self.name)
     }
 
     /// The folder of the tokenizer.
@@ -229,5 +456,9 @@ mod tests {
             |pipeline: PipelineFolder| pipeline.parts().map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(names(PipelineFolder::PRIOR), ["text_encoder", "prior"]);
         assert_eq!(names(PipelineFolder::DECODER), ["text_encoder", "decoder", "vqgan"]);
+        let prior = ["text_encoder", "prior", "image_encoder"];
+        assert_eq!(names(PipelineFolder::CASCADE_PRIOR), prior);
+        let decoder = ["decoder", "vqgan", "text_encoder"];
+        assert_eq!(names(PipelineFolder::CASCADE_DECODER), decoder);
     }
 }

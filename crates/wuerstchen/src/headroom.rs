@@ -9,7 +9,7 @@ use burn::prelude::*;
 use crate::noise::Philox;
 use crate::options::Settings;
 use crate::part::Stage;
-use crate::pipeline::{Error, Pipeline, Progress, Sampling, denoise};
+use crate::pipeline::{Condition, Error, Pipeline, Progress, Sampling, denoise};
 
 /// The largest value of half precision.
 pub const LARGEST_HALF: f32 = 65504.0;
@@ -39,39 +39,45 @@ impl Pipeline {
             // NaN stays the largest value.
             largest.set(if found.is_nan() { f32::INFINITY } else { largest.get().max(found) });
         };
-        let sampling =
-            |timesteps| Sampling { timesteps, guidance_scale: 0.0, sampler: settings.sampler };
         let mut found = LargestActivations::new();
 
         let text = self.prior_text.embed(&[prompt])?;
-        let prior = self.prior.get()?;
-        let prepared = prior.prepare(text);
-        let predict = |x: Tensor<4>, t: &[f32]| prepared.forward(x, t, &mut |_, x| watch(x));
+        let denoiser = self.prior.denoiser.get()?;
+        let condition = Condition { text, pictures: None, image_embedding: None };
+        let prepared = denoiser.prepare(condition, embedding_size);
+        let predict =
+            |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut |_, x| watch(x));
         let [rows, columns] = embedding_size;
-        let x = noise([1, self.prior_config.c_in, rows, columns]);
-        let times = sampling(&settings.prior_timesteps);
-        let x = denoise(Stage::Prior, &self.prior_schedule, x, &times, &predict, noise, go).await?;
+        let x = noise([1, self.prior.channels, rows, columns]);
+        let times = unguided(settings.prior_sampling(&settings.prior_timesteps));
+        let x = denoise(Stage::Prior, &self.prior.schedule, x, &times, &predict, noise, go).await?;
         found.insert(Stage::Prior, largest.replace(0.0));
         drop(prepared);
-        drop(prior);
+        drop(denoiser);
 
-        let embedding = self.image_embedding(x);
-        let text = self.decoder_text.embed(&[prompt])?;
-        let decoder = self.decoder.get()?;
-        let prepared = decoder.prepare(embedding, text, latent_size);
-        let predict = |x: Tensor<4>, t: &[f32]| prepared.forward(x, t, &mut |_, x| watch(x));
+        let text = self.decoder_text().embed(&[prompt])?;
+        let image_embedding = Some(self.image_embedding(x));
+        let denoiser = self.decoder.denoiser.get()?;
+        let condition = Condition { text, pictures: None, image_embedding };
+        let prepared = denoiser.prepare(condition, latent_size);
+        let predict =
+            |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut |_, x| watch(x));
         let [rows, columns] = latent_size;
-        let x = noise([1, self.decoder_config.c_in, rows, columns]);
-        let times = sampling(&settings.decoder_timesteps);
+        let x = noise([1, self.decoder.channels, rows, columns]);
+        let times = unguided(settings.decoder_sampling());
         let x =
-            denoise(Stage::Decoder, &self.decoder_schedule, x, &times, &predict, noise, go).await?;
+            denoise(Stage::Decoder, &self.decoder.schedule, x, &times, &predict, noise, go).await?;
         found.insert(Stage::Decoder, largest.replace(0.0));
         drop(prepared);
-        drop(decoder);
+        drop(denoiser);
 
         let vqgan = self.vqgan()?;
         let _ = vqgan.decode_observed(x * self.vqgan_config.scale_factor, &mut |_, x| watch(x));
         found.insert(Stage::Vqgan, largest.get());
         Ok(found)
     }
+}
+
+fn unguided(sampling: Sampling<'_>) -> Sampling<'_> {
+    Sampling { guidance_scale: 0.0, ..sampling }
 }

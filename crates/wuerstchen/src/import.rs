@@ -1,6 +1,6 @@
 //! Recognises published weights by their tensors, and fills in what their files do not say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -13,25 +13,38 @@ use crate::schedule::Schedule;
 
 /// The parts whose weights these may be, as their tensors tell.
 pub fn recognise(weights: &Checkpoint) -> Vec<Part> {
-    Part::all().filter(|part| weights.has(part.mark())).collect()
+    Part::all().filter(|part| part.may_be(weights)).collect()
 }
 
 /// The part that weights are of, in a model that lacks it; `None` where the parts that are there do not
 /// tell which one it is.
 pub fn part_beside(files: &ModelFiles, weights: &Checkpoint) -> Option<Part> {
-    let fits = |part: &Part| {
-        !files.weights.contains_key(part)
+    let has = |part: Part| files.weights.contains_key(&part);
+    let begun = |part: &Part| Family::of(*part).all_parts().any(has);
+    let mut fitting = recognise(weights);
+    if fitting.iter().any(begun) {
+        fitting.retain(begun);
+    }
+    // A second one of a part that nothing else tells is told too, and refused by who has the first.
+    fitting.retain(|part| {
+        (!has(*part) || part.stands_alone())
             && part.is_beside(weights, |part| files.weights.get(&part))
-    };
-    let mut fitting = recognise(weights).into_iter().filter(fits);
-    let first = fitting.next()?;
-    fitting.next().is_none().then_some(first)
+    });
+    let mut free = fitting.iter().filter(|part| !has(**part));
+    if let (Some(free), None) = (free.next(), free.next()) {
+        return Some(*free);
+    }
+    let families: BTreeSet<_> = fitting.iter().map(|part| Family::of(*part).name).collect();
+    let first = *fitting.first()?;
+    // What two families share is the first one's where nothing tells.
+    let is_clear = fitting.len() == 1 || (families.len() == fitting.len() && !begun(&first));
+    is_clear.then_some(first)
 }
 
 /// Writes the configs that a model lacks: those of its parts from their weights, those of the
 /// pipelines with the published constants. Returns the paths of the written files.
 ///
-/// Source: `WuerstchenPriorPipeline` and `WuerstchenDecoderPipeline` in diffusers.
+/// Source: the pipelines of both families in diffusers.
 ///
 /// # Errors
 ///
@@ -139,7 +152,8 @@ mod tests {
             scale_factor: 0.3764,
         };
         let found = weights(Part::VQGAN, &vqgan);
-        assert_eq!(recognise(&found), [Part::VQGAN]);
+        assert_eq!(recognise(&found), [Part::VQGAN, Part::CASCADE_VQGAN]);
+        assert_eq!(part_beside(&ModelFiles::default(), &found), Some(Part::VQGAN));
         assert_eq!(VqganConfig::infer(&found), Some(vqgan));
 
         let text = text_encoder(64);

@@ -7,6 +7,7 @@ mod method;
 mod names;
 mod read;
 mod scaling;
+mod unnamed;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ pub use self::read::LoraFile;
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, ReadBytes};
 use crate::error::{Differences, LoadError};
-use crate::part::Part;
+use crate::part::{Part, Stage};
 use crate::stored::StoredDtype;
 
 /// Why a LoRA cannot be used.
@@ -29,7 +30,7 @@ pub enum LoraError {
     /// None of its tensors belongs to a part that LoRAs change.
     #[error(
         "{name}: none of its {count} tensors belongs to Stage C or its text encoder, such as \
-         {example:?}: expected a LoRA of Würstchen v2"
+         {example:?}: expected a LoRA of the model's version of Würstchen"
     )]
     OtherModel {
         /// Which LoRA.
@@ -137,8 +138,9 @@ impl Lora {
 
     /// What it changes and how strongly, for people.
     pub fn summary(&self) -> String {
-        let layers = |part| self.targets(part).count();
-        let (prior, text) = (layers(Part::PRIOR), layers(Part::PRIOR_TEXT));
+        let is_text = |part: &Part| part.stage() == Some(Stage::Text);
+        let text = self.layers.keys().filter(|(part, _)| is_text(part)).count();
+        let prior = self.layers.len() - text;
         if prior + text == 0 {
             return "changes nothing".to_owned();
         }

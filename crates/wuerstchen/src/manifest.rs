@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, Pieces, ReadBytes};
 use crate::error::LoadError;
+use crate::family::Family;
 use crate::options::Defaults;
 use crate::part::{Part, Stage};
 use crate::preview::EmbeddingColours;
@@ -515,7 +516,8 @@ struct Unstored<'a> {
 
 /// The tensors of a model that is to be stored as `dtype`, those of a picture's parts first.
 fn unstored(files: &ModelFiles, dtype: StoredDtype) -> impl Iterator<Item = Unstored<'_>> {
-    let parts = Part::all().filter_map(|part| Some((part, files.weights.get(&part)?)));
+    let stored = Family::ALL.into_iter().flat_map(|family| family.parts.iter().copied());
+    let parts = stored.filter_map(|part| Some((part, files.weights.get(&part)?)));
     parts.flat_map(move |(part, weights)| {
         let learnt = weights.describe().filter(|(name, ..)| !is_counter(name));
         learnt.map(move |(name, _, shape, _)| {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::sampler::Sampler;
+use crate::sampler::{Recipe, Sampler};
 
 /// Everything a caller may choose about the pictures of one prompt.
 ///
@@ -46,6 +46,20 @@ pub struct GenerateOptions {
     /// The reverse-diffusion step
     #[cfg_attr(feature = "clap", arg(long))]
     pub sampler: Option<Sampler>,
+    /// Whose way of sampling: that of diffusers, or that of Stable Cascade's authors with their shifts,
+    /// guidance scales and rescaling
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub recipe: Option<Recipe>,
+    /// Divides the prior's signal-to-noise ratios by its square: above 1, more steps where there is much
+    /// noise
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub prior_shift: Option<f64>,
+    /// The same of the decoder
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub decoder_shift: Option<f64>,
+    /// How far guidance leaves the spread of predictions as it was: 0 not at all, 1 altogether
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub guidance_rescale: Option<f64>,
     /// How much to change the source picture: 0 reproduces it, 1 ignores it [default: 0.8, and 1 with
     /// a mask]
     #[cfg_attr(feature = "clap", arg(long))]
@@ -89,6 +103,14 @@ pub struct Defaults {
     pub decoder_guidance_scale: f64,
     /// The reverse-diffusion step.
     pub sampler: Sampler,
+    /// Whose way of sampling.
+    pub recipe: Recipe,
+    /// Above 0.
+    pub prior_shift: f64,
+    /// Above 0.
+    pub decoder_shift: f64,
+    /// `[0, 1]`.
+    pub guidance_rescale: f64,
 }
 
 impl Default for Defaults {
@@ -102,12 +124,42 @@ impl Default for Defaults {
             decoder_steps: 12,
             decoder_guidance_scale: 0.0,
             sampler: Sampler::Ddpm,
+            recipe: Recipe::Diffusers,
+            prior_shift: 1.0,
+            decoder_shift: 1.0,
+            guidance_rescale: 0.0,
+        }
+    }
+}
+
+impl Defaults {
+    /// The defaults of `StableCascadePriorPipeline` and `StableCascadeDecoderPipeline` in diffusers.
+    pub fn stable_cascade() -> Self {
+        let size = 1024;
+        Self { width: size, height: size, prior_steps: 20, decoder_steps: 10, ..Self::default() }
+    }
+
+    /// With what the authors of Stable Cascade recommend.
+    ///
+    /// Source: `text_to_image.ipynb` in Stability-AI/StableCascade.
+    fn by_authors(self) -> Self {
+        Self {
+            recipe: Recipe::Authors,
+            prior_guidance_scale: 4.0,
+            decoder_guidance_scale: 1.1,
+            prior_shift: 2.0,
+            decoder_shift: 1.0,
+            guidance_rescale: 0.7,
+            ..self
         }
     }
 }
 
 /// The default of `strength`, as in diffusers.
 const STRENGTH: f64 = 0.8;
+
+/// Shifts of a schedule that leave times of much and of little noise.
+const SHIFTS: std::ops::RangeInclusive<f64> = 0.01..=100.0;
 
 /// Most pictures of one prompt at a time.
 pub const MAX_COUNT: usize = 256;
@@ -131,6 +183,20 @@ pub enum OptionsError {
         /// Its value.
         found: f64,
     },
+    /// A shift that leaves no schedule.
+    #[error("{field} must be between {} and {}, got {found}", SHIFTS.start(), SHIFTS.end())]
+    Shift {
+        /// Which option.
+        field: &'static str,
+        /// Its value.
+        found: f64,
+    },
+    /// A share of guidance rescaling outside of `[0, 1]`.
+    #[error("guidance_rescale must be between 0 and 1, got {0}")]
+    Rescale(f64),
+    /// The model lacks the part that picture prompts need.
+    #[error("a picture prompt needs a model with an image encoder: {0}")]
+    NoImageEncoder(String),
     /// No pictures or too many.
     #[error("count must be between 1 and {MAX_COUNT}, got {0}")]
     Count(usize),
@@ -228,6 +294,18 @@ pub struct Settings {
     pub decoder_guidance_scale: f64,
     /// The reverse-diffusion step.
     pub sampler: Sampler,
+    /// Whose way of sampling.
+    #[serde(skip_serializing_if = "is_default")]
+    pub recipe: Recipe,
+    /// Above 0.
+    #[serde(skip_serializing_if = "is_one")]
+    pub prior_shift: f64,
+    /// Above 0.
+    #[serde(skip_serializing_if = "is_one")]
+    pub decoder_shift: f64,
+    /// `[0, 1]`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub guidance_rescale: f64,
     /// How much to change the source picture, `[0, 1]`; `None` if the caller gave no strength.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
@@ -236,6 +314,18 @@ pub struct Settings {
     /// Rows of latents that Stage A decodes at a time, 0 for all rows; `None` if the picture's size decides.
     #[serde(skip)]
     pub vqgan_rows: Option<usize>,
+}
+
+fn is_default(recipe: &Recipe) -> bool {
+    *recipe == Recipe::default()
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Settings {
@@ -253,6 +343,13 @@ impl GenerateOptions {
     ///
     /// Names the first option that cannot be run and what was expected.
     pub fn resolve(&self, defaults: &Defaults) -> Result<Settings, OptionsError> {
+        // Who asks for a recipe that the model does not have anyway wants its numbers too.
+        let defaults = &match self.recipe {
+            Some(Recipe::Authors) if defaults.recipe != Recipe::Authors => {
+                defaults.clone().by_authors()
+            }
+            _ => defaults.clone(),
+        };
         let steps = |field, value: Option<usize>, default| match value.unwrap_or(default) {
             found @ (0 | 1001..) => Err(OptionsError::Steps { field, found }),
             steps => Ok(crate::schedule::uniform_timesteps(steps)),
@@ -261,6 +358,14 @@ impl GenerateOptions {
             scale if scale.is_finite() && scale >= 0.0 => Ok(scale),
             found => Err(OptionsError::GuidanceScale { field, found }),
         };
+        let shift = |field, value: Option<f64>, default| match value.unwrap_or(default) {
+            shift if SHIFTS.contains(&shift) => Ok(shift),
+            found => Err(OptionsError::Shift { field, found }),
+        };
+        let guidance_rescale = self.guidance_rescale.unwrap_or(defaults.guidance_rescale);
+        if !(0.0..=1.0).contains(&guidance_rescale) {
+            return Err(OptionsError::Rescale(guidance_rescale));
+        }
         let count = self.count.unwrap_or(1);
         if !(1..=MAX_COUNT).contains(&count) {
             return Err(OptionsError::Count(count));
@@ -295,6 +400,10 @@ impl GenerateOptions {
                 defaults.decoder_guidance_scale,
             )?,
             sampler: self.sampler.unwrap_or(defaults.sampler),
+            recipe: self.recipe.unwrap_or(defaults.recipe),
+            prior_shift: shift("prior_shift", self.prior_shift, defaults.prior_shift)?,
+            decoder_shift: shift("decoder_shift", self.decoder_shift, defaults.decoder_shift)?,
+            guidance_rescale,
             strength,
             prompt_syntax: self.prompt_syntax,
             vqgan_rows: self.vqgan_rows,
@@ -338,6 +447,19 @@ mod tests {
         );
         assert!(message(r#"{"timesteps": [1.0, 0.5]}"#).starts_with("timesteps must fall"));
         assert_eq!(message(r#"{"strength": 1.5}"#), "strength must be between 0 and 1, got 1.5");
+    }
+
+    /// The authors' numbers come with their recipe, and what the caller gives before them.
+    #[test]
+    fn a_recipe_brings_its_numbers() {
+        let settings = resolve(r#"{"recipe": "authors", "priorShift": 3}"#).unwrap();
+        let Settings { prior_shift, decoder_shift, guidance_rescale, .. } = settings;
+        assert_eq!((prior_shift, decoder_shift, guidance_rescale), (3.0, 1.0, 0.7));
+        assert_eq!(settings.decoder_guidance_scale, 1.1);
+        let error = resolve(r#"{"decoderShift": 0}"#).unwrap_err().to_string();
+        assert_eq!(error, "decoder_shift must be between 0.01 and 100, got 0");
+        let error = resolve(r#"{"guidanceRescale": 2}"#).unwrap_err().to_string();
+        assert_eq!(error, "guidance_rescale must be between 0 and 1, got 2");
     }
 
     #[test]

@@ -15,6 +15,15 @@ pub struct Batch<'a> {
     pub towards: Option<(&'a str, f32)>,
     /// The picture that all of them start from; `None` to start at noise.
     pub origin: Option<&'a Origin>,
+    /// Pictures that all of them shall be like; `None` for words alone.
+    pub pictures: Option<&'a PicturePrompt>,
+}
+
+/// Pictures as a prompt: their CLIP embeddings.
+#[derive(Clone)]
+pub struct PicturePrompt {
+    /// `[1, k, D]`.
+    pub embeddings: TensorData,
 }
 
 impl<'a> Batch<'a> {

@@ -153,6 +153,15 @@ impl Network {
             },
         }
     }
+
+    /// With another way to read a config off weights.
+    pub(crate) const fn inferred(
+        mut self,
+        infer: fn(&Checkpoint) -> Option<Map<String, Value>>,
+    ) -> Self {
+        self.infer = infer;
+        self
+    }
 }
 
 /// What makes a part what it is.
@@ -163,6 +172,8 @@ pub(crate) struct Description {
     pub(crate) stage: Option<Stage>,
     /// A tensor that no other kind of network has.
     pub(crate) mark: &'static str,
+    /// A tensor that tells another family's network of this kind, which has `mark` as well.
+    pub(crate) lacks: Option<&'static str>,
     /// Tells parts of the same kind apart: another part, and its tensor whose second axis is as long as
     /// that of `mark`.
     pub(crate) beside: Option<(Part, &'static str)>,
@@ -210,9 +221,14 @@ impl Part {
         self.0.network.told_by_weights
     }
 
-    /// A tensor that no other kind of network has.
-    pub(crate) fn mark(self) -> &'static str {
-        self.0.mark
+    /// Whether these may be its weights, as their tensors tell.
+    pub(crate) fn may_be(self, weights: &Checkpoint) -> bool {
+        weights.has(self.0.mark) && !self.0.lacks.is_some_and(|name| weights.has(name))
+    }
+
+    /// Whether its weights can be told without those of another part.
+    pub(crate) fn stands_alone(self) -> bool {
+        self.0.beside.is_none()
     }
 
     /// Whether `weights` fit the part that they lie beside, of which `others` gives the weights; true of a

@@ -1,6 +1,9 @@
 //! The whole system: prompt to text embedding to image embedding to latents to picture.
 
+mod denoiser;
 mod loader;
+mod models;
+mod pictures;
 mod progress;
 mod sampling;
 mod sources;
@@ -11,10 +14,12 @@ use std::ops::ControlFlow;
 
 use burn::prelude::*;
 
+pub use self::denoiser::Condition;
+use self::denoiser::DiffusionStage;
 pub use self::loader::PipelineLoader;
 pub use self::progress::{Error, Progress};
 pub use self::sampling::{Guided, Noise, Sampling};
-use self::sampling::{Steps, Streams, Task, predict_decoder, predict_prior, report};
+use self::sampling::{Steps, Streams, Task, report};
 pub(crate) use self::sampling::{denoise, read};
 pub use self::text::TextPart;
 use self::text::embed;
@@ -22,18 +27,17 @@ use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, ModelCard, PriorIndex};
 use crate::checkpoint::Checkpoint;
 use crate::compressor::Compressor;
-use crate::decoder::{Decoder, DecoderConfig};
 use crate::error::LoadError;
-use crate::family::Family;
+use crate::family::{Family, SizeRule};
 use crate::image::Image;
 use crate::options::{GenerateOptions, OptionsError, PromptSyntax, Settings};
 use crate::origin::Batch;
-use crate::part::{Part, Stage};
-use crate::prior::{Prior, PriorConfig};
+use crate::part::Stage;
+use crate::previewer::Previewer;
 use crate::residency::{Residency, Slot};
 use crate::sampler::Known;
-use crate::schedule::Schedule;
-use crate::text::{TokenizerError, Unread};
+use crate::text::{TextEmbedding, TokenizerError, Unread};
+use crate::vision::{ImageEncoder, PreparationConfig};
 use crate::vqgan::{Vqgan, VqganConfig};
 
 /// Longest side of a picture in pixels.
@@ -43,22 +47,24 @@ pub const MAX_SIDE: usize = 4096;
 pub struct Pipeline {
     /// What the model is.
     pub card: ModelCard,
+    /// Which family it is of.
+    pub family: &'static Family,
     /// Text for Stage C.
     pub prior_text: TextPart,
-    pub(crate) prior: Slot<Prior>,
-    pub(crate) prior_config: PriorConfig,
+    pub(crate) prior: DiffusionStage,
     prior_index: PriorIndex,
-    pub(crate) prior_schedule: Schedule,
-    /// Text for Stage B.
-    pub decoder_text: TextPart,
-    pub(crate) decoder: Slot<Decoder>,
-    pub(crate) decoder_config: DecoderConfig,
+    /// Text for Stage B; `None` where it is Stage C's.
+    decoder_text: Option<TextPart>,
+    pub(crate) decoder: DiffusionStage,
     decoder_index: DecoderIndex,
-    pub(crate) decoder_schedule: Schedule,
     vqgan: Slot<Vqgan>,
     pub(crate) vqgan_config: VqganConfig,
     /// The semantic compressor; or why it cannot be used.
     compressor: Result<CompressorPart, LoadError>,
+    /// What embeds pictures as prompts; or why it cannot be used.
+    image_encoder: Result<ImageEncoderPart, LoadError>,
+    /// What shows image embeddings, where the model has such a network.
+    pub(crate) previewer: Option<Slot<Previewer>>,
     device: Device,
 }
 
@@ -67,6 +73,12 @@ struct CompressorPart {
     network: Slot<Compressor>,
     /// How many pixels one pixel of the embedding stands for, along each axis.
     downscale: usize,
+}
+
+/// The encoder of picture prompts.
+struct ImageEncoderPart {
+    network: Slot<ImageEncoder>,
+    preparation: PreparationConfig,
 }
 
 /// What a generation made.
@@ -93,9 +105,10 @@ impl Pipeline {
         residency: Residency,
     ) -> Result<Self, LoadError> {
         let mut loader = PipelineLoader::new(files, device)?;
-        let parts = Self::parts().filter_map(|part| files.weights.get(&part));
+        let family = files.family();
+        let parts = family.needed().filter_map(|part| files.weights.get(&part));
         let per_stage = residency.is_per_stage(parts.map(Checkpoint::device_bytes).sum());
-        for part in Self::parts() {
+        for part in family.needed() {
             let weights = files.weights(part)?;
             if per_stage {
                 loader.defer(part, weights)?;
@@ -103,21 +116,23 @@ impl Pipeline {
                 loader.add(part, weights)?;
             }
         }
-        // Few pictures need it.
-        if let Some(weights) = files.weights.get(&Part::COMPRESSOR) {
-            loader.defer(Part::COMPRESSOR, weights)?;
+        // Few pictures need them.
+        for part in family.parts.iter().filter(|part| part.stage().is_none()) {
+            if let Some(weights) = files.weights.get(part) {
+                loader.defer(*part, weights)?;
+            }
         }
         loader.finish()
     }
 
-    /// The parts that a pipeline needs, in the order in which it uses them.
-    pub fn parts() -> impl Iterator<Item = Part> {
-        Family::WUERSTCHEN.needed()
-    }
-
     /// Whether its parts stay on the device, so that a second picture starts at once.
     pub fn is_resident(&self) -> bool {
-        self.prior.is_resident()
+        self.prior.denoiser.is_resident()
+    }
+
+    /// Text for Stage B, which may be Stage C's.
+    pub fn decoder_text(&self) -> &TextPart {
+        self.decoder_text.as_ref().unwrap_or(&self.prior_text)
     }
 
     /// Where the models are.
@@ -152,7 +167,7 @@ impl Pipeline {
     /// Names the prompt that cannot be split.
     pub fn unread(&self, prompt: &str, syntax: PromptSyntax) -> Result<Unread, TokenizerError> {
         let prior = self.prior_text.unread(prompt, syntax)?;
-        let decoder = self.decoder_text.unread(prompt, syntax)?;
+        let decoder = self.decoder_text().unread(prompt, syntax)?;
         let cut_off = [prior.cut_off, decoder.cut_off].into_iter().flatten();
         // Stage C's encoder decides what the picture shows.
         Ok(Unread { cut_off: cut_off.max_by_key(String::len), unknown_words: prior.unknown_words })
@@ -217,34 +232,74 @@ impl Pipeline {
             plans: batches.iter().map(|batch| self.plan(batch, settings)).collect(),
             streams: batches.iter().map(streams).collect(),
         };
-        let embeddings = self.make_embeddings(&mut job, embedding_size, on_step).await?;
-        let latents = self.make_latents(&mut job, &embeddings, latent_size, on_step).await?;
+        let texts = self.embed_for_prior(&job, on_step).await?;
+        let embeddings = self.make_embeddings(&mut job, &texts, embedding_size, on_step).await?;
+        let texts = self.embed_for_decoder(&job, texts, on_step).await?;
+        let latents = self.make_latents(&mut job, texts, &embeddings, latent_size, on_step).await?;
         self.make_pictures(&job, embeddings, latents, on_step).await
+    }
+
+    /// The texts of all batches for Stage C, and for Stage B too where it takes the same.
+    async fn embed_for_prior(
+        &self,
+        job: &Job<'_>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Guided<TextEmbedding>>, Error> {
+        let Settings { prior_guidance_scale, decoder_guidance_scale, .. } = *job.settings;
+        let (steps, guidance_scale) = match self.decoder_text {
+            Some(_) => (2, prior_guidance_scale),
+            None => (1, prior_guidance_scale.max(decoder_guidance_scale)),
+        };
+        let texts = embed(&self.prior_text, job.batches, job.settings, guidance_scale)?;
+        if let Some(text) = texts.first() {
+            let tokens = read(text.conditional.tokens.clone()).await?;
+            report(on_step, Stage::Text, 1, steps, &tokens).await?;
+        }
+        Ok(texts)
+    }
+
+    /// The texts of all batches for Stage B, given those for Stage C.
+    async fn embed_for_decoder(
+        &self,
+        job: &Job<'_>,
+        texts: Vec<Guided<TextEmbedding>>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Guided<TextEmbedding>>, Error> {
+        let Some(part) = &self.decoder_text else { return Ok(texts) };
+        drop(texts);
+        let texts = embed(part, job.batches, job.settings, job.settings.decoder_guidance_scale)?;
+        if let Some(text) = texts.first() {
+            let tokens = read(text.conditional.tokens.clone()).await?;
+            report(on_step, Stage::Text, 2, 2, &tokens).await?;
+        }
+        Ok(texts)
     }
 
     /// Stage C of all batches: image embeddings.
     async fn make_embeddings(
         &self,
         job: &mut Job<'_>,
+        texts: &[Guided<TextEmbedding>],
         [height, width]: [usize; 2],
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Tensor<4>>, Error> {
-        let (settings, guidance_scale) = (job.settings, job.settings.prior_guidance_scale);
-        let texts = embed(&self.prior_text, job.batches, settings, guidance_scale)?;
-        if let Some(text) = texts.first() {
-            report(on_step, Stage::Text, 1, 2, &read(text.conditional.clone()).await?).await?;
-        }
-        let prior = self.prior.get()?;
+        let settings = job.settings;
+        let denoiser = self.prior.denoiser.get()?;
         let mut steps = Steps::of(job.plans.iter().map(|plan| &plan.timesteps));
         let mut embeddings = Vec::new();
-        for ((plan, text), streams) in job.plans.iter().zip(texts).zip(&mut job.streams) {
-            let (timesteps, sampler) = (&plan.timesteps[..], settings.sampler);
-            let sampling = Sampling { timesteps, guidance_scale, sampler };
+        let batches = job.batches.iter().zip(texts);
+        for ((plan, (batch, text)), streams) in job.plans.iter().zip(batches).zip(&mut job.streams)
+        {
+            let sampling = settings.prior_sampling(&plan.timesteps);
             let known = plan.prior.as_ref();
-            let task = Task { stage: Stage::Prior, schedule: &self.prior_schedule, known };
-            let initial = streams.draw([self.prior_config.c_in, height, width]);
+            let task = Task { stage: Stage::Prior, schedule: &self.prior.schedule, known };
+            let initial = streams.draw([self.prior.channels, height, width]);
             let noise: Noise = &mut |[_, c, h, w]| streams.draw([c, h, w]);
-            let predict = predict_prior(&prior, text);
+            let count = batch.prompts.len();
+            let pictures = batch.pictures.map(|pictures| pictures.repeat(count, &self.device));
+            let condition = text.at(sampling.guidance_scale).with(pictures, None);
+            let denoiser = denoiser.prepare(condition, [height, width]);
+            let predict = |x: Tensor<4>, t: &[f32]| denoiser.forward(x, t);
             let latents = task.denoise(initial, &sampling, &predict, noise, &mut steps, on_step);
             embeddings.push(self.image_embedding(latents.await?));
         }
@@ -255,29 +310,27 @@ impl Pipeline {
     async fn make_latents(
         &self,
         job: &mut Job<'_>,
+        texts: Vec<Guided<TextEmbedding>>,
         embeddings: &[Tensor<4>],
         [height, width]: [usize; 2],
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Tensor<4>>, Error> {
-        let (settings, guidance_scale) = (job.settings, job.settings.decoder_guidance_scale);
-        let texts = embed(&self.decoder_text, job.batches, settings, guidance_scale)?;
-        if let Some(text) = texts.first() {
-            report(on_step, Stage::Text, 2, 2, &read(text.conditional.clone()).await?).await?;
-        }
-        let decoder = self.decoder.get()?;
-        let (timesteps, sampler) = (&settings.decoder_timesteps[..], settings.sampler);
-        let sampling = Sampling { timesteps, guidance_scale, sampler };
-        let mut steps = Steps::of(job.batches.iter().map(|_| timesteps));
+        let settings = job.settings;
+        let denoiser = self.decoder.denoiser.get()?;
+        let sampling = settings.decoder_sampling();
+        let mut steps = Steps::of(job.batches.iter().map(|_| sampling.timesteps));
         let mut made = Vec::new();
         let conditions = embeddings.iter().zip(texts);
         for ((plan, (image, text)), streams) in
             job.plans.iter().zip(conditions).zip(&mut job.streams)
         {
             let known = plan.decoder.as_ref();
-            let task = Task { stage: Stage::Decoder, schedule: &self.decoder_schedule, known };
-            let initial = streams.draw([self.decoder_config.c_in, height, width]);
+            let task = Task { stage: Stage::Decoder, schedule: &self.decoder.schedule, known };
+            let initial = streams.draw([self.decoder.channels, height, width]);
             let noise: Noise = &mut |[_, c, h, w]| streams.draw([c, h, w]);
-            let predict = predict_decoder(&decoder, image.clone(), text, [height, width]);
+            let condition = text.at(sampling.guidance_scale).with(None, Some(image.clone()));
+            let denoiser = denoiser.prepare(condition, [height, width]);
+            let predict = |x: Tensor<4>, t: &[f32]| denoiser.forward(x, t);
             let latents = task.denoise(initial, &sampling, &predict, noise, &mut steps, on_step);
             made.push(latents.await?);
         }
@@ -334,9 +387,14 @@ impl Pipeline {
 
     fn side(&self, pixels: usize) -> Option<(usize, usize)> {
         let cells = (pixels as f64 / self.prior_index.resolution_multiple).ceil() as usize;
-        let latents = (cells as f64 * self.decoder_index.latent_dim_scale) as usize;
+        let latents = match self.family.sizes {
+            SizeRule::FromEmbedding => {
+                (cells as f64 * self.decoder_index.latent_dim_scale) as usize
+            }
+            SizeRule::FromPixels => pixels / self.vqgan_config.downscale(),
+        };
         let exact = latents * self.vqgan_config.downscale() == pixels;
-        let fits = latents.is_multiple_of(self.decoder_config.size_multiple());
+        let fits = self.prior.fits(cells) && self.decoder.fits(latents);
         (pixels > 0 && pixels <= MAX_SIDE && exact && fits).then_some((cells, latents))
     }
 

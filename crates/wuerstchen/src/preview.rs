@@ -108,8 +108,9 @@ fn solve(rows: &mut [Vec<f64>]) {
 }
 
 impl Pipeline {
-    /// A preview of the first picture of a batch after a step. Stage C's latents become colours, one pixel for
-    /// each cell; Stage B's latents pass through Stage A. `None` for other stages.
+    /// A preview of the first picture of a batch after a step. Stage C's latents pass through the model's
+    /// previewer or become colours, one pixel for each cell; Stage B's latents pass through Stage A. `None`
+    /// for other stages.
     ///
     /// # Errors
     ///
@@ -124,6 +125,11 @@ impl Pipeline {
             let x: Tensor<4> = Tensor::from_data(latents.clone(), self.device());
             x.narrow(0, 0, 1)
         };
+        if let (Stage::Prior, Some(previewer)) = (stage, &self.previewer) {
+            let picture = previewer.get()?.forward(self.image_embedding(first()));
+            let picture = crate::pipeline::read(picture.clamp(0.0, 1.0)).await?;
+            return Ok(Image::from_data(&picture).into_iter().next());
+        }
         Ok(match (stage, colours) {
             (Stage::Prior, Some(colours)) => {
                 colours.show(&crate::pipeline::read(self.image_embedding(first())).await?)

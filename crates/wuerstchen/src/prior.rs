@@ -82,8 +82,11 @@ impl PartConfig for PriorConfig {
             dropout: self.dropout,
             output_gain,
         };
-        let timestep =
-            TimestepBlockConfig { channels: self.c, time_embedding: self.c_r, conditions: 0 };
+        let timestep = TimestepBlockConfig {
+            channels: self.c,
+            time_embedding: self.c_r,
+            further: Default::default(),
+        };
         let attention = AttentionBlockConfig {
             channels: self.c,
             condition_channels: self.c,

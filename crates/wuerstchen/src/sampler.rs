@@ -15,10 +15,25 @@ pub enum Sampler {
     Ddpm,
     /// Deterministic after the initial noise.
     Ddim,
+    /// From the predicted clean latents and fresh noise, for models that predict them in one step.
+    Lcm,
+}
+
+/// What a sampling does besides its steps, in which the two published ways differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum Recipe {
+    /// The model sees the time itself, the last step adds no noise, and its end is the result
+    #[default]
+    Diffusers,
+    /// The model sees the time that is as noisy without the shift, and the clean latents that the last step
+    /// predicts are the result
+    Authors,
 }
 
 impl Sampler {
-    /// One step from time `t` to `t_next`.
+    /// One step from time `t` to `t_next`. The step to time 0 adds no noise.
     ///
     /// # Shapes
     ///
@@ -32,12 +47,59 @@ impl Sampler {
         [t, t_next]: [f32; 2],
     ) -> Tensor<4> {
         let alphas = [t, t_next].map(|t| schedule.alpha_cumprod(t));
+        let is_last = t_next == 0.0;
         match self {
-            Self::Ddpm if t_next == 0.0 => ddpm_mean(x, epsilon, alphas),
+            Self::Ddpm if is_last => ddpm_mean(x, epsilon, alphas),
             Self::Ddpm => ddpm_mean(x, epsilon, alphas) + noise * ddpm_deviation(alphas),
             Self::Ddim => ddim_step(x, epsilon, alphas),
+            Self::Lcm if is_last => predicted(x, epsilon, alphas[0]),
+            Self::Lcm => lcm_step(x, epsilon, noise, alphas),
         }
     }
+
+    /// As [`Self::step`], where the step to time 0 adds noise as any other: that of a schedule that never
+    /// ends quite clean.
+    pub fn noisy_step(
+        self,
+        schedule: &Schedule,
+        x: Tensor<4>,
+        epsilon: Tensor<4>,
+        noise: Tensor<4>,
+        times: [f32; 2],
+    ) -> Tensor<4> {
+        let alphas = times.map(|t| schedule.alpha_cumprod(t));
+        match self {
+            Self::Ddpm => ddpm_mean(x, epsilon, alphas) + noise * ddpm_deviation(alphas),
+            Self::Ddim => ddim_step(x, epsilon, alphas),
+            Self::Lcm => lcm_step(x, epsilon, noise, alphas),
+        }
+    }
+}
+
+/// The clean latents that a prediction of the noise means: `(x − sqrt(1 − ᾱ)·ε)/sqrt(ᾱ)`.
+///
+/// # Shapes
+///
+/// - x, epsilon, output: `[B, C, H, W]`
+pub fn clean_latents(schedule: &Schedule, x: Tensor<4>, epsilon: Tensor<4>, t: f32) -> Tensor<4> {
+    predicted(x, epsilon, schedule.alpha_cumprod(t))
+}
+
+fn predicted(x: Tensor<4>, epsilon: Tensor<4>, bar: f32) -> Tensor<4> {
+    (x - epsilon * (1.0 - bar).sqrt()) / bar.sqrt()
+}
+
+/// Noises the predicted clean latents to the next time.
+///
+/// Source: Luo et al., "Latent consistency models" (arXiv 2310.04378), algorithm 3; `LCMSampler` in
+/// `gdf/samplers.py` of Stability-AI/StableCascade.
+fn lcm_step(
+    x: Tensor<4>,
+    epsilon: Tensor<4>,
+    noise: Tensor<4>,
+    [bar, bar_next]: [f32; 2],
+) -> Tensor<4> {
+    predicted(x, epsilon, bar) * bar_next.sqrt() + noise * (1.0 - bar_next).sqrt()
 }
 
 /// Mean of the ancestral step: `sqrt(1/α)·(x − (1 − α)·ε/sqrt(1 − ᾱ))` with `α = ᾱ/ᾱ_next`.
@@ -59,8 +121,7 @@ fn ddpm_deviation([bar, bar_next]: [f32; 2]) -> f32 {
 /// Source: Song et al., "Denoising diffusion implicit models" (arXiv 2010.02502), eq. 12 with
 /// `σ = 0`; `DDIMSampler.step` in `diffuzz.py`.
 fn ddim_step(x: Tensor<4>, epsilon: Tensor<4>, [bar, bar_next]: [f32; 2]) -> Tensor<4> {
-    let clean = (x - epsilon.clone() * (1.0 - bar).sqrt()) / bar.sqrt();
-    clean * bar_next.sqrt() + epsilon * (1.0 - bar_next).sqrt()
+    predicted(x, epsilon.clone(), bar) * bar_next.sqrt() + epsilon * (1.0 - bar_next).sqrt()
 }
 
 /// Noises clean latents to the times `t`: `sqrt(ᾱ)·x + sqrt(1 − ᾱ)·noise`.
@@ -137,7 +198,7 @@ mod tests {
     fn exact_noise_prediction_recovers_the_clean_latents() {
         let (device, schedule) = (Device::flex(), Schedule::default());
         let random = || Tensor::<4>::random([1, 4, 3, 3], Distribution::Normal(0.0, 1.0), &device);
-        for sampler in [Sampler::Ddpm, Sampler::Ddim] {
+        for sampler in [Sampler::Ddpm, Sampler::Ddim, Sampler::Lcm] {
             let clean = random();
             let mut x = random();
             for times in crate::schedule::uniform_timesteps(20).windows(2) {

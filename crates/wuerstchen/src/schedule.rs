@@ -13,11 +13,27 @@ pub struct Schedule {
     pub scaler: f64,
     /// Keeps the schedule away from its singular end.
     pub s: f64,
+    /// Divides the signal-to-noise ratio of every time by its square: above 1, more steps are taken where
+    /// there is much noise. Not in the published file.
+    #[serde(default = "no_shift", skip_serializing_if = "is_no_shift")]
+    pub shift: f64,
 }
+
+fn no_shift() -> f64 {
+    1.0
+}
+
+fn is_no_shift(shift: &f64) -> bool {
+    *shift == no_shift()
+}
+
+/// Bounds of the share of signal variance.
+const LEAST_ALPHA: f32 = 0.0001;
+const MOST_ALPHA: f32 = 0.9999;
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { scaler: 1.0, s: 0.008 }
+        Self { scaler: 1.0, s: 0.008, shift: no_shift() }
     }
 }
 
@@ -30,6 +46,39 @@ impl Schedule {
     /// Source: `Diffuzz._alpha_cumprod` in `diffuzz.py` of dome272/Wuerstchen;
     /// `DDPMWuerstchenScheduler` in diffusers.
     pub fn alpha_cumprod(&self, t: f32) -> f32 {
+        if is_no_shift(&self.shift) { self.unshifted(t) } else { sigmoid(self.log_snr(t)) }
+    }
+
+    /// Logarithm of the signal-to-noise ratio, `ln(ᾱ/(1 − ᾱ))`, at time `t`, between its values without a
+    /// shift at times 1 and 0.
+    ///
+    /// Source: `CosineSchedule` in `gdf/schedulers.py` of Stability-AI/StableCascade.
+    pub fn log_snr(&self, t: f32) -> f32 {
+        let log_snr = |alpha: f32| libm::logf(alpha / (1.0 - alpha));
+        let shifted = log_snr(self.unshifted(t)) - 2.0 * libm::log(self.shift) as f32;
+        shifted.clamp(log_snr(LEAST_ALPHA), log_snr(MOST_ALPHA))
+    }
+
+    /// The time of the schedule without a shift that is as noisy as `t` is with it: the time that models see
+    /// that were trained without one.
+    ///
+    /// Source: `CosineTNoiseCond` in `gdf/noise_conditions.py` of Stability-AI/StableCascade.
+    pub fn model_time(&self, t: f32) -> f32 {
+        self.time_of(sigmoid(self.log_snr(t)))
+    }
+
+    /// The time at which a schedule without a shift and with a straight time axis has this share of signal
+    /// variance.
+    ///
+    /// Source: `get_timestep_ratio_conditioning` of `StableCascadePriorPipeline` in diffusers.
+    pub fn time_of(&self, alpha_cumprod: f32) -> f32 {
+        let s = self.s as f32;
+        let first = libm::cosf(s / (1.0 + s) * FRAC_PI_2);
+        let cosine = (alpha_cumprod * first * first).sqrt();
+        (libm::acosf(cosine) / FRAC_PI_2 * (1.0 + s) - s).clamp(0.0, 1.0)
+    }
+
+    fn unshifted(&self, t: f32) -> f32 {
         let scaler = self.scaler as f32;
         let t = match self.scaler {
             scaler_f64 if scaler_f64 > 1.0 => 1.0 - libm::powf(1.0 - t, scaler),
@@ -41,7 +90,7 @@ impl Schedule {
             let cos = libm::cosf((t + s) / (1.0 + s) * FRAC_PI_2);
             cos * cos
         };
-        (cos_squared(t) / cos_squared(0.0)).clamp(0.0001, 0.9999)
+        (cos_squared(t) / cos_squared(0.0)).clamp(LEAST_ALPHA, MOST_ALPHA)
     }
 
     /// The p2 loss weight `(k + SNR)^−γ` with `γ = 1`. With the authors' `k = 1` it is `1 − ᾱ(t)`;
@@ -53,6 +102,10 @@ impl Schedule {
         let alpha = self.alpha_cumprod(t);
         1.0 / (k + alpha / (1.0 - alpha))
     }
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + libm::expf(-x))
 }
 
 /// `steps + 1` times evenly from 1 to 0: the authors' default.
@@ -98,6 +151,19 @@ mod tests {
         assert!((schedule.alpha_cumprod(0.5) - 0.493_843_6).abs() < 1e-6);
         assert_eq!(schedule.alpha_cumprod(1.0), 0.0001);
         assert!((schedule.p2_weight(0.5, 1.0) - (1.0 - 0.493_843_6)).abs() < 1e-6);
+    }
+
+    /// Values of the authors' code: at shift 2 the model sees later times than it is told, and time 1 is
+    /// where the clamp ends.
+    #[test]
+    fn a_shift_makes_times_noisier() {
+        let schedule = Schedule { shift: 2.0, ..Schedule::default() };
+        for (t, expected) in [(0.8, 0.8975), (0.5, 0.7056), (0.0, 0.0071), (1.0, 0.99358)] {
+            let found = schedule.model_time(t);
+            assert!((found - expected).abs() < 1e-4, "{t}: {found}");
+        }
+        let (plain, shifted) = (Schedule::default().log_snr(0.5), schedule.log_snr(0.5));
+        assert!((plain - shifted - 2.0 * std::f32::consts::LN_2).abs() < 1e-5);
     }
 
     #[test]

@@ -79,14 +79,18 @@ pub async fn seconds_of<const D: usize>(
 impl Pipeline {
     /// Times the sizes of tiles for the model's largest product, and makes the device use the faster one for
     /// all products from then on. A software GPU gets no tiles. Takes a tenth of a second. `None` where the
-    /// device has no shaders or the model no product that is large enough.
+    /// device has no shaders, or the model no product that is large enough, or its stages are on the device only
+    /// while they work.
     ///
     /// # Errors
     ///
     /// The device failed.
     pub async fn choose_tiling(&self, clock: Clock<'_>) -> Result<Option<Tiling>, Error> {
-        let [rows, outputs, columns] = self.largest_product();
-        if !runs_shaders(self.device()) || Tiling::of_size(rows, outputs) == Tiling::Direct {
+        if !runs_shaders(self.device()) {
+            return Ok(None);
+        }
+        let Some([rows, outputs, columns]) = self.largest_product() else { return Ok(None) };
+        if Tiling::of_size(rows, outputs) == Tiling::Direct {
             return Ok(None);
         }
         let product = |[rows, outputs, columns]: [usize; 3]| {
@@ -115,21 +119,22 @@ impl Pipeline {
     }
 
     /// Rows, outputs and columns of the product that takes most multiply-adds for a picture of the model's
-    /// default size: the first layer of a channel MLP.
-    fn largest_product(&self) -> [usize; 3] {
+    /// default size: the first layer of a channel MLP. `None` where a stage is on the device only while it works.
+    fn largest_product(&self) -> Option<[usize; 3]> {
+        if !self.is_resident() {
+            return None;
+        }
         let defaults = &self.card.defaults;
-        let Ok(([height, width], latents)) = self.sizes(defaults.height, defaults.width) else {
-            return [0, 4, 4];
-        };
-        let (prior, decoder) = (&self.prior_config, &self.decoder_config);
+        let (embedding, latents) = self.sizes(defaults.height, defaults.width).ok()?;
         // Stage C is guided: two predictions at a time.
-        let of_prior = [2 * height * width, 4 * prior.c, prior.c];
-        let of_level = |(level, &c): (usize, &usize)| {
-            let [height, width] = latents.map(|side| (side / decoder.patch_size) >> level);
-            [height * width, 4 * c, c]
-        };
-        let of_decoder = decoder.c_hidden.iter().enumerate().map(of_level);
-        let work = |sides: &[usize; 3]| sides.iter().product::<usize>();
-        of_decoder.chain([of_prior]).max_by_key(work).expect("a product of Stage C")
+        let stages = [(&self.prior, embedding, 2), (&self.decoder, latents, 1)];
+        let mut products = Vec::new();
+        for (stage, [height, width], batch) in stages {
+            for (downscale, channels) in stage.denoiser.get().ok()?.levels() {
+                let rows = batch * (height / downscale) * (width / downscale);
+                products.push([rows, 4 * channels, channels]);
+            }
+        }
+        products.into_iter().max_by_key(|sides| sides.iter().product::<usize>())
     }
 }

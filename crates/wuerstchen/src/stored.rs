@@ -138,7 +138,8 @@ impl StoredDtype {
     /// linear layers, 1x1 convolutions and token embeddings are quantised; the linear layers of
     /// diffusion times, norms, biases, positions and kernels are few, and sensitive.
     pub fn of_tensor(self, name: &str, shape: &[usize]) -> Self {
-        let is_time = name.ends_with(".mapper.weight");
+        let time = [".mapper.weight", ".mapper_sca.weight", ".mapper_crp.weight"];
+        let is_time = time.iter().any(|end| name.ends_with(end));
         let is_position = name.contains("position_embedding");
         let is_quantized = matches!(self, Self::I8 | Self::I4)
             && name.ends_with("weight")
@@ -471,6 +472,7 @@ mod tests {
         assert_eq!(i4("projection.weight", &[128, 64, 1, 1]), StoredDtype::I4);
         assert_eq!(i4("projection.weight", &[128, 16, 1, 1]), StoredDtype::F16);
         assert_eq!(i4("blocks.1.mapper.weight", &[256, 64]), StoredDtype::F16);
+        assert_eq!(i4("blocks.1.mapper_sca.weight", &[256, 64]), StoredDtype::F16);
         assert_eq!(i4("blocks.0.depthwise.weight", &[128, 1, 3, 3]), StoredDtype::F16);
         assert_eq!(i4("blocks.0.channelwise.0.bias", &[256]), StoredDtype::F16);
         assert_eq!(StoredDtype::F32.of_tensor("x.weight", &[256, 64]), StoredDtype::F32);

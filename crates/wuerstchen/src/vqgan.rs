@@ -39,6 +39,11 @@ pub struct VqganConfig {
     pub scale_factor: f64,
 }
 
+/// The scale of `stage_a.safetensors`, the authors' Stage A of Stable Cascade, which no config tells.
+///
+/// Source: `StageA` in `modules/stage_a.py` of Stability-AI/StableCascade.
+pub const STAGE_A_SCALE: f64 = 0.43;
+
 /// Epsilon of the batch norm in front of the latents, PyTorch's default.
 const NORM_EPSILON: f64 = 1e-5;
 

@@ -42,10 +42,10 @@ struct TensorError {
 impl Report {
     /// Compares the weights.
     pub(super) fn new(given: &ModelFiles, stored: &ModelFiles) -> Result<Self> {
-        let weights = Pipeline::parts().filter_map(|part| stored.weights.get(&part));
+        let weights = given.family().needed().filter_map(|part| stored.weights.get(&part));
         let bytes = weights.flat_map(Checkpoint::describe).map(|(.., bytes)| bytes).sum();
         let bar = bytes_bar("comparing the weights", bytes);
-        let parts = Pipeline::parts().map(|part| {
+        let parts = given.family().needed().map(|part| {
             let error = PartError::new(given.weights(part)?, stored.weights(part)?, &bar)?;
             Ok((part, error))
         });

@@ -91,7 +91,11 @@ impl Group {
             dropout: 0.0,
             output_gain: 1.0,
         };
-        let time = TimestepBlockConfig { channels, time_embedding: TIME_CHANNELS, conditions: 0 };
+        let time = TimestepBlockConfig {
+            channels,
+            time_embedding: TIME_CHANNELS,
+            further: Default::default(),
+        };
         let mut blocks = vec![Block::Res(res.init(device)), Block::Timestep(time.init(device))];
         if text > 0 {
             let (condition_channels, self_attention) = (text, true);

@@ -64,6 +64,7 @@ impl Verifier {
             files: &self.files,
             // They are PyTorch's, which no browser reads.
             originals: &ModelFiles::default(),
+            lora: None,
             goldens: &self.goldens,
             device: &device,
             slack,

@@ -172,12 +172,8 @@ pub async fn reconstruct(
     embedding: Tensor<4>,
     prompts: &[&str],
 ) -> Result<Tensor<4>, Error> {
-    let text = Guided { conditional: pipeline.decoder_text.embed(prompts)?, unconditional: None };
-    let sampling = Sampling {
-        timesteps: &settings.decoder_timesteps,
-        guidance_scale: 0.0,
-        sampler: settings.sampler,
-    };
+    let text = Guided { conditional: pipeline.decoder_text().embed(prompts)?, unconditional: None };
+    let sampling = Sampling::new(&settings.decoder_timesteps, 0.0, settings.sampler);
     let mut rng = Philox::new(settings.seed, 0);
     let device = embedding.device();
     let mut noise = |shape| rng.normal_tensor(shape, &device);

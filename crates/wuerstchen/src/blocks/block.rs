@@ -86,6 +86,15 @@ impl Block {
     }
 }
 
+/// Channels of the features of blocks, one of which is a residual block.
+pub(crate) fn width(blocks: &[Block]) -> usize {
+    let width = |block: &Block| match block {
+        Block::Res(block) => Some(block.channelwise.contract.weight.dims()[1]),
+        _ => None,
+    };
+    blocks.iter().find_map(width).expect("a level has a residual block")
+}
+
 /// Called with the checkpoint name of a block and its output, channels-last.
 ///
 /// Stages report every block, so that goldens, previews and drawings of what a stage does need no

@@ -8,6 +8,7 @@ mod resample;
 mod timestep_block;
 
 pub use attention_block::{Attention, AttentionBlock, AttentionBlockConfig, KeysAndValues};
+pub(crate) use block::width;
 pub use block::{Block, Conditions, Kept, Observer};
 pub use linear::Folded;
 pub(crate) use linear::{Packed, affine, affine_gelu, condition_mapper, embed, linear_layer};
@@ -17,4 +18,4 @@ pub use res_block::{
 pub use resample::{
     Downscale, Upscale, channels_first, channels_last, pixel_shuffle, pixel_unshuffle,
 };
-pub use timestep_block::{TimestepBlock, TimestepBlockConfig, time_embedding};
+pub use timestep_block::{FurtherConditions, TimestepBlock, TimestepBlockConfig, time_embedding};

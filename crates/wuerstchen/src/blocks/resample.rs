@@ -64,15 +64,20 @@ impl Downscale {
         Self { weight, bias: zeros([output], device) }
     }
 
-    /// Halves height and width.
+    /// Halves height and width; the last row or column of an odd side has no influence.
     ///
     /// # Shapes
     ///
-    /// - x: `[B, H, W, C_in]`, height and width even
-    /// - output: `[B, H/2, W/2, C_out]`
+    /// - x: `[B, H, W, C_in]`
+    /// - output: `[B, H/2, W/2, C_out]`, rounded down
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let weight = self.weight.val();
         let [output, input, ..] = weight.dims();
+        let [_, height, width, _] = x.dims();
+        let x = match (height % 2, width % 2) {
+            (0, 0) => x,
+            _ => x.narrow(1, 0, height / 2 * 2).narrow(2, 0, width / 2 * 2),
+        };
         let patches = pixel_unshuffle(layer_norm(x), 2);
         linear(
             patches,

@@ -13,8 +13,17 @@ pub struct TimestepBlockConfig {
     pub channels: usize,
     /// Width `R` of the time embedding (`c_r` of the published configs).
     pub time_embedding: usize,
-    /// Number of further numbers, embedded as the time is, that the block is conditioned on.
-    pub conditions: usize,
+    /// What else the block is conditioned on.
+    pub further: FurtherConditions,
+}
+
+/// Numbers besides the time that Stable Cascade's blocks are conditioned on, each embedded as the time is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FurtherConditions {
+    /// `sca`.
+    pub sca: bool,
+    /// `crp`.
+    pub crp: bool,
 }
 
 /// Scales and shifts every channel by an affine function of the time embedding.
@@ -28,8 +37,10 @@ pub struct TimestepBlockConfig {
 pub struct TimestepBlock {
     /// Maps `[B, R]` to `[B, 2C]`. Checkpoints call it `mapper`, which `derive(Module)` reserves.
     pub scale_shift: Linear,
-    /// The same for the further conditions.
-    pub conditions: Vec<Linear>,
+    /// The same for `sca`.
+    pub mapper_sca: Option<Linear>,
+    /// The same for `crp`.
+    pub mapper_crp: Option<Linear>,
 }
 
 impl TimestepBlockConfig {
@@ -38,7 +49,8 @@ impl TimestepBlockConfig {
         let zero = || linear_layer(self.time_embedding, 2 * self.channels, 0.0, device);
         TimestepBlock {
             scale_shift: zero(),
-            conditions: (0..self.conditions).map(|_| zero()).collect(),
+            mapper_sca: self.further.sca.then(zero),
+            mapper_crp: self.further.crp.then(zero),
         }
     }
 }
@@ -49,13 +61,14 @@ impl TimestepBlock {
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - `time_embedding`: `[B, R]`, those of the conditions behind it: `[B, R·(1 + conditions)]`
+    /// - `time_embedding`: `[B, R]`, those of `sca` and `crp` behind it, where the block has them
     pub fn forward(&self, x: Tensor<4>, time_embedding: Tensor<2>) -> Tensor<4> {
         let [batch, .., channels] = x.dims();
-        let mut parts = time_embedding.chunk(1 + self.conditions.len(), 1).into_iter();
+        let further = || [&self.mapper_sca, &self.mapper_crp].into_iter().flatten();
+        let mut parts = time_embedding.chunk(1 + further().count(), 1).into_iter();
         let mut next = || parts.next().expect("one embedding a map");
         let ab = affine(&self.scale_shift, next());
-        let ab = self.conditions.iter().fold(ab, |ab, map| ab + affine(map, next()));
+        let ab = further().fold(ab, |ab, map| ab + affine(map, next()));
         let ab = ab.reshape([batch, 1, 1, 2 * channels]);
         let a = ab.clone().narrow(3, 0, channels);
         let b = ab.narrow(3, channels, channels);
@@ -98,7 +111,11 @@ mod tests {
     #[test]
     fn starts_as_the_identity() {
         let device = Device::flex();
-        let config = TimestepBlockConfig { channels: 3, time_embedding: 4, conditions: 0 };
+        let config = TimestepBlockConfig {
+            channels: 3,
+            time_embedding: 4,
+            further: FurtherConditions::default(),
+        };
         let block = config.init(&device);
         let x = Tensor::<4>::random([1, 2, 2, 3], burn::tensor::Distribution::Default, &device);
         let y = block.forward(x.clone(), Tensor::ones([1, 4], &device));

@@ -17,7 +17,7 @@ use crate::bundle::ModelFiles;
 use crate::card::{CARD, RUN_CONFIG, RUN_MODEL};
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
-use crate::family::{Family, PipelineFolder};
+use crate::family::{Family, PREPARATION, PipelineFolder};
 use crate::import::{part_beside, recognise};
 use crate::manifest::{Manifest, WebBundle};
 use crate::part::{Part, Stage};
@@ -122,25 +122,28 @@ impl Found {
         for folder in subfolders(path)? {
             folders.push(snapshot(&folder)?);
         }
+        let mut with_pipelines = Vec::new();
         for folder in &folders {
-            for pipeline in Family::ALL.into_iter().flat_map(|family| family.pipelines) {
-                // Every pipeline has a text encoder.
-                let has = |prefix: &str| {
-                    let own = |part: Part| part.stage() != Some(Stage::Text);
-                    let mut parts = pipeline.parts().filter(|(_, part)| own(*part));
-                    parts.any(|(name, _)| folder.join(format!("{prefix}{name}")).is_dir())
-                };
-                // The prefix is there where diffusers saves all pipelines in one folder.
-                let prefixes = [pipeline.prefix, ""];
-                if let Some(prefix) = prefixes.into_iter().find(|prefix| has(prefix)) {
-                    self.add_pipeline(folder, *pipeline, prefix)?;
+            for place in 0..Family::WUERSTCHEN.pipelines.len() {
+                if self.add_pipeline_at(folder, place)? {
+                    with_pipelines.push(folder);
                 }
             }
         }
         self.add_text(&path.join(CARD), CARD)?;
-        let compressor = path.join(Part::COMPRESSOR.folder());
-        if compressor.is_dir() {
-            self.add_part(&compressor, Some(Part::COMPRESSOR))?;
+        for part in lone_parts() {
+            let own = path.join(part.folder());
+            if own.is_dir() {
+                self.add_part(&own, Some(part))?;
+            }
+            // The published one is a file beside the folders of a pipeline.
+            let file = format!("{part}.safetensors");
+            let files = with_pipelines.iter().map(|folder| folder.join(&file));
+            if let Some(file) = files.into_iter().find(|file| file.is_file())
+                && !self.origins.contains_key(&part)
+            {
+                self.add_file(&file)?;
+            }
         }
         if self.origins.len() + self.ambiguous.len() == before {
             self.add_part(path, None)?;
@@ -155,6 +158,44 @@ impl Found {
         Ok(())
     }
 
+    /// Adds the pipeline in a folder that comes at this place among those of its family; false if there is none.
+    fn add_pipeline_at(&mut self, folder: &Path, place: usize) -> Result<bool> {
+        let mut found = Vec::new();
+        for family in Family::ALL {
+            let pipeline = family.pipelines[place];
+            // Every pipeline has a text encoder.
+            let has = |prefix: &str| {
+                let is_text = |part: Part| part.stage() == Some(Stage::Text);
+                let own = |part: Part| !is_text(part) && !family.spare.contains(&part);
+                let mut parts = pipeline.parts().filter(|(_, part)| own(*part));
+                parts.any(|(name, _)| folder.join(format!("{prefix}{name}")).is_dir())
+            };
+            // The prefix is there where diffusers saves all pipelines in one folder.
+            let prefixes = [pipeline.prefix, ""];
+            if let Some(prefix) = prefixes.into_iter().find(|prefix| has(prefix)) {
+                found.push((pipeline, prefix));
+            }
+        }
+        let Some(&first) = found.first() else { return Ok(false) };
+        // Families call their parts alike: what is written beside them tells the family.
+        let index = read_if_there(&folder.join("model_index.json"))?;
+        let (pipeline, prefix) = match index.as_deref().and_then(class_of) {
+            Some(class) => {
+                let fits =
+                    |(pipeline, _): &&(PipelineFolder, _)| class.starts_with(pipeline.family_class);
+                *found.iter().find(fits).ok_or_else(|| {
+                    let reason = format!("expected a pipeline of Würstchen, found a {class}");
+                    unfit(folder, reason)
+                })?
+            }
+            None => {
+                found.iter().find(|found| is_described(folder, **found)).copied().unwrap_or(first)
+            }
+        };
+        self.add_pipeline(folder, pipeline, prefix)?;
+        Ok(true)
+    }
+
     /// Adds what a pipeline's folder has, in folders whose names begin with `prefix`.
     fn add_pipeline(
         &mut self,
@@ -162,16 +203,10 @@ impl Found {
         pipeline: PipelineFolder,
         prefix: &str,
     ) -> Result<()> {
-        let index = pipeline.index();
-        self.add_text(&folder.join("model_index.json"), &index)?;
-        if let Some(class) = self.files.texts.get(&index).and_then(|text| class_of(text))
-            && !class.contains("Wuerstchen")
-        {
-            let reason = format!("expected a pipeline of Würstchen, found a {class}");
-            return Err(unfit(folder, reason));
-        }
+        self.add_text(&folder.join("model_index.json"), &pipeline.index())?;
         let tokenizer = TokenizerFiles::NAMES.map(|file| format!("tokenizer/{file}"));
-        for file in tokenizer.into_iter().chain(["scheduler/scheduler_config.json".to_owned()]) {
+        let others = ["scheduler/scheduler_config.json", PREPARATION].map(str::to_owned);
+        for file in tokenizer.into_iter().chain(others) {
             let path = folder.join(format!("{prefix}{file}"));
             self.add_text(&path, &format!("{}/{file}", pipeline.name))?;
         }
@@ -271,8 +306,8 @@ impl Found {
     }
 
     fn add_text(&mut self, path: &Path, name: &str) -> Result<()> {
-        if path.is_file() {
-            self.files.texts.insert(name.to_owned(), read_text(path)?);
+        if let Some(text) = read_if_there(path)? {
+            self.files.texts.insert(name.to_owned(), text);
         }
         Ok(())
     }
@@ -309,6 +344,24 @@ impl Found {
     }
 }
 
+/// The text of a file, where there is one.
+fn read_if_there(path: &Path) -> Result<Option<String>> {
+    path.is_file().then(|| read_text(path)).transpose()
+}
+
+/// Whether the config of what a pipeline runs says that it is of this family.
+fn is_described(folder: &Path, (pipeline, prefix): (PipelineFolder, &str)) -> bool {
+    let own = pipeline.parts().find(|(_, part)| *part == pipeline.main);
+    let config = own.map(|(name, _)| folder.join(format!("{prefix}{name}/config.json")));
+    let text = config.and_then(|path| read_text(&path).ok());
+    text.and_then(|text| class_of(&text)).is_some_and(|class| pipeline.main.is_of_class(&class))
+}
+
+/// The parts that belong to no pipeline.
+fn lone_parts() -> impl Iterator<Item = Part> {
+    Part::all().filter(|part| !part.folder().contains('/'))
+}
+
 /// Folders that hold parts of a model where it is no web bundle: those of pipelines, parts in a pipeline's own
 /// folder, and parts that belong to no pipeline. Text encoders and tokenizers always lie beside one of these.
 fn folders_of_parts() -> Vec<String> {
@@ -320,8 +373,8 @@ fn folders_of_parts() -> Vec<String> {
             folders.push(format!("{}{name}", pipeline.prefix));
         }
     }
-    let alone = Part::all().map(Part::folder).filter(|folder| !folder.contains('/'));
-    folders.extend(alone.map(str::to_owned));
+    folders.extend(lone_parts().map(|part| part.folder().to_owned()));
+    folders.sort();
     folders.dedup();
     folders
 }
@@ -362,8 +415,7 @@ fn read_web_bundle(folder: &Path, bundle: &WebBundle) -> Result<ModelFiles> {
 
 /// The text of the `config.json` beside a file of weights.
 fn config_beside(weights: &Path) -> Result<Option<String>> {
-    let config = weights.with_file_name("config.json");
-    config.is_file().then(|| read_text(&config)).transpose()
+    read_if_there(&weights.with_file_name("config.json"))
 }
 
 /// Two parts of different kinds.

@@ -69,6 +69,11 @@ pub(super) fn layer_of(key: &str) -> Option<(String, Role)> {
             return Some((format!("{block}{name}"), role));
         }
     }
+    // Trainers of Stable Cascade name the layers of the authors' code.
+    let layer = layer.replace("_attention_attn_", "_attention_");
+    if let Some(block) = layer.strip_suffix("_attention_out_proj") {
+        return Some((format!("{block}_attention_to_out_0"), role));
+    }
     // Processors call the output projection by the name of the list that it is the first of.
     let layer = if layer.ends_with("_to_out") { layer + "_0" } else { layer };
     Some((layer, role))
@@ -105,6 +110,8 @@ mod tests {
             ("lora_prior_prior_blocks_2_attention_to_v.lora_down.weight", "to_v"),
             ("lora_unet_blocks_2_attention_to_out_0.lora_down.weight", "to_out_0"),
             ("prior.blocks.2.attention.to_out.0.lora_linear_layer.down.weight", "to_out_0"),
+            ("lora_prior_unet_blocks_2_attention_attn_to_q.lora_down.weight", "to_q"),
+            ("lora_prior_unet_blocks_2_attention_attn_out_proj.lora_down.weight", "to_out_0"),
         ] {
             assert_eq!(
                 layer_of(down),

@@ -6,14 +6,12 @@ use std::sync::Arc;
 use super::method::other_method;
 use super::names::{Role, layer_of, spelling};
 use super::scaling::Scaling;
+use super::unnamed;
 use super::{Lora, LoraError, LowRank};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
 use crate::error::{Differences, LoadError};
 use crate::part::Part;
-
-/// The parts of a model that LoRAs change.
-const PARTS: [Part; 2] = [Part::PRIOR, Part::PRIOR_TEXT];
 
 /// How the names of the embeddings of own words begin, which `OneTrainer` puts beside a LoRA.
 const WORDS: &str = "bundle_emb.";
@@ -69,23 +67,34 @@ impl Lora {
     /// Reads a LoRA of `model`, of its Stage C and of the text encoder there, `weight` times as strong as
     /// it was trained. Without an alpha anywhere it is the rank. Layers whose change is zero are left out.
     ///
-    /// Known names are those of diffusers, with and without processors, of peft, and of kohya-ss and
-    /// `OneTrainer`.
+    /// Known names are those of diffusers, with and without processors, of peft, of kohya-ss and
+    /// `OneTrainer`, and the numbers of Stable Cascade's authors.
     ///
     /// # Errors
     ///
     /// Every tensor that belongs to no layer, every half of a pair without the other and every wrong
     /// shape, all at once; numbers that are none; other methods than LoRA.
     pub fn read(file: &LoraFile, model: &ModelFiles, weight: f64) -> Result<Self, LoraError> {
-        let tensors = &file.tensors;
+        let family = model.family();
+        let parts = [family.prior(), family.prior_text];
+        let tensors = &match unnamed::with_names(&file.tensors, model)? {
+            Some(named) => named,
+            None => file.tensors.clone(),
+        };
         let name = tensors.part().to_owned();
-        let scaling = Scaling::new(&name, weight, &file.header, file.adapter_config.as_deref())?;
+        let adapter_config = file.adapter_config.as_deref();
+        let scaling = Scaling::new(&name, weight, parts, &file.header, adapter_config)?;
         refuse_other_methods(tensors)?;
         let targets = targets(model);
 
         let (mut differences, mut words) = (Differences::default(), BTreeSet::new());
+        let mut has_tokens = false;
         let mut found: BTreeMap<&str, Found> = BTreeMap::new();
         for key in tensors.names() {
+            if unnamed::is_of_tokens(key) {
+                has_tokens = true;
+                continue;
+            }
             if let Some(word) = key.strip_prefix(WORDS) {
                 words.insert(word.rsplit_once('.').map_or(word, |(word, _)| word));
                 continue;
@@ -118,6 +127,9 @@ impl Lora {
             .into_iter()
             .map(|word| format!("its embedding of the word {word:?} is left out"))
             .collect();
+        if has_tokens {
+            left_out.push("the tokens that it adds to the text encoder are left out".to_owned());
+        }
         let has_unknown = layers.values().any(|layer: &LowRank| layer.alpha.is_none());
         if let Some(alpha) = file.header.get(ALPHA_OF_KOHYA).filter(|_| has_unknown) {
             left_out.push(format!("its header's {ALPHA_OF_KOHYA} = {alpha} is left out"));
@@ -142,7 +154,8 @@ fn targets(model: &ModelFiles) -> BTreeMap<String, Target> {
             Some((spelling(layer), (part, target.to_owned(), sides)))
         })
     };
-    PARTS.into_iter().flat_map(of_part).collect()
+    let family = model.family();
+    [family.prior(), family.prior_text].into_iter().flat_map(of_part).collect()
 }
 
 fn refuse_other_methods(tensors: &Checkpoint) -> Result<(), LoraError> {

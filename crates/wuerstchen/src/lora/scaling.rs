@@ -48,6 +48,7 @@ impl<'a> Scaling<'a> {
     pub(super) fn new(
         name: &'a str,
         weight: f64,
+        parts: [Part; 2],
         header: &HashMap<String, String>,
         adapter_config: Option<&str>,
     ) -> Result<Self, LoraError> {
@@ -55,14 +56,14 @@ impl<'a> Scaling<'a> {
         scaling.finite("weight", &[weight as f32])?;
         if let Some(text) = header.get(HEADER) {
             let fields: Map<String, Value> = scaling.parse(HEADER, text)?;
-            for (part, fields) in by_part(fields) {
+            for (part, fields) in by_part(parts, fields) {
                 let config = serde_json::from_value(Value::Object(fields));
                 let config = config.map_err(|error| scaling.error(HEADER, error.to_string()))?;
                 scaling.configs.insert(part, (config, HEADER));
             }
         } else if let Some(text) = adapter_config {
             let config: AdapterConfig = scaling.parse(FILE, text)?;
-            for part in [Part::PRIOR, Part::PRIOR_TEXT] {
+            for part in parts {
                 scaling.configs.insert(part, (config.clone(), FILE));
             }
         }
@@ -119,20 +120,21 @@ impl<'a> Scaling<'a> {
 }
 
 /// Splits `prior.lora_alpha` and the like into the fields of each part; those without a part are of both.
-fn by_part(fields: Map<String, Value>) -> BTreeMap<Part, Map<String, Value>> {
-    let mut parts: BTreeMap<_, Map<String, Value>> = BTreeMap::new();
+fn by_part(parts: [Part; 2], fields: Map<String, Value>) -> BTreeMap<Part, Map<String, Value>> {
+    let [prior, text_encoder] = parts;
+    let mut found: BTreeMap<_, Map<String, Value>> = BTreeMap::new();
     for (key, value) in fields {
         let (adapter, field) = key.rsplit_once('.').unwrap_or(("", &key));
         let of: &[Part] = match adapter {
-            "" => &[Part::PRIOR, Part::PRIOR_TEXT],
-            text if text.contains("text_encoder") => &[Part::PRIOR_TEXT],
-            _ => &[Part::PRIOR],
+            "" => &[prior, text_encoder],
+            text if text.contains("text_encoder") => &[text_encoder],
+            _ => &[prior],
         };
         for part in of {
-            parts.entry(*part).or_default().insert(field.to_owned(), value.clone());
+            found.entry(*part).or_default().insert(field.to_owned(), value.clone());
         }
     }
-    parts
+    found
 }
 
 /// What a config says of one layer.
@@ -208,7 +210,7 @@ mod tests {
         } else {
             HashMap::from([(HEADER.to_owned(), header.to_owned())])
         };
-        let scaling = Scaling::new("style", 1.0, &header, config);
+        let scaling = Scaling::new("style", 1.0, [Part::PRIOR, Part::PRIOR_TEXT], &header, config);
         let of = |scaling: Scaling<'_>| scaling.of(Part::PRIOR, LAYER, stored, 4);
         scaling.and_then(of).map(|(scale, _)| scale).map_err(|error| error.to_string())
     }

@@ -1,20 +1,21 @@
 //! Weights into a pipeline: all at once, shard by shard, or when they are needed.
 
+use burn::module::Module;
 use burn::prelude::*;
 
+use super::denoiser::DiffusionStage;
+use super::models::{Diffusion, Models};
 use super::text::TextPart;
-use super::{CompressorPart, Pipeline};
+use super::{CompressorPart, ImageEncoderPart, Pipeline};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::Checkpoint;
 use crate::compressor::CompressorConfig;
-use crate::config::ConfigError;
-use crate::decoder::DecoderConfig;
 use crate::error::LoadError;
 use crate::family::PipelineFolder;
 use crate::part::{Part, PartConfig};
-use crate::prior::PriorConfig;
+use crate::previewer::PreviewerConfig;
 use crate::residency::{Load, Slot};
-use crate::text::TextEncoderConfig;
+use crate::vision::{ImageEncoderConfig, PreparationConfig};
 use crate::vqgan::VqganConfig;
 
 /// A pipeline whose weights arrive in pieces, so that they need never be in memory all at once.
@@ -29,36 +30,60 @@ impl PipelineLoader {
     ///
     /// Names what is missing or does not fit.
     pub fn new(files: &ModelFiles, device: &Device) -> Result<Self, LoadError> {
-        let prior_config: PriorConfig = files.part_config(Part::PRIOR)?;
-        let decoder_config: DecoderConfig = files.part_config(Part::DECODER)?;
-        let vqgan_config: VqganConfig = files.part_config(Part::VQGAN)?;
-        let text_width = |part| Ok::<_, LoadError>(text_config(files, part)?.hidden_size);
-        agree("prior", "c_cond", prior_config.c_cond, text_width(Part::PRIOR_TEXT)?)?;
-        agree("decoder", "clip_embd", decoder_config.clip_embd, text_width(Part::DECODER_TEXT)?)?;
-        agree("decoder", "effnet_embd", decoder_config.effnet_embd, prior_config.c_in)?;
-        agree("decoder", "c_in", decoder_config.c_in, vqgan_config.latent_channels)?;
-        let text = |pipeline, part| {
-            TextPart::init(&files.tokenizer(pipeline), part, &text_config(files, part)?, device)
+        let family = files.family();
+        let [prior_pipeline, decoder_pipeline] = family.pipelines;
+        let models = Models::read(family, files, device)?;
+        let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
+        let text = |pipeline, part, text| TextPart::init(&files.tokenizer(pipeline), part, text);
+        let decoder_text = family.decoder_text.zip(models.decoder_text);
+        let decoder_text = decoder_text.map(|(part, model)| text(decoder_pipeline, part, model));
+        let diffusion = |pipeline: PipelineFolder, model: Diffusion| {
+            let Diffusion { model, channels, size_multiple, smallest_side } = model;
+            Ok::<_, LoadError>(DiffusionStage {
+                denoiser: Slot::new(pipeline.main, model),
+                channels,
+                schedule: files.config(&pipeline.scheduler())?,
+                size_multiple,
+                smallest_side,
+            })
         };
-        let compressor = files.part_config(Part::COMPRESSOR).map(|config: CompressorConfig| {
-            let network = Slot::new(Part::COMPRESSOR, config.init(device));
+        let compressor = files.part_config(family.compressor).map(|config: CompressorConfig| {
+            let network = Slot::new(family.compressor, config.init(device));
             CompressorPart { network, downscale: config.downscale() }
+        });
+        let image_encoder = match family.image_encoder {
+            Some(part) => files.part_config(part).and_then(|config: ImageEncoderConfig| {
+                let path = prior_pipeline.preparation();
+                let preparation = match files.texts.contains_key(&path) {
+                    true => files.config(&path)?,
+                    false => PreparationConfig::published(config.image_size),
+                };
+                preparation.validate(config.image_size)?;
+                Ok(ImageEncoderPart { network: Slot::new(part, config.init(device)), preparation })
+            }),
+            None => Err(LoadError::File {
+                path: prior_pipeline.name.to_owned(),
+                reason: format!("{} takes no pictures as prompts", family.name),
+            }),
+        };
+        let previewer = family.previewer.and_then(|part| {
+            let config: PreviewerConfig = files.part_config(part).ok()?;
+            Some(Slot::new(part, config.init(device)))
         });
         let pipeline = Pipeline {
             card: files.card()?,
-            prior_text: text(PipelineFolder::PRIOR, Part::PRIOR_TEXT)?,
-            prior: Slot::new(Part::PRIOR, prior_config.init(device)),
-            prior_config,
-            prior_index: files.config(&PipelineFolder::PRIOR.index())?,
-            prior_schedule: files.config(&PipelineFolder::PRIOR.scheduler())?,
-            decoder_text: text(PipelineFolder::DECODER, Part::DECODER_TEXT)?,
-            decoder: Slot::new(Part::DECODER, decoder_config.init(device)),
-            decoder_config,
-            decoder_index: files.config(&PipelineFolder::DECODER.index())?,
-            decoder_schedule: files.config(&PipelineFolder::DECODER.scheduler())?,
-            vqgan: Slot::new(Part::VQGAN, vqgan_config.init(device)),
+            family,
+            prior_text: text(prior_pipeline, family.prior_text, models.prior_text)?,
+            prior: diffusion(prior_pipeline, models.prior)?,
+            prior_index: files.index(prior_pipeline)?,
+            decoder_text: decoder_text.transpose()?,
+            decoder: diffusion(decoder_pipeline, models.decoder)?,
+            decoder_index: files.index(decoder_pipeline)?,
+            vqgan: Slot::new(family.vqgan, vqgan_config.init(device)),
             vqgan_config,
             compressor,
+            image_encoder,
+            previewer,
             device: device.clone(),
         };
         Ok(Self { pipeline })
@@ -83,18 +108,25 @@ impl PipelineLoader {
         self.pipeline.slot(part)?.map_or(Ok(()), |slot| slot.defer(weights))
     }
 
-    /// The pipeline, once all weights are there. The compressor's may be left out.
+    /// The pipeline, once all weights are there. Those of parts that few pictures need may be left out.
     ///
     /// # Errors
     ///
     /// Names every tensor that has not arrived.
     pub fn finish(mut self) -> Result<Pipeline, LoadError> {
-        let compressor = &mut self.pipeline.compressor;
-        if compressor.as_ref().is_ok_and(|compressor| compressor.network.is_empty()) {
-            *compressor = Err(LoadError::File {
-                path: Part::COMPRESSOR.folder().to_owned(),
-                reason: "its weights are not in the model".to_owned(),
-            });
+        let left_out = |part: Part| LoadError::File {
+            path: part.folder().to_owned(),
+            reason: "its weights are not in the model".to_owned(),
+        };
+        let Pipeline { compressor, image_encoder, previewer, .. } = &mut self.pipeline;
+        if let Some(part) = empty(compressor.as_ref().ok().map(|part| &part.network)) {
+            *compressor = Err(left_out(part));
+        }
+        if let Some(part) = empty(image_encoder.as_ref().ok().map(|part| &part.network)) {
+            *image_encoder = Err(left_out(part));
+        }
+        if empty(previewer.as_ref()).is_some() {
+            *previewer = None;
         }
         for slot in self.pipeline.slots() {
             slot.check_complete()?;
@@ -106,25 +138,31 @@ impl PipelineLoader {
 impl Pipeline {
     /// The places of all parts.
     fn slots(&mut self) -> Vec<&mut dyn Load> {
-        let mut slots: Vec<&mut dyn Load> = vec![
-            &mut self.prior_text.encoder,
-            &mut self.prior,
-            &mut self.decoder_text.encoder,
-            &mut self.decoder,
-            &mut self.vqgan,
-        ];
+        let mut slots: Vec<&mut dyn Load> =
+            vec![&mut self.prior_text.encoder, &mut self.prior.denoiser];
+        if let Some(text) = &mut self.decoder_text {
+            slots.push(&mut text.encoder);
+        }
+        slots.push(&mut self.decoder.denoiser);
+        slots.push(&mut self.vqgan);
         if let Ok(compressor) = &mut self.compressor {
             slots.push(&mut compressor.network);
         }
+        if let Ok(encoder) = &mut self.image_encoder {
+            slots.push(&mut encoder.network);
+        }
+        slots.extend(self.previewer.as_mut().map(|previewer| previewer as &mut dyn Load));
         slots
     }
 
-    /// The place of a part; `None` where it is the compressor and cannot be used: that is told to whoever
-    /// wants to use it.
+    /// The place of a part; `None` where a picture does not need it and it cannot be used: that is told to
+    /// whoever wants to use it.
     fn slot(&mut self, part: Part) -> Result<Option<&mut dyn Load>, LoadError> {
-        let expected = Self::parts().map(Part::folder).collect::<Vec<_>>().join(", ");
+        let family = self.family;
         let slot = self.slots().into_iter().find(|slot| slot.part() == part);
-        if slot.is_none() && part != Part::COMPRESSOR {
+        let is_optional = || part.stage().is_none() && family.all_parts().any(|own| own == part);
+        if slot.is_none() && !is_optional() {
+            let expected = family.needed().map(Part::folder).collect::<Vec<_>>().join(", ");
             return Err(LoadError::UnknownPart { found: part.to_string(), expected });
         }
         Ok(slot)
@@ -140,21 +178,7 @@ impl Pipeline {
     }
 }
 
-/// Checks a width that two parts share.
-fn agree(
-    part: &'static str,
-    field: &'static str,
-    found: usize,
-    other: usize,
-) -> Result<(), ConfigError> {
-    if found == other {
-        Ok(())
-    } else {
-        let expected = format!("{other} as in the part next to it");
-        Err(ConfigError::new(part, field, expected, found))
-    }
-}
-
-fn text_config(files: &ModelFiles, part: Part) -> Result<TextEncoderConfig, LoadError> {
-    files.part_config(part)
+/// The part whose slot this is, if nothing has arrived.
+fn empty<M: Module>(slot: Option<&Slot<M>>) -> Option<Part> {
+    slot.filter(|slot| slot.is_empty()).map(|slot| slot.part())
 }

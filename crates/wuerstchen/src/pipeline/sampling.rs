@@ -5,12 +5,11 @@ use std::ops::ControlFlow;
 use burn::prelude::*;
 
 use super::progress::{Error, Progress};
-use crate::decoder::Decoder;
-use crate::guidance::{guide, is_guided};
+use crate::guidance::{guide, is_guided, rescale};
 use crate::noise::Philox;
+use crate::options::Settings;
 use crate::part::Stage;
-use crate::prior::Prior;
-use crate::sampler::{Known, Sampler};
+use crate::sampler::{Known, Recipe, Sampler, clean_latents};
 use crate::schedule::Schedule;
 
 /// Makes standard normal noise of a shape.
@@ -22,8 +21,75 @@ pub struct Sampling<'a> {
     pub timesteps: &'a [f32],
     /// The guidance scale; a scale above 1 guides.
     pub guidance_scale: f64,
+    /// How far guidance leaves the spread of predictions as it was, `[0, 1]`: 0 lets it grow.
+    pub guidance_rescale: f64,
     /// The step from one time to the next.
     pub sampler: Sampler,
+    /// What the model sees and what the result is.
+    pub recipe: Recipe,
+    /// Of the schedule, 1 for none.
+    pub shift: f64,
+}
+
+impl<'a> Sampling<'a> {
+    /// diffusers' sampling.
+    pub fn new(timesteps: &'a [f32], guidance_scale: f64, sampler: Sampler) -> Self {
+        let recipe = Recipe::Diffusers;
+        Self { timesteps, guidance_scale, guidance_rescale: 0.0, sampler, recipe, shift: 1.0 }
+    }
+
+    /// The time that the model sees at time `t`.
+    fn model_time(&self, schedule: &Schedule, t: f32) -> f32 {
+        match self.recipe {
+            Recipe::Diffusers => t,
+            Recipe::Authors => schedule.model_time(t),
+        }
+    }
+
+    /// The noise in `x` at time `t` as `predict` finds it, guided if the scale says so.
+    fn predict(
+        &self,
+        schedule: &Schedule,
+        x: &Tensor<4>,
+        t: f32,
+        predict: &dyn Fn(Tensor<4>, &[f32]) -> Tensor<4>,
+    ) -> Tensor<4> {
+        let ([batch, ..], t) = (x.dims(), self.model_time(schedule, t));
+        if !is_guided(self.guidance_scale) {
+            return predict(x.clone(), &vec![t; batch]);
+        }
+        let twice = Tensor::cat(vec![x.clone(), x.clone()], 0);
+        let epsilon = predict(twice, &vec![t; 2 * batch]);
+        let conditional = epsilon.clone().narrow(0, 0, batch);
+        let unconditional = epsilon.narrow(0, batch, batch);
+        let guided = guide(conditional.clone(), unconditional, self.guidance_scale);
+        match self.guidance_rescale > 0.0 {
+            true => rescale(guided, conditional, self.guidance_rescale),
+            false => guided,
+        }
+    }
+}
+
+impl Settings {
+    /// How Stage C is sampled at these times.
+    pub(crate) fn prior_sampling<'a>(&self, timesteps: &'a [f32]) -> Sampling<'a> {
+        Sampling {
+            guidance_rescale: self.guidance_rescale,
+            recipe: self.recipe,
+            shift: self.prior_shift,
+            ..Sampling::new(timesteps, self.prior_guidance_scale, self.sampler)
+        }
+    }
+
+    /// How Stage B is sampled.
+    pub(crate) fn decoder_sampling(&self) -> Sampling<'_> {
+        Sampling {
+            guidance_rescale: self.guidance_rescale,
+            recipe: self.recipe,
+            shift: self.decoder_shift,
+            ..Sampling::new(&self.decoder_timesteps, self.decoder_guidance_scale, self.sampler)
+        }
+    }
 }
 
 /// A condition and, if the sampling is guided, the one that it is guided away from.
@@ -34,35 +100,13 @@ pub struct Guided<T> {
     pub unconditional: Option<T>,
 }
 
-/// Conditional and unconditional as one batch, in this order.
-fn both<const D: usize>(guided: Guided<Tensor<D>>) -> Tensor<D> {
-    match guided.unconditional {
-        Some(unconditional) => Tensor::cat(vec![guided.conditional, unconditional], 0),
-        None => guided.conditional,
+impl<T: Clone> Guided<T> {
+    /// The same for a sampling of this guidance scale, which may not guide.
+    pub(super) fn at(&self, guidance_scale: f64) -> Self {
+        let unconditional = self.unconditional.clone();
+        let unconditional = unconditional.filter(|_| is_guided(guidance_scale));
+        Self { conditional: self.conditional.clone(), unconditional }
     }
-}
-
-/// Stage C's prediction for a text.
-pub(super) fn predict_prior(
-    prior: &Prior,
-    text: Guided<Tensor<3>>,
-) -> impl Fn(Tensor<4>, &[f32]) -> Tensor<4> {
-    let prior = prior.prepare(both(text));
-    move |x, t| prior.forward(x, t, &mut |_, _| {})
-}
-
-/// Stage B's prediction of latents of a size for an image embedding and a text. Guidance leads away from the negative prompt
-/// and from the image embedding of zeros.
-pub(super) fn predict_decoder(
-    decoder: &Decoder,
-    image_embedding: Tensor<4>,
-    text: Guided<Tensor<3>>,
-    size: [usize; 2],
-) -> impl Fn(Tensor<4>, &[f32]) -> Tensor<4> {
-    let zeros = text.unconditional.as_ref().map(|_| image_embedding.zeros_like());
-    let image = both(Guided { conditional: image_embedding, unconditional: zeros });
-    let decoder = decoder.prepare(image, both(text), size);
-    move |x, t| decoder.forward(x, t, &mut |_, _| {})
 }
 
 /// A stream of noise for every picture of a batch, so that none depends on the others.
@@ -130,25 +174,29 @@ impl Task<'_> {
         steps: &mut Steps,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, Error> {
-        let (schedule, initial, [batch, ..]) = (self.schedule, x.clone(), x.dims());
+        let schedule = &Schedule { shift: sampling.shift, ..*self.schedule };
+        let initial = x.clone();
         let mut x = match self.known {
             Some(known) => known.start(schedule, x, sampling.timesteps[0]),
             None => x,
         };
+        let mut clean = None;
         for times in sampling.timesteps.windows(2) {
-            let epsilon = if is_guided(sampling.guidance_scale) {
-                let twice = Tensor::cat(vec![x.clone(), x.clone()], 0);
-                let epsilon = predict(twice, &vec![times[0]; 2 * batch]);
-                let conditional = epsilon.clone().narrow(0, 0, batch);
-                guide(conditional, epsilon.narrow(0, batch, batch), sampling.guidance_scale)
-            } else {
-                predict(x.clone(), &vec![times[0]; batch])
-            };
+            let epsilon = sampling.predict(schedule, &x, times[0], predict);
             // Drawn at the last step too, as the reference does, to keep its order of random numbers.
             let z = noise(x.dims());
-            x = sampling.sampler.step(schedule, x, epsilon, z, [times[0], times[1]]);
+            let times = [times[0], times[1]];
+            x = match sampling.recipe {
+                Recipe::Diffusers => sampling.sampler.step(schedule, x, epsilon, z, times),
+                Recipe::Authors => {
+                    let found = clean_latents(schedule, x.clone(), epsilon.clone(), times[0]);
+                    clean = Some(found);
+                    sampling.sampler.noisy_step(schedule, x, epsilon, z, times)
+                }
+            };
             if let Some(known) = self.known {
                 x = known.keep(schedule, x, initial.clone(), times[1]);
+                clean = clean.map(|clean| known.keep(schedule, clean, initial.clone(), 0.0));
             }
             steps.done += 1;
             let latents = read(x.clone()).await?;
@@ -157,7 +205,7 @@ impl Task<'_> {
             }
             report(on_step, self.stage, steps.done, steps.all, &latents).await?;
         }
-        Ok(x)
+        Ok(clean.unwrap_or(x))
     }
 }
 

@@ -6,13 +6,14 @@ use burn::prelude::*;
 
 use super::Pipeline;
 use super::progress::{Error, Progress};
-use super::sampling::{Guided, Noise, Sampling, denoise, predict_decoder, predict_prior, read};
+use super::sampling::{Guided, Noise, Sampling, denoise, read};
 use crate::batch_norm::Statistics;
 use crate::error::LoadError;
 use crate::image::{Image, stack_rows};
 use crate::options::Settings;
 use crate::part::Stage;
 use crate::resize::cover;
+use crate::text::TextEmbedding;
 use crate::vqgan::{Vqgan, strip_rows};
 
 impl Pipeline {
@@ -25,22 +26,26 @@ impl Pipeline {
         self.vqgan.get()
     }
 
-    /// Stage C: denoises `x` into its latents of an image embedding.
+    /// Stage C: denoises `x` into its latents of an image embedding. Guidance leads away from the negative
+    /// prompt and, where there are CLIP embeddings of pictures, from zeros.
     ///
     /// # Shapes
     ///
     /// - x, output: `[B, c_in, h, w]`
-    /// - text: `[B, T, c_cond]`
+    /// - pictures: `[B, k, D]`
     pub async fn sample_prior(
         &self,
         x: Tensor<4>,
-        text: Guided<Tensor<3>>,
+        (text, pictures): (Guided<TextEmbedding>, Option<Tensor<3>>),
         sampling: &Sampling<'_>,
         noise: Noise<'_>,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, Error> {
-        let prior = self.prior.get()?;
-        let (predict, schedule) = (predict_prior(&prior, text), &self.prior_schedule);
+        let (denoiser, condition) = (self.prior.denoiser.get()?, text.with(pictures, None));
+        let [.., height, width] = x.dims();
+        let denoiser = denoiser.prepare(condition, [height, width]);
+        let predict = |x: Tensor<4>, t: &[f32]| denoiser.forward(x, t);
+        let schedule = &self.prior.schedule;
         denoise(Stage::Prior, schedule, x, sampling, &predict, noise, on_step).await
     }
 
@@ -61,19 +66,20 @@ impl Pipeline {
     ///
     /// - x, output: `[B, 4, H, W]`
     /// - `image_embedding`: `[B, effnet_embd, h, w]`
-    /// - text: `[B, T, clip_embd]`
     pub async fn sample_decoder(
         &self,
         x: Tensor<4>,
         image_embedding: Tensor<4>,
-        text: Guided<Tensor<3>>,
+        text: Guided<TextEmbedding>,
         sampling: &Sampling<'_>,
         noise: Noise<'_>,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, Error> {
-        let (decoder, schedule) = (self.decoder.get()?, &self.decoder_schedule);
+        let (denoiser, schedule) = (self.decoder.denoiser.get()?, &self.decoder.schedule);
         let [.., height, width] = x.dims();
-        let predict = predict_decoder(&decoder, image_embedding, text, [height, width]);
+        let condition = text.with(None, Some(image_embedding));
+        let denoiser = denoiser.prepare(condition, [height, width]);
+        let predict = |x: Tensor<4>, t: &[f32]| denoiser.forward(x, t);
         denoise(Stage::Decoder, schedule, x, sampling, &predict, noise, on_step).await
     }
 

@@ -1,29 +1,50 @@
 //! Prompts to text embeddings.
 
+use burn::module::Module;
 use burn::prelude::*;
 
+use super::models::Text;
 use super::progress::Error;
 use super::sampling::Guided;
 use crate::config::ConfigError;
 use crate::error::LoadError;
 use crate::guidance::is_guided;
-use crate::interpolate::lerp;
 use crate::options::{PromptSyntax, Settings};
 use crate::origin::Batch;
-use crate::part::{Part, PartConfig};
+use crate::part::Part;
 use crate::residency::Slot;
 use crate::text::emphasis::{is_plain, passages};
 use crate::text::{
-    TextEncoder, TextEncoderConfig, TokenIds, Tokenizer, TokenizerError, TokenizerFiles, Unread,
-    WeightedTokens,
+    PooledTextEncoder, TextEmbedding, TextEncoder, TokenIds, Tokenizer, TokenizerError,
+    TokenizerFiles, Unread, WeightedTokens,
 };
+
+/// What embeds the tokens of prompts.
+#[derive(Module, Debug)]
+pub(crate) enum TextModel {
+    /// Tokens alone.
+    Plain(TextEncoder),
+    /// Tokens, and the whole prompt.
+    Pooled(PooledTextEncoder),
+}
+
+impl TextModel {
+    fn forward(&self, prompts: &[TokenIds]) -> TextEmbedding {
+        match self {
+            Self::Plain(encoder) => {
+                TextEmbedding { tokens: encoder.forward(prompts), pooled: None }
+            }
+            Self::Pooled(encoder) => encoder.forward(prompts),
+        }
+    }
+}
 
 /// A text encoder and its tokenizer.
 pub struct TextPart {
     /// Splits prompts.
     pub tokenizer: Tokenizer,
     /// Embeds tokens.
-    pub(super) encoder: Slot<TextEncoder>,
+    pub(super) encoder: Slot<TextModel>,
 }
 
 impl TextPart {
@@ -31,16 +52,15 @@ impl TextPart {
     pub(super) fn init(
         tokenizer: &TokenizerFiles,
         part: Part,
-        config: &TextEncoderConfig,
-        device: &Device,
+        text: Text,
     ) -> Result<Self, LoadError> {
-        let tokenizer = Tokenizer::new(tokenizer, config.max_position_embeddings)?;
-        if tokenizer.id_count() > config.vocab_size {
+        let tokenizer = Tokenizer::new(tokenizer, text.length)?;
+        if tokenizer.id_count() > text.vocab_size {
             let expected = format!("at least {}, the tokenizer's", tokenizer.id_count());
-            let found = config.vocab_size;
+            let found = text.vocab_size;
             return Err(ConfigError::new("text encoder", "vocab_size", expected, found).into());
         }
-        Ok(Self { tokenizer, encoder: Slot::new(part, config.init(device)) })
+        Ok(Self { tokenizer, encoder: Slot::new(part, text.model) })
     }
 
     /// Embeds prompts.
@@ -48,11 +68,7 @@ impl TextPart {
     /// # Errors
     ///
     /// Names the prompt that cannot be split; or the weights cannot be loaded.
-    ///
-    /// # Shapes
-    ///
-    /// - output: `[B, T, hidden_size]`
-    pub fn embed(&self, prompts: &[&str]) -> Result<Tensor<3>, Error> {
+    pub fn embed(&self, prompts: &[&str]) -> Result<TextEmbedding, Error> {
         Ok(self.embed_with(&self.encoder.get()?, prompts, PromptSyntax::Plain)?)
     }
 
@@ -75,15 +91,16 @@ impl TextPart {
     }
 
     /// Embeds prompts, whose passages may have weights: the embedding `z` of a token of weight `w`
-    /// becomes `z + (w − 1)·(z − e)`, where `e` is the empty prompt's at the same place.
+    /// becomes `z + (w − 1)·(z − e)`, where `e` is the empty prompt's at the same place. The embedding of a
+    /// whole prompt has no tokens to weigh, and stays.
     ///
     /// Source: `ClipTokenWeightEncoder.encode_token_weights` of `ComfyUI`, `sd1_clip.py`.
     fn embed_with(
         &self,
-        encoder: &TextEncoder,
+        encoder: &TextModel,
         prompts: &[&str],
         syntax: PromptSyntax,
-    ) -> Result<Tensor<3>, TokenizerError> {
+    ) -> Result<TextEmbedding, TokenizerError> {
         let encode = |prompt: &&str| {
             if syntax == PromptSyntax::Plain || is_plain(prompt) {
                 let tokens = self.tokenizer.encode(prompt)?;
@@ -101,11 +118,12 @@ impl TextPart {
         if changes.iter().all(|&change| change == 0.0) {
             return Ok(embedding);
         }
-        let [batch, length, _] = embedding.dims();
+        let TextEmbedding { tokens, pooled } = embedding;
+        let [batch, length, _] = tokens.dims();
         let changes = TensorData::new(changes, [batch, length, 1]);
-        let changes = Tensor::from_data(changes, &embedding.device());
-        let empty = encoder.forward(&[self.tokenizer.encode("")?]);
-        Ok(embedding.clone() + (embedding - empty) * changes)
+        let changes = Tensor::from_data(changes, &tokens.device());
+        let empty = encoder.forward(&[self.tokenizer.encode("")?]).tokens;
+        Ok(TextEmbedding { tokens: tokens.clone() + (tokens - empty) * changes, pooled })
     }
 }
 
@@ -115,7 +133,7 @@ pub(super) fn embed(
     batches: &[Batch<'_>],
     settings: &Settings,
     guidance_scale: f64,
-) -> Result<Vec<Guided<Tensor<3>>>, Error> {
+) -> Result<Vec<Guided<TextEmbedding>>, Error> {
     let encoder = part.encoder.get()?;
     let embed = |prompts: &[&str]| part.embed_with(&encoder, prompts, settings.prompt_syntax);
     let unconditional =
@@ -124,12 +142,12 @@ pub(super) fn embed(
         let (prompts, count) = (&batch.prompts, batch.prompts.len());
         let all_equal = prompts.windows(2).all(|pair| pair[0] == pair[1]);
         let mut conditional =
-            if all_equal { embed(&prompts[..1])?.repeat_dim(0, count) } else { embed(prompts)? };
+            if all_equal { embed(&prompts[..1])?.repeat(count) } else { embed(prompts)? };
         if let Some((prompt, share)) = batch.towards {
-            let other = embed(&[prompt])?.repeat_dim(0, count);
-            conditional = lerp(conditional, other, share);
+            let other = embed(&[prompt])?.repeat(count);
+            conditional = conditional.lerp(other, share);
         }
-        let unconditional = unconditional.clone().map(|text| text.repeat_dim(0, count));
+        let unconditional = unconditional.clone().map(|text| text.repeat(count));
         Ok::<_, Error>(Guided { conditional, unconditional })
     };
     batches.iter().map(guided).collect()

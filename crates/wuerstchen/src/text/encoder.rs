@@ -1,14 +1,14 @@
 //! The CLIP text transformer.
 
 use burn::module::{Initializer, Module, Param};
-use burn::nn::{LayerNorm, LayerNormConfig, Linear};
+use burn::nn::LayerNorm;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{gelu, softmax};
 
-use crate::blocks::{affine, embed, linear_layer};
+use crate::blocks::embed;
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, heads_divide, positive, published_heads};
+use crate::clip::{ClipConfig, ClipLayer};
+use crate::config::{ConfigError, positive, published_heads};
 use crate::part::PartConfig;
 use crate::text::TokenIds;
 use crate::weights::KeyTable;
@@ -31,7 +31,7 @@ pub struct TextEncoderConfig {
     pub vocab_size: usize,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
-    /// The activation of the feed-forward layers; only `gelu` is known.
+    /// The activation of the feed-forward layers: `gelu` or `quick_gelu`.
     pub hidden_act: String,
 }
 
@@ -46,31 +46,8 @@ pub struct TextEncoderConfig {
 pub struct TextEncoder {
     token_embedding: Param<Tensor<2>>,
     position_embedding: Param<Tensor<2>>,
-    layers: Vec<TextLayer>,
+    layers: Vec<ClipLayer>,
     final_layer_norm: LayerNorm,
-    heads: usize,
-}
-
-#[derive(Module, Debug)]
-struct TextLayer {
-    layer_norm1: LayerNorm,
-    self_attn: SelfAttention,
-    layer_norm2: LayerNorm,
-    mlp: FeedForward,
-}
-
-#[derive(Module, Debug)]
-struct SelfAttention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-}
-
-#[derive(Module, Debug)]
-struct FeedForward {
-    fc1: Linear,
-    fc2: Linear,
 }
 
 impl PartConfig for TextEncoderConfig {
@@ -82,46 +59,22 @@ impl PartConfig for TextEncoderConfig {
 
     fn validate(&self) -> Result<(), ConfigError> {
         for (field, value) in [
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
             ("max_position_embeddings", self.max_position_embeddings),
             ("vocab_size", self.vocab_size),
         ] {
-            positive("text encoder", field, value)?;
+            positive(PART, field, value)?;
         }
-        if self.hidden_act != "gelu" {
-            let found = self.hidden_act.clone();
-            return Err(ConfigError::new("text encoder", "hidden_act", "\"gelu\"", found));
-        }
-        let heads = self.num_attention_heads;
-        heads_divide("text encoder", "num_attention_heads", heads, self.hidden_size)
+        self.layers().validate()
     }
 
     fn init(&self, device: &Device) -> TextEncoder {
-        let width = self.hidden_size;
+        let (width, layers) = (self.hidden_size, self.layers());
         let embedding = Initializer::Normal { mean: 0.0, std: 0.02 };
-        let norm = || LayerNormConfig::new(width).with_epsilon(self.layer_norm_eps).init(device);
-        let output_gain = (1.0 / (2 * self.num_hidden_layers) as f64).sqrt();
-        let layer = |_| TextLayer {
-            layer_norm1: norm(),
-            self_attn: SelfAttention {
-                q_proj: linear_layer(width, width, 1.0, device),
-                k_proj: linear_layer(width, width, 1.0, device),
-                v_proj: linear_layer(width, width, 1.0, device),
-                out_proj: linear_layer(width, width, output_gain, device),
-            },
-            layer_norm2: norm(),
-            mlp: FeedForward {
-                fc1: linear_layer(width, self.intermediate_size, 1.0, device),
-                fc2: linear_layer(self.intermediate_size, width, output_gain, device),
-            },
-        };
         TextEncoder {
             token_embedding: embedding.init([self.vocab_size, width], device),
             position_embedding: embedding.init([self.max_position_embeddings, width], device),
-            layers: (0..self.num_hidden_layers).map(layer).collect(),
-            final_layer_norm: norm(),
-            heads: self.num_attention_heads,
+            layers: layers.layers(device),
+            final_layer_norm: layers.norm(device),
         }
     }
 
@@ -143,6 +96,23 @@ impl PartConfig for TextEncoderConfig {
     }
 }
 
+/// How errors call this model.
+const PART: &str = "text encoder";
+
+impl TextEncoderConfig {
+    fn layers(&self) -> ClipConfig<'_> {
+        ClipConfig {
+            part: PART,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            layer_norm_eps: self.layer_norm_eps,
+            hidden_act: &self.hidden_act,
+        }
+    }
+}
+
 impl TextEncoder {
     /// The last hidden state of every token.
     ///
@@ -160,6 +130,20 @@ impl TextEncoder {
         prompts: &[TokenIds],
         observe: &mut dyn FnMut(usize, &Tensor<3>),
     ) -> Tensor<3> {
+        self.normalise(self.hidden_state(prompts, observe))
+    }
+
+    /// The last norm, of any hidden state.
+    pub(super) fn normalise(&self, hidden: Tensor<3>) -> Tensor<3> {
+        self.final_layer_norm.forward(hidden)
+    }
+
+    /// The output of the last layer, before the last norm.
+    pub(super) fn hidden_state(
+        &self,
+        prompts: &[TokenIds],
+        observe: &mut dyn FnMut(usize, &Tensor<3>),
+    ) -> Tensor<3> {
         let (batch, length) = (prompts.len(), prompts[0].ids.len());
         let positions = self.position_embedding.val();
         let ([_, width], device) = (positions.dims(), &positions.device());
@@ -170,10 +154,10 @@ impl TextEncoder {
         let mask = attention_mask(prompts, device);
         observe(0, &h);
         for (i, layer) in self.layers.iter().enumerate() {
-            h = layer.forward(h, mask.clone(), self.heads);
+            h = layer.forward(h, Some(mask.clone()));
             observe(i + 1, &h);
         }
-        self.final_layer_norm.forward(h)
+        h
     }
 }
 
@@ -190,29 +174,6 @@ fn attention_mask(prompts: &[TokenIds], device: &Device) -> Tensor<4> {
         }
     }
     Tensor::from_data(TensorData::new(mask, [prompts.len(), 1, length, length]), device)
-}
-
-impl TextLayer {
-    fn forward(&self, x: Tensor<3>, mask: Tensor<4>, heads: usize) -> Tensor<3> {
-        let h = self.self_attn.forward(self.layer_norm1.forward(x.clone()), mask, heads);
-        let x = x + h;
-        let h = affine(&self.mlp.fc1, self.layer_norm2.forward(x.clone()));
-        x + affine(&self.mlp.fc2, gelu(h))
-    }
-}
-
-impl SelfAttention {
-    fn forward(&self, x: Tensor<3>, mask: Tensor<4>, heads: usize) -> Tensor<3> {
-        let [batch, tokens, channels] = x.dims();
-        let size = channels / heads;
-        let split = |x: Tensor<3>| x.reshape([batch, tokens, heads, size]).swap_dims(1, 2);
-        let q = split(affine(&self.q_proj, x.clone()) * (size as f64).powf(-0.5));
-        let k = split(affine(&self.k_proj, x.clone()));
-        let v = split(affine(&self.v_proj, x));
-        let weights = softmax(q.matmul(k.swap_dims(2, 3)) + mask);
-        let attended = weights.matmul(v).swap_dims(1, 2).reshape([batch, tokens, channels]);
-        affine(&self.out_proj, attended)
-    }
 }
 
 #[cfg(test)]

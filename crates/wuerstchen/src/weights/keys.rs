@@ -16,6 +16,9 @@ impl KeyTable {
     /// Names of the prior, the decoder, and both of Stable Cascade.
     pub const DIFFUSION: Self = Self {
         names: &[
+            ("Prior", ""),
+            ("Decoder", ""),
+            ("Cascade", ""),
             ("cond_in", "cond_mapper.0"),
             ("cond_out", "cond_mapper.2"),
             ("out", "out.1"),
@@ -30,8 +33,6 @@ impl KeyTable {
             ("response_norm", "2"),
             ("contract", "4"),
             ("scale_shift", "mapper"),
-            ("conditions.0", "mapper_sca"),
-            ("conditions.1", "mapper_crp"),
             ("Shrink.map", "1.blocks.0"),
             ("Grow.map", "1.blocks.1"),
             ("inner", "0"),
@@ -85,9 +86,12 @@ impl KeyTable {
         convolutions: &["fc1", "fc2"],
     };
 
-    /// Names of the text encoder.
+    /// Names of the text encoders.
     pub const TEXT: Self = Self {
         names: &[
+            ("Plain", ""),
+            ("Pooled", ""),
+            ("text", ""),
             ("token_embedding", "text_model.embeddings.token_embedding.weight"),
             ("position_embedding", "text_model.embeddings.position_embedding.weight"),
             ("layers", "text_model.encoder.layers"),
@@ -95,6 +99,27 @@ impl KeyTable {
             ("gamma", "weight"),
             ("beta", "bias"),
         ],
+        convolutions: &[],
+    };
+
+    /// Names of the image encoder.
+    pub const VISION: Self = Self {
+        names: &[
+            ("class_embedding", "vision_model.embeddings.class_embedding"),
+            ("patch_embedding", "vision_model.embeddings.patch_embedding.weight"),
+            ("position_embedding", "vision_model.embeddings.position_embedding.weight"),
+            ("pre_norm", "vision_model.pre_layrnorm"),
+            ("layers", "vision_model.encoder.layers"),
+            ("post_norm", "vision_model.post_layernorm"),
+            ("gamma", "weight"),
+            ("beta", "bias"),
+        ],
+        convolutions: &[],
+    };
+
+    /// Names of the previewer.
+    pub const PREVIEWER: Self = Self {
+        names: &[("Conv", ""), ("Grow", ""), ("Norm", ""), ("Activation", "")],
         convolutions: &[],
     };
 

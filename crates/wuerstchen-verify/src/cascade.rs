@@ -1,0 +1,76 @@
+//! Goldens of Stable Cascade.
+
+mod authors;
+mod gdf;
+mod networks;
+mod samplings;
+mod text;
+
+use wuerstchen::{Checkpoint, Lora};
+
+use crate::compare::Recorder;
+use crate::report::{Verification, VerifyError};
+use crate::{Compare, Subject};
+
+pub(crate) use self::networks::PARTS;
+use self::samplings::Studio;
+
+/// The networks that the authors' files hold too, in the order of [`PARTS`].
+pub(crate) const STAGES: [(&str, Compare); 4] = [
+    ("unet_c", networks::prior),
+    ("unet_b", networks::decoder),
+    ("vqgan", networks::vqgan),
+    ("effnet", networks::compressor),
+];
+
+pub(crate) const OTHERS: [(&str, Compare); 3] = [
+    ("text_prior", text::encoder),
+    ("image_encoder", networks::image_encoder),
+    ("scheduler", gdf::scheduler),
+];
+
+/// Compares whole samplings; `on_file` is called before each file.
+pub(crate) async fn samplings(
+    subject: &Subject<'_>,
+    result: &mut Verification,
+    on_file: &mut dyn FnMut(&str),
+) -> Result<(), VerifyError> {
+    let Subject { files, goldens, device, slack, .. } = *subject;
+    if let (Some(golden), Some(lora)) = (goldens.tensors.get("lora"), subject.lora) {
+        on_file("lora");
+        let mut changed = files.clone();
+        changed.add_loras(vec![Lora::read(lora, files, 1.0)?])?;
+        let mut recorder = Recorder::new("lora", golden, slack);
+        networks::changed_prior(&mut recorder, &changed, device)?;
+        recorder.finish(result).await?;
+    }
+    let (Some(golden), Some(case)) =
+        (goldens.tensors.get("pipeline"), goldens.texts.get("pipeline"))
+    else {
+        return Ok(());
+    };
+    let empty = Checkpoint::empty("image_encoder");
+    let pictures = goldens.tensors.get("image_encoder").unwrap_or(&empty);
+    on_file("pipeline");
+    let studio = Studio::load(files, pictures, case, device)?;
+    let mut recorder = Recorder::new("pipeline", golden, slack);
+    studio.variants(&mut recorder).await?;
+    recorder.finish(result).await?;
+    if let (Some(golden), Some(case)) =
+        (goldens.tensors.get("combined"), goldens.texts.get("combined"))
+    {
+        on_file("combined");
+        let mut recorder = Recorder::new("combined", golden, slack);
+        studio.combined(&mut recorder, case).await?;
+        recorder.finish(result).await?;
+    }
+    if let Some(golden) = goldens.tensors.get("gdf") {
+        on_file("gdf");
+        let mut recorder = Recorder::new("gdf", golden, slack);
+        gdf::schedules(&mut recorder)?;
+        gdf::steps(&mut recorder, device)?;
+        authors::samplings(&mut recorder, &studio, files).await?;
+        recorder.finish(result).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! The diffusion stages of all families as one type.
+
+use burn::module::Module;
+use burn::prelude::*;
+
+use super::sampling::Guided;
+use crate::blocks::Observer;
+#[cfg(feature = "gpu")]
+use crate::blocks::width;
+use crate::cascade::{Cascade, CascadeConditions, PreparedCascade};
+use crate::decoder::{Decoder, PreparedDecoder};
+use crate::prior::{PreparedPrior, Prior};
+use crate::residency::Slot;
+use crate::schedule::Schedule;
+use crate::text::TextEmbedding;
+
+/// What predicts the noise of a stage.
+#[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are two of them")]
+pub(crate) enum Denoiser {
+    /// Stage C of Würstchen v2.
+    Prior(Prior),
+    /// Stage B of Würstchen v2.
+    Decoder(Decoder),
+    /// Either stage of Stable Cascade.
+    Cascade(Cascade),
+}
+
+/// What a prediction depends on besides the latents and the time. A stage takes what it knows.
+#[derive(Clone)]
+pub struct Condition {
+    /// The prompts.
+    pub text: TextEmbedding,
+    /// CLIP embeddings of `k` pictures, `[B, k, D]`.
+    pub pictures: Option<Tensor<3>>,
+    /// Stage C's result, `[B, c, h, w]`.
+    pub image_embedding: Option<Tensor<4>>,
+}
+
+/// A diffusion stage: its network, and the latents that it makes.
+pub(crate) struct DiffusionStage {
+    pub(crate) denoiser: Slot<Denoiser>,
+    /// Channels of the latents.
+    pub(crate) channels: usize,
+    pub(crate) schedule: Schedule,
+    /// The sides of the latents are multiples of this.
+    pub(crate) size_multiple: usize,
+    /// The least side of the latents.
+    pub(crate) smallest_side: usize,
+}
+
+impl DiffusionStage {
+    /// Whether latents may have so many pixels on a side.
+    pub(super) fn fits(&self, side: usize) -> bool {
+        side >= self.smallest_side && side.is_multiple_of(self.size_multiple)
+    }
+}
+
+impl Condition {
+    /// The condition that guidance leads away from: another text, and zeros for all that is no text.
+    fn away(&self, text: TextEmbedding) -> Self {
+        Self {
+            text,
+            pictures: self.pictures.as_ref().map(Tensor::zeros_like),
+            image_embedding: self.image_embedding.as_ref().map(Tensor::zeros_like),
+        }
+    }
+
+    fn cat(self, other: Self) -> Self {
+        fn both<const D: usize>(a: Option<Tensor<D>>, b: Option<Tensor<D>>) -> Option<Tensor<D>> {
+            a.zip(b).map(|(a, b)| Tensor::cat(vec![a, b], 0))
+        }
+        Self {
+            text: self.text.cat(other.text),
+            pictures: both(self.pictures, other.pictures),
+            image_embedding: both(self.image_embedding, other.image_embedding),
+        }
+    }
+}
+
+impl Guided<TextEmbedding> {
+    /// The condition of a whole batch, that of the other side of the guidance behind it where there is one:
+    /// the negative text, no pictures, and an image embedding of zeros.
+    pub(super) fn with(
+        self,
+        pictures: Option<Tensor<3>>,
+        image_embedding: Option<Tensor<4>>,
+    ) -> Condition {
+        let condition = Condition { text: self.conditional, pictures, image_embedding };
+        match self.unconditional {
+            Some(text) => {
+                let away = condition.away(text);
+                condition.cat(away)
+            }
+            None => condition,
+        }
+    }
+}
+
+impl Denoiser {
+    /// Of every level, how many pixels of the latents are a pixel of its features, along each axis, and the
+    /// channels of these.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn levels(&self) -> Vec<(usize, usize)> {
+        match self {
+            Self::Prior(prior) => vec![(1, width(&prior.blocks))],
+            Self::Decoder(decoder) => decoder.levels(),
+            Self::Cascade(cascade) => cascade.levels(),
+        }
+    }
+
+    /// Computes what stays the same at all steps of a picture with latents of a height and width.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the condition lacks what the stage needs, which a pipeline checks when it is loaded.
+    pub(crate) fn prepare(&self, condition: Condition, size: [usize; 2]) -> Prepared<'_> {
+        let Condition { text, pictures, image_embedding } = condition;
+        match self {
+            Self::Prior(prior) => Prepared::Prior(prior.prepare(text.tokens)),
+            Self::Decoder(decoder) => {
+                let image = image_embedding.expect("Stage B gets Stage C's result");
+                Prepared::Decoder(decoder.prepare(image, text.tokens, size))
+            }
+            Self::Cascade(cascade) => {
+                let conditions = CascadeConditions {
+                    text_pooled: text.pooled.expect("the family's text encoder pools"),
+                    text: Some(text.tokens),
+                    images: pictures,
+                    image_embedding,
+                    pixels: None,
+                    sca: 0.0,
+                    crp: 0.0,
+                };
+                Prepared::Cascade(cascade.prepare(&conditions, size))
+            }
+        }
+    }
+}
+
+/// A stage for certain conditions.
+pub(crate) enum Prepared<'a> {
+    Prior(PreparedPrior<'a>),
+    Decoder(PreparedDecoder<'a>),
+    Cascade(PreparedCascade<'a>),
+}
+
+impl Prepared<'_> {
+    /// Predicts the noise in `x` at the times `t`, and reports every block.
+    pub(crate) fn forward_observed(&self, x: Tensor<4>, t: &[f32], observe: Observer) -> Tensor<4> {
+        match self {
+            Self::Prior(prior) => prior.forward(x, t, observe),
+            Self::Decoder(decoder) => decoder.forward(x, t, observe),
+            Self::Cascade(cascade) => cascade.forward(x, t, observe),
+        }
+    }
+
+    /// As [`Self::forward_observed`], and reports nothing.
+    pub(super) fn forward(&self, x: Tensor<4>, t: &[f32]) -> Tensor<4> {
+        self.forward_observed(x, t, &mut |_, _| {})
+    }
+}

@@ -1,0 +1,152 @@
+//! What the families' networks are, and how their configs fit together.
+
+use burn::prelude::*;
+
+use super::denoiser::Denoiser;
+use super::text::TextModel;
+use crate::bundle::ModelFiles;
+use crate::cascade::CascadeConfig;
+use crate::config::ConfigError;
+use crate::decoder::DecoderConfig;
+use crate::error::LoadError;
+use crate::family::Family;
+use crate::part::{Part, PartConfig};
+use crate::prior::PriorConfig;
+use crate::text::{PooledTextConfig, TextEncoderConfig};
+use crate::vision::ImageEncoderConfig;
+use crate::vqgan::VqganConfig;
+
+/// The networks of a family but those that all families have, without their weights.
+pub(super) struct Models {
+    pub(super) prior_text: Text,
+    pub(super) prior: Diffusion,
+    /// `None` where Stage B takes the text of Stage C's encoder.
+    pub(super) decoder_text: Option<Text>,
+    pub(super) decoder: Diffusion,
+}
+
+/// A text encoder, and what its tokenizer has to fit.
+pub(super) struct Text {
+    pub(super) model: TextModel,
+    pub(super) length: usize,
+    pub(super) vocab_size: usize,
+}
+
+/// A diffusion model, and of what latents.
+pub(super) struct Diffusion {
+    pub(super) model: Denoiser,
+    pub(super) channels: usize,
+    pub(super) size_multiple: usize,
+    pub(super) smallest_side: usize,
+}
+
+/// Reads the configs of a model, checks that they fit together, and makes its networks.
+type Read = fn(&ModelFiles, &Device) -> Result<Models, LoadError>;
+
+/// By the Stage C of each family.
+const READ: [(Part, Read); 2] = [(Part::PRIOR, wuerstchen), (Part::CASCADE_PRIOR, cascade)];
+
+impl Models {
+    /// Those of a family.
+    ///
+    /// # Errors
+    ///
+    /// A config is missing, or two do not fit together.
+    pub(super) fn read(
+        family: &Family,
+        files: &ModelFiles,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        let own = READ.into_iter().find(|(prior, _)| *prior == family.prior());
+        let (_, read) = own.expect("every family has its networks here");
+        read(files, device)
+    }
+}
+
+/// Those of Würstchen v2.
+fn wuerstchen(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
+    let prior: PriorConfig = files.part_config(Part::PRIOR)?;
+    let decoder: DecoderConfig = files.part_config(Part::DECODER)?;
+    let vqgan: VqganConfig = files.part_config(Part::VQGAN)?;
+    let prior_text: TextEncoderConfig = files.part_config(Part::PRIOR_TEXT)?;
+    let decoder_text: TextEncoderConfig = files.part_config(Part::DECODER_TEXT)?;
+    agree("prior", "c_cond", prior.c_cond, prior_text.hidden_size)?;
+    agree("decoder", "clip_embd", decoder.clip_embd, decoder_text.hidden_size)?;
+    agree("decoder", "effnet_embd", decoder.effnet_embd, prior.c_in)?;
+    agree("decoder", "c_in", decoder.c_in, vqgan.latent_channels)?;
+    let text = |config: &TextEncoderConfig| Text {
+        model: TextModel::Plain(config.init(device)),
+        length: config.max_position_embeddings,
+        vocab_size: config.vocab_size,
+    };
+    let size_multiple = decoder.size_multiple();
+    Ok(Models {
+        prior_text: text(&prior_text),
+        prior: Diffusion {
+            model: Denoiser::Prior(prior.init(device)),
+            channels: prior.c_in,
+            size_multiple: 1,
+            smallest_side: 1,
+        },
+        decoder_text: Some(text(&decoder_text)),
+        decoder: Diffusion {
+            model: Denoiser::Decoder(decoder.init(device)),
+            channels: decoder.c_in,
+            size_multiple,
+            smallest_side: size_multiple,
+        },
+    })
+}
+
+/// Those of Stable Cascade.
+fn cascade(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
+    let prior: CascadeConfig = files.part_config(Part::CASCADE_PRIOR)?;
+    let decoder: CascadeConfig = files.part_config(Part::CASCADE_DECODER)?;
+    let vqgan: VqganConfig = files.part_config(Part::CASCADE_VQGAN)?;
+    let text: PooledTextConfig = files.part_config(Part::CASCADE_TEXT)?;
+    let (pooled, width) = (text.projection_dim, text.text.hidden_size);
+    agree("prior", "clip_text_in_channels", prior.clip_text_in_channels, width)?;
+    for (part, config) in [("prior", &prior), ("decoder", &decoder)] {
+        agree(part, "clip_text_pooled_in_channels", config.clip_text_pooled_in_channels, pooled)?;
+        agree(part, "out_channels", config.out_channels, config.in_channels)?;
+    }
+    agree("decoder", "clip_text_in_channels", decoder.clip_text_in_channels, None)?;
+    agree("decoder", "effnet_in_channels", decoder.effnet_in_channels, prior.in_channels)?;
+    agree("decoder", "in_channels", decoder.in_channels, vqgan.latent_channels)?;
+    if let Ok(encoder) = files.part_config::<ImageEncoderConfig>(Part::CASCADE_IMAGE_ENCODER) {
+        let seen = prior.clip_image_in_channels;
+        agree("prior", "clip_image_in_channels", seen, encoder.projection_dim)?;
+    }
+    let diffusion = |config: &CascadeConfig| Diffusion {
+        model: Denoiser::Cascade(config.init(device)),
+        channels: config.in_channels,
+        size_multiple: config.size_multiple(),
+        smallest_side: config.smallest_side(),
+    };
+    Ok(Models {
+        prior_text: Text {
+            model: TextModel::Pooled(text.init(device)),
+            length: text.text.max_position_embeddings,
+            vocab_size: text.text.vocab_size,
+        },
+        prior: diffusion(&prior),
+        decoder_text: None,
+        decoder: diffusion(&decoder),
+    })
+}
+
+/// Checks a width that two parts share; `None` where a part has none.
+fn agree(
+    part: &'static str,
+    field: &'static str,
+    found: impl Into<Option<usize>>,
+    other: impl Into<Option<usize>>,
+) -> Result<(), ConfigError> {
+    let (found, other) = (found.into(), other.into());
+    if found == other {
+        return Ok(());
+    }
+    let text = |width: Option<usize>| width.map_or("null".to_owned(), |width| width.to_string());
+    let expected = format!("{} as in the part next to it", text(other));
+    Err(ConfigError::new(part, field, expected, text(found)))
+}

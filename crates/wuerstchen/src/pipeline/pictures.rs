@@ -1,0 +1,40 @@
+//! Pictures as prompts.
+
+use burn::prelude::*;
+
+use super::progress::Error;
+use super::sampling::read;
+use super::{ImageEncoderPart, Pipeline};
+use crate::image::Image;
+use crate::options::OptionsError;
+use crate::origin::PicturePrompt;
+
+impl Pipeline {
+    /// Embeds pictures that the ones to be made shall be like.
+    ///
+    /// # Errors
+    ///
+    /// There are none, the model has no image encoder, its weights cannot be loaded, or the device failed.
+    pub async fn picture_prompt(&self, images: &[Image]) -> Result<PicturePrompt, Error> {
+        if images.is_empty() {
+            let needed = "at least one picture";
+            return Err(OptionsError::Missing { field: "picture prompt", needed }.into());
+        }
+        let part = self.image_encoder.as_ref();
+        let ImageEncoderPart { network, preparation } =
+            part.map_err(|why| OptionsError::NoImageEncoder(why.to_string()))?;
+        let encoder = network.get()?;
+        let pixels = images
+            .iter()
+            .map(|image| Tensor::<4>::from_data(preparation.prepare(image).pixels, &self.device));
+        let embeddings = encoder.forward(Tensor::cat(pixels.collect(), 0)).embedding;
+        Ok(PicturePrompt { embeddings: read(embeddings.unsqueeze_dim::<3>(0)).await? })
+    }
+}
+
+impl PicturePrompt {
+    /// The same pictures for `count` samples, `[count, k, D]`.
+    pub(super) fn repeat(&self, count: usize, device: &Device) -> Tensor<3> {
+        Tensor::from_data(self.embeddings.clone(), device).repeat_dim(0, count)
+    }
+}

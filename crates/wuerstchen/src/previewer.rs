@@ -1,0 +1,135 @@
+//! A small network that shows Stable Cascade's image embeddings as pictures, 8 pixels a cell.
+
+use burn::module::{Initializer, Module, Param};
+use burn::nn::Gelu;
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+use wuerstchen_kernels::linear;
+
+use crate::batch_norm::{ChannelBatchNorm, Statistics};
+use crate::blocks::{channels_first, channels_last, pixel_shuffle};
+use crate::checkpoint::Checkpoint;
+use crate::compressor::dense_conv;
+use crate::config::{ConfigError, positive};
+use crate::part::PartConfig;
+use crate::weights::KeyTable;
+
+/// Configuration of a [`Previewer`]: the widths of its layers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PreviewerConfig {
+    /// Channels of the image embedding.
+    pub c_in: usize,
+    /// Channels behind the first layer.
+    pub c_hidden: usize,
+    /// Channels behind every doubling of height and width.
+    pub doublings: [usize; 3],
+}
+
+/// Image embeddings to colours.
+///
+/// Source: `Previewer` in `modules/previewer.py` of Stability-AI/StableCascade.
+#[derive(Module, Debug)]
+pub struct Previewer {
+    blocks: Vec<Layer>,
+}
+
+#[derive(Module, Debug)]
+enum Layer {
+    Conv(Conv),
+    Grow(Conv),
+    Activation(Gelu),
+    Norm(ChannelBatchNorm),
+}
+
+/// The weights of a convolution, `[C_out, C_in, K, K]`, or of a transposed one, `[C_in, C_out, 2, 2]`.
+#[derive(Module, Debug)]
+struct Conv {
+    weight: Param<Tensor<4>>,
+    bias: Param<Tensor<1>>,
+}
+
+/// PyTorch's default.
+const NORM_EPSILON: f64 = 1e-5;
+
+impl PartConfig for PreviewerConfig {
+    type Model = Previewer;
+
+    const CLASS: &'static str = "Previewer";
+    const KEYS: KeyTable = KeyTable::PREVIEWER;
+    const TOLD_BY_WEIGHTS: bool = true;
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let [first, second, third] = self.doublings;
+        for (field, value) in [
+            ("c_in", self.c_in),
+            ("c_hidden", self.c_hidden),
+            ("doublings", first.min(second).min(third)),
+        ] {
+            positive("previewer", field, value)?;
+        }
+        Ok(())
+    }
+
+    fn init(&self, device: &Device) -> Previewer {
+        let conv = |shape: [usize; 4], output: usize| Conv {
+            weight: Initializer::XavierUniform { gain: 1.0 }.init(shape, device),
+            bias: Initializer::Zeros.init([output], device),
+        };
+        let mut blocks = Vec::new();
+        let normed = |blocks: &mut Vec<Layer>, layer: Layer, width: usize| {
+            blocks.push(layer);
+            blocks.push(Layer::Activation(Gelu::new()));
+            blocks.push(Layer::Norm(ChannelBatchNorm::init(width, NORM_EPSILON, device)));
+        };
+        let mut width = self.c_hidden;
+        let first = conv([width, self.c_in, 1, 1], width);
+        normed(&mut blocks, Layer::Conv(first), width);
+        for doubled in self.doublings {
+            normed(&mut blocks, Layer::Conv(conv([width, width, 3, 3], width)), width);
+            normed(&mut blocks, Layer::Grow(conv([width, doubled, 2, 2], doubled)), doubled);
+            width = doubled;
+        }
+        normed(&mut blocks, Layer::Conv(conv([width, width, 3, 3], width)), width);
+        blocks.push(Layer::Conv(conv([COLOURS, width, 1, 1], COLOURS)));
+        Previewer { blocks }
+    }
+
+    fn infer(weights: &Checkpoint) -> Option<Self> {
+        let width = |layer: usize| weights.side(&format!("blocks.{layer}.weight"), 1);
+        Some(Self {
+            c_in: width(0)?,
+            c_hidden: weights.side("blocks.0.weight", 0)?,
+            doublings: [width(6)?, width(12)?, width(18)?],
+        })
+    }
+}
+
+const COLOURS: usize = 3;
+
+impl Previewer {
+    /// Shows image embeddings.
+    ///
+    /// # Shapes
+    ///
+    /// - embedding: `[B, c_in, h, w]`
+    /// - output: `[B, 3, 8h, 8w]`, about `[0, 1]`, not clamped
+    pub fn forward(&self, embedding: Tensor<4>) -> Tensor<4> {
+        let x = self.blocks.iter().fold(channels_last(embedding), |x, layer| match layer {
+            Layer::Conv(conv) => dense_conv(x, conv.weight.val(), Some(conv.bias.val()), 1),
+            Layer::Grow(conv) => conv.transposed(x),
+            Layer::Activation(gelu) => gelu.forward(x),
+            Layer::Norm(norm) => norm.forward(x, Statistics::Running),
+        });
+        channels_first(x)
+    }
+}
+
+impl Conv {
+    /// The transposed convolution of stride 2, whose windows do not overlap.
+    fn transposed(&self, x: Tensor<4>) -> Tensor<4> {
+        let weight = self.weight.val();
+        let [input, output, ..] = weight.dims();
+        let patches = linear(x, weight.reshape([input, 4 * output]), None);
+        pixel_shuffle(patches, 2) + self.bias.val().reshape([1, 1, 1, output])
+    }
+}

@@ -1,0 +1,217 @@
+//! Pictures as CLIP's image encoder takes them.
+
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, positive};
+use crate::image::Image;
+
+/// How pictures are prepared, with the published field names
+/// (`feature_extractor/preprocessor_config.json`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PreparationConfig {
+    /// The size that the picture is brought to.
+    pub size: ShortestEdge,
+    /// The part that is cut out of its middle.
+    pub crop_size: CropSize,
+    /// Subtracted from every colour in `[0, 1]`.
+    pub image_mean: [f32; 3],
+    /// What every colour is divided by.
+    pub image_std: [f32; 3],
+}
+
+/// The length of a picture's shorter side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShortestEdge {
+    /// Pixels.
+    pub shortest_edge: usize,
+}
+
+/// Height and width of a part of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CropSize {
+    /// Pixels.
+    pub height: usize,
+    /// Pixels.
+    pub width: usize,
+}
+
+/// A picture on its way into the encoder.
+pub struct Prepared {
+    /// As large as the encoder wants, still with what is cut off.
+    pub resized: Image,
+    /// `[1, 3, height, width]`.
+    pub pixels: TensorData,
+}
+
+impl PreparationConfig {
+    /// That of the published CLIP for pictures of `side` pixels.
+    ///
+    /// Source: `OPENAI_CLIP_MEAN`, `OPENAI_CLIP_STD` in transformers.
+    pub fn published(side: usize) -> Self {
+        Self {
+            size: ShortestEdge { shortest_edge: side },
+            crop_size: CropSize { height: side, width: side },
+            image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+            image_std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+        }
+    }
+
+    /// Checks that what is cut out is as large as the encoder's pictures.
+    ///
+    /// # Errors
+    ///
+    /// Names the field that does not fit.
+    pub(crate) fn validate(&self, side: usize) -> Result<(), ConfigError> {
+        let part = "feature extractor";
+        let CropSize { height, width } = self.crop_size;
+        for (field, value) in [("crop_size.height", height), ("crop_size.width", width)] {
+            if value != side {
+                let expected = format!("{side}, the side of the encoder's pictures");
+                return Err(ConfigError::new(part, field, expected, value));
+            }
+        }
+        positive(part, "size.shortest_edge", self.size.shortest_edge)
+    }
+
+    /// Resizes a picture so that its shorter side is as asked, the longer one rounded down; cuts out the
+    /// middle; normalises the colours.
+    ///
+    /// Source: `CLIPImageProcessor` in transformers.
+    pub fn prepare(&self, image: &Image) -> Prepared {
+        let side = self.size.shortest_edge;
+        let longer = |long: usize, short: usize| side * long / short;
+        let (width, height) = if image.width <= image.height {
+            (side, longer(image.height, image.width))
+        } else {
+            (longer(image.width, image.height), side)
+        };
+        let resized = resize_bicubic(image, width, height);
+        let pixels = self.normalise(&resized);
+        Prepared { resized, pixels }
+    }
+
+    /// The middle of a picture with normalised colours; black where the picture is smaller.
+    fn normalise(&self, image: &Image) -> TensorData {
+        let CropSize { height, width } = self.crop_size;
+        let offset = |side: usize, crop: usize| (side as isize - crop as isize).div_euclid(2);
+        let (top, left) = (offset(image.height, height), offset(image.width, width));
+        let mut values = Vec::with_capacity(3 * height * width);
+        for channel in 0..3 {
+            let (mean, std) = (self.image_mean[channel], self.image_std[channel]);
+            for y in 0..height {
+                for x in 0..width {
+                    let place = |start: isize, at: usize, side: usize| {
+                        usize::try_from(start + at as isize).ok().filter(|at| *at < side)
+                    };
+                    let pixel = place(top, y, image.height).zip(place(left, x, image.width));
+                    let byte =
+                        pixel.map_or(0, |(y, x)| image.rgb[(y * image.width + x) * 3 + channel]);
+                    values.push((f32::from(byte) / 255.0 - mean) / std);
+                }
+            }
+        }
+        TensorData::new(values, [1, 3, height, width])
+    }
+}
+
+/// Bits behind the point of the integers that Pillow weighs bytes with.
+const PRECISION: u32 = 22;
+
+/// Weights of one output pixel: the first input pixel, and one weight for it and for those behind it.
+struct Weights {
+    first: usize,
+    values: Vec<i64>,
+}
+
+/// Resizes bytes as Pillow's `BICUBIC` does, to the byte: antialiased, first along rows, then along columns,
+/// bytes between both.
+///
+/// Source: `ImagingResample` in `Resample.c` of Pillow.
+fn resize_bicubic(image: &Image, width: usize, height: usize) -> Image {
+    let mut rows = image.clone();
+    if width != image.width {
+        let weights = bicubic_weights(image.width, width);
+        rows = Image { width, height: image.height, rgb: vec![0; 3 * width * image.height] };
+        for y in 0..image.height {
+            for (x, weights) in weights.iter().enumerate() {
+                for channel in 0..3 {
+                    let byte = |at: usize| image.rgb[(y * image.width + at) * 3 + channel];
+                    rows.rgb[(y * width + x) * 3 + channel] = weights.apply(byte);
+                }
+            }
+        }
+    }
+    if height == image.height {
+        return rows;
+    }
+    let mut resized = Image { width, height, rgb: vec![0; 3 * width * height] };
+    for (y, weights) in bicubic_weights(image.height, height).iter().enumerate() {
+        for i in 0..3 * width {
+            resized.rgb[y * 3 * width + i] = weights.apply(|at| rows.rgb[at * 3 * width + i]);
+        }
+    }
+    resized
+}
+
+impl Weights {
+    fn apply(&self, byte: impl Fn(usize) -> u8) -> u8 {
+        let places = (self.first..).zip(&self.values);
+        let sum: i64 = places.map(|(at, weight)| i64::from(byte(at)) * weight).sum();
+        ((sum + (1 << (PRECISION - 1))) >> PRECISION).clamp(0, 255) as u8
+    }
+}
+
+fn bicubic_weights(input: usize, output: usize) -> Vec<Weights> {
+    let scale = input as f64 / output as f64;
+    let stretch = scale.max(1.0);
+    let support = 2.0 * stretch;
+    let one = |i: usize| {
+        let centre = (i as f64 + 0.5) * scale;
+        let low = ((centre - support + 0.5) as isize).max(0) as usize;
+        let high = ((centre + support + 0.5) as usize).min(input);
+        let weight = |j: usize| cubic((j as f64 - centre + 0.5) / stretch);
+        let weights: Vec<f64> = (low..high).map(weight).collect();
+        let total: f64 = weights.iter().sum();
+        let integer = |weight: &f64| (weight / total * f64::from(1 << PRECISION)).round() as i64;
+        Weights { first: low, values: weights.iter().map(integer).collect() }
+    };
+    (0..output).map(one).collect()
+}
+
+/// Keys' cubic with a = −1/2.
+fn cubic(distance: f64) -> f64 {
+    let d = distance.abs();
+    if d < 1.0 {
+        (1.5 * d - 2.5) * d * d + 1.0
+    } else if d < 2.0 {
+        ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights of two pixels from four sum to one, and a grey picture stays grey.
+    #[test]
+    fn a_grey_picture_stays_grey() {
+        let image = Image { width: 7, height: 4, rgb: vec![93; 7 * 4 * 3] };
+        let resized = resize_bicubic(&image, 3, 9);
+        assert_eq!((resized.width, resized.height), (3, 9));
+        assert!(resized.rgb.iter().all(|&byte| byte == 93), "{:?}", resized.rgb);
+    }
+
+    /// The shorter side becomes 2, so 4 x 3 becomes 2 x 2 (2.67 rounded down), of which nothing is cut.
+    #[test]
+    fn the_longer_side_is_rounded_down() {
+        let image = Image { width: 4, height: 3, rgb: vec![255; 4 * 3 * 3] };
+        let prepared = PreparationConfig::published(2).prepare(&image);
+        assert_eq!((prepared.resized.width, prepared.resized.height), (2, 2));
+        let values = prepared.pixels.as_slice::<f32>().unwrap();
+        let white = (1.0 - 0.481_454_66) / 0.268_629_54;
+        assert!((values[0] - white).abs() < 1e-6, "{values:?}");
+    }
+}
