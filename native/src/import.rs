@@ -103,10 +103,10 @@ fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>) -> Report {
 
 fn text(report: &Report) -> String {
     let mut lines =
-        vec![format!("{:<32}{:<12}{:>8}{:>16}  from", "part", "layout", "tensors", "parameters")];
+        vec![format!("{:<36}{:<12}{:>8}{:>16}  from", "part", "layout", "tensors", "parameters")];
     for part in &report.parts {
         lines.push(format!(
-            "{:<32}{:<12}{:>8}{:>16}  {}",
+            "{:<36}{:<12}{:>8}{:>16}  {}",
             part.part,
             format!("{:?}", part.origin.layout).to_lowercase(),
             part.tensors,

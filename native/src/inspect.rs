@@ -118,18 +118,18 @@ fn describe_part(weights: &Checkpoint, config: Value) -> PartReport {
 
 fn model_text(model: &Model) -> String {
     let mut lines = Vec::new();
-    lines.push(format!("{:<32}{:>8}{:>16}{:>16}  types", "part", "tensors", "parameters", "bytes"));
+    lines.push(format!("{:<36}{:>8}{:>16}{:>16}  types", "part", "tensors", "parameters", "bytes"));
     for (name, part) in &model.parts {
         let types: Vec<_> = part.dtypes.iter().map(String::as_str).collect();
         lines.push(format!(
-            "{name:<32}{:>8}{:>16}{:>16}  {}",
+            "{name:<36}{:>8}{:>16}{:>16}  {}",
             part.tensors,
             part.parameters,
             part.bytes,
             types.join(", ")
         ));
     }
-    lines.push(format!("{:<40}{:>16}{:>16}", "all", model.parameters, model.bytes));
+    lines.push(format!("{:<44}{:>16}{:>16}", "all", model.parameters, model.bytes));
     for (name, part) in &model.parts {
         if let Some(config) = part.config.as_object() {
             lines.push(format!("\n{name}"));

@@ -72,12 +72,12 @@ impl Report {
 
     /// The report for people.
     pub(super) fn text(&self) -> String {
-        let mut lines = vec![format!("{:<32}{:>16}  worst tensor", "part", "relative error")];
+        let mut lines = vec![format!("{:<36}{:>16}  worst tensor", "part", "relative error")];
         for (part, error) in &self.parts {
             let worst = error.tensors.iter().max_by(|a, b| a.1.relative.total_cmp(&b.1.relative));
             let worst = worst.map(|(name, error)| format!("{name}, {:.1e}", error.relative));
             lines.push(format!(
-                "{part:<32}{:>16.1e}  {}",
+                "{part:<36}{:>16.1e}  {}",
                 error.relative,
                 worst.unwrap_or_default()
             ));

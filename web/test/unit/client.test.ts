@@ -231,6 +231,23 @@ test('a picture to start from reaches the engine with its mask', async () => {
   });
 });
 
+test('pictures reach the engine as a part of the prompt', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const picture = (value: number) => ({ width: 1, height: 1, data: new Uint8Array(4).fill(value) });
+  const picturePrompts = [picture(1), picture(2)];
+  await engine.generate({ prompt: '', picturePrompts, recipe: 'authors', format: 'blob' });
+  const found = world.cpu.picturePrompts?.pictures.map(({ rgba }) => rgba);
+  assert.deepEqual(found, picturePrompts.map(({ data }) => data));
+  assert.deepEqual(JSON.parse(world.cpu.optionsJson).recipe, 'authors');
+  await engine.generate({ prompt: 'a', format: 'blob' });
+  assert.equal(world.cpu.picturePrompts, undefined);
+  await assert.rejects(engine.generate({ prompt: 'a', picturePrompts: [] }), {
+    code: 'invalid-argument',
+    message: /^picturePrompts must be an array of Blobs, ImageBitmaps or ImageData/,
+  });
+});
+
 test('frames reach the engine with where they go', async () => {
   const world = new World();
   await using engine = await world.load();

@@ -6,7 +6,7 @@ import { load, workerConnector } from '../../js/client.js';
 import type { WasmBuild } from '../../js/glue.js';
 import { serve, type Endpoint } from '../../js/serve.js';
 import type { CacheAdapter, DeviceKind, LoadOptions, Stage, Wuerstchen } from '../../js/types.js';
-import type { Engine, Generated, Loader, Source, Wasm } from '../../js/wasm.js';
+import type { Engine, Generated, Loader, PicturePrompts, Source, Wasm } from '../../js/wasm.js';
 
 export const MODEL_URL = 'https://example.test/model/manifest.json';
 export const SHARD_URLS = [0, 1].map((k) => `https://example.test/model/shard-${k}.bin`);
@@ -127,6 +127,16 @@ class FakeSource implements Source {
   free() {}
 }
 
+class FakePicturePrompts implements PicturePrompts {
+  readonly pictures: { width: number; rgba: Uint8Array }[] = [];
+
+  add(width: number, rgba: Uint8Array) {
+    this.pictures.push({ width, rgba });
+  }
+
+  free() {}
+}
+
 /** What the fake WebAssembly does and has been told. */
 export class FakeModel {
   /** Prompts of the jobs that were begun. */
@@ -137,6 +147,8 @@ export class FakeModel {
   optionsJson = '';
   /** The picture that the last job started from. */
   source: FakeSource | undefined;
+  /** The pictures that were part of the last job's prompt. */
+  picturePrompts: FakePicturePrompts | undefined;
   readonly shards: Uint8Array[] = [];
   readonly loras: { name: string; bytes: Uint8Array; adapterConfig: string | undefined; weight: number }[] = [];
   appliedLoras = 0;
@@ -182,6 +194,7 @@ export class FakeModel {
       openDevice: () => model.openDevice(),
       Loader: FakeLoader,
       Source: FakeSource,
+      PicturePrompts: FakePicturePrompts,
     };
     return { module, first: () => new URL(WASM_URL), rest: () => new URL(WASM_URL) };
   }
@@ -192,11 +205,12 @@ export class FakeModel {
   }
 
   async #generate(...job: Parameters<Engine['generate']>) {
-    const [prompt, promptTo, frames, optionsJson, source, onStep] = job;
+    const [prompt, promptTo, frames, optionsJson, source, onStep, picturePrompts] = job;
     this.prompts.push(prompt);
     this.way = { promptTo, frames };
     this.optionsJson = optionsJson;
     this.source = source as FakeSource | undefined;
+    this.picturePrompts = picturePrompts as FakePicturePrompts | undefined;
     const run = async (stage: Stage, step: number, steps: number) => {
       await this.beforeStep(stage, step);
       const goesOn = await onStep(stage, step, steps, new Uint32Array([1]), new Float32Array([1]));

@@ -9,6 +9,7 @@ use wuerstchen::guidance::{guide, rescale};
 use wuerstchen::pipeline::{Guided, Sampling};
 use wuerstchen::sampler::{add_noise, clean_latents};
 use wuerstchen::schedule::uniform_timesteps;
+use wuerstchen::vqgan::STAGE_A_SCALE;
 use wuerstchen::{
     CascadeConfig, ModelFiles, Part, PartConfig, Progress, Recipe, Sampler, Schedule, TextEmbedding,
 };
@@ -67,7 +68,7 @@ pub(super) async fn samplings(
         ("text", &both[..], PRIOR.rescale),
         ("text_no_rho", &both[..], 0.0),
         ("variation", &[""][..], PRIOR.rescale),
-        ("img2img", &both[..1], PRIOR.rescale),
+        ("img2img", &both[1..], PRIOR.rescale),
     ] {
         if recorder.has(&format!("{variant}.result")) {
             let recommended = Recommended { rescale, ..PRIOR };
@@ -80,7 +81,9 @@ pub(super) async fn samplings(
         let task = Task::of_decoder(recorder, studio)?;
         let result = task.run(recorder, &load(Part::CASCADE_DECODER)?, studio, files).await?;
         recorder.check("stage_b.result", result.clone(), SAMPLING_BOUND);
-        let picture = studio.pipeline.decode(result)?;
+        // The authors' Stage A has the weights of diffusers' here, and a scale of its own.
+        let vqgan = studio.pipeline.vqgan().map_err(VerifyError::from)?;
+        let picture = vqgan.decode(result * STAGE_A_SCALE);
         studio.check_picture(recorder, "stage_b.image_u8", picture).await?;
     }
     Ok(())
