@@ -61,7 +61,8 @@ function checkLiterals() {
 
 function urlLiterals(device) {
   return ['bg', 'rest'].map(
-    (part) => new RegExp(`new URL\\("\\./wuerstchen_${device}_${part}\\.wasm",import\\.meta\\.url\\)`),
+    (part) =>
+      new RegExp(`new URL\\("\\./wuerstchen_${device}_${part}\\.wasm",import\\.meta\\.url\\)`),
   );
 }
 

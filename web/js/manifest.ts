@@ -87,7 +87,10 @@ export function parseManifest(text: string, url: string): Manifest {
       'integrity',
       `${url} has no golden vectors to test devices with, as models of "wuerstchen import" have none: ` +
         'run "wuerstchen export web" to make a model for browsers of it',
-      { retryable: false, hint: 'Serve the folder that "wuerstchen export web -m MODEL -o FOLDER" writes.' },
+      {
+        retryable: false,
+        hint: 'Serve the folder that "wuerstchen export web -m MODEL -o FOLDER" writes.',
+      },
     );
   }
   for (const field of ['id', 'name', 'licence', 'provenance'] as const) {

@@ -93,7 +93,11 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
     tested = await openOn(device, model, options, host);
   }
   const { id } = model.manifest;
-  await cache.putManifest(id, typeof options.model === 'string' ? model.url : storedUrl(id), model.text);
+  await cache.putManifest(
+    id,
+    typeof options.model === 'string' ? model.url : storedUrl(id),
+    model.text,
+  );
   const info = await modelInfo(model.manifest, cache);
   emit({ type: 'ready', ms: performance.now() - begun });
   return new ModelEngine(tested, device, info, withStorage(support, cache));

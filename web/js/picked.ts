@@ -56,13 +56,19 @@ function pickedSite(files: readonly PickedFile[]): ModelSite {
   // The nearest one, where the folder holds several models.
   const [manifest, other] = manifests.sort((a, b) => depth(a) - depth(b));
   if (!manifest) {
-    throw new WuerstchenError('invalid-argument', `there is no ${MANIFEST} among the ${files.length} files`, {
-      hint: 'Pick the folder that "wuerstchen export web -m MODEL -o FOLDER" writes, or all files in it.',
-    });
+    throw new WuerstchenError(
+      'invalid-argument',
+      `there is no ${MANIFEST} among the ${files.length} files`,
+      {
+        hint: 'Pick the folder that "wuerstchen export web -m MODEL -o FOLDER" writes, or all files in it.',
+      },
+    );
   }
   if (other && depth(other) === depth(manifest)) {
     const message = `there are two models among the files, ${manifest} and ${other}`;
-    throw new WuerstchenError('invalid-argument', message, { hint: 'Pick the folder of one of them.' });
+    throw new WuerstchenError('invalid-argument', message, {
+      hint: 'Pick the folder of one of them.',
+    });
   }
   const folder = manifest.slice(0, -MANIFEST.length);
   return {

@@ -39,7 +39,8 @@ export async function start(
   const glue = module as unknown as WebAssembly.ModuleImports;
   // Where nothing may block, the rest is there before anything is called.
   const load = () => {
-    if (mayBlock) new WebAssembly.Instance(new WebAssembly.Module(fetchNow(urls.rest)), restImports);
+    if (mayBlock)
+      new WebAssembly.Instance(new WebAssembly.Module(fetchNow(urls.rest)), restImports);
   };
   const { exports } = await fetched(urls.first, { [GLUE]: glue, rest: { load } });
   const restImports = { [GLUE]: glue, first: exports as WebAssembly.ModuleImports };

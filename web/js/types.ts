@@ -10,7 +10,8 @@ export type Dtype = 'f32' | 'f16' | 'i8' | 'i4';
 export type DeviceKind = 'webgpu' | 'cpu';
 
 /** Why the wished device cannot be used, or why the CPU was chosen. */
-export type SupportReason = 'insecure-context' | 'no-webgpu' | 'no-adapter' | 'software-adapter' | 'no-wasm-simd' | 'no-wasm';
+export type SupportReason =
+  'insecure-context' | 'no-webgpu' | 'no-adapter' | 'software-adapter' | 'no-wasm-simd' | 'no-wasm';
 
 /** What this browser can do, found out without any download. */
 export interface Support {
@@ -20,10 +21,23 @@ export interface Support {
   readonly device: DeviceKind;
   /** Why it is not WebGPU, or why nothing runs. */
   readonly reason?: SupportReason;
-  readonly adapter?: { readonly vendor: string; readonly architecture: string; readonly description: string; readonly software: boolean };
+  readonly adapter?: {
+    readonly vendor: string;
+    readonly architecture: string;
+    readonly description: string;
+    readonly software: boolean;
+  };
   readonly features: { readonly shaderF16: boolean; readonly subgroups: boolean };
-  readonly limits?: { readonly maxBufferSize: number; readonly maxStorageBufferBindingSize: number };
-  readonly storage: { readonly backend: 'opfs' | 'cache' | 'memory'; readonly quota?: number; readonly free?: number; readonly persisted: boolean };
+  readonly limits?: {
+    readonly maxBufferSize: number;
+    readonly maxStorageBufferBindingSize: number;
+  };
+  readonly storage: {
+    readonly backend: 'opfs' | 'cache' | 'memory';
+    readonly quota?: number;
+    readonly free?: number;
+    readonly persisted: boolean;
+  };
   /** One or two sentences for people. */
   readonly message: string;
 }
@@ -58,7 +72,9 @@ export interface ModelInfo {
   readonly bytes: number;
   /** Bytes of files that lie complete in this browser's cache. */
   readonly cachedBytes: number;
-  readonly stages: Readonly<Record<Stage, { readonly params: number; readonly bytes: number; readonly dtype: Dtype }>>;
+  readonly stages: Readonly<
+    Record<Stage, { readonly params: number; readonly bytes: number; readonly dtype: Dtype }>
+  >;
   /** What the model does where options say nothing. */
   readonly defaults: Defaults;
 }
@@ -77,17 +93,42 @@ export interface SelfTest {
   readonly ok: boolean;
   /** Largest relative error `||out - ref|| / ||ref||` of all checks. */
   readonly maxError: number;
-  readonly checks: readonly { readonly name: string; readonly relative: number; readonly bound: number; readonly ok: boolean }[];
+  readonly checks: readonly {
+    readonly name: string;
+    readonly relative: number;
+    readonly bound: number;
+    readonly ok: boolean;
+  }[];
 }
 
 export type LoadEvent =
-  | { readonly type: 'download'; readonly file: string; readonly loaded: number; readonly total: number;
-      readonly overall: { readonly loaded: number; readonly total: number; readonly bytesPerSecond: number; readonly etaMs?: number };
-      readonly fromCache: boolean }
+  | {
+      readonly type: 'download';
+      readonly file: string;
+      readonly loaded: number;
+      readonly total: number;
+      readonly overall: {
+        readonly loaded: number;
+        readonly total: number;
+        readonly bytesPerSecond: number;
+        readonly etaMs?: number;
+      };
+      readonly fromCache: boolean;
+    }
   | { readonly type: 'verify'; readonly file: string }
-  | { readonly type: 'upload'; readonly file: string; readonly loaded: number; readonly total: number }
+  | {
+      readonly type: 'upload';
+      readonly file: string;
+      readonly loaded: number;
+      readonly total: number;
+    }
   /** What a LoRA changes, and a sentence for everything of it that is left out. */
-  | { readonly type: 'lora'; readonly file: string; readonly message: string; readonly leftOut: readonly string[] }
+  | {
+      readonly type: 'lora';
+      readonly file: string;
+      readonly message: string;
+      readonly leftOut: readonly string[];
+    }
   | { readonly type: 'compile'; readonly device: DeviceKind }
   | ({ readonly type: 'selftest' } & SelfTest)
   | { readonly type: 'ready'; readonly ms: number };
@@ -128,7 +169,14 @@ export interface LoadOptions {
 }
 
 /** Pixels to start from; `ImageData`, or anything that looks like it, needs no decoding. */
-export type PictureSource = Blob | ImageBitmap | { readonly width: number; readonly height: number; readonly data: Uint8Array | Uint8ClampedArray };
+export type PictureSource =
+  | Blob
+  | ImageBitmap
+  | {
+      readonly width: number;
+      readonly height: number;
+      readonly data: Uint8Array | Uint8ClampedArray;
+    };
 
 /** The picture options have the names and meanings of the command line's. */
 export interface PictureOptions {
@@ -197,8 +245,20 @@ export interface GenerateOptions extends PictureOptions {
 export type GenerateEvent =
   | { readonly type: 'queued'; readonly position: number }
   | { readonly type: 'stage'; readonly stage: Stage; readonly index: number; readonly of: number }
-  | { readonly type: 'step'; readonly stage: Stage; readonly step: number; readonly steps: number; readonly overall: number; readonly etaMs?: number }
-  | { readonly type: 'preview'; readonly stage: Stage; readonly step: number; readonly bitmap: ImageBitmap };
+  | {
+      readonly type: 'step';
+      readonly stage: Stage;
+      readonly step: number;
+      readonly steps: number;
+      readonly overall: number;
+      readonly etaMs?: number;
+    }
+  | {
+      readonly type: 'preview';
+      readonly stage: Stage;
+      readonly step: number;
+      readonly bitmap: ImageBitmap;
+    };
 
 /** A stage's result as numbers: `[B, C, H, W]`. */
 export interface Latents {
@@ -239,10 +299,18 @@ export interface Wuerstchen extends AsyncDisposable {
   /** Makes pictures; jobs run one at a time, in their order. */
   generate(options: GenerateOptions): Promise<GenerateResult>;
   /** As `generate`, with the events to iterate over. */
-  stream(options: GenerateOptions): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult> };
+  stream(
+    options: GenerateOptions,
+  ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult> };
   /** `lost`: the GPU went away; `recovered`: it was set up anew, the job goes on. */
-  addEventListener(type: 'lost' | 'recovered', listener: (event: CustomEvent<{ reason: string }>) => void): void;
-  removeEventListener(type: 'lost' | 'recovered', listener: (event: CustomEvent<{ reason: string }>) => void): void;
+  addEventListener(
+    type: 'lost' | 'recovered',
+    listener: (event: CustomEvent<{ reason: string }>) => void,
+  ): void;
+  removeEventListener(
+    type: 'lost' | 'recovered',
+    listener: (event: CustomEvent<{ reason: string }>) => void,
+  ): void;
   dispose(): Promise<void>;
 }
 

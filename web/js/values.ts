@@ -17,7 +17,9 @@ export function isUrl(value: unknown): value is string | URL {
 /** A value in a message. Not every object can be made a string. */
 export function show(value: unknown): string {
   if (typeof value === 'string') return `"${value}"`;
-  return isObject(value) || typeof value === 'function' ? `[object ${classOf(value)}]` : String(value);
+  return isObject(value) || typeof value === 'function'
+    ? `[object ${classOf(value)}]`
+    : String(value);
 }
 
 /** What something that was thrown says. */

@@ -23,7 +23,9 @@ export async function vocabulary(
       const { files } = JSON.parse(new TextDecoder().decode(bytes));
       return TOKENIZER in files ? wordsOf(JSON.parse(files[TOKENIZER])) : undefined;
     } catch (cause) {
-      throw new WuerstchenError('integrity', `${manifest.contents.file} cannot be read: ${cause}`, { cause });
+      throw new WuerstchenError('integrity', `${manifest.contents.file} cannot be read: ${cause}`, {
+        cause,
+      });
     }
   });
 }
@@ -35,5 +37,7 @@ function wordsOf(tokenizer: {
 }): readonly string[] | undefined {
   if (tokenizer.model.type !== 'WordLevel') return undefined;
   const added = new Set(tokenizer.added_tokens?.map(({ content }) => content));
-  return Object.keys(tokenizer.model.vocab).filter((word) => !added.has(word)).sort();
+  return Object.keys(tokenizer.model.vocab)
+    .filter((word) => !added.has(word))
+    .sort();
 }

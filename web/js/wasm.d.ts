@@ -54,7 +54,13 @@ export interface Engine {
     optionsJson: string,
     /** Used up. */
     source: Source | undefined,
-    onStep: (stage: Stage, step: number, steps: number, shape: Uint32Array, latents: Float32Array) => Promise<boolean>,
+    onStep: (
+      stage: Stage,
+      step: number,
+      steps: number,
+      shape: Uint32Array,
+      latents: Float32Array,
+    ) => Promise<boolean>,
     /** Used up. */
     pictures?: PicturePrompts,
   ): Promise<Generated>;
@@ -65,7 +71,12 @@ export interface Engine {
 
 export interface Loader {
   /** Reads a LoRA, before the first shard; gives what it changes, then what of it is left out. */
-  addLora(name: string, bytes: Uint8Array, adapterConfig: string | undefined, weight: number): string[];
+  addLora(
+    name: string,
+    bytes: Uint8Array,
+    adapterConfig: string | undefined,
+    weight: number,
+  ): string[];
   /** Takes one shard's verified bytes to the device. */
   addShard(index: number, bytes: Uint8Array): void;
   /** Checks that every tensor is there; uses the loader up. */

@@ -64,6 +64,9 @@ for (const device of devices) {
 
   const [size, later] = [first, rest].map((part) => gzipSync(readFileSync(part)).length);
   const budget = BUDGETS[device];
-  console.log(`WebAssembly for ${device}: ${size} bytes gzip of ${budget}, ${later} more when needed`);
-  if (size === undefined || size > budget) throw new Error(`the WebAssembly for ${device} is over its budget`);
+  console.log(
+    `WebAssembly for ${device}: ${size} bytes gzip of ${budget}, ${later} more when needed`,
+  );
+  if (size === undefined || size > budget)
+    throw new Error(`the WebAssembly for ${device} is over its budget`);
 }

@@ -1,8 +1,16 @@
 // "How it works": what each stage made of the last prompt, with sizes computed from the data.
 
 import type { GenerateResult, Latents, ModelInfo, Stage } from 'wuerstchen-web';
-import { element, entry, formatBytes, formatCount, formatDuration, formatFactor, formatParams,
-  make } from './dom';
+import {
+  element,
+  entry,
+  formatBytes,
+  formatCount,
+  formatDuration,
+  formatFactor,
+  formatParams,
+  make,
+} from './dom';
 import { draw } from './picture';
 
 type Rgb = readonly [number, number, number];
@@ -44,12 +52,16 @@ export function explain(made: Made): void {
   const canvas = make('canvas', { role: 'img', ariaLabel: made.prompt });
   draw(made.picture, canvas);
   const maps = make('div', { className: 'maps' }, canvas);
-  fill('vqgan', [maps], [
-    entry('Picture', `3 × ${height} × ${width}`),
-    entry('Numbers', formatCount(picture)),
-    entry('Pixels for each latent cell', cell(latents, width, height)),
-    ...cost('vqgan', made),
-  ]);
+  fill(
+    'vqgan',
+    [maps],
+    [
+      entry('Picture', `3 × ${height} × ${width}`),
+      entry('Numbers', formatCount(picture)),
+      entry('Pixels for each latent cell', cell(latents, width, height)),
+      ...cost('vqgan', made),
+    ],
+  );
 }
 
 function fill(stage: Stage, pictures: Node[], facts: Node[]): void {
@@ -112,7 +124,12 @@ function heatmaps({ width, height, maps }: Channels, name: string): Node[] {
   });
   grid.dataset.columns = String(Math.min(4, Math.ceil(Math.sqrt(maps.length))));
   grid.append(...maps.map((map) => heatmap(map, width, height, range)));
-  const ramp = heatmap(Float32Array.from({ length: 65 }, (_, i) => i - 32), 65, 1, 32);
+  const ramp = heatmap(
+    Float32Array.from({ length: 65 }, (_, i) => i - 32),
+    65,
+    1,
+    32,
+  );
   const limit = range.toFixed(1);
   return [grid, make('div', { className: 'scale' }, `−${limit}`, ramp, limit)];
 }

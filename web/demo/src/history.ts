@@ -116,7 +116,10 @@ function describe(): void {
 
 /** Saves a PNG under a name made of its prompt and seed. */
 export function downloadPng(png: Blob, settings: Settings, index: number): void {
-  const words = settings.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, '-').slice(0, 60);
+  const words = settings.prompt
+    .toLowerCase()
+    .replace(/[^\p{L}\p{N}]+/gu, '-')
+    .slice(0, 60);
   const number = index === 0 ? '' : `-${index + 1}`;
   const href = URL.createObjectURL(png);
   make('a', { href, download: `${words}-${settings.seed}${number}.png` }).click();

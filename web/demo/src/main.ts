@@ -48,9 +48,10 @@ let shown: { settings: Settings; png: Blob; index: number; isFromPicture: boolea
 function modelFromLink(): URL {
   const builtIn = new URL('model/manifest.json', document.baseURI);
   const named = link.searchParams.get('model');
-  const url = named !== null && URL.canParse(named, document.baseURI)
-    ? new URL(named, document.baseURI)
-    : builtIn;
+  const url =
+    named !== null && URL.canParse(named, document.baseURI)
+      ? new URL(named, document.baseURI)
+      : builtIn;
   return url.origin === location.origin ? url : builtIn;
 }
 
@@ -64,7 +65,8 @@ function setState(state: State): void {
   device.disabled = running;
   allowOwn(!running);
   // Focus must not fall off the page with the button that had it.
-  if (running && (focused === generate || focused === loadButton)) stop.focus({ preventScroll: true });
+  if (running && (focused === generate || focused === loadButton))
+    stop.focus({ preventScroll: true });
   if (!running && focused === stop) generate.focus({ preventScroll: true });
 }
 
@@ -116,12 +118,12 @@ function offerLoad({ bytes, cachedBytes }: ModelInfo): void {
   const { connection } = navigator as { connection?: { saveData?: boolean } };
   const stored = cachedBytes > 0 ? ` ${formatBytes(cachedBytes)} of it are stored here.` : '';
   const saving = connection?.saveData ? ' Data saving is on: nothing loads unless you ask.' : '';
-  text.textContent = missing === 0
-    ? 'It is stored in this browser; nothing needs to be downloaded.'
-    : `They are fetched once, then kept in this browser.${stored}${saving}`;
-  loadButton.textContent = missing === 0
-    ? 'Load the model'
-    : `Load the model (${formatBytes(missing)})`;
+  text.textContent =
+    missing === 0
+      ? 'It is stored in this browser; nothing needs to be downloaded.'
+      : `They are fetched once, then kept in this browser.${stored}${saving}`;
+  loadButton.textContent =
+    missing === 0 ? 'Load the model' : `Load the model (${formatBytes(missing)})`;
 }
 
 function loadOptions(): Pick<LoadOptions, 'model' | 'lora' | 'device'> {
@@ -140,8 +142,10 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
     if (notes.length > 0) showNotice('The model is changed', notes.map(sentence).join(' '));
     if (!(model instanceof URL)) rememberModel(loaded.info.id);
     loaded.addEventListener('lost', () => {
-      showNotice('The GPU went away',
-        'It is being set up anew from the stored model; your picture goes on by itself.');
+      showNotice(
+        'The GPU went away',
+        'It is being set up anew from the stored model; your picture goes on by itself.',
+      );
     });
     loaded.addEventListener('recovered', () => {
       showNotice('The GPU is back', 'The picture that was interrupted is being made again.');
@@ -296,9 +300,11 @@ element('copy', HTMLButtonElement).addEventListener('click', async () => {
   const text = linkTo(shown.settings);
   try {
     await navigator.clipboard.writeText(text);
-    say(shown.isFromPicture
-      ? 'The link is copied: it has the settings, but not the picture that this one started from.'
-      : 'The link is copied: it makes this picture again.');
+    say(
+      shown.isFromPicture
+        ? 'The link is copied: it has the settings, but not the picture that this one started from.'
+        : 'The link is copied: it makes this picture again.',
+    );
   } catch {
     // Without the right to the clipboard, the address line holds the link.
     history.replaceState(null, '', text);

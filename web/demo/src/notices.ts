@@ -6,23 +6,36 @@ import { element, entry, formatBytes, make, sentence } from './dom';
 
 /** What went wrong and what a person can do, where the error brings no advice of its own. */
 const ADVICE: Readonly<Record<WuerstchenError['code'], readonly [string, string]>> = {
-  unsupported: ['This browser cannot run the model',
-    'Choose “Automatic” as the device, or try a current Chrome, Edge, Firefox or Safari.'],
-  limits: ['The GPU is too small for this',
-    'Choose a smaller picture, or “CPU” as the device.'],
-  'out-of-memory': ['The memory did not suffice',
-    'Close other tabs, make fewer or smaller pictures, or choose “CPU” as the device.'],
-  'device-lost': ['The GPU went away twice',
-    'The driver may have been reset. Try again, or choose “CPU” as the device.'],
-  network: ['The model could not be fetched',
-    'Check the connection and try again; what has arrived is kept.'],
-  integrity: ['The model’s files are not what they should be',
-    'Try again. If it stays so, the files on the server are damaged or mixed up.'],
-  quota: ['There is no space left to store the model',
-    'Free some space in this browser; without it, the model is fetched at every visit.'],
+  unsupported: [
+    'This browser cannot run the model',
+    'Choose “Automatic” as the device, or try a current Chrome, Edge, Firefox or Safari.',
+  ],
+  limits: ['The GPU is too small for this', 'Choose a smaller picture, or “CPU” as the device.'],
+  'out-of-memory': [
+    'The memory did not suffice',
+    'Close other tabs, make fewer or smaller pictures, or choose “CPU” as the device.',
+  ],
+  'device-lost': [
+    'The GPU went away twice',
+    'The driver may have been reset. Try again, or choose “CPU” as the device.',
+  ],
+  network: [
+    'The model could not be fetched',
+    'Check the connection and try again; what has arrived is kept.',
+  ],
+  integrity: [
+    'The model’s files are not what they should be',
+    'Try again. If it stays so, the files on the server are damaged or mixed up.',
+  ],
+  quota: [
+    'There is no space left to store the model',
+    'Free some space in this browser; without it, the model is fetched at every visit.',
+  ],
   'invalid-argument': ['This cannot be made', 'Change the settings named here.'],
-  shader: ['The GPU computed something wrong',
-    'Nothing wrong is shown. Update the browser or driver, or choose “CPU” as the device.'],
+  shader: [
+    'The GPU computed something wrong',
+    'Nothing wrong is shown. Update the browser or driver, or choose “CPU” as the device.',
+  ],
   disposed: ['The model was put away', 'Try again: it will be loaded anew.'],
   internal: ['Something broke inside', 'Reload the page. If it comes back, please report it.'],
 };

@@ -22,7 +22,10 @@ let loras: { readonly blob: File; readonly weight: HTMLInputElement }[] = [];
 /** The LoRAs as the engine takes them. */
 export function readLoras(): LoraRef[] {
   return loras.map(({ blob, weight }) => {
-    return { blob, weight: Number.isFinite(weight.valueAsNumber) ? weight.valueAsNumber : Number(WEIGHT) };
+    return {
+      blob,
+      weight: Number.isFinite(weight.valueAsNumber) ? weight.valueAsNumber : Number(WEIGHT),
+    };
   });
 }
 
@@ -41,7 +44,12 @@ export function rememberModel(id: string | undefined): void {
 
 /** Whether files may be picked and dropped: not while the engine is busy. */
 export function allowOwn(isAllowed: boolean): void {
-  const fields = [loraFile, folder, builtIn, ...loraList.querySelectorAll<HTMLInputElement>('input, button')];
+  const fields = [
+    loraFile,
+    folder,
+    builtIn,
+    ...loraList.querySelectorAll<HTMLInputElement>('input, button'),
+  ];
   for (const field of fields) field.disabled = !isAllowed;
 }
 
@@ -112,7 +120,9 @@ async function filesOf(entry: FileSystemEntry): Promise<File[]> {
   const files: File[] = [];
   for (;;) {
     // A reader gives a hundred entries at a time, and at last none.
-    const some = await new Promise<FileSystemEntry[]>((resolve, reject) => reader.readEntries(resolve, reject));
+    const some = await new Promise<FileSystemEntry[]>((resolve, reject) =>
+      reader.readEntries(resolve, reject),
+    );
     if (some.length === 0) return files;
     files.push(...(await Promise.all(some.map(filesOf))).flat());
   }

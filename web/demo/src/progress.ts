@@ -93,8 +93,7 @@ export function followLoad(note: (text: string) => void): (event: LoadEvent) => 
         break;
       case 'upload':
         if (event.loaded >= event.total) uploaded.add(event.file);
-        showPhase('upload', 'active',
-          `${uploaded.size} ${uploaded.size === 1 ? 'file' : 'files'}`);
+        showPhase('upload', 'active', `${uploaded.size} ${uploaded.size === 1 ? 'file' : 'files'}`);
         break;
       case 'compile':
         endBefore('compile');

@@ -4,7 +4,9 @@ import type { Defaults, PictureOptions } from 'wuerstchen-web';
 import { element, make, sentence } from './dom';
 
 /** As the engine takes it; the seed is always known, so that every picture can be made again. */
-export type Settings = Omit<PictureOptions, 'seed' | 'timesteps' | 'strength'> & { readonly seed: bigint };
+export type Settings = Omit<PictureOptions, 'seed' | 'timesteps' | 'strength'> & {
+  readonly seed: bigint;
+};
 
 const MAX_SEED = 2n ** 64n - 1n;
 const MAX_PROMPT = 2000;
@@ -25,7 +27,13 @@ type NumberName = keyof typeof NUMBERS;
 const NUMBER_NAMES = Object.keys(NUMBERS) as NumberName[];
 
 /** Width to height; halves and wholes of the model's side are sizes that the stages can make. */
-const ASPECTS: readonly (readonly [number, number])[] = [[1, 1], [3, 2], [2, 3], [2, 1], [1, 2]];
+const ASPECTS: readonly (readonly [number, number])[] = [
+  [1, 1],
+  [3, 2],
+  [2, 3],
+  [2, 1],
+  [1, 2],
+];
 
 const prompt = element('prompt', HTMLTextAreaElement);
 const negativePrompt = element('negative-prompt', HTMLTextAreaElement);
@@ -219,7 +227,10 @@ export function settingsFromLink(url: URL): Partial<Settings> {
 
 /** At most as long as the form takes it, and without half an emoji at its end. */
 function cutPrompt(text: string | null): string | undefined {
-  return text?.trim().slice(0, MAX_PROMPT).replace(/[\ud800-\udbff]$/, '');
+  return text
+    ?.trim()
+    .slice(0, MAX_PROMPT)
+    .replace(/[\ud800-\udbff]$/, '');
 }
 
 /** Wires what belongs to the form alone. */

@@ -37,9 +37,10 @@ export async function showStorage(): Promise<void> {
   const size = await cache.size();
   const persisted = await navigator.storage?.persisted?.();
   const kept = persisted ? ', and the browser keeps them even when space is short' : '';
-  text.textContent = size === 0
-    ? 'No model is stored in this browser.'
-    : `${formatBytes(size)} of model weights are stored in this browser${kept}.`;
+  text.textContent =
+    size === 0
+      ? 'No model is stored in this browser.'
+      : `${formatBytes(size)} of model weights are stored in this browser${kept}.`;
   remove.hidden = size === 0;
   persist.hidden = size === 0 || persisted !== false;
 }

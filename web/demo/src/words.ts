@@ -20,7 +20,10 @@ export function offerWords(currentModel: () => ModelRef): void {
     if (model !== currentModel()) {
       model = currentModel();
       // Without the words nothing is offered; a later load says what is wrong.
-      words = vocabulary(model).then((found) => found ?? [], () => []);
+      words = vocabulary(model).then(
+        (found) => found ?? [],
+        () => [],
+      );
     }
     show(await words);
   });
@@ -33,11 +36,13 @@ export function offerWords(currentModel: () => ModelRef): void {
 function show(known: readonly string[]): void {
   const { value, selectionEnd } = prompt;
   const typed = /[\p{L}\p{N}]*$/u.exec(value.slice(0, selectionEnd))?.[0].toLowerCase() ?? '';
-  const fitting = typed.length < FEWEST_LETTERS
-    ? []
-    : known.filter((word) => word.startsWith(typed) && word !== typed).slice(0, MOST);
+  const fitting =
+    typed.length < FEWEST_LETTERS
+      ? []
+      : known.filter((word) => word.startsWith(typed) && word !== typed).slice(0, MOST);
   offers.replaceChildren(...fitting.map((word) => offer(word, typed.length)));
-  const strange = known.length === 0 ? [] : strangeWords(value, known, fitting.length > 0 ? typed : '');
+  const strange =
+    known.length === 0 ? [] : strangeWords(value, known, fitting.length > 0 ? typed : '');
   unknown.hidden = strange.length === 0;
   unknown.textContent = `The model does not know: ${strange.join(', ')}.`;
 }

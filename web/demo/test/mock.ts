@@ -83,7 +83,19 @@ export async function inspect(model: ModelRef): Promise<ModelInfo> {
 /** Fails for a picked model, as a server may that goes away. */
 export async function vocabulary(model: ModelRef): Promise<readonly string[]> {
   if (Array.isArray(model)) throw new WuerstchenError('network', 'it went away', true);
-  return ['a', 'background', 'blue', 'circle', 'on', 'red', 'ring', 'small', 'stars', 'two', 'white'];
+  return [
+    'a',
+    'background',
+    'blue',
+    'circle',
+    'on',
+    'red',
+    'ring',
+    'small',
+    'stars',
+    'two',
+    'white',
+  ];
 }
 
 export const cache = {
@@ -121,7 +133,12 @@ export async function load(options: LoadOptions): Promise<Wuerstchen> {
   }
   for (const { blob, weight } of lora) {
     const file = (blob as File).name;
-    onProgress?.({ type: 'lora', file, message: `changes 24 layers, weight ${weight}`, leftOut: [] });
+    onProgress?.({
+      type: 'lora',
+      file,
+      message: `changes 24 layers, weight ${weight}`,
+      leftOut: [],
+    });
   }
   onProgress?.({ type: 'verify', file: 'shard-000.bin' });
   onProgress?.({ type: 'upload', file: 'shard-000.bin', loaded: BYTES, total: BYTES });
@@ -175,13 +192,20 @@ async function generate(job: GenerateOptions): Promise<GenerateResult> {
     throw new WuerstchenError('out-of-memory', 'the device has no room for 4 pictures', true);
   }
   if (width % 16) {
-    throw new WuerstchenError('invalid-argument',
-      `width must be a size that the model can make, the nearest being 64 and 80, got ${width}`, false, 'width');
+    throw new WuerstchenError(
+      'invalid-argument',
+      `width must be a size that the model can make, the nearest being 64 and 80, got ${width}`,
+      false,
+      'width',
+    );
   }
   const emit = (event: GenerateEvent) => job.onProgress?.(event);
   const start = performance.now();
   const plan: [Stage, number, number][] = [
-    ['text', 1, 1], ['prior', priorSteps, 4], ['decoder', decoderSteps, 16], ['vqgan', 1, 64],
+    ['text', 1, 1],
+    ['prior', priorSteps, 4],
+    ['decoder', decoderSteps, 16],
+    ['vqgan', 1, 64],
   ];
   const of = priorSteps + decoderSteps + 2;
   const timings = { text: 0, prior: 0, decoder: 0, vqgan: 0, total: 0 };

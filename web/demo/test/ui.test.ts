@@ -29,8 +29,14 @@ before(async () => {
   url = server.resolvedUrls?.local[0] ?? '';
   browser = await chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-    args: ['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking',
-      '--disable-component-update', '--disable-sync'],
+    args: [
+      '--no-sandbox',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+    ],
   });
 });
 
@@ -180,7 +186,11 @@ test('what is painted over is made anew, painted with the mouse or with keys', a
   await at('mask').focus();
   const corner = [...Array(16).fill('ArrowLeft'), ...Array(16).fill('ArrowUp')];
   for (const key of [...corner, ' ']) await page.keyboard.press(key);
-  assert.equal((await paint('a pink circle')).mask[0], '#'.repeat(8) + '.'.repeat(56), 'a quarter of the brush');
+  assert.equal(
+    (await paint('a pink circle')).mask[0],
+    '#'.repeat(8) + '.'.repeat(56),
+    'a quarter of the brush',
+  );
 });
 
 test('LoRAs are picked, weighted and taken away, and told of', async () => {
@@ -189,7 +199,11 @@ test('LoRAs are picked, weighted and taken away, and told of', async () => {
   await state('ready');
   await page.getByText('Advanced', { exact: true }).click();
   const notice = page.locator('#notice');
-  await at('lora-file').setInputFiles({ name: 'style.safetensors', mimeType: '', buffer: Buffer.from('x') });
+  await at('lora-file').setInputFiles({
+    name: 'style.safetensors',
+    mimeType: '',
+    buffer: Buffer.from('x'),
+  });
   await notice.getByText('Style.safetensors: changes 24 layers, weight 1.').waitFor();
   await page.getByLabel('Weight of style.safetensors').fill('0.5');
   await page.getByLabel('Weight of style.safetensors').press('Enter');

@@ -1,7 +1,13 @@
 import { load } from './wuerstchen-web/index.js';
 
 const [form, prompt, make, stop, status, progress, picture] = [
-  'form', '#prompt', '#make', '#stop', '#status', '#progress', '#picture',
+  'form',
+  '#prompt',
+  '#make',
+  '#stop',
+  '#status',
+  '#progress',
+  '#picture',
 ].map((selector) => document.querySelector(selector));
 
 let engine;

@@ -21,7 +21,10 @@ after(async () => {
 });
 
 /** Opens the page; what it complains about fails the test. */
-async function visit(context: BrowserContext, path = ''): Promise<{ page: Page; complaints: string[] }> {
+async function visit(
+  context: BrowserContext,
+  path = '',
+): Promise<{ page: Page; complaints: string[] }> {
   const page = await context.newPage();
   const complaints: string[] = [];
   page.on('pageerror', (error) => complaints.push(error.message));
@@ -34,12 +37,18 @@ async function visit(context: BrowserContext, path = ''): Promise<{ page: Page; 
 
 async function generate(page: Page): Promise<void> {
   await page.getByTestId('generate').click();
-  await page.getByTestId('status').filter({ hasText: /^Done in/ }).waitFor();
+  await page
+    .getByTestId('status')
+    .filter({ hasText: /^Done in/ })
+    .waitFor();
 }
 
 test('a visitor gets the picture that the native program makes, with its settings inside', async () => {
   const context = await browser.newContext();
-  const { page, complaints } = await visit(context, `#prompt=${encodeURIComponent(PROMPT)}&seed=11`);
+  const { page, complaints } = await visit(
+    context,
+    `#prompt=${encodeURIComponent(PROMPT)}&seed=11`,
+  );
   await generate(page);
   const download = page.waitForEvent('download');
   await page.getByRole('button', { name: 'Download PNG' }).click();

@@ -10,7 +10,9 @@ const SHARD = '**/shard-000.bin';
 useFreshPages('--enable-precise-memory-info');
 
 /** Loads the model on the CPU; what came of it, and what was fetched. */
-function load(options: object = {}): Promise<{ ok: boolean; code?: string; message: string; fromCache: number; storage?: string }> {
+function load(
+  options: object = {},
+): Promise<{ ok: boolean; code?: string; message: string; fromCache: number; storage?: string }> {
   return page.evaluate(
     async ({ model, options }) => {
       const { load } = (window as any).wuerstchen;
@@ -20,13 +22,22 @@ function load(options: object = {}): Promise<{ ok: boolean; code?: string; messa
       };
       try {
         const engine = await load({ model, device: 'cpu', onProgress, ...options });
-        const result = await engine.generate({ prompt: 'a blue star', priorSteps: 1, decoderSteps: 1 });
+        const result = await engine.generate({
+          prompt: 'a blue star',
+          priorSteps: 1,
+          decoderSteps: 1,
+        });
         const message = `${result.images.length}`;
         const storage = engine.support.storage.backend;
         await engine.dispose();
         return { ok: true, message, fromCache: cached.size, storage };
       } catch (error: any) {
-        return { ok: false, code: error.code, message: String(error.message), fromCache: cached.size };
+        return {
+          ok: false,
+          code: error.code,
+          message: String(error.message),
+          fromCache: cached.size,
+        };
       }
     },
     { model: MODEL, options },
@@ -82,8 +93,13 @@ test('a truncated shard fails and is not kept', async () => {
 });
 
 test('a page instead of a shard, and a missing shard, are network errors that name it', async () => {
-  for (const [status, contentType] of [[200, 'text/html'], [404, 'text/plain']] as const) {
-    await context.route(SHARD, (route) => route.fulfill({ status, contentType, body: '<!doctype html>' }));
+  for (const [status, contentType] of [
+    [200, 'text/html'],
+    [404, 'text/plain'],
+  ] as const) {
+    await context.route(SHARD, (route) =>
+      route.fulfill({ status, contentType, body: '<!doctype html>' }),
+    );
     const failed = await load({ cache: 'none' });
     assert.deepEqual([failed.ok, failed.code], [false, 'network'], failed.message);
     assert.match(failed.message, /shard-000\.bin/);
@@ -132,7 +148,10 @@ test('where the rest of the code is missing the job fails, and the next one trie
       job,
     );
   assert.equal(await make('plain'), 'made');
-  assert.match(await make('fromPicture'), /^network: .*wuerstchen_cpu_rest\.wasm could not be fetched/);
+  assert.match(
+    await make('fromPicture'),
+    /^network: .*wuerstchen_cpu_rest\.wasm could not be fetched/,
+  );
   assert.equal(await make('plain'), 'made');
   await context.unroute('**/*_rest.wasm');
   assert.equal(await make('fromPicture'), 'made');
@@ -145,7 +164,12 @@ test('an abort of the download rejects, and the next load works', async () => {
       if (event.type === 'download' && event.loaded > 0) controller.abort();
     };
     try {
-      await (window as any).wuerstchen.load({ model, device: 'cpu', onProgress, signal: controller.signal });
+      await (window as any).wuerstchen.load({
+        model,
+        device: 'cpu',
+        onProgress,
+        signal: controller.signal,
+      });
     } catch (error: any) {
       return error.name;
     }
@@ -166,11 +190,16 @@ test('an abort of a job takes effect within a step, and the next job works', asy
       if (event.stage === 'prior' && event.step === 3) controller.abort();
     };
     const prompt = 'a red circle';
-    const error = await engine
-      .generate({ prompt, onProgress, signal: controller.signal })
-      .then(() => 'made', (reason: any) => reason.name);
+    const error = await engine.generate({ prompt, onProgress, signal: controller.signal }).then(
+      () => 'made',
+      (reason: any) => reason.name,
+    );
     const next = await engine.generate({ prompt, priorSteps: 2, decoderSteps: 1 });
-    return { error, steps: steps.filter((stage) => stage === 'prior').length, images: next.images.length };
+    return {
+      error,
+      steps: steps.filter((stage) => stage === 'prior').length,
+      images: next.images.length,
+    };
   }, MODEL);
   assert.equal(outcome.error, 'AbortError');
   assert.ok(outcome.steps <= 4, `${outcome.steps} steps`);
@@ -198,14 +227,18 @@ test('a lost GPU is set up anew; a job that loses it twice fails, and the next o
       worker: () => new Worker('/test/browser/spy-worker.js', { type: 'module' }),
     });
     const events: string[] = [];
-    for (const type of ['lost', 'recovered']) engine.addEventListener(type, () => events.push(type));
+    for (const type of ['lost', 'recovered'])
+      engine.addEventListener(type, () => events.push(type));
     Object.assign(window, { engine, events });
   }, MODEL);
   const generate = () =>
     page.evaluate(() => {
       const options = { prompt: 'a red circle', priorSteps: 3, decoderSteps: 1 };
       const made = (window as any).engine.generate(options);
-      return made.then((result: any) => result.images.length, (error: any) => error.code);
+      return made.then(
+        (result: any) => result.images.length,
+        (error: any) => error.code,
+      );
     });
   const lose = () => workers.at(-1)?.evaluate('testDevice.destroy()');
 

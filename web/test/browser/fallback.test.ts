@@ -42,7 +42,11 @@ const FAILURES: readonly [name: string, script: string, message: RegExp][] = [
   ],
   // These stop WebAssembly in a task that nobody waits for.
   ['adapters without features', HARDWARE + lacking('GPUAdapter', 'features'), /no device: .*'has'/],
-  ['adapters without limits', HARDWARE + lacking('GPUAdapter', 'limits'), /no device: .*maxTexture/],
+  [
+    'adapters without limits',
+    HARDWARE + lacking('GPUAdapter', 'limits'),
+    /no device: .*maxTexture/,
+  ],
   [
     'devices without a queue',
     HARDWARE +

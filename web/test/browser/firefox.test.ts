@@ -43,7 +43,9 @@ async function compare(device: string, options: object, args: readonly string[])
       await engine.dispose();
       return { width, height, rgba: Array.from(data), ran };
     },
-    PROMPT, device, options,
+    PROMPT,
+    device,
+    options,
   );
   await page.close();
   const picture = { ...made, rgba: new Uint8Array(made.rgba) };
@@ -67,7 +69,9 @@ test('a worker whose script lies on another origin runs in Firefox, in a sandbox
   const states = await page.evaluate(async (script) => {
     const run = (target: HTMLElement) => {
       document.body.append(target);
-      return new Promise((done) => addEventListener('message', ({ data }) => done(data), { once: true }));
+      return new Promise((done) =>
+        addEventListener('message', ({ data }) => done(data), { once: true }),
+      );
     };
     const module = document.createElement('script');
     Object.assign(module, { type: 'module', textContent: script });
@@ -81,9 +85,13 @@ test('a worker whose script lies on another origin runs in Firefox, in a sandbox
   cdn.close();
 });
 
-test('a picture of Firefox\'s WebGPU is the native one', {
-  skip: process.env.WUERSTCHEN_GPU_TESTS === 'no' && 'there is no GPU, not even a software one',
-}, async () => {
-  const steps = ['--prior-steps', '2', '--decoder-steps', '2'];
-  assert.equal(await compare('webgpu', { priorSteps: 2, decoderSteps: 2 }, steps), 'webgpu');
-});
+test(
+  "a picture of Firefox's WebGPU is the native one",
+  {
+    skip: process.env.WUERSTCHEN_GPU_TESTS === 'no' && 'there is no GPU, not even a software one',
+  },
+  async () => {
+    const steps = ['--prior-steps', '2', '--decoder-steps', '2'];
+    assert.equal(await compare('webgpu', { priorSteps: 2, decoderSteps: 2 }, steps), 'webgpu');
+  },
+);

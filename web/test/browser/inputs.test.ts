@@ -86,7 +86,7 @@ test('pictures, signals and URLs of a frame are as good as those of the page', a
   assert.deepEqual(ends, [Array(5).fill('made'), 'aborted', 'made', true]);
 });
 
-test('what a callback throws is the page\'s to see, and the job goes on', async () => {
+test("what a callback throws is the page's to see, and the job goes on", async () => {
   const thrown: string[] = [];
   page.on('pageerror', ({ message }) => thrown.push(message));
   const end = await page.evaluate(() => {
@@ -145,7 +145,10 @@ test('a transparent picture lies on white, however it is handed over', async () 
     return found;
   });
   // Browsers round half transparent colours, by less than one of 255.
-  assert.ok(differences.every((difference) => difference <= 2), `${differences}`);
+  assert.ok(
+    differences.every((difference) => difference <= 2),
+    `${differences}`,
+  );
   assert.deepEqual(differences.slice(0, 3), [0, 0, 0]);
 });
 
@@ -163,7 +166,10 @@ test('of a mask that is white on transparent, the white alone is painted anew', 
     const image = new ImageData(new Uint8ClampedArray(side * side * 4).fill(128), side, side);
     const painted = (outside: number[]) => shown(image, { mask: mask(outside), strength: 1 });
     const expected = String(await painted([0, 0, 0, 255]));
-    const transparent = [[255, 255, 255, 0], [0, 0, 0, 0]];
+    const transparent = [
+      [255, 255, 255, 0],
+      [0, 0, 0, 0],
+    ];
     const found = [];
     for (const outside of transparent) found.push(String(await painted(outside)) === expected);
     return found;

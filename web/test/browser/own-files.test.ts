@@ -26,23 +26,44 @@ function writeLora(name: string, ends: readonly [string, string]): string {
   const tensors: Record<string, { dtype: 'F32'; shape: number[]; data_offsets: number[] }> = {};
   const values: number[] = [];
   for (const layer of ['blocks.2.attention.to_q', 'blocks.5.attention.to_v']) {
-    for (const [end, shape] of [[ends[0], [RANK, WIDTH]], [ends[1], [WIDTH, RANK]]] as const) {
+    for (const [end, shape] of [
+      [ends[0], [RANK, WIDTH]],
+      [ends[1], [WIDTH, RANK]],
+    ] as const) {
       const start = 4 * values.length;
       for (let i = 0; i < RANK * WIDTH; i++) values.push(0.5 * Math.sin(0.7 * i));
-      tensors[`prior.${layer}.${end}`] = { dtype: 'F32', shape: [...shape], data_offsets: [start, 4 * values.length] };
+      tensors[`prior.${layer}.${end}`] = {
+        dtype: 'F32',
+        shape: [...shape],
+        data_offsets: [start, 4 * values.length],
+      };
     }
   }
   const metadata = JSON.stringify({ 'prior.r': RANK, 'prior.lora_alpha': 8 });
-  const header = Buffer.from(JSON.stringify({ __metadata__: { lora_adapter_metadata: metadata }, ...tensors }));
+  const header = Buffer.from(
+    JSON.stringify({ __metadata__: { lora_adapter_metadata: metadata }, ...tensors }),
+  );
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(header.length));
   const file = join(folder, name);
-  writeFileSync(file, Buffer.concat([length, header, Buffer.from(Float32Array.from(values).buffer)]));
+  writeFileSync(
+    file,
+    Buffer.concat([length, header, Buffer.from(Float32Array.from(values).buffer)]),
+  );
   return file;
 }
 
 /** Loads with a LoRA of a file and makes a picture; or the error. */
-function make(file: string, weight: number, model = MODEL): Promise<{ error?: string; lines: string[]; loras?: string[]; picture?: Omit<Picture, 'rgba'> & { rgba: number[] } }> {
+function make(
+  file: string,
+  weight: number,
+  model = MODEL,
+): Promise<{
+  error?: string;
+  lines: string[];
+  loras?: string[];
+  picture?: Omit<Picture, 'rgba'> & { rgba: number[] };
+}> {
   const bytes = readFileSync(file).toString('base64');
   return page.evaluate(
     async ({ model, prompt, bytes, name, weight }) => {
@@ -57,7 +78,11 @@ function make(file: string, weight: number, model = MODEL): Promise<{ error?: st
         const engine = await load({ model, lora, device: 'cpu', onProgress });
         const made = await engine.generate({ prompt, seed: 5, format: 'imageData' });
         const { width, height, data } = made.images[0];
-        return { lines, loras: made.settings.loras, picture: { width, height, rgba: [...data] as number[] } };
+        return {
+          lines,
+          loras: made.settings.loras,
+          picture: { width, height, rgba: [...data] as number[] },
+        };
       } catch (error: any) {
         return { lines, error: `${error.code}: ${error.message}` };
       }
@@ -71,7 +96,18 @@ for (const dtype of ['f16', 'i4']) {
     const file = writeLora('style.safetensors', ['lora_A.weight', 'lora_B.weight']);
     const bundle = `node_modules/.cache/model-lora-${dtype}`;
     rmSync(bundle, { recursive: true, force: true });
-    const args = ['export', 'web', '-o', bundle, '--dtype', dtype, '--preview-pictures', '0', '--check', '0'];
+    const args = [
+      'export',
+      'web',
+      '-o',
+      bundle,
+      '--dtype',
+      dtype,
+      '--preview-pictures',
+      '0',
+      '--check',
+      '0',
+    ];
     execFileSync(program, args, { stdio: 'ignore' });
     const { error, lines, loras, picture } = await make(file, 1.5, `/${bundle}/manifest.json`);
     assert.ok(picture, error);
@@ -94,7 +130,9 @@ test('what is no LoRA of the model is refused in the words of the native program
     const { error } = await make(file, 1);
     let told = '';
     try {
-      execFileSync(program, ['generate', PROMPT, '--device', 'cpu', '--lora', file], { stdio: 'pipe' });
+      execFileSync(program, ['generate', PROMPT, '--device', 'cpu', '--lora', file], {
+        stdio: 'pipe',
+      });
     } catch (thrown) {
       told = String((thrown as { stderr: Buffer }).stderr);
     }
@@ -106,7 +144,10 @@ test('what is no LoRA of the model is refused in the words of the native program
 
 test('a model of a picked folder is loaded, kept and loaded again without the folder', async () => {
   await page.evaluate(() => {
-    const input = Object.assign(document.createElement('input'), { type: 'file', webkitdirectory: true });
+    const input = Object.assign(document.createElement('input'), {
+      type: 'file',
+      webkitdirectory: true,
+    });
     document.body.append(input);
   });
   await page.locator('input').setInputFiles(resolve('pkg/model'));
@@ -116,7 +157,13 @@ test('a model of a picked folder is loaded, kept and loaded again without the fo
     const { id } = await inspect(files);
     const make = async (model: unknown) => {
       const engine = await load({ model, device: 'cpu' });
-      const job = { prompt: 'a star', seed: 1, priorSteps: 1, decoderSteps: 1, format: 'imageData' };
+      const job = {
+        prompt: 'a star',
+        seed: 1,
+        priorSteps: 1,
+        decoderSteps: 1,
+        format: 'imageData',
+      };
       const { images } = await engine.generate(job);
       await engine.dispose();
       return [...images[0].data].join();

@@ -18,11 +18,16 @@ interface Result {
   readonly error?: string;
   readonly meanPictureDifference: number;
   readonly selfTestMaxError: number;
-  readonly networks: Record<string, { readonly onnxruntime: { readonly relativeErrorToPyTorch: number } }>;
+  readonly networks: Record<
+    string,
+    { readonly onnxruntime: { readonly relativeErrorToPyTorch: number } }
+  >;
 }
 
 if (!existsSync(`${NETWORKS}/golden`)) {
-  console.error('no networks: python tests/golden/reference/make_networks.py --out target/networks');
+  console.error(
+    'no networks: python tests/golden/reference/make_networks.py --out target/networks',
+  );
   process.exit(1);
 }
 if (!existsSync(`${NETWORKS}/web/manifest.json`)) {
@@ -48,9 +53,13 @@ for (const device of devices.length > 0 ? devices : Object.keys(ROUNDS)) {
   const result: Result = await page.evaluate('window.peerResult');
   await page.close();
   results[device] = result;
-  const errors = Object.values(result.networks ?? {}).map((network) => network.onnxruntime.relativeErrorToPyTorch);
-  agree &&= !result.error && result.meanPictureDifference < 1
-    && [...errors, result.selfTestMaxError].every((error) => error < MAX_ERROR);
+  const errors = Object.values(result.networks ?? {}).map(
+    (network) => network.onnxruntime.relativeErrorToPyTorch,
+  );
+  agree &&=
+    !result.error &&
+    result.meanPictureDifference < 1 &&
+    [...errors, result.selfTestMaxError].every((error) => error < MAX_ERROR);
 }
 console.log(JSON.stringify(results, null, 2));
 await browser.close();

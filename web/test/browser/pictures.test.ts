@@ -9,7 +9,15 @@ import { after, before, test } from 'node:test';
 import type { Browser, Page } from 'playwright-core';
 import { PNG } from 'pngjs';
 import {
-  decode, difference, launch, native, openPage, program, Site, web, type Picture,
+  decode,
+  difference,
+  launch,
+  native,
+  openPage,
+  program,
+  Site,
+  web,
+  type Picture,
 } from './site.ts';
 
 const PROMPT = 'a red circle on a white background';
@@ -69,7 +77,10 @@ async function generate(
       const images: ImageData[] = result.images;
       const made = {
         pictures: images.map(({ width, height, data }) => ({ width, height, rgba: [...data] })),
-        device: engine.device, selfTestError: engine.selfTest.maxError, stages, previews,
+        device: engine.device,
+        selfTestError: engine.selfTest.maxError,
+        stages,
+        previews,
       };
       await engine.dispose();
       return made;

@@ -27,7 +27,9 @@ export class Site {
   ) {}
 
   static async open(folder: string): Promise<Site> {
-    const server = spawn(program, ['serve', folder, '--port', '0'], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const server = spawn(program, ['serve', folder, '--port', '0'], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
     const url = await new Promise<string>((found, failed) => {
       let text = '';
       server.stdout.on('data', (chunk: Buffer) => {
@@ -82,8 +84,14 @@ export function launch(...args: string[]): Promise<Browser> {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
     args: [
-      '--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking',
-      '--disable-component-update', '--disable-sync', '--enable-unsafe-webgpu', ...args,
+      '--no-sandbox',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+      '--enable-unsafe-webgpu',
+      ...args,
     ],
   });
 }
@@ -134,7 +142,8 @@ export function difference(a: Picture, b: Picture): Difference {
 export async function openPage(browser: Browser | BrowserContext, site: Site): Promise<Page> {
   const page = await browser.newPage();
   page.on('console', (message) => {
-    if (message.type() === 'error' || message.type() === 'warning') console.error('page:', message.text());
+    if (message.type() === 'error' || message.type() === 'warning')
+      console.error('page:', message.text());
   });
   page.on('pageerror', (error) => console.error('page:', error));
   await page.goto(`${site.url}test/browser/page.html`);

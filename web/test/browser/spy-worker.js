@@ -12,4 +12,5 @@ const keep = (event) => early.push(event);
 self.addEventListener('message', keep);
 await import('/dist/worker.js');
 self.removeEventListener('message', keep);
-for (const { data, ports } of early) self.dispatchEvent(new MessageEvent('message', { data, ports }));
+for (const { data, ports } of early)
+  self.dispatchEvent(new MessageEvent('message', { data, ports }));

@@ -238,7 +238,10 @@ test('pictures reach the engine as a part of the prompt', async () => {
   const picturePrompts = [picture(1), picture(2)];
   await engine.generate({ prompt: '', picturePrompts, recipe: 'authors', format: 'blob' });
   const found = world.cpu.picturePrompts?.pictures.map(({ rgba }) => rgba);
-  assert.deepEqual(found, picturePrompts.map(({ data }) => data));
+  assert.deepEqual(
+    found,
+    picturePrompts.map(({ data }) => data),
+  );
   assert.deepEqual(JSON.parse(world.cpu.optionsJson).recipe, 'authors');
   await engine.generate({ prompt: 'a', format: 'blob' });
   assert.equal(world.cpu.picturePrompts, undefined);

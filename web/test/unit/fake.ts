@@ -150,7 +150,12 @@ export class FakeModel {
   /** The pictures that were part of the last job's prompt. */
   picturePrompts: FakePicturePrompts | undefined;
   readonly shards: Uint8Array[] = [];
-  readonly loras: { name: string; bytes: Uint8Array; adapterConfig: string | undefined; weight: number }[] = [];
+  readonly loras: {
+    name: string;
+    bytes: Uint8Array;
+    adapterConfig: string | undefined;
+    weight: number;
+  }[] = [];
   appliedLoras = 0;
   /** What the loader was told besides the manifest. */
   contents = '';

@@ -14,7 +14,11 @@ test('the package can be imported and asked where there is no browser', async ()
 });
 
 test('an error survives structured cloning as the same error', () => {
-  const error = new WuerstchenError('quota', 'no room', { retryable: true, hint: 'delete', field: 'cache' });
+  const error = new WuerstchenError('quota', 'no room', {
+    retryable: true,
+    hint: 'delete',
+    field: 'cache',
+  });
   const copy = fromErrorData(structuredClone(toErrorData(error)));
   assert.ok(copy instanceof WuerstchenError);
   const fields = ({ code, message, retryable, hint, field, stack }: WuerstchenError) => [

@@ -25,10 +25,15 @@ test('a load tells its phases and brings every shard to the device', async () =>
   assert.deepEqual(world.cpu.shards, SHARDS);
   assert.equal(world.cpu.contents, new TextDecoder().decode(CONTENTS));
   for (const name of ['shard-0.bin', 'shard-1.bin']) {
-    const types = events.filter((event) => 'file' in event && event.file === name).map(({ type }) => type);
+    const types = events
+      .filter((event) => 'file' in event && event.file === name)
+      .map(({ type }) => type);
     assert.deepEqual([...new Set(types)], ['download', 'verify', 'upload']);
   }
-  assert.deepEqual(events.slice(-3).map(({ type }) => type), ['compile', 'selftest', 'ready']);
+  assert.deepEqual(
+    events.slice(-3).map(({ type }) => type),
+    ['compile', 'selftest', 'ready'],
+  );
   assert.equal(engine.info.bytes, 5000 + CONTENTS.length);
   assert.equal(engine.info.cachedBytes, engine.info.bytes);
   assert.equal(engine.device, 'cpu');
@@ -176,9 +181,15 @@ test('a model that was not written for browsers is refused before a shard is fet
   const world = new World();
   // What `wuerstchen import` writes.
   world.server.answers.set(MODEL_URL, () => Response.json({ ...makeManifest(), selfTest: false }));
-  const error = await world.load().then(() => undefined, (reason: WuerstchenError) => reason);
+  const error = await world.load().then(
+    () => undefined,
+    (reason: WuerstchenError) => reason,
+  );
   assert.ok(error instanceof WuerstchenError);
-  assert.match(error.message, /manifest\.json has no golden vectors .* run "wuerstchen export web"/);
+  assert.match(
+    error.message,
+    /manifest\.json has no golden vectors .* run "wuerstchen export web"/,
+  );
   assert.match(error.hint ?? '', /wuerstchen export web -m MODEL -o FOLDER/);
   assert.deepEqual([error.code, error.retryable], ['integrity', false]);
   assert.equal(world.server.shardRequests, 0);

@@ -15,17 +15,28 @@ test('LoRAs of a URL and of a file reach the loader, and are applied after the s
   const adapterConfig = new Blob(['{"r": 4}']);
   const told: LoadEvent[] = [];
   await using _engine = await world.load({
-    lora: [{ url: LORA_URL, weight: 0.5 }, { blob, adapterConfig }],
+    lora: [
+      { url: LORA_URL, weight: 0.5 },
+      { blob, adapterConfig },
+    ],
     onProgress: (event) => event.type === 'lora' && told.push(event),
   });
   assert.deepEqual(world.cpu.loras, [
-    { name: 'my style.safetensors', bytes: new Uint8Array([1, 2]), adapterConfig: undefined, weight: 0.5 },
+    {
+      name: 'my style.safetensors',
+      bytes: new Uint8Array([1, 2]),
+      adapterConfig: undefined,
+      weight: 0.5,
+    },
     { name: 'own.safetensors', bytes: new Uint8Array([3]), adapterConfig: '{"r": 4}', weight: 1 },
   ]);
   assert.equal(world.cpu.appliedLoras, 1);
   const leftOut = ['a word is left out'];
   assert.deepEqual(told[0], {
-    type: 'lora', file: 'my style.safetensors', message: 'changes nothing, weight 0.5', leftOut,
+    type: 'lora',
+    file: 'my style.safetensors',
+    message: 'changes nothing, weight 0.5',
+    leftOut,
   });
 });
 
@@ -37,7 +48,10 @@ test('the config that peft writes is found beside its file, and may be missing',
   await (await world.load({ lora: [{ url }] })).dispose();
   world.server.answers.set(config, () => new Response('{}'));
   await (await world.load({ lora: [{ url }] })).dispose();
-  assert.deepEqual(world.cpu.loras.map(({ adapterConfig }) => adapterConfig), [undefined, '{}']);
+  assert.deepEqual(
+    world.cpu.loras.map(({ adapterConfig }) => adapterConfig),
+    [undefined, '{}'],
+  );
 });
 
 test('LoRAs that are not there or no LoRAs are named', async () => {
@@ -45,9 +59,18 @@ test('LoRAs that are not there or no LoRAs are named', async () => {
   const message = `${LORA_URL} answered with status 404`;
   await assert.rejects(world.load({ lora: [{ url: LORA_URL }] }), { code: 'network', message });
   assert.equal(world.server.shardRequests, 0);
-  for (const lora of ['x', [{}], [{ url: LORA_URL, blob: new Blob([]) }], [{ url: LORA_URL, weight: NaN }], [{ url: LORA_URL, scale: 1 }]]) {
+  for (const lora of [
+    'x',
+    [{}],
+    [{ url: LORA_URL, blob: new Blob([]) }],
+    [{ url: LORA_URL, weight: NaN }],
+    [{ url: LORA_URL, scale: 1 }],
+  ]) {
     const code = 'invalid-argument';
-    await assert.rejects(world.load({ lora: lora as never }), { code, message: /^lora must be an array of/ });
+    await assert.rejects(world.load({ lora: lora as never }), {
+      code,
+      message: /^lora must be an array of/,
+    });
   }
 });
 
@@ -91,16 +114,29 @@ test('a model that was loaded from a URL can be loaded from storage alone', asyn
 
 test('what is missing of picked and of stored models is named', async () => {
   const world = new World();
-  const none = { code: 'invalid-argument', message: /^there is no manifest\.json among the 1 files$/ };
+  const none = {
+    code: 'invalid-argument',
+    message: /^there is no manifest\.json among the 1 files$/,
+  };
   await assert.rejects(world.load({ model: files().slice(0, 1) }), none);
   const some = { code: 'integrity', message: 'shard-0.bin is not among the files' };
   await assert.rejects(world.load({ model: files().slice(0, 4) }), some);
-  const two = { code: 'invalid-argument', message: /^there are two models among the files, a\/manifest/ };
+  const two = {
+    code: 'invalid-argument',
+    message: /^there are two models among the files, a\/manifest/,
+  };
   await assert.rejects(world.load({ model: [...files('a'), ...files('b')] }), two);
-  const unknown = { code: 'invalid-argument', field: 'model', message: 'the model "x" is not stored here' };
+  const unknown = {
+    code: 'invalid-argument',
+    field: 'model',
+    message: 'the model "x" is not stored here',
+  };
   await assert.rejects(world.load({ model: { stored: 'x' } }), unknown);
   await (await world.load({ model: files() })).dispose();
   world.cache.entries.delete(`fake-1234/${makeManifest().shards[0]?.sha256}`);
-  const part = { code: 'invalid-argument', message: 'all of the model "fake-1234" is not stored here' };
+  const part = {
+    code: 'invalid-argument',
+    message: 'all of the model "fake-1234" is not stored here',
+  };
   await assert.rejects(world.load({ model: { stored: 'fake-1234' } }), part);
 });

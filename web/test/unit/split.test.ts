@@ -51,7 +51,13 @@ function split(name: string, called: readonly string[]): void {
   writeFileSync(path('whole.wat'), TEXT);
   const assembler = 'node_modules/binaryen/bin/wasm-as';
   const features = ['--enable-reference-types', '--enable-mutable-globals'];
-  execFileSync(process.execPath, [assembler, ...features, path('whole.wat'), '-o', path('whole.wasm')]);
+  execFileSync(process.execPath, [
+    assembler,
+    ...features,
+    path('whole.wat'),
+    '-o',
+    path('whole.wasm'),
+  ]);
   const calls = FUNCTIONS.map((name) => (called.includes(name) ? 1 : 0));
   writeFileSync(path('calls.bin'), Uint8Array.from(calls));
   const parts = ['first', 'rest'].map((part) => path(`${name}-${part}.wasm`));
@@ -132,7 +138,10 @@ test('a rest of another build, or none, is refused', async () => {
 
 test('the first file lacks what was not called', async () => {
   split('a', COMMON);
-  split('b', FUNCTIONS.filter((name) => name !== 'rarer'));
+  split(
+    'b',
+    FUNCTIONS.filter((name) => name !== 'rarer'),
+  );
   const size = (name: string) => readFileSync(path(`${name}.wasm`)).length;
   assert.ok(size('a-rest') > size('b-rest'));
 });

@@ -42,7 +42,10 @@ test('shards have the query of the manifest, which may be what grants access', a
   const model = servedAt(world, 'https://signed.test/m/', '?sig=a%2Fb&expires=9');
   await using _engine = await world.load({ model });
   const shards = world.server.asked.filter((url) => url.includes('shard'));
-  assert.deepEqual(shards, [0, 1].map((k) => `https://signed.test/m/shard-${k}.bin?sig=a%2Fb&expires=9`));
+  assert.deepEqual(
+    shards,
+    [0, 1].map((k) => `https://signed.test/m/shard-${k}.bin?sig=a%2Fb&expires=9`),
+  );
 });
 
 test('a model whose signature differs every time is stored once, without the signature', async () => {
@@ -54,7 +57,10 @@ test('a model whose signature differs every time is stored once, without the sig
   assert.equal(world.server.asked.filter((url) => url.includes('shard')).length, 2);
   const names = [...world.cache.entries.keys()];
   assert.equal(names.length, 4, 'contents, two shards and a manifest');
-  assert.ok(names.every((name) => name.length < 120 && !/sig|three/.test(name)), `${names}`);
+  assert.ok(
+    names.every((name) => name.length < 120 && !/sig|three/.test(name)),
+    `${names}`,
+  );
 });
 
 test('models of one path and different queries are kept apart without a network', async () => {
@@ -71,7 +77,10 @@ test('a manifest that nothing can lie beside is refused', async () => {
   const world = new World();
   const model = 'data:application/json,x';
   world.server.answers.set(model, () => Response.json(makeManifest()));
-  await assert.rejects(world.load({ model }), { code: 'invalid-argument', message: /beside data:/ });
+  await assert.rejects(world.load({ model }), {
+    code: 'invalid-argument',
+    message: /beside data:/,
+  });
 });
 
 test('storage that may not even be looked at does not keep a model from loading', async () => {
@@ -123,7 +132,10 @@ test('a worker that cannot be made is an error that says what to do', async () =
     return true;
   });
   for (const made of [undefined, Promise.resolve(), {}]) {
-    await assert.rejects(attempt(() => made), { code: 'invalid-argument', message: /^worker must/ });
+    await assert.rejects(
+      attempt(() => made),
+      { code: 'invalid-argument', message: /^worker must/ },
+    );
   }
 });
 
@@ -173,7 +185,11 @@ test('a worker on another origin is imported by one of this origin', async () =>
     }
     terminate() {}
   }
-  Object.defineProperty(globalThis, 'Worker', { value: SameOriginWorker, writable: true, configurable: true });
+  Object.defineProperty(globalThis, 'Worker', {
+    value: SameOriginWorker,
+    writable: true,
+    configurable: true,
+  });
   await assert.rejects(load({ model: MODEL_URL }), { code: 'internal', message: /enough/ });
   assert.equal(started.length, 1);
   const script = await (await fetch(started[0]!)).text();

@@ -84,9 +84,12 @@ test('a stream rejects what is no option as a job does', async () => {
   for (const options of [undefined, null, 5, {}, { prompt: 'a', signal: 5 }]) {
     const stream = engine.stream(options as unknown as GenerateOptions);
     await assert.rejects(stream.result, { name: 'WuerstchenError', code });
-    await assert.rejects(async () => {
-      for await (const _ of stream);
-    }, { code });
+    await assert.rejects(
+      async () => {
+        for await (const _ of stream);
+      },
+      { code },
+    );
   }
 });
 

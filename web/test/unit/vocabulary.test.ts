@@ -36,5 +36,8 @@ test('a model whose tokens are parts of words reads anything', async (t) => {
 
 test('contents that are no JSON of files are named', async (t) => {
   serve(t, { files: { [TOKENIZER]: '{' } });
-  await assert.rejects(vocabulary(MODEL_URL), { code: 'integrity', message: /contents\.json cannot be read/ });
+  await assert.rejects(vocabulary(MODEL_URL), {
+    code: 'integrity',
+    message: /contents\.json cannot be read/,
+  });
 });

@@ -65,7 +65,7 @@ test('support is WebGPU for a hardware adapter, else the CPU with the reason', a
   assert.equal((await checkSupport()).reason, 'no-adapter');
 });
 
-test('the caller\'s power preference reaches the adapter that computes', async (t) => {
+test("the caller's power preference reaches the adapter that computes", async (t) => {
   const world = gpuWorld();
   const asked: unknown[] = [];
   t.mock.method(gpu, 'requestAdapter', async (options?: GPURequestAdapterOptions) => {
@@ -172,7 +172,7 @@ test('a GPU that fails in any way is left for the CPU, with its reason; forced, 
   }
 });
 
-test('the browser\'s own words tell why there is no device', async (t) => {
+test("the browser's own words tell why there is no device", async (t) => {
   const world = gpuWorld();
   t.mock.method(FakeAdapter.prototype, 'requestDevice', async () => {
     throw new DOMException('a limit is too high', 'OperationError');

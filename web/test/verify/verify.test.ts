@@ -20,7 +20,8 @@ let browser: Browser;
 /** What the native program compares, as `file/name`. */
 let native: string[];
 
-const names = (checks: readonly Check[]) => checks.map(({ file, name }) => `${file}/${name}`).sort();
+const names = (checks: readonly Check[]) =>
+  checks.map(({ file, name }) => `${file}/${name}`).sort();
 
 before(async () => {
   site = await Site.open('..');
@@ -29,7 +30,9 @@ before(async () => {
   const { checks } = JSON.parse(execFileSync(program, args, { encoding: 'utf8' }));
   // The authors' own files are PyTorch's, which no browser reads, and the optimiser is the trainer's, which
   // no page links.
-  native = names(checks).filter((name) => !name.startsWith('original/') && !name.includes('/after/'));
+  native = names(checks).filter(
+    (name) => !name.startsWith('original/') && !name.includes('/after/'),
+  );
 });
 
 after(async () => {
@@ -53,17 +56,25 @@ async function open(query: string, prepare?: (page: Page) => Promise<unknown>): 
 }
 
 /** Compares in a page. */
-async function verify(device: string, prepare?: (page: Page) => Promise<unknown>): Promise<Check[]> {
+async function verify(
+  device: string,
+  prepare?: (page: Page) => Promise<unknown>,
+): Promise<Check[]> {
   const { checks, times } = await open(`device=${device}`, prepare);
   const seconds = Object.values<number>(times).reduce((sum, ms) => sum + ms / 1000, 0);
   const agree = checks.filter(({ ok }: Check) => ok).length;
-  console.log(`verify on ${device}: ${agree} of ${checks.length} tensors agree, ${seconds.toFixed(0)} s`);
+  console.log(
+    `verify on ${device}: ${agree} of ${checks.length} tensors agree, ${seconds.toFixed(0)} s`,
+  );
   return checks;
 }
 
 /** What is off fails the test by name. */
 function assertAgree(checks: readonly Check[], expected: readonly string[]): void {
-  assert.deepEqual(checks.filter(({ ok }) => !ok), []);
+  assert.deepEqual(
+    checks.filter(({ ok }) => !ok),
+    [],
+  );
   assert.deepEqual(names(checks), expected);
 }
 
@@ -84,7 +95,10 @@ test('a changed weight is noticed', async () => {
 });
 
 test('WebGPU computes what the authors do', async () => {
-  assertAgree(await verify('webgpu'), native.filter((name) => !name.startsWith('train_')));
+  assertAgree(
+    await verify('webgpu'),
+    native.filter((name) => !name.startsWith('train_')),
+  );
 });
 
 /** The shaders' own tests run on naga, which forgives what browsers do not. */
@@ -95,12 +109,17 @@ test('every shader compiles in the browser', async () => {
   const page = await browser.newPage();
   await page.goto(`${site.url}tests/browser/index.html?device=cpu`);
   for (const name of names) {
-    const errors = await page.evaluate(async (code) => {
-      const adapter = await (navigator as any).gpu.requestAdapter();
-      const device = await adapter.requestDevice();
-      const { messages } = await device.createShaderModule({ code }).getCompilationInfo();
-      return messages.filter(({ type }: any) => type === 'error').map(({ message }: any) => message);
-    }, readFileSync(`${folder}/${name}`, 'utf8'));
+    const errors = await page.evaluate(
+      async (code) => {
+        const adapter = await (navigator as any).gpu.requestAdapter();
+        const device = await adapter.requestDevice();
+        const { messages } = await device.createShaderModule({ code }).getCompilationInfo();
+        return messages
+          .filter(({ type }: any) => type === 'error')
+          .map(({ message }: any) => message);
+      },
+      readFileSync(`${folder}/${name}`, 'utf8'),
+    );
     assert.deepEqual(errors, [], name);
   }
   await page.close();

@@ -84,12 +84,16 @@ export function Picture() {
           onChange={(event) => setPrompt(event.target.value)}
           required
         />
-        <button id="make" disabled={isBusy}>Make a picture</button>{' '}
+        <button id="make" disabled={isBusy}>
+          Make a picture
+        </button>{' '}
         <button id="stop" type="button" disabled={!isBusy} onClick={() => job.current?.abort()}>
           Stop
         </button>
       </form>
-      <p id="status" role="status">{status}</p>
+      <p id="status" role="status">
+        {status}
+      </p>
       <label htmlFor="progress">Progress</label>
       <progress id="progress" value={progress} />
       <canvas ref={canvas} id="picture" role="img" aria-label={label} />
