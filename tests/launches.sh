@@ -33,7 +33,7 @@ echo "p:wuerstchen/dispatches $program:$(offset wgpu::api::compute_pass::Compute
 count() {
     perf stat -x ' ' -e 'wuerstchen:submits,wuerstchen:writes,wuerstchen:dispatches' -o "$scratch/counts" \
         "$program" generate "a red circle" -o "$scratch/out.png" --device gpu --prior-steps "$1" \
-        --decoder-steps "$2" > "$scratch/log" 2>&1 || { cat "$scratch/log" >&2; return 1; }
+        --decoder-steps "$2" --tiling small > "$scratch/log" 2>&1 || { cat "$scratch/log" >&2; return 1; }
     awk '/wuerstchen:/ { print $1 }' "$scratch/counts"
 }
 counts="$(count 1 1)"

@@ -31,6 +31,12 @@ pub struct OptimizerConfig {
     pub cooldown: f64,
     /// Largest global L2 norm of the gradients.
     pub max_grad_norm: f64,
+    /// Global L2 norm of the gradients, before that, above which a step changes nothing; without it none does.
+    ///
+    /// Clipping makes a batch that is far from all others as strong as they are, and Adam makes it stronger
+    /// where gradients have been small: one such batch can spoil a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_grad_norm: Option<f64>,
     /// Decay of the moving average of the weights at every update.
     pub ema_beta: f64,
     /// Steps between updates of the moving average.
@@ -51,6 +57,7 @@ impl Default for OptimizerConfig {
             warmup_steps: 10_000,
             cooldown: 0.0,
             max_grad_norm: 1.0,
+            skip_grad_norm: None,
             ema_beta: 0.9,
             ema_every: 100,
             ema_start: 5000,
@@ -64,6 +71,7 @@ impl OptimizerConfig {
         positive(part, "learning_rate", self.learning_rate)?;
         positive(part, "epsilon", self.epsilon)?;
         positive(part, "max_grad_norm", self.max_grad_norm)?;
+        self.skip_grad_norm.map_or(Ok(()), |norm| positive(part, "skip_grad_norm", norm))?;
         not_negative(part, "weight_decay", self.weight_decay)?;
         share(part, "cooldown", self.cooldown)?;
         for (field, decay) in
@@ -116,8 +124,9 @@ pub struct Optimizer {
 pub struct StepReport {
     /// Global L2 norm of the gradients before clipping.
     pub grad_norm: f64,
-    /// Whether the gradients were finite; if not, the weights did not change.
-    pub finite: bool,
+    /// Whether the weights changed: not if the gradients were not finite, or above
+    /// [`OptimizerConfig::skip_grad_norm`].
+    pub applied: bool,
 }
 
 impl Optimizer {
@@ -136,8 +145,9 @@ impl Optimizer {
         learning_rate: f64,
     ) -> (M, StepReport) {
         let grad_norm = global_norm(&module, &gradients);
-        if !grad_norm.is_finite() {
-            return (module, StepReport { grad_norm, finite: false });
+        let is_outlier = self.config.skip_grad_norm.is_some_and(|norm| grad_norm > norm);
+        if !grad_norm.is_finite() || is_outlier {
+            return (module, StepReport { grad_norm, applied: false });
         }
         // `clip_grad_norm_` of PyTorch.
         let clip = (self.config.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
@@ -151,7 +161,7 @@ impl Optimizer {
             second: &mut self.second,
         });
         self.average(&module, step);
-        (module, StepReport { grad_norm, finite: true })
+        (module, StepReport { grad_norm, applied: true })
     }
 
     fn average<M: Module>(&mut self, module: &M, step: u64) {
@@ -308,5 +318,23 @@ mod tests {
         let difference =
             |i: usize| after.as_slice::<f32>().unwrap()[i] - before.as_slice::<f32>().unwrap()[i];
         assert!((difference(0) + 0.5).abs() < 1e-5 && (difference(1) - 0.5).abs() < 1e-5);
+    }
+
+    /// Gradients of norm √5: a limit below that leaves weights, moments and average as they were, one above not.
+    #[test]
+    fn gradients_above_the_limit_change_nothing() {
+        let device = Device::flex().autodiff();
+        for (limit, applied) in [(2.2, false), (2.3, true)] {
+            let layer = burn::nn::LinearConfig::new(2, 1).with_bias(false).init(&device);
+            let before = layer.weight.val().into_data();
+            let x = Tensor::<2>::from_data([[1.0, -2.0]], &device);
+            let gradients = collect_gradients(&layer, &layer.forward(x).sum().backward());
+            let config = OptimizerConfig { skip_grad_norm: Some(limit), ..Default::default() };
+            let mut optimizer = Optimizer::new(config, &layer);
+            let (layer, report) = optimizer.step(layer, gradients, 0, 0.5);
+            assert_eq!(report.applied, applied);
+            assert_eq!(optimizer.first.is_empty(), !applied);
+            assert_eq!(layer.weight.val().into_data() == before, !applied);
+        }
     }
 }

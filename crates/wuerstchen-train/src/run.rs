@@ -24,7 +24,7 @@ use crate::trainer::{Metrics, Trainer};
 /// Time between saved states.
 const SAVE_EVERY: Duration = Duration::from_secs(120);
 
-/// Steps in a row without finite gradients after which nothing better will come.
+/// Steps in a row that change nothing, after which nothing better will come.
 const MAX_SKIPPED: u32 = 100;
 
 /// Pictures in a row of a sample grid.
@@ -220,7 +220,7 @@ impl Run {
         let first = trainer.steps_done();
         self.tell(&Event::Begin { stage, step: first, steps: config.steps });
         let (begun, mut saved) = (Instant::now(), Instant::now());
-        // Steps in a row that changed nothing, as their gradients were not finite.
+        // Steps in a row that changed nothing.
         let mut skipped = 0;
         while !trainer.is_done() {
             let metrics = match trainer.step() {
@@ -233,7 +233,7 @@ impl Run {
             let samples = (metrics.step - first) * config.batch_size as u64;
             let samples_per_sec = samples as f64 / begun.elapsed().as_secs_f64();
             self.log(folder, &metrics, samples_per_sec)?;
-            skipped = if metrics.finite { 0 } else { skipped + 1 };
+            skipped = if metrics.applied { 0 } else { skipped + 1 };
             if skipped == MAX_SKIPPED {
                 return Err(RunError::Diverged { stage, steps: MAX_SKIPPED, step: metrics.step });
             }

@@ -46,8 +46,9 @@ pub struct Metrics {
     pub grad_norm: f64,
     /// The learning rate of this step.
     pub learning_rate: f64,
-    /// Whether the loss and the gradients were finite; if not, the step changed nothing.
-    pub finite: bool,
+    /// Whether the weights changed: not if the gradients were not finite, or above the optimizer's
+    /// `skip_grad_norm`.
+    pub applied: bool,
     /// Share of the update's time in which it waited for its batch, `[0, 1]`.
     pub data_wait: f64,
 }
@@ -140,7 +141,7 @@ impl<S: Stage> Trainer<S> {
             loss,
             grad_norm: report.grad_norm,
             learning_rate,
-            finite: report.finite && loss.is_finite(),
+            applied: report.applied,
             data_wait: waited.as_secs_f64() / start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE),
         })
     }

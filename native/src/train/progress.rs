@@ -55,6 +55,12 @@ impl TrainProgress {
             }
             Event::Update { metrics, samples_per_sec } => {
                 let (loss, wait) = (metrics.loss, 100.0 * metrics.data_wait);
+                if !metrics.applied {
+                    let (stage, step, norm) = (self.bar.prefix(), metrics.step, metrics.grad_norm);
+                    self.bar.suspend(|| {
+                        eprintln!("{stage}: step {step} changed nothing: the norm of its gradients is {norm}");
+                    });
+                }
                 self.bar.set_position(metrics.step);
                 self.bar.set_message(format!(
                     "loss {loss:.4}, {samples_per_sec:.0} samples/s, {wait:.0} % waiting for data"

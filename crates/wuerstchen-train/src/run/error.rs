@@ -27,10 +27,10 @@ pub enum RunError {
     /// What is needed before the first update cannot be made of the samples.
     #[error(transparent)]
     Corpus(#[from] CorpusError),
-    /// The gradients have ceased to be finite.
+    /// The gradients have ceased to be finite, or stay too large.
     #[error(
-        "stage {} diverged: the gradients of the {steps} steps up to step {step} are not finite; what was saved \
-         before is kept; try a smaller optimizer.learning_rate", stage.as_str()
+        "stage {} diverged: the gradients of the {steps} steps up to step {step} are not finite or above \
+         optimizer.skip_grad_norm; what was saved before is kept; try a smaller optimizer.learning_rate", stage.as_str()
     )]
     Diverged {
         /// Which stage.
