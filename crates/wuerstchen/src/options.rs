@@ -249,11 +249,14 @@ impl OptionsError {
         match self {
             Self::Steps { field, .. }
             | Self::GuidanceScale { field, .. }
+            | Self::Shift { field, .. }
             | Self::Missing { field, .. }
             | Self::Size { field, .. } => field,
             Self::Count(_) | Self::CountOfFrames(_) => "count",
             Self::Frames(_) => "frames",
             Self::Strength(_) => "strength",
+            Self::Rescale(_) => "guidance_rescale",
+            Self::NoImageEncoder(_) => "picture_prompts",
             Self::NoCompressor(_) => "image",
             Self::Mask { .. } => "mask",
             Self::Timesteps(_) => "timesteps",

@@ -4,7 +4,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::Gelu;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::linear;
+use wuerstchen_kernels::{Epilogue, linear};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{channels_first, channels_last, pixel_shuffle};
@@ -129,7 +129,7 @@ impl Conv {
     fn transposed(&self, x: Tensor<4>) -> Tensor<4> {
         let weight = self.weight.val();
         let [input, output, ..] = weight.dims();
-        let patches = linear(x, weight.reshape([input, 4 * output]), None);
+        let patches = linear(x, weight.reshape([input, 4 * output]), Epilogue::new(None));
         pixel_shuffle(patches, 2) + self.bias.val().reshape([1, 1, 1, output])
     }
 }

@@ -50,7 +50,7 @@ pub struct Prior {
     projection: Linear,
     cond_in: Linear,
     cond_out: Linear,
-    blocks: Vec<Block>,
+    pub(crate) blocks: Vec<Block>,
     out: Linear,
     time_channels: usize,
 }

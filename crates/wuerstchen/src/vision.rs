@@ -6,7 +6,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::{LayerNorm, Linear};
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::linear;
+use wuerstchen_kernels::{Epilogue, linear};
 
 pub use self::prepare::{PreparationConfig, Prepared};
 use crate::blocks::{affine, channels_last, linear_layer, pixel_unshuffle};
@@ -189,7 +189,8 @@ impl ImageEncoder {
         let windows = pixel_unshuffle(channels_last(pixels), patch);
         let [_, rows, columns, size] = windows.dims();
         let matrix = kernel.reshape([width, colours * patch * patch]).transpose();
-        let patches = linear(windows.reshape([batch, rows * columns, size]), matrix, None);
+        let patches =
+            linear(windows.reshape([batch, rows * columns, size]), matrix, Epilogue::new(None));
         let class = self.class_embedding.val().reshape([1, 1, width]).repeat_dim(0, batch);
         let tokens = Tensor::cat(vec![class, patches], 1);
         let mut h = self.pre_norm.forward(tokens + self.position_embedding.val().unsqueeze());

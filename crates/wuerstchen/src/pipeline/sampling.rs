@@ -242,7 +242,7 @@ mod tests {
         let known = Known { clean: pixels([3.0, 5.0]), mask: Some(pixels([0.0, 1.0])) };
         let times = uniform_timesteps(8);
         let sample = |known, guidance_scale, predict: &dyn Fn(Tensor<4>, &[f32]) -> Tensor<4>| {
-            let sampling = Sampling { timesteps: &times, guidance_scale, sampler: Sampler::Ddim };
+            let sampling = Sampling::new(&times, guidance_scale, Sampler::Ddim);
             let task = Task { stage: Stage::Prior, schedule: &schedule, known };
             let (mut steps, noise) = (Steps::of([&times]), &mut |_| pixels([9.0, 9.0]));
             let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
