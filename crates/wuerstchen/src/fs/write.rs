@@ -24,7 +24,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(cannot("write", path))
 }
 
-/// Fails if [`write`] cannot write that file, which is as it was afterwards.
+/// Fails if [`write()`] cannot write that file, which is as it was afterwards.
 ///
 /// # Errors
 ///
