@@ -160,10 +160,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes pictures, from noise or from `source`; or frames, on the way to `prompt_to` or to the picture
-    /// where the source ends. `options_json` holds `GenerateOptions`; `on_step` gets the stage, the step,
+    /// Makes pictures, from noise or from `source`, like `pictures` if there are some; or frames, on the way to
+    /// `prompt_to` or to the picture where the source ends. `options_json` holds `GenerateOptions`; `on_step` gets the stage, the step,
     /// the number of steps, the shape and values of what the step made, and returns a promise of whether to
     /// go on.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "JavaScript passes one by one what has a type of its own"
+    )]
     pub async fn generate(
         &self,
         prompt: String,

@@ -85,6 +85,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::cascade::{BlockType, CascadeConfig};
     use crate::config::PerLevel;
     use crate::decoder::{DecoderConfig, LevelConfig};
     use crate::part::PartConfig;
@@ -160,6 +161,59 @@ mod tests {
         let found = weights(Part::PRIOR_TEXT, &text);
         assert_eq!(recognise(&found), [Part::PRIOR_TEXT, Part::DECODER_TEXT]);
         assert_eq!(TextEncoderConfig::infer(&found), Some(text));
+    }
+
+    /// The published layouts in small: Stage C with two levels of one size, Stage B with repeated levels.
+    #[test]
+    fn configs_of_stable_cascade_are_read_off_their_weights() {
+        use BlockType::{Attention, Res, Timestep};
+        let prior = CascadeConfig {
+            in_channels: 16,
+            out_channels: 16,
+            timestep_ratio_embedding_dim: 8,
+            patch_size: 1,
+            conditioning_dim: 12,
+            block_out_channels: vec![64, 128],
+            num_attention_heads: vec![1, 2],
+            down_num_layers_per_block: vec![1, 3],
+            up_num_layers_per_block: vec![3, 1],
+            down_blocks_repeat_mappers: Some(vec![1, 1]),
+            up_blocks_repeat_mappers: Some(vec![1, 1]),
+            block_types_per_layer: vec![vec![Res, Timestep, Attention]; 2],
+            clip_text_in_channels: Some(10),
+            clip_text_pooled_in_channels: 6,
+            clip_image_in_channels: Some(7),
+            clip_seq: 4,
+            effnet_in_channels: None,
+            pixel_mapper_in_channels: None,
+            kernel_size: 3,
+            dropout: PerLevel::One(0.0),
+            self_attn: PerLevel::One(true),
+            timestep_conditioning_type: vec!["sca".to_owned(), "crp".to_owned()],
+            switch_level: Some(vec![false]),
+        };
+        let found = weights(Part::CASCADE_PRIOR, &prior);
+        assert_eq!(recognise(&found), [Part::CASCADE_PRIOR]);
+        assert_eq!(CascadeConfig::infer(&found).as_ref(), Some(&prior));
+
+        let decoder = CascadeConfig {
+            in_channels: 4,
+            out_channels: 4,
+            patch_size: 2,
+            num_attention_heads: vec![0, 2],
+            up_blocks_repeat_mappers: Some(vec![3, 2]),
+            block_types_per_layer: vec![vec![Res, Timestep], vec![Res, Timestep, Attention]],
+            clip_text_in_channels: None,
+            clip_image_in_channels: None,
+            effnet_in_channels: Some(16),
+            pixel_mapper_in_channels: Some(3),
+            timestep_conditioning_type: vec!["sca".to_owned()],
+            switch_level: None,
+            ..prior
+        };
+        let found = weights(Part::CASCADE_DECODER, &decoder);
+        assert_eq!(recognise(&found), [Part::CASCADE_DECODER]);
+        assert_eq!(CascadeConfig::infer(&found), Some(decoder));
     }
 
     /// Stage C takes texts of width 64 here, and Stage B is not there.

@@ -42,7 +42,7 @@ struct Run {
 }
 
 impl Run {
-    /// Reads "…, picture 0 of image_encoder, 4 steps, guidance 3", or "no guidance".
+    /// Reads `…, picture 0 of image_encoder, 4 steps, guidance 3`, or `no guidance`.
     fn of(words: &str) -> Self {
         let after = |word: &'static str| words.split(word).skip(1);
         let number = |text: &str| -> Option<f64> {
@@ -50,12 +50,12 @@ impl Run {
             text[..end.unwrap_or(text.len())].trim_end_matches('.').parse().ok()
         };
         let guidance = after("guidance ").find_map(number).unwrap_or(0.0);
-        let pictures = after("picture ").chain(after("pictures ")).filter_map(|text| {
-            let is_count = |word: &&str| word.parse::<usize>().is_ok() || *word == "and";
-            let words = text.split([' ', ',']).take_while(is_count);
-            Some(words.filter_map(|word| word.parse().ok()).collect::<Vec<usize>>())
-        });
-        let pictures = pictures.flatten().collect();
+        let numbers = |text: &str| -> Vec<usize> {
+            let is_part = |word: &&str| word.parse::<usize>().is_ok() || *word == "and";
+            let words = text.split([' ', ',']).take_while(is_part);
+            words.filter_map(|word| word.parse().ok()).collect()
+        };
+        let pictures = after("picture ").chain(after("pictures ")).flat_map(numbers).collect();
         Self { words: words.to_owned(), guidance, pictures }
     }
 

@@ -53,7 +53,7 @@ impl PreparationConfig {
             size: ShortestEdge { shortest_edge: side },
             crop_size: CropSize { height: side, width: side },
             image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            image_std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            image_std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
         }
     }
 
