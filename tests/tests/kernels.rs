@@ -204,11 +204,11 @@ fn shaders_in_half_precision_match_their_twins() {
     });
     check("linear", &|device, dtype| {
         let weight: Tensor<2> = values([64, 40], 6, device).cast(dtype);
-        linear(x(device, dtype), weight, Some(values([40], 7, device).cast(dtype)))
+        linear(x(device, dtype), weight, Epilogue::new(Some(values([40], 7, device).cast(dtype))))
     });
     for packing in [Packing::F16, Packing::I8, Packing::I4] {
         check(&format!("packed linear, {packing:?}"), &|device, dtype| {
-            packed_linear(x(device, dtype), &packed(packing, [40, 64], device), None)
+            packed_linear(x(device, dtype), &packed(packing, [40, 64], device), Epilogue::new(None))
         });
     }
 }
