@@ -110,9 +110,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let settings = pipeline.settings(&args.options, pictures.image.as_ref())?;
     args.tell_of_prompts(&pipeline, &prompts)?;
     let frames = block_on(pipeline.frames(pictures.source(&settings), shares, &settings))?;
-    let like = match pictures.prompts.is_empty() {
-        true => None,
-        false => Some(block_on(pipeline.picture_prompt(&pictures.prompts))?),
+    let like = if pictures.prompts.is_empty() {
+        None
+    } else {
+        Some(block_on(pipeline.picture_prompt(&pictures.prompts))?)
     };
     let batches = |prompt| frames.batches(prompt, inputs.prompt_to.as_deref(), settings.count);
     let batches = prompts.iter().flat_map(|prompt| batches(prompt));

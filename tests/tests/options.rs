@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use wuerstchen::GenerateOptions;
 
 /// Options that JavaScript callers pass beside the JSON: prompts, pictures, and what becomes of results.
-const OF_JAVASCRIPT: [&str; 11] = [
+const OF_JAVASCRIPT: [&str; 12] = [
     "prompt",
     "promptTo",
     "frames",
     "image",
     "mask",
     "imageTo",
+    "picturePrompts",
     "preview",
     "intermediates",
     "format",

@@ -175,9 +175,10 @@ impl PartConfig for CompressorConfig {
         backbone.push(Stage::Conv(conv([self.head, input, 1, 1], 1)));
         let shape = [self.c_latent, self.head, 1, 1];
         let projection = ConvNorm::init(shape, 1, self.mapper_bn_eps, device).without_activation();
-        let projection = match self.mapper_bn_affine {
-            true => projection,
-            false => ConvNorm { norm: projection.norm.without_affine(), ..projection },
+        let projection = if self.mapper_bn_affine {
+            projection
+        } else {
+            ConvNorm { norm: projection.norm.without_affine(), ..projection }
         };
         Compressor { backbone, projection }
     }

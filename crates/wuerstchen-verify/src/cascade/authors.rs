@@ -100,24 +100,20 @@ impl<'a> Task<'a> {
         let device = studio.device;
         let name = |what: &str| format!("{variant}.{what}");
         // The sampling without rescaling has the noise of the one with it.
-        let shared = |recorder: &Recorder, what: &str| match recorder.has(&name(what)) {
-            true => name(what),
-            false => format!("text.{what}"),
+        let shared = |recorder: &Recorder, what: &str| {
+            if recorder.has(&name(what)) { name(what) } else { format!("text.{what}") }
         };
         let noises = recorder.entries(&shared(recorder, "noise"), device)?;
-        let (initial, times) = match recorder.has(&name("start_noise")) {
-            true => {
-                let latents = recorder.tensor(&name("latents"), device)?;
-                let noise = recorder.tensor(&name("start_noise"), device)?;
-                let start = add_noise(&Schedule::default(), latents, noise, &[NOISE_LEVEL]);
-                recorder.check(&name("start"), start.clone(), SAMPLING_BOUND);
-                let steps = uniform_timesteps(noises.len());
-                (start, steps.into_iter().map(|t| t * NOISE_LEVEL).collect())
-            }
-            false => {
-                let initial = recorder.tensor(&shared(recorder, "initial"), device)?;
-                (initial, uniform_timesteps(noises.len()))
-            }
+        let (initial, times) = if recorder.has(&name("start_noise")) {
+            let latents = recorder.tensor(&name("latents"), device)?;
+            let noise = recorder.tensor(&name("start_noise"), device)?;
+            let start = add_noise(&Schedule::default(), latents, noise, &[NOISE_LEVEL]);
+            recorder.check(&name("start"), start.clone(), SAMPLING_BOUND);
+            let steps = uniform_timesteps(noises.len());
+            (start, steps.into_iter().map(|t| t * NOISE_LEVEL).collect())
+        } else {
+            let initial = recorder.tensor(&shared(recorder, "initial"), device)?;
+            (initial, uniform_timesteps(noises.len()))
         };
         let negative = vec![""; prompts.len()];
         let text = studio.prior_text.guided(prompts, &negative, 1, recommended.guidance)?;

@@ -126,9 +126,10 @@ impl<'a> Studio<'a> {
     ) -> Result<Self, VerifyError> {
         let [prior, decoder] = [PipelineFolder::CASCADE_PRIOR, PipelineFolder::CASCADE_DECODER];
         let prior_text = Text::load(files, Part::CASCADE_TEXT, prior, device)?;
-        let decoder_text = match files.weights.contains_key(&Part::CASCADE_DECODER_TEXT) {
-            true => Text::load(files, Part::CASCADE_DECODER_TEXT, decoder, device)?,
-            false => Text::load(files, Part::CASCADE_TEXT, prior, device)?,
+        let decoder_text = if files.weights.contains_key(&Part::CASCADE_DECODER_TEXT) {
+            Text::load(files, Part::CASCADE_DECODER_TEXT, decoder, device)?
+        } else {
+            Text::load(files, Part::CASCADE_TEXT, prior, device)?
         };
         let pipeline = Pipeline::load(files, device, Residency::All)?;
         let case = parse("pipeline.json", case)?;

@@ -236,9 +236,12 @@ impl PartConfig for CascadeConfig {
             1 + weights.count(|k| format!("{way}_repeat_mappers.{i}.{k}.weight"))
         };
         let deepest_first = |u: usize| levels - 1 - u;
-        let heads = |i: usize| match layers[i].contains(&BlockType::Attention) {
-            true => published_heads(widths[i]).and_then(|heads| i64::try_from(heads).ok()),
-            false => Some(0),
+        let heads = |i: usize| {
+            if layers[i].contains(&BlockType::Attention) {
+                published_heads(widths[i]).and_then(|heads| i64::try_from(heads).ok())
+            } else {
+                Some(0)
+            }
         };
         let condition = |name: &&str| weights.has(&format!("down_blocks.0.1.mapper_{name}.weight"));
         let conditions = ["sca", "crp"].into_iter().filter(condition);

@@ -54,9 +54,10 @@ impl PipelineLoader {
         let image_encoder = match family.image_encoder {
             Some(part) => files.part_config(part).and_then(|config: ImageEncoderConfig| {
                 let path = prior_pipeline.preparation();
-                let preparation = match files.texts.contains_key(&path) {
-                    true => files.config(&path)?,
-                    false => PreparationConfig::published(config.image_size),
+                let preparation = if files.texts.contains_key(&path) {
+                    files.config(&path)?
+                } else {
+                    PreparationConfig::published(config.image_size)
                 };
                 preparation.validate(config.image_size)?;
                 Ok(ImageEncoderPart { network: Slot::new(part, config.init(device)), preparation })

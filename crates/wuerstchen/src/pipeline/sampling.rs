@@ -63,9 +63,10 @@ impl<'a> Sampling<'a> {
         let conditional = epsilon.clone().narrow(0, 0, batch);
         let unconditional = epsilon.narrow(0, batch, batch);
         let guided = guide(conditional.clone(), unconditional, self.guidance_scale);
-        match self.guidance_rescale > 0.0 {
-            true => rescale(guided, conditional, self.guidance_rescale),
-            false => guided,
+        if self.guidance_rescale > 0.0 {
+            rescale(guided, conditional, self.guidance_rescale)
+        } else {
+            guided
         }
     }
 }
