@@ -306,7 +306,7 @@ impl WgslKernels for CubeBackend {
         epilogue: usize,
     ) -> FloatTensor<Self> {
         let shape = product_shape(x.meta.shape(), weight.meta.shape());
-        product::product([x, bias, addend], product::Weight::Dense(weight), shape, epilogue)
+        product::product(vec![x, bias, addend, weight], None, shape, epilogue)
     }
 
     fn wgsl_packed_linear(
@@ -321,9 +321,9 @@ impl WgslKernels for CubeBackend {
         let shape = multiplied_shape(x.meta.shape(), values.meta.shape());
         let widths =
             [packing.value_words(columns), packing.blocks(columns), packing.zero_words(columns)];
-        let planes = [values, scales, zeros];
-        let weight = product::Weight::Packed { planes, bits: packing.bits(), widths };
-        product::product([x, bias, addend], weight, shape, epilogue)
+        let layout = product::Layout { bits: packing.bits(), widths };
+        let inputs = vec![x, bias, addend, values, scales, zeros];
+        product::product(inputs, Some(&layout), shape, epilogue)
     }
 
     fn wgsl_probe_multiply_adds(

@@ -78,7 +78,7 @@ pub async fn seconds_of<const D: usize>(
 
 impl Pipeline {
     /// Times the sizes of tiles for the model's largest product, and makes the device use the faster one for
-    /// all products from then on. A software GPU gets no tiles. Takes a tenth of a second. `None` where the
+    /// all products from then on. A software GPU gets no tiles. `None` where the
     /// device has no shaders, or the model no product that is large enough, or its stages are on the device only
     /// while they work.
     ///

@@ -67,8 +67,7 @@ static CHOSEN: RwLock<Option<HashMap<CubeDevice, Tiling>>> = RwLock::new(None);
 ///
 /// Has no effect on a device that does not run shaders.
 pub fn choose_tiling(device: &Device, tiling: Option<Tiling>) {
-    let DispatchDevice::Cube(device) = device.as_dispatch() else { return };
-    let device = device.clone();
+    let Some(device) = cube(device) else { return };
     let mut chosen = CHOSEN.write().unwrap_or_else(PoisonError::into_inner);
     let chosen = chosen.get_or_insert_default();
     match tiling {
@@ -79,9 +78,18 @@ pub fn choose_tiling(device: &Device, tiling: Option<Tiling>) {
 
 /// What was chosen for a device, if anything was.
 pub fn chosen_tiling(device: &Device) -> Option<Tiling> {
-    let DispatchDevice::Cube(device) = device.as_dispatch() else { return None };
+    let device = cube(device)?;
     let chosen = CHOSEN.read().unwrap_or_else(PoisonError::into_inner);
-    chosen.as_ref()?.get(device).copied()
+    chosen.as_ref()?.get(&device).copied()
+}
+
+/// The device as tensors of shaders name it, if it runs any.
+fn cube(device: &Device) -> Option<CubeDevice> {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(device) => Some(device.clone()),
+        #[allow(unreachable_patterns, reason = "a build may have no other device")]
+        _ => None,
+    }
 }
 
 fn tiling(device: &CubeDevice, rows: usize, outputs: usize) -> Tiling {
@@ -98,12 +106,12 @@ pub(super) const BIAS: usize = 1;
 pub(super) const ADDEND: usize = 2;
 pub(super) const GELU: usize = 4;
 
-/// The weight of a product and how the shader reads it.
-pub(super) enum Weight {
-    /// `[K, N]` or longer.
-    Dense(CubeTensor),
-    /// Values, scales and zero-points of `[N, K]`; bits of a value, and words or numbers of a row.
-    Packed { planes: [CubeTensor; 3], bits: usize, widths: [usize; 3] },
+/// How the shader reads a packed weight.
+pub(super) struct Layout {
+    /// Bits of a value.
+    pub(super) bits: usize,
+    /// Words or numbers of a row of the planes, which are the values, the scales and the zero-points.
+    pub(super) widths: [usize; 3],
 }
 
 /// The shader of a tiling, for a weight of `bits` or as it is.
@@ -135,29 +143,22 @@ pub(super) fn shaders() -> impl Iterator<Item = Shader> {
     variants().map(|(shader, ..)| shader)
 }
 
-/// `x` `[M, K]` times a weight, and what `epilogue` says; without a bias or an addend, these are any tensors.
+/// `x` `[M, K]` times a weight, and what `epilogue` says. The weight is one tensor `[K, N]` or longer, or the
+/// planes of `[N, K]`, which `packed` describes. The inputs are x, the bias and the addend, then the weight; without
+/// a bias or an addend, these are any tensors.
 pub(super) fn product(
-    [x, bias, addend]: [CubeTensor; 3],
-    weight: Weight,
+    inputs: Vec<CubeTensor>,
+    packed: Option<&Layout>,
     shape: Shape,
     epilogue: usize,
 ) -> CubeTensor {
+    let x = &inputs[0];
     let ([rows, outputs], [_, columns]) = (shape.dims(), x.meta.shape().dims());
     let tiling = tiling(&x.device, rows, outputs);
     let mut sizes = vec![rows, outputs / 4, columns / 4, epilogue];
-    let mut inputs = vec![x, bias, addend];
-    let bits = match weight {
-        Weight::Dense(weight) => {
-            inputs.push(weight);
-            None
-        }
-        Weight::Packed { planes, bits, widths } => {
-            inputs.extend(planes);
-            sizes.extend(widths);
-            Some(bits)
-        }
-    };
-    shader(tiling, bits).launch(inputs, shape, &sizes, tiling.groups(rows, outputs))
+    sizes.extend(packed.iter().flat_map(|layout| layout.widths));
+    let shader = shader(tiling, packed.map(|layout| layout.bits));
+    shader.launch(inputs, shape, &sizes, tiling.groups(rows, outputs))
 }
 
 const PRODUCT: &str = include_str!("../../../../shaders/product.wgsl");

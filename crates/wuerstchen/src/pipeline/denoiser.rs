@@ -139,6 +139,7 @@ impl Denoiser {
 }
 
 /// A stage for certain conditions.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(crate) enum Prepared<'a> {
     Prior(PreparedPrior<'a>),
     Decoder(PreparedDecoder<'a>),
