@@ -15,7 +15,7 @@ use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::fs::{read, read_text};
 use wuerstchen::{
-    ModelFiles, Part, PipelineFolder, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
+    Family, ModelFiles, Part, PipelineFolder, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
 };
 use wuerstchen_train::config::{ModelConfig, ReadConfigError, TrainConfig, UpdateConfig};
 use wuerstchen_train::recipe::Weights;
@@ -98,6 +98,15 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     }
     let corpus = Corpus::open(&config)?;
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
+    if let Some(model) =
+        init.as_ref().filter(|model| model.family().name != Family::WUERSTCHEN.name)
+    {
+        bail!(
+            "--init expects a model of {}, which is what this program trains, found one of {}",
+            Family::WUERSTCHEN.name,
+            model.family().name
+        );
+    }
     if config.model.embedding_scale.is_none() && !trains_compressor(args.stage, &config) {
         // A run's own compressor makes other embeddings than that of the model that it starts from.
         let own = output.join(RUN_MODEL).join(Part::COMPRESSOR.folder()).exists();

@@ -202,6 +202,19 @@ fn a_run_starts_from_what_a_model_has() {
     assert!(second.join("model/wuerstchen/decoder/diffusion_pytorch_model.safetensors").is_file());
 }
 
+/// Stable Cascade's parts are other ones than those that are trained.
+#[test]
+fn a_run_starts_from_no_model_of_another_family() {
+    let folder = scratch("init-cascade");
+    let pictures = folder.join("pictures");
+    own_pictures(&pictures);
+    let cascade = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/cascade");
+    let output = train_on(&pictures, &folder.join("run"), &["a", "--init", cascade]);
+    let error = text(&output.stderr);
+    assert!(!output.status.success() && error.contains("--init expects a model of "), "{error}");
+    assert!(!folder.join("run").exists());
+}
+
 /// What a run's folder holds fits one corpus and one model.
 #[test]
 fn a_folder_keeps_one_run() {

@@ -57,6 +57,30 @@ impl<T: Default> Default for PerLevel<T> {
     }
 }
 
+impl PerLevel<f64> {
+    /// Checks probabilities of dropping an activation: one, or one of every level.
+    pub(crate) fn check_dropout(
+        &self,
+        part: &'static str,
+        levels: usize,
+    ) -> Result<(), ConfigError> {
+        if !self.fits(levels) {
+            let expected = format!("one value or {levels}, one per level");
+            return Err(ConfigError::new(part, "dropout", expected, "another number"));
+        }
+        (0..levels).try_for_each(|level| check_dropout(part, self.at(level)))
+    }
+}
+
+/// Checks a probability of dropping an activation.
+pub(crate) fn check_dropout(part: &'static str, value: f64) -> Result<(), ConfigError> {
+    if (0.0..1.0).contains(&value) {
+        Ok(())
+    } else {
+        Err(ConfigError::new(part, "dropout", "at least 0 and below 1", value))
+    }
+}
+
 pub(crate) fn positive(
     part: &'static str,
     field: &'static str,
@@ -86,5 +110,27 @@ pub(crate) fn heads_divide(
         Ok(())
     } else {
         Err(ConfigError::new(part, field, format!("a divisor of {channels}"), heads))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropouts_are_probabilities_one_or_one_a_level() {
+        let error = |dropout: PerLevel<f64>| dropout.check_dropout("decoder", 2).err();
+        assert_eq!(error(PerLevel::One(0.0)), None);
+        assert_eq!(error(PerLevel::Levels(vec![0.1, 0.9])), None);
+        for wrong in [
+            PerLevel::One(1.0),
+            PerLevel::One(f64::NAN),
+            PerLevel::Levels(vec![0.0, -0.1]),
+            PerLevel::Levels(vec![0.0]),
+            PerLevel::Levels(vec![]),
+        ] {
+            let error = error(wrong.clone()).unwrap_or_else(|| panic!("{wrong:?} is accepted"));
+            assert_eq!((error.part, error.field), ("decoder", "dropout"));
+        }
     }
 }

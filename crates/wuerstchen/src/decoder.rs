@@ -127,6 +127,7 @@ impl PartConfig for DecoderConfig {
             return Err(ConfigError::new("decoder", "kernel_size", "odd", self.kernel_size));
         }
         let levels = self.levels();
+        self.dropout.check_dropout("decoder", levels)?;
         for (field, length) in [
             ("nhead", self.nhead.len()),
             ("blocks", self.blocks.len()),

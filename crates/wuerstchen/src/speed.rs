@@ -48,7 +48,7 @@ pub async fn reach(device: &Device, clock: Clock<'_>) -> Result<Reach, Error> {
     Ok(Reach { multiply_adds_per_sec, bytes_per_sec })
 }
 
-/// Seconds of a computation on a device, of as many in a row as take [`LONG`]; the first, which compiles
+/// Seconds of a computation on a device, of as many in a row as take 20 ms; the first, which compiles
 /// shaders, is not counted.
 ///
 /// # Errors

@@ -101,25 +101,42 @@ test('WebGPU computes what the authors do', async () => {
   );
 });
 
+/** All shaders by name: files, and products, which are three files each. */
+function shaders(): Map<string, string> {
+  const folder = '../shaders';
+  const text = (name: string) => readFileSync(`${folder}/${name}.wgsl`, 'utf8');
+  const weights = ['dense_weight', 'packed_weight'];
+  const bodies = ['direct_product', 'tiled_product'];
+  const parts = ['product', ...weights, ...bodies];
+  const names = readdirSync(folder).filter((name) => name.endsWith('.wgsl'));
+  const whole = names
+    .map((name) => name.slice(0, -'.wgsl'.length))
+    .filter((name) => !parts.includes(name));
+  assert.equal(whole.length + parts.length, names.length);
+  const products = weights.flatMap((weight) =>
+    bodies.map((body) => ['product', weight, body] as const),
+  );
+  return new Map([
+    ...whole.map((name) => [name, text(name)] as const),
+    ...products.map((three) => [three.join(' + '), three.map(text).join('')] as const),
+  ]);
+}
+
 /** The shaders' own tests run on naga, which forgives what browsers do not. */
 test('every shader compiles in the browser', async () => {
-  const folder = '../shaders';
-  const names = readdirSync(folder).filter((name) => name.endsWith('.wgsl'));
-  assert.ok(names.length >= 5);
+  const sources = shaders();
+  assert.ok(sources.size >= 11);
   const page = await browser.newPage();
   await page.goto(`${site.url}tests/browser/index.html?device=cpu`);
-  for (const name of names) {
-    const errors = await page.evaluate(
-      async (code) => {
-        const adapter = await (navigator as any).gpu.requestAdapter();
-        const device = await adapter.requestDevice();
-        const { messages } = await device.createShaderModule({ code }).getCompilationInfo();
-        return messages
-          .filter(({ type }: any) => type === 'error')
-          .map(({ message }: any) => message);
-      },
-      readFileSync(`${folder}/${name}`, 'utf8'),
-    );
+  for (const [name, source] of sources) {
+    const errors = await page.evaluate(async (code) => {
+      const adapter = await (navigator as any).gpu.requestAdapter();
+      const device = await adapter.requestDevice();
+      const { messages } = await device.createShaderModule({ code }).getCompilationInfo();
+      return messages
+        .filter(({ type }: any) => type === 'error')
+        .map(({ message }: any) => message);
+    }, source);
     assert.deepEqual(errors, [], name);
   }
   await page.close();

@@ -30,7 +30,7 @@ pub enum RunError {
     /// The gradients have ceased to be finite, or stay too large.
     #[error(
         "stage {} diverged: the gradients of the {steps} steps up to step {step} are not finite or above \
-         optimizer.skip_grad_norm; what was saved before is kept; try a smaller optimizer.learning_rate", stage.as_str()
+         optimizer.skip_grad_norm; what was saved before is kept; try a smaller optimizer.learning_rate, or a larger skip_grad_norm", stage.as_str()
     )]
     Diverged {
         /// Which stage.

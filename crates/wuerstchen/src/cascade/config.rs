@@ -139,7 +139,6 @@ impl PartConfig for CascadeConfig {
             ("block_types_per_layer", self.block_types_per_layer.len() == levels),
             ("down_blocks_repeat_mappers", length(&self.down_blocks_repeat_mappers) == levels),
             ("up_blocks_repeat_mappers", length(&self.up_blocks_repeat_mappers) == levels),
-            ("dropout", self.dropout.fits(levels)),
             ("self_attn", self.self_attn.fits(levels)),
         ] {
             if !fits {
@@ -147,6 +146,7 @@ impl PartConfig for CascadeConfig {
                 return Err(ConfigError::new(PART, field, expected, "another number"));
             }
         }
+        self.dropout.check_dropout(PART, levels)?;
         if let Some(switches) = self.switch_level.as_ref().filter(|s| s.len() + 1 < levels) {
             let expected = format!("{} values, one per step between levels", levels - 1);
             return Err(ConfigError::new(PART, "switch_level", expected, switches.len()));

@@ -8,8 +8,10 @@ use super::models::{Diffusion, Models};
 use super::text::TextPart;
 use super::{CompressorPart, ImageEncoderPart, Pipeline};
 use crate::bundle::ModelFiles;
+use crate::card::PriorIndex;
 use crate::checkpoint::Checkpoint;
 use crate::compressor::CompressorConfig;
+use crate::config::ConfigError;
 use crate::error::LoadError;
 use crate::family::PipelineFolder;
 use crate::part::{Part, PartConfig};
@@ -33,6 +35,12 @@ impl PipelineLoader {
         let family = files.family();
         let [prior_pipeline, decoder_pipeline] = family.pipelines;
         let models = Models::read(family, files, device)?;
+        let prior_index: PriorIndex = files.index(prior_pipeline)?;
+        if !(1.0..=1e4).contains(&prior_index.resolution_multiple) {
+            let (field, found) = ("resolution_multiple", prior_index.resolution_multiple);
+            let error = ConfigError::new("model_index", field, "from 1 to 10000", found);
+            return Err(error.into());
+        }
         let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
         let text = |pipeline, part, text| TextPart::init(&files.tokenizer(pipeline), part, text);
         let decoder_text = family.decoder_text.zip(models.decoder_text);
@@ -76,7 +84,7 @@ impl PipelineLoader {
             family,
             prior_text: text(prior_pipeline, family.prior_text, models.prior_text)?,
             prior: diffusion(prior_pipeline, models.prior)?,
-            prior_index: files.index(prior_pipeline)?,
+            prior_index,
             decoder_text: decoder_text.transpose()?,
             decoder: diffusion(decoder_pipeline, models.decoder)?,
             decoder_index: files.index(decoder_pipeline)?,
