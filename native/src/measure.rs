@@ -11,8 +11,8 @@ use wuerstchen::cascade::CascadeConditions;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::fs::open;
 use wuerstchen::{
-    CascadeConfig, Checkpoint, DecoderConfig, ModelFiles, Part, PartConfig, PriorConfig,
-    VqganConfig, WeightDtype,
+    CascadeConfig, Checkpoint, DecoderConfig, ModelFiles, Part, PriorConfig, VqganConfig,
+    WeightDtype,
 };
 
 use crate::devices::Found;
@@ -93,15 +93,13 @@ fn predictor(
 ) -> Result<Box<dyn Fn() -> Tensor<4>>> {
     Ok(match stage {
         Stage::Prior => {
-            let config: PriorConfig = files.part_config(Part::PRIOR)?;
-            let prior = config.load(files.weights(Part::PRIOR)?, device)?;
+            let (_, prior) = files.load::<PriorConfig>(Part::PRIOR, device)?;
             let (x, t) = (tensor::<4>(inputs, "x", device)?, inputs.values("t")?);
             let text = tensor::<3>(inputs, "text", device)?;
             Box::new(move || prior.forward(x.clone(), &t, text.clone()))
         }
         Stage::Decoder => {
-            let config: DecoderConfig = files.part_config(Part::DECODER)?;
-            let decoder = config.load(files.weights(Part::DECODER)?, device)?;
+            let (_, decoder) = files.load::<DecoderConfig>(Part::DECODER, device)?;
             let (x, t) = (tensor::<4>(inputs, "x", device)?, inputs.values("t")?);
             let text = tensor::<3>(inputs, "text", device)?;
             let embedding = tensor::<4>(inputs, "embedding", device)?;
@@ -123,8 +121,7 @@ fn cascade_predictor(
         Stage::Decoder => Part::CASCADE_DECODER,
         Stage::Vqgan => return vqgan_predictor(Part::CASCADE_VQGAN, files, inputs, device),
     };
-    let config: CascadeConfig = files.part_config(part)?;
-    let model = config.load(files.weights(part)?, device)?;
+    let (_, model) = files.load::<CascadeConfig>(part, device)?;
     let (x, t) = (tensor::<4>(inputs, "x", device)?, inputs.values("t")?);
     let pooled = tensor::<2>(inputs, "pooled", device)?;
     let text = inputs.has("text").then(|| tensor::<3>(inputs, "text", device)).transpose()?;
@@ -132,13 +129,9 @@ fn cascade_predictor(
     let embedding = embedding.transpose()?;
     Ok(Box::new(move || {
         let conditions = CascadeConditions {
-            text_pooled: pooled.clone(),
             text: text.clone(),
-            images: None,
             image_embedding: embedding.clone(),
-            pixels: None,
-            sca: 0.0,
-            crp: 0.0,
+            ..CascadeConditions::new(pooled.clone())
         };
         model.forward(x.clone(), &t, &conditions)
     }))
@@ -150,8 +143,7 @@ fn vqgan_predictor(
     inputs: &Checkpoint,
     device: &Device,
 ) -> Result<Box<dyn Fn() -> Tensor<4>>> {
-    let config: VqganConfig = files.part_config(part)?;
-    let vqgan = config.load(files.weights(part)?, device)?;
+    let (config, vqgan) = files.load::<VqganConfig>(part, device)?;
     let latents = tensor::<4>(inputs, "latents", device)? * config.scale_factor;
     Ok(Box::new(move || vqgan.decode(latents.clone())))
 }

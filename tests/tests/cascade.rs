@@ -43,13 +43,10 @@ fn error(stage: &str) -> f64 {
     let planes = |name: &str| Tensor::<4>::from_data(data(name), &device);
     let tokens = |name: &str| Tensor::<3>::from_data(data(name), &device);
     let conditions = CascadeConditions {
-        text_pooled: tokens("clip_text_pooled").squeeze_dim(1),
         text: has("clip_text").then(|| tokens("clip_text")),
         images: has("clip_img").then(|| tokens("clip_img")),
         image_embedding: has("effnet").then(|| planes("effnet")),
-        pixels: None,
-        sca: 0.0,
-        crp: 0.0,
+        ..CascadeConditions::new(tokens("clip_text_pooled").squeeze_dim(1))
     };
     let times = golden.values("t").unwrap();
     error_of(model.forward(planes("x"), &times, &conditions), planes("output"))

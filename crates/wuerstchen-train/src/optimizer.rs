@@ -7,6 +7,7 @@ use burn::prelude::*;
 use burn::tensor::Gradients;
 use serde::{Deserialize, Serialize};
 use wuerstchen::ConfigError;
+use wuerstchen::config::below_one;
 
 use crate::limits::{not_negative, positive, share};
 
@@ -77,9 +78,7 @@ impl OptimizerConfig {
         for (field, decay) in
             [("beta1", self.beta1), ("beta2", self.beta2), ("ema_beta", self.ema_beta)]
         {
-            if !(0.0..1.0).contains(&decay) {
-                return Err(ConfigError::new(part, field, "at least 0 and below 1", decay));
-            }
+            below_one(part, field, decay)?;
         }
         match self.ema_every {
             0 => Err(ConfigError::new(part, "ema_every", "at least 1", 0)),

@@ -107,6 +107,15 @@ impl<'a> Recorder<'a> {
         Ok(Tensor::from_data(data, device))
     }
 
+    /// As [`Self::tensor`]; `None` where the golden has none of that name.
+    pub(crate) fn optional<const D: usize>(
+        &self,
+        name: &str,
+        device: &Device,
+    ) -> Result<Option<Tensor<D>>, VerifyError> {
+        self.has(name).then(|| self.tensor(name, device)).transpose()
+    }
+
     /// The entries along the first axis of `name`, as tensors of the other axes.
     pub(crate) fn entries(
         &self,

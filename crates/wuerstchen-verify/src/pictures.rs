@@ -43,6 +43,19 @@ fn decoder_guidance() -> f64 {
     DECODER_GUIDANCE
 }
 
+/// Compares the bytes of pictures `[B, 3, H, W]` in `[0, 1]`.
+pub(crate) async fn check_picture(
+    recorder: &mut Recorder<'_>,
+    name: &str,
+    pictures: Tensor<4>,
+) -> Result<(), VerifyError> {
+    let shape = pictures.dims();
+    let data = TensorData::new(read(pictures).await?, shape);
+    let rgb: Vec<u8> = Image::from_data(&data).into_iter().flat_map(|i| i.rgb).collect();
+    recorder.check_bytes(name, &rgb, BYTES_BOUND);
+    Ok(())
+}
+
 /// Compares whole samplings; `on_file` is called before each file.
 pub(crate) async fn samplings(
     subject: &Subject<'_>,
@@ -172,10 +185,7 @@ impl<'a> Studio<'a> {
         recorder.check(name, picture.clone(), SAMPLING_BOUND);
         let bytes = format!("{name}_u8");
         if recorder.has(&bytes) {
-            let shape = picture.dims();
-            let data = TensorData::new(read(picture).await?, shape);
-            let rgb: Vec<u8> = Image::from_data(&data).into_iter().flat_map(|i| i.rgb).collect();
-            recorder.check_bytes(&bytes, &rgb, BYTES_BOUND);
+            check_picture(recorder, &bytes, picture).await?;
         }
         Ok(())
     }

@@ -7,8 +7,8 @@ use wuerstchen::compressor::normalise;
 use wuerstchen::resize::{crop, resize_to_cover};
 use wuerstchen::vqgan::COMMITMENT;
 use wuerstchen::{
-    CompressorConfig, DecoderConfig, ModelFiles, Part, PartConfig, PipelineFolder, PriorConfig,
-    Statistics, VqganConfig,
+    CompressorConfig, DecoderConfig, ModelFiles, Part, PipelineFolder, PriorConfig, Statistics,
+    VqganConfig,
 };
 
 use crate::compare::Recorder;
@@ -29,8 +29,7 @@ pub(crate) fn prior(
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: PriorConfig = files.part_config(Part::PRIOR)?;
-    let model = config.load(files.weights(Part::PRIOR)?, device)?;
+    let (config, model) = files.load::<PriorConfig>(Part::PRIOR, device)?;
     let times = recorder.values("r")?;
     let (x, text) = (recorder.tensor("x", device)?, recorder.tensor::<3>("c", device)?);
     recorder.check("r_embed", time_embedding(&times, config.c_r, device), EXACT_BOUND);
@@ -47,8 +46,7 @@ pub(crate) fn decoder(
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: DecoderConfig = files.part_config(Part::DECODER)?;
-    let model = config.load(files.weights(Part::DECODER)?, device)?;
+    let (config, model) = files.load::<DecoderConfig>(Part::DECODER, device)?;
     let times = recorder.values("r")?;
     let x = recorder.tensor::<4>("x", device)?;
     let text = recorder.tensor::<3>("clip", device)?;
@@ -76,8 +74,7 @@ pub(crate) fn vqgan(
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: VqganConfig = files.part_config(Part::VQGAN)?;
-    let model = config.load(files.weights(Part::VQGAN)?, device)?;
+    let (config, model) = files.load::<VqganConfig>(Part::VQGAN, device)?;
     let image = recorder.tensor("image", device)?;
     let latents = model.encode_observed(image, Statistics::Running, &mut |name, x| {
         recorder.check_observed(name, x, EXACT_BOUND);
@@ -103,8 +100,7 @@ pub(crate) fn compressor(
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: CompressorConfig = files.part_config(Part::COMPRESSOR)?;
-    let model = config.load(files.weights(Part::COMPRESSOR)?, device)?;
+    let (_, model) = files.load::<CompressorConfig>(Part::COMPRESSOR, device)?;
     let x = recorder.tensor("x", device)?;
     let latents = model.forward_observed(x, Statistics::Running, &mut |name, x| {
         recorder.check_observed(name, x, DIFFUSION_BOUND);

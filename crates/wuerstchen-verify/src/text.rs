@@ -3,9 +3,7 @@
 use burn::prelude::*;
 use serde::Deserialize;
 use wuerstchen::text::TokenIds;
-use wuerstchen::{
-    LoadError, ModelFiles, Part, PartConfig, TextEncoderConfig, Tokenizer, TokenizerFiles,
-};
+use wuerstchen::{LoadError, ModelFiles, Part, TextEncoderConfig, Tokenizer, TokenizerFiles};
 
 use crate::compare::Recorder;
 use crate::report::VerifyError;
@@ -33,8 +31,7 @@ fn encoder(
     part: Part,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: TextEncoderConfig = files.part_config(part)?;
-    let model = config.load(files.weights(part)?, device)?;
+    let (config, model) = files.load::<TextEncoderConfig>(part, device)?;
     let attended = prompts(recorder, config.vocab_size)?;
     let last = model.forward_observed(&attended, &mut |i, h| {
         recorder.check(&format!("hidden_states.{i}"), h.clone(), EXACT_BOUND);

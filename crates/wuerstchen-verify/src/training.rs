@@ -83,8 +83,7 @@ pub(crate) fn vqgan(
     device: &Device,
 ) -> Result<(), VerifyError> {
     let device = &device.clone().autodiff();
-    let config: VqganConfig = files.part_config(Part::VQGAN)?;
-    let model = config.load(files.weights(Part::VQGAN)?, device)?;
+    let (_, model) = files.load::<VqganConfig>(Part::VQGAN, device)?;
     let image = recorder.tensor::<4>("image", device)?;
     let quantized = model.quantize(model.encode(image.clone(), Statistics::Running));
     recorder.check("vq_loss", quantized.loss.clone(), EXACT_BOUND);

@@ -101,6 +101,21 @@ impl ModelFiles {
         C::read(part, self.text(&part.config_path()), self.weights.get(&part))
     }
 
+    /// A part with its weights on a device, and its config.
+    ///
+    /// # Errors
+    ///
+    /// The config or the weights are missing, or do not fit.
+    pub fn load<C: PartConfig>(
+        &self,
+        part: Part,
+        device: &Device,
+    ) -> Result<(C, C::Model), LoadError> {
+        let config: C = self.part_config(part)?;
+        let model = config.load(self.weights(part)?, device)?;
+        Ok((config, model))
+    }
+
     /// Compares the names and shapes of all tensors of a part with its config, and reads no values.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ConfigError;
 use crate::options::Defaults;
 
 /// Path of the [`ModelCard`] in the model's folder.
@@ -46,6 +47,17 @@ impl Default for PriorIndex {
     /// Those of `WuerstchenPriorPipeline` in diffusers.
     fn default() -> Self {
         Self { latent_mean: 42.0, latent_std: 1.0, resolution_multiple: 42.67 }
+    }
+}
+
+impl PriorIndex {
+    /// Checks what the sizes of pictures need.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        if (1.0..=1e4).contains(&self.resolution_multiple) {
+            return Ok(());
+        }
+        let (field, found) = ("resolution_multiple", self.resolution_multiple);
+        Err(ConfigError::new("model_index", field, "from 1 to 10000", found))
     }
 }
 

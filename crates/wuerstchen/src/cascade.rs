@@ -11,9 +11,11 @@ use burn::prelude::*;
 use wuerstchen_kernels::layer_norm;
 
 pub use self::config::{BlockType, CascadeConfig};
+#[cfg(feature = "gpu")]
+use crate::blocks::width;
 use crate::blocks::{
     Block, Conditions, Downscale, Kept, Observer, Upscale, affine, affine_gelu, channels_first,
-    channels_last, linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding, width,
+    channels_last, linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding,
 };
 use crate::resize::{Filter, resize};
 
@@ -94,6 +96,21 @@ pub struct CascadeConditions {
     pub crp: f32,
 }
 
+impl CascadeConditions {
+    /// A pooled text and nothing else.
+    pub const fn new(text_pooled: Tensor<2>) -> Self {
+        Self {
+            text_pooled,
+            text: None,
+            images: None,
+            image_embedding: None,
+            pixels: None,
+            sca: 0.0,
+            crp: 0.0,
+        }
+    }
+}
+
 /// The tokens that the blocks attend to, and what they are made of: `[B, T, D]` each.
 pub struct CascadeTokens {
     /// The mapped text, where the model sees it.
@@ -130,6 +147,7 @@ impl Cascade {
 
     /// Of every level, how many pixels of the latents are a pixel of its features, along each axis, and the
     /// channels of these.
+    #[cfg(feature = "gpu")]
     pub(crate) fn levels(&self) -> Vec<(usize, usize)> {
         let mut downscale = self.patch_size;
         let levels = self.down_blocks.iter().zip(&self.down_downscalers);

@@ -4,9 +4,9 @@ use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
-use wuerstchen_kernels::{gelu, softmax};
+use wuerstchen_kernels::softmax;
 
-use crate::blocks::{affine, linear_layer};
+use crate::blocks::{affine, affine_gelu, linear_layer};
 use crate::config::{ConfigError, heads_divide, positive};
 
 /// Sizes of the layers.
@@ -136,8 +136,11 @@ impl SelfAttention {
 
 impl FeedForward {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let h = affine(&self.fc1, x);
-        let h = if self.quick_gelu { quick_gelu(h) } else { gelu(h) };
+        let h = if self.quick_gelu {
+            quick_gelu(affine(&self.fc1, x))
+        } else {
+            affine_gelu(&self.fc1, x)
+        };
         affine(&self.fc2, h)
     }
 }

@@ -68,16 +68,20 @@ impl PerLevel<f64> {
             let expected = format!("one value or {levels}, one per level");
             return Err(ConfigError::new(part, "dropout", expected, "another number"));
         }
-        (0..levels).try_for_each(|level| check_dropout(part, self.at(level)))
+        (0..levels).try_for_each(|level| below_one(part, "dropout", self.at(level)))
     }
 }
 
-/// Checks a probability of dropping an activation.
-pub(crate) fn check_dropout(part: &'static str, value: f64) -> Result<(), ConfigError> {
+/// Checks a share that must leave something, such as a dropout or a decay.
+///
+/// # Errors
+///
+/// It is not at least 0 and below 1.
+pub fn below_one(part: &'static str, field: &'static str, value: f64) -> Result<(), ConfigError> {
     if (0.0..1.0).contains(&value) {
         Ok(())
     } else {
-        Err(ConfigError::new(part, "dropout", "at least 0 and below 1", value))
+        Err(ConfigError::new(part, field, "at least 0 and below 1", value))
     }
 }
 

@@ -7,10 +7,12 @@ use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
+#[cfg(feature = "gpu")]
+use crate::blocks::width;
 use crate::blocks::{
     AttentionBlockConfig, Block, Conditions, Downscale, Kept, Observer, ResBlockConfig,
     TimestepBlockConfig, Upscale, affine, channels_first, channels_last, condition_mapper,
-    linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding, width,
+    linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, PerLevel, heads_divide, positive, published_heads};
@@ -323,6 +325,7 @@ impl Decoder {
 
     /// Of every level, how many pixels of the latents are a pixel of its features, along each axis, and the
     /// channels of these.
+    #[cfg(feature = "gpu")]
     pub(crate) fn levels(&self) -> Vec<(usize, usize)> {
         let levels = self.down_blocks.iter().enumerate();
         levels.map(|(level, blocks)| (self.patch_size << level, width(blocks))).collect()

@@ -12,7 +12,7 @@ use crate::blocks::{
     affine, channels_first, channels_last, condition_mapper, linear_layer, time_embedding,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, check_dropout, heads_divide, positive, published_heads};
+use crate::config::{ConfigError, below_one, heads_divide, positive, published_heads};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
 
@@ -70,7 +70,7 @@ impl PartConfig for PriorConfig {
         if self.c_r < 4 {
             return Err(ConfigError::new("prior", "c_r", "at least 4", self.c_r));
         }
-        check_dropout("prior", self.dropout)?;
+        below_one("prior", "dropout", self.dropout)?;
         heads_divide("prior", "nhead", self.nhead, self.c)
     }
 

@@ -1,5 +1,7 @@
 //! How fast a GPU is, and which way of multiplying suits it.
 
+use std::cell::Cell;
+
 use burn::prelude::*;
 use burn::tensor::Distribution;
 use wuerstchen_kernels::linear::{Epilogue, linear};
@@ -38,8 +40,14 @@ const SLOW: f64 = 0.05;
 /// Panics if the device does not run shaders.
 pub async fn reach(device: &Device, clock: Clock<'_>) -> Result<Reach, Error> {
     let per_sec = async |probe: &dyn Fn() -> Probe| {
-        let secs = seconds_of(&|| probe().result, clock).await?;
-        Ok::<_, Error>(probe().work as f64 / secs)
+        let work = Cell::new(0);
+        let compute = || {
+            let probe = probe();
+            work.set(probe.work);
+            probe.result
+        };
+        let secs = seconds_of(&compute, clock).await?;
+        Ok::<_, Error>(work.get() as f64 / secs)
     };
     // As much arithmetic as a software GPU does in a second, and a fast one in a tenth of a millisecond.
     let multiply_adds_per_sec = per_sec(&|| probe_multiply_adds(device, 64)).await?;
@@ -82,9 +90,8 @@ pub async fn seconds_of<const D: usize>(
 
 impl Pipeline {
     /// Times the sizes of tiles for the model's largest product, and makes the device use the faster one for
-    /// all products from then on. A software GPU gets no tiles. `None` where the
-    /// device has no shaders, or the model no product that is large enough, or its stages are on the device only
-    /// while they work.
+    /// all products from then on. A software GPU gets no tiles. `None` where the device has no shaders, or the
+    /// model no product that is large enough, or its stages are on the device only while they work.
     ///
     /// # Errors
     ///

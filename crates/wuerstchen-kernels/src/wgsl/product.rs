@@ -78,9 +78,12 @@ pub fn choose_tiling(device: &Device, tiling: Option<Tiling>) {
 
 /// What was chosen for a device, if anything was.
 pub fn chosen_tiling(device: &Device) -> Option<Tiling> {
-    let device = cube(device)?;
+    chosen(&cube(device)?)
+}
+
+fn chosen(device: &CubeDevice) -> Option<Tiling> {
     let chosen = CHOSEN.read().unwrap_or_else(PoisonError::into_inner);
-    chosen.as_ref()?.get(&device).copied()
+    chosen.as_ref()?.get(device).copied()
 }
 
 /// The device as tensors of shaders name it, if it runs any.
@@ -94,11 +97,7 @@ fn cube(device: &Device) -> Option<CubeDevice> {
 
 fn tiling(device: &CubeDevice, rows: usize, outputs: usize) -> Tiling {
     let by_size = Tiling::of_size(rows, outputs);
-    if by_size == Tiling::Direct {
-        return by_size;
-    }
-    let chosen = CHOSEN.read().unwrap_or_else(PoisonError::into_inner);
-    chosen.as_ref().and_then(|chosen| chosen.get(device).copied()).unwrap_or(by_size)
+    if by_size == Tiling::Direct { by_size } else { chosen(device).unwrap_or(by_size) }
 }
 
 // Bits that tell the shader what to do with the sums.

@@ -11,12 +11,12 @@ use wuerstchen::sampler::{add_noise, clean_latents};
 use wuerstchen::schedule::uniform_timesteps;
 use wuerstchen::vqgan::STAGE_A_SCALE;
 use wuerstchen::{
-    CascadeConfig, ModelFiles, Part, PartConfig, Progress, Recipe, Sampler, Schedule, TextEmbedding,
+    CascadeConfig, ModelFiles, Part, Progress, Recipe, Sampler, Schedule, TextEmbedding,
 };
 
 use super::samplings::Studio;
 use crate::compare::Recorder;
-use crate::pictures::{SAMPLING_BOUND, replay};
+use crate::pictures::{SAMPLING_BOUND, check_picture, replay};
 use crate::report::VerifyError;
 
 /// What the authors recommend for a stage.
@@ -58,11 +58,7 @@ pub(super) async fn samplings(
     studio: &Studio<'_>,
     files: &ModelFiles,
 ) -> Result<(), VerifyError> {
-    let load = |part| {
-        let config: CascadeConfig = files.part_config(part)?;
-        Ok::<_, VerifyError>(config.load(files.weights(part)?, studio.device)?)
-    };
-    let prior = load(Part::CASCADE_PRIOR)?;
+    let (_, prior) = files.load::<CascadeConfig>(Part::CASCADE_PRIOR, studio.device)?;
     let both = [&*studio.case.prompt, &*studio.case.second];
     for (variant, prompts, rescale) in [
         ("text", &both[..], PRIOR.rescale),
@@ -79,12 +75,13 @@ pub(super) async fn samplings(
     }
     if recorder.has("stage_b.result") {
         let task = Task::of_decoder(recorder, studio)?;
-        let result = task.run(recorder, &load(Part::CASCADE_DECODER)?, studio, files).await?;
+        let (_, decoder) = files.load::<CascadeConfig>(Part::CASCADE_DECODER, studio.device)?;
+        let result = task.run(recorder, &decoder, studio, files).await?;
         recorder.check("stage_b.result", result.clone(), SAMPLING_BOUND);
         // The authors' Stage A has the weights of diffusers' here, and a scale of its own.
         let vqgan = studio.pipeline.vqgan().map_err(VerifyError::from)?;
         let picture = vqgan.decode(result * STAGE_A_SCALE);
-        studio.check_picture(recorder, "stage_b.image_u8", picture).await?;
+        check_picture(recorder, "stage_b.image_u8", picture.clamp(0.0, 1.0)).await?;
     }
     Ok(())
 }
@@ -117,8 +114,7 @@ impl<'a> Task<'a> {
         };
         let negative = vec![""; prompts.len()];
         let text = studio.prior_text.guided(prompts, &negative, 1, recommended.guidance)?;
-        let pictures = recorder.has(&name("clip_img"));
-        let pictures = pictures.then(|| recorder.tensor(&name("clip_img"), device)).transpose()?;
+        let pictures = recorder.optional(&name("clip_img"), device)?;
         let embedding = None;
         Ok(Self { variant, recommended, initial, times, noises, text, pictures, embedding })
     }
@@ -226,13 +222,10 @@ impl<'a> Task<'a> {
         let text = text.or(self.text.unconditional.as_ref()).cloned();
         let TextEmbedding { tokens, pooled } = text.expect("both sides are embedded");
         let conditions = CascadeConditions {
-            text_pooled: pooled.expect("the text encoder pools"),
             text: Some(tokens),
             images: side(&self.pictures, zeros),
             image_embedding: side(&self.embedding, zeros),
-            pixels: None,
-            sca: 0.0,
-            crp: 0.0,
+            ..CascadeConditions::new(pooled.expect("the text encoder pools"))
         };
         model.forward(x.clone(), times, &conditions)
     }

@@ -24,6 +24,7 @@ pub(crate) const PARTS: [Part; 4] =
     [Part::CASCADE_PRIOR, Part::CASCADE_DECODER, Part::CASCADE_VQGAN, Part::CASCADE_COMPRESSOR];
 
 /// A U-Net's inputs as its golden file has them.
+#[derive(Clone)]
 struct Inputs {
     x: Tensor<4>,
     times: Vec<f32>,
@@ -37,19 +38,15 @@ struct Inputs {
 
 impl Inputs {
     fn read(recorder: &Recorder, device: &Device) -> Result<Self, VerifyError> {
-        let tokens = |name: &str| -> Result<Option<Tensor<3>>, VerifyError> {
-            recorder.has(name).then(|| recorder.tensor(name, device)).transpose()
-        };
         let pooled: Tensor<3> = recorder.tensor("clip_text_pooled", device)?;
         let [batch, _, width] = pooled.dims();
-        let embedding = recorder.has("effnet").then(|| recorder.tensor("effnet", device));
         Ok(Self {
             x: recorder.tensor("x", device)?,
             times: recorder.values("r")?,
-            text: tokens("clip_text")?,
+            text: recorder.optional("clip_text", device)?,
             pooled: pooled.reshape([batch, width]),
-            images: tokens("clip_img")?,
-            embedding: embedding.transpose()?,
+            images: recorder.optional("clip_img", device)?,
+            embedding: recorder.optional("effnet", device)?,
             pixels: None,
             further: [0.0; 2],
         })
@@ -122,8 +119,7 @@ fn unet(
     let config: CascadeConfig = files.part_config(part)?;
     let weights = files.weights(part)?;
     let model = config.load(weights, device)?;
-    let read = |recorder: &Recorder| Inputs::read(recorder, device);
-    let inputs = read(recorder)?;
+    let inputs = Inputs::read(recorder, device)?;
     let embedded = model.embed_times(&inputs.times, inputs.further, device);
     recorder.check("r_embed", embedded, EXACT_BOUND);
     let tokens = model.embed_text(&inputs.conditions());
@@ -144,33 +140,31 @@ fn unet(
             Ok::<_, VerifyError>(has.and_then(|values| values.first().copied()).unwrap_or(0.0))
         };
         let further = [value("conditions.sca")?, value("conditions.crp")?];
-        let y = Inputs { further, ..read(recorder)?.first() }.predict(&model);
+        let y = Inputs { further, ..inputs.clone().first() }.predict(&model);
         recorder.check("conditions.y", y, DIFFUSION_BOUND);
     }
     if recorder.has("ends.y") {
-        let y = Inputs { times: recorder.values("ends.r")?, ..read(recorder)? }.predict(&model);
+        let y = Inputs { times: recorder.values("ends.r")?, ..inputs.clone() }.predict(&model);
         recorder.check("ends.y", y, DIFFUSION_BOUND);
     }
     if recorder.has("no_picture.y") {
-        let y = Inputs { images: None, ..read(recorder)? }.predict(&model);
+        let y = Inputs { images: None, ..inputs.clone() }.predict(&model);
         recorder.check("no_picture.y", y, DIFFUSION_BOUND);
     }
     if recorder.has("two_pictures.y") {
         let images = Some(recorder.tensor("two_pictures.clip_img", device)?);
-        let y = Inputs { images, ..read(recorder)? }.predict(&model);
+        let y = Inputs { images, ..inputs.clone() }.predict(&model);
         recorder.check("two_pictures.y", y, DIFFUSION_BOUND);
     }
     if recorder.has("pixels.y") {
         let pixels = Some(recorder.tensor("pixels.pixels", device)?);
-        let y = Inputs { pixels, ..read(recorder)? }.predict(&model);
+        let y = Inputs { pixels, ..inputs.clone() }.predict(&model);
         recorder.check("pixels.y", y, DIFFUSION_BOUND);
     }
     if recorder.has("uneven.y") {
-        let first = read(recorder)?.first();
-        let embedding = "uneven.effnet";
-        let embedding = recorder.has(embedding).then(|| recorder.tensor(embedding, device));
+        let embedding = recorder.optional("uneven.effnet", device)?;
         let x = recorder.tensor("uneven.x", device)?;
-        let inputs = Inputs { x, embedding: embedding.transpose()?, ..first };
+        let inputs = Inputs { x, embedding, ..inputs.clone().first() };
         let y = inputs.predict_observed(&model, recorder, "uneven.");
         recorder.check("uneven.y", y, DIFFUSION_BOUND);
     }
@@ -187,8 +181,7 @@ pub(super) fn changed_prior(
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: CascadeConfig = files.part_config(Part::CASCADE_PRIOR)?;
-    let model = config.load(files.weights(Part::CASCADE_PRIOR)?, device)?;
+    let (_, model) = files.load::<CascadeConfig>(Part::CASCADE_PRIOR, device)?;
     let y = Inputs::read(recorder, device)?.predict(&model);
     recorder.check("y", y, DIFFUSION_BOUND);
     Ok(())
@@ -211,8 +204,7 @@ pub(crate) fn vqgan(
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: VqganConfig = files.part_config(Part::CASCADE_VQGAN)?;
-    let model = config.load(files.weights(Part::CASCADE_VQGAN)?, device)?;
+    let (config, model) = files.load::<VqganConfig>(Part::CASCADE_VQGAN, device)?;
     let latents: Tensor<4> = recorder.tensor("latents", device)?;
     let encoded = model.encode(recorder.tensor("image", device)?, Statistics::Running);
     // diffusers leaves the scale of encoded pictures to the caller, the authors do not.
@@ -243,14 +235,12 @@ pub(crate) fn compressor(
     if !files.weights.contains_key(&Part::CASCADE_COMPRESSOR) {
         return Ok(());
     }
-    let config: CompressorConfig = files.part_config(Part::CASCADE_COMPRESSOR)?;
-    let model = config.load(files.weights(Part::CASCADE_COMPRESSOR)?, device)?;
+    let (_, model) = files.load::<CompressorConfig>(Part::CASCADE_COMPRESSOR, device)?;
     let picture = recorder.tensor("picture", device)?;
     let latents = model.forward(normalise(picture), Statistics::Running);
     recorder.check("latents", latents, DIFFUSION_BOUND);
     if files.weights.contains_key(&Part::CASCADE_PREVIEWER) && recorder.has("preview") {
-        let config: PreviewerConfig = files.part_config(Part::CASCADE_PREVIEWER)?;
-        let model = config.load(files.weights(Part::CASCADE_PREVIEWER)?, device)?;
+        let (_, model) = files.load::<PreviewerConfig>(Part::CASCADE_PREVIEWER, device)?;
         let preview = model.forward(recorder.tensor("latents", device)?);
         recorder.check("preview", preview, DIFFUSION_BOUND);
     }
@@ -271,8 +261,7 @@ pub(crate) fn image_encoder(
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: ImageEncoderConfig = files.part_config(Part::CASCADE_IMAGE_ENCODER)?;
-    let model = config.load(files.weights(Part::CASCADE_IMAGE_ENCODER)?, device)?;
+    let (_, model) = files.load::<ImageEncoderConfig>(Part::CASCADE_IMAGE_ENCODER, device)?;
     let path = format!("{}/{PREPARATION}", PipelineFolder::CASCADE_PRIOR.name);
     let preparation: PreparationConfig = files.config(&path)?;
     for number in recorder.stems(".picture") {

@@ -14,8 +14,8 @@ use wuerstchen::{
 };
 
 use super::networks::picture;
-use crate::compare::{Recorder, read};
-use crate::pictures::{BYTES_BOUND, SAMPLING_BOUND, keep, replay, slices};
+use crate::compare::Recorder;
+use crate::pictures::{SAMPLING_BOUND, check_picture, keep, replay, slices};
 use crate::report::VerifyError;
 
 /// What the goldens were asked for: `golden/pipeline.json` or `golden/combined.json`.
@@ -164,9 +164,7 @@ impl<'a> Studio<'a> {
         let repeats = count / prompts.len();
         let text = self.prior_text.guided(&prompts, &negative, repeats, run.guidance)?;
         self.check_texts(recorder, &name, &text);
-        let given = recorder.has(&name("image_embeds"));
-        let given = given.then(|| recorder.tensor::<3>(&name("image_embeds"), self.device));
-        let pictures = match given.transpose()? {
+        let pictures = match recorder.optional::<3>(&name("image_embeds"), self.device)? {
             Some(given) => Some(given.repeat_dim(0, count)),
             None => self.embed_pictures(run, count).await?,
         };
@@ -218,7 +216,7 @@ impl<'a> Studio<'a> {
         recorder.check_values(&name("latents"), &slices(&latents), SAMPLING_BOUND);
         let picture = self.pipeline.decode(result)?;
         recorder.check(&name("unclamped"), picture.clone(), SAMPLING_BOUND);
-        self.check_picture(recorder, &name("image_u8"), picture).await
+        check_picture(recorder, &name("image_u8"), picture.clamp(0.0, 1.0)).await
     }
 
     /// The image embedding that a run of the decoder starts from.
@@ -292,19 +290,6 @@ impl<'a> Studio<'a> {
         Ok(Some(embeddings.repeat_dim(0, count)))
     }
 
-    pub(super) async fn check_picture(
-        &self,
-        recorder: &mut Recorder<'_>,
-        name: &str,
-        picture: Tensor<4>,
-    ) -> Result<(), VerifyError> {
-        let picture = picture.clamp(0.0, 1.0);
-        let data = TensorData::new(read(picture.clone()).await?, picture.dims());
-        let rgb: Vec<u8> = Image::from_data(&data).into_iter().flat_map(|i| i.rgb).collect();
-        recorder.check_bytes(name, &rgb, BYTES_BOUND);
-        Ok(())
-    }
-
     /// Both stages in a row, with the noises in the order in which they are drawn.
     pub(super) async fn combined(
         &self,
@@ -359,7 +344,7 @@ impl<'a> Studio<'a> {
                 .await?;
             recorder.check(&name("latents"), result.clone(), SAMPLING_BOUND);
             let picture = self.pipeline.decode(result)?;
-            self.check_picture(recorder, &name("image_u8"), picture).await?;
+            check_picture(recorder, &name("image_u8"), picture.clamp(0.0, 1.0)).await?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The text encoder of both stages.
 
 use burn::prelude::*;
-use wuerstchen::{ModelFiles, Part, PartConfig, PooledTextConfig};
+use wuerstchen::{ModelFiles, Part, PooledTextConfig};
 
 use crate::compare::Recorder;
 use crate::report::VerifyError;
@@ -13,8 +13,7 @@ pub(crate) fn encoder(
     files: &ModelFiles,
     device: &Device,
 ) -> Result<(), VerifyError> {
-    let config: PooledTextConfig = files.part_config(Part::CASCADE_TEXT)?;
-    let model = config.load(files.weights(Part::CASCADE_TEXT)?, device)?;
+    let (config, model) = files.load::<PooledTextConfig>(Part::CASCADE_TEXT, device)?;
     let prompts = prompts(recorder, config.text.vocab_size)?;
     let embedding = model.forward_observed(&prompts, &mut |i, h| {
         recorder.check(&format!("hidden_states.{i}"), h.clone(), EXACT_BOUND);

@@ -87,6 +87,7 @@ impl Block {
 }
 
 /// Channels of the features of blocks, one of which is a residual block.
+#[cfg(feature = "gpu")]
 pub(crate) fn width(blocks: &[Block]) -> usize {
     let width = |block: &Block| match block {
         Block::Res(block) => Some(block.channelwise.contract.weight.dims()[1]),

@@ -8,6 +8,7 @@ mod resample;
 mod timestep_block;
 
 pub use attention_block::{Attention, AttentionBlock, AttentionBlockConfig, KeysAndValues};
+#[cfg(feature = "gpu")]
 pub(crate) use block::width;
 pub use block::{Block, Conditions, Kept, Observer};
 pub use linear::Folded;

@@ -123,14 +123,12 @@ impl Denoiser {
                 Prepared::Decoder(decoder.prepare(image, text.tokens, size))
             }
             Self::Cascade(cascade) => {
+                let pooled = text.pooled.expect("the family's text encoder pools");
                 let conditions = CascadeConditions {
-                    text_pooled: text.pooled.expect("the family's text encoder pools"),
                     text: Some(text.tokens),
                     images: pictures,
                     image_embedding,
-                    pixels: None,
-                    sca: 0.0,
-                    crp: 0.0,
+                    ..CascadeConditions::new(pooled)
                 };
                 Prepared::Cascade(cascade.prepare(&conditions, size))
             }

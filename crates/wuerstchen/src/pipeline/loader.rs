@@ -11,7 +11,6 @@ use crate::bundle::ModelFiles;
 use crate::card::PriorIndex;
 use crate::checkpoint::Checkpoint;
 use crate::compressor::CompressorConfig;
-use crate::config::ConfigError;
 use crate::error::LoadError;
 use crate::family::PipelineFolder;
 use crate::part::{Part, PartConfig};
@@ -36,11 +35,7 @@ impl PipelineLoader {
         let [prior_pipeline, decoder_pipeline] = family.pipelines;
         let models = Models::read(family, files, device)?;
         let prior_index: PriorIndex = files.index(prior_pipeline)?;
-        if !(1.0..=1e4).contains(&prior_index.resolution_multiple) {
-            let (field, found) = ("resolution_multiple", prior_index.resolution_multiple);
-            let error = ConfigError::new("model_index", field, "from 1 to 10000", found);
-            return Err(error.into());
-        }
+        prior_index.validate()?;
         let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
         let text = |pipeline, part, text| TextPart::init(&files.tokenizer(pipeline), part, text);
         let decoder_text = family.decoder_text.zip(models.decoder_text);
