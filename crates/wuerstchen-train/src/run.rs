@@ -143,8 +143,9 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// The store cannot write.
+    /// The store cannot write, or another program trains in it.
     pub fn start_from(&mut self, model: ModelFiles) -> Result<(), RunError> {
+        self.store.claim()?;
         let mut weights = model.weights;
         weights.retain(|&part, _| !self.store.contains(&weights_name(part)));
         self.write_weights(weights)?;
@@ -187,6 +188,7 @@ impl Run {
     ///
     /// [`RunError`] lists what can be wrong.
     pub fn train(&mut self, stage: StageName, start: Start) -> Result<ControlFlow<()>, RunError> {
+        self.store.claim()?;
         self.check_start(stage, &start)?;
         self.stops = false;
         self.write_config()?;
@@ -209,6 +211,7 @@ impl Run {
     ) -> Result<ControlFlow<()>, RunError> {
         let (folder, config) = (self.folder(stage), self.updates_of(stage).clone());
         let state = state_name(folder);
+        let resumes = matches!(start, Start::Resume);
         trainer = match start {
             Start::Anew => trainer,
             Start::Resume => match self.store.read(&state)? {
@@ -218,6 +221,9 @@ impl Run {
             Start::State { name, bytes } => trainer.restore(&name, bytes)?,
         };
         let first = trainer.steps_done();
+        if resumes {
+            self.forget_steps_after(folder, first)?;
+        }
         self.tell(&Event::Begin { stage, step: first, steps: config.steps });
         let (begun, mut saved) = (Instant::now(), Instant::now());
         // Steps in a row that changed nothing.
@@ -287,7 +293,23 @@ impl Run {
     fn log(&self, folder: &str, metrics: &Metrics, samples_per_sec: f64) -> Result<(), RunError> {
         let mut line = serde_json::to_value(metrics).expect("metrics are numbers");
         line["samples_per_sec"] = samples_per_sec.into();
-        Ok(self.store.append(&format!("{folder}/metrics.jsonl"), &line.to_string())?)
+        Ok(self.store.append(&metrics_name(folder), &line.to_string())?)
+    }
+
+    /// Removes the metrics of steps that were done after the state was saved, and that are now done again.
+    fn forget_steps_after(&self, folder: &str, step: u64) -> Result<(), RunError> {
+        let name = metrics_name(folder);
+        let Some(bytes) = self.store.read(&name)? else { return Ok(()) };
+        let is_kept = |line: &&str| {
+            let metrics: Option<serde_json::Value> = serde_json::from_str(line).ok();
+            metrics.and_then(|metrics| metrics["step"].as_u64()).is_some_and(|of| of <= step)
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let kept: String = text.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect();
+        if kept.len() < bytes.len() {
+            self.store.write(&name, kept.as_bytes())?;
+        }
+        Ok(())
     }
 
     fn pipeline(&self, trained: Weights) -> Result<Pipeline, RunError> {
@@ -346,6 +368,11 @@ impl Run {
 
 fn state_name(folder: &str) -> String {
     format!("{folder}/state.safetensors")
+}
+
+/// The file of a stage's metrics: a line of JSON for every step.
+fn metrics_name(folder: &str) -> String {
+    format!("{folder}/metrics.jsonl")
 }
 
 /// The file of a part's weights.
