@@ -256,6 +256,7 @@ impl Run {
             if last || stops || is_due {
                 self.store.write(&state, &trainer.save())?;
                 self.write_weights(weights(&trainer.averaged()))?;
+                self.write_texts()?;
                 saved = Instant::now();
                 self.tell(&Event::Saved);
             }
@@ -331,6 +332,14 @@ impl Run {
         Ok(())
     }
 
+    /// Writes the configs beside the weights, so that a model opens while it is trained, too.
+    fn write_texts(&self) -> Result<(), RunError> {
+        for (path, text) in self.recipe.texts() {
+            self.store.write(&format!("{RUN_MODEL}/{path}"), text.as_bytes())?;
+        }
+        Ok(())
+    }
+
     fn write_weights(&self, weights: Weights) -> Result<(), RunError> {
         for (&part, checkpoint) in &weights {
             let bytes = Checkpoint::write([(String::new(), checkpoint)], WeightDtype::F32, None)?;
@@ -358,9 +367,7 @@ impl Run {
     /// The store cannot read or write.
     pub fn write_model(&self) -> Result<ModelFiles, RunError> {
         let files = self.recipe.model_files(self.read_weights()?, &self.device);
-        for (path, text) in &files.texts {
-            self.store.write(&format!("{RUN_MODEL}/{path}"), text.as_bytes())?;
-        }
+        self.write_texts()?;
         self.store.write(BUNDLE, &files.to_bundle(WeightDtype::F16)?)?;
         Ok(files)
     }
