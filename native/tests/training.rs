@@ -55,6 +55,9 @@ fn the_smoke_preset_trains_a_model_that_generates() {
     let counts = ["\u{4}loss", "\u{9}grad_norm", "brain.Event:2", "\u{7}samples", "IHDR"];
     assert_eq!(counts.map(|tag| count(tag.as_bytes())), [30, 30, 1, 1, 1]);
 
+    let report = fs::read_to_string(folder.join("run/report.html")).unwrap();
+    assert_eq!((report.matches("<svg").count(), report.matches("<img").count()), (9, 3));
+
     for model in ["run/model", "run/model.safetensors"] {
         let model = folder.join(model).display().to_string();
         let picture = folder.join("out.png").display().to_string();

@@ -29,6 +29,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Side of the training pictures in pixels.
     pub image_size: usize,
+    /// What the machine takes while it trains, in watts, for the energy in the run's report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watts: Option<f64>,
     /// The corpus.
     #[serde(default)]
     pub corpus: CorpusConfig,
@@ -240,6 +243,9 @@ impl TrainConfig {
         if let Some(scale) = model.embedding_scale {
             positive("training", "embedding_scale", scale)?;
         }
+        if let Some(watts) = self.watts {
+            positive("training", "watts", watts)?;
+        }
         if self.image_size > MAX_SIDE {
             let expected = format!("at most {MAX_SIDE}");
             return Err(ConfigError::new("training", "image_size", expected, self.image_size));
@@ -404,6 +410,7 @@ mod tests {
             (|config| config.b.embedding_drop = 2.0, "embedding_drop"),
             (|config| config.b.embedding_noise = 2.0, "embedding_noise"),
             (|config| config.c.text_loss = f64::INFINITY, "stage c config: text_loss"),
+            (|config| config.watts = Some(0.0), "training config: watts"),
             (|config| config.c.diffusion.p2_k = -1.0, "p2_k"),
             (|config| config.b.diffusion.time_shift = 0.0, "time_shift"),
             (

@@ -13,6 +13,7 @@ mod lots;
 mod muon;
 pub mod optimizer;
 pub mod recipe;
+mod report;
 mod rows;
 pub mod run;
 pub mod shapes;

@@ -17,6 +17,7 @@ pub use self::error::RunError;
 use crate::config::{StageName, UpdateConfig};
 use crate::corpus::Source;
 use crate::recipe::{Recipe, Weights};
+use crate::report::report;
 use crate::stages::Stage;
 use crate::store::Store;
 use crate::tensorboard;
@@ -30,6 +31,9 @@ const MAX_SKIPPED: u32 = 100;
 
 /// Pictures in a row of a sample grid.
 const GRID_SIDE: usize = 8;
+
+/// The page that shows how the run went.
+const REPORT: &str = "report.html";
 
 /// The file of the whole model.
 const BUNDLE: &str = "model.safetensors";
@@ -368,8 +372,8 @@ impl Run {
         Ok(weights)
     }
 
-    /// Writes the configs beside the weights, and the whole model as one file. Parts that are not trained have
-    /// random weights.
+    /// Writes the configs beside the weights, the whole model as one file, and the run's report. Parts that are not
+    /// trained have random weights.
     ///
     /// # Errors
     ///
@@ -378,7 +382,21 @@ impl Run {
         let files = self.recipe.model_files(self.read_weights()?, &self.device);
         self.write_texts()?;
         self.store.write(BUNDLE, &files.to_bundle(WeightDtype::F16)?)?;
+        self.write_report()?;
         Ok(files)
+    }
+
+    fn write_report(&self) -> Result<(), RunError> {
+        let config = &self.recipe.config;
+        let titles = [
+            (StageName::A, "a", "Stage A"),
+            (StageName::B, "b", "Stage B and the compressor"),
+            (StageName::B, "b-frozen", "Stage B"),
+            (StageName::C, "c", "Stage C"),
+        ];
+        let stages =
+            titles.map(|(name, folder, title)| (folder, title, self.updates_of(name).batch_size));
+        Ok(self.store.write(REPORT, report(config, &stages, &*self.store)?.as_bytes())?)
     }
 }
 
