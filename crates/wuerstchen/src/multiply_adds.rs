@@ -5,6 +5,7 @@
 use crate::decoder::DecoderConfig;
 use crate::prior::PriorConfig;
 use crate::text::TextEncoderConfig;
+use crate::token_decoder::TokenDecoderConfig;
 use crate::vqgan::VqganConfig;
 
 fn res_block(pixels: usize, channels: usize, kernel: usize) -> usize {
@@ -49,6 +50,32 @@ impl DecoderConfig {
                 let next = self.c_hidden[level + 1];
                 // The U-Net skip of the first block on the way up, and both changes of resolution.
                 total += pixels(level) * c * 4 * c + 2 * pixels(level + 1) * 4 * c * next;
+            }
+        }
+        total
+    }
+}
+
+impl TokenDecoderConfig {
+    /// Multiply-adds of the logits of `[height, width]` tokens with `conditions` cells of the image embedding and
+    /// text tokens.
+    pub fn multiply_adds(&self, [height, width]: [usize; 2], conditions: usize) -> usize {
+        let patch = self.patch_size * self.patch_size;
+        let pixels = |level: usize| height * width / (patch << (2 * level));
+        let mut total = conditions * self.byt5_embd.max(self.effnet_embd) * self.c_cond
+            + 2 * pixels(0) * self.c_hidden[0] * patch * self.c_in
+            + height * width * self.c_out * self.num_labels;
+        for (level, &c) in self.c_hidden.iter().enumerate() {
+            let blocks = |letter| self.letters(level).matches(letter).count() * self.blocks[level];
+            let way = blocks('C') * res_block(pixels(level), c, self.kernel_size)
+                + blocks('T') * 2 * c * self.c_r
+                + blocks('A') * attention_block(pixels(level), conditions, c, self.c_cond);
+            total += 2 * way;
+            if level + 1 < self.levels() {
+                let next = self.c_hidden[level + 1];
+                // The second channel of the skip's convolution, and both changes of resolution.
+                total += pixels(level) * c * self.kernel_size * self.kernel_size
+                    + 2 * pixels(level + 1) * 4 * c * next;
             }
         }
         total
