@@ -6,6 +6,7 @@ use burn::prelude::*;
 use wuerstchen::Schedule;
 use wuerstchen::noise::Philox;
 use wuerstchen::sampler::add_noise;
+use wuerstchen::schedule::{TIME_SPREAD, training_time};
 
 /// Values of the same shape for every sample of a batch, in main memory, so that any thread can make them
 /// and any device take a part of them.
@@ -52,11 +53,9 @@ pub(crate) struct Noise {
 impl Noise {
     /// Draws times and noise for latents of the given shape.
     ///
-    /// Times are `clamp((1 − U)·1.08 + 0.001, 0.001, 1)`: 7.5 % of them are pure noise.
-    ///
-    /// Source: `train_stage_C.py` of dome272/Wuerstchen.
+    /// Times are those of [`training_time`].
     pub(crate) fn draw(rng: &mut Philox, count: usize, shape: [usize; 3]) -> Self {
-        let time = |_| ((1.0 - rng.uniform()) * 1.08 + 0.001).clamp(0.001, 1.0);
+        let time = |_| training_time(rng.uniform(), TIME_SPREAD);
         let times = (0..count).map(time).collect();
         Self { times, values: Rows::noise(rng, count, shape) }
     }
