@@ -160,7 +160,7 @@ impl PartConfig for TokenDecoderConfig {
         let tokens = Initializer::Normal { mean: 0.0, std };
         let in_mapper: Param<Tensor<2>> = tokens.init([self.num_labels, self.c_in], device);
         // Both ends start alike, and are trained apart.
-        let outputs = in_mapper.val().detach().transpose();
+        let outputs = in_mapper.val().transpose().detach();
         TokenDecoder {
             byt5_mapper: condition_mapper(self.byt5_embd, self.c_cond, device),
             effnet_mapper: condition_mapper(self.effnet_embd, self.c_cond, device),
