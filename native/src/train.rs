@@ -178,6 +178,7 @@ pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig
     let text = read_text(path).context("cannot read the config")?;
     let mut table: toml::Table =
         text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
+    let fits_unchanged = TrainConfig::from_table(table.clone()).is_ok();
     for change in changes {
         let (key, value) = change
             .split_once('=')
@@ -187,6 +188,9 @@ pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig
     }
     TrainConfig::from_table(table).map_err(|error| match error {
         ReadConfigError::Config(error) => usage(&error.into()),
+        ReadConfigError::Toml(error) if fits_unchanged => {
+            usage(&anyhow!("--set {}: {}", changes.join(" --set "), error.message()))
+        }
         error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
     })
 }

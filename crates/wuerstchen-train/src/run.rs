@@ -142,8 +142,9 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// The store cannot write.
+    /// The store cannot write, or another program trains in it.
     pub fn start_from(&mut self, model: ModelFiles) -> Result<(), RunError> {
+        self.store.claim()?;
         let decoder = &self.recipe.config.model.decoder;
         let given = decoder
             .parts()
@@ -190,6 +191,7 @@ impl Run {
     ///
     /// [`RunError`] lists what can be wrong.
     pub fn train(&mut self, stage: StageName, start: Start) -> Result<ControlFlow<()>, RunError> {
+        self.store.claim()?;
         self.check_start(stage, &start)?;
         self.stops = false;
         self.write_config()?;
@@ -212,6 +214,7 @@ impl Run {
     ) -> Result<ControlFlow<()>, RunError> {
         let (folder, config) = (self.folder(stage), self.updates_of(stage).clone());
         let state = state_name(folder);
+        let resumes = matches!(start, Start::Resume);
         trainer = match start {
             Start::Anew => trainer,
             Start::Resume => match self.store.read(&state)? {
@@ -221,6 +224,9 @@ impl Run {
             Start::State { name, bytes } => trainer.restore(&name, bytes)?,
         };
         let first = trainer.steps_done();
+        if resumes {
+            self.forget_steps_after(folder, first)?;
+        }
         self.tell(&Event::Begin { stage, step: first, steps: config.steps });
         let (begun, mut saved) = (Instant::now(), Instant::now());
         // Steps in a row that changed nothing.
@@ -253,6 +259,7 @@ impl Run {
             if last || stops || is_due {
                 self.store.write(&state, &trainer.save())?;
                 self.write_weights(weights(&trainer.averaged()))?;
+                self.write_texts()?;
                 saved = Instant::now();
                 self.tell(&Event::Saved);
             }
@@ -290,7 +297,23 @@ impl Run {
     fn log(&self, folder: &str, metrics: &Metrics, samples_per_sec: f64) -> Result<(), RunError> {
         let mut line = serde_json::to_value(metrics).expect("metrics are numbers");
         line["samples_per_sec"] = samples_per_sec.into();
-        Ok(self.store.append(&format!("{folder}/metrics.jsonl"), &line.to_string())?)
+        Ok(self.store.append(&metrics_name(folder), &line.to_string())?)
+    }
+
+    /// Removes the metrics of steps that were done after the state was saved, and that are now done again.
+    fn forget_steps_after(&self, folder: &str, step: u64) -> Result<(), RunError> {
+        let name = metrics_name(folder);
+        let Some(bytes) = self.store.read(&name)? else { return Ok(()) };
+        let is_kept = |line: &&str| {
+            let metrics: Option<serde_json::Value> = serde_json::from_str(line).ok();
+            metrics.and_then(|metrics| metrics["step"].as_u64()).is_some_and(|of| of <= step)
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let kept: String = text.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect();
+        if kept.len() < bytes.len() {
+            self.store.write(&name, kept.as_bytes())?;
+        }
+        Ok(())
     }
 
     fn pipeline(&self, trained: Weights) -> Result<Pipeline, RunError> {
@@ -308,6 +331,14 @@ impl Run {
         let folder = self.recipe.config.model.decoder.family().pipelines[0].tokenizer();
         for (file, text) in self.recipe.tokenizer.named() {
             self.store.write(&format!("{RUN_MODEL}/{folder}/{file}"), text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Writes the configs beside the weights, so that a model opens while it is trained, too.
+    fn write_texts(&self) -> Result<(), RunError> {
+        for (path, text) in self.recipe.texts() {
+            self.store.write(&format!("{RUN_MODEL}/{path}"), text.as_bytes())?;
         }
         Ok(())
     }
@@ -344,9 +375,7 @@ impl Run {
     /// The store cannot read or write.
     pub fn write_model(&self) -> Result<ModelFiles, RunError> {
         let files = self.recipe.model_files(self.read_weights()?, &self.device);
-        for (path, text) in &files.texts {
-            self.store.write(&format!("{RUN_MODEL}/{path}"), text.as_bytes())?;
-        }
+        self.write_texts()?;
         self.store.write(BUNDLE, &files.to_bundle(WeightDtype::F16)?)?;
         Ok(files)
     }
@@ -354,4 +383,9 @@ impl Run {
 
 fn state_name(folder: &str) -> String {
     format!("{folder}/state.safetensors")
+}
+
+/// The file of a stage's metrics: a line of JSON for every step.
+fn metrics_name(folder: &str) -> String {
+    format!("{folder}/metrics.jsonl")
 }

@@ -14,7 +14,7 @@ use crate::blocks::{
     condition_mapper, embed, linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, PerLevel, heads_divide, positive};
+use crate::config::{ConfigError, PerLevel, heads_divide, layers, size};
 use crate::decoder::{LevelConfig, level_of_weights};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
@@ -110,7 +110,7 @@ impl PartConfig for TokenDecoderConfig {
             ("byt5_embd", self.byt5_embd),
             ("c_hidden", self.levels()),
         ] {
-            positive(PART, field, value)?;
+            size(PART, field, value)?;
         }
         if self.c_out != self.c_in {
             let expected = format!("{} as c_in", self.c_in);
@@ -236,8 +236,8 @@ impl TokenDecoderConfig {
 
     fn validate_level(&self, level: usize) -> Result<(), ConfigError> {
         let letters = self.letters(level);
-        positive(PART, "c_hidden", self.c_hidden[level])?;
-        positive(PART, "blocks", self.blocks[level])?;
+        size(PART, "c_hidden", self.c_hidden[level])?;
+        layers(PART, "blocks", self.blocks[level])?;
         if !letters.contains('C') || !letters.chars().all(|letter| "CTA".contains(letter)) {
             let expected = "letters C, T, A, a C among them";
             return Err(ConfigError::new(PART, "level_config", expected, letters));

@@ -7,7 +7,6 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
 use wuerstchen::noise::Philox;
-use wuerstchen::schedule::{TIME_SPREAD, training_time};
 use wuerstchen::text::TokenIds;
 use wuerstchen::tokens::{LEAST_WEIGHT, cross_entropy, loss_weight, replaced, weighted_means};
 use wuerstchen::{Compressor, Statistics, TextEncoder, TokenDecoder, Vqgan, compressor};
@@ -17,7 +16,7 @@ use super::c::guess_error;
 use super::{Cache, Stage, captions, image_embeddings};
 use crate::config::{StageBConfig, TrainConfig};
 use crate::corpus::{Corpus, CorpusError};
-use crate::rows::Rows;
+use crate::rows::{Rows, draw_times};
 
 /// What Stage B trains: the decoder, the text encoder and the semantic compressor.
 #[derive(Module, Debug)]
@@ -125,8 +124,7 @@ impl Stage for StageBTokens {
         let (count, area) = (samples.len(), self.side * self.side);
         let changes = Changes::draw(&self.config, rng, count, self.embedding_shape);
         let captions = captions(&self.corpus, &self.config.diffusion, &samples, rng)?;
-        let times: Vec<f32> =
-            (0..count).map(|_| training_time(rng.uniform(), TIME_SPREAD)).collect();
+        let times = draw_times(rng, count, self.config.diffusion.time_shift);
         let mut mask = Vec::with_capacity(count * area);
         for &t in &times {
             let uniform: Vec<f32> = (0..area).map(|_| rng.uniform()).collect();
