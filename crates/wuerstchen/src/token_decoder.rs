@@ -200,12 +200,12 @@ impl PartConfig for TokenDecoderConfig {
             let level = config.levels();
             let first = format!("down_blocks.{level}.{}.depthwise.weight", usize::from(level > 0));
             let channels = weights.side(&first, 0)?;
-            config.nhead.push(match letters.contains('A') {
-                true if channels.is_multiple_of(HEAD_CHANNELS) => {
-                    i64::try_from(channels / HEAD_CHANNELS).ok()?
-                }
-                true => return None,
-                false => -1,
+            config.nhead.push(if !letters.contains('A') {
+                -1
+            } else if channels.is_multiple_of(HEAD_CHANNELS) {
+                i64::try_from(channels / HEAD_CHANNELS).ok()?
+            } else {
+                return None;
             });
             config.c_hidden.push(channels);
             config.blocks.push(repeats);
