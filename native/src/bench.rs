@@ -98,19 +98,20 @@ impl Bench {
         let [prior_input, decoder_input] = [text(prior_width), text(decoder_width)];
         let prior_secs = self.time(|| prior.forward(x.clone(), &[0.5], prior_input.clone()));
         let (size, cells) = ([latents; 2], embedding * embedding);
-        let (decoder_secs, decoder_macs) = match &model.decoder {
+        let decoder_macs = model.decoder.multiply_adds(size, tokens, cells);
+        let decoder_secs = match &model.decoder {
             StageBModel::Latents(config) => {
                 let decoder = config.init(device);
                 let predict =
                     || decoder.forward(z.clone(), &[0.5], x.clone(), decoder_input.clone());
-                (self.time(predict), config.multiply_adds(size, tokens))
+                self.time(predict)
             }
             StageBModel::Tokens(config) => {
                 let (decoder, x) = (config.init(device), x.clone());
                 let z = Tensor::<3, Int>::zeros([1, latents, latents], device);
                 let text = Some(decoder_input.clone());
                 let predict = || decoder.forward(z.clone(), &[0.5], x.clone(), text.clone());
-                (self.time(predict), config.multiply_adds(size, cells + tokens))
+                self.time(predict)
             }
         };
         let vqgan_secs = self.time(|| vqgan.decode(z.clone()));

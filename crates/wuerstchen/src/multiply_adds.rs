@@ -134,17 +134,18 @@ impl CompressorConfig {
         for stage in &self.stages {
             for layer in 0..stage.layers {
                 let (inner, output) = (stage.expand * input, stage.channels);
+                let area = stage.kernel * stage.kernel;
                 let before = sides[0] * sides[1];
                 if layer == 0 {
                     sides = sides.map(|side| side.div_ceil(stage.stride));
                 }
                 let pixels = sides[0] * sides[1];
                 total += match stage.block {
-                    BlockKind::Fused if stage.expand == 1 => pixels * 9 * input * output,
-                    BlockKind::Fused => pixels * inner * (9 * input + output),
+                    BlockKind::Fused if stage.expand == 1 => pixels * area * input * output,
+                    BlockKind::Fused => pixels * inner * (area * input + output),
                     BlockKind::Inverted => {
                         let squeezed = 2 * inner * (input / 4).max(1);
-                        before * input * inner + pixels * inner * (9 + output) + squeezed
+                        before * input * inner + pixels * inner * (area + output) + squeezed
                     }
                 };
                 input = output;

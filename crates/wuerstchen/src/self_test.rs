@@ -105,13 +105,11 @@ impl SelfTest {
         ];
         let of_tokens = if pipeline.has_tokens() { TOKEN_BOUND } else { BOUND };
         let bounds = [BOUND, of_tokens, of_tokens];
-        let check =
-            |((name, expected), (found, bound)): ((&'static str, &Vec<f32>), (&Vec<f32>, f64))| {
-                let relative = relative_error(found, expected);
-                SelfTestCheck { name, relative, bound, ok: relative <= bound }
-            };
-        let checks: Vec<_> =
-            expected.into_iter().zip(found.iter().zip(bounds)).map(check).collect();
+        let mut checks = Vec::new();
+        for (((name, expected), found), bound) in expected.into_iter().zip(&found).zip(bounds) {
+            let relative = relative_error(found, expected);
+            checks.push(SelfTestCheck { name, relative, bound, ok: relative <= bound });
+        }
         let max_error = checks.iter().fold(0.0f64, |max, check| max.max(check.relative));
         Ok(SelfTestReport { ok: checks.iter().all(|check| check.ok), max_error, checks })
     }

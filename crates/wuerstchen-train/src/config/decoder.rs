@@ -42,6 +42,15 @@ impl StageBModel {
         }
     }
 
+    /// Multiply-adds of one prediction of `[height, width]` latents or tokens, with so many tokens of text and cells
+    /// of the image embedding.
+    pub fn multiply_adds(&self, size: [usize; 2], text: usize, cells: usize) -> usize {
+        match self {
+            Self::Latents(config) => config.multiply_adds(size, text),
+            Self::Tokens(config) => config.multiply_adds(size, cells + text),
+        }
+    }
+
     /// Checks what the architecture needs of the sizes.
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         match self {
