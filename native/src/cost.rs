@@ -74,9 +74,9 @@ pub(crate) fn run(args: &CostArgs) -> Result<()> {
 }
 
 fn text(lines: &[Line]) -> String {
-    let mut rows = vec![format!("{:<22}{:<22}{:<44}{:>12}", "model", "work", "part", "GMAC")];
+    let mut rows = vec![format!("{:<22}{:<22}{:<44}{:>14}", "model", "work", "part", "GMAC")];
     let row = |model: &str, work: &str, part: &str, multiply_adds: usize| {
-        format!("{model:<22}{work:<22}{part:<44}{:>12.2}", multiply_adds as f64 / 1e9)
+        format!("{model:<22}{work:<22}{part:<44}{:>14.4}", multiply_adds as f64 / 1e9)
     };
     for group in lines.chunk_by(|a, b| a.model == b.model && a.work == b.work) {
         let [first, ..] = group else { continue };

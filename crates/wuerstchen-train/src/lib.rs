@@ -18,6 +18,7 @@ pub mod run;
 pub mod shapes;
 pub mod stages;
 pub mod store;
+mod tensorboard;
 pub mod tokenizer;
 pub mod trainer;
 

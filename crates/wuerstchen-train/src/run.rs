@@ -5,7 +5,7 @@ mod stages;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use burn::tensor::Device;
 use wuerstchen::{
@@ -18,6 +18,7 @@ use crate::corpus::Source;
 use crate::recipe::{Recipe, Weights};
 use crate::stages::Stage;
 use crate::store::Store;
+use crate::tensorboard;
 use crate::trainer::{Metrics, Trainer};
 
 /// Time between saved states.
@@ -229,6 +230,10 @@ impl Run {
         }
         self.tell(&Event::Begin { stage, step: first, steps: config.steps });
         let (begun, mut saved) = (Instant::now(), Instant::now());
+        // TensorBoard takes the files of one folder for one run, and of a step the last that is told.
+        let now = seconds_since_1970();
+        let events = format!("{folder}/events.out.tfevents.{now:.0}");
+        self.store.append(&events, &tensorboard::header(now))?;
         // Steps in a row that changed nothing.
         let mut skipped = 0;
         while !trainer.is_done() {
@@ -242,6 +247,7 @@ impl Run {
             let samples = (metrics.step - first) * config.batch_size as u64;
             let samples_per_sec = samples as f64 / begun.elapsed().as_secs_f64();
             self.log(folder, &metrics, samples_per_sec)?;
+            self.store.append(&events, &events_of(&metrics, samples_per_sec))?;
             skipped = if metrics.applied { 0 } else { skipped + 1 };
             if skipped == MAX_SKIPPED {
                 return Err(RunError::Diverged { stage, steps: MAX_SKIPPED, step: metrics.step });
@@ -253,6 +259,9 @@ impl Run {
                 let grid = Image::grid(&sample(self, &trainer.averaged())?, GRID_SIDE);
                 let png = grid.to_png().map_err(|error| RunError::Picture(error.to_string()))?;
                 self.store.write(&format!("{folder}/samples-{:06}.png", metrics.step), &png)?;
+                let (size, now) = ([grid.width, grid.height], seconds_since_1970());
+                let picture = tensorboard::picture(metrics.step, now, "samples", &png, size);
+                self.store.append(&events, &picture)?;
             }
             // What was saved before the steps were skipped is where a run that diverges can go on from.
             let is_due = saved.elapsed() >= SAVE_EVERY && skipped == 0;
@@ -297,7 +306,7 @@ impl Run {
     fn log(&self, folder: &str, metrics: &Metrics, samples_per_sec: f64) -> Result<(), RunError> {
         let mut line = serde_json::to_value(metrics).expect("metrics are numbers");
         line["samples_per_sec"] = samples_per_sec.into();
-        Ok(self.store.append(&metrics_name(folder), &line.to_string())?)
+        Ok(self.store.append(&metrics_name(folder), format!("{line}\n").as_bytes())?)
     }
 
     /// Removes the metrics of steps that were done after the state was saved, and that are now done again.
@@ -379,6 +388,22 @@ impl Run {
         self.store.write(BUNDLE, &files.to_bundle(WeightDtype::F16)?)?;
         Ok(files)
     }
+}
+
+/// The metrics of an update for TensorBoard.
+fn events_of(metrics: &Metrics, samples_per_sec: f64) -> Vec<u8> {
+    let values = [
+        ("loss", metrics.loss),
+        ("grad_norm", metrics.grad_norm),
+        ("learning_rate", metrics.learning_rate),
+        ("samples_per_sec", samples_per_sec),
+        ("data_wait", metrics.data_wait),
+    ];
+    tensorboard::scalars(metrics.step, seconds_since_1970(), &values)
+}
+
+fn seconds_since_1970() -> f64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |time| time.as_secs_f64())
 }
 
 fn state_name(folder: &str) -> String {
