@@ -243,6 +243,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// As [`Self::check_values`], of those values alone that `counts` says; all are written.
+    #[cfg(feature = "train")]
     pub(crate) fn check_where(&mut self, name: &str, ours: &[f32], counts: &[bool], bound: f64) {
         let golden = self.golden.values(name).unwrap_or_default();
         if ours.len() != golden.len() || ours.len() != counts.len() {

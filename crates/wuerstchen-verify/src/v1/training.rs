@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::prelude::*;
-use burn::tensor::Gradients;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::sampler::add_noise;
 use wuerstchen::schedule::{TIME_SPREAD, training_time};
 use wuerstchen::tokens::{
     LEAST_WEIGHT, cross_entropy, loss_weight, replace, replaced, weighted_means,
 };
-use wuerstchen::weights::{gradients as named_gradients, tensors};
+use wuerstchen::weights::gradients as named_gradients;
+#[cfg(feature = "train")]
+use wuerstchen::weights::tensors;
 use wuerstchen::{
     Compressor, CompressorConfig, KeyTable, ModelFiles, Part, PartConfig, PerLevel, Schedule,
     Statistics, TokenDecoder, TokenDecoderConfig,
@@ -290,7 +291,7 @@ fn check_gradients(
 
 /// One step of our optimizer with the authors' settings.
 #[cfg(feature = "train")]
-fn step<M: Module>(model: M, gradients: &Gradients) -> M {
+fn step<M: Module>(model: M, gradients: &burn::tensor::Gradients) -> M {
     use wuerstchen_train::optimizer::{Optimizer, OptimizerConfig, collect_gradients};
 
     let config = OptimizerConfig { beta2: 0.95, ..OptimizerConfig::default() };
