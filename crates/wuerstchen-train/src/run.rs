@@ -9,8 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use burn::tensor::Device;
 use wuerstchen::{
-    Checkpoint, Family, Image, ModelFiles, Part, Pipeline, PipelineFolder, RUN_CONFIG, RUN_MODEL,
-    Residency, WeightDtype,
+    Checkpoint, Image, ModelFiles, Part, Pipeline, RUN_CONFIG, RUN_MODEL, Residency, WeightDtype,
 };
 
 pub use self::error::RunError;
@@ -151,8 +150,12 @@ impl Run {
     /// The store cannot write, or another program trains in it.
     pub fn start_from(&mut self, model: ModelFiles) -> Result<(), RunError> {
         self.store.claim()?;
-        let mut weights = model.weights;
-        weights.retain(|&part, _| !self.store.contains(&weights_name(part)));
+        let decoder = &self.recipe.config.model.decoder;
+        let given = decoder
+            .parts()
+            .filter_map(|part| Some((part, model.weights.get(&decoder.part(part))?.clone())));
+        let mut weights: Weights = given.collect();
+        weights.retain(|&part, _| !self.store.contains(&self.weights_name(part)));
         self.write_weights(weights)?;
         self.warm = true;
         Ok(())
@@ -338,7 +341,7 @@ impl Run {
     /// Writes the tokenizer before anything is trained: captions that come later must not change the numbers
     /// of the tokens.
     fn write_tokenizer(&self) -> Result<(), RunError> {
-        let folder = PipelineFolder::PRIOR.tokenizer();
+        let folder = self.recipe.config.model.decoder.family().pipelines[0].tokenizer();
         for (file, text) in self.recipe.tokenizer.named() {
             self.store.write(&format!("{RUN_MODEL}/{folder}/{file}"), text.as_bytes())?;
         }
@@ -353,10 +356,15 @@ impl Run {
         Ok(())
     }
 
+    /// The file of the weights of what does in the run's family what a part of v2 does.
+    fn weights_name(&self, part: Part) -> String {
+        format!("{RUN_MODEL}/{}", self.recipe.config.model.decoder.part(part).weights_path())
+    }
+
     fn write_weights(&self, weights: Weights) -> Result<(), RunError> {
         for (&part, checkpoint) in &weights {
             let bytes = Checkpoint::write([(String::new(), checkpoint)], WeightDtype::F32, None)?;
-            self.store.write(&weights_name(part), &bytes)?;
+            self.store.write(&self.weights_name(part), &bytes)?;
         }
         Ok(())
     }
@@ -364,8 +372,8 @@ impl Run {
     /// The weights that the run has trained so far.
     fn read_weights(&self) -> Result<Weights, RunError> {
         let mut weights = Weights::new();
-        for &part in Family::WUERSTCHEN.parts {
-            if let Some(bytes) = self.store.read(&weights_name(part))? {
+        for part in self.recipe.config.model.decoder.parts() {
+            if let Some(bytes) = self.store.read(&self.weights_name(part))? {
                 weights.insert(part, Checkpoint::parse(part.folder(), Arc::new(bytes))?);
             }
         }
@@ -423,9 +431,4 @@ fn state_name(folder: &str) -> String {
 /// The file of a stage's metrics: a line of JSON for every step.
 fn metrics_name(folder: &str) -> String {
     format!("{folder}/metrics.jsonl")
-}
-
-/// The file of a part's weights.
-fn weights_name(part: Part) -> String {
-    format!("{RUN_MODEL}/{}", part.weights_path())
 }
