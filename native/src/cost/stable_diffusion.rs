@@ -82,10 +82,10 @@ impl StableDiffusion {
         total += 2 * conv(3, LATENTS, WIDTHS[0], pixels(0));
         let mut width = WIDTHS[0];
         let mut skips = vec![width];
-        for level in 0..=last {
+        for (level, &wide) in WIDTHS.iter().enumerate() {
             for _ in 0..BLOCKS {
                 total += block(width, level);
-                width = WIDTHS[level];
+                width = wide;
                 skips.push(width);
             }
             if level < last {
