@@ -2,6 +2,7 @@
 
 mod art;
 mod bench;
+mod cache;
 mod devices;
 mod eval;
 mod export;
@@ -54,7 +55,7 @@ enum Command {
     Reconstruct(reconstruct::ReconstructArgs),
     /// Tell how a picture was made, or what is in a model
     Inspect(inspect::InspectArgs),
-    /// Train a model: Stage A, then B with the compressor, then C
+    /// Train a model: Stage A, then B with the compressor, then C; or fine-tune one
     Train(train::TrainArgs),
     /// Write a model in another form
     Export(export::ExportArgs),

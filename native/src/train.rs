@@ -2,6 +2,7 @@
 
 mod corpus;
 mod progress;
+mod tune;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,8 @@ use crate::usage;
 /// Arguments of `wuerstchen train`.
 #[derive(Args)]
 pub(crate) struct TrainArgs {
-    /// Which stage; `all` trains A, then B with the compressor, then C
+    /// Which stage; `all` trains A, then B with the compressor, then C; `lora`, and `c` with --model,
+    /// fine-tune Stage C of an existing model
     stage: Stages,
     /// The run's TOML file
     #[arg(short, long)]
@@ -50,6 +52,13 @@ pub(crate) struct TrainArgs {
     /// that the run has trained are its own
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
+    /// The model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
+    #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
+    model: Option<PathBuf>,
+    /// Where fine-tuning keeps image embeddings and texts, for all runs
+    /// [default: wuerstchen/tune in the user's cache]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     /// Save and stop after this many seconds
     #[arg(long)]
     max_seconds: Option<u64>,
@@ -68,6 +77,7 @@ enum Stages {
     B,
     C,
     All,
+    Lora,
 }
 
 impl Stages {
@@ -75,13 +85,31 @@ impl Stages {
         match self {
             Self::A => &[StageName::A],
             Self::B => &[StageName::B],
-            Self::C => &[StageName::C],
+            Self::C | Self::Lora => &[StageName::C],
             Self::All => &StageName::ALL,
         }
     }
 }
 
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
+    match (args.stage, &args.model) {
+        (Stages::Lora, _) | (Stages::C, Some(_)) => tune::run(args),
+        (_, Some(_)) => {
+            let error =
+                anyhow!("--model is for train lora and train c; --init starts from a model");
+            Err(usage(&error))
+        }
+        _ => train(args),
+    }
+}
+
+/// When the run has to stop.
+fn deadline(args: &TrainArgs) -> Option<Instant> {
+    args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs))
+}
+
+/// Trains a model of the config's sizes.
+fn train(args: &TrainArgs) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
     config.validate().map_err(|error| usage(&error.into()))?;
     if let (Stages::All, Some(path)) = (args.stage, args.resume.as_deref())
@@ -129,7 +157,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     if args.dry_run {
         return describe(&recipe, &corpus, &output);
     }
-    let deadline = args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs));
+    let deadline = deadline(args);
     let store = Arc::new(store::Folder::new(&output));
     let mut run = Run::new(recipe, corpus.source(), store, choose(args.device)?.device);
     let start = |&stage| Ok((stage, start(args)?));
@@ -178,6 +206,20 @@ fn with_remedy(error: RunError) -> anyhow::Error {
 
 /// Reads the config and applies `KEY=VALUE` changes.
 pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
+    let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
+    let table = read_table(path, changes, &fits)?;
+    TrainConfig::from_table(table).map_err(|error| match error {
+        ReadConfigError::Config(error) => usage(&error.into()),
+        error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
+    })
+}
+
+/// Reads a config as a table and applies `KEY=VALUE` changes; `fits` says whether a table is a config.
+fn read_table(
+    path: &Path,
+    changes: &[String],
+    fits: &dyn Fn(&toml::Table) -> bool,
+) -> Result<toml::Table> {
     let text = read_text(path).context("cannot read the config")?;
     let mut table: toml::Table =
         text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
@@ -186,17 +228,19 @@ pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig
             .split_once('=')
             .with_context(|| format!("--set expects KEY=VALUE, got {change:?}"))
             .map_err(|error| usage(&error))?;
-        apply(&mut table, key, value).map_err(|error| usage(&error))?;
+        apply(&mut table, key, value, fits).map_err(|error| usage(&error))?;
     }
-    TrainConfig::from_table(table).map_err(|error| match error {
-        ReadConfigError::Config(error) => usage(&error.into()),
-        error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
-    })
+    Ok(table)
 }
 
 /// Changes a value of the config. What looks like a number or a date may be a text, such as the name of a
 /// folder, where the config takes nothing else.
-fn apply(table: &mut toml::Table, key: &str, value: &str) -> Result<()> {
+fn apply(
+    table: &mut toml::Table,
+    key: &str,
+    value: &str,
+    fits: &dyn Fn(&toml::Table) -> bool,
+) -> Result<()> {
     let as_text = toml::Value::from(value);
     let parsed: Option<toml::Table> = format!("value = {value}").parse().ok();
     let parsed = parsed.map_or(as_text.clone(), |table| table["value"].clone());
@@ -205,7 +249,6 @@ fn apply(table: &mut toml::Table, key: &str, value: &str) -> Result<()> {
         set(&mut changed, key, value)?;
         Ok::<_, anyhow::Error>(changed)
     };
-    let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
     let (parsed, text) = (with(parsed)?, with(as_text)?);
     *table = if !fits(&parsed) && fits(&text) { text } else { parsed };
     Ok(())

@@ -2,6 +2,7 @@
 
 mod read;
 mod stages;
+mod tune;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -15,6 +16,9 @@ use wuerstchen::{
 
 pub use self::read::ReadConfigError;
 pub use self::stages::{DiffusionConfig, StageAConfig, StageBConfig, StageCConfig, UpdateConfig};
+pub use self::tune::{
+    LoraConfig, PicturesConfig, SamplesConfig, TuneConfig, TuneCorpusConfig, TuneUpdates,
+};
 use crate::limits::{not_negative, positive};
 use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;

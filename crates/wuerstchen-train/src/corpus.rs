@@ -26,6 +26,12 @@ pub enum CorpusError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What was computed before cannot be read or kept.
+    #[error("cannot use the cache: {reason}")]
+    Cache {
+        /// What is wrong, with the name of the file.
+        reason: String,
+    },
     /// The tokenizer cannot be made, or not split a caption.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

@@ -102,6 +102,15 @@ impl Schedule {
         let alpha = self.alpha_cumprod(t);
         1.0 / (k + alpha / (1.0 - alpha))
     }
+
+    /// The min-SNR loss weight of predictions of noise: `min(SNR, γ)/SNR`, 1 where there is much noise.
+    ///
+    /// Source: Hang et al., "Efficient diffusion training via min-SNR weighting strategy"
+    /// (arXiv 2303.09556), section 3.4.
+    pub fn min_snr_weight(&self, t: f32, gamma: f32) -> f32 {
+        let alpha = self.alpha_cumprod(t);
+        (gamma * (1.0 - alpha) / alpha).min(1.0)
+    }
 }
 
 fn sigmoid(x: f32) -> f32 {

@@ -1,0 +1,273 @@
+//! Pictures and captions as Stage C learns from them: image embeddings and hidden states.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use burn::prelude::*;
+use wuerstchen::card::PriorIndex;
+use wuerstchen::noise::Philox;
+use wuerstchen::text::TokenIds;
+use wuerstchen::{
+    CompressorConfig, Image, ModelFiles, Part, PartConfig, PipelineFolder, Statistics,
+    TextEncoderConfig, Tokenizer, compressor,
+};
+
+use super::Pictures;
+use super::buckets::{Buckets, Order};
+use super::cache::{TensorCache, digest, digest_of, name_of};
+use crate::batches::{Batches, MakeBatch};
+use crate::config::PicturesConfig;
+use crate::corpus::CorpusError;
+use crate::rows::Rows;
+use crate::run::RunError;
+
+/// Captions that the text encoder reads at a time.
+const CAPTIONS_AT_ONCE: usize = 8;
+
+/// The sizes of pictures and of their image embeddings.
+#[derive(Clone, Debug)]
+pub(super) struct Sizes {
+    pub(super) buckets: Buckets,
+    /// Pixels of a generated picture for every cell.
+    pub(super) cell: f64,
+    /// Pixels that the compressor sees for every cell.
+    downscale: usize,
+    /// What a cached embedding depends on besides the picture and the compressor.
+    key: String,
+}
+
+impl Sizes {
+    /// Those of a config for a model whose own pictures have this side.
+    pub(super) fn new(
+        config: &PicturesConfig,
+        side: usize,
+        cell: f64,
+        compressor: &CompressorConfig,
+    ) -> Result<Self, RunError> {
+        let size = config.image_size.unwrap_or(side);
+        let cells = (size as f64 / cell).round() as usize;
+        if cells == 0 {
+            let reason =
+                format!("needs an image_size of at least {} pixels, found {size}", cell.ceil());
+            return Err(RunError::Model { reason });
+        }
+        let buckets = Buckets::new(cells, config.max_aspect, config.bucket_step);
+        let downscale = compressor.downscale();
+        let key = format!("{:?} {cell} {downscale}", buckets.sizes());
+        Ok(Self { buckets, cell, downscale, key })
+    }
+
+    /// The cells of a picture of this height and width, or why it cannot be used.
+    fn cells(&self, picture: [usize; 2]) -> Result<[usize; 2], String> {
+        let least = self.cell.ceil() as usize;
+        let [height, width] = picture;
+        if height.min(width) < least {
+            return Err(format!(
+                "expected at least {least} x {least} pixels, a cell of the image embedding, found \
+                 {width} x {height}"
+            ));
+        }
+        Ok(self.buckets.nearest(picture))
+    }
+}
+
+/// Pictures and captions whose image embeddings and hidden states are in a cache.
+pub struct Prepared {
+    cache: TensorCache,
+    pictures: Vec<Entry>,
+    /// The hidden states of no caption.
+    empty: String,
+    order: Order,
+    /// `latents = (embedding + shift) / scale`.
+    scale: f32,
+    shift: f32,
+}
+
+/// A picture by the names in the cache.
+struct Entry {
+    embedding: String,
+    texts: Vec<String>,
+}
+
+/// What the compressor sees of a picture whose embedding is not in the cache, and the embedding's name.
+type Unseen = Option<(String, [usize; 2], Option<Image>)>;
+
+/// Hears of what is being computed, how much of it is done, and how much there is.
+pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
+
+impl Prepared {
+    /// Computes what is not in the cache. Decoding runs ahead on `threads`.
+    pub(super) fn new(
+        model: &ModelFiles,
+        pictures: &Arc<dyn Pictures>,
+        cache: TensorCache,
+        sizes: &Sizes,
+        (threads, seed, batch_size): (usize, u64, usize),
+        device: &Device,
+        on_progress: OnProgress<'_>,
+    ) -> Result<(Self, BTreeMap<[usize; 2], usize>), RunError> {
+        let embeddings = embeddings(model, pictures, &cache, sizes, threads, device, on_progress)?;
+        let captions: Vec<Vec<String>> =
+            (0..pictures.count()).map(|index| pictures.captions(index)).collect();
+        let texts = texts(model, &captions, &cache, device, on_progress)?;
+        let mut of_buckets: BTreeMap<[usize; 2], Vec<u32>> = BTreeMap::new();
+        let mut entries = Vec::new();
+        for (index, ((embedding, cells), captions)) in
+            embeddings.into_iter().zip(&captions).enumerate()
+        {
+            of_buckets.entry(cells).or_default().push(index as u32);
+            let texts = captions.iter().map(|caption| texts[caption.as_str()].clone()).collect();
+            entries.push(Entry { embedding, texts });
+        }
+        let counts = of_buckets.iter().map(|(cells, pictures)| (*cells, pictures.len())).collect();
+        let index: PriorIndex = model.index(PipelineFolder::PRIOR)?;
+        let prepared = Self {
+            cache,
+            pictures: entries,
+            empty: texts[""].clone(),
+            order: Order::new(seed, batch_size, of_buckets.into_values().collect()),
+            scale: index.latent_mean as f32,
+            shift: index.latent_std as f32,
+        };
+        Ok((prepared, counts))
+    }
+
+    /// The pictures of a step's batch.
+    pub(crate) fn batch(&self, step: u64) -> Vec<u32> {
+        self.order.batch(step)
+    }
+
+    /// Stage C's latents of pictures of one bucket.
+    pub(crate) fn latents(&self, chosen: &[u32]) -> Result<Rows, CorpusError> {
+        let (mut shape, mut values) = ([0; 3], Vec::new());
+        for &index in chosen {
+            let embedding = self.cache.expect(&self.pictures[index as usize].embedding)?;
+            shape.copy_from_slice(&embedding.shape);
+            values.extend(embedding.values.iter().map(|value| (value + self.shift) / self.scale));
+        }
+        Ok(Rows::new(shape, values))
+    }
+
+    /// The hidden states of one caption of each picture, rows of `[1, T, D]`; with the probability `drop`, of
+    /// none.
+    pub(crate) fn texts(
+        &self,
+        chosen: &[u32],
+        drop: f64,
+        rng: &mut Philox,
+    ) -> Result<Rows, CorpusError> {
+        let (mut shape, mut values) = ([1; 3], Vec::new());
+        for &index in chosen {
+            let texts = &self.pictures[index as usize].texts;
+            let name = if f64::from(rng.uniform()) < drop {
+                &self.empty
+            } else {
+                &texts[rng.below(texts.len() as u32) as usize]
+            };
+            let text = self.cache.expect(name)?;
+            shape[1..].copy_from_slice(&text.shape);
+            values.extend(text.values);
+        }
+        Ok(Rows::new(shape, values))
+    }
+}
+
+/// The name and the cells of every picture's embedding in the cache.
+fn embeddings(
+    model: &ModelFiles,
+    pictures: &Arc<dyn Pictures>,
+    cache: &TensorCache,
+    sizes: &Sizes,
+    threads: usize,
+    device: &Device,
+    on_progress: OnProgress<'_>,
+) -> Result<Vec<(String, [usize; 2])>, RunError> {
+    const WHAT: &str = "image embeddings";
+    let own = digest_of(model, Part::COMPRESSOR)?;
+    let (_, network) = model.load::<CompressorConfig>(Part::COMPRESSOR, device)?;
+    let count = pictures.count();
+    let make: MakeBatch<Unseen> = {
+        let (pictures, cache, sizes) = (pictures.clone(), cache.clone(), sizes.clone());
+        Arc::new(move |number| {
+            let index = number as usize;
+            if index >= count {
+                return Ok(None);
+            }
+            let content = pictures.content(index)?;
+            let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
+            if let Some(embedding) = cache.get(&name)?
+                && let [_, height, width] = embedding.shape[..]
+            {
+                return Ok(Some((name, [height, width], None)));
+            }
+            let mut cells = [0; 2];
+            let image = pictures.picture(index, &mut |size| {
+                cells = sizes.cells(size)?;
+                Ok(cells.map(|side| side * sizes.downscale))
+            })?;
+            Ok(Some((name, cells, Some(image))))
+        })
+    };
+    let mut unseen = Batches::start(threads, 0, &make);
+    let mut found = Vec::new();
+    for done in 1..=count {
+        let (name, cells, image) = unseen.next()?.expect("there is one of each picture");
+        if let Some(image) = image {
+            let seen = compressor::normalise(image.to_tensor(device));
+            let embedding = network.forward(seen, Statistics::Running);
+            let [_, channels, height, width] = embedding.dims();
+            debug_assert_eq!([height, width], cells);
+            let values = embedding.into_data().try_to_vec::<f32>().expect("embeddings are f32");
+            cache.put(&name, &[channels, height, width], values)?;
+        }
+        found.push((name, cells));
+        on_progress(WHAT, done, count);
+    }
+    Ok(found)
+}
+
+/// The names of all captions' hidden states in the cache, and of those of the empty one.
+fn texts<'a>(
+    model: &ModelFiles,
+    captions: &'a [Vec<String>],
+    cache: &TensorCache,
+    device: &Device,
+    on_progress: OnProgress<'_>,
+) -> Result<BTreeMap<&'a str, String>, RunError> {
+    const WHAT: &str = "the text encoder's hidden states";
+    let part = Part::PRIOR_TEXT;
+    let config: TextEncoderConfig = model.part_config(part)?;
+    let files = model.tokenizer(PipelineFolder::PRIOR);
+    let tokenizer =
+        Tokenizer::new(&files, config.max_position_embeddings).map_err(CorpusError::from)?;
+    let tokenizer_files: Vec<&[u8]> = files.named().map(|(_, text)| text.as_bytes()).collect();
+    let own = digest(&[digest_of(model, part)?.as_bytes(), digest(&tokenizer_files).as_bytes()]);
+    let distinct: BTreeSet<&str> = captions.iter().flatten().map(String::as_str).collect();
+    let name = |caption: &str| name_of("texts", &[own.as_bytes(), caption.as_bytes()]);
+    let names: BTreeMap<&str, String> =
+        distinct.into_iter().chain([""]).map(|caption| (caption, name(caption))).collect();
+    let mut missing = Vec::new();
+    for (&caption, name) in &names {
+        if !cache.0.contains(name) {
+            missing.push((caption, name));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(names);
+    }
+    let encoder = config.load(model.weights(part)?, device)?;
+    let mut done = 0;
+    for some in missing.chunks(CAPTIONS_AT_ONCE) {
+        let ids = some.iter().map(|(caption, _)| tokenizer.encode(caption));
+        let ids: Vec<TokenIds> = ids.collect::<Result<_, _>>().map_err(CorpusError::from)?;
+        let states = encoder.forward(&ids);
+        let [_, tokens, width] = states.dims();
+        let values = states.into_data().try_to_vec::<f32>().expect("hidden states are f32");
+        for ((_, name), values) in some.iter().zip(values.chunks(tokens * width)) {
+            cache.put(name, &[tokens, width], values.to_vec())?;
+        }
+        done += some.len();
+        on_progress(WHAT, done, missing.len());
+    }
+    Ok(names)
+}

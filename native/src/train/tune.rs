@@ -1,0 +1,133 @@
+//! `wuerstchen train lora` and `train c --model`: fine-tuning of an existing model.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use wuerstchen::{ModelFiles, RUN_CONFIG};
+use wuerstchen_train::config::{ReadConfigError, TuneConfig};
+use wuerstchen_train::{Pictures, RunError, Tune, store, tune};
+
+use super::progress::TrainProgress;
+use super::{Stages, TrainArgs, deadline, read_table, start, with_remedy};
+use crate::cache::cache_folder;
+use crate::devices::choose;
+use crate::files::read_model;
+use crate::folder::Folder;
+use crate::usage;
+
+/// The model's own parts of `wuerstchen`'s folder in the user's cache.
+const CACHE: &str = "tune";
+
+/// Fine-tunes as the arguments and the config say.
+pub(super) fn run(args: &TrainArgs) -> Result<()> {
+    let config = read(&args.config, &args.set)?;
+    config.validate().map_err(|error| usage(&error.into()))?;
+    check_kind(args.stage, &config).map_err(|error| usage(&error))?;
+    let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    check_output(&output, &config, args.resume.is_some()).map_err(|error| usage(&error))?;
+    let model = read_model(args.model.as_deref())?;
+    let folder = Folder::open(&config.corpus.folder, config.seed)?;
+    let (pictures, captions) = (folder.len(), folder.all_captions().count());
+    let device = choose(args.device)?.device;
+    let cache = match &args.cache {
+        Some(path) => path.clone(),
+        None => cache_folder(CACHE)?,
+    };
+    let stores: [Arc<dyn store::Store>; 2] =
+        [Arc::new(store::Folder::new(&output)), Arc::new(store::Folder::new(cache))];
+    let steps = config.c.updates.steps;
+    let changed = changed_layers(&config, &model);
+    let mut tune = Tune::new(config, model, Arc::new(folder) as Arc<dyn Pictures>, stores, device)
+        .map_err(of_config)?;
+    eprintln!("{pictures} pictures with {captions} captions, {steps} updates");
+    eprintln!("memory by count: {}", tune.memory()?);
+    if args.dry_run {
+        return crate::print(&changed);
+    }
+    let from = start(args)?;
+    tune.check_start(&from).map_err(with_remedy)?;
+    let mut progress = TrainProgress::new(deadline(args))?;
+    tune.listen(move |event| progress.show(event));
+    if tune.train(from).map_err(with_remedy)?.is_break() {
+        eprintln!("stopped; go on with --resume auto");
+        return Ok(());
+    }
+    let file = if args.stage == Stages::Lora { tune::LORA } else { tune::MODEL };
+    eprintln!("wrote {}", output.join(file).display());
+    Ok(())
+}
+
+/// Reads the config and applies `KEY=VALUE` changes.
+fn read(path: &Path, changes: &[String]) -> Result<TuneConfig> {
+    let fits = |table: &toml::Table| TuneConfig::from_table(table.clone()).is_ok();
+    let table = read_table(path, changes, &fits)?;
+    let read: Result<_, ReadConfigError> = TuneConfig::from_table(table);
+    read.with_context(|| {
+        format!(
+            "{} does not fit: expected a config of fine-tuning, such as configs/lora.toml",
+            path.display()
+        )
+    })
+}
+
+/// Fails where the command and the config do not agree on what is trained.
+fn check_kind(stage: Stages, config: &TuneConfig) -> Result<()> {
+    match (stage, &config.lora) {
+        (Stages::Lora, None) => {
+            bail!("train lora expects a table [lora] in the config, found none")
+        }
+        (Stages::C, Some(_)) => bail!(
+            "train c trains all weights, and the config has a table [lora]: use train lora, or remove the \
+             table"
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Fails where the folder holds something else than a run of this config.
+fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<()> {
+    let path = output.join(RUN_CONFIG);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let remedy = "name another folder with --output, or remove this one";
+    let Ok(stored) = read(&path, &[]) else {
+        bail!("{} holds a run that is no fine-tuning: {remedy}", output.display());
+    };
+    let of = |config: &TuneConfig| match &config.lora {
+        Some(lora) => {
+            format!("a LoRA of rank {} and alpha {} of {:?}", lora.rank, lora.alpha(), lora.modules)
+        }
+        None => "all of Stage C".to_owned(),
+    };
+    let (old, new) = (of(&stored), of(config));
+    if old != new {
+        bail!("{} holds a run of {old}, the config says {new}: {remedy}", output.display());
+    }
+    if resumes && stored.corpus.folder != config.corpus.folder {
+        let folders = [&stored, config].map(|config| config.corpus.folder.display().to_string());
+        bail!(
+            "{} holds a run on {}, the config says {}: {remedy}",
+            output.display(),
+            folders[0],
+            folders[1]
+        );
+    }
+    Ok(())
+}
+
+/// The layers that a LoRA changes, for people.
+fn changed_layers(config: &TuneConfig, model: &ModelFiles) -> String {
+    let Some(lora) = &config.lora else { return "all weights of Stage C are trained".to_owned() };
+    let prior = wuerstchen::Part::PRIOR;
+    let names = model.weights.get(&prior).into_iter().flat_map(|weights| weights.names());
+    let layers = names.filter_map(|name| name.strip_suffix(".weight"));
+    let changed: Vec<_> = layers.filter(|layer| lora.changes(layer)).collect();
+    changed.join("\n")
+}
+
+/// An error of a config's value is one of the command line.
+fn of_config(error: RunError) -> anyhow::Error {
+    if matches!(error, RunError::Value(_)) { usage(&anyhow!(error)) } else { error.into() }
+}
