@@ -73,6 +73,11 @@ impl Folder {
         self.pictures.len()
     }
 
+    /// The path of a picture.
+    pub(crate) fn path(&self, index: usize) -> &Path {
+        &self.pictures[index].path
+    }
+
     /// All captions.
     pub(crate) fn all_captions(&self) -> impl Iterator<Item = &str> + Send {
         self.pictures.iter().flat_map(|picture| picture.captions.iter().map(String::as_str))
@@ -182,8 +187,10 @@ impl Pictures for Folder {
             .map_err(|reason| unreadable(path, reason))
     }
 
-    fn captions(&self, index: usize) -> Vec<String> {
-        self.pictures[index].captions.clone()
+    fn captions(&self, index: usize) -> Vec<(String, f64)> {
+        let captions = &self.pictures[index].captions;
+        let chance = 1.0 / captions.len() as f64;
+        captions.iter().map(|caption| (caption.clone(), chance)).collect()
     }
 }
 
@@ -198,14 +205,14 @@ fn scale(picture: pictures::Picture, side: usize) -> Image {
 }
 
 /// The same for any height and width.
-fn fill(picture: pictures::Picture, [height, width]: [usize; 2]) -> Image {
+pub(crate) fn fill(picture: pictures::Picture, [height, width]: [usize; 2]) -> Image {
     let pixels = DynamicImage::from(picture.on(u8::MAX));
     let scaled = pixels.resize_to_fill(width as u32, height as u32, FilterType::Lanczos3);
     Image { width, height, rgb: scaled.into_rgb8().into_raw() }
 }
 
 /// The numbers below `count` in the order of an epoch (Fisher–Yates).
-fn shuffled(count: u32, seed: u64, epoch: u64) -> Arc<[u32]> {
+pub(crate) fn shuffled(count: u32, seed: u64, epoch: u64) -> Arc<[u32]> {
     let mut rng = Philox::new(seed, epoch);
     let mut order: Vec<u32> = (0..count).collect();
     for i in (1..count).rev() {

@@ -3,6 +3,7 @@
 mod art;
 mod bench;
 mod cache;
+mod data;
 mod devices;
 mod eval;
 mod export;
@@ -21,6 +22,7 @@ mod pictures;
 mod progress;
 mod reconstruct;
 mod serve;
+mod shards;
 mod terminal;
 mod train;
 mod verify;
@@ -57,6 +59,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Train a model: Stage A, then B with the compressor, then C; or fine-tune one
     Train(train::TrainArgs),
+    /// Look through pictures to train on, or put them into shards
+    Data(data::DataArgs),
     /// Write a model in another form
     Export(export::ExportArgs),
     /// Serve the demo page and models over HTTP
@@ -98,6 +102,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Reconstruct(args) => reconstruct::run(&args).map(|()| true),
         Command::Inspect(args) => inspect::run(&args).map(|()| true),
         Command::Train(args) => train::run(&args).map(|()| true),
+        Command::Data(args) => data::run(&args).map(|()| true),
         Command::Export(args) => export::run(&args).map(|()| true),
         Command::Serve(args) => serve::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),

@@ -14,7 +14,7 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
-use wuerstchen::fs::{read, read_text};
+use wuerstchen::fs::{read, read_text, write};
 use wuerstchen::{
     Family, ModelFiles, Part, PipelineFolder, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
 };
@@ -59,6 +59,9 @@ pub(crate) struct TrainArgs {
     /// [default: wuerstchen/tune in the user's cache]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Stop at a picture in a shard that cannot be read, in place of leaving it out
+    #[arg(long)]
+    strict: bool,
     /// Save and stop after this many seconds
     #[arg(long)]
     max_seconds: Option<u64>,
@@ -111,6 +114,9 @@ fn deadline(args: &TrainArgs) -> Option<Instant> {
 /// Trains a model of the config's sizes.
 fn train(args: &TrainArgs) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
+    if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
+        shards.strict = true;
+    }
     config.validate().map_err(|error| usage(&error.into()))?;
     if let (Stages::All, Some(path)) = (args.stage, args.resume.as_deref())
         && path != "auto"
@@ -142,13 +148,17 @@ fn train(args: &TrainArgs) -> Result<()> {
         config.model.embedding_scale = known_scale(stored.as_ref(), init);
     }
     let tokenizer = match &corpus {
-        Corpus::Folder(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
+        Corpus::Folder(_) | Corpus::Shards(_) => {
+            tokenizer(&corpus, &config, &output, init.as_ref())?
+        }
         Corpus::Shapes => shapes_tokenizer(),
         Corpus::Emoji(art) => word_tokenizer(&emoji::vocabulary(art)),
     };
     let recipe = Recipe::new(config, tokenizer)?;
+    if let Some(captions) = corpus.captions() {
+        tell_of_captions(captions, &recipe)?;
+    }
     if let Corpus::Folder(folder) = &corpus {
-        tell_of_captions(folder, &recipe)?;
         // A run that has begun has read its pictures before.
         if args.dry_run || !is_same_corpus {
             check(folder, recipe.config.image_size)?;
@@ -171,7 +181,9 @@ fn train(args: &TrainArgs) -> Result<()> {
         run.start_from(model)?;
     }
     for (stage, start) in stages {
-        if run.train(stage, start).map_err(with_remedy)?.is_break() {
+        let done = run.train(stage, start);
+        list_broken(&corpus.broken(), &output)?;
+        if done.map_err(with_remedy)?.is_break() {
             eprintln!("stopped; go on with --resume auto");
             return Ok(());
         }
@@ -180,6 +192,16 @@ fn train(args: &TrainArgs) -> Result<()> {
     let [folder, bundle] = [RUN_MODEL, "model.safetensors"].map(|file| output.join(file));
     eprintln!("wrote {} and {}", folder.display(), bundle.display());
     Ok(())
+}
+
+/// Lists the pictures that were left out in the run's folder.
+fn list_broken(broken: &[String], output: &Path) -> Result<()> {
+    if broken.is_empty() {
+        return Ok(());
+    }
+    let path = output.join("left-out.txt");
+    eprintln!("{} pictures that cannot be read were left out: {}", broken.len(), path.display());
+    Ok(write(&path, (broken.join("\n") + "\n").as_bytes())?)
 }
 
 /// What a stage starts from.
@@ -276,6 +298,10 @@ fn stored_config(output: &Path) -> Result<Option<TrainConfig>> {
 
 /// Whether two runs are trained on the same pictures.
 fn same_corpus(one: &TrainConfig, other: &TrainConfig) -> bool {
+    if one.corpus.shards.is_some() || other.corpus.shards.is_some() {
+        let paths = |config: &TrainConfig| Some(config.corpus.shards.as_ref()?.paths.clone());
+        return paths(one) == paths(other);
+    }
     match (&one.corpus.folder, &other.corpus.folder) {
         (None, None) => one.corpus.scenes == other.corpus.scenes,
         (Some(one), Some(other)) => one == other || same_file(one, other),
@@ -291,9 +317,10 @@ fn same_file(one: &Path, other: &Path) -> bool {
 /// Fails where a run cannot go on with what its folder holds: a stage takes the tokenizer, the scale and the
 /// earlier stages from there.
 fn check_fits(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
-    let corpus = |config: &TrainConfig| match &config.corpus.folder {
-        Some(folder) => folder.display().to_string(),
-        None => format!("{:?}", config.corpus.scenes).to_lowercase(),
+    let corpus = |config: &TrainConfig| match (&config.corpus.folder, &config.corpus.shards) {
+        (Some(folder), _) => folder.display().to_string(),
+        (None, Some(shards)) => shards.paths.join(", "),
+        (None, None) => format!("{:?}", config.corpus.scenes).to_lowercase(),
     };
     let different = if same_corpus(stored, config) {
         difference("model", &model_sizes(stored)?, &model_sizes(config)?)
@@ -331,10 +358,10 @@ fn difference(
     })
 }
 
-/// The tokenizer of a folder's captions: the run's own, else that of the model that it starts from, else
+/// The tokenizer of the captions of pictures: the run's own, else that of the model that it starts from, else
 /// one that the captions teach.
 fn tokenizer(
-    folder: &Folder,
+    corpus: &Corpus,
     config: &TrainConfig,
     output: &Path,
     init: Option<&ModelFiles>,
@@ -353,7 +380,8 @@ fn tokenizer(
             return Ok(tokenizer);
         }
     }
-    Ok(learn_tokenizer(folder.all_captions(), config.corpus.vocab_size)?)
+    let captions = corpus.captions().into_iter().flatten();
+    Ok(learn_tokenizer(captions, config.corpus.vocab_size)?)
 }
 
 /// Whether the image embeddings change, so that their scale has to be measured anew before Stage C.
@@ -375,11 +403,11 @@ fn known_scale(stored: Option<&TrainConfig>, init: Option<&ModelFiles>) -> Optio
 const EXAMPLE_LETTERS: usize = 60;
 
 /// Says how many captions are longer than Stage C reads.
-fn tell_of_captions(folder: &Folder, recipe: &Recipe) -> Result<()> {
+fn tell_of_captions<'a>(captions: impl Iterator<Item = &'a str>, recipe: &Recipe) -> Result<()> {
     let max_tokens = recipe.config.model.max_tokens;
     let tokenizer = Tokenizer::new(&recipe.tokenizer, max_tokens)?;
     let (mut count, mut example) = (0, None);
-    for caption in folder.all_captions() {
+    for caption in captions {
         if let Some(end) = tokenizer.cut_off(caption)? {
             count += 1;
             example.get_or_insert(end);
@@ -410,8 +438,8 @@ fn describe(recipe: &Recipe, corpus: &Corpus, output: &Path) -> Result<()> {
     if let Corpus::Emoji(art) = corpus {
         lines.push(format!("{} concepts", art.concepts().len()));
     }
-    if let Corpus::Folder(folder) = corpus {
-        let (pictures, captions) = (folder.len(), folder.all_captions().count());
+    if let Some(captions) = corpus.captions() {
+        let (pictures, captions) = (corpus.pictures(), captions.count());
         lines.push(format!("{pictures} pictures with {captions} captions"));
     }
     for (part, weights) in &files.weights {

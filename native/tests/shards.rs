@@ -148,7 +148,8 @@ fn a_lora_is_trained_on_shards() {
     let config = case.0.join("lora.toml");
     let lora = fs::read_to_string(native.with_file_name("configs/lora.toml")).unwrap();
     let shards = format!("[corpus.shards]\npaths = [\"{}/*.tar\"]", case.0.join("data").display());
-    let lora = lora.replace("folder = \"my/pictures\"", &shards).replace("steps = 1000", "steps = 2");
+    let lora =
+        lora.replace("folder = \"my/pictures\"", &shards).replace("steps = 1000", "steps = 2");
     fs::write(&config, lora.replace("sample_every = 250", "sample_every = 2")).unwrap();
     let path = |name: &str| case.0.join(name).display().to_string();
     let (config, run, cache) = (config.display().to_string(), path("run"), path("cache"));
@@ -159,4 +160,33 @@ fn a_lora_is_trained_on_shards() {
     assert!(output.status.success(), "{told}");
     assert!(told.contains("1 pictures that cannot be read were left out"), "{told}");
     assert!(case.0.join("run/pytorch_lora_weights.safetensors").is_file());
+}
+
+/// What a folder holds is told, packed, and read back as the same pictures and captions.
+#[test]
+fn a_folder_is_looked_through_and_packed() {
+    let folder = scratch("shards-data");
+    let pictures = folder.join("pictures");
+    fs::create_dir_all(&pictures).unwrap();
+    for (i, (width, height)) in [(64, 64), (96, 48), (40, 80)].into_iter().enumerate() {
+        RgbImage::new(width, height).save(pictures.join(format!("{i}.png"))).unwrap();
+        fs::write(pictures.join(format!("{i}.txt")), "a b c\nd\n").unwrap();
+    }
+    let path = |name: &str| folder.join(name).display().to_string();
+    let stats = |of: &str| {
+        let output = wuerstchen(&["data", "stats", of, "--json", "--grid", &path("grid.png")]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let told = stats(&path("pictures"));
+    assert!(told.contains(r#""pictures":3,"captions":6,"words_per_caption":2.0"#), "{told}");
+    assert!(told.contains(r#""shorter_sides":{"32":2,"64":1}"#), "{told}");
+    assert!(fs::read(folder.join("grid.png")).unwrap().starts_with(b"\x89PNG"));
+    let (from, to) = (path("pictures"), path("packed"));
+    let pack = ["data", "pack", &from, "-o", &to, "--samples", "2"];
+    assert!(wuerstchen(&pack).status.success());
+    assert!(folder.join("packed/00001.tar").is_file());
+    assert_eq!(stats(&path("packed/{00000..00001}.tar")), told);
+    let again = wuerstchen(&pack);
+    assert!(text(&again.stderr).contains("expected an empty folder"), "{}", text(&again.stderr));
 }

@@ -25,7 +25,7 @@ use wuerstchen::{
 
 pub use self::buckets::Buckets;
 use self::cache::{TensorCache, digest_of};
-pub use self::memory::Memory;
+pub use self::memory::{Memory, Work};
 pub use self::prepare::Prepared;
 use self::prepare::Sizes;
 use crate::config::{LoraConfig, StageName, TuneConfig};
@@ -77,8 +77,13 @@ pub trait Pictures: Send + Sync {
         size: &mut dyn FnMut([usize; 2]) -> Result<[usize; 2], String>,
     ) -> Result<Image, CorpusError>;
 
-    /// What may be said about a picture; at least one caption.
-    fn captions(&self, index: usize) -> Vec<String>;
+    /// What may be said about a picture, at least one caption, and how likely each is, together 1.
+    fn captions(&self, index: usize) -> Vec<(String, f64)>;
+
+    /// Whether a picture that cannot be read is left out; else it ends the run.
+    fn leaves_out_broken(&self) -> bool {
+        false
+    }
 }
 
 /// A fine-tuning of a model's Stage C.
@@ -204,13 +209,15 @@ impl Tune {
         let base = self.model.weights(Part::PRIOR)?;
         let frozen = if self.config.lora.is_some() { base.device_bytes() } else { 0 };
         let [height, width] = self.sizes.buckets.sizes()[0];
-        Ok(Memory::count(
-            &self.prior,
+        let text: TextEncoderConfig = self.model.part_config(Part::PRIOR_TEXT)?;
+        let work = Work {
             frozen,
             trained,
-            height * width,
-            self.config.c.updates.batch_size,
-        ))
+            cells: height * width,
+            tokens: text.max_position_embeddings,
+            batch: self.config.c.updates.batch_size,
+        };
+        Ok(Memory::count(&self.prior, &work))
     }
 
     /// Trains; breaks if the listener did before the last update. Of a LoRA, the files are kept at every save
@@ -360,7 +367,7 @@ impl Tune {
         let pipeline = Pipeline::load(files, &self.device, Residency::Auto)?;
         let captions = || {
             let indices = 0..self.pictures.count().min(SAMPLES);
-            indices.map(|index| self.pictures.captions(index).swap_remove(0)).collect()
+            indices.map(|index| self.pictures.captions(index).swap_remove(0).0).collect()
         };
         let own = &self.config.samples.prompts;
         let prompts: Vec<String> = if own.is_empty() { captions() } else { own.clone() };
@@ -397,7 +404,7 @@ impl Tune {
         let mut files = self.with_prior(weights);
         let mut card = files.card()?;
         card.provenance = format!(
-            "Stage C of {:?} trained further by `wuerstchen train` on a folder of pictures; {}",
+            "Stage C of {:?} trained further by `wuerstchen train` on pictures; {}",
             card.name, card.provenance
         );
         card.name.clone_from(&self.config.name);

@@ -10,12 +10,13 @@ use super::index::Found;
 /// Names of fields, as img2dataset and the LAION sets write them.
 const WIDTH: [&str; 2] = ["width", "original_width"];
 const HEIGHT: [&str; 2] = ["height", "original_height"];
-const AESTHETIC: [&str; 4] = ["aesthetic", "aesthetic_score", "AESTHETIC_SCORE", "aesthetic_score_laion_v2"];
+const AESTHETIC: [&str; 4] =
+    ["aesthetic", "aesthetic_score", "AESTHETIC_SCORE", "aesthetic_score_laion_v2"];
 const WATERMARK: [&str; 3] = ["pwatermark", "p_watermark", "watermark_prob"];
 const UNSAFE: [&str; 3] = ["punsafe", "p_unsafe", "NSFW_prob"];
 
 /// Where a caption is looked for, unless the config says so.
-const CAPTIONS: [&str; 3] = ["txt", "caption", "text"];
+const CAPTIONS: [&str; 4] = ["captions", "txt", "caption", "text"];
 
 /// How many samples are left out, by the reason.
 #[derive(Default)]
@@ -67,20 +68,33 @@ fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String>
 }
 
 /// The captions of a sample and how likely each is, together 1: those of the fields that the config names, in
-/// the share that it gives them; else the first that there is of the usual ones.
+/// the share that it gives them; else those of the first usual field that there is.
 pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<String>, Vec<f64>)> {
-    let text = |field: &str| {
-        let of_json = || found.fields.get(field)?.as_str();
-        let text = found.texts.get(field).map(String::as_str).or_else(of_json)?.trim();
-        (!text.is_empty()).then(|| text.to_owned())
+    let texts = |field: &str| -> Vec<String> {
+        let mut texts: Vec<&str> = found.texts.get(field).map(String::as_str).into_iter().collect();
+        if texts.is_empty() {
+            match found.fields.get(field) {
+                Some(Value::String(text)) => texts.push(text),
+                Some(Value::Array(list)) => texts.extend(list.iter().filter_map(Value::as_str)),
+                _ => {}
+            }
+        }
+        let texts = texts.into_iter().map(str::trim).filter(|text| !text.is_empty());
+        texts.map(str::to_owned).collect()
     };
-    let mut captions: Vec<(String, f64)> = Vec::new();
-    if config.captions.is_empty() {
-        captions.extend(CAPTIONS.into_iter().find_map(text).map(|text| (text, 1.0)));
+    // The captions of one field have equal parts of its share.
+    let of_field = |(field, share): (&str, f64)| {
+        let texts = texts(field);
+        let part = share / texts.len() as f64;
+        texts.into_iter().map(move |text| (text, part)).collect::<Vec<_>>()
+    };
+    let captions = if config.captions.is_empty() {
+        let usual = CAPTIONS.into_iter().map(|field| of_field((field, 1.0)));
+        usual.into_iter().find(|captions| !captions.is_empty()).unwrap_or_default()
     } else {
-        let named = config.captions.iter();
-        captions.extend(named.filter_map(|(field, &share)| Some((text(field)?, share))));
-    }
+        let named = config.captions.iter().map(|(field, share)| (field.as_str(), *share));
+        named.flat_map(of_field).collect()
+    };
     let whole: f64 = captions.iter().map(|(_, share)| share).sum();
     let of_whole = |(text, share): (String, f64)| (text, share / whole);
     (whole > 0.0).then(|| captions.into_iter().map(of_whole).unzip())
@@ -138,5 +152,8 @@ mod tests {
         assert_eq!(chances, [0.75, 0.25]);
         let (texts, chances) = captions_of(&ShardsConfig::default(), &found).unwrap();
         assert_eq!((texts, chances), (vec!["a fox".to_owned()], vec![1.0]));
+        let several = self::found(json!({"captions": ["one", " ", "two"]}));
+        let (texts, chances) = captions_of(&ShardsConfig::default(), &several).unwrap();
+        assert_eq!((texts, chances), (vec!["one".to_owned(), "two".to_owned()], vec![0.5; 2]));
     }
 }

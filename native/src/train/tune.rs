@@ -6,14 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail};
 use wuerstchen::{ModelFiles, RUN_CONFIG};
 use wuerstchen_train::config::{ReadConfigError, TuneConfig};
-use wuerstchen_train::{Pictures, RunError, Tune, store, tune};
+use wuerstchen_train::{RunError, Tune, store, tune};
 
+use super::corpus::Corpus;
 use super::progress::TrainProgress;
-use super::{Stages, TrainArgs, deadline, read_table, start, with_remedy};
+use super::{Stages, TrainArgs, deadline, list_broken, read_table, start, with_remedy};
 use crate::cache::cache_folder;
 use crate::devices::choose;
 use crate::files::read_model;
-use crate::folder::Folder;
 use crate::usage;
 
 /// The model's own parts of `wuerstchen`'s folder in the user's cache.
@@ -21,14 +21,17 @@ const CACHE: &str = "tune";
 
 /// Fine-tunes as the arguments and the config say.
 pub(super) fn run(args: &TrainArgs) -> Result<()> {
-    let config = read(&args.config, &args.set)?;
+    let mut config = read(&args.config, &args.set)?;
+    if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
+        shards.strict = true;
+    }
     config.validate().map_err(|error| usage(&error.into()))?;
     check_kind(args.stage, &config).map_err(|error| usage(&error))?;
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     check_output(&output, &config, args.resume.is_some()).map_err(|error| usage(&error))?;
     let model = read_model(args.model.as_deref())?;
-    let folder = Folder::open(&config.corpus.folder, config.seed)?;
-    let (pictures, captions) = (folder.len(), folder.all_captions().count());
+    let corpus = Corpus::open_tuned(&config)?;
+    let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
     let device = choose(args.device)?.device;
     let cache = match &args.cache {
         Some(path) => path.clone(),
@@ -38,8 +41,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         [Arc::new(store::Folder::new(&output)), Arc::new(store::Folder::new(cache))];
     let steps = config.c.updates.steps;
     let changed = changed_layers(&config, &model);
-    let mut tune = Tune::new(config, model, Arc::new(folder) as Arc<dyn Pictures>, stores, device)
-        .map_err(of_config)?;
+    let mut tune =
+        Tune::new(config, model, corpus.own_pictures(), stores, device).map_err(of_config)?;
     eprintln!("{pictures} pictures with {captions} captions, {steps} updates");
     eprintln!("memory by count: {}", tune.memory()?);
     if args.dry_run {
@@ -49,7 +52,9 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     tune.check_start(&from).map_err(with_remedy)?;
     let mut progress = TrainProgress::new(deadline(args))?;
     tune.listen(move |event| progress.show(event));
-    if tune.train(from).map_err(with_remedy)?.is_break() {
+    let done = tune.train(from);
+    list_broken(&corpus.broken(), &output)?;
+    if done.map_err(with_remedy)?.is_break() {
         eprintln!("stopped; go on with --resume auto");
         return Ok(());
     }
@@ -105,8 +110,14 @@ fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<()>
     if old != new {
         bail!("{} holds a run of {old}, the config says {new}: {remedy}", output.display());
     }
-    if resumes && stored.corpus.folder != config.corpus.folder {
-        let folders = [&stored, config].map(|config| config.corpus.folder.display().to_string());
+    let place = |config: &TuneConfig| match (&config.corpus.folder, &config.corpus.shards) {
+        (Some(folder), _) => folder.display().to_string(),
+        (None, shards) => {
+            shards.as_ref().map_or_else(String::new, |shards| shards.paths.join(", "))
+        }
+    };
+    let folders = [place(&stored), place(config)];
+    if resumes && folders[0] != folders[1] {
         bail!(
             "{} holds a run on {}, the config says {}: {remedy}",
             output.display(),

@@ -1,8 +1,8 @@
 """Trains a LoRA of the small model with this program, and computes with diffusers and peft what it changes.
 
 `trained/` gets the LoRA in both forms, and `golden.safetensors` with a prediction of the prior without and with
-it. The script fails unless diffusers reads both forms as the same LoRA, and unless the weights that `wuerstchen
-import --lora` merges predict the same.
+it, which `tests/tests/lora.rs` compares with what this program computes. The script fails unless diffusers and
+peft compute the same.
 
     python trained_lora.py --program ../../../target/release/wuerstchen --model ../small --out ../small/lora/trained
 
@@ -22,7 +22,7 @@ from PIL import Image
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-# Predictions of f32 weights by two programs differ by this much of their norm at most.
+# The scale is multiplied elsewhere in both forms: roundings of f32, relative to the norm.
 BOUND = 1e-4
 
 
@@ -48,8 +48,6 @@ def train(program, model, folder):
     command = [program, "train", "lora", "-m", model, "-c", config, "-o", folder / "run"]
     command += ["--cache", folder / "cache", "--device", "cpu"]
     subprocess.run(command + [a for change in changes for a in ("--set", change)], check=True)
-    merge = [program, "import", model, "--lora", folder / "run", "-o", folder / "merged"]
-    subprocess.run(merge + ["--dtype", "f32"], check=True)
 
 
 def error(found, expected):
@@ -93,20 +91,11 @@ def main():
         loaded = set_peft_model_state_dict(by_peft, weights)
         assert not loaded.unexpected_keys, loaded.unexpected_keys
 
-        merged = WuerstchenPrior.from_pretrained(path).eval()
-        shards = {}
-        for shard in sorted((folder / "merged").rglob("*.safetensors")):
-            shards.update(load_file(shard))
-        own = {n.removeprefix("wuerstchen-prior/prior/"): w for n, w in shards.items()}
-        own = {name: own[name] for name in merged.state_dict()}
-        merged.load_state_dict(own)
-
         changes = error(tensors["without"], tensors["with"])
         peft = error(by_peft(x, t, c), tensors["with"])
-        ours = error(merged(x, t, c), tensors["with"])
         print(f"the LoRA changes the prediction by {changes:.3g} of its norm")
-        print(f"peft's form differs from diffusers' by {peft:.3g}, the merged weights by {ours:.3g}")
-        assert changes > 0.01 and max(peft, ours) < BOUND
+        print(f"peft's prediction differs from diffusers' by {peft:.3g}")
+        assert changes > 0.01 and peft < BOUND
 
         if arguments.out:
             arguments.out.mkdir(parents=True)

@@ -8,6 +8,7 @@ use wuerstchen::ConfigError;
 use wuerstchen::pipeline::MAX_SIDE;
 
 use super::read::ReadConfigError;
+use super::shards::ShardsConfig;
 use super::stages::UpdateConfig;
 use crate::limits::{positive, share};
 use crate::shapes::Lesson;
@@ -44,11 +45,15 @@ pub struct TuneConfig {
 }
 
 /// The pictures that a model is fine-tuned on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TuneCorpusConfig {
     /// A folder of captioned pictures, relative to the current one.
-    pub folder: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// Tar files of captioned pictures, in place of a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<ShardsConfig>,
     /// The licence of the trained weights. It depends on the pictures, so that only the user knows it.
     #[serde(default)]
     pub licence: String,
@@ -205,6 +210,12 @@ impl TuneConfig {
             let expected = "the name of a folder, without separators";
             return Err(ConfigError::new(PART, "name", expected, format!("{:?}", self.name)));
         }
+        let TuneCorpusConfig { folder, shards, .. } = &self.corpus;
+        if folder.is_some() == shards.is_some() {
+            let found = if folder.is_some() { "both" } else { "neither" };
+            return Err(ConfigError::new(PART, "corpus", "a folder or shards", found));
+        }
+        shards.as_ref().map_or(Ok(()), ShardsConfig::validate)?;
         self.c.updates.validate(PART)?;
         if self.c.updates.lesson != Lesson::default() {
             return Err(ConfigError::new(PART, "lesson", "left out", "a lesson"));

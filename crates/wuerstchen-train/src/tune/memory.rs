@@ -29,20 +29,28 @@ pub struct Memory {
 /// scaling's, the attention's norm, queries, keys, values and result, and the sums.
 const KEPT_FEATURES: usize = 2 + 4 + 4 + 4 + 2 + 6;
 
+/// What is trained, and on how much at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Bytes of the frozen weights, as they are stored.
+    pub frozen: usize,
+    /// How many numbers are trained.
+    pub trained: usize,
+    /// Cells of an image embedding.
+    pub cells: usize,
+    /// Tokens of a prompt.
+    pub tokens: usize,
+    /// Pictures in an update.
+    pub batch: usize,
+}
+
 impl Memory {
-    /// Counts for batches of `batch` embeddings of `cells` cells: `frozen` bytes of weights as they are stored,
-    /// `trained` numbers.
-    pub fn count(
-        prior: &PriorConfig,
-        frozen: usize,
-        trained: usize,
-        cells: usize,
-        batch: usize,
-    ) -> Self {
-        let features = cells * prior.c;
+    /// Counts for a Stage C of these sizes, as the CPU's kernels keep values.
+    pub fn count(prior: &PriorConfig, work: &Work) -> Self {
+        let Work { frozen, trained, cells, tokens, batch } = *work;
         // Two matrices of scores a head: before and behind the softmax.
-        let scores = 2 * prior.nhead * cells * cells;
-        let group = KEPT_FEATURES * features + scores;
+        let scores = 2 * prior.nhead * cells * (cells + tokens);
+        let group = KEPT_FEATURES * cells * prior.c + scores;
         Self {
             frozen,
             trained: F32 * trained,
@@ -76,5 +84,46 @@ impl fmt::Display for Memory {
             gib(average),
             gib(activations)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parameters of the published Stage C.
+    const PARAMETERS: usize = 993_636_896;
+
+    fn published(trained: usize, frozen: usize, side: usize, batch: usize) -> Memory {
+        let prior = PriorConfig {
+            c_in: 16,
+            c: 1536,
+            c_cond: 1280,
+            c_r: 64,
+            depth: 32,
+            nhead: 24,
+            dropout: 0.1,
+        };
+        let work = Work { frozen, trained, cells: side * side, tokens: 77, batch };
+        Memory::count(&prior, &work)
+    }
+
+    /// Rank 16 beside the four projections of 32 blocks, the weights in f16: one picture of 1024 pixels, or
+    /// eight of 512, in 10 GB.
+    #[test]
+    fn a_lora_of_the_published_model_fits_in_ten_gigabytes() {
+        let trained = 32 * 4 * 16 * (1536 + 1536);
+        for (side, batch) in [(24, 1), (12, 8)] {
+            let memory = published(trained, 2 * PARAMETERS, side, batch);
+            assert!(memory.total() < 10_000_000_000, "{memory}");
+            assert!(memory.activations > memory.frozen, "{memory}");
+        }
+    }
+
+    /// Weights, gradients, two moments and the average in f32.
+    #[test]
+    fn all_weights_of_the_published_model_take_twenty_gigabytes_and_activations() {
+        let memory = published(PARAMETERS, 0, 12, 1);
+        assert_eq!(memory.total() - memory.activations, 20 * PARAMETERS);
     }
 }

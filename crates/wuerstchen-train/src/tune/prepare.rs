@@ -86,11 +86,21 @@ pub struct Prepared {
 /// A picture by the names in the cache.
 struct Entry {
     embedding: String,
-    texts: Vec<String>,
+    /// How likely each is, together 1.
+    texts: Vec<(String, f64)>,
 }
 
-/// What the compressor sees of a picture whose embedding is not in the cache, and the embedding's name.
-type Unseen = Option<(String, [usize; 2], Option<Image>)>;
+/// A picture on its way into the cache.
+enum Unseen {
+    /// Its embedding is there, of so many cells.
+    Cached(String, [usize; 2]),
+    /// What the compressor sees of it, and the embedding's name.
+    Image(String, [usize; 2], Image),
+    /// It cannot be read.
+    Broken,
+    /// There is none.
+    End,
+}
 
 /// Hears of what is being computed, how much of it is done, and how much there is.
 pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
@@ -107,17 +117,21 @@ impl Prepared {
         on_progress: OnProgress<'_>,
     ) -> Result<(Self, BTreeMap<[usize; 2], usize>), RunError> {
         let embeddings = embeddings(model, pictures, &cache, sizes, threads, device, on_progress)?;
-        let captions: Vec<Vec<String>> =
+        let captions: Vec<Vec<(String, f64)>> =
             (0..pictures.count()).map(|index| pictures.captions(index)).collect();
         let texts = texts(model, &captions, &cache, device, on_progress)?;
         let mut of_buckets: BTreeMap<[usize; 2], Vec<u32>> = BTreeMap::new();
         let mut entries = Vec::new();
-        for (index, ((embedding, cells), captions)) in
-            embeddings.into_iter().zip(&captions).enumerate()
-        {
-            of_buckets.entry(cells).or_default().push(index as u32);
-            let texts = captions.iter().map(|caption| texts[caption.as_str()].clone()).collect();
-            entries.push(Entry { embedding, texts });
+        for (embedding, captions) in embeddings.into_iter().zip(&captions) {
+            let Some((embedding, cells)) = embedding else { continue };
+            of_buckets.entry(cells).or_default().push(entries.len() as u32);
+            let text =
+                |(caption, chance): &(String, f64)| (texts[caption.as_str()].clone(), *chance);
+            entries.push(Entry { embedding, texts: captions.iter().map(text).collect() });
+        }
+        if entries.is_empty() {
+            let (name, reason) = ("all".to_owned(), "none of them can be read".to_owned());
+            return Err(CorpusError::Picture { name, reason }.into());
         }
         let counts = of_buckets.iter().map(|(cells, pictures)| (*cells, pictures.len())).collect();
         let index: PriorIndex = model.index(PipelineFolder::PRIOR)?;
@@ -162,7 +176,12 @@ impl Prepared {
             let name = if f64::from(rng.uniform()) < drop {
                 &self.empty
             } else {
-                &texts[rng.below(texts.len() as u32) as usize]
+                let mut left = f64::from(rng.uniform());
+                let chosen = texts.iter().find(|(_, chance)| {
+                    left -= chance;
+                    left < 0.0
+                });
+                &chosen.unwrap_or(&texts[texts.len() - 1]).0
             };
             let text = self.cache.expect(name)?;
             shape[1..].copy_from_slice(&text.shape);
@@ -172,7 +191,7 @@ impl Prepared {
     }
 }
 
-/// The name and the cells of every picture's embedding in the cache.
+/// The name and the cells of every picture's embedding in the cache; `None` where a broken picture is left out.
 fn embeddings(
     model: &ModelFiles,
     pictures: &Arc<dyn Pictures>,
@@ -181,7 +200,7 @@ fn embeddings(
     threads: usize,
     device: &Device,
     on_progress: OnProgress<'_>,
-) -> Result<Vec<(String, [usize; 2])>, RunError> {
+) -> Result<Vec<Option<(String, [usize; 2])>>, RunError> {
     const WHAT: &str = "image embeddings";
     let own = digest_of(model, Part::COMPRESSOR)?;
     let (_, network) = model.load::<CompressorConfig>(Part::COMPRESSOR, device)?;
@@ -191,36 +210,47 @@ fn embeddings(
         Arc::new(move |number| {
             let index = number as usize;
             if index >= count {
-                return Ok(None);
+                return Ok(Unseen::End);
             }
-            let content = pictures.content(index)?;
+            let keep =
+                |error| if pictures.leaves_out_broken() { Ok(Unseen::Broken) } else { Err(error) };
+            let content = match pictures.content(index) {
+                Ok(content) => content,
+                Err(error) => return keep(error),
+            };
             let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
             if let Some(embedding) = cache.get(&name)?
                 && let [_, height, width] = embedding.shape[..]
             {
-                return Ok(Some((name, [height, width], None)));
+                return Ok(Unseen::Cached(name, [height, width]));
             }
             let mut cells = [0; 2];
             let image = pictures.picture(index, &mut |size| {
                 cells = sizes.cells(size)?;
                 Ok(cells.map(|side| side * sizes.downscale))
-            })?;
-            Ok(Some((name, cells, Some(image))))
+            });
+            match image {
+                Ok(image) => Ok(Unseen::Image(name, cells, image)),
+                Err(error) => keep(error),
+            }
         })
     };
     let mut unseen = Batches::start(threads, 0, &make);
     let mut found = Vec::new();
     for done in 1..=count {
-        let (name, cells, image) = unseen.next()?.expect("there is one of each picture");
-        if let Some(image) = image {
-            let seen = compressor::normalise(image.to_tensor(device));
-            let embedding = network.forward(seen, Statistics::Running);
-            let [_, channels, height, width] = embedding.dims();
-            debug_assert_eq!([height, width], cells);
-            let values = embedding.into_data().try_to_vec::<f32>().expect("embeddings are f32");
-            cache.put(&name, &[channels, height, width], values)?;
-        }
-        found.push((name, cells));
+        found.push(match unseen.next()? {
+            Unseen::Cached(name, cells) => Some((name, cells)),
+            Unseen::Image(name, cells, image) => {
+                let seen = compressor::normalise(image.to_tensor(device));
+                let embedding = network.forward(seen, Statistics::Running);
+                let [_, channels, height, width] = embedding.dims();
+                let values = embedding.into_data().try_to_vec::<f32>().expect("embeddings are f32");
+                cache.put(&name, &[channels, height, width], values)?;
+                Some((name, cells))
+            }
+            Unseen::Broken => None,
+            Unseen::End => unreachable!("there are as many as are counted"),
+        });
         on_progress(WHAT, done, count);
     }
     Ok(found)
@@ -229,7 +259,7 @@ fn embeddings(
 /// The names of all captions' hidden states in the cache, and of those of the empty one.
 fn texts<'a>(
     model: &ModelFiles,
-    captions: &'a [Vec<String>],
+    captions: &'a [Vec<(String, f64)>],
     cache: &TensorCache,
     device: &Device,
     on_progress: OnProgress<'_>,
@@ -242,7 +272,8 @@ fn texts<'a>(
         Tokenizer::new(&files, config.max_position_embeddings).map_err(CorpusError::from)?;
     let tokenizer_files: Vec<&[u8]> = files.named().map(|(_, text)| text.as_bytes()).collect();
     let own = digest(&[digest_of(model, part)?.as_bytes(), digest(&tokenizer_files).as_bytes()]);
-    let distinct: BTreeSet<&str> = captions.iter().flatten().map(String::as_str).collect();
+    let distinct: BTreeSet<&str> =
+        captions.iter().flatten().map(|(caption, _)| caption.as_str()).collect();
     let name = |caption: &str| name_of("texts", &[own.as_bytes(), caption.as_bytes()]);
     let names: BTreeMap<&str, String> =
         distinct.into_iter().chain([""]).map(|caption| (caption, name(caption))).collect();
