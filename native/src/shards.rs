@@ -17,7 +17,7 @@ use wuerstchen_train::Pictures;
 use wuerstchen_train::config::ShardsConfig;
 use wuerstchen_train::corpus::{CorpusError, Samples};
 
-use self::filter::{LeftOut, captions_of};
+use self::filter::LeftOut;
 use self::index::{Found, files_of, read_shard};
 use crate::folder::{fill, shuffled};
 use crate::pictures::with_bytes;

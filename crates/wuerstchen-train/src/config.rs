@@ -19,7 +19,7 @@ pub use self::read::ReadConfigError;
 pub use self::shards::{FilterConfig, ShardsConfig};
 pub use self::stages::{DiffusionConfig, StageAConfig, StageBConfig, StageCConfig, UpdateConfig};
 pub use self::tune::{
-    LoraConfig, PicturesConfig, SamplesConfig, TuneConfig, TuneCorpusConfig, TuneUpdates,
+    LoraConfig, PicturesConfig, SamplesConfig, TuneConfig, TuneCorpusConfig, TuneUpdates, is_match,
 };
 use crate::limits::{not_negative, positive};
 use crate::shapes::Lesson;

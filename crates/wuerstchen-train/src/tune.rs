@@ -27,7 +27,7 @@ pub use self::buckets::Buckets;
 use self::cache::{TensorCache, digest_of};
 pub use self::memory::{Memory, Work};
 pub use self::prepare::Prepared;
-use self::prepare::Sizes;
+use self::prepare::{Sizes, Sources};
 use crate::config::{LoraConfig, StageName, TuneConfig};
 use crate::corpus::CorpusError;
 use crate::run::{Event, Job, RunError, Session, Start, updates};
@@ -97,6 +97,14 @@ pub struct Tune {
     prior: PriorConfig,
     sizes: Sizes,
     options: GenerateOptions,
+}
+
+/// What the updates begin with.
+struct Ready {
+    pictures: Arc<Prepared>,
+    /// With autodiff.
+    device: Device,
+    start: Start,
 }
 
 impl AsMut<Session> for Tune {
@@ -234,9 +242,10 @@ impl Tune {
         let pictures = Arc::new(self.prepare()?);
         let device = self.device.clone().autodiff();
         device.seed(self.config.seed);
+        let ready = Ready { pictures, device, start };
         match self.config.lora.clone() {
-            Some(lora) => self.train_lora(&lora, pictures, device, start),
-            None => self.train_whole(pictures, device, start),
+            Some(lora) => self.train_lora(&lora, ready),
+            None => self.train_whole(ready),
         }
     }
 
@@ -254,22 +263,16 @@ impl Tune {
         Ok(store.write(BASE, own.as_bytes())?)
     }
 
-    fn train_lora(
-        &mut self,
-        lora: &LoraConfig,
-        pictures: Arc<Prepared>,
-        device: Device,
-        start: Start,
-    ) -> Result<ControlFlow<()>, RunError> {
+    fn train_lora(&mut self, lora: &LoraConfig, ready: Ready) -> Result<ControlFlow<()>, RunError> {
         let targets = self.targets(lora)?;
         // The frozen network runs as it does when it makes pictures.
         let config = PriorConfig { dropout: 0.0, ..self.prior.clone() };
-        let base = config.load(self.model.weights(Part::PRIOR)?, &device)?;
+        let base = config.load(self.model.weights(Part::PRIOR)?, &ready.device)?;
         let layers = base.linear_layers().into_iter().zip(&targets);
         let layers: Vec<_> = layers.filter(|(_, is_changed)| **is_changed).collect();
         let sides: Vec<_> = layers.iter().map(|((_, sides), _)| *sides).collect();
         let names: Vec<String> = layers.into_iter().map(|((name, _), _)| name).collect();
-        let model = LoraLayers::init(&sides, lora.rank, self.config.seed, &device);
+        let model = LoraLayers::init(&sides, lora.rank, self.config.seed, &ready.device);
         let tuned = LowRank::new(base, targets, lora.alpha() / lora.rank as f64);
         let trained = |model: &LoraLayers| trained_lora(lora, &names, model);
         let sample = |tune: &Self, model: &LoraLayers| {
@@ -279,17 +282,12 @@ impl Tune {
             tune.sample(&files)
         };
         let save = |tune: &Self, model: &LoraLayers| tune.write_lora(&trained(model));
-        self.updates(tuned, model, pictures, device, start, sample, save)
+        self.updates((tuned, model), ready, sample, save)
     }
 
-    fn train_whole(
-        &mut self,
-        pictures: Arc<Prepared>,
-        device: Device,
-        start: Start,
-    ) -> Result<ControlFlow<()>, RunError> {
+    fn train_whole(&mut self, ready: Ready) -> Result<ControlFlow<()>, RunError> {
         let dense = in_f32(self.model.weights(Part::PRIOR)?)?;
-        let model = self.prior.load(&dense, &device)?;
+        let model = self.prior.load(&dense, &ready.device)?;
         drop(dense);
         let sample = |tune: &Self, model: &Prior| tune.sample(&tune.with_prior(prior(model)));
         let save = |tune: &Self, model: &Prior| {
@@ -297,21 +295,17 @@ impl Tune {
             let bytes = Checkpoint::write([(String::new(), &weights)], WeightDtype::F32, None)?;
             Ok(tune.session.store.write(PRIOR, &bytes)?)
         };
-        let done = self.updates(Whole, model, pictures, device, start, sample, save)?;
+        let done = self.updates((Whole, model), ready, sample, save)?;
         if done.is_continue() {
             self.write_model()?;
         }
         Ok(done)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what the two ways of training differ in")]
     fn updates<T: Tuned>(
         &mut self,
-        tuned: T,
-        model: T::Model,
-        pictures: Arc<Prepared>,
-        device: Device,
-        start: Start,
+        (tuned, model): (T, T::Model),
+        Ready { pictures, device, start }: Ready,
         sample: impl Fn(&Self, &T::Model) -> Result<Vec<Image>, RunError>,
         save: impl Fn(&Self, &T::Model) -> Result<(), RunError>,
     ) -> Result<ControlFlow<()>, RunError> {
@@ -346,17 +340,23 @@ impl Tune {
     /// Fills the cache, and says which buckets there are.
     fn prepare(&mut self) -> Result<Prepared, RunError> {
         let updates = &self.config.c.updates;
-        let order = (updates.data_threads, self.config.seed, updates.batch_size);
-        let (model, pictures, sizes) =
-            (self.model.clone(), self.pictures.clone(), self.sizes.clone());
-        let (cache, device) = (self.cache.clone(), self.device.clone());
-        let on_progress = &mut |what, done, scenes| {
-            self.session.tell(&Event::Caching { what, done, scenes });
+        let order = [self.config.seed, updates.batch_size as u64];
+        let sources = Sources {
+            model: &self.model,
+            pictures: &self.pictures,
+            cache: &self.cache,
+            sizes: &self.sizes,
+            threads: updates.data_threads,
+            device: &self.device,
         };
-        let (prepared, buckets) =
-            Prepared::new(&model, &pictures, cache, &sizes, order, &device, on_progress)?;
+        let session = &mut self.session;
+        let on_progress = &mut |what, done, scenes| {
+            session.tell(&Event::Caching { what, done, scenes });
+        };
+        let (prepared, buckets) = Prepared::new(&sources, order, on_progress)?;
+        let cell = self.sizes.cell;
         for (cells, pictures) in buckets {
-            let pixels = cells.map(|side| (side as f64 * sizes.cell).round() as usize);
+            let pixels = cells.map(|side| (side as f64 * cell).round() as usize);
             self.session.tell(&Event::Bucket { cells, pixels, pictures });
         }
         Ok(prepared)

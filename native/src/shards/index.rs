@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use tar::Archive;
+use wuerstchen_train::config::is_match;
 
 use crate::pictures;
 
@@ -159,13 +160,6 @@ fn expanded(pattern: &str) -> Result<Vec<String>> {
         all.extend(expanded(&format!("{start}{number:0width$}{end}"))?);
     }
     Ok(all)
-}
-
-fn is_match(pattern: &str, text: &str) -> bool {
-    let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(text) = text.strip_prefix(start) else { return false };
-    let mut ends = text.char_indices().map(|(i, _)| i).chain([text.len()]);
-    ends.any(|i| is_match(rest, &text[i..]))
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ impl LoraConfig {
 }
 
 /// Whether a text is that of a pattern in which `*` stands for any text.
-fn is_match(pattern: &str, text: &str) -> bool {
+pub fn is_match(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(text) = text.strip_prefix(start) else { return false };
     let mut ends = text.char_indices().map(|(i, _)| i).chain([text.len()]);

@@ -128,11 +128,6 @@ impl<T> StageTune<T> {
     ) -> Self {
         Self { tuned, pictures, config, schedule, device }
     }
-
-    /// What of Stage C is trained.
-    pub fn tuned(&self) -> &T {
-        &self.tuned
-    }
 }
 
 /// A batch of pictures of one bucket.

@@ -90,6 +90,18 @@ struct Entry {
     texts: Vec<(String, f64)>,
 }
 
+/// What pictures and captions are prepared with.
+pub(super) struct Sources<'a> {
+    pub(super) model: &'a ModelFiles,
+    pub(super) pictures: &'a Arc<dyn Pictures>,
+    pub(super) cache: &'a TensorCache,
+    pub(super) sizes: &'a Sizes,
+    /// Threads that decode ahead.
+    pub(super) threads: usize,
+    /// Without autodiff.
+    pub(super) device: &'a Device,
+}
+
 /// A picture on its way into the cache.
 enum Unseen {
     /// Its embedding is there, of so many cells.
@@ -106,20 +118,17 @@ enum Unseen {
 pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
 
 impl Prepared {
-    /// Computes what is not in the cache. Decoding runs ahead on `threads`.
+    /// Computes what is not in the cache; tells how many pictures there are of which size in cells.
     pub(super) fn new(
-        model: &ModelFiles,
-        pictures: &Arc<dyn Pictures>,
-        cache: TensorCache,
-        sizes: &Sizes,
-        (threads, seed, batch_size): (usize, u64, usize),
-        device: &Device,
+        sources: &Sources<'_>,
+        [seed, batch_size]: [u64; 2],
         on_progress: OnProgress<'_>,
     ) -> Result<(Self, BTreeMap<[usize; 2], usize>), RunError> {
-        let embeddings = embeddings(model, pictures, &cache, sizes, threads, device, on_progress)?;
+        let Sources { model, pictures, .. } = *sources;
+        let embeddings = embeddings(sources, on_progress)?;
         let captions: Vec<Vec<(String, f64)>> =
             (0..pictures.count()).map(|index| pictures.captions(index)).collect();
-        let texts = texts(model, &captions, &cache, device, on_progress)?;
+        let texts = texts(sources, &captions, on_progress)?;
         let mut of_buckets: BTreeMap<[usize; 2], Vec<u32>> = BTreeMap::new();
         let mut entries = Vec::new();
         for (embedding, captions) in embeddings.into_iter().zip(&captions) {
@@ -136,10 +145,10 @@ impl Prepared {
         let counts = of_buckets.iter().map(|(cells, pictures)| (*cells, pictures.len())).collect();
         let index: PriorIndex = model.index(PipelineFolder::PRIOR)?;
         let prepared = Self {
-            cache,
+            cache: sources.cache.clone(),
             pictures: entries,
             empty: texts[""].clone(),
-            order: Order::new(seed, batch_size, of_buckets.into_values().collect()),
+            order: Order::new(seed, batch_size as usize, of_buckets.into_values().collect()),
             scale: index.latent_mean as f32,
             shift: index.latent_std as f32,
         };
@@ -193,14 +202,10 @@ impl Prepared {
 
 /// The name and the cells of every picture's embedding in the cache; `None` where a broken picture is left out.
 fn embeddings(
-    model: &ModelFiles,
-    pictures: &Arc<dyn Pictures>,
-    cache: &TensorCache,
-    sizes: &Sizes,
-    threads: usize,
-    device: &Device,
+    sources: &Sources<'_>,
     on_progress: OnProgress<'_>,
 ) -> Result<Vec<Option<(String, [usize; 2])>>, RunError> {
+    let Sources { model, pictures, cache, sizes, threads, device } = *sources;
     const WHAT: &str = "image embeddings";
     let own = digest_of(model, Part::COMPRESSOR)?;
     let (_, network) = model.load::<CompressorConfig>(Part::COMPRESSOR, device)?;
@@ -258,12 +263,11 @@ fn embeddings(
 
 /// The names of all captions' hidden states in the cache, and of those of the empty one.
 fn texts<'a>(
-    model: &ModelFiles,
+    sources: &Sources<'_>,
     captions: &'a [Vec<(String, f64)>],
-    cache: &TensorCache,
-    device: &Device,
     on_progress: OnProgress<'_>,
 ) -> Result<BTreeMap<&'a str, String>, RunError> {
+    let Sources { model, cache, device, .. } = *sources;
     const WHAT: &str = "the text encoder's hidden states";
     let part = Part::PRIOR_TEXT;
     let config: TextEncoderConfig = model.part_config(part)?;
