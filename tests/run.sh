@@ -60,12 +60,14 @@ npm test
 npm run lint:package
 npm --prefix demo test
 npm run test:browser
-bash examples/build.sh &
+sites="$(mktemp -d)"
+bash examples/build.sh "$sites" &
 examples=$!
 wait "$page"
 npm run test:verify
+wait "$examples"
+npm run test:examples -- "$sites"
 cd ..
 
-wait "$examples"
 wait "$lints"
 step "all checks passed"

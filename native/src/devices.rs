@@ -131,9 +131,17 @@ pub(crate) fn choose(choice: Choice) -> Result<Found> {
     if found.is_cpu() {
         eprintln!("running on the CPU{reason}");
     } else {
+        read_early();
         eprintln!("running on {} ({})", found.name, found.kind);
     }
     Ok(found)
+}
+
+/// Makes burn begin to copy from a GPU where a read begins, and not where its bytes are used: a step's latents then
+/// come while the next step is prepared.
+fn read_early() {
+    #[cfg(feature = "gpu")]
+    burn_std::set_runtime_kind(burn_std::RuntimeKind::Async);
 }
 
 /// Lists all devices.

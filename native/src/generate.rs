@@ -269,6 +269,9 @@ impl Pictures {
     }
 }
 
+/// Most letters of a prompt's end in a message.
+const SHOWN_LETTERS: usize = 500;
+
 /// Says what of a prompt does nothing: what is too long for the model, and what other programs would not
 /// take for words.
 pub(crate) fn tell_of_prompt(
@@ -278,7 +281,13 @@ pub(crate) fn tell_of_prompt(
 ) -> Result<()> {
     let unread = pipeline.unread(prompt, syntax).map_err(wuerstchen::Error::from)?;
     if let Some(end) = unread.cut_off {
-        eprintln!("the prompt is longer than the model reads, which leaves out {end:?}");
+        let letters = end.chars().count();
+        let shown: String = end.chars().take(SHOWN_LETTERS).collect();
+        let rest = match letters.saturating_sub(SHOWN_LETTERS) {
+            0 => String::new(),
+            rest => format!(" and {rest} letters more"),
+        };
+        eprintln!("the prompt is longer than the model reads, which leaves out {shown:?}{rest}");
     }
     if !unread.unknown_words.is_empty() {
         eprintln!("the model does not know: {}", unread.unknown_words.join(", "));

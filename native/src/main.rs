@@ -3,6 +3,7 @@
 mod art;
 mod bench;
 mod cache;
+mod cost;
 mod data;
 mod devices;
 mod eval;
@@ -69,6 +70,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Time every stage, in generation and in training
     Bench(bench::BenchArgs),
+    /// Count the multiply-adds of a picture and of training, beside Stable Diffusion's
+    Cost(cost::CostArgs),
     /// Compare every stage with tensors of the authors' code
     Verify(verify::VerifyArgs),
     /// List the devices that can run the model
@@ -107,6 +110,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Serve(args) => serve::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),
         Command::Bench(args) => bench::run(&args).map(|()| true),
+        Command::Cost(args) => cost::run(&args).map(|()| true),
         Command::Verify(args) => verify::run(&args),
         Command::Devices(args) => devices::run(&args).map(|()| true),
     }

@@ -229,22 +229,30 @@ fn with_remedy(error: RunError) -> anyhow::Error {
 /// Reads the config and applies `KEY=VALUE` changes.
 pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
     let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
-    let table = read_table(path, changes, &fits)?;
+    let (table, fits_unchanged) = read_table(path, changes, &fits)?;
     TrainConfig::from_table(table).map_err(|error| match error {
+        ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
         ReadConfigError::Config(error) => usage(&error.into()),
         error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
     })
 }
 
-/// Reads a config as a table and applies `KEY=VALUE` changes; `fits` says whether a table is a config.
+/// Changes after which a config does not fit.
+fn unfit_changes(changes: &[String], error: &toml::de::Error) -> anyhow::Error {
+    usage(&anyhow!("--set {}: {}", changes.join(" --set "), error.message()))
+}
+
+/// Reads a config as a table and applies `KEY=VALUE` changes; `fits` says whether a table is a config. Says
+/// whether it has been one before.
 fn read_table(
     path: &Path,
     changes: &[String],
     fits: &dyn Fn(&toml::Table) -> bool,
-) -> Result<toml::Table> {
+) -> Result<(toml::Table, bool)> {
     let text = read_text(path).context("cannot read the config")?;
     let mut table: toml::Table =
         text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
+    let fits_unchanged = fits(&table);
     for change in changes {
         let (key, value) = change
             .split_once('=')
@@ -252,7 +260,7 @@ fn read_table(
             .map_err(|error| usage(&error))?;
         apply(&mut table, key, value, fits).map_err(|error| usage(&error))?;
     }
-    Ok(table)
+    Ok((table, fits_unchanged))
 }
 
 /// Changes a value of the config. What looks like a number or a date may be a text, such as the name of a

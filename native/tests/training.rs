@@ -3,6 +3,7 @@
 mod program;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -80,10 +81,18 @@ fn training_stops_on_request_and_goes_on() {
     while steps().len() < 2 {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
+    let second = wuerstchen(&train);
+    assert_eq!(second.status.code(), Some(4), "{second:?}");
+    let error = text(&second.stderr);
+    assert!(error.contains("another program is training in"), "{error}");
     let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(kill.unwrap().success());
     let first = stopped(&child.wait_with_output().unwrap());
 
+    // As if it had been killed a while after it saved.
+    let metrics = fs::OpenOptions::new().append(true).open(folder.join("a/metrics.jsonl"));
+    write!(metrics.unwrap(), "{{\"step\": {}, \"loss\": 1}}\n{{\"step\": 99, \"lo", first + 1)
+        .unwrap();
     let output = wuerstchen(&[&train[..], &endless, &["--max-seconds", "0"]].concat());
     let second = stopped(&output);
     assert_eq!(second, first + 1);

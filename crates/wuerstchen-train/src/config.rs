@@ -427,6 +427,7 @@ mod tests {
             (|config| config.b.embedding_noise = 2.0, "embedding_noise"),
             (|config| config.c.text_loss = f64::INFINITY, "stage c config: text_loss"),
             (|config| config.c.diffusion.p2_k = -1.0, "p2_k"),
+            (|config| config.b.diffusion.time_shift = 0.0, "time_shift"),
             (
                 |config| config.c.updates.optimizer.learning_rate = 0.0,
                 "learning_rate must be a positive",

@@ -10,6 +10,7 @@ pub mod emoji;
 pub mod eval;
 mod limits;
 mod lots;
+mod muon;
 pub mod optimizer;
 pub mod recipe;
 mod rows;

@@ -147,7 +147,7 @@ impl Recipe {
     }
 
     /// Every config and tokenizer of the model, by its path in the model folder.
-    fn texts(&self) -> BTreeMap<String, String> {
+    pub(crate) fn texts(&self) -> BTreeMap<String, String> {
         let (config, model) = (&self.config, &self.config.model);
         let mut texts = BTreeMap::new();
         let mut insert = |path: String, value: Value| {

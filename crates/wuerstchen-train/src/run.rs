@@ -144,8 +144,9 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// The store cannot write.
+    /// The store cannot write, or another program trains in it.
     pub fn start_from(&mut self, model: ModelFiles) -> Result<(), RunError> {
+        self.session.store.claim()?;
         let mut weights = model.weights;
         weights.retain(|&part, _| !self.session.store.contains(&weights_name(part)));
         self.write_weights(weights)?;
@@ -183,6 +184,7 @@ impl Run {
     ///
     /// [`RunError`] lists what can be wrong.
     pub fn train(&mut self, stage: StageName, start: Start) -> Result<ControlFlow<()>, RunError> {
+        self.session.store.claim()?;
         self.check_start(stage, &start)?;
         self.session.begin();
         self.write_config()?;
@@ -205,7 +207,10 @@ impl Run {
     ) -> Result<ControlFlow<()>, RunError> {
         let config = self.updates_of(stage).clone();
         let job = Job { stage, folder: self.folder(stage), config: &config, start };
-        let save = |run: &Self, model: &S::Model| run.write_weights(weights(model));
+        let save = |run: &Self, model: &S::Model| {
+            run.write_weights(weights(model))?;
+            run.write_texts()
+        };
         updates(self, job, trainer, sample, save)
     }
 
@@ -250,6 +255,14 @@ impl Run {
         Ok(())
     }
 
+    /// Writes the configs beside the weights, so that a model opens while it is trained, too.
+    fn write_texts(&self) -> Result<(), RunError> {
+        for (path, text) in self.recipe.texts() {
+            self.session.store.write(&format!("{RUN_MODEL}/{path}"), text.as_bytes())?;
+        }
+        Ok(())
+    }
+
     fn write_weights(&self, weights: Weights) -> Result<(), RunError> {
         for (&part, checkpoint) in &weights {
             let bytes = Checkpoint::write([(String::new(), checkpoint)], WeightDtype::F32, None)?;
@@ -277,9 +290,7 @@ impl Run {
     /// The store cannot read or write.
     pub fn write_model(&self) -> Result<ModelFiles, RunError> {
         let files = self.recipe.model_files(self.read_weights()?, &self.device);
-        for (path, text) in &files.texts {
-            self.session.store.write(&format!("{RUN_MODEL}/{path}"), text.as_bytes())?;
-        }
+        self.write_texts()?;
         self.session.store.write(BUNDLE, &files.to_bundle(WeightDtype::F16)?)?;
         Ok(files)
     }

@@ -35,6 +35,13 @@ pub trait Store: Send + Sync {
 
     /// What a person calls the file, such as its path.
     fn describe(&self, name: &str) -> String;
+
+    /// Keeps the runs of other programs out until the store is dropped; more than once is as good as once.
+    ///
+    /// # Errors
+    ///
+    /// Another program's run writes to this store.
+    fn claim(&self) -> Result<(), StoreError>;
 }
 
 /// Files in main memory.
@@ -77,6 +84,10 @@ impl Store for Memory {
     fn describe(&self, name: &str) -> String {
         name.to_owned()
     }
+
+    fn claim(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 #[cfg(feature = "fs")]
@@ -84,25 +95,33 @@ pub use self::folder::Folder;
 
 #[cfg(feature = "fs")]
 mod folder {
-    use std::fs::{OpenOptions, create_dir_all};
+    use std::fs::{File, OpenOptions, TryLockError, create_dir_all};
     use std::io::{ErrorKind, Write};
     use std::path::PathBuf;
+    use std::sync::{Mutex, PoisonError};
 
     use super::{Store, StoreError};
 
+    /// The file that a run locks. It stays, and its lock goes with the program, however that ends.
+    const LOCK: &str = "run.lock";
+
     /// Files in a folder, which is made when the first one is written.
-    pub struct Folder(PathBuf);
+    pub struct Folder {
+        path: PathBuf,
+        /// The locked file, once the folder is claimed.
+        lock: Mutex<Option<File>>,
+    }
 
     impl Folder {
         /// The store in the folder at a path.
         pub fn new(path: impl Into<PathBuf>) -> Self {
-            Self(path.into())
+            Self { path: path.into(), lock: Mutex::new(None) }
         }
 
         /// The path of a file, in a folder that is there.
         fn path_in_folder(&self, name: &str) -> Result<PathBuf, StoreError> {
-            let path = self.0.join(name);
-            let folder = path.parent().unwrap_or(&self.0);
+            let path = self.path.join(name);
+            let folder = path.parent().unwrap_or(&self.path);
             let cannot = |error| format!("cannot create {}: {error}", folder.display());
             create_dir_all(folder).map_err(cannot)?;
             Ok(path)
@@ -111,7 +130,7 @@ mod folder {
 
     impl Store for Folder {
         fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-            let path = self.0.join(name);
+            let path = self.path.join(name);
             match std::fs::read(&path) {
                 Ok(bytes) => Ok(Some(bytes)),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -120,7 +139,7 @@ mod folder {
         }
 
         fn contains(&self, name: &str) -> bool {
-            self.0.join(name).exists()
+            self.path.join(name).exists()
         }
 
         fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
@@ -137,7 +156,28 @@ mod folder {
         }
 
         fn describe(&self, name: &str) -> String {
-            self.0.join(name).display().to_string()
+            self.path.join(name).display().to_string()
+        }
+
+        fn claim(&self) -> Result<(), StoreError> {
+            let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            if lock.is_some() {
+                return Ok(());
+            }
+            let path = self.path_in_folder(LOCK)?;
+            let cannot = |error| format!("cannot lock {}: {error}", path.display());
+            let file = OpenOptions::new().create(true).append(true).open(&path).map_err(cannot)?;
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => {
+                    let folder = self.path.display();
+                    return Err(format!("another program is training in {folder}: wait for its end, or name another folder").into());
+                }
+                // Some network file systems have no locks.
+                Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
+                locked => locked.map_err(|error| cannot(error.into()))?,
+            }
+            *lock = Some(file);
+            Ok(())
         }
     }
 }

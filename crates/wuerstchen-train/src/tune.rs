@@ -235,6 +235,7 @@ impl Tune {
     ///
     /// [`RunError`] lists what can be wrong.
     pub fn train(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        self.session.store.claim()?;
         self.check_start(&start)?;
         self.session.begin();
         self.check_base(&start)?;

@@ -7,7 +7,7 @@ use burn::tensor::activation::sigmoid;
 use wuerstchen_kernels::softmax;
 
 use crate::blocks::{affine, affine_gelu, linear_layer};
-use crate::config::{ConfigError, heads_divide, positive};
+use crate::config::{ConfigError, heads_divide, layers, size};
 
 /// Sizes of the layers.
 pub(crate) struct ClipConfig<'a> {
@@ -64,8 +64,9 @@ impl ClipConfig<'_> {
         for (field, value) in
             [("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)]
         {
-            positive(self.part, field, value)?;
+            size(self.part, field, value)?;
         }
+        layers(self.part, "num_hidden_layers", self.num_hidden_layers)?;
         if ![GELU, QUICK_GELU].contains(&self.hidden_act) {
             let expected = format!("\"{GELU}\" or \"{QUICK_GELU}\"");
             return Err(ConfigError::new(self.part, "hidden_act", expected, self.hidden_act));

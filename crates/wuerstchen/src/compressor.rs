@@ -12,7 +12,7 @@ use wuerstchen_kernels::{
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{Observer, affine, channels_first, channels_last, linear_layer};
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, positive};
+use crate::config::{ConfigError, layers, size};
 use crate::part::PartConfig;
 use crate::resize::cover;
 use crate::weights::KeyTable;
@@ -145,17 +145,13 @@ impl PartConfig for CompressorConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         let sizes = [("c_latent", self.c_latent), ("stem", self.stem), ("head", self.head)];
         let stages = self.stages.iter().flat_map(|stage| {
-            [
-                ("expand", stage.expand),
-                ("channels", stage.channels),
-                ("layers", stage.layers),
-                ("stride", stage.stride),
-            ]
+            [("expand", stage.expand), ("channels", stage.channels), ("stride", stage.stride)]
         });
         sizes
             .into_iter()
             .chain(stages)
-            .try_for_each(|(field, value)| positive("compressor", field, value))
+            .try_for_each(|(field, value)| size("compressor", field, value))?;
+        self.stages.iter().try_for_each(|stage| layers("compressor", "layers", stage.layers))
     }
 
     fn init(&self, device: &Device) -> Compressor {

@@ -1,5 +1,7 @@
 //! What configs have in common: values per level, and what is wrong with one.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 /// A field of a config that the architecture cannot use.
@@ -85,14 +87,41 @@ pub fn below_one(part: &'static str, field: &'static str, value: f64) -> Result<
     }
 }
 
-pub(crate) fn positive(
+/// The largest width or other size of a layer; that of published models is 49,408.
+const LARGEST_SIZE: usize = 1 << 20;
+
+/// Most layers of one kind that follow each other; published models have at most 64.
+const MOST_LAYERS: usize = 1024;
+
+/// Checks a size of a layer. A larger one than any model has would end the program for lack of memory.
+pub(crate) fn size(
     part: &'static str,
     field: &'static str,
     value: usize,
 ) -> Result<(), ConfigError> {
-    match value {
-        0 => Err(ConfigError::new(part, field, "at least 1", value)),
-        _ => Ok(()),
+    within(part, field, value, 1..=LARGEST_SIZE)
+}
+
+/// Checks a number of layers. More than any model has would take for ever to make.
+pub(crate) fn layers(
+    part: &'static str,
+    field: &'static str,
+    value: usize,
+) -> Result<(), ConfigError> {
+    within(part, field, value, 1..=MOST_LAYERS)
+}
+
+fn within(
+    part: &'static str,
+    field: &'static str,
+    value: usize,
+    range: RangeInclusive<usize>,
+) -> Result<(), ConfigError> {
+    if range.contains(&value) {
+        Ok(())
+    } else {
+        let expected = format!("from {} to {}", range.start(), range.end());
+        Err(ConfigError::new(part, field, expected, value))
     }
 }
 
@@ -120,6 +149,15 @@ pub(crate) fn heads_divide(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_and_layers_have_limits() {
+        assert!(size("prior", "c", 1).is_ok() && size("prior", "c", LARGEST_SIZE).is_ok());
+        assert!(layers("prior", "depth", MOST_LAYERS).is_ok());
+        assert!(size("prior", "c", 0).is_err() && size("prior", "c", LARGEST_SIZE + 1).is_err());
+        let error = layers("prior", "depth", 1_000_000).unwrap_err().to_string();
+        assert_eq!(error, "prior config: depth must be from 1 to 1024, got 1000000");
+    }
 
     #[test]
     fn dropouts_are_probabilities_one_or_one_a_level() {

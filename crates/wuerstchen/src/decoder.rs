@@ -15,7 +15,7 @@ use crate::blocks::{
     linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, PerLevel, heads_divide, positive, published_heads};
+use crate::config::{ConfigError, PerLevel, heads_divide, layers, published_heads, size};
 use crate::part::PartConfig;
 use crate::resize::resize_bicubic;
 use crate::weights::KeyTable;
@@ -116,7 +116,7 @@ impl PartConfig for DecoderConfig {
             ("clip_embd", self.clip_embd),
             ("c_hidden", self.levels()),
         ] {
-            positive("decoder", field, value)?;
+            size("decoder", field, value)?;
         }
         if self.c_out != self.c_in {
             let expected = format!("{} as c_in", self.c_in);
@@ -249,8 +249,8 @@ impl DecoderConfig {
 
     fn validate_level(&self, level: usize) -> Result<(), ConfigError> {
         let letters = self.level_config[level].letters();
-        positive("decoder", "c_hidden", self.c_hidden[level])?;
-        positive("decoder", "blocks", self.blocks[level])?;
+        size("decoder", "c_hidden", self.c_hidden[level])?;
+        layers("decoder", "blocks", self.blocks[level])?;
         if !letters.starts_with('C') || !letters.chars().all(|letter| "CTA".contains(letter)) {
             let expected = "letters C, T, A starting with C";
             return Err(ConfigError::new("decoder", "level_config", expected, letters));

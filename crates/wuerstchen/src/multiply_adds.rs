@@ -2,6 +2,7 @@
 //!
 //! Counts convolutions and matrix products of one picture; norms, activations and sums are left out.
 
+use crate::compressor::{BlockKind, CompressorConfig};
 use crate::decoder::DecoderConfig;
 use crate::prior::PriorConfig;
 use crate::text::TextEncoderConfig;
@@ -71,6 +72,21 @@ impl VqganConfig {
         let patch = self.up_down_scale_factor * self.up_down_scale_factor;
         total + pixels * (c >> (self.levels - 1)) * self.out_channels * patch
     }
+
+    /// Multiply-adds of encoding a picture to latents `[height, width]`.
+    pub fn encode_multiply_adds(&self, [height, width]: [usize; 2]) -> usize {
+        let patch = self.up_down_scale_factor * self.up_down_scale_factor;
+        let mut total = height * width * self.embed_dim * self.latent_channels;
+        for level in 0..self.levels {
+            let (pixels, c) = ((height * width) << (2 * level), self.embed_dim >> level);
+            total += pixels * c * (9 + 8 * c);
+            // From the level above: pixels of the picture, or a 4x4 convolution of half as many channels.
+            let input =
+                if level + 1 == self.levels { self.in_channels * patch } else { 16 * (c / 2) };
+            total += pixels * c * input;
+        }
+        total
+    }
 }
 
 impl TextEncoderConfig {
@@ -80,6 +96,34 @@ impl TextEncoderConfig {
         let layer =
             tokens * width * (4 * width + 2 * self.intermediate_size) + 2 * tokens * tokens * width;
         self.num_hidden_layers * layer
+    }
+}
+
+impl CompressorConfig {
+    /// Multiply-adds of the image embedding of a picture `[height, width]`.
+    pub fn multiply_adds(&self, [height, width]: [usize; 2]) -> usize {
+        let (mut sides, mut input) = ([height, width].map(|side| side.div_ceil(2)), self.stem);
+        let mut total = sides[0] * sides[1] * 27 * self.stem;
+        for stage in &self.stages {
+            for layer in 0..stage.layers {
+                let (inner, output) = (stage.expand * input, stage.channels);
+                let before = sides[0] * sides[1];
+                if layer == 0 {
+                    sides = sides.map(|side| side.div_ceil(stage.stride));
+                }
+                let pixels = sides[0] * sides[1];
+                total += match stage.block {
+                    BlockKind::Fused if stage.expand == 1 => pixels * 9 * input * output,
+                    BlockKind::Fused => pixels * inner * (9 * input + output),
+                    BlockKind::Inverted => {
+                        let squeezed = 2 * inner * (input / 4).max(1);
+                        before * input * inner + pixels * inner * (9 + output) + squeezed
+                    }
+                };
+                input = output;
+            }
+        }
+        total + sides[0] * sides[1] * self.head * (input + self.c_latent)
     }
 }
 

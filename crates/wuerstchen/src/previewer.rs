@@ -10,7 +10,7 @@ use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{channels_first, channels_last, pixel_shuffle};
 use crate::checkpoint::Checkpoint;
 use crate::compressor::dense_conv;
-use crate::config::{ConfigError, positive};
+use crate::config::{ConfigError, size};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
 
@@ -65,7 +65,7 @@ impl PartConfig for PreviewerConfig {
             ("c_hidden", self.c_hidden),
             ("doublings", first.min(second).min(third)),
         ] {
-            positive("previewer", field, value)?;
+            size("previewer", field, value)?;
         }
         Ok(())
     }

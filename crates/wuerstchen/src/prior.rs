@@ -13,7 +13,7 @@ use crate::blocks::{
     time_embedding, with_change,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, below_one, heads_divide, positive, published_heads};
+use crate::config::{ConfigError, below_one, heads_divide, layers, published_heads, size};
 use crate::part::PartConfig;
 use crate::weights::{KeyTable, shapes};
 
@@ -63,11 +63,10 @@ impl PartConfig for PriorConfig {
     const KEYS: KeyTable = KeyTable::DIFFUSION;
 
     fn validate(&self) -> Result<(), ConfigError> {
-        for (field, value) in
-            [("c_in", self.c_in), ("c", self.c), ("c_cond", self.c_cond), ("depth", self.depth)]
-        {
-            positive("prior", field, value)?;
+        for (field, value) in [("c_in", self.c_in), ("c", self.c), ("c_cond", self.c_cond)] {
+            size("prior", field, value)?;
         }
+        layers("prior", "depth", self.depth)?;
         if self.c_r < 4 {
             return Err(ConfigError::new("prior", "c_r", "at least 4", self.c_r));
         }

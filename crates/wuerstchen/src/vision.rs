@@ -12,7 +12,7 @@ pub use self::prepare::{PreparationConfig, Prepared};
 use crate::blocks::{affine, channels_last, linear_layer, pixel_unshuffle};
 use crate::checkpoint::Checkpoint;
 use crate::clip::{ClipConfig, ClipLayer};
-use crate::config::{ConfigError, positive, published_heads};
+use crate::config::{ConfigError, published_heads, size};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
 
@@ -102,7 +102,7 @@ impl PartConfig for ImageEncoderConfig {
             ("patch_size", self.patch_size),
             ("projection_dim", self.projection_dim),
         ] {
-            positive(PART, field, value)?;
+            size(PART, field, value)?;
         }
         if self.num_channels != colours() {
             let expected = format!("{}, the colours of a picture", colours());

@@ -12,7 +12,7 @@ use crate::blocks::{
     pixel_shuffle, pixel_unshuffle,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, positive};
+use crate::config::{ConfigError, layers, size};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
 
@@ -107,13 +107,13 @@ impl PartConfig for VqganConfig {
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
             ("up_down_scale_factor", self.up_down_scale_factor),
-            ("levels", self.levels),
-            ("bottleneck_blocks", self.bottleneck_blocks),
             ("latent_channels", self.latent_channels),
             ("num_vq_embeddings", self.num_vq_embeddings),
         ] {
-            positive("vqgan", field, value)?;
+            size("vqgan", field, value)?;
         }
+        layers("vqgan", "levels", self.levels)?;
+        layers("vqgan", "bottleneck_blocks", self.bottleneck_blocks)?;
         let multiple = 1usize << (self.levels - 1).min(31);
         if self.embed_dim == 0 || !self.embed_dim.is_multiple_of(multiple) {
             let expected = format!("a multiple of {multiple}");

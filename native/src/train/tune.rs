@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use wuerstchen::{ModelFiles, RUN_CONFIG};
 use wuerstchen_train::config::{ReadConfigError, TuneConfig};
 use wuerstchen_train::{RunError, Tune, store, tune};
 
 use super::corpus::Corpus;
 use super::progress::TrainProgress;
-use super::{Stages, TrainArgs, deadline, list_broken, read_table, start, with_remedy};
+use super::{
+    Stages, TrainArgs, deadline, list_broken, read_table, start, unfit_changes, with_remedy,
+};
 use crate::cache::cache_folder;
 use crate::devices::choose;
 use crate::files::read_model;
@@ -66,13 +68,13 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
 /// Reads the config and applies `KEY=VALUE` changes.
 fn read(path: &Path, changes: &[String]) -> Result<TuneConfig> {
     let fits = |table: &toml::Table| TuneConfig::from_table(table.clone()).is_ok();
-    let table = read_table(path, changes, &fits)?;
-    let read: Result<_, ReadConfigError> = TuneConfig::from_table(table);
-    read.with_context(|| {
-        format!(
+    let (table, fits_unchanged) = read_table(path, changes, &fits)?;
+    TuneConfig::from_table(table).map_err(|error| match error {
+        ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
+        error => anyhow::Error::from(error).context(format!(
             "{} does not fit: expected a config of fine-tuning, such as configs/lora.toml",
             path.display()
-        )
+        )),
     })
 }
 

@@ -1,8 +1,10 @@
-import { load } from './wuerstchen-web/index.js';
+import './wuerstchen-web/element.js';
 
-const [form, prompt, make, stop, status, progress, picture] = [
+const [form, prompt, model, lora, make, stop, status, progress, picture] = [
   'form',
   '#prompt',
+  '#model',
+  '#lora',
   '#make',
   '#stop',
   '#status',
@@ -10,43 +12,39 @@ const [form, prompt, make, stop, status, progress, picture] = [
   '#picture',
 ].map((selector) => document.querySelector(selector));
 
-let engine;
-let job;
-
-function show(bitmap) {
-  picture.width = bitmap.width;
-  picture.height = bitmap.height;
-  picture.getContext('2d').drawImage(bitmap, 0, 0);
-  bitmap.close();
+function setBusy(isBusy) {
+  make.disabled = isBusy;
+  stop.disabled = !isBusy;
 }
 
-function onProgress(event) {
-  if (event.type === 'download') progress.value = event.overall.loaded / event.overall.total;
-  if (event.type === 'stage') status.textContent = `Running the ${event.stage} stage.`;
-  if (event.type === 'step') progress.value = event.overall;
-  if (event.type === 'preview') show(event.bitmap);
-}
-
-async function makePicture(signal) {
-  status.textContent = 'Loading the model.';
-  engine ??= await load({ model: './model/manifest.json', onProgress, signal });
-  picture.ariaLabel = prompt.value;
-  const result = await engine.generate({ prompt: prompt.value, onProgress, signal });
-  show(result.images[0]);
-  status.textContent = `Done with seed ${result.seed} on ${engine.device}.`;
-}
-
-form.addEventListener('submit', async (event) => {
+form.addEventListener('submit', (event) => {
   event.preventDefault();
-  job = new AbortController();
-  make.disabled = true;
-  stop.disabled = false;
-  await makePicture(job.signal).catch(({ message, hint }) => {
-    const problem = hint ? `${message}. ${hint}` : message;
-    status.textContent = job.signal.aborted ? 'Stopped.' : problem;
-  });
-  make.disabled = false;
-  stop.disabled = true;
+  setBusy(true);
+  status.textContent = 'Loading the model.';
+  // What is picked is a property, as an attribute holds text alone; each change of one begins a picture.
+  if (model.files.length > 0) picture.model = model.files;
+  picture.lora = [...lora.files].map((blob) => ({ blob }));
+  picture.setAttribute('prompt', prompt.value);
 });
 
-stop.addEventListener('click', () => job.abort());
+stop.addEventListener('click', () => {
+  picture.stop();
+  setBusy(false);
+  status.textContent = 'Stopped.';
+});
+
+picture.addEventListener('progress', ({ detail }) => {
+  if (detail.type === 'download') progress.value = detail.overall.loaded / detail.overall.total;
+  if (detail.type === 'stage') status.textContent = `Running the ${detail.stage} stage.`;
+  if (detail.type === 'step') progress.value = detail.overall;
+});
+
+picture.addEventListener('picture', ({ detail }) => {
+  setBusy(false);
+  status.textContent = `Done with seed ${detail.seed}.`;
+});
+
+picture.addEventListener('error', ({ detail }) => {
+  setBusy(false);
+  status.textContent = detail.hint ? `${detail.message}. ${detail.hint}` : detail.message;
+});

@@ -6,13 +6,11 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { before, test } from 'node:test';
+import { writeLora } from './lora-file.ts';
 import { difference, native, page, program, useFreshPages, type Picture } from './site.ts';
 
 const MODEL = '/demo/dist/model/manifest.json';
 const PROMPT = 'a red circle';
-/** Width of Stage C of the built-in model, and the rank of the LoRAs. */
-const [WIDTH, RANK] = [128, 4];
-
 let folder: string;
 
 useFreshPages();
@@ -21,35 +19,10 @@ before(() => {
   folder = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
 });
 
-/** A safetensors file with a pair of matrices for two layers, under names of other programs. */
-function writeLora(name: string, ends: readonly [string, string]): string {
-  const tensors: Record<string, { dtype: 'F32'; shape: number[]; data_offsets: number[] }> = {};
-  const values: number[] = [];
-  for (const layer of ['blocks.2.attention.to_q', 'blocks.5.attention.to_v']) {
-    for (const [end, shape] of [
-      [ends[0], [RANK, WIDTH]],
-      [ends[1], [WIDTH, RANK]],
-    ] as const) {
-      const start = 4 * values.length;
-      for (let i = 0; i < RANK * WIDTH; i++) values.push(0.5 * Math.sin(0.7 * i));
-      tensors[`prior.${layer}.${end}`] = {
-        dtype: 'F32',
-        shape: [...shape],
-        data_offsets: [start, 4 * values.length],
-      };
-    }
-  }
-  const metadata = JSON.stringify({ 'prior.r': RANK, 'prior.lora_alpha': 8 });
-  const header = Buffer.from(
-    JSON.stringify({ __metadata__: { lora_adapter_metadata: metadata }, ...tensors }),
-  );
-  const length = Buffer.alloc(8);
-  length.writeBigUInt64LE(BigInt(header.length));
+/** A LoRA in a file of its own. */
+function loraFile(name: string, ends: readonly [string, string]): string {
   const file = join(folder, name);
-  writeFileSync(
-    file,
-    Buffer.concat([length, header, Buffer.from(Float32Array.from(values).buffer)]),
-  );
+  writeLora(file, ends);
   return file;
 }
 
@@ -93,7 +66,7 @@ function make(
 
 for (const dtype of ['f16', 'i4']) {
   test(`a LoRA of a model in ${dtype} makes the picture that the native program makes with it`, async () => {
-    const file = writeLora('style.safetensors', ['lora_A.weight', 'lora_B.weight']);
+    const file = loraFile('style.safetensors', ['lora_A.weight', 'lora_B.weight']);
     const bundle = `node_modules/.cache/model-lora-${dtype}`;
     rmSync(bundle, { recursive: true, force: true });
     const args = [
@@ -123,7 +96,7 @@ for (const dtype of ['f16', 'i4']) {
 }
 
 test('what is no LoRA of the model is refused in the words of the native program', async () => {
-  const wrong = writeLora('wrong.safetensors', ['hada_w1_a', 'hada_w1_b']);
+  const wrong = loraFile('wrong.safetensors', ['hada_w1_a', 'hada_w1_b']);
   const foreign = join(folder, 'page.safetensors');
   writeFileSync(foreign, '<!doctype html><html>'.padEnd(100));
   for (const file of [wrong, foreign]) {

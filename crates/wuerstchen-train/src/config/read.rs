@@ -31,7 +31,7 @@ const fn field(name: &'static str, stages: &'static str, without_effect: f64) ->
 }
 
 /// The fields that not every stage has.
-const FIELDS: [Field; 12] = [
+const FIELDS: [Field; 13] = [
     field("quantized", "a", 0.0),
     field("edge_loss", "a", 0.0),
     field("max_zoom", "a", 1.0),
@@ -40,6 +40,7 @@ const FIELDS: [Field; 12] = [
     field("unknown_words", "b, c", 0.0),
     field("p2_weighting", "b, c", 0.0),
     field("p2_k", "b, c", 1.0),
+    field("time_shift", "b, c", 1.0),
     field("embedding_drop", "b", 0.0),
     field("embedding_noise", "b", 0.0),
     field("freeze_compressor", "b", 0.0),
@@ -121,7 +122,7 @@ mod tests {
         assert_eq!(TrainConfig::from_toml(&config.to_toml().unwrap()).unwrap(), config);
     }
 
-    /// Each of the 36 pairs of a stage and a field: the field's own stages take a value, the others only the
+    /// Each of the 39 pairs of a stage and a field: the field's own stages take a value, the others only the
     /// one without effect, as older versions stored it.
     #[test]
     fn a_stage_refuses_the_fields_of_others() {

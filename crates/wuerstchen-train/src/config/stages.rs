@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use wuerstchen::ConfigError;
 
-use crate::limits::{at_least_one, not_negative, share};
+use crate::limits::{at_least_one, not_negative, positive, share};
 use crate::optimizer::OptimizerConfig;
 use crate::shapes::Lesson;
 
@@ -50,6 +50,9 @@ pub struct DiffusionConfig {
     /// `k` of the p2 weights. The authors use 1; with a smaller `k`, noisier times count for more.
     #[serde(default = "authors_p2_k")]
     pub p2_k: f32,
+    /// Draws noisier times than the authors where it is above 1, as shifted schedules do (arXiv 2403.03206).
+    #[serde(default = "unshifted")]
+    pub time_shift: f32,
 }
 
 /// How Stage A is trained.
@@ -117,6 +120,10 @@ fn authors_p2_k() -> f32 {
     1.0
 }
 
+fn unshifted() -> f32 {
+    1.0
+}
+
 impl UpdateConfig {
     /// Checks every value; `part` names the stage.
     pub(super) fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
@@ -151,6 +158,7 @@ impl DiffusionConfig {
         }
         share(part, "caption_drop", self.caption_drop)?;
         share(part, "unknown_words", self.unknown_words)?;
+        positive(part, "time_shift", self.time_shift.into())?;
         not_negative(part, "p2_k", self.p2_k.into())
     }
 }

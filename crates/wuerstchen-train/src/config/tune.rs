@@ -137,6 +137,9 @@ pub struct TuneUpdates {
     /// published model was trained.
     #[serde(default = "is_weighted")]
     pub p2_weighting: bool,
+    /// Draws noisier times than the authors where it is above 1, as shifted schedules do (arXiv 2403.03206).
+    #[serde(default = "unshifted")]
+    pub time_shift: f32,
     /// `γ` of the min-SNR weights of Hang et al. (arXiv 2303.09556), in place of p2's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_snr_gamma: Option<f64>,
@@ -144,6 +147,10 @@ pub struct TuneUpdates {
 
 fn usual_caption_drop() -> f64 {
     0.05
+}
+
+fn unshifted() -> f32 {
+    1.0
 }
 
 fn is_weighted() -> bool {
@@ -221,6 +228,7 @@ impl TuneConfig {
             return Err(ConfigError::new(PART, "lesson", "left out", "a lesson"));
         }
         share(PART, "caption_drop", self.c.caption_drop)?;
+        positive(PART, "time_shift", self.c.time_shift.into())?;
         if let Some(gamma) = self.c.min_snr_gamma {
             positive(PART, "min_snr_gamma", gamma)?;
         }

@@ -81,7 +81,23 @@ impl Session {
     fn log(&self, folder: &str, metrics: &Metrics, samples_per_sec: f64) -> Result<(), RunError> {
         let mut line = serde_json::to_value(metrics).expect("metrics are numbers");
         line["samples_per_sec"] = samples_per_sec.into();
-        Ok(self.store.append(&format!("{folder}/metrics.jsonl"), &line.to_string())?)
+        Ok(self.store.append(&metrics_name(folder), &line.to_string())?)
+    }
+
+    /// Removes the metrics of steps that were done after the state was saved, and that are now done again.
+    fn forget_steps_after(&self, folder: &str, step: u64) -> Result<(), RunError> {
+        let name = metrics_name(folder);
+        let Some(bytes) = self.store.read(&name)? else { return Ok(()) };
+        let is_kept = |line: &&str| {
+            let metrics: Option<serde_json::Value> = serde_json::from_str(line).ok();
+            metrics.and_then(|metrics| metrics["step"].as_u64()).is_some_and(|of| of <= step)
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let kept: String = text.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect();
+        if kept.len() < bytes.len() {
+            self.store.write(&name, kept.as_bytes())?;
+        }
+        Ok(())
     }
 }
 
@@ -94,6 +110,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     save: impl Fn(&H, &S::Model) -> Result<(), RunError>,
 ) -> Result<ControlFlow<()>, RunError> {
     let (store, state) = (host.as_mut().store.clone(), state_name(folder));
+    let resumes = matches!(start, Start::Resume);
     trainer = match start {
         Start::Anew => trainer,
         Start::Resume => match store.read(&state)? {
@@ -103,6 +120,9 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         Start::State { name, bytes } => trainer.restore(&name, bytes)?,
     };
     let first = trainer.steps_done();
+    if resumes {
+        host.as_mut().forget_steps_after(folder, first)?;
+    }
     host.as_mut().tell(&Event::Begin { stage, step: first, steps: config.steps });
     let (begun, mut saved) = (Instant::now(), Instant::now());
     // Steps in a row that changed nothing.
@@ -147,4 +167,9 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
 
 fn state_name(folder: &str) -> String {
     format!("{folder}/state.safetensors")
+}
+
+/// The file of a stage's metrics: a line of JSON for every step.
+fn metrics_name(folder: &str) -> String {
+    format!("{folder}/metrics.jsonl")
 }

@@ -117,6 +117,7 @@ impl Stage for StageB {
 
     fn batch(&self, rng: &mut Philox, samples: Range<u64>) -> Result<BatchB, CorpusError> {
         let samples = self.latents.choose(rng, samples);
+        let time_shift = self.config.diffusion.time_shift;
         let (latents, embeddings) = (self.latents.get(&samples), self.embeddings.get(&samples));
         let pictures = if latents.is_some() && embeddings.is_some() {
             None
@@ -129,7 +130,7 @@ impl Stage for StageB {
             embeddings,
             changes: Changes::draw(&self.config, rng, samples.len(), self.embedding_shape),
             captions: captions(&self.corpus, &self.config.diffusion, &samples, rng)?,
-            noise: Noise::draw(rng, samples.len(), self.latent_shape),
+            noise: Noise::draw(rng, samples.len(), self.latent_shape, time_shift),
         })
     }
 

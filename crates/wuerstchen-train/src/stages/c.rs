@@ -87,6 +87,7 @@ impl Stage for StageC {
 
     fn batch(&self, rng: &mut Philox, samples: Range<u64>) -> Result<BatchC, CorpusError> {
         let samples = self.embeddings.choose(rng, samples);
+        let time_shift = self.config.diffusion.time_shift;
         let targets = match self.embeddings.get(&samples) {
             Some(embeddings) => Targets::Embeddings(embeddings),
             None => Targets::Pictures(self.corpus.pictures(&samples)?),
@@ -94,7 +95,7 @@ impl Stage for StageC {
         Ok(BatchC {
             targets,
             captions: captions(&self.corpus, &self.config.diffusion, &samples, rng)?,
-            noise: Noise::draw(rng, samples.len(), self.embedding_shape),
+            noise: Noise::draw(rng, samples.len(), self.embedding_shape, time_shift),
         })
     }
 

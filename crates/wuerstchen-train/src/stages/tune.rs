@@ -148,7 +148,7 @@ impl<T: Tuned> Stage for StageTune<T> {
         let chosen = self.pictures.batch(step);
         let texts = self.pictures.texts(&chosen, self.config.caption_drop, rng)?;
         let latents = self.pictures.latents(&chosen)?;
-        let noise = Noise::draw(rng, chosen.len(), latents.shape());
+        let noise = Noise::draw(rng, chosen.len(), latents.shape(), self.config.time_shift);
         Ok(BatchTune { latents, texts, noise })
     }
 

@@ -10,7 +10,7 @@ use crate::blocks::{
     Upscale, condition_mapper, linear_layer,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, PerLevel, heads_divide, positive, published_heads};
+use crate::config::{ConfigError, PerLevel, heads_divide, layers, published_heads, size};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
 
@@ -114,7 +114,7 @@ impl PartConfig for CascadeConfig {
             ("clip_text_pooled_in_channels", self.clip_text_pooled_in_channels),
             ("clip_seq", self.clip_seq),
         ] {
-            positive(PART, field, value)?;
+            size(PART, field, value)?;
         }
         if self.timestep_ratio_embedding_dim < 4 {
             let found = self.timestep_ratio_embedding_dim;
@@ -145,6 +145,14 @@ impl PartConfig for CascadeConfig {
                 let expected = format!("{levels} values, one per level of block_out_channels");
                 return Err(ConfigError::new(PART, field, expected, "another number"));
             }
+        }
+        for (field, counts) in [
+            ("down_num_layers_per_block", Some(&self.down_num_layers_per_block)),
+            ("up_num_layers_per_block", Some(&self.up_num_layers_per_block)),
+            ("down_blocks_repeat_mappers", self.down_blocks_repeat_mappers.as_ref()),
+            ("up_blocks_repeat_mappers", self.up_blocks_repeat_mappers.as_ref()),
+        ] {
+            counts.into_iter().flatten().try_for_each(|&count| layers(PART, field, count))?;
         }
         self.dropout.check_dropout(PART, levels)?;
         if let Some(switches) = self.switch_level.as_ref().filter(|s| s.len() + 1 < levels) {
@@ -291,7 +299,7 @@ impl CascadeConfig {
 
     fn validate_level(&self, level: usize) -> Result<(), ConfigError> {
         let width = self.block_out_channels[level];
-        positive(PART, "block_out_channels", width)?;
+        size(PART, "block_out_channels", width)?;
         let types = &self.block_types_per_layer[level];
         if types.first() != Some(&BlockType::Res) {
             let field = "block_types_per_layer";

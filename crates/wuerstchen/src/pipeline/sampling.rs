@@ -1,6 +1,8 @@
 //! The denoising of both diffusion stages.
 
+use std::future::{poll_fn, ready};
 use std::ops::ControlFlow;
+use std::task::Poll;
 
 use burn::prelude::*;
 
@@ -182,6 +184,8 @@ impl Task<'_> {
             None => x,
         };
         let mut clean = None;
+        // What the step before has made, while it is on its way from the device.
+        let mut late = None;
         for times in sampling.timesteps.windows(2) {
             let epsilon = sampling.predict(schedule, &x, times[0], predict);
             // Drawn at the last step too, as the reference does, to keep its order of random numbers.
@@ -200,13 +204,39 @@ impl Task<'_> {
                 clean = clean.map(|clean| known.keep(schedule, clean, initial.clone(), 0.0));
             }
             steps.done += 1;
-            let latents = read(x.clone()).await?;
-            if latents.iter::<f32>().any(|value| !value.is_finite()) {
-                return Err(Error::NotFinite { stage: self.stage, step: steps.done });
+            if let Some((step, latents)) = late.take() {
+                self.tell(step, steps.all, latents, on_step).await?;
             }
-            report(on_step, self.stage, steps.done, steps.all, &latents).await?;
+            // A GPU begins to copy, and has this step to do while the host prepares the next. What a CPU has made is
+            // there already.
+            let mut latents = Box::pin(read(x.clone()));
+            let begun = poll_fn(|context| Poll::Ready(latents.as_mut().poll(context)));
+            match begun.await {
+                Poll::Ready(latents) => {
+                    self.tell(steps.done, steps.all, ready(latents), on_step).await?;
+                }
+                Poll::Pending => late = Some((steps.done, latents)),
+            }
+        }
+        if let Some((step, latents)) = late {
+            self.tell(step, steps.all, latents, on_step).await?;
         }
         Ok(clean.unwrap_or(x))
+    }
+
+    /// Checks and reports what a step has made, once it is there.
+    async fn tell(
+        &self,
+        step: usize,
+        steps: usize,
+        latents: impl Future<Output = Result<TensorData, Error>>,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let latents = latents.await?;
+        if latents.iter::<f32>().any(|value| !value.is_finite()) {
+            return Err(Error::NotFinite { stage: self.stage, step });
+        }
+        report(on_step, self.stage, step, steps, &latents).await
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::blocks::embed;
 use crate::checkpoint::Checkpoint;
 use crate::clip::{ClipConfig, ClipLayer};
-use crate::config::{ConfigError, positive, published_heads};
+use crate::config::{ConfigError, published_heads, size};
 use crate::part::PartConfig;
 use crate::text::TokenIds;
 use crate::weights::KeyTable;
@@ -62,7 +62,7 @@ impl PartConfig for TextEncoderConfig {
             ("max_position_embeddings", self.max_position_embeddings),
             ("vocab_size", self.vocab_size),
         ] {
-            positive(PART, field, value)?;
+            size(PART, field, value)?;
         }
         self.layers().validate()
     }

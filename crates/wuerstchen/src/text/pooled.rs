@@ -10,7 +10,7 @@ use super::embedding::TextEmbedding;
 use super::encoder::{TextEncoder, TextEncoderConfig};
 use crate::blocks::{affine, linear_layer};
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, positive};
+use crate::config::{ConfigError, size};
 use crate::part::PartConfig;
 use crate::text::TokenIds;
 use crate::weights::KeyTable;
@@ -57,7 +57,7 @@ impl PartConfig for PooledTextConfig {
     const WEIGHTS_FILE: &'static str = "model.safetensors";
 
     fn validate(&self) -> Result<(), ConfigError> {
-        positive("text encoder", "projection_dim", self.projection_dim)?;
+        size("text encoder", "projection_dim", self.projection_dim)?;
         self.text.validate()
     }
 

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, positive};
+use crate::config::{ConfigError, size};
 use crate::image::Image;
 
 /// How pictures are prepared, with the published field names
@@ -71,7 +71,7 @@ impl PreparationConfig {
                 return Err(ConfigError::new(part, field, expected, value));
             }
         }
-        positive(part, "size.shortest_edge", self.size.shortest_edge)
+        size(part, "size.shortest_edge", self.size.shortest_edge)
     }
 
     /// Resizes a picture so that its shorter side is as asked, the longer one rounded down; cuts out the

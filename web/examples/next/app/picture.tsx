@@ -1,78 +1,40 @@
 'use client';
 
 import { useEffect, useRef, useState, type SubmitEvent } from 'react';
-import { load, WuerstchenError } from 'wuerstchen-web';
-import type { GenerateEvent, LoadEvent, Wuerstchen } from 'wuerstchen-web';
+import { WuerstchenError } from 'wuerstchen-web';
+import type { LoraRef, ModelRef } from 'wuerstchen-web';
+import { useWuerstchen } from 'wuerstchen-web/react';
 
 /** Makes pictures; the model is loaded with the first, and freed when the component goes. */
 export function Picture() {
   const [prompt, setPrompt] = useState('a red circle on a white background');
-  const [status, setStatus] = useState('The model is loaded with the first picture.');
-  const [progress, setProgress] = useState(0);
-  const [isBusy, setBusy] = useState(false);
-  const [label, setLabel] = useState('No picture yet');
+  const [model, setModel] = useState<ModelRef>('./model/manifest.json');
+  const [lora, setLora] = useState<readonly LoraRef[]>([]);
+  const { state, progress, preview, result, error, generate, stop } = useWuerstchen({
+    model,
+    lora,
+  });
   const canvas = useRef<HTMLCanvasElement>(null);
-  const engine = useRef<Wuerstchen>(undefined);
-  const job = useRef<AbortController>(undefined);
 
-  useEffect(
-    () => () => {
-      job.current?.abort();
-      void engine.current?.dispose();
-      engine.current = undefined;
-    },
-    [],
-  );
+  const shown = preview ?? result?.images[0];
+  useEffect(() => {
+    if (!canvas.current || !(shown instanceof ImageBitmap)) return;
+    canvas.current.width = shown.width;
+    canvas.current.height = shown.height;
+    canvas.current.getContext('2d')?.drawImage(shown, 0, 0);
+  }, [shown]);
 
-  function show(bitmap: ImageBitmap) {
-    if (canvas.current) {
-      canvas.current.width = bitmap.width;
-      canvas.current.height = bitmap.height;
-      canvas.current.getContext('2d')?.drawImage(bitmap, 0, 0);
-    }
-    bitmap.close();
-  }
-
-  function onProgress(event: LoadEvent | GenerateEvent) {
-    switch (event.type) {
-      case 'download':
-        setProgress(event.overall.loaded / event.overall.total);
-        break;
-      case 'stage':
-        setStatus(`Running the ${event.stage} stage.`);
-        break;
-      case 'step':
-        setProgress(event.overall);
-        break;
-      case 'preview':
-        show(event.bitmap);
-        break;
-    }
-  }
-
-  async function makePicture(signal: AbortSignal) {
-    setStatus('Loading the model.');
-    engine.current ??= await load({ model: './model/manifest.json', onProgress, signal });
-    const { device } = engine.current;
-    setLabel(prompt);
-    const result = await engine.current.generate({ prompt, onProgress, signal });
-    const [image] = result.images;
-    if (image instanceof ImageBitmap) show(image);
-    setStatus(`Done with seed ${result.seed} on ${device}.`);
-  }
-
-  async function onSubmit(event: SubmitEvent<HTMLFormElement>) {
+  function onSubmit(event: SubmitEvent<HTMLFormElement>) {
     event.preventDefault();
-    const { signal } = (job.current = new AbortController());
-    setBusy(true);
-    try {
-      await makePicture(signal);
-    } catch (error) {
-      setStatus(signal.aborted ? 'Stopped.' : explain(error));
-    } finally {
-      setBusy(false);
-    }
+    void generate({ prompt });
   }
+
+  let status = result
+    ? `Done with seed ${result.seed}.`
+    : 'The model is loaded with the first picture.';
+  if (error) status = explain(error);
+  if (state === 'loading') status = 'Loading the model.';
+  if (state === 'making') status = 'Making the picture.';
 
   return (
     <>
@@ -84,10 +46,29 @@ export function Picture() {
           onChange={(event) => setPrompt(event.target.value)}
           required
         />
-        <button id="make" disabled={isBusy}>
+        <label htmlFor="model">
+          A model of your own: the folder that <code>wuerstchen export web</code> wrote
+        </label>
+        <input
+          id="model"
+          type="file"
+          ref={(input) => {
+            // React has no name for this attribute.
+            if (input) input.webkitdirectory = true;
+          }}
+          onChange={({ target }) => setModel(target.files ?? './model/manifest.json')}
+        />
+        <label htmlFor="lora">A LoRA</label>
+        <input
+          id="lora"
+          type="file"
+          accept=".safetensors"
+          onChange={({ target }) => setLora([...(target.files ?? [])].map((blob) => ({ blob })))}
+        />
+        <button id="make" disabled={state !== 'idle'}>
           Make a picture
         </button>{' '}
-        <button id="stop" type="button" disabled={!isBusy} onClick={() => job.current?.abort()}>
+        <button id="stop" type="button" disabled={state === 'idle'} onClick={stop}>
           Stop
         </button>
       </form>
@@ -96,13 +77,17 @@ export function Picture() {
       </p>
       <label htmlFor="progress">Progress</label>
       <progress id="progress" value={progress} />
-      <canvas ref={canvas} id="picture" role="img" aria-label={label} />
+      <canvas
+        ref={canvas}
+        id="picture"
+        role="img"
+        aria-label={result ? prompt : 'No picture yet'}
+      />
     </>
   );
 }
 
-function explain(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
+function explain(error: Error): string {
   const hint = error instanceof WuerstchenError && error.hint;
   return hint ? `${error.message}. ${hint}` : error.message;
 }

@@ -1,8 +1,10 @@
 import { load, WuerstchenError } from 'wuerstchen-web';
-import type { GenerateEvent, LoadEvent, Wuerstchen } from 'wuerstchen-web';
+import type { GenerateEvent, LoadEvent, LoadOptions, Wuerstchen } from 'wuerstchen-web';
 
 const form = find('form', HTMLFormElement);
 const prompt = find('#prompt', HTMLInputElement);
+const model = find('#model', HTMLInputElement);
+const lora = find('#lora', HTMLInputElement);
 const make = find('#make', HTMLButtonElement);
 const stop = find('#stop', HTMLButtonElement);
 const status = find('#status', HTMLParagraphElement);
@@ -41,9 +43,15 @@ function onProgress(event: LoadEvent | GenerateEvent): void {
   }
 }
 
+/** The model and its changes, as they are picked. */
+function picked(): Pick<LoadOptions, 'model' | 'lora'> {
+  const own = model.files?.length ? model.files : './model/manifest.json';
+  return { model: own, lora: [...(lora.files ?? [])].map((blob) => ({ blob })) };
+}
+
 async function makePicture(signal: AbortSignal): Promise<void> {
   status.textContent = 'Loading the model.';
-  engine ??= await load({ model: './model/manifest.json', onProgress, signal });
+  engine ??= await load({ ...picked(), onProgress, signal });
   picture.ariaLabel = prompt.value;
   const result = await engine.generate({ prompt: prompt.value, onProgress, signal });
   const [image] = result.images;
@@ -55,6 +63,13 @@ function explain(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const hint = error instanceof WuerstchenError && error.hint;
   return hint ? `${error.message}. ${hint}` : error.message;
+}
+
+for (const input of [model, lora]) {
+  input.addEventListener('change', () => {
+    void engine?.dispose();
+    engine = undefined;
+  });
 }
 
 form.addEventListener('submit', async (event) => {

@@ -1,0 +1,289 @@
+//! `wuerstchen cost`: multiply-adds of a picture and of a training sample, beside Stable Diffusion's.
+
+mod stable_diffusion;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+use wuerstchen::compressor::{BlockKind, CompressorConfig, StageConfig};
+use wuerstchen::config::PerLevel;
+use wuerstchen::decoder::LevelConfig;
+use wuerstchen::text::TextEncoderConfig;
+use wuerstchen::{DecoderConfig, PriorConfig, VqganConfig};
+use wuerstchen_train::config::TrainConfig;
+
+use self::stable_diffusion::{StableDiffusion, VERSIONS};
+use crate::train::read_config;
+
+/// Arguments of `wuerstchen cost`.
+#[derive(Args)]
+pub(crate) struct CostArgs {
+    /// A training config whose models are counted [default: the published Würstchen v2]
+    #[arg(short, long)]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model, and how it makes a picture.
+struct Counted {
+    name: String,
+    side: usize,
+    vqgan: VqganConfig,
+    compressor: CompressorConfig,
+    /// Side of the pictures that the compressor sees.
+    compressor_side: usize,
+    decoder: DecoderConfig,
+    prior: PriorConfig,
+    /// The text encoders of Stage B and of Stage C.
+    texts: [TextEncoderConfig; 2],
+    tokens: usize,
+    /// Whether the text encoders learn; pretrained ones do not.
+    texts_learn: bool,
+    /// Steps and predictions a step of Stage B and of Stage C.
+    steps: [[usize; 2]; 2],
+}
+
+/// Multiply-adds of a part of the work.
+#[derive(Serialize)]
+struct Line {
+    model: String,
+    /// `picture`, or what is trained.
+    work: &'static str,
+    part: &'static str,
+    multiply_adds: usize,
+}
+
+/// Training a weight takes the product forward and two backward.
+const TRAINED: usize = 3;
+
+pub(crate) fn run(args: &CostArgs) -> Result<()> {
+    let counted = match &args.config {
+        Some(path) => of_config(&read_config(path, &[])?)?,
+        None => published(),
+    };
+    let mut lines = counted.lines();
+    lines.extend(VERSIONS.into_iter().flat_map(of_stable_diffusion));
+    if args.json {
+        return crate::print(&serde_json::to_string(&lines)?);
+    }
+    crate::print(&text(&lines))
+}
+
+fn text(lines: &[Line]) -> String {
+    let mut rows = vec![format!("{:<22}{:<22}{:<44}{:>12}", "model", "work", "part", "GMAC")];
+    let row = |model: &str, work: &str, part: &str, multiply_adds: usize| {
+        format!("{model:<22}{work:<22}{part:<44}{:>12.2}", multiply_adds as f64 / 1e9)
+    };
+    for group in lines.chunk_by(|a, b| a.model == b.model && a.work == b.work) {
+        let [first, ..] = group else { continue };
+        for line in group {
+            rows.push(row(&line.model, line.work, line.part, line.multiply_adds));
+        }
+        let sum = group.iter().map(|line| line.multiply_adds).sum();
+        rows.push(row(&first.model, first.work, "all", sum));
+    }
+    let hours = VERSIONS.map(|version| format!("{} for {}", version.gpu_hours, version.name));
+    rows.push(format!(
+        "GPU hours of training as the paper states them (A100): 24602 for Stage C of Würstchen v2, 9200 for that of \
+         v1, {}",
+        hours.join(", ")
+    ));
+    rows.join("\n")
+}
+
+/// The sizes of warp-ai/wuerstchen and warp-ai/wuerstchen-prior, with the steps that diffusers takes.
+fn published() -> Counted {
+    let stage = |block, expand, channels, layers, stride| StageConfig {
+        block,
+        expand,
+        channels,
+        layers,
+        stride,
+    };
+    let (fused, inverted) = (BlockKind::Fused, BlockKind::Inverted);
+    let letters = |letters: &str| LevelConfig::Letters(letters.to_owned());
+    let text = |width: usize, layers: usize, heads: usize| TextEncoderConfig {
+        hidden_size: width,
+        intermediate_size: 4 * width,
+        num_hidden_layers: layers,
+        num_attention_heads: heads,
+        max_position_embeddings: 77,
+        vocab_size: 49_408,
+        layer_norm_eps: 1e-5,
+        hidden_act: "gelu".to_owned(),
+    };
+    Counted {
+        name: "Würstchen v2".to_owned(),
+        side: 1024,
+        vqgan: VqganConfig {
+            in_channels: 3,
+            out_channels: 3,
+            up_down_scale_factor: 2,
+            levels: 2,
+            bottleneck_blocks: 12,
+            embed_dim: 384,
+            latent_channels: 4,
+            num_vq_embeddings: 8192,
+            scale_factor: 0.3764,
+        },
+        compressor: CompressorConfig {
+            c_latent: 16,
+            stem: 24,
+            stages: vec![
+                stage(fused, 1, 24, 2, 1),
+                stage(fused, 4, 48, 4, 2),
+                stage(fused, 4, 64, 4, 2),
+                stage(inverted, 4, 128, 6, 2),
+                stage(inverted, 6, 160, 9, 1),
+                stage(inverted, 6, 256, 15, 2),
+            ],
+            head: 1280,
+            backbone_bn_eps: 1e-3,
+            mapper_bn_eps: 1e-5,
+            mapper_bn_affine: true,
+        },
+        compressor_side: 768,
+        decoder: DecoderConfig {
+            c_in: 4,
+            c_out: 4,
+            c_r: 64,
+            patch_size: 2,
+            c_cond: 1024,
+            c_hidden: vec![320, 640, 1280, 1280],
+            nhead: vec![-1, 10, 20, 20],
+            blocks: vec![4, 4, 14, 4],
+            level_config: vec![letters("CT"), letters("CTA"), letters("CTA"), letters("CTA")],
+            inject_effnet: vec![false, true, true, true],
+            effnet_embd: 16,
+            clip_embd: 1024,
+            kernel_size: 3,
+            dropout: PerLevel::One(0.1),
+        },
+        prior: PriorConfig {
+            c_in: 16,
+            c: 1536,
+            c_cond: 1280,
+            c_r: 64,
+            depth: 32,
+            nhead: 24,
+            dropout: 0.1,
+        },
+        texts: [text(1024, 24, 16), text(1280, 32, 20)],
+        tokens: 77,
+        texts_learn: false,
+        steps: [[12, 1], [29, 2]],
+    }
+}
+
+fn of_config(config: &TrainConfig) -> Result<Counted> {
+    config.validate().map_err(|error| crate::usage(&error.into()))?;
+    let (model, defaults) = (&config.model, &config.defaults);
+    // The embedding of the vocabulary takes no multiply-adds.
+    let text = |size: wuerstchen_train::config::TextSize| size.encoder(1, model.max_tokens);
+    let predictions = |guidance: f64| if guidance > 1.0 { 2 } else { 1 };
+    Ok(Counted {
+        name: config.name.clone(),
+        side: config.image_size,
+        vqgan: model.vqgan.clone(),
+        compressor: model.compressor.clone(),
+        compressor_side: config.compressor_side(),
+        decoder: model.decoder.clone(),
+        prior: model.prior.clone(),
+        texts: [text(model.decoder_text), text(model.prior_text)],
+        tokens: model.max_tokens,
+        texts_learn: true,
+        steps: [
+            [defaults.decoder_steps, predictions(defaults.decoder_guidance_scale)],
+            [defaults.prior_steps, predictions(defaults.prior_guidance_scale)],
+        ],
+    })
+}
+
+impl Counted {
+    fn lines(&self) -> Vec<Line> {
+        let latents = [self.side / self.vqgan.downscale(); 2];
+        let embedding = [self.compressor_side / self.compressor.downscale(); 2];
+        let decode = self.vqgan.decode_multiply_adds(latents);
+        let encode = self.vqgan.encode_multiply_adds(latents);
+        let compress = self.compressor.multiply_adds([self.compressor_side; 2]);
+        let decoder = self.decoder.multiply_adds(latents, self.tokens);
+        let prior = self.prior.multiply_adds(embedding, self.tokens);
+        let [decoder_text, prior_text] = &self.texts;
+        let [decoder_text, prior_text] =
+            [decoder_text, prior_text].map(|text| text.multiply_adds());
+        let [[decoder_steps, decoder_predictions], [prior_steps, prior_predictions]] = self.steps;
+        let text = if self.texts_learn { TRAINED } else { 1 };
+        let line = |work, part, multiply_adds| Line {
+            model: self.name.clone(),
+            work,
+            part,
+            multiply_adds,
+        };
+        vec![
+            line(
+                "picture",
+                "text encoders, for each prediction of a step",
+                decoder_text * decoder_predictions + prior_text * prior_predictions,
+            ),
+            line("picture", "Stage C, all steps", prior * prior_steps * prior_predictions),
+            line("picture", "Stage B, all steps", decoder * decoder_steps * decoder_predictions),
+            line("picture", "Stage A, decoder", decode),
+            line("sample of Stage A", "encoder and decoder, trained", TRAINED * (encode + decode)),
+            line("sample of Stage B", "Stage A's encoder", encode),
+            line("sample of Stage B", "text encoder", text * decoder_text),
+            line(
+                "sample of Stage B",
+                "Stage B and compressor, trained",
+                TRAINED * (decoder + compress),
+            ),
+            line("sample of Stage C", "compressor", compress),
+            line("sample of Stage C", "text encoder", text * prior_text),
+            line("sample of Stage C", "Stage C, trained", TRAINED * prior),
+        ]
+    }
+}
+
+/// Fifty guided steps, as diffusers takes by default.
+fn of_stable_diffusion(version: StableDiffusion) -> Vec<Line> {
+    const STEPS: usize = 50;
+    let line = |work, part, multiply_adds| Line {
+        model: version.name.to_owned(),
+        work,
+        part,
+        multiply_adds,
+    };
+    vec![
+        line("picture", "text encoder, twice", 2 * version.text()),
+        line("picture", "U-Net, 50 guided steps", 2 * STEPS * version.unet()),
+        line("picture", "autoencoder, decoder", version.decoder()),
+        line("sample", "autoencoder, encoder", version.encoder()),
+        line("sample", "text encoder", version.text()),
+        line("sample", "U-Net, trained", TRAINED * version.unet()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// torchvision states 8.366 G for EfficientNetV2-S at 384 pixels, with a classifier in place of the projection.
+    #[test]
+    fn the_compressor_counts_as_torchvision_does() {
+        let found = published().compressor.multiply_adds([384; 2]) as f64;
+        assert!((0.98..1.02).contains(&(found / 8.366e9)), "{found}");
+    }
+
+    /// A picture and a sample of each stage have a sum of their own.
+    #[test]
+    fn every_part_is_counted_and_summed() {
+        let lines = published().lines();
+        assert!(lines.iter().all(|line| line.multiply_adds > 0));
+        let printed = text(&lines);
+        let sums: Vec<_> = printed.lines().filter(|line| line.contains(" all  ")).collect();
+        assert_eq!(sums.len(), 4, "{printed}");
+    }
+}

@@ -1,0 +1,221 @@
+// A custom element for the package: `wuerstchen-web/element` defines `<wuerstchen-image>`.
+
+import { load } from './index.js';
+import type {
+  DeviceKind,
+  GenerateEvent,
+  GenerateOptions,
+  GenerateResult,
+  LoadEvent,
+  LoraRef,
+  ModelRef,
+  Wuerstchen,
+} from './types.js';
+
+const NUMBERS = ['width', 'height', 'prior-steps', 'decoder-steps'];
+
+const ATTRIBUTES = ['model', 'device', 'prompt', 'negative-prompt', 'seed', ...NUMBERS];
+
+/** A loaded model, which the elements of a page share. */
+interface Shared {
+  readonly engine: Promise<Wuerstchen>;
+  /** Who hears of the loading. */
+  readonly users: Set<WuerstchenImage>;
+}
+
+const engines = new Map<unknown, Shared>();
+
+// Pages are also rendered where there are no elements.
+const Base = globalThis.HTMLElement ?? (class {} as typeof HTMLElement);
+
+/**
+ * `<wuerstchen-image model="/model/manifest.json" prompt="a red circle"></wuerstchen-image>`: makes its picture as
+ * soon as it has a model and a prompt, and anew when an attribute changes. Elements with the same model and no LoRA
+ * share one engine, which goes with the last of them.
+ *
+ * Attributes: `model`, `device`, `prompt`, `negative-prompt`, `seed`, `width`, `height`, `prior-steps`,
+ * `decoder-steps`. Events, whose `detail` tells: `progress` (a {@link LoadEvent} or {@link GenerateEvent}), `picture`
+ * (the {@link GenerateResult}), `error` (the error). Parts for styles: `picture`, `message`.
+ */
+export class WuerstchenImage extends Base {
+  static readonly observedAttributes = ATTRIBUTES;
+
+  #model: ModelRef | undefined;
+  #lora: readonly LoraRef[] | undefined;
+  #canvas: HTMLCanvasElement | undefined;
+  #message: HTMLElement | undefined;
+  #job: AbortController | undefined;
+  /** The key of its engine. */
+  #key: unknown;
+  #scheduled = false;
+
+  /** Where the model lies, or the files of one, which no attribute can hold. */
+  get model(): ModelRef | undefined {
+    return this.#model ?? this.getAttribute('model') ?? undefined;
+  }
+
+  set model(model: ModelRef | undefined) {
+    this.#model = model;
+    this.#schedule();
+  }
+
+  /** Changes of the model. */
+  get lora(): readonly LoraRef[] | undefined {
+    return this.#lora;
+  }
+
+  set lora(lora: readonly LoraRef[] | undefined) {
+    this.#lora = lora;
+    this.#schedule();
+  }
+
+  /** Stops what is being made; a change of an attribute begins anew. */
+  stop(): void {
+    this.#job?.abort();
+  }
+
+  connectedCallback(): void {
+    if (!this.#canvas) {
+      const root = this.attachShadow({ mode: 'open' });
+      root.innerHTML =
+        '<style>:host{display:inline-block}canvas{width:100%}p:empty{display:none}</style>' +
+        '<canvas part="picture" role="img"></canvas><p part="message" role="status"></p>';
+      this.#canvas = root.querySelector('canvas') ?? undefined;
+      this.#message = root.querySelector('p') ?? undefined;
+    }
+    this.#schedule();
+  }
+
+  disconnectedCallback(): void {
+    this.#schedule();
+  }
+
+  attributeChangedCallback(): void {
+    this.#schedule();
+  }
+
+  /** Several changes at once make one picture. */
+  #schedule(): void {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    queueMicrotask(() => {
+      this.#scheduled = false;
+      void this.#update();
+    });
+  }
+
+  async #update(): Promise<void> {
+    this.#job?.abort();
+    const { model } = this;
+    const prompt = this.getAttribute('prompt');
+    const canMake = this.isConnected && model !== undefined && prompt !== null;
+    const engine = this.#engineOf(canMake ? model : undefined);
+    if (!canMake || !engine) return;
+    const job = (this.#job = new AbortController());
+    this.#tell('', true, prompt);
+    try {
+      const ready = await engine;
+      // The engine is loaded for all elements that share it: a stop is one of this element's picture alone.
+      job.signal.throwIfAborted();
+      const result = await ready.generate({
+        ...this.#options(prompt),
+        onProgress: (event) => this.#show(event),
+        signal: job.signal,
+      });
+      const [image] = result.images;
+      if (image instanceof ImageBitmap) this.#draw(image);
+      this.#tell('', false, prompt);
+      this.#send('picture', result);
+    } catch (error) {
+      // What comes next tells its own state.
+      if (this.#job !== job) return;
+      const message = error instanceof Error ? error.message : String(error);
+      this.#tell(job.signal.aborted ? '' : message, false, prompt);
+      if (!job.signal.aborted) this.#send('error', error);
+    }
+  }
+
+  #options(prompt: string): GenerateOptions {
+    const options: Record<string, unknown> = { prompt };
+    const name = (attribute: string) =>
+      attribute.replace(/-(.)/, (_, c: string) => c.toUpperCase());
+    for (const attribute of [...NUMBERS, 'seed', 'negative-prompt']) {
+      const value = this.getAttribute(attribute);
+      if (value === null) continue;
+      // A seed may have more digits than a number holds; what is no number is refused by the engine.
+      if (attribute === 'seed' && /^\d+$/.test(value)) options.seed = BigInt(value);
+      else options[name(attribute)] = attribute === 'negative-prompt' ? value : Number(value);
+    }
+    return options as unknown as GenerateOptions;
+  }
+
+  /** The engine of a model; leaves the one that it had, if that is another. */
+  #engineOf(model: ModelRef | undefined): Promise<Wuerstchen> | undefined {
+    const device = this.getAttribute('device') ?? undefined;
+    const key = model === undefined ? undefined : this.#keyOf(model, device);
+    if (key !== this.#key) this.#leave();
+    this.#key = key;
+    if (model === undefined) return undefined;
+    let shared = engines.get(key);
+    if (!shared) {
+      const users = new Set<WuerstchenImage>();
+      const onProgress = (event: LoadEvent) => users.forEach((user) => user.#show(event));
+      const engine = load({ model, device: device as DeviceKind, lora: this.#lora, onProgress });
+      shared = { engine, users };
+      engines.set(key, shared);
+      // The next change tries again.
+      engine.catch(() => engines.delete(key));
+    }
+    shared.users.add(this);
+    return shared.engine;
+  }
+
+  /** What tells engines apart: those of files and of LoRAs are an element's own. */
+  #keyOf(model: ModelRef, device: string | undefined): unknown {
+    const own = [model, device, this.#lora];
+    if (typeof model === 'string' && !this.#lora?.length) {
+      return `${device} ${new URL(model, document.baseURI).href}`;
+    }
+    const old = this.#key;
+    return Array.isArray(old) && own.every((value, i) => value === old[i]) ? old : own;
+  }
+
+  #leave(): void {
+    const shared = engines.get(this.#key);
+    shared?.users.delete(this);
+    if (shared?.users.size !== 0) return;
+    engines.delete(this.#key);
+    shared.engine.then((engine) => engine.dispose()).catch(() => {});
+  }
+
+  #show(event: LoadEvent | GenerateEvent): void {
+    if (event.type === 'preview') this.#draw(event.bitmap);
+    this.#send('progress', event);
+  }
+
+  #draw(bitmap: ImageBitmap): void {
+    if (!this.#canvas) return;
+    const { width, height } = bitmap;
+    Object.assign(this.#canvas, { width, height });
+    this.#canvas.getContext('2d')?.drawImage(bitmap, 0, 0);
+    bitmap.close();
+  }
+
+  #tell(message: string, isBusy: boolean, prompt: string): void {
+    this.ariaBusy = String(isBusy);
+    if (this.#canvas) this.#canvas.ariaLabel = prompt;
+    if (this.#message) this.#message.textContent = message;
+  }
+
+  #send(type: string, detail: unknown): void {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}
+
+globalThis.customElements?.define('wuerstchen-image', WuerstchenImage);
+
+declare global {
+  interface HTMLElementTagNameMap {
+    'wuerstchen-image': WuerstchenImage;
+  }
+}

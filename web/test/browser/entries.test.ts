@@ -1,0 +1,211 @@
+// The thin entries of the package: the custom element and the React hook, in a page.
+
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { before, test } from 'node:test';
+import { build } from 'esbuild';
+import { difference, native, page, useFreshPages, web, type Picture } from './site.ts';
+
+const MODEL = '/demo/dist/model/manifest.json';
+
+/** What a page needs for an element. */
+const ELEMENT = { model: MODEL, element: '/dist/element.js' };
+
+/** A page's component that leaves what its hook gives on `window.hook`. */
+const COMPONENT = `
+  import { createElement, StrictMode, useState } from 'react';
+  import { createRoot } from 'react-dom/client';
+  import { useWuerstchen } from 'wuerstchen-web/react';
+  function Component() {
+    const [model, setModel] = useState('${MODEL}');
+    window.setModel = setModel;
+    window.hook = useWuerstchen({ model, device: 'cpu', lora: [] });
+    (window.states ??= []).push(window.hook.state);
+  }
+  const root = createRoot(document.body.appendChild(document.createElement('div')));
+  root.render(createElement(StrictMode, null, createElement(Component)));
+  window.unmount = () => root.unmount();
+`;
+
+let component: string;
+let expected: Picture;
+
+useFreshPages();
+
+before(async () => {
+  const result = await build({
+    stdin: { contents: COMPONENT, resolveDir: web },
+    bundle: true,
+    format: 'esm',
+    write: false,
+    define: { 'process.env.NODE_ENV': '"development"' },
+    plugins: [
+      {
+        name: 'package',
+        setup(build) {
+          // Its worker lies beside this file of the package.
+          build.onResolve({ filter: /^\.\/index\.js$/ }, () => ({
+            path: '/dist/index.js',
+            external: true,
+          }));
+          build.onResolve({ filter: /^wuerstchen-web\/react$/ }, () => ({
+            path: join(web, 'dist/react.js'),
+          }));
+        },
+      },
+    ],
+  });
+  component = result.outputFiles[0]?.text ?? '';
+  expected = native('a red circle', ['--seed', '5']);
+});
+
+/** Fails unless two pictures are equal but for rounding. */
+function assertLike(rgba: readonly number[], width: number): void {
+  const found = { width, height: rgba.length / 4 / width, rgba: Uint8Array.from(rgba) };
+  const { close } = difference(found, expected);
+  assert.ok(close > 0.99, `only ${close} of the colours are close`);
+}
+
+test('elements make pictures, share an engine and free it', async () => {
+  const found = await page.evaluate(async ({ model, element }) => {
+    let [made, ended] = [0, 0];
+    const { Worker } = window;
+    window.Worker = class extends Worker {
+      constructor(...args: ConstructorParameters<typeof Worker>) {
+        super(...args);
+        made++;
+      }
+      override terminate() {
+        ended++;
+        super.terminate();
+      }
+    };
+    await import(element);
+    const picture = (element: Element) =>
+      new Promise<any>((resolve, reject) => {
+        element.addEventListener('picture', (event: any) => resolve(event.detail), { once: true });
+        element.addEventListener('error', (event: any) => reject(event.detail), { once: true });
+      });
+    document.body.innerHTML =
+      `<wuerstchen-image model="${model}" device="cpu" prompt="a red circle" seed="5"></wuerstchen-image>` +
+      `<wuerstchen-image model="${model}" device="cpu" prompt="a blue star" prior-steps="2"></wuerstchen-image>`;
+    const [first, second] = document.querySelectorAll('wuerstchen-image') as any;
+    const events: string[] = [];
+    first.addEventListener('progress', (event: any) => events.push(event.detail.type));
+    const busy = new Promise((resolve) =>
+      setTimeout(() =>
+        resolve([first.ariaBusy, first.shadowRoot.querySelector('canvas').ariaLabel]),
+      ),
+    );
+    const [one, two] = await Promise.all([picture(first), picture(second)]);
+    const canvas = first.shadowRoot.querySelector('canvas') as HTMLCanvasElement;
+    const { width, height } = canvas;
+    const rgba = [...(canvas.getContext('2d')?.getImageData(0, 0, width, height).data ?? [])];
+    second.setAttribute('prompt', 'a green star');
+    second.setAttribute('seed', '18446744073709551615');
+    const third = await picture(second);
+    first.remove();
+    await new Promise((resolve) => setTimeout(resolve));
+    const before = ended;
+    second.remove();
+    while (ended === before) await new Promise((resolve) => setTimeout(resolve, 20));
+    return {
+      rgba,
+      width,
+      busy: await busy,
+      after: first.ariaBusy,
+      events: [...new Set(events)],
+      seeds: [one.seed, third.seed].map(String),
+      steps: two.settings.priorSteps,
+      prompts: [two, third].map((result) => result.settings.prompt),
+      workers: [made, before, ended],
+    };
+  }, ELEMENT);
+  assertLike(found.rgba, found.width);
+  assert.deepEqual(found.busy, ['true', 'a red circle']);
+  assert.equal(found.after, 'false');
+  for (const type of ['download', 'selftest', 'ready', 'stage', 'step', 'preview']) {
+    assert.ok(found.events.includes(type), `${type} is not among ${found.events}`);
+  }
+  assert.deepEqual(found.seeds, ['5', '18446744073709551615']);
+  assert.deepEqual(found.workers, [1, 0, 1]);
+});
+
+test('an element tells what is wrong, and makes the picture once that is right', async () => {
+  const found = await page.evaluate(async ({ model, element: script }) => {
+    await import(script);
+    const element = document.createElement('wuerstchen-image') as any;
+    element.setAttribute('device', 'cpu');
+    element.setAttribute('model', '/nothing/manifest.json');
+    element.setAttribute('prompt', 'a red circle');
+    const next = (type: string) =>
+      new Promise<any>((resolve) =>
+        element.addEventListener(type, (event: any) => resolve(event.detail), { once: true }),
+      );
+    const message = () => element.shadowRoot.querySelector('p').textContent;
+    const missing = next('error');
+    document.body.append(element);
+    const errors = [(await missing).code, message()];
+    const wrong = next('error');
+    element.setAttribute('width', 'wide');
+    element.setAttribute('model', model);
+    errors.push((await wrong).code, message());
+    const made = next('picture');
+    element.removeAttribute('width');
+    return { errors, width: (await made).width, message: message(), busy: element.ariaBusy };
+  }, ELEMENT);
+  const [network, told, invalid, width] = found.errors;
+  assert.deepEqual([network, invalid], ['network', 'invalid-argument']);
+  assert.match(told, /manifest\.json/);
+  assert.match(width, /width/);
+  assert.deepEqual([found.width, found.message, found.busy], [64, '', 'false']);
+});
+
+test('the hook makes pictures, stops, tells errors and frees the engine', async () => {
+  await page.addScriptTag({ content: component, type: 'module' });
+  await page.waitForFunction(() => 'hook' in window);
+  const found = await page.evaluate(async () => {
+    const hook = () => (window as any).hook;
+    const settled = () => new Promise((resolve) => setTimeout(resolve, 50));
+    const made = await hook().generate({ prompt: 'a red circle', seed: 5, format: 'imageData' });
+    await settled();
+    const shown = hook().result === made && [hook().state, hook().error];
+    const stopping = hook().generate({ prompt: 'a blue star', priorSteps: 500 });
+    await settled();
+    hook().stop();
+    const stopped = [await stopping];
+    await settled();
+    stopped.push(hook().state, hook().error);
+    const failing = await hook().generate({ prompt: 'a', width: 0 });
+    await settled();
+    const failed = [failing, hook().state, hook().error?.code];
+    // A second call takes the place of the first.
+    const both = [{ prompt: 'a', priorSteps: 500 }, { prompt: 'b' }].map(hook().generate);
+    const replaced = (await Promise.all(both)).map((result: any) => result?.settings.prompt);
+    (window as any).setModel('/nothing/manifest.json');
+    await settled();
+    const missing = [await hook().generate({ prompt: 'a' })];
+    await settled();
+    missing.push(hook().error?.code);
+    (window as any).unmount();
+    const { width, data } = made.images[0];
+    const states = new Set((window as any).states);
+    return {
+      rgba: [...data] as number[],
+      width,
+      shown,
+      stopped,
+      failed,
+      replaced,
+      missing,
+      states: [...states],
+    };
+  });
+  assertLike(found.rgba, found.width);
+  assert.deepEqual(found.shown, ['idle', undefined]);
+  assert.deepEqual(found.stopped, [undefined, 'idle', undefined]);
+  assert.deepEqual(found.failed, [undefined, 'idle', 'invalid-argument']);
+  assert.deepEqual(found.replaced, [undefined, found.replaced[1]]);
+  assert.deepEqual(found.missing, [undefined, 'network']);
+  assert.deepEqual(found.states, ['idle', 'loading', 'making']);
+});
