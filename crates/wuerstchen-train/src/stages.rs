@@ -4,7 +4,6 @@ mod a;
 mod b;
 mod c;
 mod cache;
-mod tune;
 
 use std::ops::Range;
 
@@ -18,7 +17,6 @@ pub use self::a::{BatchA, StageA};
 pub use self::b::{BatchB, DecoderModel, StageB};
 pub use self::c::{BatchC, PriorModel, StageC};
 pub use self::cache::Cache;
-pub use self::tune::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tuned, Whole};
 use crate::config::DiffusionConfig;
 use crate::corpus::{Corpus, CorpusError};
 

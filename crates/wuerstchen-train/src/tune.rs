@@ -7,6 +7,7 @@ mod buckets;
 mod cache;
 mod memory;
 mod prepare;
+mod stage;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -28,10 +29,10 @@ use self::cache::{TensorCache, digest_of};
 pub use self::memory::{Memory, Work};
 pub use self::prepare::Prepared;
 use self::prepare::{Sizes, Sources};
+pub use self::stage::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tuned, Whole};
 use crate::config::{LoraConfig, StageName, TuneConfig};
 use crate::corpus::CorpusError;
 use crate::run::{Event, Job, RunError, Session, Start, updates};
-use crate::stages::{LoraLayers, LowRank, StageTune, Tuned, Whole};
 use crate::store::Store;
 use crate::trainer::Trainer;
 

@@ -9,12 +9,12 @@ use wuerstchen::blocks::LowRankChange;
 use wuerstchen::noise::Philox;
 use wuerstchen::{Prior, Schedule};
 
-use super::Stage;
+use super::prepare::Prepared;
 use crate::config::TuneUpdates;
 use crate::corpus::CorpusError;
 use crate::lots::stream;
 use crate::rows::{Noise, Noised, Rows};
-use crate::tune::Prepared;
+use crate::stages::Stage;
 
 /// The purpose of the random numbers that a LoRA starts with.
 const START: u64 = 201;
