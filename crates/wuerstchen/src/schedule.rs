@@ -152,6 +152,14 @@ pub fn timesteps_from(start: f32, timesteps: &[f32]) -> Vec<f32> {
 mod tests {
     use super::*;
 
+    /// `5·(1 − ᾱ)/ᾱ` where there is little noise, as `ᾱ = 0.9999`; 1 where there is much.
+    #[test]
+    fn min_snr_weights_are_bounded() {
+        let schedule = Schedule::default();
+        assert_eq!(schedule.min_snr_weight(1.0, 5.0), 1.0);
+        assert!((schedule.min_snr_weight(0.0, 5.0) - 5e-4).abs() < 1e-6);
+    }
+
     /// Midpoint value: the authors' formula evaluated in Python; ends: its clamp.
     #[test]
     fn matches_the_authors_code() {
