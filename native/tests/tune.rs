@@ -231,6 +231,10 @@ fn what_cannot_be_done_is_told_before_it_begins() {
         "{}",
         text(&output.stderr)
     );
+    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let other = native.with_file_name("models").join("emoji.safetensors").display().to_string();
+    let output = case.run("lora", "used", &["-m", &other, "--resume", "auto"]);
+    assert!(text(&output.stderr).contains("has another Stage C"), "{}", text(&output.stderr));
     let output = case.run("lora", "used", &[]);
     assert!(
         text(&output.stderr).contains("a new start would overwrite it"),
