@@ -568,7 +568,7 @@ mod tests {
     fn frozen_products_pass_gradients() {
         use crate::{Epilogue, PackedMatrix, Planes, packed_linear};
         let device = Device::flex().autodiff();
-        let words: Vec<i32> = (0..3 * 16).map(|i: i32| i.wrapping_mul(0x1234_567)).collect();
+        let words: Vec<i32> = (0..3 * 16).map(|i: i32| i.wrapping_mul(0x0123_4567)).collect();
         let planes =
             Planes { values: words, scales: vec![0.5, -0.25, 2.0], zeros: vec![7, 9, 120] };
         let matrix = PackedMatrix::new(Packing::I8, [3, 40], planes, &device);
