@@ -28,6 +28,7 @@ step() {
 step devices 20 "$program" devices --json
 # Correct before fast: every tensor of the reference, and the built-in model's picture beside the CPU's.
 step verify 120 "$program" verify tests/golden/small --device gpu
+step verify-v1 120 "$program" verify tests/golden/v1 --device gpu
 step picture 60 "$program" generate "a red circle on a white background" --seed 1 --device gpu -o "$results/gpu.png"
 step picture-cpu 60 "$program" generate "a red circle on a white background" --seed 1 --device cpu -o "$results/cpu.png"
 step kernels 120 "$program" bench --kernels --device gpu

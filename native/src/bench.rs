@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Distribution, Int, Tensor};
 use clap::Args;
 use serde_json::{Value, json};
 use wuerstchen::PartConfig;
 use wuerstchen::text::TokenIds;
-use wuerstchen_train::config::{TrainConfig, UpdateConfig};
+use wuerstchen_train::config::{StageBModel, TrainConfig, UpdateConfig};
 use wuerstchen_train::corpus::Shapes;
 use wuerstchen_train::shapes::Lesson;
-use wuerstchen_train::stages::{Stage, StageA, StageB, StageC};
+use wuerstchen_train::stages::{Stage, StageA, StageB, StageBTokens, StageC};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
 use wuerstchen_train::{Recipe, Trainer};
 
@@ -88,18 +88,32 @@ impl Bench {
         let text =
             |width| Tensor::<3>::random([1, tokens, width], Distribution::Normal(0.0, 1.0), device);
         let x = random([1, model.prior.c_in, embedding, embedding]);
-        let z = random([1, model.decoder.c_in, latents, latents]);
+        let z = random([1, model.vqgan.latent_channels, latents, latents]);
         let ids = [TokenIds { ids: vec![0; tokens], attended: vec![true; tokens] }];
 
         let prior = model.prior.init(device);
-        let decoder = model.decoder.init(device);
         let vqgan = model.vqgan.init(device);
         let encoder = self.recipe.prior_text().init(device);
-        let (prior_width, decoder_width) = (model.prior.c_cond, model.decoder.clip_embd);
+        let (prior_width, decoder_width) = (model.prior.c_cond, model.decoder_text.hidden_size);
         let [prior_input, decoder_input] = [text(prior_width), text(decoder_width)];
         let prior_secs = self.time(|| prior.forward(x.clone(), &[0.5], prior_input.clone()));
-        let decoder_secs =
-            self.time(|| decoder.forward(z.clone(), &[0.5], x.clone(), decoder_input.clone()));
+        let (size, cells) = ([latents; 2], embedding * embedding);
+        let decoder_macs = model.decoder.multiply_adds(size, tokens, cells);
+        let decoder_secs = match &model.decoder {
+            StageBModel::Latents(config) => {
+                let decoder = config.init(device);
+                let predict =
+                    || decoder.forward(z.clone(), &[0.5], x.clone(), decoder_input.clone());
+                self.time(predict)
+            }
+            StageBModel::Tokens(config) => {
+                let (decoder, x) = (config.init(device), x.clone());
+                let z = Tensor::<3, Int>::zeros([1, latents, latents], device);
+                let text = Some(decoder_input.clone());
+                let predict = || decoder.forward(z.clone(), &[0.5], x.clone(), text.clone());
+                self.time(predict)
+            }
+        };
         let vqgan_secs = self.time(|| vqgan.decode(z.clone()));
         let text_secs = self.time(|| encoder.forward(&ids));
         let line = |stage, input: Vec<usize>, multiply_adds: usize, secs: f64| {
@@ -116,12 +130,7 @@ impl Bench {
                 model.prior.multiply_adds([embedding; 2], tokens),
                 prior_secs
             ),
-            line(
-                "decoder",
-                z.dims().to_vec(),
-                model.decoder.multiply_adds([latents; 2], tokens),
-                decoder_secs
-            ),
+            line("decoder", z.dims().to_vec(), decoder_macs, decoder_secs),
             line(
                 "vqgan",
                 z.dims().to_vec(),
@@ -139,12 +148,23 @@ impl Bench {
         let corpus = recipe.corpus(Arc::new(shapes))?;
         let a = StageA { corpus: corpus.clone(), config: config.a.clone(), device: device.clone() };
         let vqgan = config.model.vqgan.init(&self.device);
-        let b = StageB::new(config, corpus.clone(), vqgan, device.clone());
+        let b = match &config.model.decoder {
+            StageBModel::Latents(_) => {
+                let stage = StageB::new(config, corpus.clone(), vqgan, device.clone());
+                let model = recipe.init_decoder(&device);
+                self.time_training("b", stage, model, &config.b.updates)
+            }
+            StageBModel::Tokens(_) => {
+                let stage = StageBTokens::new(config, corpus.clone(), vqgan, device.clone());
+                let model = recipe.init_token_decoder(&device);
+                self.time_training("b", stage, model, &config.b.updates)
+            }
+        };
         let compressor = config.model.compressor.init(&self.device);
         let c = StageC::new(config, corpus, (compressor, 1.0), device.clone());
         Ok(json!([
             self.time_training("a", a, config.model.vqgan.init(&device), &config.a.updates),
-            self.time_training("b", b, recipe.init_decoder(&device), &config.b.updates),
+            b,
             self.time_training("c", c, recipe.init_prior(&device), &config.c.updates),
         ]))
     }

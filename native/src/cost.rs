@@ -12,7 +12,7 @@ use wuerstchen::config::PerLevel;
 use wuerstchen::decoder::LevelConfig;
 use wuerstchen::text::TextEncoderConfig;
 use wuerstchen::{DecoderConfig, PriorConfig, VqganConfig};
-use wuerstchen_train::config::TrainConfig;
+use wuerstchen_train::config::{StageBModel, TrainConfig};
 
 use self::stable_diffusion::{StableDiffusion, VERSIONS};
 use crate::train::read_config;
@@ -36,7 +36,7 @@ struct Counted {
     compressor: CompressorConfig,
     /// Side of the pictures that the compressor sees.
     compressor_side: usize,
-    decoder: DecoderConfig,
+    decoder: StageBModel,
     prior: PriorConfig,
     /// The text encoders of Stage B and of Stage C.
     texts: [TextEncoderConfig; 2],
@@ -74,9 +74,9 @@ pub(crate) fn run(args: &CostArgs) -> Result<()> {
 }
 
 fn text(lines: &[Line]) -> String {
-    let mut rows = vec![format!("{:<22}{:<22}{:<44}{:>12}", "model", "work", "part", "GMAC")];
+    let mut rows = vec![format!("{:<22}{:<22}{:<44}{:>14}", "model", "work", "part", "GMAC")];
     let row = |model: &str, work: &str, part: &str, multiply_adds: usize| {
-        format!("{model:<22}{work:<22}{part:<44}{:>12.2}", multiply_adds as f64 / 1e9)
+        format!("{model:<22}{work:<22}{part:<44}{:>14.4}", multiply_adds as f64 / 1e9)
     };
     for group in lines.chunk_by(|a, b| a.model == b.model && a.work == b.work) {
         let [first, ..] = group else { continue };
@@ -103,6 +103,7 @@ fn published() -> Counted {
         channels,
         layers,
         stride,
+        kernel: 3,
     };
     let (fused, inverted) = (BlockKind::Fused, BlockKind::Inverted);
     let letters = |letters: &str| LevelConfig::Letters(letters.to_owned());
@@ -147,7 +148,7 @@ fn published() -> Counted {
             mapper_bn_affine: true,
         },
         compressor_side: 768,
-        decoder: DecoderConfig {
+        decoder: StageBModel::Latents(DecoderConfig {
             c_in: 4,
             c_out: 4,
             c_r: 64,
@@ -162,7 +163,7 @@ fn published() -> Counted {
             clip_embd: 1024,
             kernel_size: 3,
             dropout: PerLevel::One(0.1),
-        },
+        }),
         prior: PriorConfig {
             c_in: 16,
             c: 1536,
@@ -210,7 +211,7 @@ impl Counted {
         let decode = self.vqgan.decode_multiply_adds(latents);
         let encode = self.vqgan.encode_multiply_adds(latents);
         let compress = self.compressor.multiply_adds([self.compressor_side; 2]);
-        let decoder = self.decoder.multiply_adds(latents, self.tokens);
+        let decoder = self.decoder.multiply_adds(latents, self.tokens, embedding[0] * embedding[1]);
         let prior = self.prior.multiply_adds(embedding, self.tokens);
         let [decoder_text, prior_text] = &self.texts;
         let [decoder_text, prior_text] =

@@ -8,8 +8,7 @@ use futures_lite::future::block_on;
 use serde::Serialize;
 use serde_json::Value;
 use wuerstchen::{
-    CompressorConfig, GenerateOptions, ModelCard, Part, PartConfig, Pipeline, Residency,
-    VqganConfig,
+    CompressorConfig, GenerateOptions, ModelCard, PartConfig, Pipeline, Residency, VqganConfig,
 };
 use wuerstchen_train::config::Scenes;
 use wuerstchen_train::eval::{
@@ -53,11 +52,12 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
     let pipeline = Pipeline::load(&files, &device, Residency::All)?;
-    let config = files.part_config::<CompressorConfig>(Part::COMPRESSOR);
+    let family = files.family();
+    let config = files.part_config::<CompressorConfig>(family.compressor);
     let config = config.context("the evaluation needs the semantic compressor")?;
     let downscale = config.downscale();
-    let compressor = config.load(files.weights(Part::COMPRESSOR)?, &device)?;
-    let vqgan_config: VqganConfig = files.part_config(Part::VQGAN)?;
+    let compressor = config.load(files.weights(family.compressor)?, &device)?;
+    let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
     let settings = args.options.resolve(&pipeline.card.defaults)?;
     let ([_, columns], _) =
         pipeline.sizes(settings.height, settings.width).map_err(wuerstchen::Error::from)?;

@@ -169,7 +169,8 @@ impl GenerateArgs {
 
     /// The files to write, of so many prompts or frames.
     fn outputs(&self, batches: usize) -> Result<Vec<Output>> {
-        let count = self.options.resolve(&Defaults::default())?.count;
+        // The model is not known yet: these defaults know the options of all families.
+        let count = self.options.resolve(&Defaults::wuerstchen_v1())?.count;
         let Inputs { prompts, image, image_to, mask, lora, picture_prompt, .. } = &self.inputs;
         let inputs = [prompts, image, image_to, mask].into_iter().flatten().map(PathBuf::as_path);
         let inputs = inputs.chain(picture_prompt.iter().map(PathBuf::as_path));

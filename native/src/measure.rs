@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use wuerstchen::cascade::CascadeConditions;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::fs::open;
 use wuerstchen::{
-    CascadeConfig, Checkpoint, DecoderConfig, ModelFiles, Part, PriorConfig, VqganConfig,
-    WeightDtype,
+    CascadeConfig, Checkpoint, DecoderConfig, ModelFiles, Part, PriorConfig, TokenDecoderConfig,
+    VqganConfig, WeightDtype,
 };
 
 use crate::devices::Found;
@@ -28,7 +28,7 @@ pub(crate) struct StageArgs {
     #[arg(short, long, value_name = "PATH", requires = "stage")]
     model: Option<PathBuf>,
     /// A safetensors file with STAGE/x, STAGE/t, STAGE/text, decoder/embedding, vqgan/latents; of Stable
-    /// Cascade STAGE/pooled too, and no decoder/text
+    /// Cascade STAGE/pooled too, and no decoder/text; of Würstchen v1 decoder/x are the numbers of tokens
     #[arg(long, value_name = "FILE", requires = "stage")]
     inputs: Option<PathBuf>,
     /// Writes the last prediction as STAGE/out into a safetensors file
@@ -56,8 +56,11 @@ pub(crate) fn run(args: &StageArgs, found: &Found, runs: usize) -> Result<bool> 
     };
     let files = files::read_model(args.model.as_deref())?;
     let inputs = inputs.under(&format!("{name}/"));
-    let predict = if files.family().prior() == Part::CASCADE_PRIOR {
+    let family = files.family();
+    let predict = if family.prior() == Part::CASCADE_PRIOR {
         cascade_predictor(stage, &files, &inputs, device)?
+    } else if matches!(stage, Stage::Decoder) && family.decoder() == Part::V1_DECODER {
+        token_predictor(&files, &inputs, device)?
     } else {
         predictor(stage, &files, &inputs, device)?
     };
@@ -93,7 +96,7 @@ fn predictor(
 ) -> Result<Box<dyn Fn() -> Tensor<4>>> {
     Ok(match stage {
         Stage::Prior => {
-            let (_, prior) = files.load::<PriorConfig>(Part::PRIOR, device)?;
+            let (_, prior) = files.load::<PriorConfig>(files.family().prior(), device)?;
             let (x, t) = (tensor::<4>(inputs, "x", device)?, inputs.values("t")?);
             let text = tensor::<3>(inputs, "text", device)?;
             Box::new(move || prior.forward(x.clone(), &t, text.clone()))
@@ -105,8 +108,30 @@ fn predictor(
             let embedding = tensor::<4>(inputs, "embedding", device)?;
             Box::new(move || decoder.forward(x.clone(), &t, embedding.clone(), text.clone()))
         }
-        Stage::Vqgan => vqgan_predictor(Part::VQGAN, files, inputs, device)?,
+        Stage::Vqgan => vqgan_predictor(files.family().vqgan, files, inputs, device)?,
     })
+}
+
+/// A Stage B over tokens with its weights and inputs; it predicts logits.
+fn token_predictor(
+    files: &ModelFiles,
+    inputs: &Checkpoint,
+    device: &Device,
+) -> Result<Box<dyn Fn() -> Tensor<4>>> {
+    let (_, decoder) = files.load::<TokenDecoderConfig>(Part::V1_DECODER, device)?;
+    let x = match inputs.integers("x") {
+        Some(tokens) => tokens.into_iter().map(|token| token as i32).collect::<Vec<_>>(),
+        None => inputs.values("x")?.into_iter().map(|token| token as i32).collect(),
+    };
+    let shape: [usize; 3] = inputs
+        .shape("x")
+        .and_then(|shape| shape.try_into().ok())
+        .context("input \"x\" must have 3 axes: pictures, height and width in tokens")?;
+    let x = Tensor::<3, Int>::from_data(TensorData::new(x, shape), device);
+    let t = inputs.values("t")?;
+    let text = tensor::<3>(inputs, "text", device)?;
+    let embedding = tensor::<4>(inputs, "embedding", device)?;
+    Ok(Box::new(move || decoder.forward(x.clone(), &t, embedding.clone(), Some(text.clone()))))
 }
 
 /// A stage of Stable Cascade with its weights and inputs.

@@ -86,7 +86,7 @@ async fn reconstruct(
     settings: Settings,
 ) -> Result<[Image; 3], Error> {
     let [original, through_a] = pipeline.autoencode(image, &settings).await?;
-    let origin = pipeline.origin(image, None, &settings).await?;
+    let origin = pipeline.origin(image, None, &settings).await?.embedding_only();
     let settings = Settings { strength: Some(0.0), ..settings };
     let batch = Batch { origin: Some(&origin), ..Batch::new(prompt, 1) };
     let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());

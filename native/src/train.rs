@@ -15,9 +15,7 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::fs::{read, read_text, write};
-use wuerstchen::{
-    Family, ModelFiles, Part, PipelineFolder, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
-};
+use wuerstchen::{Family, ModelFiles, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles};
 use wuerstchen_train::config::{ModelConfig, ReadConfigError, TrainConfig, UpdateConfig};
 use wuerstchen_train::recipe::Weights;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
@@ -132,20 +130,19 @@ fn train(args: &TrainArgs) -> Result<()> {
     }
     let corpus = Corpus::open(&config)?;
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
-    if let Some(model) =
-        init.as_ref().filter(|model| model.family().name != Family::WUERSTCHEN.name)
-    {
+    let family = config.model.decoder.family();
+    if let Some(model) = init.as_ref().filter(|model| model.family().name != family.name) {
         bail!(
-            "--init expects a model of {}, which is what this program trains, found one of {}",
-            Family::WUERSTCHEN.name,
+            "--init expects a model of {}, which is what this config trains, found one of {}",
+            family.name,
             model.family().name
         );
     }
     if config.model.embedding_scale.is_none() && !trains_compressor(args.stage, &config) {
         // A run's own compressor makes other embeddings than that of the model that it starts from.
-        let own = output.join(RUN_MODEL).join(Part::COMPRESSOR.folder()).exists();
+        let own = output.join(RUN_MODEL).join(family.compressor.folder()).exists();
         let init = init.as_ref().filter(|_| !own);
-        config.model.embedding_scale = known_scale(stored.as_ref(), init);
+        config.model.embedding_scale = known_scale(family, stored.as_ref(), init);
     }
     let tokenizer = match &corpus {
         Corpus::Folder(_) | Corpus::Shards(_) => {
@@ -374,16 +371,16 @@ fn tokenizer(
     output: &Path,
     init: Option<&ModelFiles>,
 ) -> Result<TokenizerFiles> {
-    let mut own = ModelFiles::default();
+    let (mut own, pipeline) = (ModelFiles::default(), config.model.decoder.family().pipelines[0]);
     for file in TokenizerFiles::NAMES {
-        let file = format!("{}/{file}", PipelineFolder::PRIOR.tokenizer());
+        let file = format!("{}/{file}", pipeline.tokenizer());
         let path = output.join(RUN_MODEL).join(&file);
         if path.is_file() {
             own.texts.insert(file, read_text(&path)?);
         }
     }
     for model in [Some(&own), init].into_iter().flatten() {
-        let tokenizer = model.tokenizer(PipelineFolder::PRIOR);
+        let tokenizer = model.tokenizer(pipeline);
         if tokenizer.is_complete() {
             return Ok(tokenizer);
         }
@@ -399,10 +396,14 @@ fn trains_compressor(stages: Stages, config: &TrainConfig) -> bool {
 
 /// The scale of Stage C's latents as the run has measured it before, or else that of the Stage C that it
 /// starts from.
-fn known_scale(stored: Option<&TrainConfig>, init: Option<&ModelFiles>) -> Option<f64> {
+fn known_scale(
+    family: &Family,
+    stored: Option<&TrainConfig>,
+    init: Option<&ModelFiles>,
+) -> Option<f64> {
     stored.and_then(|stored| stored.model.embedding_scale).or_else(|| {
-        let model = init.filter(|model| model.weights.contains_key(&Part::PRIOR))?;
-        let index: PriorIndex = model.config(&PipelineFolder::PRIOR.index()).ok()?;
+        let model = init.filter(|model| model.weights.contains_key(&family.prior()))?;
+        let index: PriorIndex = model.config(&family.pipelines[0].index()).ok()?;
         Some(index.latent_mean)
     })
 }

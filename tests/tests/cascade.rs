@@ -120,11 +120,11 @@ fn the_published_models_have_their_sizes() {
     assert_eq!(small, 699_471_248);
 }
 
-/// Both families by one loader, in one process.
+/// All families by one loader, in one process.
 #[test]
-fn two_families_make_pictures_side_by_side() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/cascade");
-    let cascade = ModelFiles::open(folder).unwrap();
+fn three_families_make_pictures_side_by_side() {
+    let goldens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden");
+    let [cascade, v1] = ["cascade", "v1"].map(|name| ModelFiles::open(goldens.join(name)).unwrap());
     let options = GenerateOptions {
         width: Some(64),
         height: Some(64),
@@ -137,8 +137,11 @@ fn two_families_make_pictures_side_by_side() {
         let made = pipeline.generate_blocking("a red hat", &options).unwrap();
         (pipeline.family.name, made.images[0].clone())
     };
-    let [(first, of_first), (second, of_second)] = [&built_in(), &cascade].map(make);
-    assert_eq!((first, second), ("Würstchen v2", "Stable Cascade"));
-    assert_ne!(of_first, of_second);
-    assert_eq!(make(&built_in()).1, of_first);
+    let made = [&built_in(), &cascade, &v1].map(make);
+    assert_eq!(
+        made.each_ref().map(|made| made.0),
+        ["Würstchen v2", "Stable Cascade", "Würstchen v1"]
+    );
+    assert!(made[0].1 != made[1].1 && made[1].1 != made[2].1);
+    assert_eq!(make(&built_in()).1, made[0].1);
 }

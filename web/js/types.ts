@@ -87,6 +87,10 @@ export interface Defaults {
   readonly decoderSteps: number;
   readonly decoderGuidanceScale: number;
   readonly sampler: 'ddpm' | 'ddim' | 'lcm';
+  /** These three only of models whose Stage B denoises tokens. */
+  readonly temperature?: number;
+  readonly temperatureEnd?: number;
+  readonly tokenSampling?: 'multinomial' | 'argmax' | 'quant';
 }
 
 export interface SelfTest {
@@ -193,6 +197,16 @@ export interface PictureOptions {
   readonly timesteps?: readonly number[];
   readonly decoderSteps?: number;
   readonly decoderGuidanceScale?: number;
+  /** Of the decoder's last step, where it denoises tokens; default that of the first. */
+  readonly decoderGuidanceScaleEnd?: number;
+  /** What the logits of tokens are divided by at the decoder's first step, where it denoises tokens. */
+  readonly temperature?: number;
+  /** The same at the last step. */
+  readonly temperatureEnd?: number;
+  /** After how many steps tokens are noised again, where the decoder denoises tokens; default all but the last. */
+  readonly renoiseSteps?: number;
+  /** How tokens are chosen: drawn, the likeliest, or the code nearest to the mean of all. */
+  readonly tokenSampling?: 'multinomial' | 'argmax' | 'quant';
   readonly sampler?: 'ddpm' | 'ddim' | 'lcm';
   /** Whose way of sampling: diffusers', or that of Stable Cascade's authors with their numbers. */
   readonly recipe?: 'diffusers' | 'authors';

@@ -1,5 +1,6 @@
 //! The config of a training run, one TOML file.
 
+mod decoder;
 mod read;
 mod shards;
 mod stages;
@@ -11,10 +12,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use wuerstchen::pipeline::MAX_SIDE;
 use wuerstchen::{
-    CompressorConfig, ConfigError, DecoderConfig, Defaults, PartConfig, PriorConfig, Schedule,
-    TextEncoderConfig, VqganConfig,
+    CompressorConfig, ConfigError, Defaults, PartConfig, PriorConfig, Schedule, TextEncoderConfig,
+    VqganConfig,
 };
 
+pub use self::decoder::StageBModel;
 pub use self::read::ReadConfigError;
 pub use self::shards::{FilterConfig, ShardsConfig};
 pub use self::stages::{DiffusionConfig, StageAConfig, StageBConfig, StageCConfig, UpdateConfig};
@@ -35,6 +37,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Side of the training pictures in pixels.
     pub image_size: usize,
+    /// What the machine takes while it trains, in watts, for the energy in the run's report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watts: Option<f64>,
     /// The corpus.
     #[serde(default)]
     pub corpus: CorpusConfig,
@@ -174,9 +179,9 @@ pub struct ModelConfig {
     /// both have the same image embeddings, and the larger model can take over the smaller one's Stage C.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compressor_side: Option<usize>,
-    /// Stage B.
-    pub decoder: DecoderConfig,
-    /// Stage B's text encoder.
+    /// Stage B; the family of the model depends on what it denoises.
+    pub decoder: StageBModel,
+    /// Stage B's text encoder; that of Stage C where Stage B denoises tokens.
     pub decoder_text: TextSize,
     /// Stage C.
     pub prior: PriorConfig,
@@ -247,14 +252,34 @@ impl TrainConfig {
         };
         let model = &self.model;
         let (decoder, prior) = (&model.decoder, &model.prior);
-        expect("decoder", "c_in", model.vqgan.latent_channels, decoder.c_in)?;
-        expect("decoder", "c_out", model.vqgan.latent_channels, decoder.c_out)?;
-        expect("decoder", "effnet_embd", model.compressor.c_latent, decoder.effnet_embd)?;
-        expect("decoder", "clip_embd", model.decoder_text.hidden_size, decoder.clip_embd)?;
+        let (c_latent, text) = (model.compressor.c_latent, model.decoder_text.hidden_size);
+        match decoder {
+            StageBModel::Latents(decoder) => {
+                expect("decoder", "c_in", model.vqgan.latent_channels, decoder.c_in)?;
+                expect("decoder", "c_out", model.vqgan.latent_channels, decoder.c_out)?;
+                expect("decoder", "effnet_embd", c_latent, decoder.effnet_embd)?;
+                expect("decoder", "clip_embd", text, decoder.clip_embd)?;
+            }
+            StageBModel::Tokens(decoder) => {
+                let codes = model.vqgan.num_vq_embeddings;
+                expect("token decoder", "num_labels", codes, decoder.num_labels)?;
+                expect("token decoder", "effnet_embd", c_latent, decoder.effnet_embd)?;
+                expect("token decoder", "byt5_embd", text, decoder.byt5_embd)?;
+                if model.decoder_text != model.prior_text {
+                    let expected = "as prior_text: both stages have one text encoder";
+                    let found = format!("{:?}", model.decoder_text);
+                    return Err(ConfigError::new("training", "decoder_text", expected, found));
+                }
+            }
+        }
+        self.validate_losses()?;
         expect("prior", "c_in", model.compressor.c_latent, prior.c_in)?;
         expect("prior", "c_cond", model.prior_text.hidden_size, prior.c_cond)?;
         if let Some(scale) = model.embedding_scale {
             positive("training", "embedding_scale", scale)?;
+        }
+        if let Some(watts) = self.watts {
+            positive("training", "watts", watts)?;
         }
         if self.image_size > MAX_SIDE {
             let expected = format!("at most {MAX_SIDE}");
@@ -281,6 +306,25 @@ impl TrainConfig {
             return Err(ConfigError::new("training", "image_size", expected, self.image_size));
         }
         self.validate_defaults()
+    }
+
+    /// Checks that each stage has a loss that its model can have.
+    fn validate_losses(&self) -> Result<(), ConfigError> {
+        let has_tokens = self.model.decoder.has_tokens();
+        if has_tokens && self.b.diffusion.p2_weighting {
+            let expected = "false where Stage B denoises tokens, whose loss has no such weights";
+            return Err(ConfigError::new("stage b", "p2_weighting", expected, true));
+        }
+        // The text encoder is trained with one of the stages.
+        let (part, expected, loss) = if has_tokens {
+            ("stage c", "0 where the text encoder is trained with Stage B", self.c.text_loss)
+        } else {
+            ("stage b", "0 but where Stage B denoises tokens", self.b.text_loss)
+        };
+        if loss > 0.0 {
+            return Err(ConfigError::new(part, "text_loss", expected, loss));
+        }
+        Ok(())
     }
 
     /// Checks that the model can make what its defaults say. The sizes of the model were checked before.
@@ -373,6 +417,7 @@ mod tests {
             include_str!("../../../configs/pictures.toml"),
             include_str!("../../../configs/emoji.toml"),
             include_str!("../../../configs/emoji-128.toml"),
+            include_str!("../../../configs/shapes-v1.toml"),
             include_str!("../../../models/shapes.config.toml"),
         ] {
             let config = TrainConfig::from_toml(text).unwrap();
@@ -426,6 +471,7 @@ mod tests {
             (|config| config.b.embedding_drop = 2.0, "embedding_drop"),
             (|config| config.b.embedding_noise = 2.0, "embedding_noise"),
             (|config| config.c.text_loss = f64::INFINITY, "stage c config: text_loss"),
+            (|config| config.watts = Some(0.0), "training config: watts"),
             (|config| config.c.diffusion.p2_k = -1.0, "p2_k"),
             (|config| config.b.diffusion.time_shift = 0.0, "time_shift"),
             (

@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::nn::LinearConfig;
+use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
 use wuerstchen::{
-    CARD, Checkpoint, Compressor, CompressorConfig, DecoderConfig, Family, LoadError, ModelCard,
-    ModelFiles, Part, PartConfig, PipelineFolder, PriorConfig, TextEncoderConfig, Tokenizer,
-    TokenizerFiles, Vqgan, VqganConfig,
+    CARD, Checkpoint, Compressor, CompressorConfig, DecoderConfig, Defaults, LoadError, ModelCard,
+    ModelFiles, Part, PartConfig, PriorConfig, TextEncoder, TextEncoderConfig, TokenDecoderConfig,
+    Tokenizer, TokenizerFiles, Vqgan, VqganConfig,
 };
 
-use crate::config::TrainConfig;
+use crate::config::{StageBModel, TrainConfig};
 use crate::corpus::{Corpus, CorpusError, Samples};
-use crate::stages::{DecoderModel, PriorModel};
+use crate::stages::{DecoderModel, PriorModel, TokenModel};
 
 /// What a run trains: the sizes in its config, and the tokenizer of its captions.
 pub struct Recipe {
@@ -58,25 +58,61 @@ impl Recipe {
         self.config.model.prior_text.encoder(self.vocab_size, self.config.model.max_tokens)
     }
 
-    /// Stage B's model as training starts it.
+    /// The model of a Stage B over latents as training starts it.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the run's Stage B denoises tokens.
     pub fn init_decoder(&self, device: &Device) -> DecoderModel {
         DecoderModel {
-            decoder: self.config.model.decoder.init(device),
+            decoder: self.latent_decoder().init(device),
             text_encoder: self.decoder_text().init(device),
             compressor: self.config.model.compressor.init(device),
         }
     }
 
-    /// Stage C's model as training starts it.
-    pub fn init_prior(&self, device: &Device) -> PriorModel {
-        let text = self.prior_text();
+    /// The model of a Stage B over tokens as training starts it.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the run's Stage B denoises latents.
+    pub fn init_token_decoder(&self, device: &Device) -> TokenModel {
+        TokenModel {
+            decoder: self.token_decoder().init(device),
+            text_encoder: self.prior_text().init(device),
+            compressor: self.config.model.compressor.init(device),
+            guess: self.guess(self.config.b.text_loss, device),
+        }
+    }
+
+    fn latent_decoder(&self) -> &DecoderConfig {
+        match &self.config.model.decoder {
+            StageBModel::Latents(config) => config,
+            StageBModel::Tokens(_) => panic!("this run's Stage B denoises tokens"),
+        }
+    }
+
+    fn token_decoder(&self) -> &TokenDecoderConfig {
+        match &self.config.model.decoder {
+            StageBModel::Tokens(config) => config,
+            StageBModel::Latents(_) => panic!("this run's Stage B denoises latents"),
+        }
+    }
+
+    /// What predicts the image embedding from the last text token, if that loss has a weight.
+    fn guess(&self, weight: f64, device: &Device) -> Option<Linear> {
         let side = self.config.embedding_side();
         let values = self.config.model.prior.c_in * side * side;
-        let guess = (self.config.c.text_loss > 0.0)
-            .then(|| LinearConfig::new(text.hidden_size, values).init(device));
+        let width = self.config.model.prior_text.hidden_size;
+        (weight > 0.0).then(|| LinearConfig::new(width, values).init(device))
+    }
+
+    /// Stage C's model as training starts it.
+    pub fn init_prior(&self, device: &Device) -> PriorModel {
+        let guess = self.guess(self.config.c.text_loss, device);
         PriorModel {
             prior: self.config.model.prior.init(device),
-            text_encoder: text.init(device),
+            text_encoder: self.prior_text().init(device),
             guess,
         }
     }
@@ -85,10 +121,15 @@ impl Recipe {
     /// that are not trained yet, so that samples can be drawn at any time.
     pub fn model_files(&self, trained: Weights, device: &Device) -> ModelFiles {
         let mut weights = vqgan_weights(&self.config.model.vqgan.init(device));
-        weights.extend(decoder_weights(&self.init_decoder(device)));
+        weights.extend(match self.config.model.decoder {
+            StageBModel::Latents(_) => decoder_weights(&self.init_decoder(device)),
+            StageBModel::Tokens(_) => token_decoder_weights(&self.init_token_decoder(device)),
+        });
         weights.extend(prior_weights(&self.init_prior(device)));
         weights.extend(trained);
-        ModelFiles { texts: self.texts(), weights }
+        let decoder = &self.config.model.decoder;
+        let own = |(part, weights)| (decoder.part(part), weights);
+        ModelFiles { texts: self.texts(), weights: weights.into_iter().map(own).collect() }
     }
 
     /// Stage A from a model.
@@ -112,10 +153,38 @@ impl Recipe {
     ) -> Result<DecoderModel, LoadError> {
         let (part, model) = (|part| trained(files, part, "b"), &self.config.model);
         Ok(DecoderModel {
-            decoder: model.decoder.load(part(Part::DECODER)?, device)?,
+            decoder: self.latent_decoder().load(part(Part::DECODER)?, device)?,
             text_encoder: self.decoder_text().load(part(Part::DECODER_TEXT)?, device)?,
             compressor: model.compressor.load(part(Part::COMPRESSOR)?, device)?,
         })
+    }
+
+    /// The model of a Stage B over tokens from a model.
+    ///
+    /// # Errors
+    ///
+    /// The model has no Stage B of the run's config.
+    pub fn load_token_decoder(
+        &self,
+        files: &Weights,
+        device: &Device,
+    ) -> Result<TokenModel, LoadError> {
+        let part = |part| trained(files, part, "b");
+        Ok(TokenModel {
+            decoder: self.token_decoder().load(part(Part::DECODER)?, device)?,
+            text_encoder: self.load_text(files, device)?,
+            compressor: self.load_compressor(files, device)?,
+            guess: self.guess(self.config.b.text_loss, device),
+        })
+    }
+
+    /// The text encoder that Stage B over tokens was trained with, from a model.
+    ///
+    /// # Errors
+    ///
+    /// The model has no text encoder of the run's config.
+    pub fn load_text(&self, files: &Weights, device: &Device) -> Result<TextEncoder, LoadError> {
+        self.prior_text().load(trained(files, Part::PRIOR_TEXT, "b")?, device)
     }
 
     /// Stage C's model from a model.
@@ -146,6 +215,17 @@ impl Recipe {
         self.config.model.compressor.load(trained(files, Part::COMPRESSOR, "b")?, device)
     }
 
+    /// What the model does where options say nothing.
+    pub fn defaults(&self) -> Defaults {
+        let defaults = self.config.defaults.clone();
+        if self.config.model.decoder.has_tokens() {
+            let tokens = Some(defaults.tokens.unwrap_or_default());
+            Defaults { tokens, ..defaults }
+        } else {
+            defaults
+        }
+    }
+
     /// Every config and tokenizer of the model, by its path in the model folder.
     pub(crate) fn texts(&self) -> BTreeMap<String, String> {
         let (config, model) = (&self.config, &self.config.model);
@@ -154,14 +234,20 @@ impl Recipe {
             let text = serde_json::to_string_pretty(&value).expect("JSON values are JSON");
             texts.insert(path, text);
         };
+        let decoder = match &model.decoder {
+            StageBModel::Latents(config) => config.to_json(),
+            StageBModel::Tokens(config) => config.to_json(),
+        };
         for (part, fields) in [
             (Part::PRIOR, model.prior.to_json()),
+            // Where both are one part, they are equal.
             (Part::PRIOR_TEXT, self.prior_text().to_json()),
-            (Part::DECODER, model.decoder.to_json()),
             (Part::DECODER_TEXT, self.decoder_text().to_json()),
+            (Part::DECODER, decoder),
             (Part::VQGAN, model.vqgan.to_json()),
             (Part::COMPRESSOR, model.compressor.to_json()),
         ] {
+            let part = model.decoder.part(part);
             insert(part.config_path(), with_class(part.class(), fields.into()));
         }
         let embedding = config.image_size as f64 / config.embedding_side() as f64;
@@ -170,21 +256,23 @@ impl Recipe {
             "resolution_multiple": embedding,
         });
         let decoder_index = json!({"latent_dim_scale": embedding / model.vqgan.downscale() as f64});
-        for (pipeline, index) in
-            [(PipelineFolder::PRIOR, prior_index), (PipelineFolder::DECODER, decoder_index)]
-        {
+        let family = model.decoder.family();
+        for (pipeline, index) in family.pipelines.into_iter().zip([prior_index, decoder_index]) {
             insert(pipeline.index(), with_class(pipeline.class, index));
-            let schedule = with_class("DDPMWuerstchenScheduler", to_json(&model.schedule));
-            insert(pipeline.scheduler(), schedule);
+            if pipeline.is_scheduled {
+                let schedule = with_class("DDPMWuerstchenScheduler", to_json(&model.schedule));
+                insert(pipeline.scheduler(), schedule);
+            }
         }
         let card = ModelCard {
             name: config.name.clone(),
             licence: config.corpus.licence().to_owned(),
             provenance: format!("trained by `wuerstchen train` on {}", config.corpus.describe()),
-            defaults: config.defaults.clone(),
+            defaults: self.defaults(),
         };
         insert(CARD.into(), to_json(&card));
-        for pipeline in Family::WUERSTCHEN.pipelines {
+        let with_text = 1 + usize::from(family.decoder_text.is_some());
+        for pipeline in &family.pipelines[..with_text] {
             let folder = pipeline.tokenizer();
             for (file, text) in self.tokenizer.named() {
                 texts.insert(format!("{folder}/{file}"), text.to_owned());
@@ -194,7 +282,7 @@ impl Recipe {
     }
 }
 
-/// The weights of some parts.
+/// The weights of some parts. Each is under the part of v2 that does the same, whatever the family of the run.
 pub type Weights = BTreeMap<Part, Checkpoint>;
 
 /// Stage A's weights.
@@ -209,6 +297,20 @@ pub fn decoder_weights(model: &DecoderModel) -> Weights {
         weights::<TextEncoderConfig>(Part::DECODER_TEXT, &model.text_encoder),
         weights::<CompressorConfig>(Part::COMPRESSOR, &model.compressor),
     ])
+}
+
+/// The weights of Stage B over tokens, the text encoder and the compressor.
+pub fn token_decoder_weights(model: &TokenModel) -> Weights {
+    Weights::from([
+        weights::<TokenDecoderConfig>(Part::DECODER, &model.decoder),
+        weights::<TextEncoderConfig>(Part::PRIOR_TEXT, &model.text_encoder),
+        weights::<CompressorConfig>(Part::COMPRESSOR, &model.compressor),
+    ])
+}
+
+/// The weights of a Stage C whose text encoder was trained before.
+pub fn lone_prior_weights(model: &PriorModel) -> Weights {
+    Weights::from([weights::<PriorConfig>(Part::PRIOR, &model.prior)])
 }
 
 /// The weights of Stage C and its text encoder.

@@ -6,6 +6,7 @@ use burn::prelude::*;
 use wuerstchen::Schedule;
 use wuerstchen::noise::Philox;
 use wuerstchen::sampler::add_noise;
+use wuerstchen::schedule::{TIME_SPREAD, training_time};
 
 /// Values of the same shape for every sample of a batch, in main memory, so that any thread can make them
 /// and any device take a part of them.
@@ -56,19 +57,23 @@ pub(crate) struct Noise {
 
 impl Noise {
     /// Draws times and noise for latents of the given shape.
-    ///
-    /// Times are `clamp((1 − U)·1.08 + 0.001, 0.001, 1)`: 7.5 % of them are pure noise. A `shift` s makes s·t/(1 +
-    /// (s − 1)·t) of them.
-    ///
-    /// Source: `train_stage_C.py` of dome272/Wuerstchen; for the shift Esser et al. (arXiv 2403.03206), equation 23.
     pub(crate) fn draw(rng: &mut Philox, count: usize, shape: [usize; 3], shift: f32) -> Self {
-        let time = |_| {
-            let t = ((1.0 - rng.uniform()) * 1.08 + 0.001).clamp(0.001, 1.0);
-            shift * t / (1.0 + (shift - 1.0) * t)
-        };
-        let times = (0..count).map(time).collect();
+        let times = draw_times(rng, count, shift);
         Self { times, values: Rows::noise(rng, count, shape) }
     }
+}
+
+/// Draws the times of a batch.
+///
+/// Times are those of [`training_time`]. A `shift` s makes s·t/(1 + (s − 1)·t) of them.
+///
+/// Source, of the shift: Esser et al. (arXiv 2403.03206), equation 23.
+pub(crate) fn draw_times(rng: &mut Philox, count: usize, shift: f32) -> Vec<f32> {
+    let time = |_| {
+        let t = training_time(rng.uniform(), TIME_SPREAD);
+        shift * t / (1.0 + (shift - 1.0) * t)
+    };
+    (0..count).map(time).collect()
 }
 
 /// Clean latents noised to random times.

@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use wuerstchen::{
-    Checkpoint, Family, Image, ModelFiles, Part, Pipeline, PipelineFolder, RUN_CONFIG, RUN_MODEL,
-    Residency, WeightDtype,
+    Checkpoint, Image, ModelFiles, Part, Pipeline, RUN_CONFIG, RUN_MODEL, Residency, WeightDtype,
 };
 
 pub use self::error::RunError;
@@ -18,9 +17,13 @@ pub(crate) use self::session::{GRID_SIDE, Job, Session, updates};
 use crate::config::{StageName, UpdateConfig};
 use crate::corpus::Source;
 use crate::recipe::{Recipe, Weights};
+use crate::report::report;
 use crate::stages::Stage;
 use crate::store::Store;
 use crate::trainer::{Metrics, Trainer};
+
+/// The page that shows how the run went.
+const REPORT: &str = "report.html";
 
 /// The file of the whole model.
 const BUNDLE: &str = "model.safetensors";
@@ -147,8 +150,12 @@ impl Run {
     /// The store cannot write, or another program trains in it.
     pub fn start_from(&mut self, model: ModelFiles) -> Result<(), RunError> {
         self.session.store.claim()?;
-        let mut weights = model.weights;
-        weights.retain(|&part, _| !self.session.store.contains(&weights_name(part)));
+        let decoder = &self.recipe.config.model.decoder;
+        let given = decoder
+            .parts()
+            .filter_map(|part| Some((part, model.weights.get(&decoder.part(part))?.clone())));
+        let mut weights: Weights = given.collect();
+        weights.retain(|&part, _| !self.session.store.contains(&self.weights_name(part)));
         self.write_weights(weights)?;
         self.warm = true;
         Ok(())
@@ -248,7 +255,7 @@ impl Run {
     /// Writes the tokenizer before anything is trained: captions that come later must not change the numbers
     /// of the tokens.
     fn write_tokenizer(&self) -> Result<(), RunError> {
-        let folder = PipelineFolder::PRIOR.tokenizer();
+        let folder = self.recipe.config.model.decoder.family().pipelines[0].tokenizer();
         for (file, text) in self.recipe.tokenizer.named() {
             self.session.store.write(&format!("{RUN_MODEL}/{folder}/{file}"), text.as_bytes())?;
         }
@@ -263,10 +270,15 @@ impl Run {
         Ok(())
     }
 
+    /// The file of the weights of what does in the run's family what a part of v2 does.
+    fn weights_name(&self, part: Part) -> String {
+        format!("{RUN_MODEL}/{}", self.recipe.config.model.decoder.part(part).weights_path())
+    }
+
     fn write_weights(&self, weights: Weights) -> Result<(), RunError> {
         for (&part, checkpoint) in &weights {
             let bytes = Checkpoint::write([(String::new(), checkpoint)], WeightDtype::F32, None)?;
-            self.session.store.write(&weights_name(part), &bytes)?;
+            self.session.store.write(&self.weights_name(part), &bytes)?;
         }
         Ok(())
     }
@@ -274,16 +286,16 @@ impl Run {
     /// The weights that the run has trained so far.
     fn read_weights(&self) -> Result<Weights, RunError> {
         let mut weights = Weights::new();
-        for &part in Family::WUERSTCHEN.parts {
-            if let Some(bytes) = self.session.store.read(&weights_name(part))? {
+        for part in self.recipe.config.model.decoder.parts() {
+            if let Some(bytes) = self.session.store.read(&self.weights_name(part))? {
                 weights.insert(part, Checkpoint::parse(part.folder(), Arc::new(bytes))?);
             }
         }
         Ok(weights)
     }
 
-    /// Writes the configs beside the weights, and the whole model as one file. Parts that are not trained have
-    /// random weights.
+    /// Writes the configs beside the weights, the whole model as one file, and the run's report. Parts that are not
+    /// trained have random weights.
     ///
     /// # Errors
     ///
@@ -292,11 +304,23 @@ impl Run {
         let files = self.recipe.model_files(self.read_weights()?, &self.device);
         self.write_texts()?;
         self.session.store.write(BUNDLE, &files.to_bundle(WeightDtype::F16)?)?;
+        self.write_report()?;
         Ok(files)
     }
-}
 
-/// The file of a part's weights.
-fn weights_name(part: Part) -> String {
-    format!("{RUN_MODEL}/{}", part.weights_path())
+    fn write_report(&self) -> Result<(), RunError> {
+        let config = &self.recipe.config;
+        let titles = [
+            (StageName::A, "a", "Stage A"),
+            (StageName::B, "b", "Stage B and the compressor"),
+            (StageName::B, "b-frozen", "Stage B"),
+            (StageName::C, "c", "Stage C"),
+        ];
+        let stages =
+            titles.map(|(name, folder, title)| (folder, title, self.updates_of(name).batch_size));
+        Ok(self
+            .session
+            .store
+            .write(REPORT, report(config, &stages, &*self.session.store)?.as_bytes())?)
+    }
 }

@@ -4,6 +4,7 @@ mod a;
 mod b;
 mod c;
 mod cache;
+mod tokens;
 
 use std::ops::Range;
 
@@ -17,6 +18,7 @@ pub use self::a::{BatchA, StageA};
 pub use self::b::{BatchB, DecoderModel, StageB};
 pub use self::c::{BatchC, PriorModel, StageC};
 pub use self::cache::Cache;
+pub use self::tokens::{BatchTokens, StageBTokens, TokenModel, stage_a_tokens};
 use crate::config::DiffusionConfig;
 use crate::corpus::{Corpus, CorpusError};
 

@@ -26,12 +26,12 @@ pub trait Store: Send + Sync {
     /// It cannot be written.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
 
-    /// Adds a line to a text file.
+    /// Adds bytes to the end of a file.
     ///
     /// # Errors
     ///
     /// It cannot be written.
-    fn append(&self, name: &str, line: &str) -> Result<(), StoreError>;
+    fn append(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
 
     /// What a person calls the file, such as its path.
     fn describe(&self, name: &str) -> String;
@@ -73,11 +73,8 @@ impl Store for Memory {
         Ok(())
     }
 
-    fn append(&self, name: &str, line: &str) -> Result<(), StoreError> {
-        let mut files = self.files();
-        let file = files.entry(name.to_owned()).or_default();
-        file.extend_from_slice(line.as_bytes());
-        file.push(b'\n');
+    fn append(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        self.files().entry(name.to_owned()).or_default().extend_from_slice(bytes);
         Ok(())
     }
 
@@ -146,11 +143,11 @@ mod folder {
             Ok(wuerstchen::fs::write(&self.path_in_folder(name)?, bytes)?)
         }
 
-        fn append(&self, name: &str, line: &str) -> Result<(), StoreError> {
+        fn append(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
             let path = self.path_in_folder(name)?;
             let append = || {
                 let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
-                writeln!(file, "{line}")
+                file.write_all(bytes)
             };
             append().map_err(|error| format!("cannot write {}: {error}", path.display()).into())
         }

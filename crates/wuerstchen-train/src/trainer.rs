@@ -51,6 +51,8 @@ pub struct Metrics {
     pub applied: bool,
     /// Share of the update's time in which it waited for its batch, `[0, 1]`.
     pub data_wait: f64,
+    /// Seconds that the update took.
+    pub secs: f64,
 }
 
 /// What a saved state says about itself.
@@ -136,13 +138,15 @@ impl<S: Stage> Trainer<S> {
         let (model, report) = self.optimizer.step(model, gradients, self.step, learning_rate);
         self.model = Some(model);
         self.step += 1;
+        let secs = start.elapsed().as_secs_f64();
         Ok(Metrics {
             step: self.step,
             loss,
             grad_norm: report.grad_norm,
             learning_rate,
             applied: report.applied,
-            data_wait: waited.as_secs_f64() / start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE),
+            data_wait: waited.as_secs_f64() / secs.max(f64::MIN_POSITIVE),
+            secs,
         })
     }
 

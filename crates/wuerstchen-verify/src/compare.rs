@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use burn::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use wuerstchen::blocks::channels_first;
-use wuerstchen::{Checkpoint, relative_error_above};
+use wuerstchen::{Checkpoint, StoredDtype, relative_error_above};
 
 use crate::report::{Check, Verification, VerifyError};
 
@@ -85,7 +85,7 @@ impl<'a> Recorder<'a> {
     pub(crate) fn integers(&self, name: &str) -> Result<Vec<i64>, VerifyError> {
         self.shape(name)?;
         let integers = self.golden.integers(name);
-        integers.ok_or_else(|| self.error(format!("expected 64-bit integers {name:?}")))
+        integers.ok_or_else(|| self.error(format!("expected integers {name:?}")))
     }
 
     pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>, VerifyError> {
@@ -105,6 +105,35 @@ impl<'a> Recorder<'a> {
         }
         let data = TensorData::new(self.values(name)?, shape.to_vec());
         Ok(Tensor::from_data(data, device))
+    }
+
+    /// Integers of the shape `[B, H, W]`.
+    pub(crate) fn tokens(
+        &self,
+        name: &str,
+        device: &Device,
+    ) -> Result<Tensor<3, Int>, VerifyError> {
+        let &[batch, height, width] = self.shape(name)? else {
+            return Err(self.error(format!("expected 3 axes of {name:?}")));
+        };
+        let integers: Vec<i32> = self.integers(name)?.into_iter().map(|i| i as i32).collect();
+        Ok(Tensor::from_data(TensorData::new(integers, [batch, height, width]), device))
+    }
+
+    /// Bytes of the shape `[B, 3, H, W]` as pictures in `[0, 1]`.
+    pub(crate) fn pictures(&self, name: &str, device: &Device) -> Result<Tensor<4>, VerifyError> {
+        let &[batch, channels, height, width] = self.shape(name)? else {
+            return Err(self.error(format!("expected 4 axes of {name:?}")));
+        };
+        let values: Vec<f32> =
+            self.bytes(name)?.into_iter().map(|byte| f32::from(byte) / 255.0).collect();
+        let data = TensorData::new(values, [batch, channels, height, width]);
+        Ok(Tensor::from_data(data, device))
+    }
+
+    /// How many samples a golden has; `None` where there is none of that name.
+    pub(crate) fn count(&self, name: &str) -> Option<usize> {
+        self.golden.shape(name)?.first().copied()
     }
 
     /// As [`Self::tensor`]; `None` where the golden has none of that name.
@@ -134,6 +163,13 @@ impl<'a> Recorder<'a> {
     /// Compares a tensor with the golden of that name, if there is one.
     pub(crate) fn check<const D: usize>(&mut self, name: &str, ours: Tensor<D>, bound: f64) {
         self.check_parts(name, vec![ours], bound);
+    }
+
+    /// As [`Self::check`], of as many of the first samples as the golden has.
+    pub(crate) fn check_first<const D: usize>(&mut self, name: &str, ours: Tensor<D>, bound: f64) {
+        if let Some(count) = self.count(name).filter(|&count| count <= ours.dims()[0]) {
+            self.check(name, ours.narrow(0, 0, count), bound);
+        }
     }
 
     /// Compares tensors with equal parts of the golden of that name one by one; the worst counts.
@@ -206,6 +242,27 @@ impl<'a> Recorder<'a> {
         self.computed.push(Computed { name: name.into(), dtype: Dtype::F32, shape, bytes });
     }
 
+    /// As [`Self::check_values`], of those values alone that `counts` says; all are written.
+    #[cfg(feature = "train")]
+    pub(crate) fn check_where(&mut self, name: &str, ours: &[f32], counts: &[bool], bound: f64) {
+        let golden = self.golden.values(name).unwrap_or_default();
+        if ours.len() != golden.len() || ours.len() != counts.len() {
+            return self.check_values(name, &[ours], bound);
+        }
+        let chosen = |values: &[f32]| -> Vec<f32> {
+            let pairs = values.iter().zip(counts).filter(|(_, counts)| **counts);
+            pairs.map(|(value, _)| *value).collect()
+        };
+        let (ours_chosen, golden) = (chosen(ours), chosen(&golden));
+        let relative = relative_error_above(SMALLEST_NORM, &ours_chosen, &golden);
+        let differences = ours_chosen.iter().zip(&golden).map(|(a, b)| f64::from(a - b).abs());
+        let absolute = differences.fold(0.0, larger);
+        self.note(name, relative, absolute, bound * self.slack);
+        let shape = self.golden.shape(name).unwrap_or_default().to_vec();
+        let bytes = ours.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.computed.push(Computed { name: name.into(), dtype: Dtype::F32, shape, bytes });
+    }
+
     /// Compares integers, which must be equal.
     pub(crate) fn check_equal(&mut self, name: &str, ours: &[i64], golden: &[i64]) {
         let pairs = ours.iter().zip(golden);
@@ -217,8 +274,14 @@ impl<'a> Recorder<'a> {
             self.note(name, UNCOMPARABLE, UNCOMPARABLE, 0.0);
         }
         let shape = self.golden.shape(name).map_or(vec![ours.len()], <[usize]>::to_vec);
-        let bytes = ours.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.computed.push(Computed { name: name.into(), dtype: Dtype::I64, shape, bytes });
+        // As wide as the golden's.
+        let (dtype, bytes) = if self.golden.dtype(name) == Some(StoredDtype::I32) {
+            let narrow = ours.iter().map(|&value| value as i32);
+            (Dtype::I32, narrow.flat_map(i32::to_le_bytes).collect())
+        } else {
+            (Dtype::I64, ours.iter().flat_map(|value| value.to_le_bytes()).collect())
+        };
+        self.computed.push(Computed { name: name.into(), dtype, shape, bytes });
     }
 
     /// Compares pictures: the share of bytes that are more than one level off.

@@ -11,6 +11,7 @@ mod schedule;
 mod stages;
 mod text;
 mod training;
+mod v1;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,6 +82,11 @@ pub async fn verify(
     on_file: &mut dyn FnMut(&str),
 ) -> Result<Verification, VerifyError> {
     let Subject { files, originals, goldens, device, slack, .. } = *subject;
+    let mut result = Verification::default();
+    if v1::is_one(files.family().prior()) {
+        v1::verify(subject, &mut result, on_file).await?;
+        return Ok(with_files_left_out(result, goldens));
+    }
     let is_cascade = files.family().prior() == Part::CASCADE_PRIOR;
     let (stages, others, parts) = if is_cascade {
         (&cascade::STAGES, &cascade::OTHERS[..], cascade::PARTS)
@@ -92,7 +98,6 @@ pub async fn verify(
     for (part, weights) in &originals.weights {
         all.weights.entry(*part).or_insert_with(|| weights.clone());
     }
-    let mut result = Verification::default();
     for &(name, compare) in stages.iter().chain(others) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
         on_file(name);
@@ -123,8 +128,13 @@ pub async fn verify(
             recorder.finish(&mut result).await?;
         }
     }
+    Ok(with_files_left_out(result, goldens))
+}
+
+/// With the golden files that nothing was compared with.
+fn with_files_left_out(mut result: Verification, goldens: &Goldens) -> Verification {
     let compared: BTreeSet<String> = result.computed.keys().cloned().collect();
     let files = goldens.tensors.keys().filter(|name| !compared.contains(*name));
     result.left_out.extend(files.cloned());
-    Ok(result)
+    result
 }

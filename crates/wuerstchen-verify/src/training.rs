@@ -16,7 +16,7 @@ use crate::report::VerifyError;
 use crate::stages::{DIFFUSION_BOUND, EXACT_BOUND};
 
 /// Largest relative error of gradients, which sum over all positions.
-const GRADIENT_BOUND: f64 = 1e-3;
+pub(crate) const GRADIENT_BOUND: f64 = 1e-3;
 
 pub(crate) fn prior(
     recorder: &mut Recorder,

@@ -406,7 +406,7 @@ impl Checkpoint {
             StoredDtype::F16 => bytemuck::pod_collect_to_vec::<_, f16>(&bytes).to_f32_vec(),
             StoredDtype::Bf16 => bytemuck::pod_collect_to_vec::<_, bf16>(&bytes).to_f32_vec(),
             StoredDtype::I8 | StoredDtype::I4 => entry.dtype.decode(&entry.shape, &bytes),
-            found @ (StoredDtype::I64 | StoredDtype::U8) => {
+            found @ (StoredDtype::I64 | StoredDtype::I32 | StoredDtype::U8) => {
                 return Err(LoadError::Dtype {
                     part: self.part.clone(),
                     name: name.into(),
@@ -479,10 +479,18 @@ impl Checkpoint {
         })
     }
 
-    /// The integers of a tensor of 64-bit integers, as goldens hold them.
+    /// The integers of a tensor of 64-bit or 32-bit integers, as goldens hold them.
     pub fn integers(&self, name: &str) -> Option<Vec<i64>> {
-        let entry = self.tensors.get(name).filter(|entry| entry.dtype == StoredDtype::I64)?;
-        Some(bytemuck::pod_collect_to_vec(&self.read(name, entry, entry.range.clone()).ok()?))
+        let entry = self.tensors.get(name)?;
+        let bytes = self.read(name, entry, entry.range.clone()).ok()?;
+        match entry.dtype {
+            StoredDtype::I64 => Some(bytemuck::pod_collect_to_vec(&bytes)),
+            StoredDtype::I32 => {
+                let integers: Vec<i32> = bytemuck::pod_collect_to_vec(&bytes);
+                Some(integers.into_iter().map(i64::from).collect())
+            }
+            _ => None,
+        }
     }
 
     /// The bytes of a tensor of bytes, as goldens hold pictures.
@@ -572,6 +580,7 @@ fn stored_dtype(dtype: Dtype) -> Option<StoredDtype> {
         Dtype::F16 => StoredDtype::F16,
         Dtype::BF16 => StoredDtype::Bf16,
         Dtype::I64 => StoredDtype::I64,
+        Dtype::I32 => StoredDtype::I32,
         Dtype::U8 => StoredDtype::U8,
         _ => return None,
     })

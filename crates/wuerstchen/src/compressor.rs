@@ -64,6 +64,17 @@ pub struct StageConfig {
     pub layers: usize,
     /// Stride of the first block.
     pub stride: usize,
+    /// Side of the kernels of dense and depthwise convolutions; 3 in all published models.
+    #[serde(default = "published_kernel", skip_serializing_if = "is_published_kernel")]
+    pub kernel: usize,
+}
+
+fn published_kernel() -> usize {
+    3
+}
+
+fn is_published_kernel(kernel: &usize) -> bool {
+    *kernel == published_kernel()
 }
 
 /// The two kinds of EfficientNetV2 blocks.
@@ -76,8 +87,8 @@ pub enum BlockKind {
     Inverted,
 }
 
-/// Strides of EfficientNetV2-S, whose weights do not tell them.
-const V2_S_STRIDES: [usize; 6] = [1, 2, 2, 2, 1, 2];
+/// Strides of EfficientNetV2-L, whose weights do not tell them; EfficientNetV2-S has the first six stages.
+const V2_STRIDES: [usize; 7] = [1, 2, 2, 2, 1, 2, 1];
 
 /// Strides of a smaller backbone that has the same 32 pixels a cell.
 const SMALL_STRIDES: [usize; 5] = [1, 2, 2, 2, 2];
@@ -89,7 +100,7 @@ const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// Makes the image embedding that Stage B starts from and Stage C learns to make.
 ///
 /// Source: `EfficientNetEncoder` in `modules.py` of dome272/Wuerstchen; `efficientnet_v2_s` in
-/// torchvision.
+/// torchvision, `efficientnet_v2_l` in Würstchen v1.
 #[derive(Module, Debug)]
 pub struct Compressor {
     /// Stem, stages, head, numbered as in torchvision.
@@ -99,7 +110,7 @@ pub struct Compressor {
 }
 
 #[derive(Module, Debug)]
-#[expect(clippy::large_enum_variant, reason = "two of eight stages are small")]
+#[expect(clippy::large_enum_variant, reason = "only the first and the last are small")]
 enum Stage {
     Conv(ConvNorm),
     Blocks(Vec<InvertedBlock>),
@@ -147,6 +158,10 @@ impl PartConfig for CompressorConfig {
         let stages = self.stages.iter().flat_map(|stage| {
             [("expand", stage.expand), ("channels", stage.channels), ("stride", stage.stride)]
         });
+        let even = self.stages.iter().map(|stage| stage.kernel).find(|n| n.is_multiple_of(2));
+        if let Some(found) = even {
+            return Err(ConfigError::new("compressor", "kernel", "odd", found));
+        }
         sizes
             .into_iter()
             .chain(stages)
@@ -179,23 +194,26 @@ impl PartConfig for CompressorConfig {
         Compressor { backbone, projection }
     }
 
-    /// Strides cannot be read off weights; those of EfficientNetV2-S are assumed, or those of one stage less.
+    /// Strides cannot be read off weights; those of EfficientNetV2 are assumed, or those of one stage less than
+    /// EfficientNetV2-S has.
     fn infer(weights: &Checkpoint) -> Option<Self> {
         let stages = (1..).take_while(|i| weights.has(&format!("backbone.{i}.0.block.0.0.weight")));
         let stages = stages.count();
-        let all = [&V2_S_STRIDES[..], &SMALL_STRIDES[..]];
+        let all = [&V2_STRIDES[..], &V2_STRIDES[..6], &SMALL_STRIDES[..]];
         let strides = all.into_iter().find(|strides| strides.len() == stages)?;
         let stage = |i: usize| {
             let layer = |number: usize| format!("backbone.{i}.0.block.{number}.0.weight");
             let (inner, input) = (weights.side(&layer(0), 0)?, weights.side(&layer(0), 1)?);
             let is_single = !weights.has(&layer(1));
+            let is_inverted = weights.has(&layer(3));
             Some(StageConfig {
-                block: if weights.has(&layer(3)) { BlockKind::Inverted } else { BlockKind::Fused },
+                block: if is_inverted { BlockKind::Inverted } else { BlockKind::Fused },
                 expand: if is_single { 1 } else { inner / input.max(1) },
                 // The last layer's; blocks have four of them, two or one.
                 channels: [3, 1, 0].into_iter().find_map(|last| weights.side(&layer(last), 0))?,
                 layers: weights.count(|l| format!("backbone.{i}.{l}.block.0.0.weight")),
                 stride: strides[i - 1],
+                kernel: weights.side(&layer(usize::from(is_inverted)), 2)?,
             })
         };
         Some(Self {
@@ -225,15 +243,18 @@ impl StageConfig {
         conv: &impl Fn([usize; 4], usize) -> ConvNorm,
         device: &Device,
     ) -> InvertedBlock {
-        let (inner, output) = (input * self.expand, self.channels);
+        let (inner, output, kernel) = (input * self.expand, self.channels, self.kernel);
         let project = || Layer::Conv(conv([output, inner, 1, 1], 1).without_activation());
         let block = match self.block {
             BlockKind::Fused if self.expand == 1 => {
-                vec![Layer::Conv(conv([output, input, 3, 3], stride))]
+                vec![Layer::Conv(conv([output, input, kernel, kernel], stride))]
             }
-            BlockKind::Fused => vec![Layer::Conv(conv([inner, input, 3, 3], stride)), project()],
+            BlockKind::Fused => {
+                vec![Layer::Conv(conv([inner, input, kernel, kernel], stride)), project()]
+            }
             BlockKind::Inverted => {
-                let depthwise = ConvNorm { depthwise: true, ..conv([inner, 1, 3, 3], stride) };
+                let shape = [inner, 1, kernel, kernel];
+                let depthwise = ConvNorm { depthwise: true, ..conv(shape, stride) };
                 let squeezed = (input / 4).max(1);
                 let squeeze = SqueezeExcitation {
                     fc1: linear_layer(inner, squeezed, 1.0, device),

@@ -72,7 +72,8 @@ pub enum LevelConfig {
 }
 
 impl LevelConfig {
-    fn letters(&self) -> String {
+    /// The letters, once.
+    pub(crate) fn letters(&self) -> String {
         match self {
             Self::Letters(letters) => letters.clone(),
             Self::List(list) => list.concat(),
@@ -201,34 +202,40 @@ impl PartConfig for DecoderConfig {
             dropout: PerLevel::One(0.1),
         };
         for level in 0..levels {
-            let first = usize::from(level > 0);
-            let block = |i: usize| format!("down_blocks.{level}.{}", first + i);
-            let letter = |i: usize| {
-                let marks = [
-                    ("depthwise.weight", 'C'),
-                    ("mapper.weight", 'T'),
-                    ("attention.to_q.weight", 'A'),
-                ];
-                let mark = |(name, _): &(&str, char)| weights.has(&format!("{}.{name}", block(i)));
-                marks.into_iter().find(mark).map(|(_, letter)| letter)
-            };
-            let letters: String = (0..).map_while(letter).collect();
-            let unit = (1..=letters.len()).find(|&n| {
-                letters.len().is_multiple_of(n) && letters[..n].repeat(letters.len() / n) == letters
-            })?;
-            let channels = weights.side(&format!("{}.depthwise.weight", block(0)), 0)?;
+            let (letters, repeats) = level_of_weights(weights, level)?;
+            let first = format!("down_blocks.{level}.{}.depthwise.weight", usize::from(level > 0));
+            let channels = weights.side(&first, 0)?;
             config.c_hidden.push(channels);
             config.nhead.push(if letters.contains('A') {
                 i64::try_from(published_heads(channels)?).ok()?
             } else {
                 -1
             });
-            config.blocks.push(letters.len() / unit);
-            config.level_config.push(LevelConfig::Letters(letters[..unit].to_owned()));
+            config.blocks.push(repeats);
+            config.level_config.push(LevelConfig::Letters(letters));
             config.inject_effnet.push(weights.has(&format!("effnet_mappers.{level}.weight")));
         }
         Some(config)
     }
+}
+
+/// The letters of a level's blocks on the way down, once, and how often they are repeated; `None` where there is
+/// no such level.
+pub(crate) fn level_of_weights(weights: &Checkpoint, level: usize) -> Option<(String, usize)> {
+    // Every level but the first begins with a change of resolution.
+    let first = usize::from(level > 0);
+    let letter = |i: usize| {
+        let marks =
+            [("depthwise.weight", 'C'), ("mapper.weight", 'T'), ("attention.to_q.weight", 'A')];
+        let name = |mark: &str| format!("down_blocks.{level}.{}.{mark}", first + i);
+        let mark = |(mark, _): &(&str, char)| weights.has(&name(mark));
+        marks.into_iter().find(mark).map(|(_, letter)| letter)
+    };
+    let letters: String = (0..).map_while(letter).collect();
+    let unit = (1..=letters.len()).find(|&n| {
+        letters.len().is_multiple_of(n) && letters[..n].repeat(letters.len() / n) == letters
+    })?;
+    Some((letters[..unit].to_owned(), letters.len() / unit))
 }
 
 impl DecoderConfig {

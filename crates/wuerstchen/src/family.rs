@@ -16,6 +16,7 @@ use crate::part::{Description, Network, Part, PartConfig, Stage};
 use crate::previewer::PreviewerConfig;
 use crate::prior::PriorConfig;
 use crate::text::{PooledTextConfig, TextEncoderConfig};
+use crate::token_decoder::TokenDecoderConfig;
 use crate::vision::ImageEncoderConfig;
 use crate::vqgan::{STAGE_A_SCALE, VqganConfig};
 
@@ -105,8 +106,30 @@ impl Family {
         sizes: SizeRule::FromPixels,
     };
 
+    /// Würstchen v1, the paper's first version, whose Stage B denoises tokens.
+    pub const WUERSTCHEN_V1: Self = Self {
+        name: "Würstchen v1",
+        parts: &[
+            Part::V1_TEXT,
+            Part::V1_PRIOR,
+            Part::V1_DECODER,
+            Part::V1_VQGAN,
+            Part::V1_COMPRESSOR,
+        ],
+        spare: &[],
+        pipelines: [PipelineFolder::V1_PRIOR, PipelineFolder::V1_DECODER],
+        prior_text: Part::V1_TEXT,
+        decoder_text: None,
+        vqgan: Part::V1_VQGAN,
+        compressor: Part::V1_COMPRESSOR,
+        image_encoder: None,
+        previewer: None,
+        defaults: Defaults::wuerstchen_v1,
+        sizes: SizeRule::FromPixels,
+    };
+
     /// All families.
-    pub const ALL: [&Self; 2] = [&Self::WUERSTCHEN, &Self::CASCADE];
+    pub const ALL: [&Self; 3] = [&Self::WUERSTCHEN, &Self::CASCADE, &Self::WUERSTCHEN_V1];
 
     /// The family of a part.
     pub fn of(part: Part) -> &'static Self {
@@ -285,11 +308,64 @@ impl Part {
     });
 }
 
+/// The parts of Würstchen v1. All but Stage B are of the kinds of v2, so that Stage B tells the family.
+impl Part {
+    /// The text encoder of both stages.
+    pub const V1_TEXT: Self = Self(&Description {
+        folder: "wuerstchen-v1-prior/text_encoder",
+        stage: Some(Stage::Text),
+        mark: TEXT_MARK,
+        lacks: Some(PROJECTION_MARK),
+        beside: Some((Self::V1_PRIOR, PRIOR_MARK)),
+        network: Network::of::<TextEncoderConfig>(),
+    });
+
+    /// Stage C.
+    pub const V1_PRIOR: Self = Self(&Description {
+        folder: "wuerstchen-v1-prior/prior",
+        stage: Some(Stage::Prior),
+        mark: PRIOR_MARK,
+        lacks: None,
+        beside: None,
+        network: Network::of::<PriorConfig>(),
+    });
+
+    /// Stage B, which denoises tokens.
+    pub const V1_DECODER: Self = Self(&Description {
+        folder: "wuerstchen-v1/decoder",
+        stage: Some(Stage::Decoder),
+        mark: "byt5_mapper.weight",
+        lacks: None,
+        beside: None,
+        network: Network::of::<TokenDecoderConfig>(),
+    });
+
+    /// Stage A.
+    pub const V1_VQGAN: Self = Self(&Description {
+        folder: "wuerstchen-v1/vqgan",
+        stage: Some(Stage::Vqgan),
+        mark: VQGAN_MARK,
+        lacks: None,
+        beside: None,
+        network: Network::of::<VqganConfig>(),
+    });
+
+    /// The semantic compressor.
+    pub const V1_COMPRESSOR: Self = Self(&Description {
+        folder: "effnet-v1",
+        stage: None,
+        mark: AFFINE_COMPRESSOR_MARK,
+        lacks: None,
+        beside: None,
+        network: Network::of::<CompressorConfig>(),
+    });
+}
+
 /// The matrices of Stable Cascade that take or make a text's embedding.
 const CASCADE_PRIOR_MARK: &str = "clip_txt_mapper.weight";
 const PROJECTION_MARK: &str = "text_projection.weight";
 
-/// The mapper of a compressor, and the scale of the norm behind it, which only v2's has.
+/// The mapper of a compressor, and the scale of the norm behind it, which Stable Cascade's lacks.
 const COMPRESSOR_MARK: &str = "mapper.0.weight";
 const AFFINE_COMPRESSOR_MARK: &str = "mapper.1.weight";
 
@@ -359,6 +435,8 @@ pub struct PipelineFolder {
     pub main: Part,
     /// What `model_index.json` says where the model has none.
     pub default_index: fn() -> Value,
+    /// Whether what it runs has a noise schedule; what denoises tokens has none.
+    pub is_scheduled: bool,
 }
 
 impl PipelineFolder {
@@ -370,6 +448,7 @@ impl PipelineFolder {
         prefix: "prior_",
         main: Part::PRIOR,
         default_index: || json!(PriorIndex::default()),
+        is_scheduled: true,
     };
 
     /// Stages B and A.
@@ -380,6 +459,7 @@ impl PipelineFolder {
         prefix: "",
         main: Part::DECODER,
         default_index: || json!(DecoderIndex::default()),
+        is_scheduled: true,
     };
 
     /// Stage C of Stable Cascade.
@@ -389,9 +469,8 @@ impl PipelineFolder {
         family_class: "StableCascade",
         prefix: "prior_",
         main: Part::CASCADE_PRIOR,
-        default_index: || {
-            json!(PriorIndex { latent_mean: 1.0, latent_std: 0.0, ..PriorIndex::default() })
-        },
+        default_index: unscaled_index,
+        is_scheduled: true,
     };
 
     /// Stages B and A of Stable Cascade.
@@ -402,6 +481,29 @@ impl PipelineFolder {
         prefix: "",
         main: Part::CASCADE_DECODER,
         default_index: || json!(DecoderIndex::default()),
+        is_scheduled: true,
+    };
+
+    /// Stage C of Würstchen v1. There is no such pipeline in diffusers.
+    pub const V1_PRIOR: Self = Self {
+        name: "wuerstchen-v1-prior",
+        class: "WuerstchenV1PriorPipeline",
+        family_class: "WuerstchenV1",
+        prefix: "prior_",
+        main: Part::V1_PRIOR,
+        default_index: unscaled_index,
+        is_scheduled: true,
+    };
+
+    /// Stages B and A of Würstchen v1.
+    pub const V1_DECODER: Self = Self {
+        name: "wuerstchen-v1",
+        class: "WuerstchenV1DecoderPipeline",
+        family_class: "WuerstchenV1",
+        prefix: "",
+        main: Part::V1_DECODER,
+        default_index: || json!({}),
+        is_scheduled: false,
     };
 
     /// The path of the constants of the pipeline.
@@ -433,6 +535,11 @@ impl PipelineFolder {
     }
 }
 
+/// The index of a Stage C that works on image embeddings as they are.
+fn unscaled_index() -> Value {
+    json!(PriorIndex { latent_mean: 1.0, latent_std: 0.0, ..PriorIndex::default() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -460,5 +567,7 @@ mod tests {
         assert_eq!(names(PipelineFolder::CASCADE_PRIOR), prior);
         let decoder = ["decoder", "vqgan", "text_encoder"];
         assert_eq!(names(PipelineFolder::CASCADE_DECODER), decoder);
+        assert_eq!(names(PipelineFolder::V1_PRIOR), ["text_encoder", "prior"]);
+        assert_eq!(names(PipelineFolder::V1_DECODER), ["decoder", "vqgan"]);
     }
 }

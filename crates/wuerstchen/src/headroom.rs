@@ -9,7 +9,7 @@ use burn::prelude::*;
 use crate::noise::Philox;
 use crate::options::Settings;
 use crate::part::Stage;
-use crate::pipeline::{Condition, Error, Pipeline, Progress, Sampling, denoise};
+use crate::pipeline::{Condition, DecoderStage, Error, Pipeline, Progress, Sampling, denoise};
 
 /// The largest value of half precision.
 pub const LARGEST_HALF: f32 = 65504.0;
@@ -31,7 +31,7 @@ impl Pipeline {
     ) -> Result<LargestActivations, Error> {
         let (embedding_size, latent_size) = self.sizes(settings.height, settings.width)?;
         let mut rng = Philox::new(settings.seed, 0);
-        let noise = &mut |shape| rng.normal_tensor(shape, self.device());
+        let device = self.device();
         let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
         let largest = Cell::new(0.0f32);
         let watch = &|x: &Tensor<4>| {
@@ -48,7 +48,8 @@ impl Pipeline {
         let predict =
             |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut |_, x| watch(x));
         let [rows, columns] = embedding_size;
-        let x = noise([1, self.prior.channels, rows, columns]);
+        let x = rng.normal_tensor([1, self.prior.channels, rows, columns], device);
+        let noise = &mut |shape| rng.normal_tensor(shape, device);
         let times = unguided(settings.prior_sampling(&settings.prior_timesteps));
         let x = denoise(Stage::Prior, &self.prior.schedule, x, &times, &predict, noise, go).await?;
         found.insert(Stage::Prior, largest.replace(0.0));
@@ -56,20 +57,34 @@ impl Pipeline {
         drop(denoiser);
 
         let text = self.decoder_text().embed(&[prompt])?;
-        let image_embedding = Some(self.image_embedding(x));
-        let denoiser = self.decoder.denoiser.get()?;
-        let condition = Condition { text, pictures: None, image_embedding };
-        let prepared = denoiser.prepare(condition, latent_size);
-        let predict =
-            |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut |_, x| watch(x));
+        let image_embedding = self.image_embedding(x);
         let [rows, columns] = latent_size;
-        let x = noise([1, self.decoder.channels, rows, columns]);
-        let times = unguided(settings.decoder_sampling());
-        let x =
-            denoise(Stage::Decoder, &self.decoder.schedule, x, &times, &predict, noise, go).await?;
+        let x = match &self.decoder {
+            DecoderStage::Latents(stage) => {
+                let denoiser = stage.denoiser.get()?;
+                let image_embedding = Some(image_embedding);
+                let condition = Condition { text, pictures: None, image_embedding };
+                let prepared = denoiser.prepare(condition, latent_size);
+                let predict =
+                    |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut |_, x| watch(x));
+                let x = rng.normal_tensor([1, stage.channels, rows, columns], device);
+                let noise = &mut |shape| rng.normal_tensor(shape, device);
+                let times = unguided(settings.decoder_sampling());
+                denoise(Stage::Decoder, &stage.schedule, x, &times, &predict, noise, go).await?
+            }
+            DecoderStage::Tokens(stage) => {
+                // One prediction from random tokens: norms keep the features alike at all steps.
+                let model = stage.network.get()?;
+                let prepared = model.prepare(image_embedding, Some(text.tokens));
+                let tokens: Vec<i32> =
+                    (0..rows * columns).map(|_| rng.below(stage.labels as u32) as i32).collect();
+                let tokens = TensorData::new(tokens, [1, rows, columns]);
+                let tokens = Tensor::<3, Int>::from_data(tokens, self.device());
+                let _ = prepared.forward(tokens.clone(), &[1.0], &mut |_, x| watch(x));
+                self.vqgan()?.look_up(tokens) / self.vqgan_config.scale_factor
+            }
+        };
         found.insert(Stage::Decoder, largest.replace(0.0));
-        drop(prepared);
-        drop(denoiser);
 
         let vqgan = self.vqgan()?;
         let _ = vqgan.decode_observed(x * self.vqgan_config.scale_factor, &mut |_, x| watch(x));

@@ -44,7 +44,7 @@ pub fn part_beside(files: &ModelFiles, weights: &Checkpoint) -> Option<Part> {
 /// Writes the configs that a model lacks: those of its parts from their weights, those of the
 /// pipelines with the published constants. Returns the paths of the written files.
 ///
-/// Source: the pipelines of both families in diffusers.
+/// Source: the pipelines of v2 and of Stable Cascade in diffusers; the notebook of v1 in dome272/Wuerstchen.
 ///
 /// # Errors
 ///
@@ -74,7 +74,9 @@ pub fn complete(files: &mut ModelFiles) -> Result<Vec<String>, LoadError> {
     for pipeline in Family::ALL.into_iter().flat_map(|family| family.pipelines) {
         if files.weights.contains_key(&pipeline.main) {
             add(&mut files.texts, pipeline.index(), (pipeline.default_index)());
-            add(&mut files.texts, pipeline.scheduler(), json!(Schedule::default()));
+            if pipeline.is_scheduled {
+                add(&mut files.texts, pipeline.scheduler(), json!(Schedule::default()));
+            }
         }
     }
     Ok(written)
@@ -91,6 +93,7 @@ mod tests {
     use crate::part::PartConfig;
     use crate::prior::PriorConfig;
     use crate::text::TextEncoderConfig;
+    use crate::token_decoder::TokenDecoderConfig;
     use crate::vqgan::VqganConfig;
 
     /// Weights of `part` of these sizes.
@@ -117,7 +120,8 @@ mod tests {
         let prior =
             PriorConfig { c_in: 16, c: 128, c_cond: 24, c_r: 8, depth: 2, nhead: 2, dropout: 0.1 };
         let found = weights(Part::PRIOR, &prior);
-        assert_eq!(recognise(&found), [Part::PRIOR]);
+        assert_eq!(recognise(&found), [Part::PRIOR, Part::V1_PRIOR]);
+        assert_eq!(part_beside(&ModelFiles::default(), &found), Some(Part::PRIOR));
         assert_eq!(PriorConfig::infer(&found), Some(prior));
 
         let level = |letters: &str| LevelConfig::Letters(letters.to_owned());
@@ -153,13 +157,13 @@ mod tests {
             scale_factor: 0.3764,
         };
         let found = weights(Part::VQGAN, &vqgan);
-        assert_eq!(recognise(&found), [Part::VQGAN, Part::CASCADE_VQGAN]);
+        assert_eq!(recognise(&found), [Part::VQGAN, Part::CASCADE_VQGAN, Part::V1_VQGAN]);
         assert_eq!(part_beside(&ModelFiles::default(), &found), Some(Part::VQGAN));
         assert_eq!(VqganConfig::infer(&found), Some(vqgan));
 
         let text = text_encoder(64);
         let found = weights(Part::PRIOR_TEXT, &text);
-        assert_eq!(recognise(&found), [Part::PRIOR_TEXT, Part::DECODER_TEXT]);
+        assert_eq!(recognise(&found), [Part::PRIOR_TEXT, Part::DECODER_TEXT, Part::V1_TEXT]);
         assert_eq!(TextEncoderConfig::infer(&found), Some(text));
     }
 
@@ -214,6 +218,40 @@ mod tests {
         let found = weights(Part::CASCADE_DECODER, &decoder);
         assert_eq!(recognise(&found), [Part::CASCADE_DECODER]);
         assert_eq!(CascadeConfig::infer(&found), Some(decoder));
+    }
+
+    /// With a Stage B that denoises tokens, all else is of v1.
+    #[test]
+    fn the_family_is_told_by_its_stage_b() {
+        let level = LevelConfig::Letters("CT".to_owned());
+        let decoder = TokenDecoderConfig {
+            c_in: 4,
+            c_out: 4,
+            num_labels: 8,
+            c_r: 4,
+            patch_size: 2,
+            c_cond: 4,
+            c_hidden: vec![4],
+            nhead: vec![-1],
+            blocks: vec![1],
+            level_config: vec![level],
+            effnet_embd: 2,
+            byt5_embd: 64,
+            kernel_size: 3,
+            dropout: PerLevel::One(0.0),
+            self_attn: PerLevel::One(true),
+        };
+        let prior =
+            PriorConfig { c_in: 2, c: 4, c_cond: 64, c_r: 4, depth: 1, nhead: 2, dropout: 0.0 };
+        let mut files = ModelFiles::default();
+        let found = weights(Part::V1_DECODER, &decoder);
+        assert_eq!(part_beside(&files, &found), Some(Part::V1_DECODER));
+        files.weights.insert(Part::V1_DECODER, found);
+        let found = weights(Part::PRIOR, &prior);
+        assert_eq!(part_beside(&files, &found), Some(Part::V1_PRIOR));
+        files.weights.insert(Part::V1_PRIOR, found);
+        let found = weights(Part::PRIOR_TEXT, &text_encoder(64));
+        assert_eq!(part_beside(&files, &found), Some(Part::V1_TEXT));
     }
 
     /// Stage C takes texts of width 64 here, and Stage B is not there.

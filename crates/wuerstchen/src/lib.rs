@@ -28,6 +28,7 @@
 //! Without it the crate does no I/O: [`ModelFiles::from_bundle`] takes bytes, [`Pipeline::load`] a model,
 //! and [`Pipeline::generate`] reports every step to a callback.
 
+pub mod authors_config;
 pub mod batch_norm;
 pub mod blocks;
 pub mod bundle;
@@ -70,6 +71,8 @@ pub mod self_test;
 pub mod speed;
 pub mod stored;
 pub mod text;
+pub mod token_decoder;
+pub mod tokens;
 pub mod vision;
 pub mod vqgan;
 pub mod weights;
@@ -105,6 +108,8 @@ pub use text::{
     PooledTextConfig, PooledTextEncoder, TextEmbedding, TextEncoder, TextEncoderConfig, Tokenizer,
     TokenizerFiles, Unread,
 };
+pub use token_decoder::{TokenDecoder, TokenDecoderConfig};
+pub use tokens::TokenSampling;
 pub use vision::{ImageEncoder, ImageEncoderConfig};
 pub use vqgan::{Vqgan, VqganConfig};
 pub use weights::KeyTable;

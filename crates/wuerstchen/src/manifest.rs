@@ -588,7 +588,7 @@ fn id(name: &str, texts: &BTreeMap<String, String>, shards: &[Shard]) -> String 
 
 /// The defaults under the names that JavaScript callers use.
 fn defaults(defaults: &Defaults) -> Value {
-    json!({
+    let mut value = json!({
         "width": defaults.width,
         "height": defaults.height,
         "priorSteps": defaults.prior_steps,
@@ -596,7 +596,13 @@ fn defaults(defaults: &Defaults) -> Value {
         "decoderSteps": defaults.decoder_steps,
         "decoderGuidanceScale": defaults.decoder_guidance_scale,
         "sampler": defaults.sampler,
-    })
+    });
+    if let Some(tokens) = &defaults.tokens {
+        value["temperature"] = json!(tokens.temperature);
+        value["temperatureEnd"] = json!(tokens.temperature_end);
+        value["tokenSampling"] = json!(tokens.token_sampling);
+    }
+    value
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -6,6 +6,7 @@ use crate::compressor::{BlockKind, CompressorConfig};
 use crate::decoder::DecoderConfig;
 use crate::prior::PriorConfig;
 use crate::text::TextEncoderConfig;
+use crate::token_decoder::TokenDecoderConfig;
 use crate::vqgan::VqganConfig;
 
 fn res_block(pixels: usize, channels: usize, kernel: usize) -> usize {
@@ -50,6 +51,32 @@ impl DecoderConfig {
                 let next = self.c_hidden[level + 1];
                 // The U-Net skip of the first block on the way up, and both changes of resolution.
                 total += pixels(level) * c * 4 * c + 2 * pixels(level + 1) * 4 * c * next;
+            }
+        }
+        total
+    }
+}
+
+impl TokenDecoderConfig {
+    /// Multiply-adds of the logits of `[height, width]` tokens with `conditions` cells of the image embedding and
+    /// text tokens.
+    pub fn multiply_adds(&self, [height, width]: [usize; 2], conditions: usize) -> usize {
+        let patch = self.patch_size * self.patch_size;
+        let pixels = |level: usize| height * width / (patch << (2 * level));
+        let mut total = conditions * self.byt5_embd.max(self.effnet_embd) * self.c_cond
+            + 2 * pixels(0) * self.c_hidden[0] * patch * self.c_in
+            + height * width * self.c_out * self.num_labels;
+        for (level, &c) in self.c_hidden.iter().enumerate() {
+            let blocks = |letter| self.letters(level).matches(letter).count() * self.blocks[level];
+            let way = blocks('C') * res_block(pixels(level), c, self.kernel_size)
+                + blocks('T') * 2 * c * self.c_r
+                + blocks('A') * attention_block(pixels(level), conditions, c, self.c_cond);
+            total += 2 * way;
+            if level + 1 < self.levels() {
+                let next = self.c_hidden[level + 1];
+                // The second channel of the skip's convolution, and both changes of resolution.
+                total += pixels(level) * c * self.kernel_size * self.kernel_size
+                    + 2 * pixels(level + 1) * 4 * c * next;
             }
         }
         total
@@ -107,17 +134,18 @@ impl CompressorConfig {
         for stage in &self.stages {
             for layer in 0..stage.layers {
                 let (inner, output) = (stage.expand * input, stage.channels);
+                let area = stage.kernel * stage.kernel;
                 let before = sides[0] * sides[1];
                 if layer == 0 {
                     sides = sides.map(|side| side.div_ceil(stage.stride));
                 }
                 let pixels = sides[0] * sides[1];
                 total += match stage.block {
-                    BlockKind::Fused if stage.expand == 1 => pixels * 9 * input * output,
-                    BlockKind::Fused => pixels * inner * (9 * input + output),
+                    BlockKind::Fused if stage.expand == 1 => pixels * area * input * output,
+                    BlockKind::Fused => pixels * inner * (area * input + output),
                     BlockKind::Inverted => {
                         let squeezed = 2 * inner * (input / 4).max(1);
-                        before * input * inner + pixels * inner * (9 + output) + squeezed
+                        before * input * inner + pixels * inner * (area + output) + squeezed
                     }
                 };
                 input = output;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::sampler::{Recipe, Sampler};
+use crate::tokens::TokenSampling;
 
 /// Everything a caller may choose about the pictures of one prompt.
 ///
@@ -43,6 +44,25 @@ pub struct GenerateOptions {
     /// Guidance scale of the decoder; 1 or less turns guidance off
     #[cfg_attr(feature = "clap", arg(long))]
     pub decoder_guidance_scale: Option<f64>,
+    /// Guidance scale of the decoder's last step, to which the scale moves evenly, where Stage B denoises
+    /// tokens [default: the scale of the first]
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub decoder_guidance_scale_end: Option<f64>,
+    /// Temperature of the decoder's first step, where Stage B denoises tokens: what the logits are divided
+    /// by; at 0, the likeliest tokens are taken
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub temperature: Option<f64>,
+    /// Temperature of the decoder's last step, to which the temperature moves evenly [default: the model's,
+    /// but at most that of the first]
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub temperature_end: Option<f64>,
+    /// After how many of the decoder's steps tokens are noised again, where it denoises tokens [default: all
+    /// but the last]
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub renoise_steps: Option<usize>,
+    /// How tokens are chosen, where Stage B denoises tokens
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub token_sampling: Option<TokenSampling>,
     /// The reverse-diffusion step
     #[cfg_attr(feature = "clap", arg(long))]
     pub sampler: Option<Sampler>,
@@ -111,6 +131,36 @@ pub struct Defaults {
     pub decoder_shift: f64,
     /// `[0, 1]`.
     pub guidance_rescale: f64,
+    /// How tokens are sampled; `None` where Stage B denoises latents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenDefaults>,
+}
+
+/// The values that a model takes whose Stage B denoises tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenDefaults {
+    /// Temperature of the first step, at least 0.
+    pub temperature: f64,
+    /// Temperature of the last step, at least 0.
+    pub temperature_end: f64,
+    /// Guidance scale of the last step; `None` for that of the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoder_guidance_scale_end: Option<f64>,
+    /// How tokens are chosen.
+    pub token_sampling: TokenSampling,
+}
+
+impl Default for TokenDefaults {
+    /// Those of the authors' notebook of Würstchen v1.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            temperature_end: 0.6,
+            decoder_guidance_scale_end: None,
+            token_sampling: TokenSampling::Multinomial,
+        }
+    }
 }
 
 impl Default for Defaults {
@@ -128,6 +178,7 @@ impl Default for Defaults {
             prior_shift: 1.0,
             decoder_shift: 1.0,
             guidance_rescale: 0.0,
+            tokens: None,
         }
     }
 }
@@ -137,6 +188,17 @@ impl Defaults {
     pub fn stable_cascade() -> Self {
         let size = 1024;
         Self { width: size, height: size, prior_steps: 20, decoder_steps: 10, ..Self::default() }
+    }
+
+    /// Those of the authors' notebook of Würstchen v1.
+    pub fn wuerstchen_v1() -> Self {
+        Self {
+            prior_guidance_scale: 6.0,
+            decoder_steps: 8,
+            decoder_guidance_scale: 2.0,
+            tokens: Some(TokenDefaults::default()),
+            ..Self::default()
+        }
     }
 
     /// With what the authors of Stable Cascade recommend.
@@ -175,7 +237,7 @@ pub enum OptionsError {
         /// Its value.
         found: usize,
     },
-    /// A guidance scale that is negative or not a finite number.
+    /// A guidance scale or a temperature that is negative or not a finite number.
     #[error("{field} must be finite and at least 0, got {found}")]
     GuidanceScale {
         /// Which option.
@@ -295,6 +357,9 @@ pub struct Settings {
     pub decoder_timesteps: Vec<f32>,
     /// Above 1 to guide.
     pub decoder_guidance_scale: f64,
+    /// How tokens are sampled; `None` where Stage B denoises latents.
+    #[serde(flatten)]
+    pub tokens: Option<TokenSettings>,
     /// The reverse-diffusion step.
     pub sampler: Sampler,
     /// Whose way of sampling.
@@ -317,6 +382,22 @@ pub struct Settings {
     /// Rows of latents that Stage A decodes at a time, 0 for all rows; `None` if the picture's size decides.
     #[serde(skip)]
     pub vqgan_rows: Option<usize>,
+}
+
+/// How tokens are sampled, with every gap filled.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenSettings {
+    /// Guidance scale of the last step.
+    pub decoder_guidance_scale_end: f64,
+    /// Of the first step, at least 0.
+    pub temperature: f64,
+    /// Of the last step, at least 0.
+    pub temperature_end: f64,
+    /// After how many steps tokens are noised again.
+    pub renoise_steps: usize,
+    /// How tokens are chosen.
+    pub token_sampling: TokenSampling,
 }
 
 fn is_default(recipe: &Recipe) -> bool {
@@ -384,6 +465,38 @@ impl GenerateOptions {
             Some(times) => return Err(OptionsError::Timesteps(times.clone())),
             None => steps("prior_steps", self.prior_steps, defaults.prior_steps)?,
         };
+        let decoder_timesteps = steps("decoder_steps", self.decoder_steps, defaults.decoder_steps)?;
+        let decoder_guidance_scale = scale(
+            "decoder_guidance_scale",
+            self.decoder_guidance_scale,
+            defaults.decoder_guidance_scale,
+        )?;
+        let tokens = match defaults.tokens {
+            Some(tokens) => {
+                // A caller's scale is that of all steps; so is a temperature below the one that they end at.
+                let end = match self.decoder_guidance_scale {
+                    Some(scale) => scale,
+                    None => tokens.decoder_guidance_scale_end.unwrap_or(decoder_guidance_scale),
+                };
+                let temperature = scale("temperature", self.temperature, tokens.temperature)?;
+                Some(TokenSettings {
+                    decoder_guidance_scale_end: scale(
+                        "decoder_guidance_scale_end",
+                        self.decoder_guidance_scale_end,
+                        end,
+                    )?,
+                    temperature,
+                    temperature_end: scale(
+                        "temperature_end",
+                        self.temperature_end,
+                        tokens.temperature_end.min(temperature),
+                    )?,
+                    renoise_steps: self.renoise_steps.unwrap_or(decoder_timesteps.len() - 2),
+                    token_sampling: self.token_sampling.unwrap_or(tokens.token_sampling),
+                })
+            }
+            None => self.refuse_tokens()?,
+        };
         Ok(Settings {
             negative_prompt: self.negative_prompt.clone(),
             seed: self.seed,
@@ -396,12 +509,9 @@ impl GenerateOptions {
                 self.prior_guidance_scale,
                 defaults.prior_guidance_scale,
             )?,
-            decoder_timesteps: steps("decoder_steps", self.decoder_steps, defaults.decoder_steps)?,
-            decoder_guidance_scale: scale(
-                "decoder_guidance_scale",
-                self.decoder_guidance_scale,
-                defaults.decoder_guidance_scale,
-            )?,
+            decoder_timesteps,
+            decoder_guidance_scale,
+            tokens,
             sampler: self.sampler.unwrap_or(defaults.sampler),
             recipe: self.recipe.unwrap_or(defaults.recipe),
             prior_shift: shift("prior_shift", self.prior_shift, defaults.prior_shift)?,
@@ -411,6 +521,26 @@ impl GenerateOptions {
             prompt_syntax: self.prompt_syntax,
             vqgan_rows: self.vqgan_rows,
         })
+    }
+}
+
+impl GenerateOptions {
+    /// Fails where an option is given that only models have whose Stage B denoises tokens.
+    fn refuse_tokens(&self) -> Result<Option<TokenSettings>, OptionsError> {
+        let given = [
+            ("decoder_guidance_scale_end", self.decoder_guidance_scale_end.is_some()),
+            ("temperature", self.temperature.is_some()),
+            ("temperature_end", self.temperature_end.is_some()),
+            ("renoise_steps", self.renoise_steps.is_some()),
+            ("token_sampling", self.token_sampling.is_some()),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((field, _)) => {
+                let needed = "a model whose Stage B denoises tokens";
+                Err(OptionsError::Missing { field, needed })
+            }
+            None => Ok(None),
+        }
     }
 }
 
@@ -463,6 +593,28 @@ mod tests {
         assert_eq!(error, "decoder_shift must be between 0.01 and 100, got 0");
         let error = resolve(r#"{"guidanceRescale": 2}"#).unwrap_err().to_string();
         assert_eq!(error, "guidance_rescale must be between 0 and 1, got 2");
+    }
+
+    /// A temperature below the one that the steps end at holds for all of them, and a guidance scale does.
+    #[test]
+    fn tokens_have_options_of_their_own() {
+        let of = |json| {
+            let options: GenerateOptions = serde_json::from_str(json).unwrap();
+            options.resolve(&Defaults::wuerstchen_v1()).unwrap().tokens.unwrap()
+        };
+        let tokens = of("{}");
+        assert_eq!(
+            (tokens.temperature, tokens.temperature_end, tokens.renoise_steps),
+            (1.0, 0.6, 7)
+        );
+        assert_eq!(tokens.decoder_guidance_scale_end, 2.0);
+        assert_eq!(of(r#"{"temperature": 0.3}"#).temperature_end, 0.3);
+        assert_eq!(of(r#"{"decoderGuidanceScale": 5}"#).decoder_guidance_scale_end, 5.0);
+        assert_eq!(of(r#"{"tokenSampling": "argmax"}"#).token_sampling, TokenSampling::Argmax);
+        let error = resolve(r#"{"renoiseSteps": 3}"#).unwrap_err().to_string();
+        let expected =
+            "renoise_steps needs a model whose Stage B denoises tokens, which is missing";
+        assert_eq!(error, expected);
     }
 
     #[test]

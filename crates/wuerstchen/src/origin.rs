@@ -4,6 +4,7 @@ use burn::prelude::*;
 
 use crate::image::{Image, Mask};
 use crate::interpolate::slerp;
+use crate::pipeline::KnownTokens;
 use crate::sampler::Known;
 
 /// Pictures that are made at once, each from its own stream of the seed's noise.
@@ -74,6 +75,8 @@ pub struct Source<'a> {
 pub struct Origin {
     /// The compressor's image embedding, `[1, c, h, w]`.
     pub(crate) embedding: TensorData,
+    /// Its tokens, `[1, H, W]`, where Stage B denoises tokens.
+    pub(crate) tokens: Option<TensorData>,
     /// The part of the picture that stays; `None` to paint all of it.
     pub(crate) kept: Option<Kept>,
 }
@@ -90,7 +93,12 @@ pub(crate) struct Kept {
 }
 
 impl Origin {
-    /// The origin at position `t` between `a` and `b`. No part of it is kept.
+    /// The same picture, of which Stage B is told the image embedding alone.
+    pub fn embedding_only(self) -> Self {
+        Self { tokens: None, kept: None, ..self }
+    }
+
+    /// The origin at position `t` between `a` and `b`. No part of it is kept, and Stage B starts at noise.
     ///
     /// # Panics
     ///
@@ -101,7 +109,7 @@ impl Origin {
         let values =
             |data: &TensorData| data.as_slice::<f32>().expect("embeddings are f32").to_vec();
         let values = slerp(&values(from), &values(to), share);
-        Self { embedding: TensorData::new(values, from.shape().clone()), kept: None }
+        Self { embedding: TensorData::new(values, from.shape().clone()), tokens: None, kept: None }
     }
 
     /// Whether only a part is painted.
@@ -129,6 +137,20 @@ impl Origin {
         Some(Known { clean: Tensor::from_data(kept.latents.clone(), device), mask })
     }
 
+    /// The tokens that Stage B starts from, once for each of `count` pictures; `None` where it does not start
+    /// from any.
+    pub(crate) fn known_tokens(&self, count: usize) -> Option<KnownTokens> {
+        let tokens = self.tokens.as_ref()?;
+        let [_, height, width] = tokens.shape().dims();
+        let painted = match &self.kept {
+            // A token is painted as soon as a part of its pixels is.
+            Some(kept) => kept.mask.cells([height, width]).iter().map(|&cell| cell > 0.0).collect(),
+            None => vec![true; height * width],
+        };
+        let clean = tokens.as_slice::<i32>().expect("tokens are i32");
+        Some(KnownTokens { clean: clean.repeat(count), painted: painted.repeat(count) })
+    }
+
     /// Puts the part that the mask keeps back into a finished picture.
     pub(crate) fn finish(&self, painted: Image) -> Image {
         match &self.kept {
@@ -151,7 +173,7 @@ mod tests {
     use super::*;
 
     fn origin(values: [f32; 2]) -> Origin {
-        Origin { embedding: TensorData::from([[[values]]]), kept: None }
+        Origin { embedding: TensorData::from([[[values]]]), tokens: None, kept: None }
     }
 
     #[test]

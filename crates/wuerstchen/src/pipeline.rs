@@ -9,20 +9,26 @@ mod sampling;
 mod sources;
 mod stages;
 mod text;
+mod tokens;
 
 use std::ops::ControlFlow;
 
 use burn::prelude::*;
 
 pub use self::denoiser::Condition;
+pub(crate) use self::denoiser::DecoderStage;
 use self::denoiser::DiffusionStage;
 pub use self::loader::PipelineLoader;
 pub use self::progress::{Error, Progress};
 pub use self::sampling::{Guided, Noise, Sampling};
-use self::sampling::{Steps, Streams, Task, report};
-pub(crate) use self::sampling::{denoise, read};
+use self::sampling::{Steps, Streams, Task};
+pub(crate) use self::sampling::{denoise, read, report};
 pub use self::text::TextPart;
 use self::text::embed;
+pub use self::tokens::{
+    KnownTokens, STRIP_LOGITS, SeededDraws, TokenDraws, TokenStart, TokenSteps,
+};
+use self::tokens::{TokenStage, TokenTask, start_of};
 use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, ModelCard, PriorIndex};
 use crate::checkpoint::Checkpoint;
@@ -55,7 +61,7 @@ pub struct Pipeline {
     prior_index: PriorIndex,
     /// Text for Stage B; `None` where it is Stage C's.
     decoder_text: Option<TextPart>,
-    pub(crate) decoder: DiffusionStage,
+    pub(crate) decoder: DecoderStage,
     decoder_index: DecoderIndex,
     vqgan: Slot<Vqgan>,
     pub(crate) vqgan_config: VqganConfig,
@@ -245,10 +251,11 @@ impl Pipeline {
         job: &Job<'_>,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Guided<TextEmbedding>>, Error> {
-        let Settings { prior_guidance_scale, decoder_guidance_scale, .. } = *job.settings;
+        let (prior, decoder) =
+            (job.settings.prior_guidance_scale, job.settings.largest_decoder_guidance());
         let (steps, guidance_scale) = match self.decoder_text {
-            Some(_) => (2, prior_guidance_scale),
-            None => (1, prior_guidance_scale.max(decoder_guidance_scale)),
+            Some(_) => (2, prior),
+            None => (1, prior.max(decoder)),
         };
         let texts = embed(&self.prior_text, job.batches, job.settings, guidance_scale)?;
         if let Some(text) = texts.first() {
@@ -312,11 +319,71 @@ impl Pipeline {
         job: &mut Job<'_>,
         texts: Vec<Guided<TextEmbedding>>,
         embeddings: &[Tensor<4>],
+        size: [usize; 2],
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Tensor<4>>, Error> {
+        match &self.decoder {
+            DecoderStage::Latents(stage) => {
+                self.denoise_latents(stage, job, texts, embeddings, size, on_step).await
+            }
+            DecoderStage::Tokens(stage) => {
+                self.denoise_tokens(stage, job, texts, embeddings, size, on_step).await
+            }
+        }
+    }
+
+    /// Stage B of all batches over tokens.
+    async fn denoise_tokens(
+        &self,
+        stage: &TokenStage,
+        job: &mut Job<'_>,
+        texts: Vec<Guided<TextEmbedding>>,
+        embeddings: &[Tensor<4>],
+        [height, width]: [usize; 2],
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Tensor<4>>, Error> {
+        let (model, vqgan) = (stage.network.get()?, self.vqgan.get()?);
+        let samplings: Vec<_> =
+            job.plans.iter().map(|plan| TokenSteps::new(job.settings, plan.start)).collect();
+        let all = samplings.iter().map(TokenSteps::count).sum();
+        let (mut done, area, mut made) = (0, height * width, Vec::new());
+        let conditions = embeddings.iter().zip(texts);
+        let batches = job.plans.iter().zip(&samplings).zip(conditions).zip(&mut job.streams);
+        for (((plan, sampling), (image, text)), streams) in batches {
+            let [batch, ..] = image.dims();
+            let task = TokenTask {
+                model: &model,
+                vqgan: &vqgan,
+                scale_factor: self.vqgan_config.scale_factor,
+                labels: stage.labels,
+                sampling,
+                shape: [batch, height, width],
+                device: &self.device,
+                steps: [done, all],
+            };
+            let known = plan.tokens.as_ref();
+            let mut draws = SeededDraws::new(streams.each(), area);
+            let start = start_of(&mut draws, known, stage.labels, sampling.times[0]);
+            let text = text.at(job.settings.largest_decoder_guidance());
+            let sampled = task.sample(text, image.clone(), start, &mut draws, on_step);
+            made.push(sampled.await?.1);
+            done += sampling.count();
+        }
+        Ok(made)
+    }
+
+    /// Stage B of all batches over latents.
+    async fn denoise_latents(
+        &self,
+        stage: &DiffusionStage,
+        job: &mut Job<'_>,
+        texts: Vec<Guided<TextEmbedding>>,
+        embeddings: &[Tensor<4>],
         [height, width]: [usize; 2],
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Tensor<4>>, Error> {
         let settings = job.settings;
-        let denoiser = self.decoder.denoiser.get()?;
+        let denoiser = stage.denoiser.get()?;
         let sampling = settings.decoder_sampling();
         let mut steps = Steps::of(job.batches.iter().map(|_| sampling.timesteps));
         let mut made = Vec::new();
@@ -325,8 +392,8 @@ impl Pipeline {
             job.plans.iter().zip(conditions).zip(&mut job.streams)
         {
             let known = plan.decoder.as_ref();
-            let task = Task { stage: Stage::Decoder, schedule: &self.decoder.schedule, known };
-            let initial = streams.draw([self.decoder.channels, height, width]);
+            let task = Task { stage: Stage::Decoder, schedule: &stage.schedule, known };
+            let initial = streams.draw([stage.channels, height, width]);
             let noise: Noise = &mut |[_, c, h, w]| streams.draw([c, h, w]);
             let condition = text.at(sampling.guidance_scale).with(None, Some(image.clone()));
             let denoiser = denoiser.prepare(condition, [height, width]);
@@ -419,6 +486,10 @@ struct Job<'a> {
 struct Plan {
     /// The times that Stage C visits.
     timesteps: Vec<f32>,
+    /// The time at which a Stage B over tokens starts.
+    start: f32,
     prior: Option<Known>,
     decoder: Option<Known>,
+    /// For a Stage B over tokens.
+    tokens: Option<KnownTokens>,
 }

@@ -121,23 +121,44 @@ fn sigmoid(x: f32) -> f32 {
 ///
 /// Evaluated from both ends as `torch.linspace` does, so that the roundings agree.
 pub fn uniform_timesteps(steps: usize) -> Vec<f32> {
-    let step = -1.0 / steps as f32;
-    let count = steps + 1;
-    (0..count)
-        .map(|i| if i < count / 2 { 1.0 + step * i as f32 } else { -step * (count - 1 - i) as f32 })
-        .collect()
+    linspace(1.0, 0.0, steps + 1)
 }
+
+/// `count` values evenly from `start` to `end`; one value is the start.
+///
+/// Evaluated from both ends as `torch.linspace` does, so that the roundings agree.
+pub fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
+    if count == 1 {
+        return vec![start];
+    }
+    let step = (end - start) / count.saturating_sub(1) as f32;
+    let value = |i: usize| {
+        if i < count / 2 { start + step * i as f32 } else { end - step * (count - 1 - i) as f32 }
+    };
+    (0..count).map(value).collect()
+}
+
+/// The time of a training sample: `clamp((1 − U)·spread + 0.001, 0.001, 1)`. With [`TIME_SPREAD`], 7.5 % of
+/// the times are pure noise; with 1, as at evaluations, none is.
+///
+/// Source: `train_stage_B.py` and `train_stage_C.py` of dome272/Wuerstchen.
+pub fn training_time(uniform: f32, spread: f32) -> f32 {
+    ((1.0 - uniform) * spread + 0.001).clamp(0.001, 1.0)
+}
+
+/// The spread of training times.
+pub const TIME_SPREAD: f32 = 1.08;
 
 /// The 30 times (29 steps) that diffusers recommends for Stage C: 20 from 1 to 2/3, 10 on to 0.
 ///
 /// Source: `DEFAULT_STAGE_C_TIMESTEPS` in diffusers.
 pub fn default_stage_c_timesteps() -> Vec<f32> {
-    let linspace = |start: f64, end: f64, count: usize| {
+    let evenly = |start: f64, end: f64, count: usize| {
         let step = (end - start) / (count as f64 - 1.0);
         (0..count).map(move |i| if i + 1 == count { end } else { start + step * i as f64 })
     };
-    let fine = linspace(1.0, 2.0 / 3.0, 20);
-    fine.chain(linspace(2.0 / 3.0, 0.0, 11).skip(1)).map(|t| t as f32).collect()
+    let fine = evenly(1.0, 2.0 / 3.0, 20);
+    fine.chain(evenly(2.0 / 3.0, 0.0, 11).skip(1)).map(|t| t as f32).collect()
 }
 
 /// The times of a schedule that starts at `start`, if that is later than its own: `start`, then those

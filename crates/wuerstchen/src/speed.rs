@@ -140,10 +140,11 @@ impl Pipeline {
         let defaults = &self.card.defaults;
         let (embedding, latents) = self.sizes(defaults.height, defaults.width).ok()?;
         // Stage C is guided: two predictions at a time.
-        let stages = [(&self.prior, embedding, 2), (&self.decoder, latents, 1)];
+        let prior = self.prior.denoiser.get().ok()?.levels();
+        let decoder = self.decoder.levels().ok()?;
         let mut products = Vec::new();
-        for (stage, [height, width], batch) in stages {
-            for (downscale, channels) in stage.denoiser.get().ok()?.levels() {
+        for (levels, [height, width], batch) in [(prior, embedding, 2), (decoder, latents, 1)] {
+            for (downscale, channels) in levels {
                 let rows = batch * (height / downscale) * (width / downscale);
                 products.push([rows, 4 * channels, channels]);
             }

@@ -27,6 +27,8 @@ pub enum StoredDtype {
     Bf16,
     /// Integers of 64 bits: counters and goldens.
     I64,
+    /// Integers of 32 bits: goldens.
+    I32,
     /// Bytes: goldens.
     U8,
     /// Blocks of 8 bits.
@@ -141,10 +143,12 @@ impl StoredDtype {
         let time = [".mapper.weight", ".mapper_sca.weight", ".mapper_crp.weight"];
         let is_time = time.iter().any(|end| name.ends_with(end));
         let is_position = name.contains("position_embedding");
+        // A row of these is all that a token is.
+        let is_token = ["in_mapper.0.weight", "out_mapper.1.weight"].contains(&name);
         let is_quantized = matches!(self, Self::I8 | Self::I4)
             && name.ends_with("weight")
             && matches!(matrix(shape), Some([_, columns]) if columns >= BLOCK)
-            && !(is_time || is_position);
+            && !(is_time || is_position || is_token);
         match self {
             Self::F32 => Self::F32,
             _ if is_quantized => self,
@@ -157,7 +161,7 @@ impl StoredDtype {
         let count = shape.iter().try_fold(1usize, |size, &side| size.checked_mul(side))?;
         let packing = match self {
             Self::F64 | Self::I64 => return count.checked_mul(8),
-            Self::F32 => return count.checked_mul(4),
+            Self::F32 | Self::I32 => return count.checked_mul(4),
             Self::F16 | Self::Bf16 => return count.checked_mul(2),
             Self::U8 => return Some(count),
             Self::I8 => Packing::I8,

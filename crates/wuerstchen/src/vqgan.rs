@@ -244,11 +244,8 @@ impl Vqgan {
         let latents = channels_last(latents);
         let [batch, height, width, channels] = latents.dims();
         let rows = latents.reshape([batch * height * width, channels]);
-        let codebook = self.vquantizer.embedding.val();
-        let norms = codebook.clone().square().sum_dim(1).transpose(); // [1, K]
-        let distances = norms - rows.clone().detach().matmul(codebook.clone().transpose()) * 2.0;
-        let indices: Tensor<1, Int> = distances.detach().argmin(1).squeeze_dim(1);
-        let codes = codebook.select(0, indices.clone());
+        let indices = self.nearest(rows.clone().detach());
+        let codes = self.vquantizer.embedding.val().select(0, indices.clone());
         let commitment = (rows.clone() - codes.clone().detach()).square().mean();
         let loss =
             commitment * COMMITMENT + (rows.clone().detach() - codes.clone()).square().mean();
@@ -258,6 +255,42 @@ impl Vqgan {
             indices: indices.reshape([batch, height, width]),
             loss,
         }
+    }
+
+    /// The number of the nearest code of every row, the first one on ties.
+    ///
+    /// # Shapes
+    ///
+    /// - rows: `[N, latent_channels]`
+    /// - output: `[N]`
+    pub fn nearest(&self, rows: Tensor<2>) -> Tensor<1, Int> {
+        let codebook = self.vquantizer.embedding.val();
+        let norms = codebook.clone().square().sum_dim(1).transpose(); // [1, K]
+        let distances = norms - rows.matmul(codebook.transpose()) * 2.0;
+        distances.detach().argmin(1).squeeze_dim(1)
+    }
+
+    /// The codes of tokens, which are their numbers in the codebook: unscaled latents.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: `[B, H, W]`
+    /// - output: `[B, latent_channels, H, W]`
+    pub fn look_up(&self, tokens: Tensor<3, Int>) -> Tensor<4> {
+        let [batch, height, width] = tokens.dims();
+        let codes = self.vquantizer.embedding.val().select(0, tokens.reshape([-1]));
+        let [_, channels] = codes.dims();
+        channels_first(codes.reshape([batch, height, width, channels]))
+    }
+
+    /// The mean code of every distribution over the codebook.
+    ///
+    /// # Shapes
+    ///
+    /// - probabilities: `[N, num_vq_embeddings]`
+    /// - output: `[N, latent_channels]`
+    pub fn mean_codes(&self, probabilities: Tensor<2>) -> Tensor<2> {
+        probabilities.matmul(self.vquantizer.embedding.val())
     }
 
     /// Decodes unscaled latents into a picture, not clamped.

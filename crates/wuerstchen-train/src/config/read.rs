@@ -44,7 +44,7 @@ const FIELDS: [Field; 13] = [
     field("embedding_drop", "b", 0.0),
     field("embedding_noise", "b", 0.0),
     field("freeze_compressor", "b", 0.0),
-    field("text_loss", "c", 0.0),
+    field("text_loss", "b, c", 0.0),
 ];
 
 impl TrainConfig {

@@ -94,6 +94,10 @@ pub struct StageBConfig {
     /// trained at the same time.
     #[serde(default)]
     pub freeze_compressor: bool,
+    /// As [`StageCConfig::text_loss`], where Stage B denoises tokens: the model's only text encoder is trained
+    /// with Stage B then.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub text_loss: f64,
 }
 
 /// How Stage C is trained.
@@ -110,6 +114,10 @@ pub struct StageCConfig {
     /// a linear layer predicts from the last text token alone. 0 turns it off.
     #[serde(default)]
     pub text_loss: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 fn one() -> usize {
@@ -193,7 +201,7 @@ impl StageBConfig {
             let expected = format!("at most {left}, what embedding_drop leaves");
             return Err(ConfigError::new(PART, "embedding_noise", expected, self.embedding_noise));
         }
-        Ok(())
+        not_negative(PART, "text_loss", self.text_loss)
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use burn::prelude::*;
 use serde::Serialize;
 use wuerstchen::noise::Philox;
-use wuerstchen::pipeline::{Guided, Sampling};
+use wuerstchen::pipeline::{Guided, Sampling, SeededDraws, TokenStart, TokenSteps};
 use wuerstchen::{Compressor, Error, Image, Pipeline, Progress, Settings, Statistics, VqganConfig};
 
 pub use emoji::{EmojiScores, evaluate_emoji, stage_a_psnr};
@@ -173,6 +173,18 @@ pub async fn reconstruct(
     prompts: &[&str],
 ) -> Result<Tensor<4>, Error> {
     let text = Guided { conditional: pipeline.decoder_text().embed(prompts)?, unconditional: None };
+    let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+    if pipeline.has_tokens() {
+        let size = [settings.height, settings.width].map(|side| side / vqgan_config.downscale());
+        let pictures = 0..prompts.len() as u64;
+        let mut streams: Vec<_> = pictures.map(|i| Philox::new(settings.seed, i)).collect();
+        let mut draws = SeededDraws::new(&mut streams, size[0] * size[1]);
+        let start = TokenStart::at_noise(draws.noise(vqgan_config.num_vq_embeddings));
+        let steps = TokenSteps::new(settings, 1.0).unguided();
+        let start = (start, size);
+        let made = pipeline.sample_tokens(start, embedding, text, &steps, &mut draws, go);
+        return Ok(pipeline.decode(made.await?.1)?);
+    }
     let sampling = Sampling::new(&settings.decoder_timesteps, 0.0, settings.sampler);
     let mut rng = Philox::new(settings.seed, 0);
     let device = embedding.device();
@@ -180,7 +192,6 @@ pub async fn reconstruct(
     let [height, width] =
         [settings.height, settings.width].map(|side| side / vqgan_config.downscale());
     let initial = noise([prompts.len(), vqgan_config.latent_channels, height, width]);
-    let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
     let latents =
         pipeline.sample_decoder(initial, embedding, text, &sampling, &mut noise, go).await?;
     Ok(pipeline.decode(latents)?)

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use wuerstchen::Image;
 
@@ -10,6 +10,7 @@ use super::{Event, RunError, Start};
 use crate::config::{StageName, UpdateConfig};
 use crate::stages::Stage;
 use crate::store::Store;
+use crate::tensorboard;
 use crate::trainer::{Metrics, Trainer};
 
 /// Time between saved states.
@@ -81,7 +82,7 @@ impl Session {
     fn log(&self, folder: &str, metrics: &Metrics, samples_per_sec: f64) -> Result<(), RunError> {
         let mut line = serde_json::to_value(metrics).expect("metrics are numbers");
         line["samples_per_sec"] = samples_per_sec.into();
-        Ok(self.store.append(&metrics_name(folder), &line.to_string())?)
+        Ok(self.store.append(&metrics_name(folder), format!("{line}\n").as_bytes())?)
     }
 
     /// Removes the metrics of steps that were done after the state was saved, and that are now done again.
@@ -125,6 +126,10 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     }
     host.as_mut().tell(&Event::Begin { stage, step: first, steps: config.steps });
     let (begun, mut saved) = (Instant::now(), Instant::now());
+    // TensorBoard takes the files of one folder for one run, and of a step the last that is told.
+    let now = seconds_since_1970();
+    let events = format!("{folder}/events.out.tfevents.{now:.0}");
+    store.append(&events, &tensorboard::header(now))?;
     // Steps in a row that changed nothing.
     let mut skipped = 0;
     while !trainer.is_done() {
@@ -138,6 +143,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         let samples = (metrics.step - first) * config.batch_size as u64;
         let samples_per_sec = samples as f64 / begun.elapsed().as_secs_f64();
         host.as_mut().log(folder, &metrics, samples_per_sec)?;
+        store.append(&events, &events_of(&metrics, samples_per_sec))?;
         skipped = if metrics.applied { 0 } else { skipped + 1 };
         if skipped == MAX_SKIPPED {
             return Err(RunError::Diverged { stage, steps: MAX_SKIPPED, step: metrics.step });
@@ -149,6 +155,9 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
             let grid = Image::grid(&sample(host, &trainer.averaged())?, GRID_SIDE);
             let png = grid.to_png().map_err(|error| RunError::Picture(error.to_string()))?;
             store.write(&format!("{folder}/samples-{:06}.png", metrics.step), &png)?;
+            let (size, now) = ([grid.width, grid.height], seconds_since_1970());
+            let picture = tensorboard::picture(metrics.step, now, "samples", &png, size);
+            store.append(&events, &picture)?;
         }
         // What was saved before the steps were skipped is where a run that diverges can go on from.
         let is_due = saved.elapsed() >= SAVE_EVERY && skipped == 0;
@@ -172,4 +181,20 @@ fn state_name(folder: &str) -> String {
 /// The file of a stage's metrics: a line of JSON for every step.
 fn metrics_name(folder: &str) -> String {
     format!("{folder}/metrics.jsonl")
+}
+
+/// The metrics of an update for TensorBoard.
+fn events_of(metrics: &Metrics, samples_per_sec: f64) -> Vec<u8> {
+    let values = [
+        ("loss", metrics.loss),
+        ("grad_norm", metrics.grad_norm),
+        ("learning_rate", metrics.learning_rate),
+        ("samples_per_sec", samples_per_sec),
+        ("data_wait", metrics.data_wait),
+    ];
+    tensorboard::scalars(metrics.step, seconds_since_1970(), &values)
+}
+
+fn seconds_since_1970() -> f64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |time| time.as_secs_f64())
 }

@@ -11,10 +11,14 @@ use super::{Event, GRID_SIDE, Run, RunError, Start};
 use crate::config::StageName;
 use crate::corpus::Corpus;
 use crate::eval::reconstruct;
-use crate::recipe::{Weights, decoder_weights, prior_weights, vqgan_weights};
+use crate::recipe::{
+    Weights, decoder_weights, lone_prior_weights, prior_weights, token_decoder_weights,
+    vqgan_weights,
+};
 use crate::shapes::Lesson;
 use crate::stages::{
-    Cache, DecoderModel, PriorModel, StageA, StageB, StageC, image_embeddings, stage_a_latents,
+    Cache, DecoderModel, PriorModel, StageA, StageB, StageBTokens, StageC, TokenModel,
+    image_embeddings, stage_a_latents, stage_a_tokens,
 };
 use crate::trainer::Trainer;
 
@@ -50,6 +54,9 @@ impl Run {
     }
 
     pub(super) fn stage_b(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        if self.recipe.config.model.decoder.has_tokens() {
+            return self.stage_b_tokens(start);
+        }
         let device = self.autodiff();
         let config = self.recipe.config.clone();
         let weights = self.read_weights()?;
@@ -88,6 +95,45 @@ impl Run {
         self.updates(StageName::B, start, trainer, sample, decoder_weights)
     }
 
+    fn stage_b_tokens(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        let device = self.autodiff();
+        let config = self.recipe.config.clone();
+        let weights = self.read_weights()?;
+        let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
+        let corpus = self.corpus(StageName::B, config.b.updates.lesson)?;
+        let mut stage = StageBTokens::new(&config, corpus.clone(), vqgan.clone(), device.clone());
+        let scenes = self.cached_scenes(StageName::B, config.b.diffusion.cached_scenes);
+        let encode = |x| stage_a_tokens(&vqgan, x);
+        stage.tokens = self.cache("Stage A's tokens", &corpus, scenes, encode)?;
+        let parts = [Part::DECODER, Part::PRIOR_TEXT, Part::COMPRESSOR];
+        let model = if config.b.freeze_compressor || self.is_warm(&weights, &parts) {
+            self.recipe.load_token_decoder(&weights, &device)?
+        } else {
+            self.recipe.init_token_decoder(&device)
+        };
+        let compressor = model.compressor.valid();
+        if config.b.freeze_compressor {
+            let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
+            stage.embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
+        }
+        let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
+        let (captions, pictures) = self.grid()?;
+        let sample = |run: &Self, model: &TokenModel| {
+            let (pictures, side) = (pictures.clone(), config.compressor_side());
+            let embedding = image_embeddings(&model.compressor, pictures.clone(), side);
+            let mut trained = run.read_weights()?;
+            trained.extend(token_decoder_weights(model));
+            let pipeline = run.pipeline(trained)?;
+            let prompts: Vec<_> = captions.iter().map(String::as_str).collect();
+            let settings = GenerateOptions::default().resolve(&run.recipe.defaults())?;
+            let decoded =
+                reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
+            let decoded = block_on(decoded)?.clamp(0.0, 1.0);
+            Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
+        };
+        self.updates(StageName::B, start, trainer, sample, token_decoder_weights)
+    }
+
     pub(super) fn stage_c(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
         let embedding_scale = self.embedding_scale()?;
         let device = self.autodiff();
@@ -105,19 +151,26 @@ impl Run {
         } else {
             self.recipe.init_prior(&device)
         };
+        let has_tokens = config.model.decoder.has_tokens();
+        let model = if has_tokens {
+            PriorModel { text_encoder: self.recipe.load_text(&weights, &device)?, ..model }
+        } else {
+            model
+        };
+        let own_weights = if has_tokens { lone_prior_weights } else { prior_weights };
         let trainer = Trainer::new(stage, model, config.c.updates.clone(), config.seed, device);
         let samples = self.source.samples(StageName::C, config.seed, Lesson::default());
         let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(|i| samples.prompt(i)).collect();
         let sample = |run: &Self, model: &PriorModel| {
             let mut trained = run.read_weights()?;
-            trained.extend(prior_weights(model));
+            trained.extend(own_weights(model));
             let pipeline = run.pipeline(trained)?;
             let prompts: Vec<_> = prompts.iter().map(String::as_str).collect();
             let settings = GenerateOptions::default().resolve(&pipeline.card.defaults)?;
             let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
             Ok(block_on(pipeline.generate_each(&prompts, settings, go))?.images)
         };
-        self.updates(StageName::C, start, trainer, sample, prior_weights)
+        self.updates(StageName::C, start, trainer, sample, own_weights)
     }
 
     /// The device with autodiff, whose random numbers start anew: initial weights depend on the seed alone.

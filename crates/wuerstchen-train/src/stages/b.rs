@@ -67,15 +67,21 @@ impl StageB {
             vqgan_config: model.vqgan.clone(),
         }
     }
+}
 
-    /// Replaces some samples' embeddings by zeros and noises others, so that Stage B tolerates the imperfect
-    /// embeddings that Stage C makes.
-    fn perturb(&self, embedding: Tensor<4>, changes: &Changes, range: &Range<usize>) -> Tensor<4> {
-        let noise = changes.noise.values.tensor(range, &self.device);
-        let times = &changes.noise.times[range.clone()];
-        let embedding = add_noise(&self.schedule, embedding, noise, times);
-        embedding * column(&changes.keep[range.clone()], &self.device)
-    }
+/// Replaces some samples' embeddings by zeros and noises others, so that Stage B tolerates the imperfect
+/// embeddings that Stage C makes.
+pub(super) fn perturb(
+    embedding: Tensor<4>,
+    changes: &Changes,
+    range: &Range<usize>,
+    schedule: &Schedule,
+) -> Tensor<4> {
+    let device = embedding.device();
+    let noise = changes.noise.values.tensor(range, &device);
+    let times = &changes.noise.times[range.clone()];
+    let embedding = add_noise(schedule, embedding, noise, times);
+    embedding * column(&changes.keep[range.clone()], &device)
 }
 
 /// A batch of Stage B.
@@ -90,7 +96,7 @@ pub struct BatchB {
 }
 
 /// What happens to the embeddings of a batch.
-struct Changes {
+pub(super) struct Changes {
     /// 0 for those that become zeros, 1 for the others.
     keep: Vec<f32>,
     /// Times are 0 for those that are not noised, else up to 0.5.
@@ -98,7 +104,12 @@ struct Changes {
 }
 
 impl Changes {
-    fn draw(config: &StageBConfig, rng: &mut Philox, count: usize, shape: [usize; 3]) -> Self {
+    pub(super) fn draw(
+        config: &StageBConfig,
+        rng: &mut Philox,
+        count: usize,
+        shape: [usize; 3],
+    ) -> Self {
         let (mut keep, mut times) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let kind = f64::from(rng.uniform());
@@ -156,7 +167,7 @@ impl Stage for StageB {
                 model.compressor.forward(prepared, Statistics::Batch)
             }
         };
-        let embedding = self.perturb(embedding, &batch.changes, &range);
+        let embedding = perturb(embedding, &batch.changes, &range, &self.schedule);
         let text = model.text_encoder.forward(&batch.captions[range.clone()]);
         let latents = Tensor::from_inner(latents);
         let noised = Noised::new(latents, &batch.noise, &range, &self.schedule);

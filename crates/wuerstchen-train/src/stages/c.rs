@@ -43,6 +43,8 @@ pub struct StageC {
     embedding_shape: [usize; 3],
     /// What the embeddings are divided by.
     embedding_scale: f64,
+    /// Whether the text encoder has been trained with Stage B.
+    has_frozen_text: bool,
 }
 
 impl StageC {
@@ -64,6 +66,7 @@ impl StageC {
             compressor_side: config.compressor_side(),
             embedding_shape: config.embedding_shape(),
             embedding_scale,
+            has_frozen_text: config.model.decoder.has_tokens(),
         }
     }
 }
@@ -109,6 +112,7 @@ impl Stage for StageC {
             }
         };
         let text = model.text_encoder.forward(&batch.captions[range.clone()]);
+        let text = if self.has_frozen_text { text.detach() } else { text };
         let latents = Tensor::from_inner(embeddings) / self.embedding_scale;
         let noised = Noised::new(latents.clone(), &batch.noise, &range, &self.schedule);
         let predicted = model.prior.forward(noised.x.clone(), noised.times, text.clone());
@@ -124,7 +128,7 @@ impl Stage for StageC {
 ///
 /// The layout that a prompt asks for matters to the diffusion loss at the noisiest times only. That signal
 /// is too faint for a text encoder that starts from random weights; the authors start from a pretrained one.
-fn guess_error(guess: &Linear, text: Tensor<3>, latents: Tensor<4>) -> Tensor<1> {
+pub(super) fn guess_error(guess: &Linear, text: Tensor<3>, latents: Tensor<4>) -> Tensor<1> {
     let [_, tokens, _] = text.dims();
     let guessed = guess.forward(text.narrow(1, tokens - 1, 1).squeeze_dim::<2>(1));
     (guessed - latents.flatten(1, 3)).square().mean()

@@ -26,7 +26,8 @@ pub struct ResBlockConfig {
 
 /// `y = x + MLP([LN(depthwise(x)), skips])`.
 ///
-/// The skip features, and those of a [`MappedImage`], are appended after the norm and not normalised.
+/// The skip features, and those of a [`MappedImage`], are appended after the norm and not normalised. In
+/// Würstchen v1 they come before the depthwise convolution instead, which then sees two channels at a time.
 ///
 /// Source: `ResBlock` and `ResBlockStageB` in `modules.py` of dome272/Wuerstchen.
 #[derive(Module, Debug)]
@@ -40,7 +41,7 @@ pub struct ResBlock {
 /// A depthwise kernel and its bias.
 #[derive(Module, Debug)]
 pub struct DepthwiseConv {
-    /// One kernel per channel, `[C, 1, K, K]`.
+    /// One kernel per channel, `[C, 1, K, K]`; `[C, 2, K, K]` where output `j` sees inputs `2j` and `2j + 1`.
     pub weight: Param<Tensor<4>>,
     /// `[C]`.
     pub bias: Param<Tensor<1>>,
@@ -56,10 +57,39 @@ impl DepthwiseConv {
         Self { weight, bias: zeros([channels], device) }
     }
 
-    /// Convolves `[B, H, W, C]` features at stride 1.
+    /// As [`Self::init`], of a convolution whose outputs see two input channels each.
+    pub fn init_paired(channels: usize, kernel_size: usize, device: &Device) -> Self {
+        let (area, xavier) = (kernel_size * kernel_size, Initializer::XavierUniform { gain: 1.0 });
+        let shape = [channels, 2, kernel_size, kernel_size];
+        let weight = xavier.init_with(shape, Some(2 * area), Some(channels * area), device);
+        Self { weight, bias: zeros([channels], device) }
+    }
+
+    /// Whether outputs see two input channels each.
+    pub fn is_paired(&self) -> bool {
+        self.weight.dims()[1] == 2
+    }
+
+    /// Convolves features at stride 1.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, H, W, C]`, `[B, H, W, 2C]` of a paired convolution
+    /// - output: `[B, H, W, C]`
     pub fn forward(&self, x: Tensor<4>, padding: Padding) -> Tensor<4> {
         let options = DepthwiseOptions { stride: 1, padding };
-        depthwise_conv(x, self.weight.val(), self.bias.val(), options)
+        if !self.is_paired() {
+            return depthwise_conv(x, self.weight.val(), self.bias.val(), options);
+        }
+        // Two depthwise convolutions: one of the even channels, one of the odd ones.
+        let [batch, height, width, channels] = x.dims();
+        let pairs = x.reshape([batch, height, width, channels / 2, 2]);
+        let of = |i: usize, bias: Tensor<1>| {
+            let channels = pairs.clone().narrow(4, i, 1).squeeze_dim::<4>(4);
+            depthwise_conv(channels, self.weight.val().narrow(1, i, 1), bias, options)
+        };
+        let bias = self.bias.val();
+        of(0, bias.clone()) + of(1, bias.zeros_like())
     }
 }
 
@@ -125,14 +155,21 @@ impl ResBlock {
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - skip: `[B, H, W, …]`, together with the mapped image of `S` channels
+    /// - skip: `[B, H, W, …]`, together with the mapped image of `S` channels; of `C` channels where the
+    ///   depthwise convolution is paired
     pub fn forward(
         &self,
         x: Tensor<4>,
         skip: Option<Tensor<4>>,
         mapped: Option<MappedImage<'_>>,
     ) -> Tensor<4> {
-        let h = layer_norm(self.depthwise.forward(x.clone(), Padding::Zeros));
+        let (z, skip) = match skip {
+            Some(skip) if self.depthwise.is_paired() => {
+                (Tensor::cat(vec![x.clone(), skip], 3), None)
+            }
+            skip => (x.clone(), skip),
+        };
+        let h = layer_norm(self.depthwise.forward(z, Padding::Zeros));
         let h = match skip {
             Some(skip) => Tensor::cat(vec![h, skip], 3),
             None => h,
@@ -169,6 +206,21 @@ mod tests {
         let skip = Tensor::ones([1, 4, 5, 2], &device);
         let y = block.forward(x.clone(), Some(skip), None);
         y.into_data().assert_eq(&x.into_data(), true);
+    }
+
+    /// Of a 1x1 kernel, output `j` is `b_j + w_j0·z_2j + w_j1·z_2j+1`: with three channels the middle one sees the
+    /// last channel of the features and the first one of the skip.
+    #[test]
+    fn a_paired_convolution_sees_neighbouring_channels() {
+        let device = Device::flex();
+        let mut conv = DepthwiseConv::init_paired(3, 1, &device);
+        let weight = Tensor::<1>::from_data([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &device);
+        conv.weight = Param::from_tensor(weight.reshape([3, 2, 1, 1]));
+        conv.bias = Param::from_tensor(Tensor::from_data([0.5, 0.0, 0.0], &device));
+        let z = Tensor::<1>::from_data([1.0, 10.0, 100.0, 1.0, 10.0, 100.0], &device);
+        let y = conv.forward(z.reshape([1, 1, 1, 6]), Padding::Zeros);
+        let expected = TensorData::from([[[[1.0 + 20.0 + 0.5, 300.0 + 4.0, 50.0 + 600.0f32]]]]);
+        y.into_data().assert_eq(&expected, true);
     }
 
     /// The definition: widened, appended, and taken as any other skip.

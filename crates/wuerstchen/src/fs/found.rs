@@ -8,17 +8,18 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::error::{OpenError, Result, cannot, unfit};
-use super::files::{file_name, open, read, subfolders};
+use super::files::{file_name, open, read, subfolders, with_extension};
 use super::hub::snapshot;
 use super::pytorch::{read_pytorch, read_pytorch_shards};
 use super::shards::{Shards, files_of_weights, is_pytorch};
 use super::text::read_text;
+use crate::authors_config;
 use crate::bundle::ModelFiles;
 use crate::card::{CARD, RUN_CONFIG, RUN_MODEL};
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 use crate::family::{Family, PREPARATION, PipelineFolder};
-use crate::import::{part_beside, recognise};
+use crate::import::{complete, part_beside, recognise};
 use crate::manifest::{Manifest, WebBundle};
 use crate::part::{Part, Stage};
 use crate::text::TokenizerFiles;
@@ -35,6 +36,10 @@ pub struct Found {
     pub origins: BTreeMap<Part, Origin>,
     /// Weights that may be of several parts, with their configs: the other parts tell.
     ambiguous: Vec<(Checkpoint, Option<String>, Origin)>,
+    /// The files of a tokenizer that belongs to whatever text encoder the model has.
+    tokenizer: BTreeMap<&'static str, String>,
+    /// Whether a folder of the authors' files was added, which have no configs but that of their sizes.
+    has_authors_folder: bool,
     notes: Vec<String>,
 }
 
@@ -72,7 +77,7 @@ impl Origin {
 impl Found {
     /// Adds what is in a file or folder: a model, a pipeline or a part in the diffusers layout, in one
     /// file or several; the folder of a training run; a folder of Hugging Face's cache; a file of the
-    /// authors; a bundle of this program.
+    /// authors, or a folder of these with a text encoder; a bundle of this program.
     ///
     /// # Errors
     ///
@@ -146,6 +151,9 @@ impl Found {
             }
         }
         if self.origins.len() + self.ambiguous.len() == before {
+            self.add_authors_folder(path)?;
+        }
+        if self.origins.len() + self.ambiguous.len() == before {
             self.add_part(path, None)?;
         }
         if self.origins.len() + self.ambiguous.len() == before {
@@ -154,6 +162,28 @@ impl Found {
                 Part::PRIOR
             );
             return Err(unfit(path, reason));
+        }
+        Ok(())
+    }
+
+    /// Adds the authors' files in a folder, or in `original/` of it, with a text encoder and a tokenizer in
+    /// folders beside them.
+    fn add_authors_folder(&mut self, folder: &Path) -> Result<()> {
+        let text = folder.join("text_encoder");
+        if !text.is_dir() {
+            return Ok(());
+        }
+        let original = folder.join("original");
+        let place = if original.is_dir() { &original } else { folder };
+        for file in with_extension(place, "pt")? {
+            self.add_file(&file)?;
+            self.has_authors_folder = true;
+        }
+        self.add_part(&text, None)?;
+        for file in TokenizerFiles::NAMES {
+            if let Some(text) = read_if_there(&folder.join("tokenizer").join(file))? {
+                self.tokenizer.insert(file, text);
+            }
         }
         Ok(())
     }
@@ -183,7 +213,9 @@ impl Found {
             Some(class) => {
                 let fits =
                     |(pipeline, _): &&(PipelineFolder, _)| class.starts_with(pipeline.family_class);
-                *found.iter().find(fits).ok_or_else(|| {
+                // The name of a family may begin with that of another.
+                let best = found.iter().filter(fits).max_by_key(|(own, _)| own.family_class.len());
+                *best.ok_or_else(|| {
                     let reason = format!("expected a pipeline of Würstchen, found a {class}");
                     unfit(folder, reason)
                 })?
@@ -297,6 +329,10 @@ impl Found {
             let reason = format!("it and {other} both hold {part}: leave one of them out");
             return Err(unfit(&origin.path, reason));
         }
+        let config = match config {
+            Some(text) if authors_config::is_one(&text) => authors_config::of_part(&text, part)?,
+            config => config,
+        };
         if let Some(config) = config {
             self.files.texts.insert(part.config_path(), config);
         }
@@ -330,15 +366,31 @@ impl Found {
     ///
     /// # Errors
     ///
-    /// The parts do not tell which of them a text encoder belongs to.
+    /// The parts do not tell which of them a text encoder belongs to, or the authors' files not their sizes.
     pub fn finish(&mut self) -> Result<ModelFiles> {
-        for (weights, config, origin) in std::mem::take(&mut self.ambiguous) {
+        let mut ambiguous = std::mem::take(&mut self.ambiguous);
+        // What is told by the parts beside it comes after those.
+        ambiguous.sort_by_key(|(weights, ..)| {
+            recognise(weights).iter().any(|part| !part.stands_alone())
+        });
+        for (weights, config, origin) in ambiguous {
             let part = part_beside(&self.files, &weights).ok_or_else(|| {
                 let reason = "cannot tell whether this text encoder is Stage C's or Stage B's; put it \
                               into the folder of its pipeline";
                 unfit(&origin.path, reason)
             })?;
             self.place(part, weights, config, origin)?;
+        }
+        let family = self.files.family();
+        let with_text = 1 + usize::from(family.decoder_text.is_some());
+        for pipeline in &family.pipelines[..with_text] {
+            for (file, text) in &self.tokenizer {
+                let path = format!("{}/{file}", pipeline.tokenizer());
+                self.files.texts.entry(path).or_insert_with(|| text.clone());
+            }
+        }
+        if self.has_authors_folder {
+            complete(&mut self.files)?;
         }
         Ok(self.files.clone())
     }
@@ -413,9 +465,16 @@ fn read_web_bundle(folder: &Path, bundle: &WebBundle) -> Result<ModelFiles> {
     read_all().map_err(cannot("read the model in", folder))
 }
 
-/// The text of the `config.json` beside a file of weights.
+/// The text of the `config.json` beside a file of weights, or of the authors' one for all stages beside the
+/// folder of their files.
 fn config_beside(weights: &Path) -> Result<Option<String>> {
-    read_if_there(&weights.with_file_name("config.json"))
+    let config = read_if_there(&weights.with_file_name("config.json"))?;
+    if config.is_some() {
+        return Ok(config);
+    }
+    let Some(above) = weights.parent().and_then(Path::parent) else { return Ok(None) };
+    let config = read_if_there(&above.join("config.json"))?;
+    Ok(config.filter(|text| authors_config::is_one(text)))
 }
 
 /// Two parts of different kinds.

@@ -14,7 +14,8 @@ use crate::import::recognise;
 use crate::stored::StoredDtype;
 
 /// The dictionaries of weights that the authors' files hold, the better one of two first.
-const DICTIONARIES: [&str; 4] = ["ema_state_dict", "state_dict", "effnet_state_dict", ""];
+const DICTIONARIES: [&str; 5] =
+    ["ema_state_dict", "state_dict_ema", "state_dict", "effnet_state_dict", ""];
 
 /// The dictionaries of a PyTorch file whose tensors are those of a part, one of each kind.
 ///

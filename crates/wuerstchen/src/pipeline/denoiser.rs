@@ -4,13 +4,16 @@ use burn::module::Module;
 use burn::prelude::*;
 
 use super::sampling::Guided;
+use super::tokens::TokenStage;
 use crate::blocks::Observer;
 #[cfg(feature = "gpu")]
 use crate::blocks::width;
 use crate::cascade::{Cascade, CascadeConditions, PreparedCascade};
 use crate::decoder::{Decoder, PreparedDecoder};
+#[cfg(feature = "gpu")]
+use crate::error::LoadError;
 use crate::prior::{PreparedPrior, Prior};
-use crate::residency::Slot;
+use crate::residency::{Load, Slot};
 use crate::schedule::Schedule;
 use crate::text::TextEmbedding;
 
@@ -18,7 +21,7 @@ use crate::text::TextEmbedding;
 #[derive(Module, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there are two of them")]
 pub(crate) enum Denoiser {
-    /// Stage C of Würstchen v2.
+    /// Stage C of Würstchen.
     Prior(Prior),
     /// Stage B of Würstchen v2.
     Decoder(Decoder),
@@ -47,6 +50,42 @@ pub(crate) struct DiffusionStage {
     pub(crate) size_multiple: usize,
     /// The least side of the latents.
     pub(crate) smallest_side: usize,
+}
+
+/// Stage B, by what it denoises.
+#[expect(clippy::large_enum_variant, reason = "there is one of them")]
+pub(crate) enum DecoderStage {
+    /// Latents.
+    Latents(DiffusionStage),
+    /// Tokens.
+    Tokens(TokenStage),
+}
+
+impl DecoderStage {
+    /// Whether latents may have so many pixels on a side.
+    pub(super) fn fits(&self, side: usize) -> bool {
+        match self {
+            Self::Latents(stage) => stage.fits(side),
+            Self::Tokens(stage) => side > 0 && side.is_multiple_of(stage.size_multiple),
+        }
+    }
+
+    /// The place of its network.
+    pub(super) fn slot(&mut self) -> &mut dyn Load {
+        match self {
+            Self::Latents(stage) => &mut stage.denoiser,
+            Self::Tokens(stage) => &mut stage.network,
+        }
+    }
+
+    /// As [`Denoiser::levels`].
+    #[cfg(feature = "gpu")]
+    pub(crate) fn levels(&self) -> Result<Vec<(usize, usize)>, LoadError> {
+        Ok(match self {
+            Self::Latents(stage) => stage.denoiser.get()?.levels(),
+            Self::Tokens(stage) => stage.network.get()?.levels(),
+        })
+    }
 }
 
 impl DiffusionStage {

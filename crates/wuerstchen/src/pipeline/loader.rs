@@ -3,9 +3,10 @@
 use burn::module::Module;
 use burn::prelude::*;
 
-use super::denoiser::DiffusionStage;
-use super::models::{Diffusion, Models};
+use super::denoiser::{DecoderStage, DiffusionStage};
+use super::models::{Diffusion, Models, StageB};
 use super::text::TextPart;
+use super::tokens::TokenStage;
 use super::{CompressorPart, ImageEncoderPart, Pipeline};
 use crate::bundle::ModelFiles;
 use crate::card::PriorIndex;
@@ -81,7 +82,15 @@ impl PipelineLoader {
             prior: diffusion(prior_pipeline, models.prior)?,
             prior_index,
             decoder_text: decoder_text.transpose()?,
-            decoder: diffusion(decoder_pipeline, models.decoder)?,
+            decoder: match models.decoder {
+                StageB::Latents(model) => {
+                    DecoderStage::Latents(diffusion(decoder_pipeline, model)?)
+                }
+                StageB::Tokens { model, labels, size_multiple } => {
+                    let network = Slot::new(decoder_pipeline.main, model);
+                    DecoderStage::Tokens(TokenStage { network, labels, size_multiple })
+                }
+            },
             decoder_index: files.index(decoder_pipeline)?,
             vqgan: Slot::new(family.vqgan, vqgan_config.init(device)),
             vqgan_config,
@@ -147,7 +156,7 @@ impl Pipeline {
         if let Some(text) = &mut self.decoder_text {
             slots.push(&mut text.encoder);
         }
-        slots.push(&mut self.decoder.denoiser);
+        slots.push(self.decoder.slot());
         slots.push(&mut self.vqgan);
         if let Ok(compressor) = &mut self.compressor {
             slots.push(&mut compressor.network);

@@ -13,6 +13,7 @@ use crate::family::Family;
 use crate::part::{Part, PartConfig};
 use crate::prior::PriorConfig;
 use crate::text::{PooledTextConfig, TextEncoderConfig};
+use crate::token_decoder::{TokenDecoder, TokenDecoderConfig};
 use crate::vision::ImageEncoderConfig;
 use crate::vqgan::VqganConfig;
 
@@ -22,7 +23,14 @@ pub(super) struct Models {
     pub(super) prior: Diffusion,
     /// `None` where Stage B takes the text of Stage C's encoder.
     pub(super) decoder_text: Option<Text>,
-    pub(super) decoder: Diffusion,
+    pub(super) decoder: StageB,
+}
+
+/// What Stage B denoises, and by which model.
+#[expect(clippy::large_enum_variant, reason = "there is one of them")]
+pub(super) enum StageB {
+    Latents(Diffusion),
+    Tokens { model: TokenDecoder, labels: usize, size_multiple: usize },
 }
 
 /// A text encoder, and what its tokenizer has to fit.
@@ -44,7 +52,8 @@ pub(super) struct Diffusion {
 type Read = fn(&ModelFiles, &Device) -> Result<Models, LoadError>;
 
 /// By the Stage C of each family.
-const READ: [(Part, Read); 2] = [(Part::PRIOR, wuerstchen), (Part::CASCADE_PRIOR, cascade)];
+const READ: [(Part, Read); 3] =
+    [(Part::PRIOR, wuerstchen), (Part::CASCADE_PRIOR, cascade), (Part::V1_PRIOR, wuerstchen_v1)];
 
 impl Models {
     /// Those of a family.
@@ -74,28 +83,58 @@ fn wuerstchen(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> 
     agree("decoder", "clip_embd", decoder.clip_embd, decoder_text.hidden_size)?;
     agree("decoder", "effnet_embd", decoder.effnet_embd, prior.c_in)?;
     agree("decoder", "c_in", decoder.c_in, vqgan.latent_channels)?;
-    let text = |config: &TextEncoderConfig| Text {
-        model: TextModel::Plain(config.init(device)),
-        length: config.max_position_embeddings,
-        vocab_size: config.vocab_size,
-    };
     let size_multiple = decoder.size_multiple();
     Ok(Models {
-        prior_text: text(&prior_text),
-        prior: Diffusion {
-            model: Denoiser::Prior(prior.init(device)),
-            channels: prior.c_in,
-            size_multiple: 1,
-            smallest_side: 1,
-        },
-        decoder_text: Some(text(&decoder_text)),
-        decoder: Diffusion {
+        prior_text: plain_text(&prior_text, device),
+        prior: plain_prior(&prior, device),
+        decoder_text: Some(plain_text(&decoder_text, device)),
+        decoder: StageB::Latents(Diffusion {
             model: Denoiser::Decoder(decoder.init(device)),
             channels: decoder.c_in,
             size_multiple,
             smallest_side: size_multiple,
+        }),
+    })
+}
+
+/// Those of Würstchen v1.
+fn wuerstchen_v1(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
+    let prior: PriorConfig = files.part_config(Part::V1_PRIOR)?;
+    let decoder: TokenDecoderConfig = files.part_config(Part::V1_DECODER)?;
+    let vqgan: VqganConfig = files.part_config(Part::V1_VQGAN)?;
+    let text: TextEncoderConfig = files.part_config(Part::V1_TEXT)?;
+    agree("prior", "c_cond", prior.c_cond, text.hidden_size)?;
+    agree("token decoder", "byt5_embd", decoder.byt5_embd, text.hidden_size)?;
+    agree("token decoder", "effnet_embd", decoder.effnet_embd, prior.c_in)?;
+    agree("token decoder", "num_labels", decoder.num_labels, vqgan.num_vq_embeddings)?;
+    Ok(Models {
+        prior_text: plain_text(&text, device),
+        prior: plain_prior(&prior, device),
+        decoder_text: None,
+        decoder: StageB::Tokens {
+            model: decoder.init(device),
+            labels: decoder.num_labels,
+            size_multiple: decoder.size_multiple(),
         },
     })
+}
+
+fn plain_text(config: &TextEncoderConfig, device: &Device) -> Text {
+    Text {
+        model: TextModel::Plain(config.init(device)),
+        length: config.max_position_embeddings,
+        vocab_size: config.vocab_size,
+    }
+}
+
+/// Stage C of both versions of Würstchen, which makes embeddings of any size.
+fn plain_prior(config: &PriorConfig, device: &Device) -> Diffusion {
+    Diffusion {
+        model: Denoiser::Prior(config.init(device)),
+        channels: config.c_in,
+        size_multiple: 1,
+        smallest_side: 1,
+    }
 }
 
 /// Those of Stable Cascade.
@@ -131,7 +170,7 @@ fn cascade(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
         },
         prior: diffusion(&prior),
         decoder_text: None,
-        decoder: diffusion(&decoder),
+        decoder: StageB::Latents(diffusion(&decoder)),
     })
 }
 

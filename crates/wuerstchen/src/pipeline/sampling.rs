@@ -84,6 +84,12 @@ impl Settings {
         }
     }
 
+    /// The largest guidance scale of Stage B's steps.
+    pub(super) fn largest_decoder_guidance(&self) -> f64 {
+        let end = self.tokens.map_or(0.0, |tokens| tokens.decoder_guidance_scale_end);
+        self.decoder_guidance_scale.max(end)
+    }
+
     /// How Stage B is sampled.
     pub(crate) fn decoder_sampling(&self) -> Sampling<'_> {
         Sampling {
@@ -128,6 +134,11 @@ impl<'a> Streams<'a> {
         let shape = [1, channels, height, width];
         let one = |stream: &mut Philox| stream.normal_tensor(shape, self.device);
         Tensor::cat(self.streams.iter_mut().map(one).collect(), 0)
+    }
+
+    /// The stream of every picture.
+    pub(super) fn each(&mut self) -> &mut [Philox] {
+        &mut self.streams
     }
 }
 
@@ -240,7 +251,7 @@ impl Task<'_> {
     }
 }
 
-pub(super) async fn report(
+pub(crate) async fn report(
     on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     stage: Stage,
     step: usize,

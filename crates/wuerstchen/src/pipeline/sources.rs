@@ -1,5 +1,6 @@
 //! Encoding of the source pictures that a generation starts from.
 
+use super::denoiser::DecoderStage;
 use super::progress::Error;
 use super::sampling::read;
 use super::{CompressorPart, Pipeline, Plan};
@@ -39,9 +40,19 @@ impl Pipeline {
         let prepared = prepare(pixels.clone(), cells.map(|side| side * downscale));
         let embedding = network.get()?.forward(prepared, Statistics::Running);
         let embedding = read(embedding).await?;
-        let Some(mask) = mask else { return Ok(Origin { embedding, kept: None }) };
-
         let size = [settings.height, settings.width];
+        let tokens = match &self.decoder {
+            DecoderStage::Latents(_) => None,
+            DecoderStage::Tokens(_) => {
+                let pixels = cover(pixels.clone(), size);
+                let latents = self.encode(pixels)? * self.vqgan_config.scale_factor;
+                let tokens = self.vqgan.get()?.quantize(latents).indices.into_data_async().await;
+                let tokens = tokens.map_err(|error| Error::Device(format!("{error:?}")))?;
+                Some(tokens.convert::<i32>())
+            }
+        };
+        let Some(mask) = mask else { return Ok(Origin { embedding, tokens, kept: None }) };
+
         let pixels = cover(pixels, size);
         let latents = self.encode(pixels.clone())?;
         let mask = read(cover(mask.to_tensor(&self.device), size)).await?;
@@ -50,7 +61,7 @@ impl Pipeline {
             latents: read(latents).await?,
             mask: Mask::from_data(&mask),
         };
-        Ok(Origin { embedding, kept: Some(kept) })
+        Ok(Origin { embedding, tokens, kept: Some(kept) })
     }
 
     /// Frames at these positions between the two pictures of `source`. With one picture all frames start from
@@ -81,8 +92,13 @@ impl Pipeline {
 
     /// What every stage of a batch starts from.
     pub(super) fn plan(&self, batch: &Batch<'_>, settings: &Settings) -> Plan {
-        let mut plan =
-            Plan { timesteps: settings.prior_timesteps.clone(), prior: None, decoder: None };
+        let mut plan = Plan {
+            timesteps: settings.prior_timesteps.clone(),
+            start: 1.0,
+            prior: None,
+            decoder: None,
+            tokens: None,
+        };
         if let Some(origin) = batch.origin {
             let strength = settings.strength(origin.is_masked());
             plan.timesteps = timesteps_from(strength as f32, &settings.prior_timesteps);
@@ -92,6 +108,10 @@ impl Pipeline {
                 plan.prior = Some(origin.for_prior(&self.device, to_latents));
             }
             plan.decoder = origin.for_decoder(&self.device);
+            plan.tokens = origin.known_tokens(batch.prompts.len());
+            if plan.tokens.is_some() {
+                plan.start = strength as f32;
+            }
         }
         plan
     }

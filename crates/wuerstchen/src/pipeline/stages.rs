@@ -5,8 +5,10 @@ use std::ops::ControlFlow;
 use burn::prelude::*;
 
 use super::Pipeline;
+use super::denoiser::DecoderStage;
 use super::progress::{Error, Progress};
 use super::sampling::{Guided, Noise, Sampling, denoise, read};
+use super::tokens::{TokenDraws, TokenStart, TokenSteps, TokenTask};
 use crate::batch_norm::Statistics;
 use crate::error::LoadError;
 use crate::image::{Image, stack_rows};
@@ -66,6 +68,10 @@ impl Pipeline {
     ///
     /// - x, output: `[B, 4, H, W]`
     /// - `image_embedding`: `[B, effnet_embd, h, w]`
+    ///
+    /// # Panics
+    ///
+    /// Panics if Stage B denoises tokens.
     pub async fn sample_decoder(
         &self,
         x: Tensor<4>,
@@ -75,12 +81,58 @@ impl Pipeline {
         noise: Noise<'_>,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, Error> {
-        let (denoiser, schedule) = (self.decoder.denoiser.get()?, &self.decoder.schedule);
+        let DecoderStage::Latents(stage) = &self.decoder else {
+            panic!("this Stage B denoises tokens: `sample_tokens`");
+        };
+        let (denoiser, schedule) = (stage.denoiser.get()?, &stage.schedule);
         let [.., height, width] = x.dims();
         let condition = text.with(None, Some(image_embedding));
         let denoiser = denoiser.prepare(condition, [height, width]);
         let predict = |x: Tensor<4>, t: &[f32]| denoiser.forward(x, t);
         denoise(Stage::Decoder, schedule, x, sampling, &predict, noise, on_step).await
+    }
+
+    /// Stage B over tokens of `[height, width]` for each picture; returns the tokens, picture by picture and
+    /// row by row, and their latents. Guidance leads away from the negative prompt and from the image embedding
+    /// of zeros.
+    ///
+    /// # Shapes
+    ///
+    /// - `image_embedding`: `[B, effnet_embd, h, w]`
+    /// - latents: `[B, 4, H, W]`, as [`Self::decode`] takes them
+    ///
+    /// # Panics
+    ///
+    /// Panics if Stage B denoises latents.
+    pub async fn sample_tokens(
+        &self,
+        (start, [height, width]): (TokenStart, [usize; 2]),
+        image_embedding: Tensor<4>,
+        text: Guided<TextEmbedding>,
+        sampling: &TokenSteps,
+        draws: &mut dyn TokenDraws,
+        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<(Vec<i32>, Tensor<4>), Error> {
+        let DecoderStage::Tokens(stage) = &self.decoder else {
+            panic!("this Stage B denoises latents: `sample_decoder`");
+        };
+        let [batch, ..] = image_embedding.dims();
+        let task = TokenTask {
+            model: &stage.network.get()?,
+            vqgan: &self.vqgan.get()?,
+            scale_factor: self.vqgan_config.scale_factor,
+            labels: stage.labels,
+            sampling,
+            shape: [batch, height, width],
+            device: &self.device,
+            steps: [0, sampling.count()],
+        };
+        task.sample(text, image_embedding, start, draws, on_step).await
+    }
+
+    /// Whether Stage B denoises tokens.
+    pub fn has_tokens(&self) -> bool {
+        matches!(self.decoder, DecoderStage::Tokens(_))
     }
 
     /// Stage A: pictures to latents as Stage B makes them.

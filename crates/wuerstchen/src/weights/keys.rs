@@ -13,12 +13,14 @@ impl KeyTable {
     /// The field names themselves, as training states use them.
     pub const FIELDS: Self = Self { names: &[], convolutions: &[] };
 
-    /// Names of the prior, the decoder, and both of Stable Cascade.
+    /// Names of the prior, both decoders, and both of Stable Cascade.
     pub const DIFFUSION: Self = Self {
         names: &[
             ("Prior", ""),
             ("Decoder", ""),
             ("Cascade", ""),
+            ("in_mapper", "in_mapper.0.weight"),
+            ("out_mapper", "out_mapper.1"),
             ("cond_in", "cond_mapper.0"),
             ("cond_out", "cond_mapper.2"),
             ("out", "out.1"),
@@ -46,6 +48,7 @@ impl KeyTable {
             "embedding",
             "clf",
             "effnet_mappers",
+            "out_mapper",
             "inner",
             "outer",
             "map",
