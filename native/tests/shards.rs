@@ -105,7 +105,7 @@ fn a_killed_run_on_shards_goes_on_to_the_same_bits() {
         assert!(told.contains(line), "{line}: {told}");
     }
     let list = fs::read_to_string(case.0.join("straight/left-out.txt")).unwrap();
-    assert!(list.contains("00000.tar/00000005.png: "), "{list}");
+    assert!(list.contains("00000.tar/000000005.png: "), "{list}");
     assert_eq!(list.lines().count(), 1);
 
     let stopped = case.run("a", "stopped", &["--max-seconds", "0"]);
