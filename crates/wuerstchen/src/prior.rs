@@ -269,6 +269,9 @@ mod tests {
         }
     }
 
+    /// As for a prediction beside the authors': its last division makes roundings larger.
+    const ROUNDING: f64 = 1e-4;
+
     /// A change beside the weights computes what the changed weights do, also where they are packed.
     #[test]
     fn a_change_beside_the_weights_is_one_of_the_weights() {
@@ -315,7 +318,8 @@ mod tests {
                 load(config().init(&device), weights, PriorConfig::KEYS).unwrap()
             };
             let (base, expected) = (load(&stored), predict(&load(&changed)));
-            assert_close(predict(&base.with_changes(changes.clone())), expected.clone(), 1e-5);
+            let found = predict(&base.with_changes(changes.clone()));
+            assert_close(found, expected.clone(), ROUNDING);
             let without = predict(&base) - expected;
             assert!(without.abs().max().into_scalar::<f32>() > 1e-3, "{dtype:?}");
         }
