@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 31] = [
+        let changes: [(Change, &str); 32] = [
             (|config| config.image_size = 8192, "training config: image_size must be at most 4096"),
             (
                 |config| config.a.updates.sample_every = 0,

@@ -1,4 +1,4 @@
-//! Metrics and pictures in the event files that TensorBoard opens.
+//! Metrics and pictures in the event files that `TensorBoard` opens.
 //!
 //! A file is a row of records: their length, a checksum of it, a message `Event`, a checksum of that.
 //!

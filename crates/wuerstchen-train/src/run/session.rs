@@ -183,7 +183,7 @@ fn metrics_name(folder: &str) -> String {
     format!("{folder}/metrics.jsonl")
 }
 
-/// The metrics of an update for TensorBoard.
+/// The metrics of an update for `TensorBoard`.
 fn events_of(metrics: &Metrics, samples_per_sec: f64) -> Vec<u8> {
     let values = [
         ("loss", metrics.loss),

@@ -114,6 +114,9 @@ enum Unseen {
     End,
 }
 
+/// The name of an embedding in the cache, and its cells.
+type Embedded = (String, [usize; 2]);
+
 /// Hears of what is being computed, how much of it is done, and how much there is.
 pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
 
@@ -204,7 +207,7 @@ impl Prepared {
 fn embeddings(
     sources: &Sources<'_>,
     on_progress: OnProgress<'_>,
-) -> Result<Vec<Option<(String, [usize; 2])>>, RunError> {
+) -> Result<Vec<Option<Embedded>>, RunError> {
     let Sources { model, pictures, cache, sizes, threads, device } = *sources;
     const WHAT: &str = "image embeddings";
     let own = digest_of(model, Part::COMPRESSOR)?;
