@@ -1,14 +1,16 @@
 //! The art of the corpus `emoji`, as `models/fetch_emoji.sh` leaves it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use wuerstchen::fs::read_text;
 use wuerstchen_train::emoji::{Art, ArtFiles, PackFiles, Style};
 
+use crate::cache::cache_folder;
+
 /// Reads the art from a folder [default: the one that the script fills].
 pub(crate) fn read_art(folder: Option<&Path>) -> Result<Art> {
-    let folder = folder.map_or_else(default_folder, |folder| Ok(folder.to_owned()))?;
+    let folder = folder.map_or_else(|| cache_folder("emoji"), |folder| Ok(folder.to_owned()))?;
     let read = |file: &str| {
         read_text(&folder.join(file)).context("the art is not there: run models/fetch_emoji.sh")
     };
@@ -21,14 +23,4 @@ pub(crate) fn read_art(folder: Option<&Path>) -> Result<Art> {
     let packs = packs.try_into().ok().expect("there is one of each style");
     let names = read("emojibase-data/en/data.json")?;
     Art::new(&ArtFiles { names, packs }).with_context(|| format!("in {}", folder.display()))
-}
-
-/// `wuerstchen/emoji` in the user's cache.
-fn default_folder() -> Result<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty());
-    let cache = match cache {
-        Some(cache) => PathBuf::from(cache),
-        None => Path::new(&std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
-    };
-    Ok(cache.join("wuerstchen/emoji"))
 }

@@ -14,7 +14,9 @@ use image::DynamicImage;
 use image::imageops::FilterType;
 use rayon::prelude::*;
 use wuerstchen::Image;
+use wuerstchen::fs::read;
 use wuerstchen::noise::Philox;
+use wuerstchen_train::Pictures;
 use wuerstchen_train::corpus::{CorpusError, Samples};
 
 use self::captions::captions_of;
@@ -69,6 +71,11 @@ impl Folder {
     /// How many pictures there are.
     pub(crate) fn len(&self) -> usize {
         self.pictures.len()
+    }
+
+    /// The path of a picture.
+    pub(crate) fn path(&self, index: usize) -> &Path {
+        &self.pictures[index].path
     }
 
     /// All captions.
@@ -134,10 +141,8 @@ impl Samples for Folder {
             return Ok(image.clone());
         }
         let image = with_picture(&picture.path, |picture| scale(picture, side));
-        let image = image.map_err(|error| CorpusError::Picture {
-            name: picture.path.display().to_string(),
-            reason: error.root_cause().to_string(),
-        })?;
+        let image =
+            image.map_err(|error| unreadable(&picture.path, error.root_cause().to_string()))?;
         self.keep(picture, &image);
         Ok(image)
     }
@@ -155,16 +160,59 @@ impl Samples for Folder {
     }
 }
 
+/// The pictures in the order of their names.
+impl Pictures for Folder {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError> {
+        let path = &self.pictures[index].path;
+        read(path).map_err(|error| unreadable(path, error.to_string()))
+    }
+
+    fn picture(
+        &self,
+        index: usize,
+        size: &mut dyn FnMut([usize; 2]) -> Result<[usize; 2], String>,
+    ) -> Result<Image, CorpusError> {
+        let path = &self.pictures[index].path;
+        let scaled = with_picture(path, |picture| {
+            let sides = [picture.pixels.height(), picture.pixels.width()];
+            Ok(fill(picture, size(sides.map(|side| side as usize))?))
+        });
+        scaled
+            .map_err(|error| error.root_cause().to_string())
+            .flatten()
+            .map_err(|reason| unreadable(path, reason))
+    }
+
+    fn captions(&self, index: usize) -> Vec<(String, f64)> {
+        let captions = &self.pictures[index].captions;
+        let chance = 1.0 / captions.len() as f64;
+        captions.iter().map(|caption| (caption.clone(), chance)).collect()
+    }
+}
+
+fn unreadable(path: &Path, reason: String) -> CorpusError {
+    CorpusError::Picture { name: path.display().to_string(), reason }
+}
+
 /// A picture, scaled to cover a square, what stands out cut off on both sides; on white where it is
 /// transparent.
 fn scale(picture: pictures::Picture, side: usize) -> Image {
+    fill(picture, [side; 2])
+}
+
+/// The same for any height and width.
+pub(crate) fn fill(picture: pictures::Picture, [height, width]: [usize; 2]) -> Image {
     let pixels = DynamicImage::from(picture.on(u8::MAX));
-    let scaled = pixels.resize_to_fill(side as u32, side as u32, FilterType::Lanczos3);
-    Image { width: side, height: side, rgb: scaled.into_rgb8().into_raw() }
+    let scaled = pixels.resize_to_fill(width as u32, height as u32, FilterType::Lanczos3);
+    Image { width, height, rgb: scaled.into_rgb8().into_raw() }
 }
 
 /// The numbers below `count` in the order of an epoch (Fisher–Yates).
-fn shuffled(count: u32, seed: u64, epoch: u64) -> Arc<[u32]> {
+pub(crate) fn shuffled(count: u32, seed: u64, epoch: u64) -> Arc<[u32]> {
     let mut rng = Philox::new(seed, epoch);
     let mut order: Vec<u32> = (0..count).collect();
     for i in (1..count).rev() {

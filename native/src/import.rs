@@ -12,6 +12,7 @@ use wuerstchen::{ModelFiles, Part};
 
 use crate::export::{Dtype, finish_bundle, refuse_second_model, write_shards};
 use crate::files;
+use crate::lora::{self, LoraArg};
 use crate::terminal::visible_lines;
 
 /// Arguments of `wuerstchen import`.
@@ -24,6 +25,10 @@ pub(crate) struct ImportArgs {
     /// The folder to write [default: only report]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Merge a LoRA into Stage C and its text encoder, with a weight behind a colon [default: 1]; may be
+    /// repeated
+    #[arg(long, value_name = "FILE[:WEIGHT]")]
+    lora: Vec<LoraArg>,
     /// How weights are stored
     #[arg(long, value_enum, default_value = "f16")]
     dtype: Dtype,
@@ -64,6 +69,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     }
     let mut model = found.finish()?;
     let assumed = complete(&mut model)?;
+    lora::apply(&mut model, &args.lora)?;
     let report = report(&found, &model, assumed);
     crate::print(&if args.json {
         serde_json::to_string(&report)?

@@ -1,13 +1,13 @@
 //! `wuerstchen inspect`: what is in a picture or a model.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
-use wuerstchen::fs::{open, read};
+use serde_json::{Value, json};
+use wuerstchen::fs::{open, open_lora, read};
 use wuerstchen::import::complete;
 use wuerstchen::{CARD, Checkpoint, ModelFiles, Part, Provenance};
 
@@ -17,7 +17,7 @@ use crate::terminal::{visible, visible_lines};
 /// Arguments of `wuerstchen inspect`.
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// A generated PNG, or a model, a part of one or a file of weights as `import` takes them
+    /// A generated PNG, a LoRA, or a model, a part of one or a file of weights as `import` takes them
     path: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -59,6 +59,10 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
             return print_picture(&found, args.json);
         }
     }
+    if let Some(summary) = lora_summary(&args.path)? {
+        let text = json!({"lora": summary}).to_string();
+        return crate::print(if args.json { &text } else { &summary });
+    }
     let mut files = files::read_model(Some(&args.path))?;
     // Files of weights alone have no configs; where the weights do not tell them either, nobody does.
     let _ = complete(&mut files);
@@ -68,6 +72,12 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     } else {
         crate::print(visible_lines(&model_text(&model)).trim_end())
     }
+}
+
+/// What is in a LoRA; `None` where the path leads to none.
+fn lora_summary(path: &Path) -> Result<Option<String>> {
+    let Ok(file) = open_lora(path) else { return Ok(None) };
+    Ok(file.summary()?)
 }
 
 fn print_picture(found: &Provenance, json: bool) -> Result<()> {

@@ -2,7 +2,9 @@
 
 mod art;
 mod bench;
+mod cache;
 mod cost;
+mod data;
 mod devices;
 mod eval;
 mod export;
@@ -21,6 +23,7 @@ mod pictures;
 mod progress;
 mod reconstruct;
 mod serve;
+mod shards;
 mod terminal;
 mod train;
 mod verify;
@@ -55,8 +58,10 @@ enum Command {
     Reconstruct(reconstruct::ReconstructArgs),
     /// Tell how a picture was made, or what is in a model
     Inspect(inspect::InspectArgs),
-    /// Train a model: Stage A, then B with the compressor, then C
+    /// Train a model: Stage A, then B with the compressor, then C; or fine-tune one
     Train(train::TrainArgs),
+    /// Look through pictures to train on, or put them into shards
+    Data(data::DataArgs),
     /// Write a model in another form
     Export(export::ExportArgs),
     /// Serve the demo page and models over HTTP
@@ -100,6 +105,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Reconstruct(args) => reconstruct::run(&args).map(|()| true),
         Command::Inspect(args) => inspect::run(&args).map(|()| true),
         Command::Train(args) => train::run(&args).map(|()| true),
+        Command::Data(args) => data::run(&args).map(|()| true),
         Command::Export(args) => export::run(&args).map(|()| true),
         Command::Serve(args) => serve::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),

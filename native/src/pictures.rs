@@ -74,15 +74,16 @@ pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
 
 /// Reads a picture file for `work`.
 pub(crate) fn with_picture<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
-    decode(path, work).with_context(|| format!("cannot read the picture {}", path.display()))
+    let read = || with_bytes(&read(path)?, work);
+    read().with_context(|| format!("cannot read the picture {}", path.display()))
 }
 
-fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
-    let bytes = read(path)?;
+/// Decodes the bytes of a picture file for `work`.
+pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Result<T> {
     if bytes.is_empty() {
         bail!("expected {TYPES}, found an empty file");
     }
-    let mut reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_PIXELS * MAX_PIXEL_BYTES);
     reader.limits(limits);
@@ -98,7 +99,7 @@ fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
         bail!("expected sides of at most {MAX_RATIO} to 1, found {width} x {height} pixels");
     }
     let jpeg = match format {
-        ImageFormat::Jpeg => Some(Jpeg::find_end(&bytes)?),
+        ImageFormat::Jpeg => Some(Jpeg::find_end(bytes)?),
         _ => None,
     };
     let _turn =
@@ -109,7 +110,7 @@ fn decode<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
         None => DynamicImage::from_decoder(decoder)?,
     };
     pixels.apply_orientation(orientation);
-    Ok(work(Picture { pixels, has_frames: frames::has_several(format, &bytes) }))
+    Ok(work(Picture { pixels, has_frames: frames::has_several(format, bytes) }))
 }
 
 impl Picture {

@@ -2,6 +2,7 @@
 
 mod corpus;
 mod progress;
+mod tune;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
-use wuerstchen::fs::{read, read_text};
+use wuerstchen::fs::{read, read_text, write};
 use wuerstchen::{Family, ModelFiles, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles};
 use wuerstchen_train::config::{ModelConfig, ReadConfigError, TrainConfig, UpdateConfig};
 use wuerstchen_train::recipe::Weights;
@@ -30,7 +31,8 @@ use crate::usage;
 /// Arguments of `wuerstchen train`.
 #[derive(Args)]
 pub(crate) struct TrainArgs {
-    /// Which stage; `all` trains A, then B with the compressor, then C
+    /// Which stage; `all` trains A, then B with the compressor, then C; `lora`, and `c` with --model,
+    /// fine-tune Stage C of an existing model
     stage: Stages,
     /// The run's TOML file
     #[arg(short, long)]
@@ -48,6 +50,16 @@ pub(crate) struct TrainArgs {
     /// that the run has trained are its own
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
+    /// The model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
+    #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
+    model: Option<PathBuf>,
+    /// Where fine-tuning keeps image embeddings and texts, for all runs
+    /// [default: wuerstchen/tune in the user's cache]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Stop at a picture in a shard that cannot be read, in place of leaving it out
+    #[arg(long)]
+    strict: bool,
     /// Save and stop after this many seconds
     #[arg(long)]
     max_seconds: Option<u64>,
@@ -66,6 +78,7 @@ enum Stages {
     B,
     C,
     All,
+    Lora,
 }
 
 impl Stages {
@@ -73,14 +86,35 @@ impl Stages {
         match self {
             Self::A => &[StageName::A],
             Self::B => &[StageName::B],
-            Self::C => &[StageName::C],
+            Self::C | Self::Lora => &[StageName::C],
             Self::All => &StageName::ALL,
         }
     }
 }
 
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
+    match (args.stage, &args.model) {
+        (Stages::Lora, _) | (Stages::C, Some(_)) => tune::run(args),
+        (_, Some(_)) => {
+            let error =
+                anyhow!("--model is for train lora and train c; --init starts from a model");
+            Err(usage(&error))
+        }
+        _ => train(args),
+    }
+}
+
+/// When the run has to stop.
+fn deadline(args: &TrainArgs) -> Option<Instant> {
+    args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs))
+}
+
+/// Trains a model of the config's sizes.
+fn train(args: &TrainArgs) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
+    if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
+        shards.strict = true;
+    }
     config.validate().map_err(|error| usage(&error.into()))?;
     if let (Stages::All, Some(path)) = (args.stage, args.resume.as_deref())
         && path != "auto"
@@ -111,13 +145,17 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         config.model.embedding_scale = known_scale(family, stored.as_ref(), init);
     }
     let tokenizer = match &corpus {
-        Corpus::Folder(folder) => tokenizer(folder, &config, &output, init.as_ref())?,
+        Corpus::Folder(_) | Corpus::Shards(_) => {
+            tokenizer(&corpus, &config, &output, init.as_ref())?
+        }
         Corpus::Shapes => shapes_tokenizer(),
         Corpus::Emoji(art) => word_tokenizer(&emoji::vocabulary(art)),
     };
     let recipe = Recipe::new(config, tokenizer)?;
+    if let Some(captions) = corpus.captions() {
+        tell_of_captions(captions, &recipe)?;
+    }
     if let Corpus::Folder(folder) = &corpus {
-        tell_of_captions(folder, &recipe)?;
         // A run that has begun has read its pictures before.
         if args.dry_run || !is_same_corpus {
             check(folder, recipe.config.image_size)?;
@@ -126,7 +164,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     if args.dry_run {
         return describe(&recipe, &corpus, &output);
     }
-    let deadline = args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs));
+    let deadline = deadline(args);
     let store = Arc::new(store::Folder::new(&output));
     let mut run = Run::new(recipe, corpus.source(), store, choose(args.device)?.device);
     let start = |&stage| Ok((stage, start(args)?));
@@ -140,7 +178,9 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
         run.start_from(model)?;
     }
     for (stage, start) in stages {
-        if run.train(stage, start).map_err(with_remedy)?.is_break() {
+        let done = run.train(stage, start);
+        list_broken(&corpus.broken(), &output)?;
+        if done.map_err(with_remedy)?.is_break() {
             eprintln!("stopped; go on with --resume auto");
             return Ok(());
         }
@@ -149,6 +189,16 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     let [folder, bundle] = [RUN_MODEL, "model.safetensors"].map(|file| output.join(file));
     eprintln!("wrote {} and {}", folder.display(), bundle.display());
     Ok(())
+}
+
+/// Lists the pictures that were left out in the run's folder.
+fn list_broken(broken: &[String], output: &Path) -> Result<()> {
+    if broken.is_empty() {
+        return Ok(());
+    }
+    let path = output.join("left-out.txt");
+    eprintln!("{} pictures that cannot be read were left out: {}", broken.len(), path.display());
+    Ok(write(&path, (broken.join("\n") + "\n").as_bytes())?)
 }
 
 /// What a stage starts from.
@@ -175,29 +225,49 @@ fn with_remedy(error: RunError) -> anyhow::Error {
 
 /// Reads the config and applies `KEY=VALUE` changes.
 pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
+    let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
+    let (table, fits_unchanged) = read_table(path, changes, &fits)?;
+    TrainConfig::from_table(table).map_err(|error| match error {
+        ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
+        ReadConfigError::Config(error) => usage(&error.into()),
+        error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
+    })
+}
+
+/// Changes after which a config does not fit.
+fn unfit_changes(changes: &[String], error: &toml::de::Error) -> anyhow::Error {
+    usage(&anyhow!("--set {}: {}", changes.join(" --set "), error.message()))
+}
+
+/// Reads a config as a table and applies `KEY=VALUE` changes; `fits` says whether a table is a config. Says
+/// whether it has been one before.
+fn read_table(
+    path: &Path,
+    changes: &[String],
+    fits: &dyn Fn(&toml::Table) -> bool,
+) -> Result<(toml::Table, bool)> {
     let text = read_text(path).context("cannot read the config")?;
     let mut table: toml::Table =
         text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
-    let fits_unchanged = TrainConfig::from_table(table.clone()).is_ok();
+    let fits_unchanged = fits(&table);
     for change in changes {
         let (key, value) = change
             .split_once('=')
             .with_context(|| format!("--set expects KEY=VALUE, got {change:?}"))
             .map_err(|error| usage(&error))?;
-        apply(&mut table, key, value).map_err(|error| usage(&error))?;
+        apply(&mut table, key, value, fits).map_err(|error| usage(&error))?;
     }
-    TrainConfig::from_table(table).map_err(|error| match error {
-        ReadConfigError::Config(error) => usage(&error.into()),
-        ReadConfigError::Toml(error) if fits_unchanged => {
-            usage(&anyhow!("--set {}: {}", changes.join(" --set "), error.message()))
-        }
-        error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
-    })
+    Ok((table, fits_unchanged))
 }
 
 /// Changes a value of the config. What looks like a number or a date may be a text, such as the name of a
 /// folder, where the config takes nothing else.
-fn apply(table: &mut toml::Table, key: &str, value: &str) -> Result<()> {
+fn apply(
+    table: &mut toml::Table,
+    key: &str,
+    value: &str,
+    fits: &dyn Fn(&toml::Table) -> bool,
+) -> Result<()> {
     let as_text = toml::Value::from(value);
     let parsed: Option<toml::Table> = format!("value = {value}").parse().ok();
     let parsed = parsed.map_or(as_text.clone(), |table| table["value"].clone());
@@ -206,7 +276,6 @@ fn apply(table: &mut toml::Table, key: &str, value: &str) -> Result<()> {
         set(&mut changed, key, value)?;
         Ok::<_, anyhow::Error>(changed)
     };
-    let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
     let (parsed, text) = (with(parsed)?, with(as_text)?);
     *table = if !fits(&parsed) && fits(&text) { text } else { parsed };
     Ok(())
@@ -234,6 +303,10 @@ fn stored_config(output: &Path) -> Result<Option<TrainConfig>> {
 
 /// Whether two runs are trained on the same pictures.
 fn same_corpus(one: &TrainConfig, other: &TrainConfig) -> bool {
+    if one.corpus.shards.is_some() || other.corpus.shards.is_some() {
+        let paths = |config: &TrainConfig| Some(config.corpus.shards.as_ref()?.paths.clone());
+        return paths(one) == paths(other);
+    }
     match (&one.corpus.folder, &other.corpus.folder) {
         (None, None) => one.corpus.scenes == other.corpus.scenes,
         (Some(one), Some(other)) => one == other || same_file(one, other),
@@ -249,9 +322,10 @@ fn same_file(one: &Path, other: &Path) -> bool {
 /// Fails where a run cannot go on with what its folder holds: a stage takes the tokenizer, the scale and the
 /// earlier stages from there.
 fn check_fits(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
-    let corpus = |config: &TrainConfig| match &config.corpus.folder {
-        Some(folder) => folder.display().to_string(),
-        None => format!("{:?}", config.corpus.scenes).to_lowercase(),
+    let corpus = |config: &TrainConfig| match (&config.corpus.folder, &config.corpus.shards) {
+        (Some(folder), _) => folder.display().to_string(),
+        (None, Some(shards)) => shards.paths.join(", "),
+        (None, None) => format!("{:?}", config.corpus.scenes).to_lowercase(),
     };
     let different = if same_corpus(stored, config) {
         difference("model", &model_sizes(stored)?, &model_sizes(config)?)
@@ -289,10 +363,10 @@ fn difference(
     })
 }
 
-/// The tokenizer of a folder's captions: the run's own, else that of the model that it starts from, else
+/// The tokenizer of the captions of pictures: the run's own, else that of the model that it starts from, else
 /// one that the captions teach.
 fn tokenizer(
-    folder: &Folder,
+    corpus: &Corpus,
     config: &TrainConfig,
     output: &Path,
     init: Option<&ModelFiles>,
@@ -311,7 +385,8 @@ fn tokenizer(
             return Ok(tokenizer);
         }
     }
-    Ok(learn_tokenizer(folder.all_captions(), config.corpus.vocab_size)?)
+    let captions = corpus.captions().into_iter().flatten();
+    Ok(learn_tokenizer(captions, config.corpus.vocab_size)?)
 }
 
 /// Whether the image embeddings change, so that their scale has to be measured anew before Stage C.
@@ -337,11 +412,11 @@ fn known_scale(
 const EXAMPLE_LETTERS: usize = 60;
 
 /// Says how many captions are longer than Stage C reads.
-fn tell_of_captions(folder: &Folder, recipe: &Recipe) -> Result<()> {
+fn tell_of_captions<'a>(captions: impl Iterator<Item = &'a str>, recipe: &Recipe) -> Result<()> {
     let max_tokens = recipe.config.model.max_tokens;
     let tokenizer = Tokenizer::new(&recipe.tokenizer, max_tokens)?;
     let (mut count, mut example) = (0, None);
-    for caption in folder.all_captions() {
+    for caption in captions {
         if let Some(end) = tokenizer.cut_off(caption)? {
             count += 1;
             example.get_or_insert(end);
@@ -372,8 +447,8 @@ fn describe(recipe: &Recipe, corpus: &Corpus, output: &Path) -> Result<()> {
     if let Corpus::Emoji(art) = corpus {
         lines.push(format!("{} concepts", art.concepts().len()));
     }
-    if let Corpus::Folder(folder) = corpus {
-        let (pictures, captions) = (folder.len(), folder.all_captions().count());
+    if let Some(captions) = corpus.captions() {
+        let (pictures, captions) = (corpus.pictures(), captions.count());
         lines.push(format!("{pictures} pictures with {captions} captions"));
     }
     for (part, weights) in &files.weights {

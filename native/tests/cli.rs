@@ -131,8 +131,8 @@ fn mistakes_are_named_and_have_their_exit_code() {
             2,
             "lesson.two_objects must be a share from 0 to 1, got 2",
         ),
-        (dry_run("c.lesson.words=1"), 4, "unknown field `words`"),
-        (dry_run("b.embeding_drop=0.1"), 4, "unknown field `embeding_drop`"),
+        (dry_run("c.lesson.words=1"), 2, "unknown field `words`"),
+        (dry_run("b.embeding_drop=0.1"), 2, "unknown field `embeding_drop`"),
         (
             dry_run("a.embedding_drop=0.1"),
             2,

@@ -312,7 +312,7 @@ fn mistakes_in_a_folder_are_named() {
     };
     fails(4, "expected PNG, JPEG, WebP, GIF, BMP or TIFF files, found none", &["a"]);
     own_pictures(&pictures);
-    fails(2, "unknown_words must be 0 with a folder", &["a", "--set", "c.unknown_words=0.1"]);
+    fails(2, "unknown_words must be 0 with pictures", &["a", "--set", "c.unknown_words=0.1"]);
     fails(2, "vocab_size must be at least 258", &["a", "--set", "corpus.vocab_size=100"]);
 
     fs::write(pictures.join("silent.webp"), "").unwrap();

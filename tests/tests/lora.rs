@@ -8,6 +8,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 use futures_lite::future::block_on;
 use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::fs::open_lora;
 use wuerstchen::{
     Checkpoint, GenerateOptions, Lora, LoraFile, ModelFiles, Part, PartConfig, Pipeline,
     PriorConfig, Residency, StoredDtype, relative_error,
@@ -60,6 +61,32 @@ fn two_loras_change_the_prediction_as_in_diffusers() {
     model.add_loras(loras).unwrap();
     let error = error(&model.weights[&Part::PRIOR], "with");
     assert!(error < TOLERANCE, "{error}");
+}
+
+/// A LoRA that this program has trained, in both forms that it writes, as diffusers applies it.
+#[test]
+fn a_lora_trained_here_changes_the_prediction_as_in_diffusers() {
+    let device = Device::flex();
+    let golden = checkpoint("lora/trained/golden.safetensors");
+    let data = |name: &str| {
+        let shape = golden.shape(name).unwrap().to_vec();
+        TensorData::new(golden.values(name).unwrap(), shape)
+    };
+    let config = fs::read_to_string(folder().join("wuerstchen-prior/prior/config.json")).unwrap();
+    let config: PriorConfig = serde_json::from_str(&config).unwrap();
+    for form in ["pytorch_lora_weights.safetensors", "peft"] {
+        let weights = checkpoint("wuerstchen-prior/prior/diffusion_pytorch_model.safetensors");
+        let mut model = ModelFiles::default();
+        model.weights.insert(Part::PRIOR, weights);
+        let file = open_lora(&folder().join("lora/trained").join(form)).unwrap();
+        model.add_loras(vec![Lora::read(&file, &model, 1.0).unwrap()]).unwrap();
+        let prior = config.load(&model.weights[&Part::PRIOR], &device).unwrap();
+        let x = Tensor::<4>::from_data(data("x"), &device);
+        let text = Tensor::<3>::from_data(data("c"), &device);
+        let predicted = prior.forward(x, &golden.values("t").unwrap(), text);
+        let error = error_of(predicted, Tensor::from_data(data("with"), &device));
+        assert!(error < TOLERANCE, "{form}: {error}");
+    }
 }
 
 /// A browser tests its device with the unchanged model, and makes the changes afterwards.

@@ -85,6 +85,39 @@ pub(crate) fn unpack(
     Tensor::from_dispatch(Dispatch::cpu_unpack(values, scales, zeros, packing, columns))
 }
 
+/// Products of rows with a packed matrix that gets no gradient. Nothing in f32 is kept for the backward pass,
+/// which unpacks the matrix again.
+pub(crate) fn frozen_product(
+    x: Tensor<2>,
+    (values, scales, zeros): (Tensor<2, Int>, Tensor<2>, Tensor<2, Int>),
+    packing: Packing,
+    columns: usize,
+) -> Tensor<2> {
+    let (values, scales) = (values.into_dispatch(), scales.into_dispatch());
+    let (x, zeros) = (x.into_dispatch(), zeros.into_dispatch());
+    Tensor::from_dispatch(Dispatch::cpu_frozen_product(x, values, scales, zeros, packing, columns))
+}
+
+// A bound brings burn's operations into scope, whose own trait burn does not export.
+fn product<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_matmul(x, weight)
+}
+
+fn transposed<B: Backend>(matrix: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_transpose(matrix)
+}
+
+/// The first columns of a matrix.
+fn first_columns(matrix: FlexTensor, width: usize, columns: usize) -> FlexTensor {
+    if width == columns {
+        return matrix;
+    }
+    let matrix = Values::of(matrix);
+    let rows = matrix.as_slice().chunks(columns);
+    let first: Vec<f32> = rows.flat_map(|row| &row[..width]).copied().collect();
+    FlexTensor::from_data(TensorData::new(first, [matrix.shape[0], width]))
+}
+
 /// The operations that Flex runs as hand-written loops.
 #[backend_extension(Flex, Autodiff: cfg(feature = "train"))]
 pub(crate) trait CpuKernels: Backend {
@@ -105,6 +138,14 @@ pub(crate) trait CpuKernels: Backend {
     ) -> FloatTensor<Self>;
     fn cpu_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self>;
     fn cpu_unpack(
+        values: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        zeros: IntTensor<Self>,
+        packing: Packing,
+        columns: usize,
+    ) -> FloatTensor<Self>;
+    fn cpu_frozen_product(
+        x: FloatTensor<Self>,
         values: IntTensor<Self>,
         scales: FloatTensor<Self>,
         zeros: IntTensor<Self>,
@@ -233,5 +274,19 @@ impl CpuKernels for Flex {
             packing.unpack_row(words, scales, zeros, row, out);
         });
         FlexTensor::from_data(TensorData::new(out, [rows, columns]))
+    }
+
+    fn cpu_frozen_product(
+        x: FlexTensor,
+        values: FlexTensor,
+        scales: FlexTensor,
+        zeros: FlexTensor,
+        packing: Packing,
+        columns: usize,
+    ) -> FlexTensor {
+        let width = x.layout().shape()[1];
+        let weight = Self::cpu_unpack(values, scales, zeros, packing, columns);
+        let weight = first_columns(weight, width, columns);
+        product::<Self>(x, transposed::<Self>(weight))
     }
 }

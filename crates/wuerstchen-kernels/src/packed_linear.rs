@@ -228,7 +228,12 @@ pub fn packed_linear<const D: usize>(
         let (packing, epilogue) = (weight.packing, crate::linear::flat(epilogue));
         return crate::wgsl::packed_linear(rows, planes, packing, columns, epilogue).reshape(shape);
     }
-    // One layer at a time is in f32, for as long as its product takes.
+    // One layer at a time is in f32, for as long as its product takes, in the backward pass too.
+    #[cfg(feature = "cpu")]
+    if rows.device().is_autodiff() && crate::cpu::runs_on(&rows.device(), DType::F32) {
+        let y = crate::cpu::frozen_product(rows, weight.planes(), weight.packing, columns);
+        return epilogue.apply(y.reshape(shape));
+    }
     let y = rows.matmul(weight.unpack().narrow(1, 0, width).transpose());
     epilogue.apply(y.reshape(shape))
 }

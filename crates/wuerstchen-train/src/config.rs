@@ -2,7 +2,9 @@
 
 mod decoder;
 mod read;
+mod shards;
 mod stages;
+mod tune;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -16,7 +18,11 @@ use wuerstchen::{
 
 pub use self::decoder::StageBModel;
 pub use self::read::ReadConfigError;
+pub use self::shards::{FilterConfig, ShardsConfig};
 pub use self::stages::{DiffusionConfig, StageAConfig, StageBConfig, StageCConfig, UpdateConfig};
+pub use self::tune::{
+    LoraConfig, PicturesConfig, SamplesConfig, TuneConfig, TuneCorpusConfig, TuneUpdates, is_match,
+};
 use crate::limits::{not_negative, positive};
 use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;
@@ -96,8 +102,8 @@ impl FromStr for Scenes {
     }
 }
 
-/// The corpus of a run: drawn scenes, or a folder of pictures.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The corpus of a run: drawn scenes, a folder of pictures, or shards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CorpusConfig {
     /// Which scenes are drawn, if no folder is given.
@@ -107,7 +113,10 @@ pub struct CorpusConfig {
     pub art: Option<PathBuf>,
     /// A folder of captioned pictures, relative to the current one.
     pub folder: Option<PathBuf>,
-    /// The largest number of tokens of the tokenizer that is learnt from the folder's captions.
+    /// Tar files of captioned pictures, in place of a folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<ShardsConfig>,
+    /// The largest number of tokens of the tokenizer that is learnt from the captions of pictures.
     pub vocab_size: usize,
     /// The licence of the trained weights. It depends on the pictures, so that only the user knows it.
     pub licence: String,
@@ -119,6 +128,7 @@ impl Default for CorpusConfig {
             scenes: Scenes::Shapes,
             art: None,
             folder: None,
+            shards: None,
             vocab_size: 4096,
             licence: String::new(),
         }
@@ -126,12 +136,17 @@ impl Default for CorpusConfig {
 }
 
 impl CorpusConfig {
+    /// Whether it is a user's own pictures, in a folder or in shards.
+    pub fn is_own(&self) -> bool {
+        self.folder.is_some() || self.shards.is_some()
+    }
+
     /// The licence of weights that were trained on this corpus.
     pub fn licence(&self) -> &str {
-        match (&self.folder, self.scenes) {
-            (Some(_), _) => &self.licence,
-            (None, Scenes::Shapes) => "MIT OR Apache-2.0",
-            (None, Scenes::Emoji) => {
+        match self.scenes {
+            _ if self.is_own() => &self.licence,
+            Scenes::Shapes => "MIT OR Apache-2.0",
+            Scenes::Emoji => {
                 "MIT OR Apache-2.0; learnt from Noto Emoji (Apache-2.0), Fluent Emoji (MIT) and \
                  Twemoji (Copyright Twitter, Inc and other contributors, CC-BY-4.0)"
             }
@@ -140,10 +155,11 @@ impl CorpusConfig {
 
     /// A description for the model's card.
     pub fn describe(&self) -> &'static str {
-        match (&self.folder, self.scenes) {
-            (Some(_), _) => "a folder of pictures",
-            (None, Scenes::Shapes) => "the built-in corpus `shapes`",
-            (None, Scenes::Emoji) => "the corpus `emoji`",
+        match self.scenes {
+            _ if self.shards.is_some() => "shards of pictures",
+            _ if self.folder.is_some() => "a folder of pictures",
+            Scenes::Shapes => "the built-in corpus `shapes`",
+            Scenes::Emoji => "the corpus `emoji`",
         }
     }
 }
@@ -350,19 +366,25 @@ impl TrainConfig {
         [self.model.compressor.c_latent, side, side]
     }
 
-    /// Checks that a folder is not combined with settings that only drawn corpora have.
+    /// Checks that pictures are not combined with settings that only drawn corpora have.
     fn validate_corpus(&self) -> Result<(), ConfigError> {
-        let is_folder = self.corpus.folder.is_some();
+        let is_own = self.corpus.is_own();
+        if let Some(shards) = &self.corpus.shards {
+            shards.validate()?;
+            if self.corpus.folder.is_some() {
+                let found = "both";
+                return Err(ConfigError::new("training", "corpus", "a folder or shards", found));
+            }
+        }
         for stage in [&self.a.updates, &self.b.updates, &self.c.updates] {
-            if stage.lesson != Lesson::default()
-                && (is_folder || self.corpus.scenes != Scenes::Shapes)
+            if stage.lesson != Lesson::default() && (is_own || self.corpus.scenes != Scenes::Shapes)
             {
                 let found = format!("{:?}", stage.lesson);
                 let expected = "none but with scenes of shapes";
                 return Err(ConfigError::new("training", "lesson", expected, found));
             }
         }
-        if !is_folder {
+        if !is_own {
             return Ok(());
         }
         let found = self.corpus.vocab_size;
@@ -372,7 +394,7 @@ impl TrainConfig {
         }
         for stage in [&self.b.diffusion, &self.c.diffusion] {
             if stage.unknown_words > 0.0 {
-                let expected = "0 with a folder, whose tokenizer splits words it does not know";
+                let expected = "0 with pictures, whose tokenizer splits words it does not know";
                 let found = stage.unknown_words;
                 return Err(ConfigError::new("training", "unknown_words", expected, found));
             }

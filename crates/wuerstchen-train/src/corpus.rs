@@ -26,6 +26,12 @@ pub enum CorpusError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What was computed before cannot be read or kept.
+    #[error("cannot use the cache: {reason}")]
+    Cache {
+        /// What is wrong, with the name of the file.
+        reason: String,
+    },
     /// The tokenizer cannot be made, or not split a caption.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -42,6 +48,13 @@ pub trait Samples: Send + Sync {
 
     /// What may be said about it; at least one caption.
     fn captions(&self, number: u64) -> Vec<String>;
+
+    /// One of the captions.
+    fn caption(&self, number: u64, rng: &mut Philox) -> String {
+        let mut captions = self.captions(number);
+        let chosen = if captions.len() > 1 { rng.below(captions.len() as u32) as usize } else { 0 };
+        captions.swap_remove(chosen)
+    }
 
     /// A prompt for a grid of pictures that shows how far training is.
     fn prompt(&self, number: u64) -> String;
@@ -249,9 +262,7 @@ impl Corpus {
         if f64::from(rng.uniform()) < drop {
             return Ok(self.empty.clone());
         }
-        let captions = self.samples.captions(number);
-        let chosen = if captions.len() > 1 { rng.below(captions.len() as u32) as usize } else { 0 };
-        let mut token_ids = self.tokenizer.encode(&captions[chosen])?;
+        let mut token_ids = self.tokenizer.encode(&self.samples.caption(number, rng))?;
         for (id, attended) in token_ids.ids.iter_mut().zip(&token_ids.attended) {
             if *attended && *id >= UNKNOWN_ID && f64::from(rng.uniform()) < unknown {
                 *id = UNKNOWN_ID;

@@ -22,11 +22,13 @@ pub mod store;
 mod tensorboard;
 pub mod tokenizer;
 pub mod trainer;
+pub mod tune;
 
-pub use config::{StageName, TrainConfig};
+pub use config::{StageName, TrainConfig, TuneConfig};
 pub use corpus::Source;
 pub use recipe::Recipe;
 pub use rows::Rows;
 pub use run::{Event, Run, RunError, Start};
 pub use store::Store;
 pub use trainer::{Metrics, RestoreError, Trainer};
+pub use tune::{Pictures, Tune};

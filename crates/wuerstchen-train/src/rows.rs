@@ -29,6 +29,11 @@ impl Rows {
         Self { shape, values }
     }
 
+    /// Channels, height and width of a sample.
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
     /// Standard normal noise for `count` samples.
     pub fn noise(rng: &mut Philox, count: usize, shape: [usize; 3]) -> Self {
         Self::new(shape, rng.normal(count * shape.iter().product::<usize>()))
@@ -102,8 +107,17 @@ impl<'a> Noised<'a> {
         schedule: &Schedule,
         p2_k: Option<f32>,
     ) -> Tensor<1> {
-        let weight = |t: &f32| p2_k.map_or(1.0, |k| schedule.p2_weight(*t, k));
-        let weights: Vec<f32> = self.times.iter().map(weight).collect();
+        self.weighted_loss(predicted, |t| p2_k.map_or(1.0, |k| schedule.p2_weight(t, k)))
+    }
+
+    /// The mean over the samples of the squared error of the predicted noise, times the `weight` of their
+    /// times.
+    pub(crate) fn weighted_loss(
+        &self,
+        predicted: Tensor<4>,
+        weight: impl Fn(f32) -> f32,
+    ) -> Tensor<1> {
+        let weights: Vec<f32> = self.times.iter().map(|&t| weight(t)).collect();
         let weights = column(&weights, &predicted.device());
         ((predicted - self.noise.clone()).square() * weights).mean()
     }

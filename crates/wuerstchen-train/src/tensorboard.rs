@@ -1,4 +1,4 @@
-//! Metrics and pictures in the event files that TensorBoard opens.
+//! Metrics and pictures in the event files that `TensorBoard` opens.
 //!
 //! A file is a row of records: their length, a checksum of it, a message `Event`, a checksum of that.
 //!
@@ -111,7 +111,7 @@ impl Message {
 mod tests {
     use super::*;
 
-    /// Written by `RecordWriter` of TensorBoard 2.21 for the same event.
+    /// Written by `RecordWriter` of `TensorBoard` 2.21 for the same event.
     #[test]
     fn a_record_is_that_of_tensorboard() {
         let expected = "1b000000000000001a0d9e1309000000000000f83f10ac022a0d0a0b0a046c6f7373150000803e\

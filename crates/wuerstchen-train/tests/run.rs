@@ -52,6 +52,7 @@ fn a_run_trains_all_stages_and_keeps_them() {
     run.listen(move |event| {
         told.lock().unwrap().push(match event {
             Event::Partial { .. } => "partial".to_owned(),
+            Event::Bucket { .. } => "bucket".to_owned(),
             Event::Caching { what, done, scenes } => format!("{what}: {done} of {scenes}"),
             Event::EmbeddingScale { scale, .. } => format!("scale {}", *scale > 0.0),
             Event::Begin { stage, step, steps } => format!("{stage:?} {step} of {steps}"),

@@ -89,7 +89,7 @@ pub use decoder::{Decoder, DecoderConfig};
 pub use error::{Differences, LoadError};
 pub use family::{Family, PipelineFolder};
 pub use image::{Image, Mask};
-pub use lora::{Lora, LoraError, LoraFile};
+pub use lora::{Lora, LoraError, LoraFile, TrainedLayer, TrainedLora};
 pub use manifest::{Manifest, WebBundle};
 pub use options::{Defaults, GenerateOptions, OptionsError, PromptSyntax, Settings};
 pub use origin::{Batch, Frames, Origin, PicturePrompt, Source};

@@ -8,6 +8,7 @@ mod names;
 mod read;
 mod scaling;
 mod unnamed;
+mod write;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use self::read::LoraFile;
+pub use self::write::{TrainedLayer, TrainedLora};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, ReadBytes};
 use crate::error::{Differences, LoadError};

@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
 use crate::blocks::{
-    AttentionBlockConfig, Block, Conditions, Kept, Observer, ResBlockConfig, TimestepBlockConfig,
-    affine, channels_first, channels_last, condition_mapper, linear_layer, time_embedding,
+    AttentionBlockConfig, Block, Conditions, Kept, LowRankChange, Observer, ResBlockConfig,
+    TimestepBlockConfig, affine, channels_first, channels_last, condition_mapper, linear_layer,
+    time_embedding, with_change,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, below_one, heads_divide, layers, published_heads, size};
 use crate::part::PartConfig;
-use crate::weights::KeyTable;
+use crate::weights::{KeyTable, shapes};
 
 /// Configuration of a [`Prior`], with the published field names (`prior/config.json`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -125,6 +126,59 @@ impl PartConfig for PriorConfig {
 }
 
 impl Prior {
+    /// The names of the linear layers as in a checkpoint, such as `blocks.2.attention.to_q`, and their sides
+    /// `[output, input]`; without the first and the last one, which are convolutions in PyTorch.
+    pub fn linear_layers(&self) -> Vec<(String, [usize; 2])> {
+        let mut prior = self.clone();
+        let names = shapes(self, PriorConfig::KEYS).into_iter().filter_map(|(name, _)| {
+            // Norms have no weights of this name.
+            let layer = name.strip_suffix(".weight")?;
+            let is_conv = matches!(layer, "projection" | "out.1") || layer.ends_with(".depthwise");
+            (!is_conv).then(|| layer.to_owned())
+        });
+        let sides = prior.linears().into_iter().map(|layer| {
+            let [input, output] = layer.weight.lazy_shape().dims();
+            [output, input]
+        });
+        names.zip(sides).collect()
+    }
+
+    /// The network with changes beside some of its linear layers: those of a `change` in the order of
+    /// [`Self::linear_layers`]. The weights stay as they are, packed or not.
+    pub fn with_changes(&self, changes: Vec<Option<LowRankChange>>) -> Self {
+        let mut prior = self.clone();
+        for (layer, change) in prior.linears().into_iter().zip(changes) {
+            if let Some(change) = change {
+                *layer = with_change(layer, change);
+            }
+        }
+        prior
+    }
+
+    /// The linear layers in the order in which a traversal of the module meets them.
+    fn linears(&mut self) -> Vec<&mut Linear> {
+        let mut found = vec![&mut self.cond_in, &mut self.cond_out];
+        for block in &mut self.blocks {
+            match block {
+                Block::Res(block) => {
+                    let mlp = &mut block.channelwise;
+                    found.extend([&mut mlp.expand, &mut mlp.contract]);
+                }
+                Block::Timestep(block) => {
+                    found.push(&mut block.scale_shift);
+                    found.extend(block.mapper_sca.iter_mut().chain(&mut block.mapper_crp));
+                }
+                Block::Attention(block) => {
+                    let attention = &mut block.attention;
+                    found.extend([&mut attention.to_q, &mut attention.to_k, &mut attention.to_v]);
+                    found.extend([&mut attention.to_out, &mut block.kv_mapper]);
+                }
+                Block::Downscale(_) | Block::Upscale(_) => {}
+            }
+        }
+        found
+    }
+
     /// Predicts the noise in `x`.
     ///
     /// # Shapes
@@ -183,5 +237,91 @@ impl PreparedPrior<'_> {
         let a = ab.clone().narrow(3, 0, channels);
         let b = ab.narrow(3, channels, channels);
         channels_first((x - a) / ((b * -1.0 + 1.0).abs() + OUTPUT_EPSILON))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+    use crate::checkpoint::NamedTensor;
+    use crate::relative_error::assert_close;
+    use crate::stored::{Stored, StoredDtype};
+    use crate::weights::{load, tensors};
+
+    fn config() -> PriorConfig {
+        PriorConfig { c_in: 2, c: 8, c_cond: 3, c_r: 4, depth: 2, nhead: 2, dropout: 0.0 }
+    }
+
+    /// Every name stands for the layer whose sides the module's parameters of that name have.
+    #[test]
+    fn linear_layers_have_their_own_names() {
+        let prior = config().init(&Device::flex());
+        let shapes = shapes(&prior, PriorConfig::KEYS);
+        let layers = prior.linear_layers();
+        assert_eq!(layers.len(), 2 + 2 * (2 + 1 + 5));
+        assert_eq!(layers[0].0, "cond_mapper.0");
+        assert_eq!(layers[5].0, "blocks.2.attention.to_q");
+        for (name, sides) in layers {
+            let (_, shape) = shapes.iter().find(|(n, _)| *n == format!("{name}.weight")).unwrap();
+            assert_eq!(shape[..], sides, "{name}");
+        }
+    }
+
+    /// As for a prediction beside the authors': its last division makes roundings larger.
+    const ROUNDING: f64 = 1e-4;
+
+    /// A change beside the weights computes what the changed weights do, also where they are packed.
+    #[test]
+    fn a_change_beside_the_weights_is_one_of_the_weights() {
+        let device = Device::flex();
+        let random =
+            |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 0.5), &device);
+        let prior = config().init(&device);
+        let changes =
+            prior.linear_layers().into_iter().enumerate().map(|(i, (_, [output, input]))| {
+                let (down, up) = (random([2, input]), random([output, 2]));
+                (i % 2 == 1).then_some(LowRankChange { down, up, scale: 0.7 })
+            });
+        let changes: Vec<_> = changes.collect();
+        let x = Tensor::<4>::random([2, 2, 3, 2], Distribution::Default, &device);
+        let text = Tensor::<3>::random([2, 4, 3], Distribution::Default, &device);
+        let predict = |prior: &Prior| prior.forward(x.clone(), &[0.3, 0.9], text.clone());
+
+        let mut weights = Checkpoint::from_tensors("prior", tensors(&prior, PriorConfig::KEYS));
+        // Training starts with zeros here, which would hide everything before.
+        let values = (0..32).map(|i| (i * 7 % 32) as f32 / 32.0 - 0.5).collect();
+        let out = NamedTensor::new("out.1.weight", &[4, 8, 1, 1], values);
+        weights.replace(Checkpoint::from_tensors("prior", [out]));
+        for dtype in [StoredDtype::F32, StoredDtype::F16, StoredDtype::I8] {
+            let mut stored = weights.clone();
+            let mut changed = weights.clone();
+            for ((layer, _), change) in prior.linear_layers().into_iter().zip(&changes) {
+                let name = format!("{layer}.weight");
+                let shape = weights.shape(&name).unwrap().to_vec();
+                let bytes = Stored::new(&shape, &weights.values(&name).unwrap(), dtype).bytes;
+                let range = 0..bytes.len();
+                stored.insert(&name, dtype, &shape, std::sync::Arc::new(bytes), range).unwrap();
+                let mut values = stored.values(&name).unwrap();
+                if let Some(change) = change {
+                    let sum = change.up.clone().matmul(change.down.clone()) * change.scale;
+                    let sum = sum.into_data().try_to_vec::<f32>().unwrap();
+                    values.iter_mut().zip(sum).for_each(|(value, change)| *value += change);
+                }
+                let bytes: Vec<u8> = bytemuck::cast_slice(&values).to_vec();
+                let range = 0..bytes.len();
+                let source = std::sync::Arc::new(bytes);
+                changed.insert(&name, StoredDtype::F32, &shape, source, range).unwrap();
+            }
+            let load = |weights: &Checkpoint| {
+                load(config().init(&device), weights, PriorConfig::KEYS).unwrap()
+            };
+            let (base, expected) = (load(&stored), predict(&load(&changed)));
+            let found = predict(&base.with_changes(changes.clone()));
+            assert_close(found, expected.clone(), ROUNDING);
+            let without = predict(&base) - expected;
+            assert!(without.abs().max().into_scalar::<f32>() > 1e-3, "{dtype:?}");
+        }
     }
 }

@@ -102,6 +102,15 @@ impl Schedule {
         let alpha = self.alpha_cumprod(t);
         1.0 / (k + alpha / (1.0 - alpha))
     }
+
+    /// The min-SNR loss weight of predictions of noise: `min(SNR, γ)/SNR`, 1 where there is much noise.
+    ///
+    /// Source: Hang et al., "Efficient diffusion training via min-SNR weighting strategy"
+    /// (arXiv 2303.09556), section 3.4.
+    pub fn min_snr_weight(&self, t: f32, gamma: f32) -> f32 {
+        let alpha = self.alpha_cumprod(t);
+        (gamma * (1.0 - alpha) / alpha).min(1.0)
+    }
 }
 
 fn sigmoid(x: f32) -> f32 {
@@ -163,6 +172,14 @@ pub fn timesteps_from(start: f32, timesteps: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `5·(1 − ᾱ)/ᾱ` where there is little noise, as `ᾱ = 0.9999`; 1 where there is much.
+    #[test]
+    fn min_snr_weights_are_bounded() {
+        let schedule = Schedule::default();
+        assert_eq!(schedule.min_snr_weight(1.0, 5.0), 1.0);
+        assert!((schedule.min_snr_weight(0.0, 5.0) - 5e-4).abs() < 1e-6);
+    }
 
     /// Midpoint value: the authors' formula evaluated in Python; ends: its clamp.
     #[test]

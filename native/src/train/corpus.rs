@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
-use wuerstchen_train::Source;
-use wuerstchen_train::config::{Scenes, TrainConfig};
+use anyhow::{Context, Result};
+use wuerstchen_train::config::{Scenes, TrainConfig, TuneConfig};
 use wuerstchen_train::emoji::Art;
+use wuerstchen_train::{Pictures, Source};
 
 use crate::art::read_art;
 use crate::folder::Folder;
+use crate::shards::Shards;
 
 /// Where pictures and captions come from.
 pub(super) enum Corpus {
@@ -18,17 +19,32 @@ pub(super) enum Corpus {
     Emoji(Arc<Art>),
     /// A folder of captioned pictures.
     Folder(Arc<Folder>),
+    /// Captioned pictures in shards.
+    Shards(Arc<Shards>),
 }
 
 impl Corpus {
     /// Opens the corpus of a config.
     pub(super) fn open(config: &TrainConfig) -> Result<Self> {
         let corpus = &config.corpus;
+        if let Some(shards) = &corpus.shards {
+            return Ok(Self::Shards(Arc::new(Shards::open(shards, config.seed)?)));
+        }
         Ok(match (&corpus.folder, corpus.scenes) {
             (Some(folder), _) => Self::Folder(Arc::new(Folder::open(folder, config.seed)?)),
             (None, Scenes::Emoji) => Self::Emoji(Arc::new(read_art(corpus.art.as_deref())?)),
             (None, Scenes::Shapes) => Self::Shapes,
         })
+    }
+
+    /// Opens the pictures that a model is fine-tuned on.
+    pub(super) fn open_tuned(config: &TuneConfig) -> Result<Self> {
+        let corpus = &config.corpus;
+        if let Some(shards) = &corpus.shards {
+            return Ok(Self::Shards(Arc::new(Shards::open(shards, config.seed)?)));
+        }
+        let folder = corpus.folder.as_deref().context("expected corpus.folder or corpus.shards")?;
+        Ok(Self::Folder(Arc::new(Folder::open(folder, config.seed)?)))
     }
 
     /// What a run trains on.
@@ -37,6 +53,46 @@ impl Corpus {
             Self::Shapes => Source::Shapes,
             Self::Emoji(art) => Source::Emoji(art.clone()),
             Self::Folder(folder) => Source::Samples(folder.clone()),
+            Self::Shards(shards) => Source::Samples(shards.clone()),
+        }
+    }
+
+    /// A user's own pictures, of any size.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the scenes are drawn.
+    pub(super) fn own_pictures(&self) -> Arc<dyn Pictures> {
+        match self {
+            Self::Folder(folder) => folder.clone(),
+            Self::Shards(shards) => shards.clone(),
+            Self::Shapes | Self::Emoji(_) => panic!("fine-tuning takes pictures alone"),
+        }
+    }
+
+    /// All captions of a user's own pictures; `None` where the scenes are drawn.
+    pub(super) fn captions(&self) -> Option<Box<dyn Iterator<Item = &str> + Send + '_>> {
+        match self {
+            Self::Shapes | Self::Emoji(_) => None,
+            Self::Folder(folder) => Some(Box::new(folder.all_captions())),
+            Self::Shards(shards) => Some(Box::new(shards.all_captions())),
+        }
+    }
+
+    /// How many pictures there are; 0 where the scenes are drawn.
+    pub(super) fn pictures(&self) -> usize {
+        match self {
+            Self::Shapes | Self::Emoji(_) => 0,
+            Self::Folder(folder) => folder.len(),
+            Self::Shards(shards) => shards.len(),
+        }
+    }
+
+    /// The pictures that could not be read and were left out, a line each.
+    pub(super) fn broken(&self) -> Vec<String> {
+        match self {
+            Self::Shards(shards) => shards.broken(),
+            _ => Vec::new(),
         }
     }
 }

@@ -42,6 +42,11 @@ impl TrainProgress {
                      ({stage}.cached_scenes)"
                 );
             }
+            Event::Bucket { cells: [rows, columns], pixels: [height, width], pictures } => {
+                eprintln!(
+                    "bucket of {width} x {height} pixels ({columns} x {rows} cells): {pictures} pictures"
+                );
+            }
             Event::Caching { what, done, scenes } => self.show_caching(what, done, scenes),
             Event::EmbeddingScale { spread, scale } => {
                 eprintln!("the image embeddings spread by {spread:.2}: embedding_scale = {scale}");

@@ -105,6 +105,24 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
         let scales = scales.into_parts().0;
         FloatTensor::<Self>::new(Flex::cpu_unpack(values, scales, zeros, packing, columns))
     }
+
+    fn cpu_frozen_product(
+        x: FloatTensor<Self>,
+        values: FlexTensor,
+        scales: FloatTensor<Self>,
+        zeros: FlexTensor,
+        packing: Packing,
+        columns: usize,
+    ) -> FloatTensor<Self> {
+        let ((x, node), scales) = (x.into_parts(), scales.into_parts().0);
+        let width = x.layout().shape()[1];
+        let state = (values.clone(), scales.clone(), zeros.clone(), packing, [width, columns]);
+        let product = || Flex::cpu_frozen_product(x, values, scales, zeros, packing, columns);
+        match FrozenProduct.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(state, product()),
+            OpsKind::UnTracked(prep) => prep.finish(product()),
+        }
+    }
 }
 
 /// The gradient of an operation on rows of channels: `f` takes their number, rows of what the operation
@@ -122,6 +140,24 @@ fn change_gradient(
         f(channels, &values[row * channels..][..grad.len()], grad);
     });
     grads.register::<Flex>(parent.id, changed);
+}
+
+#[derive(Debug)]
+struct FrozenProduct;
+
+impl Backward<Flex, 1> for FrozenProduct {
+    /// The planes of the matrix, its packing, and how many of how many columns count.
+    type State = (FlexTensor, FlexTensor, FlexTensor, Packing, [usize; 2]);
+
+    /// `∂x = g·W`.
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<Flex>(&ops.node);
+        let [Some(parent)] = ops.parents else { return };
+        let (values, scales, zeros, packing, [width, columns]) = ops.state;
+        let weight = Flex::cpu_unpack(values, scales, zeros, packing, columns);
+        let weight = first_columns(weight, width, columns);
+        grads.register::<Flex>(parent.id, product::<Flex>(grad, weight));
+    }
 }
 
 #[derive(Debug)]
@@ -524,6 +560,28 @@ mod tests {
                 let twin = |[x]: [Tensor<4>; 1]| patches::reference::patches(x, size, stride);
                 compare([random(shape)], |[x]| patches(x, size, stride), twin);
             }
+        }
+    }
+
+    /// A packed matrix gives the gradient that the same one in f32 does, also where only its first columns count.
+    #[test]
+    fn frozen_products_pass_gradients() {
+        use crate::{Epilogue, PackedMatrix, Planes, packed_linear};
+        let device = Device::flex().autodiff();
+        let words: Vec<i32> = (0..3 * 16).map(|i: i32| i.wrapping_mul(0x0123_4567)).collect();
+        let planes =
+            Planes { values: words, scales: vec![0.5, -0.25, 2.0], zeros: vec![7, 9, 120] };
+        let matrix = PackedMatrix::new(Packing::I8, [3, 40], planes, &device);
+        for width in [40, 33] {
+            let x = random([2, 3, 1, width]);
+            compare(
+                [x],
+                |[x]| packed_linear(x, &matrix, Epilogue::new(None)),
+                |[x]| {
+                    let weight = matrix.unpack().narrow(1, 0, width).transpose();
+                    crate::linear(x, weight, Epilogue::new(None))
+                },
+            );
         }
     }
 

@@ -134,7 +134,7 @@ fn unshifted() -> f32 {
 
 impl UpdateConfig {
     /// Checks every value; `part` names the stage.
-    fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
+    pub(super) fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
         at_least_one(part, "steps", self.steps)?;
         at_least_one(part, "sample_every", self.sample_every)?;
         at_least_one(part, "data_threads", self.data_threads as u64)?;

@@ -1,6 +1,6 @@
 //! Why a training run ends early.
 
-use wuerstchen::{Error, LoadError, OptionsError};
+use wuerstchen::{ConfigError, Error, LoadError, LoraError, OptionsError};
 
 use crate::config::StageName;
 use crate::corpus::CorpusError;
@@ -49,9 +49,21 @@ pub enum RunError {
     /// A part is not trained yet, or its weights do not fit the config.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The model that is to be fine-tuned cannot be.
+    #[error("the model {reason}")]
+    Model {
+        /// What it is or lacks, behind "the model".
+        reason: String,
+    },
+    /// A LoRA cannot be made of the config, or not be read back.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// A grid of samples cannot be made.
     #[error(transparent)]
     Generate(#[from] Error),
+    /// A value of the config cannot be used.
+    #[error(transparent)]
+    Value(#[from] ConfigError),
     /// The config's defaults cannot be used.
     #[error(transparent)]
     Options(#[from] OptionsError),

@@ -6,6 +6,8 @@ use burn::prelude::*;
 use wuerstchen_kernels::linear::has_kernel;
 use wuerstchen_kernels::{Epilogue, PackedMatrix, linear, packed_linear};
 
+use super::adapter::Adapter;
+
 /// A matrix as the checkpoint packs it, in the layout of PyTorch, in place of a weight in f32.
 #[derive(Module, Debug)]
 pub(crate) struct Packed {
@@ -83,6 +85,9 @@ fn bias(layer: &Linear) -> Option<Tensor<1>> {
 }
 
 fn multiply<const D: usize>(layer: &Linear, x: Tensor<D>, epilogue: Epilogue<D>) -> Tensor<D> {
+    if let Some(adapter) = layer.weight.reparameterization::<Adapter>() {
+        return adapter.multiply(layer, x, epilogue);
+    }
     match layer.weight.reparameterization::<Packed>() {
         Some(packed) => packed_linear(x, &packed.matrix, epilogue),
         None => linear(x, layer.weight.val(), epilogue),

@@ -1,5 +1,6 @@
 //! The layers that stages B and C share. Features are channels-last, `[B, H, W, C]`, throughout.
 
+mod adapter;
 mod attention_block;
 mod block;
 mod linear;
@@ -7,6 +8,8 @@ mod res_block;
 mod resample;
 mod timestep_block;
 
+pub use adapter::LowRankChange;
+pub(crate) use adapter::with_change;
 pub use attention_block::{Attention, AttentionBlock, AttentionBlockConfig, KeysAndValues};
 #[cfg(feature = "gpu")]
 pub(crate) use block::width;

@@ -39,6 +39,45 @@ impl LoraFile {
         Ok(Self { header, ..Self::from(Checkpoint::parse(name, source)?) })
     }
 
+    /// What the file has, for people, without a model to compare it with: the number of its layers and their
+    /// ranks and alphas; `None` where it has no tensor of a LoRA.
+    ///
+    /// # Errors
+    ///
+    /// An alpha cannot be read.
+    pub fn summary(&self) -> Result<Option<String>, LoadError> {
+        let (mut layers, mut ranks) = (BTreeSet::new(), BTreeSet::new());
+        let mut alphas = BTreeSet::new();
+        for key in self.tensors.names() {
+            let Some((layer, role)) = layer_of(key) else { continue };
+            match role {
+                Role::Down => {
+                    ranks.extend(self.tensors.side(key, 0));
+                }
+                Role::Up => {}
+                Role::Alpha => {
+                    alphas.extend(self.tensors.values(key)?.iter().map(f32::to_string));
+                }
+            }
+            layers.insert(layer);
+        }
+        if ranks.is_empty() {
+            return Ok(None);
+        }
+        let config = self.adapter_config.as_deref().unwrap_or_default();
+        let config: serde_json::Value = serde_json::from_str(config).unwrap_or_default();
+        if let (true, Some(alpha)) = (alphas.is_empty(), config.get("lora_alpha")) {
+            alphas.insert(alpha.to_string());
+        }
+        if alphas.is_empty() {
+            alphas.insert("that of the rank".to_owned());
+        }
+        let ranks: Vec<_> = ranks.iter().map(usize::to_string).collect();
+        let alphas: Vec<_> = alphas.into_iter().collect();
+        let (count, ranks, alphas) = (layers.len(), ranks.join(" and "), alphas.join(" and "));
+        Ok(Some(format!("a LoRA of {count} layers, rank {ranks}, alpha {alphas}")))
+    }
+
     /// With the text of the `adapter_config.json` that peft writes beside its weights.
     pub fn with_adapter_config(self, text: Option<String>) -> Self {
         Self { adapter_config: text, ..self }

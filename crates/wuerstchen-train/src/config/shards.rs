@@ -1,0 +1,82 @@
+//! The config of a corpus of shards.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use wuerstchen::ConfigError;
+
+use crate::limits::not_negative;
+
+/// Pictures in tar files, as a `WebDataset` has them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShardsConfig {
+    /// The files, relative to the current folder. `*` in a file's name stands for any text, and `{000..012}` for
+    /// every number between.
+    pub paths: Vec<String>,
+    /// Samples among which the order is random. An epoch reads the shards in a random order, each from its start
+    /// to its end, and every window of so many samples is shuffled. 1 keeps the order of a shard.
+    pub shuffle: usize,
+    /// Whether a picture that cannot be read, or a shard that is cut off, ends the run; else it is left out and
+    /// listed.
+    pub strict: bool,
+    /// Which samples are taken.
+    pub filter: FilterConfig,
+    /// The fields with captions, and the share in which each is chosen: ends of names such as `txt`, or fields
+    /// of the `.json` file. By default the first there is of `txt`, `caption` and `text`.
+    pub captions: BTreeMap<String, f64>,
+}
+
+/// Bounds on the fields of a sample's `.json` file, by the names of img2dataset and the LAION sets. A sample that
+/// lacks a field with a bound is left out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FilterConfig {
+    /// `width` or `original_width`, pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_width: Option<usize>,
+    /// `height` or `original_height`, pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_height: Option<usize>,
+    /// `aesthetic`, `aesthetic_score`, `AESTHETIC_SCORE` or `aesthetic_score_laion_v2`. The authors took 5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_aesthetic: Option<f64>,
+    /// `pwatermark`, `p_watermark` or `watermark_prob`. The authors took 0.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_watermark: Option<f64>,
+    /// `punsafe`, `p_unsafe` or `NSFW_prob`. The authors took 0.99.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_unsafe: Option<f64>,
+}
+
+impl Default for ShardsConfig {
+    fn default() -> Self {
+        Self {
+            paths: Vec::new(),
+            shuffle: 10_000,
+            strict: false,
+            filter: FilterConfig::default(),
+            captions: BTreeMap::new(),
+        }
+    }
+}
+
+impl ShardsConfig {
+    /// Checks every value.
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        const PART: &str = "shards";
+        if self.paths.is_empty() {
+            return Err(ConfigError::new(PART, "paths", "at least one tar file", "none"));
+        }
+        if self.shuffle == 0 {
+            return Err(ConfigError::new(PART, "shuffle", "at least 1", 0));
+        }
+        for share in self.captions.values() {
+            not_negative(PART, "captions", *share)?;
+        }
+        if !self.captions.is_empty() && self.captions.values().sum::<f64>() == 0.0 {
+            return Err(ConfigError::new(PART, "captions", "a share above 0", "0 for all"));
+        }
+        Ok(())
+    }
+}

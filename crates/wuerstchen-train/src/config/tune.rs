@@ -1,0 +1,313 @@
+//! The config of a fine-tuning of Stage C, one TOML file.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+use wuerstchen::ConfigError;
+use wuerstchen::pipeline::MAX_SIDE;
+
+use super::read::ReadConfigError;
+use super::shards::ShardsConfig;
+use super::stages::UpdateConfig;
+use crate::limits::{positive, share};
+use crate::shapes::Lesson;
+
+/// Names the config in errors.
+const PART: &str = "fine-tuning";
+
+/// The optimiser's values for fine-tuning where the file does not give them: the weights begin as good ones, so
+/// that the warm-up is short, and the moving average is the weights themselves.
+const OPTIMIZER: [(&str, i64); 4] =
+    [("warmup_steps", 50), ("ema_start", 0), ("ema_every", 1), ("ema_beta", 0)];
+
+/// A fine-tuning of a model's Stage C, whole or by a LoRA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TuneConfig {
+    /// Name of the run.
+    pub name: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Where the pictures are.
+    pub corpus: TuneCorpusConfig,
+    /// How pictures become image embeddings.
+    #[serde(default)]
+    pub pictures: PicturesConfig,
+    /// The LoRA; left out if all weights are trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+    /// The updates.
+    pub c: TuneUpdates,
+    /// The pictures that show how far training is.
+    #[serde(default)]
+    pub samples: SamplesConfig,
+}
+
+/// The pictures that a model is fine-tuned on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TuneCorpusConfig {
+    /// A folder of captioned pictures, relative to the current one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// Tar files of captioned pictures, in place of a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<ShardsConfig>,
+    /// The licence of the trained weights. It depends on the pictures, so that only the user knows it.
+    #[serde(default)]
+    pub licence: String,
+}
+
+/// How pictures of any size become image embeddings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PicturesConfig {
+    /// Side in pixels of a square picture. Others have at most as many cells of the image embedding. By default
+    /// the side of the model's own pictures.
+    pub image_size: Option<usize>,
+    /// How many times as long the longer side may be; what is longer is cut off on both sides. 1 makes all
+    /// pictures square.
+    pub max_aspect: f64,
+    /// Cells of the image embedding by which sides of buckets differ. By default a sixth of those of a square
+    /// picture's side.
+    pub bucket_step: Option<usize>,
+}
+
+impl Default for PicturesConfig {
+    fn default() -> Self {
+        Self { image_size: None, max_aspect: 2.0, bucket_step: None }
+    }
+}
+
+/// Which layers a LoRA changes, and by how much.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Rows of the narrow matrices, at least 1.
+    pub rank: usize,
+    /// What, divided by the rank, scales every product. By default the rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Patterns of the names of the linear layers that are changed: a whole name, or its end from a dot on; `*`
+    /// stands for any text. By default the four projections of every attention.
+    pub modules: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        let modules = ["to_q", "to_k", "to_v", "to_out.0"].map(|end| format!("attention.{end}"));
+        Self { rank: 16, alpha: None, modules: modules.into() }
+    }
+}
+
+impl LoraConfig {
+    /// What, divided by the rank, scales every product.
+    pub fn alpha(&self) -> f64 {
+        self.alpha.unwrap_or(self.rank as f64)
+    }
+
+    /// Whether a layer is changed.
+    pub fn changes(&self, layer: &str) -> bool {
+        let ends = layer.match_indices('.').map(|(dot, _)| &layer[dot + 1..]);
+        let names: Vec<_> = std::iter::once(layer).chain(ends).collect();
+        self.modules.iter().any(|pattern| names.iter().any(|name| is_match(pattern, name)))
+    }
+}
+
+/// Whether a text is that of a pattern in which `*` stands for any text.
+pub fn is_match(pattern: &str, text: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(text) = text.strip_prefix(start) else { return false };
+    let mut ends = text.char_indices().map(|(i, _)| i).chain([text.len()]);
+    ends.any(|i| is_match(rest, &text[i..]))
+}
+
+/// The updates of a fine-tuning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TuneUpdates {
+    /// Their number, size and optimiser.
+    #[serde(flatten)]
+    pub updates: UpdateConfig,
+    /// Probability that a sample's caption is dropped, for guidance.
+    #[serde(default = "usual_caption_drop")]
+    pub caption_drop: f64,
+    /// Whether the loss is weighted by the p2 weights of Choi et al. (arXiv 2204.00227) with `k = 1`, as the
+    /// published model was trained.
+    #[serde(default = "is_weighted")]
+    pub p2_weighting: bool,
+    /// Draws noisier times than the authors where it is above 1, as shifted schedules do (arXiv 2403.03206).
+    #[serde(default = "unshifted")]
+    pub time_shift: f32,
+    /// `γ` of the min-SNR weights of Hang et al. (arXiv 2303.09556), in place of p2's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_snr_gamma: Option<f64>,
+}
+
+fn usual_caption_drop() -> f64 {
+    0.05
+}
+
+fn unshifted() -> f32 {
+    1.0
+}
+
+fn is_weighted() -> bool {
+    true
+}
+
+/// The pictures that show how far training is; each has its prompt and the run's seed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplesConfig {
+    /// By default the first captions of the corpus.
+    pub prompts: Vec<String>,
+    /// By default the model's.
+    pub width: Option<usize>,
+    /// By default the model's.
+    pub height: Option<usize>,
+    /// By default the model's.
+    pub prior_steps: Option<usize>,
+}
+
+impl TuneConfig {
+    /// Reads a config. [`Self::validate`] checks its values.
+    ///
+    /// # Errors
+    ///
+    /// The text is not TOML, or fields are missing, unknown or of other types.
+    pub fn from_toml(text: &str) -> Result<Self, ReadConfigError> {
+        Self::from_table(text.parse()?)
+    }
+
+    /// [`Self::from_toml`] of what is parsed.
+    ///
+    /// # Errors
+    ///
+    /// Fields are missing, unknown or of other types.
+    pub fn from_table(mut table: Table) -> Result<Self, ReadConfigError> {
+        if let Some(Value::Table(updates)) = table.get_mut("c") {
+            let optimizer = updates.entry("optimizer").or_insert(Table::new().into());
+            if let Value::Table(optimizer) = optimizer {
+                for (field, value) in OPTIMIZER {
+                    optimizer.entry(field).or_insert(value.into());
+                }
+            }
+        }
+        Ok(table.try_into()?)
+    }
+
+    /// The config as TOML.
+    ///
+    /// # Errors
+    ///
+    /// A number is larger than TOML's, whose largest is 2⁶³ − 1.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    /// Checks every value that can be checked without the model.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that cannot be used and what it needs.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.name.is_empty() || self.name.contains(['/', '\\']) {
+            let expected = "the name of a folder, without separators";
+            return Err(ConfigError::new(PART, "name", expected, format!("{:?}", self.name)));
+        }
+        let TuneCorpusConfig { folder, shards, .. } = &self.corpus;
+        if folder.is_some() == shards.is_some() {
+            let found = if folder.is_some() { "both" } else { "neither" };
+            return Err(ConfigError::new(PART, "corpus", "a folder or shards", found));
+        }
+        shards.as_ref().map_or(Ok(()), ShardsConfig::validate)?;
+        self.c.updates.validate(PART)?;
+        if self.c.updates.lesson != Lesson::default() {
+            return Err(ConfigError::new(PART, "lesson", "left out", "a lesson"));
+        }
+        share(PART, "caption_drop", self.c.caption_drop)?;
+        positive(PART, "time_shift", self.c.time_shift.into())?;
+        if let Some(gamma) = self.c.min_snr_gamma {
+            positive(PART, "min_snr_gamma", gamma)?;
+        }
+        let PicturesConfig { image_size, max_aspect, bucket_step } = self.pictures;
+        if let Some(size) = image_size.filter(|size| !(1..=MAX_SIDE).contains(size)) {
+            let expected = format!("between 1 and {MAX_SIDE}");
+            return Err(ConfigError::new(PART, "image_size", expected, size));
+        }
+        if !(1.0..=16.0).contains(&max_aspect) {
+            return Err(ConfigError::new(PART, "max_aspect", "between 1 and 16", max_aspect));
+        }
+        if bucket_step == Some(0) {
+            return Err(ConfigError::new(PART, "bucket_step", "at least 1", 0));
+        }
+        self.lora.as_ref().map_or(Ok(()), LoraConfig::validate)
+    }
+}
+
+impl LoraConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.rank == 0 {
+            return Err(ConfigError::new("lora", "rank", "at least 1", 0));
+        }
+        if self.modules.is_empty() {
+            return Err(ConfigError::new("lora", "modules", "at least one pattern", "none"));
+        }
+        self.alpha.map_or(Ok(()), |alpha| positive("lora", "alpha", alpha))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LORA: &str = include_str!("../../../../configs/lora.toml");
+
+    #[test]
+    fn the_released_config_is_valid_and_comes_back() {
+        let config = TuneConfig::from_toml(LORA).unwrap();
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(TuneConfig::from_toml(&config.to_toml().unwrap()).unwrap(), config);
+        let optimizer = &config.c.updates.optimizer;
+        assert_eq!((optimizer.ema_every, optimizer.ema_beta, optimizer.ema_start), (1, 0.0, 0));
+    }
+
+    #[test]
+    fn values_that_cannot_be_used_are_named() {
+        type Change = fn(&mut TuneConfig);
+        let changes: [(Change, &str); 7] = [
+            (|config| config.name = "a/b".into(), "name must be the name of a folder"),
+            (|config| config.lora.get_or_insert_default().rank = 0, "rank must be at least 1"),
+            (|config| config.lora.get_or_insert_default().modules.clear(), "modules must be"),
+            (|config| config.lora.get_or_insert_default().alpha = Some(0.0), "alpha must be"),
+            (|config| config.pictures.max_aspect = 0.5, "max_aspect must be between 1 and 16"),
+            (|config| config.pictures.bucket_step = Some(0), "bucket_step must be at least 1"),
+            (|config| config.c.caption_drop = 1.5, "caption_drop must be a share"),
+        ];
+        for (change, expected) in changes {
+            let mut config = TuneConfig::from_toml(LORA).unwrap();
+            change(&mut config);
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn patterns_name_whole_layers_or_their_ends() {
+        let config = |pattern: &str| LoraConfig {
+            modules: vec![pattern.to_owned()],
+            ..LoraConfig::default()
+        };
+        let layer = "blocks.2.attention.to_out.0";
+        for pattern in [layer, "to_out.0", "attention.*", "*", "blocks.*.to_out.0", "2.*0"] {
+            assert!(config(pattern).changes(layer), "{pattern}");
+        }
+        for pattern in ["to_out", "o_out.0", "blocks.3.*", "*to_q", ""] {
+            assert!(!config(pattern).changes(layer), "{pattern}");
+        }
+        assert!(LoraConfig::default().changes(layer));
+        assert!(!LoraConfig::default().changes("blocks.0.channelwise.0"));
+    }
+}

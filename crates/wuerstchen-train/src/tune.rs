@@ -1,0 +1,457 @@
+//! Fine-tuning of a model's Stage C on pictures of any size, whole or by a LoRA.
+//!
+//! The model's tokenizer, text encoder and semantic compressor stay as they are: what they make of the
+//! captions and pictures is computed once and kept in a cache.
+
+mod buckets;
+mod cache;
+mod memory;
+mod prepare;
+mod stage;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::Device;
+use futures_lite::future::block_on;
+use wuerstchen::card::PriorIndex;
+use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::{
+    CARD, Checkpoint, CompressorConfig, ConfigError, Family, GenerateOptions, Image, Lora,
+    LoraFile, ModelFiles, Part, PartConfig, Pipeline, PipelineFolder, Prior, PriorConfig, Progress,
+    RUN_CONFIG, Residency, Schedule, TextEncoderConfig, TrainedLayer, TrainedLora, WeightDtype,
+};
+
+pub use self::buckets::Buckets;
+use self::cache::{TensorCache, digest_of};
+pub use self::memory::{Memory, Work};
+pub use self::prepare::Prepared;
+use self::prepare::{Sizes, Sources};
+pub use self::stage::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tuned, Whole};
+use crate::config::{LoraConfig, StageName, TuneConfig};
+use crate::corpus::CorpusError;
+use crate::run::{Event, Job, RunError, Session, Start, updates};
+use crate::store::Store;
+use crate::trainer::Trainer;
+
+/// The file of a trained LoRA that diffusers reads, by the name that diffusers gives it.
+pub const LORA: &str = "pytorch_lora_weights.safetensors";
+
+/// The files that peft reads.
+const PEFT: [&str; 2] = ["peft/adapter_model.safetensors", "peft/adapter_config.json"];
+
+/// Stage C while it is trained whole, in f32.
+const PRIOR: &str = "c/prior.safetensors";
+
+/// A hash of the Stage C with which the run has begun.
+const BASE: &str = "base.sha256";
+
+/// The model with a Stage C that was trained whole.
+pub const MODEL: &str = "model.safetensors";
+
+/// Pictures in a grid where the config has no prompts.
+const SAMPLES: usize = 4;
+
+/// Captioned pictures of any size.
+pub trait Pictures: Send + Sync {
+    /// How many there are; at least one.
+    fn count(&self) -> usize;
+
+    /// What the picture's file holds: pictures of the same content have the same embedding.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError>;
+
+    /// A picture, scaled to cover the height and width that `size` gives for its own, what stands out cut off
+    /// on both sides.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or `size` refuses it.
+    fn picture(
+        &self,
+        index: usize,
+        size: &mut dyn FnMut([usize; 2]) -> Result<[usize; 2], String>,
+    ) -> Result<Image, CorpusError>;
+
+    /// What may be said about a picture, at least one caption, and how likely each is, together 1.
+    fn captions(&self, index: usize) -> Vec<(String, f64)>;
+
+    /// Whether a picture that cannot be read is left out; else it ends the run.
+    fn leaves_out_broken(&self) -> bool {
+        false
+    }
+}
+
+/// A fine-tuning of a model's Stage C.
+pub struct Tune {
+    config: TuneConfig,
+    model: ModelFiles,
+    pictures: Arc<dyn Pictures>,
+    cache: TensorCache,
+    session: Session,
+    device: Device,
+    prior: PriorConfig,
+    sizes: Sizes,
+    options: GenerateOptions,
+}
+
+/// What the updates begin with.
+struct Ready {
+    pictures: Arc<Prepared>,
+    /// With autodiff.
+    device: Device,
+    start: Start,
+}
+
+impl AsMut<Session> for Tune {
+    fn as_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+}
+
+impl Tune {
+    /// A fine-tuning of `model` that keeps its files in `store`, and image embeddings and hidden states in
+    /// `cache`, which runs may share. Trains on a device without autodiff.
+    ///
+    /// # Errors
+    ///
+    /// A value of the config cannot be used, the model is of another family or lacks a part, or the LoRA
+    /// changes none of its layers.
+    pub fn new(
+        config: TuneConfig,
+        model: ModelFiles,
+        pictures: Arc<dyn Pictures>,
+        [store, cache]: [Arc<dyn Store>; 2],
+        device: Device,
+    ) -> Result<Self, RunError> {
+        config.validate()?;
+        let family = model.family().name;
+        let refuse = |reason: String| Err(RunError::Model { reason });
+        if family != Family::WUERSTCHEN.name {
+            return refuse(format!("is of {family}: expected one of {}", Family::WUERSTCHEN.name));
+        }
+        if !model.weights.contains_key(&Part::COMPRESSOR) {
+            return refuse(format!(
+                "has no semantic compressor, which makes the image embeddings of pictures: expected the part \
+                 {}",
+                Part::COMPRESSOR
+            ));
+        }
+        for part in Family::WUERSTCHEN.needed() {
+            model.check(part, &device)?;
+        }
+        let prior: PriorConfig = model.part_config(Part::PRIOR)?;
+        let text: TextEncoderConfig = model.part_config(Part::PRIOR_TEXT)?;
+        let compressor: CompressorConfig = model.part_config(Part::COMPRESSOR)?;
+        if compressor.c_latent != prior.c_in || text.hidden_size != prior.c_cond {
+            return refuse(format!(
+                "has a compressor of {} channels and a text encoder of {}, its Stage C takes {} and {}",
+                compressor.c_latent, text.hidden_size, prior.c_in, prior.c_cond
+            ));
+        }
+        let index: PriorIndex = model.index(PipelineFolder::PRIOR)?;
+        let defaults = model.card()?.defaults;
+        let sizes =
+            Sizes::new(&config.pictures, defaults.width, index.resolution_multiple, &compressor)?;
+        let samples = &config.samples;
+        let options = GenerateOptions {
+            seed: config.seed,
+            width: samples.width,
+            height: samples.height,
+            prior_steps: samples.prior_steps,
+            ..GenerateOptions::default()
+        };
+        options.resolve(&defaults)?;
+        let session = Session::new(store);
+        let tune = Self {
+            config,
+            model,
+            pictures,
+            cache: TensorCache(cache),
+            session,
+            device,
+            prior,
+            sizes,
+            options,
+        };
+        if let Some(lora) = &tune.config.lora {
+            tune.targets(lora)?;
+        }
+        Ok(tune)
+    }
+
+    /// Reports what happens to `listener`. If it breaks, the run saves and stops after the update that is done
+    /// or comes next.
+    pub fn listen(&mut self, listener: impl FnMut(&Event<'_>) -> ControlFlow<()> + 'static) {
+        self.session.listen(listener);
+    }
+
+    /// Fails if a start would overwrite a state.
+    ///
+    /// # Errors
+    ///
+    /// There is a state.
+    pub fn check_start(&self, start: &Start) -> Result<(), RunError> {
+        self.session.check_start(StageName::C, self.folder(), start)
+    }
+
+    /// The bytes that training takes.
+    ///
+    /// # Errors
+    ///
+    /// The LoRA changes no layer.
+    pub fn memory(&self) -> Result<Memory, RunError> {
+        let layers = self.prior.init(&self.device).linear_layers();
+        let trained = match &self.config.lora {
+            Some(lora) => {
+                let targets = self.targets(lora)?;
+                let sides = layers.iter().zip(&targets).filter(|(_, is_changed)| **is_changed);
+                sides.map(|((_, [output, input]), _)| lora.rank * (output + input)).sum()
+            }
+            None => self.model.weights(Part::PRIOR)?.parameters(),
+        };
+        let base = self.model.weights(Part::PRIOR)?;
+        let frozen = if self.config.lora.is_some() { base.device_bytes() } else { 0 };
+        let [height, width] = self.sizes.buckets.sizes()[0];
+        let text: TextEncoderConfig = self.model.part_config(Part::PRIOR_TEXT)?;
+        let work = Work {
+            frozen,
+            trained,
+            cells: height * width,
+            tokens: text.max_position_embeddings,
+            batch: self.config.c.updates.batch_size,
+        };
+        Ok(Memory::count(&self.prior, &work))
+    }
+
+    /// Trains; breaks if the listener did before the last update. Of a LoRA, the files are kept at every save
+    /// under [`LORA`] and for peft. A Stage C that is trained whole is in the end put into [`MODEL`].
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`] lists what can be wrong.
+    pub fn train(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        self.session.store.claim()?;
+        self.check_start(&start)?;
+        self.session.begin();
+        self.check_base(&start)?;
+        self.session.store.write(RUN_CONFIG, self.config.to_toml()?.as_bytes())?;
+        let pictures = Arc::new(self.prepare()?);
+        let device = self.device.clone().autodiff();
+        device.seed(self.config.seed);
+        let ready = Ready { pictures, device, start };
+        match self.config.lora.clone() {
+            Some(lora) => self.train_lora(&lora, ready),
+            None => self.train_whole(ready),
+        }
+    }
+
+    /// Fails if the run has begun with another Stage C; else keeps what tells.
+    fn check_base(&self, start: &Start) -> Result<(), RunError> {
+        let (store, own) = (&self.session.store, digest_of(&self.model, Part::PRIOR)?);
+        let begun = store.read(BASE)?.filter(|_| !matches!(start, Start::Anew));
+        if begun.is_some_and(|begun| begun != own.as_bytes()) {
+            let reason = format!(
+                "has another Stage C than the one with which the run began, whose hash is in {}",
+                store.describe(BASE)
+            );
+            return Err(RunError::Model { reason });
+        }
+        Ok(store.write(BASE, own.as_bytes())?)
+    }
+
+    fn train_lora(&mut self, lora: &LoraConfig, ready: Ready) -> Result<ControlFlow<()>, RunError> {
+        let targets = self.targets(lora)?;
+        // The frozen network runs as it does when it makes pictures.
+        let config = PriorConfig { dropout: 0.0, ..self.prior.clone() };
+        let base = config.load(self.model.weights(Part::PRIOR)?, &ready.device)?;
+        let layers = base.linear_layers().into_iter().zip(&targets);
+        let layers: Vec<_> = layers.filter(|(_, is_changed)| **is_changed).collect();
+        let sides: Vec<_> = layers.iter().map(|((_, sides), _)| *sides).collect();
+        let names: Vec<String> = layers.into_iter().map(|((name, _), _)| name).collect();
+        let model = LoraLayers::init(&sides, lora.rank, self.config.seed, &ready.device);
+        let tuned = LowRank::new(base, targets, lora.alpha() / lora.rank as f64);
+        let trained = |model: &LoraLayers| trained_lora(lora, &names, model);
+        let sample = |tune: &Self, model: &LoraLayers| {
+            let mut files = tune.model.clone();
+            let file = LoraFile::from(trained(model).for_diffusers());
+            files.add_loras(vec![Lora::read(&file, &files, 1.0)?])?;
+            tune.sample(&files)
+        };
+        let save = |tune: &Self, model: &LoraLayers| tune.write_lora(&trained(model));
+        self.updates((tuned, model), ready, sample, save)
+    }
+
+    fn train_whole(&mut self, ready: Ready) -> Result<ControlFlow<()>, RunError> {
+        let dense = in_f32(self.model.weights(Part::PRIOR)?)?;
+        let model = self.prior.load(&dense, &ready.device)?;
+        drop(dense);
+        let sample = |tune: &Self, model: &Prior| tune.sample(&tune.with_prior(prior(model)));
+        let save = |tune: &Self, model: &Prior| {
+            let weights = prior(model);
+            let bytes = Checkpoint::write([(String::new(), &weights)], WeightDtype::F32, None)?;
+            Ok(tune.session.store.write(PRIOR, &bytes)?)
+        };
+        let done = self.updates((Whole, model), ready, sample, save)?;
+        if done.is_continue() {
+            self.write_model()?;
+        }
+        Ok(done)
+    }
+
+    fn updates<T: Tuned>(
+        &mut self,
+        (tuned, model): (T, T::Model),
+        Ready { pictures, device, start }: Ready,
+        sample: impl Fn(&Self, &T::Model) -> Result<Vec<Image>, RunError>,
+        save: impl Fn(&Self, &T::Model) -> Result<(), RunError>,
+    ) -> Result<ControlFlow<()>, RunError> {
+        let schedule: Schedule = self.model.config(&PipelineFolder::PRIOR.scheduler())?;
+        let (config, seed) = (self.config.c.clone(), self.config.seed);
+        let stage = StageTune::new(tuned, pictures, config.clone(), schedule, device.clone());
+        let trainer = Trainer::new(stage, model, config.updates.clone(), seed, device);
+        let (stage, folder) = (StageName::C, self.folder());
+        let job = Job { stage, folder, config: &config.updates, start };
+        updates(self, job, trainer, sample, save)
+    }
+
+    /// The folder of the run's states and samples.
+    fn folder(&self) -> &'static str {
+        if self.config.lora.is_some() { "lora" } else { StageName::C.as_str() }
+    }
+
+    /// Of every linear layer, whether the LoRA changes it.
+    fn targets(&self, lora: &LoraConfig) -> Result<Vec<bool>, RunError> {
+        let layers = self.prior.init(&self.device).linear_layers();
+        let targets: Vec<_> = layers.iter().map(|(name, _)| lora.changes(name)).collect();
+        if targets.contains(&true) {
+            return Ok(targets);
+        }
+        let mut ends: Vec<&str> = layers.iter().map(|(name, _)| kind_of(name)).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        let expected = format!("patterns of linear layers, which are {}", ends.join(", "));
+        Err(ConfigError::new("lora", "modules", expected, format!("{:?}", lora.modules)).into())
+    }
+
+    /// Fills the cache, and says which buckets there are.
+    fn prepare(&mut self) -> Result<Prepared, RunError> {
+        let updates = &self.config.c.updates;
+        let order = [self.config.seed, updates.batch_size as u64];
+        let sources = Sources {
+            model: &self.model,
+            pictures: &self.pictures,
+            cache: &self.cache,
+            sizes: &self.sizes,
+            threads: updates.data_threads,
+            device: &self.device,
+        };
+        let session = &mut self.session;
+        let on_progress = &mut |what, done, scenes| {
+            session.tell(&Event::Caching { what, done, scenes });
+        };
+        let (prepared, buckets) = Prepared::new(&sources, order, on_progress)?;
+        let cell = self.sizes.cell;
+        for (cells, pictures) in buckets {
+            let pixels = cells.map(|side| (side as f64 * cell).round() as usize);
+            self.session.tell(&Event::Bucket { cells, pixels, pictures });
+        }
+        Ok(prepared)
+    }
+
+    /// The pictures of a grid, one of every prompt.
+    fn sample(&self, files: &ModelFiles) -> Result<Vec<Image>, RunError> {
+        let pipeline = Pipeline::load(files, &self.device, Residency::Auto)?;
+        let captions = || {
+            let indices = 0..self.pictures.count().min(SAMPLES);
+            indices.map(|index| self.pictures.captions(index).swap_remove(0).0).collect()
+        };
+        let own = &self.config.samples.prompts;
+        let prompts: Vec<String> = if own.is_empty() { captions() } else { own.clone() };
+        let prompts: Vec<_> = prompts.iter().map(String::as_str).collect();
+        let settings = self.options.resolve(&pipeline.card.defaults)?;
+        let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+        Ok(block_on(pipeline.generate_each(&prompts, settings, go))?.images)
+    }
+
+    fn write_lora(&self, lora: &TrainedLora) -> Result<(), RunError> {
+        let store = &self.session.store;
+        let bytes = |tensors: Checkpoint, metadata| {
+            Checkpoint::write([(String::new(), &tensors)], WeightDtype::F32, metadata)
+        };
+        // Readers of PyTorch's refuse files that do not say whose they are.
+        let format = Some([("format".to_owned(), "pt".to_owned())].into());
+        store.write(LORA, &bytes(lora.for_diffusers(), format.clone())?)?;
+        store.write(PEFT[0], &bytes(lora.for_peft(), format)?)?;
+        Ok(store.write(PEFT[1], lora.adapter_config().as_bytes())?)
+    }
+
+    /// The model with another Stage C.
+    fn with_prior(&self, weights: Checkpoint) -> ModelFiles {
+        let mut files = self.model.clone();
+        files.weights.insert(Part::PRIOR, weights);
+        files
+    }
+
+    /// Writes the whole model with the trained Stage C as one file.
+    fn write_model(&self) -> Result<(), RunError> {
+        let store = &self.session.store;
+        let Some(bytes) = store.read(PRIOR)? else { return Ok(()) };
+        let weights = Checkpoint::parse(Part::PRIOR.folder(), Arc::new(bytes))?;
+        let mut files = self.with_prior(weights);
+        let mut card = files.card()?;
+        card.provenance = format!(
+            "Stage C of {:?} trained further by `wuerstchen train` on pictures; {}",
+            card.name, card.provenance
+        );
+        card.name.clone_from(&self.config.name);
+        if !self.config.corpus.licence.is_empty() {
+            card.licence =
+                format!("{}; the pictures: {}", card.licence, self.config.corpus.licence);
+        }
+        let card = serde_json::to_string_pretty(&card).expect("a card is JSON");
+        files.texts.insert(CARD.into(), card);
+        Ok(store.write(MODEL, &files.to_bundle(WeightDtype::F16)?)?)
+    }
+}
+
+/// The end of a layer's name that layers of its kind share, such as `attention.to_q`.
+fn kind_of(name: &str) -> &str {
+    let mut pieces = name.splitn(3, '.');
+    match (pieces.next(), pieces.next(), pieces.next()) {
+        (Some("blocks"), Some(_), Some(kind)) => kind,
+        _ => name,
+    }
+}
+
+fn prior(model: &Prior) -> Checkpoint {
+    PriorConfig::weights(Part::PRIOR, model)
+}
+
+/// Weights none of which stays packed.
+fn in_f32(weights: &Checkpoint) -> Result<Checkpoint, RunError> {
+    let mut tensors = Vec::new();
+    for name in weights.names() {
+        let shape = weights.shape(name).unwrap_or_default();
+        tensors.push(NamedTensor::new(name, shape, weights.values(name)?));
+    }
+    Ok(Checkpoint::from_tensors(weights.part(), tensors))
+}
+
+fn trained_lora(config: &LoraConfig, names: &[String], model: &LoraLayers) -> TrainedLora {
+    let values = |tensor: burn::tensor::Tensor<2>| {
+        tensor.into_data().try_to_vec::<f32>().expect("weights are f32")
+    };
+    let model = model.valid();
+    let layers = names.iter().zip(&model.layers).map(|(name, layer)| {
+        let layer = TrainedLayer { down: values(layer.down.val()), up: values(layer.up.val()) };
+        (name.clone(), layer)
+    });
+    let layers: BTreeMap<_, _> = layers.collect();
+    TrainedLora { rank: config.rank, alpha: config.alpha(), layers }
+}

@@ -1,0 +1,88 @@
+//! Tensors that are computed once, kept by a hash of what they are computed from.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::{Checkpoint, LoadError, ModelFiles, Part, WeightDtype};
+
+use crate::corpus::CorpusError;
+use crate::store::Store;
+
+/// The name of the one tensor of a file.
+const TENSOR: &str = "values";
+
+/// Tensors in a store.
+#[derive(Clone)]
+pub(super) struct TensorCache(pub(super) Arc<dyn Store>);
+
+impl TensorCache {
+    /// The tensor of a name, if it is there and whole.
+    pub(super) fn get(&self, name: &str) -> Result<Option<NamedTensor>, CorpusError> {
+        let Some(bytes) = self.0.read(name).map_err(|error| cannot(error.to_string()))? else {
+            return Ok(None);
+        };
+        let read = || {
+            let file = Checkpoint::parse(name, Arc::new(bytes))?;
+            let shape = file.shape(TENSOR).unwrap_or_default().to_vec();
+            Ok::<_, LoadError>(NamedTensor {
+                name: TENSOR.into(),
+                shape,
+                values: file.values(TENSOR)?,
+            })
+        };
+        let described = self.0.describe(name);
+        read().map(Some).map_err(|error| cannot(format!("{described}: {error}; remove the file")))
+    }
+
+    /// A tensor that was put there before.
+    pub(super) fn expect(&self, name: &str) -> Result<NamedTensor, CorpusError> {
+        let gone = || cannot(format!("{} is gone since the run began", self.0.describe(name)));
+        self.get(name)?.ok_or_else(gone)
+    }
+
+    /// Keeps a tensor.
+    pub(super) fn put(
+        &self,
+        name: &str,
+        shape: &[usize],
+        values: Vec<f32>,
+    ) -> Result<(), CorpusError> {
+        let file = Checkpoint::from_tensors(name, [NamedTensor::new(TENSOR, shape, values)]);
+        let bytes = Checkpoint::write([(String::new(), &file)], WeightDtype::F32, None)
+            .map_err(|error| cannot(error.to_string()))?;
+        self.0.write(name, &bytes).map_err(|error| cannot(error.to_string()))
+    }
+}
+
+fn cannot(reason: String) -> CorpusError {
+    CorpusError::Cache { reason }
+}
+
+/// The name of a file for what was computed from `sources`: of a kind, in 256 folders.
+pub(super) fn name_of(kind: &str, sources: &[&[u8]]) -> String {
+    let digest = digest(sources);
+    format!("{kind}/{}/{digest}.safetensors", &digest[..2])
+}
+
+/// A hash of several pieces; where one ends matters.
+pub(super) fn digest(pieces: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for piece in pieces {
+        hash.update((piece.len() as u64).to_le_bytes());
+        hash.update(piece);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A hash of a part of a model: its config and all of its weights.
+pub(super) fn digest_of(model: &ModelFiles, part: Part) -> Result<String, LoadError> {
+    let mut hash = Sha256::new();
+    hash.update(model.texts.get(&part.config_path()).map_or("", String::as_str));
+    let weights = model.weights(part)?;
+    for (name, dtype, shape, _) in weights.describe() {
+        hash.update(format!("\n{name} {dtype:?} {shape:?}\n"));
+        hash.update(&weights.stored(name)?.bytes);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,311 @@
+//! Pictures and captions as Stage C learns from them: image embeddings and hidden states.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use burn::prelude::*;
+use wuerstchen::card::PriorIndex;
+use wuerstchen::noise::Philox;
+use wuerstchen::text::TokenIds;
+use wuerstchen::{
+    CompressorConfig, Image, ModelFiles, Part, PartConfig, PipelineFolder, Statistics,
+    TextEncoderConfig, Tokenizer, compressor,
+};
+
+use super::Pictures;
+use super::buckets::{Buckets, Order};
+use super::cache::{TensorCache, digest, digest_of, name_of};
+use crate::batches::{Batches, MakeBatch};
+use crate::config::PicturesConfig;
+use crate::corpus::CorpusError;
+use crate::rows::Rows;
+use crate::run::RunError;
+
+/// Captions that the text encoder reads at a time.
+const CAPTIONS_AT_ONCE: usize = 8;
+
+/// The sizes of pictures and of their image embeddings.
+#[derive(Clone, Debug)]
+pub(super) struct Sizes {
+    pub(super) buckets: Buckets,
+    /// Pixels of a generated picture for every cell.
+    pub(super) cell: f64,
+    /// Pixels that the compressor sees for every cell.
+    downscale: usize,
+    /// What a cached embedding depends on besides the picture and the compressor.
+    key: String,
+}
+
+impl Sizes {
+    /// Those of a config for a model whose own pictures have this side.
+    pub(super) fn new(
+        config: &PicturesConfig,
+        side: usize,
+        cell: f64,
+        compressor: &CompressorConfig,
+    ) -> Result<Self, RunError> {
+        let size = config.image_size.unwrap_or(side);
+        let cells = (size as f64 / cell).round() as usize;
+        if cells == 0 {
+            let reason =
+                format!("needs an image_size of at least {} pixels, found {size}", cell.ceil());
+            return Err(RunError::Model { reason });
+        }
+        let buckets = Buckets::new(cells, config.max_aspect, config.bucket_step);
+        let downscale = compressor.downscale();
+        let key = format!("{:?} {cell} {downscale}", buckets.sizes());
+        Ok(Self { buckets, cell, downscale, key })
+    }
+
+    /// The cells of a picture of this height and width, or why it cannot be used.
+    fn cells(&self, picture: [usize; 2]) -> Result<[usize; 2], String> {
+        let least = self.cell.ceil() as usize;
+        let [height, width] = picture;
+        if height.min(width) < least {
+            return Err(format!(
+                "expected at least {least} x {least} pixels, a cell of the image embedding, found \
+                 {width} x {height}"
+            ));
+        }
+        Ok(self.buckets.nearest(picture))
+    }
+}
+
+/// Pictures and captions whose image embeddings and hidden states are in a cache.
+pub struct Prepared {
+    cache: TensorCache,
+    pictures: Vec<Entry>,
+    /// The hidden states of no caption.
+    empty: String,
+    order: Order,
+    /// `latents = (embedding + shift) / scale`.
+    scale: f32,
+    shift: f32,
+}
+
+/// A picture by the names in the cache.
+struct Entry {
+    embedding: String,
+    /// How likely each is, together 1.
+    texts: Vec<(String, f64)>,
+}
+
+/// What pictures and captions are prepared with.
+pub(super) struct Sources<'a> {
+    pub(super) model: &'a ModelFiles,
+    pub(super) pictures: &'a Arc<dyn Pictures>,
+    pub(super) cache: &'a TensorCache,
+    pub(super) sizes: &'a Sizes,
+    /// Threads that decode ahead.
+    pub(super) threads: usize,
+    /// Without autodiff.
+    pub(super) device: &'a Device,
+}
+
+/// A picture on its way into the cache.
+enum Unseen {
+    /// Its embedding is there, of so many cells.
+    Cached(String, [usize; 2]),
+    /// What the compressor sees of it, and the embedding's name.
+    Image(String, [usize; 2], Image),
+    /// It cannot be read.
+    Broken,
+    /// There is none.
+    End,
+}
+
+/// The name of an embedding in the cache, and its cells.
+type Embedded = (String, [usize; 2]);
+
+/// Hears of what is being computed, how much of it is done, and how much there is.
+pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
+
+impl Prepared {
+    /// Computes what is not in the cache; tells how many pictures there are of which size in cells.
+    pub(super) fn new(
+        sources: &Sources<'_>,
+        [seed, batch_size]: [u64; 2],
+        on_progress: OnProgress<'_>,
+    ) -> Result<(Self, BTreeMap<[usize; 2], usize>), RunError> {
+        let Sources { model, pictures, .. } = *sources;
+        let embeddings = embeddings(sources, on_progress)?;
+        let captions: Vec<Vec<(String, f64)>> =
+            (0..pictures.count()).map(|index| pictures.captions(index)).collect();
+        let texts = texts(sources, &captions, on_progress)?;
+        let mut of_buckets: BTreeMap<[usize; 2], Vec<u32>> = BTreeMap::new();
+        let mut entries = Vec::new();
+        for (embedding, captions) in embeddings.into_iter().zip(&captions) {
+            let Some((embedding, cells)) = embedding else { continue };
+            of_buckets.entry(cells).or_default().push(entries.len() as u32);
+            let text =
+                |(caption, chance): &(String, f64)| (texts[caption.as_str()].clone(), *chance);
+            entries.push(Entry { embedding, texts: captions.iter().map(text).collect() });
+        }
+        if entries.is_empty() {
+            let (name, reason) = ("all".to_owned(), "none of them can be read".to_owned());
+            return Err(CorpusError::Picture { name, reason }.into());
+        }
+        let counts = of_buckets.iter().map(|(cells, pictures)| (*cells, pictures.len())).collect();
+        let index: PriorIndex = model.index(PipelineFolder::PRIOR)?;
+        let prepared = Self {
+            cache: sources.cache.clone(),
+            pictures: entries,
+            empty: texts[""].clone(),
+            order: Order::new(seed, batch_size as usize, of_buckets.into_values().collect()),
+            scale: index.latent_mean as f32,
+            shift: index.latent_std as f32,
+        };
+        Ok((prepared, counts))
+    }
+
+    /// The pictures of a step's batch.
+    pub(crate) fn batch(&self, step: u64) -> Vec<u32> {
+        self.order.batch(step)
+    }
+
+    /// Stage C's latents of pictures of one bucket.
+    pub(crate) fn latents(&self, chosen: &[u32]) -> Result<Rows, CorpusError> {
+        let (mut shape, mut values) = ([0; 3], Vec::new());
+        for &index in chosen {
+            let embedding = self.cache.expect(&self.pictures[index as usize].embedding)?;
+            shape.copy_from_slice(&embedding.shape);
+            values.extend(embedding.values.iter().map(|value| (value + self.shift) / self.scale));
+        }
+        Ok(Rows::new(shape, values))
+    }
+
+    /// The hidden states of one caption of each picture, rows of `[1, T, D]`; with the probability `drop`, of
+    /// none.
+    pub(crate) fn texts(
+        &self,
+        chosen: &[u32],
+        drop: f64,
+        rng: &mut Philox,
+    ) -> Result<Rows, CorpusError> {
+        let (mut shape, mut values) = ([1; 3], Vec::new());
+        for &index in chosen {
+            let texts = &self.pictures[index as usize].texts;
+            let name = if f64::from(rng.uniform()) < drop {
+                &self.empty
+            } else {
+                let mut left = f64::from(rng.uniform());
+                let chosen = texts.iter().find(|(_, chance)| {
+                    left -= chance;
+                    left < 0.0
+                });
+                &chosen.unwrap_or(&texts[texts.len() - 1]).0
+            };
+            let text = self.cache.expect(name)?;
+            shape[1..].copy_from_slice(&text.shape);
+            values.extend(text.values);
+        }
+        Ok(Rows::new(shape, values))
+    }
+}
+
+/// The name and the cells of every picture's embedding in the cache; `None` where a broken picture is left out.
+fn embeddings(
+    sources: &Sources<'_>,
+    on_progress: OnProgress<'_>,
+) -> Result<Vec<Option<Embedded>>, RunError> {
+    let Sources { model, pictures, cache, sizes, threads, device } = *sources;
+    const WHAT: &str = "image embeddings";
+    let own = digest_of(model, Part::COMPRESSOR)?;
+    let (_, network) = model.load::<CompressorConfig>(Part::COMPRESSOR, device)?;
+    let count = pictures.count();
+    let make: MakeBatch<Unseen> = {
+        let (pictures, cache, sizes) = (pictures.clone(), cache.clone(), sizes.clone());
+        Arc::new(move |number| {
+            let index = number as usize;
+            if index >= count {
+                return Ok(Unseen::End);
+            }
+            let keep =
+                |error| if pictures.leaves_out_broken() { Ok(Unseen::Broken) } else { Err(error) };
+            let content = match pictures.content(index) {
+                Ok(content) => content,
+                Err(error) => return keep(error),
+            };
+            let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
+            if let Some(embedding) = cache.get(&name)?
+                && let [_, height, width] = embedding.shape[..]
+            {
+                return Ok(Unseen::Cached(name, [height, width]));
+            }
+            let mut cells = [0; 2];
+            let image = pictures.picture(index, &mut |size| {
+                cells = sizes.cells(size)?;
+                Ok(cells.map(|side| side * sizes.downscale))
+            });
+            match image {
+                Ok(image) => Ok(Unseen::Image(name, cells, image)),
+                Err(error) => keep(error),
+            }
+        })
+    };
+    let mut unseen = Batches::start(threads, 0, &make);
+    let mut found = Vec::new();
+    for done in 1..=count {
+        found.push(match unseen.next()? {
+            Unseen::Cached(name, cells) => Some((name, cells)),
+            Unseen::Image(name, cells, image) => {
+                let seen = compressor::normalise(image.to_tensor(device));
+                let embedding = network.forward(seen, Statistics::Running);
+                let [_, channels, height, width] = embedding.dims();
+                let values = embedding.into_data().try_to_vec::<f32>().expect("embeddings are f32");
+                cache.put(&name, &[channels, height, width], values)?;
+                Some((name, cells))
+            }
+            Unseen::Broken => None,
+            Unseen::End => unreachable!("there are as many as are counted"),
+        });
+        on_progress(WHAT, done, count);
+    }
+    Ok(found)
+}
+
+/// The names of all captions' hidden states in the cache, and of those of the empty one.
+fn texts<'a>(
+    sources: &Sources<'_>,
+    captions: &'a [Vec<(String, f64)>],
+    on_progress: OnProgress<'_>,
+) -> Result<BTreeMap<&'a str, String>, RunError> {
+    let Sources { model, cache, device, .. } = *sources;
+    const WHAT: &str = "the text encoder's hidden states";
+    let part = Part::PRIOR_TEXT;
+    let config: TextEncoderConfig = model.part_config(part)?;
+    let files = model.tokenizer(PipelineFolder::PRIOR);
+    let tokenizer =
+        Tokenizer::new(&files, config.max_position_embeddings).map_err(CorpusError::from)?;
+    let tokenizer_files: Vec<&[u8]> = files.named().map(|(_, text)| text.as_bytes()).collect();
+    let own = digest(&[digest_of(model, part)?.as_bytes(), digest(&tokenizer_files).as_bytes()]);
+    let distinct: BTreeSet<&str> =
+        captions.iter().flatten().map(|(caption, _)| caption.as_str()).collect();
+    let name = |caption: &str| name_of("texts", &[own.as_bytes(), caption.as_bytes()]);
+    let names: BTreeMap<&str, String> =
+        distinct.into_iter().chain([""]).map(|caption| (caption, name(caption))).collect();
+    let mut missing = Vec::new();
+    for (&caption, name) in &names {
+        if !cache.0.contains(name) {
+            missing.push((caption, name));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(names);
+    }
+    let encoder = config.load(model.weights(part)?, device)?;
+    let mut done = 0;
+    for some in missing.chunks(CAPTIONS_AT_ONCE) {
+        let ids = some.iter().map(|(caption, _)| tokenizer.encode(caption));
+        let ids: Vec<TokenIds> = ids.collect::<Result<_, _>>().map_err(CorpusError::from)?;
+        let states = encoder.forward(&ids);
+        let [_, tokens, width] = states.dims();
+        let values = states.into_data().try_to_vec::<f32>().expect("hidden states are f32");
+        for ((_, name), values) in some.iter().zip(values.chunks(tokens * width)) {
+            cache.put(name, &[tokens, width], values.to_vec())?;
+        }
+        done += some.len();
+        on_progress(WHAT, done, missing.len());
+    }
+    Ok(names)
+}

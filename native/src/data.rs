@@ -1,0 +1,226 @@
+//! `wuerstchen data`: what is in pictures to train on, and shards out of them.
+
+use std::collections::BTreeMap;
+use std::fs::{File, create_dir_all};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::json;
+use tar::{Builder, Header};
+use wuerstchen::Image;
+use wuerstchen::fs::write;
+use wuerstchen_train::Pictures;
+use wuerstchen_train::config::ShardsConfig;
+use wuerstchen_train::tune::Buckets;
+
+use crate::folder::Folder;
+use crate::shards::Shards;
+use crate::terminal::visible_lines;
+
+/// Arguments of `wuerstchen data`.
+#[derive(Args)]
+pub(crate) struct DataArgs {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Read all pictures and tell what is in them
+    Stats(StatsArgs),
+    /// Put the pictures of a folder into tar files
+    Pack(PackArgs),
+}
+
+#[derive(Args)]
+struct StatsArgs {
+    /// A folder of captioned pictures, or tar files; `*` in a file's name and `{000..012}` stand for several
+    #[arg(required = true)]
+    paths: Vec<String>,
+    /// Draw some of the pictures
+    #[arg(long, value_name = "FILE.png")]
+    grid: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct PackArgs {
+    /// A folder of captioned pictures
+    folder: PathBuf,
+    /// The folder to write
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Pictures in a tar file
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
+}
+
+/// Pictures in a row of a grid, and their side in pixels.
+const GRID: usize = 8;
+const GRID_PIXELS: usize = 96;
+
+/// The aspect ratios that are told apart: those of a picture of 24 cells.
+const SIDE: usize = 24;
+const MAX_ASPECT: f64 = 4.0;
+
+/// What is in a corpus.
+#[derive(Serialize)]
+struct Stats {
+    pictures: usize,
+    captions: usize,
+    /// Mean over the captions.
+    words_per_caption: f64,
+    /// By width to height.
+    aspect_ratios: BTreeMap<String, usize>,
+    /// Shorter sides in pixels, by the power of two that they reach.
+    shorter_sides: BTreeMap<u32, usize>,
+    /// Pictures that cannot be read, and why.
+    broken: Vec<String>,
+}
+
+pub(crate) fn run(args: &DataArgs) -> Result<()> {
+    match &args.task {
+        Task::Stats(args) => stats(args),
+        Task::Pack(args) => pack(args),
+    }
+}
+
+fn stats(args: &StatsArgs) -> Result<()> {
+    let pictures: Box<dyn Pictures> = match &args.paths[..] {
+        [folder] if Path::new(folder).is_dir() => Box::new(Folder::open(Path::new(folder), 0)?),
+        paths => {
+            let config = ShardsConfig { paths: paths.to_vec(), ..ShardsConfig::default() };
+            Box::new(Shards::open(&config, 0)?)
+        }
+    };
+    let bar = ProgressBar::new(pictures.count() as u64).with_message("reading the pictures");
+    let sizes = Mutex::new(vec![None; pictures.count()]);
+    let broken = (0..pictures.count()).into_par_iter().filter_map(|index| {
+        let read = pictures.picture(index, &mut |size| {
+            sizes.lock().expect("no reader panics")[index] = Some(size);
+            // No more than its size is asked for.
+            Ok([1; 2])
+        });
+        bar.inc(1);
+        read.err().map(|error| error.to_string())
+    });
+    let broken: Vec<String> = broken.collect();
+    bar.finish_and_clear();
+    let sizes = sizes.into_inner().expect("no reader panics");
+    if let Some(path) = &args.grid {
+        draw(&*pictures, path)?;
+    }
+    let stats = count(&*pictures, &sizes, broken);
+    crate::print(&if args.json { serde_json::to_string(&stats)? } else { text(&stats) })
+}
+
+fn count(pictures: &dyn Pictures, sizes: &[Option<[usize; 2]>], broken: Vec<String>) -> Stats {
+    let captions = (0..pictures.count()).flat_map(|index| pictures.captions(index));
+    let words: Vec<_> =
+        captions.map(|(caption, _)| caption.split_whitespace().count() as f64).collect();
+    let buckets = Buckets::new(SIDE, MAX_ASPECT, None);
+    let (mut aspect_ratios, mut shorter_sides) = (BTreeMap::new(), BTreeMap::new());
+    for &size in sizes.iter().flatten() {
+        let [height, width] = buckets.nearest(size);
+        let ratio = format!("{:.2}", width as f64 / height as f64);
+        *aspect_ratios.entry(ratio).or_default() += 1;
+        let shorter = size[0].min(size[1]).max(1) as u32;
+        *shorter_sides.entry(1 << shorter.ilog2()).or_default() += 1;
+    }
+    Stats {
+        pictures: pictures.count(),
+        captions: words.len(),
+        words_per_caption: words.iter().sum::<f64>() / words.len().max(1) as f64,
+        aspect_ratios,
+        shorter_sides,
+        broken,
+    }
+}
+
+fn text(stats: &Stats) -> String {
+    let Stats { pictures, captions, words_per_caption, .. } = stats;
+    let mut lines = vec![format!(
+        "{pictures} pictures with {captions} captions of {words_per_caption:.1} words on average"
+    )];
+    lines.push("width to height, pictures".to_owned());
+    lines.extend(stats.aspect_ratios.iter().map(|(ratio, count)| format!("{ratio:>8} {count:>8}")));
+    lines.push("shorter side of at least so many pixels, pictures".to_owned());
+    lines.extend(stats.shorter_sides.iter().map(|(side, count)| format!("{side:>8} {count:>8}")));
+    if !stats.broken.is_empty() {
+        lines.push(format!("{} pictures cannot be read", stats.broken.len()));
+        lines.extend(stats.broken.iter().map(|broken| format!("  {broken}")));
+    }
+    visible_lines(&lines.join("\n"))
+}
+
+/// Draws pictures from all over the corpus.
+fn draw(pictures: &dyn Pictures, path: &Path) -> Result<()> {
+    let count = pictures.count();
+    let shown = count.min(GRID * GRID);
+    let indices = (0..shown).map(|i| i * count / shown);
+    let drawn: Vec<Image> = indices
+        .filter_map(|index| pictures.picture(index, &mut |_| Ok([GRID_PIXELS; 2])).ok())
+        .collect();
+    if drawn.is_empty() {
+        bail!("expected at least one picture that can be read, found none");
+    }
+    let png = Image::grid(&drawn, GRID).to_png().context("cannot encode the pictures")?;
+    Ok(write(path, &png)?)
+}
+
+fn pack(args: &PackArgs) -> Result<()> {
+    let folder = Folder::open(&args.folder, 0)?;
+    let cannot = || format!("cannot write to {}", args.output.display());
+    create_dir_all(&args.output).with_context(cannot)?;
+    if args.output.read_dir().with_context(cannot)?.next().is_some() {
+        bail!("{}: expected an empty folder", args.output.display());
+    }
+    let (count, samples) = (folder.len(), args.samples as usize);
+    let bar = ProgressBar::new(count as u64).with_message("packing the pictures");
+    for (shard, first) in (0..count).step_by(samples).enumerate() {
+        let path = args.output.join(format!("{shard:05}.tar"));
+        let mut tar = Builder::new(File::create(&path).with_context(cannot)?);
+        for index in first..count.min(first + samples) {
+            add_sample(&mut tar, &folder, index).with_context(|| path.display().to_string())?;
+            bar.inc(1);
+        }
+        tar.finish().with_context(cannot)?;
+    }
+    bar.finish_and_clear();
+    let shards = count.div_ceil(samples);
+    eprintln!("wrote {count} pictures into {shards} shards in {}", args.output.display());
+    Ok(())
+}
+
+/// Adds a picture as it is, its first caption, and all captions with its size.
+fn add_sample(tar: &mut Builder<File>, folder: &Folder, index: usize) -> Result<()> {
+    let mut sides = [0; 2];
+    folder.picture(index, &mut |size| {
+        sides = size;
+        Ok([1; 2])
+    })?;
+    let captions: Vec<String> =
+        Pictures::captions(folder, index).into_iter().map(|(caption, _)| caption).collect();
+    let [height, width] = sides;
+    let name = folder.path(index).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let about = json!({"captions": captions, "width": width, "height": height, "file_name": name});
+    let ending =
+        folder.path(index).extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let mut add = |ending: &str, bytes: &[u8]| {
+        let mut header = Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        tar.append_data(&mut header, format!("{index:09}.{ending}"), bytes)
+    };
+    add(&ending, &folder.content(index)?)?;
+    add("txt", captions[0].as_bytes())?;
+    Ok(add("json", about.to_string().as_bytes())?)
+}

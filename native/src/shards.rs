@@ -1,0 +1,256 @@
+//! Pictures in tar files, as a `WebDataset` has them.
+
+mod filter;
+mod index;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
+use wuerstchen::Image;
+use wuerstchen::noise::Philox;
+use wuerstchen_train::Pictures;
+use wuerstchen_train::config::ShardsConfig;
+use wuerstchen_train::corpus::{CorpusError, Samples};
+
+use self::filter::LeftOut;
+use self::index::{Found, files_of, read_shard};
+use crate::folder::{fill, shuffled};
+use crate::pictures::with_bytes;
+
+/// Captioned pictures in shards, in another order in every epoch.
+pub(crate) struct Shards {
+    seed: u64,
+    /// Samples among which an epoch's order is random, wherever in it.
+    window: usize,
+    /// Fails at a picture that cannot be read, in place of leaving it out.
+    strict: bool,
+    files: Vec<PathBuf>,
+    samples: Vec<Sample>,
+    /// The order of the epoch that was asked for last.
+    order: Mutex<(u64, Arc<[u32]>)>,
+    /// Samples that cannot be read, and why.
+    broken: Mutex<BTreeMap<u32, String>>,
+}
+
+/// A picture in a shard.
+struct Sample {
+    shard: u32,
+    name: String,
+    offset: u64,
+    length: usize,
+    captions: Vec<String>,
+    /// How likely each caption is, together 1.
+    chances: Vec<f64>,
+}
+
+impl Shards {
+    /// Reads what is in all shards, and leaves out what the config's filter does; says how much that is.
+    pub(crate) fn open(config: &ShardsConfig, seed: u64) -> Result<Self> {
+        let files = files_of(&config.paths)?;
+        let read = files.par_iter().map(|file| read_shard(file)).collect::<Result<Vec<_>>>()?;
+        let mut left_out = LeftOut::default();
+        let mut samples = Vec::new();
+        for (shard, (found, cut_off)) in read.into_iter().enumerate() {
+            if let Some(reason) = cut_off {
+                let name = files[shard].display();
+                if config.strict {
+                    bail!("the shard {name}: {reason}");
+                }
+                eprintln!("the shard {name} ends early: {reason}");
+            }
+            for found in found {
+                if let Some((captions, chances)) = left_out.take(config, &found) {
+                    let Found { name, offset, length, .. } = found;
+                    let shard = shard as u32;
+                    samples.push(Sample { shard, name, offset, length, captions, chances });
+                }
+            }
+        }
+        left_out.lines().for_each(|line| eprintln!("{line}"));
+        if samples.is_empty() {
+            let count = files.len();
+            bail!("expected captioned pictures in {count} shards, found none{}", left_out.inline());
+        }
+        eprintln!("{} pictures in {} shards", samples.len(), files.len());
+        let order = Mutex::new((u64::MAX, Arc::default()));
+        let (window, strict) = (config.shuffle.max(1), config.strict);
+        Ok(Self { seed, window, strict, files, samples, order, broken: Mutex::default() })
+    }
+
+    /// How many pictures there are, broken ones with them.
+    pub(crate) fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// All captions.
+    pub(crate) fn all_captions(&self) -> impl Iterator<Item = &str> + Send {
+        self.samples.iter().flat_map(|sample| sample.captions.iter().map(String::as_str))
+    }
+
+    /// The name of every picture that could not be read, and why, a line each.
+    pub(crate) fn broken(&self) -> Vec<String> {
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.iter().map(|(&index, why)| format!("{}: {why}", self.name(index))).collect()
+    }
+
+    fn name(&self, index: u32) -> String {
+        let sample = &self.samples[index as usize];
+        format!("{}/{}", self.files[sample.shard as usize].display(), sample.name)
+    }
+
+    /// The sample at a place of the endless order, whether it can be read or not.
+    fn at(&self, number: u64) -> u32 {
+        let count = self.samples.len() as u64;
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        if order.0 != number / count {
+            *order = (number / count, self.in_order(number / count));
+        }
+        order.1[(number % count) as usize]
+    }
+
+    /// The order of an epoch: the shards in a random order, each from its start to its end, and then every
+    /// window of so many samples shuffled. It is read nearly as it lies, and depends on nothing but the epoch.
+    fn in_order(&self, epoch: u64) -> Arc<[u32]> {
+        let mut of_shards = vec![Vec::new(); self.files.len()];
+        for (index, sample) in self.samples.iter().enumerate() {
+            of_shards[sample.shard as usize].push(index as u32);
+        }
+        let shards = shuffled(self.files.len() as u32, self.seed, epoch);
+        let order: Vec<u32> =
+            shards.iter().flat_map(|&shard| of_shards[shard as usize].iter().copied()).collect();
+        let windows = order.chunks(self.window).enumerate().flat_map(|(i, window)| {
+            // Streams of windows are apart from those of the shards' order.
+            let stream = epoch << 32 | (i as u64 + 1);
+            let places = shuffled(window.len() as u32, self.seed ^ WINDOWS, stream);
+            places.iter().map(|&place| window[place as usize]).collect::<Vec<_>>()
+        });
+        windows.collect()
+    }
+
+    /// The first sample from a place of the order on that is not known to be broken.
+    fn whole_from(&self, number: u64) -> Result<u32, CorpusError> {
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = number..number + self.samples.len() as u64;
+        let found = places.find_map(|place| {
+            let index = self.at(place);
+            (!broken.contains_key(&index)).then_some(index)
+        });
+        let name = || self.files[0].display().to_string();
+        let reason = || "expected at least one picture that can be read".to_owned();
+        found.ok_or_else(|| CorpusError::Picture { name: name(), reason: reason() })
+    }
+
+    fn bytes(&self, index: u32) -> Result<Vec<u8>> {
+        let sample = &self.samples[index as usize];
+        let path = &self.files[sample.shard as usize];
+        let read = || {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(sample.offset))?;
+            let mut bytes = vec![0; sample.length];
+            file.read_exact(&mut bytes)?;
+            Ok::<_, std::io::Error>(bytes)
+        };
+        read().with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// Decodes a sample to the size that `size` gives for its own; remembers where that is not possible.
+    fn decode(
+        &self,
+        index: u32,
+        size: &mut dyn FnMut([usize; 2]) -> Result<[usize; 2], String>,
+    ) -> Result<Image, CorpusError> {
+        let decoded = self.bytes(index).and_then(|bytes| {
+            with_bytes(&bytes, |picture| {
+                let sides = [picture.pixels.height(), picture.pixels.width()];
+                Ok(fill(picture, size(sides.map(|side| side as usize))?))
+            })
+        });
+        let decoded = decoded.map_err(|error| error.root_cause().to_string()).flatten();
+        decoded.map_err(|reason| {
+            let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+            if broken.insert(index, reason.clone()).is_none() && !self.strict {
+                eprintln!("left out: {}: {reason}", self.name(index));
+            }
+            CorpusError::Picture { name: self.name(index), reason }
+        })
+    }
+}
+
+/// Sets the random numbers of windows apart from others of the seed.
+const WINDOWS: u64 = 0x5749_4e44_4f57_5300;
+
+impl Samples for Shards {
+    fn picture(&self, number: u64, side: usize) -> Result<Image, CorpusError> {
+        loop {
+            let index = self.whole_from(number)?;
+            match self.decode(index, &mut |_| Ok([side; 2])) {
+                Err(error) if self.strict => return Err(error),
+                // It is known to be broken, so that another one comes.
+                Err(_) => {}
+                image => return image,
+            }
+        }
+    }
+
+    fn captions(&self, number: u64) -> Vec<String> {
+        let index = self.whole_from(number).unwrap_or_else(|_| self.at(number));
+        self.samples[index as usize].captions.clone()
+    }
+
+    fn caption(&self, number: u64, rng: &mut Philox) -> String {
+        let index = self.whole_from(number).unwrap_or_else(|_| self.at(number));
+        let sample = &self.samples[index as usize];
+        let mut left = f64::from(rng.uniform());
+        let place = sample.chances.iter().position(|chance| {
+            left -= chance;
+            left < 0.0
+        });
+        sample.captions[place.unwrap_or(sample.captions.len() - 1)].clone()
+    }
+
+    fn prompt(&self, number: u64) -> String {
+        self.samples[self.at(number) as usize].captions[0].clone()
+    }
+
+    fn count(&self) -> Option<usize> {
+        Some(self.len())
+    }
+}
+
+/// The pictures in the order in which they lie.
+impl Pictures for Shards {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError> {
+        let index = index as u32;
+        let unreadable = |error: anyhow::Error| CorpusError::Picture {
+            name: self.name(index),
+            reason: error.root_cause().to_string(),
+        };
+        self.bytes(index).map_err(unreadable)
+    }
+
+    fn picture(
+        &self,
+        index: usize,
+        size: &mut dyn FnMut([usize; 2]) -> Result<[usize; 2], String>,
+    ) -> Result<Image, CorpusError> {
+        self.decode(index as u32, size)
+    }
+
+    fn captions(&self, index: usize) -> Vec<(String, f64)> {
+        let sample = &self.samples[index];
+        sample.captions.iter().cloned().zip(sample.chances.iter().copied()).collect()
+    }
+
+    fn leaves_out_broken(&self) -> bool {
+        !self.strict
+    }
+}

@@ -1,0 +1,159 @@
+//! Which samples of shards are taken, and with which captions.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+use wuerstchen_train::config::{FilterConfig, ShardsConfig};
+
+use super::index::Found;
+
+/// Names of fields, as img2dataset and the LAION sets write them.
+const WIDTH: [&str; 2] = ["width", "original_width"];
+const HEIGHT: [&str; 2] = ["height", "original_height"];
+const AESTHETIC: [&str; 4] =
+    ["aesthetic", "aesthetic_score", "AESTHETIC_SCORE", "aesthetic_score_laion_v2"];
+const WATERMARK: [&str; 3] = ["pwatermark", "p_watermark", "watermark_prob"];
+const UNSAFE: [&str; 3] = ["punsafe", "p_unsafe", "NSFW_prob"];
+
+/// Where a caption is looked for, unless the config says so.
+const CAPTIONS: [&str; 4] = ["captions", "txt", "caption", "text"];
+
+/// How many samples are left out, by the reason.
+#[derive(Default)]
+pub(super) struct LeftOut(BTreeMap<String, usize>);
+
+impl LeftOut {
+    /// The captions of a sample and how likely each is; `None`, and a count of why, where it is left out.
+    pub(super) fn take(
+        &mut self,
+        config: &ShardsConfig,
+        found: &Found,
+    ) -> Option<(Vec<String>, Vec<f64>)> {
+        let taken = match refusal(&config.filter, &found.fields) {
+            Some(reason) => Err(reason),
+            None => captions_of(config, found).ok_or_else(|| "no caption".to_owned()),
+        };
+        taken.map_err(|reason| *self.0.entry(reason).or_default() += 1).ok()
+    }
+
+    /// A line for each reason.
+    pub(super) fn lines(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|(reason, count)| format!("left out: {count} samples: {reason}"))
+    }
+
+    /// All lines behind each other, for an error.
+    pub(super) fn inline(&self) -> String {
+        self.lines().map(|line| format!("; {line}")).collect()
+    }
+}
+
+/// Why the filter leaves a sample out.
+fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String> {
+    let bounds: [(&[&str], Option<f64>, bool); 5] = [
+        (&WIDTH, filter.min_width.map(|side| side as f64), true),
+        (&HEIGHT, filter.min_height.map(|side| side as f64), true),
+        (&AESTHETIC, filter.min_aesthetic, true),
+        (&WATERMARK, filter.max_watermark, false),
+        (&UNSAFE, filter.max_unsafe, false),
+    ];
+    bounds.into_iter().find_map(|(names, bound, is_least)| {
+        let (bound, name) = (bound?, names[0]);
+        match names.iter().find_map(|name| fields.get(*name)?.as_f64()) {
+            None => Some(format!("no field {name}")),
+            Some(value) if is_least && value < bound => Some(format!("{name} below {bound}")),
+            Some(value) if !is_least && value > bound => Some(format!("{name} above {bound}")),
+            Some(_) => None,
+        }
+    })
+}
+
+/// The captions of a sample and how likely each is, together 1: those of the fields that the config names, in
+/// the share that it gives them; else those of the first usual field that there is.
+pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<String>, Vec<f64>)> {
+    let texts = |field: &str| -> Vec<String> {
+        let mut texts: Vec<&str> = found.texts.get(field).map(String::as_str).into_iter().collect();
+        if texts.is_empty() {
+            match found.fields.get(field) {
+                Some(Value::String(text)) => texts.push(text),
+                Some(Value::Array(list)) => texts.extend(list.iter().filter_map(Value::as_str)),
+                _ => {}
+            }
+        }
+        let texts = texts.into_iter().map(str::trim).filter(|text| !text.is_empty());
+        texts.map(str::to_owned).collect()
+    };
+    // The captions of one field have equal parts of its share.
+    let of_field = |(field, share): (&str, f64)| {
+        let texts = texts(field);
+        let part = share / texts.len() as f64;
+        texts.into_iter().map(move |text| (text, part)).collect::<Vec<_>>()
+    };
+    let captions = if config.captions.is_empty() {
+        let usual = CAPTIONS.into_iter().map(|field| of_field((field, 1.0)));
+        usual.into_iter().find(|captions| !captions.is_empty()).unwrap_or_default()
+    } else {
+        let named = config.captions.iter().map(|(field, share)| (field.as_str(), *share));
+        named.flat_map(of_field).collect()
+    };
+    let whole: f64 = captions.iter().map(|(_, share)| share).sum();
+    let of_whole = |(text, share): (String, f64)| (text, share / whole);
+    (whole > 0.0).then(|| captions.into_iter().map(of_whole).unzip())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn found(fields: Value) -> Found {
+        let Value::Object(fields) = fields else { panic!("no object") };
+        let texts = BTreeMap::from([("txt".to_owned(), " a fox \n".to_owned())]);
+        Found { name: "0.jpg".into(), offset: 0, length: 1, texts, fields }
+    }
+
+    #[test]
+    fn bounds_leave_samples_out() {
+        let filter = FilterConfig {
+            min_width: Some(100),
+            min_aesthetic: Some(5.0),
+            max_watermark: Some(0.5),
+            ..FilterConfig::default()
+        };
+        let config = ShardsConfig { filter, ..ShardsConfig::default() };
+        let mut left_out = LeftOut::default();
+        let mut takes = |fields: Value| left_out.take(&config, &found(fields)).is_some();
+        assert!(takes(json!({"width": 100, "AESTHETIC_SCORE": 5.0, "pwatermark": 0.5})));
+        assert!(!takes(json!({"width": 99, "AESTHETIC_SCORE": 6, "pwatermark": 0.1})));
+        assert!(!takes(json!({"width": 100, "aesthetic": 4.9, "pwatermark": 0.1})));
+        assert!(!takes(json!({"width": 100, "aesthetic": 5.1, "p_watermark": 0.6})));
+        assert!(!takes(json!({"aesthetic": 5.1, "p_watermark": 0.6})));
+        let lines: Vec<_> = left_out.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "left out: 1 samples: aesthetic below 5",
+                "left out: 1 samples: no field width",
+                "left out: 1 samples: pwatermark above 0.5",
+                "left out: 1 samples: width below 100",
+            ]
+        );
+    }
+
+    /// Shares of 1 and 3 of those that are there.
+    #[test]
+    fn captions_have_their_shares() {
+        let shares = [("txt", 1.0), ("blip", 3.0), ("none", 9.0)];
+        let captions = shares.map(|(field, share)| (field.to_owned(), share)).into();
+        let config = ShardsConfig { captions, ..ShardsConfig::default() };
+        let found = found(json!({"blip": "an animal", "caption": "x"}));
+        let (texts, chances) = captions_of(&config, &found).unwrap();
+        assert_eq!(texts, ["an animal", "a fox"]);
+        assert_eq!(chances, [0.75, 0.25]);
+        let (texts, chances) = captions_of(&ShardsConfig::default(), &found).unwrap();
+        assert_eq!((texts, chances), (vec!["a fox".to_owned()], vec![1.0]));
+        let several = self::found(json!({"captions": ["one", " ", "two"]}));
+        let (texts, chances) = captions_of(&ShardsConfig::default(), &several).unwrap();
+        assert_eq!((texts, chances), (vec!["one".to_owned(), "two".to_owned()], vec![0.5; 2]));
+    }
+}

@@ -1,0 +1,186 @@
+//! What lies where in the tar files of a `WebDataset`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+use tar::Archive;
+use wuerstchen_train::config::is_match;
+
+use crate::pictures;
+
+/// Most bytes of a text of a sample.
+const MAX_TEXT: u64 = 1 << 20;
+
+/// A picture in a shard, and what is said about it.
+pub(super) struct Found {
+    /// Its name in the shard, for messages.
+    pub(super) name: String,
+    /// Where its bytes lie in the shard.
+    pub(super) offset: u64,
+    pub(super) length: usize,
+    /// Texts by the ends of their names.
+    pub(super) texts: BTreeMap<String, String>,
+    /// What the `.json` file says.
+    pub(super) fields: Map<String, Value>,
+}
+
+/// The samples of a shard in their order, and why it ends early where it is cut off. Files of one sample follow
+/// each other and have one name up to the first dot.
+pub(super) fn read_shard(path: &Path) -> Result<(Vec<Found>, Option<String>)> {
+    let cannot = || format!("cannot read the shard {}", path.display());
+    let file = File::open(path).with_context(cannot)?;
+    let whole = file.metadata().with_context(cannot)?.len();
+    let mut archive = Archive::new(file);
+    let (mut samples, mut last): (Vec<Found>, Option<(String, Pieces)>) = (Vec::new(), None);
+    let mut cut_off = None;
+    for entry in archive.entries_with_seek().with_context(cannot)? {
+        let mut entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                cut_off = Some(error.to_string());
+                break;
+            }
+        };
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let (offset, length) = (entry.raw_file_position(), entry.size());
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if offset + length > whole {
+            cut_off = Some(format!("{name} is cut off"));
+            break;
+        }
+        let Some((key, ending)) = key_of(&name) else { continue };
+        if last.as_ref().is_none_or(|(of, _)| *of != key) {
+            samples.extend(last.take().and_then(|(_, pieces)| pieces.finish()));
+            last = Some((key, Pieces::default()));
+        }
+        let Some((_, pieces)) = &mut last else { continue };
+        if pictures::ENDINGS.contains(&&*ending) {
+            pieces.picture.get_or_insert((name, offset, length as usize));
+        } else if length <= MAX_TEXT && is_text(&ending) {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).with_context(cannot)?;
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            if ending == "json" {
+                match serde_json::from_str(&text) {
+                    Ok(Value::Object(fields)) => pieces.fields = fields,
+                    _ => bail!("{}: {name}: expected a JSON object", path.display()),
+                }
+            } else {
+                pieces.texts.insert(ending, text);
+            }
+        }
+    }
+    samples.extend(last.and_then(|(_, pieces)| pieces.finish()));
+    Ok((samples, cut_off))
+}
+
+/// The files of a sample.
+#[derive(Default)]
+struct Pieces {
+    picture: Option<(String, u64, usize)>,
+    texts: BTreeMap<String, String>,
+    fields: Map<String, Value>,
+}
+
+impl Pieces {
+    /// The sample, if it has a picture.
+    fn finish(self) -> Option<Found> {
+        let (name, offset, length) = self.picture?;
+        Some(Found { name, offset, length, texts: self.texts, fields: self.fields })
+    }
+}
+
+/// Whether a file is read for its text: everything that is short enough and no other kind of data.
+fn is_text(ending: &str) -> bool {
+    !["npy", "npz", "pth", "pt", "pyd", "mp4", "wav", "cls"].contains(&ending)
+}
+
+/// The sample that a file belongs to, and the end of its name in lower case; `None` for hidden files.
+///
+/// Source: `base_plus_ext` in `tariterators.py` of webdataset.
+fn key_of(name: &str) -> Option<(String, String)> {
+    let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
+    let (stem, ending) = file.split_once('.').filter(|(stem, _)| !stem.is_empty())?;
+    Some((format!("{folder}/{stem}"), ending.to_lowercase()))
+}
+
+/// The files that patterns name, in the order of the patterns, those of one pattern sorted. `*` in the last piece
+/// of a path stands for any text, `{000..012}` anywhere for every number between.
+pub(super) fn files_of(patterns: &[String]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for pattern in patterns {
+        for pattern in expanded(pattern)? {
+            let path = PathBuf::from(&pattern);
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            let Some(name) = name.filter(|name| name.contains('*')) else {
+                files.push(path);
+                continue;
+            };
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new("."));
+            let cannot = || format!("cannot read the folder {}", folder.display());
+            let mut found = Vec::new();
+            for entry in folder.read_dir().with_context(cannot)? {
+                let entry = entry.with_context(cannot)?;
+                if is_match(&name, &entry.file_name().to_string_lossy()) {
+                    found.push(entry.path());
+                }
+            }
+            if found.is_empty() {
+                bail!("{pattern}: expected tar files, found none");
+            }
+            found.sort();
+            files.extend(found);
+        }
+    }
+    Ok(files)
+}
+
+/// A pattern with every number of its first range in braces, and so on.
+fn expanded(pattern: &str) -> Result<Vec<String>> {
+    let Some((start, (range, end))) =
+        pattern.split_once('{').and_then(|(start, rest)| Some((start, rest.split_once('}')?)))
+    else {
+        return Ok(vec![pattern.to_owned()]);
+    };
+    let numbers = range.split_once("..").and_then(|(first, last)| {
+        Some((first.len(), first.parse::<u64>().ok()?, last.parse::<u64>().ok()?))
+    });
+    let Some((width, first, last)) = numbers else {
+        bail!("{pattern}: expected a range such as {{000..012}}, found {{{range}}}");
+    };
+    let mut all = Vec::new();
+    for number in first..=last {
+        all.extend(expanded(&format!("{start}{number:0width$}{end}"))?);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_a_sample_have_one_name_up_to_the_first_dot() {
+        let key = |name: &str| key_of(name).map(|(key, ending)| format!("{key}|{ending}"));
+        assert_eq!(key("a/b/00.seg.PNG").as_deref(), Some("a/b/00|seg.png"));
+        assert_eq!(key("00.txt").as_deref(), Some("/00|txt"));
+        assert_eq!(key("a/.hidden"), None);
+        assert_eq!(key("a/b"), None);
+    }
+
+    #[test]
+    fn ranges_are_expanded_with_their_zeros() {
+        let all = expanded("x/{08..11}-{0..1}.tar").unwrap();
+        assert_eq!(all.len(), 8);
+        assert_eq!([&*all[0], &*all[7]], ["x/08-0.tar", "x/11-1.tar"]);
+        assert_eq!(expanded("x.tar").unwrap(), ["x.tar"]);
+        assert!(expanded("{a,b}.tar").is_err());
+    }
+}

@@ -1,0 +1,146 @@
+//! `wuerstchen train lora` and `train c --model`: fine-tuning of an existing model.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, bail};
+use wuerstchen::{ModelFiles, RUN_CONFIG};
+use wuerstchen_train::config::{ReadConfigError, TuneConfig};
+use wuerstchen_train::{RunError, Tune, store, tune};
+
+use super::corpus::Corpus;
+use super::progress::TrainProgress;
+use super::{
+    Stages, TrainArgs, deadline, list_broken, read_table, start, unfit_changes, with_remedy,
+};
+use crate::cache::cache_folder;
+use crate::devices::choose;
+use crate::files::read_model;
+use crate::usage;
+
+/// The model's own parts of `wuerstchen`'s folder in the user's cache.
+const CACHE: &str = "tune";
+
+/// Fine-tunes as the arguments and the config say.
+pub(super) fn run(args: &TrainArgs) -> Result<()> {
+    let mut config = read(&args.config, &args.set)?;
+    if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
+        shards.strict = true;
+    }
+    config.validate().map_err(|error| usage(&error.into()))?;
+    check_kind(args.stage, &config).map_err(|error| usage(&error))?;
+    let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    check_output(&output, &config, args.resume.is_some()).map_err(|error| usage(&error))?;
+    let model = read_model(args.model.as_deref())?;
+    let corpus = Corpus::open_tuned(&config)?;
+    let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
+    let device = choose(args.device)?.device;
+    let cache = match &args.cache {
+        Some(path) => path.clone(),
+        None => cache_folder(CACHE)?,
+    };
+    let stores: [Arc<dyn store::Store>; 2] =
+        [Arc::new(store::Folder::new(&output)), Arc::new(store::Folder::new(cache))];
+    let steps = config.c.updates.steps;
+    let changed = changed_layers(&config, &model);
+    let mut tune =
+        Tune::new(config, model, corpus.own_pictures(), stores, device).map_err(of_config)?;
+    eprintln!("{pictures} pictures with {captions} captions, {steps} updates");
+    eprintln!("memory by count: {}", tune.memory()?);
+    if args.dry_run {
+        return crate::print(&changed);
+    }
+    let from = start(args)?;
+    tune.check_start(&from).map_err(with_remedy)?;
+    let mut progress = TrainProgress::new(deadline(args))?;
+    tune.listen(move |event| progress.show(event));
+    let done = tune.train(from);
+    list_broken(&corpus.broken(), &output)?;
+    if done.map_err(with_remedy)?.is_break() {
+        eprintln!("stopped; go on with --resume auto");
+        return Ok(());
+    }
+    let file = if args.stage == Stages::Lora { tune::LORA } else { tune::MODEL };
+    eprintln!("wrote {}", output.join(file).display());
+    Ok(())
+}
+
+/// Reads the config and applies `KEY=VALUE` changes.
+fn read(path: &Path, changes: &[String]) -> Result<TuneConfig> {
+    let fits = |table: &toml::Table| TuneConfig::from_table(table.clone()).is_ok();
+    let (table, fits_unchanged) = read_table(path, changes, &fits)?;
+    TuneConfig::from_table(table).map_err(|error| match error {
+        ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
+        error => anyhow::Error::from(error).context(format!(
+            "{} does not fit: expected a config of fine-tuning, such as configs/lora.toml",
+            path.display()
+        )),
+    })
+}
+
+/// Fails where the command and the config do not agree on what is trained.
+fn check_kind(stage: Stages, config: &TuneConfig) -> Result<()> {
+    match (stage, &config.lora) {
+        (Stages::Lora, None) => {
+            bail!("train lora expects a table [lora] in the config, found none")
+        }
+        (Stages::C, Some(_)) => bail!(
+            "train c trains all weights, and the config has a table [lora]: use train lora, or remove the \
+             table"
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Fails where the folder holds something else than a run of this config.
+fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<()> {
+    let path = output.join(RUN_CONFIG);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let remedy = "name another folder with --output, or remove this one";
+    let Ok(stored) = read(&path, &[]) else {
+        bail!("{} holds a run that is no fine-tuning: {remedy}", output.display());
+    };
+    let of = |config: &TuneConfig| match &config.lora {
+        Some(lora) => {
+            format!("a LoRA of rank {} and alpha {} of {:?}", lora.rank, lora.alpha(), lora.modules)
+        }
+        None => "all of Stage C".to_owned(),
+    };
+    let (old, new) = (of(&stored), of(config));
+    if old != new {
+        bail!("{} holds a run of {old}, the config says {new}: {remedy}", output.display());
+    }
+    let place = |config: &TuneConfig| match (&config.corpus.folder, &config.corpus.shards) {
+        (Some(folder), _) => folder.display().to_string(),
+        (None, shards) => {
+            shards.as_ref().map_or_else(String::new, |shards| shards.paths.join(", "))
+        }
+    };
+    let folders = [place(&stored), place(config)];
+    if resumes && folders[0] != folders[1] {
+        bail!(
+            "{} holds a run on {}, the config says {}: {remedy}",
+            output.display(),
+            folders[0],
+            folders[1]
+        );
+    }
+    Ok(())
+}
+
+/// The layers that a LoRA changes, for people.
+fn changed_layers(config: &TuneConfig, model: &ModelFiles) -> String {
+    let Some(lora) = &config.lora else { return "all weights of Stage C are trained".to_owned() };
+    let prior = wuerstchen::Part::PRIOR;
+    let names = model.weights.get(&prior).into_iter().flat_map(|weights| weights.names());
+    let layers = names.filter_map(|name| name.strip_suffix(".weight"));
+    let changed: Vec<_> = layers.filter(|layer| lora.changes(layer)).collect();
+    changed.join("\n")
+}
+
+/// An error of a config's value is one of the command line.
+fn of_config(error: RunError) -> anyhow::Error {
+    if matches!(error, RunError::Value(_)) { usage(&anyhow!(error)) } else { error.into() }
+}

@@ -1,0 +1,192 @@
+//! Training on tar files of pictures, as a `WebDataset` has them.
+
+mod program;
+
+use std::fs;
+use std::fs::File;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use image::{ImageFormat, Rgb, RgbImage};
+use tar::{Builder, Header};
+
+use program::{scratch, text, wuerstchen};
+
+fn add(tar: &mut Builder<File>, name: &str, bytes: &[u8]) {
+    let mut header = Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    header.set_cksum();
+    tar.append_data(&mut header, name, bytes).unwrap();
+}
+
+/// Three shards of eight pictures each; one picture is torn, one has a watermark, one no caption.
+fn shards(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    for shard in 0..3u8 {
+        let file = File::create(folder.join(format!("0000{shard}.tar"))).unwrap();
+        let mut tar = Builder::new(file);
+        for i in 0..8u8 {
+            let (name, number) = (format!("0000{shard}000{i}"), 8 * shard + i);
+            let pixels = RgbImage::from_pixel(40, 50, Rgb([10 * number, 255 - 9 * number, 77]));
+            let mut png = Cursor::new(Vec::new());
+            pixels.write_to(&mut png, ImageFormat::Png).unwrap();
+            let mut png = png.into_inner();
+            if number == 5 {
+                png.truncate(60);
+            }
+            let watermark = if number == 9 { 0.9 } else { 0.1 };
+            let json = format!(r#"{{"width": 40, "height": 50, "pwatermark": {watermark}}}"#);
+            add(&mut tar, &format!("{name}.json"), json.as_bytes());
+            add(&mut tar, &format!("{name}.png"), &png);
+            if number != 12 {
+                add(&mut tar, &format!("{name}.txt"), format!("field number {number}").as_bytes());
+            }
+        }
+        tar.finish().unwrap();
+    }
+}
+
+struct Case(PathBuf);
+
+impl Case {
+    fn new(name: &str) -> Self {
+        let case = Self(scratch(&format!("shards-{name}")));
+        shards(&case.0.join("data"));
+        case
+    }
+
+    fn arguments(&self, stage: &str, run: &str, more: &[&str]) -> Vec<String> {
+        let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let smoke = native.with_file_name("configs/smoke.toml").display().to_string();
+        let paths = format!("corpus.shards.paths=[\"{}/*.tar\"]", self.0.join("data").display());
+        let run = self.0.join(run).display().to_string();
+        let mut arguments = vec!["train", stage, "-c", &smoke, "-o", &run, "--device", "cpu"];
+        for change in [
+            &paths,
+            "corpus.vocab_size=300",
+            "corpus.shards.shuffle=5",
+            "corpus.shards.filter.max_watermark=0.5",
+            "a.steps=40",
+            "a.batch_size=4",
+            "a.data_threads=2",
+            "a.sample_every=40",
+            "b.unknown_words=0",
+            "c.unknown_words=0",
+        ] {
+            arguments.extend(["--set", change]);
+        }
+        arguments.extend(more);
+        arguments.into_iter().map(str::to_owned).collect()
+    }
+
+    fn run(&self, stage: &str, run: &str, more: &[&str]) -> Output {
+        let arguments = self.arguments(stage, run, more);
+        wuerstchen(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+/// Killed in the middle of the second epoch and resumed, a run has the bits of one that was not. The torn
+/// picture is left out and listed.
+#[cfg(unix)]
+#[test]
+fn a_killed_run_on_shards_goes_on_to_the_same_bits() {
+    let case = Case::new("kill");
+    let straight = case.run("a", "straight", &[]);
+    let told = text(&straight.stderr);
+    assert!(straight.status.success(), "{told}");
+    for line in [
+        "left out: 1 samples: no caption",
+        "left out: 1 samples: pwatermark above 0.5",
+        "22 pictures in 3 shards",
+        "1 pictures that cannot be read were left out",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    let list = fs::read_to_string(case.0.join("straight/left-out.txt")).unwrap();
+    assert!(list.contains("00000.tar/000000005.png: "), "{list}");
+    assert_eq!(list.lines().count(), 1);
+
+    let stopped = case.run("a", "stopped", &["--max-seconds", "0"]);
+    assert!(stopped.status.success(), "{}", text(&stopped.stderr));
+    let arguments = case.arguments("a", "stopped", &["--resume", "auto"]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_wuerstchen"))
+        .args(arguments)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = case.0.join("stopped/a/metrics.jsonl");
+    while fs::read_to_string(&metrics).unwrap_or_default().lines().count() < 8 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let resumed = case.run("a", "stopped", &["--resume", "auto"]);
+    assert!(resumed.status.success(), "{}", text(&resumed.stderr));
+    let state = |run: &str| fs::read(case.0.join(run).join("a/state.safetensors")).unwrap();
+    assert!(state("straight") == state("stopped"));
+}
+
+#[test]
+fn a_torn_picture_ends_a_strict_run() {
+    let case = Case::new("strict");
+    let output = case.run("a", "run", &["--strict"]);
+    let told = text(&output.stderr);
+    assert!(!output.status.success() && told.contains("00000005.png"), "{told}");
+    let none = case.run("a", "none", &["--set", "corpus.shards.filter.min_width=4000"]);
+    let told = text(&none.stderr);
+    assert!(!none.status.success(), "{told}");
+    assert!(told.contains("found none; left out: 24 samples: width below 4000"), "{told}");
+}
+
+/// Fine-tuning takes shards as well.
+#[test]
+fn a_lora_is_trained_on_shards() {
+    let case = Case::new("lora");
+    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = case.0.join("lora.toml");
+    let lora = fs::read_to_string(native.with_file_name("configs/lora.toml")).unwrap();
+    let shards = format!("[corpus.shards]\npaths = [\"{}/*.tar\"]", case.0.join("data").display());
+    let lora =
+        lora.replace("folder = \"my/pictures\"", &shards).replace("steps = 1000", "steps = 2");
+    fs::write(&config, lora.replace("sample_every = 250", "sample_every = 2")).unwrap();
+    let path = |name: &str| case.0.join(name).display().to_string();
+    let (config, run, cache) = (config.display().to_string(), path("run"), path("cache"));
+    let mut arguments = vec!["train", "lora", "-c", &config, "-o", &run, "--cache", &cache];
+    arguments.extend(["--device", "cpu", "--set", "samples.prior_steps=2"]);
+    let output = wuerstchen(&arguments);
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("1 pictures that cannot be read were left out"), "{told}");
+    assert!(case.0.join("run/pytorch_lora_weights.safetensors").is_file());
+}
+
+/// What a folder holds is told, packed, and read back as the same pictures and captions.
+#[test]
+fn a_folder_is_looked_through_and_packed() {
+    let folder = scratch("shards-data");
+    let pictures = folder.join("pictures");
+    fs::create_dir_all(&pictures).unwrap();
+    for (i, (width, height)) in [(64, 64), (96, 48), (40, 80)].into_iter().enumerate() {
+        RgbImage::new(width, height).save(pictures.join(format!("{i}.png"))).unwrap();
+        fs::write(pictures.join(format!("{i}.txt")), "a b c\nd\n").unwrap();
+    }
+    let path = |name: &str| folder.join(name).display().to_string();
+    let stats = |of: &str| {
+        let output = wuerstchen(&["data", "stats", of, "--json", "--grid", &path("grid.png")]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let told = stats(&path("pictures"));
+    assert!(told.contains(r#""pictures":3,"captions":6,"words_per_caption":2.0"#), "{told}");
+    assert!(told.contains(r#""shorter_sides":{"32":2,"64":1}"#), "{told}");
+    assert!(fs::read(folder.join("grid.png")).unwrap().starts_with(b"\x89PNG"));
+    let (from, to) = (path("pictures"), path("packed"));
+    let pack = ["data", "pack", &from, "-o", &to, "--samples", "2"];
+    assert!(wuerstchen(&pack).status.success());
+    assert!(folder.join("packed/00001.tar").is_file());
+    assert_eq!(stats(&path("packed/{00000..00001}.tar")), told);
+    let again = wuerstchen(&pack);
+    assert!(text(&again.stderr).contains("expected an empty folder"), "{}", text(&again.stderr));
+}

@@ -1,0 +1,244 @@
+//! Fine-tuning as its users run it: a LoRA and a whole Stage C of an existing model on their own pictures.
+
+mod program;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use image::{Rgb, RgbImage};
+
+use program::{scratch, text, wuerstchen};
+
+/// A folder with pictures of three aspect ratios, and the folder that a run may use.
+struct Case {
+    folder: PathBuf,
+}
+
+impl Case {
+    fn new(name: &str) -> Self {
+        let case = Self { folder: scratch(&format!("tune-{name}")) };
+        let sizes = [(64, 64), (96, 48), (48, 96), (80, 80), (200, 100), (64, 70)];
+        for (i, (width, height)) in sizes.into_iter().enumerate() {
+            let path = case.pictures().join(format!("{i}.png"));
+            fs::create_dir_all(case.pictures()).unwrap();
+            let colour = [40 * i as u8, 255 - 30 * i as u8, 90];
+            let pixels = RgbImage::from_fn(width, height, |x, y| {
+                if (x / 8 + y / 8) % 2 == 0 { Rgb(colour) } else { Rgb([255; 3]) }
+            });
+            pixels.save(&path).unwrap();
+            fs::write(path.with_extension("txt"), format!("a board {i}\nboard number {i}\n"))
+                .unwrap();
+        }
+        case
+    }
+
+    fn pictures(&self) -> PathBuf {
+        self.folder.join("pictures")
+    }
+
+    /// Arguments of a run of a few updates, with more behind them.
+    fn arguments(&self, stage: &str, run: &str, more: &[&str]) -> Vec<String> {
+        let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let config = if stage == "lora" { "lora.toml" } else { "finetune.toml" };
+        let config = native.with_file_name("configs").join(config).display().to_string();
+        let run = self.folder.join(run).display().to_string();
+        let cache = self.folder.join("cache").display().to_string();
+        let pictures = format!("corpus.folder={}", self.pictures().display());
+        let mut arguments = vec!["train", stage, "-c", &config, "-o", &run, "--cache", &cache];
+        arguments.extend(["--device", "cpu", "--set", &pictures]);
+        for change in [
+            "c.steps=4",
+            "c.batch_size=2",
+            "c.sample_every=4",
+            "c.optimizer.warmup_steps=1",
+            "c.optimizer.learning_rate=0.01",
+            "samples.prior_steps=2",
+        ] {
+            arguments.extend(["--set", change]);
+        }
+        arguments.extend(more);
+        arguments.into_iter().map(str::to_owned).collect()
+    }
+
+    fn run(&self, stage: &str, run: &str, more: &[&str]) -> Output {
+        let arguments = self.arguments(stage, run, more);
+        wuerstchen(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn trained(&self, stage: &str, run: &str, more: &[&str]) -> String {
+        let output = self.run(stage, run, more);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    }
+
+    fn refused(&self, stage: &str, run: &str, more: &[&str], expected: &str) {
+        let output = self.run(stage, run, more);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(expected), "{expected}: {told}");
+        assert!(!self.folder.join(run).join("lora/state.safetensors").exists(), "{expected}");
+    }
+
+    fn read(&self, file: &str) -> Vec<u8> {
+        fs::read(self.folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    }
+
+    /// The picture of a prompt.
+    fn generate(&self, more: &[&str]) -> Vec<u8> {
+        let out = self.folder.join("out.png").display().to_string();
+        let mut arguments =
+            vec!["generate", "a board 1", "--seed", "3", "--device", "cpu", "-o", &out];
+        arguments.extend(["--prior-steps", "2"]);
+        arguments.extend(more);
+        let output = wuerstchen(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        image::open(out).unwrap().into_rgb8().into_raw()
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.folder.join(file).display().to_string()
+    }
+}
+
+/// A LoRA trains on pictures of three aspect ratios, is read back in both forms and changes the picture alike;
+/// merged into the weights it makes the same picture up to rounding.
+#[test]
+fn a_lora_is_trained_read_and_merged() {
+    let case = Case::new("lora");
+    let told = case.trained("lora", "run", &["--set", "lora.rank=4", "--set", "lora.alpha=8"]);
+    for line in [
+        "6 pictures with 12 captions, 4 updates",
+        "memory by count: ",
+        "bucket of 64 x 64 pixels",
+        "stage c: step 4 of 4",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    assert!(told.matches("bucket of ").count() == 3, "{told}");
+    for file in ["lora/state.safetensors", "lora/metrics.jsonl", "config.toml"] {
+        assert!(!case.read(&format!("run/{file}")).is_empty(), "{file}");
+    }
+    assert!(case.read("run/lora/samples-000004.png").starts_with(b"\x89PNG"));
+
+    let plain = case.generate(&[]);
+    let diffusers = case.generate(&["--lora", &case.path("run")]);
+    let peft = case.generate(&["--lora", &case.path("run/peft")]);
+    let differ = |a: &[u8], b: &[u8]| a.iter().zip(b).filter(|(a, b)| a.abs_diff(**b) > 1).count();
+    assert!(differ(&plain, &diffusers) > plain.len() / 100, "the LoRA changes nothing");
+    assert_eq!(differ(&diffusers, &peft), 0);
+
+    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = native.with_file_name("models").join("shapes.safetensors").display().to_string();
+    let (merged, run) = (case.path("merged"), case.path("run"));
+    let import = ["import", &model, "--lora", &run, "-o", &merged, "--dtype", "f32"];
+    let output = wuerstchen(&import);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(differ(&diffusers, &case.generate(&["-m", &merged])), 0);
+
+    let output = wuerstchen(&["inspect", &case.path("run/pytorch_lora_weights.safetensors")]);
+    assert!(text(&output.stdout).contains("rank 4"), "{}", text(&output.stdout));
+}
+
+/// A run that is killed goes on with its last state, and ends with the bits of one that was not; its second
+/// run computes no embedding again.
+#[cfg(unix)]
+#[test]
+fn a_killed_run_goes_on_to_the_same_bits() {
+    let case = Case::new("kill");
+    let more = ["--set", "c.steps=40", "--set", "c.sample_every=40"];
+    let resume = ["--resume", "auto"];
+    case.trained("lora", "straight", &more);
+    let cached = || -> Vec<_> {
+        let entries = walkdir(&case.folder.join("cache"));
+        entries
+            .into_iter()
+            .map(|path| (path.metadata().unwrap().modified().unwrap(), path))
+            .collect()
+    };
+    let before = cached();
+    // Embeddings of six pictures, texts of twelve captions and of none.
+    assert_eq!(before.len(), 6 + 13);
+
+    case.trained("lora", "stopped", &[&more[..], &["--max-seconds", "0"]].concat());
+    let arguments = case.arguments("lora", "stopped", &[&more[..], &resume].concat());
+    let program = env!("CARGO_BIN_EXE_wuerstchen");
+    let mut child = Command::new(program).args(arguments).stderr(Stdio::null()).spawn().unwrap();
+    let metrics = case.folder.join("stopped/lora/metrics.jsonl");
+    while fs::read_to_string(&metrics).unwrap_or_default().lines().count() < 4 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    case.trained("lora", "stopped", &[&more[..], &resume].concat());
+    for file in ["lora/state.safetensors", "pytorch_lora_weights.safetensors"] {
+        assert_eq!(case.read(&format!("straight/{file}")), case.read(&format!("stopped/{file}")));
+    }
+    assert_eq!(cached(), before);
+}
+
+fn walkdir(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(walkdir(&path)) } else { files.push(path) }
+    }
+    files.sort();
+    files
+}
+
+/// A model whose Stage C was trained whole is one file that generates another picture.
+#[test]
+fn a_whole_stage_c_becomes_a_model() {
+    let case = Case::new("whole");
+    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = native.with_file_name("models").join("shapes.safetensors").display().to_string();
+    case.trained("c", "run", &["-m", &model]);
+    let tuned = case.path("run/model.safetensors");
+    assert_ne!(case.generate(&["-m", &tuned]), case.generate(&[]));
+    let output = wuerstchen(&["inspect", &tuned]);
+    assert!(text(&output.stdout).contains("trained further"), "{}", text(&output.stdout));
+}
+
+#[test]
+fn what_cannot_be_done_is_told_before_it_begins() {
+    let case = Case::new("refused");
+    let set = |change: &'static str| ["--set", change];
+    case.refused("lora", "run", &set("lora.rank=0"), "rank must be at least 1");
+    case.refused("lora", "run", &set("lora.modules=[\"to_x\"]"), "attention.to_q");
+    case.refused("lora", "run", &set("corpus.folder=nowhere"), "nowhere");
+    case.refused("lora", "run", &set("pictures.max_aspect=0"), "max_aspect must be between");
+    case.refused("lora", "run", &set("lora.rang=1"), "unknown field `rang`");
+    let empty = case.folder.join("empty");
+    fs::create_dir_all(&empty).unwrap();
+    let empty = format!("corpus.folder={}", empty.display());
+    case.refused("lora", "run", &["--set", &empty], "found none");
+
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("tests").join("golden");
+    let part = goldens.join("small/wuerstchen-prior").display().to_string();
+    case.refused("lora", "run", &["-m", &part], "no semantic compressor");
+    let cascade = goldens.join("cascade").display().to_string();
+    case.refused("lora", "run", &["-m", &cascade], "is of Stable Cascade");
+
+    RgbImage::new(5, 5).save(case.pictures().join("tiny.png")).unwrap();
+    fs::write(case.pictures().join("tiny.txt"), "a dot").unwrap();
+    case.refused("lora", "run", &[], "a cell of the image embedding, found 5 x 5");
+    fs::remove_file(case.pictures().join("tiny.png")).unwrap();
+
+    case.trained("lora", "used", &["--max-seconds", "0"]);
+    let output = case.run("lora", "used", &["--set", "lora.rank=2", "--resume", "auto"]);
+    assert!(
+        text(&output.stderr).contains("holds a run of a LoRA of rank 16"),
+        "{}",
+        text(&output.stderr)
+    );
+    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let other = native.with_file_name("models").join("emoji.safetensors").display().to_string();
+    let output = case.run("lora", "used", &["-m", &other, "--resume", "auto"]);
+    assert!(text(&output.stderr).contains("has another Stage C"), "{}", text(&output.stderr));
+    let output = case.run("lora", "used", &[]);
+    assert!(
+        text(&output.stderr).contains("a new start would overwrite it"),
+        "{}",
+        text(&output.stderr)
+    );
+}
