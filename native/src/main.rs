@@ -148,7 +148,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         if cause.is::<devices::NoDevice>() {
             return Some(DEVICE);
         }
-        if let Some(RunError::Diverged { .. }) = cause.downcast_ref() {
+        if let Some(RunError::Diverged { .. } | RunError::NotFinite { .. }) = cause.downcast_ref() {
             return Some(FAILED);
         }
         if cause.is::<UsageError>() || cause.is::<wuerstchen::OptionsError>() {

@@ -18,9 +18,10 @@ use wuerstchen_train::config::ShardsConfig;
 use wuerstchen_train::corpus::{CorpusError, Samples};
 
 use self::filter::LeftOut;
-use self::index::{Found, files_of, read_shard};
+use self::index::{Found, Shard, files_of, read_shard};
 use crate::folder::{fill, shuffled};
 use crate::pictures::with_bytes;
+use crate::terminal::visible;
 
 /// Captioned pictures in shards, in another order in every epoch.
 pub(crate) struct Shards {
@@ -55,9 +56,16 @@ impl Shards {
         let read = files.par_iter().map(|file| read_shard(file)).collect::<Result<Vec<_>>>()?;
         let mut left_out = LeftOut::default();
         let mut samples = Vec::new();
-        for (shard, (found, cut_off)) in read.into_iter().enumerate() {
+        let mut unread = BTreeMap::<String, usize>::new();
+        for (shard, Shard { samples: found, cut_off, unread: of_shard }) in
+            read.into_iter().enumerate()
+        {
+            for (ending, count) in of_shard {
+                *unread.entry(ending).or_default() += count;
+            }
             if let Some(reason) = cut_off {
-                let name = files[shard].display();
+                // What a stranger's file is called must not control the terminal.
+                let (name, reason) = (files[shard].display(), visible(&reason));
                 if config.strict {
                     bail!("the shard {name}: {reason}");
                 }
@@ -71,7 +79,12 @@ impl Shards {
                 }
             }
         }
-        left_out.lines().for_each(|line| eprintln!("{line}"));
+        left_out.lines().for_each(|line| eprintln!("{}", visible(&line)));
+        if !unread.is_empty() {
+            let counts =
+                unread.iter().map(|(ending, count)| format!("{} ({count})", visible(ending)));
+            eprintln!("not read in the shards: {}", counts.collect::<Vec<_>>().join(", "));
+        }
         if samples.is_empty() {
             let count = files.len();
             bail!("expected captioned pictures in {count} shards, found none{}", left_out.inline());
@@ -174,7 +187,7 @@ impl Shards {
         decoded.map_err(|reason| {
             let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
             if broken.insert(index, reason.clone()).is_none() && !self.strict {
-                eprintln!("left out: {}: {reason}", self.name(index));
+                eprintln!("left out: {}: {}", visible(&self.name(index)), visible(&reason));
             }
             CorpusError::Picture { name: self.name(index), reason }
         })

@@ -36,8 +36,8 @@ use crate::run::{Event, Job, RunError, Session, Start, updates};
 use crate::store::Store;
 use crate::trainer::Trainer;
 
-/// The file of a trained LoRA that diffusers reads, by the name that diffusers gives it.
-pub const LORA: &str = "pytorch_lora_weights.safetensors";
+/// The file of a trained LoRA that diffusers reads.
+pub use wuerstchen::TUNED_LORA as LORA;
 
 /// The files that peft reads.
 const PEFT: [&str; 2] = ["peft/adapter_model.safetensors", "peft/adapter_config.json"];
@@ -49,7 +49,7 @@ const PRIOR: &str = "c/prior.safetensors";
 const BASE: &str = "base.sha256";
 
 /// The model with a Stage C that was trained whole.
-pub const MODEL: &str = "model.safetensors";
+pub use wuerstchen::TUNED_MODEL as MODEL;
 
 /// Pictures in a grid where the config has no prompts.
 const SAMPLES: usize = 4;
@@ -329,14 +329,39 @@ impl Tune {
     fn targets(&self, lora: &LoraConfig) -> Result<Vec<bool>, RunError> {
         let layers = self.prior.init(&self.device).linear_layers();
         let targets: Vec<_> = layers.iter().map(|(name, _)| lora.changes(name)).collect();
-        if targets.contains(&true) {
-            return Ok(targets);
-        }
+        let unmatched = lora.modules.iter().find(|pattern| {
+            let alone = LoraConfig { modules: vec![(*pattern).clone()], ..lora.clone() };
+            !layers.iter().any(|(name, _)| alone.changes(name))
+        });
+        let Some(unmatched) = unmatched else { return Ok(targets) };
         let mut ends: Vec<&str> = layers.iter().map(|(name, _)| kind_of(name)).collect();
         ends.sort_unstable();
         ends.dedup();
         let expected = format!("patterns of linear layers, which are {}", ends.join(", "));
-        Err(ConfigError::new("lora", "modules", expected, format!("{:?}", lora.modules)).into())
+        Err(ConfigError::new("lora", "modules", expected, format!("{unmatched:?}")).into())
+    }
+
+    /// Reads all pictures; tells how many there are of which size in cells, height and width.
+    ///
+    /// # Errors
+    ///
+    /// A picture cannot be read or is too small, and broken ones are not left out.
+    pub fn check_pictures(&self) -> Result<BTreeMap<[usize; 2], usize>, RunError> {
+        let mut sizes = BTreeMap::new();
+        for index in 0..self.pictures.count() {
+            let mut cells = [0; 2];
+            let read = self.pictures.picture(index, &mut |picture| {
+                cells = self.sizes.cells(picture)?;
+                // No more than its size is asked for.
+                Ok([1; 2])
+            });
+            match read {
+                Ok(_) => *sizes.entry(cells).or_default() += 1,
+                Err(_) if self.pictures.leaves_out_broken() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(sizes)
     }
 
     /// Fills the cache, and says which buckets there are.

@@ -14,6 +14,12 @@ pub const RUN_CONFIG: &str = "config.toml";
 /// The folder of the model in that of a training run.
 pub const RUN_MODEL: &str = "model";
 
+/// The whole model in the folder of a run that trained Stage C further.
+pub const TUNED_MODEL: &str = "model.safetensors";
+
+/// The LoRA in the folder of a run that trained one, by the name that diffusers gives it.
+pub const TUNED_LORA: &str = "pytorch_lora_weights.safetensors";
+
 /// `wuerstchen.json`: what the model is and does by default. Folders of other programs have none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

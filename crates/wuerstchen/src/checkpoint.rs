@@ -13,6 +13,7 @@ use wuerstchen_kernels::{Packing, Planes};
 use crate::error::{Differences, LoadError};
 use crate::parallel::try_for_each;
 use crate::stored::{Stored, StoredDtype, planes};
+use crate::weights::is_counter;
 
 /// Bytes that are read by range: a buffer, a file, several pieces of files.
 pub trait ReadBytes: Send + Sync {
@@ -545,6 +546,8 @@ impl Checkpoint {
 
     /// Writes named checkpoints as one safetensors file, each under its prefix.
     ///
+    /// Counters that no model needs are left out.
+    ///
     /// # Errors
     ///
     /// A tensor cannot be read, or is of a type that no weights have.
@@ -559,7 +562,7 @@ impl Checkpoint {
         };
         let mut all = Vec::new();
         for (prefix, part) in parts {
-            for (name, entry) in &part.tensors {
+            for (name, entry) in part.tensors.iter().filter(|(name, _)| !is_counter(name)) {
                 let stored = Stored::new(&entry.shape, &part.values(name)?, stored);
                 all.push((format!("{prefix}{name}"), stored));
             }

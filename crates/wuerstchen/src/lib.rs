@@ -80,7 +80,7 @@ pub mod weights;
 pub use batch_norm::Statistics;
 pub use bundle::ModelFiles;
 pub use burn::tensor::Device;
-pub use card::{CARD, ModelCard, RUN_CONFIG, RUN_MODEL};
+pub use card::{CARD, ModelCard, RUN_CONFIG, RUN_MODEL, TUNED_LORA, TUNED_MODEL};
 pub use cascade::{Cascade, CascadeConfig};
 pub use checkpoint::{Checkpoint, FileType, ReadBytes, WeightDtype};
 pub use compressor::{Compressor, CompressorConfig};

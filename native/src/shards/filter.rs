@@ -29,7 +29,8 @@ impl LeftOut {
         config: &ShardsConfig,
         found: &Found,
     ) -> Option<(Vec<String>, Vec<f64>)> {
-        let taken = match refusal(&config.filter, &found.fields) {
+        let fault = found.fault.map(str::to_owned);
+        let taken = match fault.or_else(|| refusal(&config.filter, &found.fields)) {
             Some(reason) => Err(reason),
             None => captions_of(config, found).ok_or_else(|| "no caption".to_owned()),
         };
@@ -109,7 +110,7 @@ mod tests {
     fn found(fields: Value) -> Found {
         let Value::Object(fields) = fields else { panic!("no object") };
         let texts = BTreeMap::from([("txt".to_owned(), " a fox \n".to_owned())]);
-        Found { name: "0.jpg".into(), offset: 0, length: 1, texts, fields }
+        Found { name: "0.jpg".into(), offset: 0, length: 1, texts, fields, fault: None }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What lies where in the tar files of a `WebDataset`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +12,9 @@ use tar::Archive;
 use wuerstchen_train::config::is_match;
 
 use crate::pictures;
+
+/// Most shards that a range in a pattern stands for.
+const MOST_SHARDS: u64 = 1_000_000;
 
 /// Most bytes of a text of a sample.
 const MAX_TEXT: u64 = 1 << 20;
@@ -26,17 +30,18 @@ pub(super) struct Found {
     pub(super) texts: BTreeMap<String, String>,
     /// What the `.json` file says.
     pub(super) fields: Map<String, Value>,
+    /// Why the sample cannot be used.
+    pub(super) fault: Option<&'static str>,
 }
 
-/// The samples of a shard in their order, and why it ends early where it is cut off. Files of one sample follow
-/// each other and have one name up to the first dot.
-pub(super) fn read_shard(path: &Path) -> Result<(Vec<Found>, Option<String>)> {
+/// The samples of a shard. Files of one sample follow each other and have one name up to the first dot.
+pub(super) fn read_shard(path: &Path) -> Result<Shard> {
     let cannot = || format!("cannot read the shard {}", path.display());
     let file = File::open(path).with_context(cannot)?;
     let whole = file.metadata().with_context(cannot)?.len();
     let mut archive = Archive::new(file);
     let (mut samples, mut last): (Vec<Found>, Option<(String, Pieces)>) = (Vec::new(), None);
-    let mut cut_off = None;
+    let (mut cut_off, mut unread) = (None, BTreeMap::<String, usize>::new());
     for entry in archive.entries_with_seek().with_context(cannot)? {
         let mut entry = match entry {
             Ok(entry) => entry,
@@ -46,6 +51,9 @@ pub(super) fn read_shard(path: &Path) -> Result<(Vec<Found>, Option<String>)> {
             }
         };
         if !entry.header().entry_type().is_file() {
+            if !entry.header().entry_type().is_dir() {
+                *unread.entry("links and special files".to_owned()).or_default() += 1;
+            }
             continue;
         }
         let (offset, length) = (entry.raw_file_position(), entry.size());
@@ -54,30 +62,97 @@ pub(super) fn read_shard(path: &Path) -> Result<(Vec<Found>, Option<String>)> {
             cut_off = Some(format!("{name} is cut off"));
             break;
         }
-        let Some((key, ending)) = key_of(&name) else { continue };
+        let Some((key, ending)) = key_of(&name) else {
+            *unread.entry("hidden files, or without an ending".to_owned()).or_default() += 1;
+            continue;
+        };
         if last.as_ref().is_none_or(|(of, _)| *of != key) {
             samples.extend(last.take().and_then(|(_, pieces)| pieces.finish()));
             last = Some((key, Pieces::default()));
         }
         let Some((_, pieces)) = &mut last else { continue };
         if pictures::ENDINGS.contains(&&*ending) {
+            if pieces.picture.is_some() {
+                *unread.entry("second pictures of a sample".to_owned()).or_default() += 1;
+            }
             pieces.picture.get_or_insert((name, offset, length as usize));
         } else if length <= MAX_TEXT && is_text(&ending) {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes).with_context(cannot)?;
             let text = String::from_utf8_lossy(&bytes).into_owned();
             if ending == "json" {
-                match serde_json::from_str(&text) {
+                match serde_json::from_str(&with_nulls(&text)) {
                     Ok(Value::Object(fields)) => pieces.fields = fields,
-                    _ => bail!("{}: {name}: expected a JSON object", path.display()),
+                    _ => pieces.fault = Some("its .json file is no JSON object"),
                 }
             } else {
                 pieces.texts.insert(ending, text);
             }
+        } else {
+            *unread.entry(ending).or_default() += 1;
         }
     }
     samples.extend(last.and_then(|(_, pieces)| pieces.finish()));
-    Ok((samples, cut_off))
+    // A whole tar file ends in two blocks of zeros.
+    if cut_off.is_none() && !ends_in_zeros(path).with_context(cannot)? {
+        cut_off = Some("the end of the tar file is missing".to_owned());
+    }
+    Ok(Shard { samples, cut_off, unread })
+}
+
+/// What is in a shard.
+pub(super) struct Shard {
+    /// In their order.
+    pub(super) samples: Vec<Found>,
+    /// Why it ends early, where it is cut off.
+    pub(super) cut_off: Option<String>,
+    /// How many files are not read, by the ends of their names or by what they are.
+    pub(super) unread: BTreeMap<String, usize>,
+}
+
+/// Two blocks of a tar file.
+const END: usize = 1024;
+
+fn ends_in_zeros(path: &Path) -> std::io::Result<bool> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() < END as u64 {
+        return Ok(false);
+    }
+    let mut end = [0; END];
+    file.seek(SeekFrom::End(-(END as i64)))?;
+    file.read_exact(&mut end)?;
+    Ok(end.iter().all(|&byte| byte == 0))
+}
+
+/// JSON as Python writes it, with null where it has a number that JSON does not know.
+fn with_nulls(text: &str) -> Cow<'_, str> {
+    let names = ["NaN", "-Infinity", "Infinity"];
+    if !names.iter().any(|name| text.contains(name)) {
+        return Cow::Borrowed(text);
+    }
+    let (mut json, mut rest, mut is_quoted) = (String::new(), text, false);
+    while let Some(c) = rest.chars().next() {
+        let name = names.into_iter().find(|name| !is_quoted && rest.starts_with(name));
+        let length = match (name, c) {
+            (Some(name), _) => {
+                json.push_str("null");
+                name.len()
+            }
+            // What is escaped closes no text.
+            (None, '\\') if is_quoted => {
+                let length = rest.chars().take(2).map(char::len_utf8).sum();
+                json.push_str(&rest[..length]);
+                length
+            }
+            (None, c) => {
+                is_quoted ^= c == '"';
+                json.push(c);
+                c.len_utf8()
+            }
+        };
+        rest = &rest[length..];
+    }
+    Cow::Owned(json)
 }
 
 /// The files of a sample.
@@ -86,19 +161,39 @@ struct Pieces {
     picture: Option<(String, u64, usize)>,
     texts: BTreeMap<String, String>,
     fields: Map<String, Value>,
+    fault: Option<&'static str>,
 }
 
 impl Pieces {
     /// The sample, if it has a picture.
     fn finish(self) -> Option<Found> {
         let (name, offset, length) = self.picture?;
-        Some(Found { name, offset, length, texts: self.texts, fields: self.fields })
+        let Self { texts, fields, fault, .. } = self;
+        Some(Found { name, offset, length, texts, fields, fault })
     }
 }
 
-/// Whether a file is read for its text: everything that is short enough and no other kind of data.
+/// Endings of files that may be large and are no texts.
+const DATA: [&str; 13] = [
+    "npy",
+    "npz",
+    "pth",
+    "pt",
+    "pyd",
+    "mp4",
+    "wav",
+    "cls",
+    "avif",
+    "heic",
+    "jxl",
+    "bin",
+    "safetensors",
+];
+
+/// Whether a file is read for its text: if its name ends in neither the kind of a picture nor of other data.
 fn is_text(ending: &str) -> bool {
-    !["npy", "npz", "pth", "pt", "pyd", "mp4", "wav", "cls"].contains(&ending)
+    let last = ending.rsplit('.').next().unwrap_or(ending);
+    !DATA.contains(&last) && !pictures::ENDINGS.contains(&last)
 }
 
 /// The sample that a file belongs to, and the end of its name in lower case; `None` for hidden files.
@@ -155,6 +250,12 @@ fn expanded(pattern: &str) -> Result<Vec<String>> {
     let Some((width, first, last)) = numbers else {
         bail!("{pattern}: expected a range such as {{000..012}}, found {{{range}}}");
     };
+    if last.saturating_sub(first) >= MOST_SHARDS {
+        bail!("{pattern}: expected at most {MOST_SHARDS} files, found more");
+    }
+    if last < first {
+        bail!("{pattern}: expected a range that rises, found {{{range}}}");
+    }
     let mut all = Vec::new();
     for number in first..=last {
         all.extend(expanded(&format!("{start}{number:0width$}{end}"))?);
@@ -176,11 +277,25 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_json_does_not_know_are_null() {
+        let json = with_nulls(r#"{"a": NaN, "b": [-Infinity, "NaN \" NaN"], "c": 1}"#);
+        assert_eq!(json, r#"{"a": null, "b": [null, "NaN \" NaN"], "c": 1}"#);
+    }
+
+    #[test]
+    fn masks_and_other_data_are_no_texts() {
+        let endings = ["txt", "json", "seg.png", "depth.npy", "blip", "mp4"];
+        assert_eq!(endings.map(is_text), [true, true, false, false, true, false]);
+    }
+
+    #[test]
     fn ranges_are_expanded_with_their_zeros() {
         let all = expanded("x/{08..11}-{0..1}.tar").unwrap();
         assert_eq!(all.len(), 8);
         assert_eq!([&*all[0], &*all[7]], ["x/08-0.tar", "x/11-1.tar"]);
         assert_eq!(expanded("x.tar").unwrap(), ["x.tar"]);
-        assert!(expanded("{a,b}.tar").is_err());
+        for wrong in ["{a,b}.tar", "{2..0}.tar", "{0..1000000000}.tar"] {
+            assert!(expanded(wrong).is_err(), "{wrong}");
+        }
     }
 }

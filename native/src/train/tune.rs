@@ -23,6 +23,10 @@ const CACHE: &str = "tune";
 
 /// Fine-tunes as the arguments and the config say.
 pub(super) fn run(args: &TrainArgs) -> Result<()> {
+    if args.init.is_some() {
+        let reason = "--init is for training from nothing: fine-tuning starts from --model";
+        return Err(usage(&anyhow!(reason)));
+    }
     let mut config = read(&args.config, &args.set)?;
     if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
         shards.strict = true;
@@ -48,6 +52,9 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     eprintln!("{pictures} pictures with {captions} captions, {steps} updates");
     eprintln!("memory by count: {}", tune.memory()?);
     if args.dry_run {
+        for (cells, pictures) in tune.check_pictures()? {
+            eprintln!("{pictures} pictures of {} x {} cells", cells[1], cells[0]);
+        }
         return crate::print(&changed);
     }
     let from = start(args)?;

@@ -120,6 +120,12 @@ fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
 
+/// More threads than any machine has work for.
+const MAX_THREADS: usize = 1024;
+
+/// More pictures in an update than any machine has memory for.
+const MAX_BATCH: usize = 1 << 20;
+
 fn one() -> usize {
     1
 }
@@ -140,6 +146,16 @@ impl UpdateConfig {
         at_least_one(part, "data_threads", self.data_threads as u64)?;
         let (batch, shards) = (self.batch_size, self.shards);
         at_least_one(part, "shards", shards as u64)?;
+        for (field, threads) in [("data_threads", self.data_threads), ("shards", shards)] {
+            if threads > MAX_THREADS {
+                let expected = format!("at most {MAX_THREADS}");
+                return Err(ConfigError::new(part, field, expected, threads));
+            }
+        }
+        if batch > MAX_BATCH {
+            let expected = format!("at most {MAX_BATCH}");
+            return Err(ConfigError::new(part, "batch_size", expected, batch));
+        }
         if batch == 0 || !batch.is_multiple_of(shards) {
             let expected = format!("a positive multiple of shards = {shards}");
             return Err(ConfigError::new(part, "batch_size", expected, batch));

@@ -247,10 +247,14 @@ impl TuneConfig {
     }
 }
 
+/// The largest rank of a LoRA: no layer of a published model is narrower on both sides.
+const MAX_RANK: usize = 4096;
+
 impl LoraConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        if self.rank == 0 {
-            return Err(ConfigError::new("lora", "rank", "at least 1", 0));
+        if !(1..=MAX_RANK).contains(&self.rank) {
+            let expected = format!("from 1 to {MAX_RANK}");
+            return Err(ConfigError::new("lora", "rank", expected, self.rank));
         }
         if self.modules.is_empty() {
             return Err(ConfigError::new("lora", "modules", "at least one pattern", "none"));
@@ -279,7 +283,7 @@ mod tests {
         type Change = fn(&mut TuneConfig);
         let changes: [(Change, &str); 7] = [
             (|config| config.name = "a/b".into(), "name must be the name of a folder"),
-            (|config| config.lora.get_or_insert_default().rank = 0, "rank must be at least 1"),
+            (|config| config.lora.get_or_insert_default().rank = 0, "rank must be from 1 to 4096"),
             (|config| config.lora.get_or_insert_default().modules.clear(), "modules must be"),
             (|config| config.lora.get_or_insert_default().alpha = Some(0.0), "alpha must be"),
             (|config| config.pictures.max_aspect = 0.5, "max_aspect must be between 1 and 16"),

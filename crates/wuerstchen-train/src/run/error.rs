@@ -40,6 +40,14 @@ pub enum RunError {
         /// Updates done, with those that changed nothing.
         step: u64,
     },
+    /// The samples of a grid are no pictures any more.
+    #[error("stage {} diverged: what it makes after step {step} is infinite or no number; try a smaller optimizer.learning_rate", stage.as_str())]
+    NotFinite {
+        /// Which stage.
+        stage: StageName,
+        /// Updates done.
+        step: u64,
+    },
     /// The image embeddings are all the same, or not finite.
     #[error("the image embeddings spread by {spread}: train b longer, or with smaller steps")]
     Spread {

@@ -152,7 +152,13 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         let stops = host.as_mut().stops;
         let last = trainer.is_done();
         if metrics.step % config.sample_every == 0 || last {
-            let grid = Image::grid(&sample(host, &trainer.averaged())?, GRID_SIDE);
+            let samples = sample(host, &trainer.averaged()).map_err(|error| match error {
+                RunError::Generate(wuerstchen::Error::NotFinite { .. }) => {
+                    RunError::NotFinite { stage, step: metrics.step }
+                }
+                error => error,
+            });
+            let grid = Image::grid(&samples?, GRID_SIDE);
             let png = grid.to_png().map_err(|error| RunError::Picture(error.to_string()))?;
             store.write(&format!("{folder}/samples-{:06}.png", metrics.step), &png)?;
             let (size, now) = ([grid.width, grid.height], seconds_since_1970());

@@ -58,7 +58,7 @@ impl Sizes {
     }
 
     /// The cells of a picture of this height and width, or why it cannot be used.
-    fn cells(&self, picture: [usize; 2]) -> Result<[usize; 2], String> {
+    pub(super) fn cells(&self, picture: [usize; 2]) -> Result<[usize; 2], String> {
         let least = self.cell.ceil() as usize;
         let [height, width] = picture;
         if height.min(width) < least {

@@ -15,7 +15,7 @@ use super::shards::{Shards, files_of_weights, is_pytorch};
 use super::text::read_text;
 use crate::authors_config;
 use crate::bundle::ModelFiles;
-use crate::card::{CARD, RUN_CONFIG, RUN_MODEL};
+use crate::card::{CARD, RUN_CONFIG, RUN_MODEL, TUNED_LORA, TUNED_MODEL};
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 use crate::family::{Family, PREPARATION, PipelineFolder};
@@ -120,6 +120,18 @@ impl Found {
         let model = path.join(RUN_MODEL);
         if path.join(RUN_CONFIG).is_file() && model.is_dir() {
             return self.add_folder(&model);
+        }
+        // A fine-tuning has no folder of the model's parts, and a LoRA no model at all.
+        if path.join(RUN_CONFIG).is_file() {
+            let (bundle, lora) = (path.join(TUNED_MODEL), path.join(TUNED_LORA));
+            if bundle.is_file() {
+                return self.add_file(&bundle);
+            }
+            if lora.is_file() {
+                let reason =
+                    "it holds a LoRA and no model: expected --lora in front of it".to_owned();
+                return Err(unfit(path, reason));
+            }
         }
         let before = self.origins.len() + self.ambiguous.len();
         // The folder itself may be a pipeline, or hold pipelines.
