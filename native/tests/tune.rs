@@ -203,7 +203,7 @@ fn a_whole_stage_c_becomes_a_model() {
 fn what_cannot_be_done_is_told_before_it_begins() {
     let case = Case::new("refused");
     let set = |change: &'static str| ["--set", change];
-    case.refused("lora", "run", &set("lora.rank=0"), "rank must be at least 1");
+    case.refused("lora", "run", &set("lora.rank=0"), "rank must be from 1 to 4096");
     case.refused("lora", "run", &set("lora.modules=[\"to_x\"]"), "attention.to_q");
     case.refused("lora", "run", &set("corpus.folder=nowhere"), "nowhere");
     case.refused("lora", "run", &set("pictures.max_aspect=0"), "max_aspect must be between");

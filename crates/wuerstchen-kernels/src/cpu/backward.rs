@@ -481,9 +481,11 @@ mod tests {
 
     #[test]
     fn layer_norm_is_its_twin() {
-        for shape in [ODD, [1, 1, 1, 2], [3, 2, 5, 48]] {
+        // Two channels that happened to be alike would have gradients of rounding errors alone.
+        let two = Tensor::from_data([[[[0.5, -1.0]]]], &Device::flex());
+        for x in [random(ODD), two, random([3, 2, 5, 48])] {
             let twin = |[x]: [Tensor<4>; 1]| layer_norm::reference::layer_norm(x);
-            compare([random(shape)], |[x]| layer_norm(x), twin);
+            compare([x], |[x]| layer_norm(x), twin);
         }
     }
 
