@@ -82,8 +82,7 @@ impl Case {
     }
 
     fn run(&self, stage: &str, run: &str, more: &[&str]) -> Output {
-        let arguments = self.arguments(stage, run, more);
-        wuerstchen(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        wuerstchen(&self.arguments(stage, run, more))
     }
 }
 

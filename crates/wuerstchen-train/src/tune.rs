@@ -341,13 +341,13 @@ impl Tune {
         Err(ConfigError::new("lora", "modules", expected, format!("{unmatched:?}")).into())
     }
 
-    /// Reads all pictures; tells how many there are of which size in cells, height and width.
+    /// Reads all pictures, and says which buckets there are.
     ///
     /// # Errors
     ///
     /// A picture cannot be read or is too small, and broken ones are not left out.
-    pub fn check_pictures(&self) -> Result<BTreeMap<[usize; 2], usize>, RunError> {
-        let mut sizes = BTreeMap::new();
+    pub fn check_pictures(&mut self) -> Result<(), RunError> {
+        let mut buckets = BTreeMap::new();
         for index in 0..self.pictures.count() {
             let mut cells = [0; 2];
             let read = self.pictures.picture(index, &mut |picture| {
@@ -356,12 +356,22 @@ impl Tune {
                 Ok([1; 2])
             });
             match read {
-                Ok(_) => *sizes.entry(cells).or_default() += 1,
+                Ok(_) => *buckets.entry(cells).or_default() += 1,
                 Err(_) if self.pictures.leaves_out_broken() => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(sizes)
+        self.tell_buckets(buckets);
+        Ok(())
+    }
+
+    /// Says how many pictures there are of which size in cells, height and width.
+    fn tell_buckets(&mut self, buckets: BTreeMap<[usize; 2], usize>) {
+        let cell = self.sizes.cell;
+        for (cells, pictures) in buckets {
+            let pixels = cells.map(|side| (side as f64 * cell).round() as usize);
+            self.session.tell(&Event::Bucket { cells, pixels, pictures });
+        }
     }
 
     /// Fills the cache, and says which buckets there are.
@@ -381,11 +391,7 @@ impl Tune {
             session.tell(&Event::Caching { what, done, scenes });
         };
         let (prepared, buckets) = Prepared::new(&sources, order, on_progress)?;
-        let cell = self.sizes.cell;
-        for (cells, pictures) in buckets {
-            let pixels = cells.map(|side| (side as f64 * cell).round() as usize);
-            self.session.tell(&Event::Bucket { cells, pixels, pictures });
-        }
+        self.tell_buckets(buckets);
         Ok(prepared)
     }
 

@@ -111,6 +111,22 @@ pub(crate) fn layers(
     within(part, field, value, 1..=MOST_LAYERS)
 }
 
+/// Checks that lists, by their fields, have one value per level of `c_hidden`.
+pub(crate) fn one_per_level(
+    part: &'static str,
+    levels: usize,
+    lists: &[(&'static str, usize)],
+) -> Result<(), ConfigError> {
+    lists.iter().try_for_each(|&(field, length)| {
+        if length == levels {
+            Ok(())
+        } else {
+            let expected = format!("a list of {levels}, one per level of c_hidden");
+            Err(ConfigError::new(part, field, expected, length))
+        }
+    })
+}
+
 fn within(
     part: &'static str,
     field: &'static str,

@@ -15,7 +15,9 @@ use crate::blocks::{
     linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, PerLevel, heads_divide, layers, published_heads, size};
+use crate::config::{
+    ConfigError, PerLevel, heads_divide, layers, one_per_level, published_heads, size,
+};
 use crate::part::PartConfig;
 use crate::resize::resize_bicubic;
 use crate::weights::KeyTable;
@@ -131,17 +133,13 @@ impl PartConfig for DecoderConfig {
         }
         let levels = self.levels();
         self.dropout.check_dropout("decoder", levels)?;
-        for (field, length) in [
+        let lists = [
             ("nhead", self.nhead.len()),
             ("blocks", self.blocks.len()),
             ("level_config", self.level_config.len()),
             ("inject_effnet", self.inject_effnet.len()),
-        ] {
-            if length != levels {
-                let expected = format!("a list of {levels}, one per level of c_hidden");
-                return Err(ConfigError::new("decoder", field, expected, length));
-            }
-        }
+        ];
+        one_per_level("decoder", levels, &lists)?;
         (0..levels).try_for_each(|level| self.validate_level(level))
     }
 

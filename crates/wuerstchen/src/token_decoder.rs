@@ -14,7 +14,7 @@ use crate::blocks::{
     condition_mapper, embed, linear_layer, pixel_shuffle, pixel_unshuffle, time_embedding,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, PerLevel, heads_divide, layers, size};
+use crate::config::{ConfigError, PerLevel, heads_divide, layers, one_per_level, size};
 use crate::decoder::{LevelConfig, level_of_weights};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
@@ -128,16 +128,12 @@ impl PartConfig for TokenDecoderConfig {
             let expected = format!("one value or {levels}, one per level");
             return Err(ConfigError::new(PART, "self_attn", expected, "another number"));
         }
-        for (field, length) in [
+        let lists = [
             ("nhead", self.nhead.len()),
             ("blocks", self.blocks.len()),
             ("level_config", self.level_config.len()),
-        ] {
-            if length != levels {
-                let expected = format!("a list of {levels}, one per level of c_hidden");
-                return Err(ConfigError::new(PART, field, expected, length));
-            }
-        }
+        ];
+        one_per_level(PART, levels, &lists)?;
         (0..levels).try_for_each(|level| self.validate_level(level))
     }
 

@@ -94,7 +94,7 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
     }
     samples.extend(last.and_then(|(_, pieces)| pieces.finish()));
     // A whole tar file ends in two blocks of zeros.
-    if cut_off.is_none() && !ends_in_zeros(path).with_context(cannot)? {
+    if cut_off.is_none() && !ends_in_zeros(&mut archive.into_inner(), whole).with_context(cannot)? {
         cut_off = Some("the end of the tar file is missing".to_owned());
     }
     Ok(Shard { samples, cut_off, unread })
@@ -113,9 +113,8 @@ pub(super) struct Shard {
 /// Two blocks of a tar file.
 const END: usize = 1024;
 
-fn ends_in_zeros(path: &Path) -> std::io::Result<bool> {
-    let mut file = File::open(path)?;
-    if file.metadata()?.len() < END as u64 {
+fn ends_in_zeros(file: &mut File, length: u64) -> std::io::Result<bool> {
+    if length < END as u64 {
         return Ok(false);
     }
     let mut end = [0; END];

@@ -42,11 +42,7 @@ impl TrainProgress {
                      ({stage}.cached_scenes)"
                 );
             }
-            Event::Bucket { cells: [rows, columns], pixels: [height, width], pictures } => {
-                eprintln!(
-                    "bucket of {width} x {height} pixels ({columns} x {rows} cells): {pictures} pictures"
-                );
-            }
+            Event::Bucket { .. } => tell_bucket(event),
             Event::Caching { what, done, scenes } => self.show_caching(what, done, scenes),
             Event::EmbeddingScale { spread, scale } => {
                 eprintln!("the image embeddings spread by {spread:.2}: embedding_scale = {scale}");
@@ -114,4 +110,13 @@ impl Drop for TrainProgress {
 fn updates_style() -> ProgressStyle {
     let template = "{prefix} {bar:30} {pos}/{len} {msg} ETA {eta}";
     ProgressStyle::with_template(template).expect("the template is valid")
+}
+
+/// Says which pictures go into a bucket; nothing of other events.
+pub(super) fn tell_bucket(event: &Event<'_>) {
+    if let Event::Bucket { cells: [rows, columns], pixels: [height, width], pictures } = *event {
+        eprintln!(
+            "bucket of {width} x {height} pixels ({columns} x {rows} cells): {pictures} pictures"
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! `wuerstchen train lora` and `train c --model`: fine-tuning of an existing model.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use wuerstchen_train::config::{ReadConfigError, TuneConfig};
 use wuerstchen_train::{RunError, Tune, store, tune};
 
 use super::corpus::Corpus;
-use super::progress::TrainProgress;
+use super::progress::{TrainProgress, tell_bucket};
 use super::{
     Stages, TrainArgs, deadline, list_broken, read_table, start, unfit_changes, with_remedy,
 };
@@ -52,9 +53,11 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     eprintln!("{pictures} pictures with {captions} captions, {steps} updates");
     eprintln!("memory by count: {}", tune.memory()?);
     if args.dry_run {
-        for (cells, pictures) in tune.check_pictures()? {
-            eprintln!("{pictures} pictures of {} x {} cells", cells[1], cells[0]);
-        }
+        tune.listen(|event| {
+            tell_bucket(event);
+            ControlFlow::Continue(())
+        });
+        tune.check_pictures()?;
         return crate::print(&changed);
     }
     let from = start(args)?;

@@ -1,10 +1,11 @@
 //! The program as its users run it, and folders to run it in.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-pub(crate) fn wuerstchen(arguments: &[&str]) -> Output {
+pub(crate) fn wuerstchen<S: AsRef<OsStr>>(arguments: &[S]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_wuerstchen")).args(arguments).output().unwrap()
 }
 

@@ -134,7 +134,7 @@ fn authors_p2_k() -> f32 {
     1.0
 }
 
-fn unshifted() -> f32 {
+pub(super) fn unshifted() -> f32 {
     1.0
 }
 

@@ -9,7 +9,7 @@ use wuerstchen::pipeline::MAX_SIDE;
 
 use super::read::ReadConfigError;
 use super::shards::ShardsConfig;
-use super::stages::UpdateConfig;
+use super::stages::{UpdateConfig, unshifted};
 use crate::limits::{positive, share};
 use crate::shapes::Lesson;
 
@@ -147,10 +147,6 @@ pub struct TuneUpdates {
 
 fn usual_caption_drop() -> f64 {
     0.05
-}
-
-fn unshifted() -> f32 {
-    1.0
 }
 
 fn is_weighted() -> bool {

@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use futures_lite::future::block_on;
-use wuerstchen::{GenerateOptions, Image, Part, PartConfig, Progress, Statistics, Vqgan};
+use wuerstchen::{
+    Compressor, GenerateOptions, Image, Part, PartConfig, Progress, Statistics, Vqgan,
+};
 
 use super::{Event, GRID_SIDE, Run, RunError, Start};
 use crate::config::StageName;
@@ -78,19 +80,9 @@ impl Run {
             stage.embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
         }
         let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
-        let (captions, pictures) = self.grid()?;
+        let grid = self.grid()?;
         let sample = |run: &Self, model: &DecoderModel| {
-            let (pictures, side) = (pictures.clone(), config.compressor_side());
-            let embedding = image_embeddings(&model.compressor, pictures.clone(), side);
-            let mut trained = run.read_weights()?;
-            trained.extend(decoder_weights(model));
-            let pipeline = run.pipeline(trained)?;
-            let prompts: Vec<_> = captions.iter().map(String::as_str).collect();
-            let settings = GenerateOptions::default().resolve(&config.defaults)?;
-            let decoded =
-                reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
-            let decoded = block_on(decoded)?.clamp(0.0, 1.0);
-            Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
+            run.reconstructions(&grid, &model.compressor, decoder_weights(model))
         };
         self.updates(StageName::B, start, trainer, sample, decoder_weights)
     }
@@ -117,21 +109,31 @@ impl Run {
             stage.embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
         }
         let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
-        let (captions, pictures) = self.grid()?;
+        let grid = self.grid()?;
         let sample = |run: &Self, model: &TokenModel| {
-            let (pictures, side) = (pictures.clone(), config.compressor_side());
-            let embedding = image_embeddings(&model.compressor, pictures.clone(), side);
-            let mut trained = run.read_weights()?;
-            trained.extend(token_decoder_weights(model));
-            let pipeline = run.pipeline(trained)?;
-            let prompts: Vec<_> = captions.iter().map(String::as_str).collect();
-            let settings = GenerateOptions::default().resolve(&run.recipe.defaults())?;
-            let decoded =
-                reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
-            let decoded = block_on(decoded)?.clamp(0.0, 1.0);
-            Ok(to_images(Tensor::cat(vec![pictures, decoded], 0)))
+            run.reconstructions(&grid, &model.compressor, token_decoder_weights(model))
         };
         self.updates(StageName::B, start, trainer, sample, token_decoder_weights)
+    }
+
+    /// The pictures of a grid, and below what Stage B makes of their image embeddings. `trained` are the weights
+    /// that are being trained.
+    fn reconstructions(
+        &self,
+        (captions, pictures): &(Vec<String>, Tensor<4>),
+        compressor: &Compressor,
+        trained: Weights,
+    ) -> Result<Vec<Image>, RunError> {
+        let config = &self.recipe.config;
+        let embedding = image_embeddings(compressor, pictures.clone(), config.compressor_side());
+        let mut weights = self.read_weights()?;
+        weights.extend(trained);
+        let pipeline = self.pipeline(weights)?;
+        let prompts: Vec<_> = captions.iter().map(String::as_str).collect();
+        let settings = GenerateOptions::default().resolve(&self.recipe.defaults())?;
+        let decoded = reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
+        let decoded = block_on(decoded)?.clamp(0.0, 1.0);
+        Ok(to_images(Tensor::cat(vec![pictures.clone(), decoded], 0)))
     }
 
     pub(super) fn stage_c(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {

@@ -69,6 +69,20 @@ impl StageB {
     }
 }
 
+/// The image embeddings of pictures in `[0, 1]`, by which the compressor learns unless it is frozen.
+pub(super) fn learnt_embeddings(
+    compressor: &Compressor,
+    pictures: Tensor<4>,
+    side: usize,
+    is_frozen: bool,
+) -> Tensor<4> {
+    if is_frozen {
+        image_embeddings(compressor, pictures, side).detach()
+    } else {
+        compressor.forward(compressor::prepare(pictures, [side; 2]), Statistics::Batch)
+    }
+}
+
 /// Replaces some samples' embeddings by zeros and noises others, so that Stage B tolerates the imperfect
 /// embeddings that Stage C makes.
 pub(super) fn perturb(
@@ -157,14 +171,9 @@ impl Stage for StageB {
         };
         let embedding = match &batch.embeddings {
             Some(embeddings) => Tensor::from_inner(embeddings.tensor(&range, &plain)),
-            None if self.config.freeze_compressor => {
-                let pictures = pictures(&self.device);
-                image_embeddings(&model.compressor, pictures, self.compressor_side).detach()
-            }
             None => {
-                let side = [self.compressor_side; 2];
-                let prepared = compressor::prepare(pictures(&self.device), side);
-                model.compressor.forward(prepared, Statistics::Batch)
+                let (pictures, side) = (pictures(&self.device), self.compressor_side);
+                learnt_embeddings(&model.compressor, pictures, side, self.config.freeze_compressor)
             }
         };
         let embedding = perturb(embedding, &batch.changes, &range, &self.schedule);

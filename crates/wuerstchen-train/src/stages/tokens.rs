@@ -9,11 +9,11 @@ use burn::prelude::*;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::TokenIds;
 use wuerstchen::tokens::{LEAST_WEIGHT, cross_entropy, loss_weight, replaced, weighted_means};
-use wuerstchen::{Compressor, Statistics, TextEncoder, TokenDecoder, Vqgan, compressor};
+use wuerstchen::{Compressor, Statistics, TextEncoder, TokenDecoder, Vqgan};
 
-use super::b::{Changes, perturb};
+use super::b::{Changes, learnt_embeddings, perturb};
 use super::c::guess_error;
-use super::{Cache, Stage, captions, image_embeddings};
+use super::{Cache, Stage, captions};
 use crate::config::{StageBConfig, TrainConfig};
 use crate::corpus::{Corpus, CorpusError};
 use crate::rows::{Rows, draw_times};
@@ -165,14 +165,9 @@ impl Stage for StageBTokens {
 
         let embedding = match &batch.embeddings {
             Some(embeddings) => Tensor::from_inner(embeddings.tensor(&range, &plain)),
-            None if self.config.freeze_compressor => {
-                let pictures = pictures(&self.device);
-                image_embeddings(&model.compressor, pictures, self.compressor_side).detach()
-            }
             None => {
-                let side = [self.compressor_side; 2];
-                let prepared = compressor::prepare(pictures(&self.device), side);
-                model.compressor.forward(prepared, Statistics::Batch)
+                let (pictures, side) = (pictures(&self.device), self.compressor_side);
+                learnt_embeddings(&model.compressor, pictures, side, self.config.freeze_compressor)
             }
         };
         let text = model.text_encoder.forward(&batch.captions[range.clone()]);

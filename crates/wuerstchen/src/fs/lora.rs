@@ -8,15 +8,12 @@ use super::files;
 use super::pytorch::read_pytorch_tensors;
 use super::shards::is_pytorch;
 use super::text::read_text;
+use crate::card::TUNED_LORA;
 use crate::lora::LoraFile;
 
 /// The names that peft and diffusers give to files in a folder of their own.
-const FILES: [&str; 4] = [
-    "adapter_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "adapter_model.bin",
-    "pytorch_lora_weights.bin",
-];
+const FILES: [&str; 4] =
+    ["adapter_model.safetensors", TUNED_LORA, "adapter_model.bin", "pytorch_lora_weights.bin"];
 
 /// What peft writes beside them.
 const CONFIG: &str = "adapter_config.json";
