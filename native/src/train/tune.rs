@@ -5,14 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use wuerstchen::{ModelFiles, RUN_CONFIG};
+use wuerstchen::{ModelFiles, RUN_CONFIG, TextEncoderConfig, Tokenizer};
 use wuerstchen_train::config::{ReadConfigError, TuneConfig};
 use wuerstchen_train::{RunError, Tune, store, tune};
 
 use super::corpus::Corpus;
 use super::progress::{TrainProgress, tell_bucket};
 use super::{
-    Stages, TrainArgs, deadline, list_broken, read_table, start, unfit_changes, with_remedy,
+    Stages, TrainArgs, deadline, list_broken, read_table, start, tell_of_captions, unfit_changes,
+    with_remedy,
 };
 use crate::cache::cache_folder;
 use crate::devices::choose;
@@ -39,6 +40,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let model = read_model(args.model.as_deref())?;
     let corpus = Corpus::open_tuned(&config)?;
     let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
+    tell_of_model_captions(&corpus, &model)?;
     let device = choose(args.device)?.device;
     let cache = match &args.cache {
         Some(path) => path.clone(),
@@ -62,6 +64,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     }
     let from = start(args)?;
     tune.check_start(&from).map_err(with_remedy)?;
+    corpus.tell_if_changed(&output, args.resume.is_some())?;
     let mut progress = TrainProgress::new(deadline(args))?;
     tune.listen(move |event| progress.show(event));
     let done = tune.train(from);
@@ -73,6 +76,19 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let file = if args.stage == Stages::Lora { tune::LORA } else { tune::MODEL };
     eprintln!("wrote {}", output.join(file).display());
     Ok(())
+}
+
+/// Says which captions the model's own text encoder does not read whole.
+fn tell_of_model_captions(corpus: &Corpus, model: &ModelFiles) -> Result<()> {
+    let family = model.family();
+    let Ok(config) = model.part_config::<TextEncoderConfig>(family.prior_text) else {
+        // What the model lacks is named by the fine-tuning.
+        return Ok(());
+    };
+    let files = model.tokenizer(family.pipelines[0]);
+    let tokenizer = Tokenizer::new(&files, config.max_position_embeddings)?;
+    let captions = corpus.captions().into_iter().flatten();
+    tell_of_captions(captions, &tokenizer, "the text encoder's max_position_embeddings")
 }
 
 /// Reads the config and applies `KEY=VALUE` changes.
