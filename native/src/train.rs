@@ -174,13 +174,13 @@ fn train(args: &TrainArgs) -> Result<()> {
     }
     let deadline = deadline(args);
     let store = Arc::new(store::Folder::new(&output));
-    let mut run = Run::new(recipe, corpus.source(), store, choose(args.device)?.device);
+    let mut run = Run::new(recipe, corpus.source(), store.clone(), choose(args.device)?.device);
     let start = |&stage| Ok((stage, start(args)?));
     let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
     for (stage, start) in &stages {
         run.check_start(*stage, start).map_err(with_remedy)?;
     }
-    corpus.tell_if_changed(&output, args.resume.is_some())?;
+    corpus.tell_if_changed(&*store, args.resume.is_some())?;
     let mut progress = TrainProgress::new(deadline)?;
     run.listen(move |event| progress.show(event));
     if let Some(model) = init {

@@ -1,14 +1,13 @@
 //! The corpus of a run, as its config says.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
-use wuerstchen::fs::{read_text, write};
 use wuerstchen_train::config::{Scenes, TrainConfig, TuneConfig};
 use wuerstchen_train::emoji::Art;
-use wuerstchen_train::{Pictures, Source};
+use wuerstchen_train::store::Store;
+use wuerstchen_train::{Pictures, RunError, Source};
 
 use crate::art::read_art;
 use crate::folder::Folder;
@@ -104,22 +103,22 @@ impl Corpus {
     }
 
     /// Says whether a run goes on with other pictures or captions than those with which it began; keeps what tells
-    /// in its folder.
-    pub(super) fn tell_if_changed(&self, output: &Path, resumes: bool) -> Result<()> {
+    /// in its store, which is the run's from now on.
+    pub(super) fn tell_if_changed(&self, store: &dyn Store, resumes: bool) -> Result<(), RunError> {
         let own = match self {
             Self::Shapes | Self::Emoji(_) => return Ok(()),
             Self::Folder(folder) => digest(folder.described()),
             Self::Shards(shards) => digest(shards.described()),
         };
-        let path = output.join(DIGEST);
-        let begun = (resumes && path.is_file()).then(|| read_text(&path)).transpose()?;
-        if begun.is_some_and(|begun| begun != own) {
+        store.claim()?;
+        let begun = if resumes { store.read(DIGEST)? } else { None };
+        if begun.is_some_and(|begun| begun != own.as_bytes()) {
             eprintln!(
                 "the run began with other pictures, captions or filters: it goes on with those that are there \
                  now, and is not what it would have been"
             );
         }
-        Ok(write(&path, own.as_bytes())?)
+        Ok(store.write(DIGEST, own.as_bytes())?)
     }
 
     /// The pictures that could not be read and were left out, a line each.

@@ -46,8 +46,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         Some(path) => path.clone(),
         None => cache_folder(CACHE)?,
     };
-    let stores: [Arc<dyn store::Store>; 2] =
-        [Arc::new(store::Folder::new(&output)), Arc::new(store::Folder::new(cache))];
+    let store: Arc<dyn store::Store> = Arc::new(store::Folder::new(&output));
+    let stores = [store.clone(), Arc::new(store::Folder::new(cache))];
     let steps = config.c.updates.steps;
     let changed = changed_layers(&config, &model);
     let mut tune =
@@ -64,7 +64,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     }
     let from = start(args)?;
     tune.check_start(&from).map_err(with_remedy)?;
-    corpus.tell_if_changed(&output, args.resume.is_some())?;
+    corpus.tell_if_changed(&*store, args.resume.is_some())?;
     let mut progress = TrainProgress::new(deadline(args))?;
     tune.listen(move |event| progress.show(event));
     let done = tune.train(from);
