@@ -147,6 +147,7 @@ fn nothing_of_shards_is_changed_without_a_line() {
     let mut latin = Builder::new(File::create(data.join("00003.tar")).unwrap());
     let mut png = Cursor::new(Vec::new());
     RgbImage::new(40, 40).write_to(&mut png, ImageFormat::Png).unwrap();
+    add(&mut latin, "1.json", br#"{"pwatermark": 0.1}"#);
     add(&mut latin, "1.png", png.get_ref());
     add(&mut latin, "1.txt", b"caf\xe9");
     add(&mut latin, "1.caption", b"a cafe");
