@@ -233,6 +233,10 @@ impl Samples for Shards {
     fn count(&self) -> Option<usize> {
         Some(self.len())
     }
+
+    fn replaces_broken(&self) -> bool {
+        !self.strict
+    }
 }
 
 /// The pictures in the order in which they lie.
