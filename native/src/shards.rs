@@ -69,7 +69,7 @@ impl Shards {
                 if config.strict {
                     bail!("the shard {name}: {reason}");
                 }
-                eprintln!("the shard {name} ends early: {reason}");
+                tell!("the shard {name} ends early: {reason}");
             }
             for found in found {
                 if let Some((captions, chances)) = left_out.take(config, &found) {
@@ -79,17 +79,17 @@ impl Shards {
                 }
             }
         }
-        left_out.lines().for_each(|line| eprintln!("{}", visible(&line)));
+        left_out.lines().for_each(|line| tell!("{}", visible(&line)));
         if !unread.is_empty() {
             let counts =
                 unread.iter().map(|(ending, count)| format!("{} ({count})", visible(ending)));
-            eprintln!("not read in the shards: {}", counts.collect::<Vec<_>>().join(", "));
+            tell!("not read in the shards: {}", counts.collect::<Vec<_>>().join(", "));
         }
         if samples.is_empty() {
             let count = files.len();
             bail!("expected captioned pictures in {count} shards, found none{}", left_out.inline());
         }
-        eprintln!("{} pictures in {} shards", samples.len(), files.len());
+        tell!("{} pictures in {} shards", samples.len(), files.len());
         let order = Mutex::new((u64::MAX, Arc::default()));
         let (window, strict) = (config.shuffle.max(1), config.strict);
         Ok(Self { seed, window, strict, files, samples, order, broken: Mutex::default() })
@@ -187,7 +187,7 @@ impl Shards {
         decoded.map_err(|reason| {
             let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
             if broken.insert(index, reason.clone()).is_none() && !self.strict {
-                eprintln!("left out: {}: {}", visible(&self.name(index)), visible(&reason));
+                tell!("left out: {}: {}", visible(&self.name(index)), visible(&reason));
             }
             CorpusError::Picture { name: self.name(index), reason }
         })
