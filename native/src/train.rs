@@ -269,6 +269,7 @@ fn with_remedy(error: RunError) -> anyhow::Error {
             let remedy = "go on with --resume auto, or name another folder with --output";
             return usage(&anyhow!("{error}: {remedy}"));
         }
+        RunError::Value(_) => return usage(&error.into()),
         RunError::Sample(_) => "go on with --resume auto when the corpus is whole",
         _ => return error.into(),
     };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use wuerstchen::noise::Philox;
@@ -264,6 +264,20 @@ impl<S: Stage> Trainer<S> {
     /// The model being trained.
     pub fn model(&self) -> &S::Model {
         self.model.as_ref().expect(PRESENT)
+    }
+
+    /// A hash (CRC-32C) of the weights, in the order in which the model is visited.
+    pub(crate) fn weights_hash(&self) -> u32 {
+        struct Hash(u32);
+        impl ModuleVisitor for Hash {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let data = param.val().into_data();
+                self.0 = crc32c::crc32c_append(self.0, data.as_bytes());
+            }
+        }
+        let mut hash = Hash(0);
+        self.model().visit(&mut hash);
+        hash.0
     }
 
     /// Everything that is needed to go on, as a safetensors file.

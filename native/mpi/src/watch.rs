@@ -47,7 +47,9 @@ impl Watch {
     pub fn abort_on_panic(self: &Arc<Self>, name: String) {
         let watch = self.clone();
         panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
-            watch.abort(&name, &info.to_string(), PANICKED);
+            let text = info.payload_as_str().unwrap_or("without a message");
+            let place = info.location().map_or_else(String::new, |place| format!(" at {place}"));
+            watch.abort(&name, &format!("panicked{place}: {text}"), PANICKED);
         }));
     }
 

@@ -18,6 +18,9 @@ use crate::trainer::{Metrics, Trainer};
 /// Time between saved states.
 const SAVE_EVERY: Duration = Duration::from_secs(120);
 
+/// Steps between comparisons of the weights of processes that train together: unlike devices may round differently.
+const COMPARE_EVERY: u64 = 100;
+
 /// Steps in a row that change nothing, after which nothing better will come.
 const MAX_SKIPPED: u32 = 100;
 
@@ -253,6 +256,11 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         // Several processes agree before the next update on what one of them wishes.
         let stops = if is_alone { session.stops } else { agreed };
         let last = trainer.is_done();
+        if !is_alone && (metrics.step.is_multiple_of(COMPARE_EVERY) || last) {
+            let hash = trainer.weights_hash();
+            session
+                .compare(&format!("weights of the hash {hash:08x} after step {}", metrics.step))?;
+        }
         if leads && (metrics.step % config.sample_every == 0 || last) {
             let samples = sample(host, &trainer.averaged()).map_err(|error| match error {
                 RunError::Generate(wuerstchen::Error::NotFinite { .. }) => {
