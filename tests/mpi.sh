@@ -63,7 +63,6 @@ same() {
 
 if [ "${1:-}" = speed ]; then
     step "samples per second, by turns"
-    export RAYON_NUM_THREADS=1
     rate() { tail -n 1 "$1/$2/metrics.jsonl" | grep -oE '"samples_per_sec":[0-9.]+' | cut -d: -f2; }
     for stage in a c; do
         base=(train "$stage" -c "$root/configs/shapes.toml" --device cpu --init "$root/models/shapes.safetensors"
@@ -72,7 +71,7 @@ if [ "${1:-}" = speed ]; then
         for turn in 1 2 3; do
             rm -rf "$scratch/one" "$scratch/two"
             "$alone" "${base[@]}" -o "$scratch/one" 2>/dev/null
-            "${launch[@]}" -n 2 "$program" "${base[@]}" -o "$scratch/two" 2>/dev/null
+            "${launch[@]}" -x RAYON_NUM_THREADS=1 -n 2 "$program" "${base[@]}" -o "$scratch/two" 2>/dev/null
             echo "stage $stage, turn $turn: one process $(rate "$scratch/one" $stage), two $(rate "$scratch/two" $stage)"
         done
     done

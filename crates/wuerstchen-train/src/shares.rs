@@ -58,16 +58,36 @@ impl Share {
     /// The values travel in the order in which the module is visited: the numbers of parameters differ between
     /// processes.
     pub(crate) fn sum_of_all<M: Module>(model: &M, shares: Vec<Self>, peers: &dyn Peers) -> Self {
-        let order = visited(model);
-        let losses = shares.iter().map(|share| vec![share.loss]).collect();
-        let loss = peers.sum(losses)[0];
-        let (mut gradients, mut moves) = (Vec::new(), Vec::new());
-        for share in shares {
-            gradients.push(share.gradients);
-            moves.push(share.moves);
+        let moved: Vec<_> = shares[0].moves.keys().copied().collect();
+        let all = |share: Self| {
+            let mut values = share.gradients;
+            values.extend(share.moves);
+            (share.loss, values)
+        };
+        let (losses, mut shares): (Vec<_>, Vec<_>) = shares.into_iter().map(all).unzip();
+        let (mut loss, mut gradients) = (None, Values::new());
+        for ids in buckets(&visited(model), &shares[0]) {
+            let sizes: Vec<_> = ids.iter().map(|id| shares[0][id].dims()[0]).collect();
+            let device = shares[0][&ids[0]].device();
+            let mut addends: Vec<_> = shares.iter_mut().map(|share| take(share, &ids)).collect();
+            // The first bucket takes the loss along.
+            if loss.is_none() {
+                addends.iter_mut().zip(&losses).for_each(|(addend, &loss)| addend.push(loss));
+            }
+            let mut sum = peers.sum(addends);
+            if loss.is_none() {
+                loss = sum.pop();
+            }
+            let length = [sum.len()];
+            let sum = Tensor::<1>::from_data(TensorData::new(sum, length), &device);
+            let mut start = 0;
+            for (id, size) in ids.into_iter().zip(sizes) {
+                gradients.insert(id, sum.clone().narrow(0, start, size));
+                start += size;
+            }
         }
-        let gradients = sum_values(&order, gradients, peers);
-        Self { loss, gradients, moves: sum_values(&order, moves, peers) }
+        let moves = moved.into_iter().filter_map(|id| gradients.remove_entry(&id)).collect();
+        Self { loss: loss.expect("a model that is trained has gradients"), gradients, moves }
     }
 
     /// The model with its running averages moved, and the gradients.
@@ -89,29 +109,10 @@ fn add(total: &mut Values, values: Values) {
     }
 }
 
-/// The sum of values of several shares over all processes.
-fn sum_values(order: &[ParamId], mut shares: Vec<Values>, peers: &dyn Peers) -> Values {
-    let mut sums = Values::new();
-    for ids in buckets(order, &shares[0]) {
-        let take = |share: &mut Values| {
-            let values = ids.iter().filter_map(|id| share.remove(id)).collect();
-            Tensor::<1>::cat(values, 0)
-        };
-        let sizes: Vec<_> = ids.iter().map(|id| shares[0][id].dims()[0]).collect();
-        let device = shares[0][&ids[0]].device();
-        let addends = shares
-            .iter_mut()
-            .map(|share| take(share).into_data().try_to_vec::<f32>().expect("gradients are f32"));
-        let sum = peers.sum(addends.collect());
-        let length = [sum.len()];
-        let sum = Tensor::<1>::from_data(TensorData::new(sum, length), &device);
-        let mut start = 0;
-        for (id, size) in ids.into_iter().zip(sizes) {
-            sums.insert(id, sum.clone().narrow(0, start, size));
-            start += size;
-        }
-    }
-    sums
+/// Takes values, one behind the other, to main memory.
+fn take(values: &mut Values, ids: &[ParamId]) -> Vec<f32> {
+    let values = ids.iter().filter_map(|id| values.remove(id)).collect();
+    Tensor::<1>::cat(values, 0).into_data().try_to_vec::<f32>().expect("gradients are f32")
 }
 
 /// The parameters that have values, in buckets of about one size.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
 use wuerstchen::noise::Philox;
+use wuerstchen::weights::{KeyTable, tensors};
 use wuerstchen::{Image, PartConfig};
 use wuerstchen_train::corpus::{CorpusError, Samples, Shapes};
 use wuerstchen_train::optimizer::Method;
@@ -124,6 +125,8 @@ fn trainer_c(recipe: &Recipe) -> Trainer<StageC> {
     device.seed(1);
     let shapes = Shapes { seed: 1, lesson: Lesson::default() };
     let compressor = recipe.config.model.compressor.init(&Device::flex());
+    // Weights are drawn when they are first used, in whichever thread that is.
+    let _ = tensors(&compressor, KeyTable::FIELDS);
     let corpus = recipe.corpus(Arc::new(shapes)).unwrap();
     let stage = StageC::new(&recipe.config, corpus, (compressor, 4.6), device.clone());
     let model = recipe.init_prior(&device);
@@ -226,7 +229,8 @@ fn a_stop_on_one_process_stops_all_at_the_same_step() {
     );
     assert!(done.iter().all(|done| done.as_ref().unwrap().is_break()));
     assert_eq!(steps_in(&store), 2);
-    assert!(store.contains("a/state.safetensors") && store.contains("model/vqgan/config.json"));
+    assert!(store.contains("a/state.safetensors"));
+    assert!(store.names().iter().any(|name| name.ends_with("vqgan/config.json")));
 }
 
 /// Shapes of which one process cannot draw some.

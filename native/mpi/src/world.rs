@@ -2,6 +2,8 @@
 
 use std::env;
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use mpi::environment::processor_name;
@@ -14,6 +16,9 @@ use crate::watch::Watch;
 
 /// Values that go from one process to the next at once: 1 MiB. While one piece is added, the next is on its way.
 const PIECE: usize = 1 << 18;
+
+/// How long a process that waits for others sleeps at a time.
+const LOOK_EVERY: Duration = Duration::from_micros(50);
 
 /// Bytes of one broadcast; MPI counts in 32 bits.
 const LARGEST: usize = 1 << 30;
@@ -65,6 +70,17 @@ impl World {
     }
 }
 
+/// Waits until all processes are here. MPI's own waits keep a core busy, which another process may need to come.
+fn meet() -> SimpleCommunicator {
+    let world = SimpleCommunicator::world();
+    let mut barrier = world.immediate_barrier();
+    while let Err(waiting) = barrier.test() {
+        barrier = waiting;
+        sleep(LOOK_EVERY);
+    }
+    world
+}
+
 impl Peers for World {
     fn rank(&self) -> usize {
         self.rank
@@ -81,7 +97,7 @@ impl Peers for World {
     /// Each process adds its addends to the sum of those before it and hands the sum on; the last one tells all.
     fn sum(&self, addends: Vec<Vec<f32>>) -> Vec<f32> {
         self.watch.waits(true);
-        let world = SimpleCommunicator::world();
+        let world = meet();
         let neighbour = |rank: usize| world.process_at_rank(rank as i32);
         let mut addends = addends.into_iter();
         let mut sum = addends.next().unwrap_or_default();
@@ -109,7 +125,7 @@ impl Peers for World {
 
     fn broadcast(&self, from: usize, bytes: &mut Vec<u8>) {
         self.watch.waits(true);
-        let world = SimpleCommunicator::world();
+        let world = meet();
         let root = world.process_at_rank(from as i32);
         let mut length = bytes.len() as u64;
         root.broadcast_into(&mut length);
