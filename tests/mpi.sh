@@ -33,7 +33,8 @@ program="$target/release/wuerstchen-mpi"
 
 # Open MPI refuses root, and more processes than cores, unless told.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-launch=(mpirun --oversubscribe --bind-to none --mca btl self,vader)
+# A process that waits gives its core to others.
+launch=(mpirun --oversubscribe --bind-to none --mca btl self,vader --mca mpi_yield_when_idle 1)
 smoke=(-c "$root/configs/smoke.toml" --device cpu)
 
 # Changes of the config: each stage with so many steps, samples of a batch and shares.
