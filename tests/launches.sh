@@ -3,11 +3,12 @@
 #
 #     sudo bash tests/launches.sh target/release/wuerstchen
 #
-# A picture of the built-in model is made with one step and with three of a stage, and half of the difference is
+# A picture of the model `shapes` is made with one step and with three of a stage, and half of the difference is
 # a step. The counters are probes in the program's own functions: this needs Linux, root, perf, nm and readelf,
 # and a release build that is not stripped. A software GPU counts as well as a hardware one.
 set -euo pipefail
 program="$(realpath "$1")"
+model="$(realpath "$(dirname "$0")/../models/shapes.safetensors")"
 scratch="$(mktemp -d)"
 trap 'rm -r "$scratch"' EXIT
 events=/sys/kernel/tracing/uprobe_events
@@ -32,7 +33,7 @@ echo "p:wuerstchen/dispatches $program:$(offset wgpu::api::compute_pass::Compute
 # Counts of a picture with $1 steps of Stage C and $2 of Stage B.
 count() {
     perf stat -x ' ' -e 'wuerstchen:submits,wuerstchen:writes,wuerstchen:dispatches' -o "$scratch/counts" \
-        "$program" generate "a red circle" -o "$scratch/out.png" --device gpu --prior-steps "$1" \
+        "$program" generate "a red circle" -m "$model" -o "$scratch/out.png" --device gpu --prior-steps "$1" \
         --decoder-steps "$2" --tiling small > "$scratch/log" 2>&1 || { cat "$scratch/log" >&2; return 1; }
     awk '/wuerstchen:/ { print $1 }' "$scratch/counts"
 }

@@ -46,9 +46,10 @@ package() {
         fi
     done
 
-    step "the built-in model for the browser"
-    rm -rf web/pkg/model
-    "$target/release/wuerstchen" export web -o web/pkg/model
+    step "the models for the browser: the built-in one, and a small one for tests"
+    rm -rf web/pkg/model web/pkg/shapes
+    cp -r models/emoji web/pkg/model
+    "$target/release/wuerstchen" export web -m models/shapes.safetensors -o web/pkg/shapes
 
     step "npm package"
     npm --prefix web run build

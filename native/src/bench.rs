@@ -23,7 +23,7 @@ use crate::measure::{self, StageArgs};
 /// Arguments of `wuerstchen bench`.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// A training config whose models are timed with random weights [default: the built-in model's]
+    /// A training config whose models are timed with random weights [default: configs/shapes.toml]
     #[arg(short, long)]
     config: Option<PathBuf>,
     /// Runs of each measurement; the median is printed
@@ -40,13 +40,13 @@ pub(crate) struct BenchArgs {
     stage: StageArgs,
 }
 
-/// The config of the built-in model.
-const BUILT_IN: &str = include_str!("../../configs/shapes.toml");
+/// The config that is timed where none is named.
+const DEFAULT: &str = include_str!("../../configs/shapes.toml");
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let config = match &args.config {
         Some(path) => crate::train::read_config(path, &[])?,
-        None => TrainConfig::from_toml(BUILT_IN)?,
+        None => TrainConfig::from_toml(DEFAULT)?,
     };
     config.validate().map_err(|error| crate::usage(&error.into()))?;
     let found = choose(args.device)?;

@@ -96,6 +96,12 @@ fn stats(args: &StatsArgs) -> Result<()> {
     let pictures: Box<dyn Pictures> = match &args.paths[..] {
         [folder] if Path::new(folder).is_dir() => Box::new(Folder::open(Path::new(folder), 0)?),
         paths => {
+            if let Some(folder) = paths.iter().find(|path| Path::new(path).is_dir()) {
+                bail!(
+                    "expected one folder, or tar files, found the folder {folder} among {} paths",
+                    paths.len()
+                );
+            }
             let config = ShardsConfig { paths: paths.to_vec(), ..ShardsConfig::default() };
             Box::new(Shards::open(&config, 0)?)
         }
@@ -183,12 +189,14 @@ fn pack(args: &PackArgs) -> Result<()> {
         bail!("{}: expected an empty folder", args.output.display());
     }
     let (count, samples) = (folder.len(), args.samples as usize);
+    let sizes = sizes_of(&folder)?;
     let bar = ProgressBar::new(count as u64).with_message("packing the pictures");
     for (shard, first) in (0..count).step_by(samples).enumerate() {
         let path = args.output.join(format!("{shard:05}.tar"));
         let mut tar = Builder::new(File::create(&path).with_context(cannot)?);
         for index in first..count.min(first + samples) {
-            add_sample(&mut tar, &folder, index).with_context(|| path.display().to_string())?;
+            let added = add_sample(&mut tar, &folder, index, sizes[index]);
+            added.with_context(|| path.display().to_string())?;
             bar.inc(1);
         }
         tar.finish().with_context(cannot)?;
@@ -199,16 +207,38 @@ fn pack(args: &PackArgs) -> Result<()> {
     Ok(())
 }
 
-/// Adds a picture as it is, its first caption, and all captions with its size.
-fn add_sample(tar: &mut Builder<File>, folder: &Folder, index: usize) -> Result<()> {
-    let mut sides = [0; 2];
-    folder.picture(index, &mut |size| {
-        sides = size;
-        Ok([1; 2])
-    })?;
+/// The heights and widths of all pictures; fails with all that cannot be read, before anything is written.
+fn sizes_of(folder: &Folder) -> Result<Vec<[usize; 2]>> {
+    let bar = ProgressBar::new(folder.len() as u64).with_message("reading the pictures");
+    let size = |index| {
+        let mut sides = [0; 2];
+        let read = folder.picture(index, &mut |size| {
+            sides = size;
+            // No more than its size is asked for.
+            Ok([1; 2])
+        });
+        bar.inc(1);
+        read.map(|_| sides)
+    };
+    let sizes: Vec<_> = (0..folder.len()).into_par_iter().map(size).collect();
+    bar.finish_and_clear();
+    let broken: Vec<_> = sizes.iter().filter_map(|size| size.as_ref().err()).collect();
+    if broken.is_empty() {
+        return Ok(sizes.into_iter().flatten().collect());
+    }
+    broken.iter().for_each(|error| eprintln!("{}", visible_lines(&error.to_string())));
+    bail!("{} pictures cannot be read", broken.len())
+}
+
+/// Adds a picture as it is, its first caption, and all captions with its height and width.
+fn add_sample(
+    tar: &mut Builder<File>,
+    folder: &Folder,
+    index: usize,
+    [height, width]: [usize; 2],
+) -> Result<()> {
     let captions: Vec<String> =
         Pictures::captions(folder, index).into_iter().map(|(caption, _)| caption).collect();
-    let [height, width] = sides;
     let name = folder.path(index).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let about = json!({"captions": captions, "width": width, "height": height, "file_name": name});
     let ending =

@@ -7,17 +7,20 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use wuerstchen::fs::{Found, open_lora, read, read_text, with_extension};
 use wuerstchen::import::recognise;
-use wuerstchen::{Checkpoint, Family, LoraFile, ModelFiles, Part};
+use wuerstchen::{Checkpoint, Family, LoadError, LoraFile, Manifest, ModelFiles, Part};
 use wuerstchen_verify::Goldens;
 
-/// The model that runs where none is named.
-const BUILT_IN: &[u8] = include_bytes!("../../models/shapes.safetensors");
+/// The model that runs where none is named, as `wuerstchen export web --dtype i8` has written it: in one shard.
+const MANIFEST: &str = include_str!("../../models/emoji/manifest.json");
+const CONTENTS: &[u8] = include_bytes!("../../models/emoji/contents.json");
+const WEIGHTS: &[u8] = include_bytes!("../../models/emoji/shard-000.bin");
 
 /// Reads a model: anything that [`Found::add`] takes, or the built-in one. Weights stay where they
 /// are until they are needed. Says which files are left out.
 pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
     let Some(path) = path else {
-        return Ok(ModelFiles::from_bundle("the built-in model", Arc::new(BUILT_IN))?);
+        let bundle = Manifest::parse(MANIFEST)?.with_contents(CONTENTS)?;
+        return Ok(bundle.open::<LoadError>(|_| Ok(Arc::new(WEIGHTS)))?);
     };
     let mut found = Found::default();
     add(&mut found, path)?;

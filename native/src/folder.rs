@@ -78,6 +78,15 @@ impl Folder {
         &self.pictures[index].path
     }
 
+    /// What tells one corpus from another: a line for every picture.
+    pub(crate) fn described(&self) -> impl Iterator<Item = String> {
+        self.pictures.iter().map(|Picture { path, captions, .. }| {
+            // A file that is gone by now is an error of what reads it.
+            let bytes = path.metadata().map_or(0, |metadata| metadata.len());
+            format!("{:?} {bytes} {captions:?}", path.file_name())
+        })
+    }
+
     /// All captions.
     pub(crate) fn all_captions(&self) -> impl Iterator<Item = &str> + Send {
         self.pictures.iter().flat_map(|picture| picture.captions.iter().map(String::as_str))

@@ -6,6 +6,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
+use wuerstchen::card::CARD;
 use wuerstchen::fs::{Found, Origin};
 use wuerstchen::import::complete;
 use wuerstchen::{ModelFiles, Part};
@@ -70,6 +71,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let mut model = found.finish()?;
     let assumed = complete(&mut model)?;
     lora::apply(&mut model, &args.lora)?;
+    tell_of_merged(&mut model, &args.lora)?;
     let report = report(&found, &model, assumed);
     crate::print(&if args.json {
         serde_json::to_string(&report)?
@@ -79,6 +81,22 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
     finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;
     Ok(true)
+}
+
+/// Writes into the model's card which LoRAs it has become.
+fn tell_of_merged(model: &mut ModelFiles, loras: &[LoraArg]) -> Result<()> {
+    if loras.is_empty() {
+        return Ok(());
+    }
+    let name = |lora: &LoraArg| lora.path.file_stem().unwrap_or_default().display().to_string();
+    let merged: Vec<_> =
+        loras.iter().map(|lora| format!("{} at weight {}", name(lora), lora.weight)).collect();
+    let mut card = model.card()?;
+    let merged = format!("with the LoRA {}", merged.join(", the LoRA "));
+    card.name = format!("{} {merged}", card.name).trim().to_owned();
+    card.provenance = format!("{} Merged {merged}.", card.provenance).trim().to_owned();
+    model.texts.insert(CARD.into(), serde_json::to_string_pretty(&card)?);
+    Ok(())
 }
 
 fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>) -> Report {

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use futures_lite::future::block_on;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Setti
 use crate::generate::tell_of_prompt;
 use crate::model::ModelArgs;
 use crate::output::png_files;
-use crate::pictures;
+use crate::{pictures, usage};
 
 /// Arguments of `wuerstchen reconstruct`.
 #[derive(Args)]
@@ -48,6 +48,7 @@ struct Report {
 
 /// Reconstructs, writes and prints.
 pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
+    refuse_unused(&args.options)?;
     let inputs = [Some(&*args.image), args.model.path()];
     let inputs: Vec<_> = inputs.into_iter().flatten().collect();
     let output = png_files(&args.output, "reconstructed.png", 1, &inputs)?.swap_remove(0);
@@ -76,6 +77,24 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
          through the compressor, stages B and A   {:5.1} dB",
         report.width, report.height, report.psnr_through_a, report.psnr_through_b_and_a
     ))
+}
+
+/// Fails at options that change nothing here: the image embedding is the picture's own, so that Stage C does not run.
+fn refuse_unused(options: &GenerateOptions) -> Result<()> {
+    let given = [
+        ("--count", options.count.is_some()),
+        ("--prior-steps", options.prior_steps.is_some()),
+        ("--prior-guidance-scale", options.prior_guidance_scale.is_some()),
+        ("--timesteps", options.timesteps.is_some()),
+        ("--prior-shift", options.prior_shift.is_some()),
+        ("--strength", options.strength.is_some()),
+    ];
+    let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given) else {
+        return Ok(());
+    };
+    let reason =
+        "reconstruct makes one picture, and the image embedding is that of the picture itself";
+    Err(usage(&anyhow!("{option} changes nothing here: {reason}")))
 }
 
 /// The picture as large as the settings say, through Stage A, through the compressor and B and A.

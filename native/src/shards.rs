@@ -3,7 +3,7 @@
 mod filter;
 mod index;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use wuerstchen_train::Pictures;
 use wuerstchen_train::config::ShardsConfig;
 use wuerstchen_train::corpus::{CorpusError, Samples};
 
-use self::filter::LeftOut;
+use self::filter::{LeftOut, texts_of};
 use self::index::{Found, Shard, files_of, read_shard};
 use crate::folder::{fill, shuffled};
 use crate::pictures::with_bytes;
@@ -57,6 +57,7 @@ impl Shards {
         let mut left_out = LeftOut::default();
         let mut samples = Vec::new();
         let mut unread = BTreeMap::<String, usize>::new();
+        let mut unmatched: BTreeSet<&str> = config.captions.keys().map(String::as_str).collect();
         for (shard, Shard { samples: found, cut_off, unread: of_shard }) in
             read.into_iter().enumerate()
         {
@@ -72,6 +73,7 @@ impl Shards {
                 tell!("the shard {name} ends early: {reason}");
             }
             for found in found {
+                unmatched.retain(|field| texts_of(&found, field).is_empty());
                 if let Some((captions, chances)) = left_out.take(config, &found) {
                     let Found { name, offset, length, .. } = found;
                     let shard = shard as u32;
@@ -84,6 +86,11 @@ impl Shards {
             let counts =
                 unread.iter().map(|(ending, count)| format!("{} ({count})", visible(ending)));
             tell!("not read in the shards: {}", counts.collect::<Vec<_>>().join(", "));
+        }
+        if let Some(field) = unmatched.first() {
+            bail!(
+                "corpus.shards.captions: expected fields of the samples, found {field:?}, which none has"
+            );
         }
         if samples.is_empty() {
             let count = files.len();
@@ -103,6 +110,15 @@ impl Shards {
     /// All captions.
     pub(crate) fn all_captions(&self) -> impl Iterator<Item = &str> + Send {
         self.samples.iter().flat_map(|sample| sample.captions.iter().map(String::as_str))
+    }
+
+    /// What tells one corpus from another: a line for every picture.
+    pub(crate) fn described(&self) -> impl Iterator<Item = String> {
+        (0..self.samples.len()).map(|index| {
+            let Sample { shard, name, offset, length, captions, chances } = &self.samples[index];
+            let shard = self.files[*shard as usize].file_name();
+            format!("{shard:?} {name} {offset} {length} {captions:?} {chances:?}")
+        })
     }
 
     /// The name of every picture that could not be read, and why, a line each.

@@ -17,7 +17,9 @@ use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::fs::{read, read_text, write};
 use wuerstchen::{Family, ModelFiles, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles};
-use wuerstchen_train::config::{ModelConfig, ReadConfigError, TrainConfig, UpdateConfig};
+use wuerstchen_train::config::{
+    ModelConfig, ReadConfigError, TrainConfig, TuneConfig, UpdateConfig,
+};
 use wuerstchen_train::recipe::Weights;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 use wuerstchen_train::{
@@ -60,7 +62,8 @@ pub struct TrainArgs {
     /// [default: wuerstchen/tune in the user's cache]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Stop at a picture in a shard that cannot be read, in place of leaving it out
+    /// Stop at a picture in a shard that cannot be read, in place of leaving it out; those of a folder always
+    /// have to be whole
     #[arg(long)]
     strict: bool,
     /// Save and stop after this many seconds
@@ -220,7 +223,12 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     };
     let recipe = Recipe::new(config, tokenizer)?;
     if let Some(captions) = corpus.captions() {
-        tell_of_captions(captions, &recipe)?;
+        let max_tokens = recipe.config.model.max_tokens;
+        tell_of_captions(
+            captions,
+            &Tokenizer::new(&recipe.tokenizer, max_tokens)?,
+            "model.max_tokens",
+        )?;
     }
     if let Corpus::Folder(folder) = &corpus {
         // A run that has begun has read its pictures before.
@@ -232,13 +240,15 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         return describe(&recipe, &corpus, &output);
     }
     let device = choose_for(args.device, ranks.local)?.device;
-    let run = Run::new(recipe, corpus.source(), ranks.store(&output), device);
+    let store = ranks.store(&output);
+    let run = Run::new(recipe, corpus.source(), store.clone(), device);
     let mut run = run.with_peers(ranks.peers.clone());
     let start = |&stage| Ok((stage, ranks.start(args)?));
     let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
     for (stage, start) in &stages {
         run.check_start(*stage, start).map_err(with_remedy)?;
     }
+    corpus.tell_if_changed(&*store, args.resume.is_some())?;
     run.listen(ranks.listen(args)?);
     if let Some(model) = init {
         run.start_from(model)?;
@@ -280,9 +290,14 @@ fn with_remedy(error: RunError) -> anyhow::Error {
 pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
     let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
     let (table, fits_unchanged) = read_table(path, changes, &fits)?;
+    let is_of_tuning = TuneConfig::from_table(table.clone()).is_ok();
     TrainConfig::from_table(table).map_err(|error| match error {
         ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
         ReadConfigError::Config(error) => usage(&error.into()),
+        _ if is_of_tuning => usage(&anyhow!(
+            "{} is a config of fine-tuning: expected --model, or one of training from nothing",
+            path.display()
+        )),
         error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
     })
 }
@@ -464,22 +479,36 @@ fn known_scale(
 /// Most letters of an example in a message.
 const EXAMPLE_LETTERS: usize = 60;
 
-/// Says how many captions are longer than Stage C reads.
-fn tell_of_captions<'a>(captions: impl Iterator<Item = &'a str>, recipe: &Recipe) -> Result<()> {
-    let max_tokens = recipe.config.model.max_tokens;
-    let tokenizer = Tokenizer::new(&recipe.tokenizer, max_tokens)?;
-    let (mut count, mut example) = (0, None);
+/// Says how many captions are longer than Stage C reads, by what limits that, and how many have words that its
+/// text encoder does not know.
+fn tell_of_captions<'a>(
+    captions: impl Iterator<Item = &'a str>,
+    tokenizer: &Tokenizer,
+    limit: &str,
+) -> Result<()> {
+    let (mut cut, mut unknown) = ((0, None), (0, None));
     for caption in captions {
         if let Some(end) = tokenizer.cut_off(caption)? {
-            count += 1;
-            example.get_or_insert(end);
+            cut.0 += 1;
+            cut.1.get_or_insert(end);
+        }
+        if let Some(word) = tokenizer.unknown_words(caption)?.into_iter().next() {
+            unknown.0 += 1;
+            unknown.1.get_or_insert(word);
         }
     }
-    if let Some(end) = example {
-        let end: String = end.chars().take(EXAMPLE_LETTERS).collect();
+    let example = |text: &str| text.chars().take(EXAMPLE_LETTERS).collect::<String>();
+    if let (count, Some(end)) = cut {
         tell!(
-            "{count} captions are longer than model.max_tokens = {max_tokens}, which leaves out their \
-             ends, such as {end:?}"
+            "{count} captions are longer than {limit} = {}, which leaves out their ends, such as {:?}",
+            tokenizer.length(),
+            example(end)
+        );
+    }
+    if let (count, Some(word)) = unknown {
+        tell!(
+            "{count} captions have words that the text encoder does not know, such as {:?}",
+            example(&word)
         );
     }
     Ok(())

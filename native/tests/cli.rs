@@ -166,16 +166,18 @@ fn a_web_bundle_is_the_model_in_shards() {
     let folder = scratch("web-bundle");
     let bundle = folder.join("model");
     let [bundle, picture] = [bundle, folder.join("out.png")].map(|path| path.display().to_string());
-    let export = wuerstchen(&["export", "web", "-o", &bundle, "--preview-pictures", "4"]);
+    let shapes = repository().join("models/shapes.safetensors").display().to_string();
+    let arguments = ["-m", &shapes, "-o", &bundle, "--preview-pictures", "4"];
+    let export = wuerstchen(&[&["export", "web"], &arguments[..]].concat());
     assert_eq!(export.status.code(), Some(0), "{}", text(&export.stderr));
-    let generate = |model: &[&str]| {
-        let prompt = ["generate", "a blue star", "--device", "cpu", "-o", &picture];
-        let output = wuerstchen(&[&prompt[..], model].concat());
+    let generate = |model: &str| {
+        let prompt = ["generate", "a blue star", "--device", "cpu", "-o", &picture, "-m", model];
+        let output = wuerstchen(&prompt);
         (output.status.code(), text(&output.stderr), fs::read(&picture).unwrap_or_default())
     };
-    let built_in = generate(&[]);
-    let exported = generate(&["-m", &bundle]);
-    assert_eq!((exported.0, &exported.2), (Some(0), &built_in.2), "{}", exported.1);
+    let original = generate(&shapes);
+    let exported = generate(&bundle);
+    assert_eq!((exported.0, &exported.2), (Some(0), &original.2), "{}", exported.1);
 
     let manifest = fs::read_to_string(Path::new(&bundle).join("manifest.json")).unwrap();
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
@@ -184,7 +186,7 @@ fn a_web_bundle_is_the_model_in_shards() {
     assert_eq!(bytes.len() as u64, manifest["shards"][0]["bytes"]);
     bytes[1000] ^= 1;
     fs::write(&shard, &bytes).unwrap();
-    let (code, message, _) = generate(&["-m", &bundle]);
+    let (code, message, _) = generate(&bundle);
     assert_eq!(code, Some(4));
     assert!(message.contains("shard-000.bin: its SHA-256 is"), "{message}");
 }
@@ -249,7 +251,8 @@ fn an_export_tells_its_plan() {
 #[test]
 fn eight_bits_stay_close() {
     let bundle = scratch("web-bundle-i8").display().to_string();
-    let arguments = ["--dtype", "i8", "--preview-pictures", "0"];
+    let shapes = repository().join("models/shapes.safetensors").display().to_string();
+    let arguments = ["-m", &shapes, "--dtype", "i8", "--preview-pictures", "0"];
     let export = wuerstchen(&[&["export", "web", "-o", &bundle], &arguments[..]].concat());
     assert_eq!(export.status.code(), Some(0), "{}", text(&export.stderr));
     let report = text(&export.stdout);
@@ -338,9 +341,9 @@ fn published_layouts_are_recognised_and_imported() {
     let both = wuerstchen(&["import", &goldens(), &stage_c]);
     assert!(text(&both.stderr).contains("both hold wuerstchen-prior/prior"));
 
-    let built_in = repository().join("models/shapes.safetensors").display().to_string();
+    let shapes = repository().join("models/shapes.safetensors").display().to_string();
     let bundle = folder.join("bundle").display().to_string();
-    let import = ["import", &built_in, "-o", &bundle, "--dtype", "i4"];
+    let import = ["import", &shapes, "-o", &bundle, "--dtype", "i4"];
     assert!(wuerstchen(&import).status.success());
     let again = wuerstchen(&import);
     assert_eq!(again.status.code(), Some(4));
@@ -364,8 +367,8 @@ fn published_layouts_are_recognised_and_imported() {
 fn harmful_models_are_refused_with_a_reason() {
     let folder = scratch("harmful");
     let bundle = folder.join("bundle");
-    let built_in = repository().join("models/shapes.safetensors").display().to_string();
-    let made = wuerstchen(&["import", &built_in, "-o", &bundle.display().to_string()]);
+    let shapes = repository().join("models/shapes.safetensors").display().to_string();
+    let made = wuerstchen(&["import", &shapes, "-o", &bundle.display().to_string()]);
     assert!(made.status.success());
     let refusal = |path: &Path| {
         let path = path.display().to_string();
@@ -389,7 +392,7 @@ fn harmful_models_are_refused_with_a_reason() {
     assert!(refusal(&bundle).contains("is no plain file name"));
 
     // A file of weights that are no numbers.
-    let good = fs::read(&built_in).unwrap();
+    let good = fs::read(&shapes).unwrap();
     let header = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
     let mut infinite = good.clone();
     infinite[8 + header..].fill(0xff);
@@ -504,8 +507,8 @@ fn inputs_and_links_are_not_replaced() {
     assert!(error.contains("cannot write") && error.contains("lost.png"), "{error}");
 
     let bundle = path("bundle");
-    let built_in = repository().join("models/shapes.safetensors").display().to_string();
-    assert!(wuerstchen(&["import", &built_in, "-o", &bundle]).status.success());
+    let shapes = repository().join("models/shapes.safetensors").display().to_string();
+    assert!(wuerstchen(&["import", &shapes, "-o", &bundle]).status.success());
     let refused = wuerstchen(&["export", "web", "-m", &bundle, "-o", &bundle]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused.stderr).contains("bundle: it is the model itself"));

@@ -24,12 +24,14 @@ impl Folder {
         self.0.join(name).display().to_string()
     }
 
-    /// Generates with few steps; the arguments follow the command.
+    /// Generates with few steps, by `shapes` unless the arguments, which follow the command, name a model.
     fn generate(&self, output: &str, arguments: &[&str]) {
-        let output = self.path(output);
+        let (output, shapes) = (self.path(output), shapes());
         let steps =
             ["--prior-steps", "4", "--decoder-steps", "3", "--device", "cpu", "--seed", "5"];
-        let output = wuerstchen(&[&["generate", "-o", &output], &steps[..], arguments].concat());
+        let model = if arguments.contains(&"-m") { vec![] } else { vec!["-m", &shapes] };
+        let arguments = [&["generate", "-o", &output], &steps[..], &model, arguments].concat();
+        let output = wuerstchen(&arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));
     }
 
@@ -175,10 +177,12 @@ fn rows_do_not_change_the_picture() {
 fn reconstructs_a_picture() {
     let folder = Folder::new("reconstruct");
     let start = folder.path("start.png");
-    let generate = wuerstchen(&["generate", PROMPT, "-o", &start, "--device", "cpu"]);
+    let model = ["-m", &shapes(), "--device", "cpu"];
+    let generate = wuerstchen(&[&["generate", PROMPT, "-o", &start], &model[..]].concat());
     assert!(generate.status.success(), "{}", text(&generate.stderr));
     let output = folder.path("out.png");
-    let output = wuerstchen(&["reconstruct", &start, "-o", &output, "--device", "cpu", "--json"]);
+    let output = ["reconstruct", &start, "-o", &output, "--json"];
+    let output = wuerstchen(&[&output[..], &model].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let [a, ba] = ["psnrThroughA", "psnrThroughBAndA"].map(|key| report[key].as_f64().unwrap());
@@ -254,7 +258,7 @@ fn what_of_a_prompt_is_not_read_is_told() {
     let told = |prompt: &str| {
         let output = folder.path("out.png");
         let steps = ["--prior-steps", "1", "--decoder-steps", "1", "--device", "cpu"];
-        let arguments = ["generate", prompt, "-o", &output];
+        let arguments = ["generate", prompt, "-m", &shapes(), "-o", &output];
         text(&wuerstchen(&[&arguments[..], &steps].concat()).stderr)
     };
     let long = "a large red star above a small blue circle on a white background and also beside it \
@@ -270,6 +274,11 @@ fn what_of_a_prompt_is_not_read_is_told() {
     assert!(unknown.contains("the model does not know: Zebra, zebra, spaceship\n"), "{unknown}");
     let lora = told("a star <lora:style:0.8>");
     assert!(lora.contains("\"<lora:style:0.8>\" in the prompt is taken for words"), "{lora}");
+}
+
+/// The small model that draws shapes.
+fn shapes() -> String {
+    repository().join("models/shapes.safetensors").display().to_string()
 }
 
 fn repository() -> PathBuf {
@@ -338,7 +347,7 @@ fn mistakes_are_named_and_have_their_exit_code() {
         (
             vec!["x", "--lora", &style],
             4,
-            "misshapen: prior.blocks.2.attention.to_k.lora.down.weight: expected [2, 128], found [2, 24]",
+            "misshapen: prior.blocks.2.attention.to_k.lora.down.weight: expected [2, 192], found [2, 24]",
         ),
     ] {
         let output = wuerstchen(&[&["generate", "-o", &out], &arguments[..]].concat());

@@ -139,6 +139,41 @@ fn a_torn_picture_ends_a_strict_run() {
     assert!(told.contains("found none; left out: 24 samples: width below 4000"), "{told}");
 }
 
+/// What is named twice, no text, of no use, or other than before, is told.
+#[test]
+fn nothing_of_shards_is_changed_without_a_line() {
+    let case = Case::new("told");
+    let data = case.0.join("data");
+    let mut latin = Builder::new(File::create(data.join("00003.tar")).unwrap());
+    let mut png = Cursor::new(Vec::new());
+    RgbImage::new(40, 40).write_to(&mut png, ImageFormat::Png).unwrap();
+    add(&mut latin, "1.json", br#"{"pwatermark": 0.1}"#);
+    add(&mut latin, "1.png", png.get_ref());
+    add(&mut latin, "1.txt", b"caf\xe9");
+    add(&mut latin, "1.caption", b"a cafe");
+    latin.finish().unwrap();
+    let twice = format!("corpus.shards.paths=[\"{0}/*.tar\", \"{0}/00000.tar\"]", data.display());
+    let run = |more: &[&str]| {
+        let output = case.run("a", "run", &[&["--max-seconds", "0"], more].concat());
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, told) = run(&["--set", &twice]);
+    assert_eq!(code, Some(0), "{told}");
+    for line in [
+        "00000.tar is named twice, and read once",
+        "not read in the shards: txt that is no text in UTF-8 (1)",
+        "23 pictures in 4 shards",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    let (_, same) = run(&["--resume", "auto"]);
+    assert!(!same.contains("the run began with other pictures"), "{same}");
+    let (_, other) = run(&["--resume", "auto", "--set", "corpus.shards.filter.max_watermark=1"]);
+    assert!(other.contains("the run began with other pictures, captions or filters"), "{other}");
+    let (code, none) = run(&["--set", "corpus.shards.captions={blip=1.0}"]);
+    assert!(code != Some(0) && none.contains("found \"blip\", which none has"), "{none}");
+}
+
 /// Fine-tuning takes shards as well.
 #[test]
 fn a_lora_is_trained_on_shards() {
@@ -188,4 +223,12 @@ fn a_folder_is_looked_through_and_packed() {
     assert_eq!(stats(&path("packed/{00000..00001}.tar")), told);
     let again = wuerstchen(&pack);
     assert!(text(&again.stderr).contains("expected an empty folder"), "{}", text(&again.stderr));
+
+    let both = wuerstchen(&["data", "stats", &from, &path("packed/00000.tar")]);
+    assert!(text(&both.stderr).contains("expected one folder, or tar files"));
+    fs::write(pictures.join("2.png"), b"\x89PNG\r\n\x1a\n").unwrap();
+    let torn = wuerstchen(&["data", "pack", &from, "-o", &path("torn")]);
+    let told = text(&torn.stderr);
+    assert!(told.contains("2.png") && told.contains("1 pictures cannot be read"), "{told}");
+    assert_eq!(fs::read_dir(folder.join("torn")).unwrap().count(), 0);
 }

@@ -15,6 +15,12 @@ struct Case {
     folder: PathBuf,
 }
 
+/// The small model that draws shapes.
+fn shapes() -> String {
+    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+    native.with_file_name("models").join("shapes.safetensors").display().to_string()
+}
+
 impl Case {
     fn new(name: &str) -> Self {
         let case = Self { folder: scratch(&format!("tune-{name}")) };
@@ -37,7 +43,7 @@ impl Case {
         self.folder.join("pictures")
     }
 
-    /// Arguments of a run of a few updates, with more behind them.
+    /// Arguments of a run of a few updates, of `shapes` unless `more`, which comes behind them, names a model.
     fn arguments(&self, stage: &str, run: &str, more: &[&str]) -> Vec<String> {
         let native = Path::new(env!("CARGO_MANIFEST_DIR"));
         let config = if stage == "lora" { "lora.toml" } else { "finetune.toml" };
@@ -56,6 +62,10 @@ impl Case {
             "samples.prior_steps=2",
         ] {
             arguments.extend(["--set", change]);
+        }
+        let shapes = shapes();
+        if !more.contains(&"-m") {
+            arguments.extend(["-m", &shapes]);
         }
         arguments.extend(more);
         arguments.into_iter().map(str::to_owned).collect()
@@ -82,13 +92,17 @@ impl Case {
         fs::read(self.folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
     }
 
-    /// The picture of a prompt.
+    /// The picture of a prompt, by `shapes` unless `more` names a model.
     fn generate(&self, more: &[&str]) -> Vec<u8> {
         let out = self.folder.join("out.png").display().to_string();
         let mut arguments =
             vec!["generate", "a board 1", "--seed", "3", "--device", "cpu", "-o", &out];
         arguments.extend(["--prior-steps", "2"]);
         arguments.extend(more);
+        let shapes = shapes();
+        if !more.contains(&"-m") {
+            arguments.extend(["-m", &shapes]);
+        }
         let output = wuerstchen(&arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));
         image::open(out).unwrap().into_rgb8().into_raw()
@@ -126,8 +140,7 @@ fn a_lora_is_trained_read_and_merged() {
     assert!(differ(&plain, &diffusers) > plain.len() / 100, "the LoRA changes nothing");
     assert_eq!(differ(&diffusers, &peft), 0);
 
-    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let model = native.with_file_name("models").join("shapes.safetensors").display().to_string();
+    let model = shapes();
     let (merged, run) = (case.path("merged"), case.path("run"));
     let import = ["import", &model, "--lora", &run, "-o", &merged, "--dtype", "f32"];
     let output = wuerstchen(&import);
@@ -189,9 +202,7 @@ fn walkdir(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_whole_stage_c_becomes_a_model() {
     let case = Case::new("whole");
-    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let model = native.with_file_name("models").join("shapes.safetensors").display().to_string();
-    case.trained("c", "run", &["-m", &model]);
+    case.trained("c", "run", &["-m", &shapes()]);
     let tuned = case.path("run/model.safetensors");
     assert_ne!(case.generate(&["-m", &tuned]), case.generate(&[]));
     let output = wuerstchen(&["inspect", &tuned]);

@@ -218,7 +218,7 @@ fn safetensors(
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// A LoRA of two layers of the built-in model, whose names `name` makes.
+/// A LoRA of two layers of the model `shapes`, whose names `name` makes.
 fn lora(name: impl Fn(&str, &str) -> String, alpha: Option<f32>) -> Tensors {
     let values = |count: usize| (0..count).map(|i| (i as f32 * 0.7).sin() * 0.05).collect();
     let mut tensors = BTreeMap::new();
@@ -250,12 +250,14 @@ fn kohya(prefix: &str) -> impl Fn(&str, &str) -> String {
     }
 }
 
-/// The picture that the built-in model makes with a LoRA, and what is told.
+/// The picture that `shapes` makes with a LoRA, and what is told.
 fn with_lora(path: &Path) -> Result<(image::DynamicImage, String), String> {
     let picture = path.with_extension("png");
     let (lora, output) = (path.display().to_string(), picture.display().to_string());
     let steps = ["--prior-steps", "2", "--decoder-steps", "1", "--device", "cpu"];
-    let arguments = ["generate", "a red circle", "--lora", &lora, "-o", &output];
+    let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("models/shapes.safetensors");
+    let shapes = shapes.display().to_string();
+    let arguments = ["generate", "a red circle", "-m", &shapes, "--lora", &lora, "-o", &output];
     let output = wuerstchen(&[&arguments[..], &steps].concat());
     let error = text(&output.stderr);
     match output.status.code() {

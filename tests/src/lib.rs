@@ -7,17 +7,17 @@ use std::sync::Arc;
 use burn::prelude::*;
 use wuerstchen::{LoadError, ModelFiles, ReadBytes, StoredDtype, WebBundle, relative_error};
 
-/// The built-in model.
+/// The small model `shapes`.
 ///
 /// # Panics
 ///
 /// Panics if it is none.
-pub fn built_in() -> ModelFiles {
+pub fn shapes_model() -> ModelFiles {
     let bytes: &'static [u8] = include_bytes!("../../models/shapes.safetensors");
-    ModelFiles::from_bundle("built-in", Arc::new(bytes)).unwrap()
+    ModelFiles::from_bundle("shapes", Arc::new(bytes)).unwrap()
 }
 
-/// The built-in model as it is after being written as `dtype`, and its bundle.
+/// The same as it is after being written as `dtype`, and its bundle.
 ///
 /// # Panics
 ///
@@ -28,7 +28,7 @@ pub fn stored_as(dtype: StoredDtype) -> (ModelFiles, WebBundle) {
         shards.insert(file.to_owned(), Arc::new(bytes.to_vec()));
         Ok::<_, LoadError>(())
     };
-    let bundle = WebBundle::write(&built_in(), dtype, write).unwrap();
+    let bundle = WebBundle::write(&shapes_model(), dtype, write).unwrap();
     let files = bundle.open::<LoadError>(|file| Ok(shards[file].clone())).unwrap();
     (files, bundle)
 }

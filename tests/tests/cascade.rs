@@ -10,7 +10,7 @@ use wuerstchen::weights::{load, shapes};
 use wuerstchen::{
     Checkpoint, GenerateOptions, KeyTable, ModelFiles, PartConfig, Pipeline, Residency,
 };
-use wuerstchen_tests::{built_in, error_of};
+use wuerstchen_tests::{error_of, shapes_model};
 
 /// As for the stages of the second version.
 const TOLERANCE: f64 = 1e-4;
@@ -137,11 +137,11 @@ fn three_families_make_pictures_side_by_side() {
         let made = pipeline.generate_blocking("a red hat", &options).unwrap();
         (pipeline.family.name, made.images[0].clone())
     };
-    let made = [&built_in(), &cascade, &v1].map(make);
+    let made = [&shapes_model(), &cascade, &v1].map(make);
     assert_eq!(
         made.each_ref().map(|made| made.0),
         ["Würstchen v2", "Stable Cascade", "Würstchen v1"]
     );
     assert!(made[0].1 != made[1].1 && made[1].1 != made[2].1);
-    assert_eq!(make(&built_in()).1, made[0].1);
+    assert_eq!(make(&shapes_model()).1, made[0].1);
 }

@@ -11,7 +11,7 @@ use wuerstchen::{
     Checkpoint, CompressorConfig, DecoderConfig, GenerateOptions, Generated, ModelFiles, Part,
     PartConfig, Pipeline, PriorConfig, Residency, StoredDtype, VqganConfig, relative_error,
 };
-use wuerstchen_tests::{built_in, gpu, stored_as};
+use wuerstchen_tests::{gpu, shapes_model, stored_as};
 
 /// The same weights in f32, so that none of them stays packed.
 fn unpacked(files: &ModelFiles) -> ModelFiles {
@@ -53,7 +53,7 @@ fn error(found: &Generated, expected: &Generated) -> f64 {
 
 #[test]
 fn one_part_at_a_time_makes_the_same_picture() {
-    let (files, device) = (built_in(), Device::flex());
+    let (files, device) = (shapes_model(), Device::flex());
     let all = generate(&files, &device, Residency::All);
     let parts = generate(&files, &device, Residency::PerStage);
     assert_eq!(all.images, parts.images);
@@ -62,7 +62,7 @@ fn one_part_at_a_time_makes_the_same_picture() {
 /// Reading a model part by part is no less strict.
 #[test]
 fn a_missing_tensor_is_named_before_anything_runs() {
-    let mut files = unpacked(&built_in());
+    let mut files = unpacked(&shapes_model());
     let decoder = files.weights.get_mut(&Part::DECODER).unwrap();
     let kept = decoder.names().filter(|name| *name != "clf.1.bias").map(|name| {
         NamedTensor::new(name, decoder.shape(name).unwrap(), decoder.values(name).unwrap())
@@ -104,7 +104,7 @@ fn fewer_bits_are_smaller_and_further_off() {
     let generate = |files: &ModelFiles| {
         generate_with(&GenerateOptions::default(), files, &Device::flex(), Residency::All)
     };
-    let exact = generate(&built_in());
+    let exact = generate(&shapes_model());
     let measure = |dtype| {
         let (files, bundle) = stored_as(dtype);
         let bytes: usize = bundle.manifest().shards.iter().map(|shard| shard.bytes).sum();

@@ -100,6 +100,8 @@ pub struct PackedMatrix {
     scales: Tensor<2>,
     /// `[N, zero_words]`.
     zeros: Tensor<2, Int>,
+    /// `[N, K]`, f32, where products would unpack it again and again.
+    unpacked: Option<Tensor<2>>,
     #[module(skip)]
     packing: Packing,
     #[module(skip)]
@@ -141,9 +143,16 @@ impl PackedMatrix {
             values: words(planes.values, packing.value_words(columns)),
             scales: Tensor::from_data(TensorData::new(scales, shape), (device, DType::F32)),
             zeros: words(planes.zeros, packing.zero_words(columns)),
+            unpacked: None,
             packing,
             columns,
         }
+    }
+
+    /// Keeps the matrix in f32 beside the planes, for as long as it lives: products take no longer than those of a
+    /// matrix that was never packed, and give the same bits as without.
+    pub fn keep_unpacked(self) -> Self {
+        Self { unpacked: Some(self.unpack()), ..self }
     }
 
     /// `[N, K]`.
@@ -157,6 +166,9 @@ impl PackedMatrix {
     ///
     /// - output: `[N, K]`
     pub fn unpack(&self) -> Tensor<2> {
+        if let Some(unpacked) = &self.unpacked {
+            return unpacked.clone();
+        }
         #[cfg(feature = "cpu")]
         if crate::cpu::runs_on(&self.values.device(), DType::F32) {
             let (values, scales, zeros) = self.planes();
@@ -182,7 +194,7 @@ impl PackedMatrix {
         };
         let scales = of_block(self.scales.clone());
         let values = self.values.clone().select(0, rows);
-        Self { values, scales, zeros, ..*self }.unpack()
+        Self { values, scales, zeros, unpacked: None, ..*self }.unpack()
     }
 
     /// Whether products on this device read the matrix as it is packed; others unpack it first.

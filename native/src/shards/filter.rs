@@ -71,21 +71,9 @@ fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String>
 /// The captions of a sample and how likely each is, together 1: those of the fields that the config names, in
 /// the share that it gives them; else those of the first usual field that there is.
 pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<String>, Vec<f64>)> {
-    let texts = |field: &str| -> Vec<String> {
-        let mut texts: Vec<&str> = found.texts.get(field).map(String::as_str).into_iter().collect();
-        if texts.is_empty() {
-            match found.fields.get(field) {
-                Some(Value::String(text)) => texts.push(text),
-                Some(Value::Array(list)) => texts.extend(list.iter().filter_map(Value::as_str)),
-                _ => {}
-            }
-        }
-        let texts = texts.into_iter().map(str::trim).filter(|text| !text.is_empty());
-        texts.map(str::to_owned).collect()
-    };
     // The captions of one field have equal parts of its share.
     let of_field = |(field, share): (&str, f64)| {
-        let texts = texts(field);
+        let texts = texts_of(found, field);
         let part = share / texts.len() as f64;
         texts.into_iter().map(move |text| (text, part)).collect::<Vec<_>>()
     };
@@ -99,6 +87,20 @@ pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<S
     let whole: f64 = captions.iter().map(|(_, share)| share).sum();
     let of_whole = |(text, share): (String, f64)| (text, share / whole);
     (whole > 0.0).then(|| captions.into_iter().map(of_whole).unzip())
+}
+
+/// The captions in a field of a sample.
+pub(super) fn texts_of(found: &Found, field: &str) -> Vec<String> {
+    let mut texts: Vec<&str> = found.texts.get(field).map(String::as_str).into_iter().collect();
+    if texts.is_empty() {
+        match found.fields.get(field) {
+            Some(Value::String(text)) => texts.push(text),
+            Some(Value::Array(list)) => texts.extend(list.iter().filter_map(Value::as_str)),
+            _ => {}
+        }
+    }
+    let texts = texts.into_iter().map(str::trim).filter(|text| !text.is_empty());
+    texts.map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What lies where in the tar files of a `WebDataset`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -79,14 +79,16 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
         } else if length <= MAX_TEXT && is_text(&ending) {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes).with_context(cannot)?;
-            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let text = String::from_utf8(bytes).ok();
             if ending == "json" {
-                match serde_json::from_str(&with_nulls(&text)) {
-                    Ok(Value::Object(fields)) => pieces.fields = fields,
-                    _ => pieces.fault = Some("its .json file is no JSON object"),
+                match text.map(|text| serde_json::from_str(&with_nulls(&text))) {
+                    Some(Ok(Value::Object(fields))) => pieces.fields = fields,
+                    _ => pieces.fault = Some("its .json file is no JSON object in UTF-8"),
                 }
-            } else {
+            } else if let Some(text) = text {
                 pieces.texts.insert(ending, text);
+            } else {
+                *unread.entry(format!("{ending} that is no text in UTF-8")).or_default() += 1;
             }
         } else {
             *unread.entry(ending).or_default() += 1;
@@ -205,8 +207,22 @@ fn key_of(name: &str) -> Option<(String, String)> {
 }
 
 /// The files that patterns name, in the order of the patterns, those of one pattern sorted. `*` in the last piece
-/// of a path stands for any text, `{000..012}` anywhere for every number between.
+/// of a path stands for any text, `{000..012}` anywhere for every number between. Says which files are named
+/// more than once; they are taken once.
 pub(super) fn files_of(patterns: &[String]) -> Result<Vec<PathBuf>> {
+    let mut files = named(patterns)?;
+    let mut seen = HashSet::new();
+    files.retain(|file| {
+        let is_new = seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone()));
+        if !is_new {
+            tell!("the shard {} is named twice, and read once", file.display());
+        }
+        is_new
+    });
+    Ok(files)
+}
+
+fn named(patterns: &[String]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for pattern in patterns {
         for pattern in expanded(pattern)? {

@@ -3,13 +3,27 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 use wuerstchen_train::config::{Scenes, TrainConfig, TuneConfig};
 use wuerstchen_train::emoji::Art;
-use wuerstchen_train::{Pictures, Source};
+use wuerstchen_train::store::Store;
+use wuerstchen_train::{Pictures, RunError, Source};
 
 use crate::art::read_art;
 use crate::folder::Folder;
 use crate::shards::Shards;
+
+/// A file in a run's folder: the hash of what its pictures are called, how large their files are, and of the captions.
+const DIGEST: &str = "corpus.sha256";
+
+fn digest(lines: impl Iterator<Item = String>) -> String {
+    let mut hash = Sha256::new();
+    for line in lines {
+        hash.update((line.len() as u64).to_le_bytes());
+        hash.update(line);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// Where pictures and captions come from.
 pub(super) enum Corpus {
@@ -86,6 +100,25 @@ impl Corpus {
             Self::Folder(folder) => folder.len(),
             Self::Shards(shards) => shards.len(),
         }
+    }
+
+    /// Says whether a run goes on with other pictures or captions than those with which it began; keeps what tells
+    /// in its store, which is the run's from now on.
+    pub(super) fn tell_if_changed(&self, store: &dyn Store, resumes: bool) -> Result<(), RunError> {
+        let own = match self {
+            Self::Shapes | Self::Emoji(_) => return Ok(()),
+            Self::Folder(folder) => digest(folder.described()),
+            Self::Shards(shards) => digest(shards.described()),
+        };
+        store.claim()?;
+        let begun = if resumes { store.read(DIGEST)? } else { None };
+        if begun.is_some_and(|begun| begun != own.as_bytes()) {
+            tell!(
+                "the run began with other pictures, captions or filters: it goes on with those that are there \
+                 now, and is not what it would have been"
+            );
+        }
+        Ok(store.write(DIGEST, own.as_bytes())?)
     }
 
     /// The pictures that could not be read and were left out, a line each.

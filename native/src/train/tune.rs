@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use wuerstchen::{ModelFiles, RUN_CONFIG};
+use wuerstchen::{ModelFiles, RUN_CONFIG, TextEncoderConfig, Tokenizer};
 use wuerstchen_train::config::{ReadConfigError, TuneConfig};
 use wuerstchen_train::{RunError, Tune, store, tune};
 
 use super::corpus::Corpus;
 use super::progress::tell_bucket;
-use super::{Ranks, Stages, TrainArgs, read_table, unfit_changes, with_remedy};
+use super::{Ranks, Stages, TrainArgs, read_table, tell_of_captions, unfit_changes, with_remedy};
 use crate::cache::cache_folder;
 use crate::devices::choose_for;
 use crate::files::read_model;
@@ -37,13 +37,14 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let model = read_model(args.model.as_deref())?;
     let corpus = Corpus::open_tuned(&config)?;
     let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
+    tell_of_model_captions(&corpus, &model)?;
     let device = choose_for(args.device, ranks.local)?.device;
     let cache = match &args.cache {
         Some(path) => path.clone(),
         None => cache_folder(CACHE)?,
     };
-    let stores: [Arc<dyn store::Store>; 2] =
-        [ranks.store(&output), Arc::new(store::Folder::new(cache))];
+    let store = ranks.store(&output);
+    let stores = [store.clone(), Arc::new(store::Folder::new(cache))];
     let steps = config.c.updates.steps;
     let changed = changed_layers(&config, &model);
     let tune = Tune::new(config, model, corpus.own_pictures(), stores, device);
@@ -60,6 +61,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     let from = ranks.start(args)?;
     tune.check_start(&from).map_err(with_remedy)?;
+    corpus.tell_if_changed(&*store, args.resume.is_some())?;
     tune.listen(ranks.listen(args)?);
     let done = tune.train(from);
     let listed = ranks.list_broken(&corpus, &output);
@@ -72,6 +74,19 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let file = if args.stage == Stages::Lora { tune::LORA } else { tune::MODEL };
     tell!("wrote {}", output.join(file).display());
     Ok(())
+}
+
+/// Says which captions the model's own text encoder does not read whole.
+fn tell_of_model_captions(corpus: &Corpus, model: &ModelFiles) -> Result<()> {
+    let family = model.family();
+    let Ok(config) = model.part_config::<TextEncoderConfig>(family.prior_text) else {
+        // What the model lacks is named by the fine-tuning.
+        return Ok(());
+    };
+    let files = model.tokenizer(family.pipelines[0]);
+    let tokenizer = Tokenizer::new(&files, config.max_position_embeddings)?;
+    let captions = corpus.captions().into_iter().flatten();
+    tell_of_captions(captions, &tokenizer, "the text encoder's max_position_embeddings")
 }
 
 /// Reads the config and applies `KEY=VALUE` changes.

@@ -12,7 +12,7 @@ declare global {
 }
 
 const WARM_PICTURES = 5;
-const PROMPT = 'a large red circle on a white background';
+const PROMPT = 'a red apple on a blue background';
 
 /** Loads without any cache, makes one picture and then five more, and shows the times. */
 export async function runBenchmark(

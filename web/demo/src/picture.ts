@@ -3,8 +3,8 @@
 import { element, make } from './dom';
 import type { Settings } from './settings';
 
-/** Up to this many pixels a side, a picture is shown with its pixels, not blurred. */
-const PIXELATED_SIDE = 256;
+/** Up to this many pixels a side, a preview is shown with its pixels: it shows how little there is yet. */
+const PIXELATED_SIDE = 32;
 
 const canvas = element('picture', HTMLCanvasElement);
 const frame = element('frame', HTMLDivElement);

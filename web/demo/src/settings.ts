@@ -21,6 +21,8 @@ const NUMBERS = {
   priorGuidanceScale: { id: 'prior-guidance-scale', min: 0, max: 100, whole: false },
   decoderSteps: { id: 'decoder-steps', min: 1, max: 1000, whole: true },
   decoderGuidanceScale: { id: 'decoder-guidance-scale', min: 0, max: 100, whole: false },
+  temperature: { id: 'temperature', min: 0, max: 100, whole: false },
+  temperatureEnd: { id: 'temperature-end', min: 0, max: 100, whole: false },
 } as const;
 
 type NumberName = keyof typeof NUMBERS;
@@ -42,6 +44,9 @@ const seedLock = element('seed-lock', HTMLButtonElement);
 const aspects = element('aspects', HTMLDivElement);
 const controls = element('controls', HTMLFormElement);
 const input = (name: NumberName) => element(NUMBERS[name].id, HTMLInputElement);
+const tokenSampling = element('token-sampling', HTMLSelectElement);
+/** Of models whose Stage B denoises tokens; others refuse these options. */
+const ofTokens = element('of-tokens', HTMLDivElement);
 
 /** A seed that survives being a double, as JavaScript callers may write it. */
 export function drawSeed(): void {
@@ -72,17 +77,30 @@ export function readSettings(): Settings | undefined {
   const numbers: Partial<Record<NumberName, number>> = {};
   for (const name of NUMBER_NAMES) {
     const field = input(name);
-    if (field.value !== '') numbers[name] = field.valueAsNumber;
+    if (field.value !== '' && isOffered(field)) numbers[name] = field.valueAsNumber;
   }
   const count = Number(new FormData(controls).get('count'));
   const negative = negativePrompt.value.trim();
+  const sampling = samplingOf(tokenSampling.value);
   return {
     prompt: text,
     seed: parsed,
     count,
     ...numbers,
     ...(negative === '' ? {} : { negativePrompt: negative }),
+    ...(sampling && isOffered(tokenSampling) ? { tokenSampling: sampling } : {}),
   };
+}
+
+function isOffered(field: HTMLElement): boolean {
+  return field.closest('[hidden]') === null;
+}
+
+type TokenSampling = NonNullable<Settings['tokenSampling']>;
+
+function samplingOf(text: string | null): TokenSampling | undefined {
+  const kinds: readonly TokenSampling[] = ['multinomial', 'argmax', 'quant'];
+  return kinds.find((kind) => kind === text);
 }
 
 /** Fills the form; what is left out stays as it is. */
@@ -95,6 +113,7 @@ export function writeSettings(settings: Partial<Settings>): void {
     const value = settings[name];
     if (value !== undefined) input(name).value = String(value);
   }
+  if (settings.tokenSampling !== undefined) tokenSampling.value = settings.tokenSampling;
   if (settings.count !== undefined) {
     for (const radio of controls.querySelectorAll<HTMLInputElement>('[name="count"]')) {
       radio.checked = radio.value === String(settings.count);
@@ -118,8 +137,10 @@ export function offerDefaults(defaults: Defaults): void {
     }),
   );
   for (const name of NUMBER_NAMES) {
-    if (input(name).value === '') input(name).value = String(defaults[name]);
+    if (input(name).value === '') input(name).value = String(defaults[name] ?? '');
   }
+  ofTokens.hidden = defaults.tokenSampling === undefined;
+  if (tokenSampling.value === '') tokenSampling.value = defaults.tokenSampling ?? '';
   checkAspect();
 }
 
@@ -211,6 +232,8 @@ export function settingsFromLink(url: URL): Partial<Settings> {
   if (negative) settings.negativePrompt = negative;
   const linkedSeed = parseSeed(values.get('seed') ?? '');
   if (linkedSeed !== undefined) settings.seed = linkedSeed;
+  const sampling = samplingOf(values.get('tokenSampling'));
+  if (sampling !== undefined) settings.tokenSampling = sampling;
   const number = (name: string, min: number, max: number, whole: boolean) => {
     const value = Number(values.get(name) || NaN);
     return value >= min && value <= max && (!whole || Number.isInteger(value)) ? value : undefined;
@@ -235,6 +258,7 @@ function cutPrompt(text: string | null): string | undefined {
 
 /** Wires what belongs to the form alone. */
 export function initForm(): void {
+  tokenSampling.value = ''; // until the model's own is known, or another one is chosen
   element('seed-dice', HTMLButtonElement).addEventListener('click', drawSeed);
   seedLock.addEventListener('click', () => lockSeed(seedLock.ariaPressed !== 'true'));
   // Who types a seed means it.

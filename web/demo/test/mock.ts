@@ -76,6 +76,10 @@ export async function inspect(model: ModelRef): Promise<ModelInfo> {
       decoderSteps: 12,
       decoderGuidanceScale: 1,
       sampler: 'ddpm',
+      // As of Würstchen v1.
+      ...(location.search.includes('tokens')
+        ? { temperature: 1, temperatureEnd: 0.6, tokenSampling: 'multinomial' }
+        : {}),
     },
   };
 }
@@ -185,9 +189,11 @@ function describe(mask: PictureSource | undefined): string[] {
 async function generate(job: GenerateOptions): Promise<GenerateResult> {
   const { width = 64, height = 64, count = 1, seed = 0, signal } = job;
   const { priorSteps = 20, decoderSteps = 12, image, mask, strength } = job;
+  const { temperature, temperatureEnd, tokenSampling } = job;
   const isPng = image instanceof Blob && image.type === 'image/png';
   const lastSource = image ? { isPng, strength, mask: describe(mask) } : undefined;
-  Object.assign(window, { lastSource });
+  const lastTokens = { temperature, temperatureEnd, tokenSampling };
+  Object.assign(window, { lastSource, lastTokens });
   if (job.prompt.includes('break')) {
     throw new WuerstchenError('out-of-memory', 'the device has no room for 4 pictures', true);
   }

@@ -248,6 +248,22 @@ test('Esc stops; what was drawn stays, and the next picture works', async () => 
   await makePicture('a red circle');
 });
 
+test('how tokens are drawn is asked of models that have them, and of no others', async () => {
+  const tokens = async () =>
+    JSON.parse(await page.evaluate(() => JSON.stringify((window as any).lastTokens)));
+  await open();
+  await page.getByText('Advanced', { exact: true }).click();
+  assert.equal(await at('of-tokens').isVisible(), false);
+  await makePicture('a red circle');
+  assert.deepEqual(await tokens(), {});
+  await open('?tokens#tokenSampling=quant');
+  await page.getByText('Advanced', { exact: true }).click();
+  await page.getByLabel('Temperature, last step').fill('0.5');
+  await makePicture('a blue circle');
+  const expected = { temperature: 1, temperatureEnd: 0.5, tokenSampling: 'quant' };
+  assert.deepEqual(await tokens(), expected);
+});
+
 test('a link restores valid settings and runs nothing', async () => {
   await open('#prompt=two+rings&seed=18446744073709551615&priorSteps=7&width=1e9&count=3');
   assert.equal(await at('prompt').inputValue(), 'two rings');

@@ -6,7 +6,7 @@ import { before, test } from 'node:test';
 import { build } from 'esbuild';
 import { difference, native, page, useFreshPages, web, type Picture } from './site.ts';
 
-const MODEL = '/demo/dist/model/manifest.json';
+const MODEL = '/pkg/shapes/manifest.json';
 
 /** What a page needs for an element. */
 const ELEMENT = { model: MODEL, element: '/dist/element.js' };

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { context, openPage, page, site, useFreshPages } from './site.ts';
 
-const MODEL = '/demo/dist/model/manifest.json';
+const MODEL = '/pkg/shapes/manifest.json';
 const SHARD = '**/shard-000.bin';
 
 useFreshPages('--enable-precise-memory-info');

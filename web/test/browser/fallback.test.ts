@@ -93,7 +93,7 @@ for (const [name, script, message] of FAILURES) {
       const [device, found, images] = await page.evaluate(async (place) => {
         const { load } = (window as any).wuerstchen;
         const worker = place === 'page' ? false : undefined;
-        const engine = await load({ model: '/demo/dist/model/manifest.json', worker });
+        const engine = await load({ model: '/pkg/shapes/manifest.json', worker });
         const job = { prompt: 'a red circle', priorSteps: 1, decoderSteps: 1 };
         const { images } = await engine.generate(job);
         return [engine.device, engine.support.message, images.length];
@@ -109,7 +109,7 @@ test('where WebAssembly stops in a job, the job fails and the engine says that i
   const page = await openPage(browser, site);
   const outcome = await page.evaluate(async () => {
     const { load, WuerstchenError } = (window as any).wuerstchen;
-    const model = '/demo/dist/model/manifest.json';
+    const model = '/pkg/shapes/manifest.json';
     const engine = await load({ model, device: 'webgpu', worker: false });
     GPUDevice.prototype.createBindGroup = () => {
       throw new Error('no bind group');

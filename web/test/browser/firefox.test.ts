@@ -36,7 +36,7 @@ async function compare(device: string, options: object, args: readonly string[])
   const made = await page.evaluate(
     async (prompt, device, options) => {
       const { load } = (window as any).wuerstchen;
-      const engine = await load({ model: '/demo/dist/model/manifest.json', device });
+      const engine = await load({ model: '/pkg/shapes/manifest.json', device });
       const result = await engine.generate({ prompt, seed: 3, format: 'imageData', ...options });
       const { width, height, data }: ImageData = result.images[0];
       const ran = engine.device;
@@ -64,7 +64,7 @@ test('a worker whose script lies on another origin runs in Firefox, in a sandbox
   await page.goto(`${site.url}test/browser/page.html`);
   const script = `
     const { load } = await import('${cdn.url}/dist/index.js');
-    const engine = await load({ model: '${cdn.url}/demo/dist/model/manifest.json', device: 'cpu' });
+    const engine = await load({ model: '${cdn.url}/pkg/shapes/manifest.json', device: 'cpu' });
     parent.postMessage(engine.state);`;
   const states = await page.evaluate(async (script) => {
     const run = (target: HTMLElement) => {

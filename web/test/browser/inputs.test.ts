@@ -10,7 +10,7 @@ useFreshPages();
 beforeEach(async () => {
   await page.evaluate(async () => {
     const { load, WuerstchenError } = (window as any).wuerstchen;
-    const engine = await load({ model: '/demo/dist/model/manifest.json', device: 'cpu' });
+    const engine = await load({ model: '/pkg/shapes/manifest.json', device: 'cpu' });
     const few = { prompt: 'a', priorSteps: 1, decoderSteps: 1, width: 64, height: 64, seed: 0 };
     const attempt = (options: object) =>
       engine.generate({ ...few, ...options }).then(
@@ -78,7 +78,7 @@ test('pictures, signals and URLs of a frame are as good as those of the page', a
     for (const image of pictures) made.push(await attempt({ image, signal: controller.signal }));
     const aborted = attempt({ signal: controller.signal });
     controller.abort();
-    const model = new other.URL('/demo/dist/model/manifest.json', location.href);
+    const model = new other.URL('/pkg/shapes/manifest.json', location.href);
     const info = await wuerstchen.inspect(model, { signal: new other.AbortController().signal });
     frame.remove();
     return [made, await aborted, await attempt({ image: pictures[0] }), info.name.length > 0];

@@ -1,8 +1,8 @@
-// A LoRA of the built-in model, as a trainer would write it.
+// A LoRA of the model `shapes`, as a trainer would write it.
 
 import { writeFileSync } from 'node:fs';
 
-/** Width of Stage C of the built-in model, and the rank of the LoRAs. */
+/** Width of Stage C of the model `shapes`, and the rank of the LoRAs. */
 const [WIDTH, RANK] = [128, 4];
 
 /** Writes a safetensors file with a pair of matrices for two layers, under names that end so. */

@@ -123,7 +123,7 @@ test('a model of a picked folder is loaded, kept and loaded again without the fo
     });
     document.body.append(input);
   });
-  await page.locator('input').setInputFiles(resolve('pkg/model'));
+  await page.locator('input').setInputFiles(resolve('pkg/shapes'));
   const outcome = await page.evaluate(async () => {
     const { load, inspect } = (window as any).wuerstchen;
     const files = document.querySelector('input')?.files;

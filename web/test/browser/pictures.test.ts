@@ -15,6 +15,7 @@ import {
   native,
   openPage,
   program,
+  SHAPES,
   Site,
   web,
   type Picture,
@@ -49,12 +50,12 @@ interface Made {
   previews: string[];
 }
 
-/** Loads a model, the built-in one if no other is named, in the page and makes one picture. */
+/** Loads a model, `shapes` if no other is named, in the page and makes one picture. */
 async function generate(
   page: Page,
   device: string,
   options: { imageBase64?: string; maskBase64?: string; [option: string]: unknown },
-  model = '/demo/dist/model/manifest.json',
+  model = '/pkg/shapes/manifest.json',
 ): Promise<Made> {
   const made = await page.evaluate(
     async ({ device, options, model }) => {
@@ -172,15 +173,15 @@ test('frames between two prompts are the native ones', async () => {
 for (const dtype of ['i8', 'i4']) {
   test(`weights of ${dtype} make the picture that they make natively, on both devices`, async () => {
     const folder = `node_modules/.cache/model-${dtype}`;
-    const args = ['export', 'web', '-o', folder, '--dtype', dtype, '--preview-pictures', '0'];
+    const args = ['export', 'web', '-m', SHAPES, '-o', folder, '--dtype', dtype, '--preview-pictures', '0'];
     rmSync(folder, { recursive: true, force: true });
     execFileSync(program, args, { stdio: 'ignore' });
     const model = `/${folder}/manifest.json`;
     const page = await openPage(browser, site);
     const made = await generate(page, 'cpu', { prompt: PROMPT, seed: 7 }, model);
-    assertEqual(made.picture, native(PROMPT, ['--seed', '7', '-m', folder]));
+    assertEqual(made.picture, native(PROMPT, ['--seed', '7'], folder));
     const short = await generate(page, 'webgpu', { prompt: PROMPT, seed: 7, ...FEW_STEPS }, model);
-    assertEqual(short.picture, native(PROMPT, ['--seed', '7', '-m', folder, ...FEW_STEPS_NATIVE]));
+    assertEqual(short.picture, native(PROMPT, ['--seed', '7', ...FEW_STEPS_NATIVE], folder));
     await page.close();
   });
 }

@@ -38,7 +38,7 @@ function make(page: Page | Frame, options: object = {}, base = ''): Promise<stri
     async ({ options, base }) => {
       const { load, WuerstchenError } = (window as any).wuerstchen;
       try {
-        const model = `${base}/demo/dist/model/manifest.json`;
+        const model = `${base}/pkg/shapes/manifest.json`;
         const engine = await load({ model, device: 'cpu', ...options });
         await engine.generate({ prompt: 'a red circle', priorSteps: 1, decoderSteps: 1 });
         await engine.dispose();
@@ -148,7 +148,7 @@ test('a policy that wants trusted types is an error that says what to do', async
     const policy = (window as any).trustedTypes.createPolicy('page', { createScriptURL });
     const url = policy.createScriptURL('/dist/worker.js');
     const worker = () => new Worker(url, { type: 'module' });
-    return (await load({ model: '/demo/dist/model/manifest.json', device: 'cpu', worker })).state;
+    return (await load({ model: '/pkg/shapes/manifest.json', device: 'cpu', worker })).state;
   });
   assert.equal(outcome, 'ready');
 });

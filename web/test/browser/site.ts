@@ -103,10 +103,13 @@ export interface Picture {
   readonly rgba: Uint8Array;
 }
 
-/** What the native program makes on the CPU. */
-export function native(prompt: string, options: readonly string[]): Picture {
+/** The small model that tests run, which `pkg/shapes` has as a page loads it. */
+export const SHAPES = resolve('../models/shapes.safetensors');
+
+/** What the native program makes on the CPU, with `shapes` if no other model is named. */
+export function native(prompt: string, options: readonly string[], model = SHAPES): Picture {
   const file = join(mkdtempSync(join(tmpdir(), 'wuerstchen-')), 'out.png');
-  const args = ['generate', prompt, '-o', file, '--device', 'cpu', ...options];
+  const args = ['generate', prompt, '-o', file, '--device', 'cpu', '-m', model, ...options];
   execFileSync(program, args, { stdio: ['ignore', 'ignore', 'ignore'] });
   return decode(readFileSync(file));
 }

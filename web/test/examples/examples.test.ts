@@ -13,7 +13,7 @@ import { launch, Site, web } from '../browser/site.ts';
 const [folder] = process.argv.slice(2);
 assert.ok(folder, 'expected the folder of the sites as the argument');
 const sites = resolve(folder);
-const model = join(web, 'pkg/model');
+const model = join(web, 'pkg/shapes');
 const lora = join(mkdtempSync(join(tmpdir(), 'wuerstchen-')), 'style.safetensors');
 
 let browser: Browser;

@@ -11,6 +11,7 @@ use super::read::ReadConfigError;
 use super::shards::ShardsConfig;
 use super::stages::{UpdateConfig, unshifted};
 use crate::limits::{positive, share};
+use crate::optimizer::Method;
 use crate::shapes::Lesson;
 
 /// Names the config in errors.
@@ -239,6 +240,10 @@ impl TuneConfig {
         if bucket_step == Some(0) {
             return Err(ConfigError::new(PART, "bucket_step", "at least 1", 0));
         }
+        if self.lora.is_some() && self.c.updates.optimizer.method == Method::Muon {
+            let expected = "adamw: muon is for whole matrices, and a LoRA's are of low rank";
+            return Err(ConfigError::new(PART, "method", expected, "muon"));
+        }
         self.lora.as_ref().map_or(Ok(()), LoraConfig::validate)
     }
 }
@@ -277,7 +282,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TuneConfig);
-        let changes: [(Change, &str); 7] = [
+        let changes: [(Change, &str); 8] = [
             (|config| config.name = "a/b".into(), "name must be the name of a folder"),
             (|config| config.lora.get_or_insert_default().rank = 0, "rank must be from 1 to 4096"),
             (|config| config.lora.get_or_insert_default().modules.clear(), "modules must be"),
@@ -285,6 +290,7 @@ mod tests {
             (|config| config.pictures.max_aspect = 0.5, "max_aspect must be between 1 and 16"),
             (|config| config.pictures.bucket_step = Some(0), "bucket_step must be at least 1"),
             (|config| config.c.caption_drop = 1.5, "caption_drop must be a share"),
+            (|config| config.c.updates.optimizer.method = Method::Muon, "method must be adamw"),
         ];
         for (change, expected) in changes {
             let mut config = TuneConfig::from_toml(LORA).unwrap();

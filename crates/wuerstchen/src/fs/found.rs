@@ -394,6 +394,7 @@ impl Found {
             self.place(part, weights, config, origin)?;
         }
         let family = self.files.family();
+        self.check_family(family)?;
         let with_text = 1 + usize::from(family.decoder_text.is_some());
         for pipeline in &family.pipelines[..with_text] {
             for (file, text) in &self.tokenizer {
@@ -405,6 +406,19 @@ impl Found {
             complete(&mut self.files)?;
         }
         Ok(self.files.clone())
+    }
+
+    /// Fails where there are parts of another family, which would be left out without a word.
+    fn check_family(&self, family: &Family) -> Result<()> {
+        let stranger =
+            self.origins.iter().find(|(part, _)| !family.all_parts().any(|own| own == **part));
+        let Some((part, origin)) = stranger else { return Ok(()) };
+        let reason = format!(
+            "is {part} of {}, and other files are of {}: expected the files of one model",
+            Family::of(*part).name,
+            family.name
+        );
+        Err(unfit(&origin.path, reason))
     }
 }
 

@@ -173,6 +173,11 @@ impl Tokenizer {
         Ok(Self { inner, pad, end, length })
     }
 
+    /// Ids of a prompt, the start and end token among them.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     /// One more than the largest id, which is what an encoder needs embeddings for.
     pub fn id_count(&self) -> usize {
         self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
