@@ -99,6 +99,6 @@ pub enum RunError {
         /// Which, and why.
         failure: Failure,
         /// This process's own error, if it has failed.
-        own: Option<Box<RunError>>,
+        own: Option<Box<Self>>,
     },
 }
