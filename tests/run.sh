@@ -27,23 +27,33 @@ fi
 export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/tmp}" # Mesa complains without one
 rustup component add rustfmt clippy
 
+# Training over MPI is built where MPI is.
+features=()
+if command -v mpicc >/dev/null; then features=(--features wuerstchen-mpi/mpi); fi
+
 step "format"
 cargo fmt --all --check
 
 step "tests"
 # One profile and one set of features for everything: a second one costs ten minutes.
-cargo test --release --workspace --no-run
+cargo test --release --workspace "${features[@]}" --no-run
 
 # From here on most of the work is one core's, linking WebAssembly or a browser's: several run side by
 # side, and the lints, for which nothing waits, when a core is free.
 lints() {
-    nice cargo clippy --quiet --jobs 1 --release --workspace --all-targets -- -D warnings &&
-        RUSTDOCFLAGS="-D warnings" nice cargo doc --quiet --jobs 1 --release --workspace --no-deps
+    nice cargo clippy --quiet --jobs 1 --release --workspace --all-targets "${features[@]}" -- -D warnings &&
+        RUSTDOCFLAGS="-D warnings" nice cargo doc --quiet --jobs 1 --release --workspace "${features[@]}" --no-deps
 }
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 bash web/build.sh compile &
 web=$!
-cargo test --release --workspace
+cargo test --release --workspace "${features[@]}"
+
+if command -v mpicc >/dev/null; then
+    bash tests/mpi.sh
+else
+    echo "left out: training over MPI, as there is no mpicc; tests/mpi.sh installs it"
+fi
 
 step "lints and documentation, beside what follows"
 lints &

@@ -116,10 +116,15 @@ fn gpus() -> Vec<Found> {
 ///
 /// A software GPU is slower than the CPU that emulates it, so `auto` never picks one.
 pub(crate) fn choose(choice: Choice) -> Result<Found> {
+    choose_for(choice, 0)
+}
+
+/// The same for one of several processes on this machine, from 0: each takes a GPU of its own while there are some.
+pub(crate) fn choose_for(choice: Choice, process: usize) -> Result<Found> {
     let found = match choice {
         Choice::Cpu => cpu(),
-        Choice::Gpu => gpus().into_iter().next().ok_or(NoDevice)?,
-        Choice::Auto => gpus().into_iter().find(|gpu| !gpu.software).unwrap_or_else(cpu),
+        Choice::Gpu => nth_gpu(process, true).ok_or(NoDevice)?,
+        Choice::Auto => nth_gpu(process, false).unwrap_or_else(cpu),
     };
     let reason = if choice != Choice::Auto {
         ""
@@ -129,12 +134,28 @@ pub(crate) fn choose(choice: Choice) -> Result<Found> {
         ", as this program was built without the feature `gpu`"
     };
     if found.is_cpu() {
-        eprintln!("running on the CPU{reason}");
+        tell!("running on the CPU{reason}");
     } else {
         read_early();
-        eprintln!("running on {} ({})", found.name, found.kind);
+        tell!("running on {} ({})", found.name, found.kind);
     }
     Ok(found)
+}
+
+/// The GPU of a process. With a hardware GPU there is no process on a software one, and without any only if
+/// software ones will do.
+fn nth_gpu(process: usize, with_software: bool) -> Option<Found> {
+    let (emulated, mut gpus): (Vec<_>, Vec<_>) = gpus().into_iter().partition(|gpu| gpu.software);
+    if gpus.is_empty() && with_software {
+        gpus = emulated;
+    }
+    if gpus.is_empty() {
+        return None;
+    }
+    if process >= gpus.len() {
+        eprintln!("{} GPUs for more processes: some share one", gpus.len());
+    }
+    Some(gpus.swap_remove(process % gpus.len()))
 }
 
 /// Makes burn begin to copy from a GPU where a read begins, and not where its bytes are used: a step's latents then

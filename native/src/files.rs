@@ -31,7 +31,7 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
 pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
     let told = found.notes().len();
     let added = found.add(path);
-    found.notes()[told..].iter().for_each(|note| eprintln!("{note}"));
+    found.notes()[told..].iter().for_each(|note| tell!("{note}"));
     Ok(added?)
 }
 

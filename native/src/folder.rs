@@ -53,7 +53,7 @@ impl Folder {
             bail!("{folder}: expected {types} files, found none{}", found.left_out.inline());
         }
         let captions = captions_of(folder, &found)?;
-        found.left_out.lines().chain(captions.left_out).for_each(|line| eprintln!("{line}"));
+        found.left_out.lines().chain(captions.left_out).for_each(|line| tell!("{line}"));
         let pictures = found.pictures.into_iter().zip(captions.of_pictures);
         let pictures: Vec<_> = pictures
             .map(|(path, captions)| Picture { path, captions, scaled: OnceLock::new() })
@@ -108,7 +108,7 @@ impl Folder {
                     None
                 }
                 Err(error) => {
-                    eprintln!("{error:#}");
+                    tell!("{error:#}");
                     Some(picture.path.clone())
                 }
             }
@@ -117,7 +117,7 @@ impl Folder {
         match with_frames.into_inner() {
             0 => {}
             count => {
-                eprintln!("of {count} pictures with several frames or pages the first is taken")
+                tell!("of {count} pictures with several frames or pages the first is taken")
             }
         }
         refuse(&broken, "that cannot be read")

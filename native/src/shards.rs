@@ -70,7 +70,7 @@ impl Shards {
                 if config.strict {
                     bail!("the shard {name}: {reason}");
                 }
-                eprintln!("the shard {name} ends early: {reason}");
+                tell!("the shard {name} ends early: {reason}");
             }
             for found in found {
                 unmatched.retain(|field| texts_of(&found, field).is_empty());
@@ -81,11 +81,11 @@ impl Shards {
                 }
             }
         }
-        left_out.lines().for_each(|line| eprintln!("{}", visible(&line)));
+        left_out.lines().for_each(|line| tell!("{}", visible(&line)));
         if !unread.is_empty() {
             let counts =
                 unread.iter().map(|(ending, count)| format!("{} ({count})", visible(ending)));
-            eprintln!("not read in the shards: {}", counts.collect::<Vec<_>>().join(", "));
+            tell!("not read in the shards: {}", counts.collect::<Vec<_>>().join(", "));
         }
         if let Some(field) = unmatched.first() {
             bail!(
@@ -96,7 +96,7 @@ impl Shards {
             let count = files.len();
             bail!("expected captioned pictures in {count} shards, found none{}", left_out.inline());
         }
-        eprintln!("{} pictures in {} shards", samples.len(), files.len());
+        tell!("{} pictures in {} shards", samples.len(), files.len());
         let order = Mutex::new((u64::MAX, Arc::default()));
         let (window, strict) = (config.shuffle.max(1), config.strict);
         Ok(Self { seed, window, strict, files, samples, order, broken: Mutex::default() })
@@ -206,7 +206,7 @@ impl Shards {
         decoded.map_err(|reason| {
             let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
             if broken.insert(index, reason.clone()).is_none() && !self.strict {
-                eprintln!("left out: {}: {}", visible(&self.name(index)), visible(&reason));
+                tell!("left out: {}: {}", visible(&self.name(index)), visible(&reason));
             }
             CorpusError::Picture { name: self.name(index), reason }
         })
@@ -251,6 +251,10 @@ impl Samples for Shards {
 
     fn count(&self) -> Option<usize> {
         Some(self.len())
+    }
+
+    fn replaces_broken(&self) -> bool {
+        !self.strict
     }
 }
 

@@ -1,4 +1,28 @@
-//! Text of strangers on a terminal.
+//! What is written on the terminal: text of strangers, and nothing where another process writes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether another process tells how the work goes.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Lets this process write no results, progress and remarks: another one does the same work and writes them.
+pub fn silence() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether this process writes nothing.
+pub(crate) fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
+/// Writes a line to stderr, unless another process does.
+macro_rules! tell {
+    ($($line:tt)*) => {
+        if !$crate::terminal::is_silent() {
+            eprintln!($($line)*);
+        }
+    };
+}
 
 /// A line with what would steer a terminal, such as escape codes, or turn its direction, shown as escapes.
 pub(crate) fn visible(line: &str) -> String {
@@ -15,7 +39,7 @@ pub(crate) fn visible(line: &str) -> String {
 }
 
 /// The same of several lines.
-pub(crate) fn visible_lines(text: &str) -> String {
+pub fn visible_lines(text: &str) -> String {
     text.split('\n').map(visible).collect::<Vec<_>>().join("\n")
 }
 

@@ -5,6 +5,7 @@ mod progress;
 mod tune;
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,18 +22,20 @@ use wuerstchen_train::config::{
 };
 use wuerstchen_train::recipe::Weights;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
-use wuerstchen_train::{Recipe, Run, RunError, StageName, Start, emoji, store};
+use wuerstchen_train::{
+    Alone, Event, Peers, Recipe, Run, RunError, StageName, Start, emoji, store,
+};
 
 use self::corpus::Corpus;
 use self::progress::TrainProgress;
-use crate::devices::{Choice, choose};
+use crate::devices::{Choice, choose_for};
 use crate::files::read_model;
 use crate::folder::Folder;
 use crate::usage;
 
 /// Arguments of `wuerstchen train`.
 #[derive(Args)]
-pub(crate) struct TrainArgs {
+pub struct TrainArgs {
     /// Which stage; `all` trains A, then B with the compressor, then C; `lora`, and `c` with --model,
     /// fine-tune Stage C of an existing model
     stage: Stages,
@@ -95,25 +98,89 @@ impl Stages {
     }
 }
 
-pub(crate) fn run(args: &TrainArgs) -> Result<()> {
+/// This process among those that train together.
+pub struct Ranks {
+    /// All of them.
+    pub peers: Arc<dyn Peers>,
+    /// Which of those on this machine it is, from 0.
+    pub local: usize,
+    /// Hears of every event before it is shown.
+    pub listener: Arc<dyn Fn(&Event<'_>)>,
+}
+
+impl Ranks {
+    /// One process.
+    pub fn alone() -> Self {
+        Self { peers: Arc::new(Alone), local: 0, listener: Arc::new(|_| ()) }
+    }
+
+    /// Where this process keeps a run's files: rank 0 in the folder, the others nowhere.
+    fn store(&self, output: &Path) -> Arc<dyn store::Store> {
+        if self.peers.rank() == 0 {
+            Arc::new(store::Folder::new(output))
+        } else {
+            Arc::new(store::Memory::default())
+        }
+    }
+
+    /// What a stage starts from; rank 0 gives it to the others.
+    fn start(&self, args: &TrainArgs) -> Result<Start> {
+        Ok(match args.resume.as_deref() {
+            _ if self.peers.rank() > 0 => Start::Resume,
+            None => Start::Anew,
+            Some("auto") => Start::Resume,
+            Some(path) => Start::State { name: path.to_owned(), bytes: read(Path::new(path))? },
+        })
+    }
+
+    /// Lists the pictures that were left out in the run's folder.
+    fn list_broken(&self, corpus: &Corpus, output: &Path) -> Result<()> {
+        let broken = corpus.broken();
+        if broken.is_empty() || self.peers.rank() > 0 {
+            return Ok(());
+        }
+        let path = output.join("left-out.txt");
+        tell!("{} pictures that cannot be read were left out: {}", broken.len(), path.display());
+        Ok(write(&path, (broken.join("\n") + "\n").as_bytes())?)
+    }
+
+    /// Shows events, and says whether the run has to stop.
+    fn listen(
+        &self,
+        args: &TrainArgs,
+    ) -> Result<impl FnMut(&Event<'_>) -> ControlFlow<()> + use<>> {
+        let mut progress = TrainProgress::new(args.deadline())?;
+        let listener = self.listener.clone();
+        Ok(move |event: &Event<'_>| {
+            listener(event);
+            progress.show(event)
+        })
+    }
+}
+
+impl TrainArgs {
+    /// When the run has to stop.
+    fn deadline(&self) -> Option<Instant> {
+        self.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs))
+    }
+}
+
+/// Runs `wuerstchen train`, in one of several processes if there are more. What fails in one of them and is no
+/// [`RunError::Failed`] has to be told to the others, which wait for it.
+pub fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     match (args.stage, &args.model) {
-        (Stages::Lora, _) | (Stages::C, Some(_)) => tune::run(args),
+        (Stages::Lora, _) | (Stages::C, Some(_)) => tune::run(args, ranks),
         (_, Some(_)) => {
             let error =
                 anyhow!("--model is for train lora and train c; --init starts from a model");
             Err(usage(&error))
         }
-        _ => train(args),
+        _ => train(args, ranks),
     }
 }
 
-/// When the run has to stop.
-fn deadline(args: &TrainArgs) -> Option<Instant> {
-    args.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs))
-}
-
 /// Trains a model of the config's sizes.
-fn train(args: &TrainArgs) -> Result<()> {
+fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let mut config = read_config(&args.config, &args.set)?;
     if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
         shards.strict = true;
@@ -172,51 +239,37 @@ fn train(args: &TrainArgs) -> Result<()> {
     if args.dry_run {
         return describe(&recipe, &corpus, &output);
     }
-    let deadline = deadline(args);
-    let store = Arc::new(store::Folder::new(&output));
-    let mut run = Run::new(recipe, corpus.source(), store.clone(), choose(args.device)?.device);
-    let start = |&stage| Ok((stage, start(args)?));
+    let device = choose_for(args.device, ranks.local)?.device;
+    let store = ranks.store(&output);
+    let run = Run::new(recipe, corpus.source(), store.clone(), device);
+    let mut run = run.with_peers(ranks.peers.clone());
+    let start = |&stage| Ok((stage, ranks.start(args)?));
     let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
     for (stage, start) in &stages {
         run.check_start(*stage, start).map_err(with_remedy)?;
     }
     corpus.tell_if_changed(&*store, args.resume.is_some())?;
-    let mut progress = TrainProgress::new(deadline)?;
-    run.listen(move |event| progress.show(event));
+    run.listen(ranks.listen(args)?);
     if let Some(model) = init {
         run.start_from(model)?;
     }
     for (stage, start) in stages {
         let done = run.train(stage, start);
-        list_broken(&corpus.broken(), &output)?;
-        if done.map_err(with_remedy)?.is_break() {
-            eprintln!("stopped; go on with --resume auto");
+        let listed = ranks.list_broken(&corpus, &output);
+        let is_stopped = done.map_err(with_remedy)?.is_break();
+        listed?;
+        if is_stopped {
+            tell!("stopped; go on with --resume auto");
             return Ok(());
         }
     }
-    run.write_model()?;
-    let [folder, bundle] = [RUN_MODEL, "model.safetensors"].map(|file| output.join(file));
-    eprintln!("wrote {} and {}", folder.display(), bundle.display());
-    Ok(())
-}
-
-/// Lists the pictures that were left out in the run's folder.
-fn list_broken(broken: &[String], output: &Path) -> Result<()> {
-    if broken.is_empty() {
+    if ranks.peers.rank() > 0 {
         return Ok(());
     }
-    let path = output.join("left-out.txt");
-    eprintln!("{} pictures that cannot be read were left out: {}", broken.len(), path.display());
-    Ok(write(&path, (broken.join("\n") + "\n").as_bytes())?)
-}
-
-/// What a stage starts from.
-fn start(args: &TrainArgs) -> Result<Start> {
-    Ok(match args.resume.as_deref() {
-        None => Start::Anew,
-        Some("auto") => Start::Resume,
-        Some(path) => Start::State { name: path.to_owned(), bytes: read(Path::new(path))? },
-    })
+    run.write_model()?;
+    let [folder, bundle] = [RUN_MODEL, "model.safetensors"].map(|file| output.join(file));
+    tell!("wrote {} and {}", folder.display(), bundle.display());
+    Ok(())
 }
 
 /// An error of a run, with the arguments that help.
@@ -226,6 +279,7 @@ fn with_remedy(error: RunError) -> anyhow::Error {
             let remedy = "go on with --resume auto, or name another folder with --output";
             return usage(&anyhow!("{error}: {remedy}"));
         }
+        RunError::Value(_) => return usage(&error.into()),
         RunError::Sample(_) => "go on with --resume auto when the corpus is whole",
         _ => return error.into(),
     };
@@ -446,14 +500,14 @@ fn tell_of_captions<'a>(
     }
     let example = |text: &str| text.chars().take(EXAMPLE_LETTERS).collect::<String>();
     if let (count, Some(end)) = cut {
-        eprintln!(
+        tell!(
             "{count} captions are longer than {limit} = {}, which leaves out their ends, such as {:?}",
             tokenizer.length(),
             example(end)
         );
     }
     if let (count, Some(word)) = unknown {
-        eprintln!(
+        tell!(
             "{count} captions have words that the text encoder does not know, such as {:?}",
             example(&word)
         );

@@ -1,5 +1,6 @@
 //! What is trained on: captioned pictures.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 #[cfg(feature = "parallel")]
@@ -62,6 +63,11 @@ pub trait Samples: Send + Sync {
     /// How many different samples there are; `None` if every number is another one.
     fn count(&self) -> Option<usize> {
         None
+    }
+
+    /// Whether another sample takes the place of one whose picture cannot be read, once that is known.
+    fn replaces_broken(&self) -> bool {
+        false
     }
 }
 
@@ -209,23 +215,46 @@ impl Corpus {
         self.batch(numbers, |&number| self.samples.picture(number, self.image_size))
     }
 
-    /// Squares of pictures, rows of `[3, H, W]` in `[0, 1]`: each of a sample's number and of how many times as
-    /// wide and high the picture is drawn; `rng` says where they are cut out.
+    /// The pictures of the samples `own` of a batch.
     ///
     /// # Errors
     ///
     /// A picture cannot be read.
-    pub fn crops(&self, zooms: &[(u64, u32)], rng: &mut Philox) -> Result<Rows, CorpusError> {
+    pub fn own_pictures(&self, numbers: &[u64], own: &Range<usize>) -> Result<Rows, CorpusError> {
+        let own = self.needed(numbers.len(), own);
+        Ok(self.pictures(&numbers[own.clone()])?.at(own.start))
+    }
+
+    /// What of a batch is read where the samples `own` are needed. Of samples that can be replaced all: the captions of
+    /// those that are, and the random numbers that these take, must not depend on who reads them.
+    fn needed(&self, count: usize, own: &Range<usize>) -> Range<usize> {
+        if self.samples.replaces_broken() { 0..count } else { own.clone() }
+    }
+
+    /// Squares of pictures of the samples `own` of a batch, rows of `[3, H, W]` in `[0, 1]`: each of a sample's number
+    /// and of how many times as wide and high the picture is drawn; `rng` says where they are cut out.
+    ///
+    /// # Errors
+    ///
+    /// A picture cannot be read.
+    pub fn crops(
+        &self,
+        zooms: &[(u64, u32)],
+        rng: &mut Philox,
+        own: &Range<usize>,
+    ) -> Result<Rows, CorpusError> {
         let side = self.image_size;
         let corner = |zoom: u32| [0; 2].map(|_| rng.below((zoom - 1) * side as u32 + 1) as usize);
         let corners: Vec<_> = zooms.iter().map(|&(_, zoom)| zoom).map(corner).collect();
         let crops: Vec<_> = zooms.iter().zip(corners).collect();
-        self.batch(&crops, |&(&(number, zoom), [top, left])| {
+        let own = self.needed(zooms.len(), own);
+        let rows = self.batch(&crops[own.clone()], |&(&(number, zoom), [top, left])| {
             let whole = self.samples.picture(number, side * zoom as usize)?;
             let row = |y: usize| &whole.rgb[3 * ((top + y) * whole.width + left)..][..3 * side];
             let rgb = (0..side).flat_map(row).copied().collect();
             Ok(Image { width: side, height: side, rgb })
-        })
+        })?;
+        Ok(rows.at(own.start))
     }
 
     /// Pictures of the corpus's size, made side by side where there are threads.

@@ -8,12 +8,14 @@ use wuerstchen::noise::Philox;
 use wuerstchen::sampler::add_noise;
 use wuerstchen::schedule::{TIME_SPREAD, training_time};
 
-/// Values of the same shape for every sample of a batch, in main memory, so that any thread can make them
-/// and any device take a part of them.
+/// Values of the same shape for every sample of a batch, or for neighbouring ones, in main memory, so that any thread
+/// can make them and any device take a part of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rows {
     /// Channels, height and width of a sample.
     shape: [usize; 3],
+    /// The place in the batch of the first sample that is here.
+    first: usize,
     values: Vec<f32>,
 }
 
@@ -26,7 +28,12 @@ impl Rows {
     pub fn new(shape: [usize; 3], values: Vec<f32>) -> Self {
         let size: usize = shape.iter().product();
         assert!(values.len().is_multiple_of(size), "{} values in rows of {size}", values.len());
-        Self { shape, values }
+        Self { shape, first: 0, values }
+    }
+
+    /// The same values, those of a batch's samples from the place `first` on.
+    pub fn at(self, first: usize) -> Self {
+        Self { first, ..self }
     }
 
     /// Channels, height and width of a sample.
@@ -34,16 +41,29 @@ impl Rows {
         self.shape
     }
 
-    /// Standard normal noise for `count` samples.
-    pub fn noise(rng: &mut Philox, count: usize, shape: [usize; 3]) -> Self {
-        Self::new(shape, rng.normal(count * shape.iter().product::<usize>()))
+    /// Standard normal noise for the samples `own` of `count`; the others' random numbers are left out.
+    pub fn noise(rng: &mut Philox, count: usize, shape: [usize; 3], own: &Range<usize>) -> Self {
+        let size: usize = shape.iter().product();
+        // Numbers are drawn in pairs.
+        let first = own.start * size;
+        let (even, all) = (first / 2 * 2, (count * size).next_multiple_of(2));
+        rng.skip(even);
+        let mut values = rng.normal(own.end * size - even);
+        values.drain(..first - even);
+        rng.skip(all - (own.end * size).next_multiple_of(2));
+        Self::new(shape, values).at(own.start)
     }
 
     /// The samples `range` as a tensor `[B, C, H, W]`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if one of them is not here.
     pub fn tensor(&self, range: &Range<usize>, device: &Device) -> Tensor<4> {
         let [channels, height, width] = self.shape;
         let size = channels * height * width;
-        let values = self.values[range.start * size..range.end * size].to_vec();
+        let [start, end] = [range.start, range.end].map(|place| (place - self.first) * size);
+        let values = self.values[start..end].to_vec();
         let shape = [range.len(), channels, height, width];
         Tensor::from_data(TensorData::new(values, shape), device)
     }
@@ -56,10 +76,15 @@ pub(crate) struct Noise {
 }
 
 impl Noise {
-    /// Draws times and noise for latents of the given shape.
-    pub(crate) fn draw(rng: &mut Philox, count: usize, shape: [usize; 3], shift: f32) -> Self {
+    /// Draws times for a batch of `count`, and noise of the given shape for the samples `own` of it.
+    pub(crate) fn draw(
+        rng: &mut Philox,
+        (count, own): (usize, &Range<usize>),
+        shape: [usize; 3],
+        shift: f32,
+    ) -> Self {
         let times = draw_times(rng, count, shift);
-        Self { times, values: Rows::noise(rng, count, shape) }
+        Self { times, values: Rows::noise(rng, count, shape, own) }
     }
 }
 
@@ -132,11 +157,28 @@ pub(crate) fn column(values: &[f32], device: &Device) -> Tensor<4> {
 mod tests {
     use super::*;
 
+    /// Also of samples of an odd number of values, whose pairs of random numbers are shared with the neighbours.
+    #[test]
+    fn a_part_of_the_noise_is_as_in_the_whole() {
+        for shape in [[1, 1, 3], [2, 2, 1]] {
+            let mut whole = Philox::new(1, 0);
+            let all = Rows::noise(&mut whole, 5, shape, &(0..5));
+            for own in [0..1, 1..2, 1..4, 3..5, 0..5] {
+                let mut rng = Philox::new(1, 0);
+                let some = Rows::noise(&mut rng, 5, shape, &own);
+                let device = Device::flex();
+                let expected = all.tensor(&own, &device).into_data();
+                assert_eq!(some.tensor(&own, &device).into_data(), expected, "{own:?}");
+                assert_eq!(rng.next_u32(), whole.clone().next_u32(), "{own:?}");
+            }
+        }
+    }
+
     /// Half of the times are above 0.54 without a shift, and 74 of a hundred with one of 3.
     #[test]
     fn a_shift_above_one_draws_noisier_times() {
         let share = |shift| {
-            let noise = Noise::draw(&mut Philox::new(1, 0), 4000, [1, 1, 1], shift);
+            let noise = Noise::draw(&mut Philox::new(1, 0), (4000, &(0..4000)), [1, 1, 1], shift);
             assert!(noise.times.iter().all(|t| (0.001..=1.0).contains(t)));
             noise.times.iter().filter(|&&t| t > 0.541).count() as f64 / 4000.0
         };

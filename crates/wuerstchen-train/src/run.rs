@@ -9,15 +9,18 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use wuerstchen::{
-    Checkpoint, Image, ModelFiles, Part, Pipeline, RUN_CONFIG, RUN_MODEL, Residency, WeightDtype,
+    Checkpoint, Image, ModelFiles, Part, Pipeline, RUN_CONFIG, RUN_MODEL, Residency,
+    TokenizerFiles, WeightDtype,
 };
 
 pub use self::error::RunError;
 pub(crate) use self::session::{GRID_SIDE, Job, Session, updates};
-use crate::config::{StageName, UpdateConfig};
+use crate::config::{StageName, TrainConfig, UpdateConfig};
 use crate::corpus::Source;
+use crate::peers::Peers;
 use crate::recipe::{Recipe, Weights};
 use crate::report::report;
+use crate::shapes::Lesson;
 use crate::stages::Stage;
 use crate::store::Store;
 use crate::trainer::{Metrics, Trainer};
@@ -27,6 +30,25 @@ const REPORT: &str = "report.html";
 
 /// The file of the whole model.
 const BUNDLE: &str = "model.safetensors";
+
+/// What processes that train together must have alike: the program, how many pictures they see, and a config.
+pub(crate) fn essence(config: &toml::Value, pictures: Option<usize>) -> String {
+    fn add(lines: &mut Vec<String>, name: &str, value: &toml::Value) {
+        match value {
+            toml::Value::Table(fields) => {
+                for (field, value) in fields {
+                    let dot = if name.is_empty() { "" } else { "." };
+                    add(lines, &format!("{name}{dot}{field}"), value);
+                }
+            }
+            value => lines.push(format!("{name} = {value}")),
+        }
+    }
+    let mut lines = vec![format!("version {}", env!("CARGO_PKG_VERSION"))];
+    add(&mut lines, "", config);
+    lines.extend(pictures.map(|count| format!("{count} pictures")));
+    lines.join("\n")
+}
 
 /// What a stage starts from.
 pub enum Start {
@@ -137,6 +159,13 @@ impl Run {
         Self { recipe, source, session: Session::new(store), device, warm: false }
     }
 
+    /// Trains together with other processes. All but rank 0 need a store of their own, such as one in main memory, and
+    /// get rank 0's files, tokenizer and weights; what they keep is of no use. A listener in any of them can stop all.
+    pub fn with_peers(mut self, peers: Arc<dyn Peers>) -> Self {
+        self.session.peers = peers;
+        self
+    }
+
     /// Reports what happens to `listener`. If it breaks, the run saves and stops after the update that is done
     /// or comes next.
     pub fn listen(&mut self, listener: impl FnMut(&Event<'_>) -> ControlFlow<()> + 'static) {
@@ -173,16 +202,19 @@ impl Run {
                 return Ok(None);
             }
         }
+        let shared = self.share_files();
+        self.session.conclude(shared)?;
         self.write_model().map(Some)
     }
 
-    /// Fails if a stage that starts anew would overwrite a state.
+    /// Fails if a stage that starts anew would overwrite a state, or if processes that train together cannot have equal
+    /// parts of its shares.
     ///
     /// # Errors
     ///
-    /// There is a state.
+    /// There is a state, or the number of shares is no multiple of that of the processes.
     pub fn check_start(&self, stage: StageName, start: &Start) -> Result<(), RunError> {
-        self.session.check_start(stage, self.folder(stage), start)
+        self.session.check_start(stage, self.folder(stage), (start, self.updates_of(stage)))
     }
 
     /// Trains one stage; breaks if the listener did before its last update.
@@ -191,16 +223,64 @@ impl Run {
     ///
     /// [`RunError`] lists what can be wrong.
     pub fn train(&mut self, stage: StageName, start: Start) -> Result<ControlFlow<()>, RunError> {
-        self.session.store.claim()?;
-        self.check_start(stage, &start)?;
-        self.session.begin();
-        self.write_config()?;
-        self.write_tokenizer()?;
+        let done = self.train_stage(stage, start);
+        self.session.conclude(done)
+    }
+
+    fn train_stage(&mut self, stage: StageName, start: Start) -> Result<ControlFlow<()>, RunError> {
+        let begun = self.begin(stage, &start);
+        let essence = self.session.agree(begun)?;
+        self.session.compare(&essence)?;
+        self.share_files()?;
         match stage {
             StageName::A => self.stage_a(start),
             StageName::B => self.stage_b(start),
             StageName::C => self.stage_c(start),
         }
+    }
+
+    /// Claims the store and writes what does not change; gives what other processes must have alike.
+    fn begin(&mut self, stage: StageName, start: &Start) -> Result<String, RunError> {
+        self.session.store.claim()?;
+        self.check_start(stage, start)?;
+        self.session.begin();
+        self.write_config()?;
+        self.write_tokenizer()?;
+        self.essence()
+    }
+
+    /// What processes that train together must have alike, in lines. Rank 0 says the scale of the embeddings.
+    fn essence(&self) -> Result<String, RunError> {
+        let mut config = self.recipe.config.clone();
+        config.model.embedding_scale = None;
+        let pictures = self.source.samples(StageName::A, config.seed, Lesson::default()).count();
+        Ok(essence(&toml::Value::try_from(&config)?, pictures))
+    }
+
+    /// Gives the other processes what rank 0 has: tokenizer, weights, and the scale of the embeddings.
+    fn share_files(&mut self) -> Result<(), RunError> {
+        if self.session.peers.size() == 1 {
+            return Ok(());
+        }
+        let decoder = &self.recipe.config.model.decoder;
+        let folder = decoder.family().pipelines[0].tokenizer();
+        let tokenizer = |file: &str| format!("{RUN_MODEL}/{folder}/{file}");
+        let mut names = vec![RUN_CONFIG.to_owned()];
+        names.extend(TokenizerFiles::NAMES.map(tokenizer));
+        names.extend(decoder.parts().map(|part| self.weights_name(part)));
+        self.session.share_files(&names)?;
+        if self.session.leads() {
+            return Ok(());
+        }
+        let text = |name: &str| {
+            let bytes = self.session.store.read(name).ok().flatten()?;
+            String::from_utf8(bytes).ok()
+        };
+        let config = text(RUN_CONFIG).and_then(|config| TrainConfig::from_toml(&config).ok());
+        let config = config.expect("rank 0 has written its config, which is as this one");
+        let files = TokenizerFiles::from_named(|file| text(&tokenizer(file)));
+        self.recipe = Recipe::new(config, files)?;
+        Ok(())
     }
 
     /// Does the updates of a stage. `sample` makes the pictures of a grid.

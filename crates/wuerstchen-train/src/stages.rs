@@ -31,14 +31,20 @@ pub trait Stage: Send + Sync + 'static {
     type Batch: Send + Sync + 'static;
 
     /// Makes the batch of the samples with these numbers: draws or decodes pictures, splits captions into
-    /// tokens, draws noise. All random numbers come from `rng`.
+    /// tokens, draws noise. All random numbers come from `rng`. What is large is made only for the places `own`
+    /// of the batch, without a change to the others' random numbers.
     ///
     /// # Errors
     ///
     /// A sample cannot be read.
-    fn batch(&self, rng: &mut Philox, samples: Range<u64>) -> Result<Self::Batch, CorpusError>;
+    fn batch(
+        &self,
+        rng: &mut Philox,
+        samples: Range<u64>,
+        own: &Range<usize>,
+    ) -> Result<Self::Batch, CorpusError>;
 
-    /// The mean loss of the samples `range` of a batch.
+    /// The mean loss of the samples `range` of a batch, which are among those that it was made for.
     fn loss(&self, model: &Self::Model, batch: &Self::Batch, range: Range<usize>) -> Tensor<1>;
 }
 

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use wuerstchen::noise::Philox;
@@ -15,7 +15,9 @@ use wuerstchen::{Checkpoint, LoadError, WeightDtype};
 use crate::batches::{Batches, MakeBatch};
 use crate::config::UpdateConfig;
 use crate::corpus::CorpusError;
-use crate::optimizer::{Optimizer, Values, collect_gradients, values, with_values};
+use crate::optimizer::{Optimizer, Values, values, with_values};
+use crate::peers::{Alone, Peers};
+use crate::shares::{Share, models, running_averages};
 use crate::stages::Stage;
 
 /// Trains one stage, one update at a time.
@@ -26,6 +28,8 @@ pub struct Trainer<S: Stage> {
     stage: Arc<S>,
     /// The batches from the next step on; `None` before the first update and after an error.
     batches: Option<Batches<S::Batch>>,
+    /// This step's batch, if it has been waited for, and how long that took.
+    ready: Option<(S::Batch, Duration)>,
     /// `None` only while the optimizer has it, which changes it in place.
     model: Option<S::Model>,
     optimizer: Optimizer,
@@ -33,6 +37,7 @@ pub struct Trainer<S: Stage> {
     seed: u64,
     step: u64,
     device: Device,
+    peers: Arc<dyn Peers>,
 }
 
 /// What one update did.
@@ -108,7 +113,29 @@ impl<S: Stage> Trainer<S> {
     pub fn new(stage: S, model: S::Model, config: UpdateConfig, seed: u64, device: Device) -> Self {
         let optimizer = Optimizer::new(config.optimizer.clone(), &model);
         let (stage, model) = (Arc::new(stage), Some(model));
-        Self { stage, batches: None, model, optimizer, config, seed, step: 0, device }
+        let peers = Arc::new(Alone);
+        Self {
+            stage,
+            batches: None,
+            ready: None,
+            model,
+            optimizer,
+            config,
+            seed,
+            step: 0,
+            device,
+            peers,
+        }
+    }
+
+    /// Trains together with other processes, which do the same updates: each computes its part of the shares of a
+    /// batch. Their models must be equal: [`Self::save`] one's and [`Self::restore`] it in the others.
+    ///
+    /// # Panics
+    ///
+    /// An update panics if the config's shares cannot be divided by the number of processes.
+    pub fn with_peers(self, peers: Arc<dyn Peers>) -> Self {
+        Self { peers, ..self }
     }
 
     /// Updates done.
@@ -125,20 +152,24 @@ impl<S: Stage> Trainer<S> {
     ///
     /// # Errors
     ///
-    /// A sample cannot be read.
+    /// A sample cannot be read. Processes that train together must not do their updates after that: see
+    /// [`Self::prepare`].
     pub fn step(&mut self) -> Result<Metrics, CorpusError> {
+        self.prepare()?;
         let start = Instant::now();
-        let batch = self.batch()?;
-        let waited = start.elapsed();
-        // Only dropout draws from the device's own generator.
-        self.device.seed(self.seed ^ self.step);
-        let (gradients, loss) = self.gradients(&batch);
+        let (batch, waited) = self.ready.take().expect("the batch is prepared");
+        // Only dropout draws from the device's own generator. Other processes must not draw the same.
+        let others = (self.peers.rank() as u64) << 48;
+        self.device.seed(self.seed ^ self.step ^ others);
+        let total = self.shares(&batch);
+        let loss = total.loss.into();
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
         let model = self.model.take().expect(PRESENT);
+        let (model, gradients) = total.apply_moves(model);
         let (model, report) = self.optimizer.step(model, gradients, self.step, learning_rate);
         self.model = Some(model);
         self.step += 1;
-        let secs = start.elapsed().as_secs_f64();
+        let secs = (waited + start.elapsed()).as_secs_f64();
         Ok(Metrics {
             step: self.step,
             loss,
@@ -150,13 +181,28 @@ impl<S: Stage> Trainer<S> {
         })
     }
 
+    /// Waits for this step's batch, which [`Self::step`] then takes: what can fail of an update.
+    ///
+    /// # Errors
+    ///
+    /// A sample cannot be read.
+    pub fn prepare(&mut self) -> Result<(), CorpusError> {
+        if self.ready.is_none() {
+            let start = Instant::now();
+            self.ready = Some((self.batch()?, start.elapsed()));
+        }
+        Ok(())
+    }
+
     /// This step's batch.
     fn batch(&mut self) -> Result<S::Batch, CorpusError> {
         let (stage, seed, size) = (&self.stage, self.seed, self.config.batch_size as u64);
+        let own = self.own_shares();
+        let own = own.start * self.share_size()..own.end * self.share_size();
         let batches = self.batches.get_or_insert_with(|| {
             let stage = stage.clone();
             let make: MakeBatch<S::Batch> = Arc::new(move |step| {
-                stage.batch(&mut Philox::new(seed, step), step * size..(step + 1) * size)
+                stage.batch(&mut Philox::new(seed, step), step * size..(step + 1) * size, &own)
             });
             Batches::start(self.config.data_threads, self.step, &make)
         });
@@ -168,45 +214,46 @@ impl<S: Stage> Trainer<S> {
         batch
     }
 
-    /// The gradients and the loss of a batch, each shard of it on its own thread.
-    fn gradients(&self, batch: &S::Batch) -> (Values, f64) {
-        let shards = self.config.shards;
-        let size = self.config.batch_size / shards;
-        let (stage, model, device) = (&*self.stage, self.model(), &self.device);
-        let shard = |range: Range<usize>| {
-            // Its own graph: burn's autodiff would wait for the other shards' otherwise.
-            let model = match shards {
-                1 => model.clone(),
-                _ => model.clone().fork(device),
-            };
-            let loss = stage.loss(&model, batch, range);
-            let gradients = collect_gradients(&model, &loss.backward());
-            (gradients, f64::from(loss.into_scalar::<f32>()))
+    /// The shares of a batch that this process computes.
+    fn own_shares(&self) -> Range<usize> {
+        let (count, ranks) = (self.config.shards, self.peers.size());
+        assert!(count.is_multiple_of(ranks), "{count} shares for {ranks} processes");
+        let own = count / ranks;
+        self.peers.rank() * own..(self.peers.rank() + 1) * own
+    }
+
+    /// Samples of a share.
+    fn share_size(&self) -> usize {
+        self.config.batch_size / self.config.shards
+    }
+
+    /// The sum of the shares of a batch, each of this process's own on its own thread.
+    fn shares(&self, batch: &S::Batch) -> Share {
+        let (count, size, own) = (self.config.shards, self.share_size(), self.own_shares());
+        let (stage, model, peers) = (&*self.stage, self.model(), &*self.peers);
+        if count == 1 {
+            // The model itself: its running averages move as it runs.
+            let loss = stage.loss(model, batch, 0..size);
+            return Share::new(model, &Values::new(), &loss, 1);
+        }
+        let before = running_averages(model);
+        let share = |(i, model): (usize, S::Model)| {
+            let loss = stage.loss(&model, batch, i * size..(i + 1) * size);
+            Share::new(&model, &before, &loss, count)
         };
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let shard = &shard;
-            let run = |i| scope.spawn(move || shard(i * size..(i + 1) * size));
-            let threads: Vec<_> = (1..shards).map(run).collect();
-            let first = shard(0..size);
+        let models = models(model, own.len());
+        let shares = std::thread::scope(|scope| {
+            let share = &share;
+            let mut models = own.zip(models);
+            let mine = models.next().expect("there is at least one share");
+            let threads: Vec<_> = models.map(|model| scope.spawn(move || share(model))).collect();
+            let mine = share(mine);
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
-            std::iter::once(first).chain(threads.into_iter().map(join)).collect()
+            std::iter::once(mine).chain(threads.into_iter().map(join)).collect()
         });
-        let share = 1.0 / shards as f64;
-        let (mut total, mut loss) = (Values::new(), 0.0);
-        for (gradients, shard_loss) in results {
-            loss += shard_loss * share;
-            for (id, gradient) in gradients {
-                let gradient = gradient * share;
-                let sum = match total.remove(&id) {
-                    Some(sum) => sum + gradient,
-                    None => gradient,
-                };
-                total.insert(id, sum);
-            }
-        }
-        (total, loss)
+        if peers.size() == 1 { Share::sum(shares) } else { Share::sum_of_all(model, shares, peers) }
     }
 
     /// The model with the moving average of the weights, without autodiff.
@@ -217,6 +264,20 @@ impl<S: Stage> Trainer<S> {
     /// The model being trained.
     pub fn model(&self) -> &S::Model {
         self.model.as_ref().expect(PRESENT)
+    }
+
+    /// A hash (CRC-32C) of the weights, in the order in which the model is visited.
+    pub(crate) fn weights_hash(&self) -> u32 {
+        struct Hash(u32);
+        impl ModuleVisitor for Hash {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let data = param.val().into_data();
+                self.0 = crc32c::crc32c_append(self.0, data.as_bytes());
+            }
+        }
+        let mut hash = Hash(0);
+        self.model().visit(&mut hash);
+        hash.0
     }
 
     /// Everything that is needed to go on, as a safetensors file.
@@ -260,7 +321,7 @@ impl<S: Stage> Trainer<S> {
         self.optimizer.second = read("second")?;
         self.model = Some(load(template, &part("weights"), KeyTable::FIELDS)?);
         self.step = header.step;
-        self.batches = None;
+        (self.batches, self.ready) = (None, None);
         Ok(self)
     }
 }

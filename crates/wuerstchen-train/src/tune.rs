@@ -32,7 +32,8 @@ use self::prepare::{Sizes, Sources};
 pub use self::stage::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tuned, Whole};
 use crate::config::{LoraConfig, StageName, TuneConfig};
 use crate::corpus::CorpusError;
-use crate::run::{Event, Job, RunError, Session, Start, updates};
+use crate::peers::Peers;
+use crate::run::{Event, Job, RunError, Session, Start, essence, updates};
 use crate::store::Store;
 use crate::trainer::Trainer;
 
@@ -191,13 +192,22 @@ impl Tune {
         self.session.listen(listener);
     }
 
-    /// Fails if a start would overwrite a state.
+    /// Trains together with other processes. All but rank 0 need a store of their own, such as one in main memory; what
+    /// they keep is of no use. The cache may be one for all. A listener in any of them can stop all.
+    pub fn with_peers(mut self, peers: Arc<dyn Peers>) -> Self {
+        self.session.peers = peers;
+        self
+    }
+
+    /// Fails if a start would overwrite a state, or if processes that train together cannot have equal parts of the
+    /// shares.
     ///
     /// # Errors
     ///
-    /// There is a state.
+    /// There is a state, or the number of shares is no multiple of that of the processes.
     pub fn check_start(&self, start: &Start) -> Result<(), RunError> {
-        self.session.check_start(StageName::C, self.folder(), start)
+        let updates = &self.config.c.updates;
+        self.session.check_start(StageName::C, self.folder(), (start, updates))
     }
 
     /// The bytes that training takes.
@@ -236,12 +246,21 @@ impl Tune {
     ///
     /// [`RunError`] lists what can be wrong.
     pub fn train(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
-        self.session.store.claim()?;
-        self.check_start(&start)?;
-        self.session.begin();
-        self.check_base(&start)?;
-        self.session.store.write(RUN_CONFIG, self.config.to_toml()?.as_bytes())?;
-        let pictures = Arc::new(self.prepare()?);
+        let done = self.train_all(start);
+        self.session.conclude(done)
+    }
+
+    fn train_all(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        let begun = self.begin(&start);
+        let essence = self.session.agree(begun)?;
+        self.session.compare(&essence)?;
+        // Rank 0 fills the cache: two processes must not write the same file.
+        let prepared = if self.session.leads() { self.prepare().map(Some) } else { Ok(None) };
+        let prepared = match self.session.agree(prepared)? {
+            Some(prepared) => prepared,
+            None => self.prepare()?,
+        };
+        let pictures = Arc::new(prepared);
         let device = self.device.clone().autodiff();
         device.seed(self.config.seed);
         let ready = Ready { pictures, device, start };
@@ -249,6 +268,29 @@ impl Tune {
             Some(lora) => self.train_lora(&lora, ready),
             None => self.train_whole(ready),
         }
+    }
+
+    /// Claims the store and writes what does not change; gives what other processes must have alike.
+    fn begin(&mut self, start: &Start) -> Result<String, RunError> {
+        self.session.store.claim()?;
+        self.check_start(start)?;
+        self.session.begin();
+        self.check_base(start)?;
+        self.session.store.write(RUN_CONFIG, self.config.to_toml()?.as_bytes())?;
+        self.essence()
+    }
+
+    /// What processes that train together must have alike, in lines.
+    fn essence(&self) -> Result<String, RunError> {
+        if self.session.peers.size() == 1 {
+            return Ok(String::new());
+        }
+        let config = toml::Value::try_from(&self.config)?;
+        let mut lines = essence(&config, Some(self.pictures.count()));
+        for part in [Part::PRIOR, Part::PRIOR_TEXT, Part::COMPRESSOR] {
+            lines += &format!("\n{part} of the hash {}", digest_of(&self.model, part)?);
+        }
+        Ok(lines)
     }
 
     /// Fails if the run has begun with another Stage C; else keeps what tells.
@@ -298,7 +340,7 @@ impl Tune {
             Ok(tune.session.store.write(PRIOR, &bytes)?)
         };
         let done = self.updates((Whole, model), ready, sample, save)?;
-        if done.is_continue() {
+        if done.is_continue() && self.session.leads() {
             self.write_model()?;
         }
         Ok(done)

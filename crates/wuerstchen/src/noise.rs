@@ -44,6 +44,20 @@ impl Philox {
         self.buffer[self.used - 1]
     }
 
+    /// Leaves out the next `count` times 32 bits.
+    pub fn skip(&mut self, count: usize) {
+        let left = 4 - self.used;
+        if count <= left {
+            self.used += count;
+            return;
+        }
+        self.block += ((count - left) / 4) as u64;
+        self.used = 4;
+        for _ in 0..(count - left) % 4 {
+            self.next_u32();
+        }
+    }
+
     /// Uniform in `[0, 1)`, a multiple of 2⁻²⁴.
     pub fn uniform(&mut self) -> f32 {
         (self.next_u32() >> 8) as f32 / (1 << 24) as f32
@@ -107,6 +121,20 @@ mod tests {
             philox([u32::MAX; 4], [u32::MAX; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
         );
+    }
+
+    #[test]
+    fn numbers_are_skipped_as_if_drawn() {
+        for drawn in 0..6 {
+            for count in 0..14 {
+                let mut one = Philox::new(3, 1);
+                (0..drawn).for_each(|_| _ = one.next_u32());
+                let mut other = one.clone();
+                (0..count).for_each(|_| _ = one.next_u32());
+                other.skip(count);
+                assert_eq!(one.next_u32(), other.next_u32(), "{count} after {drawn}");
+            }
+        }
     }
 
     #[test]

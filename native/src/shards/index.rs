@@ -228,7 +228,7 @@ pub(super) fn files_of(patterns: &[String]) -> Result<Vec<PathBuf>> {
     files.retain(|file| {
         let is_new = seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone()));
         if !is_new {
-            eprintln!("the shard {} is named twice, and read once", file.display());
+            tell!("the shard {} is named twice, and read once", file.display());
         }
         is_new
     });

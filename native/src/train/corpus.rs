@@ -114,7 +114,7 @@ impl Corpus {
         let begun = if resumes { store.read(DIGEST)? } else { None };
         let Some(begun) = begun else { return Ok(store.write(DIGEST, own.as_bytes())?) };
         if begun != own.as_bytes() {
-            eprintln!(
+            tell!(
                 "the run began with other pictures, captions or filters: it goes on with those that are there \
                  now, and is not what it would have been"
             );

@@ -6,20 +6,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use wuerstchen_train::Event;
+
+use crate::terminal::is_silent;
 
 /// The progress of a run.
 pub(super) struct TrainProgress {
     bar: ProgressBar,
-    /// Whether somebody has pressed Ctrl-C.
+    /// Whether somebody has pressed Ctrl-C, or else asked the program to end.
     interrupted: Arc<AtomicBool>,
     /// When the run has to stop.
     deadline: Option<Instant>,
 }
 
 impl TrainProgress {
-    /// Listens to Ctrl-C. A second one ends the program without saving.
+    /// Listens to Ctrl-C and to what else asks a program to end. A second time ends it without saving.
     pub(super) fn new(deadline: Option<Instant>) -> Result<Self> {
         let interrupted = Arc::new(AtomicBool::new(false));
         let handler = interrupted.clone();
@@ -37,7 +39,7 @@ impl TrainProgress {
         match *event {
             Event::Partial { stage, cached, pictures } => {
                 let stage = stage.as_str();
-                eprintln!(
+                tell!(
                     "stage {stage} trains on {cached} of {pictures} pictures \
                      ({stage}.cached_scenes)"
                 );
@@ -45,11 +47,11 @@ impl TrainProgress {
             Event::Bucket { .. } => tell_bucket(event),
             Event::Caching { what, done, scenes } => self.show_caching(what, done, scenes),
             Event::EmbeddingScale { spread, scale } => {
-                eprintln!("the image embeddings spread by {spread:.2}: embedding_scale = {scale}");
+                tell!("the image embeddings spread by {spread:.2}: embedding_scale = {scale}");
             }
             Event::Begin { stage, step, steps } => {
                 self.bar.abandon();
-                self.bar = ProgressBar::new(steps).with_style(updates_style());
+                self.bar = shown(ProgressBar::new(steps).with_style(updates_style()));
                 self.bar.set_prefix(format!("stage {}", stage.as_str()));
                 self.bar.set_position(step);
                 self.bar.reset_eta();
@@ -59,7 +61,7 @@ impl TrainProgress {
                 if !metrics.applied {
                     let (stage, step, norm) = (self.bar.prefix(), metrics.step, metrics.grad_norm);
                     self.bar.suspend(|| {
-                        eprintln!("{stage}: step {step} changed nothing: the norm of its gradients is {norm}");
+                        tell!("{stage}: step {step} changed nothing: the norm of its gradients is {norm}");
                     });
                 }
                 self.bar.set_position(metrics.step);
@@ -81,7 +83,8 @@ impl TrainProgress {
         if self.bar.message() != what {
             self.bar.abandon();
             let style = ProgressStyle::with_template("caching {msg}: {pos}").expect("it is valid");
-            self.bar = ProgressBar::new_spinner().with_style(style).with_message(what.to_owned());
+            let bar = ProgressBar::new_spinner().with_style(style);
+            self.bar = shown(bar.with_message(what.to_owned()));
         }
         self.bar.set_position(done as u64);
         if done == scenes {
@@ -95,7 +98,7 @@ impl TrainProgress {
         if bar.is_hidden() {
             let (stage, step, message) = (bar.prefix(), bar.position(), bar.message());
             let (steps, rest) = (bar.length().unwrap_or_default(), HumanDuration(bar.eta()));
-            eprintln!("{stage}: step {step} of {steps}, {message}, ETA {rest}");
+            tell!("{stage}: step {step} of {steps}, {message}, ETA {rest}");
         }
     }
 }
@@ -107,6 +110,14 @@ impl Drop for TrainProgress {
     }
 }
 
+/// A bar, which is hidden where another process shows how the work goes.
+fn shown(bar: ProgressBar) -> ProgressBar {
+    if is_silent() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    bar
+}
+
 fn updates_style() -> ProgressStyle {
     let template = "{prefix} {bar:30} {pos}/{len} {msg} ETA {eta}";
     ProgressStyle::with_template(template).expect("the template is valid")
@@ -115,7 +126,7 @@ fn updates_style() -> ProgressStyle {
 /// Says which pictures go into a bucket; nothing of other events.
 pub(super) fn tell_bucket(event: &Event<'_>) {
     if let Event::Bucket { cells: [rows, columns], pixels: [height, width], pictures } = *event {
-        eprintln!(
+        tell!(
             "bucket of {width} x {height} pixels ({columns} x {rows} cells): {pictures} pictures"
         );
     }

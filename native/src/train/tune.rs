@@ -10,13 +10,10 @@ use wuerstchen_train::config::{ReadConfigError, TuneConfig};
 use wuerstchen_train::{RunError, Tune, store, tune};
 
 use super::corpus::Corpus;
-use super::progress::{TrainProgress, tell_bucket};
-use super::{
-    Stages, TrainArgs, deadline, list_broken, read_table, start, tell_of_captions, unfit_changes,
-    with_remedy,
-};
+use super::progress::tell_bucket;
+use super::{Ranks, Stages, TrainArgs, read_table, tell_of_captions, unfit_changes, with_remedy};
 use crate::cache::cache_folder;
-use crate::devices::choose;
+use crate::devices::choose_for;
 use crate::files::read_model;
 use crate::usage;
 
@@ -24,7 +21,7 @@ use crate::usage;
 const CACHE: &str = "tune";
 
 /// Fine-tunes as the arguments and the config say.
-pub(super) fn run(args: &TrainArgs) -> Result<()> {
+pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     if args.init.is_some() {
         let reason = "--init is for training from nothing: fine-tuning starts from --model";
         return Err(usage(&anyhow!(reason)));
@@ -41,19 +38,19 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let corpus = Corpus::open_tuned(&config)?;
     let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
     tell_of_model_captions(&corpus, &model)?;
-    let device = choose(args.device)?.device;
+    let device = choose_for(args.device, ranks.local)?.device;
     let cache = match &args.cache {
         Some(path) => path.clone(),
         None => cache_folder(CACHE)?,
     };
-    let store: Arc<dyn store::Store> = Arc::new(store::Folder::new(&output));
+    let store = ranks.store(&output);
     let stores = [store.clone(), Arc::new(store::Folder::new(cache))];
     let steps = config.c.updates.steps;
     let changed = changed_layers(&config, &model);
-    let mut tune =
-        Tune::new(config, model, corpus.own_pictures(), stores, device).map_err(of_config)?;
-    eprintln!("{pictures} pictures with {captions} captions, {steps} updates");
-    eprintln!("memory by count: {}", tune.memory()?);
+    let tune = Tune::new(config, model, corpus.own_pictures(), stores, device);
+    let mut tune = tune.map_err(of_config)?.with_peers(ranks.peers.clone());
+    tell!("{pictures} pictures with {captions} captions, {steps} updates");
+    tell!("memory by count: {}", tune.memory()?);
     if args.dry_run {
         tune.listen(|event| {
             tell_bucket(event);
@@ -62,19 +59,20 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         tune.check_pictures()?;
         return crate::print(&changed);
     }
-    let from = start(args)?;
+    let from = ranks.start(args)?;
     tune.check_start(&from).map_err(with_remedy)?;
     corpus.tell_if_changed(&*store, args.resume.is_some())?;
-    let mut progress = TrainProgress::new(deadline(args))?;
-    tune.listen(move |event| progress.show(event));
+    tune.listen(ranks.listen(args)?);
     let done = tune.train(from);
-    list_broken(&corpus.broken(), &output)?;
-    if done.map_err(with_remedy)?.is_break() {
-        eprintln!("stopped; go on with --resume auto");
+    let listed = ranks.list_broken(&corpus, &output);
+    let is_stopped = done.map_err(with_remedy)?.is_break();
+    listed?;
+    if is_stopped {
+        tell!("stopped; go on with --resume auto");
         return Ok(());
     }
     let file = if args.stage == Stages::Lora { tune::LORA } else { tune::MODEL };
-    eprintln!("wrote {}", output.join(file).display());
+    tell!("wrote {}", output.join(file).display());
     Ok(())
 }
 

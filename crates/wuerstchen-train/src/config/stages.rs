@@ -14,8 +14,9 @@ pub struct UpdateConfig {
     pub steps: u64,
     /// Pictures in every update.
     pub batch_size: usize,
-    /// Number of threads that each compute an equal share of the batch's gradients; on a CPU best the number
-    /// of cores. Batch norms then see the statistics of a share; all else stays the same up to rounding.
+    /// Number of equal shares of the batch, whose gradients are computed by a thread each, or by processes that
+    /// train together; on a CPU best the number of cores. Batch norms then see the statistics of a share; all else
+    /// stays the same up to rounding.
     #[serde(default = "one")]
     pub shards: usize,
     /// Number of threads that draw, decode and tokenise the next batches; each keeps one that is ready.

@@ -4,6 +4,7 @@ use wuerstchen::{ConfigError, Error, LoadError, LoraError, OptionsError};
 
 use crate::config::StageName;
 use crate::corpus::CorpusError;
+use crate::peers::Failure;
 use crate::store::StoreError;
 use crate::trainer::RestoreError;
 
@@ -84,4 +85,20 @@ pub enum RunError {
     /// The store cannot read or write.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Processes that are to train together have been started with different things.
+    #[error("expected {expected} as rank 0 has, found {found}")]
+    Differs {
+        /// What rank 0 has.
+        expected: String,
+        /// What this process has.
+        found: String,
+    },
+    /// One of the processes that train together has failed, and all know of it.
+    #[error("{failure}")]
+    Failed {
+        /// Which, and why.
+        failure: Failure,
+        /// This process's own error, if it has failed.
+        own: Option<Box<Self>>,
+    },
 }

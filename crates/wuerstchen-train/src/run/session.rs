@@ -4,10 +4,12 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use wuerstchen::Image;
+use burn::module::Module;
+use wuerstchen::{ConfigError, Image};
 
 use super::{Event, RunError, Start};
 use crate::config::{StageName, UpdateConfig};
+use crate::peers::{Alone, Peers, agree};
 use crate::stages::Stage;
 use crate::store::Store;
 use crate::tensorboard;
@@ -15,6 +17,9 @@ use crate::trainer::{Metrics, Trainer};
 
 /// Time between saved states.
 const SAVE_EVERY: Duration = Duration::from_secs(120);
+
+/// Steps between comparisons of the weights of processes that train together: unlike devices may round differently.
+const COMPARE_EVERY: u64 = 100;
 
 /// Steps in a row that change nothing, after which nothing better will come.
 const MAX_SKIPPED: u32 = 100;
@@ -28,6 +33,8 @@ type Listener = Box<dyn FnMut(&Event<'_>) -> ControlFlow<()>>;
 /// Where a run keeps its files, and who hears of what happens.
 pub(crate) struct Session {
     pub(crate) store: Arc<dyn Store>,
+    /// Who else trains.
+    pub(crate) peers: Arc<dyn Peers>,
     listener: Option<Listener>,
     /// Whether the listener has asked to stop the stage.
     stops: bool,
@@ -45,7 +52,7 @@ pub(crate) struct Job<'a> {
 impl Session {
     /// A session that nobody listens to.
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, listener: None, stops: false }
+        Self { store, peers: Arc::new(Alone), listener: None, stops: false }
     }
 
     /// Reports what happens to `listener`.
@@ -64,13 +71,100 @@ impl Session {
         }
     }
 
-    /// Fails if a stage that starts anew would overwrite a state.
+    /// Whether this process keeps the run's files.
+    pub(crate) fn leads(&self) -> bool {
+        self.peers.rank() == 0
+    }
+
+    /// Waits until all processes come here or to another place where they agree; fails if one has failed.
+    pub(crate) fn agree<T>(&self, own: Result<T, RunError>) -> Result<T, RunError> {
+        self.agree_to_stop(own, false).map(|(value, _)| value)
+    }
+
+    /// The same; says besides whether one of the processes wishes to stop.
+    fn agree_to_stop<T>(
+        &self,
+        own: Result<T, RunError>,
+        wishes_to_stop: bool,
+    ) -> Result<(T, bool), RunError> {
+        if self.peers.size() == 1 {
+            return own.map(|value| (value, wishes_to_stop));
+        }
+        let told = own.as_ref().map(|_| wishes_to_stop).map_err(with_causes);
+        match (agree(&*self.peers, told), own) {
+            (Ok(stops), Ok(value)) => Ok((value, stops)),
+            (Ok(_), Err(error)) => Err(error),
+            (Err(failure), own) => Err(RunError::Failed { failure, own: own.err().map(Box::new) }),
+        }
+    }
+
+    /// Ends what the processes do together: an error that only this one knows of reaches the others where they next
+    /// agree.
+    pub(crate) fn conclude<T>(&self, done: Result<T, RunError>) -> Result<T, RunError> {
+        match done {
+            Err(RunError::Failed { .. }) => done,
+            done => self.agree(done),
+        }
+    }
+
+    /// Fails if this process has been started with other lines of text than rank 0.
+    pub(crate) fn compare(&self, own: &str) -> Result<(), RunError> {
+        if self.peers.size() == 1 {
+            return Ok(());
+        }
+        let mut expected = own.as_bytes().to_vec();
+        self.peers.broadcast(0, &mut expected);
+        let expected = String::from_utf8_lossy(&expected);
+        let (mut all, mut own) = (expected.lines(), own.lines());
+        let same = loop {
+            match (all.next(), own.next()) {
+                (None, None) => break Ok(()),
+                (expected, found) if expected == found => {}
+                (expected, found) => {
+                    let [expected, found] =
+                        [expected, found].map(|line| line.unwrap_or("nothing more").to_owned());
+                    break Err(RunError::Differs { expected, found });
+                }
+            }
+        };
+        self.agree(same)
+    }
+
+    /// Copies files from rank 0's store into those of the others.
+    pub(crate) fn share_files(&self, names: &[String]) -> Result<(), RunError> {
+        if self.peers.size() == 1 {
+            return Ok(());
+        }
+        for name in names {
+            let bytes = if self.leads() { self.store.read(name) } else { Ok(None) };
+            // No file is empty.
+            let mut bytes = self.agree(bytes.map_err(RunError::from))?.unwrap_or_default();
+            self.peers.broadcast(0, &mut bytes);
+            if !self.leads() && !bytes.is_empty() {
+                self.store.write(name, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if a stage that starts anew would overwrite a state, or if the processes cannot have equal parts of its
+    /// shares.
     pub(crate) fn check_start(
         &self,
         stage: StageName,
         folder: &str,
-        start: &Start,
+        (start, updates): (&Start, &UpdateConfig),
     ) -> Result<(), RunError> {
+        let size = self.peers.size();
+        if !updates.shards.is_multiple_of(size) {
+            let part = match stage {
+                StageName::A => "stage a",
+                StageName::B => "stage b",
+                StageName::C => "stage c",
+            };
+            let expected = format!("a multiple of the {size} processes, such as {size}");
+            return Err(ConfigError::new(part, "shards", expected, updates.shards).into());
+        }
         let name = state_name(folder);
         if matches!(start, Start::Anew) && self.store.contains(&name) {
             let state = self.store.describe(&name);
@@ -102,56 +196,72 @@ impl Session {
     }
 }
 
-/// Does the updates of a stage. `sample` makes the pictures of a grid, `save` keeps the trained weights.
+/// Does the updates of a stage. `sample` makes the pictures of a grid, `save` keeps the trained weights; of several
+/// processes only rank 0 calls them.
 pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     host: &mut H,
     Job { stage, folder, config, start }: Job<'_>,
-    mut trainer: Trainer<S>,
+    trainer: Trainer<S>,
     sample: impl Fn(&H, &S::Model) -> Result<Vec<Image>, RunError>,
     save: impl Fn(&H, &S::Model) -> Result<(), RunError>,
 ) -> Result<ControlFlow<()>, RunError> {
-    let (store, state) = (host.as_mut().store.clone(), state_name(folder));
+    let session = host.as_mut();
+    let (store, state, leads) = (session.store.clone(), state_name(folder), session.leads());
     let resumes = matches!(start, Start::Resume);
-    trainer = match start {
-        Start::Anew => trainer,
-        Start::Resume => match store.read(&state)? {
-            Some(bytes) => trainer.restore(&store.describe(&state), bytes)?,
-            None => trainer,
-        },
-        Start::State { name, bytes } => trainer.restore(&name, bytes)?,
-    };
+    let mut trainer = session.restore(trainer, &state, start)?;
+    let is_alone = session.peers.size() == 1;
     let first = trainer.steps_done();
-    if resumes {
-        host.as_mut().forget_steps_after(folder, first)?;
+    if resumes && leads {
+        session.forget_steps_after(folder, first)?;
     }
-    host.as_mut().tell(&Event::Begin { stage, step: first, steps: config.steps });
+    session.tell(&Event::Begin { stage, step: first, steps: config.steps });
     let (begun, mut saved) = (Instant::now(), Instant::now());
     // TensorBoard takes the files of one folder for one run, and of a step the last that is told.
     let now = seconds_since_1970();
     let events = format!("{folder}/events.out.tfevents.{now:.0}");
-    store.append(&events, &tensorboard::header(now))?;
+    if leads {
+        store.append(&events, &tensorboard::header(now))?;
+    }
     // Steps in a row that changed nothing.
     let mut skipped = 0;
     while !trainer.is_done() {
-        let metrics = match trainer.step() {
-            Ok(metrics) => metrics,
+        let session = host.as_mut();
+        let ready = trainer.prepare().map_err(RunError::Sample);
+        let agreed = match session.agree_to_stop(ready, session.stops) {
+            Ok(((), stops)) => stops,
             Err(error) => {
-                store.write(&state, &trainer.save())?;
-                return Err(RunError::Sample(error));
+                let saved = if leads { store.write(&state, &trainer.save()) } else { Ok(()) };
+                return Err(match (error, saved) {
+                    (error, Ok(())) => error,
+                    (RunError::Failed { mut failure, own }, Err(cannot)) => {
+                        failure.reason += &format!("; and the state cannot be saved: {cannot}");
+                        RunError::Failed { failure, own }
+                    }
+                    (_, Err(cannot)) => cannot.into(),
+                });
             }
         };
+        let metrics = trainer.step().map_err(RunError::Sample)?;
         let samples = (metrics.step - first) * config.batch_size as u64;
         let samples_per_sec = samples as f64 / begun.elapsed().as_secs_f64();
-        host.as_mut().log(folder, &metrics, samples_per_sec)?;
-        store.append(&events, &events_of(&metrics, samples_per_sec))?;
+        if leads {
+            session.log(folder, &metrics, samples_per_sec)?;
+            store.append(&events, &events_of(&metrics, samples_per_sec))?;
+        }
         skipped = if metrics.applied { 0 } else { skipped + 1 };
         if skipped == MAX_SKIPPED {
             return Err(RunError::Diverged { stage, steps: MAX_SKIPPED, step: metrics.step });
         }
-        host.as_mut().tell(&Event::Update { metrics: &metrics, samples_per_sec });
-        let stops = host.as_mut().stops;
+        session.tell(&Event::Update { metrics: &metrics, samples_per_sec });
+        // Several processes agree before the next update on what one of them wishes.
+        let stops = if is_alone { session.stops } else { agreed };
         let last = trainer.is_done();
-        if metrics.step % config.sample_every == 0 || last {
+        if !is_alone && (metrics.step.is_multiple_of(COMPARE_EVERY) || last) {
+            let hash = trainer.weights_hash();
+            session
+                .compare(&format!("weights of the hash {hash:08x} after step {}", metrics.step))?;
+        }
+        if leads && (metrics.step % config.sample_every == 0 || last) {
             let samples = sample(host, &trainer.averaged()).map_err(|error| match error {
                 RunError::Generate(wuerstchen::Error::NotFinite { .. }) => {
                     RunError::NotFinite { stage, step: metrics.step }
@@ -167,7 +277,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         }
         // What was saved before the steps were skipped is where a run that diverges can go on from.
         let is_due = saved.elapsed() >= SAVE_EVERY && skipped == 0;
-        if last || stops || is_due {
+        if leads && (last || stops || is_due) {
             store.write(&state, &trainer.save())?;
             save(host, &trainer.averaged())?;
             saved = Instant::now();
@@ -178,6 +288,50 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         }
     }
     Ok(ControlFlow::Continue(()))
+}
+
+impl Session {
+    /// The trainer as a stage starts it; of several processes, all have rank 0's.
+    fn restore<S: Stage>(
+        &self,
+        trainer: Trainer<S>,
+        state: &str,
+        start: Start,
+    ) -> Result<Trainer<S>, RunError> {
+        let trainer = trainer.with_peers(self.peers.clone());
+        self.agree(Ok(()))?;
+        self.compare(&format!("{} parameters", trainer.model().num_params()))?;
+        if !self.leads() {
+            self.agree(Ok(()))?;
+            let mut bytes = Vec::new();
+            self.peers.broadcast(0, &mut bytes);
+            return Ok(trainer.restore("rank 0's state", bytes)?);
+        }
+        let restore = || match start {
+            Start::Anew => Ok(trainer),
+            Start::Resume => match self.store.read(state)? {
+                Some(bytes) => Ok(trainer.restore(&self.store.describe(state), bytes)?),
+                None => Ok(trainer),
+            },
+            Start::State { name, bytes } => Ok(trainer.restore(&name, bytes)?),
+        };
+        let trainer = self.agree(restore())?;
+        if self.peers.size() > 1 {
+            self.peers.broadcast(0, &mut trainer.save());
+        }
+        Ok(trainer)
+    }
+}
+
+/// An error and what has caused it.
+fn with_causes(error: &RunError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn state_name(folder: &str) -> String {

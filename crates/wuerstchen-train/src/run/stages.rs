@@ -232,6 +232,20 @@ impl Run {
         if let Some(scale) = self.recipe.config.model.embedding_scale {
             return Ok(scale);
         }
+        let measured = self.measure_embeddings();
+        let (spread, scale) = self.session.agree(measured)?;
+        // Rank 0's, should their devices round differently.
+        let mut told = scale.to_le_bytes().to_vec();
+        self.session.peers.broadcast(0, &mut told);
+        let scale = f64::from_le_bytes(told.try_into().expect("a number has eight bytes"));
+        self.tell(&Event::EmbeddingScale { spread, scale });
+        self.recipe.config.model.embedding_scale = Some(scale);
+        self.write_config()?;
+        Ok(scale)
+    }
+
+    /// How far the image embeddings spread, and what to divide them by.
+    fn measure_embeddings(&self) -> Result<(f32, f64), RunError> {
         let compressor = self.recipe.load_compressor(&self.read_weights()?, &self.device)?;
         let corpus = self.corpus(StageName::C, self.recipe.config.c.updates.lesson)?;
         let numbers: Vec<_> = (0..MEASURED_PICTURES).collect();
@@ -241,13 +255,11 @@ impl Run {
         let spread = embeddings.flatten::<1>(0, 3).var(0).sqrt().into_scalar::<f32>();
         // Three digits are as much as 64 pictures tell.
         let scale = format!("{:.2e}", 2.0 * spread).parse().expect("a number's digits are one");
-        if !(scale > 0.0 && scale < f64::INFINITY) {
-            return Err(RunError::Spread { spread });
+        if scale > 0.0 && scale < f64::INFINITY {
+            Ok((spread, scale))
+        } else {
+            Err(RunError::Spread { spread })
         }
-        self.tell(&Event::EmbeddingScale { spread, scale });
-        self.recipe.config.model.embedding_scale = Some(scale);
-        self.write_config()?;
-        Ok(scale)
     }
 }
 

@@ -35,13 +35,18 @@ impl Stage for StageA {
     type Model = Vqgan;
     type Batch = BatchA;
 
-    fn batch(&self, rng: &mut Philox, samples: Range<u64>) -> Result<BatchA, CorpusError> {
+    fn batch(
+        &self,
+        rng: &mut Philox,
+        samples: Range<u64>,
+        own: &Range<usize>,
+    ) -> Result<BatchA, CorpusError> {
         let most = self.config.max_zoom as u32;
         let pictures = if most == 1 {
-            self.corpus.pictures(&samples.collect::<Vec<_>>())?
+            self.corpus.own_pictures(&samples.collect::<Vec<_>>(), own)?
         } else {
             let zooms: Vec<_> = samples.map(|number| (number, 1 + rng.below(most))).collect();
-            self.corpus.crops(&zooms, rng)?
+            self.corpus.crops(&zooms, rng, own)?
         };
         // The pipeline decodes without quantising, so the decoder learns both.
         let quantized = f64::from(rng.uniform()) < self.config.quantized;

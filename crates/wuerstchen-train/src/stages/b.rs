@@ -121,7 +121,7 @@ impl Changes {
     pub(super) fn draw(
         config: &StageBConfig,
         rng: &mut Philox,
-        count: usize,
+        (count, own): (usize, &Range<usize>),
         shape: [usize; 3],
     ) -> Self {
         let (mut keep, mut times) = (Vec::new(), Vec::new());
@@ -132,7 +132,7 @@ impl Changes {
             keep.push(if dropped { 0.0 } else { 1.0 });
             times.push(if noised { 0.5 * rng.uniform() } else { 0.0 });
         }
-        Self { keep, noise: Noise { times, values: Rows::noise(rng, count, shape) } }
+        Self { keep, noise: Noise { times, values: Rows::noise(rng, count, shape, own) } }
     }
 }
 
@@ -140,22 +140,29 @@ impl Stage for StageB {
     type Model = DecoderModel;
     type Batch = BatchB;
 
-    fn batch(&self, rng: &mut Philox, samples: Range<u64>) -> Result<BatchB, CorpusError> {
+    fn batch(
+        &self,
+        rng: &mut Philox,
+        samples: Range<u64>,
+        own: &Range<usize>,
+    ) -> Result<BatchB, CorpusError> {
         let samples = self.latents.choose(rng, samples);
         let time_shift = self.config.diffusion.time_shift;
-        let (latents, embeddings) = (self.latents.get(&samples), self.embeddings.get(&samples));
+        let latents = self.latents.get(&samples, own);
+        let embeddings = self.embeddings.get(&samples, own);
+        let count = (samples.len(), own);
         let pictures = if latents.is_some() && embeddings.is_some() {
             None
         } else {
-            Some(self.corpus.pictures(&samples)?)
+            Some(self.corpus.own_pictures(&samples, own)?)
         };
         Ok(BatchB {
             pictures,
             latents,
             embeddings,
-            changes: Changes::draw(&self.config, rng, samples.len(), self.embedding_shape),
+            changes: Changes::draw(&self.config, rng, count, self.embedding_shape),
             captions: captions(&self.corpus, &self.config.diffusion, &samples, rng)?,
-            noise: Noise::draw(rng, samples.len(), self.latent_shape, time_shift),
+            noise: Noise::draw(rng, count, self.latent_shape, time_shift),
         })
     }
 
@@ -196,7 +203,7 @@ mod tests {
         let mut config = TrainConfig::from_toml(config).unwrap().b;
         (config.embedding_drop, config.embedding_noise) = (0.3, 0.4);
         let Changes { keep, noise } =
-            Changes::draw(&config, &mut Philox::new(1, 0), 20_000, [1, 1, 1]);
+            Changes::draw(&config, &mut Philox::new(1, 0), (20_000, &(0..20_000)), [1, 1, 1]);
         let share = |count: usize| count as f64 / 20_000.0;
         let dropped = keep.iter().filter(|&&keep| keep == 0.0).count();
         let kept = keep.iter().zip(&noise.times).filter(|(keep, _)| **keep == 1.0);

@@ -88,17 +88,22 @@ impl Stage for StageC {
     type Model = PriorModel;
     type Batch = BatchC;
 
-    fn batch(&self, rng: &mut Philox, samples: Range<u64>) -> Result<BatchC, CorpusError> {
+    fn batch(
+        &self,
+        rng: &mut Philox,
+        samples: Range<u64>,
+        own: &Range<usize>,
+    ) -> Result<BatchC, CorpusError> {
         let samples = self.embeddings.choose(rng, samples);
         let time_shift = self.config.diffusion.time_shift;
-        let targets = match self.embeddings.get(&samples) {
+        let targets = match self.embeddings.get(&samples, own) {
             Some(embeddings) => Targets::Embeddings(embeddings),
-            None => Targets::Pictures(self.corpus.pictures(&samples)?),
+            None => Targets::Pictures(self.corpus.own_pictures(&samples, own)?),
         };
         Ok(BatchC {
             targets,
             captions: captions(&self.corpus, &self.config.diffusion, &samples, rng)?,
-            noise: Noise::draw(rng, samples.len(), self.embedding_shape, time_shift),
+            noise: Noise::draw(rng, (samples.len(), own), self.embedding_shape, time_shift),
         })
     }
 

@@ -60,13 +60,14 @@ impl Cache {
         }
     }
 
-    /// The latents of chosen samples, unless nothing is cached.
-    pub(super) fn get(&self, chosen: &[u64]) -> Option<Rows> {
+    /// The latents of the places `own` of chosen samples, unless nothing is cached.
+    pub(super) fn get(&self, chosen: &[u64], own: &Range<usize>) -> Option<Rows> {
         if self.scenes == 0 {
             return None;
         }
         let size: usize = self.shape.iter().product();
-        let rows = chosen.iter().flat_map(|&i| &self.values[i as usize * size..][..size]);
-        Some(Rows::new(self.shape, rows.copied().collect()))
+        let chosen = chosen[own.clone()].iter();
+        let rows = chosen.flat_map(|&i| &self.values[i as usize * size..][..size]);
+        Some(Rows::new(self.shape, rows.copied().collect()).at(own.start))
     }
 }

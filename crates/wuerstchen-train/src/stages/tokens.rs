@@ -113,16 +113,22 @@ impl Stage for StageBTokens {
     type Model = TokenModel;
     type Batch = BatchTokens;
 
-    fn batch(&self, rng: &mut Philox, samples: Range<u64>) -> Result<BatchTokens, CorpusError> {
+    fn batch(
+        &self,
+        rng: &mut Philox,
+        samples: Range<u64>,
+        own: &Range<usize>,
+    ) -> Result<BatchTokens, CorpusError> {
         let samples = self.tokens.choose(rng, samples);
-        let (tokens, embeddings) = (self.tokens.get(&samples), self.embeddings.get(&samples));
+        let tokens = self.tokens.get(&samples, own);
+        let embeddings = self.embeddings.get(&samples, own);
         let pictures = if tokens.is_some() && embeddings.is_some() {
             None
         } else {
-            Some(self.corpus.pictures(&samples)?)
+            Some(self.corpus.own_pictures(&samples, own)?)
         };
         let (count, area) = (samples.len(), self.side * self.side);
-        let changes = Changes::draw(&self.config, rng, count, self.embedding_shape);
+        let changes = Changes::draw(&self.config, rng, (count, own), self.embedding_shape);
         let captions = captions(&self.corpus, &self.config.diffusion, &samples, rng)?;
         let times = draw_times(rng, count, self.config.diffusion.time_shift);
         let mut mask = Vec::with_capacity(count * area);

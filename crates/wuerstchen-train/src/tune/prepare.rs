@@ -1,6 +1,7 @@
 //! Pictures and captions as Stage C learns from them: image embeddings and hidden states.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::prelude::*;
@@ -163,29 +164,29 @@ impl Prepared {
         self.order.batch(step)
     }
 
-    /// Stage C's latents of pictures of one bucket.
-    pub(crate) fn latents(&self, chosen: &[u32]) -> Result<Rows, CorpusError> {
+    /// Stage C's latents of the places `own` of pictures of one bucket.
+    pub(crate) fn latents(&self, chosen: &[u32], own: &Range<usize>) -> Result<Rows, CorpusError> {
         let (mut shape, mut values) = ([0; 3], Vec::new());
-        for &index in chosen {
+        for &index in &chosen[own.clone()] {
             let embedding = self.cache.expect(&self.pictures[index as usize].embedding)?;
             shape.copy_from_slice(&embedding.shape);
             values.extend(embedding.values.iter().map(|value| (value + self.shift) / self.scale));
         }
-        Ok(Rows::new(shape, values))
+        Ok(Rows::new(shape, values).at(own.start))
     }
 
-    /// The hidden states of one caption of each picture, rows of `[1, T, D]`; with the probability `drop`, of
-    /// none.
+    /// The hidden states of one caption of each picture at the places `own`, rows of `[1, T, D]`; with the probability
+    /// `drop`, of none.
     pub(crate) fn texts(
         &self,
         chosen: &[u32],
         drop: f64,
         rng: &mut Philox,
+        own: &Range<usize>,
     ) -> Result<Rows, CorpusError> {
-        let (mut shape, mut values) = ([1; 3], Vec::new());
-        for &index in chosen {
+        let mut draw = |&index: &u32| {
             let texts = &self.pictures[index as usize].texts;
-            let name = if f64::from(rng.uniform()) < drop {
+            if f64::from(rng.uniform()) < drop {
                 &self.empty
             } else {
                 let mut left = f64::from(rng.uniform());
@@ -194,12 +195,16 @@ impl Prepared {
                     left < 0.0
                 });
                 &chosen.unwrap_or(&texts[texts.len() - 1]).0
-            };
+            }
+        };
+        let names: Vec<_> = chosen.iter().map(&mut draw).collect();
+        let (mut shape, mut values) = ([1; 3], Vec::new());
+        for name in &names[own.clone()] {
             let text = self.cache.expect(name)?;
             shape[1..].copy_from_slice(&text.shape);
             values.extend(text.values);
         }
-        Ok(Rows::new(shape, values))
+        Ok(Rows::new(shape, values).at(own.start))
     }
 }
 

@@ -143,12 +143,17 @@ impl<T: Tuned> Stage for StageTune<T> {
     type Model = T::Model;
     type Batch = BatchTune;
 
-    fn batch(&self, rng: &mut Philox, samples: Range<u64>) -> Result<BatchTune, CorpusError> {
+    fn batch(
+        &self,
+        rng: &mut Philox,
+        samples: Range<u64>,
+        own: &Range<usize>,
+    ) -> Result<BatchTune, CorpusError> {
         let step = samples.start / (samples.end - samples.start);
         let chosen = self.pictures.batch(step);
-        let texts = self.pictures.texts(&chosen, self.config.caption_drop, rng)?;
-        let latents = self.pictures.latents(&chosen)?;
-        let noise = Noise::draw(rng, chosen.len(), latents.shape(), self.config.time_shift);
+        let texts = self.pictures.texts(&chosen, self.config.caption_drop, rng, own)?;
+        let latents = self.pictures.latents(&chosen, own)?;
+        let noise = Noise::draw(rng, (chosen.len(), own), latents.shape(), self.config.time_shift);
         Ok(BatchTune { latents, texts, noise })
     }
 

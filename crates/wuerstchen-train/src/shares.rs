@@ -1,0 +1,200 @@
+//! The equal shares of a batch: their gradients, and the sum of those over all processes.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::prelude::*;
+
+use crate::optimizer::{Values, collect_gradients};
+use crate::peers::Peers;
+
+/// Values that go to the other processes at once: 64 MiB.
+const BUCKET: usize = 16 << 20;
+
+/// What shares of a batch say about the model, each already divided by the number of shares.
+pub(crate) struct Share {
+    /// The part of the mean loss.
+    pub(crate) loss: f32,
+    pub(crate) gradients: Values,
+    /// How far the running averages of batch norms move.
+    moves: Values,
+}
+
+impl Share {
+    /// The share of a batch's `loss` by `model`, which has begun with the running averages of `before`, those
+    /// that are to be moved afterwards; it is one of `count`.
+    pub(crate) fn new<M: Module>(
+        model: &M,
+        before: &Values,
+        loss: &Tensor<1>,
+        count: usize,
+    ) -> Self {
+        let share = 1.0 / count as f64;
+        let mut gradients = collect_gradients(model, &loss.backward());
+        for gradient in gradients.values_mut() {
+            *gradient = gradient.clone() * share;
+        }
+        let mut moves = running_averages(model);
+        moves.retain(|id, _| before.contains_key(id));
+        for (id, after) in &mut moves {
+            *after = (after.clone() - before[id].clone()) * share;
+        }
+        let loss = loss.clone().into_scalar::<f32>() * share as f32;
+        Self { loss, gradients, moves }
+    }
+
+    /// The sum of shares, in their order.
+    pub(crate) fn sum(shares: Vec<Self>) -> Self {
+        let mut shares = shares.into_iter();
+        let mut total = shares.next().expect("a batch has at least one share");
+        for share in shares {
+            total.loss += share.loss;
+            add(&mut total.gradients, share.gradients);
+            add(&mut total.moves, share.moves);
+        }
+        total
+    }
+
+    /// The sum of the shares of all processes, the same in all of them, with the bits of [`Self::sum`] over all.
+    ///
+    /// The values travel in the order in which the module is visited: the numbers of parameters differ between
+    /// processes.
+    pub(crate) fn sum_of_all<M: Module>(model: &M, shares: Vec<Self>, peers: &dyn Peers) -> Self {
+        let moved: Vec<_> = shares[0].moves.keys().copied().collect();
+        let all = |share: Self| {
+            let mut values = share.gradients;
+            values.extend(share.moves);
+            (share.loss, values)
+        };
+        let (losses, mut shares): (Vec<_>, Vec<_>) = shares.into_iter().map(all).unzip();
+        let (mut loss, mut gradients) = (None, Values::new());
+        for ids in buckets(&visited(model), &shares[0]) {
+            let sizes: Vec<_> = ids.iter().map(|id| shares[0][id].dims()[0]).collect();
+            let device = shares[0][&ids[0]].device();
+            let mut addends: Vec<_> = shares.iter_mut().map(|share| take(share, &ids)).collect();
+            // The first bucket takes the loss along.
+            if loss.is_none() {
+                addends.iter_mut().zip(&losses).for_each(|(addend, &loss)| addend.push(loss));
+            }
+            let mut sum = peers.sum(addends);
+            if loss.is_none() {
+                loss = sum.pop();
+            }
+            let length = [sum.len()];
+            let sum = Tensor::<1>::from_data(TensorData::new(sum, length), &device);
+            let mut start = 0;
+            for (id, size) in ids.into_iter().zip(sizes) {
+                gradients.insert(id, sum.clone().narrow(0, start, size));
+                start += size;
+            }
+        }
+        let moves = moved.into_iter().filter_map(|id| gradients.remove_entry(&id)).collect();
+        Self { loss: loss.expect("a model that is trained has gradients"), gradients, moves }
+    }
+
+    /// The model with its running averages moved, and the gradients.
+    pub(crate) fn apply_moves<M: Module>(self, model: M) -> (M, Values) {
+        if self.moves.is_empty() {
+            return (model, self.gradients);
+        }
+        (model.map(&mut Move(self.moves)), self.gradients)
+    }
+}
+
+fn add(total: &mut Values, values: Values) {
+    for (id, value) in values {
+        let sum = match total.remove(&id) {
+            Some(sum) => sum + value,
+            None => value,
+        };
+        total.insert(id, sum);
+    }
+}
+
+/// Takes values, one behind the other, to main memory.
+fn take(values: &mut Values, ids: &[ParamId]) -> Vec<f32> {
+    let values = ids.iter().filter_map(|id| values.remove(id)).collect();
+    Tensor::<1>::cat(values, 0).into_data().try_to_vec::<f32>().expect("gradients are f32")
+}
+
+/// The parameters that have values, in buckets of about one size.
+fn buckets(order: &[ParamId], values: &Values) -> Vec<Vec<ParamId>> {
+    let mut buckets: Vec<Vec<ParamId>> = Vec::new();
+    let mut room = 0;
+    for id in order {
+        let Some(value) = values.get(id) else { continue };
+        let size = value.dims()[0];
+        if size > room {
+            buckets.push(Vec::new());
+            room = BUCKET;
+        }
+        room = room.saturating_sub(size);
+        buckets.last_mut().expect("the first value begins a bucket").push(*id);
+    }
+    buckets
+}
+
+/// All parameters, in the order in which the module is visited.
+fn visited<M: Module>(model: &M) -> Vec<ParamId> {
+    struct Order(Vec<ParamId>);
+    impl ModuleVisitor for Order {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.push(param.id);
+        }
+    }
+    let mut order = Order(Vec::new());
+    model.visit(&mut order);
+    order.0
+}
+
+/// The running averages of batch norms, without autodiff: the values of a model that is trained which want no gradient.
+pub(crate) fn running_averages<M: Module>(model: &M) -> Values {
+    struct Averages(Values);
+    impl ModuleVisitor for Averages {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val();
+            if !value.is_require_grad() {
+                self.0.insert(param.id, value.inner().flatten(0, D - 1));
+            }
+        }
+    }
+    let mut averages = Averages(Values::new());
+    model.visit(&mut averages);
+    averages.0
+}
+
+/// Moves running averages.
+struct Move(Values);
+
+impl ModuleMapper for Move {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.0.remove(&param.id) {
+            Some(by) => param.map(|value| {
+                let by = by.reshape(value.dims());
+                Tensor::from_inner(value.inner() + by)
+            }),
+            None => param,
+        }
+    }
+}
+
+/// Models for so many shares, each with its own graph, since burn's autodiff would wait for the other shares' otherwise,
+/// and with its own running averages.
+pub(crate) fn models<M: Module>(model: &M, count: usize) -> Vec<M> {
+    (0..count).map(|_| model.valid().train()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three values of half a bucket and a bit, one that is larger than a bucket, and one of a single number.
+    #[test]
+    fn buckets_keep_the_order_and_a_size() {
+        let device = Device::flex();
+        let sizes = [9 << 20, 9 << 20, 7 << 20, 17 << 20, 1];
+        let order: Vec<_> = sizes.iter().map(|_| ParamId::new()).collect();
+        let value = |size: &usize| Tensor::<1>::zeros([*size], &device);
+        let values: Values = order.iter().copied().zip(sizes.iter().map(value)).collect();
+        let expected = [vec![order[0]], vec![order[1], order[2]], vec![order[3]], vec![order[4]]];
+        assert_eq!(buckets(&order, &values), expected);
+    }
+}

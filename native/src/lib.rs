@@ -1,0 +1,188 @@
+//! Würstchen on the command line: the commands of `wuerstchen`, of which `wuerstchen-mpi` takes `train`.
+
+#[macro_use]
+mod terminal;
+mod art;
+mod bench;
+mod cache;
+mod cost;
+mod data;
+mod devices;
+mod eval;
+mod export;
+mod files;
+mod folder;
+mod generate;
+mod import;
+mod inspect;
+#[cfg(feature = "gpu")]
+mod kernels;
+mod lora;
+mod measure;
+mod model;
+mod output;
+mod pictures;
+mod progress;
+mod reconstruct;
+mod serve;
+mod shards;
+mod train;
+mod verify;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
+use wuerstchen_train::{Failure, RunError};
+
+pub use self::terminal::{silence, visible_lines};
+pub use self::train::{Ranks, TrainArgs, run as train};
+
+/// Model weights and features are large and short-lived: the system's allocator returns them to the
+/// kernel each time, and faulting them in again costs more than the arithmetic on small models.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// Text-to-image in three stages
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make pictures of prompts, from noise or from a picture
+    Generate(generate::GenerateArgs),
+    /// Turn published weights into a model of one folder
+    Import(import::ImportArgs),
+    /// Show what the stages keep of a picture, by a model with the semantic compressor
+    Reconstruct(reconstruct::ReconstructArgs),
+    /// Tell how a picture was made, or what is in a model
+    Inspect(inspect::InspectArgs),
+    /// Train a model: Stage A, then B with the compressor, then C; or fine-tune one
+    Train(train::TrainArgs),
+    /// Look through pictures to train on, or put them into shards
+    Data(data::DataArgs),
+    /// Write a model in another form
+    Export(export::ExportArgs),
+    /// Serve the demo page and models over HTTP
+    Serve(serve::ServeArgs),
+    /// Measure how well pictures show what their prompts say
+    Eval(eval::EvalArgs),
+    /// Time every stage, in generation and in training
+    Bench(bench::BenchArgs),
+    /// Count the multiply-adds of a picture and of training, beside Stable Diffusion's
+    Cost(cost::CostArgs),
+    /// Compare every stage with tensors of the authors' code
+    Verify(verify::VerifyArgs),
+    /// List the devices that can run the model
+    Devices(devices::DevicesArgs),
+}
+
+/// A check failed.
+const FAILED: u8 = 1;
+/// The options cannot be run, as clap's own errors.
+const USAGE: u8 = 2;
+/// There is no such device, or it failed.
+const DEVICE: u8 = 3;
+/// A file is missing or not what it should be.
+const DATA: u8 = 4;
+
+/// Runs `wuerstchen` with this process's arguments.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => {
+            eprintln!("{}", visible_lines(&format!("error: {error:#}")));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Generate(args) => generate::run(&args).map(|()| true),
+        Command::Import(args) => import::run(&args),
+        Command::Reconstruct(args) => reconstruct::run(&args).map(|()| true),
+        Command::Inspect(args) => inspect::run(&args).map(|()| true),
+        Command::Train(args) => train::run(&args, &Ranks::alone()).map(|()| true),
+        Command::Data(args) => data::run(&args).map(|()| true),
+        Command::Export(args) => export::run(&args).map(|()| true),
+        Command::Serve(args) => serve::run(&args).map(|()| true),
+        Command::Eval(args) => eval::run(&args).map(|()| true),
+        Command::Bench(args) => bench::run(&args).map(|()| true),
+        Command::Cost(args) => cost::run(&args).map(|()| true),
+        Command::Verify(args) => verify::run(&args),
+        Command::Devices(args) => devices::run(&args).map(|()| true),
+    }
+}
+
+/// Writes a result to stdout; a reader that has seen enough may close it.
+fn print(text: &str) -> Result<()> {
+    if terminal::is_silent() {
+        return Ok(());
+    }
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// The command line asks for what cannot be.
+#[derive(Debug)]
+struct UsageError(String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Marks an error as one of the command line.
+fn usage(error: &anyhow::Error) -> anyhow::Error {
+    UsageError(format!("{error:#}")).into()
+}
+
+/// How a program ends with an error: 1 where a check failed, 2 for options that cannot be run, 3 for devices, 4 for
+/// files.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(code_of).unwrap_or(DATA)
+}
+
+/// The code of a cause, if it says one.
+fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    use wuerstchen::Error;
+    if cause.is::<devices::NoDevice>() {
+        return Some(DEVICE);
+    }
+    if cause.is::<UsageError>() || cause.is::<wuerstchen::OptionsError>() {
+        return Some(USAGE);
+    }
+    let of_run = match cause.downcast_ref() {
+        Some(RunError::Diverged { .. } | RunError::NotFinite { .. }) => return Some(FAILED),
+        Some(RunError::Failed { own: Some(own), .. }) => return code_of(&**own),
+        Some(RunError::Generate(error)) => Some(error),
+        _ => None,
+    };
+    match of_run.or_else(|| cause.downcast_ref::<Error>())? {
+        Error::Options(_) | Error::Tokenizer(_) | Error::NotFinite { .. } => Some(USAGE),
+        Error::Device(_) => Some(DEVICE),
+        Error::Cancelled => Some(FAILED),
+        Error::Load(_) => Some(DATA),
+    }
+}
+
+/// Which of the processes that train together has failed, if it is that and all know of it.
+pub fn failure_of(error: &anyhow::Error) -> Option<&Failure> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(RunError::Failed { failure, .. }) => Some(failure),
+        _ => None,
+    })
+}
