@@ -102,6 +102,11 @@ fn weights_of_pytorch_lie_where_others_do() {
     fs::write(part.join("._diffusion_pytorch_model.safetensors"), "resource fork").unwrap();
     let told = import(&[&folder.join("model")], 6);
     assert!(told.contains("left out: diffusion_pytorch_model.bin"), "{told}");
+    assert!(
+        told.contains("reads the folders of its parts; left out: model_v2_stage_b.pt"),
+        "{told}"
+    );
+    fs::remove_dir_all(folder.join("model/original")).unwrap();
     fs::remove_file(part.join("diffusion_pytorch_model.safetensors")).unwrap();
     assert_eq!(import(&[&folder.join("model")], 6), "");
 
@@ -120,6 +125,7 @@ fn weights_of_pytorch_lie_where_others_do() {
 fn weights_are_known_by_what_they_are() {
     let folder = scratch("weights-as-they-are");
     copy(&goldens().join("."), &folder.join("model"));
+    fs::remove_dir_all(folder.join("model/original")).unwrap();
     let part = folder.join("model/wuerstchen-prior/prior");
     let (plain, half) =
         ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors");
