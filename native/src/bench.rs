@@ -1,5 +1,6 @@
 //! `wuerstchen bench`: times of every stage, with sizes that let them be set beside others.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,8 +28,8 @@ pub(crate) struct BenchArgs {
     #[arg(short, long)]
     config: Option<PathBuf>,
     /// Runs of each measurement; the median is printed
-    #[arg(long, default_value_t = 10)]
-    runs: usize,
+    #[arg(long, default_value = "10")]
+    runs: NonZeroUsize,
     /// Where to run
     #[arg(long, value_enum, default_value = "cpu")]
     device: Choice,
@@ -54,11 +55,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if args.kernels {
         return crate::kernels::run(&found);
     }
-    if measure::run(&args.stage, &found, args.runs.max(1))? {
+    if measure::run(&args.stage, &found, args.runs.get())? {
         return Ok(());
     }
     let recipe = Recipe::new(config, shapes_tokenizer())?;
-    let bench = Bench { recipe, device: found.device.clone(), runs: args.runs.max(1) };
+    let bench = Bench { recipe, device: found.device.clone(), runs: args.runs.get() };
     let report = json!({
         "device": found.name,
         "threads": std::thread::available_parallelism().map_or(1, usize::from),

@@ -1,5 +1,6 @@
 //! `wuerstchen eval`: how well a model's pictures show what their prompts say.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -27,8 +28,8 @@ pub(crate) struct EvalArgs {
     #[arg(short, long)]
     model: Option<PathBuf>,
     /// Prompts for every kind of scene, seen and held out
-    #[arg(long, default_value_t = 512)]
-    prompts: usize,
+    #[arg(long, default_value = "512")]
+    prompts: NonZeroUsize,
     /// What the prompts ask for [default: what the model was trained on]
     #[arg(long, value_name = "shapes|emoji")]
     scenes: Option<Scenes>,
@@ -36,8 +37,8 @@ pub(crate) struct EvalArgs {
     #[arg(long)]
     art: Option<PathBuf>,
     /// Pictures at a time
-    #[arg(long, default_value_t = 64)]
-    batch_size: usize,
+    #[arg(long, default_value = "64")]
+    batch_size: NonZeroUsize,
     #[command(flatten)]
     options: GenerateOptions,
     /// Where to run
@@ -68,8 +69,8 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     };
     let scenes = args.scenes.unwrap_or_else(|| scenes_of(&pipeline.card));
     let config = EvalConfig {
-        prompts: args.prompts.max(1),
-        batch_size: args.batch_size.max(1),
+        prompts: args.prompts.get(),
+        batch_size: args.batch_size.get(),
         seed: args.options.seed,
     };
     let evaluation = Evaluation { pipeline: &pipeline, ceiling, settings, config };

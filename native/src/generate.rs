@@ -102,7 +102,8 @@ const TURN: usize = 16;
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let inputs = &args.inputs;
     let (prompts, shares) = (args.prompts()?, args.shares()?);
-    let outputs = args.outputs(prompts.len() * shares.len())?;
+    let frame_count = shares.len();
+    let outputs = args.outputs(prompts.len() * frame_count)?;
     let pictures = inputs.pictures()?;
     let Loaded { pipeline, device, load_secs } = args.model.load(&inputs.lora)?;
 
@@ -119,7 +120,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let batches = prompts.iter().flat_map(|prompt| batches(prompt));
     let batches: Vec<_> = batches.map(|batch| Batch { pictures: like.as_ref(), ..batch }).collect();
     let (mut generate_secs, mut made_settings) = (0.0, None);
-    let mut left = outputs.iter();
+    let (mut left, mut frames) = (outputs.iter(), (0..frame_count).cycle());
     for batches in batches.chunks(if pipeline.is_resident() { 1 } else { TURN }) {
         let bar = StepsBar::default();
         let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
@@ -127,7 +128,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         bar.finish();
         let made = made?;
         generate_secs = started.elapsed().as_secs_f64();
-        args.write(&mut left, &pipeline, batches, &made)?;
+        let frames = frames.by_ref().map(|frame| [frame, frame_count]);
+        let made_of = batches.iter().zip(frames);
+        args.write(&mut left, &pipeline, made_of.zip(&made))?;
         made_settings = made.into_iter().next().map(|made| made.settings);
     }
     if args.json {
@@ -188,17 +191,16 @@ impl GenerateArgs {
     }
 
     /// Writes pictures to the next files.
-    fn write<'a>(
+    fn write<'a, 'm>(
         &self,
         outputs: &mut impl Iterator<Item = &'a Output>,
         pipeline: &Pipeline,
-        batches: &[Batch<'_>],
-        made: &[Generated],
+        made: impl Iterator<Item = ((&'m Batch<'m>, [usize; 2]), &'m Generated)>,
     ) -> Result<()> {
-        for (batch, made) in batches.iter().zip(made) {
+        for ((batch, frame), made) in made {
             for (i, image) in made.images.iter().enumerate() {
                 let mut settings = serde_json::to_value(&made.settings)?;
-                self.inputs.describe(&mut settings, batch);
+                self.inputs.describe(&mut settings, batch, frame);
                 let provenance = Provenance {
                     prompt: batch.prompts[i].to_owned(),
                     model: pipeline.card.name.clone(),
@@ -231,8 +233,11 @@ impl Inputs {
         })
     }
 
-    /// Adds what pictures are made of to the settings that they carry.
-    fn describe(&self, settings: &mut Value, batch: &Batch<'_>) {
+    /// Adds what pictures are made of to the settings that they carry, and which of how many frames they are.
+    fn describe(&self, settings: &mut Value, batch: &Batch<'_>, [frame, frames]: [usize; 2]) {
+        if frames > 1 {
+            (settings["frame"], settings["frames"]) = (json!(frame), json!(frames));
+        }
         for (name, path) in
             [("image", &self.image), ("imageTo", &self.image_to), ("mask", &self.mask)]
         {

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
 use wuerstchen::card::CARD;
-use wuerstchen::fs::{Found, Origin};
+use wuerstchen::fs::{Found, LORA_FILES, Origin};
 use wuerstchen::import::complete;
 use wuerstchen::{ModelFiles, Part};
 
@@ -88,13 +88,23 @@ fn tell_of_merged(model: &mut ModelFiles, loras: &[LoraArg]) -> Result<()> {
     if loras.is_empty() {
         return Ok(());
     }
-    let name = |lora: &LoraArg| lora.path.file_stem().unwrap_or_default().display().to_string();
+    let name = |lora: &LoraArg| {
+        let path = lora.path.canonicalize().unwrap_or_else(|_| lora.path.clone());
+        // A file that has the name of all of its kind is told from others by its folder.
+        let named =
+            if LORA_FILES.iter().any(|file| path.ends_with(file)) { path.parent() } else { None };
+        let named = named.unwrap_or(&path);
+        named.file_stem().unwrap_or_default().display().to_string()
+    };
     let merged: Vec<_> =
         loras.iter().map(|lora| format!("{} at weight {}", name(lora), lora.weight)).collect();
     let mut card = model.card()?;
     let merged = format!("with the LoRA {}", merged.join(", the LoRA "));
     card.name = format!("{} {merged}", card.name).trim().to_owned();
-    card.provenance = format!("{} Merged {merged}.", card.provenance).trim().to_owned();
+    card.provenance = match card.provenance.trim_end_matches('.') {
+        "" => format!("merged {merged}"),
+        own => format!("{own}; merged {merged}"),
+    };
     model.texts.insert(CARD.into(), serde_json::to_string_pretty(&card)?);
     Ok(())
 }

@@ -55,7 +55,9 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     let image = pictures::read_image(&args.image)?;
     let pipeline = args.model.load(&[])?.pipeline;
     let settings = pipeline.settings(&args.options, Some(&image))?;
-    tell_of_prompt(&pipeline, &args.prompt, settings.prompt_syntax)?;
+    for prompt in [&args.prompt, &args.options.negative_prompt] {
+        tell_of_prompt(&pipeline, prompt, settings.prompt_syntax)?;
+    }
     let [original, through_a, through_b_and_a] =
         block_on(reconstruct(&pipeline, &image, &args.prompt, settings))?;
     let report = Report {

@@ -121,8 +121,11 @@ impl Shards {
         })
     }
 
-    /// The name of every picture that could not be read, and why, a line each.
+    /// The name of every picture that could not be read and is left out, and why, a line each.
     pub(crate) fn broken(&self) -> Vec<String> {
+        if self.strict {
+            return Vec::new();
+        }
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         broken.iter().map(|(&index, why)| format!("{}: {why}", self.name(index))).collect()
     }

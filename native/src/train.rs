@@ -295,7 +295,8 @@ pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig
         ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
         ReadConfigError::Config(error) => usage(&error.into()),
         _ if is_of_tuning => usage(&anyhow!(
-            "{} is a config of fine-tuning: expected --model, or one of training from nothing",
+            "{} is a config of fine-tuning, for train lora, and train c with --model: expected one of training \
+             from nothing",
             path.display()
         )),
         error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),

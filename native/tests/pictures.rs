@@ -272,6 +272,8 @@ fn what_of_a_prompt_is_not_read_is_told() {
     assert!(!told(PROMPT).contains("does not know"), "{}", told(PROMPT));
     let unknown = told("a (Zebra:1.2), a zebra and a red spaceship!");
     assert!(unknown.contains("the model does not know: Zebra, zebra, spaceship\n"), "{unknown}");
+    let drawn = told("a \u{2764}\u{fe0f} and a \u{1f34e} — \u{1f34e}?");
+    assert!(drawn.contains("the model does not know: \u{2764}, \u{1f34e}\n"), "{drawn}");
     let lora = told("a star <lora:style:0.8>");
     assert!(lora.contains("\"<lora:style:0.8>\" in the prompt is taken for words"), "{lora}");
 }

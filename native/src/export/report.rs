@@ -86,7 +86,7 @@ impl Report {
             let share = LARGEST_HALF / largest;
             let stage = format!("{stage:?}").to_lowercase();
             lines.push(format!(
-                "{stage}: largest activation {largest:.1}, {share:.0} times below f16's largest"
+                "{stage}: largest activation {largest:.1}, {share:.1} times below f16's largest"
             ));
         }
         if !self.psnr.is_empty() {

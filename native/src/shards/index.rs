@@ -67,7 +67,7 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
             continue;
         };
         if last.as_ref().is_none_or(|(of, _)| *of != key) {
-            samples.extend(last.take().and_then(|(_, pieces)| pieces.finish()));
+            finish(last.take(), &mut samples, &mut unread);
             last = Some((key, Pieces::default()));
         }
         let Some((_, pieces)) = &mut last else { continue };
@@ -94,12 +94,25 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
             *unread.entry(ending).or_default() += 1;
         }
     }
-    samples.extend(last.and_then(|(_, pieces)| pieces.finish()));
+    finish(last, &mut samples, &mut unread);
     // A whole tar file ends in two blocks of zeros.
     if cut_off.is_none() && !ends_in_zeros(&mut archive.into_inner(), whole).with_context(cannot)? {
         cut_off = Some("the end of the tar file is missing".to_owned());
     }
     Ok(Shard { samples, cut_off, unread })
+}
+
+/// Puts the last sample to the others, or counts that it has no picture.
+fn finish(
+    last: Option<(String, Pieces)>,
+    samples: &mut Vec<Found>,
+    unread: &mut BTreeMap<String, usize>,
+) {
+    let Some((_, pieces)) = last else { return };
+    match pieces.finish() {
+        Some(found) => samples.push(found),
+        None => *unread.entry("samples without a picture".to_owned()).or_default() += 1,
+    }
 }
 
 /// What is in a shard.

@@ -112,13 +112,14 @@ impl Corpus {
         };
         store.claim()?;
         let begun = if resumes { store.read(DIGEST)? } else { None };
-        if begun.is_some_and(|begun| begun != own.as_bytes()) {
+        let Some(begun) = begun else { return Ok(store.write(DIGEST, own.as_bytes())?) };
+        if begun != own.as_bytes() {
             tell!(
                 "the run began with other pictures, captions or filters: it goes on with those that are there \
                  now, and is not what it would have been"
             );
         }
-        Ok(store.write(DIGEST, own.as_bytes())?)
+        Ok(())
     }
 
     /// The pictures that could not be read and were left out, a line each.

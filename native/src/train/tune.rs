@@ -95,10 +95,10 @@ fn read(path: &Path, changes: &[String]) -> Result<TuneConfig> {
     let (table, fits_unchanged) = read_table(path, changes, &fits)?;
     TuneConfig::from_table(table).map_err(|error| match error {
         ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
-        error => anyhow::Error::from(error).context(format!(
+        error => usage(&anyhow::Error::from(error).context(format!(
             "{} does not fit: expected a config of fine-tuning, such as configs/lora.toml",
             path.display()
-        )),
+        ))),
     })
 }
 

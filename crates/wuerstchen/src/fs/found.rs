@@ -24,6 +24,9 @@ use crate::manifest::{Manifest, WebBundle};
 use crate::part::{Part, Stage};
 use crate::text::TokenizerFiles;
 
+/// Where the authors' files may lie in a folder.
+const ORIGINALS: &str = "original";
+
 /// The file that makes a folder a web bundle.
 pub const MANIFEST: &str = "manifest.json";
 
@@ -164,6 +167,8 @@ impl Found {
         }
         if self.origins.len() + self.ambiguous.len() == before {
             self.add_authors_folder(path)?;
+        } else {
+            self.note_unread(path)?;
         }
         if self.origins.len() + self.ambiguous.len() == before {
             self.add_part(path, None)?;
@@ -178,6 +183,23 @@ impl Found {
         Ok(())
     }
 
+    /// Notes which files of weights lie beside folders of parts that are read.
+    fn note_unread(&mut self, folder: &Path) -> Result<()> {
+        let mut unread = Vec::new();
+        for place in [folder.to_owned(), folder.join(ORIGINALS)] {
+            if place.is_dir() {
+                unread.extend(files_of_weights(&place)?.into_iter().flatten());
+            }
+        }
+        unread.retain(|file| !self.origins.values().any(|origin| origin.path == *file));
+        if !unread.is_empty() {
+            let names: Vec<_> = unread.iter().map(|file| file_name(file)).collect();
+            let (folder, names) = (folder.display(), names.join(", "));
+            self.notes.push(format!("{folder}: reads the folders of its parts; left out: {names}"));
+        }
+        Ok(())
+    }
+
     /// Adds the authors' files in a folder, or in `original/` of it, with a text encoder and a tokenizer in
     /// folders beside them.
     fn add_authors_folder(&mut self, folder: &Path) -> Result<()> {
@@ -185,7 +207,7 @@ impl Found {
         if !text.is_dir() {
             return Ok(());
         }
-        let original = folder.join("original");
+        let original = folder.join(ORIGINALS);
         let place = if original.is_dir() { &original } else { folder };
         for file in with_extension(place, "pt")? {
             self.add_file(&file)?;

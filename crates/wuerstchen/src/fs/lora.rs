@@ -11,8 +11,8 @@ use super::text::read_text;
 use crate::card::TUNED_LORA;
 use crate::lora::LoraFile;
 
-/// The names that peft and diffusers give to files in a folder of their own.
-const FILES: [&str; 4] =
+/// The names that peft and diffusers give to LoRAs' files in folders of their own.
+pub const LORA_FILES: [&str; 4] =
     ["adapter_model.safetensors", TUNED_LORA, "adapter_model.bin", "pytorch_lora_weights.bin"];
 
 /// What peft writes beside them.
@@ -37,7 +37,7 @@ pub fn open_lora(path: &Path) -> Result<LoraFile> {
 
 /// The LoRA in a folder: a file of a known name, or else the only one of weights.
 fn file_in(folder: &Path) -> Result<PathBuf> {
-    let mut known = FILES.iter().map(|file| folder.join(file));
+    let mut known = LORA_FILES.iter().map(|file| folder.join(file));
     if let Some(known) = known.find(|file| file.is_file()) {
         return Ok(known);
     }
@@ -45,7 +45,7 @@ fn file_in(folder: &Path) -> Result<PathBuf> {
     match &found[..] {
         [only] => Ok(only.clone()),
         _ => {
-            let (count, expected) = (found.len(), FILES.join(", "));
+            let (count, expected) = (found.len(), LORA_FILES.join(", "));
             let reason =
                 format!("expected one safetensors file or {expected}, found {count} files");
             Err(unfit(folder, reason))
@@ -55,8 +55,8 @@ fn file_in(folder: &Path) -> Result<PathBuf> {
 
 /// The config beside a file, unless that is of another file there.
 fn config_of(path: &Path) -> Option<PathBuf> {
-    let is_named = |path: &Path| FILES.iter().any(|name| path.ends_with(name));
+    let is_named = |path: &Path| LORA_FILES.iter().any(|name| path.ends_with(name));
     let is_of_another =
-        !is_named(path) && FILES.iter().any(|name| path.with_file_name(name).is_file());
+        !is_named(path) && LORA_FILES.iter().any(|name| path.with_file_name(name).is_file());
     Some(path.with_file_name(CONFIG)).filter(|config| !is_of_another && config.is_file())
 }

@@ -18,7 +18,7 @@ pub use error::OpenError;
 pub use files::{file_name, has_extension, open, read, with_extension};
 pub use found::{Found, Layout, MANIFEST, Origin};
 pub use hidden::is_hidden;
-pub use lora::open_lora;
+pub use lora::{LORA_FILES, open_lora};
 pub use pytorch::{read_pytorch, read_pytorch_tensors};
 pub use text::read_text;
 pub use write::{check_writable, write};

@@ -227,8 +227,8 @@ impl Tokenizer {
         Ok(first.and_then(|&(start, _)| prompt.get(start..)).map(str::trim))
     }
 
-    /// The words of a prompt that a tokenizer of whole words does not know, in their order, each once; none
-    /// where the tokenizer splits words that it does not know into parts.
+    /// The words of a prompt that a tokenizer of whole words does not know, and pictographs such as emoji, in their
+    /// order, each once; none where the tokenizer splits words that it does not know into parts.
     ///
     /// # Errors
     ///
@@ -236,10 +236,19 @@ impl Tokenizer {
     pub fn unknown_words(&self, prompt: &str) -> Result<Vec<String>, TokenizerError> {
         let ModelWrapper::WordLevel(model) = self.inner.get_model() else { return Ok(Vec::new()) };
         let encoding = self.encoding(prompt, false)?;
+        let tokens = encoding.get_tokens().iter().zip(encoding.get_offsets());
+        let unknown = tokens.filter(|(token, _)| **token == model.unk_token);
+        let unknown = unknown.map(|(_, &(start, end))| (start, prompt.get(start..end)));
+        // A tokenizer of words takes these for punctuation.
+        let pictographs = prompt.char_indices().filter(|(_, c)| is_pictograph(*c));
+        let pictographs =
+            pictographs.map(|(start, c)| (start, prompt.get(start..start + c.len_utf8())));
+        let mut found: Vec<_> = unknown.chain(pictographs).collect();
+        found.sort_unstable();
         let mut words: Vec<String> = Vec::new();
-        for (token, &(start, end)) in encoding.get_tokens().iter().zip(encoding.get_offsets()) {
-            let word = prompt.get(start..end).unwrap_or_default();
-            if *token == model.unk_token && !words.iter().any(|known| known == word) {
+        for (_, word) in found {
+            let word = word.unwrap_or_default();
+            if !words.iter().any(|known| known == word) {
                 words.push(word.to_owned());
             }
         }
@@ -267,6 +276,11 @@ impl Tokenizer {
         ids.resize(self.length, self.pad);
         ids
     }
+}
+
+/// Whether a character is a picture: an arrow, a symbol, a dingbat or an emoji.
+fn is_pictograph(c: char) -> bool {
+    matches!(c, '\u{2190}'..='\u{2BFF}' | '\u{1F000}'..='\u{1FAFF}')
 }
 
 fn file_error(file: &'static str, reason: impl ToString) -> TokenizerError {
