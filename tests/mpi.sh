@@ -69,7 +69,7 @@ if [ "${1:-}" = speed ]; then
         base=(train "$stage" -c "$root/configs/shapes.toml" --device cpu --init "$root/models/shapes.safetensors"
             --max-seconds "${SECONDS_EACH:-15}" --set "$stage.shards=2")
         if [ "$stage" = c ]; then base+=(--set c.cached_scenes=0); fi
-        for turn in 1 2 3; do
+        for turn in $(seq "${TURNS:-3}"); do
             rm -rf "$scratch/one" "$scratch/two"
             "$alone" "${base[@]}" -o "$scratch/one" 2>/dev/null
             "${launch[@]}" -x RAYON_NUM_THREADS=1 -n 2 "$program" "${base[@]}" -o "$scratch/two" 2>/dev/null

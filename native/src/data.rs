@@ -194,8 +194,8 @@ fn pack(args: &PackArgs) -> Result<()> {
     for (shard, first) in (0..count).step_by(samples).enumerate() {
         let path = args.output.join(format!("{shard:05}.tar"));
         let mut tar = Builder::new(File::create(&path).with_context(cannot)?);
-        for index in first..count.min(first + samples) {
-            let added = add_sample(&mut tar, &folder, index, sizes[index]);
+        for (index, &size) in sizes.iter().enumerate().skip(first).take(samples) {
+            let added = add_sample(&mut tar, &folder, index, size);
             added.with_context(|| path.display().to_string())?;
             bar.inc(1);
         }
