@@ -50,7 +50,8 @@ function show(known: readonly string[]): void {
 /** Words of a prompt that are not known, without the one that may still become a known one. */
 function strangeWords(text: string, known: readonly string[], unfinished: string): string[] {
   const all = new Set(known);
-  const words = text.toLowerCase().match(/(?<!\p{N})\p{L}[\p{L}\p{N}]*|\p{Extended_Pictographic}/gu) ?? [];
+  const words =
+    text.toLowerCase().match(/(?<!\p{N})\p{L}[\p{L}\p{N}]*|\p{Extended_Pictographic}/gu) ?? [];
   return [...new Set(words)].filter((word) => !all.has(word) && word !== unfinished);
 }
 

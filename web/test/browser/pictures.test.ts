@@ -173,7 +173,18 @@ test('frames between two prompts are the native ones', async () => {
 for (const dtype of ['i8', 'i4']) {
   test(`weights of ${dtype} make the picture that they make natively, on both devices`, async () => {
     const folder = `node_modules/.cache/model-${dtype}`;
-    const args = ['export', 'web', '-m', SHAPES, '-o', folder, '--dtype', dtype, '--preview-pictures', '0'];
+    const args = [
+      'export',
+      'web',
+      '-m',
+      SHAPES,
+      '-o',
+      folder,
+      '--dtype',
+      dtype,
+      '--preview-pictures',
+      '0',
+    ];
     rmSync(folder, { recursive: true, force: true });
     execFileSync(program, args, { stdio: 'ignore' });
     const model = `/${folder}/manifest.json`;
