@@ -1,13 +1,9 @@
 // The demo page as its visitors have it: the built page, the built-in model, the real engine.
 
 import assert from 'node:assert/strict';
-import { resolve } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { Browser, BrowserContext, Page } from 'playwright-core';
-import { decode, difference, launch, native, Site } from './site.ts';
-
-/** What the demo has. */
-const MODEL = resolve('../models/emoji');
+import { BUILT_IN, decode, difference, launch, native, Site } from './site.ts';
 
 const PROMPT = 'a red apple on a blue background';
 
@@ -60,7 +56,7 @@ test('a visitor gets the picture that the native program makes, with its setting
   const chunks: Buffer[] = [];
   for await (const chunk of stream) chunks.push(chunk as Buffer);
   const png = Buffer.concat(chunks);
-  const { mean, close } = difference(decode(png), native(PROMPT, ['--seed', '11'], MODEL));
+  const { mean, close } = difference(decode(png), native(PROMPT, ['--seed', '11'], BUILT_IN));
   assert.ok(mean <= 1 && close >= 0.99, `mean ${mean}, within 2: ${close}`);
   assert.ok(png.includes(PROMPT) && png.includes('"seed":11'));
   assert.deepEqual(complaints, []);

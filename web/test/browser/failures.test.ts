@@ -5,6 +5,7 @@ import { test } from 'node:test';
 import { context, openPage, page, site, useFreshPages } from './site.ts';
 
 const MODEL = '/pkg/shapes/manifest.json';
+const BUILT_IN = '/pkg/model/manifest.json';
 const SHARD = '**/shard-000.bin';
 
 useFreshPages('--enable-precise-memory-info');
@@ -47,7 +48,7 @@ function load(
 test('the second load comes from the cache, and works offline', async () => {
   const first = await load();
   assert.deepEqual([first.ok, first.fromCache], [true, 0], first.message);
-  await context.route('**/model/*', (route) => route.abort('internetdisconnected'));
+  await context.route('**/shapes/*', (route) => route.abort('internetdisconnected'));
   const second = await load();
   assert.equal(second.ok, true, second.message);
   assert.ok(second.fromCache > 1);
@@ -55,7 +56,7 @@ test('the second load comes from the cache, and works offline', async () => {
 
 test('the Cache API keeps a model as well', async () => {
   assert.equal((await load({ cache: 'cache' })).ok, true);
-  await context.route('**/model/*', (route) => route.abort('internetdisconnected'));
+  await context.route('**/shapes/*', (route) => route.abort('internetdisconnected'));
   const second = await load({ cache: 'cache' });
   assert.equal(second.ok, true, second.message);
   assert.ok(second.fromCache > 1);
@@ -127,6 +128,7 @@ test('two tabs load at once', async () => {
   assert.ok(third.ok && third.fromCache > 1);
 });
 
+// The built-in model needs nothing of the rest for a picture from a prompt.
 test('where the rest of the code is missing the job fails, and the next one tries again', async () => {
   await context.route('**/*_rest.wasm', (route) => route.abort('internetdisconnected'));
   await page.evaluate(async (model) => {
@@ -137,7 +139,7 @@ test('where the rest of the code is missing the job fails, and the next one trie
       plain: () => engine.generate(job),
       fromPicture: () => engine.generate({ ...job, image }),
     };
-  }, MODEL);
+  }, BUILT_IN);
   const make = (job: string) =>
     page.evaluate(
       (job) =>

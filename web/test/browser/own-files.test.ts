@@ -9,7 +9,7 @@ import { before, test } from 'node:test';
 import { writeLora } from './lora-file.ts';
 import { difference, native, page, program, useFreshPages, type Picture } from './site.ts';
 
-const MODEL = '/demo/dist/model/manifest.json';
+const MODEL = '/pkg/shapes/manifest.json';
 const PROMPT = 'a red circle';
 let folder: string;
 

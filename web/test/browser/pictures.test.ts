@@ -15,6 +15,7 @@ import {
   native,
   openPage,
   program,
+  BUILT_IN,
   SHAPES,
   Site,
   web,
@@ -116,11 +117,11 @@ function assertEqual(found: Picture, expected: Picture): void {
 test('a picture of the CPU path is the native one', async () => {
   const page = await openPage(browser, site);
   const fetched = wasmFiles(page);
-  const made = await generate(page, 'cpu', { prompt: PROMPT, seed: 7 });
+  const made = await generate(page, 'cpu', { prompt: PROMPT, seed: 7 }, '/pkg/model/manifest.json');
   assert.equal(made.device, 'cpu');
   assert.deepEqual(fetched, ['wuerstchen_cpu_bg']);
   assert.ok(made.selfTestError < 1e-3, `${made.selfTestError}`);
-  assertEqual(made.picture, native(PROMPT, ['--seed', '7']));
+  assertEqual(made.picture, native(PROMPT, ['--seed', '7'], BUILT_IN));
   const count = (stage: string) => made.stages.filter((step) => step.startsWith(stage)).length;
   assert.deepEqual(['text', 'prior', 'decoder', 'vqgan'].map(count), [2, 20, 8, 1]);
   assert.ok(made.previews.includes('prior') && made.previews.includes('decoder'));
@@ -200,10 +201,11 @@ for (const dtype of ['i8', 'i4']) {
 test('a picture of WebGPU is the native one', async () => {
   const page = await openPage(browser, site);
   const fetched = wasmFiles(page);
-  const made = await generate(page, 'webgpu', { prompt: PROMPT, seed: 7, ...FEW_STEPS });
+  const options = { prompt: PROMPT, seed: 7, ...FEW_STEPS };
+  const made = await generate(page, 'webgpu', options, '/pkg/model/manifest.json');
   assert.equal(made.device, 'webgpu');
   assert.deepEqual(fetched, ['wuerstchen_webgpu_bg']);
-  assertEqual(made.picture, native(PROMPT, ['--seed', '7', ...FEW_STEPS_NATIVE]));
+  assertEqual(made.picture, native(PROMPT, ['--seed', '7', ...FEW_STEPS_NATIVE], BUILT_IN));
   await page.close();
 });
 

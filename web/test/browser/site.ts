@@ -106,6 +106,9 @@ export interface Picture {
 /** The small model that tests run, which `pkg/shapes` has as a page loads it. */
 export const SHAPES = resolve('../models/shapes.safetensors');
 
+/** The built-in model, which `pkg/model` has. */
+export const BUILT_IN = resolve('../models/emoji');
+
 /** What the native program makes on the CPU, with `shapes` if no other model is named. */
 export function native(prompt: string, options: readonly string[], model = SHAPES): Picture {
   const file = join(mkdtempSync(join(tmpdir(), 'wuerstchen-')), 'out.png');
