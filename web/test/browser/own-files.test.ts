@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { before, test } from 'node:test';
 import { writeLora } from './lora-file.ts';
-import { difference, native, page, program, useFreshPages, type Picture } from './site.ts';
+import { SHAPES, difference, native, page, program, useFreshPages, type Picture } from './site.ts';
 
 const MODEL = '/pkg/shapes/manifest.json';
 const PROMPT = 'a red circle';
@@ -72,6 +72,8 @@ for (const dtype of ['f16', 'i4']) {
     const args = [
       'export',
       'web',
+      '-m',
+      SHAPES,
       '-o',
       bundle,
       '--dtype',
@@ -87,10 +89,11 @@ for (const dtype of ['f16', 'i4']) {
     assert.deepEqual(lines, ['changes 2 layers of Stage C, rank 4, alpha 8, weight 1.5']);
     assert.deepEqual(loras, ['style.safetensors:1.5']);
     const found = { ...picture, rgba: Uint8Array.from(picture.rgba) };
-    const options = ['--seed', '5', '-m', bundle];
-    const { mean } = difference(found, native(PROMPT, [...options, '--lora', `${file}:1.5`]));
+    const options = ['--seed', '5'];
+    const changed = native(PROMPT, [...options, '--lora', `${file}:1.5`], bundle);
+    const { mean } = difference(found, changed);
     assert.ok(mean <= 1, `mean ${mean}`);
-    const unchanged = difference(found, native(PROMPT, options));
+    const unchanged = difference(found, native(PROMPT, options, bundle));
     assert.ok(unchanged.mean > 5, `the LoRA changes nothing: ${unchanged.mean}`);
   });
 }
@@ -103,9 +106,8 @@ test('what is no LoRA of the model is refused in the words of the native program
     const { error } = await make(file, 1);
     let told = '';
     try {
-      execFileSync(program, ['generate', PROMPT, '--device', 'cpu', '--lora', file], {
-        stdio: 'pipe',
-      });
+      const args = ['generate', PROMPT, '-m', SHAPES, '--device', 'cpu', '--lora', file];
+      execFileSync(program, args, { stdio: 'pipe' });
     } catch (thrown) {
       told = String((thrown as { stderr: Buffer }).stderr);
     }

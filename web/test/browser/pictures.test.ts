@@ -158,9 +158,13 @@ test('frames between two prompts are the native ones', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
   const [promptTo, frames] = ['a large blue ring on a white background', 3];
   const args = [PROMPT, '--prompt-to', promptTo, '--frames', String(frames), '--seed', '7'];
-  execFileSync(program, ['generate', ...args, '--device', 'cpu', '-o', join(folder, 'out.png')], {
-    stdio: 'ignore',
-  });
+  execFileSync(
+    program,
+    ['generate', ...args, '-m', SHAPES, '--device', 'cpu', '-o', join(folder, 'out.png')],
+    {
+      stdio: 'ignore',
+    },
+  );
   const page = await openPage(browser, site);
   const made = await generate(page, 'cpu', { prompt: PROMPT, promptTo, frames, seed: 7 });
   assert.equal(made.pictures.length, frames);
