@@ -26,4 +26,4 @@ for i in "${!prompts[@]}"; do
         -size 112x32 -pointsize 12 "caption:${prompts[$i]}" -append "$folder/$i-captioned.png"
 done
 montage $(seq -f "$folder/%g-captioned.png" 0 $((${#prompts[@]} - 1))) \
-    -tile 8x -geometry +4+4 -depth 8 -colors 256 "png8:$(dirname "$0")/samples.png"
+    -tile 8x -geometry +4+4 -depth 8 "png24:$(dirname "$0")/samples.png"
