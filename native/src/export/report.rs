@@ -85,8 +85,9 @@ impl Report {
         for (stage, largest) in &self.largest_activations {
             let share = LARGEST_HALF / largest;
             let stage = format!("{stage:?}").to_lowercase();
+            let digits = usize::from(share < 10.0);
             lines.push(format!(
-                "{stage}: largest activation {largest:.1}, {share:.1} times below f16's largest"
+                "{stage}: largest activation {largest:.1}, {share:.digits$} times below f16's largest"
             ));
         }
         if !self.psnr.is_empty() {
