@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{File, create_dir_all};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -16,6 +15,7 @@ use wuerstchen::Image;
 use wuerstchen::fs::write;
 use wuerstchen_train::Pictures;
 use wuerstchen_train::config::ShardsConfig;
+use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::tune::Buckets;
 
 use crate::folder::Folder;
@@ -106,28 +106,15 @@ fn stats(args: &StatsArgs) -> Result<()> {
             Box::new(Shards::open(&config, 0)?)
         }
     };
-    let bar = ProgressBar::new(pictures.count() as u64).with_message("reading the pictures");
-    let sizes = Mutex::new(vec![None; pictures.count()]);
-    let broken = (0..pictures.count()).into_par_iter().filter_map(|index| {
-        let read = pictures.picture(index, &mut |size| {
-            sizes.lock().expect("no reader panics")[index] = Some(size);
-            // No more than its size is asked for.
-            Ok([1; 2])
-        });
-        bar.inc(1);
-        read.err().map(|error| error.to_string())
-    });
-    let broken: Vec<String> = broken.collect();
-    bar.finish_and_clear();
-    let sizes = sizes.into_inner().expect("no reader panics");
+    let sizes = sizes_of(&*pictures);
     if let Some(path) = &args.grid {
         draw(&*pictures, path)?;
     }
-    let stats = count(&*pictures, &sizes, broken);
+    let stats = count(&*pictures, &sizes);
     crate::print(&if args.json { serde_json::to_string(&stats)? } else { text(&stats) })
 }
 
-fn count(pictures: &dyn Pictures, sizes: &[Option<[usize; 2]>], broken: Vec<String>) -> Stats {
+fn count(pictures: &dyn Pictures, sizes: &[Result<[usize; 2], CorpusError>]) -> Stats {
     let captions = (0..pictures.count()).flat_map(|index| pictures.captions(index));
     let words: Vec<_> =
         captions.map(|(caption, _)| caption.split_whitespace().count() as f64).collect();
@@ -146,7 +133,7 @@ fn count(pictures: &dyn Pictures, sizes: &[Option<[usize; 2]>], broken: Vec<Stri
         words_per_caption: words.iter().sum::<f64>() / words.len().max(1) as f64,
         aspect_ratios,
         shorter_sides,
-        broken,
+        broken: broken(sizes),
     }
 }
 
@@ -189,12 +176,18 @@ fn pack(args: &PackArgs) -> Result<()> {
         bail!("{}: expected an empty folder", args.output.display());
     }
     let (count, samples) = (folder.len(), args.samples as usize);
-    let sizes = sizes_of(&folder)?;
+    let sizes = sizes_of(&folder);
+    // Before anything is written.
+    let broken = broken(&sizes);
+    if !broken.is_empty() {
+        broken.iter().for_each(|error| eprintln!("{}", visible_lines(error)));
+        bail!("{} pictures cannot be read", broken.len());
+    }
     let bar = ProgressBar::new(count as u64).with_message("packing the pictures");
     for (shard, first) in (0..count).step_by(samples).enumerate() {
         let path = args.output.join(format!("{shard:05}.tar"));
         let mut tar = Builder::new(File::create(&path).with_context(cannot)?);
-        for (index, &size) in sizes.iter().enumerate().skip(first).take(samples) {
+        for (index, &size) in sizes.iter().flatten().enumerate().skip(first).take(samples) {
             let added = add_sample(&mut tar, &folder, index, size);
             added.with_context(|| path.display().to_string())?;
             bar.inc(1);
@@ -207,12 +200,12 @@ fn pack(args: &PackArgs) -> Result<()> {
     Ok(())
 }
 
-/// The heights and widths of all pictures; fails with all that cannot be read, before anything is written.
-fn sizes_of(folder: &Folder) -> Result<Vec<[usize; 2]>> {
-    let bar = ProgressBar::new(folder.len() as u64).with_message("reading the pictures");
+/// Reads all pictures: the height and width of each, or why it cannot be read.
+fn sizes_of(pictures: &dyn Pictures) -> Vec<Result<[usize; 2], CorpusError>> {
+    let bar = ProgressBar::new(pictures.count() as u64).with_message("reading the pictures");
     let size = |index| {
         let mut sides = [0; 2];
-        let read = folder.picture(index, &mut |size| {
+        let read = pictures.picture(index, &mut |size| {
             sides = size;
             // No more than its size is asked for.
             Ok([1; 2])
@@ -220,14 +213,14 @@ fn sizes_of(folder: &Folder) -> Result<Vec<[usize; 2]>> {
         bar.inc(1);
         read.map(|_| sides)
     };
-    let sizes: Vec<_> = (0..folder.len()).into_par_iter().map(size).collect();
+    let sizes = (0..pictures.count()).into_par_iter().map(size).collect();
     bar.finish_and_clear();
-    let broken: Vec<_> = sizes.iter().filter_map(|size| size.as_ref().err()).collect();
-    if broken.is_empty() {
-        return Ok(sizes.into_iter().flatten().collect());
-    }
-    broken.iter().for_each(|error| eprintln!("{}", visible_lines(&error.to_string())));
-    bail!("{} pictures cannot be read", broken.len())
+    sizes
+}
+
+/// Of the pictures that cannot be read, the reasons.
+fn broken(sizes: &[Result<[usize; 2], CorpusError>]) -> Vec<String> {
+    sizes.iter().filter_map(|size| size.as_ref().err()).map(ToString::to_string).collect()
 }
 
 /// Adds a picture as it is, its first caption, and all captions with its height and width.

@@ -290,11 +290,10 @@ fn with_remedy(error: RunError) -> anyhow::Error {
 pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
     let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
     let (table, fits_unchanged) = read_table(path, changes, &fits)?;
-    let is_of_tuning = TuneConfig::from_table(table.clone()).is_ok();
-    TrainConfig::from_table(table).map_err(|error| match error {
+    TrainConfig::from_table(table.clone()).map_err(|error| match error {
         ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
         ReadConfigError::Config(error) => usage(&error.into()),
-        _ if is_of_tuning => usage(&anyhow!(
+        _ if TuneConfig::from_table(table.clone()).is_ok() => usage(&anyhow!(
             "{} is a config of fine-tuning, for train lora, and train c with --model: expected one of training \
              from nothing",
             path.display()

@@ -2,12 +2,21 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { before, test } from 'node:test';
 import { writeLora } from './lora-file.ts';
-import { SHAPES, difference, native, page, program, useFreshPages, type Picture } from './site.ts';
+import {
+  SHAPES,
+  difference,
+  exportShapes,
+  native,
+  page,
+  program,
+  useFreshPages,
+  type Picture,
+} from './site.ts';
 
 const MODEL = '/pkg/shapes/manifest.json';
 const PROMPT = 'a red circle';
@@ -67,23 +76,7 @@ function make(
 for (const dtype of ['f16', 'i4']) {
   test(`a LoRA of a model in ${dtype} makes the picture that the native program makes with it`, async () => {
     const file = loraFile('style.safetensors', ['lora_A.weight', 'lora_B.weight']);
-    const bundle = `node_modules/.cache/model-lora-${dtype}`;
-    rmSync(bundle, { recursive: true, force: true });
-    const args = [
-      'export',
-      'web',
-      '-m',
-      SHAPES,
-      '-o',
-      bundle,
-      '--dtype',
-      dtype,
-      '--preview-pictures',
-      '0',
-      '--check',
-      '0',
-    ];
-    execFileSync(program, args, { stdio: 'ignore' });
+    const bundle = exportShapes(`model-lora-${dtype}`, dtype);
     const { error, lines, loras, picture } = await make(file, 1.5, `/${bundle}/manifest.json`);
     assert.ok(picture, error);
     assert.deepEqual(lines, ['changes 2 layers of Stage C, rank 4, alpha 8, weight 1.5']);

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -11,6 +11,7 @@ import { PNG } from 'pngjs';
 import {
   decode,
   difference,
+  exportShapes,
   launch,
   native,
   openPage,
@@ -177,21 +178,7 @@ test('frames between two prompts are the native ones', async () => {
 
 for (const dtype of ['i8', 'i4']) {
   test(`weights of ${dtype} make the picture that they make natively, on both devices`, async () => {
-    const folder = `node_modules/.cache/model-${dtype}`;
-    const args = [
-      'export',
-      'web',
-      '-m',
-      SHAPES,
-      '-o',
-      folder,
-      '--dtype',
-      dtype,
-      '--preview-pictures',
-      '0',
-    ];
-    rmSync(folder, { recursive: true, force: true });
-    execFileSync(program, args, { stdio: 'ignore' });
+    const folder = exportShapes(`model-${dtype}`, dtype);
     const model = `/${folder}/manifest.json`;
     const page = await openPage(browser, site);
     const made = await generate(page, 'cpu', { prompt: PROMPT, seed: 7 }, model);

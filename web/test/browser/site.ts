@@ -1,7 +1,7 @@
 // The pages under test: served by the binary, opened in a real browser.
 
 import { spawn, execFileSync, type ChildProcess } from 'node:child_process';
-import { createReadStream, mkdtempSync, readFileSync } from 'node:fs';
+import { createReadStream, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -105,6 +105,16 @@ export interface Picture {
 
 /** The small model that tests run, which `pkg/shapes` has as a page loads it. */
 export const SHAPES = resolve('../models/shapes.safetensors');
+
+/** Exports `shapes` for browsers with weights of this type; gives the folder, which has this name in the cache. */
+export function exportShapes(name: string, dtype: string): string {
+  const folder = `node_modules/.cache/${name}`;
+  rmSync(folder, { recursive: true, force: true });
+  const args = ['export', 'web', '-m', SHAPES, '-o', folder, '--dtype', dtype];
+  // Pictures for previews and of what storing costs take time, and nobody looks at them.
+  execFileSync(program, [...args, '--preview-pictures', '0', '--check', '0'], { stdio: 'ignore' });
+  return folder;
+}
 
 /** The built-in model, which `pkg/model` has. */
 export const BUILT_IN = resolve('../models/emoji');
