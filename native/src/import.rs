@@ -71,7 +71,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let mut model = found.finish()?;
     let assumed = complete(&mut model)?;
     lora::apply(&mut model, &args.lora)?;
-    tell_of_merged(&mut model, &args.lora)?;
+    write_merged(&mut model, &args.lora)?;
     let report = report(&found, &model, assumed);
     crate::print(&if args.json {
         serde_json::to_string(&report)?
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
 }
 
 /// Writes into the model's card which LoRAs it has become.
-fn tell_of_merged(model: &mut ModelFiles, loras: &[LoraArg]) -> Result<()> {
+fn write_merged(model: &mut ModelFiles, loras: &[LoraArg]) -> Result<()> {
     if loras.is_empty() {
         return Ok(());
     }

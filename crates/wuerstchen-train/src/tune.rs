@@ -25,6 +25,7 @@ use wuerstchen::{
 };
 
 pub use self::buckets::Buckets;
+pub use self::cache::digest;
 use self::cache::{TensorCache, digest_of};
 pub use self::memory::{Memory, Work};
 pub use self::prepare::Prepared;

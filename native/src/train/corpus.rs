@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 use wuerstchen_train::config::{Scenes, TrainConfig, TuneConfig};
 use wuerstchen_train::emoji::Art;
 use wuerstchen_train::store::Store;
+use wuerstchen_train::tune::digest;
 use wuerstchen_train::{Pictures, RunError, Source};
 
 use crate::art::read_art;
@@ -15,15 +15,6 @@ use crate::shards::Shards;
 
 /// A file in a run's folder: the hash of what its pictures are called, how large their files are, and of the captions.
 const DIGEST: &str = "corpus.sha256";
-
-fn digest(lines: impl Iterator<Item = String>) -> String {
-    let mut hash = Sha256::new();
-    for line in lines {
-        hash.update((line.len() as u64).to_le_bytes());
-        hash.update(line);
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// Where pictures and captions come from.
 pub(super) enum Corpus {

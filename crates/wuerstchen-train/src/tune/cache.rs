@@ -65,10 +65,11 @@ pub(super) fn name_of(kind: &str, sources: &[&[u8]]) -> String {
     format!("{kind}/{}/{digest}.safetensors", &digest[..2])
 }
 
-/// A hash of several pieces; where one ends matters.
-pub(super) fn digest(pieces: &[&[u8]]) -> String {
+/// A hash (SHA-256) of several pieces, in hexadecimal digits; where one ends matters.
+pub fn digest<P: AsRef<[u8]>>(pieces: impl IntoIterator<Item = P>) -> String {
     let mut hash = Sha256::new();
     for piece in pieces {
+        let piece = piece.as_ref();
         hash.update((piece.len() as u64).to_le_bytes());
         hash.update(piece);
     }
