@@ -283,7 +283,7 @@ fn texts<'a>(
     let tokenizer =
         Tokenizer::new(&files, config.max_position_embeddings).map_err(CorpusError::from)?;
     let tokenizer_files: Vec<&[u8]> = files.named().map(|(_, text)| text.as_bytes()).collect();
-    let own = digest(&[digest_of(model, part)?.as_bytes(), digest(&tokenizer_files).as_bytes()]);
+    let own = digest([digest_of(model, part)?.as_bytes(), digest(&tokenizer_files).as_bytes()]);
     let distinct: BTreeSet<&str> =
         captions.iter().flatten().map(|(caption, _)| caption.as_str()).collect();
     let name = |caption: &str| name_of("texts", &[own.as_bytes(), caption.as_bytes()]);
