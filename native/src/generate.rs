@@ -9,11 +9,10 @@ use futures_lite::future::block_on;
 use serde::Serialize;
 use serde_json::{Value, json};
 use wuerstchen::fs::{file_name, read_text};
-use wuerstchen::interpolate::shares;
 use wuerstchen::text::unknown_syntax;
 use wuerstchen::{
-    Batch, Defaults, GenerateOptions, Generated, Image, Mask, OptionsError, Pipeline, Progress,
-    PromptSyntax, Provenance, Settings, Source,
+    Defaults, Generated, Image, Pipeline, Prepared, Progress, PromptSyntax, Request, Settings,
+    SourcePictures,
 };
 
 use crate::lora::LoraArg;
@@ -36,7 +35,7 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     inputs: Inputs,
     #[command(flatten)]
-    options: GenerateOptions,
+    request: Request,
     /// Print what was made as JSON
     #[arg(long)]
     json: bool,
@@ -55,15 +54,9 @@ struct Inputs {
     /// What of the picture to paint anew: white in a picture of the same size, grey mixes
     #[arg(long, value_name = "FILE", requires = "image")]
     mask: Option<PathBuf>,
-    /// Make frames on the way from the prompt to this one
-    #[arg(long, value_name = "PROMPT")]
-    prompt_to: Option<String>,
     /// Make frames on the way from the picture to this one
     #[arg(long, value_name = "FILE", requires = "image", conflicts_with = "mask")]
     image_to: Option<PathBuf>,
-    /// Frames on the way, both ends included [default: 8]
-    #[arg(long, value_name = "N")]
-    frames: Option<usize>,
     /// A picture as a prompt, which the result shall be like, beside or without words; may be given several
     /// times. Stable Cascade with its image encoder takes them
     #[arg(long, value_name = "FILE")]
@@ -71,14 +64,6 @@ struct Inputs {
     /// A LoRA of Stage C, or its folder, and its weight; may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT]")]
     lora: Vec<LoraArg>,
-}
-
-/// The pictures that are read.
-struct Pictures {
-    image: Option<Image>,
-    image_to: Option<Image>,
-    mask: Option<Mask>,
-    prompts: Vec<Image>,
 }
 
 /// What `--json` prints.
@@ -101,36 +86,30 @@ const TURN: usize = 16;
 /// Generates and writes.
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let inputs = &args.inputs;
-    let (prompts, shares) = (args.prompts()?, args.shares()?);
-    let frame_count = shares.len();
-    let outputs = args.outputs(prompts.len() * frame_count)?;
-    let pictures = inputs.pictures()?;
+    let request =
+        Request { prompts: args.prompts()?, pictures: inputs.pictures()?, ..args.request.clone() };
+    let outputs = args.outputs(&request)?;
     let Loaded { pipeline, device, load_secs } = args.model.load(&inputs.lora)?;
 
     let started = Instant::now();
-    let settings = pipeline.settings(&args.options, pictures.image.as_ref())?;
-    args.tell_of_prompts(&pipeline, &prompts)?;
-    let frames = block_on(pipeline.frames(pictures.source(&settings), shares, &settings))?;
-    let like = if pictures.prompts.is_empty() {
-        None
-    } else {
-        Some(block_on(pipeline.picture_prompt(&pictures.prompts))?)
-    };
-    let batches = |prompt| frames.batches(prompt, inputs.prompt_to.as_deref(), settings.count);
-    let batches = prompts.iter().flat_map(|prompt| batches(prompt));
-    let batches: Vec<_> = batches.map(|batch| Batch { pictures: like.as_ref(), ..batch }).collect();
+    for prompt in request.texts() {
+        tell_of_prompt(&pipeline, prompt, request.options.prompt_syntax)?;
+    }
+    let prepared = block_on(pipeline.prepare(request))?;
+    tell_of_sizes(&prepared);
+    let batches = prepared.batches();
     let (mut generate_secs, mut made_settings) = (0.0, None);
-    let (mut left, mut frames) = (outputs.iter(), (0..frame_count).cycle());
+    let (mut left, mut numbers) = (outputs.iter(), 0..);
     for batches in batches.chunks(if pipeline.is_resident() { 1 } else { TURN }) {
         let bar = StepsBar::default();
         let mut on_step = async |progress: Progress<'_>| bar.show(&progress);
-        let made = block_on(pipeline.generate_batches(batches, &settings, &mut on_step));
+        let made = block_on(pipeline.generate_batches(batches, &prepared.settings, &mut on_step));
         bar.finish();
         let made = made?;
         generate_secs = started.elapsed().as_secs_f64();
-        let frames = frames.by_ref().map(|frame| [frame, frame_count]);
-        let made_of = batches.iter().zip(frames);
-        args.write(&mut left, &pipeline, made_of.zip(&made))?;
+        for (made, batch) in made.iter().zip(&mut numbers) {
+            inputs.write(&mut left, &prepared, made, batch, &pipeline.card.name)?;
+        }
         made_settings = made.into_iter().next().map(|made| made.settings);
     }
     if args.json {
@@ -140,7 +119,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
             load_secs,
             generate_secs,
             prompts: batches.iter().flat_map(|batch| batch.prompts.clone()).collect(),
-            settings: &made_settings.unwrap_or(settings),
+            settings: &made_settings.unwrap_or_else(|| prepared.settings.clone()),
         };
         crate::print(&serde_json::to_string(&report)?)?;
     }
@@ -163,90 +142,61 @@ impl GenerateArgs {
         }
     }
 
-    /// The shares of the way that the frames have gone.
-    fn shares(&self) -> Result<Vec<f32>, OptionsError> {
-        let Inputs { prompt_to, image_to, frames, .. } = &self.inputs;
-        let has_end = prompt_to.is_some() || image_to.is_some();
-        shares(has_end, *frames, self.options.count.unwrap_or(1))
-    }
-
-    /// The files to write, of so many prompts or frames.
-    fn outputs(&self, batches: usize) -> Result<Vec<Output>> {
+    /// The files to write.
+    fn outputs(&self, request: &Request) -> Result<Vec<Output>> {
         // The model is not known yet: these defaults know the options of all families.
-        let count = self.options.resolve(&Defaults::wuerstchen_v1())?.count;
-        let Inputs { prompts, image, image_to, mask, lora, picture_prompt, .. } = &self.inputs;
+        let count = request.options.resolve(&Defaults::wuerstchen_v1())?.count;
+        let pictures = request.prompts.len() * request.shares()?.len() * count;
+        let Inputs { prompts, image, image_to, mask, lora, picture_prompt } = &self.inputs;
         let inputs = [prompts, image, image_to, mask].into_iter().flatten().map(PathBuf::as_path);
         let inputs = inputs.chain(picture_prompt.iter().map(PathBuf::as_path));
         let inputs = inputs.chain(self.model.path()).chain(lora.iter().map(|lora| &*lora.path));
-        png_files(&self.output, "out.png", batches * count, &inputs.collect::<Vec<_>>())
-    }
-
-    /// Says what of the prompts does nothing.
-    fn tell_of_prompts(&self, pipeline: &Pipeline, prompts: &[String]) -> Result<()> {
-        let further = [Some(&self.options.negative_prompt), self.inputs.prompt_to.as_ref()];
-        for prompt in prompts.iter().chain(further.into_iter().flatten()) {
-            tell_of_prompt(pipeline, prompt, self.options.prompt_syntax)?;
-        }
-        Ok(())
-    }
-
-    /// Writes pictures to the next files.
-    fn write<'a, 'm>(
-        &self,
-        outputs: &mut impl Iterator<Item = &'a Output>,
-        pipeline: &Pipeline,
-        made: impl Iterator<Item = ((&'m Batch<'m>, [usize; 2]), &'m Generated)>,
-    ) -> Result<()> {
-        for ((batch, frame), made) in made {
-            for (i, image) in made.images.iter().enumerate() {
-                let mut settings = serde_json::to_value(&made.settings)?;
-                self.inputs.describe(&mut settings, batch, frame);
-                let provenance = Provenance {
-                    prompt: batch.prompts[i].to_owned(),
-                    model: pipeline.card.name.clone(),
-                    image: i,
-                    version: env!("CARGO_PKG_VERSION").to_owned(),
-                    settings,
-                };
-                let png = provenance.to_png(image).context("cannot encode the picture")?;
-                let output = outputs.next().context("more pictures were made than planned")?;
-                wuerstchen::fs::write(&output.path, &png)?;
-                output.tell();
-            }
-        }
-        Ok(())
+        png_files(&self.output, "out.png", pictures, &inputs.collect::<Vec<_>>())
     }
 }
 
 impl Inputs {
-    fn pictures(&self) -> Result<Pictures> {
+    fn pictures(&self) -> Result<SourcePictures> {
         let read = |path: &Option<PathBuf>| path.as_deref().map(pictures::read_image).transpose();
-        Ok(Pictures {
+        let prompts = self.picture_prompt.iter();
+        Ok(SourcePictures {
             image: read(&self.image)?,
-            image_to: read(&self.image_to)?,
             mask: self.mask.as_deref().map(pictures::read_mask).transpose()?,
-            prompts: self
-                .picture_prompt
-                .iter()
+            image_to: read(&self.image_to)?,
+            picture_prompts: prompts
                 .map(|path| pictures::read_image(path))
                 .collect::<Result<_>>()?,
         })
     }
 
-    /// Adds what pictures are made of to the settings that they carry, and which of how many frames they are.
-    fn describe(&self, settings: &mut Value, batch: &Batch<'_>, [frame, frames]: [usize; 2]) {
-        if frames > 1 {
-            (settings["frame"], settings["frames"]) = (json!(frame), json!(frames));
+    /// Writes the pictures of a batch to the next files.
+    fn write<'a>(
+        &self,
+        outputs: &mut impl Iterator<Item = &'a Output>,
+        prepared: &Prepared,
+        made: &Generated,
+        batch: usize,
+        model: &str,
+    ) -> Result<()> {
+        for (i, image) in made.images.iter().enumerate() {
+            let mut provenance = prepared.provenance(made, model, [batch, i]);
+            self.describe(&mut provenance.settings);
+            let png = provenance.to_png(image).context("cannot encode the picture")?;
+            let output = outputs.next().context("more pictures were made than planned")?;
+            wuerstchen::fs::write(&output.path, &png)?;
+            output.tell();
         }
+        Ok(())
+    }
+
+    /// Adds the names of the files to the settings that pictures carry.
+    fn describe(&self, settings: &mut Value) {
         for (name, path) in
             [("image", &self.image), ("imageTo", &self.image_to), ("mask", &self.mask)]
         {
             if let Some(path) = path {
                 settings[name] = json!(file_name(path));
             }
-        }
-        if let Some((prompt, _)) = batch.towards {
-            settings["promptTo"] = json!(prompt);
         }
         if !self.picture_prompt.is_empty() {
             settings["picturePrompts"] = self.picture_prompt.iter().map(|p| file_name(p)).collect();
@@ -258,20 +208,16 @@ impl Inputs {
     }
 }
 
-impl Pictures {
-    /// Where the pictures start; says where one is changed to fit.
-    fn source(&self, settings: &Settings) -> Option<Source<'_>> {
-        let image = self.image.as_ref()?;
-        let size = |image: &Image| (image.width, image.height);
-        let target = (settings.width, settings.height);
-        for image in self.image_to.iter().chain([image]).filter(|image| size(image) != target) {
-            let (width, height) = size(image);
-            eprintln!(
-                "a picture of {width} x {height} pixels is scaled and cut to {} x {}",
-                target.0, target.1
-            );
-        }
-        Some(Source { image, mask: self.mask.as_ref(), towards: self.image_to.as_ref() })
+/// Says which pictures are changed to fit.
+fn tell_of_sizes(prepared: &Prepared) {
+    let Settings { width, height, .. } = prepared.settings;
+    let SourcePictures { image, image_to, .. } = &prepared.request().pictures;
+    let other = |image: &&Image| (image.width, image.height) != (width, height);
+    for image in image_to.iter().chain(image).filter(other) {
+        let (found_width, found_height) = (image.width, image.height);
+        eprintln!(
+            "a picture of {found_width} x {found_height} pixels is scaled and cut to {width} x {height}"
+        );
     }
 }
 

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use wuerstchen::GenerateOptions;
+use wuerstchen::Request;
 
-/// Options that JavaScript callers pass beside the JSON: prompts, pictures, and what becomes of results.
-const OF_JAVASCRIPT: [&str; 12] = [
+/// Options that JavaScript callers pass beside the JSON: pictures, and what becomes of results. Their `prompt` is
+/// the only one of a request.
+const OF_JAVASCRIPT: [&str; 10] = [
     "prompt",
-    "promptTo",
-    "frames",
     "image",
     "mask",
     "imageTo",
@@ -32,8 +31,11 @@ fn names_in_typescript() -> BTreeSet<String> {
 
 #[test]
 fn typescript_names_every_option_of_the_command_line() {
-    let options = serde_json::to_value(GenerateOptions::default()).unwrap();
-    let in_rust = options.as_object().unwrap().keys().cloned();
+    let mut request = serde_json::to_value(Request::default()).unwrap();
+    let request = request.as_object_mut().unwrap();
+    let (_, options) = (request.remove("prompts").unwrap(), request.remove("options").unwrap());
+    let options = options.as_object().unwrap();
+    let in_rust = request.keys().chain(options.keys()).cloned();
     let expected: BTreeSet<_> = in_rust.chain(OF_JAVASCRIPT.map(str::to_owned)).collect();
     assert_eq!(names_in_typescript(), expected);
 }

@@ -11,11 +11,13 @@ import type {
   GenerateResult,
   Latents,
   ModelInfo,
+  PictureOptions,
+  PictureSource,
   SelfTest,
   Stage,
   Support,
 } from './types.js';
-import type { Engine, Generated, Picture, PicturePrompts, Source, Wasm } from './wasm.js';
+import type { Engine, Generated, Picture, Request, Wasm } from './wasm.js';
 
 /** What a self-test has shown to work, and what it runs on. */
 export interface Tested {
@@ -60,7 +62,7 @@ export class ModelEngine {
     const seed = BigInt(job.picture.seed ?? randomSeed());
     const progress = new JobProgress(this.#plan(job), this.#paceOf(job), emit);
     let failure: unknown;
-    const onStep: Parameters<Engine['generate']>[5] = async (
+    const onStep: Parameters<Engine['generate']>[1] = async (
       stage,
       step,
       steps,
@@ -84,13 +86,9 @@ export class ModelEngine {
 
     let generated: Generated | undefined;
     try {
-      const { prompt, promptTo, frames } = job;
-      const source = await this.#source(job);
-      const pictures = await this.#pictures(job);
+      const request = await this.#request(job, seed);
       progress.resume();
-      const options = optionsJson(job, seed);
-      const inputs = [prompt, promptTo, frames, options, source] as const;
-      generated = await this.#engine.generate(...inputs, onStep, pictures);
+      generated = await this.#engine.generate(request, onStep);
       signal.throwIfAborted();
       const gpuError = this.#gpu?.takeError();
       if (gpuError) throw gpuError;
@@ -109,25 +107,30 @@ export class ModelEngine {
     this.#engine.free();
   }
 
-  async #source({ image, mask, imageTo }: Job): Promise<Source | undefined> {
-    if (!image) return undefined;
-    const pixels = await toPixels(image, 'image');
-    const painted = mask && (await toPixels(mask, 'mask'));
-    const end = imageTo && (await toPixels(imageTo, 'imageTo'));
-    const source = new this.#wasm.Source(pixels.width, pixels.rgba);
-    if (painted) source.setMask(painted.width, painted.rgba);
-    if (end) source.setEnd(end.width, end.rgba);
-    return source;
-  }
-
-  async #pictures({ picturePrompts }: Job): Promise<PicturePrompts | undefined> {
-    if (!picturePrompts) return undefined;
-    const pictures = new this.#wasm.PicturePrompts();
-    for (const [i, picture] of picturePrompts.entries()) {
-      const pixels = await toPixels(picture, `picturePrompts[${i}]`);
-      pictures.add(pixels.width, pixels.rgba);
+  async #request(job: Job, seed: bigint): Promise<Request> {
+    const request = new this.#wasm.Request(requestJson(job.picture, seed));
+    const { image, mask, imageTo, picturePrompts = [] } = job;
+    const add = async (
+      name: string,
+      picture: PictureSource | undefined,
+      take: 'setImage' | 'setMask' | 'setImageTo' | 'addPicturePrompt',
+    ) => {
+      if (!picture) return;
+      const { width, rgba } = await toPixels(picture, name);
+      request[take](width, rgba);
+    };
+    try {
+      await add('image', image, 'setImage');
+      await add('mask', mask, 'setMask');
+      await add('imageTo', imageTo, 'setImageTo');
+      for (const [i, picture] of picturePrompts.entries()) {
+        await add(`picturePrompts[${i}]`, picture, 'addPicturePrompt');
+      }
+    } catch (error) {
+      request.free();
+      throw error;
     }
-    return pictures;
+    return request;
   }
 
   async #preview(
@@ -170,12 +173,12 @@ function randomSeed(): number {
 }
 
 /** JSON that keeps all 64 bits of the seed. */
-function optionsJson(job: Job, seed: bigint): string {
-  const { seed: _, ...others } = job.picture;
-  const members = Object.entries(others)
-    .filter(([, value]) => value !== undefined)
-    .map(([name, value]) => `${JSON.stringify(name)}:${JSON.stringify(value)}`);
-  return `{${[`"seed":${seed}`, ...members].join()}}`;
+function requestJson(picture: PictureOptions, seed: bigint): string {
+  const { prompt, promptTo, frames, seed: _, ...options } = picture;
+  const others = JSON.stringify(options).slice(1, -1);
+  const seeded = `{${[`"seed":${seed}`, others].filter(Boolean).join()}}`;
+  const inputs = JSON.stringify({ prompts: [prompt], promptTo, frames });
+  return `${inputs.slice(0, -1)},"options":${seeded}}`;
 }
 
 async function toResult(
@@ -204,7 +207,7 @@ async function toResult(
     height,
     timings: progress.timings(),
     settings: {
-      prompt: job.prompt,
+      prompt: job.picture.prompt,
       ...JSON.parse(settings),
       // JSON has rounded it where it is larger than numbers can be.
       seed: seed <= Number.MAX_SAFE_INTEGER ? Number(seed) : seed,

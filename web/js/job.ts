@@ -5,10 +5,7 @@ import type { GenerateOptions, PictureOptions, PictureSource } from './types.js'
 
 /** `GenerateOptions` without what stays with the client. */
 export interface Job {
-  readonly prompt: string;
-  readonly promptTo?: string;
-  readonly frames?: number;
-  readonly picture: Omit<PictureOptions, 'prompt' | 'promptTo' | 'frames'>;
+  readonly picture: PictureOptions;
   readonly image?: PictureSource;
   readonly mask?: PictureSource;
   readonly imageTo?: PictureSource;
@@ -28,22 +25,9 @@ export interface Job {
 export function toJob(options: GenerateOptions): Job {
   const { onProgress, signal, preview, ...others } = options;
   const copies = Object.entries(others).map(([name, value]) => [name, copy(name, value)]);
-  const {
-    image,
-    mask,
-    imageTo,
-    picturePrompts,
-    prompt,
-    promptTo,
-    frames,
-    intermediates,
-    format,
-    ...picture
-  } = Object.fromEntries(copies) as typeof others;
+  const { image, mask, imageTo, picturePrompts, intermediates, format, ...picture } =
+    Object.fromEntries(copies) as typeof others;
   return {
-    prompt,
-    promptTo,
-    frames,
     picture,
     image,
     mask,

@@ -5,8 +5,7 @@ declare module 'wuerstchen-wasm/cpu' {
   export const __wbg_set_wasm: Wasm['__wbg_set_wasm'];
   export const openDevice: Wasm['openDevice'];
   export const Loader: Wasm['Loader'];
-  export const Source: Wasm['Source'];
-  export const PicturePrompts: Wasm['PicturePrompts'];
+  export const Request: Wasm['Request'];
 }
 
 declare module 'wuerstchen-wasm/webgpu' {
@@ -14,6 +13,5 @@ declare module 'wuerstchen-wasm/webgpu' {
   export const __wbg_set_wasm: Wasm['__wbg_set_wasm'];
   export const openDevice: Wasm['openDevice'];
   export const Loader: Wasm['Loader'];
-  export const Source: Wasm['Source'];
-  export const PicturePrompts: Wasm['PicturePrompts'];
+  export const Request: Wasm['Request'];
 }

@@ -26,18 +26,12 @@ export interface Generated {
   free(): void;
 }
 
-/** A picture to start from. */
-export interface Source {
-  /** White of it is painted anew, black stays. */
+/** What a caller asks for. */
+export interface Request {
+  setImage(width: number, rgba: Uint8Array): void;
   setMask(width: number, rgba: Uint8Array): void;
-  /** The picture that frames go to. */
-  setEnd(width: number, rgba: Uint8Array): void;
-  free(): void;
-}
-
-/** Pictures as prompts. */
-export interface PicturePrompts {
-  add(width: number, rgba: Uint8Array): void;
+  setImageTo(width: number, rgba: Uint8Array): void;
+  addPicturePrompt(width: number, rgba: Uint8Array): void;
   free(): void;
 }
 
@@ -46,14 +40,10 @@ export interface Engine {
   selfTest(): Promise<string>;
   /** Makes the changes of all LoRAs, once, after the self-test. */
   applyLoras(): void;
-  /** Called after every step; resolves to whether to go on. `latents` is a copy that may be kept. */
   generate(
-    prompt: string,
-    promptTo: string | undefined,
-    frames: number | undefined,
-    optionsJson: string,
     /** Used up. */
-    source: Source | undefined,
+    request: Request,
+    /** Called after every step; resolves to whether to go on. `latents` is a copy that may be kept. */
     onStep: (
       stage: Stage,
       step: number,
@@ -61,8 +51,6 @@ export interface Engine {
       shape: Uint32Array,
       latents: Float32Array,
     ) => Promise<boolean>,
-    /** Used up. */
-    pictures?: PicturePrompts,
   ): Promise<Generated>;
   /** The first picture of a batch of Stage C's or B's latents; undefined where there is nothing to show. */
   preview(stage: Stage, shape: Uint32Array, latents: Float32Array): Promise<Picture | undefined>;
@@ -90,6 +78,6 @@ export interface Wasm {
   /** Sets up the device, once per instance, before any loader. */
   openDevice(): Promise<void>;
   Loader: new (manifestJson: string, contentsJson: string) => Loader;
-  Source: new (width: number, rgba: Uint8Array) => Source;
-  PicturePrompts: new () => PicturePrompts;
+  /** JSON of the prompts and options; pictures are added. */
+  Request: new (json: string) => Request;
 }

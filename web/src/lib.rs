@@ -14,12 +14,10 @@ use js_sys::{Float32Array, Function, Promise, Reflect, Uint32Array};
 use serde_json::Value;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
-use wuerstchen::interpolate::shares;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::{
-    Batch, Checkpoint, Error, GenerateOptions, Generated as Made, Image, LoadError, Lora,
-    LoraError, LoraFile, Manifest, Mask, Part, Pipeline, PipelineLoader, Progress, PromptSyntax,
-    Provenance, Stage, Unread, WebBundle,
+    Checkpoint, Error, Generated as Made, Image, LoadError, Lora, LoraError, LoraFile, Manifest,
+    Part, Pipeline, PipelineLoader, Prepared, Progress, Provenance, Stage, Unread, WebBundle,
 };
 
 #[cfg(all(feature = "cpu", feature = "webgpu", target_family = "wasm"))]
@@ -160,26 +158,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes pictures, from noise or from `source`, like `pictures` if there are some; or frames, on the way to
-    /// `prompt_to` or to the picture where the source ends. `options_json` holds `GenerateOptions`; `on_step` gets the stage, the step,
-    /// the number of steps, the shape and values of what the step made, and returns a promise of whether to
-    /// go on.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "JavaScript passes one by one what has a type of its own"
-    )]
+    /// Makes the pictures of a request. `on_step` gets the stage, the step, the number of steps, the shape and
+    /// values of what the step made, and returns a promise of whether to go on.
     pub async fn generate(
         &self,
-        prompt: String,
-        prompt_to: Option<String>,
-        frames: Option<usize>,
-        options_json: String,
-        source: Option<Source>,
+        request: Request,
         on_step: Function,
-        pictures: Option<PicturePrompts>,
     ) -> Result<Generated, JsValue> {
-        let options: GenerateOptions = serde_json::from_str(&options_json)
-            .map_err(|reason| error("invalid-argument", &reason.to_string()))?;
         let mut failure = None;
         let step = &mut async |progress: Progress<'_>| match call(&on_step, &progress).await {
             Ok(go) if go.is_truthy() => ControlFlow::Continue(()),
@@ -189,15 +174,10 @@ impl Engine {
                 ControlFlow::Break(())
             }
         };
-        let unread = self.unread(&prompt, prompt_to.as_deref(), options.prompt_syntax)?;
-        let prompts = (prompt.as_str(), prompt_to.as_deref());
-        let inputs = Inputs { frames, source, pictures };
-        let made = self.make(prompts, inputs, &options, step).await;
-        let model = self.bundle.manifest().name.clone();
-        let loras = self.loras.names.clone();
+        let made = self.make(request.0, step).await;
         match (made, failure) {
             (_, Some(thrown)) => Err(thrown),
-            (Ok(made), None) => Ok(Generated { prompt, prompt_to, model, loras, unread, made }),
+            (Ok(made), None) => Ok(made),
             (Err(reason), None) => Err(generate_error(reason)),
         }
     }
@@ -225,48 +205,22 @@ impl Engine {
 }
 
 impl Engine {
-    /// What of both prompts the model does not read.
-    fn unread(
-        &self,
-        prompt: &str,
-        prompt_to: Option<&str>,
-        syntax: PromptSyntax,
-    ) -> Result<Unread, JsValue> {
-        let mut all = Unread::default();
-        for prompt in [Some(prompt), prompt_to].into_iter().flatten() {
-            let unread = self.pipeline.unread(prompt, syntax);
-            let unread = unread.map_err(|reason| generate_error(reason.into()))?;
-            all.cut_off = all.cut_off.or(unread.cut_off);
-            all.unknown_words.extend(unread.unknown_words);
-        }
-        Ok(all)
-    }
-
     async fn make(
         &self,
-        (prompt, prompt_to): (&str, Option<&str>),
-        inputs: Inputs,
-        options: &GenerateOptions,
+        request: wuerstchen::Request,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
-    ) -> Result<Vec<Made>, Error> {
-        let Inputs { frames, source, pictures } = inputs;
-        let source = source.as_ref().map(|Source { image, mask, towards }| wuerstchen::Source {
-            image,
-            mask: mask.as_ref(),
-            towards: towards.as_ref(),
-        });
-        let settings = self.pipeline.settings(options, source.map(|source| source.image))?;
-        let has_end = prompt_to.is_some() || source.is_some_and(|source| source.towards.is_some());
-        let shares = shares(has_end, frames, settings.count)?;
-        let frames = self.pipeline.frames(source, shares, &settings).await?;
-        let like = match pictures {
-            Some(pictures) => Some(self.pipeline.picture_prompt(&pictures.images).await?),
-            None => None,
-        };
-        let batches = frames.batches(prompt, prompt_to, settings.count);
-        let batches: Vec<_> =
-            batches.map(|batch| Batch { pictures: like.as_ref(), ..batch }).collect();
-        self.pipeline.generate_batches(&batches, &settings, on_step).await
+    ) -> Result<Generated, Error> {
+        let mut unread = Unread::default();
+        for text in request.texts() {
+            let found = self.pipeline.unread(text, request.options.prompt_syntax)?;
+            unread.cut_off = unread.cut_off.or(found.cut_off);
+            unread.unknown_words.extend(found.unknown_words);
+        }
+        let prepared = self.pipeline.prepare(request).await?;
+        let batches = prepared.batches();
+        let made = self.pipeline.generate_batches(&batches, &prepared.settings, on_step).await?;
+        let model = self.bundle.manifest().name.clone();
+        Ok(Generated { prepared, model, loras: self.loras.names.clone(), unread, made })
     }
 }
 
@@ -285,72 +239,53 @@ async fn call(on_step: &Function, progress: &Progress<'_>) -> Result<JsValue, Js
     JsFuture::from(promise).await
 }
 
-/// A picture to start from, what of it to paint anew, and a picture to go to.
+/// What a caller asks for.
 #[wasm_bindgen]
-pub struct Source {
-    image: Image,
-    mask: Option<Mask>,
-    towards: Option<Image>,
-}
+pub struct Request(wuerstchen::Request);
 
 #[wasm_bindgen]
-impl Source {
-    /// `rgba` has four bytes a pixel, as `ImageData` has them; below what is transparent lies white.
+impl Request {
+    /// The prompts and the options; the pictures are added one by one.
     #[wasm_bindgen(constructor)]
-    pub fn new(width: usize, rgba: &[u8]) -> Self {
-        Self { image: pixels::image(width, rgba), mask: None, towards: None }
+    pub fn new(json: &str) -> Result<Self, JsValue> {
+        let request = serde_json::from_str(json);
+        request.map(Self).map_err(|reason| error("invalid-argument", &reason.to_string()))
     }
 
-    /// Adds the picture where the way ends.
-    #[wasm_bindgen(js_name = setEnd)]
-    pub fn set_end(&mut self, width: usize, rgba: &[u8]) {
-        self.towards = Some(pixels::image(width, rgba));
+    /// The picture to start from. `rgba` has four bytes a pixel, as `ImageData` has them; below what is transparent
+    /// lies white.
+    #[wasm_bindgen(js_name = setImage)]
+    pub fn set_image(&mut self, width: usize, rgba: &[u8]) {
+        self.0.pictures.image = Some(pixels::image(width, rgba));
     }
 
-    /// Adds a mask: its white is painted anew; its black and what is transparent stay.
+    /// What of it to paint anew: white is painted; black and what is transparent stay.
     #[wasm_bindgen(js_name = setMask)]
     pub fn set_mask(&mut self, width: usize, rgba: &[u8]) {
-        self.mask = Some(pixels::mask(width, rgba));
-    }
-}
-
-/// Pictures as prompts.
-#[wasm_bindgen]
-#[derive(Default)]
-pub struct PicturePrompts {
-    images: Vec<Image>,
-}
-
-#[wasm_bindgen]
-impl PicturePrompts {
-    /// None yet.
-    #[wasm_bindgen(constructor)]
-    pub fn new() -> Self {
-        Self::default()
+        self.0.pictures.mask = Some(pixels::mask(width, rgba));
     }
 
-    /// Adds a picture: `rgba` has four bytes a pixel, as `ImageData` has them.
-    pub fn add(&mut self, width: usize, rgba: &[u8]) {
-        self.images.push(pixels::image(width, rgba));
+    /// The picture where the frames' way ends.
+    #[wasm_bindgen(js_name = setImageTo)]
+    pub fn set_image_to(&mut self, width: usize, rgba: &[u8]) {
+        self.0.pictures.image_to = Some(pixels::image(width, rgba));
     }
-}
 
-/// What a generation starts from besides prompts.
-struct Inputs {
-    frames: Option<usize>,
-    source: Option<Source>,
-    pictures: Option<PicturePrompts>,
+    /// A picture as a prompt.
+    #[wasm_bindgen(js_name = addPicturePrompt)]
+    pub fn add_picture_prompt(&mut self, width: usize, rgba: &[u8]) {
+        self.0.pictures.picture_prompts.push(pixels::image(width, rgba));
+    }
 }
 
 /// What a generation made.
 #[wasm_bindgen]
 pub struct Generated {
-    prompt: String,
-    prompt_to: Option<String>,
+    prepared: Prepared,
     model: String,
     loras: Vec<String>,
     unread: Unread,
-    /// One of each frame.
+    /// One for each batch of the request.
     made: Vec<Made>,
 }
 
@@ -364,20 +299,25 @@ impl Generated {
 
     /// A picture, `undefined` past the last.
     pub fn picture(&self, index: usize) -> Option<Picture> {
-        let (image, number) = self.pictures().nth(index)?;
-        let provenance = Provenance {
-            prompt: self.prompt.clone(),
-            model: self.model.clone(),
-            image: number,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            settings: self.settings_value(),
-        };
+        let (image, place) = self.pictures().nth(index)?;
+        let made = &self.made[place[0]];
+        let mut provenance = self.prepared.provenance(made, &self.model, place);
+        self.add_loras(&mut provenance.settings);
         Some(Picture { image: image.clone(), provenance: Some(provenance) })
     }
 
-    /// All pictures, with their numbers in their frames.
-    fn pictures(&self) -> impl Iterator<Item = (&Image, usize)> {
-        self.made.iter().flat_map(|made| made.images.iter().zip(0..))
+    /// All pictures, with the number of the batch and their number in it.
+    fn pictures(&self) -> impl Iterator<Item = (&Image, [usize; 2])> {
+        let of = |(batch, made): (usize, &'_ Made)| {
+            made.images.iter().enumerate().map(move |(i, image)| (image, [batch, i]))
+        };
+        self.made.iter().enumerate().flat_map(of)
+    }
+
+    fn add_loras(&self, settings: &mut Value) {
+        if !self.loras.is_empty() {
+            settings["loras"] = self.loras.clone().into();
+        }
     }
 
     /// JSON of what of the prompts has no influence: `unknownWords`, and `cutOff` where there is such.
@@ -389,19 +329,9 @@ impl Generated {
     /// JSON of the options with every gap filled.
     #[wasm_bindgen(getter)]
     pub fn settings(&self) -> String {
-        self.settings_value().to_string()
-    }
-
-    fn settings_value(&self) -> Value {
-        let settings = self.made.first().map(|made| &made.settings);
-        let mut settings = serde_json::to_value(settings).expect("numbers and names are JSON");
-        if let Some(prompt) = &self.prompt_to {
-            settings["promptTo"] = prompt.as_str().into();
-        }
-        if !self.loras.is_empty() {
-            settings["loras"] = self.loras.clone().into();
-        }
-        settings
+        let mut settings = self.prepared.describe(&self.made[0], None);
+        self.add_loras(&mut settings);
+        settings.to_string()
     }
 
     /// `[B, C, h, w]`, all frames together.

@@ -2,8 +2,6 @@
 
 use burn::prelude::*;
 
-use crate::options::{MAX_COUNT, OptionsError};
-
 /// Linear interpolation, `a + t·(b − a)`: exactly `a` at 0 and `b` at 1.
 ///
 /// This suits text embeddings, whose tokens lie near each other.
@@ -43,34 +41,6 @@ fn combine(a: &[f32], b: &[f32], [of_a, of_b]: [f32; 2]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| a * of_a + b * of_b).collect()
 }
 
-/// The number of frames if the caller does not give one.
-const FRAMES: usize = 8;
-
-/// The positions of a job's frames, evenly spaced from 0 to 1. Without a second end (`has_end`) there is
-/// one frame, at 0. `count` is the number of pictures of every prompt.
-///
-/// # Errors
-///
-/// There are fewer than two frames, or too many; or the caller asks for frames without a second end, or for
-/// several pictures of each frame.
-pub fn shares(
-    has_end: bool,
-    frames: Option<usize>,
-    count: usize,
-) -> Result<Vec<f32>, OptionsError> {
-    match (has_end, frames.unwrap_or(FRAMES)) {
-        (false, _) if frames.is_some() => {
-            Err(OptionsError::Missing { field: "frames", needed: "prompt_to or image_to" })
-        }
-        (false, _) => Ok(vec![0.0]),
-        (true, _) if count > 1 => Err(OptionsError::CountOfFrames(count)),
-        (true, frames @ 2..=MAX_COUNT) => {
-            Ok((0..frames).map(|i| i as f32 / (frames - 1) as f32).collect())
-        }
-        (true, found) => Err(OptionsError::Frames(found)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,18 +68,5 @@ mod tests {
         assert_eq!(slerp(&[1.0, 2.0], &[2.0, 4.0], 0.5), [1.5, 3.0]);
         assert_eq!(slerp(&[1.0, 2.0], &[0.0, 0.0], 0.5), [0.5, 1.0]);
         assert_eq!(slerp(&[1.0, 2.0], &[-1.0, -2.0], 0.25), [0.5, 1.0]);
-    }
-
-    #[test]
-    fn shares_reach_both_ends() {
-        assert_eq!(shares(true, Some(3), 1).unwrap(), [0.0, 0.5, 1.0]);
-        assert_eq!(shares(true, None, 1).unwrap().len(), FRAMES);
-        assert_eq!(shares(false, None, 4).unwrap(), [0.0]);
-        let message =
-            |has_end, frames, count| shares(has_end, frames, count).unwrap_err().to_string();
-        assert_eq!(message(true, Some(1), 1), "frames must be between 2 and 256, got 1");
-        assert_eq!(message(true, None, 2), "count must be 1 where frames are made, got 2");
-        let missing = "frames needs prompt_to or image_to, which is missing";
-        assert_eq!(message(false, Some(3), 1), missing);
     }
 }

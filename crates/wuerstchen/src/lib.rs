@@ -25,7 +25,10 @@
 //! # }
 //! ```
 //!
-//! Without it the crate does no I/O: [`ModelFiles::from_bundle`] takes bytes, [`Pipeline::load`] a model,
+//! A [`Request`] also has pictures to start from, a mask, pictures as prompts and frames; [`Pipeline::prepare`] and
+//! [`Pipeline::generate_batches`] make it.
+//!
+//! Without the feature the crate does no I/O: [`ModelFiles::from_bundle`] takes bytes, [`Pipeline::load`] a model,
 //! and [`Pipeline::generate`] reports every step to a callback.
 
 pub mod authors_config;
@@ -62,6 +65,7 @@ pub mod previewer;
 pub mod prior;
 pub mod provenance;
 mod relative_error;
+pub mod request;
 pub mod residency;
 pub mod resize;
 pub mod sampler;
@@ -92,13 +96,14 @@ pub use image::{Image, Mask};
 pub use lora::{Lora, LoraError, LoraFile, TrainedLayer, TrainedLora};
 pub use manifest::{Manifest, WebBundle};
 pub use options::{Defaults, GenerateOptions, OptionsError, PromptSyntax, Settings};
-pub use origin::{Batch, Frames, Origin, PicturePrompt, Source};
+pub use origin::{Batch, Origin, PicturePrompt};
 pub use part::{Part, PartConfig, Stage};
 pub use pipeline::{Error, Generated, Pipeline, PipelineLoader, Progress};
 pub use preview::EmbeddingColours;
 pub use prior::{Prior, PriorConfig};
 pub use provenance::{Provenance, ProvenanceError};
 pub use relative_error::{relative_error, relative_error_above};
+pub use request::{Prepared, Request, SourcePictures};
 pub use residency::Residency;
 pub use sampler::{Recipe, Sampler};
 pub use schedule::Schedule;

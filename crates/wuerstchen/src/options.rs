@@ -279,6 +279,14 @@ pub enum OptionsError {
         /// What it needs.
         needed: &'static str,
     },
+    /// Two inputs of which only one can take effect.
+    #[error("{field} cannot be used with {other}")]
+    Contradiction {
+        /// Which input.
+        field: &'static str,
+        /// What it cannot be used with.
+        other: &'static str,
+    },
     /// The model lacks a part that source pictures need.
     #[error("image needs a model with the semantic compressor: {0}")]
     NoCompressor(String),
@@ -313,6 +321,7 @@ impl OptionsError {
             | Self::GuidanceScale { field, .. }
             | Self::Shift { field, .. }
             | Self::Missing { field, .. }
+            | Self::Contradiction { field, .. }
             | Self::Size { field, .. } => field,
             Self::Count(_) | Self::CountOfFrames(_) => "count",
             Self::Frames(_) => "frames",
@@ -628,6 +637,7 @@ mod tests {
             OptionsError::CountOfFrames(2),
             OptionsError::Strength(2.0),
             OptionsError::Missing { field: "strength", needed: "image" },
+            OptionsError::Contradiction { field: "image_to", other: "a mask" },
             OptionsError::NoCompressor(String::new()),
             OptionsError::Mask { expected: String::new(), found: String::new() },
             OptionsError::Timesteps(vec![]),

@@ -34,42 +34,6 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// The frames of an animation: how far each one has moved from the first end to the second, and where it
-/// starts. A job without a second end has one frame.
-pub struct Frames {
-    /// The position of every frame between the two ends, `[0, 1]`.
-    pub(crate) shares: Vec<f32>,
-    /// The origin of every frame; empty if the pictures start at noise.
-    pub(crate) origins: Vec<Origin>,
-}
-
-impl Frames {
-    /// For every frame, `count` pictures at its position between `prompt` and `prompt_to`.
-    pub fn batches<'a>(
-        &'a self,
-        prompt: &'a str,
-        prompt_to: Option<&'a str>,
-        count: usize,
-    ) -> impl Iterator<Item = Batch<'a>> {
-        self.shares.iter().enumerate().map(move |(i, &share)| Batch {
-            towards: prompt_to.map(|prompt| (prompt, share)),
-            origin: self.origins.get(i),
-            ..Batch::new(prompt, count)
-        })
-    }
-}
-
-/// The source pictures of a caller.
-#[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
-    /// The picture to start from.
-    pub image: &'a Image,
-    /// Which part of it to paint anew; without a mask, all of it.
-    pub mask: Option<&'a Mask>,
-    /// The picture at the other end of an animation.
-    pub towards: Option<&'a Image>,
-}
-
 /// A source picture, encoded for the stages.
 #[derive(Clone)]
 pub struct Origin {

@@ -65,7 +65,10 @@ test('a result has the picture, the settings and the intermediates', async () =>
     priorSteps: 3,
   } as const;
   const result = await engine.generate(options);
-  assert.equal(world.cpu.optionsJson, '{"seed":18446744073709551615,"priorSteps":3}');
+  assert.equal(
+    world.cpu.request.json,
+    '{"prompts":["a"],"options":{"seed":18446744073709551615,"priorSteps":3}}',
+  );
   assert.equal(result.seed, seed);
   assert.deepEqual(result.settings, { prompt: 'a', seed, priorSteps: 3 });
   assert.deepEqual(result.unread, { unknownWords: ['zebra'] });
@@ -80,7 +83,7 @@ test('a seed is drawn where none is given, and told', async () => {
   const world = new World();
   await using engine = await world.load();
   const { seed } = await engine.generate({ prompt: 'a', format: 'blob' });
-  assert.equal(world.cpu.optionsJson, `{"seed":${seed}}`);
+  assert.match(world.cpu.request.json, new RegExp(`"options":{"seed":${seed}}}$`));
   const other = await engine.generate({ prompt: 'a', format: 'blob' });
   assert.notEqual(seed, other.seed);
 });
@@ -215,12 +218,12 @@ test('a picture to start from reaches the engine with its mask', async () => {
   const image = { width: 2, height: 3, data };
   const mask = { width: 2, height: 3, data: new Uint8Array(24).fill(255) };
   await engine.generate({ prompt: 'a', image, mask, strength: 0.5, format: 'blob' });
-  const { source, optionsJson } = world.cpu;
-  assert.deepEqual([source?.width, [...(source?.rgba ?? [])]], [2, [...data]]);
-  assert.deepEqual([source?.mask?.width, [...(source?.mask?.rgba ?? [])]], [2, [...mask.data]]);
-  assert.equal(JSON.parse(optionsJson).strength, 0.5);
+  const { request } = world.cpu;
+  assert.deepEqual([request.image?.width, [...(request.image?.rgba ?? [])]], [2, [...data]]);
+  assert.deepEqual([request.mask?.width, [...(request.mask?.rgba ?? [])]], [2, [...mask.data]]);
+  assert.equal(request.options.strength, 0.5);
   await engine.generate({ prompt: 'a', format: 'blob' });
-  assert.equal(world.cpu.source, undefined);
+  assert.equal(world.cpu.request.image, undefined);
 
   const code = 'invalid-argument';
   const needed = { code, field: 'mask', message: /mask needs an image/ };
@@ -237,14 +240,14 @@ test('pictures reach the engine as a part of the prompt', async () => {
   const picture = (value: number) => ({ width: 1, height: 1, data: new Uint8Array(4).fill(value) });
   const picturePrompts = [picture(1), picture(2)];
   await engine.generate({ prompt: '', picturePrompts, recipe: 'authors', format: 'blob' });
-  const found = world.cpu.picturePrompts?.pictures.map(({ rgba }) => rgba);
+  const found = world.cpu.request.picturePrompts.map(({ rgba }) => rgba);
   assert.deepEqual(
     found,
     picturePrompts.map(({ data }) => data),
   );
-  assert.deepEqual(JSON.parse(world.cpu.optionsJson).recipe, 'authors');
+  assert.equal(world.cpu.request.options.recipe, 'authors');
   await engine.generate({ prompt: 'a', format: 'blob' });
-  assert.equal(world.cpu.picturePrompts, undefined);
+  assert.deepEqual(world.cpu.request.picturePrompts, []);
   await assert.rejects(engine.generate({ prompt: 'a', picturePrompts: [] }), {
     code: 'invalid-argument',
     message: /^picturePrompts must be an array of Blobs, ImageBitmaps or ImageData/,
@@ -258,9 +261,10 @@ test('frames reach the engine with where they go', async () => {
   const [image, imageTo] = [picture(1), picture(2)];
   const way = { promptTo: 'b', frames: 3, imageTo };
   await engine.generate({ prompt: 'a', image, ...way, format: 'blob' });
-  assert.deepEqual(world.cpu.way, { promptTo: 'b', frames: 3 });
-  assert.deepEqual(world.cpu.source?.end?.rgba, imageTo.data);
-  assert.deepEqual(Object.keys(JSON.parse(world.cpu.optionsJson)), ['seed']);
+  const { promptTo, frames } = JSON.parse(world.cpu.request.json);
+  assert.deepEqual([promptTo, frames], ['b', 3]);
+  assert.deepEqual(world.cpu.request.imageTo?.rgba, imageTo.data);
+  assert.deepEqual(Object.keys(world.cpu.request.options), ['seed']);
 
   const refused = (options: object, message: RegExp) =>
     assert.rejects(engine.generate({ prompt: 'a', ...options }), {

@@ -6,7 +6,7 @@ import { load, workerConnector } from '../../js/client.js';
 import type { WasmBuild } from '../../js/glue.js';
 import { serve, type Endpoint } from '../../js/serve.js';
 import type { CacheAdapter, DeviceKind, LoadOptions, Stage, Wuerstchen } from '../../js/types.js';
-import type { Engine, Generated, Loader, PicturePrompts, Source, Wasm } from '../../js/wasm.js';
+import type { Engine, Generated, Loader, Request, Wasm } from '../../js/wasm.js';
 
 export const MODEL_URL = 'https://example.test/model/manifest.json';
 export const SHARD_URLS = [0, 1].map((k) => `https://example.test/model/shard-${k}.bin`);
@@ -107,31 +107,41 @@ export class MemoryCache implements CacheAdapter {
   }
 }
 
-class FakeSource implements Source {
-  mask: { width: number; rgba: Uint8Array } | undefined;
-  end: { width: number; rgba: Uint8Array } | undefined;
+interface Pixels {
+  readonly width: number;
+  readonly rgba: Uint8Array;
+}
 
-  constructor(
-    readonly width: number,
-    readonly rgba: Uint8Array,
-  ) {}
+class FakeRequest implements Request {
+  image: Pixels | undefined;
+  mask: Pixels | undefined;
+  imageTo: Pixels | undefined;
+  readonly picturePrompts: Pixels[] = [];
+
+  constructor(readonly json: string) {}
+
+  setImage(width: number, rgba: Uint8Array) {
+    this.image = { width, rgba };
+  }
 
   setMask(width: number, rgba: Uint8Array) {
     this.mask = { width, rgba };
   }
 
-  setEnd(width: number, rgba: Uint8Array) {
-    this.end = { width, rgba };
+  setImageTo(width: number, rgba: Uint8Array) {
+    this.imageTo = { width, rgba };
   }
 
-  free() {}
-}
+  addPicturePrompt(width: number, rgba: Uint8Array) {
+    this.picturePrompts.push({ width, rgba });
+  }
 
-class FakePicturePrompts implements PicturePrompts {
-  readonly pictures: { width: number; rgba: Uint8Array }[] = [];
+  get prompt(): string {
+    return JSON.parse(this.json).prompts[0];
+  }
 
-  add(width: number, rgba: Uint8Array) {
-    this.pictures.push({ width, rgba });
+  get options(): Record<string, unknown> {
+    return JSON.parse(this.json).options;
   }
 
   free() {}
@@ -141,14 +151,8 @@ class FakePicturePrompts implements PicturePrompts {
 export class FakeModel {
   /** Prompts of the jobs that were begun. */
   readonly prompts: string[] = [];
-  /** Where the last job's frames go, and how many there are. */
-  way: { promptTo: string | undefined; frames: number | undefined } | undefined;
-  /** The options of the last job, as JSON. */
-  optionsJson = '';
-  /** The picture that the last job started from. */
-  source: FakeSource | undefined;
-  /** The pictures that were part of the last job's prompt. */
-  picturePrompts: FakePicturePrompts | undefined;
+  /** What the last job asked for. */
+  request = new FakeRequest('{}');
   readonly shards: Uint8Array[] = [];
   readonly loras: {
     name: string;
@@ -198,8 +202,7 @@ export class FakeModel {
       __wbg_set_wasm() {},
       openDevice: () => model.openDevice(),
       Loader: FakeLoader,
-      Source: FakeSource,
-      PicturePrompts: FakePicturePrompts,
+      Request: FakeRequest,
     };
     return { module, first: () => new URL(WASM_URL), rest: () => new URL(WASM_URL) };
   }
@@ -210,12 +213,9 @@ export class FakeModel {
   }
 
   async #generate(...job: Parameters<Engine['generate']>) {
-    const [prompt, promptTo, frames, optionsJson, source, onStep, picturePrompts] = job;
-    this.prompts.push(prompt);
-    this.way = { promptTo, frames };
-    this.optionsJson = optionsJson;
-    this.source = source as FakeSource | undefined;
-    this.picturePrompts = picturePrompts as FakePicturePrompts | undefined;
+    const [request, onStep] = job;
+    this.request = request as FakeRequest;
+    this.prompts.push(this.request.prompt);
     const run = async (stage: Stage, step: number, steps: number) => {
       await this.beforeStep(stage, step);
       const goesOn = await onStep(stage, step, steps, new Uint32Array([1]), new Float32Array([1]));
@@ -226,7 +226,7 @@ export class FakeModel {
     await run('text', 2, 2);
     for (let step = 1; step <= DECODER_STEPS; step++) await run('decoder', step, DECODER_STEPS);
     await run('vqgan', 1, 1);
-    return makeGenerated(optionsJson);
+    return makeGenerated(JSON.stringify(this.request.options));
   }
 }
 

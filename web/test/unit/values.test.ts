@@ -29,7 +29,7 @@ test('pixels of another realm are pixels', async () => {
     const data: Uint8Array = runInNewContext(`new ${type}([1, 2, 3, 4])`);
     assert.ok(!(data instanceof Uint8Array));
     await engine.generate({ prompt: 'a', image: { width: 1, height: 1, data }, format });
-    assert.deepEqual([...(world.cpu.source?.rgba ?? [])], [1, 2, 3, 4]);
+    assert.deepEqual([...(world.cpu.request.image?.rgba ?? [])], [1, 2, 3, 4]);
   }
 });
 
@@ -38,7 +38,7 @@ test('arrays of another realm are arrays', async () => {
   await using engine = await world.load();
   const timesteps = runInNewContext('[1, 0.5, 0]');
   await engine.generate({ prompt: 'a', timesteps, format });
-  assert.deepEqual(JSON.parse(world.cpu.optionsJson).timesteps, [1, 0.5, 0]);
+  assert.deepEqual(world.cpu.request.options.timesteps, [1, 0.5, 0]);
 });
 
 test('a signal without reason and throwIfAborted aborts a load, a job and a stream', async () => {
@@ -101,8 +101,11 @@ test('half a pair of surrogates becomes U+FFFD in every text', async () => {
   const job = { prompt: cut, negativePrompt: cut, promptTo: cut, frames: 2, format } as const;
   const { settings } = await engine.generate(job);
   assert.equal(settings.prompt, whole);
-  assert.deepEqual([world.cpu.prompts[0], world.cpu.way?.promptTo], [whole, whole]);
-  assert.equal(JSON.parse(world.cpu.optionsJson).negativePrompt, whole);
+  assert.deepEqual(
+    [world.cpu.prompts[0], JSON.parse(world.cpu.request.json).promptTo],
+    [whole, whole],
+  );
+  assert.equal(world.cpu.request.options.negativePrompt, whole);
   const fine = '\ufeffschön \u{1f600}';
   await engine.generate({ prompt: fine, format });
   assert.equal(world.cpu.prompts[1], fine);
@@ -150,7 +153,7 @@ test('a picture may be changed and transferred once its job is in the queue', as
   const second = engine.generate({ prompt: 'b', image: { width: 1, height: 1, data }, format });
   structuredClone(data.buffer, { transfer: [data.buffer] });
   await Promise.all([first, second]);
-  assert.deepEqual([...(world.cpu.source?.rgba ?? [])], [7, 7, 7, 7]);
+  assert.deepEqual([...(world.cpu.request.image?.rgba ?? [])], [7, 7, 7, 7]);
 });
 
 test('a job for which memory lacks on its way ends alone', async () => {

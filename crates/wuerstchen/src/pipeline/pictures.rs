@@ -18,7 +18,7 @@ impl Pipeline {
     pub async fn picture_prompt(&self, images: &[Image]) -> Result<PicturePrompt, Error> {
         if images.is_empty() {
             let needed = "at least one picture";
-            return Err(OptionsError::Missing { field: "picture prompt", needed }.into());
+            return Err(OptionsError::Missing { field: "picture_prompts", needed }.into());
         }
         let part = self.image_encoder.as_ref();
         let ImageEncoderPart { network, preparation } =

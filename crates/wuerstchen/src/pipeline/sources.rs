@@ -8,7 +8,8 @@ use crate::batch_norm::Statistics;
 use crate::compressor::prepare;
 use crate::image::{Image, Mask};
 use crate::options::{OptionsError, Settings};
-use crate::origin::{Batch, Frames, Kept, Origin, Source};
+use crate::origin::{Batch, Kept, Origin};
+use crate::request::{Prepared, Request, SourcePictures};
 use crate::resize::cover;
 use crate::schedule::timesteps_from;
 
@@ -64,30 +65,35 @@ impl Pipeline {
         Ok(Origin { embedding, tokens, kept: Some(kept) })
     }
 
-    /// Frames at these positions between the two pictures of `source`. With one picture all frames start from
-    /// it, without a picture they start at noise.
+    /// Fills the gaps of a request and encodes its pictures, once for all that is made of them.
     ///
     /// # Errors
     ///
-    /// As [`Self::origin`].
-    pub async fn frames(
-        &self,
-        source: Option<Source<'_>>,
-        shares: Vec<f32>,
-        settings: &Settings,
-    ) -> Result<Frames, Error> {
-        let Some(Source { image, mask, towards }) = source else {
-            return Ok(Frames { shares, origins: Vec::new() });
-        };
-        let from = self.origin(image, mask, settings).await?;
-        let origins = match towards {
-            None => vec![from; shares.len()],
+    /// An option or an input cannot be used, or as [`Self::origin`] and [`Self::picture_prompt`].
+    pub async fn prepare(&self, request: Request) -> Result<Prepared, Error> {
+        request.check()?;
+        let SourcePictures { image, mask, image_to, picture_prompts } = &request.pictures;
+        let settings = self.settings(&request.options, image.as_ref())?;
+        let shares = request.shares()?;
+        let origins = match image {
+            None => Vec::new(),
             Some(image) => {
-                let to = self.origin(image, None, settings).await?;
-                shares.iter().map(|&share| Origin::between(&from, &to, share)).collect()
+                let from = self.origin(image, mask.as_ref(), &settings).await?;
+                match image_to {
+                    None => vec![from; shares.len()],
+                    Some(image) => {
+                        let to = self.origin(image, None, &settings).await?;
+                        shares.iter().map(|&share| Origin::between(&from, &to, share)).collect()
+                    }
+                }
             }
         };
-        Ok(Frames { shares, origins })
+        let like = if picture_prompts.is_empty() {
+            None
+        } else {
+            Some(self.picture_prompt(picture_prompts).await?)
+        };
+        Ok(Prepared { request, settings, shares, origins, like })
     }
 
     /// What every stage of a batch starts from.
