@@ -111,6 +111,19 @@ proptest! {
     }
 
     #[test]
+    fn loras(damage in damage(12_000, 3_000)) {
+        let sound = readers::lora_of_model();
+        readers::lora(&damaged(sound.file.clone(), &damage), &sound);
+    }
+
+    #[test]
+    fn texts_beside_loras(damage in damage(680, 680)) {
+        let sound = readers::lora_of_model();
+        let text = sound.adapter_config.clone().into_bytes();
+        readers::lora(&damaged(text, &damage), &sound);
+    }
+
+    #[test]
     fn pytorch_files(damage in damage(1_800, 1_800), file in 0..2usize) {
         let file = ["zip.pt", "legacy.pt"][file];
         let bytes = read(&tests().join("fuzz/corpus/pytorch").join(file));
@@ -125,6 +138,8 @@ fn what_fuzzers_found_is_read() {
     corpus("manifest").iter().for_each(|bytes| readers::manifest(bytes, &bundle));
     corpus("safetensors").iter().for_each(|bytes| readers::safetensors(bytes));
     corpus("pytorch").iter().for_each(|bytes| readers::pytorch(bytes, &scratch("corpus")));
+    let sound = readers::lora_of_model();
+    corpus("lora").iter().for_each(|bytes| readers::lora(bytes, &sound));
     let sound = readers::word_files();
     corpus("tokenizer").iter().for_each(|bytes| readers::tokenizer(bytes, &sound));
 }

@@ -8,8 +8,8 @@ use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::fs::{read_pytorch, read_pytorch_tensors};
 use wuerstchen::manifest::{Shard, Unpacking};
 use wuerstchen::{
-    Checkpoint, LoadError, Manifest, ModelFiles, Part, ReadBytes, StoredDtype, Tokenizer,
-    TokenizerFiles, WebBundle,
+    Checkpoint, LoadError, Lora, LoraFile, Manifest, ModelFiles, Part, ReadBytes, StoredDtype,
+    Tokenizer, TokenizerFiles, WebBundle,
 };
 
 /// Reads everything that a checkpoint offers.
@@ -133,4 +133,53 @@ pub fn tokenizer(bytes: &[u8], sound: &TokenizerFiles) {
             let _ = tokenizer.encode("a red circle, Würstchen \u{1F32D}");
         }
     }
+}
+
+/// A small Stage C, and a LoRA of it with the text that peft writes beside it.
+pub struct LoraOfModel {
+    /// The model.
+    pub model: ModelFiles,
+    /// The safetensors file.
+    pub file: Vec<u8>,
+    /// `adapter_config.json`.
+    pub adapter_config: String,
+}
+
+/// A sound LoRA.
+///
+/// # Panics
+///
+/// Panics if the model's weights cannot be read.
+pub fn lora_of_model() -> LoraOfModel {
+    let prior = include_bytes!(
+        "../../golden/small/wuerstchen-prior/prior/diffusion_pytorch_model.safetensors"
+    );
+    let prior =
+        Checkpoint::parse("prior", Arc::new(prior.to_vec())).expect("the weights are sound");
+    let mut model = ModelFiles::default();
+    model.weights.insert(Part::PRIOR, prior);
+    LoraOfModel {
+        model,
+        file: include_bytes!("../../golden/small/lora/style/adapter_model.safetensors").to_vec(),
+        adapter_config: include_str!("../../golden/small/lora/style/adapter_config.json")
+            .to_owned(),
+    }
+}
+
+/// Reads bytes as a LoRA and as the text beside one, and makes the changes that they say.
+pub fn lora(bytes: &[u8], sound: &LoraOfModel) {
+    let read = |file: &[u8], adapter_config: Option<String>| {
+        let Ok(file) = LoraFile::parse("file", Arc::new(file.to_vec())) else { return };
+        let file = file.with_adapter_config(adapter_config);
+        let _ = file.summary();
+        if let Ok(lora) = Lora::read(&file, &sound.model, 0.5) {
+            let _ = (lora.summary(), lora.left_out().len());
+            let weights = &sound.model.weights[&Part::PRIOR];
+            if let Ok(changed) = weights.changed_by(Part::PRIOR, &Arc::from([lora])) {
+                read_all(&changed);
+            }
+        }
+    };
+    read(bytes, None);
+    read(&sound.file, Some(String::from_utf8_lossy(bytes).into_owned()));
 }
