@@ -232,7 +232,49 @@ pub(crate) fn shuffled(count: u32, seed: u64, epoch: u64) -> Arc<[u32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Every file is a picture, tells a caption, or is counted in a line. Its content is its name.
+        #[test]
+        fn no_file_is_passed_over_in_silence(names in prop::collection::btree_set(
+            "(|a/|A/|\\.h/)(x|X|\u{e9}|e\u{301}|x\\.y|\\._x)(\\.png|\\.PNG|\\.jpg|\\.txt|\\.caption|\\.png\\.txt|\\.json|)",
+            1..12,
+        )) {
+            let root = std::env::temp_dir().join(format!("wuerstchen-tree-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&root);
+            for name in &names {
+                fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+                fs::write(root.join(name), name).unwrap();
+            }
+            let found = find(&root).unwrap();
+            let captions = captions_of(&root, &found).unwrap();
+            let lines: Vec<_> = found.left_out.lines().chain(captions.left_out).collect();
+            let counted = |what: &str| -> usize {
+                let lines = lines.iter().filter(|line| line.contains(what));
+                let counts = lines.filter_map(|line| line.split(", such as").next());
+                let numbers = counts.flat_map(|text| text.split(|c: char| !c.is_ascii_digit()));
+                numbers.filter_map(|number| number.parse::<usize>().ok()).sum()
+            };
+            // A hidden folder counts once, whatever is in it.
+            let (in_hidden_folder, others): (Vec<_>, Vec<_>) =
+                names.iter().partition(|name| name.starts_with(".h/"));
+            let hidden = others.iter().filter(|name| name.contains("._x")).count();
+            let of_use = found.pictures.len() + found.texts.len() + found.left_out.others.len();
+            prop_assert_eq!(of_use, others.len() - hidden);
+            prop_assert_eq!(counted("hidden"), hidden + usize::from(!in_hidden_folder.is_empty()));
+            prop_assert_eq!(counted("files that are not"), found.left_out.others.len());
+            let used: BTreeSet<_> = captions.of_pictures.into_iter().flatten().collect();
+            prop_assert_eq!(used.len() + counted("text files"), found.texts.len());
+        }
+    }
 
     #[test]
     fn every_epoch_shows_each_picture_once_in_another_order() {

@@ -28,19 +28,19 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     let texts = index(root, &found.texts, without_ending);
     let pictures = index(root, &found.pictures, without_ending);
     let mut unused: BTreeSet<usize> = (0..found.texts.len()).collect();
-    let mut doubled = 0;
+    let mut doubled = BTreeSet::new();
     for (picture, captions) in found.pictures.iter().zip(&mut captions) {
-        let beside = beside(root, picture, &pictures, &texts, &found.texts);
-        beside.iter().for_each(|text| {
-            unused.remove(text);
-        });
-        let mut read = 0;
-        while let (Some(&text), true) = (beside.get(read), captions.is_empty()) {
-            *captions = trimmed(read_text(&found.texts[text])?.lines());
-            read += 1;
+        for text in beside(root, picture, &pictures, &texts, &found.texts) {
+            if captions.is_empty() {
+                *captions = trimmed(read_text(&found.texts[text])?.lines());
+                unused.remove(&text);
+            } else {
+                doubled.insert(text);
+            }
         }
-        doubled += beside.len() - read;
     }
+    // A text of two pictures may be one's only caption and the other's second.
+    let doubled = doubled.iter().filter(|text| unused.remove(text)).count();
     if doubled > 0 {
         left_out.push(format!(
             "left out: {doubled} text files of pictures that have captions in metadata or in another \
