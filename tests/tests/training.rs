@@ -151,6 +151,23 @@ fn shards_compute_the_same_update() {
     }
 }
 
+/// Gradient accumulation: the shares one after the other, or two and then one.
+#[test]
+fn shards_in_turns_have_the_same_bits() {
+    let _turn = turn();
+    let saved = |at_once: Option<usize>| {
+        let mut recipe = recipe();
+        for updates in [&mut recipe.config.b.updates, &mut recipe.config.c.updates] {
+            (updates.batch_size, updates.shards, updates.shards_at_once) = (12, 3, at_once);
+        }
+        [steps(trainer_b(&recipe), 2).save(), steps(trainer_c(&recipe), 2).save()]
+    };
+    let all = saved(None);
+    for at_once in [1, 2, 7] {
+        assert!(saved(Some(at_once)) == all, "{at_once} at once");
+    }
+}
+
 /// Draws the lazily initialised weights, so that every clone has the same.
 fn load_copy<M: burn::module::Module>(module: M) -> M {
     let _ = tensors(&module, KeyTable::FIELDS);

@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 32] = [
+        let changes: [(Change, &str); 33] = [
             (|config| config.image_size = 8192, "training config: image_size must be at most 4096"),
             (
                 |config| config.a.updates.sample_every = 0,
@@ -448,6 +448,10 @@ mod tests {
                 "stage b config: shards must be at least 1, got 0",
             ),
             (|config| config.b.updates.data_threads = 0, "data_threads must be at least 1, got 0"),
+            (
+                |config| config.b.updates.shards_at_once = Some(0),
+                "shards_at_once must be at least 1, got 0",
+            ),
             (
                 |config| config.c.updates.batch_size = 0,
                 "batch_size must be a positive multiple of shards = 1",

@@ -28,17 +28,14 @@ impl Share {
         count: usize,
     ) -> Self {
         let share = 1.0 / count as f64;
-        let mut gradients = collect_gradients(model, &loss.backward());
-        for gradient in gradients.values_mut() {
-            *gradient = gradient.clone() * share;
-        }
+        let loss = loss.clone() * share;
+        let gradients = collect_gradients(model, &loss.backward());
         let mut moves = running_averages(model);
         moves.retain(|id, _| before.contains_key(id));
         for (id, after) in &mut moves {
             *after = (after.clone() - before[id].clone()) * share;
         }
-        let loss = loss.clone().into_scalar::<f32>() * share as f32;
-        Self { loss, gradients, moves }
+        Self { loss: loss.into_scalar::<f32>(), gradients, moves }
     }
 
     /// The sum of shares, in their order.

@@ -227,7 +227,8 @@ impl<S: Stage> Trainer<S> {
         self.config.batch_size / self.config.shards
     }
 
-    /// The sum of the shares of a batch, each of this process's own on its own thread.
+    /// The sum of the shares of a batch, each of this process's own on its own thread, so many at a time as the
+    /// config says.
     fn shares(&self, batch: &S::Batch) -> Share {
         let (count, size, own) = (self.config.shards, self.share_size(), self.own_shares());
         let (stage, model, peers) = (&*self.stage, self.model(), &*self.peers);
@@ -241,18 +242,28 @@ impl<S: Stage> Trainer<S> {
             let loss = stage.loss(&model, batch, i * size..(i + 1) * size);
             Share::new(&model, &before, &loss, count)
         };
-        let models = models(model, own.len());
-        let shares = std::thread::scope(|scope| {
-            let share = &share;
-            let mut models = own.zip(models);
-            let mine = models.next().expect("there is at least one share");
-            let threads: Vec<_> = models.map(|model| scope.spawn(move || share(model))).collect();
-            let mine = share(mine);
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            std::iter::once(mine).chain(threads.into_iter().map(join)).collect()
-        });
+        let at_once = self.config.at_once(own.len());
+        let mut shares = Vec::new();
+        for first in own.clone().step_by(at_once) {
+            let turn = first..own.end.min(first + at_once);
+            let models = models(model, turn.len());
+            std::thread::scope(|scope| {
+                let share = &share;
+                let mut models = turn.zip(models);
+                let mine = models.next().expect("there is at least one share");
+                let threads: Vec<_> =
+                    models.map(|model| scope.spawn(move || share(model))).collect();
+                shares.push(share(mine));
+                let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                };
+                shares.extend(threads.into_iter().map(join));
+            });
+            // Other processes add to each share in its turn; alone, the sum so far needs no more than one share.
+            if peers.size() == 1 {
+                shares = vec![Share::sum(shares)];
+            }
+        }
         if peers.size() == 1 { Share::sum(shares) } else { Share::sum_of_all(model, shares, peers) }
     }
 

@@ -230,12 +230,22 @@ impl Tune {
         let frozen = if self.config.lora.is_some() { base.device_bytes() } else { 0 };
         let [height, width] = self.sizes.buckets.sizes()[0];
         let text: TextEncoderConfig = self.model.part_config(Part::PRIOR_TEXT)?;
+        let updates = &self.config.c.updates;
+        let own = updates.shards / self.session.peers.size();
+        let at_once = updates.at_once(own);
+        // Beside those that are computed, the sum of those before them; or all, where processes exchange them.
+        let shares = match (self.session.peers.size(), at_once < own) {
+            (1, true) => at_once + 1,
+            (1, false) => at_once,
+            _ => own,
+        };
         let work = Work {
             frozen,
             trained,
             cells: height * width,
             tokens: text.max_position_embeddings,
-            batch: self.config.c.updates.batch_size,
+            batch: updates.batch_size / updates.shards * at_once,
+            shares,
         };
         Ok(Memory::count(&self.prior, &work))
     }

@@ -19,6 +19,10 @@ pub struct UpdateConfig {
     /// stays the same up to rounding.
     #[serde(default = "one")]
     pub shards: usize,
+    /// How many of these shares a process computes at a time, at least 1; all of its own if left out. Fewer take less
+    /// memory, which is also called gradient accumulation, and the results have the same bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards_at_once: Option<usize>,
     /// Number of threads that draw, decode and tokenise the next batches; each keeps one that is ready.
     /// Results do not depend on it.
     #[serde(default = "one")]
@@ -140,6 +144,11 @@ pub(super) fn unshifted() -> f32 {
 }
 
 impl UpdateConfig {
+    /// How many of `own` shares a process computes at a time.
+    pub(crate) fn at_once(&self, own: usize) -> usize {
+        self.shards_at_once.unwrap_or(own).min(own)
+    }
+
     /// Checks every value; `part` names the stage.
     pub(super) fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
         at_least_one(part, "steps", self.steps)?;
@@ -147,6 +156,7 @@ impl UpdateConfig {
         at_least_one(part, "data_threads", self.data_threads as u64)?;
         let (batch, shards) = (self.batch_size, self.shards);
         at_least_one(part, "shards", shards as u64)?;
+        at_least_one(part, "shards_at_once", self.shards_at_once.unwrap_or(1) as u64)?;
         for (field, threads) in [("data_threads", self.data_threads), ("shards", shards)] {
             if threads > MAX_THREADS {
                 let expected = format!("at most {MAX_THREADS}");

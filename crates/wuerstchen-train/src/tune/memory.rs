@@ -40,21 +40,23 @@ pub struct Work {
     pub cells: usize,
     /// Tokens of a prompt.
     pub tokens: usize,
-    /// Pictures in an update.
+    /// Pictures whose activations are held at a time.
     pub batch: usize,
+    /// Shares of a batch whose gradients are held at a time.
+    pub shares: usize,
 }
 
 impl Memory {
     /// Counts for a Stage C of these sizes, as the CPU's kernels keep values.
     pub fn count(prior: &PriorConfig, work: &Work) -> Self {
-        let Work { frozen, trained, cells, tokens, batch } = *work;
+        let Work { frozen, trained, cells, tokens, batch, shares } = *work;
         // Two matrices of scores a head: before and behind the softmax.
         let scores = 2 * prior.nhead * cells * (cells + tokens);
         let group = KEPT_FEATURES * cells * prior.c + scores;
         Self {
             frozen,
             trained: F32 * trained,
-            gradients: F32 * trained,
+            gradients: F32 * trained * shares,
             moments: 2 * F32 * trained,
             average: F32 * trained,
             activations: F32 * batch * prior.depth * group,
@@ -104,7 +106,7 @@ mod tests {
             nhead: 24,
             dropout: 0.1,
         };
-        let work = Work { frozen, trained, cells: side * side, tokens: 77, batch };
+        let work = Work { frozen, trained, cells: side * side, tokens: 77, batch, shares: 1 };
         Memory::count(&prior, &work)
     }
 
