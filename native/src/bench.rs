@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use burn::module::Module;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use clap::Args;
+use futures_lite::future::block_on;
 use serde_json::{Value, json};
-use wuerstchen::PartConfig;
+use wuerstchen::speed::{Reach, Work, reach};
 use wuerstchen::text::TokenIds;
+use wuerstchen::{PartConfig, part};
 use wuerstchen_train::config::{StageBModel, TrainConfig, UpdateConfig};
 use wuerstchen_train::corpus::Shapes;
 use wuerstchen_train::shapes::Lesson;
@@ -59,9 +62,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         return Ok(());
     }
     let recipe = Recipe::new(config, shapes_tokenizer())?;
-    let bench = Bench { recipe, device: found.device.clone(), runs: args.runs.get() };
+    let started = Instant::now();
+    let clock = move || started.elapsed().as_secs_f64();
+    let reach = block_on(reach(&found.device, &clock))?;
+    let bench = Bench { recipe, device: found.device.clone(), reach, runs: args.runs.get() };
     let report = json!({
         "device": found.name,
+        "reach": reach,
         "threads": std::thread::available_parallelism().map_or(1, usize::from),
         "model": bench.recipe.config.name,
         "runs": bench.runs,
@@ -74,6 +81,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 struct Bench {
     recipe: Recipe,
     device: Device,
+    reach: Reach,
     runs: usize,
 }
 
@@ -100,44 +108,41 @@ impl Bench {
         let prior_secs = self.time(|| prior.forward(x.clone(), &[0.5], prior_input.clone()));
         let (size, cells) = ([latents; 2], embedding * embedding);
         let decoder_macs = model.decoder.multiply_adds(size, tokens, cells);
-        let decoder_secs = match &model.decoder {
+        let (decoder_params, decoder_secs) = match &model.decoder {
             StageBModel::Latents(config) => {
                 let decoder = config.init(device);
                 let predict =
                     || decoder.forward(z.clone(), &[0.5], x.clone(), decoder_input.clone());
-                self.time(predict)
+                (decoder.num_params(), self.time(predict))
             }
             StageBModel::Tokens(config) => {
                 let (decoder, x) = (config.init(device), x.clone());
                 let z = Tensor::<3, Int>::zeros([1, latents, latents], device);
                 let text = Some(decoder_input.clone());
                 let predict = || decoder.forward(z.clone(), &[0.5], x.clone(), text.clone());
-                self.time(predict)
+                (decoder.num_params(), self.time(predict))
             }
         };
         let vqgan_secs = self.time(|| vqgan.decode(z.clone()));
         let text_secs = self.time(|| encoder.forward(&ids));
-        let line = |stage, input: Vec<usize>, multiply_adds: usize, secs: f64| {
-            json!({"stage": stage, "input": input, "multiply_adds": multiply_adds, "secs": secs,
-                   "gmac_per_sec": multiply_adds as f64 / secs / 1e9})
-        };
-        let text_macs =
-            [self.recipe.prior_text(), self.recipe.decoder_text()].map(|c| c.multiply_adds());
+        let line =
+            |stage, input: Vec<usize>, parameters: usize, multiply_adds: usize, secs: f64| {
+                let work = Work { stage, multiply_adds, weight_bytes: 4 * parameters };
+                json!({"stage": stage, "input": input, "multiply_adds": multiply_adds, "secs": secs,
+                   "gmac_per_sec": multiply_adds as f64 / secs / 1e9,
+                   "weight_gb_per_sec": work.weight_bytes as f64 / secs / 1e9,
+                   "share_of_reach": work.least_secs(&self.reach) / secs})
+            };
+        let text_macs = self.recipe.prior_text().multiply_adds();
+        let prior_macs = model.prior.multiply_adds([embedding; 2], tokens);
+        let vqgan_macs = model.vqgan.decode_multiply_adds([latents; 2]);
+        let (x, z) = (x.dims().to_vec(), z.dims().to_vec());
+        let texts = encoder.num_params();
         json!([
-            line("text", vec![1, tokens], text_macs[0], text_secs),
-            line(
-                "prior",
-                x.dims().to_vec(),
-                model.prior.multiply_adds([embedding; 2], tokens),
-                prior_secs
-            ),
-            line("decoder", z.dims().to_vec(), decoder_macs, decoder_secs),
-            line(
-                "vqgan",
-                z.dims().to_vec(),
-                model.vqgan.decode_multiply_adds([latents; 2]),
-                vqgan_secs
-            ),
+            line(part::Stage::Text, vec![1, tokens], texts, text_macs, text_secs),
+            line(part::Stage::Prior, x, prior.num_params(), prior_macs, prior_secs),
+            line(part::Stage::Decoder, z.clone(), decoder_params, decoder_macs, decoder_secs),
+            line(part::Stage::Vqgan, z, vqgan.num_params(), vqgan_macs, vqgan_secs),
         ])
     }
 

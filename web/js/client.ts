@@ -190,7 +190,8 @@ class Client implements Wuerstchen {
   }
 
   #connect(): void {
-    const { model, lora, device = 'auto', cache, powerPreference, wasmUrl = {} } = this.#options;
+    const { model, lora, device = 'auto', measure = false, wasmUrl = {} } = this.#options;
+    const { cache, powerPreference } = this.#options;
     // What an engine says after it was given up is not heard.
     const ifCurrent =
       <T>(handle: (value: T) => void) =>
@@ -214,6 +215,7 @@ class Client implements Wuerstchen {
           model: toModelSource(model),
           lora: toLoraSources(lora),
           device,
+          measure,
           cache: isCustom ? undefined : cache,
           powerPreference,
           wasmUrl: Object.fromEntries(

@@ -17,6 +17,7 @@ import type {
   DeviceKind,
   LoadEvent,
   LoadOptions,
+  Measured,
   SelfTest,
   Support,
   WasmFile,
@@ -28,6 +29,7 @@ export interface EngineOptions {
   readonly model: ModelSource;
   readonly lora: readonly LoraSource[];
   readonly device: NonNullable<LoadOptions['device']>;
+  readonly measure: boolean;
   readonly cache: Exclude<LoadOptions['cache'], CacheAdapter>;
   readonly powerPreference?: LoadOptions['powerPreference'];
   /** Absolute. */
@@ -91,6 +93,10 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
     const message = `The GPU cannot be used (${asNote(error)}), so the CPU computes.`;
     support = { ...support, device, message };
     tested = await openOn(device, model, options, host);
+  }
+  if (options.measure) {
+    const measured: Measured = JSON.parse(await orCrash(tested.engine.measure()));
+    emit({ type: 'measured', ...measured });
   }
   const { id } = model.manifest;
   await cache.putManifest(

@@ -105,6 +105,20 @@ export interface SelfTest {
   }[];
 }
 
+/** What a device reaches, and what the stages of a model have to do for a picture of its default size. */
+export interface Measured {
+  /** Multiply-adds a second in f32, of a loop that does nothing else. */
+  readonly multiplyAddsPerSec: number;
+  /** Bytes a second that a copy of 64 MiB reads and writes. */
+  readonly bytesPerSec: number;
+  /** For one prediction of one picture; empty for Stable Cascade, which is not counted. */
+  readonly work: readonly {
+    readonly stage: Stage;
+    readonly multiplyAdds: number;
+    readonly weightBytes: number;
+  }[];
+}
+
 export type LoadEvent =
   | {
       readonly type: 'download';
@@ -135,6 +149,8 @@ export type LoadEvent =
     }
   | { readonly type: 'compile'; readonly device: DeviceKind }
   | ({ readonly type: 'selftest' } & SelfTest)
+  /** Only with `measure`. */
+  | ({ readonly type: 'measured' } & Measured)
   | { readonly type: 'ready'; readonly ms: number };
 
 /** Where weights are kept between visits; a custom one may be given. */
@@ -157,6 +173,8 @@ export interface LoadOptions {
   readonly lora?: readonly LoraRef[];
   /** `auto` takes a hardware GPU that works, else the CPU. */
   readonly device?: 'auto' | DeviceKind;
+  /** Also measure what the device reaches, which takes a second or so; a `measured` event tells. */
+  readonly measure?: boolean;
   /** `auto`: OPFS, else the Cache API, else memory. */
   readonly cache?: 'auto' | 'opfs' | 'cache' | 'none' | CacheAdapter;
   /** Ask the browser to keep the cache. */

@@ -38,6 +38,8 @@ export interface Request {
 export interface Engine {
   /** Runs the manifest's golden vectors; JSON of `SelfTest`. */
   selfTest(): Promise<string>;
+  /** JSON of `Measured`. */
+  measure(): Promise<string>;
   /** Makes the changes of all LoRAs, once, after the self-test. */
   applyLoras(): void;
   generate(

@@ -15,6 +15,7 @@ use serde_json::Value;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 use wuerstchen::manifest::Unpacking;
+use wuerstchen::speed::reach;
 use wuerstchen::{
     Checkpoint, Error, Generated as Made, Image, LoadError, Lora, LoraError, LoraFile, Manifest,
     Part, Pipeline, PipelineLoader, Prepared, Progress, Provenance, Stage, Unread, WebBundle,
@@ -43,12 +44,10 @@ fn device() -> Device {
 extern "C" {
     #[wasm_bindgen(js_namespace = console, js_name = error)]
     fn error_to_console(message: &str);
-    #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
     #[wasm_bindgen(js_namespace = performance, js_name = now)]
     fn milliseconds() -> f64;
 }
 
-#[cfg(all(feature = "webgpu", not(feature = "cpu")))]
 fn seconds() -> f64 {
     milliseconds() / 1e3
 }
@@ -147,6 +146,15 @@ impl Engine {
         let test = test.ok_or_else(|| error("integrity", "the model has no golden vectors"))?;
         let report = test.run(&self.pipeline).await.map_err(generate_error)?;
         Ok(serde_json::to_string(&report).expect("numbers and names are JSON"))
+    }
+
+    /// Measures what this device reaches, and counts what a picture takes; JSON.
+    pub async fn measure(&self) -> Result<String, JsValue> {
+        let reach = reach(self.pipeline.device(), &seconds).await.map_err(generate_error)?;
+        let work = self.pipeline.work(&self.bundle.outline()).map_err(generate_error)?;
+        let mut measured = serde_json::to_value(reach).expect("numbers are JSON");
+        measured["work"] = serde_json::to_value(work).expect("numbers and names are JSON");
+        Ok(measured.to_string())
     }
 
     /// Makes the changes of all LoRAs, once, after the self-test.
@@ -308,10 +316,9 @@ impl Generated {
 
     /// All pictures, with the number of the batch and their number in it.
     fn pictures(&self) -> impl Iterator<Item = (&Image, [usize; 2])> {
-        let of = |(batch, made): (usize, &'_ Made)| {
+        self.made.iter().enumerate().flat_map(|(batch, made)| {
             made.images.iter().enumerate().map(move |(i, image)| (image, [batch, i]))
-        };
-        self.made.iter().enumerate().flat_map(of)
+        })
     }
 
     fn add_loras(&self, settings: &mut Value) {

@@ -7,6 +7,7 @@
 #[cfg(feature = "train")]
 mod backward;
 mod functions;
+mod probe;
 mod sums;
 mod values;
 mod window;
@@ -18,6 +19,7 @@ use burn::tensor::DType;
 use burn_flex::FlexTensor;
 
 use self::functions::{exp, normal_cdf, sigmoid};
+pub(crate) use self::probe::{copy, probe_multiply_adds};
 use self::sums::{channel_norms, maximum, mean_norm, row_statistics, sum};
 use self::values::{Values, block, for_each_block};
 use self::window::Window;

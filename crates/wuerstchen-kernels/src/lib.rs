@@ -18,6 +18,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod packed_linear;
 pub mod patches;
+mod probe;
 pub mod silu;
 pub mod softmax;
 #[cfg(feature = "gpu")]
@@ -31,13 +32,11 @@ pub use layer_norm::layer_norm;
 pub use linear::{Epilogue, linear};
 pub use packed_linear::{PackedMatrix, Packing, Planes, packed_linear};
 pub use patches::patches;
+pub use probe::{Probe, probe_copy, probe_multiply_adds};
 pub use silu::silu;
 pub use softmax::softmax;
 #[cfg(feature = "gpu")]
-pub use wgsl::{
-    Probe, Tiling, choose_tiling, chosen_tiling, probe_copy, probe_multiply_adds,
-    runs_on as runs_shaders, shaders,
-};
+pub use wgsl::{Tiling, choose_tiling, chosen_tiling, runs_on as runs_shaders, shaders};
 
 /// All composed twins: the definitions of the kernels.
 pub mod reference {

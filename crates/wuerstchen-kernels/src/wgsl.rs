@@ -18,7 +18,7 @@ use crate::packed_linear::Packing;
 mod probe;
 mod product;
 
-pub use probe::{Probe, probe_copy, probe_multiply_adds};
+pub(crate) use probe::{copy, probe_multiply_adds};
 pub use product::{Tiling, choose_tiling, chosen_tiling};
 
 /// Invocations in a workgroup; every shader names the same number.

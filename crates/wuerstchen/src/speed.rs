@@ -1,22 +1,26 @@
-//! How fast a GPU is, and which way of multiplying suits it.
+//! How fast a device is, and how much work a picture is.
 
 use std::cell::Cell;
 use std::hint::black_box;
 
 use burn::prelude::*;
-use burn::tensor::Distribution;
-use wuerstchen_kernels::linear::{Epilogue, linear};
-use wuerstchen_kernels::{
-    Probe, Tiling, choose_tiling, probe_copy, probe_multiply_adds, runs_shaders,
-};
+use wuerstchen_kernels::{Probe, probe_copy, probe_multiply_adds};
 
+use crate::bundle::ModelFiles;
+use crate::decoder::DecoderConfig;
+use crate::part::{Part, Stage};
 use crate::pipeline::{Error, Pipeline, read};
+use crate::prior::PriorConfig;
+use crate::text::TextEncoderConfig;
+use crate::token_decoder::TokenDecoderConfig;
+use crate::vqgan::VqganConfig;
 
 /// Seconds since any moment.
 pub type Clock<'a> = &'a dyn Fn() -> f64;
 
 /// What a device reaches if it does nothing else.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Reach {
     /// Multiply-adds a second in f32, in registers.
     pub multiply_adds_per_sec: f64,
@@ -27,9 +31,6 @@ pub struct Reach {
 /// Seconds of a measurement: long against the steps of a browser's clock, which are up to a millisecond.
 const LONG: f64 = 0.02;
 
-/// A device that takes longer for the first product of [`Pipeline::choose_tiling`] emulates a GPU on a CPU.
-const SLOW: f64 = 0.05;
-
 /// Measures what a device reaches.
 ///
 /// # Errors
@@ -38,7 +39,7 @@ const SLOW: f64 = 0.05;
 ///
 /// # Panics
 ///
-/// Panics if the device does not run shaders.
+/// As [`probe_multiply_adds`].
 pub async fn reach(device: &Device, clock: Clock<'_>) -> Result<Reach, Error> {
     let per_sec = async |probe: &dyn Fn() -> Probe| {
         let work = Cell::new(0);
@@ -90,65 +91,65 @@ pub async fn seconds_of<const D: usize>(
     Ok(least / f64::from(runs))
 }
 
+/// What a stage has to do at least for one prediction of one picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Work {
+    /// Which stage.
+    pub stage: Stage,
+    /// Of products and convolutions.
+    pub multiply_adds: usize,
+    /// Bytes of the weights as they lie on the device, all of which it reads; but Stage A's encoder, which counts
+    /// too, is not needed for a picture.
+    pub weight_bytes: usize,
+}
+
+impl Work {
+    /// The least seconds that a device takes which reaches so much.
+    pub fn least_secs(&self, reach: &Reach) -> f64 {
+        let arithmetic = self.multiply_adds as f64 / reach.multiply_adds_per_sec;
+        arithmetic.max(self.weight_bytes as f64 / reach.bytes_per_sec)
+    }
+}
+
 impl Pipeline {
-    /// Times the sizes of tiles for the model's largest product, and makes the device use the faster one for
-    /// all products from then on. A software GPU gets no tiles. `None` where the device has no shaders, or the
-    /// model no product that is large enough, or its stages are on the device only while they work.
+    /// The work of each stage for a picture of the model's default size; `files` are those of the same model.
+    /// Nothing of Stable Cascade, which is not counted.
     ///
     /// # Errors
     ///
-    /// The device failed.
-    pub async fn choose_tiling(&self, clock: Clock<'_>) -> Result<Option<Tiling>, Error> {
-        if !runs_shaders(self.device()) {
-            return Ok(None);
+    /// A config does not fit.
+    pub fn work(&self, files: &ModelFiles) -> Result<Vec<Work>, Error> {
+        let (family, defaults) = (files.family(), &self.card.defaults);
+        if family.prior() == Part::CASCADE_PRIOR {
+            return Ok(Vec::new());
         }
-        let Some([rows, outputs, columns]) = self.largest_product() else { return Ok(None) };
-        if Tiling::of_size(rows, outputs) == Tiling::Direct {
-            return Ok(None);
-        }
-        let product = |[rows, outputs, columns]: [usize; 3]| {
-            let random = |shape: [usize; 2]| {
-                Tensor::<2>::random(shape, Distribution::Default, self.device())
-            };
-            let (x, weight) = (random([rows, columns]), random([columns, outputs]));
-            move || linear(x.clone(), weight.clone(), Epilogue::new(None))
+        let (embedding, latents) = self.sizes(defaults.height, defaults.width)?;
+        let texts = [family.decoder_text, Some(family.prior_text)].into_iter().flatten();
+        let config = |part: Part| Ok((part, files.part_config::<TextEncoderConfig>(part)?));
+        let texts = texts.map(config).collect::<Result<Vec<_>, Error>>()?;
+        let of_text = |(_, config): &(Part, TextEncoderConfig)| config.multiply_adds();
+        let tokens = texts.last().map_or(0, |(_, config)| config.max_position_embeddings);
+        let prior: PriorConfig = files.part_config(family.prior())?;
+        let cells = embedding[0] * embedding[1];
+        let decoder = if family.decoder() == Part::V1_DECODER {
+            let config: TokenDecoderConfig = files.part_config(family.decoder())?;
+            config.multiply_adds(latents, cells + tokens)
+        } else {
+            let config: DecoderConfig = files.part_config(family.decoder())?;
+            let tokens = texts[0].1.max_position_embeddings;
+            config.multiply_adds(latents, tokens)
         };
-        let small = product([256, 512, 512]);
-        choose_tiling(self.device(), Some(Tiling::Direct));
-        let mut fastest = (seconds_of(&small, clock).await?, Tiling::Direct);
-        if fastest.0 < SLOW {
-            let product = product([rows, outputs, columns]);
-            fastest.0 = f64::INFINITY;
-            for tiling in [Tiling::Small, Tiling::Large] {
-                choose_tiling(self.device(), Some(tiling));
-                let secs = seconds_of(&product, clock).await?;
-                if secs < fastest.0 {
-                    fastest = (secs, tiling);
-                }
-            }
-        }
-        choose_tiling(self.device(), Some(fastest.1));
-        Ok(Some(fastest.1))
-    }
-
-    /// Rows, outputs and columns of the product that takes most multiply-adds for a picture of the model's
-    /// default size: the first layer of a channel MLP. `None` where a stage is on the device only while it works.
-    fn largest_product(&self) -> Option<[usize; 3]> {
-        if !self.is_resident() {
-            return None;
-        }
-        let defaults = &self.card.defaults;
-        let (embedding, latents) = self.sizes(defaults.height, defaults.width).ok()?;
-        // Stage C is guided: two predictions at a time.
-        let prior = self.prior.denoiser.get().ok()?.levels();
-        let decoder = self.decoder.levels().ok()?;
-        let mut products = Vec::new();
-        for (levels, [height, width], batch) in [(prior, embedding, 2), (decoder, latents, 1)] {
-            for (downscale, channels) in levels {
-                let rows = batch * (height / downscale) * (width / downscale);
-                products.push([rows, 4 * channels, channels]);
-            }
-        }
-        products.into_iter().max_by_key(|sides| sides.iter().product::<usize>())
+        let vqgan: VqganConfig = files.part_config(family.vqgan)?;
+        let bytes =
+            |part: Part| files.weights.get(&part).map_or(0, |weights| weights.device_bytes());
+        let work = |stage, multiply_adds, weight_bytes| Work { stage, multiply_adds, weight_bytes };
+        let text_bytes = texts.iter().map(|(part, _)| bytes(*part)).sum();
+        Ok(vec![
+            work(Stage::Text, texts.iter().map(of_text).sum(), text_bytes),
+            work(Stage::Prior, prior.multiply_adds(embedding, tokens), bytes(family.prior())),
+            work(Stage::Decoder, decoder, bytes(family.decoder())),
+            work(Stage::Vqgan, vqgan.decode_multiply_adds(latents), bytes(family.vqgan)),
+        ])
     }
 }

@@ -1,6 +1,6 @@
 // `?benchmark`: times a load and some pictures, as JSON.
 
-import type { GenerateResult, LoadOptions, Stage } from 'wuerstchen-web';
+import type { GenerateResult, LoadEvent, LoadOptions, Measured, Stage } from 'wuerstchen-web';
 import { load } from 'wuerstchen-web';
 import { element } from './dom';
 import { STAGES } from './progress';
@@ -14,7 +14,7 @@ declare global {
 const WARM_PICTURES = 5;
 const PROMPT = 'a red apple on a blue background';
 
-/** Loads without any cache, makes one picture and then five more, and shows the times. */
+/** Loads without any cache, makes one picture and then five more, and shows the times beside what the device reaches. */
 export async function runBenchmark(
   options: Pick<LoadOptions, 'model' | 'device'>,
   onPicture: (done: number, of: number) => void,
@@ -24,8 +24,14 @@ export async function runBenchmark(
   section.scrollIntoView();
 
   const start = performance.now();
-  await using engine = await load({ ...options, cache: 'none' });
-  const loadMs = performance.now() - start;
+  let measured: Measured | undefined;
+  let loadMs = NaN;
+  const onProgress = (event: LoadEvent) => {
+    // The device is measured after that.
+    if (event.type === 'selftest') loadMs = performance.now() - start;
+    if (event.type === 'measured') measured = event;
+  };
+  await using engine = await load({ ...options, cache: 'none', measure: true, onProgress });
 
   const results: GenerateResult[] = [];
   for (let picture = 0; picture <= WARM_PICTURES; picture++) {
@@ -34,12 +40,24 @@ export async function runBenchmark(
   }
   const [first, ...warm] = results;
 
-  const { priorSteps, decoderSteps, width, height } = engine.info.defaults;
+  const { defaults } = engine.info;
+  const { priorSteps, decoderSteps, width, height } = defaults;
   const steps: Partial<Record<Stage, number>> = { prior: priorSteps, decoder: decoderSteps };
+  const scales: Partial<Record<Stage, number>> = {
+    text: defaults.priorGuidanceScale,
+    prior: defaults.priorGuidanceScale,
+    decoder: defaults.decoderGuidanceScale,
+  };
   const stages = STAGES.map((stage) => {
     const ms = median(warm.map(({ timings }) => timings[stage]));
-    const count = steps[stage];
-    return [stage, count === undefined ? { ms } : { ms, steps: count, msPerStep: ms / count }];
+    const count = steps[stage] ?? 1;
+    // Guidance takes a second prediction.
+    const predictions = count * ((scales[stage] ?? 0) > 1 ? 2 : 1);
+    const work = measured?.work.find((work) => work.stage === stage);
+    return [
+      stage,
+      { ms, steps: count, msPerStep: ms / count, ...reached(work, predictions, count, ms) },
+    ];
   });
   window.benchmarkResult = {
     model: engine.info.id,
@@ -49,6 +67,10 @@ export async function runBenchmark(
     adapter: engine.support.adapter ?? null,
     userAgent: navigator.userAgent,
     selfTestMaxError: engine.selfTest.maxError,
+    reach: measured && {
+      multiplyAddsPerSec: measured.multiplyAddsPerSec,
+      bytesPerSec: measured.bytesPerSec,
+    },
     loadMs,
     first: first?.timings,
     warm: warm.map(({ timings }) => timings),
@@ -59,6 +81,21 @@ export async function runBenchmark(
   };
   const json = JSON.stringify(window.benchmarkResult, null, 2);
   element('benchmark-result', HTMLPreElement).textContent = json;
+}
+
+/** What a stage reached: multiply-adds, and bytes of weights, which every step reads once. */
+function reached(
+  work: Measured['work'][number] | undefined,
+  predictions: number,
+  steps: number,
+  ms: number,
+) {
+  if (!work) return {};
+  const { multiplyAdds, weightBytes } = work;
+  return {
+    multiplyAddsPerSec: (multiplyAdds * predictions * 1000) / ms,
+    weightBytesPerSec: (weightBytes * steps * 1000) / ms,
+  };
 }
 
 function median(values: readonly number[]): number {

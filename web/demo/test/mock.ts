@@ -154,6 +154,10 @@ export async function load(options: LoadOptions): Promise<Wuerstchen> {
     checks: [{ name: 'prior', relative: 3.1e-6, bound: 1e-4, ok: true }],
   };
   onProgress?.({ type: 'selftest', ...selfTest });
+  if (options.measure) {
+    const work = [{ stage: 'prior', multiplyAdds: 3e6, weightBytes: 1e6 } as const];
+    onProgress?.({ type: 'measured', multiplyAddsPerSec: 1e9, bytesPerSec: 1e9, work });
+  }
   if (options.cache !== 'none') localStorage.setItem(STORED, String(BYTES));
   const events = new EventTarget();
   const engine = {

@@ -342,11 +342,15 @@ test('the benchmark states every stage', async () => {
   await page.waitForFunction(() => window.benchmarkResult !== undefined);
   const result = (await page.evaluate(() => window.benchmarkResult)) as {
     warm: unknown[];
-    warmMedian: { stages: { prior: { ms: number; steps: number; msPerStep: number } } };
+    reach: { multiplyAddsPerSec: number };
+    warmMedian: { stages: { prior: Record<string, number> } };
   };
   assert.equal(result.warm.length, 5);
-  const { ms, steps, msPerStep } = result.warmMedian.stages.prior;
+  assert.equal(result.reach.multiplyAddsPerSec, 1e9);
+  const { ms = NaN, steps = NaN, msPerStep, multiplyAddsPerSec } = result.warmMedian.stages.prior;
   assert.equal(msPerStep, ms / steps);
+  // Guided: two predictions a step.
+  assert.equal(multiplyAddsPerSec, (2 * 3e6 * steps * 1000) / ms);
 });
 
 test('a phone shows everything without scrolling sideways', async () => {

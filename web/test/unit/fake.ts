@@ -187,6 +187,7 @@ export class FakeModel {
       finish(): Engine {
         return {
           selfTest: async () => model.#selfTest(),
+          measure: async () => '{"multiplyAddsPerSec":1e9,"bytesPerSec":2e9,"work":[]}',
           applyLoras: () => {
             model.appliedLoras += 1;
           },

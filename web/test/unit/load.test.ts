@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { WuerstchenError } from '../../js/errors.js';
-import type { LoadEvent } from '../../js/types.js';
+import type { LoadEvent, Measured } from '../../js/types.js';
 import {
   CONTENTS,
   deferred,
@@ -71,6 +71,19 @@ test('what is stored is not fetched again, and works without a network', async (
   await using engine = await world.load();
   assert.equal(world.server.shardRequests, 2);
   assert.equal(engine.info.id, 'fake-1234');
+});
+
+test('what the device reaches is measured where it is asked for', async () => {
+  const world = new World();
+  const measured: unknown[] = [];
+  const onProgress = (event: LoadEvent) => event.type === 'measured' && measured.push(event);
+  await (await world.load({ onProgress })).dispose();
+  assert.deepEqual(measured, []);
+  await (await world.load({ onProgress, measure: true })).dispose();
+  const work: Measured['work'] = [];
+  assert.deepEqual(measured, [
+    { type: 'measured', multiplyAddsPerSec: 1e9, bytesPerSec: 2e9, work },
+  ]);
 });
 
 test('a damaged cache entry is fetched anew and replaced', async () => {
