@@ -3,7 +3,7 @@
 # software one if need be), documentation, the browser package and its tests. Installs what it needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-step() { printf '\n== %s\n' "$*"; }
+step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
 step "install what is missing"
 if [ -z "${WUERSTCHEN_GPU_TESTS:-}" ] && ! ls /usr/share/vulkan/icd.d/*.json >/dev/null 2>&1; then

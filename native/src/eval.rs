@@ -19,6 +19,7 @@ use wuerstchen_train::eval::{
 
 use crate::art::read_art;
 use crate::devices::{Choice, choose};
+use crate::generate::tell_of_prompt;
 use crate::print;
 
 /// Arguments of `wuerstchen eval`.
@@ -60,6 +61,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let compressor = config.load(files.weights(family.compressor)?, &device)?;
     let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
     let settings = args.options.resolve(&pipeline.card.defaults)?;
+    tell_of_prompt(&pipeline, &settings.negative_prompt, settings.prompt_syntax)?;
     let ([_, columns], _) =
         pipeline.sizes(settings.height, settings.width).map_err(wuerstchen::Error::from)?;
     let ceiling = Ceiling {

@@ -60,6 +60,7 @@ enum Command {
     /// Turn published weights into a model of one folder
     Import(import::ImportArgs),
     /// Show what the stages keep of a picture, by a model with the semantic compressor
+    #[command(mut_args(reconstruct::hide_unused))]
     Reconstruct(reconstruct::ReconstructArgs),
     /// Tell how a picture was made, or what is in a model
     Inspect(inspect::InspectArgs),

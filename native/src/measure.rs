@@ -47,7 +47,8 @@ enum Stage {
 pub(crate) fn run(args: &StageArgs, found: &Found, runs: usize) -> Result<bool> {
     let (Some(stage), Some(inputs)) = (args.stage, &args.inputs) else { return Ok(false) };
     let device = &found.device;
-    let inputs = Checkpoint::parse("inputs", open(inputs)?)?;
+    let path = inputs.display().to_string();
+    let inputs = Checkpoint::parse(&path, open(inputs)?)?;
     let started = Instant::now();
     let name = match stage {
         Stage::Prior => "prior",
@@ -55,7 +56,7 @@ pub(crate) fn run(args: &StageArgs, found: &Found, runs: usize) -> Result<bool> 
         Stage::Vqgan => "vqgan",
     };
     let files = files::read_model(args.model.as_deref())?;
-    let inputs = inputs.under(&format!("{name}/"));
+    let inputs = inputs.under(&format!("{name}/")).named(&format!("{path}, {name}/"));
     let family = files.family();
     let predict = if family.prior() == Part::CASCADE_PRIOR {
         cascade_predictor(stage, &files, &inputs, device)?

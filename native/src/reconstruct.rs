@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
-use clap::Args;
+use clap::{Arg, Args};
 use futures_lite::future::block_on;
 use serde::Serialize;
 use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Settings};
@@ -81,19 +81,30 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     ))
 }
 
-/// Fails at options that change nothing here: the image embedding is the picture's own, so that Stage C does not run.
+/// Options that change nothing here, and whether they are given: the image embedding is the picture's own, so that Stage C
+/// does not run.
+fn unused(options: &GenerateOptions) -> [(&'static str, bool); 6] {
+    [
+        ("count", options.count.is_some()),
+        ("prior_steps", options.prior_steps.is_some()),
+        ("prior_guidance_scale", options.prior_guidance_scale.is_some()),
+        ("timesteps", options.timesteps.is_some()),
+        ("prior_shift", options.prior_shift.is_some()),
+        ("strength", options.strength.is_some()),
+    ]
+}
+
+/// Leaves options that change nothing out of the help.
+pub(crate) fn hide_unused(arg: Arg) -> Arg {
+    let is_unused = unused(&GenerateOptions::default()).iter().any(|(id, _)| arg.get_id() == id);
+    if is_unused { arg.hide(true) } else { arg }
+}
+
 fn refuse_unused(options: &GenerateOptions) -> Result<()> {
-    let given = [
-        ("--count", options.count.is_some()),
-        ("--prior-steps", options.prior_steps.is_some()),
-        ("--prior-guidance-scale", options.prior_guidance_scale.is_some()),
-        ("--timesteps", options.timesteps.is_some()),
-        ("--prior-shift", options.prior_shift.is_some()),
-        ("--strength", options.strength.is_some()),
-    ];
-    let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given) else {
+    let Some((option, _)) = unused(options).into_iter().find(|(_, is_given)| *is_given) else {
         return Ok(());
     };
+    let option = format!("--{}", option.replace('_', "-"));
     let reason =
         "reconstruct makes one picture, and the image embedding is that of the picture itself";
     Err(usage(&anyhow!("{option} changes nothing here: {reason}")))

@@ -155,6 +155,8 @@ pub enum FileType {
     WebPage,
     /// JSON.
     Json,
+    /// A picture.
+    Picture,
 }
 
 impl FileType {
@@ -169,6 +171,10 @@ impl FileType {
         }
         if start.starts_with(b"PK\x03\x04") || matches!(start, [0x80, 2..=5, ..]) {
             return Some(Self::Pytorch);
+        }
+        let pictures: [&[u8]; 4] = [b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF"];
+        if pictures.iter().any(|picture| start.starts_with(picture)) {
+            return Some(Self::Picture);
         }
         let text = start.trim_ascii_start().to_ascii_lowercase();
         let begins = |with: &[u8]| text.starts_with(with);
@@ -191,6 +197,7 @@ impl FileType {
             Self::LfsPointer => "a pointer of Git LFS, whose file `git lfs pull` fetches",
             Self::WebPage => "a web page",
             Self::Json => "JSON",
+            Self::Picture => "a picture",
         }
     }
 }
@@ -304,14 +311,22 @@ impl Checkpoint {
     ///
     /// Two of them have a tensor of the same name.
     pub fn join(part: &str, shards: &[Self]) -> Result<Self, LoadError> {
-        let mut tensors = BTreeMap::new();
-        for (name, entry) in shards.iter().flat_map(|shard| &shard.tensors) {
-            if tensors.insert(name.clone(), entry.clone()).is_some() {
-                let reason = format!("two of its files have a tensor {name:?}");
-                return Err(LoadError::Format { part: part.into(), reason });
+        let mut all = Self::empty(part);
+        let mut places: BTreeMap<&str, &str> = BTreeMap::new();
+        for shard in shards {
+            for (name, entry) in &shard.tensors {
+                if let Some(first) = places.insert(name, &shard.part) {
+                    let files = [first, &shard.part].map(str::to_owned);
+                    return Err(LoadError::Doubled {
+                        part: part.into(),
+                        name: name.clone(),
+                        files,
+                    });
+                }
+                all.tensors.insert(name.clone(), entry.clone());
             }
         }
-        Ok(Self { part: part.into(), tensors })
+        Ok(all)
     }
 
     /// What errors call these weights.
@@ -623,6 +638,7 @@ mod tests {
             ("\n<!DOCTYPE html><html>", "a web page"),
             (r#"{"error": "not found"}"#, "JSON"),
             ("PK\x03\x04\0\0\x08\x08\0\0\0\0", "a file of PyTorch"),
+            ("GIF89a\0\0\0\0\0\0", "a picture"),
         ] {
             let error = refusal(start.into());
             assert!(error.starts_with("file: not a safetensors file: it is "), "{error}");

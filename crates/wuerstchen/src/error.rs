@@ -15,6 +15,24 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
+    /// Files that were to make up one checkpoint have a tensor in common.
+    #[error("{part}: expected the files of one checkpoint, but {} and {} both have a tensor {name:?}", files[0], files[1])]
+    Doubled {
+        /// Which weights.
+        part: String,
+        /// Name of the tensor.
+        name: String,
+        /// Two files that have it.
+        files: [String; 2],
+    },
+    /// Parts that a picture needs are not there.
+    #[error("the model lacks {}, which pictures need; it has {}", missing.join(", "), found.join(", "))]
+    Incomplete {
+        /// Their folders.
+        missing: Vec<String>,
+        /// The folders of the parts that are there.
+        found: Vec<String>,
+    },
     /// A safetensors file is of other weights than a whole model's.
     #[error("{name}: it holds no whole model")]
     NoModel {

@@ -71,7 +71,6 @@ pub mod resize;
 pub mod sampler;
 pub mod schedule;
 pub mod self_test;
-#[cfg(feature = "gpu")]
 pub mod speed;
 pub mod stored;
 pub mod text;

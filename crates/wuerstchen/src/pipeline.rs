@@ -9,6 +9,8 @@ mod sampling;
 mod sources;
 mod stages;
 mod text;
+#[cfg(feature = "gpu")]
+mod tiling;
 mod tokens;
 
 use std::ops::ControlFlow;
@@ -38,7 +40,7 @@ use crate::family::{Family, SizeRule};
 use crate::image::Image;
 use crate::options::{GenerateOptions, OptionsError, PromptSyntax, Settings};
 use crate::origin::Batch;
-use crate::part::Stage;
+use crate::part::{Part, Stage};
 use crate::previewer::Previewer;
 use crate::residency::{Residency, Slot};
 use crate::sampler::Known;
@@ -110,8 +112,14 @@ impl Pipeline {
         device: &Device,
         residency: Residency,
     ) -> Result<Self, LoadError> {
-        let mut loader = PipelineLoader::new(files, device)?;
         let family = files.family();
+        let missing = family.needed().filter(|part| !files.weights.contains_key(part));
+        let missing: Vec<_> = missing.map(|part| part.to_string()).collect();
+        if !missing.is_empty() {
+            let found = files.weights.keys().map(Part::to_string).collect();
+            return Err(LoadError::Incomplete { missing, found });
+        }
+        let mut loader = PipelineLoader::new(files, device)?;
         let parts = family.needed().filter_map(|part| files.weights.get(&part));
         let per_stage = residency.is_per_stage(parts.map(Checkpoint::device_bytes).sum());
         for part in family.needed() {
