@@ -137,6 +137,9 @@ fn a_bundle_for_the_browser_makes_the_same_picture() {
     arguments.extend(small.into_iter().chain(["-o", &path]));
     let exported = wuerstchen(&arguments);
     assert!(exported.status.success(), "{}", text(&exported.stderr));
+    let manifest = fs::read(output.join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["picturePrompts"], true);
     let told = run(&["inspect", &path, "--json"]);
     let parts: Vec<&str> = told["parts"].as_object().unwrap().keys().map(String::as_str).collect();
     assert!(!parts.contains(&"stable-cascade/text_encoder"), "{parts:?}");

@@ -242,6 +242,7 @@ fn an_export_tells_its_plan() {
     assert_eq!(code, Some(4), "{refused}");
     assert!(refused.contains("model holds a model already: name another folder"), "{refused}");
     assert_eq!(json("manifest.json")["selfTest"], true);
+    assert_eq!(json("manifest.json").get("picturePrompts"), None);
     let contents = json("contents.json");
     assert_eq!(contents["selfTest"]["options"]["width"], 128);
     assert_eq!(contents["preview"]["weights"].as_array().map(Vec::len), Some(3));
