@@ -66,7 +66,8 @@ impl Pipeline {
                 let image_embedding = Some(image_embedding);
                 let condition = Condition { text, pictures: None, image_embedding };
                 let prepared = denoiser.prepare(condition, latent_size);
-                let predict = |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut &watch);
+                let predict =
+                    |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut &watch);
                 let x = rng.normal_tensor([1, stage.channels, rows, columns], device);
                 let noise = &mut |shape| rng.normal_tensor(shape, device);
                 let times = unguided(settings.decoder_sampling());

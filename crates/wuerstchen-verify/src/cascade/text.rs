@@ -43,7 +43,10 @@ pub(super) fn changed_encoder(
         .chunks(length)
         .map(|ids| {
             let end = ids.iter().position(|&id| id == config.eos_token_id).unwrap_or(length);
-            TokenIds { ids: ids.to_vec(), attended: (0..length).map(|place| place <= end).collect() }
+            TokenIds {
+                ids: ids.to_vec(),
+                attended: (0..length).map(|place| place <= end).collect(),
+            }
         })
         .collect();
     let embedding = model.forward(&prompts);
