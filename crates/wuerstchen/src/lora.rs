@@ -1,7 +1,7 @@
 //! Low-rank changes of a model's linear layers (LoRA), read from the files that trainers write.
 //!
-//! A change of a layer is `W + weight·alpha/rank·B·A`; some files also add to embeddings of tokens. All is added to the weights as they are read,
-//! so that a changed model runs as fast as any other.
+//! A change of a layer is `W + weight·alpha/rank·B·A`; some files also add to embeddings of tokens. Everything is
+//! added to the weights as they are read, so that a changed model runs as fast as any other.
 
 mod method;
 mod names;

@@ -60,7 +60,7 @@ pub(super) fn read(
     }
     let unknown = numbers.len() - rows.numbers.len();
     let left_out = (unknown > 0).then(|| {
-        format!("{unknown} tokens are left out that the model does not have: the file has no words of them")
+        format!("{unknown} of its tokens are left out: the model lacks them, and the file lacks their words")
     });
     Ok(((!rows.numbers.is_empty()).then_some(rows), left_out))
 }
@@ -101,7 +101,7 @@ mod tests {
         let mut table = [1.0; 6];
         rows.unwrap().add_to(&mut table);
         assert_eq!(table, [1.0, 1.0, 2.0, 3.0, 1.0, 1.0]);
-        assert!(left_out.unwrap().starts_with("1 tokens are left out"));
+        assert!(left_out.unwrap().starts_with("1 of its tokens are left out"));
         assert_eq!(differences, Differences::default());
     }
 
