@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use wuerstchen::fs::{Found, open_lora, read, read_text, with_extension};
-use wuerstchen::import::recognise;
 use wuerstchen::{Checkpoint, Family, LoadError, LoraFile, Manifest, ModelFiles, Part};
-use wuerstchen_verify::Goldens;
+use wuerstchen_verify::{Goldens, original_weights};
 
 /// The model that runs where none is named, as `wuerstchen export web --dtype i8` has written it: in one shard.
 const MANIFEST: &str = include_str!("../../models/emoji/manifest.json");
@@ -62,14 +61,13 @@ pub(crate) fn read_originals(folder: &Path, family: &Family) -> Result<BTreeMap<
         found.add(&path)?;
     }
     let mut weights = found.finish()?.weights;
+    let mut files = Vec::new();
     for path in with_extension(&folder, "safetensors")? {
         let name = path.display().to_string();
-        let original = Checkpoint::parse(&name, Arc::new(read(&path)?))?.from_original();
-        let mut parts = recognise(&original).into_iter();
-        // Files of other things than parts are none of these.
-        if let Some(part) = parts.find(|part| family.parts.contains(part)) {
-            weights.entry(part).or_insert(original);
-        }
+        files.push(Checkpoint::parse(&name, Arc::new(read(&path)?))?);
+    }
+    for (part, original) in original_weights(family, files) {
+        weights.entry(part).or_insert(original);
     }
     Ok(weights)
 }

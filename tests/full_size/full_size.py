@@ -1,17 +1,20 @@
-"""Würstchen at its published size, with random weights: made, run in PyTorch, compared.
+"""Würstchen at its published sizes, with random weights: made, run in PyTorch, compared.
 
 The published weights are 12 GB; these stand in for them, in the same layout and with outputs of
 order 1. Needs 24 GB of memory, 15 GB of disk (for f32), and
 
     pip install torch==2.5.1 diffusers==0.32.2 transformers==4.47.1 safetensors numpy
 
-    python tests/full_size/full_size.py make DIR [--dtype f32|f16] [--parts prior ...] [--original]
+    python tests/full_size/full_size.py make DIR [--version v2|cascade|cascade-large]
+        [--dtype f32|f16|bf16] [--parts prior ...] [--original]
     python tests/full_size/full_size.py compare DIR --program target/release/wuerstchen
+        [--version v2|cascade|cascade-large] [--turns 1]
 
-`make` writes a model folder, `--original` the authors' .pt files beside it. `compare` times one
-prediction of Stage C (24x24, 77 tokens, guided), one of Stage B (256x256 latents) and Stage A's
-decoding to 1024 px on two threads, in PyTorch and in `wuerstchen bench`, one after the other, and
-prints times, peak memory, their ratios and the relative error between both as JSON.
+`make` writes a model folder, `--original` the authors' .pt files of v2 beside it. The two sizes of Stable
+Cascade differ in the prior and the decoder alone. `compare` times one prediction of Stage C (24x24, 77 tokens,
+guided), one of Stage B (256x256 latents) and Stage A's decoding to 1024 px on two threads, in PyTorch and in
+`wuerstchen bench`, one after the other, as often as `--turns` says, and prints the shortest times, peak
+memory, their ratios and the relative error between both as JSON.
 """
 
 import argparse
@@ -27,14 +30,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 SEED = 20230601
-# Folder of every part, and the name of its file.
-PARTS = {
-    "prior": ("wuerstchen-prior/prior", "diffusion_pytorch_model"),
-    "prior_text": ("wuerstchen-prior/text_encoder", "model"),
-    "decoder": ("wuerstchen/decoder", "diffusion_pytorch_model"),
-    "decoder_text": ("wuerstchen/text_encoder", "model"),
-    "vqgan": ("wuerstchen/vqgan", "diffusion_pytorch_model"),
-    "compressor": ("effnet", "diffusion_pytorch_model"),
+CASCADE = {
+    "prior": ("stable-cascade-prior/prior", "diffusion_pytorch_model"),
+    "text": ("stable-cascade-prior/text_encoder", "model"),
+    "image_encoder": ("stable-cascade-prior/image_encoder", "model"),
+    "decoder": ("stable-cascade/decoder", "diffusion_pytorch_model"),
+    "vqgan": ("stable-cascade/vqgan", "diffusion_pytorch_model"),
+    "compressor": ("effnet_encoder", "diffusion_pytorch_model"),
+    "previewer": ("previewer", "diffusion_pytorch_model"),
+}
+# Of every version the parts, their folders and the names of their files.
+VERSIONS = {
+    "v2": {
+        "prior": ("wuerstchen-prior/prior", "diffusion_pytorch_model"),
+        "prior_text": ("wuerstchen-prior/text_encoder", "model"),
+        "decoder": ("wuerstchen/decoder", "diffusion_pytorch_model"),
+        "decoder_text": ("wuerstchen/text_encoder", "model"),
+        "vqgan": ("wuerstchen/vqgan", "diffusion_pytorch_model"),
+        "compressor": ("effnet", "diffusion_pytorch_model"),
+    },
+    "cascade": CASCADE,
+    "cascade-large": CASCADE,
 }
 
 
@@ -47,8 +63,10 @@ def clip(width, layers, heads):
     ))
 
 
-def model(part):
+def model(version, part):
     """The module of a part, on whatever device is the default."""
+    if version != "v2":
+        return cascade_model(version, part)
     from diffusers.pipelines.wuerstchen import PaellaVQModel, WuerstchenDiffNeXt, WuerstchenPrior
 
     if part == "prior":
@@ -61,11 +79,91 @@ def model(part):
         return clip(1280, 32, 20)
     if part == "decoder_text":
         return clip(1024, 24, 16)
-    return compressor()
+    return compressor(affine=True)
 
 
-def compressor():
-    """EfficientNetV2-S features and the mapper, under torchvision's names."""
+def cascade_model(version, part):
+    from diffusers.pipelines.wuerstchen import PaellaVQModel
+    from transformers import (
+        CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection,
+    )
+
+    large = version == "cascade-large"
+    if part == "prior":
+        return cascade_prior(2048, 32, (8, 24)) if large else cascade_prior(1536, 24, (4, 12))
+    if part == "decoder" and large:
+        return cascade_decoder((320, 640, 1280, 1280), (0, 0, 20, 20), (2, 6, 28, 6), (3, 3, 2, 2))
+    if part == "decoder":
+        return cascade_decoder((320, 576, 1152, 1152), (0, 9, 18, 18), (2, 4, 14, 4), (2, 2, 2, 2))
+    if part == "text":
+        return CLIPTextModelWithProjection(CLIPTextConfig(
+            vocab_size=49408, hidden_size=1280, intermediate_size=5120, hidden_act="gelu",
+            num_hidden_layers=32, num_attention_heads=20, max_position_embeddings=77,
+            projection_dim=1280, eos_token_id=49407,
+        ))
+    if part == "image_encoder":
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+            image_size=224, patch_size=14, projection_dim=768, hidden_act="quick_gelu",
+        ))
+    if part == "vqgan":
+        return PaellaVQModel()
+    if part == "compressor":
+        return compressor(affine=False)
+    return previewer()
+
+
+CASCADE_BLOCKS = ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock")
+
+
+def cascade_prior(width, heads, layers):
+    from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
+
+    return StableCascadeUNet(
+        in_channels=16, out_channels=16, patch_size=1, conditioning_dim=width,
+        block_out_channels=(width, width), num_attention_heads=(heads, heads),
+        down_num_layers_per_block=layers, up_num_layers_per_block=layers[::-1],
+        block_types_per_layer=(CASCADE_BLOCKS, CASCADE_BLOCKS), clip_text_in_channels=1280,
+        clip_text_pooled_in_channels=1280, clip_image_in_channels=768,
+        timestep_conditioning_type=("sca", "crp"), switch_level=(False,),
+    )
+
+
+def cascade_decoder(widths, heads, layers, repeats):
+    from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
+
+    # Attention at the two coarsest levels alone, whatever the heads of the others are.
+    blocks = (CASCADE_BLOCKS[:2], CASCADE_BLOCKS[:2], CASCADE_BLOCKS, CASCADE_BLOCKS)
+    return StableCascadeUNet(
+        in_channels=4, out_channels=4, patch_size=2, conditioning_dim=1280,
+        block_out_channels=widths, num_attention_heads=heads,
+        down_num_layers_per_block=layers, up_num_layers_per_block=layers[::-1],
+        down_blocks_repeat_mappers=(1, 1, 1, 1), up_blocks_repeat_mappers=repeats,
+        block_types_per_layer=blocks, clip_text_pooled_in_channels=1280, effnet_in_channels=16,
+        pixel_mapper_in_channels=3, dropout=(0, 0, 0.1, 0.1), timestep_conditioning_type=("sca",),
+    )
+
+
+def previewer():
+    """Image embeddings to small pictures, under the authors' names."""
+    from torch import nn
+
+    def stage(i, o, kernel=3):
+        return [nn.Conv2d(i, o, kernel, padding=kernel // 2), nn.GELU(), nn.BatchNorm2d(o)]
+
+    def double(i, o):
+        return [nn.ConvTranspose2d(i, o, 2, 2), nn.GELU(), nn.BatchNorm2d(o)]
+
+    whole = nn.Module()
+    whole.blocks = nn.Sequential(
+        *stage(16, 512, 1), *stage(512, 512), *double(512, 256), *stage(256, 256), *double(256, 128),
+        *stage(128, 128), *double(128, 128), *stage(128, 128), nn.Conv2d(128, 3, 1),
+    )
+    return whole
+
+
+def compressor(affine):
+    """EfficientNetV2-S features and the mapper, under torchvision's names; v2's mapper ends in an affine norm."""
     from torch import nn
 
     def conv_norm(i, o, k, stride=1, groups=1, act=True):
@@ -103,15 +201,15 @@ def compressor():
     layers.append(conv_norm(width, 1280, 1))
     whole = nn.Module()
     whole.backbone = nn.Sequential(*layers)
-    whole.mapper = nn.Sequential(nn.Conv2d(1280, 16, 1, bias=False), nn.BatchNorm2d(16))
+    whole.mapper = nn.Sequential(nn.Conv2d(1280, 16, 1, bias=False), nn.BatchNorm2d(16, affine=affine))
     return whole
 
 
-def random_weights(part):
+def random_weights(version, part):
     """Weights of order 1/sqrt(inputs), drawn by the names' order from one seed."""
     with torch.device("meta"):
-        shapes = {k: (v.shape, v.dtype) for k, v in model(part).state_dict().items()}
-    generator = torch.Generator().manual_seed(SEED + list(PARTS).index(part))
+        shapes = {k: (v.shape, v.dtype) for k, v in model(version, part).state_dict().items()}
+    generator = torch.Generator().manual_seed(SEED + list(VERSIONS[version]).index(part))
     weights = {}
     for name, (shape, dtype) in sorted(shapes.items()):
         if dtype != torch.float32:  # counters of batch norms
@@ -119,19 +217,20 @@ def random_weights(part):
             continue
         value = torch.randn(shape, generator=generator)
         last = name.rsplit(".", 1)[-1]
-        norm = "norm" in name or (part == "compressor" and len(shape) == 1)
+        is_normed = part in ("compressor", "previewer") and len(shape) == 1
+        norm = "norm" in name or "layrnorm" in name or is_normed
         if last == "running_var":
             value = value.abs() * 0.1 + 1
         elif norm and last == "weight":
             value = 1 + 0.1 * value
         elif len(shape) < 2 or last in ("gamma", "beta", "gammas", "bias", "running_mean"):
             value *= 0.1
-        elif "embedding" in name and part in ("prior_text", "decoder_text"):
+        elif "embedding" in name and part in ("prior_text", "decoder_text", "text"):
             value *= 0.02
         else:
             inputs = shape[1] * (shape[2] * shape[3] if len(shape) == 4 else 1)
             value /= inputs**0.5
-        if part == "prior" and name.startswith("out.1."):
+        if version == "v2" and part == "prior" and name.startswith("out.1."):
             value *= 0.1  # the prior divides by |1 - b|: outputs of order 1 need a small b
         weights[name] = value
     return weights
@@ -152,18 +251,19 @@ def fused(weights):
 
 
 def make(args):
-    root = Path(args.dir)
-    halve = (lambda t: t.half() if t.is_floating_point() else t) if args.dtype == "f16" else (lambda t: t)
-    suffix = ".fp16" if args.dtype == "f16" else ""
-    for part in args.parts:
-        weights = {name: halve(value) for name, value in random_weights(part).items()}
-        folder, file = PARTS[part]
+    root, version = Path(args.dir), args.version
+    suffix, dtype = {"f32": ("", torch.float32), "f16": (".fp16", torch.float16),
+                     "bf16": (".bf16", torch.bfloat16)}[args.dtype]
+    as_stored = lambda t: t.to(dtype) if t.is_floating_point() else t
+    for part in args.parts or VERSIONS[version]:
+        weights = {name: as_stored(value) for name, value in random_weights(version, part).items()}
+        folder, file = VERSIONS[version][part]
         (root / folder).mkdir(parents=True, exist_ok=True)
         save_file(weights, root / folder / f"{file}{suffix}.safetensors")
-        if part not in ("compressor",):
-            config = model_config(part)
+        if part not in ("compressor", "previewer"):
+            config = model_config(version, part)
             (root / folder / "config.json").write_text(json.dumps(config))
-        if args.original and part in ("prior", "decoder", "vqgan", "compressor"):
+        if args.original and version == "v2" and part in ("prior", "decoder", "vqgan", "compressor"):
             (root / "original").mkdir(exist_ok=True)
             name, key = {
                 "prior": ("model_v2_stage_c.pt", "ema_state_dict"),
@@ -173,18 +273,24 @@ def make(args):
             }[part]
             torch.save({key: fused(weights)}, root / "original" / name)
         print(part, sum(v.numel() for v in weights.values()), flush=True)
-    constants(root)
+    constants(root, version)
 
 
-def model_config(part):
+def model_config(version, part):
     with torch.device("meta"):
-        return dict(model(part).config.to_dict() if "text" in part else model(part).config)
+        config = model(version, part).config
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
-def constants(root):
+def constants(root, version):
     """The pipelines' constants, as published."""
     index = {"wuerstchen-prior": {"latent_mean": 42.0, "latent_std": 1.0, "resolution_multiple": 42.67},
              "wuerstchen": {"latent_dim_scale": 10.67}}
+    if version != "v2":
+        index = {"stable-cascade-prior": {"_class_name": "StableCascadePriorPipeline",
+                                          "resolution_multiple": 42.67},
+                 "stable-cascade": {"_class_name": "StableCascadeDecoderPipeline",
+                                    "latent_dim_scale": 10.67}}
     for folder, values in index.items():
         (root / folder / "scheduler").mkdir(parents=True, exist_ok=True)
         (root / folder / "model_index.json").write_text(json.dumps(values))
@@ -210,9 +316,17 @@ def tokenizer(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def inputs():
+def inputs(version):
     generator = torch.Generator().manual_seed(SEED)
     randn = lambda *shape: torch.randn(shape, generator=generator)
+    if version != "v2":
+        return {
+            "prior": {"x": randn(2, 16, 24, 24), "text": randn(2, 77, 1280), "pooled": randn(2, 1280),
+                      "t": torch.tensor([0.7, 0.7])},
+            "decoder": {"x": randn(1, 4, 256, 256), "embedding": randn(1, 16, 24, 24),
+                        "pooled": randn(1, 1280), "t": torch.tensor([0.7])},
+            "vqgan": {"latents": randn(1, 4, 256, 256)},
+        }
     return {
         "prior": {"x": randn(2, 16, 24, 24), "text": randn(2, 77, 1280), "t": torch.tensor([0.7, 0.7])},
         "decoder": {"x": randn(1, 4, 256, 256), "embedding": randn(1, 16, 24, 24),
@@ -221,7 +335,14 @@ def inputs():
     }
 
 
-def predict(part, module, given):
+def predict(version, part, module, given):
+    if version != "v2" and part != "vqgan":
+        pooled = given["pooled"].unsqueeze(1)
+        if part == "decoder":
+            return module(given["x"], given["t"], pooled, effnet=given["embedding"]).sample
+        # Without a picture prompt there are zeros in its place.
+        pictures = torch.zeros(len(pooled), 1, 768)
+        return module(given["x"], given["t"], pooled, given["text"], pictures).sample
     if part == "prior":
         return module(given["x"], given["t"], given["text"])
     if part == "decoder":
@@ -233,16 +354,16 @@ def run_torch(args):
     """Runs one part in this process, whose peak memory is then its own."""
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
-    folder, file = PARTS[args.part]
+    folder, file = VERSIONS[args.version][args.part]
     with torch.device("meta"):
-        module = model(args.part).eval()
+        module = model(args.version, args.part).eval()
     weights = load_file(Path(args.dir) / folder / f"{file}.safetensors")
     module.load_state_dict(weights, assign=True)
-    given = inputs()[args.part]
+    given = inputs(args.version)[args.part]
     secs = []
     for _ in range(args.runs):
         start = time.perf_counter()
-        out = predict(args.part, module, given)
+        out = predict(args.version, args.part, module, given)
         secs.append(time.perf_counter() - start)
     save_file({f"{args.part}/out": out.contiguous()}, args.out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -267,28 +388,29 @@ def measured(command, threads):
 
 def compare(args):
     work = Path(args.dir)
-    save_file({f"{part}/{k}": v for part in args.parts for k, v in inputs()[part].items()},
+    save_file({f"{part}/{k}": v for part in args.parts for k, v in inputs(args.version)[part].items()},
               work / "inputs.safetensors")
     report = {}
     for part in args.parts:
         torch_out, our_out = work / "torch.safetensors", work / "ours.safetensors"
-        theirs, their_peak = measured([sys.executable, __file__, "torch", args.dir, "--part", part,
-                                       "--threads", str(args.threads), "--runs", str(args.runs),
-                                       "--out", str(torch_out)], args.threads)
-        ours, our_peak = measured([args.program, "bench", "-m", args.dir, "--stage", part, "--device",
-                                   "cpu", "--inputs", str(work / "inputs.safetensors"), "--runs",
-                                   str(args.runs), "--dump", str(our_out)], args.threads)
+        in_torch = [sys.executable, __file__, "torch", args.dir, "--version", args.version, "--part", part,
+                    "--threads", str(args.threads), "--runs", str(args.runs), "--out", str(torch_out)]
+        here = [args.program, "bench", "-m", args.dir, "--stage", part, "--device", "cpu", "--inputs",
+                str(work / "inputs.safetensors"), "--runs", str(args.runs), "--dump", str(our_out)]
+        turns = [(measured(in_torch, args.threads), measured(here, args.threads))
+                 for _ in range(args.turns)]
+        their_secs, secs = (min(s for turn in turns for s in turn[side][0]["secs"]) for side in (0, 1))
+        their_peak, peak = (max(turn[side][1] for turn in turns) for side in (0, 1))
         a = load_file(our_out)[f"{part}/out"].double()
         b = load_file(torch_out)[f"{part}/out"].double()
-        weights = sum(v.numel() * v.element_size() for v in load_file(
-            work / PARTS[part][0] / f"{PARTS[part][1]}.safetensors").values())
+        folder, file = VERSIONS[args.version][part]
+        weights = (work / folder / f"{file}.safetensors").stat().st_size
         report[part] = {
-            "torch_secs": min(theirs["secs"]), "secs": min(ours["secs"]),
-            "ratio": min(ours["secs"]) / min(theirs["secs"]),
+            "torch_secs": their_secs, "secs": secs, "ratio": secs / their_secs,
             "relative_error": ((a - b).norm() / b.norm()).item(),
             "output_std": b.std().item(),
-            "peak_bytes": our_peak, "torch_peak_bytes": their_peak,
-            "peak_to_weights": our_peak / weights,
+            "peak_bytes": peak, "torch_peak_bytes": their_peak,
+            "peak_to_weights": peak / weights,
         }
         print(json.dumps({part: report[part]}), flush=True)
     return report
@@ -299,25 +421,32 @@ def main():
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("make")
     command.add_argument("dir")
-    command.add_argument("--dtype", choices=["f32", "f16"], default="f32")
-    command.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    command.add_argument("--version", choices=VERSIONS, default="v2")
+    command.add_argument("--dtype", choices=["f32", "f16", "bf16"], default="f32")
+    command.add_argument("--parts", nargs="+", help="all parts of the version if left out")
     command.add_argument("--original", action="store_true")
     command.set_defaults(run=make)
     command = commands.add_parser("compare")
     command.add_argument("dir")
+    command.add_argument("--version", choices=VERSIONS, default="v2")
     command.add_argument("--program", required=True)
+    command.add_argument("--turns", type=int, default=1)
     command.add_argument("--parts", nargs="+", default=["prior", "decoder", "vqgan"])
     command.add_argument("--threads", type=int, default=2)
     command.add_argument("--runs", type=int, default=2)
     command.set_defaults(run=compare)
     command = commands.add_parser("torch")
     command.add_argument("dir")
+    command.add_argument("--version", choices=VERSIONS, default="v2")
     command.add_argument("--part", required=True)
     command.add_argument("--threads", type=int, default=2)
     command.add_argument("--runs", type=int, default=2)
     command.add_argument("--out", required=True)
     command.set_defaults(run=run_torch)
     args = parser.parse_args()
+    for part in getattr(args, "parts", None) or []:
+        if part not in VERSIONS[args.version]:
+            parser.error(f"{args.version} has no part {part}, only {', '.join(VERSIONS[args.version])}")
     args.run(args)
 
 

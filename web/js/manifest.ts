@@ -34,6 +34,8 @@ export interface Manifest {
   readonly stages: Record<Stage, { params: number; bytes: number; dtype: Dtype }>;
   /** Whether the contents have golden vectors, which every device has to reproduce. */
   readonly selfTest: boolean;
+  /** Left out where the model takes no pictures as prompts. */
+  readonly picturePrompts?: boolean;
   /** Configs, tokenizers, where the tensors lie, golden vectors: what the WebAssembly reads. */
   readonly contents: Shard;
   readonly shards: readonly Shard[];
@@ -131,7 +133,9 @@ export async function modelInfo(manifest: Manifest, cache: ModelCache): Promise<
   const { id, name, licence, provenance, stages, defaults } = manifest;
   const files = [manifest.contents, ...manifest.shards];
   const cachedBytes = sum(files.filter(isStored));
-  return { id, name, licence, provenance, bytes: sum(files), cachedBytes, stages, defaults };
+  const bytes = sum(files);
+  const picturePrompts = manifest.picturePrompts === true;
+  return { id, name, licence, provenance, bytes, cachedBytes, stages, defaults, picturePrompts };
 }
 
 /**

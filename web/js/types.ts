@@ -77,6 +77,8 @@ export interface ModelInfo {
   >;
   /** What the model does where options say nothing. */
   readonly defaults: Defaults;
+  /** Whether it takes the option `picturePrompts`. */
+  readonly picturePrompts: boolean;
 }
 
 export interface Defaults {

@@ -42,6 +42,7 @@ pub(crate) async fn samplings(
         changed.add_loras(vec![Lora::read(lora, files, 1.0)?])?;
         let mut recorder = Recorder::new("lora", golden, slack);
         networks::changed_prior(&mut recorder, &changed, device)?;
+        text::changed_encoder(&mut recorder, &changed, device)?;
         recorder.finish(result).await?;
     }
     let (Some(golden), Some(case)) =

@@ -16,7 +16,8 @@ mod v1;
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::prelude::*;
-use wuerstchen::{Checkpoint, LoraFile, ModelFiles, Part};
+use wuerstchen::import::recognise;
+use wuerstchen::{Checkpoint, Family, LoraFile, ModelFiles, Part};
 
 use compare::Recorder;
 pub use report::{Check, Verification, VerifyError};
@@ -48,6 +49,23 @@ pub struct Goldens {
     pub tensors: BTreeMap<String, Checkpoint>,
     /// `golden/NAME.json`.
     pub texts: BTreeMap<String, String>,
+}
+
+/// The authors' safetensors files as weights of a family's parts, under the names of diffusers. Of two files of
+/// one part the first counts; files of other things than parts are left out.
+pub fn original_weights(
+    family: &Family,
+    files: impl IntoIterator<Item = Checkpoint>,
+) -> BTreeMap<Part, Checkpoint> {
+    let mut weights = BTreeMap::new();
+    for file in files {
+        let original = file.from_original();
+        let mut parts = recognise(&original).into_iter();
+        if let Some(part) = parts.find(|part| family.parts.contains(part)) {
+            weights.entry(part).or_insert(original);
+        }
+    }
+    weights
 }
 
 /// A group of goldens: its file and the function that computes it again.

@@ -1,6 +1,6 @@
 //! How near the values of a model come to the limit of half precision.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -14,8 +14,8 @@ use crate::pipeline::{Condition, DecoderStage, Error, Pipeline, Progress, Sampli
 /// The largest value of half precision.
 pub const LARGEST_HALF: f32 = 65504.0;
 
-/// The largest absolute value that any block of a stage makes, by stages C, B and A.
-pub type LargestActivations = BTreeMap<Stage, f32>;
+/// The largest absolute value that each block makes, by stages C, B and A and the names of their blocks.
+pub type LargestActivations = BTreeMap<Stage, BTreeMap<String, f32>>;
 
 impl Pipeline {
     /// Makes one picture without guidance and watches the output of every block. Values inside of blocks are
@@ -33,11 +33,13 @@ impl Pipeline {
         let mut rng = Philox::new(settings.seed, 0);
         let device = self.device();
         let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
-        let largest = Cell::new(0.0f32);
-        let watch = &|x: &Tensor<4>| {
+        let blocks = RefCell::new(BTreeMap::<String, f32>::new());
+        let watch = &|name: &str, x: &Tensor<4>| {
             let found = x.clone().abs().max().into_scalar::<f32>();
+            let mut blocks = blocks.borrow_mut();
+            let largest = blocks.entry(name.to_owned()).or_default();
             // NaN stays the largest value.
-            largest.set(if found.is_nan() { f32::INFINITY } else { largest.get().max(found) });
+            *largest = if found.is_nan() { f32::INFINITY } else { largest.max(found) };
         };
         let mut found = LargestActivations::new();
 
@@ -45,14 +47,13 @@ impl Pipeline {
         let denoiser = self.prior.denoiser.get()?;
         let condition = Condition { text, pictures: None, image_embedding: None };
         let prepared = denoiser.prepare(condition, embedding_size);
-        let predict =
-            |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut |_, x| watch(x));
+        let predict = |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut &watch);
         let [rows, columns] = embedding_size;
         let x = rng.normal_tensor([1, self.prior.channels, rows, columns], device);
         let noise = &mut |shape| rng.normal_tensor(shape, device);
         let times = unguided(settings.prior_sampling(&settings.prior_timesteps));
         let x = denoise(Stage::Prior, &self.prior.schedule, x, &times, &predict, noise, go).await?;
-        found.insert(Stage::Prior, largest.replace(0.0));
+        found.insert(Stage::Prior, blocks.take());
         drop(prepared);
         drop(denoiser);
 
@@ -66,7 +67,7 @@ impl Pipeline {
                 let condition = Condition { text, pictures: None, image_embedding };
                 let prepared = denoiser.prepare(condition, latent_size);
                 let predict =
-                    |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut |_, x| watch(x));
+                    |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut &watch);
                 let x = rng.normal_tensor([1, stage.channels, rows, columns], device);
                 let noise = &mut |shape| rng.normal_tensor(shape, device);
                 let times = unguided(settings.decoder_sampling());
@@ -80,15 +81,15 @@ impl Pipeline {
                     (0..rows * columns).map(|_| rng.below(stage.labels as u32) as i32).collect();
                 let tokens = TensorData::new(tokens, [1, rows, columns]);
                 let tokens = Tensor::<3, Int>::from_data(tokens, self.device());
-                let _ = prepared.forward(tokens.clone(), &[1.0], &mut |_, x| watch(x));
+                let _ = prepared.forward(tokens.clone(), &[1.0], &mut &watch);
                 self.vqgan()?.look_up(tokens) / self.vqgan_config.scale_factor
             }
         };
-        found.insert(Stage::Decoder, largest.replace(0.0));
+        found.insert(Stage::Decoder, blocks.take());
 
         let vqgan = self.vqgan()?;
-        let _ = vqgan.decode_observed(x * self.vqgan_config.scale_factor, &mut |_, x| watch(x));
-        found.insert(Stage::Vqgan, largest.get());
+        let _ = vqgan.decode_observed(x * self.vqgan_config.scale_factor, &mut &watch);
+        found.insert(Stage::Vqgan, blocks.take());
         Ok(found)
     }
 }

@@ -1,12 +1,13 @@
 //! Low-rank changes of a model's linear layers (LoRA), read from the files that trainers write.
 //!
-//! A change of a layer is `W + weight·alpha/rank·B·A`. It is added to the weights as they are read,
-//! so that a changed model runs as fast as any other.
+//! A change of a layer is `W + weight·alpha/rank·B·A`; some files also add to embeddings of tokens. Everything is
+//! added to the weights as they are read, so that a changed model runs as fast as any other.
 
 mod method;
 mod names;
 mod read;
 mod scaling;
+mod tokens;
 mod unnamed;
 mod write;
 
@@ -89,6 +90,8 @@ pub enum LoraError {
 pub struct Lora {
     /// By the part and the name of the changed tensor.
     layers: BTreeMap<(Part, String), LowRank>,
+    /// Likewise, of tables of embeddings.
+    tables: BTreeMap<(Part, String), Rows>,
     left_out: Vec<String>,
 }
 
@@ -105,9 +108,31 @@ struct LowRank {
     rank: usize,
 }
 
+/// What is added to some rows of a table: `scale` times the values.
+#[derive(Clone, Debug, PartialEq)]
+struct Rows {
+    scale: f32,
+    numbers: Vec<usize>,
+    /// One row for each number.
+    values: Vec<f32>,
+}
+
+impl Rows {
+    fn add_to(&self, table: &mut [f32]) {
+        let width = self.values.len() / self.numbers.len();
+        for (&number, added) in self.numbers.iter().zip(self.values.chunks(width)) {
+            let row = &mut table[number * width..][..width];
+            row.iter_mut().zip(added).for_each(|(value, added)| *value += self.scale * added);
+        }
+    }
+}
+
 impl Lora {
     /// Adds the change to the values of a part's tensor, rows of its outputs; other tensors stay.
     fn apply(&self, target: &(Part, String), values: &mut [f32]) {
+        if let Some(rows) = self.tables.get(target) {
+            rows.add_to(values);
+        }
         let Some(layer) = self.layers.get(target) else { return };
         let inputs = layer.down.len() / layer.rank;
         let rows = values.chunks_mut(inputs).zip(layer.up.chunks(layer.rank));
@@ -123,7 +148,13 @@ impl Lora {
 
     /// Names of the tensors of a part that it changes.
     pub fn targets(&self, part: Part) -> impl Iterator<Item = &str> {
-        self.layers.keys().filter(move |(of, _)| *of == part).map(|(_, name)| name.as_str())
+        let names = self.changed().filter(move |(of, _)| *of == part);
+        names.map(|(_, name)| name.as_str())
+    }
+
+    /// All that it changes.
+    fn changed(&self) -> impl Iterator<Item = &(Part, String)> {
+        self.layers.keys().chain(self.tables.keys())
     }
 
     /// The different ranks of its layers.
@@ -143,9 +174,14 @@ impl Lora {
         let is_text = |part: &Part| part.stage() == Some(Stage::Text);
         let text = self.layers.keys().filter(|(part, _)| is_text(part)).count();
         let prior = self.layers.len() - text;
-        if prior + text == 0 {
+        let tokens: usize = self.tables.values().map(|rows| rows.numbers.len()).sum();
+        if prior + text + tokens == 0 {
             return "changes nothing".to_owned();
         }
+        let tokens = match tokens {
+            0 => String::new(),
+            tokens => format!(", and the embeddings of {tokens} tokens"),
+        };
         let text = match text {
             0 => String::new(),
             text => format!(" and {text} of its text encoder"),
@@ -153,7 +189,7 @@ impl Lora {
         let ranks: Vec<_> = self.ranks().iter().map(usize::to_string).collect();
         let alphas: Vec<_> = self.alphas().into_iter().collect();
         let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
-        format!("changes {prior} layers of Stage C{text}, rank {ranks}, alpha {alphas}")
+        format!("changes {prior} layers of Stage C{text}, rank {ranks}, alpha {alphas}{tokens}")
     }
 
     /// What the file has that is not used, and why; a sentence each.
@@ -233,7 +269,7 @@ impl Checkpoint {
         applied: &Arc<[Lora]>,
     ) -> Result<Self, LoadError> {
         let mut found = Self::empty(self.part());
-        let targets: BTreeSet<_> = loras.iter().flat_map(|lora| lora.layers.keys()).collect();
+        let targets: BTreeSet<_> = loras.iter().flat_map(Lora::changed).collect();
         for target in targets.into_iter().filter(|(of, _)| *of == part) {
             let Some(shape) = self.shape(&target.1) else { continue };
             let bytes = 4 * shape.iter().product::<usize>();

@@ -59,6 +59,9 @@ pub struct Manifest {
     pub stages: BTreeMap<Stage, StageInfo>,
     /// Whether the contents tell what a sound device makes, which browsers want.
     pub self_test: bool,
+    /// Whether the model takes pictures as prompts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub picture_prompts: bool,
     /// The file of [`Contents`].
     pub contents: Shard,
     /// The files of weights.
@@ -210,6 +213,10 @@ impl WebBundle {
             provenance: card.provenance,
             stages,
             self_test: false,
+            picture_prompts: files
+                .family()
+                .image_encoder
+                .is_some_and(|part| files.weights.contains_key(&part)),
             contents: Shard::of(CONTENTS, contents.to_json().as_bytes()),
             shards,
         };

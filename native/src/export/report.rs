@@ -16,7 +16,7 @@ use crate::progress::bytes_bar;
 #[derive(Serialize)]
 pub(super) struct Report {
     parts: BTreeMap<Part, PartError>,
-    /// Largest activation of every stage; half precision holds 65504.
+    /// Largest activation of every block of every stage; half precision holds 65504.
     largest_activations: LargestActivations,
     /// Peak signal-to-noise ratio in decibels of pictures of the stored weights against pictures of
     /// the given ones, of seeds 0, 1, ….
@@ -82,12 +82,16 @@ impl Report {
                 worst.unwrap_or_default()
             ));
         }
-        for (stage, largest) in &self.largest_activations {
+        for (stage, blocks) in &self.largest_activations {
+            let Some((block, largest)) = blocks.iter().max_by(|a, b| a.1.total_cmp(b.1)) else {
+                continue;
+            };
             let share = LARGEST_HALF / largest;
             let stage = format!("{stage:?}").to_lowercase();
             let digits = usize::from(share < 10.0);
             lines.push(format!(
-                "{stage}: largest activation {largest:.1}, {share:.digits$} times below f16's largest"
+                "{stage}: largest activation {largest:.1} in {block}, {share:.digits$} times below f16's \
+                 largest"
             ));
         }
         if !self.psnr.is_empty() {

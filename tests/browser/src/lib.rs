@@ -5,16 +5,20 @@ mod blocks;
 use std::sync::Arc;
 
 use burn::tensor::{Device, DeviceKind};
-use js_sys::Function;
+use js_sys::{Function, Uint8Array};
 use wasm_bindgen::prelude::*;
-use wuerstchen::{Checkpoint, ModelFiles};
-use wuerstchen_verify::{GPU_SLACK, Goldens, Subject, verify};
+use wuerstchen::{Checkpoint, LoadError, LoraFile, Manifest, ModelFiles, ReadBytes};
+use wuerstchen_verify::{GPU_SLACK, Goldens, Subject, original_weights, verify};
 
 /// A model and its goldens.
 #[wasm_bindgen]
 #[derive(Default)]
 pub struct Verifier {
     files: ModelFiles,
+    /// The authors' files.
+    originals: Vec<Checkpoint>,
+    /// The authors' LoRA.
+    lora: Option<LoraFile>,
     goldens: Goldens,
 }
 
@@ -27,7 +31,25 @@ impl Verifier {
         Self::default()
     }
 
-    /// Takes a file of the model's folder, which has `golden/` in it.
+    /// Takes the model of a bundle, `shards` in the manifest's order; for a model whose files no browser reads.
+    pub fn add_bundle(
+        &mut self,
+        manifest: &str,
+        contents: &[u8],
+        shards: Vec<Uint8Array>,
+    ) -> Result<(), JsError> {
+        let bundle = Manifest::parse(manifest)?.with_contents(contents)?;
+        let mut shards = shards.into_iter();
+        self.files = bundle.open(|file| {
+            let missing = || LoadError::File { path: file.into(), reason: "it is missing".into() };
+            let bytes: Arc<dyn ReadBytes> = Arc::new(shards.next().ok_or_else(missing)?.to_vec());
+            Ok::<_, LoadError>(bytes)
+        })?;
+        Ok(())
+    }
+
+    /// Takes a file of the model's folder, which has `golden/` in it and may have the authors' safetensors files
+    /// in `original/`.
     pub fn add(&mut self, path: &str, bytes: Vec<u8>) -> Result<(), JsError> {
         let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
         match (folder, file.rsplit_once('.')) {
@@ -37,6 +59,12 @@ impl Verifier {
             }
             ("golden", Some((name, "json"))) => {
                 self.goldens.texts.insert(name.to_owned(), String::from_utf8(bytes)?);
+            }
+            ("original", Some(("lora", "safetensors"))) => {
+                self.lora = Some(LoraFile::parse(path, Arc::new(bytes))?);
+            }
+            ("original", Some((_, "safetensors"))) => {
+                self.originals.push(Checkpoint::parse(path, Arc::new(bytes))?);
             }
             (part, Some((_, "safetensors"))) => {
                 let weights = Checkpoint::parse(part, Arc::new(bytes))?;
@@ -60,11 +88,12 @@ impl Verifier {
             "cpu" => (Device::flex(), 1.0),
             _ => return Err(JsError::new(&format!("device must be cpu or webgpu, got {device}"))),
         };
+        let weights = original_weights(self.files.family(), self.originals.iter().cloned());
+        let originals = ModelFiles { texts: self.files.texts.clone(), weights };
         let subject = Subject {
             files: &self.files,
-            // They are PyTorch's, which no browser reads.
-            originals: &ModelFiles::default(),
-            lora: None,
+            originals: &originals,
+            lora: self.lora.as_ref(),
             goldens: &self.goldens,
             device: &device,
             slack,

@@ -1,7 +1,7 @@
 // The pictures made before, kept in IndexedDB with their settings.
 
 import { element, entry, make } from './dom';
-import type { Settings } from './settings';
+import { titleOf, type Settings } from './settings';
 
 interface Picture {
   readonly id: number;
@@ -74,15 +74,15 @@ export function remember(settings: Settings, index: number, png: Blob): void {
 }
 
 function add(picture: Picture): void {
-  const { prompt } = picture.settings;
+  const title = titleOf(picture.settings);
   const image = make('img', { src: URL.createObjectURL(picture.png), alt: '' });
-  const button = make('button', { type: 'button' }, image, make('span', {}, prompt));
+  const button = make('button', { type: 'button' }, image, make('span', {}, title));
   const item = make('li', {}, button);
   button.addEventListener('click', () => {
     open = { picture, item };
     large.src = image.src;
-    large.alt = prompt;
-    element('entry-title', HTMLHeadingElement).textContent = prompt;
+    large.alt = title;
+    element('entry-title', HTMLHeadingElement).textContent = title;
     element('entry-facts', HTMLDListElement).replaceChildren(...facts(picture.settings));
     dialog.showModal();
   });
@@ -116,7 +116,7 @@ function describe(): void {
 
 /** Saves a PNG under a name made of its prompt and seed. */
 export function downloadPng(png: Blob, settings: Settings, index: number): void {
-  const words = settings.prompt
+  const words = titleOf(settings)
     .toLowerCase()
     .replace(/[^\p{L}\p{N}]+/gu, '-')
     .slice(0, 60);

@@ -6,6 +6,13 @@ import { runBenchmark } from './benchmark';
 import { element, formatBytes, sentence } from './dom';
 import { explain } from './explain';
 import { downloadPng, initHistory, remember } from './history';
+import {
+  addLikenesses,
+  initLikenesses,
+  isAmongLikenesses,
+  offerLikenesses,
+  readLikenesses,
+} from './likenesses';
 import { hideError, showDevice, showError, showNotice } from './notices';
 import { allowOwn, initOwn, readLoras, rememberedModel, rememberModel, showOwn } from './own';
 import { expect, initFilm, settle, showPictures, showPreview } from './picture';
@@ -19,6 +26,7 @@ import {
   readSettings,
   settingsFromLink,
   showInvalidArgument,
+  titleOf,
   writeSettings,
   type Settings,
 } from './settings';
@@ -42,7 +50,7 @@ let support: Support | undefined;
 let engine: Wuerstchen | undefined;
 let job: AbortController | undefined;
 /** The picture that the buttons below it act on. */
-let shown: { settings: Settings; png: Blob; index: number; isFromPicture: boolean } | undefined;
+let shown: { settings: Settings; png: Blob; index: number; isFromPictures: boolean } | undefined;
 
 /** The built-in model, or another one of this site. */
 function modelFromLink(): URL {
@@ -105,6 +113,7 @@ async function look(): Promise<void> {
   showOwn(!(model instanceof URL));
   showModel(info);
   offerDefaults(info.defaults);
+  offerLikenesses(info.picturePrompts);
   element('model-line', HTMLElement).textContent =
     `Model ${info.name}. ${sentence(info.provenance)} Licence: ${info.licence}.`;
   offerLoad(info);
@@ -193,9 +202,10 @@ async function useModel(files: readonly File[] | undefined): Promise<void> {
 async function makePictures(): Promise<void> {
   // Who is quicker than the first look at the device and the model is not refused.
   await started;
-  const settings = readSettings();
+  const pictures = { ...readSource(), ...readLikenesses() };
+  const settings = readSettings(pictures.picturePrompts === undefined);
   if (!settings) return;
-  const source = readSource();
+  const title = titleOf(settings);
   await run(async (signal) => {
     const loaded = await loadEngine(signal);
     setState('busy');
@@ -205,7 +215,7 @@ async function makePictures(): Promise<void> {
     try {
       const result = await loaded.generate({
         ...settings,
-        ...source,
+        ...pictures,
         preview: {},
         intermediates: true,
         format: 'blob',
@@ -214,7 +224,7 @@ async function makePictures(): Promise<void> {
           progress.onProgress(event);
           if (event.type !== 'preview') return;
           const step = `${STAGE_NAMES[event.stage]}, step ${event.step}`;
-          showPreview(event.bitmap, settings.prompt, step);
+          showPreview(event.bitmap, title, step);
         },
       });
       progress.close(result.timings);
@@ -222,12 +232,13 @@ async function makePictures(): Promise<void> {
       const bitmaps = await Promise.all(pngs.map((png) => createImageBitmap(png)));
       const { width, height } = result;
       const complete = { ...settings, width, height };
-      showPictures(bitmaps, settings.prompt, (index) => {
+      showPictures(bitmaps, title, (index) => {
         const [picture, png] = [bitmaps[index], pngs[index]];
         if (!picture || !png) return;
-        shown = { settings: complete, png, index, isFromPicture: source.image !== undefined };
+        const isFromPictures = Object.keys(pictures).length > 0;
+        shown = { settings: complete, png, index, isFromPictures };
         actions.hidden = false;
-        explain({ prompt: settings.prompt, picture, index, result, info: loaded.info });
+        explain({ prompt: title, picture, index, result, info: loaded.info });
       });
       for (const [index, png] of pngs.entries()) remember(complete, index, png);
       const seconds = (result.timings.total / 1000).toFixed(1);
@@ -239,6 +250,13 @@ async function makePictures(): Promise<void> {
       throw error;
     }
   }, makePictures);
+}
+
+/** Takes pictures that were dropped or pasted: as prompts at the place of these, else the first to start from. */
+function takePictures(pictures: readonly File[], place: EventTarget | null): void {
+  const [first] = pictures;
+  if (isAmongLikenesses(place)) addLikenesses(pictures);
+  else if (first) startFrom(first);
 }
 
 /** What of the prompt the picture cannot show, as sentences that follow others. */
@@ -295,14 +313,19 @@ element('vary', HTMLButtonElement).addEventListener('click', () => {
   say('The next pictures start from this one.');
   element('prompt', HTMLTextAreaElement).focus();
 });
+element('like', HTMLButtonElement).addEventListener('click', () => {
+  if (!shown) return;
+  addLikenesses([shown.png]);
+  say('The next pictures will be like this one.');
+});
 element('copy', HTMLButtonElement).addEventListener('click', async () => {
   if (!shown) return;
   const text = linkTo(shown.settings);
   try {
     await navigator.clipboard.writeText(text);
     say(
-      shown.isFromPicture
-        ? 'The link is copied: it has the settings, but not the picture that this one started from.'
+      shown.isFromPictures
+        ? 'The link is copied: it has the settings, but not the pictures that this one was made from.'
         : 'The link is copied: it makes this picture again.',
     );
   } catch {
@@ -317,7 +340,8 @@ initForm();
 offerWords(() => model);
 initFilm();
 initSource();
-initOwn(useModel, reload);
+initLikenesses();
+initOwn(useModel, reload, takePictures);
 initStorage(async () => {
   if (engine) return;
   // What was picked is gone with the storage.

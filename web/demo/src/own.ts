@@ -58,10 +58,14 @@ export function showOwn(isOwn: boolean): void {
   builtIn.hidden = !isOwn;
 }
 
-/** Wires the part of the form that is about them; the model has to be loaded anew after both. */
+/**
+ * Wires the part of the form that is about them, and the page for what is dropped or pasted: pictures go to
+ * `onPictures`, with where that was. The model has to be loaded anew after the others.
+ */
 export function initOwn(
   onModel: (files: readonly File[] | undefined) => void,
   onLoras: () => void,
+  onPictures: (pictures: readonly File[], place: EventTarget | null) => void,
 ): void {
   loraFile.addEventListener('change', () => {
     addLoras([...(loraFile.files ?? [])], onLoras);
@@ -76,13 +80,23 @@ export function initOwn(
   document.addEventListener('dragover', (event) => event.preventDefault());
   document.addEventListener('drop', async (event) => {
     event.preventDefault();
-    if (folder.disabled) return say('Drop it again when this is done.');
     const files = await droppedFiles(event.dataTransfer);
+    if (arePictures(files)) return onPictures(files, event.target);
+    if (folder.disabled) return say('Drop it again when this is done.');
     const isLora = ({ name }: File) => /\.safetensors$/i.test(name);
     if (files.length > 0 && files.every(isLora)) addLoras(files, onLoras);
     else if (files.length > 0) onModel(files);
   });
+  document.addEventListener('paste', (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (!arePictures(files)) return;
+    event.preventDefault();
+    onPictures(files, event.target);
+  });
 }
+
+const arePictures = (files: readonly File[]) =>
+  files.length > 0 && files.every(({ type }) => /^image\/(png|jpeg|webp)$/.test(type));
 
 function addLoras(files: readonly File[], onChange: () => void): void {
   for (const blob of files) {
@@ -104,9 +118,13 @@ function addLoras(files: readonly File[], onChange: () => void): void {
 
 /** Files and those in folders, with their places as a folder that was picked has them. */
 async function droppedFiles(data: DataTransfer | null): Promise<File[]> {
-  // All entries at once: they are gone after the first wait.
-  const entries = [...(data?.items ?? [])].map((item) => item.webkitGetAsEntry());
-  const files = await Promise.all(entries.map((entry) => (entry ? filesOf(entry) : [])));
+  // All entries at once: they are gone after the first wait. What comes from no folder may be a file alone.
+  const entries = [...(data?.items ?? [])].map(
+    (item) => item.webkitGetAsEntry() ?? item.getAsFile() ?? [],
+  );
+  const files = await Promise.all(
+    entries.map((found) => ('fullPath' in found ? filesOf(found) : found)),
+  );
   return files.flat();
 }
 

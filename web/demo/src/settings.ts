@@ -64,11 +64,19 @@ function parseSeed(text: string): bigint | undefined {
   return value <= MAX_SEED ? value : undefined;
 }
 
-/** Reads the form; shows what is missing at its field and returns nothing then. */
-export function readSettings(): Settings | undefined {
+/** What people read in place of the prompt of a picture that was made of pictures alone. */
+export const titleOf = ({ prompt }: Settings): string => prompt || 'Like other pictures';
+
+/**
+ * Reads the form; shows what is missing at its field and returns nothing then. Beside picture prompts no words
+ * are needed.
+ */
+export function readSettings(needsWords: boolean): Settings | undefined {
   clearFieldErrors();
   const text = prompt.value.trim();
-  if (text === '') return refuse('prompt', prompt, 'Say what the picture should show.');
+  if (text === '' && needsWords) {
+    return refuse('prompt', prompt, 'Say what the picture should show.');
+  }
   if (seedLock.ariaPressed !== 'true' || seed.value.trim() === '') drawSeed();
   const parsed = parseSeed(seed.value.trim());
   if (parsed === undefined) {
@@ -168,25 +176,28 @@ function checkAspect(): void {
 }
 
 function refuse(field: string, control: HTMLElement, message: string): undefined {
-  showFieldError(field, message);
+  showFieldError(field, control, message);
   control.focus();
 }
 
 /** The controls of options that are not called as those. */
 const CONTROLS: Record<string, string> = {
   image: 'source-file',
+  picturePrompts: 'picture-prompts-file',
   model: 'model-folder',
   lora: 'lora-file',
 };
 
 /** Shows why an option cannot be run, at its control; false if there is no such control. */
-export function showInvalidArgument(option: string, message: string): boolean {
+export function showInvalidArgument(field: string, message: string): boolean {
+  // Of a list, the whole is shown.
+  const [option = ''] = field.split('[');
   const id = option.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
   const control = document.getElementById(CONTROLS[option] ?? id);
   if (!control || !errorOf(id)) return false;
   const details = control.closest('details');
   if (details) details.open = true;
-  showFieldError(id, message);
+  showFieldError(id, control, message);
   control.focus();
   return true;
 }
@@ -196,8 +207,8 @@ function errorOf(id: string): HTMLElement | null {
   return document.getElementById(`${id === 'width' || id === 'height' ? 'size' : id}-error`);
 }
 
-function showFieldError(id: string, message: string): void {
-  document.getElementById(id)?.setAttribute('aria-invalid', 'true');
+function showFieldError(id: string, control: HTMLElement, message: string): void {
+  control.ariaInvalid = 'true';
   const error = errorOf(id);
   if (!error) throw new Error(`the page has no place for what is wrong with ${id}`);
   error.textContent = sentence(message);

@@ -81,6 +81,8 @@ export async function inspect(model: ModelRef): Promise<ModelInfo> {
         ? { temperature: 1, temperatureEnd: 0.6, tokenSampling: 'multinomial' }
         : {}),
     },
+    // As of Stable Cascade with its image encoder.
+    picturePrompts: location.search.includes('pictures'),
   };
 }
 
@@ -190,6 +192,20 @@ function describe(mask: PictureSource | undefined): string[] {
   return Array.from({ length: mask.height }, (_, top) => row(top));
 }
 
+/** Of a picture of one colour; what is no picture is refused as the engine does. */
+async function firstColour(picture: PictureSource, index: number): Promise<number[]> {
+  const name = `picturePrompts[${index}]`;
+  try {
+    const bitmap = await createImageBitmap(picture as Blob);
+    const context = new OffscreenCanvas(1, 1).getContext('2d')!;
+    context.drawImage(bitmap, 0, 0);
+    return [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+  } catch {
+    const message = `${name} is not a picture that this browser can read`;
+    throw new WuerstchenError('invalid-argument', message, false, name);
+  }
+}
+
 async function generate(job: GenerateOptions): Promise<GenerateResult> {
   const { width = 64, height = 64, count = 1, seed = 0, signal } = job;
   const { priorSteps = 20, decoderSteps = 12, image, mask, strength } = job;
@@ -197,7 +213,8 @@ async function generate(job: GenerateOptions): Promise<GenerateResult> {
   const isPng = image instanceof Blob && image.type === 'image/png';
   const lastSource = image ? { isPng, strength, mask: describe(mask) } : undefined;
   const lastTokens = { temperature, temperatureEnd, tokenSampling };
-  Object.assign(window, { lastSource, lastTokens });
+  const lastPicturePrompts = await Promise.all(job.picturePrompts?.map(firstColour) ?? []);
+  Object.assign(window, { lastSource, lastTokens, lastPicturePrompts });
   if (job.prompt.includes('break')) {
     throw new WuerstchenError('out-of-memory', 'the device has no room for 4 pictures', true);
   }

@@ -193,6 +193,117 @@ test('what is painted over is made anew, painted with the mouse or with keys', a
   );
 });
 
+/** A PNG of one colour, which a page draws, to be picked. */
+async function plain(colour: string): Promise<{ name: string; mimeType: string; buffer: Buffer }> {
+  const url = await page.evaluate((colour) => {
+    const canvas = document.createElement('canvas');
+    const context = canvas.getContext('2d')!;
+    context.fillStyle = colour;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    return canvas.toDataURL();
+  }, colour);
+  const buffer = Buffer.from(url.slice(url.indexOf(',') + 1), 'base64');
+  return { name: `${colour}.png`, mimeType: 'image/png', buffer };
+}
+
+const [RED, LIME, BLUE] = [
+  [255, 0, 0],
+  [0, 255, 0],
+  [0, 0, 255],
+];
+
+/** What the last pictures were made of besides words. */
+const lastPictures = async () => [
+  (await page.evaluate('window.lastSource')) !== undefined,
+  await page.evaluate('window.lastPicturePrompts'),
+];
+
+/** A picture that comes from another program: dropped at a place, or pasted there. */
+async function bring(event: 'drop' | 'paste', place: string, colour: string): Promise<void> {
+  const { buffer } = await plain(colour);
+  await page.locator(place).evaluate(
+    (target, { event, base64 }) => {
+      const bytes = Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0));
+      const data = new DataTransfer();
+      data.items.add(new File([bytes], 'other.png', { type: 'image/png' }));
+      const options = { bubbles: true, cancelable: true };
+      target.dispatchEvent(
+        event === 'drop'
+          ? new DragEvent(event, { ...options, dataTransfer: data })
+          : new ClipboardEvent(event, { ...options, clipboardData: data }),
+      );
+    },
+    { event, base64: buffer.toString('base64') },
+  );
+}
+
+test('pictures are prompts where the model takes them, alone or beside words', async () => {
+  await open('?pictures');
+  const chosen = page.locator('#picture-prompts-chosen li');
+  await at('picture-prompts-file').setInputFiles([await plain('red'), await plain('blue')]);
+  assert.equal(await chosen.count(), 2);
+  await makePicture('a hat');
+  assert.deepEqual(await lastPictures(), [false, [RED, BLUE]]);
+  await chosen.first().getByRole('button', { name: 'Remove' }).click();
+  await at('prompt').fill('');
+  await at('generate').click();
+  await page.locator('[data-testid="picture"][aria-label="Like other pictures"]').waitFor();
+  await at('status').getByText('Done in').waitFor();
+  assert.deepEqual(await lastPictures(), [false, [BLUE]]);
+  await at('history').getByRole('button', { name: 'Like other pictures' }).waitFor();
+  await page.getByRole('button', { name: 'Copy link' }).click();
+  await at('status').getByText('but not the pictures').waitFor();
+
+  await page.getByRole('button', { name: 'More like this' }).click();
+  assert.equal(await chosen.count(), 2);
+  for (let left = 2; left > 0; left--) {
+    await chosen.first().getByRole('button', { name: 'Remove' }).click();
+  }
+  await at('generate').click();
+  await page.locator('#prompt-error').getByText('Say what the picture should show').waitFor();
+  await makePicture('a red hat');
+  assert.deepEqual(await lastPictures(), [false, []]);
+});
+
+test('other models are given no picture prompts', async () => {
+  await open();
+  assert.equal(await at('of-picture-prompts').isVisible(), false);
+  await makePicture('a hat');
+  assert.equal(await page.getByRole('button', { name: 'More like this' }).isVisible(), false);
+  assert.deepEqual(await lastPictures(), [false, []]);
+});
+
+test('a picture prompt that is no picture is refused at its field', async () => {
+  await open('?pictures');
+  const file = { name: 'broken.png', mimeType: 'image/png', buffer: Buffer.from('x') };
+  await at('picture-prompts-file').setInputFiles(file);
+  await at('generate').click();
+  await page.locator('#picture-prompts-error').getByText('is not a picture').waitFor();
+  const isInvalid = await at('picture-prompts-file').getAttribute('aria-invalid');
+  assert.equal(isInvalid, 'true');
+});
+
+test('a picture that is dropped or pasted is started from, or a prompt where those are', async () => {
+  await open('?pictures');
+  await bring('drop', '#picture-prompts-file', 'red');
+  await bring('paste', '#picture-prompts-file', 'lime');
+  const chosen = page.locator('#picture-prompts-chosen li');
+  await chosen.nth(1).waitFor();
+  await makePicture('a hat');
+  assert.deepEqual(await lastPictures(), [false, [RED, LIME]]);
+  for (const [event, prompt] of [
+    ['drop', 'a red hat'],
+    ['paste', 'a blue hat'],
+  ] as const) {
+    await bring(event, '#prompt', 'blue');
+    const remove = page.locator('#source-remove');
+    await remove.waitFor();
+    await makePicture(prompt);
+    assert.deepEqual(await lastPictures(), [true, [RED, LIME]]);
+    await remove.click();
+  }
+});
+
 test('LoRAs are picked, weighted and taken away, and told of', async () => {
   await open();
   await at('load').click();

@@ -9,8 +9,10 @@ import { after, before, test } from 'node:test';
 import type { Browser, Page } from 'playwright-core';
 import { PNG } from 'pngjs';
 import {
+  CASCADE,
   decode,
   difference,
+  exportModel,
   exportShapes,
   launch,
   native,
@@ -56,7 +58,13 @@ interface Made {
 async function generate(
   page: Page,
   device: string,
-  options: { imageBase64?: string; maskBase64?: string; [option: string]: unknown },
+  options: {
+    imageBase64?: string;
+    maskBase64?: string;
+    /** Picture prompts. */
+    promptsBase64?: string[];
+    [option: string]: unknown;
+  },
   model = '/pkg/shapes/manifest.json',
 ): Promise<Made> {
   const made = await page.evaluate(
@@ -64,13 +72,14 @@ async function generate(
       const { load } = (window as any).wuerstchen;
       const engine = await load({ model, device, cache: 'none' });
       const [stages, previews]: [string[], string[]] = [[], []];
-      const { imageBase64, maskBase64, ...others } = options;
+      const { imageBase64, maskBase64, promptsBase64, ...others } = options;
       const blob = async (base64?: string) =>
         base64 && (await fetch(`data:image/png;base64,${base64}`)).blob();
       const result = await engine.generate({
         ...others,
         image: (await blob(imageBase64)) || undefined,
         mask: (await blob(maskBase64)) || undefined,
+        picturePrompts: promptsBase64 && (await Promise.all(promptsBase64.map(blob))),
         format: 'imageData',
         onProgress: (event: any) => {
           if (event.type === 'step') stages.push(`${event.stage} ${event.step}/${event.steps}`);
@@ -152,6 +161,33 @@ test('a picture can be started from and painted into, as natively', async () => 
   assert.deepEqual(fetched, ['wuerstchen_cpu_bg', 'wuerstchen_cpu_rest']);
   const painted = await generate(page, 'cpu', { ...variation, strength: 1, maskBase64 });
   assertEqual(painted.picture, native(PROMPT, [...options, '--strength', '1', '--mask', mask]));
+  await page.close();
+});
+
+test('pictures are prompts of Stable Cascade, as natively, and other models refuse them', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
+  const files = ['a red circle', 'a blue square'].map((prompt, i) => {
+    const file = join(folder, `${i}.png`);
+    execFileSync(program, ['generate', prompt, '-o', file], { stdio: 'ignore' });
+    return file;
+  });
+  const promptsBase64 = files.map((file) => readFileSync(file, 'base64'));
+  const cascade = exportModel('cascade', CASCADE, 'f32', ['--picture-size', '128']);
+  const model = `/${cascade}/manifest.json`;
+  const page = await openPage(browser, site);
+  const takesPictures = (model: string) =>
+    page.evaluate(async (model) => {
+      return (await (window as any).wuerstchen.inspect(model)).picturePrompts;
+    }, model);
+  assert.equal(await takesPictures(model), true);
+  assert.equal(await takesPictures('/pkg/shapes/manifest.json'), false);
+
+  const size = { width: 128, height: 128, seed: 7, ...FEW_STEPS };
+  const made = await generate(page, 'cpu', { prompt: '', promptsBase64, ...size }, model);
+  const args = ['--width', '128', '--height', '128', '--seed', '7', ...FEW_STEPS_NATIVE];
+  const prompts = files.flatMap((file) => ['--picture-prompt', file]);
+  assertEqual(made.picture, native('', [...args, ...prompts], CASCADE));
+  await assert.rejects(generate(page, 'cpu', { prompt: PROMPT, promptsBase64 }), /picture/);
   await page.close();
 });
 

@@ -106,11 +106,22 @@ export interface Picture {
 /** The small model that tests run, which `pkg/shapes` has as a page loads it. */
 export const SHAPES = resolve('../models/shapes.safetensors');
 
+/** A small Stable Cascade with random weights, which takes pictures as prompts. */
+export const CASCADE = resolve('../tests/golden/cascade');
+
 /** Exports `shapes` for browsers with weights of this type; gives the folder, which has this name in the cache. */
-export function exportShapes(name: string, dtype: string): string {
+export const exportShapes = (name: string, dtype: string) => exportModel(name, SHAPES, dtype);
+
+/** The same of any model, with more arguments. */
+export function exportModel(
+  name: string,
+  model: string,
+  dtype: string,
+  more: readonly string[] = [],
+): string {
   const folder = `node_modules/.cache/${name}`;
   rmSync(folder, { recursive: true, force: true });
-  const args = ['export', 'web', '-m', SHAPES, '-o', folder, '--dtype', dtype];
+  const args = ['export', 'web', '-m', model, '-o', folder, '--dtype', dtype, ...more];
   // Pictures for previews and of what storing costs take time, and nobody looks at them.
   execFileSync(program, [...args, '--preview-pictures', '0', '--check', '0'], { stdio: 'ignore' });
   return folder;

@@ -17,8 +17,6 @@ interface Check {
 
 let site: Site;
 let browser: Browser;
-/** What the native program compares, as `file/name`. */
-let native: string[];
 
 const names = (checks: readonly Check[]) =>
   checks.map(({ file, name }) => `${file}/${name}`).sort();
@@ -26,13 +24,6 @@ const names = (checks: readonly Check[]) =>
 before(async () => {
   site = await Site.open('..');
   browser = await launch();
-  const args = ['verify', '../tests/golden/small', '--device', 'cpu', '--json'];
-  const { checks } = JSON.parse(execFileSync(program, args, { encoding: 'utf8' }));
-  // The authors' own files are PyTorch's, which no browser reads, and the optimiser is the trainer's, which
-  // no page links.
-  native = names(checks).filter(
-    (name) => !name.startsWith('original/') && !name.includes('/after/'),
-  );
 });
 
 after(async () => {
@@ -57,16 +48,24 @@ async function open(query: string, prepare?: (page: Page) => Promise<unknown>): 
 
 /** Compares in a page. */
 async function verify(
+  model: string,
   device: string,
   prepare?: (page: Page) => Promise<unknown>,
 ): Promise<Check[]> {
-  const { checks, times } = await open(`device=${device}`, prepare);
+  const { checks, times } = await open(`model=${model}&device=${device}`, prepare);
   const seconds = Object.values<number>(times).reduce((sum, ms) => sum + ms / 1000, 0);
   const agree = checks.filter(({ ok }: Check) => ok).length;
   console.log(
-    `verify on ${device}: ${agree} of ${checks.length} tensors agree, ${seconds.toFixed(0)} s`,
+    `verify ${model} on ${device}: ${agree} of ${checks.length} tensors agree, ${seconds.toFixed(0)} s`,
   );
   return checks;
+}
+
+/** What the native program compares in a model, as `file/name`. */
+function compared(model: string): string[] {
+  const args = ['verify', `../tests/golden/${model}`, '--device', 'cpu', '--json'];
+  const { checks } = JSON.parse(execFileSync(program, args, { encoding: 'utf8' }));
+  return names(checks);
 }
 
 /** What is off fails the test by name. */
@@ -78,12 +77,36 @@ function assertAgree(checks: readonly Check[], expected: readonly string[]): voi
   assert.deepEqual(names(checks), expected);
 }
 
-test('the CPU path computes what the authors do, in training too', async () => {
-  assertAgree(await verify('cpu'), native);
-});
+/** Of every version: the folder of its goldens, and how many files of them are compared on both devices. */
+const VERSIONS = [
+  { name: 'Würstchen v2', model: 'small', files: { cpu: 13, webgpu: 10 } },
+  { name: 'Stable Cascade', model: 'cascade', files: { cpu: 15, webgpu: 15 } },
+  { name: 'Würstchen v1', model: 'v1', files: { cpu: 10, webgpu: 8 } },
+] as const;
+
+for (const { name, model, files } of VERSIONS) {
+  const filesOf = (checks: readonly Check[]) => new Set(checks.map(({ file }) => file)).size;
+  // Of v2 the authors' files are PyTorch's, which no browser reads, and the optimiser is the trainer's, which
+  // no page links.
+  const isOfPages = (tensor: string) =>
+    (model === 'cascade' || !tensor.startsWith('original/')) && !tensor.includes('/after/');
+
+  test(`the CPU path computes what the authors of ${name} do, in training too`, async () => {
+    const checks = await verify(model, 'cpu');
+    assertAgree(checks, compared(model).filter(isOfPages));
+    assert.equal(filesOf(checks), files.cpu);
+  });
+
+  test(`WebGPU computes what the authors of ${name} do`, async () => {
+    const checks = await verify(model, 'webgpu');
+    const isOfGpus = (tensor: string) => isOfPages(tensor) && !tensor.startsWith('train_');
+    assertAgree(checks, compared(model).filter(isOfGpus));
+    assert.equal(filesOf(checks), files.webgpu);
+  });
+}
 
 test('a changed weight is noticed', async () => {
-  const checks = await verify('cpu', (page) =>
+  const checks = await verify('small', 'cpu', (page) =>
     page.route('**/prior/diffusion_pytorch_model.safetensors', async (route) => {
       const response = await route.fetch();
       const body = await response.body();
@@ -92,13 +115,6 @@ test('a changed weight is noticed', async () => {
     }),
   );
   assert.ok(checks.some(({ file, ok }) => file === 'prior' && !ok));
-});
-
-test('WebGPU computes what the authors do', async () => {
-  assertAgree(
-    await verify('webgpu'),
-    native.filter((name) => !name.startsWith('train_')),
-  );
 });
 
 /** All shaders by name: files, and products, which are three files each. */

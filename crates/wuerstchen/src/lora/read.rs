@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::method::other_method;
 use super::names::{Role, layer_of, spelling};
 use super::scaling::Scaling;
-use super::unnamed;
 use super::{Lora, LoraError, LowRank};
+use super::{tokens, unnamed};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
 use crate::error::{Differences, LoadError};
@@ -107,7 +107,7 @@ impl Lora {
     /// it was trained. Without an alpha anywhere it is the rank. Layers whose change is zero are left out.
     ///
     /// Known names are those of diffusers, with and without processors, of peft, of kohya-ss and
-    /// `OneTrainer`, and the numbers of Stable Cascade's authors.
+    /// `OneTrainer`, and the numbers of Stable Cascade's authors, whose files may add to embeddings of tokens.
     ///
     /// # Errors
     ///
@@ -130,7 +130,7 @@ impl Lora {
         let mut has_tokens = false;
         let mut found: BTreeMap<&str, Found> = BTreeMap::new();
         for key in tensors.names() {
-            if unnamed::is_of_tokens(key) {
+            if tokens::is_of_tokens(key) {
                 has_tokens = true;
                 continue;
             }
@@ -166,15 +166,19 @@ impl Lora {
             .into_iter()
             .map(|word| format!("its embedding of the word {word:?} is left out"))
             .collect();
+        let mut tables = BTreeMap::new();
         if has_tokens {
-            left_out.push("the tokens that it adds to the text encoder are left out".to_owned());
+            let text = family.prior_text;
+            let (rows, unknown) = tokens::read(tensors, model, text, weight, &mut differences)?;
+            tables.extend(rows.map(|rows| ((text, tokens::TABLE.to_owned()), rows)));
+            left_out.extend(unknown);
         }
         let has_unknown = layers.values().any(|layer: &LowRank| layer.alpha.is_none());
         if let Some(alpha) = file.header.get(ALPHA_OF_KOHYA).filter(|_| has_unknown) {
             left_out.push(format!("its header's {ALPHA_OF_KOHYA} = {alpha} is left out"));
         }
         if differences == Differences::default() {
-            Ok(Self { layers, left_out })
+            Ok(Self { layers, tables, left_out })
         } else {
             Err(LoraError::Mismatch { name, differences })
         }

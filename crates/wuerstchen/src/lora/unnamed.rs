@@ -11,11 +11,6 @@ use crate::error::LoadError;
 const OUTPUT: &str = "to_out.0";
 const FUSED: [&str; 3] = ["to_q", "to_k", "to_v"];
 
-/// Whether a tensor belongs to tokens that the authors' trainer adds to the text encoder.
-pub(super) fn is_of_tokens(key: &str) -> bool {
-    key.starts_with("embeddings.")
-}
-
 /// The tensors of such a file under the names of the layers of `model`; `None` where they have names. The
 /// layers are numbered over the attention blocks of Stage C, two for each block: the output projection, then
 /// queries, keys and values as one. Their alpha is 1.
