@@ -152,7 +152,7 @@ impl Bench {
         let (recipe, config) = (&self.recipe, &self.recipe.config);
         let shapes = Shapes { seed: config.seed, lesson: Lesson::default() };
         let corpus = recipe.corpus(Arc::new(shapes))?;
-        let a = StageA { corpus: corpus.clone(), config: config.a.clone(), device: device.clone() };
+        let a = StageA::new(config, corpus.clone(), device.clone());
         let vqgan = config.model.vqgan.init(&self.device);
         let b = match &config.model.decoder {
             StageBModel::Latents(_) => {
@@ -169,7 +169,7 @@ impl Bench {
         let compressor = config.model.compressor.init(&self.device);
         let c = StageC::new(config, corpus, (compressor, 1.0), device.clone());
         Ok(json!([
-            self.time_training("a", a, config.model.vqgan.init(&device), &config.a.updates),
+            self.time_training("a", a, recipe.init_vqgan(&device), &config.a.updates),
             b,
             self.time_training("c", c, recipe.init_prior(&device), &config.c.updates),
         ]))

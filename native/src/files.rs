@@ -1,11 +1,13 @@
 //! Models, goldens and original weights as they lie on disk.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use wuerstchen::fs::{Found, open_lora, read, read_text, with_extension};
+use wuerstchen::fs::{
+    Found, has_extension, open, open_lora, read, read_pytorch_tensors, read_text, with_extension,
+};
 use wuerstchen::{Checkpoint, Family, LoadError, LoraFile, Manifest, ModelFiles, Part};
 use wuerstchen_verify::{Goldens, original_weights};
 
@@ -32,6 +34,19 @@ pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
     let added = found.add(path);
     found.notes()[told..].iter().for_each(|note| tell!("{note}"));
     Ok(added?)
+}
+
+/// Opens the tensors of several files, of safetensors or of PyTorch, as one dictionary.
+pub(crate) fn read_tensors(paths: &[PathBuf]) -> Result<Checkpoint> {
+    let read = |path: &PathBuf| -> Result<Checkpoint> {
+        if has_extension(path, "safetensors") {
+            return Ok(Checkpoint::parse(&path.display().to_string(), open(path)?)?);
+        }
+        Ok(read_pytorch_tensors(path)?)
+    };
+    let files = paths.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    Ok(Checkpoint::join(&names.join(" and "), &files)?)
 }
 
 /// Reads `golden/` of a folder.

@@ -26,6 +26,37 @@ use crate::pictures::{self, with_picture};
 /// Bytes of scaled pictures that are kept, so that a small folder is decoded once.
 const KEPT_BYTES: usize = 2 << 30;
 
+/// The pictures of a folder and of those below it, sorted; says what it leaves out.
+pub(crate) fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>> {
+    let found = find(folder)?;
+    if found.pictures.is_empty() {
+        let (folder, types) = (folder.display(), pictures::TYPES);
+        bail!("{folder}: expected {types} files, found none{}", found.left_out.inline());
+    }
+    found.left_out.lines().for_each(|line| tell!("{line}"));
+    Ok(found.pictures)
+}
+
+/// The captions of the pictures of a folder, in the order of [`pictures_of`]; fails where one has none.
+pub(crate) fn captions_of_pictures(folder: &Path) -> Result<Vec<Vec<String>>> {
+    let found = find(folder)?;
+    let captions = captions_of(folder, &found)?.of_pictures;
+    refuse_uncaptioned(found.pictures.iter().zip(&captions))?;
+    Ok(captions)
+}
+
+/// Fails with the names of pictures that have no captions.
+fn refuse_uncaptioned<'a>(
+    pictures: impl Iterator<Item = (&'a PathBuf, &'a Vec<String>)>,
+) -> Result<()> {
+    let without = pictures.filter(|(_, captions)| captions.is_empty());
+    let without: Vec<_> = without.map(|(path, _)| path.clone()).collect();
+    refuse(
+        &without,
+        "without a caption in a .txt or .caption file of the same name or in metadata.jsonl",
+    )
+}
+
 /// Captioned pictures, in another order in every epoch.
 pub(crate) struct Folder {
     seed: u64,
@@ -58,12 +89,7 @@ impl Folder {
         let pictures: Vec<_> = pictures
             .map(|(path, captions)| Picture { path, captions, scaled: OnceLock::new() })
             .collect();
-        let without = pictures.iter().filter(|picture| picture.captions.is_empty());
-        let without: Vec<_> = without.map(|picture| picture.path.clone()).collect();
-        refuse(
-            &without,
-            "without a caption in a .txt or .caption file of the same name or in metadata.jsonl",
-        )?;
+        refuse_uncaptioned(pictures.iter().map(|picture| (&picture.path, &picture.captions)))?;
         let order = Mutex::new((u64::MAX, Arc::default()));
         Ok(Self { seed, pictures, kept: AtomicUsize::new(0), order })
     }

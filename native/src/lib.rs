@@ -5,6 +5,7 @@ mod terminal;
 mod art;
 mod bench;
 mod cache;
+mod compare;
 mod cost;
 mod data;
 mod devices;
@@ -74,6 +75,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Measure how well pictures show what their prompts say
     Eval(eval::EvalArgs),
+    /// Compare pictures with others: PSNR, SSIM, LPIPS, FID, CLIP score, nearest neighbours
+    Compare(compare::CompareArgs),
     /// Time every stage, in generation and in training
     Bench(bench::BenchArgs),
     /// Count the multiply-adds of a picture and of training, beside Stable Diffusion's
@@ -116,6 +119,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Export(args) => export::run(&args).map(|()| true),
         Command::Serve(args) => serve::run(&args).map(|()| true),
         Command::Eval(args) => eval::run(&args).map(|()| true),
+        Command::Compare(args) => compare::run(&args).map(|()| true),
         Command::Bench(args) => bench::run(&args).map(|()| true),
         Command::Cost(args) => cost::run(&args).map(|()| true),
         Command::Verify(args) => verify::run(&args),

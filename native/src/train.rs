@@ -16,10 +16,13 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::fs::{read, read_text, write};
-use wuerstchen::{Family, ModelFiles, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles};
+use wuerstchen::{
+    Checkpoint, Family, ModelFiles, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
+};
 use wuerstchen_train::config::{
     ModelConfig, ReadConfigError, TrainConfig, TuneConfig, UpdateConfig,
 };
+use wuerstchen_train::lpips::Lpips;
 use wuerstchen_train::recipe::Weights;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 use wuerstchen_train::{
@@ -29,7 +32,7 @@ use wuerstchen_train::{
 use self::corpus::Corpus;
 use self::progress::TrainProgress;
 use crate::devices::{Choice, choose_for};
-use crate::files::read_model;
+use crate::files::{read_model, read_tensors};
 use crate::folder::Folder;
 use crate::usage;
 
@@ -221,6 +224,10 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         Corpus::Shapes => shapes_tokenizer(),
         Corpus::Emoji(art) => word_tokenizer(&emoji::vocabulary(art)),
     };
+    let trains_a = args.stage.names().contains(&StageName::A);
+    let perceptual = (trains_a && config.a.perceptual_loss > 0.0)
+        .then(|| perceptual(&config.a.perceptual_weights))
+        .transpose()?;
     let recipe = Recipe::new(config, tokenizer)?;
     if let Some(captions) = corpus.captions() {
         let max_tokens = recipe.config.model.max_tokens;
@@ -242,7 +249,11 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let device = choose_for(args.device, ranks.local)?.device;
     let store = ranks.store(&output);
     let run = Run::new(recipe, corpus.source(), store.clone(), device);
-    let mut run = run.with_peers(ranks.peers.clone());
+    let run = run.with_peers(ranks.peers.clone());
+    let mut run = match perceptual {
+        Some(weights) => run.with_perceptual(weights),
+        None => run,
+    };
     let start = |&stage| Ok((stage, ranks.start(args)?));
     let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
     for (stage, start) in &stages {
@@ -270,6 +281,16 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let [folder, bundle] = [RUN_MODEL, "model.safetensors"].map(|file| output.join(file));
     tell!("wrote {} and {}", folder.display(), bundle.display());
     Ok(())
+}
+
+/// Reads the weights of Stage A's perceptual loss, and fails unless they are those of LPIPS.
+fn perceptual(paths: &[PathBuf]) -> Result<Checkpoint> {
+    let read = || {
+        let weights = read_tensors(paths)?;
+        Lpips::load(&weights, &Device::flex())?;
+        Ok::<_, anyhow::Error>(weights)
+    };
+    read().context("a.perceptual_weights cannot be used")
 }
 
 /// An error of a run, with the arguments that help.

@@ -53,8 +53,8 @@ fn assert_resumes<S: Stage>(trainer: impl Fn() -> Trainer<S>) {
 fn trainer_a(recipe: &Recipe) -> Trainer<StageA> {
     let (config, device) = (&recipe.config, Device::flex().autodiff());
     device.seed(config.seed);
-    let stage = StageA { corpus: corpus(recipe), config: config.a.clone(), device: device.clone() };
-    let model = config.model.vqgan.init(&device);
+    let stage = StageA::new(config, corpus(recipe), device.clone());
+    let model = recipe.init_vqgan(&device);
     Trainer::new(stage, model, config.a.updates.clone(), config.seed, device)
 }
 
@@ -215,8 +215,8 @@ fn a_picture_that_cannot_be_read_costs_no_update() {
     let shapes = Shapes { seed: recipe.config.seed, lesson: Lesson::default() };
     let torn = Torn(shapes, 2 * config.updates.batch_size as u64 + 3);
     let corpus = recipe.corpus(Arc::new(torn)).unwrap();
-    let stage = StageA { corpus, config: config.clone(), device: device.clone() };
-    let model = recipe.config.model.vqgan.init(&device);
+    let stage = StageA::new(&recipe.config, corpus, device.clone());
+    let model = recipe.init_vqgan(&device);
     let mut trainer = steps(Trainer::new(stage, model, config.updates, 1, device), 2);
     let saved = trainer.save();
     assert_eq!(trainer.step().unwrap_err().to_string(), "cannot read the picture torn.png: torn");

@@ -19,7 +19,10 @@ use wuerstchen::{
 pub use self::decoder::StageBModel;
 pub use self::read::ReadConfigError;
 pub use self::shards::{FilterConfig, ShardsConfig};
-pub use self::stages::{DiffusionConfig, StageAConfig, StageBConfig, StageCConfig, UpdateConfig};
+pub use self::stages::{
+    AdversarialConfig, CodebookConfig, DiffusionConfig, StageAConfig, StageBConfig, StageCConfig,
+    UpdateConfig,
+};
 pub use self::tune::{
     LoraConfig, PicturesConfig, SamplesConfig, TuneConfig, TuneCorpusConfig, TuneUpdates, is_match,
 };
@@ -314,6 +317,10 @@ impl TrainConfig {
         if has_tokens && self.b.diffusion.p2_weighting {
             let expected = "false where Stage B denoises tokens, whose loss has no such weights";
             return Err(ConfigError::new("stage b", "p2_weighting", expected, true));
+        }
+        if let Some(gamma) = self.b.diffusion.min_snr_gamma.filter(|_| has_tokens) {
+            let expected = "left out where Stage B denoises tokens, whose loss has no such weights";
+            return Err(ConfigError::new("stage b", "min_snr_gamma", expected, gamma));
         }
         // The text encoder is trained with one of the stages.
         let (part, expected, loss) = if has_tokens {

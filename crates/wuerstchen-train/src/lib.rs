@@ -3,13 +3,20 @@
 //! [`Run`] trains stages and keeps what it makes in a [`Store`]. With the feature `fs` a store can be a folder
 //! ([`store::Folder`]); `examples/train.rs` is a whole program.
 
+mod adaptive;
 mod batches;
+pub mod clip_score;
+mod codebook;
 pub mod config;
 pub mod corpus;
+mod discriminator;
 pub mod emoji;
 pub mod eval;
+pub mod inception;
+pub mod likeness;
 mod limits;
 mod lots;
+pub mod lpips;
 mod muon;
 pub mod optimizer;
 pub mod peers;

@@ -156,8 +156,13 @@ impl Optimizer {
         Self { config, first: Values::new(), second: Values::new(), ema: values(module) }
     }
 
-    /// Updates the weights with the gradients of a loss (see [`collect_gradients`]); `step` counts
-    /// from 0.
+    /// Starts with moments of zero, and keeps no moving average.
+    pub(crate) fn without_average(config: OptimizerConfig) -> Self {
+        Self { config, first: Values::new(), second: Values::new(), ema: Values::new() }
+    }
+
+    /// Updates the weights with the gradients of a loss (see [`collect_gradients`]), not their moving average; `step`
+    /// counts from 0.
     pub fn step<M: Module>(
         &mut self,
         module: M,
@@ -188,11 +193,11 @@ impl Optimizer {
             first: &mut self.first,
             second: &mut self.second,
         });
-        self.average(&module, step);
         (module, StepReport { grad_norm, applied: true })
     }
 
-    fn average<M: Module>(&mut self, module: &M, step: u64) {
+    /// Moves the moving average after the update number `step`, from 0.
+    pub fn average<M: Module>(&mut self, module: &M, step: u64) {
         if !step.is_multiple_of(self.config.ema_every.max(1)) {
             return;
         }

@@ -13,9 +13,10 @@ use wuerstchen::{
     Tokenizer, TokenizerFiles, Vqgan, VqganConfig,
 };
 
+use crate::adaptive::LevelErrors;
 use crate::config::{StageBModel, TrainConfig};
 use crate::corpus::{Corpus, CorpusError, Samples};
-use crate::stages::{DecoderModel, PriorModel, TokenModel};
+use crate::stages::{DecoderModel, PriorModel, TokenModel, VqganModel};
 
 /// What a run trains: the sizes in its config, and the tokenizer of its captions.
 pub struct Recipe {
@@ -56,6 +57,16 @@ impl Recipe {
     /// The config of Stage C's text encoder.
     pub fn prior_text(&self) -> TextEncoderConfig {
         self.config.model.prior_text.encoder(self.vocab_size, self.config.model.max_tokens)
+    }
+
+    /// Stage A with what is trained beside it, as training starts it.
+    pub fn init_vqgan(&self, device: &Device) -> VqganModel {
+        self.vqgan_model(self.config.model.vqgan.init(device), device)
+    }
+
+    /// Stage A with what training starts beside it.
+    pub(crate) fn vqgan_model(&self, vqgan: Vqgan, device: &Device) -> VqganModel {
+        VqganModel::new(vqgan, &self.config.a, self.config.seed, device)
     }
 
     /// The model of a Stage B over latents as training starts it.
@@ -114,6 +125,7 @@ impl Recipe {
             prior: self.config.model.prior.init(device),
             text_encoder: self.prior_text().init(device),
             guess,
+            levels: self.config.c.adaptive_weighting.then(|| LevelErrors::new(device)),
         }
     }
 
@@ -194,11 +206,12 @@ impl Recipe {
     /// The model has no Stage C of the run's config.
     pub fn load_prior(&self, files: &Weights, device: &Device) -> Result<PriorModel, LoadError> {
         let part = |part| trained(files, part, "c");
-        let PriorModel { guess, .. } = self.init_prior(device);
+        let PriorModel { guess, levels, .. } = self.init_prior(device);
         Ok(PriorModel {
             prior: self.config.model.prior.load(part(Part::PRIOR)?, device)?,
             text_encoder: self.prior_text().load(part(Part::PRIOR_TEXT)?, device)?,
             guess,
+            levels,
         })
     }
 

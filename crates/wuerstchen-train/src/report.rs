@@ -1,5 +1,6 @@
 //! A run as one page of HTML that needs nothing else: curves, sample grids over time, config and cost.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use base64::Engine;
@@ -44,7 +45,30 @@ struct Line {
     #[serde(default)]
     data_wait: f64,
     secs: Option<f64>,
+    /// What the stage measures besides, and what else is on the line.
+    #[serde(flatten)]
+    measures: BTreeMap<String, serde_json::Value>,
 }
+
+/// What a stage can measure besides the loss, and what its curve is called.
+const MEASURES: [(&str, &str); 16] = [
+    ("codes_used", "share of the codes that a batch uses"),
+    ("perplexity", "perplexity of the codes"),
+    ("reconstruction_loss", "loss of the reconstruction"),
+    ("perceptual_loss", "LPIPS of the reconstruction"),
+    ("adversarial_loss", "loss that the discriminator gives"),
+    ("adversarial_weight", "weight of that loss"),
+    ("discriminator_loss", "loss of the discriminator"),
+    ("discriminator_grad_norm", "norm of the discriminator's gradients"),
+    ("error_t0", "squared error at times from 0 to 1/8"),
+    ("error_t1", "squared error at times from 1/8 to 2/8"),
+    ("error_t2", "squared error at times from 2/8 to 3/8"),
+    ("error_t3", "squared error at times from 3/8 to 4/8"),
+    ("error_t4", "squared error at times from 4/8 to 5/8"),
+    ("error_t5", "squared error at times from 5/8 to 6/8"),
+    ("error_t6", "squared error at times from 6/8 to 7/8"),
+    ("error_t7", "squared error at times from 7/8 to 1"),
+];
 
 fn yes() -> bool {
     true
@@ -79,6 +103,14 @@ pub(crate) fn report(
             ("norm of the gradients", |line| line.grad_norm),
             ("learning rate", |line| line.learning_rate),
         ] {
+            page.push_str(&curve(what, &lines, value));
+        }
+        for (name, what) in MEASURES {
+            // Updates that do not measure it leave a gap.
+            let value = |line: &Line| {
+                let value = line.measures.get(name).and_then(serde_json::Value::as_f64);
+                value.unwrap_or(f64::NAN)
+            };
             page.push_str(&curve(what, &lines, value));
         }
         page.push_str(&grids(folder, &lines, store)?);
@@ -116,10 +148,10 @@ fn summary(lines: &[Line], batch_size: usize, watts: Option<f64>) -> String {
 }
 
 /// A curve over the steps, with the least and the largest value.
-fn curve(what: &str, lines: &[Line], value: fn(&Line) -> f64) -> String {
+fn curve(what: &str, lines: &[Line], value: impl Fn(&Line) -> f64) -> String {
     let [width, height] = CURVE;
     let means = lines.chunks(lines.len().div_ceil(POINTS)).map(|lines| {
-        let finite: Vec<_> = lines.iter().map(value).filter(|value| value.is_finite()).collect();
+        let finite: Vec<_> = lines.iter().map(&value).filter(|value| value.is_finite()).collect();
         (lines[0].step as f64, finite.iter().sum::<f64>() / finite.len() as f64)
     });
     let points: Vec<_> = means.filter(|(_, value)| value.is_finite()).collect();
@@ -189,7 +221,7 @@ mod tests {
             let (loss, applied) = (1.0 / f64::from(step), step != 7);
             let line = serde_json::json!({
                 "step": step, "loss": loss, "grad_norm": 1.0, "learning_rate": 1e-3,
-                "applied": applied, "data_wait": 0.25, "secs": 2.0,
+                "applied": applied, "data_wait": 0.25, "secs": 2.0, "perplexity": 20.0,
             });
             store.append("a/metrics.jsonl", format!("{line}\n").as_bytes()).unwrap();
         }
@@ -210,7 +242,8 @@ mod tests {
         ] {
             assert!(page.contains(row), "{row} is not in {page}");
         }
-        assert_eq!(page.matches("<svg").count(), 3);
+        assert_eq!(page.matches("<svg").count(), 4);
+        assert!(page.contains("perplexity of the codes") && !page.contains("LPIPS"));
         assert_eq!(page.matches("base64,cGljdHVyZQ==").count(), 3);
         assert!(page.contains("samples after step 1000"));
     }

@@ -8,6 +8,8 @@ use wuerstchen::noise::Philox;
 use wuerstchen::sampler::add_noise;
 use wuerstchen::schedule::{TIME_SPREAD, training_time};
 
+use crate::stages::Told;
+
 /// Values of the same shape for every sample of a batch, or for neighbouring ones, in main memory, so that any thread
 /// can make them and any device take a part of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,17 +126,6 @@ impl<'a> Noised<'a> {
         Self { x: add_noise(schedule, clean, noise.clone(), times), noise, times }
     }
 
-    /// The mean over the samples of the squared error of the predicted noise, weighted by p2 if
-    /// there is a `p2_k`.
-    pub(crate) fn loss(
-        &self,
-        predicted: Tensor<4>,
-        schedule: &Schedule,
-        p2_k: Option<f32>,
-    ) -> Tensor<1> {
-        self.weighted_loss(predicted, |t| p2_k.map_or(1.0, |k| schedule.p2_weight(t, k)))
-    }
-
     /// The mean over the samples of the squared error of the predicted noise, times the `weight` of their
     /// times.
     pub(crate) fn weighted_loss(
@@ -143,9 +134,60 @@ impl<'a> Noised<'a> {
         weight: impl Fn(f32) -> f32,
     ) -> Tensor<1> {
         let weights: Vec<f32> = self.times.iter().map(|&t| weight(t)).collect();
-        let weights = column(&weights, &predicted.device());
+        self.loss(predicted, &weights)
+    }
+
+    /// The same with a weight for every sample.
+    pub(crate) fn loss(&self, predicted: Tensor<4>, weights: &[f32]) -> Tensor<1> {
+        let weights = column(weights, &predicted.device());
         ((predicted - self.noise.clone()).square() * weights).mean()
     }
+}
+
+/// The equal parts of time, from 0 to 1, of which metrics tell the error.
+const TIME_PARTS: usize = 8;
+
+/// What metrics call the mean squared error in each part of time.
+const TIME_ERRORS: [&str; TIME_PARTS] = [
+    "error_t0", "error_t1", "error_t2", "error_t3", "error_t4", "error_t5", "error_t6", "error_t7",
+];
+
+impl Noised<'_> {
+    /// The squared error of the predicted noise by part of time, not weighted: for each part the sum over its samples,
+    /// then for each part their number, both divided by the number of samples. Read when it is asked for; behind it
+    /// comes what `more` makes of the errors and the times of the samples.
+    pub(crate) fn errors_by_time(
+        &self,
+        predicted: &Tensor<4>,
+        more: impl FnOnce(&[f32], &[f32]) -> Vec<f32> + 'static,
+    ) -> Told {
+        let errors = (predicted.clone().detach() - self.noise.clone()).square();
+        let errors = errors.flatten::<2>(1, 3).mean_dim(1).squeeze_dim::<1>(1);
+        let times = self.times.to_vec();
+        Box::new(move || {
+            let errors = errors.into_data().try_to_vec::<f32>().expect("errors are f32");
+            let mut told = vec![0.0; 2 * TIME_PARTS];
+            let weight = 1.0 / times.len() as f32;
+            for (error, time) in errors.iter().zip(&times) {
+                let part = ((time * TIME_PARTS as f32) as usize).min(TIME_PARTS - 1);
+                told[part] += error * weight;
+                told[TIME_PARTS + part] += weight;
+            }
+            told.extend(more(&errors, &times));
+            told
+        })
+    }
+}
+
+/// How many of the told numbers are errors by time.
+pub(crate) const TOLD_BY_TIME: usize = 2 * TIME_PARTS;
+
+/// The mean squared errors that [`Noised::errors_by_time`] has told; none of parts without samples.
+pub(crate) fn time_errors(told: &[f32]) -> Vec<(&'static str, f64)> {
+    let (errors, weights) = told[..TOLD_BY_TIME].split_at(TIME_PARTS);
+    let parts = TIME_ERRORS.into_iter().zip(errors).zip(weights);
+    let with_samples = parts.filter(|(_, weight)| **weight > 0.0);
+    with_samples.map(|((name, error), weight)| (name, (error / weight).into())).collect()
 }
 
 /// A factor for every sample, `[B, 1, 1, 1]`.
@@ -172,6 +214,18 @@ mod tests {
                 assert_eq!(rng.next_u32(), whole.clone().next_u32(), "{own:?}");
             }
         }
+    }
+
+    /// Of four samples with mean errors 1, 5, 4 and 0, two lie in the first eighth of time and two in the last.
+    #[test]
+    fn errors_are_told_by_time() {
+        let device = Device::flex();
+        let noise = Tensor::<4>::zeros([4, 1, 1, 2], &device);
+        let noised = Noised { x: noise.clone(), noise, times: &[0.1, 0.0, 1.0, 0.9] };
+        let predicted = [[1.0f32, 1.0], [3.0, 1.0], [2.0, 2.0], [0.0, 0.0]];
+        let predicted = Tensor::<2>::from_data(predicted, &device).reshape([4, 1, 1, 2]);
+        let told = noised.errors_by_time(&predicted, |_, _| Vec::new())();
+        assert_eq!(time_errors(&told), [("error_t0", 3.0), ("error_t7", 2.0)]);
     }
 
     /// Half of the times are above 0.54 without a shift, and 74 of a hundred with one of 3.

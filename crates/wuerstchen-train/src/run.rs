@@ -50,6 +50,15 @@ pub(crate) fn essence(config: &toml::Value, pictures: Option<usize>) -> String {
     lines.join("\n")
 }
 
+/// A hash (CRC-32C) of the values of weights, in the order of their names.
+fn hash(weights: &Checkpoint) -> Result<u32, RunError> {
+    let mut hash = 0;
+    for name in weights.names() {
+        hash = crc32c::crc32c_append(hash, bytemuck::cast_slice(&weights.values(name)?));
+    }
+    Ok(hash)
+}
+
 /// What a stage starts from.
 pub enum Start {
     /// Its first step. A state that is there is an error, so that it is not overwritten.
@@ -145,6 +154,8 @@ pub struct Run {
     device: Device,
     /// Whether stages whose weights are there start from them.
     warm: bool,
+    /// The weights of Stage A's perceptual loss.
+    perceptual: Option<Checkpoint>,
 }
 
 impl AsMut<Session> for Run {
@@ -156,7 +167,14 @@ impl AsMut<Session> for Run {
 impl Run {
     /// A run that keeps its files in a store and trains on a device without autodiff.
     pub fn new(recipe: Recipe, source: Source, store: Arc<dyn Store>, device: Device) -> Self {
-        Self { recipe, source, session: Session::new(store), device, warm: false }
+        let session = Session::new(store);
+        Self { recipe, source, session, device, warm: false, perceptual: None }
+    }
+
+    /// Gives Stage A's perceptual loss the weights of LPIPS, in any form that
+    /// [`Lpips::load`](crate::lpips::Lpips::load) takes.
+    pub fn with_perceptual(self, weights: Checkpoint) -> Self {
+        Self { perceptual: Some(weights), ..self }
     }
 
     /// Trains together with other processes. All but rank 0 need a store of their own, such as one in main memory, and
@@ -254,7 +272,11 @@ impl Run {
         let mut config = self.recipe.config.clone();
         config.model.embedding_scale = None;
         let pictures = self.source.samples(StageName::A, config.seed, Lesson::default()).count();
-        Ok(essence(&toml::Value::try_from(&config)?, pictures))
+        let mut lines = essence(&toml::Value::try_from(&config)?, pictures);
+        if let Some(weights) = &self.perceptual {
+            lines += &format!("\nperceptual weights of the hash {:08x}", hash(weights)?);
+        }
+        Ok(lines)
     }
 
     /// Gives the other processes what rank 0 has: tokenizer, weights, and the scale of the embeddings.

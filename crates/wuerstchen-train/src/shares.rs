@@ -4,7 +4,8 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 
 use crate::optimizer::{Values, collect_gradients};
-use crate::peers::Peers;
+use crate::peers::{self, Peers};
+use crate::stages::Loss;
 
 /// Values that go to the other processes at once: 64 MiB.
 const BUCKET: usize = 16 << 20;
@@ -13,6 +14,8 @@ const BUCKET: usize = 16 << 20;
 pub(crate) struct Share {
     /// The part of the mean loss.
     pub(crate) loss: f32,
+    /// The part of what the loss tells besides.
+    pub(crate) told: Vec<f32>,
     pub(crate) gradients: Values,
     /// How far the running averages of batch norms move.
     moves: Values,
@@ -21,21 +24,17 @@ pub(crate) struct Share {
 impl Share {
     /// The share of a batch's `loss` by `model`, which has begun with the running averages of `before`, those
     /// that are to be moved afterwards; it is one of `count`.
-    pub(crate) fn new<M: Module>(
-        model: &M,
-        before: &Values,
-        loss: &Tensor<1>,
-        count: usize,
-    ) -> Self {
+    pub(crate) fn new<M: Module>(model: &M, before: &Values, loss: Loss, count: usize) -> Self {
         let share = 1.0 / count as f64;
-        let loss = loss.clone() * share;
-        let gradients = collect_gradients(model, &loss.backward());
+        let gradients = collect_gradients(model, &(loss.total * share).backward());
         let mut moves = running_averages(model);
         moves.retain(|id, _| before.contains_key(id));
         for (id, after) in &mut moves {
             *after = (after.clone() - before[id].clone()) * share;
         }
-        Self { loss: loss.into_scalar::<f32>(), gradients, moves }
+        let told = (loss.told)().into_iter().map(|number| number * share as f32).collect();
+        let loss = loss.shown.into_scalar::<f32>() * share as f32;
+        Self { loss, told, gradients, moves }
     }
 
     /// The sum of shares, in their order.
@@ -44,6 +43,7 @@ impl Share {
         let mut total = shares.next().expect("a batch has at least one share");
         for share in shares {
             total.loss += share.loss;
+            peers::add(&mut total.told, &share.told);
             add(&mut total.gradients, share.gradients);
             add(&mut total.moves, share.moves);
         }
@@ -59,21 +59,21 @@ impl Share {
         let all = |share: Self| {
             let mut values = share.gradients;
             values.extend(share.moves);
-            (share.loss, values)
+            ([&[share.loss][..], &share.told].concat(), values)
         };
-        let (losses, mut shares): (Vec<_>, Vec<_>) = shares.into_iter().map(all).unzip();
-        let (mut loss, mut gradients) = (None, Values::new());
+        let (numbers, mut shares): (Vec<_>, Vec<_>) = shares.into_iter().map(all).unzip();
+        let (mut total, mut gradients) = (None, Values::new());
         for ids in buckets(&visited(model), &shares[0]) {
             let sizes: Vec<_> = ids.iter().map(|id| shares[0][id].dims()[0]).collect();
             let device = shares[0][&ids[0]].device();
             let mut addends: Vec<_> = shares.iter_mut().map(|share| take(share, &ids)).collect();
-            // The first bucket takes the loss along.
-            if loss.is_none() {
-                addends.iter_mut().zip(&losses).for_each(|(addend, &loss)| addend.push(loss));
+            // The first bucket takes the loss and what it tells along.
+            if total.is_none() {
+                addends.iter_mut().zip(&numbers).for_each(|(addend, own)| addend.extend(own));
             }
             let mut sum = peers.sum(addends);
-            if loss.is_none() {
-                loss = sum.pop();
+            if total.is_none() {
+                total = Some(sum.split_off(sum.len() - numbers[0].len()));
             }
             let length = [sum.len()];
             let sum = Tensor::<1>::from_data(TensorData::new(sum, length), &device);
@@ -84,15 +84,17 @@ impl Share {
             }
         }
         let moves = moved.into_iter().filter_map(|id| gradients.remove_entry(&id)).collect();
-        Self { loss: loss.expect("a model that is trained has gradients"), gradients, moves }
+        let mut told = total.expect("a model that is trained has gradients");
+        let loss = told.remove(0);
+        Self { loss, told, gradients, moves }
     }
 
-    /// The model with its running averages moved, and the gradients.
-    pub(crate) fn apply_moves<M: Module>(self, model: M) -> (M, Values) {
+    /// The model with its running averages moved.
+    pub(crate) fn apply_moves<M: Module>(&mut self, model: M) -> M {
         if self.moves.is_empty() {
-            return (model, self.gradients);
+            return model;
         }
-        (model.map(&mut Move(self.moves)), self.gradients)
+        model.map(&mut Move(std::mem::take(&mut self.moves)))
     }
 }
 

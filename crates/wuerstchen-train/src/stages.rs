@@ -6,21 +6,26 @@ mod c;
 mod cache;
 mod tokens;
 
+use std::collections::HashSet;
 use std::ops::Range;
 
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::prelude::*;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::TokenIds;
 use wuerstchen::{Compressor, Statistics, Vqgan, VqganConfig, compressor};
 
-pub use self::a::{BatchA, StageA};
+pub use self::a::{BatchA, StageA, VqganModel};
 pub use self::b::{BatchB, DecoderModel, StageB};
 pub use self::c::{BatchC, PriorModel, StageC};
 pub use self::cache::Cache;
 pub use self::tokens::{BatchTokens, StageBTokens, TokenModel, stage_a_tokens};
+pub use crate::adaptive::LevelErrors;
+pub use crate::codebook::CodebookAverages;
 use crate::config::DiffusionConfig;
 use crate::corpus::{Corpus, CorpusError};
+pub use crate::discriminator::Discriminator;
+use crate::optimizer::OptimizerConfig;
 
 /// A stage that can be trained.
 pub trait Stage: Send + Sync + 'static {
@@ -45,7 +50,53 @@ pub trait Stage: Send + Sync + 'static {
     ) -> Result<Self::Batch, CorpusError>;
 
     /// The mean loss of the samples `range` of a batch, which are among those that it was made for.
-    fn loss(&self, model: &Self::Model, batch: &Self::Batch, range: Range<usize>) -> Tensor<1>;
+    fn loss(&self, model: &Self::Model, batch: &Self::Batch, range: Range<usize>) -> Loss;
+
+    /// What metrics say besides of an update, number `step` from 0, by what its shares have told: names and values.
+    fn measures(&self, _told: &[f32], _step: u64) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
+
+    /// The networks in a model that are trained against the others; none by default.
+    fn adversary(&self, _model: &Self::Model) -> Option<Adversary> {
+        None
+    }
+
+    /// Changes what no gradient trains after the update number `step`, from 0, by what its shares have told.
+    fn settle(&self, model: Self::Model, _told: &[f32], _step: u64) -> Self::Model {
+        model
+    }
+}
+
+/// The loss of a share of a batch.
+pub struct Loss {
+    /// What the gradients are taken of.
+    pub total: Tensor<1>,
+    /// The loss that metrics show.
+    pub shown: Tensor<1>,
+    /// What else the share tells.
+    pub told: Told,
+}
+
+/// Numbers that a share of a batch tells beside its loss, as many of every share; an update's are the means over its
+/// shares. They are asked for when the gradients are computed, so that no device waits for them.
+pub type Told = Box<dyn FnOnce() -> Vec<f32>>;
+
+impl From<Tensor<1>> for Loss {
+    /// A loss that is shown as it is, and tells nothing else.
+    fn from(total: Tensor<1>) -> Self {
+        Self { shown: total.clone(), total, told: Box::new(Vec::new) }
+    }
+}
+
+/// Networks that are trained against the others of a model, by an optimiser of their own.
+pub struct Adversary {
+    /// Its settings.
+    pub optimizer: OptimizerConfig,
+    /// The update of the model with which it begins, from 0.
+    pub start: u64,
+    /// Its parameters.
+    pub parameters: HashSet<ParamId>,
 }
 
 /// Stage B's target: Stage A's latents in the scale that Stage B works in.

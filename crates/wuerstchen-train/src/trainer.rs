@@ -1,6 +1,6 @@
 //! The training loop's body: one update, and the state that lets it go on later.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::corpus::CorpusError;
 use crate::optimizer::{Optimizer, Values, values, with_values};
 use crate::peers::{Alone, Peers};
 use crate::shares::{Share, models, running_averages};
-use crate::stages::Stage;
+use crate::stages::{Adversary, Stage};
 
 /// Trains one stage, one update at a time.
 ///
@@ -33,6 +33,8 @@ pub struct Trainer<S: Stage> {
     /// `None` only while the optimizer has it, which changes it in place.
     model: Option<S::Model>,
     optimizer: Optimizer,
+    /// What is trained against the rest of the model, and its optimizer.
+    adversary: Option<(Adversary, Optimizer)>,
     config: UpdateConfig,
     seed: u64,
     step: u64,
@@ -41,7 +43,7 @@ pub struct Trainer<S: Stage> {
 }
 
 /// What one update did.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Metrics {
     /// Updates done.
     pub step: u64,
@@ -58,6 +60,9 @@ pub struct Metrics {
     pub data_wait: f64,
     /// Seconds that the update took.
     pub secs: f64,
+    /// What the stage measures besides, by name.
+    #[serde(flatten)]
+    pub measures: BTreeMap<&'static str, f64>,
 }
 
 /// What a saved state says about itself.
@@ -112,6 +117,10 @@ impl<S: Stage> Trainer<S> {
     /// Starts training `model`, which lives on a device with autodiff.
     pub fn new(stage: S, model: S::Model, config: UpdateConfig, seed: u64, device: Device) -> Self {
         let optimizer = Optimizer::new(config.optimizer.clone(), &model);
+        let adversary = stage.adversary(&model).map(|adversary| {
+            let optimizer = Optimizer::without_average(adversary.optimizer.clone());
+            (adversary, optimizer)
+        });
         let (stage, model) = (Arc::new(stage), Some(model));
         let peers = Arc::new(Alone);
         Self {
@@ -120,6 +129,7 @@ impl<S: Stage> Trainer<S> {
             ready: None,
             model,
             optimizer,
+            adversary,
             config,
             seed,
             step: 0,
@@ -161,12 +171,31 @@ impl<S: Stage> Trainer<S> {
         // Only dropout draws from the device's own generator. Other processes must not draw the same.
         let others = (self.peers.rank() as u64) << 48;
         self.device.seed(self.seed ^ self.step ^ others);
-        let total = self.shares(&batch);
+        let mut total = self.shares(&batch);
         let loss = total.loss.into();
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
         let model = self.model.take().expect(PRESENT);
-        let (model, gradients) = total.apply_moves(model);
-        let (model, report) = self.optimizer.step(model, gradients, self.step, learning_rate);
+        let model = total.apply_moves(model);
+        let (mut gradients, step) = (total.gradients, self.step);
+        let opposing = self.adversary.as_ref().map(|(adversary, _)| {
+            adversary.parameters.iter().filter_map(|id| gradients.remove_entry(id)).collect()
+        });
+        let (mut model, report) = self.optimizer.step(model, gradients, step, learning_rate);
+        let mut measures: BTreeMap<_, _> =
+            self.stage.measures(&total.told, step).into_iter().collect();
+        if report.applied {
+            if let (Some(gradients), Some((adversary, optimizer))) = (opposing, &mut self.adversary)
+                && step >= adversary.start
+            {
+                let rate = adversary.optimizer.learning_rate_at(step, self.config.steps);
+                let own = step - adversary.start;
+                let (opposed, report) = optimizer.step(model, gradients, own, rate);
+                measures.insert("discriminator_grad_norm", report.grad_norm);
+                model = opposed;
+            }
+            model = self.stage.settle(model, &total.told, step);
+            self.optimizer.average(&model, step);
+        }
         self.model = Some(model);
         self.step += 1;
         let secs = (waited + start.elapsed()).as_secs_f64();
@@ -178,6 +207,7 @@ impl<S: Stage> Trainer<S> {
             applied: report.applied,
             data_wait: waited.as_secs_f64() / secs.max(f64::MIN_POSITIVE),
             secs,
+            measures,
         })
     }
 
@@ -235,12 +265,12 @@ impl<S: Stage> Trainer<S> {
         if count == 1 {
             // The model itself: its running averages move as it runs.
             let loss = stage.loss(model, batch, 0..size);
-            return Share::new(model, &Values::new(), &loss, 1);
+            return Share::new(model, &Values::new(), loss, 1);
         }
         let before = running_averages(model);
         let share = |(i, model): (usize, S::Model)| {
             let loss = stage.loss(&model, batch, i * size..(i + 1) * size);
-            Share::new(&model, &before, &loss, count)
+            Share::new(&model, &before, loss, count)
         };
         let at_once = self.config.at_once(own.len());
         let mut shares = Vec::new();
@@ -294,14 +324,18 @@ impl<S: Stage> Trainer<S> {
     /// Everything that is needed to go on, as a safetensors file.
     pub fn save(&self) -> Vec<u8> {
         let part = |name: &str, module: &S::Model| {
-            Checkpoint::from_tensors(name, tensors(module, KeyTable::FIELDS))
+            Checkpoint::from_tensors(name, tensors(module, KeyTable::STATES))
         };
-        let of = |values| with_values(self.model(), values);
+        let optimizers = [Some(&self.optimizer), self.adversary.as_ref().map(|(_, own)| own)];
+        let of = |moments: fn(&Optimizer) -> &Values| {
+            let all = optimizers.into_iter().flatten().flat_map(moments);
+            with_values(self.model(), &all.map(|(id, value)| (*id, value.clone())).collect())
+        };
         let parts = [
             ("weights", part("weights", self.model())),
             ("ema", part("ema", &self.averaged())),
-            ("first", part("first", &of(&self.optimizer.first))),
-            ("second", part("second", &of(&self.optimizer.second))),
+            ("first", part("first", &of(|optimizer| &optimizer.first))),
+            ("second", part("second", &of(|optimizer| &optimizer.second))),
         ];
         let header = Header { format: FORMAT, step: self.step, seed: self.seed };
         let header = serde_json::to_string(&header).expect("three numbers are JSON");
@@ -325,12 +359,19 @@ impl<S: Stage> Trainer<S> {
         let part = |part: &str| all.under(&format!("{part}/"));
         let template = self.model().clone();
         let read = |name: &str| {
-            load(template.valid(), &part(name), KeyTable::FIELDS).map(|module| values(&module))
+            load(template.valid(), &part(name), KeyTable::STATES).map(|module| values(&module))
         };
         self.optimizer.ema = read("ema")?;
         self.optimizer.first = read("first")?;
         self.optimizer.second = read("second")?;
-        self.model = Some(load(template, &part("weights"), KeyTable::FIELDS)?);
+        if let Some((adversary, optimizer)) = &mut self.adversary {
+            let take = |moments: &mut Values| -> Values {
+                adversary.parameters.iter().filter_map(|id| moments.remove_entry(id)).collect()
+            };
+            optimizer.first = take(&mut self.optimizer.first);
+            optimizer.second = take(&mut self.optimizer.second);
+        }
+        self.model = Some(load(template, &part("weights"), KeyTable::STATES)?);
         self.step = header.step;
         (self.batches, self.ready) = (None, None);
         Ok(self)

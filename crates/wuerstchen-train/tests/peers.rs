@@ -8,6 +8,7 @@ use burn::tensor::Device;
 use wuerstchen::noise::Philox;
 use wuerstchen::weights::{KeyTable, tensors};
 use wuerstchen::{Image, PartConfig};
+use wuerstchen_train::config::{AdversarialConfig, CodebookConfig};
 use wuerstchen_train::corpus::{CorpusError, Samples, Shapes};
 use wuerstchen_train::optimizer::Method;
 use wuerstchen_train::peers::{add, agree};
@@ -109,14 +110,29 @@ fn recipe(config: TrainConfig) -> Recipe {
 
 /// With batch norms, and pictures that are drawn for every batch and cut out of larger ones.
 fn trainer_a(recipe: &Recipe) -> Trainer<StageA> {
-    let (mut config, device) = (recipe.config.a.clone(), Device::flex().autodiff());
-    config.max_zoom = 2;
+    let (mut config, device) = (recipe.config.clone(), Device::flex().autodiff());
+    config.a.max_zoom = 2;
     device.seed(1);
     let shapes = Shapes { seed: 1, lesson: Lesson::default() };
     let corpus = recipe.corpus(Arc::new(shapes)).unwrap();
-    let model = recipe.config.model.vqgan.init(&device);
-    let updates = config.updates.clone();
-    Trainer::new(StageA { corpus, config, device: device.clone() }, model, updates, 1, device)
+    let model = recipe.init_vqgan(&device);
+    let updates = config.a.updates.clone();
+    Trainer::new(StageA::new(&config, corpus, device.clone()), model, updates, 1, device)
+}
+
+/// With a discriminator from the second update on, and codes that follow their latents.
+fn trainer_a_against_a_discriminator(recipe: &Recipe) -> Trainer<StageA> {
+    let (mut config, device) = (recipe.config.clone(), Device::flex().autodiff());
+    config.a.codebook = Some(CodebookConfig { decay: 0.5, revive_below: 0.7 });
+    config.a.adversarial =
+        Some(AdversarialConfig { start: 1, channels: 4, layers: 2, ..Default::default() });
+    device.seed(1);
+    let recipe = self::recipe(config);
+    let shapes = Shapes { seed: 1, lesson: Lesson::default() };
+    let corpus = recipe.corpus(Arc::new(shapes)).unwrap();
+    let model = recipe.init_vqgan(&device);
+    let updates = recipe.config.a.updates.clone();
+    Trainer::new(StageA::new(&recipe.config, corpus, device.clone()), model, updates, 1, device)
 }
 
 /// With captions, noise, and matrices for Muon.
@@ -164,6 +180,12 @@ fn assert_equal<S: Stage>(trainer: impl Fn(&Recipe) -> Trainer<S> + Sync, method
 fn processes_with_batch_norms_train_as_one() {
     let _turn = turn();
     assert_equal(trainer_a, Method::AdamW);
+}
+
+#[test]
+fn processes_with_a_discriminator_train_as_one() {
+    let _turn = turn();
+    assert_equal(trainer_a_against_a_discriminator, Method::AdamW);
 }
 
 #[test]

@@ -119,6 +119,44 @@ fn a_run_stops_where_its_listener_breaks_and_goes_on() {
     assert_eq!(state(&elsewhere), state(&straight));
 }
 
+/// Stage C's adaptive weights go on from the state, and change what is learnt.
+#[test]
+fn adaptive_weights_go_on_from_the_state() {
+    let _turn = turn();
+    let run = |is_adaptive, store: &Arc<Memory>| {
+        let mut config = config(3);
+        config.c.diffusion.p2_weighting = false;
+        config.c.adaptive_weighting = is_adaptive;
+        run_of(config, Source::Shapes, store)
+    };
+    let before = Arc::new(Memory::default());
+    for stage in [StageName::A, StageName::B] {
+        assert!(run(true, &before).train(stage, Start::Anew).unwrap().is_continue());
+    }
+    let copy = || {
+        let copy = Memory::default();
+        for name in before.names() {
+            copy.write(&name, &before.read(&name).unwrap().unwrap()).unwrap();
+        }
+        Arc::new(copy)
+    };
+    let state = |store: &Memory| store.read("c/state.safetensors").unwrap().unwrap();
+    let [straight, plain, stopped] = [copy(), copy(), copy()];
+    assert!(run(true, &straight).train(StageName::C, Start::Anew).unwrap().is_continue());
+    assert!(run(false, &plain).train(StageName::C, Start::Anew).unwrap().is_continue());
+    assert_ne!(state(&straight), state(&plain));
+    let mut first = run(true, &stopped);
+    first.listen(|event| match event {
+        Event::Update { .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(first.train(StageName::C, Start::Anew).unwrap().is_break());
+    assert!(run(true, &stopped).train(StageName::C, Start::Resume).unwrap().is_continue());
+    assert_eq!(state(&stopped), state(&straight));
+    let metrics = String::from_utf8(straight.read("c/metrics.jsonl").unwrap().unwrap()).unwrap();
+    assert!(metrics.contains("\"error_t"), "{metrics}");
+}
+
 #[test]
 fn a_new_start_does_not_overwrite_a_state() {
     let _turn = turn();

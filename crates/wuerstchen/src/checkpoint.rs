@@ -524,6 +524,14 @@ impl Checkpoint {
         Self { part, tensors: entries.collect() }
     }
 
+    /// The tensors to which `name` gives a name, under that one; of two of the same name, the last one in the order
+    /// of their old names.
+    pub fn renamed(&self, name: impl Fn(&str) -> Option<String>) -> Self {
+        let entries =
+            self.tensors.iter().filter_map(|(old, entry)| Some((name(old)?, entry.clone())));
+        Self { part: self.part.clone(), tensors: entries.collect() }
+    }
+
     /// The authors' original layout as diffusers names it: fused attention projections are split,
     /// and the codebook is called an embedding. Names of diffusers stay as they are.
     ///

@@ -9,6 +9,9 @@ use crate::blocks::{channels_first, channels_last};
 pub enum Filter {
     /// Keys' cubic (a = −1/2) with aligned corners: how Stage B fits the image embedding.
     BicubicAlignedCorners,
+    /// Keys' cubic (a = −1/2) with aligned edges: how pictures are prepared for the Fréchet inception distance,
+    /// and Pillow's `BICUBIC`.
+    Bicubic,
     /// The triangle kernel with aligned edges: how pictures are prepared for the compressor.
     Bilinear,
     /// Between the two nearest pixels with aligned corners, not antialiased: how Stable Cascade's
@@ -23,13 +26,13 @@ impl Filter {
                 (input as f64 - 1.0) / (output as f64 - 1.0)
             }
             Self::BicubicAlignedCorners | Self::BilinearAlignedCorners => 0.0,
-            Self::Bilinear => input as f64 / output as f64,
+            Self::Bicubic | Self::Bilinear => input as f64 / output as f64,
         }
     }
 
     fn radius(self) -> f64 {
         match self {
-            Self::BicubicAlignedCorners => 2.0,
+            Self::BicubicAlignedCorners | Self::Bicubic => 2.0,
             Self::Bilinear | Self::BilinearAlignedCorners => 1.0,
         }
     }
@@ -38,9 +41,9 @@ impl Filter {
         let d = distance.abs();
         match self {
             Self::Bilinear | Self::BilinearAlignedCorners => (1.0 - d).max(0.0),
-            Self::BicubicAlignedCorners if d < 1.0 => (1.5 * d - 2.5) * d * d + 1.0,
-            Self::BicubicAlignedCorners if d < 2.0 => ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0,
-            Self::BicubicAlignedCorners => 0.0,
+            _ if d < 1.0 => (1.5 * d - 2.5) * d * d + 1.0,
+            _ if d < 2.0 => ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0,
+            Self::BicubicAlignedCorners | Self::Bicubic => 0.0,
         }
     }
 }
@@ -134,9 +137,12 @@ mod tests {
     #[test]
     fn constants_stay_constant() {
         for (input, output) in [(3, 8), (24, 16), (2, 1), (1, 4), (100, 79)] {
-            for filter in
-                [Filter::BicubicAlignedCorners, Filter::Bilinear, Filter::BilinearAlignedCorners]
-            {
+            for filter in [
+                Filter::BicubicAlignedCorners,
+                Filter::Bicubic,
+                Filter::Bilinear,
+                Filter::BilinearAlignedCorners,
+            ] {
                 for row in resize_matrix(filter, input, output).chunks(input) {
                     assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
                 }

@@ -270,6 +270,24 @@ impl Vqgan {
         distances.detach().argmin(1).squeeze_dim(1)
     }
 
+    /// The codebook, `[num_vq_embeddings, latent_channels]`.
+    pub fn codebook(&self) -> Tensor<2> {
+        self.vquantizer.embedding.val()
+    }
+
+    /// The same with other codes, one behind the other.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are not as many values.
+    pub fn with_codebook(mut self, codes: Vec<f32>) -> Self {
+        self.vquantizer.embedding = self.vquantizer.embedding.map(|old| {
+            let codes = Tensor::from_data(TensorData::new(codes, old.shape()), &old.device());
+            codes.set_require_grad(old.is_require_grad())
+        });
+        self
+    }
+
     /// The codes of tokens, which are their numbers in the codebook: unscaled latents.
     ///
     /// # Shapes
@@ -331,6 +349,24 @@ impl Vqgan {
         let patches = affine(&self.out_block, x);
         observe("out_block.0", &patches);
         channels_first(pixel_shuffle(patches, self.patch_size))
+    }
+
+    /// As [`Self::decode`]; gives besides what the last layer makes the picture of, `[B, H, W, C]`.
+    pub fn decode_with_features(&self, latents: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let x = channels_last(latents);
+        let features = run(&self.up_blocks, x, Statistics::Running, "up_blocks", &mut |_, _| {});
+        (self.to_pixels(features.clone()), features)
+    }
+
+    /// The gradient of the decoder's last matrix, `[C, 3·patch²]`, by that of a picture.
+    ///
+    /// # Shapes
+    ///
+    /// - features: `[B, H, W, C]`, of [`Self::decode_with_features`]
+    /// - gradient: `[B, 3, H·patch, W·patch]`
+    pub fn last_layer_gradient(&self, features: Tensor<4>, gradient: Tensor<4>) -> Tensor<2> {
+        let patches = pixel_unshuffle(channels_last(gradient), self.patch_size);
+        features.flatten::<2>(0, 2).transpose().matmul(patches.flatten(0, 2))
     }
 
     fn to_pixels(&self, x: Tensor<4>) -> Tensor<4> {

@@ -65,8 +65,18 @@ impl TrainProgress {
                     });
                 }
                 self.bar.set_position(metrics.step);
+                let measure = |name| metrics.measures.get(name);
+                let codes = match (measure("codes_used"), measure("perplexity")) {
+                    (Some(used), Some(perplexity)) => {
+                        format!(
+                            "{:.0} % of the codes used, perplexity {perplexity:.0}, ",
+                            100.0 * used
+                        )
+                    }
+                    _ => String::new(),
+                };
                 self.bar.set_message(format!(
-                    "loss {loss:.4}, {samples_per_sec:.0} samples/s, {wait:.0} % waiting for data"
+                    "loss {loss:.4}, {codes}{samples_per_sec:.0} samples/s, {wait:.0} % waiting for data"
                 ));
             }
             Event::Saved => self.tell_saved(),

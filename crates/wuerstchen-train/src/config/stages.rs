@@ -1,7 +1,10 @@
 //! How each stage is trained.
 
-use serde::{Deserialize, Serialize};
-use wuerstchen::ConfigError;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use wuerstchen::config::below_one;
+use wuerstchen::{ConfigError, Schedule};
 
 use crate::limits::{at_least_one, not_negative, positive, share};
 use crate::optimizer::OptimizerConfig;
@@ -52,6 +55,9 @@ pub struct DiffusionConfig {
     /// Whether the loss is weighted by the p2 weights of Choi et al. (arXiv 2204.00227).
     #[serde(default)]
     pub p2_weighting: bool,
+    /// γ of the min-SNR weights min(SNR, γ)/SNR of Hang et al. (arXiv 2303.09556), in place of p2's; 5 is theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_snr_gamma: Option<f64>,
     /// `k` of the p2 weights. The authors use 1; with a smaller `k`, noisier times count for more.
     #[serde(default = "authors_p2_k")]
     pub p2_k: f32,
@@ -77,6 +83,81 @@ pub struct StageAConfig {
     /// size is cut out of it; 1 takes pictures whole. Crops teach the details of larger pictures.
     #[serde(default = "one")]
     pub max_zoom: usize,
+    /// Weight of LPIPS between pictures and reconstructions, which needs `perceptual_weights`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub perceptual_loss: f64,
+    /// The weights of LPIPS: a file of both of its networks, or one of VGG16 or AlexNet and one of the heads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_more")]
+    pub perceptual_weights: Vec<PathBuf>,
+    /// Moves the codes to the means of their latents, in place of a gradient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codebook: Option<CodebookConfig>,
+    /// Trains a discriminator against Stage A.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<AdversarialConfig>,
+}
+
+/// A codebook whose codes are moving averages of the latents that are nearest to them.
+///
+/// Source: van den Oord et al., "Neural discrete representation learning" (arXiv 1711.00937), appendix A.1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CodebookConfig {
+    /// Decay of the averages at every update.
+    pub decay: f64,
+    /// A code that is chosen less often than this share of what it would be if all codes were equally frequent is
+    /// dead: it becomes a latent of the update's batch. 0 lets the dead lie.
+    pub revive_below: f64,
+}
+
+impl Default for CodebookConfig {
+    fn default() -> Self {
+        Self { decay: 0.99, revive_below: 0.1 }
+    }
+}
+
+/// A discriminator of patches that learns to tell pictures from reconstructions, which Stage A learns to prevent.
+///
+/// Source: Esser et al., "Taming transformers for high-resolution image synthesis" (arXiv 2012.09841), section 3.1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdversarialConfig {
+    /// The update of Stage A with which both losses begin, from 0.
+    pub start: u64,
+    /// Weight of the loss that the discriminator gives Stage A.
+    pub weight: f64,
+    /// Whether that weight is multiplied by the ratio of the gradients that the loss of the reconstruction and that of
+    /// the discriminator have at the decoder's last layer, so that both pull with the same strength.
+    pub adaptive: bool,
+    /// Channels behind the discriminator's first convolution.
+    pub channels: usize,
+    /// Convolutions of stride 2: each about doubles the side of the patches, which is 70 pixels with 3.
+    pub layers: usize,
+    /// Peak learning rate of the discriminator. It rises and falls as Stage A's does.
+    pub learning_rate: f64,
+    /// Decay of the first moment of its AdamW.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Largest global L2 norm of its gradients.
+    pub max_grad_norm: f64,
+}
+
+impl Default for AdversarialConfig {
+    /// Weight and moments of the authors' code (`custom_vqgan.yaml` of CompVis/taming-transformers).
+    fn default() -> Self {
+        Self {
+            start: 0,
+            weight: 0.8,
+            adaptive: true,
+            channels: 64,
+            layers: 3,
+            learning_rate: 1e-4,
+            beta1: 0.5,
+            beta2: 0.9,
+            max_grad_norm: 1.0,
+        }
+    }
 }
 
 /// How Stage B and the semantic compressor are trained.
@@ -119,6 +200,28 @@ pub struct StageCConfig {
     /// a linear layer predicts from the last text token alone. 0 turns it off.
     #[serde(default)]
     pub text_loss: f64,
+    /// Divides the loss of every level of noise by its moving mean, as the authors of Stable Cascade do, in place of
+    /// other weights: what is hard to learn then counts no more than the rest.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub adaptive_weighting: bool,
+}
+
+/// A list, or its only item.
+fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a path or a list of paths")]
+    enum OneOrMore {
+        One(PathBuf),
+        More(Vec<PathBuf>),
+    }
+    Ok(match OneOrMore::deserialize(deserializer)? {
+        OneOrMore::One(path) => vec![path],
+        OneOrMore::More(paths) => paths,
+    })
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 fn is_zero(value: &f64) -> bool {
@@ -127,6 +230,10 @@ fn is_zero(value: &f64) -> bool {
 
 /// More threads than any machine has work for.
 const MAX_THREADS: usize = 1024;
+
+/// More channels than any discriminator has, and more layers than any picture has patches for.
+const MAX_CHANNELS: usize = 1 << 12;
+const MAX_LAYERS: usize = 16;
 
 /// More pictures in an update than any machine has memory for.
 const MAX_BATCH: usize = 1 << 20;
@@ -180,9 +287,13 @@ impl UpdateConfig {
 }
 
 impl DiffusionConfig {
-    /// `k` of the p2 weights; `None` if the loss is not weighted.
-    pub fn p2_k(&self) -> Option<f32> {
-        self.p2_weighting.then_some(self.p2_k)
+    /// The weight of the loss at a time.
+    pub(crate) fn weight(&self, schedule: &Schedule, time: f32) -> f32 {
+        match self.min_snr_gamma {
+            Some(gamma) => schedule.min_snr_weight(time, gamma as f32),
+            None if self.p2_weighting => schedule.p2_weight(time, self.p2_k),
+            None => 1.0,
+        }
     }
 
     /// Checks every value; `part` names the stage.
@@ -194,6 +305,13 @@ impl DiffusionConfig {
         share(part, "caption_drop", self.caption_drop)?;
         share(part, "unknown_words", self.unknown_words)?;
         positive(part, "time_shift", self.time_shift.into())?;
+        if let Some(gamma) = self.min_snr_gamma {
+            positive(part, "min_snr_gamma", gamma)?;
+            if self.p2_weighting {
+                let expected = "left out with p2_weighting, whose weights it replaces";
+                return Err(ConfigError::new(part, "min_snr_gamma", expected, gamma));
+            }
+        }
         not_negative(part, "p2_k", self.p2_k.into())
     }
 }
@@ -210,6 +328,49 @@ impl StageAConfig {
             let expected =
                 format!("between 1 and {most}, for pictures of at most {max_side} pixels");
             return Err(ConfigError::new(PART, "max_zoom", expected, self.max_zoom));
+        }
+        not_negative(PART, "perceptual_loss", self.perceptual_loss)?;
+        let is_perceptual = self.perceptual_loss > 0.0;
+        if is_perceptual == self.perceptual_weights.is_empty() {
+            let expected = if is_perceptual {
+                "files with the weights of LPIPS, which perceptual_loss needs"
+            } else {
+                "none without a perceptual_loss"
+            };
+            let found = format!("{:?}", self.perceptual_weights);
+            return Err(ConfigError::new(PART, "perceptual_weights", expected, found));
+        }
+        if let Some(codebook) = &self.codebook {
+            below_one(PART, "codebook.decay", codebook.decay)?;
+            below_one(PART, "codebook.revive_below", codebook.revive_below)?;
+        }
+        self.adversarial.as_ref().map_or(Ok(()), |config| config.validate(image_size))
+    }
+}
+
+impl AdversarialConfig {
+    /// Checks every value, with pictures of `image_size` pixels.
+    fn validate(&self, image_size: usize) -> Result<(), ConfigError> {
+        const PART: &str = "stage a";
+        positive(PART, "adversarial.weight", self.weight)?;
+        positive(PART, "adversarial.learning_rate", self.learning_rate)?;
+        positive(PART, "adversarial.max_grad_norm", self.max_grad_norm)?;
+        below_one(PART, "adversarial.beta1", self.beta1)?;
+        below_one(PART, "adversarial.beta2", self.beta2)?;
+        for (field, value, most) in [
+            ("adversarial.channels", self.channels, MAX_CHANNELS),
+            ("adversarial.layers", self.layers, MAX_LAYERS),
+        ] {
+            if !(1..=most).contains(&value) {
+                let expected = format!("between 1 and {most}");
+                return Err(ConfigError::new(PART, field, expected, value));
+            }
+        }
+        // The last two convolutions take a pixel each, and a verdict has to be left.
+        let side = 3 << self.layers;
+        if image_size < side {
+            let expected = format!("fewer, as pictures of {image_size} pixels are below {side}");
+            return Err(ConfigError::new(PART, "adversarial.layers", expected, self.layers));
         }
         Ok(())
     }
@@ -238,6 +399,11 @@ impl StageCConfig {
         const PART: &str = "stage c";
         self.updates.validate(PART)?;
         self.diffusion.validate(PART)?;
+        let DiffusionConfig { p2_weighting, min_snr_gamma, .. } = self.diffusion;
+        if self.adaptive_weighting && (p2_weighting || min_snr_gamma.is_some()) {
+            let expected = "false with p2_weighting or min_snr_gamma, whose weights it replaces";
+            return Err(ConfigError::new(PART, "adaptive_weighting", expected, true));
+        }
         not_negative(PART, "text_loss", self.text_loss)
     }
 }

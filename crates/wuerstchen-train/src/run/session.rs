@@ -345,13 +345,14 @@ fn metrics_name(folder: &str) -> String {
 
 /// The metrics of an update for `TensorBoard`.
 fn events_of(metrics: &Metrics, samples_per_sec: f64) -> Vec<u8> {
-    let values = [
+    let mut values = vec![
         ("loss", metrics.loss),
         ("grad_norm", metrics.grad_norm),
         ("learning_rate", metrics.learning_rate),
         ("samples_per_sec", samples_per_sec),
         ("data_wait", metrics.data_wait),
     ];
+    values.extend(metrics.measures.iter().map(|(&name, &value)| (name, value)));
     tensorboard::scalars(metrics.step, seconds_since_1970(), &values)
 }
 

@@ -5,21 +5,20 @@ use std::ops::ControlFlow;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use futures_lite::future::block_on;
-use wuerstchen::{
-    Compressor, GenerateOptions, Image, Part, PartConfig, Progress, Statistics, Vqgan,
-};
+use wuerstchen::{Compressor, ConfigError, GenerateOptions, Image, Part, Progress, Statistics};
 
 use super::{Event, GRID_SIDE, Run, RunError, Start};
 use crate::config::StageName;
 use crate::corpus::Corpus;
 use crate::eval::reconstruct;
+use crate::lpips::Lpips;
 use crate::recipe::{
     Weights, decoder_weights, lone_prior_weights, prior_weights, token_decoder_weights,
     vqgan_weights,
 };
 use crate::shapes::Lesson;
 use crate::stages::{
-    Cache, DecoderModel, PriorModel, StageA, StageB, StageBTokens, StageC, TokenModel,
+    Cache, DecoderModel, PriorModel, StageA, StageB, StageBTokens, StageC, TokenModel, VqganModel,
     image_embeddings, stage_a_latents, stage_a_tokens,
 };
 use crate::trainer::Trainer;
@@ -34,25 +33,47 @@ impl Run {
     pub(super) fn stage_a(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
         let device = self.autodiff();
         let (recipe, config) = (&self.recipe, &self.recipe.config);
-        let stage = StageA {
-            corpus: self.corpus(StageName::A, config.a.updates.lesson)?,
-            config: config.a.clone(),
-            device: device.clone(),
-        };
+        let corpus = self.corpus(StageName::A, config.a.updates.lesson)?;
+        let mut stage = StageA::new(config, corpus, device.clone());
+        if let Some(lpips) = self.perceptual()? {
+            stage = stage.with_perceptual(lpips);
+        }
         let weights = self.read_weights()?;
         let model = if self.is_warm(&weights, &[Part::VQGAN]) {
-            recipe.load_vqgan(&weights, &device)?
+            recipe.vqgan_model(recipe.load_vqgan(&weights, &device)?, &device)
         } else {
-            config.model.vqgan.init(&device)
+            recipe.init_vqgan(&device)
         };
         let trainer = Trainer::new(stage, model, config.a.updates.clone(), config.seed, device);
         let (_, pictures) = self.grid()?;
-        let sample = |_: &Self, model: &Vqgan| {
-            let latents = model.encode(pictures.clone(), Statistics::Running);
-            let decoded = model.decode(latents).clamp(0.0, 1.0);
+        let sample = |_: &Self, model: &VqganModel| {
+            let latents = model.vqgan.encode(pictures.clone(), Statistics::Running);
+            let decoded = model.vqgan.decode(latents).clamp(0.0, 1.0);
             Ok(to_images(Tensor::cat(vec![pictures.clone(), decoded], 0)))
         };
-        self.updates(StageName::A, start, trainer, sample, vqgan_weights)
+        self.updates(StageName::A, start, trainer, sample, |model| vqgan_weights(&model.vqgan))
+    }
+
+    /// The network of Stage A's perceptual loss, if it has one.
+    fn perceptual(&self) -> Result<Option<Lpips>, RunError> {
+        let config = &self.recipe.config;
+        let part = "stage a";
+        if config.a.perceptual_loss == 0.0 {
+            return Ok(None);
+        }
+        let Some(weights) = &self.perceptual else {
+            let expected = "files that whoever starts the run has read (Run::with_perceptual)";
+            let found = "none";
+            return Err(ConfigError::new(part, "perceptual_weights", expected, found).into());
+        };
+        let lpips = Lpips::load(weights, &self.device)?;
+        let least = lpips.backbone().min_side();
+        if config.image_size < least {
+            let expected = format!("0 with pictures of fewer than {least} pixels a side");
+            let found = config.a.perceptual_loss;
+            return Err(ConfigError::new(part, "perceptual_loss", expected, found).into());
+        }
+        Ok(Some(lpips))
     }
 
     pub(super) fn stage_b(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {

@@ -11,10 +11,10 @@ use wuerstchen::{
     Compressor, Decoder, Schedule, Statistics, TextEncoder, Vqgan, VqganConfig, compressor,
 };
 
-use super::{Cache, Stage, captions, image_embeddings, stage_a_latents};
+use super::{Cache, Loss, Stage, captions, image_embeddings, stage_a_latents};
 use crate::config::{StageBConfig, TrainConfig};
 use crate::corpus::{Corpus, CorpusError};
-use crate::rows::{Noise, Noised, Rows, column};
+use crate::rows::{Noise, Noised, Rows, column, time_errors};
 
 /// What Stage B trains: the decoder, its text encoder and the semantic compressor.
 #[derive(Module, Debug)]
@@ -166,7 +166,7 @@ impl Stage for StageB {
         })
     }
 
-    fn loss(&self, model: &DecoderModel, batch: &BatchB, range: Range<usize>) -> Tensor<1> {
+    fn loss(&self, model: &DecoderModel, batch: &BatchB, range: Range<usize>) -> Loss {
         let plain = self.device.clone().inner();
         let pictures = |device: &Device| {
             let pictures = batch.pictures.as_ref().expect("what is not cached is made of pictures");
@@ -188,7 +188,14 @@ impl Stage for StageB {
         let latents = Tensor::from_inner(latents);
         let noised = Noised::new(latents, &batch.noise, &range, &self.schedule);
         let predicted = model.decoder.forward(noised.x.clone(), noised.times, embedding, text);
-        noised.loss(predicted, &self.schedule, self.config.diffusion.p2_k())
+        let told = noised.errors_by_time(&predicted, |_, _| Vec::new());
+        let diffusion = &self.config.diffusion;
+        let total = noised.weighted_loss(predicted, |t| diffusion.weight(&self.schedule, t));
+        Loss { told, ..total.into() }
+    }
+
+    fn measures(&self, told: &[f32], _step: u64) -> Vec<(&'static str, f64)> {
+        time_errors(told)
     }
 }
 

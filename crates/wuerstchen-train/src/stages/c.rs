@@ -9,10 +9,11 @@ use wuerstchen::noise::Philox;
 use wuerstchen::text::TokenIds;
 use wuerstchen::{Compressor, Prior, Schedule, TextEncoder};
 
-use super::{Cache, Stage, captions, image_embeddings};
+use super::{Cache, Loss, Stage, captions, image_embeddings};
+use crate::adaptive::{LevelErrors, sums_by_level};
 use crate::config::{StageCConfig, TrainConfig};
 use crate::corpus::{Corpus, CorpusError};
-use crate::rows::{Noise, Noised, Rows};
+use crate::rows::{Noise, Noised, Rows, TOLD_BY_TIME, time_errors};
 
 /// What Stage C trains: the prior and its text encoder.
 #[derive(Module, Debug)]
@@ -24,6 +25,8 @@ pub struct PriorModel {
     /// Predicts the image embedding from the last text token, for the text encoder's own loss; not a part of
     /// the finished model.
     pub guess: Option<Linear>,
+    /// What the weights of the loss follow, if they are adaptive; not a part of the finished model.
+    pub levels: Option<LevelErrors>,
 }
 
 /// Training of Stage C.
@@ -107,7 +110,7 @@ impl Stage for StageC {
         })
     }
 
-    fn loss(&self, model: &PriorModel, batch: &BatchC, range: Range<usize>) -> Tensor<1> {
+    fn loss(&self, model: &PriorModel, batch: &BatchC, range: Range<usize>) -> Loss {
         let plain = self.device.clone().inner();
         let embeddings = match &batch.targets {
             Targets::Embeddings(embeddings) => embeddings.tensor(&range, &plain),
@@ -121,11 +124,32 @@ impl Stage for StageC {
         let latents = Tensor::from_inner(embeddings) / self.embedding_scale;
         let noised = Noised::new(latents.clone(), &batch.noise, &range, &self.schedule);
         let predicted = model.prior.forward(noised.x.clone(), noised.times, text.clone());
-        let loss = noised.loss(predicted, &self.schedule, self.config.diffusion.p2_k());
-        match &model.guess {
+        let (diffusion, schedule) = (&self.config.diffusion, self.schedule);
+        let is_adaptive = model.levels.is_some();
+        let told = noised.errors_by_time(&predicted, move |errors, times| {
+            if is_adaptive { sums_by_level(&schedule, errors, times) } else { Vec::new() }
+        });
+        let loss = match &model.levels {
+            Some(levels) => {
+                let weights = levels.weights(&schedule, noised.times);
+                noised.loss(predicted, &weights)
+            }
+            None => noised.weighted_loss(predicted, |t| diffusion.weight(&schedule, t)),
+        };
+        let total = match &model.guess {
             Some(guess) => loss + guess_error(guess, text, latents) * self.config.text_loss,
             None => loss,
-        }
+        };
+        Loss { told, ..total.into() }
+    }
+
+    fn measures(&self, told: &[f32], _step: u64) -> Vec<(&'static str, f64)> {
+        time_errors(told)
+    }
+
+    fn settle(&self, model: PriorModel, told: &[f32], _step: u64) -> PriorModel {
+        let levels = model.levels.map(|levels| levels.follow(&told[TOLD_BY_TIME..]));
+        PriorModel { levels, ..model }
     }
 }
 

@@ -13,7 +13,7 @@ use wuerstchen::{Compressor, Statistics, TextEncoder, TokenDecoder, Vqgan};
 
 use super::b::{Changes, learnt_embeddings, perturb};
 use super::c::guess_error;
-use super::{Cache, Stage, captions};
+use super::{Cache, Loss, Stage, captions};
 use crate::config::{StageBConfig, TrainConfig};
 use crate::corpus::{Corpus, CorpusError};
 use crate::rows::{Rows, draw_times};
@@ -149,7 +149,7 @@ impl Stage for StageBTokens {
         })
     }
 
-    fn loss(&self, model: &TokenModel, batch: &BatchTokens, range: Range<usize>) -> Tensor<1> {
+    fn loss(&self, model: &TokenModel, batch: &BatchTokens, range: Range<usize>) -> Loss {
         let plain = self.device.clone().inner();
         let pictures = |device: &Device| {
             let pictures = batch.pictures.as_ref().expect("what is not cached is made of pictures");
@@ -192,5 +192,6 @@ impl Stage for StageBTokens {
             Some(guessed) => loss + guessed,
             None => loss,
         }
+        .into()
     }
 }

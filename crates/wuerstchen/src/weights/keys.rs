@@ -10,7 +10,7 @@ pub struct KeyTable {
 }
 
 impl KeyTable {
-    /// The field names themselves, as training states use them.
+    /// The field names themselves.
     pub const FIELDS: Self = Self { names: &[], convolutions: &[] };
 
     /// Names of the prior, both decoders, and both of Stable Cascade.
@@ -125,6 +125,51 @@ impl KeyTable {
         names: &[("Conv", ""), ("Grow", ""), ("Norm", ""), ("Activation", "")],
         convolutions: &[],
     };
+
+    /// Names of VGG16 in torchvision, and of LPIPS's heads over it.
+    pub const LPIPS_VGG16: Self = Self {
+        names: &[
+            ("convs.0", "features.0"),
+            ("convs.1", "features.2"),
+            ("convs.2", "features.5"),
+            ("convs.3", "features.7"),
+            ("convs.4", "features.10"),
+            ("convs.5", "features.12"),
+            ("convs.6", "features.14"),
+            ("convs.7", "features.17"),
+            ("convs.8", "features.19"),
+            ("convs.9", "features.21"),
+            ("convs.10", "features.24"),
+            ("convs.11", "features.26"),
+            ("convs.12", "features.28"),
+            ("heads.0", "lin0.model.1.weight"),
+            ("heads.1", "lin1.model.1.weight"),
+            ("heads.2", "lin2.model.1.weight"),
+            ("heads.3", "lin3.model.1.weight"),
+            ("heads.4", "lin4.model.1.weight"),
+        ],
+        convolutions: &[],
+    };
+
+    /// Names of AlexNet in torchvision, and of LPIPS's heads over it.
+    pub const LPIPS_ALEXNET: Self = Self {
+        names: &[
+            ("convs.0", "features.0"),
+            ("convs.1", "features.3"),
+            ("convs.2", "features.6"),
+            ("convs.3", "features.8"),
+            ("convs.4", "features.10"),
+            ("heads.0", "lin0.model.1.weight"),
+            ("heads.1", "lin1.model.1.weight"),
+            ("heads.2", "lin2.model.1.weight"),
+            ("heads.3", "lin3.model.1.weight"),
+            ("heads.4", "lin4.model.1.weight"),
+        ],
+        convolutions: &[],
+    };
+
+    /// Names of a training state: the field names, but for Stage A, which has not always had networks beside it.
+    pub const STATES: Self = Self { names: &[("vqgan", "")], convolutions: &[] };
 
     pub(super) fn name(self, path: &[String]) -> String {
         let mut name = format!(".{}.", path.join("."));
