@@ -26,13 +26,15 @@ pub struct CodebookAverages {
 impl CodebookAverages {
     /// Starts as if all codes were equally frequent and their latents lay on them.
     pub fn new(vqgan: &Vqgan) -> Self {
-        let codes = vqgan.codebook().detach();
-        let [count, _] = codes.dims();
-        let share = 1.0 / count as f64;
-        let frozen_shares = Tensor::ones([count], &codes.device()) * share;
+        let codes = vqgan.codebook();
+        let ([count, channels], device) = (codes.dims(), codes.device());
+        let share = 1.0 / count as f32;
+        let sums: Vec<f32> = floats(codes).into_iter().map(|value| value * share).collect();
+        let sums = Tensor::from_data(TensorData::new(sums, [count, channels]), &device);
+        let shares = Tensor::from_data(TensorData::new(vec![share; count], [count]), &device);
         Self {
-            shares: Param::from_tensor(frozen_shares).set_require_grad(false),
-            sums: Param::from_tensor(codes * share).set_require_grad(false),
+            shares: Param::from_tensor(shares).set_require_grad(false),
+            sums: Param::from_tensor(sums).set_require_grad(false),
         }
     }
 

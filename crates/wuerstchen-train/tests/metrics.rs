@@ -38,7 +38,7 @@ fn is_scale(name: &str) -> bool {
 fn weight(name: &str, shape: &[usize]) -> NamedTensor {
     let count = shape.iter().product();
     let mut values = drawn(name, count);
-    let fan_in = (count / shape[0]) as f32;
+    let fan_in = (count / shape.first().unwrap_or(&1)) as f32;
     for value in &mut values {
         *value = if name.starts_with("lin") {
             (*value + 1.0) / 2.0

@@ -348,7 +348,7 @@ mod tests {
     use crate::recipe::Recipe;
     use crate::shapes::Lesson;
     use crate::tokenizer::shapes_tokenizer;
-    use wuerstchen::relative_error;
+    use wuerstchen::relative_error_above;
 
     /// The gradients of a share, against those of one graph of both losses with the adaptive weight as a constant, which
     /// is the ratio of the gradients' norms at the last layer.
@@ -393,8 +393,9 @@ mod tests {
         let expected = collect_gradients(&model, &total.backward());
         assert_eq!(found.len(), expected.len());
         let floats = |x: &Tensor<1>| x.clone().into_data().try_to_vec::<f32>().unwrap();
+        // Of the last bias both halves of the hinge loss cancel out, but for rounding.
         for (id, expected) in &expected {
-            let error = relative_error(&floats(&found[id]), &floats(expected));
+            let error = relative_error_above(1e-3, &floats(&found[id]), &floats(expected));
             assert!(error < 1e-4, "{error}");
         }
 
