@@ -26,6 +26,7 @@ mod rows;
 pub mod run;
 pub mod shapes;
 mod shares;
+mod square;
 pub mod stages;
 pub mod store;
 mod tensorboard;

@@ -1,7 +1,8 @@
 //! How much pictures are like others, pair by pair or as a whole.
 
-use faer::{Mat, Side};
 use wuerstchen::Image;
+
+use crate::square::{Square, add_multiple};
 
 /// Standard deviation of the window in which structures are compared, in pixels.
 const WINDOW_DEVIATION: f64 = 1.5;
@@ -78,9 +79,9 @@ fn windowed(plane: &[f64], width: usize, height: usize) -> Vec<f64> {
 ///
 /// With the means μ and the covariances Σ: `|μ₁ − μ₂|² + Tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½)`.
 ///
-/// Source: Heusel et al., "GANs trained by a two time-scale update rule" (arXiv 1706.08500), equation 6. The trace of
-/// the root is the sum of the roots of the eigenvalues of `Σ₁^½·Σ₂·Σ₁^½`, which is symmetric, so that no imaginary
-/// part arises.
+/// Source: Heusel et al., "GANs trained by a two time-scale update rule" (arXiv 1706.08500), equation 6. With
+/// `Σ₁ = L·Lᵀ`, the trace of the root is the sum of the roots of the eigenvalues of `Lᵀ·Σ₂·L`, which is symmetric, so
+/// that no imaginary part arises.
 ///
 /// # Errors
 ///
@@ -90,22 +91,15 @@ fn windowed(plane: &[f64], width: usize, height: usize) -> Vec<f64> {
 ///
 /// Panics if there are fewer than two rows of one of them, or if their widths differ.
 pub fn frechet_distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> Result<f64, NotFinite> {
-    let ((mean_a, a), (mean_b, b)) = (centred(a)?, centred(b)?);
+    let ((mean_a, a), (mean_b, b)) = (moments(a)?, moments(b)?);
     assert_eq!(mean_a.len(), mean_b.len(), "features of one network are compared");
     let means = mean_a.iter().zip(&mean_b).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
-    let (covariance_a, covariance_b) = (a.transpose() * &a, b.transpose() * &b);
-    let trace = |matrix: &Mat<f64>| (0..matrix.ncols()).map(|i| matrix[(i, i)]).sum::<f64>();
-    let roots = covariance_a.self_adjoint_eigen(Side::Lower).map_err(|_| NotFinite)?;
-    let (vectors, values) = (roots.U(), roots.S().column_vector());
-    let width = mean_a.len();
+    let trace = a.trace() + b.trace();
+    let factor = a.cholesky();
+    let product = factor.transpose().times(&b).times(&factor);
     // Rounding makes eigenvalues of 0 a little negative.
-    let half =
-        Mat::from_fn(width, width, |i, j| vectors[(i, j)] * values[j].max(0.0).sqrt().sqrt());
-    let root = &half * half.transpose();
-    let product = &root * &covariance_b * &root;
-    let values = product.self_adjoint_eigenvalues(Side::Lower).map_err(|_| NotFinite)?;
-    let root_trace: f64 = values.into_iter().map(|value| value.max(0.0).sqrt()).sum();
-    Ok(means + trace(&covariance_a) + trace(&covariance_b) - 2.0 * root_trace)
+    let roots = product.eigenvalues().into_iter().map(|value| value.max(0.0).sqrt());
+    Ok(means + trace - 2.0 * roots.sum::<f64>())
 }
 
 /// Features are infinite or no numbers.
@@ -113,8 +107,8 @@ pub fn frechet_distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> Result<f64, NotFinite
 #[error("features are infinite or no numbers: are the weights those of the network?")]
 pub struct NotFinite;
 
-/// The mean of the rows, and what is left of them without it, divided by √(rows − 1).
-fn centred(rows: &[Vec<f32>]) -> Result<(Vec<f64>, Mat<f64>), NotFinite> {
+/// The mean of the rows, and their covariance.
+fn moments(rows: &[Vec<f32>]) -> Result<(Vec<f64>, Square), NotFinite> {
     let (count, width) = (rows.len(), rows[0].len());
     assert!(count > 1, "a covariance needs two rows");
     if !rows.iter().flatten().all(|value| value.is_finite()) {
@@ -123,9 +117,14 @@ fn centred(rows: &[Vec<f32>]) -> Result<(Vec<f64>, Mat<f64>), NotFinite> {
     let mean: Vec<f64> = (0..width)
         .map(|j| rows.iter().map(|row| f64::from(row[j])).sum::<f64>() / count as f64)
         .collect();
-    let scale = ((count - 1) as f64).sqrt();
-    let left = Mat::from_fn(count, width, |i, j| (f64::from(rows[i][j]) - mean[j]) / scale);
-    Ok((mean, left))
+    let mut covariance = Square::zeros(width);
+    for row in rows {
+        let left: Vec<f64> = row.iter().zip(&mean).map(|(&x, mean)| f64::from(x) - mean).collect();
+        for (sums, x) in covariance.rows_mut().zip(&left) {
+            add_multiple(sums, x / (count - 1) as f64, &left);
+        }
+    }
+    Ok((mean, covariance))
 }
 
 #[cfg(test)]
