@@ -350,6 +350,9 @@ mod tests {
     use crate::tokenizer::shapes_tokenizer;
     use wuerstchen::relative_error_above;
 
+    /// Both ways add in another order, and of some gradients large parts cancel out: f32 rounds to 2e-4 of them.
+    const GRADIENTS_BOUND: f64 = 1e-3;
+
     /// The gradients of a share, against those of one graph of both losses with the adaptive weight as a constant, which
     /// is the ratio of the gradients' norms at the last layer.
     #[test]
@@ -396,7 +399,7 @@ mod tests {
         // Of the last bias both halves of the hinge loss cancel out, but for rounding.
         for (id, expected) in &expected {
             let error = relative_error_above(1e-3, &floats(&found[id]), &floats(expected));
-            assert!(error < 1e-4, "{error}");
+            assert!(error < GRADIENTS_BOUND, "{error}");
         }
 
         // The last matrix is the second but last parameter of Stage A: its bias follows.
