@@ -57,7 +57,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Make pictures of prompts, from noise or from a picture
-    Generate(generate::GenerateArgs),
+    Generate(Box<generate::GenerateArgs>),
     /// Turn published weights into a model of one folder
     Import(import::ImportArgs),
     /// Show what the stages keep of a picture, by a model with the semantic compressor

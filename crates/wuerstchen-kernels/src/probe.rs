@@ -1,7 +1,6 @@
 //! What a device's arithmetic and memory reach, so that times of kernels and stages can be set beside it.
 
 use burn::prelude::*;
-use burn::tensor::DType;
 
 /// A computation of nothing but multiply-adds in registers, or of nothing but reading and writing.
 pub struct Probe {
@@ -23,7 +22,7 @@ pub fn probe_multiply_adds(device: &Device, rounds: usize) -> Probe {
         return crate::wgsl::probe_multiply_adds(device, rounds);
     }
     #[cfg(feature = "cpu")]
-    if crate::cpu::runs_on(device, DType::F32) {
+    if crate::cpu::runs_on(device, burn::tensor::DType::F32) {
         return crate::cpu::probe_multiply_adds(device, rounds);
     }
     unknown(device)

@@ -81,7 +81,7 @@ impl ClipScore {
     /// `100·max(cos, 0)` of the embeddings of a picture and a caption, whose end is cut off where the text encoder does
     /// not read further.
     ///
-    /// Source: Hessel et al., "CLIPScore: a reference-free evaluation metric for image captioning" (arXiv 2104.08718),
+    /// Source: Hessel et al., "`CLIPScore`: a reference-free evaluation metric for image captioning" (arXiv 2104.08718),
     /// with the factor of 100 that is usual for generated pictures.
     ///
     /// # Errors

@@ -51,15 +51,15 @@ impl CodebookAverages {
         let (mut shares, mut sums) = (floats(self.shares.val()), floats(self.sums.val()));
         let (mut codes, channels) = (floats(vqgan.codebook()), batch.channels);
         let (decay, rest) = (config.decay as f32, (1.0 - config.decay) as f32);
-        for code in 0..shares.len() {
+        for (code, (share, &new)) in shares.iter_mut().zip(&batch.shares).enumerate() {
             let places = code * channels..(code + 1) * channels;
-            shares[code] = shares[code] * decay + batch.shares[code] * rest;
+            *share = *share * decay + new * rest;
             for (sum, new) in sums[places.clone()].iter_mut().zip(&batch.sums[places.clone()]) {
                 *sum = *sum * decay + new * rest;
             }
-            if batch.shares[code] > 0.0 {
+            if new > 0.0 {
                 for place in places {
-                    codes[place] = sums[place] / shares[code];
+                    codes[place] = sums[place] / *share;
                 }
             }
         }

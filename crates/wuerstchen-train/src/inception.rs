@@ -1,4 +1,4 @@
-//! InceptionV3 as the Fréchet inception distance takes it: from a picture to 2048 features.
+//! `InceptionV3` as the Fréchet inception distance takes it: from a picture to 2048 features.
 
 use std::collections::BTreeSet;
 
@@ -31,9 +31,9 @@ pub struct Inception {
 type Branch = Vec<Op>;
 
 enum Op {
-    Conv(Conv),
+    Conv(Box<Conv>),
     /// Two convolutions of the same features, one behind the other in the output.
-    Fork([Conv; 2]),
+    Fork(Box<[Conv; 2]>),
     /// The largest of 3x3 pixels.
     MaxPool {
         stride: usize,
@@ -43,7 +43,7 @@ enum Op {
     AvgPool,
 }
 
-/// A convolution, its batch norm and a ReLU; the norm is a part of the weights.
+/// A convolution, its batch norm and a `ReLU`; the norm is a part of the weights.
 struct Conv {
     weight: Tensor<4>,
     bias: Tensor<1>,
@@ -107,7 +107,9 @@ impl Op {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Conv(conv) => conv.forward(x),
-            Self::Fork([a, b]) => Tensor::cat(vec![a.forward(x.clone()), b.forward(x)], 1),
+            Self::Fork(both) => {
+                Tensor::cat(both.iter().map(|conv| conv.forward(x.clone())).collect(), 1)
+            }
             Self::MaxPool { stride, padding } => {
                 let options = MaxPoolOptions {
                     stride: [*stride; 2],
@@ -246,7 +248,7 @@ impl Reader<'_> {
         let mut fork = |branch: &str| {
             let across = self.conv(&of(&format!("{branch}a")), [384, 384, 1, 3], 1, [0, 1])?;
             let down = self.conv(&of(&format!("{branch}b")), [384, 384, 3, 1], 1, [1, 0])?;
-            Ok::<_, LoadError>(Op::Fork([across, down]))
+            Ok::<_, LoadError>(Op::Fork(Box::new([across, down])))
         };
         let [three, double] = [fork("branch3x3_2")?, fork("branch3x3dbl_3")?];
         Ok(vec![
@@ -264,17 +266,17 @@ impl Reader<'_> {
     /// A convolution that keeps the size of the features.
     fn same(&mut self, name: &str, shape: Shape) -> Result<Op, LoadError> {
         let [_, _, height, width] = shape;
-        Ok(Op::Conv(self.conv(name, shape, 1, [height / 2, width / 2])?))
+        Ok(Op::Conv(Box::new(self.conv(name, shape, 1, [height / 2, width / 2])?)))
     }
 
     /// A convolution that leaves out the border.
     fn unpadded(&mut self, name: &str, shape: Shape) -> Result<Op, LoadError> {
-        Ok(Op::Conv(self.conv(name, shape, 1, [0, 0])?))
+        Ok(Op::Conv(Box::new(self.conv(name, shape, 1, [0, 0])?)))
     }
 
     /// A convolution that leaves out the border and every second pixel.
     fn strided(&mut self, name: &str, shape: Shape) -> Result<Op, LoadError> {
-        Ok(Op::Conv(self.conv(name, shape, 2, [0, 0])?))
+        Ok(Op::Conv(Box::new(self.conv(name, shape, 2, [0, 0])?)))
     }
 
     fn conv(

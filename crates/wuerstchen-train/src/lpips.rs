@@ -13,7 +13,7 @@ use wuerstchen::{Checkpoint, KeyTable, LoadError};
 pub enum Backbone {
     /// VGG16 (Simonyan and Zisserman, arXiv 1409.1556), configuration D.
     Vgg16,
-    /// AlexNet (Krizhevsky, arXiv 1404.5997).
+    /// `AlexNet` (Krizhevsky, arXiv 1404.5997).
     AlexNet,
 }
 
@@ -104,7 +104,7 @@ impl Lpips {
     ///
     /// # Errors
     ///
-    /// The tensors are not those of VGG16 or AlexNet with their heads: names all that differ.
+    /// The tensors are not those of VGG16 or `AlexNet` with their heads: names all that differ.
     pub fn load(weights: &Checkpoint, device: &Device) -> Result<Self, LoadError> {
         let weights = weights.renamed(published_name);
         let backbone = match weights.side("features.0.weight", 2) {

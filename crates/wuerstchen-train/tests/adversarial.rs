@@ -24,7 +24,7 @@ fn turn() -> MutexGuard<'static, ()> {
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An AlexNet of four channels and its heads, with random weights.
+/// An `AlexNet` of four channels and its heads, with random weights.
 fn perceptual() -> Checkpoint {
     let mut rng = Philox::new(9, 0);
     let mut random = |name: String, shape: &[usize]| {

@@ -86,7 +86,7 @@ pub struct StageAConfig {
     /// Weight of LPIPS between pictures and reconstructions, which needs `perceptual_weights`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub perceptual_loss: f64,
-    /// The weights of LPIPS: a file of both of its networks, or one of VGG16 or AlexNet and one of the heads.
+    /// The weights of LPIPS: a file of both of its networks, or one of VGG16 or `AlexNet` and one of the heads.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_more")]
     pub perceptual_weights: Vec<PathBuf>,
     /// Moves the codes to the means of their latents, in place of a gradient.

@@ -151,7 +151,7 @@ impl KeyTable {
         convolutions: &[],
     };
 
-    /// Names of AlexNet in torchvision, and of LPIPS's heads over it.
+    /// Names of `AlexNet` in torchvision, and of LPIPS's heads over it.
     pub const LPIPS_ALEXNET: Self = Self {
         names: &[
             ("convs.0", "features.0"),
