@@ -13,7 +13,7 @@ use wuerstchen::fs::{read_text, with_extension};
 use wuerstchen::{Image, TokenizerFiles};
 use wuerstchen_train::clip_score::ClipScore;
 use wuerstchen_train::inception::Inception;
-use wuerstchen_train::likeness::{MIN_SSIM_SIDE, frechet_distance, ssim};
+use wuerstchen_train::likeness::{MIN_SSIM_SIDE, cosine, frechet_distance, ssim};
 use wuerstchen_train::lpips::{Backbone, Lpips};
 
 use self::pictures::Pictures;
@@ -297,10 +297,7 @@ fn root_mean_square(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn one_minus_cosine(a: &[f32], b: &[f32]) -> f64 {
-    let product = |a: &[f32], b: &[f32]| {
-        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
-    };
-    1.0 - product(a, b) / (product(a, a) * product(b, b)).sqrt()
+    1.0 - cosine(a, b)
 }
 
 impl Report {

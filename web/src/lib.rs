@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, TensorData};
 use js_sys::{Float32Array, Function, Promise, Reflect, Uint32Array};
-use serde_json::Value;
+use serde_json::{Value, json};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 use wuerstchen::manifest::Unpacking;
@@ -152,8 +152,11 @@ impl Engine {
     pub async fn measure(&self) -> Result<String, JsValue> {
         let reach = reach(self.pipeline.device(), &seconds).await.map_err(generate_error)?;
         let work = self.pipeline.work(&self.bundle.outline()).map_err(generate_error)?;
-        let mut measured = serde_json::to_value(reach).expect("numbers are JSON");
-        measured["work"] = serde_json::to_value(work).expect("numbers and names are JSON");
+        let measured = json!({
+            "multiplyAddsPerSec": reach.multiply_adds_per_sec,
+            "bytesPerSec": reach.bytes_per_sec,
+            "work": work,
+        });
         Ok(measured.to_string())
     }
 

@@ -10,6 +10,8 @@ use wuerstchen::{
     PooledTextEncoder, Tokenizer, TokenizerFiles,
 };
 
+use crate::likeness::cosine;
+
 /// Both encoders of a CLIP.
 ///
 /// Source: Radford et al., "Learning transferable visual models from natural language supervision"
@@ -94,13 +96,9 @@ impl ClipScore {
         let pixels = Tensor::from_data(self.preparation.prepare(picture).pixels, &self.device);
         let image = self.images.forward(pixels).embedding;
         let [text, image] = [text, image].map(|embedding| {
-            let values = embedding.into_data().try_to_vec::<f32>().expect("embeddings are f32");
-            values.into_iter().map(f64::from).collect::<Vec<_>>()
+            embedding.into_data().try_to_vec::<f32>().expect("embeddings are f32")
         });
-        let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let cosine =
-            product(&text, &image) / (product(&text, &text) * product(&image, &image)).sqrt();
-        Ok(100.0 * cosine.max(0.0))
+        Ok(100.0 * cosine(&text, &image).max(0.0))
     }
 }
 

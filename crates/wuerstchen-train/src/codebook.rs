@@ -38,7 +38,7 @@ impl CodebookAverages {
         }
     }
 
-    /// Moves the averages, and the codes to them; revives dead codes. Gives the number of those.
+    /// Moves the averages, and the codes to them; revives dead codes.
     ///
     /// Only codes that the batch chooses move: the quotient of the averages of others stays what it is.
     pub(crate) fn follow(

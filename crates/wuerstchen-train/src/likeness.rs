@@ -74,6 +74,14 @@ fn windowed(plane: &[f64], width: usize, height: usize) -> Vec<f64> {
     (0..(height - 2 * WINDOW_RADIUS) * columns).map(down).collect()
 }
 
+/// The cosine of the angle between two rows of values of equal width.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let product = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
+    };
+    product(a, b) / (product(a, a) * product(b, b)).sqrt()
+}
+
 /// The Fréchet distance between the normal distributions of two sets of features: rows of equal width, at least two of
 /// each. Of the features of [`Inception`](crate::inception::Inception) it is the Fréchet inception distance.
 ///

@@ -24,6 +24,7 @@ use crate::shapes::Lesson;
 use crate::stages::Stage;
 use crate::store::Store;
 use crate::trainer::{Metrics, Trainer};
+use crate::tune::digest_of_weights;
 
 /// The page that shows how the run went.
 const REPORT: &str = "report.html";
@@ -48,15 +49,6 @@ pub(crate) fn essence(config: &toml::Value, pictures: Option<usize>) -> String {
     add(&mut lines, "", config);
     lines.extend(pictures.map(|count| format!("{count} pictures")));
     lines.join("\n")
-}
-
-/// A hash (CRC-32C) of the values of weights, in the order of their names.
-fn hash(weights: &Checkpoint) -> Result<u32, RunError> {
-    let mut hash = 0;
-    for name in weights.names() {
-        hash = crc32c::crc32c_append(hash, bytemuck::cast_slice(&weights.values(name)?));
-    }
-    Ok(hash)
 }
 
 /// What a stage starts from.
@@ -269,12 +261,16 @@ impl Run {
 
     /// What processes that train together must have alike, in lines. Rank 0 says the scale of the embeddings.
     fn essence(&self) -> Result<String, RunError> {
+        if self.session.peers.size() == 1 {
+            return Ok(String::new());
+        }
         let mut config = self.recipe.config.clone();
         config.model.embedding_scale = None;
         let pictures = self.source.samples(StageName::A, config.seed, Lesson::default()).count();
         let mut lines = essence(&toml::Value::try_from(&config)?, pictures);
         if let Some(weights) = &self.perceptual {
-            lines += &format!("\nperceptual weights of the hash {:08x}", hash(weights)?);
+            let hash = digest_of_weights("", weights)?;
+            lines += &format!("\nperceptual weights of the hash {hash}");
         }
         Ok(lines)
     }

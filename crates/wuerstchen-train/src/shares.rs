@@ -132,7 +132,7 @@ fn buckets(order: &[ParamId], values: &Values) -> Vec<Vec<ParamId>> {
 }
 
 /// All parameters, in the order in which the module is visited.
-fn visited<M: Module>(model: &M) -> Vec<ParamId> {
+pub(crate) fn visited<M: Module>(model: &M) -> Vec<ParamId> {
     struct Order(Vec<ParamId>);
     impl ModuleVisitor for Order {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {

@@ -26,6 +26,7 @@ use wuerstchen::{
 
 pub use self::buckets::Buckets;
 pub use self::cache::digest;
+pub(crate) use self::cache::digest_of_weights;
 use self::cache::{TensorCache, digest_of};
 pub use self::memory::{Memory, Work};
 pub use self::prepare::Prepared;

@@ -20,7 +20,6 @@ pub type Clock<'a> = &'a dyn Fn() -> f64;
 
 /// What a device reaches if it does nothing else.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Reach {
     /// Multiply-adds a second in f32, in registers.
     pub multiply_adds_per_sec: f64,

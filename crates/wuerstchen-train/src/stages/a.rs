@@ -1,9 +1,8 @@
 //! Stage A: from pictures to latents and back.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::Module;
 use burn::prelude::*;
 use wuerstchen::noise::Philox;
 use wuerstchen::vqgan::COMMITMENT;
@@ -17,6 +16,7 @@ use crate::discriminator::Discriminator;
 use crate::lpips::Lpips;
 use crate::optimizer::{Method, OptimizerConfig};
 use crate::rows::Rows;
+use crate::shares::visited;
 
 /// What Stage A trains.
 #[derive(Module, Debug)]
@@ -200,7 +200,8 @@ impl Stage for StageA {
             skip_grad_norm: None,
             ..self.config.updates.optimizer.clone()
         };
-        Some(Adversary { optimizer, start: config.start, parameters: parameters(discriminator) })
+        let parameters = visited(discriminator).into_iter().collect();
+        Some(Adversary { optimizer, start: config.start, parameters })
     }
 
     fn settle(&self, mut model: VqganModel, told: &[f32], step: u64) -> VqganModel {
@@ -315,19 +316,6 @@ impl StageA {
     }
 }
 
-/// The parameters of a module.
-fn parameters<M: Module>(module: &M) -> HashSet<ParamId> {
-    struct Collect(HashSet<ParamId>);
-    impl ModuleVisitor for Collect {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.insert(param.id);
-        }
-    }
-    let mut collect = Collect(HashSet::new());
-    module.visit(&mut collect);
-    collect.0
-}
-
 /// The mean absolute error of the differences between neighbouring pixels, of the error `[B, C, H, W]` of
 /// the pixels themselves.
 fn edge_error(error: &Tensor<4>) -> Tensor<1> {
@@ -341,6 +329,8 @@ fn edge_error(error: &Tensor<4>) -> Tensor<1> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use burn::module::{ModuleVisitor, Param};
 
     use super::*;
     use crate::corpus::Shapes;

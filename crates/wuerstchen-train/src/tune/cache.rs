@@ -78,9 +78,14 @@ pub fn digest<P: AsRef<[u8]>>(pieces: impl IntoIterator<Item = P>) -> String {
 
 /// A hash of a part of a model: its config and all of its weights.
 pub(super) fn digest_of(model: &ModelFiles, part: Part) -> Result<String, LoadError> {
+    let config = model.texts.get(&part.config_path()).map_or("", String::as_str);
+    digest_of_weights(config, model.weights(part)?)
+}
+
+/// A hash of a config and of weights.
+pub(crate) fn digest_of_weights(config: &str, weights: &Checkpoint) -> Result<String, LoadError> {
     let mut hash = Sha256::new();
-    hash.update(model.texts.get(&part.config_path()).map_or("", String::as_str));
-    let weights = model.weights(part)?;
+    hash.update(config);
     for (name, dtype, shape, _) in weights.describe() {
         hash.update(format!("\n{name} {dtype:?} {shape:?}\n"));
         hash.update(&weights.stored(name)?.bytes);
