@@ -8,6 +8,8 @@
 mod backward;
 mod functions;
 mod probe;
+#[cfg(any(test, target_family = "wasm"))]
+mod product;
 mod sums;
 mod values;
 mod window;
@@ -20,6 +22,8 @@ use burn_flex::FlexTensor;
 
 use self::functions::{exp, normal_cdf, sigmoid};
 pub(crate) use self::probe::{copy, probe_multiply_adds};
+#[cfg(target_family = "wasm")]
+pub(crate) use self::product::{Order, linear, multiplies};
 use self::sums::{channel_norms, maximum, mean_norm, row_statistics, sum};
 use self::values::{Values, block, for_each_block};
 use self::window::Window;

@@ -59,23 +59,28 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogu
     if has_kernel(&weight) && columns.is_multiple_of(4) {
         return crate::wgsl::linear(rows, weight, flat(epilogue)).reshape(shape);
     }
+    #[cfg(all(feature = "cpu", target_family = "wasm"))]
+    if crate::cpu::multiplies(&rows) {
+        let order = crate::cpu::Order::InputsFirst;
+        return crate::cpu::linear(rows, weight, order, flat(epilogue)).reshape(shape);
+    }
     let weight = if columns < length { weight.narrow(0, 0, columns) } else { weight };
     epilogue.apply(rows.matmul(weight).reshape(shape))
 }
 
-/// Whether products with this weight are a shader's, which adds and takes the GELU at no cost and reads the
-/// first rows of a longer weight where they lie.
+/// Whether products with this weight are a kernel's of this crate, which adds and takes the GELU at no cost and
+/// reads the first rows of a longer weight where they lie.
 pub fn has_kernel(weight: &Tensor<2>) -> bool {
     #[cfg(feature = "gpu")]
-    {
-        let own = !cfg!(feature = "autotune") && crate::wgsl::runs_on(&weight.device());
-        own && in_quads(weight.dims())
+    if !cfg!(feature = "autotune") && crate::wgsl::runs_on(&weight.device()) {
+        return in_quads(weight.dims());
     }
-    #[cfg(not(feature = "gpu"))]
-    {
-        let _ = weight;
-        false
+    #[cfg(all(feature = "cpu", target_family = "wasm"))]
+    if crate::cpu::runs_on(&weight.device(), weight.dtype()) {
+        return true;
     }
+    let _ = weight;
+    false
 }
 
 /// The rows of `x`, whatever its rank, and the shape of their product with a matrix of `outputs`.
@@ -87,7 +92,7 @@ pub(crate) fn by_rows<const D: usize>(x: Tensor<D>, outputs: usize) -> (Tensor<2
 }
 
 /// The same for rows.
-#[cfg(feature = "gpu")]
+#[cfg(any(feature = "gpu", target_family = "wasm"))]
 pub(crate) fn flat<const D: usize>(epilogue: Epilogue<D>) -> Epilogue<2> {
     let rows = |addend: Tensor<D>| {
         let outputs = addend.dims()[D - 1];

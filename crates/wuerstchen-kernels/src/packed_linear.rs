@@ -246,6 +246,11 @@ pub fn packed_linear<const D: usize>(
         let y = crate::cpu::frozen_product(rows, weight.planes(), weight.packing, columns);
         return epilogue.apply(y.reshape(shape));
     }
+    #[cfg(all(feature = "cpu", target_family = "wasm"))]
+    if crate::cpu::multiplies(&rows) {
+        let (order, epilogue) = (crate::cpu::Order::OutputsFirst, crate::linear::flat(epilogue));
+        return crate::cpu::linear(rows, weight.unpack(), order, epilogue).reshape(shape);
+    }
     let y = rows.matmul(weight.unpack().narrow(1, 0, width).transpose());
     epilogue.apply(y.reshape(shape))
 }

@@ -162,7 +162,8 @@ impl Folded {
         let bias = Some(self.bias.clone());
         let of_z = |z| Some(linear(z, self.matrix.clone(), Epilogue::new(None)));
         let packed = layer.weight.reparameterization::<Packed>().map(|packed| &packed.matrix);
-        if let Some(matrix) = packed.filter(|matrix| matrix.has_kernel()) {
+        let adds = has_kernel(&self.matrix);
+        if let Some(matrix) = packed.filter(|matrix| adds || matrix.has_kernel()) {
             return packed_linear(x, matrix, Epilogue { bias, addend: of_z(z), gelu: true });
         }
         let weight = dense(layer);
