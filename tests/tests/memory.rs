@@ -94,9 +94,9 @@ fn trainer(config: TrainConfig) -> Trainer<StageC> {
     trainer
 }
 
-/// By how much the count may differ from what is measured. It takes the scores of attention twice, of which the CPU
-/// keeps one, and leaves out what every group makes of the text.
-const COUNT_BOUND: f64 = 0.15;
+/// By how much the count may differ from what is measured: it leaves out the gradients of features, which live for an
+/// operation or two, and batches that are made ahead.
+const COUNT_BOUND: f64 = 0.1;
 
 fn assert_near(measured: usize, counted: usize) {
     let error = (measured as f64 - counted as f64).abs() / counted as f64;
@@ -138,9 +138,9 @@ fn adafactor_without_an_average_keeps_the_weights_alone() {
     let _turn = turn();
     let measured = |method: Method, ema_beta: f64| {
         let mut config = config();
-        (config.c.updates.batch_size, config.model.prior.c) = (1, 128);
+        (config.c.updates.batch_size, config.model.prior.c) = (1, 256);
         let optimizer = &mut config.c.updates.optimizer;
-        (optimizer.method, optimizer.ema_beta) = (method, ema_beta);
+        (optimizer.method, optimizer.ema_beta, optimizer.ema_start) = (method, ema_beta, 0);
         let before = MEMORY.current_usage();
         let trainer = trainer(config);
         let taken = MEMORY.current_usage() - before;
