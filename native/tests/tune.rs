@@ -209,6 +209,34 @@ fn a_whole_stage_c_becomes_a_model() {
     assert!(text(&output.stdout).contains("trained further"), "{}", text(&output.stdout));
 }
 
+/// The least memory: features that are computed again, Adafactor, one share at a time. The run stops after the first
+/// update and goes on to the same bits; a LoRA has the bits of one whose features stay in memory.
+#[test]
+fn runs_in_little_memory_go_on_and_keep_their_bits() {
+    let case = Case::new("memory");
+    let recompute = ["--set", "c.recompute=true"];
+    case.trained("lora", "kept", &[]);
+    case.trained("lora", "recomputed", &recompute);
+    for file in ["lora/state.safetensors", "pytorch_lora_weights.safetensors"] {
+        assert_eq!(case.read(&format!("kept/{file}")), case.read(&format!("recomputed/{file}")));
+    }
+
+    let model = shapes();
+    let least = ["-m", &model, "--set", "c.optimizer.method=adafactor", "--set", "c.shards=2"];
+    let least = [&least[..], &recompute, &["--set", "c.shards_at_once=1"]].concat();
+    let told = case.trained("c", "straight", &least);
+    assert!(told.contains("moments 0.00, moving average 0.00"), "{told}");
+    case.trained("c", "stopped", &[&least[..], &["--max-seconds", "0"]].concat());
+    case.trained("c", "stopped", &[&least[..], &["--resume", "auto"]].concat());
+    for file in ["c/state.safetensors", "c/prior.safetensors", "model.safetensors"] {
+        assert_eq!(case.read(&format!("straight/{file}")), case.read(&format!("stopped/{file}")));
+    }
+    let adamw = ["-m", &model, "--resume", "auto"];
+    let output = case.run("c", "stopped", &adamw);
+    let told = text(&output.stderr);
+    assert!(!output.status.success() && told.contains("a training state of adafactor"), "{told}");
+}
+
 #[test]
 fn what_cannot_be_done_is_told_before_it_begins() {
     let case = Case::new("refused");
@@ -217,6 +245,8 @@ fn what_cannot_be_done_is_told_before_it_begins() {
     case.refused("lora", "run", &set("lora.modules=[\"to_x\"]"), "attention.to_q");
     case.refused("lora", "run", &set("corpus.folder=nowhere"), "nowhere");
     case.refused("lora", "run", &set("pictures.max_aspect=0"), "max_aspect must be between");
+    case.refused("lora", "run", &set("c.recompute=1"), "recompute");
+    case.refused("lora", "run", &set("c.optimizer.method=adam"), "adafactor");
     case.refused("lora", "run", &set("lora.rang=1"), "unknown field `rang`");
     let empty = case.folder.join("empty");
     fs::create_dir_all(&empty).unwrap();

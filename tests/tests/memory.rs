@@ -1,9 +1,19 @@
-//! Stage A decodes a large picture in the memory of a small one.
+//! Stage A decodes a large picture in the memory of a small one, and Stage C trains in less memory than its features take.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::prelude::*;
 use peak_alloc::PeakAlloc;
+use wuerstchen::weights::{KeyTable, tensors};
 use wuerstchen::{PartConfig, VqganConfig};
 use wuerstchen_tests::{error_of, values};
+use wuerstchen_train::corpus::Shapes;
+use wuerstchen_train::optimizer::Method;
+use wuerstchen_train::shapes::Lesson;
+use wuerstchen_train::stages::{Cache, StageC, image_embeddings};
+use wuerstchen_train::tokenizer::shapes_tokenizer;
+use wuerstchen_train::tune::{Memory, Work};
+use wuerstchen_train::{Recipe, TrainConfig, Trainer};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -16,9 +26,17 @@ fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (result, MEMORY.peak_usage() - before)
 }
 
+/// There is one allocator, so these tests take turns.
+static ALLOCATOR: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    ALLOCATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The sizes of the built-in model; 1024 x 256 pixels.
 #[test]
 fn strips_take_the_memory_of_a_strip() {
+    let _turn = turn();
     let device = Device::flex();
     let config = VqganConfig {
         in_channels: 3,
@@ -41,4 +59,98 @@ fn strips_take_the_memory_of_a_strip() {
     assert!(error_of(Tensor::cat(strips, 2), whole) < 1e-6);
     // 16 of 256 rows and those that the blocks keep, and the picture that both make.
     assert!(in_strips * 5 < at_once, "{in_strips} bytes in strips, {at_once} at once");
+}
+
+/// Stage C of eight groups on embeddings of 8 x 8 cells, 64 pictures in a batch, so that what is kept for the backward
+/// pass is many times as large as the weights.
+fn config() -> TrainConfig {
+    let mut config = TrainConfig::from_toml(include_str!("../../configs/smoke.toml")).unwrap();
+    config.image_size = 128;
+    (config.defaults.width, config.defaults.height) = (128, 128);
+    (config.model.prior.depth, config.model.prior.dropout) = (8, 0.1);
+    (config.c.updates.steps, config.c.updates.batch_size) = (3, 64);
+    config
+}
+
+/// A trainer of Stage C that has done two updates, and has its moments.
+fn trainer(config: TrainConfig) -> Trainer<StageC> {
+    let device = Device::flex().autodiff();
+    let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
+    let config = &recipe.config;
+    let compressor = config.model.compressor.init(&Device::flex());
+    // Weights are made when they are first used, and clones of them have their own.
+    let _ = tensors(&compressor, KeyTable::FIELDS);
+    let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
+    let corpus = recipe.corpus(Arc::new(Shapes { seed: 1, lesson: Lesson::default() })).unwrap();
+    let embeddings = Cache::fill(&corpus, 8, &Device::flex(), encode, |_| {}).unwrap();
+    let mut stage = StageC::new(config, corpus, (compressor, 4.6), device.clone());
+    stage.embeddings = embeddings;
+    let model = recipe.init_prior(&device);
+    let mut trainer = Trainer::new(stage, model, config.c.updates.clone(), 1, device);
+    for _ in 0..2 {
+        trainer.step().unwrap();
+    }
+    trainer.prepare().unwrap();
+    trainer
+}
+
+/// By how much the count may differ from what is measured: it leaves out the gradients of features, which live for an
+/// operation or two, and batches that are made ahead.
+const COUNT_BOUND: f64 = 0.1;
+
+fn assert_near(measured: usize, counted: usize) {
+    let error = (measured as f64 - counted as f64).abs() / counted as f64;
+    assert!(error < COUNT_BOUND, "measured {measured} bytes, counted {counted}");
+}
+
+#[test]
+fn recomputation_takes_the_memory_of_a_group() {
+    let _turn = turn();
+    let measured = |recompute: bool| {
+        let mut config = config();
+        config.c.recompute = recompute;
+        let mut trainer = trainer(config);
+        peak(|| trainer.step().unwrap()).1
+    };
+    let [kept, recomputed] = [false, true].map(measured);
+    assert!(recomputed * 3 < kept, "{recomputed} bytes with recomputation, {kept} without");
+    let config = config();
+    let counted = |recompute: bool| {
+        let work = Work {
+            frozen: 0,
+            trained: 0,
+            moments: 0,
+            average: false,
+            recompute,
+            cells: 8 * 8,
+            tokens: config.model.max_tokens,
+            batch: 64,
+            shares: 1,
+        };
+        Memory::count(&config.model.prior, &work).activations
+    };
+    assert_near(kept - recomputed, counted(false) - counted(true));
+}
+
+/// What is in memory between updates: AdamW's two moments and an average, or nearly nothing.
+#[test]
+fn adafactor_without_an_average_keeps_the_weights_alone() {
+    let _turn = turn();
+    let measured = |method: Method, ema_beta: f64| {
+        let mut config = config();
+        (config.c.updates.batch_size, config.model.prior.c) = (1, 256);
+        let optimizer = &mut config.c.updates.optimizer;
+        (optimizer.method, optimizer.ema_beta, optimizer.ema_start) = (method, ema_beta, 0);
+        let before = MEMORY.current_usage();
+        let trainer = trainer(config);
+        let taken = MEMORY.current_usage() - before;
+        (taken, 4 * burn::module::Module::num_params(trainer.model()))
+    };
+    // The first one makes the threads and tables that last.
+    measured(Method::AdamW, 0.9);
+    let (most, weights) = measured(Method::AdamW, 0.9);
+    let (moments, _) = measured(Method::AdamW, 0.0);
+    let (least, _) = measured(Method::Adafactor, 0.0);
+    assert_near(most - moments, weights);
+    assert_near(moments - least, 2 * weights);
 }

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use burn::prelude::*;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::weights::{KeyTable, tensors};
-use wuerstchen::{Image, PartConfig, relative_error};
+use wuerstchen::{Checkpoint, Image, PartConfig, relative_error};
 use wuerstchen_train::corpus::{Corpus, CorpusError, Samples, Shapes};
+use wuerstchen_train::optimizer::Method;
 use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC, image_embeddings};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
@@ -102,6 +103,84 @@ fn stage_c_resumes_bit_equal() {
     assert_resumes(|| trainer_c(&recipe));
 }
 
+/// With recomputation and dropout; Stage A's has convolutions.
+#[test]
+fn adafactor_resumes_bit_equal() {
+    let _turn = turn();
+    let mut recipe = recipe();
+    recipe.config.model.prior.dropout = 0.1;
+    recipe.config.c.recompute = true;
+    for updates in [&mut recipe.config.a.updates, &mut recipe.config.c.updates] {
+        updates.optimizer.method = Method::Adafactor;
+    }
+    assert_resumes(|| trainer_a(&recipe));
+    assert_resumes(|| trainer_c(&recipe));
+}
+
+/// The weights are their own average; a run that goes on with one begins it there.
+#[test]
+fn without_a_moving_average_none_is_kept() {
+    let _turn = turn();
+    let mut recipe = recipe();
+    recipe.config.c.updates.optimizer.ema_beta = 0.0;
+    assert_resumes(|| trainer_c(&recipe));
+    let trainer = steps(trainer_c(&recipe), 2);
+    let all = |model: &_| -> Vec<NamedTensor> { tensors(model, KeyTable::FIELDS) };
+    assert!(all(&trainer.averaged()) == all(trainer.model()));
+    let saved = trainer.save();
+    let parts = Checkpoint::parse("state", Arc::new(saved.clone())).unwrap();
+    assert!(parts.names().all(|name| !name.starts_with("ema/")));
+    recipe.config.c.updates.optimizer.ema_beta = 0.9;
+    let averaged = trainer_c(&recipe).restore("state", saved).unwrap().averaged();
+    assert!(all(&averaged) == all(trainer.model()));
+}
+
+/// The gradients of an update number four, when nothing is zero any more, by name; with dropout, and a text encoder
+/// that has a loss of its own.
+fn gradients(recipe: &mut Recipe, state: &[u8], recompute: bool) -> Vec<(String, Vec<f32>)> {
+    recipe.config.c.recompute = recompute;
+    let trainer = trainer_c(recipe).restore("state", state.to_vec()).unwrap();
+    let saved = steps(trainer, 1).save();
+    // The first moments, which are the gradients where they do not decay.
+    let first = Checkpoint::parse("state", Arc::new(saved)).unwrap().under("first/");
+    let values = |name: &str| (name.to_owned(), first.values(name).unwrap());
+    first.names().map(values).collect()
+}
+
+/// What comes before the blocks sums the text's gradients in another order. Relative to all of these gradients: some are
+/// nothing but rounding, such as those of the keys' biases, which no softmax depends on.
+const RECOMPUTED_BOUND: f64 = 1e-6;
+
+/// The projected latents have the same bits, too: what is left are the layers that embed the text, and its encoder.
+#[test]
+fn recomputed_features_have_the_same_gradients() {
+    let _turn = turn();
+    let mut recipe = recipe();
+    (recipe.config.model.prior.depth, recipe.config.model.prior.dropout) = (4, 0.2);
+    recipe.config.c.text_loss = 1.0;
+    let optimizer = &mut recipe.config.c.updates.optimizer;
+    (optimizer.beta1, optimizer.max_grad_norm) = (0.0, 1e9);
+    let state = steps(trainer_c(&recipe), 3).save();
+    let expected = gradients(&mut recipe, &state, false);
+    let found = gradients(&mut recipe, &state, true);
+    let mut before = [const { Vec::new() }; 2];
+    for ((name, expected), (same, found)) in expected.iter().zip(&found) {
+        assert_eq!(name, same);
+        assert!(expected.iter().any(|&number| number != 0.0), "{name}");
+        if name.starts_with("text_encoder.") || name.starts_with("prior.cond_") {
+            before[0].extend(found);
+            before[1].extend(expected);
+        } else {
+            assert!(found == expected, "{name}");
+        }
+    }
+    let error = relative_error(&before[0], &before[1]);
+    assert!(!before[0].is_empty() && error < RECOMPUTED_BOUND, "{error}");
+    assert!(gradients(&mut recipe, &state, true) == found);
+    recipe.config.model.prior.dropout = 0.0;
+    assert!(gradients(&mut recipe, &state, true) != found, "dropout changes nothing");
+}
+
 /// What is saved after four updates, with any number of threads that make batches.
 #[test]
 fn results_do_not_depend_on_the_threads_that_make_batches() {
@@ -155,16 +234,19 @@ fn shards_compute_the_same_update() {
 #[test]
 fn shards_in_turns_have_the_same_bits() {
     let _turn = turn();
-    let saved = |at_once: Option<usize>| {
+    let saved = |at_once: Option<usize>, recompute: bool| {
         let mut recipe = recipe();
         for updates in [&mut recipe.config.b.updates, &mut recipe.config.c.updates] {
             (updates.batch_size, updates.shards, updates.shards_at_once) = (12, 3, at_once);
         }
+        recipe.config.c.recompute = recompute;
         [steps(trainer_b(&recipe), 2).save(), steps(trainer_c(&recipe), 2).save()]
     };
-    let all = saved(None);
-    for at_once in [1, 2, 7] {
-        assert!(saved(Some(at_once)) == all, "{at_once} at once");
+    for recompute in [false, true] {
+        let all = saved(None, recompute);
+        for at_once in [1, 2, 7] {
+            assert!(saved(Some(at_once), recompute) == all, "{at_once} at once");
+        }
     }
 }
 
@@ -184,6 +266,25 @@ fn a_state_of_another_seed_is_refused() {
     };
     let error = trainer(2).restore("state", trainer(1).save()).err().unwrap().to_string();
     assert_eq!(error, "state: a training state of seed 1, the config says 2");
+}
+
+#[test]
+fn a_state_of_another_optimizer_is_refused() {
+    let _turn = turn();
+    let trainer = |method| {
+        let mut recipe = recipe();
+        recipe.config.a.updates.optimizer.method = method;
+        trainer_a(&recipe)
+    };
+    let saved = trainer(Method::Adafactor).save();
+    let error = trainer(Method::AdamW).restore("state", saved).err().unwrap().to_string();
+    let expected = "state: a training state of adafactor, the config says method = \"adamw\"";
+    assert_eq!(error, expected);
+    let saved = trainer(Method::Muon).save();
+    let error = trainer(Method::Adafactor).restore("state", saved).err().unwrap().to_string();
+    let expected =
+        "state: a training state of adamw or muon, the config says method = \"adafactor\"";
+    assert_eq!(error, expected);
 }
 
 /// The built-in scenes, of which one cannot be read.

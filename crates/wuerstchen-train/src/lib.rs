@@ -3,6 +3,7 @@
 //! [`Run`] trains stages and keeps what it makes in a [`Store`]. With the feature `fs` a store can be a folder
 //! ([`store::Folder`]); `examples/train.rs` is a whole program.
 
+mod adafactor;
 mod adaptive;
 mod batches;
 pub mod clip_score;
@@ -17,10 +18,12 @@ pub mod likeness;
 mod limits;
 mod lots;
 pub mod lpips;
+mod moments;
 mod muon;
 pub mod optimizer;
 pub mod peers;
 pub mod recipe;
+mod recompute;
 mod report;
 mod rows;
 pub mod run;

@@ -1,4 +1,4 @@
-//! AdamW or Muon, global gradient clipping and the exponential moving average of the weights.
+//! AdamW, Muon or Adafactor, global gradient clipping and the exponential moving average of the weights.
 
 use std::collections::HashMap;
 
@@ -10,35 +10,59 @@ use wuerstchen::ConfigError;
 use wuerstchen::config::below_one;
 
 use crate::limits::{not_negative, positive, share};
-use crate::muon;
+use crate::{adafactor, muon};
 
-/// What updates the matrices of linear layers. Everything else is updated by AdamW.
+/// What updates the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// AdamW: every weight by its own second moment.
     #[default]
     AdamW,
-    /// Muon: every direction of a matrix by the same length. It needs fewer updates than AdamW at the same learning
-    /// rate, and some matrix products for each.
+    /// Muon: every direction of a linear layer's matrix by the same length, and everything else by AdamW. It needs
+    /// fewer updates than AdamW at the same learning rate, and some matrix products for each.
     Muon,
+    /// Adafactor: every weight by an estimate of its second moment, for which a matrix keeps one number of every row and
+    /// of every column. It keeps no first moment, so that its state takes next to no memory.
+    Adafactor,
+}
+
+impl Method {
+    /// Its name in configs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AdamW => "adamw",
+            Self::Muon => "muon",
+            Self::Adafactor => "adafactor",
+        }
+    }
+
+    /// How many numbers it keeps of a parameter of a network without embeddings.
+    pub(crate) fn moments(self, shape: &[usize]) -> usize {
+        let all = shape.iter().product();
+        match (self, shape) {
+            (Self::Adafactor, _) => adafactor::moments(shape),
+            (Self::Muon, [_, _]) => all,
+            (Self::Muon | Self::AdamW, _) => 2 * all,
+        }
+    }
 }
 
 /// Settings of the optimiser.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
-    /// What updates the matrices of linear layers.
+    /// What updates the weights.
     pub method: Method,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Decay of the first moment.
+    /// Decay of AdamW's first moment.
     pub beta1: f64,
     /// Decay of Muon's momentum.
     pub momentum: f64,
-    /// Decay of the second moment.
+    /// Decay of AdamW's second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the root of AdamW's second moment.
     pub epsilon: f64,
     /// Share of the weights, times the learning rate, that every step takes away.
     pub weight_decay: f64,
@@ -102,10 +126,36 @@ impl OptimizerConfig {
         ] {
             below_one(part, field, decay)?;
         }
+        self.validate_adafactor(part)?;
         match self.ema_every {
             0 => Err(ConfigError::new(part, "ema_every", "at least 1", 0)),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses values that Adafactor would not use.
+    fn validate_adafactor(&self, part: &'static str) -> Result<(), ConfigError> {
+        if self.method != Method::Adafactor {
+            return Ok(());
+        }
+        let unused = Self::default();
+        for (field, value, unused) in [
+            ("beta1", self.beta1, unused.beta1),
+            ("beta2", self.beta2, unused.beta2),
+            ("momentum", self.momentum, unused.momentum),
+            ("epsilon", self.epsilon, unused.epsilon),
+        ] {
+            if value != unused {
+                let expected = "left out with adafactor, which has values of its own";
+                return Err(ConfigError::new(part, field, expected, value));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the moving average can differ from the weights; else none is kept.
+    pub(crate) fn keeps_average(&self) -> bool {
+        self.ema_beta > 0.0 || self.ema_every > 1
     }
 
     /// The learning rate of step `step` (from 0) of `steps`.
@@ -125,7 +175,7 @@ impl OptimizerConfig {
 /// One flat tensor for every parameter, without autodiff.
 pub type Values = HashMap<ParamId, Tensor<1>>;
 
-/// AdamW, or Muon for matrices, with clipping and a moving average of the weights.
+/// AdamW, Muon for matrices, or Adafactor, with clipping and a moving average of the weights.
 ///
 /// Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (arXiv 1711.05101),
 /// Algorithm 2; `torch.optim.AdamW`.
@@ -134,9 +184,9 @@ pub struct Optimizer {
     config: OptimizerConfig,
     /// First moments of the gradients; Muon's momentum.
     pub first: Values,
-    /// Second moments of the gradients.
+    /// Second moments of the gradients; Adafactor's of a matrix are the means of its rows, then of its columns.
     pub second: Values,
-    /// Moving average of the weights.
+    /// Moving average of the weights; none if it is always the weights themselves.
     pub ema: Values,
 }
 
@@ -153,7 +203,10 @@ pub struct StepReport {
 impl Optimizer {
     /// Starts with moments of zero and the moving average at the weights.
     pub fn new<M: Module>(config: OptimizerConfig, module: &M) -> Self {
-        Self { config, first: Values::new(), second: Values::new(), ema: values(module) }
+        // Weights that are drawn when they are first used are drawn here, before anything clones them.
+        let weights = values(module);
+        let ema = if config.keeps_average() { weights } else { Values::new() };
+        Self { config, first: Values::new(), second: Values::new(), ema }
     }
 
     /// Starts with moments of zero, and keeps no moving average.
@@ -178,7 +231,7 @@ impl Optimizer {
         // `clip_grad_norm_` of PyTorch.
         let clip = (self.config.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
         let orthogonal = match self.config.method {
-            Method::AdamW => Values::new(),
+            Method::AdamW | Method::Adafactor => Values::new(),
             Method::Muon => {
                 muon::changes(&module, &mut gradients, &mut self.first, self.config.momentum)
             }
@@ -198,7 +251,7 @@ impl Optimizer {
 
     /// Moves the moving average after the update number `step`, from 0.
     pub fn average<M: Module>(&mut self, module: &M, step: u64) {
-        if !step.is_multiple_of(self.config.ema_every.max(1)) {
+        if !self.config.keeps_average() || !step.is_multiple_of(self.config.ema_every.max(1)) {
             return;
         }
         let beta = if step < self.config.ema_start { 0.0 } else { self.config.ema_beta };
@@ -214,7 +267,7 @@ impl Optimizer {
 
 struct Update<'a> {
     config: &'a OptimizerConfig,
-    /// Gradients for AdamW.
+    /// Gradients for AdamW or Adafactor.
     gradients: Values,
     /// Changes by Muon, in learning rates.
     orthogonal: Values,
@@ -244,12 +297,23 @@ impl Update<'_> {
         let root = second.sqrt() / correction(config.beta2).sqrt() + config.epsilon;
         first / root * (self.learning_rate / correction(config.beta1))
     }
+
+    /// What Adafactor subtracts from a parameter.
+    fn adafactor(&mut self, id: ParamId, gradient: Tensor<1>, shape: &[usize]) -> Tensor<1> {
+        let second = self.second.remove(&id);
+        let (change, second) = adafactor::change(gradient * self.clip, shape, second, self.step);
+        self.second.insert(id, second);
+        change * self.learning_rate
+    }
 }
 
 impl ModuleMapper for Update<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let change = match (self.orthogonal.remove(&param.id), self.gradients.remove(&param.id)) {
             (Some(change), _) => change * self.learning_rate,
+            (None, Some(gradient)) if self.config.method == Method::Adafactor => {
+                self.adafactor(param.id, gradient, &param.dims())
+            }
             (None, Some(gradient)) => self.adamw(param.id, gradient),
             (None, None) => return param,
         };

@@ -26,7 +26,11 @@ impl Share {
     /// that are to be moved afterwards; it is one of `count`.
     pub(crate) fn new<M: Module>(model: &M, before: &Values, loss: Loss, count: usize) -> Self {
         let share = 1.0 / count as f64;
-        let gradients = collect_gradients(model, &(loss.total * share).backward());
+        let graph = (loss.total * share).backward();
+        let mut gradients = collect_gradients(model, &graph);
+        if let Some(earlier) = loss.earlier {
+            earlier(graph, &mut |part| add(&mut gradients, collect_gradients(model, part)));
+        }
         let mut moves = running_averages(model);
         moves.retain(|id, _| before.contains_key(id));
         for (id, after) in &mut moves {

@@ -26,6 +26,7 @@ use crate::config::DiffusionConfig;
 use crate::corpus::{Corpus, CorpusError};
 pub use crate::discriminator::Discriminator;
 use crate::optimizer::OptimizerConfig;
+pub use crate::recompute::Earlier;
 
 /// A stage that can be trained.
 pub trait Stage: Send + Sync + 'static {
@@ -76,6 +77,8 @@ pub struct Loss {
     pub shown: Tensor<1>,
     /// What else the share tells.
     pub told: Told,
+    /// What lies before the graph of `total` and is computed again in the backward pass; mostly nothing.
+    pub earlier: Option<Earlier>,
 }
 
 /// Numbers that a share of a batch tells beside its loss, as many of every share; an update's are the means over its
@@ -85,7 +88,7 @@ pub type Told = Box<dyn FnOnce() -> Vec<f32>>;
 impl From<Tensor<1>> for Loss {
     /// A loss that is shown as it is, and tells nothing else.
     fn from(total: Tensor<1>) -> Self {
-        Self { shown: total.clone(), total, told: Box::new(Vec::new) }
+        Self { shown: total.clone(), total, told: Box::new(Vec::new), earlier: None }
     }
 }
 

@@ -15,7 +15,8 @@ use wuerstchen::{Checkpoint, LoadError, WeightDtype};
 use crate::batches::{Batches, MakeBatch};
 use crate::config::UpdateConfig;
 use crate::corpus::CorpusError;
-use crate::optimizer::{Optimizer, Values, values, with_values};
+use crate::moments;
+use crate::optimizer::{Method, Optimizer, Values, values, with_values};
 use crate::peers::{Alone, Peers};
 use crate::shares::{Share, models, running_averages};
 use crate::stages::{Adversary, Stage};
@@ -71,6 +72,9 @@ struct Header {
     format: u32,
     step: u64,
     seed: u64,
+    /// Whether the moments are Adafactor's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    adafactor: bool,
 }
 
 const FORMAT: u32 = 1;
@@ -107,6 +111,16 @@ pub enum RestoreError {
         found: u64,
         /// The run's.
         expected: u64,
+    },
+    /// The state is of a run with another optimiser, whose moments have other shapes.
+    #[error("{name}: a training state of {found}, the config says method = {expected:?}")]
+    Method {
+        /// Which file.
+        name: String,
+        /// Its optimiser.
+        found: &'static str,
+        /// The run's.
+        expected: &'static str,
     },
     /// The tensors do not fit the model.
     #[error(transparent)]
@@ -299,7 +313,11 @@ impl<S: Stage> Trainer<S> {
 
     /// The model with the moving average of the weights, without autodiff.
     pub fn averaged(&self) -> S::Model {
-        with_values(self.model(), &self.optimizer.ema)
+        if self.config.optimizer.keeps_average() {
+            with_values(self.model(), &self.optimizer.ema)
+        } else {
+            self.model().valid()
+        }
     }
 
     /// The model being trained.
@@ -321,24 +339,40 @@ impl<S: Stage> Trainer<S> {
         hash.0
     }
 
+    fn is_adafactor(&self) -> bool {
+        self.config.optimizer.method == Method::Adafactor
+    }
+
     /// Everything that is needed to go on, as a safetensors file.
     pub fn save(&self) -> Vec<u8> {
         let part = |name: &str, module: &S::Model| {
             Checkpoint::from_tensors(name, tensors(module, KeyTable::STATES))
         };
         let optimizers = [Some(&self.optimizer), self.adversary.as_ref().map(|(_, own)| own)];
-        let of = |moments: fn(&Optimizer) -> &Values| {
-            let all = optimizers.into_iter().flatten().flat_map(moments);
-            with_values(self.model(), &all.map(|(id, value)| (*id, value.clone())).collect())
+        let moments = |name: &str, of: fn(&Optimizer) -> &Values| {
+            let all = optimizers.into_iter().flatten().flat_map(of);
+            let all: Values = all.map(|(id, value)| (*id, value.clone())).collect();
+            if self.is_adafactor() {
+                moments::write(name, self.model(), &all)
+            } else {
+                part(name, &with_values(self.model(), &all))
+            }
         };
-        let parts = [
+        let mut parts = vec![
             ("weights", part("weights", self.model())),
-            ("ema", part("ema", &self.averaged())),
-            ("first", part("first", &of(|optimizer| &optimizer.first))),
-            ("second", part("second", &of(|optimizer| &optimizer.second))),
+            ("first", moments("first", |optimizer| &optimizer.first)),
+            ("second", moments("second", |optimizer| &optimizer.second)),
         ];
-        let header = Header { format: FORMAT, step: self.step, seed: self.seed };
-        let header = serde_json::to_string(&header).expect("three numbers are JSON");
+        if self.config.optimizer.keeps_average() {
+            parts.push(("ema", part("ema", &self.averaged())));
+        }
+        let header = Header {
+            format: FORMAT,
+            step: self.step,
+            seed: self.seed,
+            adafactor: self.is_adafactor(),
+        };
+        let header = serde_json::to_string(&header).expect("plain values are JSON");
         let metadata = HashMap::from([(HEADER_KEY.to_owned(), header)]);
         let parts = parts.iter().map(|(name, part)| (format!("{name}/"), part));
         Checkpoint::write(parts, WeightDtype::F32, Some(metadata)).expect("all tensors are f32")
@@ -348,12 +382,18 @@ impl<S: Stage> Trainer<S> {
     ///
     /// # Errors
     ///
-    /// The file is no training state, of another seed, or its tensors do not fit the model.
+    /// The file is no training state, of another seed, or of Adafactor where the config has another method or the other
+    /// way round, or its tensors do not fit the model.
     pub fn restore(mut self, name: &str, bytes: Vec<u8>) -> Result<Self, RestoreError> {
         let header = read_header(name, &bytes)?;
         if header.seed != self.seed {
             let (name, found, expected) = (name.to_owned(), header.seed, self.seed);
             return Err(RestoreError::Seed { name, found, expected });
+        }
+        if header.adafactor != self.is_adafactor() {
+            let found = if header.adafactor { "adafactor" } else { "adamw or muon" };
+            let (name, expected) = (name.to_owned(), self.config.optimizer.method.name());
+            return Err(RestoreError::Method { name, found, expected });
         }
         let all = Checkpoint::parse(name, Arc::new(bytes))?;
         let part = |part: &str| all.under(&format!("{part}/"));
@@ -361,9 +401,15 @@ impl<S: Stage> Trainer<S> {
         let read = |name: &str| {
             load(template.valid(), &part(name), KeyTable::STATES).map(|module| values(&module))
         };
-        self.optimizer.ema = read("ema")?;
-        self.optimizer.first = read("first")?;
-        self.optimizer.second = read("second")?;
+        let read_moments = |name: &str| {
+            if header.adafactor {
+                moments::read(&template, &part(name), &self.device.clone().inner())
+            } else {
+                read(name)
+            }
+        };
+        self.optimizer.first = read_moments("first")?;
+        self.optimizer.second = read_moments("second")?;
         if let Some((adversary, optimizer)) = &mut self.adversary {
             let take = |moments: &mut Values| -> Values {
                 adversary.parameters.iter().filter_map(|id| moments.remove_entry(id)).collect()
@@ -371,11 +417,20 @@ impl<S: Stage> Trainer<S> {
             optimizer.first = take(&mut self.optimizer.first);
             optimizer.second = take(&mut self.optimizer.second);
         }
+        if self.config.optimizer.keeps_average() {
+            // A run that kept no average goes on with one from its weights on.
+            let name = if part("ema").names().next().is_some() { "ema" } else { "weights" };
+            self.optimizer.ema = read(name)?;
+        }
         self.model = Some(load(template, &part("weights"), KeyTable::STATES)?);
         self.step = header.step;
         (self.batches, self.ready) = (None, None);
         Ok(self)
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 fn read_header(name: &str, bytes: &[u8]) -> Result<Header, RestoreError> {

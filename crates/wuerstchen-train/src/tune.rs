@@ -18,6 +18,7 @@ use burn::tensor::Device;
 use futures_lite::future::block_on;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::weights::shapes;
 use wuerstchen::{
     CARD, Checkpoint, CompressorConfig, ConfigError, Family, GenerateOptions, Image, Lora,
     LoraFile, ModelFiles, Part, PartConfig, Pipeline, PipelineFolder, Prior, PriorConfig, Progress,
@@ -218,14 +219,21 @@ impl Tune {
     ///
     /// The LoRA changes no layer.
     pub fn memory(&self) -> Result<Memory, RunError> {
-        let layers = self.prior.init(&self.device).linear_layers();
-        let trained = match &self.config.lora {
+        let network = self.prior.init(&self.device);
+        // The frozen network of a LoRA runs without dropout.
+        let (prior, trained) = match &self.config.lora {
             Some(lora) => {
-                let targets = self.targets(lora)?;
-                let sides = layers.iter().zip(&targets).filter(|(_, is_changed)| **is_changed);
-                sides.map(|((_, [output, input]), _)| lora.rank * (output + input)).sum()
+                let layers = network.linear_layers().into_iter().zip(self.targets(lora)?);
+                let sides =
+                    layers.filter(|(_, is_changed)| *is_changed).map(|((_, sides), _)| sides);
+                let shapes = sides
+                    .flat_map(|[output, input]| [vec![lora.rank, input], vec![output, lora.rank]]);
+                (PriorConfig { dropout: 0.0, ..self.prior.clone() }, shapes.collect())
             }
-            None => self.model.weights(Part::PRIOR)?.parameters(),
+            None => {
+                let shapes = shapes(&network, PriorConfig::KEYS);
+                (self.prior.clone(), shapes.into_iter().map(|(_, shape)| shape).collect::<Vec<_>>())
+            }
         };
         let base = self.model.weights(Part::PRIOR)?;
         let frozen = if self.config.lora.is_some() { base.device_bytes() } else { 0 };
@@ -242,13 +250,16 @@ impl Tune {
         };
         let work = Work {
             frozen,
-            trained,
+            trained: trained.iter().map(|shape| shape.iter().product::<usize>()).sum(),
+            moments: trained.iter().map(|shape| updates.optimizer.method.moments(shape)).sum(),
+            average: updates.optimizer.keeps_average(),
+            recompute: self.config.c.recompute,
             cells: height * width,
             tokens: text.max_position_embeddings,
             batch: updates.batch_size / updates.shards * at_once,
             shares,
         };
-        Ok(Memory::count(&self.prior, &work))
+        Ok(Memory::count(&prior, &work))
     }
 
     /// Trains; breaks if the listener did before the last update. Of a LoRA, the files are kept at every save

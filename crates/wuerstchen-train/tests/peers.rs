@@ -195,6 +195,23 @@ fn processes_with_captions_and_muon_train_as_one() {
 }
 
 #[test]
+fn processes_with_a_discriminator_and_adafactor_train_as_one() {
+    let _turn = turn();
+    assert_equal(trainer_a_against_a_discriminator, Method::Adafactor);
+}
+
+#[test]
+fn processes_with_recomputation_and_adafactor_train_as_one() {
+    let _turn = turn();
+    let trainer = |recipe: &Recipe| {
+        let mut config = recipe.config.clone();
+        config.c.recompute = true;
+        trainer_c(&self::recipe(config))
+    };
+    assert_equal(trainer, Method::Adafactor);
+}
+
+#[test]
 fn processes_agree_on_stops_and_failures() {
     assert_eq!(together(3, |peers| agree(&*peers, Ok(false))), vec![Ok(false); 3]);
     assert_eq!(together(3, |peers| agree(&*peers, Ok(peers.rank == 2))), vec![Ok(true); 3]);

@@ -99,7 +99,7 @@ pub use origin::{Batch, Origin, PicturePrompt};
 pub use part::{Part, PartConfig, Stage};
 pub use pipeline::{Error, Generated, Pipeline, PipelineLoader, Progress};
 pub use preview::EmbeddingColours;
-pub use prior::{Prior, PriorConfig};
+pub use prior::{GroupConditions, Prior, PriorConfig};
 pub use provenance::{Provenance, ProvenanceError};
 pub use relative_error::{relative_error, relative_error_above};
 pub use request::{Prepared, Request, SourcePictures};

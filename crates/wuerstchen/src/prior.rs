@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
 use crate::blocks::{
-    AttentionBlockConfig, Block, Conditions, Kept, LowRankChange, Observer, ResBlockConfig,
-    TimestepBlockConfig, affine, channels_first, channels_last, condition_mapper, linear_layer,
-    time_embedding, with_change,
+    AttentionBlock, AttentionBlockConfig, Block, Conditions, Kept, LowRankChange, Observer,
+    ResBlock, ResBlockConfig, TimestepBlock, TimestepBlockConfig, affine, channels_first,
+    channels_last, condition_mapper, linear_layer, time_embedding, with_change,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, below_one, heads_divide, layers, published_heads, size};
@@ -39,6 +39,9 @@ pub struct PriorConfig {
 
 /// Kernel side of the prior's depthwise convolutions, fixed in the authors' code.
 const KERNEL_SIZE: usize = 3;
+
+/// Blocks of a group: a residual, a timestep and an attention block.
+const GROUP: usize = 3;
 
 /// Keeps the division of the output parametrisation finite.
 const OUTPUT_EPSILON: f64 = 1e-5;
@@ -210,6 +213,97 @@ impl Prior {
     pub fn embed_text(&self, text: Tensor<3>) -> Tensor<3> {
         affine(&self.cond_out, leaky_relu(affine(&self.cond_in, text), 0.2))
     }
+
+    /// The times as the blocks see them.
+    ///
+    /// # Shapes
+    ///
+    /// - times: `B` diffusion times in `[0, 1]`
+    /// - output: `[B, c_r]`
+    pub fn embed_times(&self, times: &[f32], device: &Device) -> Tensor<2> {
+        time_embedding(times, self.time_channels, device)
+    }
+
+    /// The features before the first block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, c_in, H, W]`
+    /// - output: `[B, H, W, c]`
+    pub fn project(&self, x: Tensor<4>) -> Tensor<4> {
+        affine(&self.projection, channels_last(x))
+    }
+
+    /// The number of groups of a residual, a timestep and an attention block.
+    pub fn groups(&self) -> usize {
+        self.blocks.len() / GROUP
+    }
+
+    /// Applies a group of blocks to the features: [`Self::forward`] applies one after the other between
+    /// [`Self::project`] and [`Self::predict`].
+    ///
+    /// # Shapes
+    ///
+    /// - h, output: `[B, H, W, c]`
+    pub fn group(&self, number: usize, h: Tensor<4>, conditions: GroupConditions) -> Tensor<4> {
+        let (res, timestep, attention) = self.blocks_of(number);
+        let GroupConditions { times, text, dropout_mask } = conditions;
+        let h = match dropout_mask {
+            Some(mask) => res.forward_with_mask(h, mask),
+            None => res.forward(h, None, None),
+        };
+        attention.forward(timestep.forward(h, times), &attention.keys_and_values(text))
+    }
+
+    /// Draws which values the dropout of a group leaves; `None` where it leaves all, as outside of training.
+    ///
+    /// # Shapes
+    ///
+    /// - h: the group's features, `[B, H, W, c]`
+    /// - output: `[B, H, W, 4c]`
+    pub fn draw_mask(&self, number: usize, h: &Tensor<4>) -> Option<Tensor<4, Bool>> {
+        self.blocks_of(number).0.draw_mask(h)
+    }
+
+    fn blocks_of(&self, number: usize) -> (&ResBlock, &TimestepBlock, &AttentionBlock) {
+        match &self.blocks[GROUP * number..][..GROUP] {
+            [Block::Res(res), Block::Timestep(timestep), Block::Attention(attention)] => {
+                (res, timestep, attention)
+            }
+            _ => unreachable!("the prior is made of such groups"),
+        }
+    }
+
+    /// The noise in `x`, by the features behind the last block.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, c_in, H, W]`
+    /// - h: `[B, H, W, c]`
+    pub fn predict(&self, x: Tensor<4>, h: Tensor<4>) -> Tensor<4> {
+        self.predict_observed(x, h, &mut |_, _| {})
+    }
+
+    fn predict_observed(&self, x: Tensor<4>, h: Tensor<4>, observe: Observer) -> Tensor<4> {
+        let x = channels_last(x);
+        let ab = affine(&self.out, layer_norm(h));
+        observe("out", &ab);
+        let [.., channels] = x.dims();
+        let a = ab.clone().narrow(3, 0, channels);
+        let b = ab.narrow(3, channels, channels);
+        channels_first((x - a) / ((b * -1.0 + 1.0).abs() + OUTPUT_EPSILON))
+    }
+}
+
+/// What a group of blocks takes besides the features.
+#[derive(Clone, Debug)]
+pub struct GroupConditions {
+    /// What [`Prior::embed_times`] gives, `[B, c_r]`.
+    pub times: Tensor<2>,
+    /// What [`Prior::embed_text`] gives, `[B, T, c]`.
+    pub text: Tensor<3>,
+    /// What [`Prior::draw_mask`] gives; without it, dropout draws a mask of its own.
+    pub dropout_mask: Option<Tensor<4, Bool>>,
 }
 
 /// Stage C for certain texts.
@@ -222,21 +316,16 @@ pub struct PreparedPrior<'a> {
 impl PreparedPrior<'_> {
     /// As [`Prior::forward`], and reports the projected input, every block and the raw output.
     pub fn forward(&self, x: Tensor<4>, times: &[f32], observe: Observer) -> Tensor<4> {
-        let (prior, x) = (self.prior, channels_last(x));
-        let time = time_embedding(times, prior.time_channels, &x.device());
+        let prior = self.prior;
+        let time = prior.embed_times(times, &x.device());
         let mut conditions = Conditions { time, skip: None, image: None };
-        let mut h = affine(&prior.projection, x.clone());
+        let mut h = prior.project(x.clone());
         observe("projection", &h);
         for (i, (block, kept)) in prior.blocks.iter().zip(&self.kept).enumerate() {
             h = block.forward(h, &mut conditions, kept);
             observe(&format!("blocks.{i}"), &h);
         }
-        let ab = affine(&prior.out, layer_norm(h));
-        observe("out", &ab);
-        let [.., channels] = x.dims();
-        let a = ab.clone().narrow(3, 0, channels);
-        let b = ab.narrow(3, channels, channels);
-        channels_first((x - a) / ((b * -1.0 + 1.0).abs() + OUTPUT_EPSILON))
+        prior.predict_observed(x, h, observe)
     }
 }
 

@@ -204,6 +204,11 @@ pub struct StageCConfig {
     /// other weights: what is hard to learn then counts no more than the rest.
     #[serde(default, skip_serializing_if = "is_false")]
     pub adaptive_weighting: bool,
+    /// Whether the backward pass computes the features of the blocks again, one group after the other, in place of
+    /// keeping all: it takes less memory and more time. Results stay the same, but for rounding in the gradients of
+    /// what comes before the blocks.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub recompute: bool,
 }
 
 /// A list, or its only item.
@@ -220,7 +225,7 @@ fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf
     })
 }
 
-fn is_false(value: &bool) -> bool {
+pub(super) fn is_false(value: &bool) -> bool {
     !*value
 }
 

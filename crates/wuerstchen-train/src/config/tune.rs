@@ -9,7 +9,7 @@ use wuerstchen::pipeline::MAX_SIDE;
 
 use super::read::ReadConfigError;
 use super::shards::ShardsConfig;
-use super::stages::{UpdateConfig, unshifted};
+use super::stages::{UpdateConfig, is_false, unshifted};
 use crate::limits::{positive, share};
 use crate::optimizer::Method;
 use crate::shapes::Lesson;
@@ -144,6 +144,9 @@ pub struct TuneUpdates {
     /// `γ` of the min-SNR weights of Hang et al. (arXiv 2303.09556), in place of p2's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_snr_gamma: Option<f64>,
+    /// As [`StageCConfig::recompute`](super::StageCConfig).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub recompute: bool,
 }
 
 fn usual_caption_drop() -> f64 {
@@ -241,7 +244,8 @@ impl TuneConfig {
             return Err(ConfigError::new(PART, "bucket_step", "at least 1", 0));
         }
         if self.lora.is_some() && self.c.updates.optimizer.method == Method::Muon {
-            let expected = "adamw: muon is for whole matrices, and a LoRA's are of low rank";
+            let expected =
+                "adamw or adafactor: muon is for whole matrices, and a LoRA's are of low rank";
             return Err(ConfigError::new(PART, "method", expected, "muon"));
         }
         self.lora.as_ref().map_or(Ok(()), LoraConfig::validate)
@@ -282,7 +286,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TuneConfig);
-        let changes: [(Change, &str); 8] = [
+        let changes: [(Change, &str); 9] = [
             (|config| config.name = "a/b".into(), "name must be the name of a folder"),
             (|config| config.lora.get_or_insert_default().rank = 0, "rank must be from 1 to 4096"),
             (|config| config.lora.get_or_insert_default().modules.clear(), "modules must be"),
@@ -291,6 +295,13 @@ mod tests {
             (|config| config.pictures.bucket_step = Some(0), "bucket_step must be at least 1"),
             (|config| config.c.caption_drop = 1.5, "caption_drop must be a share"),
             (|config| config.c.updates.optimizer.method = Method::Muon, "method must be adamw"),
+            (
+                |config| {
+                    let optimizer = &mut config.c.updates.optimizer;
+                    (optimizer.method, optimizer.beta2) = (Method::Adafactor, 0.99);
+                },
+                "beta2 must be left out with adafactor",
+            ),
         ];
         for (change, expected) in changes {
             let mut config = TuneConfig::from_toml(LORA).unwrap();

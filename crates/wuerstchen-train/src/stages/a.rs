@@ -170,6 +170,7 @@ impl Stage for StageA {
             total: losses.total + code_loss.clone(),
             shown: losses.shown + code_loss.detach(),
             told: Box::new(told),
+            earlier: None,
         }
     }
 

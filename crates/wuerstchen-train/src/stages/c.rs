@@ -13,6 +13,7 @@ use super::{Cache, Loss, Stage, captions, image_embeddings};
 use crate::adaptive::{LevelErrors, sums_by_level};
 use crate::config::{StageCConfig, TrainConfig};
 use crate::corpus::{Corpus, CorpusError};
+use crate::recompute::{Inputs, Prediction};
 use crate::rows::{Noise, Noised, Rows, TOLD_BY_TIME, time_errors};
 
 /// What Stage C trains: the prior and its text encoder.
@@ -123,7 +124,13 @@ impl Stage for StageC {
         let text = if self.has_frozen_text { text.detach() } else { text };
         let latents = Tensor::from_inner(embeddings) / self.embedding_scale;
         let noised = Noised::new(latents.clone(), &batch.noise, &range, &self.schedule);
-        let predicted = model.prior.forward(noised.x.clone(), noised.times, text.clone());
+        let inputs = Inputs { x: noised.x.clone(), times: noised.times, text };
+        let Prediction { predicted, text, earlier } = if self.config.recompute {
+            let frozen = model.prior.clone().no_grad();
+            Prediction::recomputed(model.prior.clone(), &frozen, inputs)
+        } else {
+            Prediction::new(&model.prior, inputs)
+        };
         let (diffusion, schedule) = (&self.config.diffusion, self.schedule);
         let is_adaptive = model.levels.is_some();
         let told = noised.errors_by_time(&predicted, move |errors, times| {
@@ -140,7 +147,7 @@ impl Stage for StageC {
             Some(guess) => loss + guess_error(guess, text, latents) * self.config.text_loss,
             None => loss,
         };
-        Loss { told, ..total.into() }
+        Loss { told, earlier, ..total.into() }
     }
 
     fn measures(&self, told: &[f32], _step: u64) -> Vec<(&'static str, f64)> {

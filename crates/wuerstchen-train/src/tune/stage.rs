@@ -13,6 +13,7 @@ use super::prepare::Prepared;
 use crate::config::TuneUpdates;
 use crate::corpus::CorpusError;
 use crate::lots::stream;
+use crate::recompute::{Inputs, Prediction};
 use crate::rows::{Noise, Noised, Rows, time_errors};
 use crate::stages::{Loss, Stage};
 
@@ -158,18 +159,24 @@ impl<T: Tuned> Stage for StageTune<T> {
     }
 
     fn loss(&self, model: &T::Model, batch: &BatchTune, range: Range<usize>) -> Loss {
-        let prior = self.tuned.prior(model);
         let latents = batch.latents.tensor(&range, &self.device);
         let text = batch.texts.tensor(&range, &self.device).squeeze_dim::<3>(1);
         let noised = Noised::new(latents, &batch.noise, &range, &self.schedule);
-        let predicted = prior.forward(noised.x.clone(), noised.times, text);
+        let prior = self.tuned.prior(model);
+        let inputs = Inputs { x: noised.x.clone(), times: noised.times, text };
+        let Prediction { predicted, earlier, .. } = if self.config.recompute {
+            let frozen = self.tuned.prior(&model.clone().no_grad());
+            Prediction::recomputed(prior, &frozen, inputs)
+        } else {
+            Prediction::new(&prior, inputs)
+        };
         let told = noised.errors_by_time(&predicted, |_, _| Vec::new());
         let total = noised.weighted_loss(predicted, |t| match self.config.min_snr_gamma {
             Some(gamma) => self.schedule.min_snr_weight(t, gamma as f32),
             None if self.config.p2_weighting => self.schedule.p2_weight(t, 1.0),
             None => 1.0,
         });
-        Loss { told, ..total.into() }
+        Loss { told, earlier, ..total.into() }
     }
 
     fn measures(&self, told: &[f32], _step: u64) -> Vec<(&'static str, f64)> {

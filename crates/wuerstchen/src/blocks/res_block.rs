@@ -3,6 +3,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Linear};
 use burn::prelude::*;
+use burn::tensor::Distribution;
 use wuerstchen_kernels::{
     DepthwiseOptions, Padding, depthwise_conv, global_response_norm, layer_norm,
 };
@@ -163,11 +164,58 @@ impl ResBlock {
         skip: Option<Tensor<4>>,
         mapped: Option<MappedImage<'_>>,
     ) -> Tensor<4> {
+        let h = self.expanded(x.clone(), skip, mapped);
+        let mlp = &self.channelwise;
+        affine_add(&mlp.contract, mlp.dropout.forward(h), x)
+    }
+
+    /// Draws which values dropout leaves, with the random numbers that [`Self::forward`] draws; `None` where it
+    /// leaves all, as outside of training.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, H, W, C]`
+    /// - output: `[B, H, W, 4C]`
+    pub fn draw_mask(&self, x: &Tensor<4>) -> Option<Tensor<4, Bool>> {
+        let Dropout { prob, training } = &self.channelwise.dropout;
+        let device = x.device();
+        if !training.is_enabled() || !device.is_autodiff() || *prob == 0.0 {
+            return None;
+        }
+        let [batch, height, width, channels] = x.dims();
+        let kept = Distribution::Bernoulli(1.0 - prob);
+        let random = Tensor::<4>::random([batch, height, width, 4 * channels], kept, &device);
+        Some(random.greater_elem(0.5))
+    }
+
+    /// As [`Self::forward`] of a block without skip features, with dropout by a mask that was drawn before.
+    ///
+    /// # Shapes
+    ///
+    /// - x, output: `[B, H, W, C]`
+    /// - mask: `[B, H, W, 4C]`
+    pub fn forward_with_mask(&self, x: Tensor<4>, mask: Tensor<4, Bool>) -> Tensor<4> {
+        let h = self.expanded(x.clone(), None, None);
+        let mlp = &self.channelwise;
+        // As burn's dropout computes it, so that the bits are the same.
+        let left = h * mask.float() * (1.0 / (1.0 - mlp.dropout.prob));
+        affine_add(&mlp.contract, left, x)
+    }
+
+    /// The expanded channels behind their norm.
+    ///
+    /// # Shapes
+    ///
+    /// - output: `[B, H, W, 4C]`
+    fn expanded(
+        &self,
+        x: Tensor<4>,
+        skip: Option<Tensor<4>>,
+        mapped: Option<MappedImage<'_>>,
+    ) -> Tensor<4> {
         let (z, skip) = match skip {
-            Some(skip) if self.depthwise.is_paired() => {
-                (Tensor::cat(vec![x.clone(), skip], 3), None)
-            }
-            skip => (x.clone(), skip),
+            Some(skip) if self.depthwise.is_paired() => (Tensor::cat(vec![x, skip], 3), None),
+            skip => (x, skip),
         };
         let h = layer_norm(self.depthwise.forward(z, Padding::Zeros));
         let h = match skip {
@@ -180,8 +228,7 @@ impl ResBlock {
             None => affine_gelu(&mlp.expand, h),
         };
         let ResponseNorm { gamma, beta } = &mlp.response_norm;
-        let h = global_response_norm(h, gamma.val(), beta.val());
-        affine_add(&mlp.contract, mlp.dropout.forward(h), x)
+        global_response_norm(h, gamma.val(), beta.val())
     }
 }
 
@@ -190,7 +237,6 @@ mod tests {
     use super::super::linear::affine;
     use super::*;
     use crate::relative_error::assert_close;
-    use burn::tensor::Distribution;
 
     fn block(channels: usize, skip_channels: usize, output_gain: f64) -> ResBlock {
         let config =
