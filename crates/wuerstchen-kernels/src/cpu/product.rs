@@ -119,7 +119,7 @@ impl Product<'_> {
     }
 
     /// What happens to the sums `y`, the first of which has this number.
-    #[inline(never)]
+    #[inline(always)]
     fn finish(&self, first: usize, y: &mut [f32]) {
         if let Some(bias) = self.bias {
             for y in y.chunks_exact_mut(self.outputs) {
