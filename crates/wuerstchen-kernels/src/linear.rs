@@ -56,7 +56,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogu
     assert!(columns <= length, "x has {columns} columns, the weight {length}");
     let (rows, shape) = by_rows(x, outputs);
     #[cfg(feature = "gpu")]
-    if has_kernel(&weight) && columns.is_multiple_of(4) {
+    if has_shader(&weight) && columns.is_multiple_of(4) {
         return crate::wgsl::linear(rows, weight, flat(epilogue)).reshape(shape);
     }
     #[cfg(all(feature = "cpu", target_family = "wasm"))]
@@ -72,8 +72,8 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogu
 /// reads the first rows of a longer weight where they lie.
 pub fn has_kernel(weight: &Tensor<2>) -> bool {
     #[cfg(feature = "gpu")]
-    if !cfg!(feature = "autotune") && crate::wgsl::runs_on(&weight.device()) {
-        return in_quads(weight.dims());
+    if has_shader(weight) {
+        return true;
     }
     #[cfg(all(feature = "cpu", target_family = "wasm"))]
     if crate::cpu::runs_on(&weight.device(), weight.dtype()) {
@@ -81,6 +81,13 @@ pub fn has_kernel(weight: &Tensor<2>) -> bool {
     }
     let _ = weight;
     false
+}
+
+/// Whether products with this weight are a shader's.
+#[cfg(feature = "gpu")]
+fn has_shader(weight: &Tensor<2>) -> bool {
+    let own = !cfg!(feature = "autotune") && crate::wgsl::runs_on(&weight.device());
+    own && in_quads(weight.dims())
 }
 
 /// The rows of `x`, whatever its rank, and the shape of their product with a matrix of `outputs`.

@@ -54,7 +54,7 @@ impl WithSimd for Product<'_> {
         let width = 2 * S::F32_LANES;
         let panels = self.panels(simd);
         let padded = outputs.next_multiple_of(width);
-        let rows = (BLOCK / inputs).next_multiple_of(ROWS);
+        let rows = (BLOCK / inputs).max(1).next_multiple_of(ROWS);
         let mut sums = vec![0.0; rows * padded];
         let mut y = Vec::with_capacity(self.x.len() / inputs * outputs);
         for x in self.x.chunks(rows * inputs) {
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn products_are_exact() {
         let number = |i: usize| (i * 7919 % 17) as f32 - 8.0;
-        for (rows, inputs, outputs) in [(1, 1, 1), (7, 5, 33), (130, 70, 40), (6, 5000, 3)] {
+        for (rows, inputs, outputs) in [(1, 1, 1), (7, 5, 33), (600, 70, 40), (6, 20000, 3)] {
             for (order, spare) in [Order::InputsFirst, Order::OutputsFirst]
                 .into_iter()
                 .flat_map(|order| [(order, 0), (order, 3)])
