@@ -23,7 +23,7 @@ use burn_flex::FlexTensor;
 use self::functions::{exp, normal_cdf, sigmoid};
 pub(crate) use self::probe::{copy, probe_multiply_adds};
 #[cfg(target_family = "wasm")]
-pub(crate) use self::product::{Order, linear, multiplies};
+pub(crate) use self::product::{Order, can_multiply, linear, multiplies};
 use self::sums::{channel_norms, maximum, mean_norm, row_statistics, sum};
 use self::values::{Values, block, for_each_block};
 use self::window::Window;

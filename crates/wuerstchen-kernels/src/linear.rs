@@ -76,7 +76,7 @@ pub fn has_kernel(weight: &Tensor<2>) -> bool {
         return true;
     }
     #[cfg(all(feature = "cpu", target_family = "wasm"))]
-    if crate::cpu::runs_on(&weight.device(), weight.dtype()) {
+    if crate::cpu::can_multiply(weight) {
         return true;
     }
     let _ = weight;

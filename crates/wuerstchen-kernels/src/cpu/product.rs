@@ -7,7 +7,7 @@ use pulp::{Simd, WithSimd};
 
 use super::functions::normal_cdf;
 #[cfg(target_family = "wasm")]
-pub(crate) use tensors::{linear, multiplies};
+pub(crate) use tensors::{can_multiply, linear, multiplies};
 
 /// Rows of a tile, whose sums are in registers. Each has two vectors: with two of the matrix and one of `x`
 /// these are eleven of the sixteen registers that x86-64 has.
@@ -175,9 +175,14 @@ mod tensors {
     use crate::cpu::values::Values;
     use crate::linear::Epilogue;
 
+    /// Whether products of tensors like this one can be made here. There is no backward pass.
+    pub(crate) fn can_multiply(x: &Tensor<2>) -> bool {
+        runs_on(&x.device(), x.dtype()) && !x.device().is_autodiff()
+    }
+
     /// Whether these rows are multiplied here. For fewer than a tile's, panels would cost more than they save.
     pub(crate) fn multiplies(x: &Tensor<2>) -> bool {
-        runs_on(&x.device(), x.dtype()) && x.dims()[0] >= ROWS
+        can_multiply(x) && x.dims()[0] >= ROWS
     }
 
     /// `f(x·W + bias + addend)`.
