@@ -1,7 +1,7 @@
 //! Products of rows with a matrix, for WebAssembly.
 //!
-//! The `gemm` crate, which burn uses, comes near the peak of every processor it has a microkernel for. Its
-//! general one, which WebAssembly gets, takes about a fifth longer than this one (`docs/decisions.md`).
+//! The `gemm` crate, which burn uses, comes near the peak of a native processor, but not in WebAssembly
+//! (`docs/decisions.md`).
 
 use pulp::{Simd, WithSimd};
 
