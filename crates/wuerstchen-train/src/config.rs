@@ -19,6 +19,7 @@ use wuerstchen::{
 pub use self::decoder::StageBModel;
 pub use self::read::ReadConfigError;
 pub use self::shards::{FilterConfig, ShardsConfig};
+pub(crate) use self::stages::is_false;
 pub use self::stages::{
     AdversarialConfig, CodebookConfig, DiffusionConfig, StageAConfig, StageBConfig, StageCConfig,
     UpdateConfig,

@@ -35,16 +35,21 @@ pub(crate) struct Prediction {
 }
 
 impl Prediction {
-    /// All features stay in memory for the backward pass.
-    pub(crate) fn new(prior: &Prior, Inputs { x, times, text }: Inputs<'_>) -> Self {
-        let predicted = prior.forward(x, times, text.clone());
-        Self { predicted, text, earlier: None }
+    /// All features stay in memory for the backward pass, or are computed again there if there is a `frozen` prior: the
+    /// same with weights that want no gradients.
+    pub(crate) fn new(prior: &Prior, frozen: Option<Prior>, inputs: Inputs<'_>) -> Self {
+        match frozen {
+            Some(frozen) => Self::recomputed(prior.clone(), &frozen, inputs),
+            None => {
+                let Inputs { x, times, text } = inputs;
+                let predicted = prior.forward(x, times, text.clone());
+                Self { predicted, text, earlier: None }
+            }
+        }
     }
 
-    /// The features are computed again in the backward pass; `frozen` is the prior with weights that want no gradients.
-    ///
-    /// Dropout draws its masks once, in the order of [`Self::new`], and keeps them.
-    pub(crate) fn recomputed(prior: Prior, frozen: &Prior, inputs: Inputs<'_>) -> Self {
+    /// Dropout draws its masks once, in the order of [`Prior::forward`], and keeps them.
+    fn recomputed(prior: Prior, frozen: &Prior, inputs: Inputs<'_>) -> Self {
         let Inputs { x, times, text } = inputs;
         let start = prior.project(x.clone());
         let embedded = prior.embed_text(text.clone());
@@ -171,13 +176,9 @@ mod tests {
         let x = rng.normal_tensor([2, 2, 3, 2], &device);
         let text = rng.normal_tensor([1, 2, 4, 3], &device).squeeze_dim::<3>(0);
         let inputs = Inputs { x: x.clone(), times: &[0.3, 0.9], text };
-        let prior = tuned.prior(model);
-        let Prediction { predicted, earlier, .. } = if recompute {
-            let frozen = tuned.prior(&model.clone().no_grad());
-            Prediction::recomputed(prior, &frozen, inputs)
-        } else {
-            Prediction::new(&prior, inputs)
-        };
+        let frozen = recompute.then(|| tuned.prior(&model.clone().no_grad()));
+        let Prediction { predicted, earlier, .. } =
+            Prediction::new(&tuned.prior(model), frozen, inputs);
         let loss = Loss { earlier, ..(predicted - x).square().mean().into() };
         Share::new(model, &Values::new(), loss, 1).gradients
     }
@@ -250,9 +251,9 @@ mod tests {
         let prior = prior(&device);
         let (x, text) = (Tensor::ones([1, 2, 2, 2], &device), Tensor::ones([1, 4, 3], &device));
         let inputs = || Inputs { x: x.clone(), times: &[0.5], text: text.clone() };
-        let kept = Prediction::new(&prior, inputs()).predicted.into_data();
-        let frozen = prior.clone().no_grad();
-        let found = Prediction::recomputed(prior.clone(), &frozen, inputs()).predicted;
+        let predict = |frozen| Prediction::new(&prior, frozen, inputs()).predicted;
+        let kept = predict(None).into_data();
+        let found = predict(Some(prior.clone().no_grad()));
         assert_eq!(found.clone().into_data(), kept);
         assert_eq!(collect_gradients(&prior, &found.sum().backward()).len(), 2);
     }

@@ -13,7 +13,7 @@ use wuerstchen::weights::{KeyTable, load, tensors};
 use wuerstchen::{Checkpoint, LoadError, WeightDtype};
 
 use crate::batches::{Batches, MakeBatch};
-use crate::config::UpdateConfig;
+use crate::config::{UpdateConfig, is_false};
 use crate::corpus::CorpusError;
 use crate::moments;
 use crate::optimizer::{Method, Optimizer, Values, values, with_values};
@@ -427,10 +427,6 @@ impl<S: Stage> Trainer<S> {
         (self.batches, self.ready) = (None, None);
         Ok(self)
     }
-}
-
-fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 fn read_header(name: &str, bytes: &[u8]) -> Result<Header, RestoreError> {

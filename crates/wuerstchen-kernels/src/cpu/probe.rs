@@ -43,7 +43,7 @@ impl WithSimd for MultiplyAdds {
 
 /// `a·b + c`.
 #[inline(always)]
-fn multiply_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+pub(super) fn multiply_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
     if cfg!(target_family = "wasm") {
         // Not every browser loads a module with the instruction for both.
         simd.add_f32s(simd.mul_f32s(a, b), c)

@@ -6,6 +6,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::functions::normal_cdf;
+use super::probe::multiply_add;
 #[cfg(target_family = "wasm")]
 pub(crate) use tensors::{can_multiply, linear, multiplies};
 
@@ -149,11 +150,7 @@ fn tile<S: Simd, const N: usize>(
     for (k, &[left, right]) in panel.iter().enumerate() {
         for (y, row) in y.iter_mut().zip(rows) {
             let x = simd.splat_f32s(row[k]);
-            // Not every browser loads a module with the instruction for both.
-            *y = [
-                simd.add_f32s(y[0], simd.mul_f32s(x, left)),
-                simd.add_f32s(y[1], simd.mul_f32s(x, right)),
-            ];
+            *y = [multiply_add(simd, x, left, y[0]), multiply_add(simd, x, right, y[1])];
         }
     }
     for (y, sums) in y.iter().zip(sums.chunks_mut(padded)) {

@@ -125,12 +125,8 @@ impl Stage for StageC {
         let latents = Tensor::from_inner(embeddings) / self.embedding_scale;
         let noised = Noised::new(latents.clone(), &batch.noise, &range, &self.schedule);
         let inputs = Inputs { x: noised.x.clone(), times: noised.times, text };
-        let Prediction { predicted, text, earlier } = if self.config.recompute {
-            let frozen = model.prior.clone().no_grad();
-            Prediction::recomputed(model.prior.clone(), &frozen, inputs)
-        } else {
-            Prediction::new(&model.prior, inputs)
-        };
+        let frozen = self.config.recompute.then(|| model.prior.clone().no_grad());
+        let Prediction { predicted, text, earlier } = Prediction::new(&model.prior, frozen, inputs);
         let (diffusion, schedule) = (&self.config.diffusion, self.schedule);
         let is_adaptive = model.levels.is_some();
         let told = noised.errors_by_time(&predicted, move |errors, times| {

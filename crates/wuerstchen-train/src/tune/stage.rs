@@ -162,14 +162,10 @@ impl<T: Tuned> Stage for StageTune<T> {
         let latents = batch.latents.tensor(&range, &self.device);
         let text = batch.texts.tensor(&range, &self.device).squeeze_dim::<3>(1);
         let noised = Noised::new(latents, &batch.noise, &range, &self.schedule);
-        let prior = self.tuned.prior(model);
         let inputs = Inputs { x: noised.x.clone(), times: noised.times, text };
-        let Prediction { predicted, earlier, .. } = if self.config.recompute {
-            let frozen = self.tuned.prior(&model.clone().no_grad());
-            Prediction::recomputed(prior, &frozen, inputs)
-        } else {
-            Prediction::new(&prior, inputs)
-        };
+        let frozen = self.config.recompute.then(|| self.tuned.prior(&model.clone().no_grad()));
+        let Prediction { predicted, earlier, .. } =
+            Prediction::new(&self.tuned.prior(model), frozen, inputs);
         let told = noised.errors_by_time(&predicted, |_, _| Vec::new());
         let total = noised.weighted_loss(predicted, |t| match self.config.min_snr_gamma {
             Some(gamma) => self.schedule.min_snr_weight(t, gamma as f32),
