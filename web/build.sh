@@ -23,8 +23,13 @@ compile() {
 
     for device in "${devices[@]}"; do
         step "WebAssembly for $device"
+        # What is linked at "s" has no loop vectorised, whatever its crate asks for. On the CPU vectors save a sixth
+        # of the time for 70 KB; a GPU's program has no such loops.
+        level='"s"'
+        if [ "$device" = cpu ]; then level=2; fi
         cargo build --profile web --target wasm32-unknown-unknown \
-            --package wuerstchen-web --no-default-features --features "$device"
+            --package wuerstchen-web --no-default-features --features "$device" \
+            --config "profile.web.package.wuerstchen-web.opt-level=$level"
         wasm="$target/wasm32-unknown-unknown/web/wuerstchen_web.wasm"
         glue="web/pkg/$device"
         mkdir -p "$glue"

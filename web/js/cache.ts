@@ -27,8 +27,14 @@ interface FileHandle extends FileSystemFileHandle {
   }>;
 }
 
+/** A cache whose files are read again without being held in memory. */
+interface FileCache extends CacheAdapter {
+  /** The file of a name; its bytes stay where they are. */
+  file(name: string): Promise<Blob | undefined>;
+}
+
 /** The origin private file system; undefined where it is missing or closed (private windows). */
-async function openOpfs(): Promise<CacheAdapter | undefined> {
+async function openOpfs(): Promise<FileCache | undefined> {
   // Without `move` a file cannot be put in its place at once, without locks two tabs would write
   // the same part.
   const canMove = 'FileSystemFileHandle' in globalThis && 'move' in FileSystemFileHandle.prototype;
@@ -39,11 +45,13 @@ async function openOpfs(): Promise<CacheAdapter | undefined> {
   });
   if (!folder) return undefined;
   const remove = (file: string) => folder.removeEntry(file).catch(ignoreMissing);
+  const file = async (name: string) =>
+    (await folder.getFileHandle(encodeURIComponent(name)).catch(ignoreMissing))?.getFile();
   return {
+    file,
     async get(name) {
-      const handle = await folder.getFileHandle(encodeURIComponent(name)).catch(ignoreMissing);
-      if (!handle) return undefined;
-      return new Uint8Array(await (await handle.getFile()).arrayBuffer());
+      const bytes = await (await file(name))?.arrayBuffer();
+      return bytes && new Uint8Array(bytes);
     },
     put(name, bytes) {
       return navigator.locks.request(`${FOLDER}/${name}`, async () => {
@@ -97,13 +105,14 @@ async function write(handle: FileHandle, bytes: Uint8Array): Promise<void> {
 }
 
 /** The Cache API; undefined where it is missing or closed. */
-async function openCacheApi(): Promise<CacheAdapter | undefined> {
+async function openCacheApi(): Promise<FileCache | undefined> {
   const cache = await orNothing(() => globalThis.caches?.open(FOLDER));
   if (!cache) return undefined;
   // Keys have to be URLs; nothing is ever fetched from these.
   const origin = `https://${FOLDER}.invalid/`;
   const key = (name: string) => origin + encodeURIComponent(name);
   return {
+    file: async (name) => (await cache.match(key(name)))?.blob(),
     async get(name) {
       const response = await cache.match(key(name));
       return response && new Uint8Array(await response.arrayBuffer());
@@ -166,12 +175,12 @@ async function manifestKey(url: string): Promise<string> {
 
 /** What a load keeps its files in. It may fail to store or to find, but it never fails a load. */
 export class ModelCache {
-  readonly #adapter: CacheAdapter | undefined;
+  readonly #adapter: CacheAdapter | FileCache | undefined;
   /** Why nothing more is stored. */
   problem?: WuerstchenError;
 
   constructor(
-    adapter: CacheAdapter | undefined,
+    adapter: CacheAdapter | FileCache | undefined,
     readonly backend: Support['storage']['backend'],
   ) {
     this.#adapter = adapter;
@@ -179,6 +188,13 @@ export class ModelCache {
 
   async get(name: string): Promise<Uint8Array | undefined> {
     return orNothing(() => this.#adapter?.get(name));
+  }
+
+  /** What is stored under a name, to be read later; undefined where nothing is, or not in the browser's storage. */
+  async file(name: string): Promise<Blob | undefined> {
+    const adapter = this.#adapter;
+    if (!adapter || !('file' in adapter)) return undefined;
+    return orNothing(() => adapter.file(name));
   }
 
   async put(name: string, bytes: Uint8Array): Promise<void> {

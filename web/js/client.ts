@@ -190,7 +190,8 @@ class Client implements Wuerstchen {
   }
 
   #connect(): void {
-    const { model, lora, device = 'auto', measure = false, wasmUrl = {} } = this.#options;
+    const { model, lora, device = 'auto', wasmUrl = {} } = this.#options;
+    const { residency = 'auto', measure = false } = this.#options;
     const { cache, powerPreference } = this.#options;
     // What an engine says after it was given up is not heard.
     const ifCurrent =
@@ -215,6 +216,7 @@ class Client implements Wuerstchen {
           model: toModelSource(model),
           lora: toLoraSources(lora),
           device,
+          residency,
           measure,
           cache: isCustom ? undefined : cache,
           powerPreference,

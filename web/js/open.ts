@@ -7,9 +7,9 @@ import { asWuerstchenError, WuerstchenError, type ErrorCode } from './errors.js'
 import type { WasmBuild } from './glue.js';
 import { CPU_HINT, watchDevice, type GpuWatch } from './gpu.js';
 import { readLoras, type LoraBytes, type LoraSource } from './lora.js';
-import { fetchManifest, modelInfo, type Manifest } from './manifest.js';
+import { fetchManifest, modelInfo, shardName, type Manifest } from './manifest.js';
 import { openSite, storedUrl, type ModelSite, type ModelSource } from './picked.js';
-import { fetchFiles } from './shards.js';
+import { fetchFiles, type Brought } from './shards.js';
 import { start } from './start.js';
 import { checkSupport } from './support.js';
 import type {
@@ -18,17 +18,24 @@ import type {
   LoadEvent,
   LoadOptions,
   Measured,
+  Residency,
   SelfTest,
   Support,
   WasmFile,
 } from './types.js';
 import type { Engine, Loader, Wasm } from './wasm.js';
 
+/** Which TypeScript has for workers alone. */
+declare class FileReaderSync {
+  readAsArrayBuffer(blob: Blob): ArrayBuffer;
+}
+
 /** `LoadOptions` as they travel to a worker. */
 export interface EngineOptions {
   readonly model: ModelSource;
   readonly lora: readonly LoraSource[];
   readonly device: NonNullable<LoadOptions['device']>;
+  readonly residency: Residency;
   readonly measure: boolean;
   readonly cache: Exclude<LoadOptions['cache'], CacheAdapter>;
   readonly powerPreference?: LoadOptions['powerPreference'];
@@ -143,7 +150,7 @@ async function openOn(
 ): Promise<Tested> {
   const { module } = host.builds[device];
   const gpu = await openDevice(device, options, host);
-  const testing = orCrash(test(module, device, gpu, model, host)).catch((error) => {
+  const testing = orCrash(test(module, device, gpu, model, options, host)).catch((error) => {
     // The next model gets a fresh instance.
     if (isFatal(error)) opened.delete(module);
     throw error;
@@ -164,18 +171,20 @@ async function test(
   device: DeviceKind,
   gpu: GpuWatch | undefined,
   model: Model,
+  { residency }: EngineOptions,
   host: Host,
 ): Promise<Tested> {
   let loader: Loader | undefined;
   let engine: Engine | undefined;
   try {
-    const upload = uploader(model.manifest, host);
+    const upload = uploader(model, host);
     // The contents come first, and tell what to do with the shards.
-    for await (const bytes of fetchFiles(model.manifest, { ...host, ...model })) {
+    for await (const brought of fetchFiles(model.manifest, { ...host, ...model })) {
       if (loader) {
-        upload(loader, bytes);
+        await upload(loader, brought);
       } else {
-        loader = new module.Loader(model.text, new TextDecoder().decode(bytes));
+        const contents = new TextDecoder().decode(brought.bytes);
+        loader = new module.Loader(model.text, contents, possible(residency));
         addLoras(loader, model, host);
       }
     }
@@ -237,18 +246,42 @@ function addLoras(loader: Loader, { loras }: Model, { emit }: Host): void {
   }
 }
 
-/** Takes one shard after the other to the device. */
-function uploader({ shards }: Manifest, { emit }: Host) {
+/** What of a wish for residency this thread can do: only workers read from storage while they compute. */
+function possible(residency: Residency): Residency {
+  if ('FileReaderSync' in globalThis) return residency;
+  if (residency !== 'per-stage') return 'all';
+  const message =
+    'residency: per-stage needs a worker, which alone reads from storage while it computes';
+  throw new WuerstchenError('invalid-argument', message, { field: 'residency' });
+}
+
+/** Takes one shard after the other to the device, or keeps it where it can be read again. */
+function uploader({ manifest, cache }: Model, { emit }: Host) {
+  const { shards } = manifest;
   const total = shards.reduce((sum, { bytes }) => sum + bytes, 0);
   let index = 0;
   let loaded = 0;
-  return (loader: Loader, bytes: Uint8Array) => {
-    loader.addShard(index, bytes);
+  return async (loader: Loader, { bytes, stored }: Brought) => {
+    const shard = shards[index];
+    if (!shard) throw new WuerstchenError('internal', 'more shards have come than the model has');
+    if (loader.isPerStage) {
+      await stored;
+      // A blob of the bytes lies in memory of the browser's, who may put it on the disk.
+      const file = await cache.file(shardName(manifest, shard));
+      loader.keepShard(bytes.length, reader(file ?? new Blob([bytes as Uint8Array<ArrayBuffer>])));
+    } else {
+      loader.addShard(index, bytes);
+    }
     loaded += bytes.length;
-    const file = shards[index]?.file ?? '';
-    emit({ type: 'upload', file, loaded, total });
+    emit({ type: 'upload', file: shard.file, loaded, total });
     index += 1;
   };
+}
+
+/** Reads ranges of a file, while the thread stands still. */
+function reader(file: Blob): (start: number, end: number) => Uint8Array {
+  const reader = new FileReaderSync();
+  return (start, end) => new Uint8Array(reader.readAsArrayBuffer(file.slice(start, end)));
 }
 
 function selfTestError({ checks }: SelfTest, device: DeviceKind): WuerstchenError {

@@ -140,6 +140,7 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
   model: MODEL,
   lora: LORA,
   device: oneOf('auto', 'webgpu', 'cpu'),
+  residency: oneOf('auto', 'all', 'per-stage'),
   measure: BOOLEAN,
   cache: CACHE,
   persist: BOOLEAN,

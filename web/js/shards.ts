@@ -30,7 +30,7 @@ export interface ShardSource {
 }
 
 /** A file that has come, intact. */
-interface Brought {
+export interface Brought {
   readonly bytes: Uint8Array;
   /** Resolves when the file is in the cache or cannot be put there; never rejects. */
   readonly stored: Promise<void>;
@@ -44,7 +44,7 @@ interface Brought {
 export async function* fetchFiles(
   manifest: Manifest,
   source: ShardSource,
-): AsyncGenerator<Uint8Array, void, void> {
+): AsyncGenerator<Brought, void, void> {
   source.signal?.throwIfAborted();
   const files = [manifest.contents, ...manifest.shards];
   const progress = new DownloadProgress(files, source.emit);
@@ -64,10 +64,10 @@ export async function* fetchFiles(
   try {
     for (let i = 0; i < AHEAD; i++) beginNext();
     for (let turn = begun.shift(); turn; turn = begun.shift()) {
-      const { bytes, stored } = await turn;
+      const brought = await turn;
       signal.throwIfAborted();
-      yield bytes;
-      await stored;
+      yield brought;
+      await brought.stored;
       beginNext();
     }
   } finally {

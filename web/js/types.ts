@@ -169,12 +169,20 @@ export interface CacheAdapter {
 /** The WebAssembly for a device, and what it fetches when something rare is called. */
 export type WasmFile = DeviceKind | `${DeviceKind}Rest`;
 
+/**
+ * Which parts of a model stay on the device. `all`: every part, so that the next picture starts at once. `per-stage`:
+ * one at a time, read from the browser's storage whenever it is needed, so that no more memory is taken than the
+ * largest part needs. `auto`: all parts, unless they take more than 2 GiB there.
+ */
+export type Residency = 'auto' | 'all' | 'per-stage';
+
 export interface LoadOptions {
   readonly model: ModelRef;
   /** Changes of the model, all made at once. */
   readonly lora?: readonly LoraRef[];
   /** `auto` takes a hardware GPU that works, else the CPU. */
   readonly device?: 'auto' | DeviceKind;
+  readonly residency?: Residency;
   /** Also measure what the device reaches, which takes a second or so; a `measured` event tells. */
   readonly measure?: boolean;
   /** `auto`: OPFS, else the Cache API, else memory. */

@@ -1,7 +1,7 @@
 // What wasm-bindgen's glue of both WebAssembly builds exports, as the engine uses it.
 // Everything throws an Error with a `code` (see errors.ts) and a message for people.
 
-import type { Stage } from './types.js';
+import type { Residency, Stage } from './types.js';
 
 export interface Picture {
   readonly width: number;
@@ -67,8 +67,12 @@ export interface Loader {
     adapterConfig: string | undefined,
     weight: number,
   ): string[];
+  /** Whether parts will be on the device one at a time; shards then go to `keepShard`, else to `addShard`. */
+  readonly isPerStage: boolean;
   /** Takes one shard's verified bytes to the device. */
   addShard(index: number, bytes: Uint8Array): void;
+  /** Takes the next shard, verified, whose bytes `read` gives whenever they are needed. */
+  keepShard(length: number, read: (start: number, end: number) => Uint8Array): void;
   /** Checks that every tensor is there; uses the loader up. */
   finish(): Engine;
   free(): void;
@@ -79,7 +83,7 @@ export interface Wasm {
   __wbg_set_wasm(exports: WebAssembly.Exports): void;
   /** Sets up the device, once per instance, before any loader. */
   openDevice(): Promise<void>;
-  Loader: new (manifestJson: string, contentsJson: string) => Loader;
+  Loader: new (manifestJson: string, contentsJson: string, residency: Residency) => Loader;
   /** JSON of the prompts and options; pictures are added. */
   Request: new (json: string) => Request;
 }

@@ -4,6 +4,7 @@
 //! names the option that cannot be run.
 
 mod pixels;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -18,8 +19,11 @@ use wuerstchen::manifest::Unpacking;
 use wuerstchen::speed::reach;
 use wuerstchen::{
     Checkpoint, Error, Generated as Made, Image, LoadError, Lora, LoraError, LoraFile, Manifest,
-    Part, Pipeline, PipelineLoader, Prepared, Progress, Provenance, Stage, Unread, WebBundle,
+    ModelFiles, Part, Pipeline, PipelineLoader, Prepared, Progress, Provenance, ReadBytes,
+    Residency, Stage, Unread, WebBundle,
 };
+
+use crate::stored::Stored;
 
 #[cfg(all(feature = "cpu", feature = "webgpu", target_family = "wasm"))]
 compile_error!("a build is for one device: --no-default-features --features webgpu");
@@ -52,25 +56,45 @@ fn seconds() -> f64 {
     milliseconds() / 1e3
 }
 
-/// Takes a model's shards to the device, one after the other.
+/// Takes a model's shards, one after the other.
 #[wasm_bindgen]
 pub struct Loader {
     bundle: WebBundle,
     loras: Loras,
-    unpacking: Unpacking,
-    pipeline: PipelineLoader,
+    weights: Weights,
+}
+
+/// Where the weights of shards go.
+enum Weights {
+    /// To the device.
+    Resident { unpacking: Unpacking, pipeline: PipelineLoader },
+    /// Nowhere: they are read again whenever their part is needed.
+    Stored(Vec<Arc<dyn ReadBytes>>),
 }
 
 #[wasm_bindgen]
 impl Loader {
-    /// Reads `manifest.json` and `contents.json`.
+    /// Reads `manifest.json` and `contents.json`. `residency` is `auto`, `all` or `per-stage`.
     #[wasm_bindgen(constructor)]
-    pub fn new(manifest_json: &str, contents_json: &str) -> Result<Self, JsValue> {
+    pub fn new(manifest_json: &str, contents_json: &str, residency: &str) -> Result<Self, JsValue> {
         let manifest = Manifest::parse(manifest_json).map_err(load_error)?;
         let bundle = manifest.with_contents(contents_json.as_bytes()).map_err(load_error)?;
-        let pipeline = PipelineLoader::new(&bundle.outline(), &device()).map_err(load_error)?;
-        let (loras, unpacking) = (Loras::default(), Unpacking::default());
-        Ok(Self { bundle, loras, unpacking, pipeline })
+        let residency: Residency = serde_json::from_value(residency.into())
+            .map_err(|reason| error("invalid-argument", &reason.to_string()))?;
+        let outline = bundle.outline();
+        let weights = if residency.is_per_stage_of(&outline) {
+            Weights::Stored(Vec::new())
+        } else {
+            let pipeline = PipelineLoader::new(&outline, &device()).map_err(load_error)?;
+            Weights::Resident { unpacking: Unpacking::default(), pipeline }
+        };
+        Ok(Self { bundle, loras: Loras::default(), weights })
+    }
+
+    /// Whether shards are to be given by [`Self::keep_shard`], as parts will be on the device one at a time.
+    #[wasm_bindgen(getter, js_name = isPerStage)]
+    pub fn is_per_stage(&self) -> bool {
+        matches!(self.weights, Weights::Stored(_))
     }
 
     /// Reads a LoRA, before the first shard, which changes the model `weight` times as strongly as it was
@@ -97,23 +121,57 @@ impl Loader {
     /// Takes the weights of a shard to the device. The caller has checked its hash.
     #[wasm_bindgen(js_name = addShard)]
     pub fn add_shard(&mut self, index: usize, bytes: &[u8]) -> Result<(), JsValue> {
-        let parts = self.unpacking.add(&self.bundle, index, bytes).map_err(load_error)?;
+        let Weights::Resident { unpacking, pipeline } = &mut self.weights else {
+            return Err(error(
+                "internal",
+                "the parts of this model are loaded when they are needed",
+            ));
+        };
+        let parts = unpacking.add(&self.bundle, index, bytes).map_err(load_error)?;
         for (part, mut weights) in parts {
             let loras = &self.loras.all;
             let changed = weights.changed_by(part, loras).map_err(load_error)?;
             weights.replace(weights.to_be_changed_by(part, loras).map_err(load_error)?);
-            self.pipeline.add(part, &weights).map_err(load_error)?;
+            pipeline.add(part, &weights).map_err(load_error)?;
             let all_changed = self.loras.changed.entry(part);
             all_changed.or_insert_with(|| Checkpoint::empty(part.folder())).replace(changed);
         }
         Ok(())
     }
 
+    /// Takes the next shard, whose bytes `read(start, end)` gives whenever they are needed. The caller has checked
+    /// its hash.
+    #[wasm_bindgen(js_name = keepShard)]
+    pub fn keep_shard(&mut self, length: usize, read: Function) -> Result<(), JsValue> {
+        let Weights::Stored(shards) = &mut self.weights else {
+            return Err(error("internal", "the parts of this model are on the device"));
+        };
+        shards.push(Arc::new(Stored { length, read }));
+        Ok(())
+    }
+
     /// The engine, once all shards are there.
     pub fn finish(self) -> Result<Engine, JsValue> {
-        let pipeline = self.pipeline.finish().map_err(load_error)?;
-        Ok(Engine { bundle: self.bundle, loras: self.loras, pipeline })
+        let Self { bundle, loras, weights } = self;
+        let (pipeline, files) = match weights {
+            Weights::Resident { pipeline, .. } => (pipeline.finish().map_err(load_error)?, None),
+            Weights::Stored(shards) => {
+                let mut shards = shards.into_iter();
+                let missing = |path: &str| LoadError::File {
+                    path: path.into(),
+                    reason: "it is missing".into(),
+                };
+                let files = bundle.open(|path| shards.next().ok_or_else(|| missing(path)));
+                let files = files.map_err(load_error)?;
+                (per_stage(&files)?, Some(files))
+            }
+        };
+        Ok(Engine { bundle, loras, pipeline, files })
     }
+}
+
+fn per_stage(files: &ModelFiles) -> Result<Pipeline, JsValue> {
+    Pipeline::load(files, &device(), Residency::PerStage).map_err(load_error)
 }
 
 /// A model on the device.
@@ -122,6 +180,8 @@ pub struct Engine {
     bundle: WebBundle,
     loras: Loras,
     pipeline: Pipeline,
+    /// What parts are loaded from whenever they are needed.
+    files: Option<ModelFiles>,
 }
 
 /// What LoRAs change. The golden vectors are those of the unchanged model, which is tested first.
@@ -163,6 +223,13 @@ impl Engine {
     /// Makes the changes of all LoRAs, once, after the self-test.
     #[wasm_bindgen(js_name = applyLoras)]
     pub fn apply_loras(&mut self) -> Result<(), JsValue> {
+        if self.loras.all.is_empty() {
+            return Ok(());
+        }
+        if let Some(mut files) = self.files.take() {
+            files.add_loras(self.loras.all.to_vec()).map_err(load_error)?;
+            self.pipeline = per_stage(&files)?;
+        }
         for (part, weights) in std::mem::take(&mut self.loras.changed) {
             self.pipeline.replace(part, &weights).map_err(load_error)?;
         }

@@ -10,6 +10,8 @@ mod functions;
 mod probe;
 #[cfg(any(test, target_family = "wasm"))]
 mod product;
+#[cfg(target_family = "wasm")]
+mod relaxed;
 mod sums;
 mod values;
 mod window;

@@ -120,8 +120,7 @@ impl Pipeline {
             return Err(LoadError::Incomplete { missing, found });
         }
         let mut loader = PipelineLoader::new(files, device)?;
-        let parts = family.needed().filter_map(|part| files.weights.get(&part));
-        let per_stage = residency.is_per_stage(parts.map(Checkpoint::device_bytes).sum());
+        let per_stage = residency.is_per_stage_of(files);
         for part in family.needed() {
             let weights = files.weights(part)?;
             if per_stage {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::ModelFiles;
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 use crate::part::Part;
@@ -28,8 +29,14 @@ pub enum Residency {
 const LARGE: usize = 2 << 30;
 
 impl Residency {
-    /// Whether parts leave the device when they have done their work; `bytes` is what all parts take there.
-    pub(crate) fn is_per_stage(self, bytes: usize) -> bool {
+    /// Whether parts of this model leave the device when they have done their work.
+    pub fn is_per_stage_of(self, files: &ModelFiles) -> bool {
+        let parts = files.family().needed().filter_map(|part| files.weights.get(&part));
+        self.is_per_stage(parts.map(Checkpoint::device_bytes).sum())
+    }
+
+    /// `bytes` is what all parts take on the device.
+    fn is_per_stage(self, bytes: usize) -> bool {
         match self {
             Self::Auto => bytes > LARGE,
             Self::All => false,

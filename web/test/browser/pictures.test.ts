@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { Browser, Page } from 'playwright-core';
 import { PNG } from 'pngjs';
+import { writeLora } from './lora-file.ts';
 import {
   CASCADE,
   decode,
@@ -66,17 +67,18 @@ async function generate(
     [option: string]: unknown;
   },
   model = '/pkg/shapes/manifest.json',
+  others: Record<string, unknown> = { cache: 'none' },
 ): Promise<Made> {
   const made = await page.evaluate(
-    async ({ device, options, model }) => {
+    async ({ device, options, model, others }) => {
       const { load } = (window as any).wuerstchen;
-      const engine = await load({ model, device, cache: 'none' });
+      const engine = await load({ model, device, ...others });
       const [stages, previews]: [string[], string[]] = [[], []];
-      const { imageBase64, maskBase64, promptsBase64, ...others } = options;
+      const { imageBase64, maskBase64, promptsBase64, ...picture } = options;
       const blob = async (base64?: string) =>
         base64 && (await fetch(`data:image/png;base64,${base64}`)).blob();
       const result = await engine.generate({
-        ...others,
+        ...picture,
         image: (await blob(imageBase64)) || undefined,
         mask: (await blob(maskBase64)) || undefined,
         picturePrompts: promptsBase64 && (await Promise.all(promptsBase64.map(blob))),
@@ -97,7 +99,7 @@ async function generate(
       await engine.dispose();
       return made;
     },
-    { device, options, model },
+    { device, options, model, others },
   );
   const pictures = made.pictures.map((picture) => ({
     ...picture,
@@ -224,6 +226,33 @@ for (const dtype of ['i8', 'i4']) {
     await page.close();
   });
 }
+
+test('parts that take turns make the same picture, from every store and with a LoRA', async () => {
+  const page = await openPage(browser, site);
+  const made = async (device: string, options: object, others: object) => {
+    const load = { residency: 'per-stage', ...others };
+    return (await generate(page, device, { prompt: PROMPT, seed: 7, ...options }, undefined, load))
+      .picture;
+  };
+  const whole = native(PROMPT, ['--seed', '7']);
+  for (const cache of ['none', 'cache', 'opfs']) {
+    assertEqual(await made('cpu', {}, { cache }), whole);
+  }
+  // Loaded from what is stored.
+  assertEqual(await made('cpu', {}, { cache: 'opfs' }), whole);
+  const file = 'node_modules/.cache/turns.safetensors';
+  writeLora(file, ['lora_A.weight', 'lora_B.weight']);
+  const changed = native(PROMPT, ['--seed', '7', '--lora', file]);
+  assert.ok(difference(changed, whole).close < 0.99);
+  assertEqual(await made('cpu', {}, { lora: [{ url: `/${file}` }] }), changed);
+  const short = native(PROMPT, ['--seed', '7', ...FEW_STEPS_NATIVE]);
+  assertEqual(await made('webgpu', FEW_STEPS, {}), short);
+  await assert.rejects(
+    made('cpu', {}, { worker: false }),
+    /residency: per-stage needs a worker, which alone reads from storage while it computes/,
+  );
+  await page.close();
+});
 
 test('a picture of WebGPU is the native one', async () => {
   const page = await openPage(browser, site);

@@ -37,9 +37,15 @@ async function open(query: string, prepare?: (page: Page) => Promise<unknown>): 
   page.on('console', (message) => {
     if (message.type() === 'error') console.error('page:', message.text());
   });
+  // A page that has stopped would be waited for without an end.
+  const stopped = new Promise<never>((_, reject) => {
+    page.on('pageerror', reject);
+    page.on('crash', () => reject(new Error('the page has crashed')));
+  });
   await prepare?.(page);
   await page.goto(`${site.url}tests/browser/index.html?${query}`);
-  await page.waitForFunction('window.verification', undefined, { timeout: 0 });
+  const done = page.waitForFunction('window.verification', undefined, { timeout: 0 });
+  await Promise.race([done, stopped]);
   const found: any = await page.evaluate('window.verification');
   await page.close();
   assert.equal(found.error, undefined);
@@ -69,6 +75,13 @@ function compared(model: string): string[] {
   const { checks } = JSON.parse(execFileSync(program, args, { encoding: 'utf8' }));
   return names(checks);
 }
+
+/**
+ * Whether pages compare a tensor. Of v2 the authors' files are PyTorch's, which no browser reads, and the optimiser is
+ * the trainer's, which no page links.
+ */
+const isOfPages = (model: string) => (tensor: string) =>
+  (model === 'cascade' || !tensor.startsWith('original/')) && !tensor.includes('after/');
 
 /** What is off fails the test by name. */
 function assertAgree(checks: readonly Check[], expected: readonly string[]): void {
@@ -112,27 +125,44 @@ const VERSIONS: readonly {
 
 for (const { name, model, files, withoutOnGpu } of VERSIONS) {
   const filesOf = (checks: readonly Check[]) => new Set(checks.map(({ file }) => file)).size;
-  // Of v2 the authors' files are PyTorch's, which no browser reads, and the optimiser is the trainer's, which
-  // no page links.
-  const isOfPages = (tensor: string) =>
-    (model === 'cascade' || !tensor.startsWith('original/')) && !tensor.includes('after/');
-
   test(`the CPU path computes what the authors of ${name} do`, async () => {
     const checks = await verify(model, 'cpu');
-    assertAgree(checks, compared(model).filter(isOfPages));
+    assertAgree(checks, compared(model).filter(isOfPages(model)));
     assert.equal(filesOf(checks), files.cpu);
   });
 
   test(`WebGPU computes what the authors of ${name} do`, async () => {
     const checks = await verify(model, 'webgpu', withoutOnGpu);
     const isOfGpus = (tensor: string) =>
-      isOfPages(tensor) &&
+      isOfPages(model)(tensor) &&
       !tensor.startsWith('train_') &&
       !withoutOnGpu.some((golden) => tensor.startsWith(`${golden}/`));
     assertAgree(checks, compared(model).filter(isOfGpus));
     assert.equal(filesOf(checks), files.webgpu);
   });
 }
+
+test('products multiply and add in one instruction where the browser can, and agree where it cannot', async () => {
+  const { length } = compared('small').filter(isOfPages('small'));
+  for (const can of [true, false]) {
+    const modules: string[][] = [];
+    const checks = await verify('small', 'cpu', [], async (page) => {
+      await page.exposeFunction('onModule', (names: string[]) => modules.push(names));
+      await page.addInitScript((can) => {
+        WebAssembly.Module = new Proxy(WebAssembly.Module, {
+          construct(Module, [bytes]) {
+            if (!can) throw new WebAssembly.CompileError('refused by the test');
+            const module = new Module(bytes);
+            (window as any).onModule(Module.exports(module).map(({ name }) => name));
+            return module;
+          },
+        });
+      }, can);
+    });
+    assert.deepEqual(modules, can ? [['tiles']] : []);
+    assert.deepEqual([checks.length, checks.filter(({ ok }) => !ok)], [length, []]);
+  }
+});
 
 test('a changed weight is noticed', async () => {
   const checks = await verify('small', 'cpu', [], (page) =>

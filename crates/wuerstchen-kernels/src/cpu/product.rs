@@ -8,11 +8,13 @@ use pulp::{Simd, WithSimd};
 use super::functions::normal_cdf;
 use super::probe::multiply_add;
 #[cfg(target_family = "wasm")]
+use super::relaxed;
+#[cfg(target_family = "wasm")]
 pub(crate) use tensors::{can_multiply, linear, multiplies};
 
 /// Rows of a tile, whose sums are in registers. Each has two vectors: with two of the matrix and one of `x`
 /// these are eleven of the sixteen registers that x86-64 has.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
 
 /// Most values of `x` that all panels are multiplied with before the next ones: 64 KiB, which stay in a level-two
 /// cache while a panel stays in the first.
@@ -59,18 +61,12 @@ impl WithSimd for Product<'_> {
         let mut sums = vec![0.0; rows * padded];
         let mut y = Vec::with_capacity(self.x.len() / inputs * outputs);
         for x in self.x.chunks(rows * inputs) {
-            for (i, panel) in panels.chunks_exact(inputs).enumerate() {
-                let tiles = x.chunks(ROWS * inputs).zip(sums.chunks_mut(ROWS * padded));
-                for (x, sums) in tiles {
-                    let sums = &mut sums[i * width..];
-                    let row = |row: usize| &x[row * inputs..][..inputs];
-                    match x.len() / inputs {
-                        4 => tile(simd, [0, 1, 2, 3].map(row), panel, sums, padded),
-                        3 => tile(simd, [0, 1, 2].map(row), panel, sums, padded),
-                        2 => tile(simd, [0, 1].map(row), panel, sums, padded),
-                        _ => tile(simd, [row(0)], panel, sums, padded),
-                    }
-                }
+            #[cfg(target_family = "wasm")]
+            let done = relaxed::tiles(x, inputs, bytemuck::cast_slice(&panels), &mut sums);
+            #[cfg(not(target_family = "wasm"))]
+            let done = false;
+            if !done {
+                tiles(simd, x, inputs, &panels, &mut sums);
             }
             let first = y.len();
             for sums in sums.chunks_exact(padded).take(x.len() / inputs) {
@@ -132,6 +128,25 @@ impl Product<'_> {
         }
         if self.gelu {
             y.iter_mut().for_each(|y| *y *= normal_cdf(*y));
+        }
+    }
+}
+
+/// Writes the products of some rows with all panels to the rows of `sums`.
+#[inline(always)]
+fn tiles<S: Simd>(simd: S, x: &[f32], inputs: usize, panels: &[[S::f32s; 2]], sums: &mut [f32]) {
+    let width = 2 * S::F32_LANES;
+    let padded = panels.len() / inputs * width;
+    for (i, panel) in panels.chunks_exact(inputs).enumerate() {
+        for (x, sums) in x.chunks(ROWS * inputs).zip(sums.chunks_mut(ROWS * padded)) {
+            let sums = &mut sums[i * width..];
+            let row = |row: usize| &x[row * inputs..][..inputs];
+            match x.len() / inputs {
+                4 => tile(simd, [0, 1, 2, 3].map(row), panel, sums, padded),
+                3 => tile(simd, [0, 1, 2].map(row), panel, sums, padded),
+                2 => tile(simd, [0, 1].map(row), panel, sums, padded),
+                _ => tile(simd, [row(0)], panel, sums, padded),
+            }
         }
     }
 }
