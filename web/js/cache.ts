@@ -291,7 +291,7 @@ export const cache = {
     return (await cache.list()).reduce((sum, { bytes }) => sum + bytes, 0);
   },
 
-  /** Deletes one model, or all of them. Models that are loaded go on working. */
+  /** Deletes one model, or all of them. Models that are loaded go on working, unless their parts take turns. */
   async delete(id?: string): Promise<void> {
     for (const [store, entries] of await stores()) {
       for (const { name } of entries) {

@@ -254,6 +254,47 @@ test('parts that take turns make the same picture, from every store and with a L
   await page.close();
 });
 
+test('parts that take turns are read for every picture, which fails where they were deleted', async () => {
+  const page = await openPage(browser, site);
+  for (const device of ['cpu', 'webgpu']) {
+    const load = (residency: string) =>
+      page.evaluate(
+        async ([device, residency]) => {
+          const worker = () => new Worker('/test/browser/spy-worker.js', { type: 'module' });
+          const options = { model: '/pkg/shapes/manifest.json', cache: 'opfs', worker };
+          const engine = await (window as any).wuerstchen.load({ ...options, device, residency });
+          Object.assign(window, { engine });
+        },
+        [device, residency] as const,
+      );
+    const bytesRead = () => page.workers()[0]?.evaluate(() => (self as any).bytesRead as number);
+    const generate = () =>
+      page.evaluate((options) => (window as any).engine.generate(options), {
+        prompt: PROMPT,
+        priorSteps: 1,
+        decoderSteps: 1,
+      });
+    const dispose = () => page.evaluate(() => (window as any).engine.dispose());
+
+    await load('per-stage');
+    const before = await bytesRead();
+    await generate();
+    const once = (await bytesRead())! - before!;
+    assert.ok(once > 1e6, `${device} read ${once} bytes`);
+    await generate();
+    assert.equal((await bytesRead())! - before!, 2 * once);
+    await page.evaluate(() => (window as any).wuerstchen.cache.delete());
+    await assert.rejects(generate(), /wuerstchen-prior\/text_encoder: cannot read tensor/);
+    await dispose();
+
+    await load('auto');
+    await generate();
+    assert.equal(await bytesRead(), 0);
+    await dispose();
+  }
+  await page.close();
+});
+
 test('a picture of WebGPU is the native one', async () => {
   const page = await openPage(browser, site);
   const fetched = wasmFiles(page);
