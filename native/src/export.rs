@@ -23,6 +23,7 @@ use self::plan::{Plan, PlanArgs};
 use self::report::Report;
 use crate::devices::{self, Choice};
 use crate::files;
+use crate::output::check_output;
 use crate::progress::bytes_bar;
 
 /// Arguments of `wuerstchen export`.
@@ -88,7 +89,9 @@ const CANNOT_LOAD: &str = "cannot load the model";
 /// Exports.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
-    args.report.as_deref().map(wuerstchen::fs::check_writable).transpose()?;
+    if let Some(report) = &args.report {
+        check_output(report, args.model.as_deref().as_slice())?;
+    }
     if let Some(model) = &args.model
         && is_same_file(model, &args.output).unwrap_or(false)
     {

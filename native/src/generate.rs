@@ -9,6 +9,7 @@ use futures_lite::future::block_on;
 use serde::Serialize;
 use serde_json::{Value, json};
 use wuerstchen::fs::{file_name, read_text};
+use wuerstchen::text::emphasis::{MAX_WEIGHT, Passage, cut_passages};
 use wuerstchen::text::unknown_syntax;
 use wuerstchen::{
     Defaults, Generated, Image, Pipeline, Prepared, Progress, PromptSyntax, Request, Settings,
@@ -245,6 +246,12 @@ pub(crate) fn tell_of_prompt(
         eprintln!("the model does not know: {}", unread.unknown_words.join(", "));
     }
     if syntax == PromptSyntax::Weighted {
+        for Passage { text, weight } in cut_passages(prompt) {
+            let text: String = text.chars().take(SHOWN_LETTERS).collect();
+            eprintln!(
+                "the weight {weight} of {text:?} in the prompt is cut to {MAX_WEIGHT} in size"
+            );
+        }
         for found in unknown_syntax(prompt) {
             eprintln!("{found:?} in the prompt is taken for words");
         }

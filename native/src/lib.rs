@@ -57,11 +57,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Make pictures of prompts, from noise or from a picture
+    #[command(allow_negative_numbers = true)]
     Generate(Box<generate::GenerateArgs>),
     /// Turn published weights into a model of one folder
     Import(import::ImportArgs),
     /// Show what the stages keep of a picture, by a model with the semantic compressor
-    #[command(mut_args(reconstruct::hide_unused))]
+    #[command(mut_args(reconstruct::hide_unused), allow_negative_numbers = true)]
     Reconstruct(reconstruct::ReconstructArgs),
     /// Tell how a picture was made, or what is in a model
     Inspect(inspect::InspectArgs),
@@ -74,6 +75,7 @@ enum Command {
     /// Serve the demo page and models over HTTP
     Serve(serve::ServeArgs),
     /// Measure how well pictures show what their prompts say
+    #[command(allow_negative_numbers = true)]
     Eval(eval::EvalArgs),
     /// Compare pictures with others: PSNR, SSIM, LPIPS, FID, CLIP score, nearest neighbours
     Compare(compare::CompareArgs),

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use wuerstchen::fs::open_lora;
 use wuerstchen::{Lora, ModelFiles};
+
+use crate::usage;
 
 /// A file and how strong it is: `FILE[:WEIGHT]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +36,15 @@ impl FromStr for LoraArg {
 pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()> {
     let mut loras = Vec::new();
     for argument in arguments {
+        let path = argument.path.display().to_string();
+        if let Some((file, weight)) =
+            path.rsplit_once(':').filter(|(file, _)| Path::new(file).exists())
+            && !argument.path.exists()
+        {
+            let error =
+                anyhow!("expected a number as the weight of the LoRA {file}, found {weight:?}");
+            return Err(usage(&error));
+        }
         let file = open_lora(&argument.path)?;
         let lora = Lora::read(&file, model, argument.weight)?;
         eprintln!("{}: {}, weight {}", argument.path.display(), lora.summary(), argument.weight);

@@ -17,6 +17,7 @@ use wuerstchen::{
 
 use crate::devices::Found;
 use crate::files;
+use crate::output::check_output;
 
 /// The arguments that time one stage of a model.
 #[derive(Args)]
@@ -47,6 +48,10 @@ enum Stage {
 pub(crate) fn run(args: &StageArgs, found: &Found, runs: usize) -> Result<bool> {
     let (Some(stage), Some(inputs)) = (args.stage, &args.inputs) else { return Ok(false) };
     let device = &found.device;
+    if let Some(dump) = &args.dump {
+        let read: Vec<_> = args.model.as_deref().into_iter().chain([inputs.as_path()]).collect();
+        check_output(dump, &read)?;
+    }
     let path = inputs.display().to_string();
     let inputs = Checkpoint::parse(&path, open(inputs)?)?;
     let started = Instant::now();

@@ -55,6 +55,26 @@ pub(crate) fn png_files(
     Ok(outputs)
 }
 
+/// Fails if a file to be written is one of the command's `inputs` or replaces a file in a folder of them, or if it
+/// cannot be written.
+pub(crate) fn check_output(path: &Path, inputs: &[&Path]) -> Result<()> {
+    // Also through links.
+    let whole = path.canonicalize().ok();
+    let in_folder = |input: &&Path| {
+        let folder = input.canonicalize().ok().filter(|_| input.is_dir());
+        folder.zip(whole.as_ref()).is_some_and(|(folder, path)| path.starts_with(folder))
+    };
+    if let Some(input) = inputs.iter().find(|input| in_folder(input)) {
+        let (path, input) = (path.display(), input.display());
+        let error = anyhow!(
+            "cannot write {path}: it is there and belongs to {input}, an input of this command"
+        );
+        return Err(usage(&error));
+    }
+    output(path.to_owned(), inputs)?;
+    Ok(check_writable(path)?)
+}
+
 fn output(path: PathBuf, inputs: &[&Path]) -> Result<Output> {
     if path.exists() && !path.is_file() {
         bail!("cannot write {}: expected a file, found something else there", path.display());

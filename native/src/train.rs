@@ -277,9 +277,14 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     if ranks.peers.rank() > 0 {
         return Ok(());
     }
-    run.write_model()?;
+    let model = run.write_model()?;
     let [folder, bundle] = [RUN_MODEL, "model.safetensors"].map(|file| output.join(file));
     tell!("wrote {} and {}", folder.display(), bundle.display());
+    let missing = model.family().needed().filter(|part| !model.weights.contains_key(part));
+    let missing: Vec<_> = missing.map(|part| part.to_string()).collect();
+    if !missing.is_empty() {
+        tell!("not trained yet, so that it makes no pictures: {}", missing.join(", "));
+    }
     Ok(())
 }
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use futures_lite::future::block_on;
 use indicatif::{ProgressBar, ProgressStyle};
+use same_file::is_same_file;
 use serde::Serialize;
 use wuerstchen::ModelFiles;
 use wuerstchen_verify::{Check, GPU_SLACK, Subject, Verification, verify};
@@ -47,6 +48,11 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
     if let Some(folder) = &args.dump {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        let read = ["", "golden", "original"].map(|part| args.folder.join(part));
+        if read.iter().any(|read| is_same_file(folder, read).unwrap_or(false)) {
+            let error = anyhow!("cannot write to {}: its files are compared", folder.display());
+            return Err(crate::usage(&error));
+        }
     }
     let files = files::read_model(Some(&args.folder))?;
     let goldens = files::read_goldens(&args.folder)?;

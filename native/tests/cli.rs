@@ -123,6 +123,7 @@ fn one_seed_gives_one_picture_that_tells_how_it_was_made() {
 #[test]
 fn mistakes_are_named_and_have_their_exit_code() {
     let smoke = repository().join("configs/smoke.toml").display().to_string();
+    let half = format!("{smoke}:0,5");
     let dry_run =
         |change: &'static str| vec!["train", "c", "-c", &smoke, "--dry-run", "--set", change];
     for (arguments, code, message) in [
@@ -143,6 +144,9 @@ fn mistakes_are_named_and_have_their_exit_code() {
         (dry_run("seed.one=1"), 2, "\"seed\" is no table of the config"),
         (vec!["generate", "x", "--width", "65"], 2, "width must be a size that the model can make"),
         (vec!["generate", "x", "--prior-steps", "0"], 2, "prior_steps must be between 1 and 1000"),
+        (vec!["generate", "x", "--seed", "-1"], 2, "invalid value '-1' for '--seed <SEED>'"),
+        (vec!["generate", "x", "-W", "-64"], 2, "invalid value '-64' for '--width <WIDTH>'"),
+        (vec!["generate", "x", "--lora", &half], 2, "expected a number as the weight of the LoRA"),
         (vec!["generate", "x", "--model", "/no/such/model"], 4, "/no/such/model"),
         (vec!["verify", "/no/such/folder"], 4, "/no/such/folder"),
         (vec!["train", "a", "-c", "/no/such/config.toml"], 4, "/no/such/config.toml"),
@@ -476,6 +480,35 @@ fn every_picture_has_a_place_before_one_is_made() {
     assert!(!told.contains("in place of"), "{told}");
     let (_, told) = generate("out-1.png", &[]);
     assert!(told.contains("out-1.png, in place of the file that was there"), "{told}");
+}
+
+#[test]
+fn results_do_not_replace_what_they_are_made_of() {
+    let folder = scratch("output-inputs");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (model, inputs, web) = (path("m.safetensors"), path("in.safetensors"), path("web"));
+    fs::copy(repository().join("models/shapes.safetensors"), &model).unwrap();
+    fs::write(&inputs, "tensors").unwrap();
+    let golden = folder.join("golden");
+    fs::create_dir(&golden).unwrap();
+    fs::write(golden.join("prior.safetensors"), "tensors").unwrap();
+    let (all, golden) = (folder.display().to_string(), golden.display().to_string());
+    let before = fs::read(&model).unwrap();
+    for arguments in [
+        vec!["export", "web", "-m", &model, "-o", &web, "--report", &model],
+        vec!["export", "web", "-m", &all, "-o", &web, "--report", &model],
+        vec!["bench", "--stage", "vqgan", "-m", &model, "--inputs", &inputs, "--dump", &model],
+        vec!["bench", "--stage", "vqgan", "-m", &model, "--inputs", &inputs, "--dump", &inputs],
+        vec!["verify", &all, "--dump", &golden],
+        vec!["verify", &all, "--dump", &all],
+    ] {
+        let output = wuerstchen(&arguments);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains("error: cannot write"), "{arguments:?}: {error}");
+    }
+    assert_eq!(fs::read(&model).unwrap(), before);
+    assert_eq!(fs::read(&inputs).unwrap(), b"tensors");
 }
 
 #[cfg(unix)]

@@ -214,7 +214,16 @@ fn a_run_starts_from_what_a_model_has() {
     let (pictures, first, second) = (folder.join("pictures"), folder.join("1"), folder.join("2"));
     own_pictures(&pictures);
     let output = train_on(&pictures, &first, &["a"]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("not trained yet, so that it makes no pictures: wuerstchen-prior/"),
+        "{told}"
+    );
+    let bundle = first.join("model.safetensors");
+    let refused = wuerstchen(&["generate", "a star", "-m", bundle.to_str().unwrap()]);
+    let error = text(&refused.stderr);
+    assert!(error.contains("the model lacks wuerstchen-prior/"), "{error}");
     let vqgan = first.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
     let init = ["b", "--init", vqgan.to_str().unwrap()];
     let output = train_on(&pictures, &second, &init);

@@ -392,14 +392,16 @@ impl Run {
         Ok(weights)
     }
 
-    /// Writes the configs beside the weights, the whole model as one file, and the run's report. Parts that are not
-    /// trained have random weights.
+    /// Writes the configs beside the weights, the model as one file, and the run's report. What is not trained yet is not
+    /// in it.
     ///
     /// # Errors
     ///
     /// The store cannot read or write.
     pub fn write_model(&self) -> Result<ModelFiles, RunError> {
-        let files = self.recipe.model_files(self.read_weights()?, &self.device);
+        let trained = self.read_weights()?;
+        let mut files = self.recipe.model_files(trained.clone(), &self.device);
+        files.weights.retain(|part, _| trained.contains_key(part));
         self.write_texts()?;
         self.session.store.write(BUNDLE, &files.to_bundle(WeightDtype::F16)?)?;
         self.write_report()?;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use wuerstchen::{ModelFiles, RUN_CONFIG, TextEncoderConfig, Tokenizer};
 use wuerstchen_train::config::{ReadConfigError, TuneConfig};
 use wuerstchen_train::{RunError, Tune, store, tune};
@@ -34,15 +34,15 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     check_kind(args.stage, &config).map_err(|error| usage(&error))?;
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     check_output(&output, &config, args.resume.is_some()).map_err(|error| usage(&error))?;
+    let cache = match &args.cache {
+        Some(path) => path.clone(),
+        None => cache_folder(CACHE).context("name a folder with --cache")?,
+    };
     let model = read_model(args.model.as_deref())?;
     let corpus = Corpus::open_tuned(&config)?;
     let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
     tell_of_model_captions(&corpus, &model)?;
     let device = choose_for(args.device, ranks.local)?.device;
-    let cache = match &args.cache {
-        Some(path) => path.clone(),
-        None => cache_folder(CACHE)?,
-    };
     let store = ranks.store(&output);
     let stores = [store.clone(), Arc::new(store::Folder::new(cache))];
     let steps = config.c.updates.steps;

@@ -5,7 +5,14 @@ import { createHash } from 'node:crypto';
 import { load, workerConnector } from '../../js/client.js';
 import type { WasmBuild } from '../../js/glue.js';
 import { serve, type Endpoint } from '../../js/serve.js';
-import type { CacheAdapter, DeviceKind, LoadOptions, Stage, Wuerstchen } from '../../js/types.js';
+import type {
+  CacheAdapter,
+  DeviceKind,
+  LoadOptions,
+  Residency,
+  Stage,
+  Wuerstchen,
+} from '../../js/types.js';
 import type { Engine, Generated, Loader, Request, Wasm } from '../../js/wasm.js';
 
 export const MODEL_URL = 'https://example.test/model/manifest.json';
@@ -171,8 +178,11 @@ export class FakeModel {
   build(): WasmBuild {
     const model = this;
     class FakeLoader implements Loader {
-      constructor(_manifest: string, contents: string) {
+      readonly isPerStage: boolean;
+
+      constructor(_manifest: string, contents: string, residency: Residency) {
         model.contents = contents;
+        this.isPerStage = residency === 'per-stage';
       }
 
       addLora(name: string, bytes: Uint8Array, adapterConfig: string | undefined, weight: number) {
@@ -182,6 +192,10 @@ export class FakeModel {
 
       addShard(_index: number, bytes: Uint8Array) {
         model.shards.push(bytes);
+      }
+
+      keepShard(length: number, read: (start: number, end: number) => Uint8Array) {
+        model.shards.push(read(0, length));
       }
 
       finish(): Engine {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn_store::pytorch_reader::{DType, PytorchReader, Tensor};
+use burn_store::pytorch_reader::{DType, PickleValue, PytorchReader, Tensor};
 
 use super::error::{Result, cannot, unfit};
 use crate::checkpoint::{Checkpoint, ReadBytes};
@@ -53,7 +53,10 @@ pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> 
     Ok(weights)
 }
 
-/// All tensors of a PyTorch file.
+/// What the names of numbers end in that are read like tensors.
+const ALPHA: &str = ".alpha";
+
+/// All tensors of a PyTorch file. A LoRA's alpha may be a number of Python's in place of a tensor.
 ///
 /// # Errors
 ///
@@ -62,6 +65,17 @@ pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     let mut all = Checkpoint::empty(&path.display().to_string());
     for (key, tensor) in tensors(&[path.to_owned()])? {
         insert(&mut all, &key, tensor)?;
+    }
+    let values = PytorchReader::read_pickle_data(path, None).map_err(cannot("read", path))?;
+    if let PickleValue::Dict(values) = values {
+        for (key, value) in values.iter().filter(|(key, _)| key.ends_with(ALPHA)) {
+            let number = match value {
+                PickleValue::Float(number) => *number,
+                PickleValue::Int(number) => *number as f64,
+                _ => continue,
+            };
+            all.insert(key, StoredDtype::F64, &[], Arc::new(number.to_le_bytes()), 0..8)?;
+        }
     }
     Ok(all)
 }

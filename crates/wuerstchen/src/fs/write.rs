@@ -17,9 +17,13 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         let path = behind_link(path)?;
         let part = part_of(&path);
         let mut file = fs::File::create(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&part, path)
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        let renamed = written.and_then(|()| fs::rename(&part, path));
+        if renamed.is_err() {
+            // What a full disk cut off would only fill it further.
+            let _ = fs::remove_file(&part);
+        }
+        renamed
     };
     write().map_err(cannot("write", path))
 }

@@ -162,10 +162,9 @@ impl Lora {
                 layers.insert((*part, target.clone()), layer);
             }
         }
-        let mut left_out: Vec<_> = words
-            .into_iter()
-            .map(|word| format!("its embedding of the word {word:?} is left out"))
-            .collect();
+        let mut left_out: Vec<_> = scaling.left_out.clone().into_iter().collect();
+        let embedding = |word| format!("its embedding of the word {word:?} is left out");
+        left_out.extend(words.into_iter().map(embedding));
         let mut tables = BTreeMap::new();
         if has_tokens {
             let text = family.prior_text;
@@ -234,7 +233,11 @@ impl Found {
             return Ok(false);
         }
         let shape = tensors.shape(key).unwrap_or_default();
-        *half = Some(NamedTensor::new(key, shape, tensors.values(key)?));
+        let values = tensors.values(key)?;
+        if let Some(found) = values.iter().find(|value| !value.is_finite()) {
+            return Err(scaling.not_finite(&format!("every value of {key}"), found.to_string()));
+        }
+        *half = Some(NamedTensor::new(key, shape, values));
         Ok(true)
     }
 
@@ -396,6 +399,11 @@ pub(super) mod tests {
         let alpha: (&str, &[usize], &[f32]) =
             ("blocks.2.attention.to_q.alpha", &[], &[f32::INFINITY]);
         assert!(read(&[alpha], 1.0).unwrap_err().to_string().contains("to_q.alpha must be"));
+        let down: (&str, &[usize], &[f32]) =
+            ("blocks.2.attention.to_q.lora_A.weight", &[1, 3], &[1.0, f32::NAN, 0.0]);
+        let expected = "style: every value of blocks.2.attention.to_q.lora_A.weight must be a finite number, \
+                        found NaN";
+        assert_eq!(read(&[down], 1.0).unwrap_err().to_string(), expected);
     }
 
     proptest! {

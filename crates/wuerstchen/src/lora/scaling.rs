@@ -16,7 +16,7 @@ const HEADER: &str = "lora_adapter_metadata";
 const FILE: &str = "adapter_config.json";
 
 /// The fields of peft's config that change what the weights mean.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 struct AdapterConfig {
     peft_type: Option<String>,
     r: Option<usize>,
@@ -40,6 +40,8 @@ pub(super) struct Scaling<'a> {
     weight: f64,
     /// The configs of parts, and where they stand.
     configs: BTreeMap<Part, (AdapterConfig, &'static str)>,
+    /// A sentence if the config beside the file tells something else than the header.
+    pub(super) left_out: Option<String>,
 }
 
 impl<'a> Scaling<'a> {
@@ -52,7 +54,7 @@ impl<'a> Scaling<'a> {
         header: &HashMap<String, String>,
         adapter_config: Option<&str>,
     ) -> Result<Self, LoraError> {
-        let mut scaling = Self { name, weight, configs: BTreeMap::new() };
+        let mut scaling = Self { name, weight, configs: BTreeMap::new(), left_out: None };
         scaling.finite("weight", &[weight as f32])?;
         if let Some(text) = header.get(HEADER) {
             let fields: Map<String, Value> = scaling.parse(HEADER, text)?;
@@ -60,6 +62,15 @@ impl<'a> Scaling<'a> {
                 let config = serde_json::from_value(Value::Object(fields));
                 let config = config.map_err(|error| scaling.error(HEADER, error.to_string()))?;
                 scaling.configs.insert(part, (config, HEADER));
+            }
+            if let Some(text) = adapter_config {
+                let beside: AdapterConfig = scaling.parse(FILE, text)?;
+                let differs = |(config, _): &(AdapterConfig, _)| *config != beside;
+                scaling.left_out = scaling.configs.values().any(differs).then(|| {
+                    format!(
+                        "{FILE} beside it is left out: its header's {HEADER} tells something else"
+                    )
+                });
             }
         } else if let Some(text) = adapter_config {
             let config: AdapterConfig = scaling.parse(FILE, text)?;
@@ -85,12 +96,13 @@ impl<'a> Scaling<'a> {
     pub(super) fn finite(&self, key: &str, values: &[f32]) -> Result<f64, LoraError> {
         match values {
             [value] if value.is_finite() => Ok(f64::from(*value)),
-            _ => Err(LoraError::Scale {
-                name: self.name.to_owned(),
-                key: key.to_owned(),
-                found: format!("{values:?}"),
-            }),
+            _ => Err(self.not_finite(key, format!("{values:?}"))),
         }
+    }
+
+    /// Where a number of this tensor should have been found.
+    pub(super) fn not_finite(&self, key: &str, found: String) -> LoraError {
+        LoraError::Scale { name: self.name.to_owned(), key: key.to_owned(), found }
     }
 
     /// The scale of a part's layer, and its alpha where something tells it: what is `stored` beside the
@@ -231,6 +243,19 @@ mod tests {
         assert_eq!(beside(r#"{"lora_alpha": 8, "r": 4, "use_rslora": null}"#), Ok(2.0));
         assert_eq!(beside(r#"{"lora_alpha": 8, "use_rslora": true}"#), Ok(4.0));
         assert_eq!(scale("", None, None), Ok(1.0));
+    }
+
+    #[test]
+    fn two_configs_that_disagree_are_told() {
+        let left_out = |beside: &str| {
+            let header = r#"{"prior.r": 4, "prior.lora_alpha": 64}"#.to_owned();
+            let header = HashMap::from([(HEADER.to_owned(), header)]);
+            let parts = [Part::PRIOR, Part::PRIOR_TEXT];
+            Scaling::new("style", 1.0, parts, &header, Some(beside)).unwrap().left_out
+        };
+        assert_eq!(left_out(r#"{"r": 4, "lora_alpha": 64, "task_type": null}"#), None);
+        let told = left_out(r#"{"r": 4, "lora_alpha": 8}"#).unwrap();
+        assert!(told.starts_with("adapter_config.json beside it is left out"), "{told}");
     }
 
     #[test]

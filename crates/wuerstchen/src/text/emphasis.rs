@@ -39,6 +39,27 @@ pub fn is_plain(prompt: &str) -> bool {
 /// Source: `parse_prompt_attention` of AUTOMATIC1111/stable-diffusion-webui, `prompt_parser.py`;
 /// other than there, a backslash that escapes nothing is kept.
 pub fn passages(prompt: &str) -> Vec<Passage> {
+    let mut joined: Vec<Passage> = Vec::new();
+    for mut passage in parse(prompt) {
+        passage.weight = passage.weight.clamp(-MAX_WEIGHT, MAX_WEIGHT);
+        match joined.last_mut().filter(|last| last.weight == passage.weight) {
+            Some(last) => last.text.push_str(&passage.text),
+            None => joined.push(passage),
+        }
+    }
+    if joined.is_empty() {
+        joined.push(Passage { text: String::new(), weight: 1.0 });
+    }
+    joined
+}
+
+/// The passages whose weights are cut to [`MAX_WEIGHT`], with the weights that the prompt says.
+pub fn cut_passages(prompt: &str) -> Vec<Passage> {
+    parse(prompt).into_iter().filter(|passage| passage.weight.abs() > MAX_WEIGHT).collect()
+}
+
+/// Passages with the weights that the prompt says; neighbours may have equal ones.
+fn parse(prompt: &str) -> Vec<Passage> {
     let mut parser = Parser::default();
     let mut rest = prompt;
     while let Some(c) = rest.chars().next() {
@@ -112,11 +133,12 @@ impl Parser {
     fn close(&mut self, start: Option<usize>, factor: f64) {
         self.bracket = true;
         for passage in &mut self.passages[start.unwrap_or(0)..] {
-            passage.weight = (passage.weight * factor).clamp(-MAX_WEIGHT, MAX_WEIGHT);
+            // The factors are finite, so that their product is a number, if a large one.
+            passage.weight = (passage.weight * factor).clamp(f64::MIN, f64::MAX);
         }
     }
 
-    /// Closes what is open and joins neighbours of equal weight.
+    /// Closes what is open.
     fn finish(mut self) -> Vec<Passage> {
         while let Some(start) = self.round.pop() {
             self.close(Some(start), STEP);
@@ -124,17 +146,7 @@ impl Parser {
         while let Some(start) = self.square.pop() {
             self.close(Some(start), 1.0 / STEP);
         }
-        let mut joined: Vec<Passage> = Vec::new();
-        for passage in self.passages {
-            match joined.last_mut().filter(|last| last.weight == passage.weight) {
-                Some(last) => last.text.push_str(&passage.text),
-                None => joined.push(passage),
-            }
-        }
-        if joined.is_empty() {
-            joined.push(Passage { text: String::new(), weight: 1.0 });
-        }
-        joined
+        self.passages
     }
 }
 
@@ -144,13 +156,20 @@ fn explicit_weight(text: &str) -> Option<(f64, usize)> {
     let is_number = |c: char| c.is_ascii_digit() || "+-. ".contains(c);
     let (number, rest) = text.split_at(text.find(|c| !is_number(c))?);
     let weight = number.trim().parse::<f64>().ok().filter(|weight| weight.is_finite())?;
-    rest.starts_with(')').then_some((weight.clamp(-MAX_WEIGHT, MAX_WEIGHT), number.len() + 2))
+    rest.starts_with(')').then_some((weight, number.len() + 2))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn cut_weights_are_told() {
+        let cut = cut_passages("(red:1000000000) or (blue:-101) or (green:100)").into_iter();
+        let cut: Vec<_> = cut.map(|passage| (passage.text, passage.weight)).collect();
+        assert_eq!(cut, [("red".to_owned(), 1e9), ("blue".to_owned(), -101.0)]);
+    }
 
     fn parsed(prompt: &str) -> Vec<(String, f64)> {
         let passages = passages(prompt).into_iter();
