@@ -4,17 +4,10 @@
 // keys 32 at a time: the scores of a tile, their weights relative to the largest score so far, and what these
 // add to the sums. Where a larger score comes, what was summed before is scaled down.
 // Source: FlashAttention (arXiv 2205.14135), Algorithm 1.
+// A shader is this file and separate_tokens.wgsl or joined_tokens.wgsl, which read the tokens.
 // Twin: `reference::attention` in crates/wuerstchen-kernels/src/attention.rs.
 
 alias elem = f32;
-
-@group(0) @binding(0) var<storage, read_write> y: array<vec4<elem>>; // [B, Q, heads · D / 4]
-@group(0) @binding(1) var<storage, read_write> q: array<vec4<elem>>; // [B, Q, heads · D / 4]
-@group(0) @binding(2) var<storage, read_write> k: array<vec4<elem>>; // [B, K, heads · D / 4]
-@group(0) @binding(3) var<storage, read_write> v: array<vec4<elem>>; // [B, K, heads · D / 4]
-@group(0) @binding(4) var<storage, read_write> more_k: array<vec4<elem>>; // [B, L, heads · D / 4]
-@group(0) @binding(5) var<storage, read_write> more_v: array<vec4<elem>>; // [B, L, heads · D / 4]
-@group(0) @binding(6) var<storage, read> sizes: Sizes;
 
 struct Sizes {
     batch: u32, // B
@@ -55,22 +48,20 @@ fn largest(a: vec4<f32>) -> f32 {
     return max(max(a.x, a.y), max(a.z, a.w));
 }
 
-// Four channels of a key. `start` and `more_start` are where those of key 0 of k and of more_k lie.
-fn key_quad(key: u32, start: u32, more_start: u32) -> vec4<f32> {
-    let row = sizes.heads * sizes.quads;
-    if key < sizes.keys {
-        return vec4<f32>(k[start + key * row]);
+// Four channels of a key. `start` and `more_start` are where those of key 0 and of key 0 of more_k lie.
+fn key_quad(number: u32, start: u32, more_start: u32) -> vec4<f32> {
+    if number < sizes.keys {
+        return key(start + number * token_width());
     }
-    return vec4<f32>(more_k[more_start + (key - sizes.keys) * row]);
+    return vec4<f32>(more_k[more_start + (number - sizes.keys) * sizes.heads * sizes.quads]);
 }
 
 // The same of a value.
-fn value_quad(key: u32, start: u32, more_start: u32) -> vec4<f32> {
-    let row = sizes.heads * sizes.quads;
-    if key < sizes.keys {
-        return vec4<f32>(v[start + key * row]);
+fn value_quad(number: u32, start: u32, more_start: u32) -> vec4<f32> {
+    if number < sizes.keys {
+        return value(start + number * token_width());
     }
-    return vec4<f32>(more_v[more_start + (key - sizes.keys) * row]);
+    return vec4<f32>(more_v[more_start + (number - sizes.keys) * sizes.heads * sizes.quads]);
 }
 
 // Where a quad of queries or keys lies among those of channels 4·c to 4·c + 3, as in tiled_product.wgsl.
@@ -87,8 +78,8 @@ fn put_rows(to: u32, rows: mat4x4<f32>) {
     tile[to + 3u * SIDE] = channels[3];
 }
 
-fn put(query: u32, at: u32, sums: vec4<f32>) {
-    if query < sizes.queries {
+fn put(number: u32, at: u32, sums: vec4<f32>) {
+    if number < sizes.queries {
         y[at] = vec4<elem>(sums);
     }
 }
@@ -100,7 +91,8 @@ fn main(
     @builtin(local_invocation_index) invocation: u32,
 ) {
     let quads = sizes.quads;
-    let row = sizes.heads * quads; // quads of a token
+    let row = sizes.heads * quads; // quads of a token of y
+    let width = token_width();
     let index = group.y * groups.x + group.x;
     // Workgroups beyond the last one make its outputs again, so that all reach the barriers alike.
     let tiles = (sizes.queries + TILE - 1u) / TILE;
@@ -109,10 +101,11 @@ fn main(
     let first_query = index / channel_parts % tiles * TILE;
     let first_channel = index % channel_parts * PART;
     let is_wide = quads - first_channel > SIDE; // more than 8 quads of channels
-    let q_start = head / sizes.heads * sizes.queries * row + head % sizes.heads * quads;
     let picture = head / sizes.heads;
-    let k_start = picture * sizes.keys * row + head % sizes.heads * quads;
-    let more_start = picture * sizes.more_keys * row + head % sizes.heads * quads;
+    let of_head = head % sizes.heads * quads;
+    let q_start = picture * sizes.queries * width + of_head;
+    let k_start = picture * sizes.keys * width + of_head;
+    let more_start = picture * sizes.more_keys * row + of_head;
     let keys = sizes.keys + sizes.more_keys;
     let scale = inverseSqrt(4.0 * f32(quads));
 
@@ -121,7 +114,7 @@ fn main(
     let own_quad = invocation / SIDE;
     let to = 4u * own_channel * SIDE + place(own_quad, own_channel);
     let offsets = vec4<u32>(0u, 1u, 2u, 3u);
-    let q_rows = q_start + min(first_query + 4u * own_quad + offsets, vec4<u32>(sizes.queries - 1u)) * row;
+    let q_rows = q_start + min(first_query + 4u * own_quad + offsets, vec4<u32>(sizes.queries - 1u)) * width;
     let down = invocation / SIDE;
     let across = invocation % SIDE;
 
@@ -139,10 +132,10 @@ fn main(
             if channel < quads {
                 let q_at = q_rows + channel;
                 q_block = mat4x4<f32>(
-                    vec4<f32>(q[q_at.x]),
-                    vec4<f32>(q[q_at.y]),
-                    vec4<f32>(q[q_at.z]),
-                    vec4<f32>(q[q_at.w]),
+                    query(q_at.x),
+                    query(q_at.y),
+                    query(q_at.z),
+                    query(q_at.w),
                 );
                 k_block = mat4x4<f32>(
                     key_quad(own_keys.x, k_start + channel, more_start + channel),
@@ -200,13 +193,13 @@ fn main(
         weights[weights_to + 2u * SIDE] = by_key[2];
         weights[weights_to + 3u * SIDE] = by_key[3];
         for (var i = invocation; i < TILE * PART; i += WORKGROUP_SIZE) {
-            let key = first_key + i / PART;
+            let number = first_key + i / PART;
             let channel = first_channel + i % PART;
-            var value = vec4<f32>();
-            if key < keys && channel < quads {
-                value = value_quad(key, k_start + channel, more_start + channel);
+            var quad = vec4<f32>();
+            if number < keys && channel < quads {
+                quad = value_quad(number, k_start + channel, more_start + channel);
             }
-            tile[i] = value;
+            tile[i] = quad;
         }
         workgroupBarrier();
         for (var i = 0u; i < TILE; i += 1u) {
@@ -227,19 +220,19 @@ fn main(
     }
     sums = scale_columns(sums, 1.0 / total);
     right = scale_columns(right, 1.0 / total);
-    let query = first_query + 4u * down;
+    let first = first_query + 4u * down;
     let channel = first_channel + across;
-    let at = q_start + query * row + channel;
+    let at = (picture * sizes.queries + first) * row + of_head + channel;
     if channel < quads {
-        put(query, at, sums[0]);
-        put(query + 1u, at + row, sums[1]);
-        put(query + 2u, at + 2u * row, sums[2]);
-        put(query + 3u, at + 3u * row, sums[3]);
+        put(first, at, sums[0]);
+        put(first + 1u, at + row, sums[1]);
+        put(first + 2u, at + 2u * row, sums[2]);
+        put(first + 3u, at + 3u * row, sums[3]);
     }
     if channel + SIDE < quads {
-        put(query, at + SIDE, right[0]);
-        put(query + 1u, at + SIDE + row, right[1]);
-        put(query + 2u, at + SIDE + 2u * row, right[2]);
-        put(query + 3u, at + SIDE + 3u * row, right[3]);
+        put(first, at + SIDE, right[0]);
+        put(first + 1u, at + SIDE + row, right[1]);
+        put(first + 2u, at + SIDE + 2u * row, right[2]);
+        put(first + 3u, at + SIDE + 3u * row, right[3]);
     }
 }

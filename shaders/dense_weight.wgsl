@@ -21,9 +21,14 @@ fn scaling(output: u32, block: u32) -> Scaling {
     return Scaling();
 }
 
-// Columns 4·k to 4·k + 3 of x meet these rows, for outputs 4·output to 4·output + 3.
-fn weight_block(output: u32, k: u32, s: Scaling) -> mat4x4<f32> {
-    let at = 4u * k * sizes.outputs + output;
+// Where outputs 4·output to 4·output + 3 lie in a row.
+fn weight_start(output: u32) -> u32 {
+    return output;
+}
+
+// Columns 4·k to 4·k + 3 of x meet these rows, for the four outputs that lie there.
+fn weight_block(first: u32, k: u32, s: Scaling) -> mat4x4<f32> {
+    let at = 4u * k * sizes.outputs + first;
     return mat4x4<f32>(
         vec4<f32>(weight[at]),
         vec4<f32>(weight[at + sizes.outputs]),

@@ -35,23 +35,24 @@ fn main(
     let upper_at = min(row + offsets, last) * columns;
     let lower_at = min(row + 4u + offsets, last) * columns;
 
+    let w_from = weight_start(output);
+
     // The outputs of a row are a column of these.
     var upper = mat4x4<f32>();
     var lower = mat4x4<f32>();
-    var s: Scaling;
-    for (var k = 0u; k < columns; k += 1u) {
-        if k % BLOCK == 0u {
-            s = scaling(output, k / BLOCK);
+    for (var start = 0u; start < columns; start += BLOCK) {
+        let s = scaling(output, start / BLOCK);
+        for (var k = start; k < min(start + BLOCK, columns); k += 1u) {
+            let w = weight_block(w_from, k, s);
+            upper[0] = multiply_add(w, x[upper_at.x + k], upper[0]);
+            upper[1] = multiply_add(w, x[upper_at.y + k], upper[1]);
+            upper[2] = multiply_add(w, x[upper_at.z + k], upper[2]);
+            upper[3] = multiply_add(w, x[upper_at.w + k], upper[3]);
+            lower[0] = multiply_add(w, x[lower_at.x + k], lower[0]);
+            lower[1] = multiply_add(w, x[lower_at.y + k], lower[1]);
+            lower[2] = multiply_add(w, x[lower_at.z + k], lower[2]);
+            lower[3] = multiply_add(w, x[lower_at.w + k], lower[3]);
         }
-        let w = weight_block(output, k, s);
-        upper[0] = multiply_add(w, x[upper_at.x + k], upper[0]);
-        upper[1] = multiply_add(w, x[upper_at.y + k], upper[1]);
-        upper[2] = multiply_add(w, x[upper_at.z + k], upper[2]);
-        upper[3] = multiply_add(w, x[upper_at.w + k], upper[3]);
-        lower[0] = multiply_add(w, x[lower_at.x + k], lower[0]);
-        lower[1] = multiply_add(w, x[lower_at.y + k], lower[1]);
-        lower[2] = multiply_add(w, x[lower_at.z + k], lower[2]);
-        lower[3] = multiply_add(w, x[lower_at.w + k], lower[3]);
     }
     put_block(row, output, upper);
     put_block(row + 4u, output, lower);

@@ -65,9 +65,13 @@ fn unscaled(first: u32, k: u32) -> vec4<f32> {
     return vec4<f32>((vec4<u32>(word) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u));
 }
 
-// Columns 4·k to 4·k + 3 of x meet these numbers, for outputs 4·output to 4·output + 3.
-fn weight_block(output: u32, k: u32, s: Scaling) -> mat4x4<f32> {
-    let first = 4u * output * sizes.value_words;
+// Where the values of outputs 4·output to 4·output + 3 begin.
+fn weight_start(output: u32) -> u32 {
+    return 4u * output * sizes.value_words;
+}
+
+// Columns 4·k to 4·k + 3 of x meet these numbers, for the four outputs that begin there.
+fn weight_block(first: u32, k: u32, s: Scaling) -> mat4x4<f32> {
     let w = transpose(mat4x4<f32>(
         unscaled(first, k),
         unscaled(first + sizes.value_words, k),

@@ -7,10 +7,13 @@
 const QUADS = 16u; // quads along a side of the tile; this line is rewritten for the small tile, 8
 const LARGE = QUADS == 16u;
 const SIDE = 8u; // invocations along a side of the tile
-const ROUND = WORKGROUP_SIZE / QUADS; // quads of columns of a round
+const ROUND = WORKGROUP_SIZE / QUADS; // quads of columns of a round; divides `BLOCK`
 
-var<workgroup> x_tile: array<vec4<f32>, 256>; // [columns of a round, quads of rows]
-var<workgroup> w_tile: array<vec4<f32>, 256>; // [columns of a round, quads of outputs]
+// Of each quad of columns the first ones come first, then the second ones, and so on: what a browser checks
+// of an index then serves all four.
+alias Tile = array<array<vec4<f32>, WORKGROUP_SIZE>, 4>;
+var<workgroup> x_tile: Tile; // [column of a quad, quads of columns of a round, quads of rows]
+var<workgroup> w_tile: Tile; // [column of a quad, quads of columns of a round, quads of outputs]
 
 // Where a quad of rows lies among those of columns 4·k to 4·k + 3: neighbours write the columns of other
 // k at the same time, to other banks of the memory.
@@ -28,6 +31,32 @@ fn add_products(sums: mat4x4<f32>, x: vec4<f32>, w: vec4<f32>) -> mat4x4<f32> {
     );
 }
 
+// Sums of an invocation's outputs: those of a row are a column of these. The small tile has the first ones alone.
+struct Sums {
+    upper_left: mat4x4<f32>,
+    upper_right: mat4x4<f32>,
+    lower_left: mat4x4<f32>,
+    lower_right: mat4x4<f32>,
+}
+
+// `sums` + the products of column `i` of a quad of columns.
+fn add_column(sums: Sums, i: u32, from_x: u32, from_w: u32) -> Sums {
+    let x_upper = x_tile[i][from_x];
+    let w_left = w_tile[i][from_w];
+    let upper_left = add_products(sums.upper_left, x_upper, w_left);
+    if !LARGE {
+        return Sums(upper_left, sums.upper_right, sums.lower_left, sums.lower_right);
+    }
+    let x_lower = x_tile[i][from_x + SIDE];
+    let w_right = w_tile[i][from_w + SIDE];
+    return Sums(
+        upper_left,
+        add_products(sums.upper_right, x_upper, w_right),
+        add_products(sums.lower_left, x_lower, w_left),
+        add_products(sums.lower_right, x_lower, w_right),
+    );
+}
+
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -40,73 +69,59 @@ fn main(
     let first_row = tile / tiles * 4u * QUADS;
     let first_output = tile % tiles * QUADS;
 
-    // The blocks that this invocation copies. At the edges the last row or output is copied again.
+    // The blocks that this invocation copies. At the edges the last row, output or columns
+    // are copied again.
     let x_k = invocation % ROUND;
     let x_quad = invocation / ROUND;
     let offsets = vec4<u32>(0u, 1u, 2u, 3u);
     let x_at = min(first_row + 4u * x_quad + offsets, vec4<u32>(sizes.rows - 1u)) * columns;
-    let x_to = 4u * x_k * QUADS + place(x_quad, x_k);
+    let x_to = x_k * QUADS + place(x_quad, x_k);
     let block = own_block(invocation, QUADS);
     let w_output = min(first_output + block.x, sizes.outputs - 1u);
-    let w_to = 4u * block.y * QUADS + block.x;
+    let w_from = weight_start(w_output);
+    let w_to = block.y * QUADS + block.x;
 
-    // The outputs of this invocation: those of a row are a column of these.
     let down = invocation / SIDE;
     let across = invocation % SIDE;
-    var sums = mat4x4<f32>();
-    var right = mat4x4<f32>();
-    var lower = mat4x4<f32>();
-    var lower_right = mat4x4<f32>();
-    for (var k = 0u; k < columns; k += ROUND) {
-        // Columns beyond the last one are zero in x, so that those of W may be anything.
-        var rows = mat4x4<f32>();
-        if k + x_k < columns {
-            let at = x_at + k + x_k;
-            rows = mat4x4<f32>(
+    var sums = Sums();
+    for (var start = 0u; start < columns; start += BLOCK) {
+        let s = scaling(w_output, start / BLOCK);
+        for (var k = start; k < min(start + BLOCK, columns); k += ROUND) {
+            let at = x_at + min(k + x_k, columns - 1u);
+            let x_columns = transpose(mat4x4<f32>(
                 vec4<f32>(x[at.x]),
                 vec4<f32>(x[at.y]),
                 vec4<f32>(x[at.z]),
                 vec4<f32>(x[at.w]),
-            );
-        }
-        let w_k = min(k + block.y, columns - 1u);
-        let w = weight_block(w_output, w_k, scaling(w_output, w_k / BLOCK));
-        let x_columns = transpose(rows);
-        x_tile[x_to] = x_columns[0];
-        x_tile[x_to + QUADS] = x_columns[1];
-        x_tile[x_to + 2u * QUADS] = x_columns[2];
-        x_tile[x_to + 3u * QUADS] = x_columns[3];
-        w_tile[w_to] = w[0];
-        w_tile[w_to + QUADS] = w[1];
-        w_tile[w_to + 2u * QUADS] = w[2];
-        w_tile[w_to + 3u * QUADS] = w[3];
-        workgroupBarrier();
-        for (var q = 0u; q < ROUND; q += 1u) {
-            var from_x = 4u * q * QUADS + place(down, q);
-            var from_w = 4u * q * QUADS + across;
-            for (var i = 0u; i < 4u; i += 1u) {
-                let x_upper = x_tile[from_x];
-                let w_left = w_tile[from_w];
-                sums = add_products(sums, x_upper, w_left);
-                if LARGE {
-                    let x_lower = x_tile[from_x + SIDE];
-                    let w_right = w_tile[from_w + SIDE];
-                    right = add_products(right, x_upper, w_right);
-                    lower = add_products(lower, x_lower, w_left);
-                    lower_right = add_products(lower_right, x_lower, w_right);
-                }
-                from_x += QUADS;
-                from_w += QUADS;
+            ));
+            let w = weight_block(w_from, min(k + block.y, columns - 1u), s);
+            x_tile[0][x_to] = x_columns[0];
+            x_tile[1][x_to] = x_columns[1];
+            x_tile[2][x_to] = x_columns[2];
+            x_tile[3][x_to] = x_columns[3];
+            w_tile[0][w_to] = w[0];
+            w_tile[1][w_to] = w[1];
+            w_tile[2][w_to] = w[2];
+            w_tile[3][w_to] = w[3];
+            workgroupBarrier();
+            for (var q = 0u; q < min(ROUND, columns - k); q += 1u) {
+                let from_x = q * QUADS + place(down, q);
+                let from_w = q * QUADS + across;
+                // Not a loop: naga makes every loop count its rounds, and a compiler could not mix these four.
+                sums = add_column(sums, 0u, from_x, from_w);
+                sums = add_column(sums, 1u, from_x, from_w);
+                sums = add_column(sums, 2u, from_x, from_w);
+                sums = add_column(sums, 3u, from_x, from_w);
             }
+            workgroupBarrier();
         }
-        workgroupBarrier();
     }
     let row = first_row + 4u * down;
     let output = first_output + across;
-    put_block(row, output, sums);
+    put_block(row, output, sums.upper_left);
     if LARGE {
-        put_block(row, output + SIDE, right);
-        put_block(row + 4u * SIDE, output, lower);
-        put_block(row + 4u * SIDE, output + SIDE, lower_right);
+        put_block(row, output + SIDE, sums.upper_right);
+        put_block(row + 4u * SIDE, output, sums.lower_left);
+        put_block(row + 4u * SIDE, output + SIDE, sums.lower_right);
     }
 }

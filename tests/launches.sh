@@ -2,13 +2,17 @@
 # Counts what one step of Stage C and of Stage B costs a GPU's queue: submits, buffer writes and dispatches.
 #
 #     sudo bash tests/launches.sh target/release/wuerstchen
+#     sudo bash tests/launches.sh target/release/wuerstchen -m MODEL -W 128 -H 128
 #
-# A picture of the model `shapes` is made with one step and with three of a stage, and half of the difference is
-# a step. The counters are probes in the program's own functions: this needs Linux, root, perf, nm and readelf,
-# and a release build that is not stripped. A software GPU counts as well as a hardware one.
+# A picture is made with one step and with three of a stage, and half of the difference is a step. What follows the
+# program is given to `generate`; without it, the model is `shapes`. The counters are probes in the program's own
+# functions: this needs Linux, root, perf, nm and readelf, and a release build that is not stripped. A software GPU
+# counts as well as a hardware one.
 set -euo pipefail
 program="$(realpath "$1")"
-model="$(realpath "$(dirname "$0")/../models/shapes.safetensors")"
+shift
+if [ $# = 0 ]; then set -- -m "$(dirname "$0")/../models/shapes.safetensors"; fi
+arguments=("$@")
 scratch="$(mktemp -d)"
 trap 'rm -r "$scratch"' EXIT
 events=/sys/kernel/tracing/uprobe_events
@@ -33,7 +37,7 @@ echo "p:wuerstchen/dispatches $program:$(offset wgpu::api::compute_pass::Compute
 # Counts of a picture with $1 steps of Stage C and $2 of Stage B.
 count() {
     perf stat -x ' ' -e 'wuerstchen:submits,wuerstchen:writes,wuerstchen:dispatches' -o "$scratch/counts" \
-        "$program" generate "a red circle" -m "$model" -o "$scratch/out.png" --device gpu --prior-steps "$1" \
+        "$program" generate "a red circle" "${arguments[@]}" -o "$scratch/out.png" --device gpu --prior-steps "$1" \
         --decoder-steps "$2" --tiling small > "$scratch/log" 2>&1 || { cat "$scratch/log" >&2; return 1; }
     awk '/wuerstchen:/ { print $1 }' "$scratch/counts"
 }

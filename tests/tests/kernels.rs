@@ -4,8 +4,8 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use wuerstchen_kernels::{
     DepthwiseOptions, Epilogue, PackedMatrix, Packing, Padding, Planes, Tiling, attention,
-    choose_tiling, depthwise_conv, global_response_norm, layer_norm, linear, packed_linear,
-    reference,
+    choose_tiling, depthwise_conv, global_response_norm, joined_attention, layer_norm, linear,
+    packed_linear, reference,
 };
 use wuerstchen_tests::{error_of, gpu, values};
 
@@ -131,6 +131,29 @@ fn attention_matches_its_twin() {
     }
 }
 
+/// The same sizes, where queries, keys and values lie one after the other.
+#[test]
+fn joined_attention_matches_its_twin() {
+    let Some(device) = gpu() else { return };
+    for [batch, tokens, heads, size] in
+        [[1, 1, 1, 4], [2, 5, 3, 8], [1, 33, 2, 64], [2, 64, 1, 100], [1, 40, 2, 6]]
+    {
+        for more in [1, 30] {
+            let on = |device: &Device| {
+                let qkv: Tensor<3> = values([batch, tokens, 3 * heads * size], 1, device);
+                let [k, v] = [2, 3].map(|seed| values([batch, more, heads * size], seed, device));
+                (qkv * 2.0, [k, v])
+            };
+            let (qkv, text) = on(&Device::flex());
+            let expected = reference::joined_attention(qkv, text, heads);
+            let (qkv, text) = on(&device);
+            let error = error_of(joined_attention(qkv, text, heads), expected);
+            let shape = [batch, tokens, heads, size];
+            assert!(error < TOLERANCE, "{shape:?} and {more} keys: {error}");
+        }
+    }
+}
+
 /// Words that look random, and scales of the size that makes weights of about one.
 fn packed(packing: Packing, [rows, columns]: [usize; 2], device: &Device) -> PackedMatrix {
     let words = |count: usize, seed: u32| -> Vec<i32> {
@@ -173,6 +196,21 @@ fn packed_linear_matches_its_twin() {
         }
     }
     choose_tiling(&device, None);
+}
+
+/// Widths with a last block that is short.
+#[test]
+fn joined_matrices_have_the_rows_of_all() {
+    let Some(device) = gpu() else { return };
+    for packing in [Packing::F16, Packing::I8, Packing::I4] {
+        let matrices = [8, 4].map(|rows| packed(packing, [rows, 132], &device));
+        let rows = matrices.iter().map(PackedMatrix::unpack).collect();
+        let joined = PackedMatrix::joined(&matrices).unwrap().unpack();
+        joined.into_data().assert_eq(&Tensor::cat(rows, 0).into_data(), true);
+    }
+    // Nothing reads these as they are packed.
+    let matrices = [packed(Packing::I8, [4, 64], &device), packed(Packing::I4, [4, 64], &device)];
+    assert!(PackedMatrix::joined(&matrices).is_none());
 }
 
 /// Halves have eleven bits: each input is up to 2⁻¹¹ = 5e-4 off, and so is the result.

@@ -40,6 +40,43 @@ pub fn attention(
     reference::attention(q, joined(keys), joined(values), heads)
 }
 
+/// Attention of tokens to themselves, then to `more` keys and values, where each token's query, key and value
+/// come one after the other.
+///
+/// # Shapes
+///
+/// - qkv: `[B, Q, 3·C]`
+/// - more: `[B, K, C]` each
+/// - output: `[B, Q, C]`
+///
+/// # Panics
+///
+/// As [`attention`].
+pub fn joined_attention(qkv: Tensor<3>, more: [Tensor<3>; 2], heads: usize) -> Tensor<3> {
+    #[cfg(feature = "gpu")]
+    if has_joined_kernel(&qkv.device(), qkv.dims()[2] / 3, heads) {
+        let ([batch, _, width], [_, tokens, _]) = (qkv.dims(), more[0].dims());
+        for more in &more {
+            assert_shape!(more, [batch, tokens, width / 3]);
+        }
+        return crate::wgsl::joined_attention(qkv, more, heads);
+    }
+    reference::joined_attention(qkv, more, heads)
+}
+
+/// Whether [`joined_attention`] is a kernel's, which reads the tokens where they lie; otherwise they are copied first.
+pub fn has_joined_kernel(device: &Device, channels: usize, heads: usize) -> bool {
+    #[cfg(feature = "gpu")]
+    {
+        crate::wgsl::runs_on(device) && (channels / heads).is_multiple_of(4)
+    }
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = (device, channels, heads);
+        false
+    }
+}
+
 /// The tokens of one or more tensors.
 fn joined(mut tensors: Vec<Tensor<3>>) -> Tensor<3> {
     if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(tensors, 1) }
@@ -66,6 +103,13 @@ pub mod reference {
         attend(q, split(k).swap_dims(2, 3), split(v))
             .swap_dims(1, 2)
             .reshape([batch, queries, channels])
+    }
+
+    /// Twin of `shaders/attention.wgsl` with `joined_tokens.wgsl`.
+    pub fn joined_attention(qkv: Tensor<3>, [k, v]: [Tensor<3>; 2], heads: usize) -> Tensor<3> {
+        let channels = qkv.dims()[2] / 3;
+        let [q, own_k, own_v] = [0, 1, 2].map(|i| qkv.clone().narrow(2, i * channels, channels));
+        attention(q, joined(vec![own_k, k]), joined(vec![own_v, v]), heads)
     }
 
     /// `softmax(q·k)·v`, for as many queries at a time as [`MAX_WEIGHTS`] allows.

@@ -24,7 +24,7 @@ pub mod softmax;
 #[cfg(feature = "gpu")]
 mod wgsl;
 
-pub use attention::attention;
+pub use attention::{attention, joined_attention};
 pub use depthwise_conv::{DepthwiseOptions, Padding, depthwise_conv};
 pub use gelu::gelu;
 pub use global_response_norm::global_response_norm;
@@ -40,7 +40,7 @@ pub use wgsl::{Tiling, choose_tiling, chosen_tiling, runs_on as runs_shaders, sh
 
 /// All composed twins: the definitions of the kernels.
 pub mod reference {
-    pub use crate::attention::reference::attention;
+    pub use crate::attention::reference::{attention, joined_attention};
     pub use crate::depthwise_conv::reference::depthwise_conv;
     pub use crate::gelu::reference::gelu;
     pub use crate::global_response_norm::reference::{

@@ -155,6 +155,29 @@ impl PackedMatrix {
         Self { unpacked: Some(self.unpack()), ..self }
     }
 
+    /// The rows of several matrices one after the other, if products on this device read them as they are packed.
+    pub fn joined(matrices: &[Self]) -> Option<Self> {
+        let first = matrices.first()?;
+        let alike = |other: &Self| {
+            other.packing == first.packing && other.columns == first.columns && other.has_kernel()
+        };
+        if !matrices.iter().all(alike) {
+            return None;
+        }
+        // Halves have no scales and zero-points.
+        let scaled = first.packing != Packing::F16;
+        let values = matrices.iter().map(|one| one.values.clone()).collect();
+        let scales = matrices.iter().map(|one| one.scales.clone()).collect();
+        let zeros = matrices.iter().map(|one| one.zeros.clone()).collect();
+        Some(Self {
+            values: Tensor::cat(values, 0),
+            scales: if scaled { Tensor::cat(scales, 0) } else { first.scales.clone() },
+            zeros: if scaled { Tensor::cat(zeros, 0) } else { first.zeros.clone() },
+            unpacked: None,
+            ..*first
+        })
+    }
+
     /// `[N, K]`.
     pub fn dims(&self) -> [usize; 2] {
         [self.values.dims()[0], self.columns]

@@ -93,6 +93,12 @@ pub(crate) fn attention(
     Tensor::from_dispatch(Dispatch::wgsl_attention(q, k, v, more_k, more_v, counts))
 }
 
+/// As [`crate::attention::joined_attention`]; the channels of a head are a multiple of 4.
+pub(crate) fn joined_attention(qkv: Tensor<3>, [k, v]: [Tensor<3>; 2], heads: usize) -> Tensor<3> {
+    let (qkv, k, v) = (qkv.into_dispatch(), k.into_dispatch(), v.into_dispatch());
+    Tensor::from_dispatch(Dispatch::wgsl_joined_attention(qkv, k, v, heads))
+}
+
 /// The planes of a packed weight on the device.
 pub(crate) struct Planes {
     pub(crate) values: Tensor<2, Int>,
@@ -185,6 +191,14 @@ pub(crate) trait WgslKernels: Backend {
         counts: (usize, usize),
     ) -> FloatTensor<Self>;
 
+    #[fusion(dtype = qkv, shape = attended_shape(qkv))]
+    fn wgsl_joined_attention(
+        qkv: FloatTensor<Self>,
+        more_k: FloatTensor<Self>,
+        more_v: FloatTensor<Self>,
+        heads: usize,
+    ) -> FloatTensor<Self>;
+
     #[fusion(dtype = x, shape = product_shape(x, weight))]
     fn wgsl_linear(
         x: FloatTensor<Self>,
@@ -223,6 +237,11 @@ fn multiplied_shape(x: &Shape, values: &Shape) -> Shape {
 
 fn product_shape(x: &Shape, weight: &Shape) -> Shape {
     Shape::from([x.dims::<2>()[0], weight.dims::<2>()[1]])
+}
+
+fn attended_shape(qkv: &Shape) -> Shape {
+    let [batch, tokens, width] = qkv.dims();
+    Shape::from([batch, tokens, width / 3])
 }
 
 fn norms_shape(x: &Shape) -> Shape {
@@ -290,12 +309,19 @@ impl WgslKernels for CubeBackend {
         (heads, more_keys): (usize, usize),
     ) -> FloatTensor<Self> {
         let shape = q.meta.shape().clone();
-        let ([batch, queries, channels], [_, keys, _]) = (shape.dims(), k.meta.shape().dims());
-        let size = channels / heads;
-        let [tile, part] = ATTENTION_TILE;
-        let groups = batch * heads * queries.div_ceil(tile) * size.div_ceil(part);
-        let sizes = [batch, queries, keys, more_keys, heads, size / 4];
-        ATTENTION.launch(vec![q, k, v, more_k, more_v], shape, &sizes, groups)
+        let keys = [k.meta.shape().dims::<3>()[1], more_keys];
+        attend(ATTENTION, vec![q, k, v, more_k, more_v], shape, keys, heads)
+    }
+
+    fn wgsl_joined_attention(
+        qkv: FloatTensor<Self>,
+        more_k: FloatTensor<Self>,
+        more_v: FloatTensor<Self>,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        let shape = attended_shape(qkv.meta.shape());
+        let keys = [shape.dims::<3>()[1], more_k.meta.shape().dims::<3>()[1]];
+        attend(JOINED_ATTENTION, vec![qkv, more_k, more_v], shape, keys, heads)
     }
 
     fn wgsl_linear(
@@ -342,6 +368,22 @@ impl WgslKernels for CubeBackend {
     }
 }
 
+/// Launches a shader of attention with so many keys of its own and further ones.
+fn attend(
+    shader: Shader,
+    inputs: Vec<CubeTensor>,
+    shape: Shape,
+    [keys, more_keys]: [usize; 2],
+    heads: usize,
+) -> CubeTensor {
+    let [batch, queries, channels] = shape.dims();
+    let size = channels / heads;
+    let [tile, part] = ATTENTION_TILE;
+    let groups = batch * heads * queries.div_ceil(tile) * size.div_ceil(part);
+    let sizes = [batch, queries, keys, more_keys, heads, size / 4];
+    shader.launch(inputs, shape, &sizes, groups)
+}
+
 /// A shader's name and text.
 #[derive(Clone, Debug)]
 struct Shader {
@@ -381,19 +423,29 @@ const CHANNEL_NORMS: Shader =
 const RESPONSE: Shader = Shader::new("response", include_str!("../../../shaders/response.wgsl"));
 const DEPTHWISE_CONV: Shader =
     Shader::new("depthwise_conv", include_str!("../../../shaders/depthwise_conv.wgsl"));
-const ATTENTION: Shader = Shader::new("attention", include_str!("../../../shaders/attention.wgsl"));
+const ATTENTION: Shader =
+    attention_of("separate attention", include_str!("../../../shaders/separate_tokens.wgsl"));
+const JOINED_ATTENTION: Shader =
+    attention_of("joined attention", include_str!("../../../shaders/joined_tokens.wgsl"));
 const PROBE_MULTIPLY_ADDS: Shader =
     Shader::new("probe_multiply_adds", include_str!("../../../shaders/probe_multiply_adds.wgsl"));
 const PROBE_COPY: Shader =
     Shader::new("probe_copy", include_str!("../../../shaders/probe_copy.wgsl"));
 
+/// Attention that reads its tokens by the text `tokens`.
+const fn attention_of(name: &'static str, tokens: &'static str) -> Shader {
+    let attention = include_str!("../../../shaders/attention.wgsl");
+    Shader { name, parts: [attention, tokens, ""], constants: [None, None] }
+}
+
 /// All shaders but those of products.
-const PLAIN: [Shader; 7] = [
+const PLAIN: [Shader; 8] = [
     LAYER_NORM,
     CHANNEL_NORMS,
     RESPONSE,
     DEPTHWISE_CONV,
     ATTENTION,
+    JOINED_ATTENTION,
     PROBE_MULTIPLY_ADDS,
     PROBE_COPY,
 ];

@@ -252,7 +252,7 @@ impl Prior {
             Some(mask) => res.forward_with_mask(h, mask),
             None => res.forward(h, None, None),
         };
-        attention.forward(timestep.forward(h, times), &attention.keys_and_values(text))
+        attention.forward(timestep.forward(h, times), &attention.attend_once(text))
     }
 
     /// Draws which values the dropout of a group leaves; `None` where it leaves all, as outside of training.

@@ -4,9 +4,10 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::activation::silu;
-use wuerstchen_kernels::{attention, layer_norm};
+use wuerstchen_kernels::attention::has_joined_kernel;
+use wuerstchen_kernels::{attention, joined_attention, layer_norm};
 
-use super::linear::{affine, affine_add, linear_layer};
+use super::linear::{Joined, affine, affine_add, linear_layer};
 
 /// Configuration of an [`AttentionBlock`].
 #[derive(Clone, Debug)]
@@ -88,14 +89,36 @@ pub struct KeysAndValues {
     pub values: Tensor<3>,
 }
 
+/// What an attention block needs at a step besides the features.
+#[derive(Clone, Debug)]
+pub struct AttendedText {
+    text: KeysAndValues,
+    /// The projections of the picture's tokens as one product, where one launch is cheaper than three.
+    projections: Option<Joined>,
+}
+
 impl AttentionBlock {
-    /// The text's keys and values, the same at every step of a picture.
+    /// What one step needs.
     ///
     /// # Shapes
     ///
     /// - text: `[B, T, D]`
-    pub fn keys_and_values(&self, text: Tensor<3>) -> KeysAndValues {
-        self.attention.keys_and_values(affine(&self.kv_mapper, silu(text)))
+    pub fn attend_once(&self, text: Tensor<3>) -> AttendedText {
+        let text = self.attention.keys_and_values(affine(&self.kv_mapper, silu(text)));
+        AttendedText { text, projections: None }
+    }
+
+    /// What the many steps of a picture need. On a GPU the picture's projections become one product.
+    ///
+    /// # Shapes
+    ///
+    /// As those of [`Self::attend_once`].
+    pub fn keep(&self, text: Tensor<3>) -> AttendedText {
+        let Attention { to_q, to_k, to_v, heads, .. } = &self.attention;
+        let [channels, _] = to_q.weight.lazy_shape().dims();
+        let joins = self.self_attention && has_joined_kernel(&text.device(), channels, *heads);
+        let projections = if joins { Joined::new(&[to_q, to_k, to_v]) } else { None };
+        AttendedText { projections, ..self.attend_once(text) }
     }
 
     /// Applies the block.
@@ -103,12 +126,18 @@ impl AttentionBlock {
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - text: of `B` prompts
-    pub fn forward(&self, x: Tensor<4>, text: &KeysAndValues) -> Tensor<4> {
+    /// - kept: of `B` prompts
+    pub fn forward(&self, x: Tensor<4>, kept: &AttendedText) -> Tensor<4> {
         let [batch, height, width, channels] = x.dims();
         let tokens = layer_norm(x.clone()).reshape([batch, height * width, channels]);
-        let own = self.self_attention.then(|| self.attention.keys_and_values(tokens.clone()));
-        let attended = self.attention.attend(tokens, own, text);
+        let AttendedText { text, projections } = kept;
+        let attended = if let Some(projections) = projections {
+            let text = [text.keys.clone(), text.values.clone()];
+            joined_attention(projections.affine(tokens), text, self.attention.heads)
+        } else {
+            let own = self.self_attention.then(|| self.attention.keys_and_values(tokens.clone()));
+            self.attention.attend(tokens, own, text)
+        };
         affine_add(&self.attention.to_out, attended.reshape([batch, height, width, channels]), x)
     }
 }

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
 
-use super::attention_block::{AttentionBlock, KeysAndValues};
+use super::attention_block::{AttendedText, AttentionBlock};
 use super::linear::Folded;
 use super::res_block::{MappedImage, ResBlock};
 use super::resample::{Downscale, Upscale};
@@ -41,7 +41,7 @@ pub enum Kept {
     /// Nothing does.
     Nothing,
     /// The text as an attention block sees it.
-    Text(KeysAndValues),
+    Text(AttendedText),
     /// A residual block's layer together with the one that widens the image embedding.
     Image(Folded),
 }
@@ -55,7 +55,7 @@ impl Block {
     /// - `image_mapper`: `N` channels of the image embedding to those that a residual block appends
     pub fn keep(&self, text: &Tensor<3>, image_mapper: Option<&Linear>) -> Kept {
         match (self, image_mapper) {
-            (Self::Attention(block), _) => Kept::Text(block.keys_and_values(text.clone())),
+            (Self::Attention(block), _) => Kept::Text(block.keep(text.clone())),
             (Self::Res(block), Some(mapper)) => Kept::Image(block.fold(mapper)),
             _ => Kept::Nothing,
         }

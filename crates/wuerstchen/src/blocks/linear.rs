@@ -94,6 +94,51 @@ fn multiply<const D: usize>(layer: &Linear, x: Tensor<D>, epilogue: Epilogue<D>)
     }
 }
 
+/// Linear layers of one input as one product, whose output is theirs one after the other.
+#[derive(Clone, Debug)]
+pub(crate) struct Joined {
+    weight: JoinedWeight,
+    bias: Tensor<1>,
+}
+
+#[derive(Clone, Debug)]
+enum JoinedWeight {
+    Dense(Tensor<2>),
+    Packed(PackedMatrix),
+}
+
+impl Joined {
+    /// Joins layers that have biases; `None` where they have changes beside them, or not all are packed alike.
+    pub(crate) fn new(layers: &[&Linear]) -> Option<Self> {
+        if layers.iter().any(|layer| layer.weight.reparameterization::<Adapter>().is_some()) {
+            return None;
+        }
+        let packed = |layer: &&Linear| {
+            layer.weight.reparameterization::<Packed>().map(|packed| packed.matrix.clone())
+        };
+        let matrices: Vec<_> = layers.iter().filter_map(packed).collect();
+        let weight = if matrices.is_empty() {
+            let weights = layers.iter().map(|layer| layer.weight.val()).collect();
+            JoinedWeight::Dense(Tensor::cat(weights, 1))
+        } else if matrices.len() == layers.len() {
+            JoinedWeight::Packed(PackedMatrix::joined(&matrices)?)
+        } else {
+            return None;
+        };
+        let biases = layers.iter().map(|layer| bias(layer)).collect::<Option<_>>()?;
+        Some(Self { weight, bias: Tensor::cat(biases, 0) })
+    }
+
+    /// The outputs of all layers, `[…, N₁ + N₂ + …]`.
+    pub(crate) fn affine<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let epilogue = Epilogue::new(Some(self.bias.clone()));
+        match &self.weight {
+            JoinedWeight::Dense(weight) => linear(x, weight.clone(), epilogue),
+            JoinedWeight::Packed(matrix) => packed_linear(x, matrix, epilogue),
+        }
+    }
+}
+
 /// The weight of a linear layer in f32, whether it is packed or not.
 ///
 /// # Shapes

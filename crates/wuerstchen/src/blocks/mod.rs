@@ -10,7 +10,9 @@ mod timestep_block;
 
 pub use adapter::LowRankChange;
 pub(crate) use adapter::with_change;
-pub use attention_block::{Attention, AttentionBlock, AttentionBlockConfig, KeysAndValues};
+pub use attention_block::{
+    AttendedText, Attention, AttentionBlock, AttentionBlockConfig, KeysAndValues,
+};
 #[cfg(feature = "gpu")]
 pub(crate) use block::width;
 pub use block::{Block, Conditions, Kept, Observer};
