@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, create_dir_all};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use rayon::prelude::*;
@@ -12,15 +12,17 @@ use serde::Serialize;
 use serde_json::json;
 use tar::{Builder, Header};
 use wuerstchen::Image;
-use wuerstchen::fs::write;
+use wuerstchen::fs::{has_extension, write};
 use wuerstchen_train::Pictures;
 use wuerstchen_train::config::ShardsConfig;
 use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::tune::Buckets;
 
 use crate::folder::Folder;
+use crate::output::check_output;
 use crate::shards::Shards;
 use crate::terminal::visible_lines;
+use crate::usage;
 
 /// Arguments of `wuerstchen data`.
 #[derive(Args)]
@@ -93,6 +95,14 @@ pub(crate) fn run(args: &DataArgs) -> Result<()> {
 }
 
 fn stats(args: &StatsArgs) -> Result<()> {
+    if let Some(grid) = &args.grid {
+        if !has_extension(grid, "png") {
+            let expected = "expected a name that ends in .png";
+            return Err(usage(&anyhow!("cannot write {}: {expected}", grid.display())));
+        }
+        let read: Vec<_> = args.paths.iter().map(Path::new).collect();
+        check_output(grid, &read)?;
+    }
     let pictures: Box<dyn Pictures> = match &args.paths[..] {
         [folder] if Path::new(folder).is_dir() => Box::new(Folder::open(Path::new(folder), 0)?),
         paths => {

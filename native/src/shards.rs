@@ -167,7 +167,8 @@ impl Shards {
     /// The first sample from a place of the order on that is not known to be broken.
     fn whole_from(&self, number: u64) -> Result<u32, CorpusError> {
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut places = number..number + self.samples.len() as u64;
+        // From anywhere on two epochs have a whole one in them, and with it every sample.
+        let mut places = number..number + 2 * self.samples.len() as u64;
         let found = places.find_map(|place| {
             let index = self.at(place);
             (!broken.contains_key(&index)).then_some(index)

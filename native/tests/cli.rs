@@ -492,6 +492,8 @@ fn results_do_not_replace_what_they_are_made_of() {
     let golden = folder.join("golden");
     fs::create_dir(&golden).unwrap();
     fs::write(golden.join("prior.safetensors"), "tensors").unwrap();
+    let picture = path("a.png");
+    fs::write(&picture, "a picture").unwrap();
     let (all, golden) = (folder.display().to_string(), golden.display().to_string());
     let before = fs::read(&model).unwrap();
     for arguments in [
@@ -501,6 +503,7 @@ fn results_do_not_replace_what_they_are_made_of() {
         vec!["bench", "--stage", "vqgan", "-m", &model, "--inputs", &inputs, "--dump", &inputs],
         vec!["verify", &all, "--dump", &golden],
         vec!["verify", &all, "--dump", &all],
+        vec!["data", "stats", &all, "--grid", &picture],
     ] {
         let output = wuerstchen(&arguments);
         let error = text(&output.stderr);

@@ -127,6 +127,17 @@ fn hidden_files_are_passed_over() {
     folder.has(1, 1, &["left out: hidden files and folders (5)"]);
 }
 
+/// The samples that a run draws are no pictures to train on.
+#[test]
+fn folders_of_runs_are_passed_over() {
+    let folder = Folder::new("runs");
+    folder.picture("a.png");
+    folder.write("a.txt", "a fox");
+    folder.write("runs/smoke/run.lock", "");
+    folder.picture("runs/smoke/a/samples-000002.png");
+    folder.has(1, 1, &["runs/smoke, the folder of a training run"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn links_in_circles_come_to_an_end() {

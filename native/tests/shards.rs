@@ -174,6 +174,27 @@ fn nothing_of_shards_is_changed_without_a_line() {
     assert!(code != Some(0) && none.contains("found \"blip\", which none has"), "{none}");
 }
 
+/// Wherever in the order of an epoch the one good picture lies.
+#[test]
+fn one_good_picture_among_torn_ones_is_found() {
+    let case = Case::new("one");
+    let data = case.0.join("few");
+    fs::create_dir(&data).unwrap();
+    let mut png = Cursor::new(Vec::new());
+    RgbImage::new(40, 40).write_to(&mut png, ImageFormat::Png).unwrap();
+    let mut few = Builder::new(File::create(data.join("0.tar")).unwrap());
+    for i in 0..5 {
+        let bytes = if i < 4 { &png.get_ref()[..50] } else { png.get_ref() };
+        add(&mut few, &format!("{i}.json"), br#"{"pwatermark": 0.1}"#);
+        add(&mut few, &format!("{i}.png"), bytes);
+        add(&mut few, &format!("{i}.txt"), b"black");
+    }
+    few.finish().unwrap();
+    let paths = format!("corpus.shards.paths=[\"{}/0.tar\"]", data.display());
+    let output = case.run("a", "run", &["--set", &paths, "--set", "a.steps=6"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
 /// Fine-tuning takes shards as well.
 #[test]
 fn a_lora_is_trained_on_shards() {

@@ -241,6 +241,8 @@ fn runs_in_little_memory_go_on_and_keep_their_bits() {
 fn what_cannot_be_done_is_told_before_it_begins() {
     let case = Case::new("refused");
     let set = |change: &'static str| ["--set", change];
+    case.refused("lora", "run", &set("samples.width=7"), "samples: width must be a size");
+    case.refused("lora", "run", &set("samples.prior_steps=0"), "samples: prior_steps must be");
     case.refused("lora", "run", &set("lora.rank=0"), "rank must be from 1 to 4096");
     case.refused("lora", "run", &set("lora.modules=[\"to_x\"]"), "attention.to_q");
     case.refused("lora", "run", &set("corpus.folder=nowhere"), "nowhere");

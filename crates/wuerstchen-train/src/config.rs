@@ -27,7 +27,7 @@ pub use self::stages::{
 pub use self::tune::{
     LoraConfig, PicturesConfig, SamplesConfig, TuneConfig, TuneCorpusConfig, TuneUpdates, is_match,
 };
-use crate::limits::{not_negative, positive};
+use crate::limits::{is_folder_name, not_negative, positive};
 use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;
 
@@ -237,7 +237,7 @@ impl TrainConfig {
     ///
     /// Names the first field that cannot be used and what it needs.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.name.is_empty() || self.name.contains(['/', '\\']) {
+        if !is_folder_name(&self.name) {
             let expected = "the name of a folder, without separators";
             return Err(ConfigError::new("training", "name", expected, format!("{:?}", self.name)));
         }
@@ -437,11 +437,20 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 33] = [
+        let changes: [(Change, &str); 35] = [
             (|config| config.image_size = 8192, "training config: image_size must be at most 4096"),
             (
                 |config| config.a.updates.sample_every = 0,
                 "stage a config: sample_every must be at least 1",
+            ),
+            (|config| config.name = "..".into(), "name must be the name of a folder"),
+            (
+                |config| {
+                    let shards = config.corpus.shards.get_or_insert_default();
+                    shards.paths = vec!["a.tar".into()];
+                    shards.filter.min_aesthetic = Some(f64::NAN);
+                },
+                "filter.min_aesthetic must be a number, got NaN",
             ),
             (
                 |config| config.name = "a/b".into(),

@@ -2,6 +2,11 @@
 
 use wuerstchen::ConfigError;
 
+/// Whether a name is that of a folder beside others: no path, and not the folder itself or the one above.
+pub(crate) fn is_folder_name(name: &str) -> bool {
+    !["", ".", ".."].contains(&name) && !name.contains(['/', '\\'])
+}
+
 /// Fails unless a value is a probability or another share of a whole.
 pub(crate) fn share(
     part: &'static str,

@@ -400,8 +400,10 @@ impl Run {
     /// The store cannot read or write.
     pub fn write_model(&self) -> Result<ModelFiles, RunError> {
         let trained = self.read_weights()?;
-        let mut files = self.recipe.model_files(trained.clone(), &self.device);
-        files.weights.retain(|part, _| trained.contains_key(part));
+        let decoder = &self.recipe.config.model.decoder;
+        let parts: Vec<_> = trained.keys().map(|part| decoder.part(*part)).collect();
+        let mut files = self.recipe.model_files(trained, &self.device);
+        files.weights.retain(|part, _| parts.contains(part));
         self.write_texts()?;
         self.session.store.write(BUNDLE, &files.to_bundle(WeightDtype::F16)?)?;
         self.write_report()?;

@@ -88,7 +88,7 @@ impl Store for Memory {
 }
 
 #[cfg(feature = "fs")]
-pub use self::folder::Folder;
+pub use self::folder::{Folder, RUN_LOCK};
 
 #[cfg(feature = "fs")]
 mod folder {
@@ -100,7 +100,7 @@ mod folder {
     use super::{Store, StoreError};
 
     /// The file that a run locks. It stays, and its lock goes with the program, however that ends.
-    const LOCK: &str = "run.lock";
+    pub const RUN_LOCK: &str = "run.lock";
 
     /// Files in a folder, which is made when the first one is written.
     pub struct Folder {
@@ -161,7 +161,7 @@ mod folder {
             if lock.is_some() {
                 return Ok(());
             }
-            let path = self.path_in_folder(LOCK)?;
+            let path = self.path_in_folder(RUN_LOCK)?;
             let cannot = |error| format!("cannot lock {}: {error}", path.display());
             let file = OpenOptions::new().create(true).append(true).open(&path).map_err(cannot)?;
             match file.try_lock() {

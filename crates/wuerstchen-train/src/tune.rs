@@ -170,7 +170,10 @@ impl Tune {
             prior_steps: samples.prior_steps,
             ..GenerateOptions::default()
         };
-        options.resolve(&defaults)?;
+        let settings = options.resolve(&defaults)?;
+        // Reads no weights.
+        let pipeline = Pipeline::load(&model, &device, Residency::PerStage)?;
+        pipeline.sizes(settings.height, settings.width)?;
         let session = Session::new(store);
         let tune = Self {
             config,

@@ -33,7 +33,6 @@ pub use self::tokens::{
 use self::tokens::{TokenStage, TokenTask, start_of};
 use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, ModelCard, PriorIndex};
-use crate::checkpoint::Checkpoint;
 use crate::compressor::Compressor;
 use crate::error::LoadError;
 use crate::family::{Family, SizeRule};

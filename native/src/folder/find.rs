@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use walkdir::WalkDir;
 use wuerstchen::fs::is_hidden;
+use wuerstchen_train::store::RUN_LOCK;
 
 use crate::pictures;
 
@@ -33,6 +34,8 @@ pub(super) struct LeftOut {
     /// Files of other types.
     pub(super) others: Vec<PathBuf>,
     hidden: usize,
+    /// Folders of training runs, whose pictures are samples.
+    runs: Vec<PathBuf>,
     /// Links that lead nowhere, or to a folder that is read already or holds this one.
     links: Vec<PathBuf>,
 }
@@ -53,7 +56,7 @@ pub(super) fn find(root: &Path) -> Result<Found> {
             found.left_out.links.push(start);
             continue;
         }
-        let mut hidden = 0;
+        let (mut hidden, mut runs) = (0, Vec::new());
         let entries = WalkDir::new(&start).sort_by_file_name().into_iter().filter_entry(|entry| {
             if entry.depth() > 0 && is_hidden(entry.file_name()) {
                 hidden += 1;
@@ -62,6 +65,10 @@ pub(super) fn find(root: &Path) -> Result<Found> {
             let below = entry.path().strip_prefix(&start).unwrap_or(entry.path());
             // A link at the start of the walk is followed.
             let is_folder = entry.depth() == 0 || entry.file_type().is_dir();
+            if entry.depth() > 0 && is_folder && entry.path().join(RUN_LOCK).is_file() {
+                runs.push(entry.path().to_owned());
+                return false;
+            }
             !is_folder || seen.insert(real.join(below))
         });
         for entry in entries {
@@ -76,6 +83,7 @@ pub(super) fn find(root: &Path) -> Result<Found> {
             }
         }
         found.left_out.hidden += hidden;
+        found.left_out.runs.extend(runs);
     }
     Ok(found)
 }
@@ -108,6 +116,9 @@ impl LeftOut {
         let mut lines = Vec::new();
         if self.hidden > 0 {
             lines.push(format!("left out: hidden files and folders ({})", self.hidden));
+        }
+        for run in &self.runs {
+            lines.push(format!("left out: {}, the folder of a training run", run.display()));
         }
         let mut endings: BTreeMap<String, usize> = BTreeMap::new();
         for path in &self.others {

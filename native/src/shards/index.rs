@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
 use tar::Archive;
+use wuerstchen::fs::decode;
 use wuerstchen_train::config::is_match;
 
 use crate::pictures;
@@ -37,14 +38,31 @@ pub(super) struct Found {
 /// The samples of a shard. Files of one sample follow each other and have one name up to the first dot.
 pub(super) fn read_shard(path: &Path) -> Result<Shard> {
     let cannot = || format!("cannot read the shard {}", path.display());
-    let file = File::open(path).with_context(cannot)?;
-    let whole = file.metadata().with_context(cannot)?.len();
+    // Before it is opened: whoever opens a pipe waits for its other end.
+    let kind = path.metadata().with_context(cannot)?;
+    let refuse = |found: &str| anyhow!("{}: expected a tar file, found {found}", path.display());
+    if !kind.is_file() {
+        return Err(refuse(if kind.is_dir() { "a folder" } else { "no ordinary file" }));
+    }
+    let (mut file, whole) = (File::open(path).with_context(cannot)?, kind.len());
+    let mut start = Vec::new();
+    file.by_ref().take(GZIP.len() as u64).read_to_end(&mut start).with_context(cannot)?;
+    if start == GZIP {
+        return Err(refuse("one that is compressed with gzip; gunzip unpacks it"));
+    }
+    file.rewind().with_context(cannot)?;
     let mut archive = Archive::new(file);
+    // Tar files that were written one behind the other have an end before the next one.
+    archive.set_ignore_zeros(true);
     let (mut samples, mut last): (Vec<Found>, Option<(String, Pieces)>) = (Vec::new(), None);
     let (mut cut_off, mut unread) = (None, BTreeMap::<String, usize>::new());
     for entry in archive.entries_with_seek().with_context(cannot)? {
         let mut entry = match entry {
             Ok(entry) => entry,
+            // Where not even the first header is one.
+            Err(error) if samples.is_empty() && last.is_none() && whole >= BLOCK => {
+                return Err(refuse(&format!("another one ({error})")));
+            }
             Err(error) => {
                 cut_off = Some(error.to_string());
                 break;
@@ -79,12 +97,14 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
         } else if length <= MAX_TEXT && is_text(&ending) {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes).with_context(cannot)?;
-            let text = String::from_utf8(bytes).ok();
+            let text = decode(&bytes).ok();
             if ending == "json" {
                 match text.map(|text| serde_json::from_str(&with_nulls(&text))) {
                     Some(Ok(Value::Object(fields))) => pieces.fields = fields,
                     _ => pieces.fault = Some("its .json file is no JSON object in UTF-8"),
                 }
+            } else if pieces.texts.contains_key(&ending) {
+                *unread.entry(format!("second {ending} of a sample")).or_default() += 1;
             } else if let Some(text) = text {
                 pieces.texts.insert(ending, text);
             } else {
@@ -125,8 +145,14 @@ pub(super) struct Shard {
     pub(super) unread: BTreeMap<String, usize>,
 }
 
-/// Two blocks of a tar file.
+/// Bytes of a header, and what the length of a tar file is a multiple of.
+const BLOCK: u64 = 512;
+
+/// Two blocks, by which a tar file ends.
 const END: usize = 1024;
+
+/// What files begin with that gzip has compressed.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 fn ends_in_zeros(file: &mut File, length: u64) -> std::io::Result<bool> {
     if length < END as u64 {
@@ -308,6 +334,60 @@ mod tests {
     fn numbers_that_json_does_not_know_are_null() {
         let json = with_nulls(r#"{"a": NaN, "b": [-Infinity, "NaN \" NaN"], "c": 1}"#);
         assert_eq!(json, r#"{"a": null, "b": [null, "NaN \" NaN"], "c": 1}"#);
+    }
+
+    fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            tar.append_data(&mut header, name, *bytes).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    fn read(name: &str, bytes: &[u8]) -> Result<Shard> {
+        let file = format!("wuerstchen-{}-{name}.tar", std::process::id());
+        let path = std::env::temp_dir().join(file);
+        std::fs::write(&path, bytes).unwrap();
+        let shard = read_shard(&path);
+        std::fs::remove_file(&path).unwrap();
+        shard
+    }
+
+    /// A picture belongs to the texts that came with it, and the second ones are counted.
+    #[test]
+    fn the_first_of_equal_names_counts() {
+        let files: [(&str, &[u8]); 4] =
+            [("0.png", b"one"), ("0.txt", b"red"), ("0.png", b"two"), ("0.txt", b"blue")];
+        let Shard { samples, cut_off, unread } = read("twice", &tar(&files)).unwrap();
+        assert_eq!((samples.len(), cut_off), (1, None));
+        assert_eq!((samples[0].length, &*samples[0].texts["txt"]), (3, "red"));
+        let counted = ["second pictures of a sample", "second txt of a sample"];
+        assert_eq!(unread.keys().collect::<Vec<_>>(), counted);
+    }
+
+    #[test]
+    fn shards_one_behind_the_other_are_read() {
+        let first = tar(&[("0.png", b"one"), ("0.txt", b"red")]);
+        let marked = [b"\xef\xbb\xbf".as_slice(), br#"{"width": 3}"#].concat();
+        let second = tar(&[("1.png", b"three"), ("1.json", &marked)]);
+        let bytes = [first, second].concat();
+        let Shard { samples, cut_off, unread } = read("joined", &bytes).unwrap();
+        assert_eq!((samples.len(), cut_off, unread.len()), (2, None, 0));
+        assert_eq!((samples[1].fields["width"].as_u64(), samples[1].fault), (Some(3), None));
+        let Found { offset, length, .. } = samples[1];
+        assert_eq!(&bytes[offset as usize..][..length], b"three");
+    }
+
+    #[test]
+    fn what_is_no_tar_file_is_named() {
+        let error = |name, bytes: &[u8]| read(name, bytes).err().unwrap().to_string();
+        assert!(error("gzip", &[0x1f, 0x8b, 8, 0]).contains("compressed with gzip"));
+        assert!(error("page", &[b'<'; 600]).contains("expected a tar file, found another one"));
+        let folder = read_shard(&std::env::temp_dir()).err().unwrap().to_string();
+        assert!(folder.ends_with("expected a tar file, found a folder"), "{folder}");
     }
 
     #[test]

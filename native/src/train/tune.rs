@@ -166,5 +166,9 @@ fn changed_layers(config: &TuneConfig, model: &ModelFiles) -> String {
 
 /// An error of a config's value is one of the command line.
 fn of_config(error: RunError) -> anyhow::Error {
-    if matches!(error, RunError::Value(_)) { usage(&anyhow!(error)) } else { error.into() }
+    match error {
+        RunError::Value(_) => usage(&anyhow!(error)),
+        RunError::Options(error) => usage(&anyhow!("samples: {error}")),
+        _ => error.into(),
+    }
 }

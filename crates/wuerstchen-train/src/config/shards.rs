@@ -71,6 +71,18 @@ impl ShardsConfig {
         if self.shuffle == 0 {
             return Err(ConfigError::new(PART, "shuffle", "at least 1", 0));
         }
+        let FilterConfig { min_aesthetic, max_watermark, max_unsafe, .. } = self.filter;
+        let bounds = [
+            ("filter.min_aesthetic", min_aesthetic),
+            ("filter.max_watermark", max_watermark),
+            ("filter.max_unsafe", max_unsafe),
+        ];
+        for (field, bound) in bounds {
+            // Nothing is above or below what is no number.
+            if let Some(bound) = bound.filter(|bound| bound.is_nan()) {
+                return Err(ConfigError::new(PART, field, "a number", bound));
+            }
+        }
         for share in self.captions.values() {
             not_negative(PART, "captions", *share)?;
         }

@@ -10,7 +10,7 @@ use wuerstchen::pipeline::MAX_SIDE;
 use super::read::ReadConfigError;
 use super::shards::ShardsConfig;
 use super::stages::{UpdateConfig, is_false, unshifted};
-use crate::limits::{positive, share};
+use crate::limits::{is_folder_name, positive, share};
 use crate::optimizer::Method;
 use crate::shapes::Lesson;
 
@@ -213,7 +213,7 @@ impl TuneConfig {
     ///
     /// Names the first field that cannot be used and what it needs.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.name.is_empty() || self.name.contains(['/', '\\']) {
+        if !is_folder_name(&self.name) {
             let expected = "the name of a folder, without separators";
             return Err(ConfigError::new(PART, "name", expected, format!("{:?}", self.name)));
         }
@@ -286,8 +286,9 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TuneConfig);
-        let changes: [(Change, &str); 9] = [
+        let changes: [(Change, &str); 10] = [
             (|config| config.name = "a/b".into(), "name must be the name of a folder"),
+            (|config| config.name = "..".into(), "name must be the name of a folder"),
             (|config| config.lora.get_or_insert_default().rank = 0, "rank must be from 1 to 4096"),
             (|config| config.lora.get_or_insert_default().modules.clear(), "modules must be"),
             (|config| config.lora.get_or_insert_default().alpha = Some(0.0), "alpha must be"),

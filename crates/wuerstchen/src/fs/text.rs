@@ -16,7 +16,12 @@ pub fn read_text(path: &Path) -> Result<String> {
     decode(&files::read(path)?).map_err(|reason| unfit(path, reason))
 }
 
-fn decode(bytes: &[u8]) -> std::result::Result<String, String> {
+/// A text in UTF-8, or in what a byte-order mark at its start says, without that mark.
+///
+/// # Errors
+///
+/// Says in which line it is in another encoding.
+pub fn decode(bytes: &[u8]) -> std::result::Result<String, String> {
     let (encoding, mark) = Encoding::for_bom(bytes).unwrap_or((UTF_8, 0));
     let bytes = &bytes[mark..];
     let text = match str::from_utf8(bytes) {
