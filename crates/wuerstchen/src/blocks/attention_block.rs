@@ -94,7 +94,7 @@ pub struct KeysAndValues {
 pub struct AttendedText {
     text: KeysAndValues,
     /// The projections of the picture's tokens as one product, where one launch is cheaper than three.
-    projections: Option<Joined>,
+    projections: Option<Box<Joined>>,
 }
 
 impl AttentionBlock {
@@ -117,7 +117,7 @@ impl AttentionBlock {
         let Attention { to_q, to_k, to_v, heads, .. } = &self.attention;
         let [channels, _] = to_q.weight.lazy_shape().dims();
         let joins = self.self_attention && has_joined_kernel(&text.device(), channels, *heads);
-        let projections = if joins { Joined::new(&[to_q, to_k, to_v]) } else { None };
+        let projections = if joins { Joined::new(&[to_q, to_k, to_v]).map(Box::new) } else { None };
         AttendedText { projections, ..self.attend_once(text) }
     }
 

@@ -104,7 +104,7 @@ pub(crate) struct Joined {
 #[derive(Clone, Debug)]
 enum JoinedWeight {
     Dense(Tensor<2>),
-    Packed(PackedMatrix),
+    Packed(Box<PackedMatrix>),
 }
 
 impl Joined {
@@ -121,7 +121,7 @@ impl Joined {
             let weights = layers.iter().map(|layer| layer.weight.val()).collect();
             JoinedWeight::Dense(Tensor::cat(weights, 1))
         } else if matrices.len() == layers.len() {
-            JoinedWeight::Packed(PackedMatrix::joined(&matrices)?)
+            JoinedWeight::Packed(Box::new(PackedMatrix::joined(&matrices)?))
         } else {
             return None;
         };
