@@ -16,6 +16,7 @@ mod folder;
 mod generate;
 mod import;
 mod inspect;
+mod json;
 #[cfg(feature = "gpu")]
 mod kernels;
 mod lora;

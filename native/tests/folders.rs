@@ -229,6 +229,13 @@ fn metadata_that_name_what_is_not_read_are_refused() {
     folder.is_refused("a picture named in metadata but of another type than PNG");
     folder.write("metadata.jsonl", row("a.png") + &row("c.png"));
     folder.is_refused("named in metadata.jsonl or metadata.csv but not there");
+    folder.write("sub/metadata.jsonl", row("../a.png"));
+    folder.write("metadata.jsonl", row("a.png"));
+    folder.has(1, 2, &["left out: files that are not"]);
+    folder.picture("../outside.png");
+    folder.write("metadata.jsonl", row("a.png") + &row("../outside.png"));
+    folder.is_refused("outside of the corpus, which their names may not leave");
+    fs::remove_file(folder.0.join("../outside.png")).unwrap();
 }
 
 /// macOS writes letters with accents as two characters, most others as one.
@@ -307,6 +314,15 @@ fn capitals_do_not_matter_where_names_are_clear() {
     folder.write("FOX.Txt", "a fox");
     folder.write("OWL.TXT", "an owl");
     folder.has(2, 2, &[]);
+    // Not where the file system takes both names for one.
+    if !folder.0.join("owl.txt").exists() {
+        folder.write("owl.txt", "one\ntwo");
+        folder.write("owl.TXT", "three\nfour\nfive");
+        fs::rename(folder.0.join("OWL.TXT"), folder.0.join("owl.Txt")).unwrap();
+        folder.has(2, 3, &["in another text file, such as"]);
+        fs::remove_file(folder.0.join("owl.txt")).unwrap();
+        fs::remove_file(folder.0.join("owl.Txt")).unwrap();
+    }
     // Another picture of that name leaves open whose caption it is.
     folder.picture("OwL.png");
     folder.is_refused("2 pictures without a caption");

@@ -40,11 +40,12 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
         }
     }
     // A text of two pictures may be one's only caption and the other's second.
-    let doubled = doubled.iter().filter(|text| unused.remove(text)).count();
-    if doubled > 0 {
+    let doubled: Vec<_> = doubled.into_iter().filter(|text| unused.remove(text)).collect();
+    if let Some(&first) = doubled.first() {
+        let (count, first) = (doubled.len(), found.texts[first].display());
         left_out.push(format!(
-            "left out: {doubled} text files of pictures that have captions in metadata or in another \
-             text file"
+            "left out: {count} text files of pictures that have captions in metadata or in another \
+             text file, such as {first}"
         ));
     }
     if let Some(&first) = unused.first() {
@@ -71,7 +72,11 @@ fn beside(
         let ending = ending(&paths[*text]);
         CAPTION_ENDINGS.iter().position(|known| ending.as_deref() == Some(known))
     };
-    found.sort_by_key(rank);
+    // Of names that differ in capitals alone the usual one comes first.
+    let is_lower = |text: &usize| {
+        paths[*text].extension().is_some_and(|own| own.to_str() == ending(&paths[*text]).as_deref())
+    };
+    found.sort_by_key(|text| (rank(text), !is_lower(text)));
     found
 }
 
@@ -83,7 +88,8 @@ fn told_by_metadata(
 ) -> Result<Vec<String>> {
     let pictures = index(root, &found.pictures, Path::to_owned);
     let others = index(root, &found.left_out.others, Path::to_owned);
-    let (mut missing, mut unread, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut missing, mut outside) = (Vec::new(), Vec::new());
+    let (mut unread, mut lines) = (Vec::new(), Vec::new());
     let mut folders = BTreeSet::new();
     let mut absolute: HashMap<usize, String> = HashMap::new();
     for path in &found.metadata {
@@ -116,6 +122,11 @@ fn told_by_metadata(
                 None if names.iter().any(|name| !others.get_in_any_case(name).is_empty()) => {
                     unread.push(folder.join(&row.file_name));
                 }
+                None if !is_absolute(&row.file_name)
+                    && names.iter().all(|name| normalised(name).starts_with("../")) =>
+                {
+                    outside.push(folder.join(&row.file_name));
+                }
                 None => missing.push(folder.join(&row.file_name)),
             }
             moved += usize::from(is_absolute(&row.file_name));
@@ -126,6 +137,10 @@ fn told_by_metadata(
         }
     }
     refuse(&unread, &format!("named in metadata but of another type than {}", pictures::TYPES))?;
+    refuse(
+        &outside,
+        "named in metadata.jsonl or metadata.csv but outside of the corpus, which their names may not leave",
+    )?;
     refuse(&missing, "named in metadata.jsonl or metadata.csv but not there")?;
     Ok(lines)
 }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use wuerstchen::fs::{has_extension, read_text};
 
+use crate::json::with_nulls;
+
 /// What a line says of a picture.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
@@ -50,6 +52,9 @@ impl Entry {
     }
 }
 
+/// The fields of a row that tell captions.
+const CAPTIONS: [&str; 4] = ["text", "caption", "captions", "prompt"];
+
 /// The captions in a field: one text, several or none.
 fn texts_of(field: &str, value: Value) -> Result<Vec<String>> {
     let values = match value {
@@ -79,12 +84,14 @@ fn json_rows(text: &str) -> Result<Vec<Row>> {
     let rows = lines.map(|(number, line)| {
         let read = || {
             let expected = "expected {\"file_name\": …, \"text\": …}";
-            let entry: Entry = serde_json::from_str(line).context(expected)?;
+            let entry: Entry = serde_json::from_str(&with_nulls(line)).context(expected)?;
             let Value::String(file_name) = entry.field("file_name")? else {
                 bail!("{expected}: missing the text \"file_name\"");
             };
-            let mut captions = texts_of("text", entry.field("text")?)?;
-            captions.extend(texts_of("caption", entry.field("caption")?)?);
+            let mut captions = Vec::new();
+            for field in CAPTIONS {
+                captions.extend(texts_of(field, entry.field(field)?)?);
+            }
             Ok::<_, anyhow::Error>(row(file_name, captions.into_iter()))
         };
         read().with_context(|| format!("line {}", number + 1))
@@ -198,14 +205,16 @@ mod tests {
             "",
             r#"{"file_name": "a.png", "text": "a fox", "caption": "a fox", "width": 3}"#,
             r#"{"file_name": "b.png", "caption": ["one", "two"]}"#,
-            r#"{"file_name": "c.png", "text": null}"#,
+            r#"{"file_name": "c.png", "text": null, "score": NaN}"#,
+            r#"{"file_name": "d.png", "captions": ["three", "four"], "prompt": "five"}"#,
         ];
         let found = json_rows(&rows.join("\n")).unwrap();
-        let captions: [(&str, &[&str]); 4] = [
+        let captions: [(&str, &[&str]); 5] = [
             ("a.png", &["a fox", "a red fox"]),
             ("a.png", &["a fox"]),
             ("b.png", &["one", "two"]),
             ("c.png", &[]),
+            ("d.png", &["three", "four", "five"]),
         ];
         assert_eq!(found, expected(&captions));
     }

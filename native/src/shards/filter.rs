@@ -18,9 +18,14 @@ const UNSAFE: [&str; 3] = ["punsafe", "p_unsafe", "NSFW_prob"];
 /// Where a caption is looked for, unless the config says so.
 const CAPTIONS: [&str; 4] = ["captions", "txt", "caption", "text"];
 
-/// How many samples are left out, by the reason.
+/// How much is left out.
 #[derive(Default)]
-pub(super) struct LeftOut(BTreeMap<String, usize>);
+pub(super) struct LeftOut {
+    /// Samples by the reason.
+    samples: BTreeMap<String, usize>,
+    /// What stands among the captions of samples and is no text.
+    no_texts: usize,
+}
 
 impl LeftOut {
     /// The captions of a sample and how likely each is; `None`, and a count of why, where it is left out.
@@ -34,12 +39,16 @@ impl LeftOut {
             Some(reason) => Err(reason),
             None => captions_of(config, found).ok_or_else(|| "no caption".to_owned()),
         };
-        taken.map_err(|reason| *self.0.entry(reason).or_default() += 1).ok()
+        self.no_texts += no_texts(config, found);
+        taken.map_err(|reason| *self.samples.entry(reason).or_default() += 1).ok()
     }
 
     /// A line for each reason.
     pub(super) fn lines(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|(reason, count)| format!("left out: {count} samples: {reason}"))
+        let samples = self.samples.iter();
+        let samples = samples.map(|(reason, count)| format!("left out: {count} samples: {reason}"));
+        let no_texts = Some(self.no_texts).filter(|count| *count > 0);
+        samples.chain(no_texts.map(|count| format!("left out: {count} captions that are no texts")))
     }
 
     /// All lines behind each other, for an error.
@@ -87,6 +96,24 @@ pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<S
     let whole: f64 = captions.iter().map(|(_, share)| share).sum();
     let of_whole = |(text, share): (String, f64)| (text, share / whole);
     (whole > 0.0).then(|| captions.into_iter().map(of_whole).unzip())
+}
+
+/// How many captions of a sample are no texts; null says that there is none.
+fn no_texts(config: &ShardsConfig, found: &Found) -> usize {
+    let in_field = |field: &str| match found.fields.get(field) {
+        Some(Value::Array(list)) => {
+            list.iter().filter(|value| !value.is_string() && !value.is_null()).count()
+        }
+        None | Some(Value::Null | Value::String(_)) => 0,
+        Some(_) => 1,
+    };
+    if config.captions.is_empty() {
+        // Those behind the first that has captions are not looked at.
+        let first = CAPTIONS.iter().position(|field| !texts_of(found, field).is_empty());
+        let read = &CAPTIONS[..first.map_or(CAPTIONS.len(), |first| first + 1)];
+        return read.iter().map(|field| in_field(field)).sum();
+    }
+    config.captions.keys().map(|field| in_field(field)).sum()
 }
 
 /// The captions in a field of a sample.
@@ -158,5 +185,18 @@ mod tests {
         let several = self::found(json!({"captions": ["one", " ", "two"]}));
         let (texts, chances) = captions_of(&ShardsConfig::default(), &several).unwrap();
         assert_eq!((texts, chances), (vec!["one".to_owned(), "two".to_owned()], vec![0.5; 2]));
+    }
+
+    #[test]
+    fn captions_that_are_no_texts_are_counted() {
+        let mut left_out = LeftOut::default();
+        let mut take = |fields: Value| {
+            left_out.take(&ShardsConfig::default(), &found(fields)).map(|(texts, _)| texts)
+        };
+        assert_eq!(take(json!({"captions": ["a", 5, null, {}]})), Some(vec!["a".to_owned()]));
+        // The text file comes first.
+        assert_eq!(take(json!({"caption": 5})), Some(vec!["a fox".to_owned()]));
+        let lines: Vec<_> = left_out.lines().collect();
+        assert_eq!(lines, ["left out: 2 captions that are no texts"]);
     }
 }

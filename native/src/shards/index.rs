@@ -1,6 +1,5 @@
 //! What lies where in the tar files of a `WebDataset`.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -9,9 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
 use tar::Archive;
-use wuerstchen::fs::decode;
+use wuerstchen::fs::{decode, is_hidden};
 use wuerstchen_train::config::is_match;
 
+use crate::json::with_nulls;
 use crate::pictures;
 
 /// Most shards that a range in a pattern stands for.
@@ -98,7 +98,9 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes).with_context(cannot)?;
             let text = decode(&bytes).ok();
-            if ending == "json" {
+            if ending == "json" && (pieces.fault.is_some() || !pieces.fields.is_empty()) {
+                *unread.entry("second json of a sample".to_owned()).or_default() += 1;
+            } else if ending == "json" {
                 match text.map(|text| serde_json::from_str(&with_nulls(&text))) {
                     Some(Ok(Value::Object(fields))) => pieces.fields = fields,
                     _ => pieces.fault = Some("its .json file is no JSON object in UTF-8"),
@@ -162,37 +164,6 @@ fn ends_in_zeros(file: &mut File, length: u64) -> std::io::Result<bool> {
     file.seek(SeekFrom::End(-(END as i64)))?;
     file.read_exact(&mut end)?;
     Ok(end.iter().all(|&byte| byte == 0))
-}
-
-/// JSON as Python writes it, with null where it has a number that JSON does not know.
-fn with_nulls(text: &str) -> Cow<'_, str> {
-    let names = ["NaN", "-Infinity", "Infinity"];
-    if !names.iter().any(|name| text.contains(name)) {
-        return Cow::Borrowed(text);
-    }
-    let (mut json, mut rest, mut is_quoted) = (String::new(), text, false);
-    while let Some(c) = rest.chars().next() {
-        let name = names.into_iter().find(|name| !is_quoted && rest.starts_with(name));
-        let length = match (name, c) {
-            (Some(name), _) => {
-                json.push_str("null");
-                name.len()
-            }
-            // What is escaped closes no text.
-            (None, '\\') if is_quoted => {
-                let length = rest.chars().take(2).map(char::len_utf8).sum();
-                json.push_str(&rest[..length]);
-                length
-            }
-            (None, c) => {
-                is_quoted ^= c == '"';
-                json.push(c);
-                c.len_utf8()
-            }
-        };
-        rest = &rest[length..];
-    }
-    Cow::Owned(json)
 }
 
 /// The files of a sample.
@@ -277,7 +248,13 @@ fn named(patterns: &[String]) -> Result<Vec<PathBuf>> {
             let mut found = Vec::new();
             for entry in folder.read_dir().with_context(cannot)? {
                 let entry = entry.with_context(cannot)?;
-                if is_match(&name, &entry.file_name().to_string_lossy()) {
+                if !is_match(&name, &entry.file_name().to_string_lossy()) {
+                    continue;
+                }
+                // What macOS keeps beside a file ends as that one does, and is no tar file.
+                if is_hidden(&entry.file_name()) {
+                    tell!("left out: {}, which is hidden", entry.path().display());
+                } else {
                     found.push(entry.path());
                 }
             }
@@ -330,12 +307,6 @@ mod tests {
         assert_eq!(key("a/b"), None);
     }
 
-    #[test]
-    fn numbers_that_json_does_not_know_are_null() {
-        let json = with_nulls(r#"{"a": NaN, "b": [-Infinity, "NaN \" NaN"], "c": 1}"#);
-        assert_eq!(json, r#"{"a": null, "b": [null, "NaN \" NaN"], "c": 1}"#);
-    }
-
     fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         for (name, bytes) in files {
@@ -359,12 +330,20 @@ mod tests {
     /// A picture belongs to the texts that came with it, and the second ones are counted.
     #[test]
     fn the_first_of_equal_names_counts() {
-        let files: [(&str, &[u8]); 4] =
-            [("0.png", b"one"), ("0.txt", b"red"), ("0.png", b"two"), ("0.txt", b"blue")];
+        let files: [(&str, &[u8]); 6] = [
+            ("0.png", b"one"),
+            ("0.txt", b"red"),
+            ("0.json", br#"{"width": 1}"#),
+            ("0.png", b"two"),
+            ("0.txt", b"blue"),
+            ("0.json", br#"{"width": 2}"#),
+        ];
         let Shard { samples, cut_off, unread } = read("twice", &tar(&files)).unwrap();
         assert_eq!((samples.len(), cut_off), (1, None));
         assert_eq!((samples[0].length, &*samples[0].texts["txt"]), (3, "red"));
-        let counted = ["second pictures of a sample", "second txt of a sample"];
+        assert_eq!(samples[0].fields["width"].as_u64(), Some(1));
+        let counted =
+            ["second json of a sample", "second pictures of a sample", "second txt of a sample"];
         assert_eq!(unread.keys().collect::<Vec<_>>(), counted);
     }
 

@@ -1,9 +1,11 @@
 //! A config as TOML.
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use wuerstchen::ConfigError;
 
-use super::TrainConfig;
+use super::{DiffusionConfig, TrainConfig, UpdateConfig};
 
 /// Why a text is no config of a training run.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +70,7 @@ impl TrainConfig {
                 remove_fields_of_others(stage, part, fields)?;
             }
         }
-        Ok(table.try_into()?)
+        Ok(read_fields(table)?)
     }
 
     /// The config as TOML.
@@ -79,6 +81,27 @@ impl TrainConfig {
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         toml::to_string_pretty(self)
     }
+}
+
+/// Reads the fields of a config.
+pub(super) fn read_fields<T: DeserializeOwned>(table: Table) -> Result<T, toml::de::Error> {
+    table.clone().try_into().map_err(|error| error_of_a_stage(&table).unwrap_or(error))
+}
+
+/// What is wrong with a field that several stages share. Serde forgets the names of fields that it flattens, so that
+/// the error of the whole config names the stage alone.
+fn error_of_a_stage(table: &Table) -> Option<toml::de::Error> {
+    #[derive(Deserialize)]
+    struct Stage<T> {
+        #[serde(rename = "a", alias = "b", alias = "c")]
+        _fields: T,
+    }
+    ["a", "b", "c"].into_iter().find_map(|stage| {
+        let fields = table.get(stage).filter(|fields| fields.is_table())?;
+        let alone = Table::from_iter([(stage.to_owned(), fields.clone())]);
+        let updates = alone.clone().try_into::<Stage<UpdateConfig>>().err();
+        updates.or_else(|| alone.try_into::<Stage<DiffusionConfig>>().err())
+    })
 }
 
 /// Removes the fields of other stages that have no effect; fails if one has.
@@ -154,6 +177,17 @@ mod tests {
             };
             assert_eq!(with(stage, field.name, without).unwrap(), config, "{stage}.{}", field.name);
         }
+    }
+
+    #[test]
+    fn fields_of_wrong_types_are_named() {
+        for (stage, name) in [("a", "steps"), ("b", "cached_scenes"), ("c", "caption_drop")] {
+            let error = with(stage, name, "200").unwrap_err();
+            assert!(error.contains(&format!("`{stage}.{name}`")), "{error}");
+        }
+        let optimizer = Table::from_iter([("beta1".to_owned(), "0.9".into())]);
+        let error = with("b", "optimizer", optimizer).unwrap_err();
+        assert!(error.contains("`b.optimizer.beta1`"), "{error}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use wuerstchen::ConfigError;
 use wuerstchen::pipeline::MAX_SIDE;
 
-use super::read::ReadConfigError;
+use super::read::{ReadConfigError, read_fields};
 use super::shards::ShardsConfig;
 use super::stages::{UpdateConfig, is_false, unshifted};
 use crate::limits::{is_folder_name, positive, share};
@@ -195,7 +195,7 @@ impl TuneConfig {
                 }
             }
         }
-        Ok(table.try_into()?)
+        Ok(read_fields(table)?)
     }
 
     /// The config as TOML.
