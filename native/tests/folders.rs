@@ -317,8 +317,10 @@ fn capitals_do_not_matter_where_names_are_clear() {
     // Not where the file system takes both names for one.
     if !folder.0.join("owl.txt").exists() {
         folder.write("owl.txt", "one\ntwo");
-        folder.has(2, 3, &["in another text file, such as"]);
+        folder.write("owl.TXT", "three\nfour\nfive");
+        folder.has(2, 3, &["in another text file, such as", "owl.TXT"]);
         fs::remove_file(folder.0.join("owl.txt")).unwrap();
+        fs::remove_file(folder.0.join("owl.TXT")).unwrap();
     }
     // Another picture of that name leaves open whose caption it is.
     folder.picture("OwL.png");
