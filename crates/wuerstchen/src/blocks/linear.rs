@@ -102,9 +102,10 @@ pub(crate) struct Joined {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "whoever keeps one for long boxes it")]
 enum JoinedWeight {
     Dense(Tensor<2>),
-    Packed(Box<PackedMatrix>),
+    Packed(PackedMatrix),
 }
 
 impl Joined {
@@ -121,7 +122,7 @@ impl Joined {
             let weights = layers.iter().map(|layer| layer.weight.val()).collect();
             JoinedWeight::Dense(Tensor::cat(weights, 1))
         } else if matrices.len() == layers.len() {
-            JoinedWeight::Packed(Box::new(PackedMatrix::joined(&matrices)?))
+            JoinedWeight::Packed(PackedMatrix::joined(&matrices)?)
         } else {
             return None;
         };
