@@ -1,5 +1,6 @@
 //! What lies where in the tar files of a `WebDataset`.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -105,10 +106,17 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
                     Some(Ok(Value::Object(fields))) => pieces.fields = fields,
                     _ => pieces.fault = Some("its .json file is no JSON object in UTF-8"),
                 }
-            } else if pieces.texts.contains_key(&ending) {
-                *unread.entry(format!("second {ending} of a sample")).or_default() += 1;
             } else if let Some(text) = text {
-                pieces.texts.insert(ending, text);
+                match pieces.texts.entry(ending) {
+                    Entry::Vacant(place) => {
+                        place.insert(text);
+                    }
+                    Entry::Occupied(first) => {
+                        *unread
+                            .entry(format!("second {} of a sample", first.key()))
+                            .or_default() += 1;
+                    }
+                }
             } else {
                 *unread.entry(format!("{ending} that is no text in UTF-8")).or_default() += 1;
             }
