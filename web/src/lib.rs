@@ -67,7 +67,7 @@ pub struct Loader {
 /// Where the weights of shards go.
 enum Weights {
     /// To the device.
-    Resident { unpacking: Unpacking, pipeline: PipelineLoader },
+    Resident { unpacking: Unpacking, pipeline: Box<PipelineLoader> },
     /// Nowhere: they are read again whenever their part is needed.
     Stored(Vec<Arc<dyn ReadBytes>>),
 }
@@ -86,7 +86,7 @@ impl Loader {
             Weights::Stored(Vec::new())
         } else {
             let pipeline = PipelineLoader::new(&outline, &device()).map_err(load_error)?;
-            Weights::Resident { unpacking: Unpacking::default(), pipeline }
+            Weights::Resident { unpacking: Unpacking::default(), pipeline: Box::new(pipeline) }
         };
         Ok(Self { bundle, loras: Loras::default(), weights })
     }
