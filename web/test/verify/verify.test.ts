@@ -176,24 +176,26 @@ test('a changed weight is noticed', async () => {
   assert.ok(checks.some(({ file, ok }) => file === 'prior' && !ok));
 });
 
-/** All shaders by name: files, and products, which are three files each. */
+/** All shaders by name: files, products, which are three files each, and attention, which is two. */
 function shaders(): Map<string, string> {
   const folder = '../shaders';
   const text = (name: string) => readFileSync(`${folder}/${name}.wgsl`, 'utf8');
   const weights = ['dense_weight', 'packed_weight'];
   const bodies = ['direct_product', 'tiled_product'];
-  const parts = ['product', ...weights, ...bodies];
+  const tokens = ['separate_tokens', 'joined_tokens'];
+  const parts = ['product', 'attention', ...weights, ...bodies, ...tokens];
   const names = readdirSync(folder).filter((name) => name.endsWith('.wgsl'));
   const whole = names
     .map((name) => name.slice(0, -'.wgsl'.length))
     .filter((name) => !parts.includes(name));
   assert.equal(whole.length + parts.length, names.length);
-  const products = weights.flatMap((weight) =>
-    bodies.map((body) => ['product', weight, body] as const),
-  );
+  const products = weights.flatMap((weight) => bodies.map((body) => ['product', weight, body]));
+  const attentions = tokens.map((form) => [form, 'attention']);
   return new Map([
     ...whole.map((name) => [name, text(name)] as const),
-    ...products.map((three) => [three.join(' + '), three.map(text).join('')] as const),
+    ...[...products, ...attentions].map(
+      (files) => [files.join(' + '), files.map(text).join('')] as const,
+    ),
   ]);
 }
 
