@@ -100,7 +100,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     }
     refuse_second_model(&args.output)?;
     let model = files::read_model(args.model.as_deref())?;
-    if let Some(part) = model.family().needed().find(|part| !model.weights.contains_key(part)) {
+    if let Some(part) = model.missing_parts().first() {
         bail!("the model lacks {part}: a browser needs all parts");
     }
     let device = devices::choose(args.device)?.device;

@@ -137,8 +137,7 @@ fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>) -> Report {
     };
     let parts: Vec<_> = found.origins.iter().map(part).collect();
     let family = model.family();
-    let missing = family.needed().filter(|part| !model.weights.contains_key(part));
-    let mut lacking: Vec<_> = missing.map(|part| part.to_string()).collect();
+    let mut lacking: Vec<_> = model.missing_parts().iter().map(Part::to_string).collect();
     // Stage B needs a tokenizer where it has a text encoder.
     let encoders = [Some(family.prior_text), family.decoder_text];
     for (pipeline, _) in family.pipelines.iter().zip(encoders).filter(|(_, text)| text.is_some()) {

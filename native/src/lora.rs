@@ -3,11 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use wuerstchen::fs::open_lora;
 use wuerstchen::{Lora, ModelFiles};
-
-use crate::usage;
 
 /// A file and how strong it is: `FILE[:WEIGHT]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,17 +15,23 @@ pub(crate) struct LoraArg {
 }
 
 impl FromStr for LoraArg {
-    type Err = std::convert::Infallible;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // The name of a file may end in a colon and a number itself.
         if Path::new(text).exists() {
             return Ok(Self { path: text.into(), weight: 1.0 });
         }
-        let weighted = text.rsplit_once(':').and_then(|(path, weight)| {
-            Some(Self { path: path.into(), weight: weight.parse().ok()? })
-        });
-        Ok(weighted.unwrap_or_else(|| Self { path: text.into(), weight: 1.0 }))
+        let Some((path, weight)) = text.rsplit_once(':') else {
+            return Ok(Self { path: text.into(), weight: 1.0 });
+        };
+        match weight.parse() {
+            Ok(weight) => Ok(Self { path: path.into(), weight }),
+            Err(_) if Path::new(path).exists() => {
+                Err(format!("expected a number as the weight of the LoRA {path}, found {weight:?}"))
+            }
+            Err(_) => Ok(Self { path: text.into(), weight: 1.0 }),
+        }
     }
 }
 
@@ -36,15 +40,6 @@ impl FromStr for LoraArg {
 pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()> {
     let mut loras = Vec::new();
     for argument in arguments {
-        let path = argument.path.display().to_string();
-        if let Some((file, weight)) =
-            path.rsplit_once(':').filter(|(file, _)| Path::new(file).exists())
-            && !argument.path.exists()
-        {
-            let error =
-                anyhow!("expected a number as the weight of the LoRA {file}, found {weight:?}");
-            return Err(usage(&error));
-        }
         let file = open_lora(&argument.path)?;
         let lora = Lora::read(&file, model, argument.weight)?;
         eprintln!("{}: {}, weight {}", argument.path.display(), lora.summary(), argument.weight);

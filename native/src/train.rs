@@ -17,7 +17,7 @@ use indicatif::ProgressBar;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::fs::{read, read_text, write};
 use wuerstchen::{
-    Checkpoint, Family, ModelFiles, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
+    Checkpoint, Family, ModelFiles, Part, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
 };
 use wuerstchen_train::config::{
     ModelConfig, ReadConfigError, TrainConfig, TuneConfig, UpdateConfig,
@@ -280,8 +280,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let model = run.write_model()?;
     let [folder, bundle] = [RUN_MODEL, "model.safetensors"].map(|file| output.join(file));
     tell!("wrote {} and {}", folder.display(), bundle.display());
-    let missing = model.family().needed().filter(|part| !model.weights.contains_key(part));
-    let missing: Vec<_> = missing.map(|part| part.to_string()).collect();
+    let missing: Vec<_> = model.missing_parts().iter().map(Part::to_string).collect();
     if !missing.is_empty() {
         tell!("not trained yet, so that it makes no pictures: {}", missing.join(", "));
     }

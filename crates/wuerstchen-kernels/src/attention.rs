@@ -30,7 +30,7 @@ pub fn attention(
         assert_shape!(v, [batch, tokens, channels]);
     }
     #[cfg(feature = "gpu")]
-    if crate::wgsl::runs_on(&q.device()) && (channels / heads).is_multiple_of(4) {
+    if has_kernel(&q.device(), channels, heads) {
         // The shader reads two pairs where they lie.
         let mut first = [keys, values];
         let more = first.each_mut().map(|tensors| tensors.split_off(1));
@@ -54,7 +54,7 @@ pub fn attention(
 /// As [`attention`].
 pub fn joined_attention(qkv: Tensor<3>, more: [Tensor<3>; 2], heads: usize) -> Tensor<3> {
     #[cfg(feature = "gpu")]
-    if has_joined_kernel(&qkv.device(), qkv.dims()[2] / 3, heads) {
+    if has_kernel(&qkv.device(), qkv.dims()[2] / 3, heads) {
         let ([batch, _, width], [_, tokens, _]) = (qkv.dims(), more[0].dims());
         for more in &more {
             assert_shape!(more, [batch, tokens, width / 3]);
@@ -64,8 +64,8 @@ pub fn joined_attention(qkv: Tensor<3>, more: [Tensor<3>; 2], heads: usize) -> T
     reference::joined_attention(qkv, more, heads)
 }
 
-/// Whether [`joined_attention`] is a kernel's, which reads the tokens where they lie; otherwise they are copied first.
-pub fn has_joined_kernel(device: &Device, channels: usize, heads: usize) -> bool {
+/// Whether attention is a kernel's, which reads the tokens where they lie; otherwise they are copied first.
+pub fn has_kernel(device: &Device, channels: usize, heads: usize) -> bool {
     #[cfg(feature = "gpu")]
     {
         crate::wgsl::runs_on(device) && (channels / heads).is_multiple_of(4)

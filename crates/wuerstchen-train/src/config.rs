@@ -27,7 +27,7 @@ pub use self::stages::{
 pub use self::tune::{
     LoraConfig, PicturesConfig, SamplesConfig, TuneConfig, TuneCorpusConfig, TuneUpdates, is_match,
 };
-use crate::limits::{is_folder_name, not_negative, positive};
+use crate::limits::{folder_name, not_negative, positive};
 use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;
 
@@ -237,10 +237,7 @@ impl TrainConfig {
     ///
     /// Names the first field that cannot be used and what it needs.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !is_folder_name(&self.name) {
-            let expected = "the name of a folder, without separators";
-            return Err(ConfigError::new("training", "name", expected, format!("{:?}", self.name)));
-        }
+        folder_name("training", &self.name)?;
         self.model.vqgan.validate()?;
         self.model.compressor.validate()?;
         self.model.decoder.validate()?;

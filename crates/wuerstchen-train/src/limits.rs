@@ -2,9 +2,14 @@
 
 use wuerstchen::ConfigError;
 
-/// Whether a name is that of a folder beside others: no path, and not the folder itself or the one above.
-pub(crate) fn is_folder_name(name: &str) -> bool {
-    !["", ".", ".."].contains(&name) && !name.contains(['/', '\\'])
+/// Fails unless the field `name` is that of a folder beside others: no path, and not the folder itself or the one above.
+pub(crate) fn folder_name(part: &'static str, name: &str) -> Result<(), ConfigError> {
+    if !["", ".", ".."].contains(&name) && !name.contains(['/', '\\']) {
+        Ok(())
+    } else {
+        let expected = "the name of a folder, without separators";
+        Err(ConfigError::new(part, "name", expected, format!("{name:?}")))
+    }
 }
 
 /// Fails unless a value is a probability or another share of a whole.

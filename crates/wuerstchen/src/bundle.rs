@@ -81,6 +81,11 @@ impl ModelFiles {
         Checkpoint::write(parts, dtype, Some(HashMap::from([(HEADER_KEY.to_owned(), header)])))
     }
 
+    /// The parts that a picture needs and that have no weights here.
+    pub fn missing_parts(&self) -> Vec<Part> {
+        self.family().needed().filter(|part| !self.weights.contains_key(part)).collect()
+    }
+
     /// A JSON file as a config.
     ///
     /// # Errors

@@ -112,8 +112,7 @@ impl Pipeline {
         residency: Residency,
     ) -> Result<Self, LoadError> {
         let family = files.family();
-        let missing = family.needed().filter(|part| !files.weights.contains_key(part));
-        let missing: Vec<_> = missing.map(|part| part.to_string()).collect();
+        let missing: Vec<_> = files.missing_parts().iter().map(Part::to_string).collect();
         if !missing.is_empty() {
             let found = files.weights.keys().map(Part::to_string).collect();
             return Err(LoadError::Incomplete { missing, found });

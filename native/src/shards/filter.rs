@@ -86,13 +86,7 @@ pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<S
         let part = share / texts.len() as f64;
         texts.into_iter().map(move |text| (text, part)).collect::<Vec<_>>()
     };
-    let captions = if config.captions.is_empty() {
-        let usual = CAPTIONS.into_iter().map(|field| of_field((field, 1.0)));
-        usual.into_iter().find(|captions| !captions.is_empty()).unwrap_or_default()
-    } else {
-        let named = config.captions.iter().map(|(field, share)| (field.as_str(), *share));
-        named.flat_map(of_field).collect()
-    };
+    let captions: Vec<_> = fields_read(config, found).into_iter().flat_map(of_field).collect();
     let whole: f64 = captions.iter().map(|(_, share)| share).sum();
     let of_whole = |(text, share): (String, f64)| (text, share / whole);
     (whole > 0.0).then(|| captions.into_iter().map(of_whole).unzip())
@@ -107,13 +101,18 @@ fn no_texts(config: &ShardsConfig, found: &Found) -> usize {
         None | Some(Value::Null | Value::String(_)) => 0,
         Some(_) => 1,
     };
-    if config.captions.is_empty() {
-        // Those behind the first that has captions are not looked at.
-        let first = CAPTIONS.iter().position(|field| !texts_of(found, field).is_empty());
-        let read = &CAPTIONS[..first.map_or(CAPTIONS.len(), |first| first + 1)];
-        return read.iter().map(|field| in_field(field)).sum();
+    fields_read(config, found).into_iter().map(|(field, _)| in_field(field)).sum()
+}
+
+/// The fields that are looked at for captions, with their shares: those that the config names, or the usual ones up to
+/// the first that has any.
+fn fields_read<'a>(config: &'a ShardsConfig, found: &Found) -> Vec<(&'a str, f64)> {
+    if !config.captions.is_empty() {
+        return config.captions.iter().map(|(field, share)| (field.as_str(), *share)).collect();
     }
-    config.captions.keys().map(|field| in_field(field)).sum()
+    let first = CAPTIONS.iter().position(|field| !texts_of(found, field).is_empty());
+    let read = &CAPTIONS[..first.map_or(CAPTIONS.len(), |first| first + 1)];
+    read.iter().map(|field| (*field, 1.0)).collect()
 }
 
 /// The captions in a field of a sample.

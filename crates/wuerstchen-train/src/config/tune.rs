@@ -10,7 +10,7 @@ use wuerstchen::pipeline::MAX_SIDE;
 use super::read::{ReadConfigError, read_fields};
 use super::shards::ShardsConfig;
 use super::stages::{UpdateConfig, is_false, unshifted};
-use crate::limits::{is_folder_name, positive, share};
+use crate::limits::{folder_name, positive, share};
 use crate::optimizer::Method;
 use crate::shapes::Lesson;
 
@@ -213,10 +213,7 @@ impl TuneConfig {
     ///
     /// Names the first field that cannot be used and what it needs.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !is_folder_name(&self.name) {
-            let expected = "the name of a folder, without separators";
-            return Err(ConfigError::new(PART, "name", expected, format!("{:?}", self.name)));
-        }
+        folder_name(PART, &self.name)?;
         let TuneCorpusConfig { folder, shards, .. } = &self.corpus;
         if folder.is_some() == shards.is_some() {
             let found = if folder.is_some() { "both" } else { "neither" };

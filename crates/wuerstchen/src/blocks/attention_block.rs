@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
 use burn::tensor::activation::silu;
-use wuerstchen_kernels::attention::has_joined_kernel;
+use wuerstchen_kernels::attention::has_kernel;
 use wuerstchen_kernels::{attention, joined_attention, layer_norm};
 
 use super::linear::{Joined, affine, affine_add, linear_layer};
@@ -116,7 +116,7 @@ impl AttentionBlock {
     pub fn keep(&self, text: Tensor<3>) -> AttendedText {
         let Attention { to_q, to_k, to_v, heads, .. } = &self.attention;
         let [channels, _] = to_q.weight.lazy_shape().dims();
-        let joins = self.self_attention && has_joined_kernel(&text.device(), channels, *heads);
+        let joins = self.self_attention && has_kernel(&text.device(), channels, *heads);
         let projections = if joins { Joined::new(&[to_q, to_k, to_v]).map(Box::new) } else { None };
         AttendedText { projections, ..self.attend_once(text) }
     }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::error::{Result, unfit};
 use super::files;
-use super::pytorch::read_pytorch_tensors;
+use super::pytorch::{read_numbers, read_pytorch_tensors};
 use super::shards::is_pytorch;
 use super::text::read_text;
 use crate::card::TUNED_LORA;
 use crate::lora::LoraFile;
+use crate::stored::StoredDtype;
 
 /// The names that peft and diffusers give to LoRAs' files in folders of their own.
 pub const LORA_FILES: [&str; 4] =
@@ -27,7 +28,12 @@ const CONFIG: &str = "adapter_config.json";
 pub fn open_lora(path: &Path) -> Result<LoraFile> {
     let path = &if path.is_dir() { file_in(path)? } else { path.to_owned() };
     let file = if is_pytorch(path)? {
-        LoraFile::from(read_pytorch_tensors(path)?)
+        let mut tensors = read_pytorch_tensors(path)?;
+        // Some programs write it as a number in place of a tensor.
+        for (key, alpha) in read_numbers(path)?.iter().filter(|(key, _)| key.ends_with(".alpha")) {
+            tensors.insert(key, StoredDtype::F64, &[], Arc::new(alpha.to_le_bytes()), 0..8)?;
+        }
+        LoraFile::from(tensors)
     } else {
         LoraFile::parse(&path.display().to_string(), Arc::new(files::read(path)?))?
     };

@@ -53,10 +53,7 @@ pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> 
     Ok(weights)
 }
 
-/// What the names of numbers end in that are read like tensors.
-const ALPHA: &str = ".alpha";
-
-/// All tensors of a PyTorch file. A LoRA's alpha may be a number of Python's in place of a tensor.
+/// All tensors of a PyTorch file.
 ///
 /// # Errors
 ///
@@ -66,18 +63,19 @@ pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     for (key, tensor) in tensors(&[path.to_owned()])? {
         insert(&mut all, &key, tensor)?;
     }
-    let values = PytorchReader::read_pickle_data(path, None).map_err(cannot("read", path))?;
-    if let PickleValue::Dict(values) = values {
-        for (key, value) in values.iter().filter(|(key, _)| key.ends_with(ALPHA)) {
-            let number = match value {
-                PickleValue::Float(number) => *number,
-                PickleValue::Int(number) => *number as f64,
-                _ => continue,
-            };
-            all.insert(key, StoredDtype::F64, &[], Arc::new(number.to_le_bytes()), 0..8)?;
-        }
-    }
     Ok(all)
+}
+
+/// The numbers in the dictionary of a PyTorch file, which are no tensors but Python's own.
+pub(super) fn read_numbers(path: &Path) -> Result<Vec<(String, f64)>> {
+    let values = PytorchReader::read_pickle_data(path, None).map_err(cannot("read", path))?;
+    let PickleValue::Dict(values) = values else { return Ok(Vec::new()) };
+    let numbers = values.into_iter().filter_map(|(key, value)| match value {
+        PickleValue::Float(number) => Some((key, number)),
+        PickleValue::Int(number) => Some((key, number as f64)),
+        _ => None,
+    });
+    Ok(numbers.collect())
 }
 
 fn tensors(paths: &[PathBuf]) -> Result<Vec<(String, Tensor)>> {
