@@ -34,9 +34,7 @@ step picture-cpu 60 "$program" generate "a red circle on a white background" --s
 step kernels 120 "$program" bench --kernels --device gpu
 step stages 120 "$program" bench --device gpu
 step stages-emoji 120 "$program" bench --config configs/emoji.toml --device gpu
-if [ "$(id -u)" = 0 ] && command -v perf > /dev/null; then
-    step launches 60 bash tests/launches.sh "$program"
-fi
+step launches 60 "$program" bench --launches
 echo "results are in $results"
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}"

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Int, Tensor};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use futures_lite::future::block_on;
 use serde_json::{Value, json};
 use wuerstchen::speed::{Reach, Work, reach};
@@ -21,11 +21,16 @@ use wuerstchen_train::stages::{Stage, StageA, StageB, StageBTokens, StageC};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
 use wuerstchen_train::{Recipe, Trainer};
 
+#[cfg(feature = "gpu")]
+use crate::devices::Found;
 use crate::devices::{Choice, choose};
+#[cfg(feature = "gpu")]
+use crate::launches::{self, LaunchesArgs};
 use crate::measure::{self, StageArgs};
 
 /// Arguments of `wuerstchen bench`.
 #[derive(Args)]
+#[command(group(ArgGroup::new("of_a_model").args(OF_A_MODEL)))]
 pub(crate) struct BenchArgs {
     /// A training config whose models are timed with random weights [default: configs/shapes.toml]
     #[arg(short, long)]
@@ -33,16 +38,22 @@ pub(crate) struct BenchArgs {
     /// Runs of each measurement; the median is printed
     #[arg(long, default_value = "10")]
     runs: NonZeroUsize,
-    /// Where to run
-    #[arg(long, value_enum, default_value = "cpu")]
-    device: Choice,
+    /// Where to run [default: cpu; gpu with --kernels and --launches]
+    #[arg(long, value_enum)]
+    device: Option<Choice>,
     /// Times the shaders of a GPU beside what its arithmetic and memory reach, instead of a model
     #[cfg(feature = "gpu")]
     #[arg(long, conflicts_with_all = ["config", "stage"])]
     kernels: bool,
+    #[cfg(feature = "gpu")]
+    #[command(flatten)]
+    launches: LaunchesArgs,
     #[command(flatten)]
     stage: StageArgs,
 }
+
+/// The arguments that measure a given model.
+const OF_A_MODEL: &[&str] = if cfg!(feature = "gpu") { &["stage", "launches"] } else { &["stage"] };
 
 /// The config that is timed where none is named.
 const DEFAULT: &str = include_str!("../../configs/shapes.toml");
@@ -53,7 +64,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         None => TrainConfig::from_toml(DEFAULT)?,
     };
     config.validate().map_err(|error| crate::usage(&error.into()))?;
-    let found = choose(args.device)?;
+    #[cfg(feature = "gpu")]
+    let default = if args.kernels || args.launches.launches { Choice::Gpu } else { Choice::Cpu };
+    #[cfg(not(feature = "gpu"))]
+    let default = Choice::Cpu;
+    let found = choose(args.device.unwrap_or(default))?;
     #[cfg(feature = "gpu")]
     if args.kernels {
         return crate::kernels::run(&found);
@@ -61,19 +76,44 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if measure::run(&args.stage, &found, args.runs.get())? {
         return Ok(());
     }
+    #[cfg(feature = "gpu")]
+    if args.launches.launches {
+        return count_launches(args, config, found);
+    }
     let recipe = Recipe::new(config, shapes_tokenizer())?;
     let started = Instant::now();
     let clock = move || started.elapsed().as_secs_f64();
     let reach = block_on(reach(&found.device, &clock))?;
-    let bench = Bench { recipe, device: found.device.clone(), reach, runs: args.runs.get() };
+    let runs = args.runs.get();
+    let bench = Bench { recipe, device: found.device.clone(), runs };
     let report = json!({
         "device": found.name,
         "reach": reach,
         "threads": std::thread::available_parallelism().map_or(1, usize::from),
         "model": bench.recipe.config.name,
         "runs": bench.runs,
-        "generation": bench.generation(),
+        "generation": bench.generation(&reach),
         "training": bench.training()?,
+    });
+    crate::print(&serde_json::to_string_pretty(&report)?)
+}
+
+/// Counts what a picture and updates cost a GPU's queue. The counts of updates do not depend on the batch, which is of one
+/// sample therefore.
+#[cfg(feature = "gpu")]
+fn count_launches(args: &BenchArgs, mut config: TrainConfig, found: Found) -> Result<()> {
+    for updates in [&mut config.a.updates, &mut config.b.updates, &mut config.c.updates] {
+        (updates.batch_size, updates.shards, updates.shards_at_once) = (1, 1, None);
+    }
+    let name = config.name.clone();
+    let recipe = Recipe::new(config, shapes_tokenizer())?;
+    launches::begin(&found)?;
+    let generation = launches::generation(args.stage.model(), &args.launches, &found.device)?;
+    let bench = Bench { recipe, device: found.device, runs: 0 };
+    let report = json!({
+        "device": found.name,
+        "generation": generation,
+        "training": {"config": name, "updates": bench.training()?},
     });
     crate::print(&serde_json::to_string_pretty(&report)?)
 }
@@ -81,13 +121,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 struct Bench {
     recipe: Recipe,
     device: Device,
-    reach: Reach,
+    /// Of each measurement; 0 to count launches.
     runs: usize,
 }
 
 impl Bench {
     /// One forward pass of every stage for one picture, without guidance.
-    fn generation(&self) -> Value {
+    fn generation(&self, reach: &Reach) -> Value {
         let (model, device) = (&self.recipe.config.model, &self.device);
         let tokens = model.max_tokens;
         let embedding = self.recipe.config.embedding_side();
@@ -131,7 +171,7 @@ impl Bench {
                 json!({"stage": stage, "input": input, "multiply_adds": multiply_adds, "secs": secs,
                    "gmac_per_sec": multiply_adds as f64 / secs / 1e9,
                    "weight_gb_per_sec": work.weight_bytes as f64 / secs / 1e9,
-                   "share_of_reach": work.least_secs(&self.reach) / secs})
+                   "share_of_reach": work.least_secs(reach) / secs})
             };
         let text_macs = self.recipe.prior_text().multiply_adds();
         let prior_macs = model.prior.multiply_adds([embedding; 2], tokens);
@@ -158,33 +198,39 @@ impl Bench {
             StageBModel::Latents(_) => {
                 let stage = StageB::new(config, corpus.clone(), vqgan, device.clone());
                 let model = recipe.init_decoder(&device);
-                self.time_training("b", stage, model, &config.b.updates)
+                self.updates("b", stage, model, &config.b.updates)?
             }
             StageBModel::Tokens(_) => {
                 let stage = StageBTokens::new(config, corpus.clone(), vqgan, device.clone());
                 let model = recipe.init_token_decoder(&device);
-                self.time_training("b", stage, model, &config.b.updates)
+                self.updates("b", stage, model, &config.b.updates)?
             }
         };
         let compressor = config.model.compressor.init(&self.device);
         let c = StageC::new(config, corpus, (compressor, 1.0), device.clone());
         Ok(json!([
-            self.time_training("a", a, recipe.init_vqgan(&device), &config.a.updates),
+            self.updates("a", a, recipe.init_vqgan(&device), &config.a.updates)?,
             b,
-            self.time_training("c", c, recipe.init_prior(&device), &config.c.updates),
+            self.updates("c", c, recipe.init_prior(&device), &config.c.updates)?,
         ]))
     }
 
-    fn time_training<S: Stage>(
+    /// The time of an update, or its launches.
+    fn updates<S: Stage>(
         &self,
         name: &str,
         stage: S,
         model: S::Model,
         config: &UpdateConfig,
-    ) -> Value {
+    ) -> Result<Value> {
         let device = self.device.clone().autodiff();
         let mut trainer =
             Trainer::new(stage, model, config.clone(), self.recipe.config.seed, device);
+        #[cfg(feature = "gpu")]
+        if self.runs == 0 {
+            let counts = launches::update(trainer, &self.device)?;
+            return Ok(json!({"stage": name, "update": counts}));
+        }
         let _ = trainer.step();
         let mut times = Vec::new();
         for _ in 0..self.runs {
@@ -194,8 +240,8 @@ impl Bench {
         }
         let secs = median(times);
         let batch = config.batch_size;
-        json!({"stage": name, "batch_size": batch, "secs": secs,
-               "samples_per_sec": batch as f64 / secs})
+        Ok(json!({"stage": name, "batch_size": batch, "secs": secs,
+                  "samples_per_sec": batch as f64 / secs}))
     }
 
     /// Median seconds of a computation, its result read back; the first run is not counted.

@@ -19,6 +19,8 @@ mod inspect;
 mod json;
 #[cfg(feature = "gpu")]
 mod kernels;
+#[cfg(feature = "gpu")]
+mod launches;
 mod lora;
 mod measure;
 mod model;

@@ -25,8 +25,8 @@ pub(crate) struct StageArgs {
     /// Times one prediction of this stage of a model instead of all stages with random weights
     #[arg(long, value_enum, requires = "inputs")]
     stage: Option<Stage>,
-    /// The model of that stage, as `generate` takes it [default: the built-in model]
-    #[arg(short, long, value_name = "PATH", requires = "stage")]
+    /// The model that is measured, as `generate` takes it [default: the built-in model]
+    #[arg(short, long, value_name = "PATH", requires = "of_a_model")]
     model: Option<PathBuf>,
     /// A safetensors file with STAGE/x, STAGE/t, STAGE/text, decoder/embedding, vqgan/latents; of Stable
     /// Cascade STAGE/pooled too, and no decoder/text; of Würstchen v1 decoder/x are the numbers of tokens
@@ -42,6 +42,14 @@ enum Stage {
     Prior,
     Decoder,
     Vqgan,
+}
+
+impl StageArgs {
+    /// The model that was asked for.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn model(&self) -> Option<&PathBuf> {
+        self.model.as_ref()
+    }
 }
 
 /// Times one stage if that was asked for; tells whether it was.

@@ -69,13 +69,44 @@ fn every_golden_agrees_on_the_cpu() {
 /// On any adapter, a software one too; only an explicit `WUERSTCHEN_GPU_TESTS=no` skips it.
 #[test]
 fn every_golden_agrees_on_the_gpu() {
-    if std::env::var("WUERSTCHEN_GPU_TESTS").is_ok_and(|value| value == "no") {
+    if has_gpu() {
+        assert_all_agree("gpu");
+    }
+}
+
+/// Whether tests run on a GPU. If not, a line says which test is not run.
+fn has_gpu() -> bool {
+    let no = std::env::var("WUERSTCHEN_GPU_TESTS").is_ok_and(|value| value == "no");
+    if no {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
         // Not `eprintln!`, whose output the test harness keeps back when a test passes.
-        let line = "no GPU, as WUERSTCHEN_GPU_TESTS=no: every_golden_agrees_on_the_gpu is not run";
-        writeln!(std::io::stderr(), "{line}").unwrap();
+        let line = format!("no GPU, as WUERSTCHEN_GPU_TESTS=no: {test} is not run");
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+    !no
+}
+
+/// Launches are what a picture of a small model costs on a GPU.
+#[test]
+fn a_step_takes_few_launches() {
+    if !has_gpu() {
         return;
     }
-    assert_all_agree("gpu");
+    let [model, config] = ["models/shapes.safetensors", "configs/smoke.toml"]
+        .map(|name| repository().join(name).display().to_string());
+    let output = wuerstchen(&["bench", "--launches", "-m", &model, "--config", &config]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (step, dispatches) in [("prior_step", 80.0), ("decoder_step", 140.0)] {
+        let found = |what: &str| report["generation"][step][what].as_f64().unwrap();
+        assert!((1.0..=dispatches).contains(&found("dispatches")), "{report}");
+        assert!((1.0..=15.0).contains(&found("submits")), "{report}");
+        // Of the preview, which shows how far a picture is.
+        assert!((0.0..=1.0).contains(&found("reads")), "{report}");
+    }
+    let updates = report["training"]["updates"].as_array().unwrap();
+    assert_eq!(updates.iter().map(|update| &update["stage"]).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(updates.iter().all(|update| update["update"]["dispatches"].as_f64().unwrap() > 100.0));
 }
 
 /// A golden with one weight changed must be noticed, or the comparison shows nothing.

@@ -13,7 +13,7 @@ use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::stages::{Cache, StageC, image_embeddings};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
 use wuerstchen_train::tune::{Memory, Work};
-use wuerstchen_train::{Recipe, TrainConfig, Trainer};
+use wuerstchen_train::{Precision, Recipe, TrainConfig, Trainer};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -103,16 +103,30 @@ fn assert_near(measured: usize, counted: usize) {
     assert!(error < COUNT_BOUND, "measured {measured} bytes, counted {counted}");
 }
 
+/// What an update takes at its peak.
+fn update(recompute: bool, precision: Precision) -> usize {
+    let mut config = config();
+    config.c.recompute = recompute;
+    config.c.updates.precision = precision;
+    let mut trainer = trainer(config);
+    peak(|| trainer.step().unwrap()).1
+}
+
+/// The count leaves out the copies in 16 bits that products keep: they take the place of larger ones.
+#[test]
+fn products_in_16_bits_take_less_memory() {
+    let _turn = turn();
+    for recompute in [false, true] {
+        let [exact, halves] =
+            [Precision::F32, Precision::F16].map(|precision| update(recompute, precision));
+        assert!(halves < exact, "{halves} bytes in f16, {exact} in f32");
+    }
+}
+
 #[test]
 fn recomputation_takes_the_memory_of_a_group() {
     let _turn = turn();
-    let measured = |recompute: bool| {
-        let mut config = config();
-        config.c.recompute = recompute;
-        let mut trainer = trainer(config);
-        peak(|| trainer.step().unwrap()).1
-    };
-    let [kept, recomputed] = [false, true].map(measured);
+    let [kept, recomputed] = [false, true].map(|recompute| update(recompute, Precision::F32));
     assert!(recomputed * 3 < kept, "{recomputed} bytes with recomputation, {kept} without");
     let config = config();
     let counted = |recompute: bool| {

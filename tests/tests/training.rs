@@ -6,12 +6,14 @@ use burn::prelude::*;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::weights::{KeyTable, tensors};
 use wuerstchen::{Checkpoint, Image, PartConfig, relative_error};
+use wuerstchen_tests::gpu;
 use wuerstchen_train::corpus::{Corpus, CorpusError, Samples, Shapes};
 use wuerstchen_train::optimizer::Method;
 use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::stages::{Cache, Stage, StageA, StageB, StageC, image_embeddings};
+use wuerstchen_train::store::Memory;
 use wuerstchen_train::tokenizer::shapes_tokenizer;
-use wuerstchen_train::{Recipe, TrainConfig, Trainer};
+use wuerstchen_train::{Precision, Recipe, Run, Source, StageName, Start, TrainConfig, Trainer};
 
 fn recipe() -> Recipe {
     let config = TrainConfig::from_toml(include_str!("../../configs/smoke.toml")).unwrap();
@@ -68,14 +70,18 @@ fn trainer_b(recipe: &Recipe) -> Trainer<StageB> {
     Trainer::new(stage, model, config.b.updates.clone(), config.seed, device)
 }
 
-/// With a cache of 40 scenes.
 fn trainer_c(recipe: &Recipe) -> Trainer<StageC> {
-    let (config, device) = (&recipe.config, Device::flex().autodiff());
+    trainer_c_on(recipe, &Device::flex())
+}
+
+/// With a cache of 40 scenes.
+fn trainer_c_on(recipe: &Recipe, plain: &Device) -> Trainer<StageC> {
+    let (config, device) = (&recipe.config, plain.clone().autodiff());
     device.seed(config.seed);
-    let compressor = load_copy(config.model.compressor.init(&Device::flex()));
+    let compressor = load_copy(config.model.compressor.init(plain));
     let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
     let corpus = corpus(recipe);
-    let embeddings = Cache::fill(&corpus, 40, &Device::flex(), encode, |_| {}).unwrap();
+    let embeddings = Cache::fill(&corpus, 40, plain, encode, |_| {}).unwrap();
     let mut stage = StageC::new(config, corpus, (compressor, 4.6), device.clone());
     stage.embeddings = embeddings;
     let model = recipe.init_prior(&device);
@@ -248,6 +254,112 @@ fn shards_in_turns_have_the_same_bits() {
             assert!(saved(Some(at_once), recompute) == all, "{at_once} at once");
         }
     }
+}
+
+fn losses<S: Stage>(mut trainer: Trainer<S>, updates: usize) -> Vec<f64> {
+    let loss = |_| {
+        let metrics = trainer.step().unwrap();
+        assert!(metrics.applied, "{metrics:?}");
+        metrics.loss
+    };
+    (0..updates).map(loss).collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Numbers of 11 and of 8 bits; how far losses may be from those in f32. What rounding changes adds up over the updates.
+const HALVES: [(Precision, f64); 2] = [(Precision::F16, 0.004), (Precision::BF16, 0.02)];
+
+/// The mean distance of losses from others, relative to those. All but those of the first updates, whose outputs are
+/// zero, must differ: else nothing was rounded.
+fn distance(found: &[f64], exact: &[f64]) -> f64 {
+    let errors = found.iter().zip(exact).map(|(found, exact)| (found / exact - 1.0).abs());
+    let errors: Vec<_> = errors.collect();
+    assert!(errors[2..].iter().all(|&error| error > 0.0), "{errors:?}");
+    mean(&errors)
+}
+
+/// The losses of 200 updates are near to those in f32.
+fn assert_follows<S: Stage>(trainer: impl Fn(Precision) -> Trainer<S>) {
+    let exact = losses(trainer(Precision::F32), 200);
+    assert!(mean(&exact[150..]) < 0.9 * mean(&exact[..20]), "nothing was learnt");
+    for (precision, bound) in HALVES {
+        let distance = distance(&losses(trainer(precision), 200), &exact);
+        eprintln!("{precision:?}: {distance}");
+        assert!(distance < bound, "{precision:?}: {distance}");
+    }
+}
+
+#[test]
+fn stage_b_in_16_bits_follows_f32() {
+    let _turn = turn();
+    assert_follows(|precision| {
+        let mut recipe = recipe();
+        recipe.config.b.updates.precision = precision;
+        trainer_b(&recipe)
+    });
+}
+
+/// With recomputation, which multiplies in the backward pass too.
+#[test]
+fn stage_c_in_16_bits_follows_f32() {
+    let _turn = turn();
+    assert_follows(|precision| {
+        let mut recipe = recipe();
+        recipe.config.c.text_loss = 1.0;
+        recipe.config.c.recompute = true;
+        recipe.config.c.updates.precision = precision;
+        trainer_c(&recipe)
+    });
+}
+
+/// WGSL has halves of 11 bits, where the device has them, and no others.
+#[test]
+fn a_gpu_multiplies_in_f16_and_refuses_bf16() {
+    let Some(gpu) = gpu() else { return };
+    let _turn = turn();
+    let trainer = |precision| {
+        let mut recipe = recipe();
+        (recipe.config.model.prior.depth, recipe.config.c.updates.batch_size) = (1, 4);
+        recipe.config.c.updates.precision = precision;
+        trainer_c_on(&recipe, &gpu)
+    };
+    let [exact, found] = [Precision::F32, Precision::F16].map(|p| losses(trainer(p), 8));
+    let distance = distance(&found, &exact);
+    assert!(distance < HALVES[0].1, "{distance}");
+    let mut recipe = recipe();
+    recipe.config.c.updates.precision = Precision::BF16;
+    let run = Run::new(recipe, Source::Shapes, Arc::new(Memory::default()), gpu);
+    let error = run.check_start(StageName::C, &Start::Anew).unwrap_err().to_string();
+    assert!(error.contains("precision must be f32 or f16, with which the device"), "{error}");
+}
+
+/// A loss so large that its gradients overflow at first: updates change nothing until the scale has fallen. A state
+/// knows the scale.
+#[test]
+fn the_scale_of_the_loss_falls_until_gradients_are_finite() {
+    let _turn = turn();
+    let mut recipe = recipe();
+    recipe.config.c.text_loss = 1e5;
+    recipe.config.c.updates.precision = Precision::F16;
+    let update = |trainer: &mut Trainer<StageC>| {
+        let metrics = trainer.step().unwrap();
+        (metrics.applied, metrics.measures["loss_scale"])
+    };
+    let mut trainer = trainer_c(&recipe);
+    assert_eq!(update(&mut trainer), (false, 65536.0));
+    assert_eq!(update(&mut trainer), (false, 32768.0));
+    let mut restored = trainer_c(&recipe).restore("state", trainer.save()).unwrap();
+    let scale = (0..20).map(|_| update(&mut restored)).find(|(applied, _)| *applied).unwrap().1;
+    assert!((1.0..32768.0).contains(&scale), "{scale}");
+    // The same from here on, in f32 as well.
+    let straight = steps(trainer_c(&recipe).restore("state", restored.save()).unwrap(), 2).save();
+    assert!(straight == steps(restored, 2).save());
+    recipe.config.c.updates.precision = Precision::F32;
+    let exact = steps(trainer_c(&recipe).restore("state", straight).unwrap(), 1).save();
+    assert!(!String::from_utf8_lossy(&exact[..4096]).contains("loss_scale"));
 }
 
 /// Draws the lazily initialised weights, so that every clone has the same.

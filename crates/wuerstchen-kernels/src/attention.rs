@@ -85,7 +85,7 @@ fn joined(mut tensors: Vec<Tensor<3>>) -> Tensor<3> {
 /// The same operation composed from burn tensors: the definition of the kernels.
 pub mod reference {
     use super::*;
-    use crate::softmax;
+    use crate::{product, softmax};
 
     /// Most attention weights at a time: 16 MiB in f32, which caches hold better than more, and far less
     /// than the 128 MiB that every WebGPU device binds.
@@ -122,7 +122,7 @@ pub mod reference {
     fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
         let ([batch, heads, queries, _], [.., keys]) = (q.dims(), k.dims());
         let rows = (MAX_WEIGHTS / (batch * heads * keys)).max(1);
-        let some = |q: Tensor<4>| softmax(q.matmul(k.clone())).matmul(v.clone());
+        let some = |q: Tensor<4>| product(softmax(product(q, k.clone())), v.clone());
         if rows >= queries {
             return some(q);
         }

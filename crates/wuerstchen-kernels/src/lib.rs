@@ -9,6 +9,7 @@
 #![recursion_limit = "256"]
 
 pub mod attention;
+mod autocast;
 #[cfg(feature = "cpu")]
 mod cpu;
 pub mod depthwise_conv;
@@ -25,6 +26,7 @@ pub mod softmax;
 mod wgsl;
 
 pub use attention::{attention, joined_attention};
+pub use autocast::{autocast, product};
 pub use depthwise_conv::{DepthwiseOptions, Padding, depthwise_conv};
 pub use gelu::gelu;
 pub use global_response_norm::global_response_norm;

@@ -2,6 +2,7 @@
 
 use burn::prelude::*;
 
+use crate::autocast::product;
 use crate::gelu::gelu;
 
 /// What happens to the sums of a product: `f(x·W + bias + addend)`.
@@ -65,7 +66,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogu
         return crate::cpu::linear(rows, weight, order, flat(epilogue)).reshape(shape);
     }
     let weight = if columns < length { weight.narrow(0, 0, columns) } else { weight };
-    epilogue.apply(rows.matmul(weight).reshape(shape))
+    epilogue.apply(product(rows, weight).reshape(shape))
 }
 
 /// Whether products with this weight are a kernel's of this crate, which adds and takes the GELU at no cost and

@@ -265,7 +265,10 @@ pub fn packed_linear<const D: usize>(
     }
     // One layer at a time is in f32, for as long as its product takes, in the backward pass too.
     #[cfg(feature = "cpu")]
-    if rows.device().is_autodiff() && crate::cpu::runs_on(&rows.device(), DType::F32) {
+    if rows.device().is_autodiff()
+        && crate::cpu::runs_on(&rows.device(), DType::F32)
+        && crate::autocast::is_exact()
+    {
         let y = crate::cpu::frozen_product(rows, weight.planes(), weight.packing, columns);
         return epilogue.apply(y.reshape(shape));
     }
@@ -274,7 +277,7 @@ pub fn packed_linear<const D: usize>(
         let (order, epilogue) = (crate::cpu::Order::OutputsFirst, crate::linear::flat(epilogue));
         return crate::cpu::linear(rows, weight.unpack(), order, epilogue).reshape(shape);
     }
-    let y = rows.matmul(weight.unpack().narrow(1, 0, width).transpose());
+    let y = crate::product(rows, weight.unpack().narrow(1, 0, width).transpose());
     epilogue.apply(y.reshape(shape))
 }
 

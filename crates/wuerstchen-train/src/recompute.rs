@@ -180,7 +180,7 @@ mod tests {
         let Prediction { predicted, earlier, .. } =
             Prediction::new(&tuned.prior(model), frozen, inputs);
         let loss = Loss { earlier, ..(predicted - x).square().mean().into() };
-        Share::new(model, &Values::new(), loss, 1).gradients
+        Share::new(model, &Values::new(), loss, (1, 1.0)).gradients
     }
 
     /// Weights none of which is zero.

@@ -217,14 +217,18 @@ impl Run {
         self.write_model().map(Some)
     }
 
-    /// Fails if a stage that starts anew would overwrite a state, or if processes that train together cannot have equal
-    /// parts of its shares.
+    /// Fails if a stage that starts anew would overwrite a state, if processes that train together cannot have equal
+    /// parts of its shares, or if the device cannot multiply in its precision.
     ///
     /// # Errors
     ///
-    /// There is a state, or the number of shares is no multiple of that of the processes.
+    /// There is a state, the number of shares is no multiple of that of the processes, or the device lacks the type.
     pub fn check_start(&self, stage: StageName, start: &Start) -> Result<(), RunError> {
-        self.session.check_start(stage, self.folder(stage), (start, self.updates_of(stage)))
+        self.session.check_start(
+            stage,
+            self.folder(stage),
+            (start, self.updates_of(stage), &self.device),
+        )
     }
 
     /// Trains one stage; breaks if the listener did before its last update.

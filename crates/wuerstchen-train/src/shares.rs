@@ -23,13 +23,24 @@ pub(crate) struct Share {
 
 impl Share {
     /// The share of a batch's `loss` by `model`, which has begun with the running averages of `before`, those
-    /// that are to be moved afterwards; it is one of `count`.
-    pub(crate) fn new<M: Module>(model: &M, before: &Values, loss: Loss, count: usize) -> Self {
+    /// that are to be moved afterwards; it is one of `count`. The gradients are taken of `scale` times the loss, and
+    /// divided by it.
+    pub(crate) fn new<M: Module>(
+        model: &M,
+        before: &Values,
+        loss: Loss,
+        (count, scale): (usize, f64),
+    ) -> Self {
         let share = 1.0 / count as f64;
-        let graph = (loss.total * share).backward();
+        let graph = (loss.total * (share * scale)).backward();
         let mut gradients = collect_gradients(model, &graph);
         if let Some(earlier) = loss.earlier {
             earlier(graph, &mut |part| add(&mut gradients, collect_gradients(model, part)));
+        }
+        if scale != 1.0 {
+            for gradient in gradients.values_mut() {
+                *gradient = gradient.clone() / scale;
+            }
         }
         let mut moves = running_averages(model);
         moves.retain(|id, _| before.contains_key(id));

@@ -11,6 +11,8 @@ use std::ops::Range;
 
 use burn::module::{Module, ParamId};
 use burn::prelude::*;
+use burn::tensor::DType;
+use wuerstchen::kernels::autocast;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::TokenIds;
 use wuerstchen::{Compressor, Statistics, Vqgan, VqganConfig, compressor};
@@ -102,14 +104,17 @@ pub struct Adversary {
     pub parameters: HashSet<ParamId>,
 }
 
-/// Stage B's target: Stage A's latents in the scale that Stage B works in.
+/// Stage B's target: Stage A's latents in the scale that Stage B works in. In f32, whatever the stage's precision is, as
+/// those that are cached.
 pub fn stage_a_latents(vqgan: &Vqgan, config: &VqganConfig, pictures: Tensor<4>) -> Tensor<4> {
-    vqgan.encode(pictures, Statistics::Running) / config.scale_factor
+    autocast(DType::F32, || vqgan.encode(pictures, Statistics::Running) / config.scale_factor)
 }
 
-/// Stage C's target: the image embeddings of pictures in `[0, 1]`, scaled to `side` pixels.
+/// Stage C's target: the image embeddings of pictures in `[0, 1]`, scaled to `side` pixels. In f32, as
+/// [`stage_a_latents`].
 pub fn image_embeddings(compressor: &Compressor, pictures: Tensor<4>, side: usize) -> Tensor<4> {
-    compressor.forward(compressor::prepare(pictures, [side; 2]), Statistics::Running)
+    let pictures = compressor::prepare(pictures, [side; 2]);
+    autocast(DType::F32, || compressor.forward(pictures, Statistics::Running))
 }
 
 fn captions(

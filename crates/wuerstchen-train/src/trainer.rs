@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
+use wuerstchen::kernels::autocast;
 use wuerstchen::noise::Philox;
 use wuerstchen::weights::{KeyTable, load, tensors};
 use wuerstchen::{Checkpoint, LoadError, WeightDtype};
@@ -18,6 +19,7 @@ use crate::corpus::CorpusError;
 use crate::moments;
 use crate::optimizer::{Method, Optimizer, Values, values, with_values};
 use crate::peers::{Alone, Peers};
+use crate::precision::LossScale;
 use crate::shares::{Share, models, running_averages};
 use crate::stages::{Adversary, Stage};
 
@@ -36,6 +38,8 @@ pub struct Trainer<S: Stage> {
     optimizer: Optimizer,
     /// What is trained against the rest of the model, and its optimizer.
     adversary: Option<(Adversary, Optimizer)>,
+    /// Of a stage whose products are in f16.
+    loss_scale: Option<LossScale>,
     config: UpdateConfig,
     seed: u64,
     step: u64,
@@ -75,6 +79,8 @@ struct Header {
     /// Whether the moments are Adafactor's.
     #[serde(default, skip_serializing_if = "is_false")]
     adafactor: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<LossScale>,
 }
 
 const FORMAT: u32 = 1;
@@ -144,6 +150,7 @@ impl<S: Stage> Trainer<S> {
             model,
             optimizer,
             adversary,
+            loss_scale: LossScale::new(config.precision),
             config,
             seed,
             step: 0,
@@ -197,6 +204,10 @@ impl<S: Stage> Trainer<S> {
         let (mut model, report) = self.optimizer.step(model, gradients, step, learning_rate);
         let mut measures: BTreeMap<_, _> =
             self.stage.measures(&total.told, step).into_iter().collect();
+        if let Some(scale) = &mut self.loss_scale {
+            measures.insert("loss_scale", scale.scale());
+            *scale = scale.follow(report.grad_norm.is_finite());
+        }
         if report.applied {
             if let (Some(gradients), Some((adversary, optimizer))) = (opposing, &mut self.adversary)
                 && step >= adversary.start
@@ -276,16 +287,18 @@ impl<S: Stage> Trainer<S> {
     fn shares(&self, batch: &S::Batch) -> Share {
         let (count, size, own) = (self.config.shards, self.share_size(), self.own_shares());
         let (stage, model, peers) = (&*self.stage, self.model(), &*self.peers);
+        let products = self.config.precision.dtype();
+        let parts = (count, self.loss_scale.map_or(1.0, LossScale::scale));
+        let share = |model: &S::Model, before: &Values, range: Range<usize>| {
+            autocast(products, || Share::new(model, before, stage.loss(model, batch, range), parts))
+        };
         if count == 1 {
             // The model itself: its running averages move as it runs.
-            let loss = stage.loss(model, batch, 0..size);
-            return Share::new(model, &Values::new(), loss, 1);
+            return share(model, &Values::new(), 0..size);
         }
         let before = running_averages(model);
-        let share = |(i, model): (usize, S::Model)| {
-            let loss = stage.loss(&model, batch, i * size..(i + 1) * size);
-            Share::new(&model, &before, loss, count)
-        };
+        let share =
+            |(i, model): (usize, S::Model)| share(&model, &before, i * size..(i + 1) * size);
         let at_once = self.config.at_once(own.len());
         let mut shares = Vec::new();
         for first in own.clone().step_by(at_once) {
@@ -371,6 +384,7 @@ impl<S: Stage> Trainer<S> {
             step: self.step,
             seed: self.seed,
             adafactor: self.is_adafactor(),
+            loss_scale: self.loss_scale,
         };
         let header = serde_json::to_string(&header).expect("plain values are JSON");
         let metadata = HashMap::from([(HEADER_KEY.to_owned(), header)]);
@@ -424,6 +438,8 @@ impl<S: Stage> Trainer<S> {
         }
         self.model = Some(load(template, &part("weights"), KeyTable::STATES)?);
         self.step = header.step;
+        // A run that had another precision goes on with a new scale, or without one.
+        self.loss_scale = self.loss_scale.map(|new| header.loss_scale.unwrap_or(new));
         (self.batches, self.ready) = (None, None);
         Ok(self)
     }

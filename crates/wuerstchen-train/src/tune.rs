@@ -205,15 +205,16 @@ impl Tune {
         self
     }
 
-    /// Fails if a start would overwrite a state, or if processes that train together cannot have equal parts of the
-    /// shares.
+    /// Fails if a start would overwrite a state, if processes that train together cannot have equal parts of the
+    /// shares, or if the device cannot multiply in the config's precision.
     ///
     /// # Errors
     ///
-    /// There is a state, or the number of shares is no multiple of that of the processes.
+    /// There is a state, the number of shares is no multiple of that of the processes, or the device lacks the type.
     pub fn check_start(&self, start: &Start) -> Result<(), RunError> {
         let updates = &self.config.c.updates;
-        self.session.check_start(StageName::C, self.folder(), (start, updates))
+        let device = &self.device;
+        self.session.check_start(StageName::C, self.folder(), (start, updates, device))
     }
 
     /// The bytes that training takes.

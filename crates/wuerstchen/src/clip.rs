@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
-use wuerstchen_kernels::softmax;
+use wuerstchen_kernels::{product, softmax};
 
 use crate::blocks::{affine, affine_gelu, linear_layer};
 use crate::config::{ConfigError, heads_divide, layers, size};
@@ -125,12 +125,12 @@ impl SelfAttention {
         let q = split(affine(&self.q_proj, x.clone()) * (size as f64).powf(-0.5));
         let k = split(affine(&self.k_proj, x.clone()));
         let v = split(affine(&self.v_proj, x));
-        let scores = q.matmul(k.swap_dims(2, 3));
+        let scores = product(q, k.swap_dims(2, 3));
         let weights = softmax(match mask {
             Some(mask) => scores + mask,
             None => scores,
         });
-        let attended = weights.matmul(v).swap_dims(1, 2).reshape([batch, tokens, channels]);
+        let attended = product(weights, v).swap_dims(1, 2).reshape([batch, tokens, channels]);
         affine(&self.out_proj, attended)
     }
 }

@@ -8,6 +8,7 @@ use wuerstchen::{ConfigError, Schedule};
 
 use crate::limits::{at_least_one, not_negative, positive, share};
 use crate::optimizer::OptimizerConfig;
+use crate::precision::Precision;
 use crate::shapes::Lesson;
 
 /// The updates of a stage: what all three stages have.
@@ -30,6 +31,9 @@ pub struct UpdateConfig {
     /// Results do not depend on it.
     #[serde(default = "one")]
     pub data_threads: usize,
+    /// What matrix products multiply. 16 bits take less time on GPUs that have matrix units for them.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
     /// Steps between sample grids, at least 1.
     pub sample_every: u64,
     /// The optimiser.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use burn::module::Module;
+use burn::tensor::Device;
 use wuerstchen::{ConfigError, Image};
 
 use super::{Event, RunError, Start};
@@ -153,15 +154,16 @@ impl Session {
         &self,
         stage: StageName,
         folder: &str,
-        (start, updates): (&Start, &UpdateConfig),
+        (start, updates, device): (&Start, &UpdateConfig, &Device),
     ) -> Result<(), RunError> {
+        let part = match stage {
+            StageName::A => "stage a",
+            StageName::B => "stage b",
+            StageName::C => "stage c",
+        };
+        updates.precision.check(part, device)?;
         let size = self.peers.size();
         if !updates.shards.is_multiple_of(size) {
-            let part = match stage {
-                StageName::A => "stage a",
-                StageName::B => "stage b",
-                StageName::C => "stage c",
-            };
             let expected = format!("a multiple of the {size} processes, such as {size}");
             return Err(ConfigError::new(part, "shards", expected, updates.shards).into());
         }

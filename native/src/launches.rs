@@ -1,0 +1,203 @@
+//! `wuerstchen bench --launches`: what a step of each stage, and an update of its training, costs a GPU's queue.
+
+use std::fmt::Write;
+use std::ops::{ControlFlow, Sub};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
+use clap::Args;
+use futures_lite::future::block_on;
+use log::{LevelFilter, Log, Metadata, Record};
+use serde::Serialize;
+use serde_json::{Value, json};
+use wuerstchen::kernels::{Tiling, choose_tiling, runs_shaders};
+use wuerstchen::{GenerateOptions, ModelFiles, Part, Pipeline, Progress, Residency};
+use wuerstchen_train::Trainer;
+use wuerstchen_train::stages::Stage;
+
+use crate::devices::Found;
+use crate::files;
+
+/// The arguments that count launches.
+#[derive(Args)]
+pub(crate) struct LaunchesArgs {
+    /// Counts dispatches, queue submits, buffer writes and reads for each step and each update, instead of timing
+    #[arg(long, conflicts_with_all = ["stage", "kernels"])]
+    pub(crate) launches: bool,
+    /// Width of the picture in pixels [default: the model's]
+    #[arg(short = 'W', long, requires = "launches")]
+    width: Option<usize>,
+    /// Height of the picture in pixels [default: the model's]
+    #[arg(short = 'H', long, requires = "launches")]
+    height: Option<usize>,
+}
+
+/// The calls that wgpu tells of in its log, by how a line begins.
+const CALLS: [&str; 4] =
+    ["ComputePass::dispatch", "Queue::submit", "Queue::write_buffer", "Buffer::map_async"];
+
+/// A line that begins like a call, but tells of its end.
+const RETURNS: &str = "Queue::submit returned";
+
+static COUNTS: [AtomicUsize; CALLS.len()] = [const { AtomicUsize::new(0) }; CALLS.len()];
+
+/// Counts the lines of wgpu's log.
+struct Counter;
+
+impl Log for Counter {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("wgpu_core")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let mut line = String::new();
+        if write!(line, "{}", record.args()).is_err() || line.starts_with(RETURNS) {
+            return;
+        }
+        let call = CALLS.iter().position(|call| line.starts_with(call));
+        if let Some(call) = call {
+            COUNTS[call].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// What something has cost the queue.
+#[derive(Clone, Copy, Serialize)]
+struct Counts {
+    dispatches: f64,
+    submits: f64,
+    buffer_writes: f64,
+    /// Each waits for what has been submitted before.
+    reads: f64,
+}
+
+impl Counts {
+    /// Since the program began.
+    fn now() -> Self {
+        let [dispatches, submits, buffer_writes, reads] =
+            COUNTS.each_ref().map(|count| count.load(Ordering::Relaxed) as f64);
+        Self { dispatches, submits, buffer_writes, reads }
+    }
+
+    fn over(self, parts: f64) -> Self {
+        let Self { dispatches, submits, buffer_writes, reads } = self;
+        Self {
+            dispatches: dispatches / parts,
+            submits: submits / parts,
+            buffer_writes: buffer_writes / parts,
+            reads: reads / parts,
+        }
+    }
+}
+
+impl Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            dispatches: self.dispatches - other.dispatches,
+            submits: self.submits - other.submits,
+            buffer_writes: self.buffer_writes - other.buffer_writes,
+            reads: self.reads - other.reads,
+        }
+    }
+}
+
+/// What `work` costs. The device does it before this returns.
+fn count(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<Counts> {
+    let sync = || device.sync().map_err(|error| anyhow::anyhow!("the device failed: {error:?}"));
+    sync()?;
+    let before = Counts::now();
+    work()?;
+    let counts = Counts::now() - before;
+    sync()?;
+    Ok(counts)
+}
+
+/// Counts for a device, from here on.
+pub(crate) fn begin(found: &Found) -> Result<()> {
+    if !runs_shaders(&found.device) {
+        bail!("--launches counts a GPU's launches: expected --device gpu, found {}", found.name);
+    }
+    log::set_logger(&Counter)
+        .map_err(|error| anyhow::anyhow!("cannot read wgpu's log: {error}"))?;
+    log::set_max_level(LevelFilter::Trace);
+    // As a hardware GPU does it: a software one is faster without tiles.
+    choose_tiling(&found.device, Some(Tiling::Small));
+    Ok(())
+}
+
+/// Of a picture by a model: a step of each stage, and everything else.
+///
+/// # Errors
+///
+/// The model cannot be read, or cannot make a picture of this size.
+pub(crate) fn generation(
+    model: Option<&PathBuf>,
+    args: &LaunchesArgs,
+    device: &Device,
+) -> Result<Value> {
+    let files = files::read_model(model.map(PathBuf::as_path))?;
+    let pipeline =
+        Pipeline::load(&files, device, Residency::All).context("cannot load the model")?;
+    let picture = |prior: usize, decoder: usize| {
+        let options = GenerateOptions {
+            width: args.width,
+            height: args.height,
+            prior_steps: Some(prior),
+            decoder_steps: Some(decoder),
+            ..GenerateOptions::default()
+        };
+        count(device, || {
+            let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+            block_on(pipeline.generate("", &options, go))?;
+            Ok(())
+        })
+    };
+    // The first one compiles pipelines, and fills what is kept.
+    picture(1, 1)?;
+    let least = picture(1, 1)?;
+    let prior = (picture(3, 1)? - least).over(2.0);
+    let decoder = (picture(1, 3)? - least).over(2.0);
+    let family = files.family();
+    let line = |step: Counts, part: Part| step_of(&files, step, part);
+    Ok(json!({
+        "model": pipeline.card.name,
+        "prior_step": line(prior, family.prior())?,
+        "decoder_step": line(decoder, family.decoder())?,
+        "rest_of_a_picture": least - prior - decoder,
+    }))
+}
+
+/// A step with the bytes of the weights that it reads, at least once.
+fn step_of(files: &ModelFiles, step: Counts, part: Part) -> Result<Value> {
+    let mut line = serde_json::to_value(step)?;
+    line["weight_bytes"] = files.weights(part)?.device_bytes().into();
+    Ok(line)
+}
+
+/// Of an update of a stage's training, behind two others.
+///
+/// # Errors
+///
+/// A sample cannot be read.
+pub(crate) fn update<S: Stage>(mut trainer: Trainer<S>, device: &Device) -> Result<Value> {
+    const UPDATES: usize = 2;
+    let mut updates = || {
+        count(device, || {
+            for _ in 0..UPDATES {
+                trainer.step()?;
+            }
+            Ok(())
+        })
+    };
+    updates()?;
+    Ok(serde_json::to_value(updates()?.over(UPDATES as f64))?)
+}
