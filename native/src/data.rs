@@ -1,4 +1,4 @@
-//! `wuerstchen data`: what is in pictures to train on, and shards out of them.
+//! `wuerstchen data`: what is in pictures to train on, shards out of them, and what training makes of them first.
 
 use std::collections::BTreeMap;
 use std::fs::{File, create_dir_all};
@@ -22,6 +22,7 @@ use crate::folder::Folder;
 use crate::output::check_output;
 use crate::shards::Shards;
 use crate::terminal::visible_lines;
+use crate::train::{CacheArgs, fill_cache};
 use crate::usage;
 
 /// Arguments of `wuerstchen data`.
@@ -37,6 +38,8 @@ enum Task {
     Stats(StatsArgs),
     /// Put the pictures of a folder into tar files
     Pack(PackArgs),
+    /// Compute what a run computes before its first update, and keep it for `train --cache`
+    Cache(CacheArgs),
 }
 
 #[derive(Args)]
@@ -91,6 +94,7 @@ pub(crate) fn run(args: &DataArgs) -> Result<()> {
     match &args.task {
         Task::Stats(args) => stats(args),
         Task::Pack(args) => pack(args),
+        Task::Cache(args) => fill_cache(args),
     }
 }
 

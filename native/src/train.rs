@@ -61,10 +61,13 @@ pub struct TrainArgs {
     /// The model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
     #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
     model: Option<PathBuf>,
-    /// Where fine-tuning keeps image embeddings and texts, for all runs
-    /// [default: wuerstchen/tune in the user's cache]
+    /// Where latents, image embeddings and texts are kept for other runs
+    /// [default: of fine-tuning wuerstchen/tune in the user's cache, else nowhere]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Fills the cache and stops.
+    #[arg(skip)]
+    only_cache: bool,
     /// Stop at a picture in a shard that cannot be read, in place of leaving it out; those of a folder always
     /// have to be whole
     #[arg(long)]
@@ -159,6 +162,63 @@ impl Ranks {
             progress.show(event)
         })
     }
+}
+
+/// Arguments of `wuerstchen data cache`.
+#[derive(Args)]
+pub(crate) struct CacheArgs {
+    /// Whose: Stage B's, Stage C's, or that of fine-tuning (lora, and c with --model)
+    stage: Stages,
+    /// The run's TOML file
+    #[arg(short, long)]
+    config: PathBuf,
+    /// Folder of the run, which has the weights of the stages before [default: runs/NAME]
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Change a value of the config, such as `c.cached_scenes=1000`
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Take the weights of this model, where the run has none of its own
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
+    /// The model whose Stage C is fine-tuned [default for lora: the built-in model]
+    #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
+    model: Option<PathBuf>,
+    /// The cache, which `train --cache` takes [default: of fine-tuning wuerstchen/tune in the user's cache]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Choice,
+}
+
+/// Computes what a run would compute before its first update, and keeps it.
+pub(crate) fn fill_cache(args: &CacheArgs) -> Result<()> {
+    let CacheArgs { stage, config, output, set, init, model, cache, device } = args;
+    let is_tuned = *stage == Stages::Lora || model.is_some();
+    if matches!(stage, Stages::A | Stages::All) {
+        let found = if *stage == Stages::A { "a" } else { "all" };
+        return Err(usage(&anyhow!("expected one of the stages b, c and lora, found {found}")));
+    }
+    if !is_tuned && cache.is_none() {
+        return Err(usage(&anyhow!("name a folder with --cache, which train --cache takes")));
+    }
+    let args = TrainArgs {
+        stage: *stage,
+        config: config.clone(),
+        output: output.clone(),
+        set: set.clone(),
+        resume: Some("auto".into()),
+        init: init.clone(),
+        model: model.clone(),
+        cache: cache.clone(),
+        only_cache: true,
+        strict: false,
+        max_seconds: None,
+        dry_run: false,
+        device: *device,
+    };
+    run(&args, &Ranks::alone())
 }
 
 impl TrainArgs {
@@ -260,9 +320,18 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         run.check_start(*stage, start).map_err(with_remedy)?;
     }
     corpus.tell_if_changed(&*store, args.resume.is_some())?;
+    if let Some(cache) = &args.cache {
+        run = run.with_cache(Arc::new(store::Folder::new(cache)));
+    }
     run.listen(ranks.listen(args)?);
     if let Some(model) = init {
         run.start_from(model)?;
+    }
+    if args.only_cache {
+        for &stage in args.stage.names() {
+            run.fill_cache(stage).map_err(with_remedy)?;
+        }
+        return Ok(());
     }
     for (stage, start) in stages {
         let done = run.train(stage, start);

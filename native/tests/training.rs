@@ -13,8 +13,58 @@ use serde_json::Value;
 use program::{scratch, text, wuerstchen};
 
 fn smoke() -> String {
-    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
-    native.with_file_name("configs/smoke.toml").display().to_string()
+    of_repository("configs/smoke.toml")
+}
+
+/// A path of the repository.
+fn of_repository(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(name).display().to_string()
+}
+
+/// What `data cache` has kept is what `train` reads: it adds nothing.
+#[test]
+fn a_cache_is_filled_before_training() {
+    let folder = scratch("data-cache");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (run, cache) = (path("run"), path("cache"));
+    let (config, model) =
+        (of_repository("configs/shapes.toml"), of_repository("models/shapes.safetensors"));
+    let files = || {
+        let all = walkdir::WalkDir::new(&cache).into_iter().map(Result::unwrap);
+        all.filter(|entry| entry.file_type().is_file()).count()
+    };
+    let common = [
+        "-c",
+        &config,
+        "-o",
+        &run,
+        "--init",
+        &model,
+        "--device",
+        "cpu",
+        "--set",
+        "c.cached_scenes=70",
+    ];
+    let output = wuerstchen(&[&["data", "cache", "c", "--cache", &cache], &common[..]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    // 64 and 6.
+    assert_eq!(files(), 2);
+    let updates = ["--set", "c.steps=1", "--set", "c.batch_size=2", "--set", "c.shards=1"];
+    let train = ["train", "c", "--resume", "auto", "--cache", &cache];
+    let output = wuerstchen(&[&train[..], &common, &updates].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(files(), 2);
+    for (arguments, expected) in [
+        (
+            vec!["data", "cache", "a", "--cache", &cache],
+            "expected one of the stages b, c and lora, found a",
+        ),
+        (vec!["data", "cache", "c"], "name a folder with --cache"),
+    ] {
+        let output = wuerstchen(&[&arguments[..], &common].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
+    }
 }
 
 /// All stages from nothing; the model that comes out generates.

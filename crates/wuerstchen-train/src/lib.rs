@@ -33,6 +33,7 @@ mod shares;
 mod square;
 pub mod stages;
 pub mod store;
+mod tensor_cache;
 mod tensorboard;
 pub mod tokenizer;
 pub mod trainer;

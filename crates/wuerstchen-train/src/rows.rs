@@ -38,6 +38,16 @@ impl Rows {
         Self { first, ..self }
     }
 
+    /// How many rows there are.
+    pub(crate) fn count(&self) -> usize {
+        self.values.len() / self.shape.iter().product::<usize>()
+    }
+
+    /// All values in memory's order of bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.values)
+    }
+
     /// Channels, height and width of a sample.
     pub fn shape(&self) -> [usize; 3] {
         self.shape

@@ -23,8 +23,8 @@ use crate::report::report;
 use crate::shapes::Lesson;
 use crate::stages::Stage;
 use crate::store::Store;
+use crate::tensor_cache::{TensorCache, digest_of_weights};
 use crate::trainer::{Metrics, Trainer};
-use crate::tune::digest_of_weights;
 
 /// The page that shows how the run went.
 const REPORT: &str = "report.html";
@@ -148,6 +148,8 @@ pub struct Run {
     warm: bool,
     /// The weights of Stage A's perceptual loss.
     perceptual: Option<Checkpoint>,
+    /// Where latents and image embeddings are kept for other runs.
+    cache: Option<TensorCache>,
 }
 
 impl AsMut<Session> for Run {
@@ -160,13 +162,19 @@ impl Run {
     /// A run that keeps its files in a store and trains on a device without autodiff.
     pub fn new(recipe: Recipe, source: Source, store: Arc<dyn Store>, device: Device) -> Self {
         let session = Session::new(store);
-        Self { recipe, source, session, device, warm: false, perceptual: None }
+        Self { recipe, source, session, device, warm: false, perceptual: None, cache: None }
     }
 
     /// Gives Stage A's perceptual loss the weights of LPIPS, in any form that
     /// [`Lpips::load`](crate::lpips::Lpips::load) takes.
     pub fn with_perceptual(self, weights: Checkpoint) -> Self {
         Self { perceptual: Some(weights), ..self }
+    }
+
+    /// Keeps Stage A's latents and image embeddings in `cache` too, and takes them from there: by a hash of the pictures
+    /// and of the network that makes them. Runs may share one. It grows without end.
+    pub fn with_cache(self, cache: Arc<dyn Store>) -> Self {
+        Self { cache: Some(TensorCache(cache)), ..self }
     }
 
     /// Trains together with other processes. All but rank 0 need a store of their own, such as one in main memory, and

@@ -21,6 +21,7 @@ pub use self::a::{BatchA, StageA, VqganModel};
 pub use self::b::{BatchB, DecoderModel, StageB};
 pub use self::c::{BatchC, PriorModel, StageC};
 pub use self::cache::Cache;
+pub(crate) use self::cache::Kept;
 pub use self::tokens::{BatchTokens, StageBTokens, TokenModel, stage_a_tokens};
 pub use crate::adaptive::LevelErrors;
 pub use crate::codebook::CodebookAverages;

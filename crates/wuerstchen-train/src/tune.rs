@@ -4,7 +4,6 @@
 //! captions and pictures is computed once and kept in a cache.
 
 mod buckets;
-mod cache;
 mod memory;
 mod prepare;
 mod stage;
@@ -26,9 +25,6 @@ use wuerstchen::{
 };
 
 pub use self::buckets::Buckets;
-pub use self::cache::digest;
-pub(crate) use self::cache::digest_of_weights;
-use self::cache::{TensorCache, digest_of};
 pub use self::memory::{Memory, Work};
 pub use self::prepare::Prepared;
 use self::prepare::{Sizes, Sources};
@@ -38,6 +34,8 @@ use crate::corpus::CorpusError;
 use crate::peers::Peers;
 use crate::run::{Event, Job, RunError, Session, Start, essence, updates};
 use crate::store::Store;
+pub use crate::tensor_cache::digest;
+use crate::tensor_cache::{TensorCache, digest_of};
 use crate::trainer::Trainer;
 
 /// The file of a trained LoRA that diffusers reads.
@@ -441,6 +439,15 @@ impl Tune {
             let pixels = cells.map(|side| (side as f64 * cell).round() as usize);
             self.session.tell(&Event::Bucket { cells, pixels, pictures });
         }
+    }
+
+    /// Fills the cache and trains nothing, so that a run which is given the same cache begins at once.
+    ///
+    /// # Errors
+    ///
+    /// A picture cannot be read or is too small, and broken ones are not left out.
+    pub fn fill_cache(&mut self) -> Result<(), RunError> {
+        self.prepare().map(drop)
     }
 
     /// Fills the cache, and says which buckets there are.

@@ -157,6 +157,63 @@ fn adaptive_weights_go_on_from_the_state() {
     assert!(metrics.contains("\"error_t"), "{metrics}");
 }
 
+/// Two runs with one cache, and one without: the same weights. The second run takes what the first has kept, which shows
+/// where that is changed.
+#[test]
+fn what_a_run_keeps_serves_others() {
+    let _turn = turn();
+    let before = Arc::new(Memory::default());
+    assert!(run(2, &before).train(StageName::A, Start::Anew).unwrap().is_continue());
+    let trained = |cache: Option<&Arc<Memory>>| {
+        let store = Arc::new(Memory::default());
+        for name in before.names() {
+            store.write(&name, &before.read(&name).unwrap().unwrap()).unwrap();
+        }
+        let mut run = run(2, &store);
+        if let Some(cache) = cache {
+            run = run.with_cache(cache.clone());
+        }
+        for stage in [StageName::B, StageName::C] {
+            assert!(run.train(stage, Start::Anew).unwrap().is_continue());
+        }
+        ["b", "c"].map(|stage| store.read(&format!("{stage}/state.safetensors")).unwrap().unwrap())
+    };
+    let (cache, straight) = (Arc::new(Memory::default()), trained(None));
+    for _ in 0..2 {
+        assert!(trained(Some(&cache)) == straight);
+        // Eight scenes each are one file.
+        let mut kinds: Vec<_> =
+            cache.names().iter().map(|name| name.split('/').next().unwrap().to_owned()).collect();
+        kinds.sort();
+        assert_eq!(kinds, ["embeddings", "latents"]);
+    }
+    let name = cache.names().into_iter().find(|name| name.starts_with("latents/")).unwrap();
+    let mut bytes = cache.read(&name).unwrap().unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x40;
+    cache.write(&name, &bytes).unwrap();
+    assert!(trained(Some(&cache))[0] != straight[0]);
+}
+
+#[test]
+fn a_cache_is_filled_ahead() {
+    let _turn = turn();
+    let (store, cache) = (Arc::new(Memory::default()), Arc::new(Memory::default()));
+    let mut run = run(2, &store).with_cache(cache.clone());
+    let error = run.fill_cache(StageName::B).unwrap_err().to_string();
+    assert!(error.contains("stage a"), "{error}");
+    assert!(run.train(StageName::A, Start::Anew).unwrap().is_continue());
+    run.fill_cache(StageName::B).unwrap();
+    assert_eq!(cache.names().len(), 1);
+    assert!(!store.contains("b/state.safetensors"));
+    let error = run.fill_cache(StageName::A).unwrap_err().to_string();
+    assert!(error.contains("cached_scenes must be that of stage b or c"), "{error}");
+    let mut config = config(2);
+    config.b.diffusion.cached_scenes = 0;
+    let error = run_of(config, Source::Shapes, &store).fill_cache(StageName::B).unwrap_err();
+    assert!(error.to_string().contains("cached_scenes must be at least 1"), "{error}");
+}
+
 #[test]
 fn a_new_start_does_not_overwrite_a_state() {
     let _turn = turn();

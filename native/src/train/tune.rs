@@ -59,6 +59,10 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         tune.check_pictures()?;
         return crate::print(&changed);
     }
+    if args.only_cache {
+        tune.listen(ranks.listen(args)?);
+        return Ok(tune.fill_cache()?);
+    }
     let from = ranks.start(args)?;
     tune.check_start(&from).map_err(with_remedy)?;
     corpus.tell_if_changed(&*store, args.resume.is_some())?;

@@ -2,10 +2,13 @@
 
 use std::ops::ControlFlow;
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use futures_lite::future::block_on;
-use wuerstchen::{Compressor, ConfigError, GenerateOptions, Image, Part, Progress, Statistics};
+use serde::Serialize;
+use wuerstchen::{
+    Checkpoint, Compressor, ConfigError, GenerateOptions, Image, LoadError, Part, Progress,
+    Statistics,
+};
 
 use super::{Event, GRID_SIDE, Run, RunError, Start};
 use crate::config::StageName;
@@ -18,16 +21,14 @@ use crate::recipe::{
 };
 use crate::shapes::Lesson;
 use crate::stages::{
-    Cache, DecoderModel, PriorModel, StageA, StageB, StageBTokens, StageC, TokenModel, VqganModel,
-    image_embeddings, stage_a_latents, stage_a_tokens,
+    Cache, DecoderModel, Kept, PriorModel, StageA, StageB, StageBTokens, StageC, TokenModel,
+    VqganModel, image_embeddings, stage_a_latents, stage_a_tokens,
 };
+use crate::tensor_cache::digest_of_weights;
 use crate::trainer::Trainer;
 
 /// Pictures whose image embeddings tell how far all spread.
 const MEASURED_PICTURES: u64 = 64;
-
-/// What the compressor's cache is called while it fills.
-const IMAGE_EMBEDDINGS: &str = "the compressor's image embeddings";
 
 impl Run {
     pub(super) fn stage_a(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
@@ -85,20 +86,16 @@ impl Run {
         let weights = self.read_weights()?;
         let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
         let corpus = self.corpus(StageName::B, config.b.updates.lesson)?;
-        let mut stage = StageB::new(&config, corpus.clone(), vqgan.clone(), device.clone());
-        let scenes = self.cached_scenes(StageName::B, config.b.diffusion.cached_scenes);
-        let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
-        stage.latents = self.cache("Stage A's latents", &corpus, scenes, encode)?;
+        let mut stage = StageB::new(&config, corpus.clone(), vqgan, device.clone());
+        stage.latents = self.cached_latents(&corpus, &weights)?;
         let parts = [Part::DECODER, Part::DECODER_TEXT, Part::COMPRESSOR];
         let model = if config.b.freeze_compressor || self.is_warm(&weights, &parts) {
             self.recipe.load_decoder(&weights, &device)?
         } else {
             self.recipe.init_decoder(&device)
         };
-        let compressor = model.compressor.valid();
         if config.b.freeze_compressor {
-            let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
-            stage.embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
+            stage.embeddings = self.cached_embeddings(StageName::B, &corpus, &weights)?;
         }
         let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
         let grid = self.grid()?;
@@ -114,20 +111,16 @@ impl Run {
         let weights = self.read_weights()?;
         let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
         let corpus = self.corpus(StageName::B, config.b.updates.lesson)?;
-        let mut stage = StageBTokens::new(&config, corpus.clone(), vqgan.clone(), device.clone());
-        let scenes = self.cached_scenes(StageName::B, config.b.diffusion.cached_scenes);
-        let encode = |x| stage_a_tokens(&vqgan, x);
-        stage.tokens = self.cache("Stage A's tokens", &corpus, scenes, encode)?;
+        let mut stage = StageBTokens::new(&config, corpus.clone(), vqgan, device.clone());
+        stage.tokens = self.cached_latents(&corpus, &weights)?;
         let parts = [Part::DECODER, Part::PRIOR_TEXT, Part::COMPRESSOR];
         let model = if config.b.freeze_compressor || self.is_warm(&weights, &parts) {
             self.recipe.load_token_decoder(&weights, &device)?
         } else {
             self.recipe.init_token_decoder(&device)
         };
-        let compressor = model.compressor.valid();
         if config.b.freeze_compressor {
-            let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
-            stage.embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
+            stage.embeddings = self.cached_embeddings(StageName::B, &corpus, &weights)?;
         }
         let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
         let grid = self.grid()?;
@@ -164,11 +157,9 @@ impl Run {
         let weights = self.read_weights()?;
         let compressor = self.recipe.load_compressor(&weights, &self.device)?;
         let corpus = self.corpus(StageName::C, config.c.updates.lesson)?;
-        let frozen = (compressor.clone(), embedding_scale);
+        let frozen = (compressor, embedding_scale);
         let mut stage = StageC::new(&config, corpus.clone(), frozen, device.clone());
-        let scenes = self.cached_scenes(StageName::C, config.c.diffusion.cached_scenes);
-        let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
-        stage.embeddings = self.cache(IMAGE_EMBEDDINGS, &corpus, scenes, encode)?;
+        stage.embeddings = self.cached_embeddings(StageName::C, &corpus, &weights)?;
         let model = if self.is_warm(&weights, &[Part::PRIOR, Part::PRIOR_TEXT]) {
             self.recipe.load_prior(&weights, &device)?
         } else {
@@ -232,19 +223,93 @@ impl Run {
         cached.min(pictures)
     }
 
-    /// Computes once what does not change.
+    /// Fills the cache of a stage and trains nothing, so that a run which is given the same cache begins at once.
+    ///
+    /// # Errors
+    ///
+    /// The stage caches nothing, it lacks the weights of a stage before it, or a picture cannot be read.
+    pub fn fill_cache(&mut self, stage: StageName) -> Result<(), RunError> {
+        let config = &self.recipe.config;
+        let (diffusion, lesson) = match stage {
+            StageName::A => {
+                let (expected, found) = ("that of stage b or c", "that of stage a");
+                return Err(ConfigError::new("cache", "cached_scenes", expected, found).into());
+            }
+            StageName::B => (&config.b.diffusion, config.b.updates.lesson),
+            StageName::C => (&config.c.diffusion, config.c.updates.lesson),
+        };
+        if diffusion.cached_scenes == 0 {
+            let part = if stage == StageName::B { "stage b" } else { "stage c" };
+            return Err(
+                ConfigError::new(part, "cached_scenes", "at least 1 to fill a cache", 0).into()
+            );
+        }
+        let is_frozen = stage == StageName::C || config.b.freeze_compressor;
+        let weights = self.read_weights()?;
+        let corpus = self.corpus(stage, lesson)?;
+        if stage == StageName::B {
+            self.cached_latents(&corpus, &weights)?;
+        }
+        if is_frozen {
+            self.cached_embeddings(stage, &corpus, &weights)?;
+        }
+        Ok(())
+    }
+
+    /// What Stage B learns to make of its cached scenes: Stage A's latents or tokens.
+    fn cached_latents(&mut self, corpus: &Corpus, weights: &Weights) -> Result<Cache, RunError> {
+        let config = self.recipe.config.clone();
+        let scenes = self.cached_scenes(StageName::B, config.b.diffusion.cached_scenes);
+        if scenes == 0 {
+            return Ok(Cache::none());
+        }
+        let vqgan = self.recipe.load_vqgan(weights, &self.device)?;
+        let network = network(&config.model.vqgan, &weights[&Part::VQGAN])?;
+        if config.model.decoder.has_tokens() {
+            let encode = |x| stage_a_tokens(&vqgan, x);
+            self.cache(("Stage A's tokens", "tokens", network), corpus, scenes, encode)
+        } else {
+            let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
+            self.cache(("Stage A's latents", "latents", network), corpus, scenes, encode)
+        }
+    }
+
+    /// The image embeddings of a stage's cached scenes, by a compressor that is not trained.
+    fn cached_embeddings(
+        &mut self,
+        stage: StageName,
+        corpus: &Corpus,
+        weights: &Weights,
+    ) -> Result<Cache, RunError> {
+        let config = self.recipe.config.clone();
+        let diffusion =
+            if stage == StageName::B { &config.b.diffusion } else { &config.c.diffusion };
+        let scenes = self.cached_scenes(stage, diffusion.cached_scenes);
+        if scenes == 0 {
+            return Ok(Cache::none());
+        }
+        let compressor = self.recipe.load_compressor(weights, &self.device)?;
+        let side = config.compressor_side();
+        let network = network(&(&config.model.compressor, side), &weights[&Part::COMPRESSOR])?;
+        let encode = |x| image_embeddings(&compressor, x, side);
+        let what = ("the compressor's image embeddings", "embeddings", network);
+        self.cache(what, corpus, scenes, encode)
+    }
+
+    /// Computes once what does not change: of a name, of a kind, and by a network of this hash.
     fn cache(
         &mut self,
-        what: &'static str,
+        (what, kind, network): (&'static str, &'static str, String),
         corpus: &Corpus,
         scenes: usize,
         encode: impl Fn(Tensor<4>) -> Tensor<4>,
     ) -> Result<Cache, RunError> {
-        let device = self.device.clone();
+        let (device, cache) = (self.device.clone(), self.cache.clone());
+        let kept = cache.as_ref().map(|cache| Kept { cache, kind, network });
         let on_batch = |done| {
             self.tell(&Event::Caching { what, done, scenes });
         };
-        Ok(Cache::fill(corpus, scenes, &device, encode, on_batch)?)
+        Ok(Cache::fill_and_keep(corpus, scenes, (&device, kept), encode, on_batch)?)
     }
 
     /// What Stage C's latents are multiplied with; measured where nothing has said it, and then kept in
@@ -282,6 +347,11 @@ impl Run {
             Err(RunError::Spread { spread })
         }
     }
+}
+
+/// A hash of a network, by its sizes and its weights.
+fn network(sizes: &impl Serialize, weights: &Checkpoint) -> Result<String, LoadError> {
+    digest_of_weights(&serde_json::to_string(sizes).expect("sizes are JSON"), weights)
 }
 
 fn to_images(x: Tensor<4>) -> Vec<Image> {

@@ -7,6 +7,7 @@ use wuerstchen::noise::Philox;
 
 use crate::corpus::{Corpus, CorpusError};
 use crate::rows::Rows;
+use crate::tensor_cache::{TensorCache, name_of};
 
 /// Latents of a fixed number of scenes, computed once and kept in main memory.
 pub struct Cache {
@@ -17,6 +18,34 @@ pub struct Cache {
 
 /// Scenes in one forward pass while a cache is filled.
 const CACHE_BATCH: usize = 64;
+
+/// Where latents are kept for other runs.
+pub(crate) struct Kept<'a> {
+    pub(crate) cache: &'a TensorCache,
+    /// A folder for this kind of latents.
+    pub(crate) kind: &'static str,
+    /// A hash of the network that makes them, and of what else they depend on but the pictures.
+    pub(crate) network: String,
+}
+
+impl Kept<'_> {
+    /// The latents of some pictures, made by `encode` if they are not kept.
+    fn latents(
+        &self,
+        pictures: Rows,
+        encode: impl FnOnce(Rows) -> (Vec<f32>, [usize; 4]),
+    ) -> Result<(Vec<f32>, [usize; 4]), CorpusError> {
+        let name = name_of(self.kind, &[self.network.as_bytes(), pictures.bytes()]);
+        if let Some(kept) = self.cache.get(&name)?
+            && let Ok(shape) = kept.shape.try_into()
+        {
+            return Ok((kept.values, shape));
+        }
+        let (values, shape) = encode(pictures);
+        self.cache.put(&name, &shape, values.clone())?;
+        Ok((values, shape))
+    }
+}
 
 impl Cache {
     /// A cache of no scenes.
@@ -35,17 +64,35 @@ impl Cache {
         scenes: usize,
         device: &Device,
         encode: impl Fn(Tensor<4>) -> Tensor<4>,
+        on_batch: impl FnMut(usize),
+    ) -> Result<Self, CorpusError> {
+        Self::fill_and_keep(corpus, scenes, (device, None), encode, on_batch)
+    }
+
+    /// The same, with latents that may be kept for other runs.
+    pub(crate) fn fill_and_keep(
+        corpus: &Corpus,
+        scenes: usize,
+        (device, kept): (&Device, Option<Kept<'_>>),
+        encode: impl Fn(Tensor<4>) -> Tensor<4>,
         mut on_batch: impl FnMut(usize),
     ) -> Result<Self, CorpusError> {
         let (mut values, mut shape) = (Vec::new(), [0; 3]);
+        let encode = |pictures: Rows| {
+            let latents = encode(pictures.tensor(&(0..pictures.count()), device));
+            let shape = latents.dims();
+            (latents.into_data().try_to_vec::<f32>().expect("latents are f32"), shape)
+        };
         for start in (0..scenes).step_by(CACHE_BATCH) {
             let end = scenes.min(start + CACHE_BATCH);
             let samples: Vec<_> = (start as u64..end as u64).collect();
-            let pictures = corpus.pictures(&samples)?.tensor(&(0..samples.len()), device);
-            let latents = encode(pictures);
-            let [_, channels, height, width] = latents.dims();
+            let pictures = corpus.pictures(&samples)?;
+            let (latents, [_, channels, height, width]) = match &kept {
+                Some(kept) => kept.latents(pictures, encode)?,
+                None => encode(pictures),
+            };
             shape = [channels, height, width];
-            values.extend(latents.into_data().try_to_vec::<f32>().expect("latents are f32"));
+            values.extend(latents);
             on_batch(end);
         }
         Ok(Self { scenes, shape, values })

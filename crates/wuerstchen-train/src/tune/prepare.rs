@@ -15,12 +15,12 @@ use wuerstchen::{
 
 use super::Pictures;
 use super::buckets::{Buckets, Order};
-use super::cache::{TensorCache, digest, digest_of, name_of};
 use crate::batches::{Batches, MakeBatch};
 use crate::config::PicturesConfig;
 use crate::corpus::CorpusError;
 use crate::rows::Rows;
 use crate::run::RunError;
+use crate::tensor_cache::{TensorCache, digest, digest_of, name_of};
 
 /// Captions that the text encoder reads at a time.
 const CAPTIONS_AT_ONCE: usize = 8;

@@ -14,11 +14,11 @@ const TENSOR: &str = "values";
 
 /// Tensors in a store.
 #[derive(Clone)]
-pub(super) struct TensorCache(pub(super) Arc<dyn Store>);
+pub(crate) struct TensorCache(pub(crate) Arc<dyn Store>);
 
 impl TensorCache {
     /// The tensor of a name, if it is there and whole.
-    pub(super) fn get(&self, name: &str) -> Result<Option<NamedTensor>, CorpusError> {
+    pub(crate) fn get(&self, name: &str) -> Result<Option<NamedTensor>, CorpusError> {
         let Some(bytes) = self.0.read(name).map_err(|error| cannot(error.to_string()))? else {
             return Ok(None);
         };
@@ -36,13 +36,13 @@ impl TensorCache {
     }
 
     /// A tensor that was put there before.
-    pub(super) fn expect(&self, name: &str) -> Result<NamedTensor, CorpusError> {
+    pub(crate) fn expect(&self, name: &str) -> Result<NamedTensor, CorpusError> {
         let gone = || cannot(format!("{} is gone since the run began", self.0.describe(name)));
         self.get(name)?.ok_or_else(gone)
     }
 
     /// Keeps a tensor.
-    pub(super) fn put(
+    pub(crate) fn put(
         &self,
         name: &str,
         shape: &[usize],
@@ -60,7 +60,7 @@ fn cannot(reason: String) -> CorpusError {
 }
 
 /// The name of a file for what was computed from `sources`: of a kind, in 256 folders.
-pub(super) fn name_of(kind: &str, sources: &[&[u8]]) -> String {
+pub(crate) fn name_of(kind: &str, sources: &[&[u8]]) -> String {
     let digest = digest(sources);
     format!("{kind}/{}/{digest}.safetensors", &digest[..2])
 }
@@ -77,7 +77,7 @@ pub fn digest<P: AsRef<[u8]>>(pieces: impl IntoIterator<Item = P>) -> String {
 }
 
 /// A hash of a part of a model: its config and all of its weights.
-pub(super) fn digest_of(model: &ModelFiles, part: Part) -> Result<String, LoadError> {
+pub(crate) fn digest_of(model: &ModelFiles, part: Part) -> Result<String, LoadError> {
     let config = model.texts.get(&part.config_path()).map_or("", String::as_str);
     digest_of_weights(config, model.weights(part)?)
 }
