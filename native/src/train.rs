@@ -322,6 +322,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     corpus.tell_if_changed(&*store, args.resume.is_some())?;
     if let Some(cache) = &args.cache {
         run = run.with_cache(Arc::new(store::Folder::new(cache)));
+        tell!("keeping latents and image embeddings in {}", cache.display());
     }
     run.listen(ranks.listen(args)?);
     if let Some(model) = init {

@@ -44,7 +44,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     tell_of_model_captions(&corpus, &model)?;
     let device = choose_for(args.device, ranks.local)?.device;
     let store = ranks.store(&output);
-    let stores = [store.clone(), Arc::new(store::Folder::new(cache))];
+    let stores = [store.clone(), Arc::new(store::Folder::new(&cache))];
     let steps = config.c.updates.steps;
     let changed = changed_layers(&config, &model);
     let tune = Tune::new(config, model, corpus.own_pictures(), stores, device);
@@ -61,7 +61,9 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     if args.only_cache {
         tune.listen(ranks.listen(args)?);
-        return Ok(tune.fill_cache()?);
+        tune.fill_cache()?;
+        tell!("kept in {}", cache.display());
+        return Ok(());
     }
     let from = ranks.start(args)?;
     tune.check_start(&from).map_err(with_remedy)?;
