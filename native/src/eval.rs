@@ -61,7 +61,8 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let compressor = config.load(files.weights(family.compressor)?, &device)?;
     let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
     let settings = args.options.resolve(&pipeline.card.defaults)?;
-    tell_of_prompt(&pipeline, &settings.negative_prompt, settings.prompt_syntax)?;
+    let negative = ("negative_prompt", &*settings.negative_prompt);
+    tell_of_prompt(&pipeline, negative, settings.prompt_syntax)?;
     let ([_, columns], _) =
         pipeline.sizes(settings.height, settings.width).map_err(wuerstchen::Error::from)?;
     let ceiling = Ceiling {

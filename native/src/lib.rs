@@ -16,11 +16,11 @@ mod folder;
 mod generate;
 mod import;
 mod inspect;
-mod json;
 #[cfg(feature = "gpu")]
 mod kernels;
 mod lora;
 mod measure;
+mod memory;
 mod model;
 mod output;
 mod pictures;

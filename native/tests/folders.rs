@@ -106,8 +106,8 @@ fn every_type_of_picture_and_text_is_found() {
     folder.write("nobody.txt", "x");
     let lines = [
         "left out: files that are not PNG, JPEG, WebP, GIF, BMP or TIFF: .avif (1), .mp4 (2)",
-        "left out: 1 text files of pictures that have captions",
-        "left out: 1 text files without a picture, such as",
+        "left out: 1 text file of pictures that have captions",
+        "left out: 1 text file without a picture, such as",
     ];
     folder.has(7, 8, &lines);
 }
@@ -135,7 +135,7 @@ fn folders_of_runs_are_passed_over() {
     folder.write("a.txt", "a fox");
     folder.write("runs/smoke/run.lock", "");
     folder.picture("runs/smoke/a/samples-000002.png");
-    folder.has(1, 1, &["runs/smoke, the folder of a training run"]);
+    folder.has(1, 1, &["runs/smoke, which a training run has written"]);
 }
 
 #[cfg(unix)]
@@ -261,7 +261,7 @@ fn captions_may_have_byte_order_marks_and_no_other_encoding() {
     folder.write("c.txt", "a café");
     folder.has(3, 3, &[]);
     folder.write("c.txt", b"a fox\na caf\xe9");
-    folder.is_refused("c.txt: line 2: expected text in UTF-8, found the byte 0xe9");
+    folder.is_refused("c.txt: line 2: expected text in UTF-8, or UTF-16 with a byte-order mark, found the byte 0xe9");
     folder.write("c.txt", "\u{feff}\r\n");
     folder.is_refused("a picture without a caption in a .txt or .caption file");
 }
@@ -327,7 +327,7 @@ fn capitals_do_not_matter_where_names_are_clear() {
     folder.is_refused("2 pictures without a caption");
     fs::remove_file(folder.0.join("OwL.png")).unwrap();
     folder.write("Metadata.CSV", "File_Name,Text\nFOX.png,a vixen\nfox.png,in snow\n");
-    folder.has(2, 3, &["left out: 1 text files of pictures that have captions"]);
+    folder.has(2, 3, &["left out: 1 text file of pictures that have captions"]);
     folder.picture("fox.png");
     folder.is_refused("named in metadata.jsonl or metadata.csv but not there");
 }
@@ -369,7 +369,7 @@ fn animations_and_long_captions_are_told_of() {
     folder.write("b.txt", "word ".repeat(400));
     let lines = [
         "of 2 pictures with several frames or pages the first is taken",
-        "1 captions are longer than model.max_tokens = 32, which leaves out their ends, such as \"wo",
+        "1 caption is longer than model.max_tokens = 32, which leaves out what follows, such as \"wo",
     ];
     folder.has(2, 2, &lines);
 }

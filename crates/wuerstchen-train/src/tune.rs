@@ -22,7 +22,7 @@ use wuerstchen::weights::shapes;
 use wuerstchen::{
     CARD, Checkpoint, CompressorConfig, ConfigError, Family, GenerateOptions, Image, Lora,
     LoraFile, ModelFiles, Part, PartConfig, Pipeline, PipelineFolder, Prior, PriorConfig, Progress,
-    RUN_CONFIG, Residency, Schedule, TextEncoderConfig, TrainedLayer, TrainedLora, WeightDtype,
+    RUN_CONFIG, Residency, TextEncoderConfig, TrainedLayer, TrainedLora, WeightDtype,
 };
 
 pub use self::buckets::Buckets;
@@ -379,7 +379,7 @@ impl Tune {
         sample: impl Fn(&Self, &T::Model) -> Result<Vec<Image>, RunError>,
         save: impl Fn(&Self, &T::Model) -> Result<(), RunError>,
     ) -> Result<ControlFlow<()>, RunError> {
-        let schedule: Schedule = self.model.config(&PipelineFolder::PRIOR.scheduler())?;
+        let schedule = self.model.schedule(PipelineFolder::PRIOR)?;
         let (config, seed) = (self.config.c.clone(), self.config.seed);
         let stage = StageTune::new(tuned, pictures, config.clone(), schedule, device.clone());
         let trainer = Trainer::new(stage, model, config.updates.clone(), seed, device);

@@ -15,6 +15,7 @@ use super::{Ranks, Stages, TrainArgs, read_table, tell_of_captions, unfit_change
 use crate::cache::cache_folder;
 use crate::devices::choose_for;
 use crate::files::read_model;
+use crate::terminal::counted;
 use crate::usage;
 
 /// The model's own parts of `wuerstchen`'s folder in the user's cache.
@@ -49,7 +50,9 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let changed = changed_layers(&config, &model);
     let tune = Tune::new(config, model, corpus.own_pictures(), stores, device);
     let mut tune = tune.map_err(of_config)?.with_peers(ranks.peers.clone());
-    tell!("{pictures} pictures with {captions} captions, {steps} updates");
+    let [pictures, captions] =
+        [(pictures, "picture"), (captions, "caption")].map(|(count, noun)| counted(count, noun));
+    tell!("{pictures} with {captions}, {}", counted(steps, "update"));
     tell!("memory by count: {}", tune.memory()?);
     if args.dry_run {
         tune.listen(|event| {

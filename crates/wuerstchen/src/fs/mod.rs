@@ -20,5 +20,5 @@ pub use found::{Found, Layout, MANIFEST, Origin};
 pub use hidden::is_hidden;
 pub use lora::{LORA_FILES, open_lora};
 pub use pytorch::{read_pytorch, read_pytorch_tensors};
-pub use text::{decode, read_text};
+pub use text::{ENCODINGS, decode, read_text};
 pub use write::{check_writable, write};

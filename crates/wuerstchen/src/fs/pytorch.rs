@@ -1,7 +1,7 @@
 //! The authors' own files: dictionaries of tensors in PyTorch's format.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,11 +23,18 @@ const DICTIONARIES: [&str; 5] =
 ///
 /// It is no PyTorch file, or holds no weights of a part.
 pub fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {
-    read_pytorch_shards(&[path.to_owned()])
+    Ok(read_pytorch_shards(&[path.to_owned()])?.weights)
+}
+
+/// What is read of PyTorch's files.
+pub(super) struct Read {
+    pub(super) weights: Vec<Checkpoint>,
+    /// Which dictionaries are read and which hold the same weights once more, where some do; a sentence each.
+    pub(super) notes: Vec<String>,
 }
 
 /// The same of several files that hold one dictionary together; at least one.
-pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> {
+pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Read> {
     let name = paths[0].display().to_string();
     let mut all: BTreeMap<&str, Checkpoint> = BTreeMap::new();
     for (key, tensor) in tensors(paths)? {
@@ -38,19 +45,38 @@ pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> 
         };
         insert(all.entry(dictionary).or_insert_with(|| Checkpoint::empty(&name)), key, tensor)?;
     }
-    // Which parts a dictionary may be of tells its kind.
-    let mut kinds = BTreeSet::new();
-    let weights = DICTIONARIES.iter().filter_map(|dictionary| all.remove(dictionary));
-    let is_new = |weights: &Checkpoint| {
-        let parts = recognise(weights);
-        !parts.is_empty() && kinds.insert(parts)
-    };
-    let weights: Vec<_> = weights.filter(is_new).collect();
+    // Which parts a dictionary may be of tells its kind. The dictionaries of one kind, the better one first.
+    let mut kinds: BTreeMap<_, Vec<(&str, Checkpoint)>> = BTreeMap::new();
+    for dictionary in DICTIONARIES {
+        let Some(weights) = all.remove(dictionary) else { continue };
+        let parts = recognise(&weights);
+        if !parts.is_empty() {
+            kinds.entry(parts).or_default().push((dictionary, weights));
+        }
+    }
+    let (mut weights, mut notes) = (Vec::new(), Vec::new());
+    for same in kinds.into_values() {
+        let names: Vec<_> = same.iter().map(|(dictionary, _)| called(dictionary)).collect();
+        if let [taken, left_out @ ..] = &names[..]
+            && !left_out.is_empty()
+        {
+            notes.push(format!("{name}: reads {taken}; left out: {}", left_out.join(", ")));
+        }
+        weights.extend(same.into_iter().next().map(|(_, weights)| weights));
+    }
     if weights.is_empty() {
         let expected = "a dictionary of the tensors of a part of Würstchen";
         return Err(unfit(&paths[0], format!("expected {expected}, found none")));
     }
-    Ok(weights)
+    Ok(Read { weights, notes })
+}
+
+/// What a dictionary is called in messages.
+fn called(dictionary: &str) -> &str {
+    match dictionary {
+        "" => "the tensors outside of dictionaries",
+        name => name,
+    }
 }
 
 /// All tensors of a PyTorch file.

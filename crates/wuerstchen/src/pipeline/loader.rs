@@ -9,7 +9,7 @@ use super::text::TextPart;
 use super::tokens::TokenStage;
 use super::{CompressorPart, ImageEncoderPart, Pipeline};
 use crate::bundle::ModelFiles;
-use crate::card::PriorIndex;
+use crate::card::{DecoderIndex, PriorIndex};
 use crate::checkpoint::Checkpoint;
 use crate::compressor::CompressorConfig;
 use crate::error::LoadError;
@@ -37,6 +37,8 @@ impl PipelineLoader {
         let models = Models::read(family, files, device)?;
         let prior_index: PriorIndex = files.index(prior_pipeline)?;
         prior_index.validate()?;
+        let decoder_index: DecoderIndex = files.index(decoder_pipeline)?;
+        decoder_index.validate()?;
         let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
         let text = |pipeline, part, text| TextPart::init(&files.tokenizer(pipeline), part, text);
         let decoder_text = family.decoder_text.zip(models.decoder_text);
@@ -46,7 +48,7 @@ impl PipelineLoader {
             Ok::<_, LoadError>(DiffusionStage {
                 denoiser: Slot::new(pipeline.main, model),
                 channels,
-                schedule: files.config(&pipeline.scheduler())?,
+                schedule: files.schedule(pipeline)?,
                 size_multiple,
                 smallest_side,
             })
@@ -91,7 +93,7 @@ impl PipelineLoader {
                     DecoderStage::Tokens(TokenStage { network, labels, size_multiple })
                 }
             },
-            decoder_index: files.index(decoder_pipeline)?,
+            decoder_index,
             vqgan: Slot::new(family.vqgan, vqgan_config.init(device)),
             vqgan_config,
             compressor,
