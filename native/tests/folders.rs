@@ -60,7 +60,9 @@ impl Folder {
     fn has(&self, pictures: usize, captions: usize, lines: &[&str]) {
         let told = self.told();
         assert_eq!(told.code, Some(0), "{}", told.stderr);
-        let counts = format!("\n{pictures} pictures with {captions} captions\n");
+        let ending = |count: usize| if count == 1 { "" } else { "s" };
+        let pictures = format!("{pictures} picture{}", ending(pictures));
+        let counts = format!("\n{pictures} with {captions} caption{}\n", ending(captions));
         assert!(told.stdout.contains(&counts), "expected {counts:?}: {}", told.stdout);
         for line in lines {
             assert!(told.stderr.contains(line), "expected {line:?}: {}", told.stderr);
@@ -127,6 +129,15 @@ fn hidden_files_are_passed_over() {
     folder.has(1, 1, &["left out: hidden files and folders (5)"]);
 }
 
+/// What is no caption is refused before a tokenizer is learnt from it.
+#[test]
+fn captions_have_a_limit() {
+    let folder = Folder::new("long-caption");
+    folder.picture("a.png");
+    folder.write("a.txt", "fox ".repeat(1 << 18) + "!");
+    folder.is_refused("a.txt: expected at most 1048576 bytes, found 1048577");
+}
+
 /// The samples that a run draws are no pictures to train on.
 #[test]
 fn folders_of_runs_are_passed_over() {
@@ -136,6 +147,37 @@ fn folders_of_runs_are_passed_over() {
     folder.write("runs/smoke/run.lock", "");
     folder.picture("runs/smoke/a/samples-000002.png");
     folder.has(1, 1, &["runs/smoke, which a training run has written"]);
+}
+
+/// A run may write into the folder that it is trained on, and links lead to what others have written.
+#[cfg(unix)]
+#[test]
+fn what_runs_have_written_is_passed_over_wherever_it_lies() {
+    use std::os::unix::fs::symlink;
+    let run = |folder: &Folder| {
+        folder.write("run.lock", "");
+        folder.write("c/metrics.jsonl", "");
+        folder.picture("c/samples-000002.png");
+    };
+    let (elsewhere, folder) = (Folder::new("runs-elsewhere"), Folder::new("runs-within"));
+    run(&elsewhere);
+    run(&folder);
+    folder.picture("a.png");
+    folder.write("a.txt", "a fox");
+    // A folder of pictures that is called as a stage is.
+    folder.picture("b/b.png");
+    folder.write("b/b.txt", "a fox");
+    symlink(elsewhere.0.join("c"), folder.0.join("samples")).unwrap();
+    symlink(elsewhere.0.join("c/samples-000002.png"), folder.0.join("last.png")).unwrap();
+    let told = folder.told();
+    assert!(told.stdout.contains("\n2 pictures with 2 captions\n"), "{}", told.stdout);
+    for name in ["c", "samples", "last.png"] {
+        let line = format!(
+            "left out: {}, which a training run has written",
+            folder.0.join(name).display()
+        );
+        assert!(told.stderr.contains(&line), "expected {line:?}: {}", told.stderr);
+    }
 }
 
 #[cfg(unix)]

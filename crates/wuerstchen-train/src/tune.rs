@@ -22,7 +22,7 @@ use wuerstchen::weights::shapes;
 use wuerstchen::{
     CARD, Checkpoint, CompressorConfig, ConfigError, Family, GenerateOptions, Image, Lora,
     LoraFile, ModelFiles, Part, PartConfig, Pipeline, PipelineFolder, Prior, PriorConfig, Progress,
-    RUN_CONFIG, Residency, TextEncoderConfig, TrainedLayer, TrainedLora, WeightDtype,
+    RUN_CONFIG, Residency, Settings, TextEncoderConfig, TrainedLayer, TrainedLora, WeightDtype,
 };
 
 pub use self::buckets::Buckets;
@@ -171,6 +171,9 @@ impl Tune {
             ..GenerateOptions::default()
         };
         let settings = options.resolve(&defaults)?;
+        // All are made at once.
+        let count = if samples.prompts.is_empty() { SAMPLES } else { samples.prompts.len() };
+        Settings { count, ..settings.clone() }.check_pixels()?;
         // Reads no weights.
         let pipeline = Pipeline::load(&model, &device, Residency::PerStage)?;
         pipeline.sizes(settings.height, settings.width)?;

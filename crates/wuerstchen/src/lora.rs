@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use self::read::LoraFile;
+use self::read::MAX_RANK;
 pub use self::write::{TrainedLayer, TrainedLora};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, ReadBytes};
@@ -62,6 +63,16 @@ pub enum LoraError {
         tensors: usize,
         /// The first of them.
         example: String,
+    },
+    /// A layer is changed by larger matrices than any layer has.
+    #[error("{name}: {key} has a rank of {found}, expected at most {MAX_RANK}")]
+    Rank {
+        /// Which LoRA.
+        name: String,
+        /// Which tensor.
+        key: String,
+        /// Its rank.
+        found: usize,
     },
     /// A number that scales a layer is none.
     #[error("{name}: {key} must be a finite number, found {found}")]

@@ -469,10 +469,18 @@ fn is_zero(value: &f64) -> bool {
 }
 
 impl Settings {
+    /// The most pictures of this size that are made at once.
+    pub fn most_at_once(&self) -> usize {
+        MAX_PIXELS_AT_ONCE / self.width.saturating_mul(self.height).max(1)
+    }
+
     /// Fails where more pixels are to be made at once than fit in memory.
-    pub(crate) fn check_pixels(&self) -> Result<(), OptionsError> {
-        let Self { width, height, count: found, .. } = *self;
-        let most = MAX_PIXELS_AT_ONCE / width.saturating_mul(height).max(1);
+    ///
+    /// # Errors
+    ///
+    /// Names the largest count of this size.
+    pub fn check_pixels(&self) -> Result<(), OptionsError> {
+        let (&Self { width, height, count: found, .. }, most) = (self, self.most_at_once());
         if found <= most {
             Ok(())
         } else {

@@ -45,6 +45,16 @@ pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Read> {
         };
         insert(all.entry(dictionary).or_insert_with(|| Checkpoint::empty(&name)), key, tensor)?;
     }
+    let read = choose(&name, all);
+    if read.weights.is_empty() {
+        let expected = "a dictionary of the tensors of a part of Würstchen";
+        return Err(unfit(&paths[0], format!("expected {expected}, found none")));
+    }
+    Ok(read)
+}
+
+/// Of the dictionaries of a file the best one of each kind. `name` is the file's.
+fn choose(name: &str, mut all: BTreeMap<&str, Checkpoint>) -> Read {
     // Which parts a dictionary may be of tells its kind. The dictionaries of one kind, the better one first.
     let mut kinds: BTreeMap<_, Vec<(&str, Checkpoint)>> = BTreeMap::new();
     for dictionary in DICTIONARIES {
@@ -64,11 +74,7 @@ pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Read> {
         }
         weights.extend(same.into_iter().next().map(|(_, weights)| weights));
     }
-    if weights.is_empty() {
-        let expected = "a dictionary of the tensors of a part of Würstchen";
-        return Err(unfit(&paths[0], format!("expected {expected}, found none")));
-    }
-    Ok(Read { weights, notes })
+    Read { weights, notes }
 }
 
 /// What a dictionary is called in messages.
@@ -146,5 +152,31 @@ impl ReadBytes for PytorchTensor {
         let mut bytes = self.0.read()?;
         bytes.truncate(range.end);
         Ok(Cow::Owned(bytes.split_off(range.start)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::NamedTensor;
+    use crate::part::Part;
+
+    /// The weights of a training lie beside their moving averages, which make the better pictures.
+    #[test]
+    fn averages_are_read_with_a_word() {
+        let of = |value: f32| {
+            let tensor = NamedTensor::new(Part::PRIOR.0.mark, &[1], vec![value]);
+            Checkpoint::from_tensors("file", [tensor])
+        };
+        let read =
+            choose("x.pt", BTreeMap::from([("state_dict", of(1.0)), ("ema_state_dict", of(2.0))]));
+        let values: Vec<_> = read
+            .weights
+            .iter()
+            .map(|weights| weights.values(Part::PRIOR.0.mark).unwrap())
+            .collect();
+        assert_eq!(values, [[2.0]]);
+        assert_eq!(read.notes, ["x.pt: reads ema_state_dict; left out: state_dict"]);
+        assert!(choose("x.pt", BTreeMap::from([("", of(1.0))])).notes.is_empty());
     }
 }

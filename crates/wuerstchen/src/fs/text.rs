@@ -10,13 +10,25 @@ use super::files;
 /// The encodings that are read, for messages.
 pub const ENCODINGS: &str = "UTF-8, or UTF-16 with a byte-order mark";
 
+/// Most bytes of a text file: the metadata of a few million pictures.
+const MOST_TEXT: u64 = 1 << 30;
+
 /// A text file in UTF-8, or in what a byte-order mark at its start says, without that mark.
 ///
 /// # Errors
 ///
 /// It cannot be read, or is in another encoding.
 pub fn read_text(path: &Path) -> Result<String> {
-    decode(&files::read(path)?).map_err(|reason| unfit(path, reason))
+    read_text_at_most(path, MOST_TEXT)
+}
+
+/// The same of a file that has no more than `most` bytes.
+///
+/// # Errors
+///
+/// As [`read_text`], or it has more.
+pub fn read_text_at_most(path: &Path, most: u64) -> Result<String> {
+    decode(&files::read_at_most(path, most)?).map_err(|reason| unfit(path, reason))
 }
 
 /// A text in UTF-8, or in what a byte-order mark at its start says, without that mark.
