@@ -128,6 +128,11 @@ struct Rows {
     values: Vec<f32>,
 }
 
+/// So many layers, for people.
+fn counted_layers(count: usize) -> String {
+    if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") }
+}
+
 impl Rows {
     fn add_to(&self, table: &mut [f32]) {
         let width = self.values.len() / self.numbers.len();
@@ -191,6 +196,7 @@ impl Lora {
         }
         let tokens = match tokens {
             0 => String::new(),
+            1 => ", and the embedding of one token".to_owned(),
             tokens => format!(", and the embeddings of {tokens} tokens"),
         };
         let text = match text {
@@ -200,7 +206,8 @@ impl Lora {
         let ranks: Vec<_> = self.ranks().iter().map(usize::to_string).collect();
         let alphas: Vec<_> = self.alphas().into_iter().collect();
         let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
-        format!("changes {prior} layers of Stage C{text}, rank {ranks}, alpha {alphas}{tokens}")
+        let prior = counted_layers(prior);
+        format!("changes {prior} of Stage C{text}, rank {ranks}, alpha {alphas}{tokens}")
     }
 
     /// What the file has that is not used, and why; a sentence each.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::method::other_method;
 use super::names::{Role, layer_of, spelling};
 use super::scaling::Scaling;
-use super::{Lora, LoraError, LowRank};
+use super::{Lora, LoraError, LowRank, counted_layers};
 use super::{tokens, unnamed};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
@@ -77,8 +77,9 @@ impl LoraFile {
         }
         let ranks: Vec<_> = ranks.iter().map(usize::to_string).collect();
         let alphas: Vec<_> = alphas.into_iter().collect();
-        let (count, ranks, alphas) = (layers.len(), ranks.join(" and "), alphas.join(" and "));
-        Ok(Some(format!("a LoRA of {count} layers, rank {ranks}, alpha {alphas}")))
+        let (layers, ranks, alphas) =
+            (counted_layers(layers.len()), ranks.join(" and "), alphas.join(" and "));
+        Ok(Some(format!("a LoRA of {layers}, rank {ranks}, alpha {alphas}")))
     }
 
     /// With the text of the `adapter_config.json` that peft writes beside its weights.
@@ -415,7 +416,10 @@ pub(super) mod tests {
             let up = ("blocks.2.attention.to_q.lora_B.weight", [2, rank], vec![1.0; rank * 2]);
             read(&[(down.0, &down.1, &down.2), (up.0, &up.1, &up.2)], 1.0)
         };
-        assert_eq!(layer(4096).unwrap().layers.len(), 1);
+        let told = layer(4096).unwrap().summary();
+        let expected =
+            "changes 1 layer of Stage C, rank 4096, alpha unknown (taken to be the rank)";
+        assert_eq!(told, expected);
         let expected = "style: blocks.2.attention.to_q.lora_A.weight has a rank of 4097, expected at most 4096";
         assert_eq!(layer(4097).unwrap_err().to_string(), expected);
     }
