@@ -273,7 +273,14 @@ impl Found {
             self.add_text(&path, &format!("{}/{file}", pipeline.name))?;
         }
         for (name, part) in pipeline.parts() {
-            self.add_part(&folder.join(format!("{prefix}{name}")), Some(part))?;
+            let own = folder.join(format!("{prefix}{name}"));
+            self.add_part(&own, Some(part))?;
+            // Where diffusers' trainings keep the moving averages of the weights.
+            let averages = folder.join(format!("{prefix}{name}_ema"));
+            if own.is_dir() && averages.is_dir() {
+                let (folder, averages) = (folder.display(), file_name(&averages));
+                self.notes.push(format!("{folder}: reads {prefix}{name}; left out: {averages}"));
+            }
         }
         Ok(())
     }

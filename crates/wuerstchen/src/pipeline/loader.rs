@@ -12,6 +12,7 @@ use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, PriorIndex};
 use crate::checkpoint::Checkpoint;
 use crate::compressor::CompressorConfig;
+use crate::config::ConfigError;
 use crate::error::LoadError;
 use crate::family::PipelineFolder;
 use crate::part::{Part, PartConfig};
@@ -36,9 +37,12 @@ impl PipelineLoader {
         let [prior_pipeline, decoder_pipeline] = family.pipelines;
         let models = Models::read(family, files, device)?;
         let prior_index: PriorIndex = files.index(prior_pipeline)?;
-        prior_index.validate()?;
+        let unfit = |path: String| {
+            move |error: ConfigError| LoadError::File { path, reason: error.to_string() }
+        };
+        prior_index.validate().map_err(unfit(prior_pipeline.index()))?;
         let decoder_index: DecoderIndex = files.index(decoder_pipeline)?;
-        decoder_index.validate()?;
+        decoder_index.validate().map_err(unfit(decoder_pipeline.index()))?;
         let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
         let text = |pipeline, part, text| TextPart::init(&files.tokenizer(pipeline), part, text);
         let decoder_text = family.decoder_text.zip(models.decoder_text);
