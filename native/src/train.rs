@@ -198,6 +198,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         return Err(usage(&error));
     }
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    check_folder(&output).map_err(|error| usage(&error))?;
     let stored = stored_config(&output)?;
     let is_same_corpus = stored.as_ref().is_some_and(|stored| same_corpus(stored, &config));
     if let Some(stored) = &stored {
@@ -262,6 +263,8 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
             None => anyhow!(error),
         })?;
     }
+    let start = |&stage| Ok((stage, ranks.start(args)?));
+    let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
     if args.dry_run {
         return describe(run.recipe(), &corpus, &output);
     }
@@ -269,8 +272,6 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         Some(weights) => run.with_perceptual(weights),
         None => run,
     };
-    let start = |&stage| Ok((stage, ranks.start(args)?));
-    let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
     for (stage, start) in &stages {
         run.check_start(*stage, start).map_err(with_remedy)?;
     }
@@ -400,6 +401,15 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
             toml::Value::Table(inner) => set(inner, rest, value),
             _ => bail!("--set {key}: {first:?} is no table of the config"),
         },
+    }
+}
+
+/// Fails where a run's folder cannot be one, as a file is in its place or in that of a folder above it.
+fn check_folder(output: &Path) -> Result<()> {
+    let there = output.ancestors().find(|path| path.exists());
+    match there.filter(|path| !path.is_dir()) {
+        Some(file) => bail!("{}: expected a folder, as a run is a folder of files", file.display()),
+        None => Ok(()),
     }
 }
 

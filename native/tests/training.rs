@@ -234,7 +234,7 @@ fn a_run_starts_from_what_a_model_has() {
     let other = ["a", "--resume", &state, "--set", "model.vqgan.embed_dim=16"];
     let output = train_on(&pictures, &third, &other);
     let error = text(&output.stderr);
-    let expected = format!("{state}: the training state of a model of other sizes: expected ");
+    let expected = format!("{state}: the training state of another model: expected ");
     assert!(error.contains(&expected) && error.contains(" tensors more"), "{error}");
     assert!(error.lines().count() < 4, "{error}");
     let same = second.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
@@ -260,6 +260,7 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
         (vec!["c"], vec![of_stage_b]),
         (vec!["c", "--init", vqgan], vec![of_stage_b, "--init"]),
         (vec!["a", "--init", &nowhere], vec!["cannot open", "nowhere"]),
+        (vec!["a", "--resume", &nowhere], vec!["cannot read", "nowhere"]),
         (
             vec!["a", "--init", vqgan, "--set", "model.vqgan.embed_dim=16"],
             vec!["--init", "vqgan: the weights do not fit the config", misfit],
@@ -278,6 +279,15 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
             }
             assert!(!second.join("model").exists(), "{arguments:?} has written a model");
         }
+    }
+    let file = folder.join("file");
+    fs::write(&file, "").unwrap();
+    for run in [file.clone(), file.join("run")] {
+        let output = train_on(&pictures, &run, &["a", "--dry-run"]);
+        let error = text(&output.stderr);
+        let expected =
+            format!("{}: expected a folder, as a run is a folder of files", file.display());
+        assert!(output.status.code() == Some(2) && error.contains(&expected), "{error}");
     }
     let dry = ["b", "--init", vqgan, "--dry-run"];
     let output = train_on(&pictures, &second, &dry);

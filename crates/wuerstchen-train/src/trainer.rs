@@ -122,8 +122,8 @@ pub enum RestoreError {
         /// The run's.
         expected: &'static str,
     },
-    /// The state is of a model of other sizes.
-    #[error("{name}: the training state of a model of other sizes: {difference}{}", and_more(*.differences))]
+    /// The state is of another stage, or of a model of other sizes.
+    #[error("{name}: the training state of another model: {difference}{}", and_more(*.differences))]
     Sizes {
         /// Which file.
         name: String,

@@ -11,7 +11,10 @@ use wuerstchen_train::{RunError, Tune, store, tune};
 
 use super::corpus::Corpus;
 use super::progress::tell_bucket;
-use super::{Ranks, Stages, TrainArgs, read_table, tell_of_captions, unfit_changes, with_remedy};
+use super::{
+    Ranks, Stages, TrainArgs, check_folder, read_table, tell_of_captions, unfit_changes,
+    with_remedy,
+};
 use crate::cache::cache_folder;
 use crate::devices::choose_for;
 use crate::files::read_model;
@@ -34,6 +37,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     config.validate().map_err(|error| usage(&error.into()))?;
     check_kind(args.stage, &config).map_err(|error| usage(&error))?;
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    check_folder(&output).map_err(|error| usage(&error))?;
     check_output(&output, &config, args.resume.is_some()).map_err(|error| usage(&error))?;
     let cache = match &args.cache {
         Some(path) => path.clone(),
