@@ -243,7 +243,8 @@ pub(crate) fn tell_of_prompt(
         eprintln!("the {field} is longer than the model reads, which leaves out {shown:?}{rest}");
     }
     if !unread.unknown_words.is_empty() {
-        let of = if field == "prompt" { String::new() } else { format!(" of the {field}") };
+        let of =
+            if field == "prompt" { String::new() } else { format!(" these words of the {field}") };
         eprintln!("the model does not know{of}: {}", unread.unknown_words.join(", "));
     }
     if syntax == PromptSyntax::Weighted {
