@@ -276,7 +276,7 @@ fn what_of_a_prompt_is_not_read_is_told() {
     assert!(unknown.contains("the model does not know: Zebra, zebra, spaceship\n"), "{unknown}");
     let drawn = told("a \u{2764}\u{fe0f} and a \u{1f34e} — \u{1f34e}?");
     assert!(drawn.contains("the model does not know: \u{2764}, \u{1f34e}\n"), "{drawn}");
-    let negative = told(&format!("{PROMPT}\0{long}, a (zebra:99)"));
+    let negative = told(&format!("{PROMPT}\0{long}, a (zebra:101)"));
     for line in [
         "the negative_prompt is longer than the model reads",
         "does not know these words of the negative_prompt: also, beside, zebra\n",
