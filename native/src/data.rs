@@ -21,7 +21,7 @@ use wuerstchen_train::tune::Buckets;
 use crate::folder::Folder;
 use crate::output::check_output;
 use crate::shards::Shards;
-use crate::terminal::visible_lines;
+use crate::terminal::{counted, visible_lines};
 use crate::train::{CacheArgs, fill_cache};
 use crate::usage;
 
@@ -154,14 +154,16 @@ fn count(pictures: &dyn Pictures, sizes: &[Result<[usize; 2], CorpusError>]) -> 
 fn text(stats: &Stats) -> String {
     let Stats { pictures, captions, words_per_caption, .. } = stats;
     let mut lines = vec![format!(
-        "{pictures} pictures with {captions} captions of {words_per_caption:.1} words on average"
+        "{} with {} of {words_per_caption:.1} words on average",
+        counted(*pictures, "picture"),
+        counted(*captions, "caption")
     )];
     lines.push("width to height, pictures".to_owned());
     lines.extend(stats.aspect_ratios.iter().map(|(ratio, count)| format!("{ratio:>8} {count:>8}")));
     lines.push("shorter side of at least so many pixels, pictures".to_owned());
     lines.extend(stats.shorter_sides.iter().map(|(side, count)| format!("{side:>8} {count:>8}")));
     if !stats.broken.is_empty() {
-        lines.push(format!("{} pictures cannot be read", stats.broken.len()));
+        lines.push(format!("{} cannot be read", counted(stats.broken.len(), "picture")));
         lines.extend(stats.broken.iter().map(|broken| format!("  {broken}")));
     }
     visible_lines(&lines.join("\n"))
@@ -195,7 +197,7 @@ fn pack(args: &PackArgs) -> Result<()> {
     let broken = broken(&sizes);
     if !broken.is_empty() {
         broken.iter().for_each(|error| eprintln!("{}", visible_lines(error)));
-        bail!("{} pictures cannot be read", broken.len());
+        bail!("{} cannot be read", counted(broken.len(), "picture"));
     }
     let bar = ProgressBar::new(count as u64).with_message("packing the pictures");
     for (shard, first) in (0..count).step_by(samples).enumerate() {
@@ -209,8 +211,8 @@ fn pack(args: &PackArgs) -> Result<()> {
         tar.finish().with_context(cannot)?;
     }
     bar.finish_and_clear();
-    let shards = count.div_ceil(samples);
-    eprintln!("wrote {count} pictures into {shards} shards in {}", args.output.display());
+    let (pictures, shards) = (counted(count, "picture"), counted(count.div_ceil(samples), "shard"));
+    eprintln!("wrote {pictures} into {shards} in {}", args.output.display());
     Ok(())
 }
 

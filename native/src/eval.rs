@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use futures_lite::future::block_on;
 use serde::Serialize;
 use serde_json::Value;
+use wuerstchen::options::MAX_PIXELS_AT_ONCE;
 use wuerstchen::{
     CompressorConfig, GenerateOptions, ModelCard, PartConfig, Pipeline, Residency, VqganConfig,
 };
@@ -20,7 +21,7 @@ use wuerstchen_train::eval::{
 use crate::art::read_art;
 use crate::devices::{Choice, choose};
 use crate::generate::tell_of_prompt;
-use crate::print;
+use crate::{print, usage};
 
 /// Arguments of `wuerstchen eval`.
 #[derive(Args)]
@@ -61,7 +62,16 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let compressor = config.load(files.weights(family.compressor)?, &device)?;
     let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
     let settings = args.options.resolve(&pipeline.card.defaults)?;
-    tell_of_prompt(&pipeline, &settings.negative_prompt, settings.prompt_syntax)?;
+    let negative = ("negative_prompt", &*settings.negative_prompt);
+    tell_of_prompt(&pipeline, negative, settings.prompt_syntax)?;
+    let (batch, most) = (args.batch_size.get(), settings.most_at_once());
+    if batch > most {
+        let (width, height) = (settings.width, settings.height);
+        return Err(usage(&anyhow!(
+            "--batch-size must be at most {most} with pictures of {width} x {height} pixels, as \
+             {MAX_PIXELS_AT_ONCE} pixels are made at once, got {batch}"
+        )));
+    }
     let ([_, columns], _) =
         pipeline.sizes(settings.height, settings.width).map_err(wuerstchen::Error::from)?;
     let ceiling = Ceiling {

@@ -160,7 +160,8 @@ pub(crate) fn finish_bundle(bundle: &WebBundle, folder: &Path) -> Result<()> {
     let shards = &bundle.manifest().shards;
     let bytes: usize = shards.iter().map(|shard| shard.bytes).sum();
     let (folder, count, sizes) = (folder.display(), shards.len(), sizes.join(", "));
-    eprintln!("wrote {folder}: {count} shards, {bytes} bytes; {sizes}");
+    let shards = crate::terminal::counted(count, "shard");
+    eprintln!("wrote {folder}: {shards}, {bytes} bytes; {sizes}");
     Ok(())
 }
 

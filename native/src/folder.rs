@@ -22,6 +22,7 @@ use wuerstchen_train::corpus::{CorpusError, Samples};
 use self::captions::captions_of;
 use self::find::{find, refuse};
 use crate::pictures::{self, with_picture};
+use crate::terminal::counted;
 
 /// Bytes of scaled pictures that are kept, so that a small folder is decoded once.
 const KEPT_BYTES: usize = 2 << 30;
@@ -143,7 +144,8 @@ impl Folder {
         match with_frames.into_inner() {
             0 => {}
             count => {
-                tell!("of {count} pictures with several frames or pages the first is taken")
+                let pictures = counted(count, "picture");
+                tell!("of {pictures} with several frames or pages the first is taken");
             }
         }
         refuse(&broken, "that cannot be read")
@@ -298,7 +300,7 @@ mod tests {
             prop_assert_eq!(counted("hidden"), hidden + usize::from(!in_hidden_folder.is_empty()));
             prop_assert_eq!(counted("files that are not"), found.left_out.others.len());
             let used: BTreeSet<_> = captions.of_pictures.into_iter().flatten().collect();
-            prop_assert_eq!(used.len() + counted("text files"), found.texts.len());
+            prop_assert_eq!(used.len() + counted("text file"), found.texts.len());
         }
     }
 

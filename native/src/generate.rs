@@ -93,8 +93,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let Loaded { pipeline, device, load_secs } = args.model.load(&inputs.lora)?;
 
     let started = Instant::now();
-    for prompt in request.texts() {
-        tell_of_prompt(&pipeline, prompt, request.options.prompt_syntax)?;
+    for text in request.texts() {
+        tell_of_prompt(&pipeline, text, request.options.prompt_syntax)?;
     }
     let prepared = block_on(pipeline.prepare(request))?;
     tell_of_sizes(&prepared);
@@ -226,10 +226,10 @@ fn tell_of_sizes(prepared: &Prepared) {
 const SHOWN_LETTERS: usize = 500;
 
 /// Says what of a prompt does nothing: what is too long for the model, and what other programs would not
-/// take for words.
+/// take for words. `field` is the option that the prompt is of.
 pub(crate) fn tell_of_prompt(
     pipeline: &Pipeline,
-    prompt: &str,
+    (field, prompt): (&str, &str),
     syntax: PromptSyntax,
 ) -> Result<()> {
     let unread = pipeline.unread(prompt, syntax).map_err(wuerstchen::Error::from)?;
@@ -240,20 +240,22 @@ pub(crate) fn tell_of_prompt(
             0 => String::new(),
             rest => format!(" and {rest} letters more"),
         };
-        eprintln!("the prompt is longer than the model reads, which leaves out {shown:?}{rest}");
+        eprintln!("the {field} is longer than the model reads, which leaves out {shown:?}{rest}");
     }
     if !unread.unknown_words.is_empty() {
-        eprintln!("the model does not know: {}", unread.unknown_words.join(", "));
+        let of =
+            if field == "prompt" { String::new() } else { format!(" these words of the {field}") };
+        eprintln!("the model does not know{of}: {}", unread.unknown_words.join(", "));
     }
     if syntax == PromptSyntax::Weighted {
         for Passage { text, weight } in cut_passages(prompt) {
             let text: String = text.chars().take(SHOWN_LETTERS).collect();
             eprintln!(
-                "the weight {weight} of {text:?} in the prompt is cut to {MAX_WEIGHT} in size"
+                "the weight {weight} of {text:?} in the {field} is cut to {MAX_WEIGHT} in size"
             );
         }
         for found in unknown_syntax(prompt) {
-            eprintln!("{found:?} in the prompt is taken for words");
+            eprintln!("{found:?} in the {field} is taken for words");
         }
     }
     Ok(())

@@ -16,13 +16,13 @@ mod folder;
 mod generate;
 mod import;
 mod inspect;
-mod json;
 #[cfg(feature = "gpu")]
 mod kernels;
 #[cfg(feature = "gpu")]
 mod launches;
 mod lora;
 mod measure;
+mod memory;
 mod model;
 mod output;
 mod pictures;

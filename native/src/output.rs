@@ -80,7 +80,9 @@ fn output(path: PathBuf, inputs: &[&Path]) -> Result<Output> {
         bail!("cannot write {}: expected a file, found something else there", path.display());
     }
     // Also through links, and where both names are links to one file.
-    if inputs.iter().any(|input| is_same_file(&path, input).unwrap_or(false)) {
+    // A pipe is not opened: whoever opens one waits for its other end.
+    let is_input = |input: &&Path| input.is_file() && is_same_file(&path, input).unwrap_or(false);
+    if inputs.iter().any(is_input) {
         let error = anyhow!("cannot write {}: it is an input of this command", path.display());
         return Err(usage(&error));
     }
@@ -100,6 +102,21 @@ fn numbered(path: &Path, i: usize, count: usize) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Without an end to wait for.
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_among_the_inputs_is_not_waited_for() {
+        let folder = std::env::temp_dir().join(format!("wuerstchen-pipe-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (pipe, picture) = (folder.join("pipe"), folder.join("out.png"));
+        std::fs::write(&picture, "").unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        let files = png_files(&picture, "out.png", 1, &[&pipe]);
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(made.unwrap().success());
+        assert!(files.unwrap()[0].replaces);
+    }
 
     #[test]
     fn one_picture_keeps_its_name() {

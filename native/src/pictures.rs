@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
-use wuerstchen::fs::read;
+use wuerstchen::fs::read_at_most;
 use wuerstchen::{Image, Mask};
 
 use self::jpeg::Jpeg;
@@ -74,7 +74,7 @@ pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
 
 /// Reads a picture file for `work`.
 pub(crate) fn with_picture<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
-    let read = || with_bytes(&read(path)?, work);
+    let read = || with_bytes(&read_at_most(path, MAX_PIXELS * MAX_PIXEL_BYTES)?, work);
     read().with_context(|| format!("cannot read the picture {}", path.display()))
 }
 

@@ -55,7 +55,8 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     let image = pictures::read_image(&args.image)?;
     let pipeline = args.model.load(&[])?.pipeline;
     let settings = pipeline.settings(&args.options, Some(&image))?;
-    for prompt in [&args.prompt, &args.options.negative_prompt] {
+    let negative = ("negative_prompt", &*args.options.negative_prompt);
+    for prompt in [("prompt", &*args.prompt), negative] {
         tell_of_prompt(&pipeline, prompt, settings.prompt_syntax)?;
     }
     let [original, through_a, through_b_and_a] =

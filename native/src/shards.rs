@@ -21,7 +21,7 @@ use self::filter::{LeftOut, texts_of};
 use self::index::{Found, Shard, files_of, read_shard};
 use crate::folder::{fill, shuffled};
 use crate::pictures::with_bytes;
-use crate::terminal::visible;
+use crate::terminal::{counted, visible};
 
 /// Captioned pictures in shards, in another order in every epoch.
 pub(crate) struct Shards {
@@ -93,10 +93,10 @@ impl Shards {
             );
         }
         if samples.is_empty() {
-            let count = files.len();
-            bail!("expected captioned pictures in {count} shards, found none{}", left_out.inline());
+            let shards = counted(files.len(), "shard");
+            bail!("expected captioned pictures in {shards}, found none{}", left_out.inline());
         }
-        tell!("{} pictures in {} shards", samples.len(), files.len());
+        tell!("{} in {}", counted(samples.len(), "picture"), counted(files.len(), "shard"));
         let order = Mutex::new((u64::MAX, Arc::default()));
         let (window, strict) = (config.shuffle.max(1), config.strict);
         Ok(Self { seed, window, strict, files, samples, order, broken: Mutex::default() })

@@ -24,6 +24,19 @@ macro_rules! tell {
     };
 }
 
+/// A number of things, by the name of one, whose plural ends in s.
+pub(crate) fn counted(count: impl TryInto<u64>, noun: &str) -> String {
+    match count.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
+    }
+}
+
+/// The verb of so many things.
+pub(crate) fn is_or_are(count: usize) -> &'static str {
+    if count == 1 { "is" } else { "are" }
+}
+
 /// A line with what would steer a terminal, such as escape codes, or turn its direction, shown as escapes.
 pub(crate) fn visible(line: &str) -> String {
     let steers = |c: char| {
@@ -46,6 +59,12 @@ pub fn visible_lines(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        let of = |count: usize| counted(count, "caption");
+        assert_eq!([of(0), of(1), of(2)], ["0 captions", "1 caption", "2 captions"]);
+    }
 
     #[test]
     fn what_steers_a_terminal_is_shown() {

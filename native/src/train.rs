@@ -23,7 +23,6 @@ use wuerstchen_train::config::{
     ModelConfig, ReadConfigError, TrainConfig, TuneConfig, UpdateConfig,
 };
 use wuerstchen_train::lpips::Lpips;
-use wuerstchen_train::recipe::Weights;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 use wuerstchen_train::{
     Alone, Event, Peers, Recipe, Run, RunError, StageName, Start, emoji, store,
@@ -34,7 +33,8 @@ use self::progress::TrainProgress;
 use crate::devices::{Choice, choose_for};
 use crate::files::{read_model, read_tensors};
 use crate::folder::Folder;
-use crate::usage;
+use crate::terminal::{counted, is_or_are};
+use crate::{memory, usage};
 
 /// Arguments of `wuerstchen train`.
 #[derive(Args)]
@@ -146,7 +146,9 @@ impl Ranks {
             return Ok(());
         }
         let path = output.join("left-out.txt");
-        tell!("{} pictures that cannot be read were left out: {}", broken.len(), path.display());
+        let pictures = counted(broken.len(), "picture");
+        let were = if broken.len() == 1 { "was" } else { "were" };
+        tell!("{pictures} that cannot be read {were} left out: {}", path.display());
         Ok(write(&path, (broken.join("\n") + "\n").as_bytes())?)
     }
 
@@ -256,10 +258,15 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         return Err(usage(&error));
     }
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    check_folder(&output).map_err(|error| usage(&error))?;
     let stored = stored_config(&output)?;
     let is_same_corpus = stored.as_ref().is_some_and(|stored| same_corpus(stored, &config));
-    if let (Some(stored), None) = (&stored, &args.resume) {
-        check_fits(&output, stored, &config).map_err(|error| usage(&error))?;
+    if let Some(stored) = &stored {
+        let fits = match args.resume {
+            Some(_) => check_sizes(&output, stored, &config),
+            None => check_fits(&output, stored, &config),
+        };
+        fits.map_err(|error| usage(&error))?;
     }
     let corpus = Corpus::open(&config)?;
     let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
@@ -303,19 +310,28 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
             check(folder, recipe.config.image_size)?;
         }
     }
-    if args.dry_run {
-        return describe(&recipe, &corpus, &output);
-    }
-    let device = choose_for(args.device, ranks.local)?.device;
+    check_memory(&recipe, args.stage, corpus.count())?;
+    let device =
+        if args.dry_run { Device::flex() } else { choose_for(args.device, ranks.local)?.device };
     let store = ranks.store(&output);
     let run = Run::new(recipe, corpus.source(), store.clone(), device);
     let run = run.with_peers(ranks.peers.clone());
+    // Rank 0 has the weights.
+    if ranks.peers.rank() == 0 {
+        run.check_weights(args.stage.names(), init.as_ref()).map_err(|error| match &args.init {
+            Some(path) => anyhow!(error).context(format!("--init {}", path.display())),
+            None => anyhow!(error),
+        })?;
+    }
+    let start = |&stage| Ok((stage, ranks.start(args)?));
+    let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
+    if args.dry_run {
+        return describe(run.recipe(), &corpus, &output);
+    }
     let mut run = match perceptual {
         Some(weights) => run.with_perceptual(weights),
         None => run,
     };
-    let start = |&stage| Ok((stage, ranks.start(args)?));
-    let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
     for (stage, start) in &stages {
         run.check_start(*stage, start).map_err(with_remedy)?;
     }
@@ -458,6 +474,15 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
     }
 }
 
+/// Fails where a run's folder cannot be one, as a file is in its place or in that of a folder above it.
+fn check_folder(output: &Path) -> Result<()> {
+    let there = output.ancestors().find(|path| path.exists());
+    match there.filter(|path| !path.is_dir()) {
+        Some(file) => bail!("{}: expected a folder, as a run is a folder of files", file.display()),
+        None => Ok(()),
+    }
+}
+
 /// The config of the run that a folder holds, if there is one.
 fn stored_config(output: &Path) -> Result<Option<TrainConfig>> {
     let path = output.join(RUN_CONFIG);
@@ -490,16 +515,29 @@ fn check_fits(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Resu
         (None, Some(shards)) => shards.paths.join(", "),
         (None, None) => format!("{:?}", config.corpus.scenes).to_lowercase(),
     };
-    let different = if same_corpus(stored, config) {
-        difference("model", &model_sizes(stored)?, &model_sizes(config)?)
-    } else {
-        Some(("corpus".to_owned(), corpus(stored), corpus(config)))
-    };
-    let Some((field, old, new)) = different else { return Ok(()) };
-    bail!(
+    if !same_corpus(stored, config) {
+        let field = ("corpus".to_owned(), corpus(stored), corpus(config));
+        return Err(other_run(output, field));
+    }
+    let different = difference("model", &model_sizes(stored)?, &model_sizes(config)?);
+    different.map_or(Ok(()), |field| Err(other_run(output, field)))
+}
+
+/// Fails where a run that goes on would have models of other sizes than those that it has trained. The schedule has
+/// no part in the sizes.
+fn check_sizes(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
+    let model = ModelConfig { schedule: config.model.schedule, ..stored.model.clone() };
+    let stored = TrainConfig { model, ..stored.clone() };
+    let different = difference("model", &model_sizes(&stored)?, &model_sizes(config)?);
+    different.map_or(Ok(()), |field| Err(other_run(output, field)))
+}
+
+/// Names the field that differs between the run in a folder and a config, with both values.
+fn other_run(output: &Path, (field, old, new): (String, String, String)) -> anyhow::Error {
+    anyhow!(
         "{} holds a run whose {field} is {old}, the config says {new}: name another folder with \
          --output, or remove this one",
-        output.display()
+        output.join(RUN_CONFIG).display()
     )
 }
 
@@ -571,6 +609,9 @@ fn known_scale(
     })
 }
 
+/// Bytes of a value while a model is trained.
+const F32_BYTES: usize = 4;
+
 /// Most letters of an example in a message.
 const EXAMPLE_LETTERS: usize = 60;
 
@@ -595,14 +636,17 @@ fn tell_of_captions<'a>(
     let example = |text: &str| text.chars().take(EXAMPLE_LETTERS).collect::<String>();
     if let (count, Some(end)) = cut {
         tell!(
-            "{count} captions are longer than {limit} = {}, which leaves out their ends, such as {:?}",
+            "{} {} longer than {limit} = {}, which leaves out what follows, such as {:?}",
+            counted(count, "caption"),
+            is_or_are(count),
             tokenizer.length(),
             example(end)
         );
     }
     if let (count, Some(word)) = unknown {
         tell!(
-            "{count} captions have words that the text encoder does not know, such as {:?}",
+            "{} with words that the text encoder does not know, such as {:?}",
+            counted(count, "caption"),
             example(&word)
         );
     }
@@ -617,27 +661,39 @@ fn check(folder: &Folder, image_size: usize) -> Result<()> {
     Ok(())
 }
 
+/// Fails where the weights, or what a stage keeps of its pictures, take more memory than the machine has. `pictures`
+/// is the size of the corpus, if it has one.
+fn check_memory(recipe: &Recipe, stages: Stages, pictures: Option<usize>) -> Result<()> {
+    let weights = recipe.parameters().values().fold(0, |sum: usize, &own| sum.saturating_add(own));
+    memory::check("the weights of the sizes in [model]", weights.saturating_mul(F32_BYTES))?;
+    for &stage in stages.names() {
+        let (scenes, values) = recipe.cached(stage);
+        let scenes = pictures.map_or(scenes, |count| scenes.min(count));
+        let what = format!("what {}.cached_scenes = {scenes} keeps", stage.as_str());
+        memory::check(&what, scenes.saturating_mul(values).saturating_mul(F32_BYTES))?;
+    }
+    Ok(())
+}
+
 fn describe(recipe: &Recipe, corpus: &Corpus, output: &Path) -> Result<()> {
-    let (config, device) = (&recipe.config, Device::flex());
-    let files = recipe.model_files(Weights::new(), &device);
+    let config = &recipe.config;
     let mut lines = vec![format!("run {:?} in {}", config.name, output.display())];
     if let Corpus::Emoji(art) = corpus {
-        lines.push(format!("{} concepts", art.concepts().len()));
+        lines.push(counted(art.concepts().len(), "concept"));
     }
     if let Some(captions) = corpus.captions() {
-        let (pictures, captions) = (corpus.pictures(), captions.count());
-        lines.push(format!("{pictures} pictures with {captions} captions"));
+        let pictures = counted(corpus.pictures(), "picture");
+        lines.push(format!("{pictures} with {}", counted(captions.count(), "caption")));
     }
-    for (part, weights) in &files.weights {
-        let count: usize =
-            weights.describe().map(|(_, _, shape, _)| shape.iter().product::<usize>()).sum();
+    for (part, count) in recipe.parameters() {
         lines.push(format!("{part:<32} {count:>12} parameters"));
     }
     let updates = [&config.a.updates, &config.b.updates, &config.c.updates];
     for (name, updates) in ["a", "b", "c"].into_iter().zip(updates) {
         let UpdateConfig { steps, batch_size, .. } = updates;
         let samples = steps * *batch_size as u64;
-        lines.push(format!("stage {name}: {steps} steps of {batch_size} = {samples} samples"));
+        let (steps, samples) = (counted(*steps, "step"), counted(samples, "sample"));
+        lines.push(format!("stage {name}: {steps} of {batch_size} = {samples}"));
     }
     crate::print(&lines.join("\n"))
 }

@@ -60,7 +60,9 @@ impl Folder {
     fn has(&self, pictures: usize, captions: usize, lines: &[&str]) {
         let told = self.told();
         assert_eq!(told.code, Some(0), "{}", told.stderr);
-        let counts = format!("\n{pictures} pictures with {captions} captions\n");
+        let ending = |count: usize| if count == 1 { "" } else { "s" };
+        let pictures = format!("{pictures} picture{}", ending(pictures));
+        let counts = format!("\n{pictures} with {captions} caption{}\n", ending(captions));
         assert!(told.stdout.contains(&counts), "expected {counts:?}: {}", told.stdout);
         for line in lines {
             assert!(told.stderr.contains(line), "expected {line:?}: {}", told.stderr);
@@ -106,8 +108,8 @@ fn every_type_of_picture_and_text_is_found() {
     folder.write("nobody.txt", "x");
     let lines = [
         "left out: files that are not PNG, JPEG, WebP, GIF, BMP or TIFF: .avif (1), .mp4 (2)",
-        "left out: 1 text files of pictures that have captions",
-        "left out: 1 text files without a picture, such as",
+        "left out: 1 text file of pictures that have captions",
+        "left out: 1 text file without a picture, such as",
     ];
     folder.has(7, 8, &lines);
 }
@@ -127,6 +129,15 @@ fn hidden_files_are_passed_over() {
     folder.has(1, 1, &["left out: hidden files and folders (5)"]);
 }
 
+/// What is no caption is refused before a tokenizer is learnt from it.
+#[test]
+fn captions_have_a_limit() {
+    let folder = Folder::new("long-caption");
+    folder.picture("a.png");
+    folder.write("a.txt", "fox ".repeat(1 << 18) + "!");
+    folder.is_refused("a.txt: expected at most 1048576 bytes, found 1048577");
+}
+
 /// The samples that a run draws are no pictures to train on.
 #[test]
 fn folders_of_runs_are_passed_over() {
@@ -135,7 +146,38 @@ fn folders_of_runs_are_passed_over() {
     folder.write("a.txt", "a fox");
     folder.write("runs/smoke/run.lock", "");
     folder.picture("runs/smoke/a/samples-000002.png");
-    folder.has(1, 1, &["runs/smoke, the folder of a training run"]);
+    folder.has(1, 1, &["runs/smoke, which a training run has written"]);
+}
+
+/// A run may write into the folder that it is trained on, and links lead to what others have written.
+#[cfg(unix)]
+#[test]
+fn what_runs_have_written_is_passed_over_wherever_it_lies() {
+    use std::os::unix::fs::symlink;
+    let run = |folder: &Folder| {
+        folder.write("run.lock", "");
+        folder.write("c/metrics.jsonl", "");
+        folder.picture("c/samples-000002.png");
+    };
+    let (elsewhere, folder) = (Folder::new("runs-elsewhere"), Folder::new("runs-within"));
+    run(&elsewhere);
+    run(&folder);
+    folder.picture("a.png");
+    folder.write("a.txt", "a fox");
+    // A folder of pictures that is called as a stage is.
+    folder.picture("b/b.png");
+    folder.write("b/b.txt", "a fox");
+    symlink(elsewhere.0.join("c"), folder.0.join("samples")).unwrap();
+    symlink(elsewhere.0.join("c/samples-000002.png"), folder.0.join("last.png")).unwrap();
+    let told = folder.told();
+    assert!(told.stdout.contains("\n2 pictures with 2 captions\n"), "{}", told.stdout);
+    for name in ["c", "samples", "last.png"] {
+        let line = format!(
+            "left out: {}, which a training run has written",
+            folder.0.join(name).display()
+        );
+        assert!(told.stderr.contains(&line), "expected {line:?}: {}", told.stderr);
+    }
 }
 
 #[cfg(unix)]
@@ -261,7 +303,7 @@ fn captions_may_have_byte_order_marks_and_no_other_encoding() {
     folder.write("c.txt", "a café");
     folder.has(3, 3, &[]);
     folder.write("c.txt", b"a fox\na caf\xe9");
-    folder.is_refused("c.txt: line 2: expected text in UTF-8, found the byte 0xe9");
+    folder.is_refused("c.txt: line 2: expected text in UTF-8, or UTF-16 with a byte-order mark, found the byte 0xe9");
     folder.write("c.txt", "\u{feff}\r\n");
     folder.is_refused("a picture without a caption in a .txt or .caption file");
 }
@@ -327,7 +369,7 @@ fn capitals_do_not_matter_where_names_are_clear() {
     folder.is_refused("2 pictures without a caption");
     fs::remove_file(folder.0.join("OwL.png")).unwrap();
     folder.write("Metadata.CSV", "File_Name,Text\nFOX.png,a vixen\nfox.png,in snow\n");
-    folder.has(2, 3, &["left out: 1 text files of pictures that have captions"]);
+    folder.has(2, 3, &["left out: 1 text file of pictures that have captions"]);
     folder.picture("fox.png");
     folder.is_refused("named in metadata.jsonl or metadata.csv but not there");
 }
@@ -369,7 +411,7 @@ fn animations_and_long_captions_are_told_of() {
     folder.write("b.txt", "word ".repeat(400));
     let lines = [
         "of 2 pictures with several frames or pages the first is taken",
-        "1 captions are longer than model.max_tokens = 32, which leaves out their ends, such as \"wo",
+        "1 caption is longer than model.max_tokens = 32, which leaves out what follows, such as \"wo",
     ];
     folder.has(2, 2, &lines);
 }

@@ -255,10 +255,12 @@ fn colours_of_print_are_read() {
 #[test]
 fn what_of_a_prompt_is_not_read_is_told() {
     let folder = Folder::new("long");
-    let told = |prompt: &str| {
+    // A negative prompt stands behind a zero.
+    let told = |prompts: &str| {
+        let (prompt, negative) = prompts.split_once('\0').unwrap_or((prompts, ""));
         let output = folder.path("out.png");
         let steps = ["--prior-steps", "1", "--decoder-steps", "1", "--device", "cpu"];
-        let arguments = ["generate", prompt, "-m", &shapes(), "-o", &output];
+        let arguments = ["generate", prompt, "-n", negative, "-m", &shapes(), "-o", &output];
         text(&wuerstchen(&[&arguments[..], &steps].concat()).stderr)
     };
     let long = "a large red star above a small blue circle on a white background and also beside it \
@@ -274,6 +276,14 @@ fn what_of_a_prompt_is_not_read_is_told() {
     assert!(unknown.contains("the model does not know: Zebra, zebra, spaceship\n"), "{unknown}");
     let drawn = told("a \u{2764}\u{fe0f} and a \u{1f34e} — \u{1f34e}?");
     assert!(drawn.contains("the model does not know: \u{2764}, \u{1f34e}\n"), "{drawn}");
+    let negative = told(&format!("{PROMPT}\0{long}, a (zebra:101)"));
+    for line in [
+        "the negative_prompt is longer than the model reads",
+        "does not know these words of the negative_prompt: also, beside, zebra\n",
+        "in the negative_prompt is cut to",
+    ] {
+        assert!(negative.contains(line), "expected {line:?}: {negative}");
+    }
     let lora = told("a star <lora:style:0.8>");
     assert!(lora.contains("\"<lora:style:0.8>\" in the prompt is taken for words"), "{lora}");
 }
@@ -339,6 +349,11 @@ fn mistakes_are_named_and_have_their_exit_code() {
             vec!["x", "--prior-guidance-scale", "1e300", "--device", "cpu"],
             2,
             "the latents of Stage C are infinite or no numbers",
+        ),
+        (
+            vec!["x", "--count", "65", "-W", "1024", "-H", "1024", "--device", "cpu"],
+            2,
+            "count must be at most 64 with pictures of 1024 x 1024 pixels",
         ),
         (vec!["x", "--frames", "3"], 2, "frames needs prompt_to or image_to"),
         (vec!["x", "--prompt-to", "y", "--frames", "1"], 2, "frames must be between 2 and 256"),

@@ -278,9 +278,70 @@ fn a_run_starts_from_what_a_model_has() {
     let init = ["b", "--init", vqgan.to_str().unwrap()];
     let output = train_on(&pictures, &second, &init);
     assert!(output.status.success(), "{}", text(&output.stderr));
+    // The state of another model tells one tensor, not all.
+    let state = first.join("a/state.safetensors").display().to_string();
+    let third = folder.join("3");
+    let other = ["a", "--resume", &state, "--set", "model.vqgan.embed_dim=16"];
+    let output = train_on(&pictures, &third, &other);
+    let error = text(&output.stderr);
+    let expected = format!("{state}: the training state of another model: expected ");
+    assert!(error.contains(&expected) && error.contains(" tensors more"), "{error}");
+    assert!(error.lines().count() < 4, "{error}");
     let same = second.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
     assert_eq!(fs::read(vqgan).unwrap(), fs::read(same).unwrap());
     assert!(second.join("model/wuerstchen/decoder/diffusion_pytorch_model.safetensors").is_file());
+}
+
+/// What a stage needs of others, and what memory it takes, is looked at before anything is made or trained.
+#[test]
+fn what_is_missing_or_does_not_fit_is_told_at_once() {
+    let folder = scratch("checked");
+    let (pictures, first, second) = (folder.join("pictures"), folder.join("1"), folder.join("2"));
+    own_pictures(&pictures);
+    assert!(train_on(&pictures, &first, &["a"]).status.success());
+    let vqgan = first.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
+    let vqgan = vqgan.to_str().unwrap();
+    let nowhere = folder.join("nowhere").display().to_string();
+    let of_stage_a = "found a run whose stage a is not trained; train it first";
+    let of_stage_b = "found a run whose stage b is not trained; train it first";
+    let misfit = "down_blocks.0.depthwise.1.weight";
+    for (arguments, reasons) in [
+        (vec!["b"], vec![of_stage_a]),
+        (vec!["c"], vec![of_stage_b]),
+        (vec!["c", "--init", vqgan], vec![of_stage_b, "--init"]),
+        (vec!["a", "--init", &nowhere], vec!["cannot open", "nowhere"]),
+        (vec!["a", "--resume", &nowhere], vec!["cannot read", "nowhere"]),
+        (
+            vec!["a", "--init", vqgan, "--set", "model.vqgan.embed_dim=16"],
+            vec!["--init", "vqgan: the weights do not fit the config", misfit],
+        ),
+        (
+            vec!["all", "--set", "model.prior.c=1048576"],
+            vec!["the weights of the sizes in [model] would take ", ", this machine has "],
+        ),
+    ] {
+        for more in [&["--dry-run"][..], &[]] {
+            let output = train_on(&pictures, &second, &[&arguments[..], more].concat());
+            let error = text(&output.stderr);
+            assert!(!output.status.success(), "{arguments:?}: {error}");
+            for reason in &reasons {
+                assert!(error.contains(reason), "{arguments:?}: expected {reason:?}: {error}");
+            }
+            assert!(!second.join("model").exists(), "{arguments:?} has written a model");
+        }
+    }
+    let file = folder.join("file");
+    fs::write(&file, "").unwrap();
+    for run in [file.clone(), file.join("run")] {
+        let output = train_on(&pictures, &run, &["a", "--dry-run"]);
+        let error = text(&output.stderr);
+        let expected =
+            format!("{}: expected a folder, as a run is a folder of files", file.display());
+        assert!(output.status.code() == Some(2) && error.contains(&expected), "{error}");
+    }
+    let dry = ["b", "--init", vqgan, "--dry-run"];
+    let output = train_on(&pictures, &second, &dry);
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 /// Stable Cascade's parts are other ones than those that are trained.
@@ -314,6 +375,14 @@ fn a_folder_keeps_one_run() {
     assert!(error.contains("holds a run whose corpus is") && error.contains("--output"), "{error}");
     let error = told(&pictures, &["b", "--set", "model.prior.depth=3"], 2);
     assert!(error.contains("whose model.prior.depth is 2, the config says 3"), "{error}");
+    let config = fs::read(run.join("config.toml")).unwrap();
+    let goes_on = ["b", "--resume", "auto", "--set", "model.prior.depth=3"];
+    let error = told(&pictures, &goes_on, 2);
+    let file = run.join("config.toml");
+    let expected =
+        format!("{} holds a run whose model.prior.depth is 2, the config says 3", file.display());
+    assert!(error.contains(&expected), "{error}");
+    assert!(fs::read(&file).unwrap() == config, "the config of the run has changed");
 
     let lines = told(&pictures, &stage_b, 0);
     assert!(lines.contains("stage b trains on 2 of 3 pictures (b.cached_scenes)"), "{lines}");

@@ -56,6 +56,9 @@ fn both_pipelines_may_be_one_folder() {
         image::open(picture).unwrap()
     };
     assert_eq!(generate(&folder, "one.png"), generate(&goldens(), "two.png"));
+    copy(&folder.join("prior_prior"), &folder.join("prior_prior_ema"));
+    let told = import(&[&folder], 5);
+    assert!(told.contains("reads prior_prior; left out: prior_prior_ema"), "{told}");
 
     let other = r#"{"_class_name": "KandinskyPriorPipeline"}"#;
     fs::write(folder.join("model_index.json"), other).unwrap();

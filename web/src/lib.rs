@@ -289,7 +289,7 @@ impl Engine {
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated, Error> {
         let mut unread = Unread::default();
-        for text in request.texts() {
+        for (_, text) in request.texts() {
             let found = self.pipeline.unread(text, request.options.prompt_syntax)?;
             unread.cut_off = unread.cut_off.or(found.cut_off);
             unread.unknown_words.extend(found.unknown_words);

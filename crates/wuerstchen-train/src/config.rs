@@ -27,7 +27,7 @@ pub use self::stages::{
 pub use self::tune::{
     LoraConfig, PicturesConfig, SamplesConfig, TuneConfig, TuneCorpusConfig, TuneUpdates, is_match,
 };
-use crate::limits::{folder_name, not_negative, positive};
+use crate::limits::{folder_name, positive};
 use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;
 
@@ -168,6 +168,9 @@ impl CorpusConfig {
     }
 }
 
+/// Most tokens of a prompt: attention takes memory by their square. Published models read 77.
+const MAX_TOKENS: usize = 1024;
+
 /// The sizes of the models, with the published field names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -279,6 +282,11 @@ impl TrainConfig {
         if let Some(scale) = model.embedding_scale {
             positive("training", "embedding_scale", scale)?;
         }
+        model.schedule.validate()?;
+        if model.max_tokens > MAX_TOKENS {
+            let expected = format!("at most {MAX_TOKENS}");
+            return Err(ConfigError::new("training", "max_tokens", expected, model.max_tokens));
+        }
         if let Some(watts) = self.watts {
             positive("training", "watts", watts)?;
         }
@@ -290,6 +298,13 @@ impl TrainConfig {
         self.a.validate(self.image_size, MAX_SIDE)?;
         self.b.validate()?;
         self.c.validate()?;
+        for (part, updates) in [
+            ("stage a", &self.a.updates),
+            ("stage b", &self.b.updates),
+            ("stage c", &self.c.updates),
+        ] {
+            updates.validate_pixels(part, self.image_size)?;
+        }
         let compressed = model.compressor.downscale();
         let side = self.compressor_side();
         if side == 0 || !side.is_multiple_of(compressed) {
@@ -334,7 +349,7 @@ impl TrainConfig {
 
     /// Checks that the model can make what its defaults say. The sizes of the model were checked before.
     fn validate_defaults(&self) -> Result<(), ConfigError> {
-        let Defaults { width, height, prior_steps, decoder_steps, .. } = self.defaults;
+        let Defaults { width, height, .. } = self.defaults;
         // Pixels of a cell of the image embedding, and of the smallest piece of Stage B's latents.
         let cell = self.image_size / self.embedding_side();
         let piece = self.model.vqgan.downscale() * self.model.decoder.size_multiple();
@@ -345,14 +360,7 @@ impl TrainConfig {
                 return Err(ConfigError::new("defaults", field, expected, side));
             }
         }
-        for (field, steps) in [("prior_steps", prior_steps), ("decoder_steps", decoder_steps)] {
-            if !(1..=1000).contains(&steps) {
-                return Err(ConfigError::new("defaults", field, "between 1 and 1000", steps));
-            }
-        }
-        let Defaults { prior_guidance_scale, decoder_guidance_scale, .. } = self.defaults;
-        not_negative("defaults", "prior_guidance_scale", prior_guidance_scale)?;
-        not_negative("defaults", "decoder_guidance_scale", decoder_guidance_scale)
+        self.defaults.validate()
     }
 
     /// Side of the pictures that the compressor sees, in pixels.
@@ -434,20 +442,47 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 35] = [
+        let changes: [(Change, &str); 43] = [
             (|config| config.image_size = 8192, "training config: image_size must be at most 4096"),
             (
                 |config| config.a.updates.sample_every = 0,
                 "stage a config: sample_every must be at least 1",
             ),
             (|config| config.name = "..".into(), "name must be the name of a folder"),
+            (|config| config.model.schedule.s = f64::NAN, "schedule config: s must be from 0 to 1"),
+            (
+                |config| config.model.schedule.scaler = f64::INFINITY,
+                "scaler must be from 0.01 to 100",
+            ),
+            (|config| config.model.schedule.shift = 0.0, "shift must be from 0.01 to 100, got 0"),
+            (
+                |config| config.defaults.prior_shift = f64::NAN,
+                "prior_shift must be from 0.01 to 100",
+            ),
+            (
+                |config| config.model.vqgan.embed_dim = 1 << 30,
+                "embed_dim must be from 1 to 1048576",
+            ),
+            (|config| config.model.max_tokens = 1025, "max_tokens must be at most 1024, got 1025"),
+            (
+                |config| config.a.updates.batch_size = 1 << 17,
+                "batch_size must be at most 65536 with pictures of 32 x 32 pixels",
+            ),
+            (
+                |config| {
+                    let shards = config.corpus.shards.get_or_insert_default();
+                    shards.paths = vec!["a.tar".into()];
+                    shards.filter.max_unsafe = Some(f64::INFINITY);
+                },
+                "filter.max_unsafe must be a finite number, or left out, got inf",
+            ),
             (
                 |config| {
                     let shards = config.corpus.shards.get_or_insert_default();
                     shards.paths = vec!["a.tar".into()];
                     shards.filter.min_aesthetic = Some(f64::NAN);
                 },
-                "filter.min_aesthetic must be a number, got NaN",
+                "filter.min_aesthetic must be a finite number, or left out, got NaN",
             ),
             (
                 |config| config.name = "a/b".into(),
@@ -510,7 +545,7 @@ mod tests {
             (|config| config.c.updates.optimizer.weight_decay = -0.1, "weight_decay"),
             (|config| config.defaults.width = 0, "width must be a multiple of 16 and of 16"),
             (|config| config.defaults.height = 40, "defaults config: height"),
-            (|config| config.defaults.prior_steps = 0, "prior_steps must be between 1 and 1000"),
+            (|config| config.defaults.prior_steps = 0, "prior_steps must be from 1 to 1000"),
             (|config| config.defaults.decoder_steps = 1001, "decoder_steps"),
             (|config| config.defaults.decoder_guidance_scale = -1.0, "decoder_guidance_scale"),
         ];

@@ -7,6 +7,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
+use wuerstchen::weights::{check_shapes, shapes};
 use wuerstchen::{
     CARD, Checkpoint, Compressor, CompressorConfig, DecoderConfig, Defaults, LoadError, ModelCard,
     ModelFiles, Part, PartConfig, PriorConfig, TextEncoder, TextEncoderConfig, TokenDecoderConfig,
@@ -14,7 +15,7 @@ use wuerstchen::{
 };
 
 use crate::adaptive::LevelErrors;
-use crate::config::{StageBModel, TrainConfig};
+use crate::config::{StageBModel, StageName, TrainConfig};
 use crate::corpus::{Corpus, CorpusError, Samples};
 use crate::stages::{DecoderModel, PriorModel, TokenModel, VqganModel};
 
@@ -142,6 +143,84 @@ impl Recipe {
         let decoder = &self.config.model.decoder;
         let own = |(part, weights)| (decoder.part(part), weights);
         ModelFiles { texts: self.texts(), weights: weights.into_iter().map(own).collect() }
+    }
+
+    /// The names and shapes of a part's parameters. None of them is made.
+    fn shapes_of(&self, part: Part, device: &Device) -> Vec<(String, Vec<usize>)> {
+        fn of<C: PartConfig>(config: &C, device: &Device) -> Vec<(String, Vec<usize>)> {
+            shapes(&config.init(device), C::KEYS)
+        }
+        let model = &self.config.model;
+        match &model.decoder {
+            StageBModel::Latents(decoder) if part == Part::DECODER => of(decoder, device),
+            StageBModel::Tokens(decoder) if part == Part::DECODER => of(decoder, device),
+            _ if part == Part::VQGAN => of(&model.vqgan, device),
+            _ if part == Part::COMPRESSOR => of(&model.compressor, device),
+            _ if part == Part::PRIOR => of(&model.prior, device),
+            _ if part == Part::PRIOR_TEXT => of(&self.prior_text(), device),
+            _ if part == Part::DECODER_TEXT => of(&self.decoder_text(), device),
+            _ => unreachable!("a run has no part {part}"),
+        }
+    }
+
+    /// How many parameters every part has, by its name in the run's family. None of them is made.
+    pub fn parameters(&self) -> BTreeMap<Part, usize> {
+        let (decoder, device) = (&self.config.model.decoder, Device::flex());
+        let product = |shape: &Vec<usize>| {
+            shape.iter().fold(1, |product: usize, &side| product.saturating_mul(side))
+        };
+        let count = |part: Part| {
+            let shapes = self.shapes_of(part, &device);
+            shapes.iter().fold(0, |sum: usize, (_, shape)| sum.saturating_add(product(shape)))
+        };
+        decoder.parts().map(|part| (decoder.part(part), count(part))).collect()
+    }
+
+    /// How many scenes a stage caches, and how many values of each.
+    pub fn cached(&self, stage: StageName) -> (usize, usize) {
+        let (config, model) = (&self.config, &self.config.model);
+        let embedding: usize = config.embedding_shape().iter().product();
+        let side = config.image_size / model.vqgan.downscale();
+        match stage {
+            StageName::A => (0, 0),
+            StageName::B => {
+                let channels =
+                    if model.decoder.has_tokens() { 1 } else { model.vqgan.latent_channels };
+                let embedding = if config.b.freeze_compressor { embedding } else { 0 };
+                (config.b.diffusion.cached_scenes, channels * side * side + embedding)
+            }
+            StageName::C => (config.c.diffusion.cached_scenes, embedding),
+        }
+    }
+
+    /// Fails unless the names and shapes of a part's weights are those of the config; reads no values.
+    ///
+    /// # Errors
+    ///
+    /// Every missing, unexpected and misshapen tensor, all at once.
+    pub fn check(&self, part: Part, weights: &Checkpoint) -> Result<(), LoadError> {
+        check_shapes(&self.shapes_of(part, &Device::flex()), weights)
+    }
+
+    /// The parts that a stage trains.
+    pub(crate) fn parts_of(&self, stage: StageName) -> &'static [Part] {
+        match (stage, self.config.model.decoder.has_tokens()) {
+            (StageName::A, _) => &[Part::VQGAN],
+            (StageName::B, false) => &[Part::DECODER, Part::DECODER_TEXT, Part::COMPRESSOR],
+            (StageName::B, true) => &[Part::DECODER, Part::PRIOR_TEXT, Part::COMPRESSOR],
+            (StageName::C, false) => &[Part::PRIOR, Part::PRIOR_TEXT],
+            (StageName::C, true) => &[Part::PRIOR],
+        }
+    }
+
+    /// The parts that a stage takes from the stages before it.
+    pub(crate) fn parts_before(&self, stage: StageName) -> &'static [Part] {
+        match (stage, self.config.model.decoder.has_tokens()) {
+            (StageName::A, _) => &[],
+            (StageName::B, _) => &[Part::VQGAN],
+            (StageName::C, false) => &[Part::COMPRESSOR],
+            (StageName::C, true) => &[Part::COMPRESSOR, Part::PRIOR_TEXT],
+        }
     }
 
     /// Stage A from a model.
@@ -339,7 +418,11 @@ fn weights<C: PartConfig>(part: Part, model: &C::Model) -> (Part, Checkpoint) {
 }
 
 /// The weights of a part that the run's `stage` has trained.
-fn trained<'a>(weights: &'a Weights, part: Part, stage: &str) -> Result<&'a Checkpoint, LoadError> {
+pub(crate) fn trained<'a>(
+    weights: &'a Weights,
+    part: Part,
+    stage: &str,
+) -> Result<&'a Checkpoint, LoadError> {
     weights.get(&part).ok_or_else(|| LoadError::MissingFile {
         path: part.to_string(),
         found: format!("a run whose stage {stage} is not trained; train it first"),

@@ -18,7 +18,7 @@ pub(crate) use self::session::{GRID_SIDE, Job, Session, updates};
 use crate::config::{StageName, TrainConfig, UpdateConfig};
 use crate::corpus::Source;
 use crate::peers::Peers;
-use crate::recipe::{Recipe, Weights};
+use crate::recipe::{Recipe, Weights, trained};
 use crate::report::report;
 use crate::shapes::Lesson;
 use crate::stages::Stage;
@@ -190,6 +190,61 @@ impl Run {
         self.session.listen(listener);
     }
 
+    /// What the run trains.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Fails unless weights are there, and fit, that stages take from those before them, or start from; those of
+    /// `model`, if it is to be started from, have to fit all. Reads no values of the model's.
+    ///
+    /// # Errors
+    ///
+    /// A part is missing or does not fit.
+    pub fn check_weights(
+        &self,
+        stages: &[StageName],
+        model: Option<&ModelFiles>,
+    ) -> Result<(), RunError> {
+        let own = self.read_weights()?;
+        let mut weights = model.map(|model| self.parts_in(model)).unwrap_or_default();
+        weights.retain(|part, _| !own.contains_key(part));
+        for (&part, given) in &weights {
+            self.recipe.check(part, given)?;
+        }
+        weights.extend(own);
+        let mut made: Vec<Part> = Vec::new();
+        for &stage in stages {
+            let parts = self.recipe.parts_of(stage);
+            let is_frozen = stage == StageName::B && self.recipe.config.b.freeze_compressor;
+            let has_any = parts.iter().any(|part| weights.contains_key(part));
+            let starts = is_frozen || model.is_some() && has_any;
+            let needed = self
+                .recipe
+                .parts_before(stage)
+                .iter()
+                .chain(starts.then_some(parts).into_iter().flatten());
+            for part in needed.filter(|part| !made.contains(part)) {
+                // Stage A's own part comes before Stage B, everything else before Stage C is of Stage B.
+                let by = [StageName::A, StageName::B, StageName::C];
+                let by = by.into_iter().find(|by| self.recipe.parts_of(*by).contains(part));
+                let by = by.unwrap_or(stage).as_str();
+                self.recipe.check(*part, trained(&weights, *part, by)?)?;
+            }
+            made.extend(parts);
+        }
+        Ok(())
+    }
+
+    /// The weights of a model, each under the part of v2 that does the same.
+    fn parts_in(&self, model: &ModelFiles) -> Weights {
+        let decoder = &self.recipe.config.model.decoder;
+        let given = decoder
+            .parts()
+            .filter_map(|part| Some((part, model.weights.get(&decoder.part(part))?.clone())));
+        given.collect()
+    }
+
     /// Starts stages from a model's weights instead of random ones. Parts that the run has trained stay its own.
     ///
     /// # Errors
@@ -197,11 +252,7 @@ impl Run {
     /// The store cannot write, or another program trains in it.
     pub fn start_from(&mut self, model: ModelFiles) -> Result<(), RunError> {
         self.session.store.claim()?;
-        let decoder = &self.recipe.config.model.decoder;
-        let given = decoder
-            .parts()
-            .filter_map(|part| Some((part, model.weights.get(&decoder.part(part))?.clone())));
-        let mut weights: Weights = given.collect();
+        let mut weights = self.parts_in(&model);
         weights.retain(|&part, _| !self.session.store.contains(&self.weights_name(part)));
         self.write_weights(weights)?;
         self.warm = true;

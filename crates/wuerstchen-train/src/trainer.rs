@@ -128,9 +128,42 @@ pub enum RestoreError {
         /// The run's.
         expected: &'static str,
     },
-    /// The tensors do not fit the model.
+    /// The state is of another stage, or of a model of other sizes.
+    #[error("{name}: the training state of another model: {difference}{}", and_more(*.differences))]
+    Sizes {
+        /// Which file.
+        name: String,
+        /// The first tensor that differs, and how.
+        difference: String,
+        /// How many differ.
+        differences: usize,
+    },
+    /// The tensors cannot be read.
     #[error(transparent)]
-    Load(#[from] LoadError),
+    Load(LoadError),
+}
+
+/// How many tensors differ besides the one that is named.
+fn and_more(differences: usize) -> String {
+    match differences {
+        0 | 1 => String::new(),
+        2 => ", and one tensor more".to_owned(),
+        count => format!(", and {} tensors more", count - 1),
+    }
+}
+
+impl RestoreError {
+    /// The same error with one tensor in place of all: a model of other sizes has hundreds that differ.
+    fn of(name: &str, error: LoadError) -> Self {
+        match error {
+            LoadError::Mismatch { differences, .. } => Self::Sizes {
+                name: name.to_owned(),
+                difference: differences.first().unwrap_or_default(),
+                differences: differences.count(),
+            },
+            error => Self::Load(error),
+        }
+    }
 }
 
 impl<S: Stage> Trainer<S> {
@@ -409,15 +442,18 @@ impl<S: Stage> Trainer<S> {
             let (name, expected) = (name.to_owned(), self.config.optimizer.method.name());
             return Err(RestoreError::Method { name, found, expected });
         }
-        let all = Checkpoint::parse(name, Arc::new(bytes))?;
+        let unfit = |error| RestoreError::of(name, error);
+        let all = Checkpoint::parse(name, Arc::new(bytes)).map_err(unfit)?;
         let part = |part: &str| all.under(&format!("{part}/"));
         let template = self.model().clone();
         let read = |name: &str| {
-            load(template.valid(), &part(name), KeyTable::STATES).map(|module| values(&module))
+            let module = load(template.valid(), &part(name), KeyTable::STATES).map_err(unfit)?;
+            Ok::<_, RestoreError>(values(&module))
         };
         let read_moments = |name: &str| {
             if header.adafactor {
-                moments::read(&template, &part(name), &self.device.clone().inner())
+                let device = self.device.clone().inner();
+                moments::read(&template, &part(name), &device).map_err(unfit)
             } else {
                 read(name)
             }
@@ -436,7 +472,8 @@ impl<S: Stage> Trainer<S> {
             let name = if part("ema").names().next().is_some() { "ema" } else { "weights" };
             self.optimizer.ema = read(name)?;
         }
-        self.model = Some(load(template, &part("weights"), KeyTable::STATES)?);
+        let model = load(template, &part("weights"), KeyTable::STATES).map_err(unfit)?;
+        self.model = Some(model);
         self.step = header.step;
         // A run that had another precision goes on with a new scale, or without one.
         self.loss_scale = self.loss_scale.map(|new| header.loss_scale.unwrap_or(new));

@@ -21,7 +21,7 @@ use wuerstchen::weights::shapes;
 use wuerstchen::{
     CARD, Checkpoint, CompressorConfig, ConfigError, Family, GenerateOptions, Image, Lora,
     LoraFile, ModelFiles, Part, PartConfig, Pipeline, PipelineFolder, Prior, PriorConfig, Progress,
-    RUN_CONFIG, Residency, Schedule, TextEncoderConfig, TrainedLayer, TrainedLora, WeightDtype,
+    RUN_CONFIG, Residency, Settings, TextEncoderConfig, TrainedLayer, TrainedLora, WeightDtype,
 };
 
 pub use self::buckets::Buckets;
@@ -169,6 +169,9 @@ impl Tune {
             ..GenerateOptions::default()
         };
         let settings = options.resolve(&defaults)?;
+        // All are made at once.
+        let count = if samples.prompts.is_empty() { SAMPLES } else { samples.prompts.len() };
+        Settings { count, ..settings.clone() }.check_pixels()?;
         // Reads no weights.
         let pipeline = Pipeline::load(&model, &device, Residency::PerStage)?;
         pipeline.sizes(settings.height, settings.width)?;
@@ -378,7 +381,7 @@ impl Tune {
         sample: impl Fn(&Self, &T::Model) -> Result<Vec<Image>, RunError>,
         save: impl Fn(&Self, &T::Model) -> Result<(), RunError>,
     ) -> Result<ControlFlow<()>, RunError> {
-        let schedule: Schedule = self.model.config(&PipelineFolder::PRIOR.scheduler())?;
+        let schedule = self.model.schedule(PipelineFolder::PRIOR)?;
         let (config, seed) = (self.config.c.clone(), self.config.seed);
         let stage = StageTune::new(tuned, pictures, config.clone(), schedule, device.clone());
         let trainer = Trainer::new(stage, model, config.updates.clone(), seed, device);

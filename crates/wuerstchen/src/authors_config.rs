@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::compressor::{BlockKind, CompressorConfig, StageConfig};
 use crate::error::LoadError;
+use crate::json::reason;
 use crate::part::{Part, PartConfig};
 use crate::prior::PriorConfig;
 use crate::token_decoder::TokenDecoderConfig;
@@ -82,7 +83,7 @@ pub fn of_part(text: &str, part: Part) -> Result<Option<String>, LoadError> {
         reason,
     };
     let fields: Map<String, Value> =
-        serde_json::from_str(text).map_err(|error| fail("top level", error.to_string()))?;
+        serde_json::from_str(text).map_err(|error| fail("top level", reason(text, &error)))?;
     let Some((name, section)) = key(part).and_then(|name| Some((name, fields.get(name)?))) else {
         return Ok(None);
     };

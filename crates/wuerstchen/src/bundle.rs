@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 
 use crate::card::{CARD, ModelCard};
 use crate::checkpoint::{Checkpoint, ReadBytes, WeightDtype, read_header};
+use crate::config::ConfigError;
 use crate::error::LoadError;
 use crate::family::{Family, PipelineFolder};
+use crate::json::reason;
 use crate::part::{Part, PartConfig};
+use crate::schedule::Schedule;
 use crate::text::TokenizerFiles;
 
 /// Version of the one-file format.
@@ -94,7 +97,7 @@ impl ModelFiles {
     pub fn config<T: DeserializeOwned>(&self, path: &str) -> Result<T, LoadError> {
         let text = self.text(path)?;
         serde_json::from_str(text)
-            .map_err(|error| LoadError::File { path: path.into(), reason: error.to_string() })
+            .map_err(|error| LoadError::File { path: path.into(), reason: reason(text, &error) })
     }
 
     /// The config of a part.
@@ -137,7 +140,22 @@ impl ModelFiles {
     /// The card does not fit.
     pub fn card(&self) -> Result<ModelCard, LoadError> {
         let defaults = (self.family().defaults)();
-        self.config_over(CARD, json!(ModelCard { defaults, ..ModelCard::default() }))
+        let default = ModelCard { defaults, ..ModelCard::default() };
+        let card: ModelCard = self.config_over(CARD, json!(default))?;
+        card.defaults.validate().map_err(|error| unusable(CARD, &error))?;
+        Ok(card)
+    }
+
+    /// The noise schedule of a pipeline.
+    ///
+    /// # Errors
+    ///
+    /// Its file is missing or does not fit.
+    pub fn schedule(&self, pipeline: PipelineFolder) -> Result<Schedule, LoadError> {
+        let path = pipeline.scheduler();
+        let schedule: Schedule = self.config(&path)?;
+        schedule.validate().map_err(|error| unusable(&path, &error))?;
+        Ok(schedule)
     }
 
     /// The constants of a pipeline; what its file does not say is as published.
@@ -205,6 +223,11 @@ impl ModelFiles {
     }
 }
 
+/// An error of a field in the file at `path`.
+fn unusable(path: &str, error: &ConfigError) -> LoadError {
+    LoadError::File { path: path.to_owned(), reason: error.to_string() }
+}
+
 /// Puts the fields of `given` in place of those of `value`, and fields of fields likewise.
 fn fill(value: &mut Value, given: Value) {
     match (value, given) {
@@ -221,6 +244,35 @@ fn fill(value: &mut Value, given: Value) {
 mod tests {
     use super::*;
     use crate::checkpoint::NamedTensor;
+
+    #[test]
+    fn numbers_that_no_schedule_and_no_sampling_have_are_named_with_their_file() {
+        let pipeline = Family::WUERSTCHEN.pipelines[0];
+        let with = |path: &str, text: &str| ModelFiles {
+            texts: BTreeMap::from([(path.to_owned(), text.to_owned())]),
+            ..Default::default()
+        };
+        let schedule = |text: &str| {
+            let error = with(&pipeline.scheduler(), text).schedule(pipeline).unwrap_err();
+            error.to_string()
+        };
+        let file = "wuerstchen-prior/scheduler/scheduler_config.json: ";
+        for (text, reason) in [
+            (r#"{"scaler": 0, "s": 0.008}"#, "schedule config: scaler must be"),
+            (r#"{"scaler": 1, "s": -1}"#, "schedule config: s must be from 0 to 1, got -1"),
+            (r#"{"scaler": 1, "s": 0, "shift": 1e9}"#, "schedule config: shift must be"),
+            (r#"{"scaler": NaN, "s": 0}"#, "expected value"),
+        ] {
+            let error = schedule(text);
+            assert!(error.starts_with(&format!("{file}{reason}")), "{error}");
+        }
+        let card = |text: &str| with(CARD, text).card().map_err(|error| error.to_string());
+        let error = card(r#"{"defaults": {"prior_shift": 0}}"#).unwrap_err();
+        let expected =
+            "wuerstchen.json: defaults config: prior_shift must be from 0.01 to 100, got 0";
+        assert_eq!(error, expected);
+        assert_eq!(card(r#"{"defaults": {"prior_shift": 2}}"#).unwrap().defaults.prior_shift, 2.0);
+    }
 
     #[test]
     fn a_tensor_of_no_part_is_refused() {

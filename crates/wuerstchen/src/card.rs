@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, between};
 use crate::options::Defaults;
 
 /// Path of the [`ModelCard`] in the model's folder.
@@ -57,13 +57,12 @@ impl Default for PriorIndex {
 }
 
 impl PriorIndex {
-    /// Checks what the sizes of pictures need.
+    /// Checks every value.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        if (1.0..=1e4).contains(&self.resolution_multiple) {
-            return Ok(());
-        }
-        let (field, found) = ("resolution_multiple", self.resolution_multiple);
-        Err(ConfigError::new("model_index", field, "from 1 to 10000", found))
+        between("model_index", "resolution_multiple", self.resolution_multiple, 1.0..=1e4)?;
+        // Stage C's latents are of about 1, and image embeddings far from half precision's limit.
+        between("model_index", "latent_mean", self.latent_mean, 1e-6..=1e6)?;
+        between("model_index", "latent_std", self.latent_std, -1e6..=1e6)
     }
 }
 
@@ -74,6 +73,13 @@ impl PriorIndex {
 pub struct DecoderIndex {
     /// Latent pixels for every pixel of the image embedding.
     pub latent_dim_scale: f64,
+}
+
+impl DecoderIndex {
+    /// Checks what the sizes of latents need.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        between("model_index", "latent_dim_scale", self.latent_dim_scale, 1e-3..=1e4)
+    }
 }
 
 impl Default for DecoderIndex {

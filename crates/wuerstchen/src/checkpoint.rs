@@ -157,6 +157,8 @@ pub enum FileType {
     Json,
     /// A picture.
     Picture,
+    /// Another text.
+    Text,
 }
 
 impl FileType {
@@ -184,6 +186,10 @@ impl FileType {
             Some(Self::WebPage)
         } else if begins(b"{") || begins(b"[") {
             Some(Self::Json)
+        } else if !text.is_empty()
+            && text.iter().all(|c| c.is_ascii_graphic() || c.is_ascii_whitespace())
+        {
+            Some(Self::Text)
         } else {
             None
         }
@@ -198,6 +204,7 @@ impl FileType {
             Self::WebPage => "a web page",
             Self::Json => "JSON",
             Self::Picture => "a picture",
+            Self::Text => "a text",
         }
     }
 }

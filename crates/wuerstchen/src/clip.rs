@@ -7,7 +7,7 @@ use burn::tensor::activation::sigmoid;
 use wuerstchen_kernels::{product, softmax};
 
 use crate::blocks::{affine, affine_gelu, linear_layer};
-use crate::config::{ConfigError, heads_divide, layers, size};
+use crate::config::{ConfigError, below_one, heads_divide, layers, size};
 
 /// Sizes of the layers.
 pub(crate) struct ClipConfig<'a> {
@@ -67,6 +67,7 @@ impl ClipConfig<'_> {
             size(self.part, field, value)?;
         }
         layers(self.part, "num_hidden_layers", self.num_hidden_layers)?;
+        below_one(self.part, "layer_norm_eps", self.layer_norm_eps)?;
         if ![GELU, QUICK_GELU].contains(&self.hidden_act) {
             let expected = format!("\"{GELU}\" or \"{QUICK_GELU}\"");
             return Err(ConfigError::new(self.part, "hidden_act", expected, self.hidden_act));

@@ -12,7 +12,7 @@ use wuerstchen_kernels::{
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{Observer, affine, channels_first, channels_last, linear_layer};
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, layers, size};
+use crate::config::{ConfigError, below_one, layers, size};
 use crate::part::PartConfig;
 use crate::resize::cover;
 use crate::weights::KeyTable;
@@ -158,6 +158,8 @@ impl PartConfig for CompressorConfig {
         let stages = self.stages.iter().flat_map(|stage| {
             [("expand", stage.expand), ("channels", stage.channels), ("stride", stage.stride)]
         });
+        below_one("compressor", "backbone_bn_eps", self.backbone_bn_eps)?;
+        below_one("compressor", "mapper_bn_eps", self.mapper_bn_eps)?;
         let even = self.stages.iter().map(|stage| stage.kernel).find(|n| n.is_multiple_of(2));
         if let Some(found) = even {
             return Err(ConfigError::new("compressor", "kernel", "odd", found));

@@ -87,6 +87,25 @@ pub fn below_one(part: &'static str, field: &'static str, value: f64) -> Result<
     }
 }
 
+/// Checks a number that must lie in a range, in which what is no number does not lie.
+///
+/// # Errors
+///
+/// It is outside of the range.
+pub fn between(
+    part: &'static str,
+    field: &'static str,
+    value: f64,
+    range: RangeInclusive<f64>,
+) -> Result<(), ConfigError> {
+    if range.contains(&value) {
+        Ok(())
+    } else {
+        let expected = format!("from {} to {}", range.start(), range.end());
+        Err(ConfigError::new(part, field, expected, value))
+    }
+}
+
 /// The largest width or other size of a layer; that of published models is 49,408.
 const LARGEST_SIZE: usize = 1 << 20;
 
@@ -127,7 +146,7 @@ pub(crate) fn one_per_level(
     })
 }
 
-fn within(
+pub(crate) fn within(
     part: &'static str,
     field: &'static str,
     value: usize,

@@ -129,6 +129,24 @@ pub struct Differences {
 }
 
 impl Differences {
+    /// How many tensors differ.
+    pub fn count(&self) -> usize {
+        self.missing.len() + self.unexpected.len() + self.misshapen.len()
+    }
+
+    /// The first tensor that differs, and how, in words.
+    pub fn first(&self) -> Option<String> {
+        let Self { missing, unexpected, misshapen } = self;
+        let misshapen = misshapen.first().map(|(name, expected, found)| {
+            format!("expected {name} of {expected:?}, found {found:?}")
+        });
+        misshapen
+            .or_else(|| missing.first().map(|name| format!("expected {name}, which is missing")))
+            .or_else(|| {
+                unexpected.first().map(|name| format!("found {name}, which is not expected"))
+            })
+    }
+
     /// `value` if nothing differs.
     pub(crate) fn into_result<T>(self, part: &str, value: T) -> Result<T, LoadError> {
         if self == Self::default() {

@@ -51,6 +51,7 @@ pub mod headroom;
 pub mod image;
 pub mod import;
 pub mod interpolate;
+pub mod json;
 pub mod lora;
 pub mod manifest;
 mod multiply_adds;

@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use self::read::LoraFile;
+use self::read::MAX_RANK;
 pub use self::write::{TrainedLayer, TrainedLora};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, ReadBytes};
@@ -62,6 +63,16 @@ pub enum LoraError {
         tensors: usize,
         /// The first of them.
         example: String,
+    },
+    /// A layer is changed by larger matrices than any layer has.
+    #[error("{name}: {key} has a rank of {found}, expected at most {MAX_RANK}")]
+    Rank {
+        /// Which LoRA.
+        name: String,
+        /// Which tensor.
+        key: String,
+        /// Its rank.
+        found: usize,
     },
     /// A number that scales a layer is none.
     #[error("{name}: {key} must be a finite number, found {found}")]
@@ -115,6 +126,11 @@ struct Rows {
     numbers: Vec<usize>,
     /// One row for each number.
     values: Vec<f32>,
+}
+
+/// So many layers, for people.
+fn counted_layers(count: usize) -> String {
+    if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") }
 }
 
 impl Rows {
@@ -180,6 +196,7 @@ impl Lora {
         }
         let tokens = match tokens {
             0 => String::new(),
+            1 => ", and the embedding of one token".to_owned(),
             tokens => format!(", and the embeddings of {tokens} tokens"),
         };
         let text = match text {
@@ -189,7 +206,8 @@ impl Lora {
         let ranks: Vec<_> = self.ranks().iter().map(usize::to_string).collect();
         let alphas: Vec<_> = self.alphas().into_iter().collect();
         let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
-        format!("changes {prior} layers of Stage C{text}, rank {ranks}, alpha {alphas}{tokens}")
+        let prior = counted_layers(prior);
+        format!("changes {prior} of Stage C{text}, rank {ranks}, alpha {alphas}{tokens}")
     }
 
     /// What the file has that is not used, and why; a sentence each.

@@ -1,8 +1,12 @@
 //! What a caller may choose about a picture besides the prompt.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
+use crate::config::{ConfigError, between, within};
 use crate::sampler::{Recipe, Sampler};
+use crate::schedule::SHIFTS;
 use crate::tokens::TokenSampling;
 
 /// Everything a caller may choose about the pictures of one prompt.
@@ -183,7 +187,34 @@ impl Default for Defaults {
     }
 }
 
+/// Guidance scales and temperatures; larger ones end in infinite latents.
+const SCALES: RangeInclusive<f64> = 0.0..=1e6;
+
 impl Defaults {
+    /// Checks every value but the sizes, which depend on the model.
+    ///
+    /// # Errors
+    ///
+    /// Names the first value that cannot be used and what was expected.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        const PART: &str = "defaults";
+        for (field, steps) in
+            [("prior_steps", self.prior_steps), ("decoder_steps", self.decoder_steps)]
+        {
+            within(PART, field, steps, 1..=1000)?;
+        }
+        between(PART, "prior_guidance_scale", self.prior_guidance_scale, SCALES)?;
+        between(PART, "decoder_guidance_scale", self.decoder_guidance_scale, SCALES)?;
+        between(PART, "prior_shift", self.prior_shift, SHIFTS)?;
+        between(PART, "decoder_shift", self.decoder_shift, SHIFTS)?;
+        between(PART, "guidance_rescale", self.guidance_rescale, 0.0..=1.0)?;
+        let Some(tokens) = &self.tokens else { return Ok(()) };
+        between(PART, "tokens.temperature", tokens.temperature, SCALES)?;
+        between(PART, "tokens.temperature_end", tokens.temperature_end, SCALES)?;
+        let scale_end = tokens.decoder_guidance_scale_end.unwrap_or_default();
+        between(PART, "tokens.decoder_guidance_scale_end", scale_end, SCALES)
+    }
+
     /// The defaults of `StableCascadePriorPipeline` and `StableCascadeDecoderPipeline` in diffusers.
     pub fn stable_cascade() -> Self {
         let size = 1024;
@@ -220,11 +251,12 @@ impl Defaults {
 /// The default of `strength`, as in diffusers.
 const STRENGTH: f64 = 0.8;
 
-/// Shifts of a schedule that leave times of much and of little noise.
-const SHIFTS: std::ops::RangeInclusive<f64> = 0.01..=100.0;
-
 /// Most pictures of one prompt at a time.
 pub const MAX_COUNT: usize = 256;
+
+/// Most pixels that are made at once, those of four pictures of the largest size: more take more memory than machines
+/// have.
+pub const MAX_PIXELS_AT_ONCE: usize = 1 << 26;
 
 /// Why [`GenerateOptions`] cannot be run.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -262,6 +294,21 @@ pub enum OptionsError {
     /// No pictures or too many.
     #[error("count must be between 1 and {MAX_COUNT}, got {0}")]
     Count(usize),
+    /// More pictures than fit in memory at once.
+    #[error(
+        "count must be at most {most} with pictures of {width} x {height} pixels, as {MAX_PIXELS_AT_ONCE} pixels are \
+         made at once, got {found}"
+    )]
+    Pixels {
+        /// Pixels.
+        width: usize,
+        /// Pixels.
+        height: usize,
+        /// The largest count at this size.
+        most: usize,
+        /// The count.
+        found: usize,
+    },
     /// Fewer than two frames, or too many.
     #[error("frames must be between 2 and {MAX_COUNT}, got {0}")]
     Frames(usize),
@@ -323,7 +370,7 @@ impl OptionsError {
             | Self::Missing { field, .. }
             | Self::Contradiction { field, .. }
             | Self::Size { field, .. } => field,
-            Self::Count(_) | Self::CountOfFrames(_) => "count",
+            Self::Count(_) | Self::CountOfFrames(_) | Self::Pixels { .. } => "count",
             Self::Frames(_) => "frames",
             Self::Strength(_) => "strength",
             Self::Rescale(_) => "guidance_rescale",
@@ -422,6 +469,25 @@ fn is_zero(value: &f64) -> bool {
 }
 
 impl Settings {
+    /// The most pictures of this size that are made at once.
+    pub fn most_at_once(&self) -> usize {
+        MAX_PIXELS_AT_ONCE / self.width.saturating_mul(self.height).max(1)
+    }
+
+    /// Fails where more pixels are to be made at once than fit in memory.
+    ///
+    /// # Errors
+    ///
+    /// Names the largest count of this size.
+    pub fn check_pixels(&self) -> Result<(), OptionsError> {
+        let (&Self { width, height, count: found, .. }, most) = (self, self.most_at_once());
+        if found <= most {
+            Ok(())
+        } else {
+            Err(OptionsError::Pixels { width, height, most, found })
+        }
+    }
+
     /// How much to change the source picture; the default depends on whether a mask keeps a part of it.
     pub fn strength(&self, masked: bool) -> f64 {
         self.strength.unwrap_or(if masked { 1.0 } else { STRENGTH })
@@ -635,6 +701,7 @@ mod tests {
             OptionsError::Count(0),
             OptionsError::Frames(1),
             OptionsError::CountOfFrames(2),
+            OptionsError::Pixels { width: 1024, height: 1024, most: 64, found: 65 },
             OptionsError::Strength(2.0),
             OptionsError::Missing { field: "strength", needed: "image" },
             OptionsError::Contradiction { field: "image_to", other: "a mask" },
@@ -646,6 +713,51 @@ mod tests {
         for error in errors {
             let first = error.to_string().split(' ').next().unwrap().to_owned();
             assert_eq!(first, error.field(), "{error}");
+        }
+    }
+
+    #[test]
+    fn large_pictures_are_made_a_few_at_a_time() {
+        let check = |count| {
+            let json = format!(r#"{{"width": 1024, "height": 1024, "count": {count}}}"#);
+            resolve(&json).unwrap().check_pixels()
+        };
+        assert_eq!(check(64), Ok(()));
+        let expected = "count must be at most 64 with pictures of 1024 x 1024 pixels, as 67108864 pixels are made at \
+                        once, got 65";
+        assert_eq!(check(65).unwrap_err().to_string(), expected);
+    }
+
+    /// The values of a file are checked as those of a caller are.
+    #[test]
+    fn defaults_that_no_sampler_can_run_are_named() {
+        type Change = fn(&mut Defaults);
+        let changes: [(Change, &str); 6] = [
+            (
+                |defaults| defaults.prior_shift = f64::NAN,
+                "prior_shift must be from 0.01 to 100, got NaN",
+            ),
+            (
+                |defaults| defaults.decoder_shift = f64::INFINITY,
+                "decoder_shift must be from 0.01 to 100",
+            ),
+            (|defaults| defaults.guidance_rescale = -0.5, "guidance_rescale must be from 0 to 1"),
+            (
+                |defaults| defaults.prior_guidance_scale = f64::INFINITY,
+                "prior_guidance_scale must be",
+            ),
+            (|defaults| defaults.decoder_steps = 0, "decoder_steps must be from 1 to 1000, got 0"),
+            (
+                |defaults| defaults.tokens.as_mut().unwrap().temperature = f64::NAN,
+                "tokens.temperature must be",
+            ),
+        ];
+        for (change, expected) in changes {
+            let mut defaults = Defaults::wuerstchen_v1();
+            assert_eq!(defaults.validate(), Ok(()));
+            change(&mut defaults);
+            let error = defaults.validate().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::Checkpoint;
 use crate::config::ConfigError;
 use crate::error::LoadError;
+use crate::json::reason;
 use crate::weights::{KeyTable, check, load, tensors};
 
 /// Names the steps of a generation.
@@ -82,19 +83,19 @@ pub trait PartConfig: Serialize + DeserializeOwned {
         text: Result<&str, LoadError>,
         weights: Option<&Checkpoint>,
     ) -> Result<Self, LoadError> {
-        let fail = |reason: serde_json::Error| LoadError::File {
-            path: part.config_path(),
-            reason: reason.to_string(),
-        };
+        let fail = |reason: String| LoadError::File { path: part.config_path(), reason };
+        let unfit = |error: serde_json::Error| fail(error.to_string());
+        let unread = |text: &str, error: serde_json::Error| fail(reason(text, &error));
         let config: Self = if Self::TOLD_BY_WEIGHTS {
-            let given: Map<String, Value> =
-                text.map_or(Ok(Map::new()), serde_json::from_str).map_err(fail)?;
+            let read = |text| serde_json::from_str(text).map_err(|error| unread(text, error));
+            let given: Map<String, Value> = text.map_or(Ok(Map::new()), read)?;
             let told = weights.and_then(Self::infer).map(|config| config.to_json());
             let mut fields = told.unwrap_or_default();
             fields.extend(given);
-            serde_json::from_value(fields.into()).map_err(fail)?
+            serde_json::from_value(fields.into()).map_err(unfit)?
         } else {
-            serde_json::from_str(text?).map_err(fail)?
+            let text = text?;
+            serde_json::from_str(text).map_err(|error| unread(text, error))?
         };
         config.validate()?;
         Ok(config)

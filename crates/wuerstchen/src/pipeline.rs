@@ -197,6 +197,7 @@ impl Pipeline {
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Generated, Error> {
         let settings = options.resolve(&self.card.defaults)?;
+        settings.check_pixels()?;
         let batch = Batch::new(prompt, settings.count);
         let mut made = self.generate_batches(&[batch], &settings, on_step).await?;
         Ok(made.swap_remove(0))

@@ -53,10 +53,12 @@ pub struct SourcePictures {
 const FRAMES: usize = 8;
 
 impl Request {
-    /// All that a text encoder reads, the negative prompt too.
-    pub fn texts(&self) -> impl Iterator<Item = &str> {
-        let further = self.prompt_to.iter().chain([&self.options.negative_prompt]);
-        self.prompts.iter().chain(further).map(String::as_str)
+    /// All that a text encoder reads, each with the name of its option.
+    pub fn texts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let prompts = self.prompts.iter().map(|prompt| ("prompt", prompt));
+        let to = self.prompt_to.iter().map(|prompt| ("prompt_to", prompt));
+        let texts = prompts.chain(to).chain([("negative_prompt", &self.options.negative_prompt)]);
+        texts.map(|(field, text)| (field, text.as_str()))
     }
 
     /// The positions of the frames on the way from one end to the other, evenly spaced from 0 to 1. Without a

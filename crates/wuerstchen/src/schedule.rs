@@ -3,8 +3,11 @@
 //! Time runs from 1 (pure noise) to 0 (clean), as in the paper.
 
 use std::f32::consts::FRAC_PI_2;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, between};
 
 /// Constants of the schedule, with the published field names (`scheduler_config.json`).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +30,12 @@ fn is_no_shift(shift: &f64) -> bool {
     *shift == no_shift()
 }
 
+/// Values of [`Schedule::scaler`] that leave times of much and of little noise.
+const BENDS: RangeInclusive<f64> = 0.01..=100.0;
+
+/// Shifts of a schedule that do.
+pub(crate) const SHIFTS: RangeInclusive<f64> = 0.01..=100.0;
+
 /// Bounds of the share of signal variance.
 const LEAST_ALPHA: f32 = 0.0001;
 const MOST_ALPHA: f32 = 0.9999;
@@ -38,6 +47,17 @@ impl Default for Schedule {
 }
 
 impl Schedule {
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field of which no schedule of falling noise comes.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        between("schedule", "scaler", self.scaler, BENDS)?;
+        between("schedule", "s", self.s, 0.0..=1.0)?;
+        between("schedule", "shift", self.shift, SHIFTS)
+    }
+
     /// Share of signal variance at time `t`:
     /// `ᾱ(t) = cos²((t' + s)/(1 + s)·π/2) / cos²(s/(1 + s)·π/2)`, between 10⁻⁴ and 0.9999.
     ///

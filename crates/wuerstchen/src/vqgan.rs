@@ -12,7 +12,7 @@ use crate::blocks::{
     pixel_shuffle, pixel_unshuffle,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, layers, size};
+use crate::config::{ConfigError, layers, size, within};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
 
@@ -43,6 +43,9 @@ pub struct VqganConfig {
 ///
 /// Source: `StageA` in `modules/stage_a.py` of Stability-AI/StableCascade.
 pub const STAGE_A_SCALE: f64 = 0.43;
+
+/// The largest side in pixels of what one cell of Stage A's finest features sees; that of the published one is 2.
+const LARGEST_FACTOR: usize = 64;
 
 /// Epsilon of the batch norm in front of the latents, PyTorch's default.
 const NORM_EPSILON: f64 = 1e-5;
@@ -106,12 +109,13 @@ impl PartConfig for VqganConfig {
         for (field, value) in [
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
-            ("up_down_scale_factor", self.up_down_scale_factor),
+            ("embed_dim", self.embed_dim),
             ("latent_channels", self.latent_channels),
             ("num_vq_embeddings", self.num_vq_embeddings),
         ] {
             size("vqgan", field, value)?;
         }
+        within("vqgan", "up_down_scale_factor", self.up_down_scale_factor, 1..=LARGEST_FACTOR)?;
         layers("vqgan", "levels", self.levels)?;
         layers("vqgan", "bottleneck_blocks", self.bottleneck_blocks)?;
         let multiple = 1usize << (self.levels - 1).min(31);

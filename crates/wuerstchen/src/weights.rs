@@ -72,9 +72,20 @@ pub fn check<M: Module>(
     checkpoint: &Checkpoint,
     keys: KeyTable,
 ) -> Result<(), LoadError> {
-    let expected = shapes(module, keys);
+    check_shapes(&shapes(module, keys), checkpoint)
+}
+
+/// The same with the names and shapes of a module's parameters, as [`shapes`] tells them.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn check_shapes(
+    expected: &[(String, Vec<usize>)],
+    checkpoint: &Checkpoint,
+) -> Result<(), LoadError> {
     let mut differences = Differences::default();
-    for (name, shape) in &expected {
+    for (name, shape) in expected {
         match checkpoint.shape(name) {
             None => differences.missing.push(name.clone()),
             Some(found) if !is_shape(found, shape) => {

@@ -4,12 +4,16 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use wuerstchen::fs::read_text;
+use wuerstchen::fs::read_text_at_most;
 
 use super::find::{CAPTION_ENDINGS, Found, ending, refuse};
 use super::index::{Index, is_absolute, normalised};
 use super::metadata::{read_rows, trimmed};
 use crate::pictures;
+use crate::terminal::counted;
+
+/// Most bytes of the captions of one picture, as in a shard.
+const MOST_TEXT: u64 = 1 << 20;
 
 /// The captions of the pictures of a folder.
 pub(super) struct Captions {
@@ -32,7 +36,7 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     for (picture, captions) in found.pictures.iter().zip(&mut captions) {
         for text in beside(root, picture, &pictures, &texts, &found.texts) {
             if captions.is_empty() {
-                *captions = trimmed(read_text(&found.texts[text])?.lines());
+                *captions = trimmed(read_text_at_most(&found.texts[text], MOST_TEXT)?.lines());
                 unused.remove(&text);
             } else {
                 doubled.insert(text);
@@ -42,15 +46,15 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     // A text of two pictures may be one's only caption and the other's second.
     let doubled: Vec<_> = doubled.into_iter().filter(|text| unused.remove(text)).collect();
     if let Some(&first) = doubled.first() {
-        let (count, first) = (doubled.len(), found.texts[first].display());
+        let (texts, first) = (counted(doubled.len(), "text file"), found.texts[first].display());
         left_out.push(format!(
-            "left out: {count} text files of pictures that have captions in metadata or in another \
+            "left out: {texts} of pictures that have captions in metadata or in another \
              text file, such as {first}"
         ));
     }
     if let Some(&first) = unused.first() {
-        let (count, first) = (unused.len(), found.texts[first].display());
-        left_out.push(format!("left out: {count} text files without a picture, such as {first}"));
+        let (texts, first) = (counted(unused.len(), "text file"), found.texts[first].display());
+        left_out.push(format!("left out: {texts} without a picture, such as {first}"));
     }
     Ok(Captions { of_pictures: captions, left_out })
 }

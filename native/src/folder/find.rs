@@ -11,6 +11,9 @@ use wuerstchen_train::store::RUN_LOCK;
 
 use crate::pictures;
 
+/// The file that a stage of a run writes beside its samples.
+const METRICS: &str = "metrics.jsonl";
+
 /// Files that tell the captions of all pictures beside them.
 const METADATA: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
 
@@ -34,7 +37,7 @@ pub(super) struct LeftOut {
     /// Files of other types.
     pub(super) others: Vec<PathBuf>,
     hidden: usize,
-    /// Folders of training runs, whose pictures are samples.
+    /// What training runs have written: their pictures are samples.
     runs: Vec<PathBuf>,
     /// Links that lead nowhere, or to a folder that is read already or holds this one.
     links: Vec<PathBuf>,
@@ -56,6 +59,10 @@ pub(super) fn find(root: &Path) -> Result<Found> {
             found.left_out.links.push(start);
             continue;
         }
+        if start != root && is_of_run(&real, &real_root) {
+            found.left_out.runs.push(start);
+            continue;
+        }
         let (mut hidden, mut runs) = (0, Vec::new());
         let entries = WalkDir::new(&start).sort_by_file_name().into_iter().filter_entry(|entry| {
             if entry.depth() > 0 && is_hidden(entry.file_name()) {
@@ -65,7 +72,10 @@ pub(super) fn find(root: &Path) -> Result<Found> {
             let below = entry.path().strip_prefix(&start).unwrap_or(entry.path());
             // A link at the start of the walk is followed.
             let is_folder = entry.depth() == 0 || entry.file_type().is_dir();
-            if entry.depth() > 0 && is_folder && entry.path().join(RUN_LOCK).is_file() {
+            if entry.depth() > 0
+                && is_folder
+                && (entry.path().join(RUN_LOCK).is_file() || is_stage(entry.path()))
+            {
                 runs.push(entry.path().to_owned());
                 return false;
             }
@@ -78,7 +88,14 @@ pub(super) fn find(root: &Path) -> Result<Found> {
             }
             match entry.path().metadata() {
                 Ok(target) if target.is_dir() => starts.push_back(entry.into_path()),
-                Ok(target) if target.is_file() => found.sort(entry.into_path()),
+                Ok(target) if target.is_file() => {
+                    let is_link = entry.path_is_symlink();
+                    if is_link && is_of_run(&canonical(entry.path())?, &real_root) {
+                        found.left_out.runs.push(entry.into_path());
+                    } else {
+                        found.sort(entry.into_path());
+                    }
+                }
                 _ => found.left_out.links.push(entry.into_path()),
             }
         }
@@ -86,6 +103,18 @@ pub(super) fn find(root: &Path) -> Result<Found> {
         found.left_out.runs.extend(runs);
     }
     Ok(found)
+}
+
+/// Whether a folder is that of a stage, with samples, in the folder of a run.
+fn is_stage(folder: &Path) -> bool {
+    let is_in_run = || folder.parent().is_some_and(|run| run.join(RUN_LOCK).is_file());
+    folder.join(METRICS).is_file() && is_in_run()
+}
+
+/// Whether a training run has written what a link leads to. The corpus itself may be in a run's folder, or be one.
+fn is_of_run(real: &Path, real_root: &Path) -> bool {
+    let is_run = |folder: &Path| folder.join(RUN_LOCK).is_file() && !real_root.starts_with(folder);
+    real.ancestors().any(|folder| is_run(folder) || is_stage(folder))
 }
 
 impl Found {
@@ -118,7 +147,7 @@ impl LeftOut {
             lines.push(format!("left out: hidden files and folders ({})", self.hidden));
         }
         for run in &self.runs {
-            lines.push(format!("left out: {}, the folder of a training run", run.display()));
+            lines.push(format!("left out: {}, which a training run has written", run.display()));
         }
         let mut endings: BTreeMap<String, usize> = BTreeMap::new();
         for path in &self.others {

@@ -8,8 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use wuerstchen::fs::{has_extension, read_text};
-
-use crate::json::with_nulls;
+use wuerstchen::json::with_nulls;
 
 /// What a line says of a picture.
 #[derive(Debug, PartialEq)]

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use wuerstchen_train::config::{FilterConfig, ShardsConfig};
 
 use super::index::Found;
+use crate::terminal::{counted, is_or_are};
 
 /// Names of fields, as img2dataset and the LAION sets write them.
 const WIDTH: [&str; 2] = ["width", "original_width"];
@@ -46,9 +47,13 @@ impl LeftOut {
     /// A line for each reason.
     pub(super) fn lines(&self) -> impl Iterator<Item = String> {
         let samples = self.samples.iter();
-        let samples = samples.map(|(reason, count)| format!("left out: {count} samples: {reason}"));
+        let samples = samples
+            .map(|(reason, count)| format!("left out: {}: {reason}", counted(*count, "sample")));
         let no_texts = Some(self.no_texts).filter(|count| *count > 0);
-        samples.chain(no_texts.map(|count| format!("left out: {count} captions that are no texts")))
+        samples.chain(no_texts.map(|count| {
+            let (captions, are) = (counted(count, "caption"), is_or_are(count));
+            format!("left out: {captions} that {are} no text")
+        }))
     }
 
     /// All lines behind each other, for an error.
@@ -161,10 +166,10 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "left out: 1 samples: aesthetic below 5",
-                "left out: 1 samples: no field width",
-                "left out: 1 samples: pwatermark above 0.5",
-                "left out: 1 samples: width below 100",
+                "left out: 1 sample: aesthetic below 5",
+                "left out: 1 sample: no field width",
+                "left out: 1 sample: pwatermark above 0.5",
+                "left out: 1 sample: width below 100",
             ]
         );
     }
@@ -196,6 +201,6 @@ mod tests {
         // The text file comes first.
         assert_eq!(take(json!({"caption": 5})), Some(vec!["a fox".to_owned()]));
         let lines: Vec<_> = left_out.lines().collect();
-        assert_eq!(lines, ["left out: 2 captions that are no texts"]);
+        assert_eq!(lines, ["left out: 2 captions that are no text"]);
     }
 }

@@ -10,9 +10,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
 use tar::Archive;
 use wuerstchen::fs::{decode, is_hidden};
+use wuerstchen::json::with_nulls;
 use wuerstchen_train::config::is_match;
 
-use crate::json::with_nulls;
 use crate::pictures;
 
 /// Most shards that a range in a pattern stands for.
@@ -104,7 +104,9 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
             } else if ending == "json" {
                 match text.map(|text| serde_json::from_str(&with_nulls(&text))) {
                     Some(Ok(Value::Object(fields))) => pieces.fields = fields,
-                    _ => pieces.fault = Some("its .json file is no JSON object in UTF-8"),
+                    Some(Ok(_)) => pieces.fault = Some("its .json file holds no JSON object"),
+                    Some(Err(_)) => pieces.fault = Some("its .json file is not JSON"),
+                    None => pieces.fault = Some("its .json file is no text in UTF-8 or UTF-16"),
                 }
             } else if let Some(text) = text {
                 match pieces.texts.entry(ending) {
@@ -118,7 +120,9 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
                     }
                 }
             } else {
-                *unread.entry(format!("{ending} that is no text in UTF-8")).or_default() += 1;
+                *unread
+                    .entry(format!("{ending} that is no text in UTF-8 or UTF-16"))
+                    .or_default() += 1;
             }
         } else {
             *unread.entry(ending).or_default() += 1;

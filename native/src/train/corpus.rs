@@ -93,6 +93,11 @@ impl Corpus {
         }
     }
 
+    /// How many pictures there are; `None` where the scenes are drawn.
+    pub(super) fn count(&self) -> Option<usize> {
+        self.captions().map(|_| self.pictures())
+    }
+
     /// Says whether a run goes on with other pictures or captions than those with which it began; keeps what tells
     /// in its store, which is the run's from now on.
     pub(super) fn tell_if_changed(&self, store: &dyn Store, resumes: bool) -> Result<(), RunError> {

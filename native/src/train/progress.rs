@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use wuerstchen_train::Event;
 
-use crate::terminal::is_silent;
+use crate::terminal::{counted, is_silent};
 
 /// The progress of a run.
 pub(super) struct TrainProgress {
@@ -137,7 +137,8 @@ fn updates_style() -> ProgressStyle {
 pub(super) fn tell_bucket(event: &Event<'_>) {
     if let Event::Bucket { cells: [rows, columns], pixels: [height, width], pictures } = *event {
         tell!(
-            "bucket of {width} x {height} pixels ({columns} x {rows} cells): {pictures} pictures"
+            "bucket of {width} x {height} pixels ({columns} x {rows} cells): {}",
+            counted(pictures, "picture")
         );
     }
 }

@@ -11,10 +11,14 @@ use wuerstchen_train::{RunError, Tune, store, tune};
 
 use super::corpus::Corpus;
 use super::progress::tell_bucket;
-use super::{Ranks, Stages, TrainArgs, read_table, tell_of_captions, unfit_changes, with_remedy};
+use super::{
+    Ranks, Stages, TrainArgs, check_folder, read_table, tell_of_captions, unfit_changes,
+    with_remedy,
+};
 use crate::cache::cache_folder;
 use crate::devices::choose_for;
 use crate::files::read_model;
+use crate::terminal::counted;
 use crate::usage;
 
 /// The model's own parts of `wuerstchen`'s folder in the user's cache.
@@ -33,6 +37,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     config.validate().map_err(|error| usage(&error.into()))?;
     check_kind(args.stage, &config).map_err(|error| usage(&error))?;
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    check_folder(&output).map_err(|error| usage(&error))?;
     check_output(&output, &config, args.resume.is_some()).map_err(|error| usage(&error))?;
     let cache = match &args.cache {
         Some(path) => path.clone(),
@@ -49,7 +54,9 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let changed = changed_layers(&config, &model);
     let tune = Tune::new(config, model, corpus.own_pictures(), stores, device);
     let mut tune = tune.map_err(of_config)?.with_peers(ranks.peers.clone());
-    tell!("{pictures} pictures with {captions} captions, {steps} updates");
+    let [pictures, captions] =
+        [(pictures, "picture"), (captions, "caption")].map(|(count, noun)| counted(count, noun));
+    tell!("{pictures} with {captions}, {}", counted(steps, "update"));
     tell!("memory by count: {}", tune.memory()?);
     if args.dry_run {
         tune.listen(|event| {

@@ -78,9 +78,10 @@ impl ShardsConfig {
             ("filter.max_unsafe", max_unsafe),
         ];
         for (field, bound) in bounds {
-            // Nothing is above or below what is no number.
-            if let Some(bound) = bound.filter(|bound| bound.is_nan()) {
-                return Err(ConfigError::new(PART, field, "a number", bound));
+            // Nothing is above or below what is no number, and everything or nothing is beyond what is infinite: who
+            // wants no bound leaves it out.
+            if let Some(bound) = bound.filter(|bound| !bound.is_finite()) {
+                return Err(ConfigError::new(PART, field, "a finite number, or left out", bound));
             }
         }
         for share in self.captions.values() {

@@ -240,12 +240,16 @@ fn is_zero(value: &f64) -> bool {
 /// More threads than any machine has work for.
 const MAX_THREADS: usize = 1024;
 
-/// More channels than any discriminator has, and more layers than any picture has patches for.
-const MAX_CHANNELS: usize = 1 << 12;
+/// More channels than any discriminator has, and more layers than any picture has patches for. The last layers have
+/// eight times as many.
+const MAX_CHANNELS: usize = 1 << 8;
 const MAX_LAYERS: usize = 16;
 
 /// More pictures in an update than any machine has memory for.
 const MAX_BATCH: usize = 1 << 20;
+
+/// Most pixels of a share of a batch, all of which are in memory at a time: 64 pictures of 1024 pixels a side.
+const MAX_SHARE_PIXELS: usize = 1 << 26;
 
 fn one() -> usize {
     1
@@ -292,6 +296,27 @@ impl UpdateConfig {
         share(part, "lesson.two_objects", two_objects.into())?;
         share(part, "lesson.plain_relations", plain_relations.into())?;
         share(part, "lesson.first_leads", first_leads.into())
+    }
+}
+
+impl UpdateConfig {
+    /// Checks that the pictures of a share, of `side` pixels, are not more than a machine has memory for. All else is
+    /// checked before.
+    pub(super) fn validate_pixels(
+        &self,
+        part: &'static str,
+        side: usize,
+    ) -> Result<(), ConfigError> {
+        let most = self.shards * (MAX_SHARE_PIXELS / (side * side).max(1)).max(1);
+        if self.batch_size <= most {
+            return Ok(());
+        }
+        let shares =
+            if self.shards == 1 { String::new() } else { format!(" in {} shards", self.shards) };
+        let expected = format!(
+            "at most {most} with pictures of {side} x {side} pixels{shares}: {MAX_SHARE_PIXELS} pixels are trained on at a time"
+        );
+        Err(ConfigError::new(part, "batch_size", expected, self.batch_size))
     }
 }
 

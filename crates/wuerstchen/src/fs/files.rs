@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::error::{Result, cannot};
+use super::error::{Result, cannot, unfit};
 use super::hidden::is_hidden;
 use crate::checkpoint::ReadBytes;
 
@@ -15,8 +15,14 @@ use crate::checkpoint::ReadBytes;
 ///
 /// # Errors
 ///
-/// It cannot be opened.
+/// It cannot be opened, or is no ordinary file.
 pub fn open(path: &Path) -> Result<Arc<dyn ReadBytes>> {
+    // Before it is opened: whoever opens a pipe waits for its other end.
+    let kind = fs::metadata(path).map_err(cannot("open", path))?;
+    if !kind.is_file() {
+        let found = if kind.is_dir() { "a folder" } else { "a pipe or a device" };
+        return Err(unfit(path, format!("expected a file, found {found}")));
+    }
     Ok(Arc::new(FileBytes::open(path)?))
 }
 
@@ -55,13 +61,43 @@ impl ReadBytes for FileBytes {
     }
 }
 
+/// Most bytes of a pipe or a device, which may have no end.
+const MOST_OF_A_STREAM: u64 = 1 << 26;
+
 /// The bytes of a file.
 ///
 /// # Errors
 ///
-/// It cannot be read.
+/// It cannot be read, or is a pipe or a device with more bytes than are taken of one.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(cannot("read", path))
+    read_at_most(path, u64::MAX)
+}
+
+/// The bytes of a file that has no more than `most`.
+///
+/// # Errors
+///
+/// As [`read`], or it has more.
+pub fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let open = || {
+        let file = fs::File::open(path)?;
+        let kind = file.metadata()?;
+        Ok::<_, std::io::Error>((file, kind))
+    };
+    let (file, kind) = open().map_err(cannot("read", path))?;
+    if kind.is_file() {
+        let found = kind.len();
+        if found > most {
+            return Err(unfit(path, format!("expected at most {most} bytes, found {found}")));
+        }
+        return fs::read(path).map_err(cannot("read", path));
+    }
+    let (mut bytes, most) = (Vec::new(), most.min(MOST_OF_A_STREAM));
+    file.take(most + 1).read_to_end(&mut bytes).map_err(cannot("read", path))?;
+    if bytes.len() as u64 > most {
+        return Err(unfit(path, format!("expected a file, or a stream of at most {most} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// The last name of a path, for messages.
@@ -102,4 +138,31 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 /// The folders in a folder that are not hidden, sorted.
 pub(super) fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(list(folder)?.into_iter().filter(|path| path.is_dir()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_have_a_limit_where_one_is_named() {
+        let path = std::env::temp_dir().join(format!("wuerstchen-limit-{}", std::process::id()));
+        fs::write(&path, b"four").unwrap();
+        let [four, three] = [4, 3].map(|most| read_at_most(&path, most));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(four.unwrap(), b"four");
+        let error = three.unwrap_err().to_string();
+        assert!(error.ends_with(": expected at most 3 bytes, found 4"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_has_no_end_is_refused() {
+        let error = |result: Result<Vec<u8>>| result.unwrap_err().to_string();
+        let expected = "/dev/zero: expected a file, or a stream of at most 67108864 bytes";
+        assert_eq!(error(read(Path::new("/dev/zero"))), expected);
+        let expected = "/dev/zero: expected a file, found a pipe or a device";
+        assert_eq!(error(open(Path::new("/dev/zero")).map(|_| Vec::new())), expected);
+        assert_eq!(read(Path::new("/dev/null")).unwrap(), b"");
+    }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::error::{OpenError, Result, cannot, unfit};
 use super::files::{file_name, open, read, subfolders, with_extension};
 use super::hub::snapshot;
-use super::pytorch::{read_pytorch, read_pytorch_shards};
+use super::pytorch::read_pytorch_shards;
 use super::shards::{Shards, files_of_weights, is_pytorch};
 use super::text::read_text;
 use crate::authors_config;
@@ -93,11 +93,7 @@ impl Found {
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let config = config_beside(path)?;
         if is_pytorch(path)? {
-            for weights in read_pytorch(path)? {
-                let origin = Origin::of(path, &weights);
-                self.add_weights(weights, config.clone(), origin, None)?;
-            }
-            return Ok(());
+            return self.add_pytorch(&[path.to_owned()], path, config.as_deref(), None);
         }
         let (name, source) = (path.display().to_string(), open(path)?);
         match ModelFiles::from_bundle(&name, source.clone()) {
@@ -277,7 +273,14 @@ impl Found {
             self.add_text(&path, &format!("{}/{file}", pipeline.name))?;
         }
         for (name, part) in pipeline.parts() {
-            self.add_part(&folder.join(format!("{prefix}{name}")), Some(part))?;
+            let own = folder.join(format!("{prefix}{name}"));
+            self.add_part(&own, Some(part))?;
+            // Where diffusers' trainings keep the moving averages of the weights.
+            let averages = folder.join(format!("{prefix}{name}_ema"));
+            if own.is_dir() && averages.is_dir() {
+                let (folder, averages) = (folder.display(), file_name(&averages));
+                self.notes.push(format!("{folder}: reads {prefix}{name}; left out: {averages}"));
+            }
         }
         Ok(())
     }
@@ -297,11 +300,7 @@ impl Found {
         let config = config_beside(&files[0])?;
         let path = if files.len() == 1 { &files[0] } else { folder };
         if is_pytorch(&files[0])? {
-            for weights in read_pytorch_shards(&files)? {
-                let origin = Origin::of(path, &weights);
-                self.add_weights(weights, config.clone(), origin, part)?;
-            }
-            return Ok(());
+            return self.add_pytorch(&files, path, config.as_deref(), part);
         }
         let name = part.map_or_else(|| folder.display().to_string(), |part| part.to_string());
         let shards = files
@@ -314,6 +313,23 @@ impl Found {
             Some(part) => self.place(part, weights.from_original(), config, origin),
             None => self.add_weights(weights, config, origin, None),
         }
+    }
+
+    /// Adds the weights of PyTorch's files at `path`; notes which dictionaries are left out.
+    fn add_pytorch(
+        &mut self,
+        files: &[PathBuf],
+        path: &Path,
+        config: Option<&str>,
+        folder: Option<Part>,
+    ) -> Result<()> {
+        let read = read_pytorch_shards(files)?;
+        self.notes.extend(read.notes);
+        for weights in read.weights {
+            let origin = Origin::of(path, &weights);
+            self.add_weights(weights, config.map(str::to_owned), origin, folder)?;
+        }
+        Ok(())
     }
 
     /// Adds weights whose tensors tell which part they are of. Where they may be of several, `folder` is

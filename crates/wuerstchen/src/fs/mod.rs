@@ -15,10 +15,10 @@ mod text;
 mod write;
 
 pub use error::OpenError;
-pub use files::{file_name, has_extension, open, read, with_extension};
+pub use files::{file_name, has_extension, open, read, read_at_most, with_extension};
 pub use found::{Found, Layout, MANIFEST, Origin};
 pub use hidden::is_hidden;
 pub use lora::{LORA_FILES, open_lora};
 pub use pytorch::{read_pytorch, read_pytorch_tensors};
-pub use text::{decode, read_text};
+pub use text::{ENCODINGS, decode, read_text, read_text_at_most};
 pub use write::{check_writable, write};

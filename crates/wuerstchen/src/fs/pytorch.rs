@@ -1,7 +1,7 @@
 //! The authors' own files: dictionaries of tensors in PyTorch's format.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,11 +23,18 @@ const DICTIONARIES: [&str; 5] =
 ///
 /// It is no PyTorch file, or holds no weights of a part.
 pub fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {
-    read_pytorch_shards(&[path.to_owned()])
+    Ok(read_pytorch_shards(&[path.to_owned()])?.weights)
+}
+
+/// What is read of PyTorch's files.
+pub(super) struct Read {
+    pub(super) weights: Vec<Checkpoint>,
+    /// Which dictionaries are read and which hold the same weights once more, where some do; a sentence each.
+    pub(super) notes: Vec<String>,
 }
 
 /// The same of several files that hold one dictionary together; at least one.
-pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> {
+pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Read> {
     let name = paths[0].display().to_string();
     let mut all: BTreeMap<&str, Checkpoint> = BTreeMap::new();
     for (key, tensor) in tensors(paths)? {
@@ -38,19 +45,44 @@ pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Vec<Checkpoint>> 
         };
         insert(all.entry(dictionary).or_insert_with(|| Checkpoint::empty(&name)), key, tensor)?;
     }
-    // Which parts a dictionary may be of tells its kind.
-    let mut kinds = BTreeSet::new();
-    let weights = DICTIONARIES.iter().filter_map(|dictionary| all.remove(dictionary));
-    let is_new = |weights: &Checkpoint| {
-        let parts = recognise(weights);
-        !parts.is_empty() && kinds.insert(parts)
-    };
-    let weights: Vec<_> = weights.filter(is_new).collect();
-    if weights.is_empty() {
+    let read = choose(&name, all);
+    if read.weights.is_empty() {
         let expected = "a dictionary of the tensors of a part of Würstchen";
         return Err(unfit(&paths[0], format!("expected {expected}, found none")));
     }
-    Ok(weights)
+    Ok(read)
+}
+
+/// Of the dictionaries of a file the best one of each kind. `name` is the file's.
+fn choose(name: &str, mut all: BTreeMap<&str, Checkpoint>) -> Read {
+    // Which parts a dictionary may be of tells its kind. The dictionaries of one kind, the better one first.
+    let mut kinds: BTreeMap<_, Vec<(&str, Checkpoint)>> = BTreeMap::new();
+    for dictionary in DICTIONARIES {
+        let Some(weights) = all.remove(dictionary) else { continue };
+        let parts = recognise(&weights);
+        if !parts.is_empty() {
+            kinds.entry(parts).or_default().push((dictionary, weights));
+        }
+    }
+    let (mut weights, mut notes) = (Vec::new(), Vec::new());
+    for same in kinds.into_values() {
+        let names: Vec<_> = same.iter().map(|(dictionary, _)| called(dictionary)).collect();
+        if let [taken, left_out @ ..] = &names[..]
+            && !left_out.is_empty()
+        {
+            notes.push(format!("{name}: reads {taken}; left out: {}", left_out.join(", ")));
+        }
+        weights.extend(same.into_iter().next().map(|(_, weights)| weights));
+    }
+    Read { weights, notes }
+}
+
+/// What a dictionary is called in messages.
+fn called(dictionary: &str) -> &str {
+    match dictionary {
+        "" => "the tensors outside of dictionaries",
+        name => name,
+    }
 }
 
 /// All tensors of a PyTorch file.
@@ -120,5 +152,31 @@ impl ReadBytes for PytorchTensor {
         let mut bytes = self.0.read()?;
         bytes.truncate(range.end);
         Ok(Cow::Owned(bytes.split_off(range.start)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::NamedTensor;
+    use crate::part::Part;
+
+    /// The weights of a training lie beside their moving averages, which make the better pictures.
+    #[test]
+    fn averages_are_read_with_a_word() {
+        let of = |value: f32| {
+            let tensor = NamedTensor::new(Part::PRIOR.0.mark, &[1], vec![value]);
+            Checkpoint::from_tensors("file", [tensor])
+        };
+        let read =
+            choose("x.pt", BTreeMap::from([("state_dict", of(1.0)), ("ema_state_dict", of(2.0))]));
+        let values: Vec<_> = read
+            .weights
+            .iter()
+            .map(|weights| weights.values(Part::PRIOR.0.mark).unwrap())
+            .collect();
+        assert_eq!(values, [[2.0]]);
+        assert_eq!(read.notes, ["x.pt: reads ema_state_dict; left out: state_dict"]);
+        assert!(choose("x.pt", BTreeMap::from([("", of(1.0))])).notes.is_empty());
     }
 }

@@ -160,6 +160,8 @@ fn rank(name: &str, has_index: bool) -> (usize, bool, bool) {
         "" => 0,
         variant => match HALVES.iter().position(|half| variant.contains(half)) {
             Some(half) => 2 + half,
+            // Beside the moving averages of the weights, which make the better pictures.
+            None if variant.contains("non_ema") => 2 + HALVES.len(),
             None => 1,
         },
     };
@@ -210,8 +212,10 @@ mod tests {
         let bin = "diffusion_pytorch_model.bin";
         assert_eq!(set(&[bin, HALF]), (owned(&[HALF]), 1));
         assert_eq!(set(&[bin]), (owned(&[bin]), 0));
-        let ema = "diffusion_pytorch_model.non_ema.safetensors";
-        assert_eq!(set(&[ema, WHOLE]), (owned(&[WHOLE]), 1));
+        let plain = "diffusion_pytorch_model.non_ema.safetensors";
+        assert_eq!(set(&[plain, WHOLE]), (owned(&[WHOLE]), 1));
+        let averages = "diffusion_pytorch_model.ema.safetensors";
+        assert_eq!(set(&[plain, averages]), (owned(&[averages]), 1));
     }
 
     #[test]

@@ -7,13 +7,28 @@ use encoding_rs::{Encoding, UTF_8};
 use super::error::{Result, unfit};
 use super::files;
 
+/// The encodings that are read, for messages.
+pub const ENCODINGS: &str = "UTF-8, or UTF-16 with a byte-order mark";
+
+/// Most bytes of a text file: the metadata of a few million pictures.
+const MOST_TEXT: u64 = 1 << 30;
+
 /// A text file in UTF-8, or in what a byte-order mark at its start says, without that mark.
 ///
 /// # Errors
 ///
 /// It cannot be read, or is in another encoding.
 pub fn read_text(path: &Path) -> Result<String> {
-    decode(&files::read(path)?).map_err(|reason| unfit(path, reason))
+    read_text_at_most(path, MOST_TEXT)
+}
+
+/// The same of a file that has no more than `most` bytes.
+///
+/// # Errors
+///
+/// As [`read_text`], or it has more.
+pub fn read_text_at_most(path: &Path, most: u64) -> Result<String> {
+    decode(&files::read_at_most(path, most)?).map_err(|reason| unfit(path, reason))
 }
 
 /// A text in UTF-8, or in what a byte-order mark at its start says, without that mark.
@@ -29,7 +44,7 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<String, String> {
         Err(error) if encoding == UTF_8 => {
             let (line, byte) = (line_of(bytes, error.valid_up_to()), bytes[error.valid_up_to()]);
             return Err(format!(
-                "line {line}: expected text in UTF-8, found the byte 0x{byte:02x}"
+                "line {line}: expected text in {ENCODINGS}, found the byte 0x{byte:02x}"
             ));
         }
         _ => match encoding.decode_without_bom_handling_and_without_replacement(bytes) {
@@ -45,7 +60,7 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<String, String> {
     // Without a mark the letters of UTF-16 are letters of UTF-8 with zeros between them.
     if let Some(zero) = text.find('\0') {
         let line = line_of(text.as_bytes(), zero);
-        return Err(format!("line {line}: expected text in UTF-8, found a zero byte"));
+        return Err(format!("line {line}: expected text in {ENCODINGS}, found a zero byte"));
     }
     Ok(text)
 }
@@ -78,9 +93,10 @@ mod tests {
     fn other_encodings_are_named_with_their_line() {
         let error = |bytes: &[u8]| decode(bytes).unwrap_err();
         let latin = error(b"a fox\na caf\xe9\n");
-        assert_eq!(latin, "line 2: expected text in UTF-8, found the byte 0xe9");
+        let expected = "expected text in UTF-8, or UTF-16 with a byte-order mark, found";
+        assert_eq!(latin, format!("line 2: {expected} the byte 0xe9"));
         let unmarked = error(&utf_16("a fox", u16::to_le_bytes));
-        assert_eq!(unmarked, "line 1: expected text in UTF-8, found a zero byte");
+        assert_eq!(unmarked, format!("line 1: {expected} a zero byte"));
         let half = error(&[0xff, 0xfe, 0x41]);
         assert_eq!(half, "expected text in UTF-16LE, as its byte-order mark says");
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::method::other_method;
 use super::names::{Role, layer_of, spelling};
 use super::scaling::Scaling;
-use super::{Lora, LoraError, LowRank};
+use super::{Lora, LoraError, LowRank, counted_layers};
 use super::{tokens, unnamed};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
@@ -19,6 +19,9 @@ const WORDS: &str = "bundle_emb.";
 /// Key in the header under which kohya-ss notes the alpha of a training. It does not count, there neither:
 /// what is beside the matrices does.
 const ALPHA_OF_KOHYA: &str = "ss_network_alpha";
+
+/// The largest rank of a LoRA: no layer of a published model is narrower on both sides.
+pub(super) const MAX_RANK: usize = 4096;
 
 /// The file of a LoRA, and what tells how strong it is.
 pub struct LoraFile {
@@ -74,8 +77,9 @@ impl LoraFile {
         }
         let ranks: Vec<_> = ranks.iter().map(usize::to_string).collect();
         let alphas: Vec<_> = alphas.into_iter().collect();
-        let (count, ranks, alphas) = (layers.len(), ranks.join(" and "), alphas.join(" and "));
-        Ok(Some(format!("a LoRA of {count} layers, rank {ranks}, alpha {alphas}")))
+        let (layers, ranks, alphas) =
+            (counted_layers(layers.len()), ranks.join(" and "), alphas.join(" and "));
+        Ok(Some(format!("a LoRA of {layers}, rank {ranks}, alpha {alphas}")))
     }
 
     /// With the text of the `adapter_config.json` that peft writes beside its weights.
@@ -143,7 +147,9 @@ impl Lora {
                 layer.and_then(|(layer, role)| Some((targets.get_key_value(&layer)?.0, role)));
             let is_first = match known {
                 Some((layer, role)) => {
-                    found.entry(layer.as_str()).or_default().take(tensors, key, role, &scaling)?
+                    let sides = targets[layer].2;
+                    let layer = found.entry(layer.as_str()).or_default();
+                    layer.take(tensors, (key, role), sides, &scaling)?
                 }
                 None => false,
             };
@@ -212,12 +218,12 @@ fn refuse_other_methods(tensors: &Checkpoint) -> Result<(), LoraError> {
 }
 
 impl Found {
-    /// Reads a tensor of the layer; false if there was one of the same role before.
+    /// Reads a tensor of the layer, whose matrix has these sides; false if there was one of the same role before.
     fn take(
         &mut self,
         tensors: &Checkpoint,
-        key: &str,
-        role: Role,
+        (key, role): (&str, Role),
+        [output, input]: [usize; 2],
         scaling: &Scaling<'_>,
     ) -> Result<bool, LoraError> {
         let half = match role {
@@ -233,7 +239,17 @@ impl Found {
             return Ok(false);
         }
         let shape = tensors.shape(key).unwrap_or_default();
-        let values = tensors.values(key)?;
+        let [rows, columns] = matrix(shape).unwrap_or_default();
+        let (rank, fits) = match role {
+            Role::Down => (rows, columns == input),
+            _ => (columns, rows == output),
+        };
+        if rank > MAX_RANK {
+            let (name, key) = (tensors.part().to_owned(), key.to_owned());
+            return Err(LoraError::Rank { name, key, found: rank });
+        }
+        // A few bytes of a PyTorch file can claim any shape: what does not fit is named by its shape, and not read.
+        let values = if fits { tensors.values(key)? } else { Vec::new() };
         if let Some(found) = values.iter().find(|value| !value.is_finite()) {
             return Err(scaling.not_finite(&format!("every value of {key}"), found.to_string()));
         }
@@ -390,6 +406,22 @@ pub(super) mod tests {
         let name = "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight";
         let error = read(&[(name, rank, &DOWN)], 1.0).unwrap_err().to_string();
         assert!(error.starts_with("style: none of its 1 tensors belongs to Stage C"), "{error}");
+    }
+
+    /// A view that shows one number again and again needs no memory in its file.
+    #[test]
+    fn ranks_have_a_limit() {
+        let layer = |rank: usize| {
+            let down = ("blocks.2.attention.to_q.lora_A.weight", [rank, 3], vec![1.0; rank * 3]);
+            let up = ("blocks.2.attention.to_q.lora_B.weight", [2, rank], vec![1.0; rank * 2]);
+            read(&[(down.0, &down.1, &down.2), (up.0, &up.1, &up.2)], 1.0)
+        };
+        let told = layer(4096).unwrap().summary();
+        let expected =
+            "changes 1 layer of Stage C, rank 4096, alpha unknown (taken to be the rank)";
+        assert_eq!(told, expected);
+        let expected = "style: blocks.2.attention.to_q.lora_A.weight has a rank of 4097, expected at most 4096";
+        assert_eq!(layer(4097).unwrap_err().to_string(), expected);
     }
 
     #[test]

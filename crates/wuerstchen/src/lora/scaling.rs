@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::LoraError;
+use crate::json::reason;
 use crate::part::Part;
 
 /// Key in the header of a safetensors file under which diffusers writes the adapters' configs.
@@ -85,7 +86,7 @@ impl<'a> Scaling<'a> {
     }
 
     fn parse<T: DeserializeOwned>(&self, place: &'static str, text: &str) -> Result<T, LoraError> {
-        serde_json::from_str(text).map_err(|error| self.error(place, error.to_string()))
+        serde_json::from_str(text).map_err(|error| self.error(place, reason(text, &error)))
     }
 
     fn error(&self, place: &'static str, reason: String) -> LoraError {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::read::MAX_RANK;
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor};
 use crate::error::LoadError;
@@ -10,6 +11,9 @@ use crate::error::LoadError;
 /// authors number them.
 const OUTPUT: &str = "to_out.0";
 const FUSED: [&str; 3] = ["to_q", "to_k", "to_v"];
+
+/// The largest side of a matrix: no layer of a published model is a tenth as wide.
+const LARGEST_SIDE: usize = 1 << 17;
 
 /// The tensors of such a file under the names of the layers of `model`; `None` where they have names. The
 /// layers are numbered over the attention blocks of Stage C, two for each block: the output projection, then
@@ -29,6 +33,15 @@ pub(super) fn with_names(
     let blocks = attention_blocks(model);
     // Another number of layers is of another model: the names that nothing has tell so.
     if count == 0 || count != 2 * blocks.len() {
+        return Ok(None);
+    }
+    // A few bytes of a PyTorch file can claim any shape.
+    let fits = |key: String| {
+        let sides = tensors.shape(&key).unwrap_or_default();
+        sides.iter().all(|side| *side <= LARGEST_SIDE)
+            && sides.iter().min().is_some_and(|rank| *rank <= MAX_RANK)
+    };
+    if !(0..count).all(|number| ["down", "up"].iter().all(|half| fits(key(number, half)))) {
         return Ok(None);
     }
     let read = |number: usize, half: &str| {

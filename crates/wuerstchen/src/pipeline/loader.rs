@@ -9,9 +9,10 @@ use super::text::TextPart;
 use super::tokens::TokenStage;
 use super::{CompressorPart, ImageEncoderPart, Pipeline};
 use crate::bundle::ModelFiles;
-use crate::card::PriorIndex;
+use crate::card::{DecoderIndex, PriorIndex};
 use crate::checkpoint::Checkpoint;
 use crate::compressor::CompressorConfig;
+use crate::config::ConfigError;
 use crate::error::LoadError;
 use crate::family::PipelineFolder;
 use crate::part::{Part, PartConfig};
@@ -36,7 +37,12 @@ impl PipelineLoader {
         let [prior_pipeline, decoder_pipeline] = family.pipelines;
         let models = Models::read(family, files, device)?;
         let prior_index: PriorIndex = files.index(prior_pipeline)?;
-        prior_index.validate()?;
+        let unfit = |path: String| {
+            move |error: ConfigError| LoadError::File { path, reason: error.to_string() }
+        };
+        prior_index.validate().map_err(unfit(prior_pipeline.index()))?;
+        let decoder_index: DecoderIndex = files.index(decoder_pipeline)?;
+        decoder_index.validate().map_err(unfit(decoder_pipeline.index()))?;
         let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
         let text = |pipeline, part, text| TextPart::init(&files.tokenizer(pipeline), part, text);
         let decoder_text = family.decoder_text.zip(models.decoder_text);
@@ -46,7 +52,7 @@ impl PipelineLoader {
             Ok::<_, LoadError>(DiffusionStage {
                 denoiser: Slot::new(pipeline.main, model),
                 channels,
-                schedule: files.config(&pipeline.scheduler())?,
+                schedule: files.schedule(pipeline)?,
                 size_multiple,
                 smallest_side,
             })
@@ -91,7 +97,7 @@ impl PipelineLoader {
                     DecoderStage::Tokens(TokenStage { network, labels, size_multiple })
                 }
             },
-            decoder_index: files.index(decoder_pipeline)?,
+            decoder_index,
             vqgan: Slot::new(family.vqgan, vqgan_config.init(device)),
             vqgan_config,
             compressor,

@@ -74,6 +74,9 @@ impl Pipeline {
         request.check()?;
         let SourcePictures { image, mask, image_to, picture_prompts } = &request.pictures;
         let settings = self.settings(&request.options, image.as_ref())?;
+        // A size that is not possible at all is told as such.
+        self.sizes(settings.height, settings.width)?;
+        settings.check_pixels()?;
         let shares = request.shares()?;
         let origins = match image {
             None => Vec::new(),

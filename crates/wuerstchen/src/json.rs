@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// The same with null where it has a number that JSON does not know.
-pub(crate) fn with_nulls(text: &str) -> Cow<'_, str> {
+pub fn with_nulls(text: &str) -> Cow<'_, str> {
     let names = ["NaN", "-Infinity", "Infinity"];
     if !names.iter().any(|name| text.contains(name)) {
         return Cow::Borrowed(text);
@@ -33,9 +33,32 @@ pub(crate) fn with_nulls(text: &str) -> Cow<'_, str> {
     Cow::Owned(json)
 }
 
+/// Why a text cannot be read as JSON. Python writes numbers that serde's message does not tell.
+pub(crate) fn reason(text: &str, error: &serde_json::Error) -> String {
+    if error.is_syntax() && with_nulls(text) != text {
+        return format!(
+            "{error}: it has NaN or Infinity, as Python writes them, which JSON does not know: expected a finite number \
+             or null"
+        );
+    }
+    error.to_string()
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+
+    #[test]
+    fn numbers_of_python_are_told_where_they_are_what_is_wrong() {
+        let of = |text: &str| reason(text, &serde_json::from_str::<Value>(text).unwrap_err());
+        for text in [r#"{"dropout": NaN}"#, r#"{"dropout": -Infinity}"#] {
+            let reason = of(text);
+            assert!(reason.contains("at line 1") && reason.contains("NaN or Infinity"), "{reason}");
+        }
+        assert!(!of(r#"{"name": "NaN""#).contains("Python"));
+    }
 
     #[test]
     fn numbers_that_json_does_not_know_are_null() {
