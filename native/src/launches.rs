@@ -24,7 +24,7 @@ use crate::files;
 #[derive(Args)]
 pub(crate) struct LaunchesArgs {
     /// Counts dispatches, queue submits, buffer writes and reads for each step and each update, instead of timing
-    #[arg(long, conflicts_with_all = ["stage", "kernels"])]
+    #[arg(long, conflicts_with_all = ["stage", "kernels", "inputs", "dump", "runs"])]
     pub(crate) launches: bool,
     /// Width of the picture in pixels [default: the model's]
     #[arg(short = 'W', long, requires = "launches")]

@@ -135,7 +135,11 @@ impl Ranks {
             _ if self.peers.rank() > 0 => Start::Resume,
             None => Start::Anew,
             Some("auto") => Start::Resume,
-            Some(path) => Start::State { name: path.to_owned(), bytes: read(Path::new(path))? },
+            Some(path) => {
+                let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+                memory::check(&format!("the state {path}"), length as usize)?;
+                Start::State { name: path.to_owned(), bytes: read(Path::new(path))? }
+            }
         })
     }
 
@@ -169,7 +173,8 @@ impl Ranks {
 /// Arguments of `wuerstchen data cache`.
 #[derive(Args)]
 pub(crate) struct CacheArgs {
-    /// Whose: Stage B's, Stage C's, or that of fine-tuning (lora, and c with --model)
+    /// Whose: that of Stage B or C, or of fine-tuning (lora, and c with --model)
+    #[arg(value_parser = cached_stage)]
     stage: Stages,
     /// The run's TOML file
     #[arg(short, long)]
@@ -194,14 +199,20 @@ pub(crate) struct CacheArgs {
     device: Choice,
 }
 
+/// A stage that computes something before its first update.
+fn cached_stage(name: &str) -> Result<Stages, String> {
+    match name {
+        "b" => Ok(Stages::B),
+        "c" => Ok(Stages::C),
+        "lora" => Ok(Stages::Lora),
+        _ => Err("expected b, c or lora".to_owned()),
+    }
+}
+
 /// Computes what a run would compute before its first update, and keeps it.
 pub(crate) fn fill_cache(args: &CacheArgs) -> Result<()> {
     let CacheArgs { stage, config, output, set, init, model, cache, device } = args;
     let is_tuned = *stage == Stages::Lora || model.is_some();
-    if matches!(stage, Stages::A | Stages::All) {
-        let found = if *stage == Stages::A { "a" } else { "all" };
-        return Err(usage(&anyhow!("expected one of the stages b, c and lora, found {found}")));
-    }
     if !is_tuned && cache.is_none() {
         return Err(usage(&anyhow!("name a folder with --cache, which train --cache takes")));
     }
@@ -259,6 +270,9 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     check_folder(&output).map_err(|error| usage(&error))?;
+    if let Some(cache) = &args.cache {
+        check_folder(cache).map_err(|error| usage(&error))?;
+    }
     let stored = stored_config(&output)?;
     let is_same_corpus = stored.as_ref().is_some_and(|stored| same_corpus(stored, &config));
     if let Some(stored) = &stored {
@@ -338,7 +352,11 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     corpus.tell_if_changed(&*store, args.resume.is_some())?;
     if let Some(cache) = &args.cache {
         run = run.with_cache(Arc::new(store::Folder::new(cache)));
-        tell!("keeping latents and image embeddings in {}", cache.display());
+        if args.stage.names().iter().any(|&stage| run.recipe().cached(stage).0 > 0) {
+            tell!("keeping latents and image embeddings in {}", cache.display());
+        } else {
+            tell!("nothing is kept in {}: cached_scenes is 0", cache.display());
+        }
     }
     run.listen(ranks.listen(args)?);
     if let Some(model) = init {
@@ -346,7 +364,9 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     if args.only_cache {
         for &stage in args.stage.names() {
-            run.fill_cache(stage).map_err(with_remedy)?;
+            if run.fill_cache(stage).map_err(with_remedy)?.is_break() {
+                tell!("stopped; what is done is kept");
+            }
         }
         return Ok(());
     }
@@ -474,11 +494,13 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
     }
 }
 
-/// Fails where a run's folder cannot be one, as a file is in its place or in that of a folder above it.
-fn check_folder(output: &Path) -> Result<()> {
-    let there = output.ancestors().find(|path| path.exists());
+/// Fails where a run or a cache cannot have its folder, as a file is in its place or in that of a folder above it.
+fn check_folder(path: &Path) -> Result<()> {
+    let there = path.ancestors().find(|path| path.exists());
     match there.filter(|path| !path.is_dir()) {
-        Some(file) => bail!("{}: expected a folder, as a run is a folder of files", file.display()),
+        Some(file) => {
+            bail!("{}: expected a folder, as runs and caches are folders of files", file.display())
+        }
         None => Ok(()),
     }
 }

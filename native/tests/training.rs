@@ -55,10 +55,7 @@ fn a_cache_is_filled_before_training() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(files(), 2);
     for (arguments, expected) in [
-        (
-            vec!["data", "cache", "a", "--cache", &cache],
-            "expected one of the stages b, c and lora, found a",
-        ),
+        (vec!["data", "cache", "a", "--cache", &cache], "expected b, c or lora"),
         (vec!["data", "cache", "c"], "name a folder with --cache"),
     ] {
         let output = wuerstchen(&[&arguments[..], &common].concat());
@@ -335,8 +332,10 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
     for run in [file.clone(), file.join("run")] {
         let output = train_on(&pictures, &run, &["a", "--dry-run"]);
         let error = text(&output.stderr);
-        let expected =
-            format!("{}: expected a folder, as a run is a folder of files", file.display());
+        let expected = format!(
+            "{}: expected a folder, as runs and caches are folders of files",
+            file.display()
+        );
         assert!(output.status.code() == Some(2) && error.contains(&expected), "{error}");
     }
     let dry = ["b", "--init", vqgan, "--dry-run"];

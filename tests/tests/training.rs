@@ -337,6 +337,24 @@ fn a_gpu_multiplies_in_f16_and_refuses_bf16() {
     assert!(error.contains("precision must be f32 or f16, with which the device"), "{error}");
 }
 
+/// Running averages of batch norms are as they were, in one share and in two.
+#[test]
+fn an_update_that_changes_nothing_moves_no_running_averages() {
+    let _turn = turn();
+    for shards in [1, 2] {
+        let mut recipe = recipe();
+        recipe.config.a.updates.shards = shards;
+        recipe.config.a.updates.optimizer.skip_grad_norm = Some(1e-12);
+        let mut trainer = trainer_a(&recipe);
+        let weights = |trainer: &Trainer<StageA>| -> Vec<NamedTensor> {
+            tensors(trainer.model(), KeyTable::FIELDS)
+        };
+        let before = weights(&trainer);
+        assert!(!trainer.step().unwrap().applied);
+        assert!(weights(&trainer) == before, "{shards} shards");
+    }
+}
+
 /// A loss so large that its gradients overflow at first: updates change nothing until the scale has fallen. A state
 /// knows the scale.
 #[test]

@@ -397,6 +397,11 @@ impl TrainConfig {
                 return Err(ConfigError::new("training", "lesson", expected, found));
             }
         }
+        let least = crate::shapes::MIN_SIDE as usize;
+        if !is_own && self.corpus.scenes == Scenes::Shapes && self.image_size < least {
+            let expected = format!("at least {least} with scenes of shapes");
+            return Err(ConfigError::new("training", "image_size", expected, self.image_size));
+        }
         if !is_own {
             return Ok(());
         }
@@ -442,7 +447,11 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 43] = [
+        let changes: [(Change, &str); 44] = [
+            (
+                |config| config.image_size = 16,
+                "image_size must be at least 32 with scenes of shapes",
+            ),
             (|config| config.image_size = 8192, "training config: image_size must be at most 4096"),
             (
                 |config| config.a.updates.sample_every = 0,

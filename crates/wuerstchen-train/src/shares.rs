@@ -18,7 +18,7 @@ pub(crate) struct Share {
     pub(crate) told: Vec<f32>,
     pub(crate) gradients: Values,
     /// How far the running averages of batch norms move.
-    moves: Values,
+    pub(crate) moves: Values,
 }
 
 impl Share {
@@ -103,14 +103,6 @@ impl Share {
         let loss = told.remove(0);
         Self { loss, told, gradients, moves }
     }
-
-    /// The model with its running averages moved.
-    pub(crate) fn apply_moves<M: Module>(&mut self, model: M) -> M {
-        if self.moves.is_empty() {
-            return model;
-        }
-        model.map(&mut Move(std::mem::take(&mut self.moves)))
-    }
 }
 
 fn add(total: &mut Values, values: Values) {
@@ -175,19 +167,30 @@ pub(crate) fn running_averages<M: Module>(model: &M) -> Values {
     averages.0
 }
 
-/// Moves running averages.
-struct Move(Values);
+/// The model with its running averages moved.
+pub(crate) fn move_running_averages<M: Module>(model: M, moves: Values) -> M {
+    change(model, moves, |value, by| value + by)
+}
 
-impl ModuleMapper for Move {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match self.0.remove(&param.id) {
-            Some(by) => param.map(|value| {
-                let by = by.reshape(value.dims());
-                Tensor::from_inner(value.inner() + by)
-            }),
-            None => param,
+/// The model with these running averages.
+pub(crate) fn set_running_averages<M: Module>(model: M, averages: Values) -> M {
+    change(model, averages, |_, average| average)
+}
+
+/// The model with values changed, each flat, by those of the same parameters.
+fn change<M: Module>(model: M, values: Values, change: fn(Tensor<1>, Tensor<1>) -> Tensor<1>) -> M {
+    struct Change(Values, fn(Tensor<1>, Tensor<1>) -> Tensor<1>);
+    impl ModuleMapper for Change {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let Some(other) = self.0.remove(&param.id) else { return param };
+            param.map(|value| {
+                let shape = value.dims();
+                let changed = self.1(value.inner().flatten(0, D - 1), other);
+                Tensor::from_inner(changed.reshape(shape))
+            })
         }
     }
+    if values.is_empty() { model } else { model.map(&mut Change(values, change)) }
 }
 
 /// Models for so many shares, each with its own graph, since burn's autodiff would wait for the other shares' otherwise,

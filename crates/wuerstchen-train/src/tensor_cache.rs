@@ -31,8 +31,12 @@ impl TensorCache {
                 values: file.values(TENSOR)?,
             })
         };
-        let described = self.0.describe(name);
-        read().map(Some).map_err(|error| cannot(format!("{described}: {error}; remove the file")))
+        read().map(Some).map_err(|error| self.unfit(name, &error.to_string()))
+    }
+
+    /// What is wrong with a file.
+    pub(crate) fn unfit(&self, name: &str, reason: &str) -> CorpusError {
+        cannot(format!("{}: {reason}; remove the file", self.0.describe(name)))
     }
 
     /// A tensor that was put there before.

@@ -20,7 +20,7 @@ use crate::moments;
 use crate::optimizer::{Method, Optimizer, Values, values, with_values};
 use crate::peers::{Alone, Peers};
 use crate::precision::LossScale;
-use crate::shares::{Share, models, running_averages};
+use crate::shares::{Share, models, move_running_averages, running_averages, set_running_averages};
 use crate::stages::{Adversary, Stage};
 
 /// Trains one stage, one update at a time.
@@ -225,11 +225,13 @@ impl<S: Stage> Trainer<S> {
         // Only dropout draws from the device's own generator. Other processes must not draw the same.
         let others = (self.peers.rank() as u64) << 48;
         self.device.seed(self.seed ^ self.step ^ others);
+        // What an update moves that changes nothing is put back.
+        let before = running_averages(self.model());
         let mut total = self.shares(&batch);
         let loss = total.loss.into();
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
         let model = self.model.take().expect(PRESENT);
-        let model = total.apply_moves(model);
+        let moves = std::mem::take(&mut total.moves);
         let (mut gradients, step) = (total.gradients, self.step);
         let opposing = self.adversary.as_ref().map(|(adversary, _)| {
             adversary.parameters.iter().filter_map(|id| gradients.remove_entry(id)).collect()
@@ -241,7 +243,10 @@ impl<S: Stage> Trainer<S> {
             measures.insert("loss_scale", scale.scale());
             *scale = scale.follow(report.grad_norm.is_finite());
         }
-        if report.applied {
+        if !report.applied {
+            model = set_running_averages(model, before);
+        } else {
+            model = move_running_averages(model, moves);
             if let (Some(gradients), Some((adversary, optimizer))) = (opposing, &mut self.adversary)
                 && step >= adversary.start
             {

@@ -195,6 +195,33 @@ fn what_a_run_keeps_serves_others() {
     assert!(trained(Some(&cache))[0] != straight[0]);
 }
 
+/// Grids are of the size that is trained on, whatever the model's default is.
+#[test]
+fn defaults_may_differ_from_the_size_that_is_trained_on() {
+    let _turn = turn();
+    let mut config = config(2);
+    (config.defaults.width, config.defaults.height) = (64, 48);
+    let store = Arc::new(Memory::default());
+    let made = run_of(config, Source::Shapes, &store).train_all().unwrap();
+    assert!(made.is_some());
+}
+
+/// A run that is asked to stop while a cache fills stops before its first update.
+#[test]
+fn a_run_stops_while_a_cache_fills() {
+    let _turn = turn();
+    let store = Arc::new(Memory::default());
+    assert!(run(2, &store).train(StageName::A, Start::Anew).unwrap().is_continue());
+    let mut stopped = run(2, &store);
+    stopped.listen(|event| match event {
+        Event::Caching { .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(stopped.train(StageName::B, Start::Anew).unwrap().is_break());
+    assert!(!store.contains("b/state.safetensors"));
+    assert!(run(2, &store).train(StageName::B, Start::Anew).unwrap().is_continue());
+}
+
 #[test]
 fn a_cache_is_filled_ahead() {
     let _turn = turn();
@@ -203,7 +230,7 @@ fn a_cache_is_filled_ahead() {
     let error = run.fill_cache(StageName::B).unwrap_err().to_string();
     assert!(error.contains("stage a"), "{error}");
     assert!(run.train(StageName::A, Start::Anew).unwrap().is_continue());
-    run.fill_cache(StageName::B).unwrap();
+    assert!(run.fill_cache(StageName::B).unwrap().is_continue());
     assert_eq!(cache.names().len(), 1);
     assert!(!store.contains("b/state.safetensors"));
     let error = run.fill_cache(StageName::A).unwrap_err().to_string();

@@ -61,7 +61,11 @@ impl TrainProgress {
                 if !metrics.applied {
                     let (stage, step, norm) = (self.bar.prefix(), metrics.step, metrics.grad_norm);
                     self.bar.suspend(|| {
-                        tell!("{stage}: step {step} changed nothing: the norm of its gradients is {norm}");
+                        let scale = metrics.measures.get("loss_scale");
+                        let scale = scale.filter(|_| !norm.is_finite()).map_or_else(String::new, |scale| {
+                            format!(", and the scale of the loss, {scale}, is halved")
+                        });
+                        tell!("{stage}: step {step} changed nothing: the norm of its gradients is {norm}{scale}");
                     });
                 }
                 self.bar.set_position(metrics.step);

@@ -19,7 +19,7 @@ use crate::cache::cache_folder;
 use crate::devices::choose_for;
 use crate::files::read_model;
 use crate::terminal::counted;
-use crate::usage;
+use crate::{memory, usage};
 
 /// The model's own parts of `wuerstchen`'s folder in the user's cache.
 const CACHE: &str = "tune";
@@ -43,11 +43,13 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         Some(path) => path.clone(),
         None => cache_folder(CACHE).context("name a folder with --cache")?,
     };
+    check_folder(&cache).map_err(|error| usage(&error))?;
     let model = read_model(args.model.as_deref())?;
     let corpus = Corpus::open_tuned(&config)?;
     let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
     tell_of_model_captions(&corpus, &model)?;
-    let device = choose_for(args.device, ranks.local)?.device;
+    let found = choose_for(args.device, ranks.local)?;
+    let (device, is_cpu) = (found.device.clone(), found.is_cpu());
     let store = ranks.store(&output);
     let stores = [store.clone(), Arc::new(store::Folder::new(&cache))];
     let steps = config.c.updates.steps;
@@ -57,7 +59,11 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let [pictures, captions] =
         [(pictures, "picture"), (captions, "caption")].map(|(count, noun)| counted(count, noun));
     tell!("{pictures} with {captions}, {}", counted(steps, "update"));
-    tell!("memory by count: {}", tune.memory()?);
+    let counted = tune.memory()?;
+    tell!("memory by count: {counted}");
+    if is_cpu {
+        memory::check("the fine-tuning, by this count,", counted.total())?;
+    }
     if args.dry_run {
         tune.listen(|event| {
             tell_bucket(event);

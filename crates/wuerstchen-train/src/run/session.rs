@@ -72,6 +72,11 @@ impl Session {
         }
     }
 
+    /// Whether the listener has asked to stop, and no other process has to hear of it.
+    pub(crate) fn stops_alone(&self) -> bool {
+        self.stops && self.peers.size() == 1
+    }
+
     /// Whether this process keeps the run's files.
     pub(crate) fn leads(&self) -> bool {
         self.peers.rank() == 0

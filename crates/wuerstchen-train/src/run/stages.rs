@@ -87,7 +87,10 @@ impl Run {
         let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
         let corpus = self.corpus(StageName::B, config.b.updates.lesson)?;
         let mut stage = StageB::new(&config, corpus.clone(), vqgan, device.clone());
-        stage.latents = self.cached_latents(&corpus, &weights)?;
+        let Some(latents) = self.cached_latents(&corpus, &weights)? else {
+            return Ok(ControlFlow::Break(()));
+        };
+        stage.latents = latents;
         let parts = [Part::DECODER, Part::DECODER_TEXT, Part::COMPRESSOR];
         let model = if config.b.freeze_compressor || self.is_warm(&weights, &parts) {
             self.recipe.load_decoder(&weights, &device)?
@@ -95,7 +98,9 @@ impl Run {
             self.recipe.init_decoder(&device)
         };
         if config.b.freeze_compressor {
-            stage.embeddings = self.cached_embeddings(StageName::B, &corpus, &weights)?;
+            let cached = self.cached_embeddings(StageName::B, &corpus, &weights)?;
+            let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
+            stage.embeddings = embeddings;
         }
         let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
         let grid = self.grid()?;
@@ -112,7 +117,10 @@ impl Run {
         let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
         let corpus = self.corpus(StageName::B, config.b.updates.lesson)?;
         let mut stage = StageBTokens::new(&config, corpus.clone(), vqgan, device.clone());
-        stage.tokens = self.cached_latents(&corpus, &weights)?;
+        let Some(tokens) = self.cached_latents(&corpus, &weights)? else {
+            return Ok(ControlFlow::Break(()));
+        };
+        stage.tokens = tokens;
         let parts = [Part::DECODER, Part::PRIOR_TEXT, Part::COMPRESSOR];
         let model = if config.b.freeze_compressor || self.is_warm(&weights, &parts) {
             self.recipe.load_token_decoder(&weights, &device)?
@@ -120,7 +128,9 @@ impl Run {
             self.recipe.init_token_decoder(&device)
         };
         if config.b.freeze_compressor {
-            stage.embeddings = self.cached_embeddings(StageName::B, &corpus, &weights)?;
+            let cached = self.cached_embeddings(StageName::B, &corpus, &weights)?;
+            let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
+            stage.embeddings = embeddings;
         }
         let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
         let grid = self.grid()?;
@@ -144,7 +154,10 @@ impl Run {
         weights.extend(trained);
         let pipeline = self.pipeline(weights)?;
         let prompts: Vec<_> = captions.iter().map(String::as_str).collect();
-        let settings = GenerateOptions::default().resolve(&self.recipe.defaults())?;
+        // As large as the pictures, which the model's defaults need not be.
+        let side = Some(config.image_size);
+        let options = GenerateOptions { width: side, height: side, ..GenerateOptions::default() };
+        let settings = options.resolve(&self.recipe.defaults())?;
         let decoded = reconstruct(&pipeline, &config.model.vqgan, &settings, embedding, &prompts);
         let decoded = block_on(decoded)?.clamp(0.0, 1.0);
         Ok(to_images(Tensor::cat(vec![pictures.clone(), decoded], 0)))
@@ -159,7 +172,9 @@ impl Run {
         let corpus = self.corpus(StageName::C, config.c.updates.lesson)?;
         let frozen = (compressor, embedding_scale);
         let mut stage = StageC::new(&config, corpus.clone(), frozen, device.clone());
-        stage.embeddings = self.cached_embeddings(StageName::C, &corpus, &weights)?;
+        let cached = self.cached_embeddings(StageName::C, &corpus, &weights)?;
+        let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
+        stage.embeddings = embeddings;
         let model = if self.is_warm(&weights, &[Part::PRIOR, Part::PRIOR_TEXT]) {
             self.recipe.load_prior(&weights, &device)?
         } else {
@@ -223,12 +238,13 @@ impl Run {
         cached.min(pictures)
     }
 
-    /// Fills the cache of a stage and trains nothing, so that a run which is given the same cache begins at once.
+    /// Fills the cache of a stage and trains nothing, so that a run which is given the same cache begins at once. Breaks
+    /// if the listener does.
     ///
     /// # Errors
     ///
     /// The stage caches nothing, it lacks the weights of a stage before it, or a picture cannot be read.
-    pub fn fill_cache(&mut self, stage: StageName) -> Result<(), RunError> {
+    pub fn fill_cache(&mut self, stage: StageName) -> Result<ControlFlow<()>, RunError> {
         let config = &self.recipe.config;
         let (diffusion, lesson) = match stage {
             StageName::A => {
@@ -245,23 +261,27 @@ impl Run {
             );
         }
         let is_frozen = stage == StageName::C || config.b.freeze_compressor;
+        self.session.begin();
         let weights = self.read_weights()?;
         let corpus = self.corpus(stage, lesson)?;
-        if stage == StageName::B {
-            self.cached_latents(&corpus, &weights)?;
+        if stage == StageName::B && self.cached_latents(&corpus, &weights)?.is_none()
+            || is_frozen && self.cached_embeddings(stage, &corpus, &weights)?.is_none()
+        {
+            return Ok(ControlFlow::Break(()));
         }
-        if is_frozen {
-            self.cached_embeddings(stage, &corpus, &weights)?;
-        }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
-    /// What Stage B learns to make of its cached scenes: Stage A's latents or tokens.
-    fn cached_latents(&mut self, corpus: &Corpus, weights: &Weights) -> Result<Cache, RunError> {
+    /// What Stage B learns to make of its cached scenes: Stage A's latents or tokens. `None` if the listener breaks.
+    fn cached_latents(
+        &mut self,
+        corpus: &Corpus,
+        weights: &Weights,
+    ) -> Result<Option<Cache>, RunError> {
         let config = self.recipe.config.clone();
         let scenes = self.cached_scenes(StageName::B, config.b.diffusion.cached_scenes);
         if scenes == 0 {
-            return Ok(Cache::none());
+            return Ok(Some(Cache::none()));
         }
         let vqgan = self.recipe.load_vqgan(weights, &self.device)?;
         let network = network(&config.model.vqgan, &weights[&Part::VQGAN])?;
@@ -274,19 +294,20 @@ impl Run {
         }
     }
 
-    /// The image embeddings of a stage's cached scenes, by a compressor that is not trained.
+    /// The image embeddings of a stage's cached scenes, by a compressor that is not trained. `None` if the listener
+    /// breaks.
     fn cached_embeddings(
         &mut self,
         stage: StageName,
         corpus: &Corpus,
         weights: &Weights,
-    ) -> Result<Cache, RunError> {
+    ) -> Result<Option<Cache>, RunError> {
         let config = self.recipe.config.clone();
         let diffusion =
             if stage == StageName::B { &config.b.diffusion } else { &config.c.diffusion };
         let scenes = self.cached_scenes(stage, diffusion.cached_scenes);
         if scenes == 0 {
-            return Ok(Cache::none());
+            return Ok(Some(Cache::none()));
         }
         let compressor = self.recipe.load_compressor(weights, &self.device)?;
         let side = config.compressor_side();
@@ -296,18 +317,25 @@ impl Run {
         self.cache(what, corpus, scenes, encode)
     }
 
-    /// Computes once what does not change: of a name, of a kind, and by a network of this hash.
+    /// Computes once what does not change: of a name, of a kind, and by a network of this hash. `None` if the listener
+    /// breaks.
     fn cache(
         &mut self,
         (what, kind, network): (&'static str, &'static str, String),
         corpus: &Corpus,
         scenes: usize,
         encode: impl Fn(Tensor<4>) -> Tensor<4>,
-    ) -> Result<Cache, RunError> {
+    ) -> Result<Option<Cache>, RunError> {
         let (device, cache) = (self.device.clone(), self.cache.clone());
         let kept = cache.as_ref().map(|cache| Kept { cache, kind, network });
         let on_batch = |done| {
             self.tell(&Event::Caching { what, done, scenes });
+            // Several processes agree on stops where the updates begin.
+            if self.session.stops_alone() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         };
         Ok(Cache::fill_and_keep(corpus, scenes, (&device, kept), encode, on_batch)?)
     }

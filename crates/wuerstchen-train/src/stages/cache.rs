@@ -1,6 +1,6 @@
 //! Latents that do not change while a stage trains.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use burn::prelude::*;
 use wuerstchen::noise::Philox;
@@ -36,10 +36,15 @@ impl Kept<'_> {
         encode: impl FnOnce(Rows) -> (Vec<f32>, [usize; 4]),
     ) -> Result<(Vec<f32>, [usize; 4]), CorpusError> {
         let name = name_of(self.kind, &[self.network.as_bytes(), pictures.bytes()]);
-        if let Some(kept) = self.cache.get(&name)?
-            && let Ok(shape) = kept.shape.try_into()
-        {
-            return Ok((kept.values, shape));
+        if let Some(kept) = self.cache.get(&name)? {
+            let count = pictures.count();
+            let is_finite = kept.values.iter().all(|value| value.is_finite());
+            return match <[usize; 4]>::try_from(kept.shape) {
+                Ok(shape) if shape[0] == count && is_finite => Ok((kept.values, shape)),
+                _ => Err(self
+                    .cache
+                    .unfit(&name, &format!("expected the latents of {count} pictures"))),
+            };
         }
         let (values, shape) = encode(pictures);
         self.cache.put(&name, &shape, values.clone())?;
@@ -64,19 +69,24 @@ impl Cache {
         scenes: usize,
         device: &Device,
         encode: impl Fn(Tensor<4>) -> Tensor<4>,
-        on_batch: impl FnMut(usize),
+        mut on_batch: impl FnMut(usize),
     ) -> Result<Self, CorpusError> {
-        Self::fill_and_keep(corpus, scenes, (device, None), encode, on_batch)
+        let go_on = |done| {
+            on_batch(done);
+            ControlFlow::Continue(())
+        };
+        let filled = Self::fill_and_keep(corpus, scenes, (device, None), encode, go_on)?;
+        Ok(filled.expect("nobody has stopped it"))
     }
 
-    /// The same, with latents that may be kept for other runs.
+    /// The same, with latents that may be kept for other runs; `None` if `on_batch` breaks.
     pub(crate) fn fill_and_keep(
         corpus: &Corpus,
         scenes: usize,
         (device, kept): (&Device, Option<Kept<'_>>),
         encode: impl Fn(Tensor<4>) -> Tensor<4>,
-        mut on_batch: impl FnMut(usize),
-    ) -> Result<Self, CorpusError> {
+        mut on_batch: impl FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<Self>, CorpusError> {
         let (mut values, mut shape) = (Vec::new(), [0; 3]);
         let encode = |pictures: Rows| {
             let latents = encode(pictures.tensor(&(0..pictures.count()), device));
@@ -93,9 +103,11 @@ impl Cache {
             };
             shape = [channels, height, width];
             values.extend(latents);
-            on_batch(end);
+            if on_batch(end).is_break() {
+                return Ok(None);
+            }
         }
-        Ok(Self { scenes, shape, values })
+        Ok(Some(Self { scenes, shape, values }))
     }
 
     /// The numbers of a batch's samples: any of the cached scenes, or the next ones if there are
