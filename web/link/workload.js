@@ -35,8 +35,10 @@ onmessage = async ({ data: { device, pace } }) => {
   const steps = { priorSteps: 3, decoderSteps: 2 };
   const job = { prompt: 'a red circle on a white background', seed: 7, ...steps, onProgress };
   await engine.generate({ ...job, intermediates: true });
-  await engine.generate({ ...job, format: 'blob', negativePrompt: 'blue', count: 2 });
-  await engine.generate({ ...job, width: width * 2, height, format: 'imageData' });
+  // Models differ in what they sample with.
+  const [ddpm, ddim] = ['ddpm', 'ddim'].map((sampler) => ({ ...job, sampler }));
+  await engine.generate({ ...ddpm, format: 'blob', negativePrompt: 'blue', count: 2 });
+  await engine.generate({ ...ddim, width: width * 2, height, format: 'imageData' });
   await engine.generate({ ...job, priorGuidanceScale: 1, decoderGuidanceScale: 2 });
   await engine.generate({ ...job, width: 1 }).catch(() => undefined);
   await engine.dispose();
