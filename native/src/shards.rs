@@ -18,6 +18,7 @@ use wuerstchen_train::config::ShardsConfig;
 use wuerstchen_train::corpus::{CorpusError, Samples};
 
 use self::filter::{LeftOut, texts_of};
+pub(crate) use self::index::MAX_TEXT;
 use self::index::{Found, Shard, files_of, read_shard};
 use crate::folder::{fill, shuffled};
 use crate::pictures::with_bytes;

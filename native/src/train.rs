@@ -42,29 +42,11 @@ pub struct TrainArgs {
     /// Which stage; `all` trains A, then B with the compressor, then C; `lora`, and `c` with --model,
     /// fine-tune Stage C of an existing model
     stage: Stages,
-    /// The run's TOML file
-    #[arg(short, long)]
-    config: PathBuf,
-    /// Folder of the run [default: runs/NAME, the name as in the config]
-    #[arg(short, long)]
-    output: Option<PathBuf>,
-    /// Change a value of the config, such as `c.steps=1000`
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    #[command(flatten)]
+    run: RunArgs,
     /// Go on from a saved state: `auto` takes the run's own if there is one
     #[arg(long, value_name = "auto|PATH")]
     resume: Option<String>,
-    /// Start from this model's weights instead of random ones; it need not have all stages, and parts
-    /// that the run has trained are its own
-    #[arg(long, value_name = "MODEL")]
-    init: Option<PathBuf>,
-    /// The model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
-    #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
-    model: Option<PathBuf>,
-    /// Where latents, image embeddings and texts are kept for other runs
-    /// [default: of fine-tuning wuerstchen/tune in the user's cache, else nowhere]
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
     /// Fills the cache and stops.
     #[arg(skip)]
     only_cache: bool,
@@ -78,7 +60,32 @@ pub struct TrainArgs {
     /// Say what would be trained and stop
     #[arg(long)]
     dry_run: bool,
-    /// Where to train
+}
+
+/// What `wuerstchen train` and `data cache` are told of a run.
+#[derive(Args, Clone)]
+struct RunArgs {
+    /// The run's TOML file
+    #[arg(short, long)]
+    config: PathBuf,
+    /// Folder of the run [default: runs/NAME, the name as in the config]
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Change a value of the config, such as `c.steps=1000`
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Start from this model's weights instead of random ones; it need not have all stages, and parts
+    /// that the run has trained are its own
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
+    /// The model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
+    #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
+    model: Option<PathBuf>,
+    /// Where latents, image embeddings and texts are kept for other runs
+    /// [default: of fine-tuning wuerstchen/tune in the user's cache, else nowhere]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Where to train, or to fill a cache
     #[arg(long, value_enum, default_value = "auto")]
     device: Choice,
 }
@@ -176,27 +183,8 @@ pub(crate) struct CacheArgs {
     /// Whose: that of Stage B or C, or of fine-tuning (lora, and c with --model)
     #[arg(value_parser = cached_stage)]
     stage: Stages,
-    /// The run's TOML file
-    #[arg(short, long)]
-    config: PathBuf,
-    /// Folder of the run, which has the weights of the stages before [default: runs/NAME]
-    #[arg(short, long)]
-    output: Option<PathBuf>,
-    /// Change a value of the config, such as `c.cached_scenes=1000`
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Take the weights of this model, where the run has none of its own
-    #[arg(long, value_name = "MODEL")]
-    init: Option<PathBuf>,
-    /// The model whose Stage C is fine-tuned [default for lora: the built-in model]
-    #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
-    model: Option<PathBuf>,
-    /// The cache, which `train --cache` takes [default: of fine-tuning wuerstchen/tune in the user's cache]
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Choice,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 /// A stage that computes something before its first update.
@@ -211,25 +199,18 @@ fn cached_stage(name: &str) -> Result<Stages, String> {
 
 /// Computes what a run would compute before its first update, and keeps it.
 pub(crate) fn fill_cache(args: &CacheArgs) -> Result<()> {
-    let CacheArgs { stage, config, output, set, init, model, cache, device } = args;
-    let is_tuned = *stage == Stages::Lora || model.is_some();
-    if !is_tuned && cache.is_none() {
+    let is_tuned = args.stage == Stages::Lora || args.run.model.is_some();
+    if !is_tuned && args.run.cache.is_none() {
         return Err(usage(&anyhow!("name a folder with --cache, which train --cache takes")));
     }
     let args = TrainArgs {
-        stage: *stage,
-        config: config.clone(),
-        output: output.clone(),
-        set: set.clone(),
+        stage: args.stage,
+        run: args.run.clone(),
         resume: Some("auto".into()),
-        init: init.clone(),
-        model: model.clone(),
-        cache: cache.clone(),
         only_cache: true,
         strict: false,
         max_seconds: None,
         dry_run: false,
-        device: *device,
     };
     run(&args, &Ranks::alone())
 }
@@ -244,7 +225,7 @@ impl TrainArgs {
 /// Runs `wuerstchen train`, in one of several processes if there are more. What fails in one of them and is no
 /// [`RunError::Failed`] has to be told to the others, which wait for it.
 pub fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
-    match (args.stage, &args.model) {
+    match (args.stage, &args.run.model) {
         (Stages::Lora, _) | (Stages::C, Some(_)) => tune::run(args, ranks),
         (_, Some(_)) => {
             let error =
@@ -257,7 +238,7 @@ pub fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
 
 /// Trains a model of the config's sizes.
 fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
-    let mut config = read_config(&args.config, &args.set)?;
+    let mut config = read_config(&args.run.config, &args.run.set)?;
     if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
         shards.strict = true;
     }
@@ -268,9 +249,9 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         let error = anyhow!("{path} is the state of one stage: train that stage, or --resume auto");
         return Err(usage(&error));
     }
-    let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    let output = args.run.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     check_folder(&output).map_err(|error| usage(&error))?;
-    if let Some(cache) = &args.cache {
+    if let Some(cache) = &args.run.cache {
         check_folder(cache).map_err(|error| usage(&error))?;
     }
     let stored = stored_config(&output)?;
@@ -283,7 +264,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         fits.map_err(|error| usage(&error))?;
     }
     let corpus = Corpus::open(&config)?;
-    let init = args.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
+    let init = args.run.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
     let family = config.model.decoder.family();
     if let Some(model) = init.as_ref().filter(|model| model.family().name != family.name) {
         bail!(
@@ -325,16 +306,21 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         }
     }
     check_memory(&recipe, args.stage, corpus.count())?;
-    let device =
-        if args.dry_run { Device::flex() } else { choose_for(args.device, ranks.local)?.device };
+    let device = if args.dry_run {
+        Device::flex()
+    } else {
+        choose_for(args.run.device, ranks.local)?.device
+    };
     let store = ranks.store(&output);
     let run = Run::new(recipe, corpus.source(), store.clone(), device);
     let run = run.with_peers(ranks.peers.clone());
     // Rank 0 has the weights.
     if ranks.peers.rank() == 0 {
-        run.check_weights(args.stage.names(), init.as_ref()).map_err(|error| match &args.init {
-            Some(path) => anyhow!(error).context(format!("--init {}", path.display())),
-            None => anyhow!(error),
+        run.check_weights(args.stage.names(), init.as_ref()).map_err(|error| {
+            match &args.run.init {
+                Some(path) => anyhow!(error).context(format!("--init {}", path.display())),
+                None => anyhow!(error),
+            }
         })?;
     }
     let start = |&stage| Ok((stage, ranks.start(args)?));
@@ -350,7 +336,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         run.check_start(*stage, start).map_err(with_remedy)?;
     }
     corpus.tell_if_changed(&*store, args.resume.is_some())?;
-    if let Some(cache) = &args.cache {
+    if let Some(cache) = &args.run.cache {
         run = run.with_cache(Arc::new(store::Folder::new(cache)));
         if args.stage.names().iter().any(|&stage| run.recipe().cached(stage).0 > 0) {
             tell!("keeping latents and image embeddings in {}", cache.display());

@@ -82,6 +82,15 @@ impl StageName {
             Self::C => "c",
         }
     }
+
+    /// What errors of its config call it.
+    pub(crate) fn part(self) -> &'static str {
+        match self {
+            Self::A => "stage a",
+            Self::B => "stage b",
+            Self::C => "stage c",
+        }
+    }
 }
 
 /// The corpora whose pictures are drawn on the fly.
@@ -298,12 +307,8 @@ impl TrainConfig {
         self.a.validate(self.image_size, MAX_SIDE)?;
         self.b.validate()?;
         self.c.validate()?;
-        for (part, updates) in [
-            ("stage a", &self.a.updates),
-            ("stage b", &self.b.updates),
-            ("stage c", &self.c.updates),
-        ] {
-            updates.validate_pixels(part, self.image_size)?;
+        for stage in StageName::ALL {
+            self.updates(stage).validate_pixels(stage.part(), self.image_size)?;
         }
         let compressed = model.compressor.downscale();
         let side = self.compressor_side();
@@ -361,6 +366,15 @@ impl TrainConfig {
             }
         }
         self.defaults.validate()
+    }
+
+    /// The updates of a stage.
+    pub(crate) fn updates(&self, stage: StageName) -> &UpdateConfig {
+        match stage {
+            StageName::A => &self.a.updates,
+            StageName::B => &self.b.updates,
+            StageName::C => &self.c.updates,
+        }
     }
 
     /// Side of the pictures that the compressor sees, in pixels.

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
 use crate::config::TrainConfig;
-use crate::store::{Store, StoreError};
+use crate::store::{METRICS, Store, StoreError};
 
 /// Points of a curve; each is the mean of as many steps as come on it.
 const POINTS: usize = 240;
@@ -89,7 +89,7 @@ pub(crate) fn report(
          <style>{STYLE}</style>\n<h1>The run {name}</h1>\n"
     );
     for (folder, title, batch_size) in stages {
-        let Some(bytes) = store.read(&format!("{folder}/metrics.jsonl"))? else { continue };
+        let Some(bytes) = store.read(&format!("{folder}/{METRICS}"))? else { continue };
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<Line> =
             text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

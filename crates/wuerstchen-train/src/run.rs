@@ -15,7 +15,7 @@ use wuerstchen::{
 
 pub use self::error::RunError;
 pub(crate) use self::session::{GRID_SIDE, Job, Session, updates};
-use crate::config::{StageName, TrainConfig, UpdateConfig};
+use crate::config::{StageName, TrainConfig};
 use crate::corpus::Source;
 use crate::peers::Peers;
 use crate::recipe::{Recipe, Weights, trained};
@@ -286,7 +286,7 @@ impl Run {
         self.session.check_start(
             stage,
             self.folder(stage),
-            (start, self.updates_of(stage), &self.device),
+            (start, self.recipe.config.updates(stage), &self.device),
         )
     }
 
@@ -373,7 +373,7 @@ impl Run {
         sample: impl Fn(&Self, &S::Model) -> Result<Vec<Image>, RunError>,
         weights: fn(&S::Model) -> Weights,
     ) -> Result<ControlFlow<()>, RunError> {
-        let config = self.updates_of(stage).clone();
+        let config = self.recipe.config.updates(stage).clone();
         let job = Job { stage, folder: self.folder(stage), config: &config, start };
         let save = |run: &Self, model: &S::Model| {
             run.write_weights(weights(model))?;
@@ -384,15 +384,6 @@ impl Run {
 
     fn tell(&mut self, event: &Event<'_>) {
         self.session.tell(event);
-    }
-
-    fn updates_of(&self, stage: StageName) -> &UpdateConfig {
-        let config = &self.recipe.config;
-        match stage {
-            StageName::A => &config.a.updates,
-            StageName::B => &config.b.updates,
-            StageName::C => &config.c.updates,
-        }
     }
 
     /// The folder of a stage. Stage B has two, as its states have other tensors with a frozen compressor.
@@ -481,8 +472,9 @@ impl Run {
             (StageName::B, "b-frozen", "Stage B"),
             (StageName::C, "c", "Stage C"),
         ];
-        let stages =
-            titles.map(|(name, folder, title)| (folder, title, self.updates_of(name).batch_size));
+        let stages = titles.map(|(name, folder, title)| {
+            (folder, title, self.recipe.config.updates(name).batch_size)
+        });
         Ok(self
             .session
             .store

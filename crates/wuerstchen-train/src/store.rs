@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// The file with the metrics of a stage, in its folder.
+pub const METRICS: &str = "metrics.jsonl";
+
 /// Why a store cannot do something; the text names the file.
 pub type StoreError = Box<dyn Error + Send + Sync>;
 

@@ -227,7 +227,7 @@ impl<S: Stage> Trainer<S> {
         self.device.seed(self.seed ^ self.step ^ others);
         // What an update moves that changes nothing is put back.
         let before = running_averages(self.model());
-        let mut total = self.shares(&batch);
+        let mut total = self.shares(&batch, &before);
         let loss = total.loss.into();
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
         let model = self.model.take().expect(PRESENT);
@@ -321,8 +321,8 @@ impl<S: Stage> Trainer<S> {
     }
 
     /// The sum of the shares of a batch, each of this process's own on its own thread, so many at a time as the
-    /// config says.
-    fn shares(&self, batch: &S::Batch) -> Share {
+    /// config says. `before` are the model's running averages.
+    fn shares(&self, batch: &S::Batch, before: &Values) -> Share {
         let (count, size, own) = (self.config.shards, self.share_size(), self.own_shares());
         let (stage, model, peers) = (&*self.stage, self.model(), &*self.peers);
         let products = self.config.precision.dtype();
@@ -334,9 +334,7 @@ impl<S: Stage> Trainer<S> {
             // The model itself: its running averages move as it runs.
             return share(model, &Values::new(), 0..size);
         }
-        let before = running_averages(model);
-        let share =
-            |(i, model): (usize, S::Model)| share(&model, &before, i * size..(i + 1) * size);
+        let share = |(i, model): (usize, S::Model)| share(&model, before, i * size..(i + 1) * size);
         let at_once = self.config.at_once(own.len());
         let mut shares = Vec::new();
         for first in own.clone().step_by(at_once) {

@@ -1,5 +1,6 @@
 //! What configs have in common: values per level, and what is wrong with one.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
@@ -92,11 +93,11 @@ pub fn below_one(part: &'static str, field: &'static str, value: f64) -> Result<
 /// # Errors
 ///
 /// It is outside of the range.
-pub fn between(
+pub fn between<T: PartialOrd + Display>(
     part: &'static str,
     field: &'static str,
-    value: f64,
-    range: RangeInclusive<f64>,
+    value: T,
+    range: RangeInclusive<T>,
 ) -> Result<(), ConfigError> {
     if range.contains(&value) {
         Ok(())
@@ -118,7 +119,7 @@ pub(crate) fn size(
     field: &'static str,
     value: usize,
 ) -> Result<(), ConfigError> {
-    within(part, field, value, 1..=LARGEST_SIZE)
+    between(part, field, value, 1..=LARGEST_SIZE)
 }
 
 /// Checks a number of layers. More than any model has would take for ever to make.
@@ -127,7 +128,7 @@ pub(crate) fn layers(
     field: &'static str,
     value: usize,
 ) -> Result<(), ConfigError> {
-    within(part, field, value, 1..=MOST_LAYERS)
+    between(part, field, value, 1..=MOST_LAYERS)
 }
 
 /// Checks that lists, by their fields, have one value per level of `c_hidden`.
@@ -144,20 +145,6 @@ pub(crate) fn one_per_level(
             Err(ConfigError::new(part, field, expected, length))
         }
     })
-}
-
-pub(crate) fn within(
-    part: &'static str,
-    field: &'static str,
-    value: usize,
-    range: RangeInclusive<usize>,
-) -> Result<(), ConfigError> {
-    if range.contains(&value) {
-        Ok(())
-    } else {
-        let expected = format!("from {} to {}", range.start(), range.end());
-        Err(ConfigError::new(part, field, expected, value))
-    }
 }
 
 /// Channels of an attention head in all published models; weights do not tell it.

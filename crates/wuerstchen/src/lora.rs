@@ -16,8 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use self::read::LoraFile;
-use self::read::MAX_RANK;
+pub use self::read::{LoraFile, MAX_RANK};
 pub use self::write::{TrainedLayer, TrainedLora};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, ReadBytes};

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, between, within};
+use crate::config::{ConfigError, between};
 use crate::sampler::{Recipe, Sampler};
 use crate::schedule::SHIFTS;
 use crate::tokens::TokenSampling;
@@ -201,7 +201,7 @@ impl Defaults {
         for (field, steps) in
             [("prior_steps", self.prior_steps), ("decoder_steps", self.decoder_steps)]
         {
-            within(PART, field, steps, 1..=1000)?;
+            between(PART, field, steps, 1..=1000)?;
         }
         between(PART, "prior_guidance_scale", self.prior_guidance_scale, SCALES)?;
         between(PART, "decoder_guidance_scale", self.decoder_guidance_scale, SCALES)?;

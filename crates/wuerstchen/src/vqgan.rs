@@ -12,7 +12,7 @@ use crate::blocks::{
     pixel_shuffle, pixel_unshuffle,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, layers, size, within};
+use crate::config::{ConfigError, between, layers, size};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
 
@@ -115,7 +115,7 @@ impl PartConfig for VqganConfig {
         ] {
             size("vqgan", field, value)?;
         }
-        within("vqgan", "up_down_scale_factor", self.up_down_scale_factor, 1..=LARGEST_FACTOR)?;
+        between("vqgan", "up_down_scale_factor", self.up_down_scale_factor, 1..=LARGEST_FACTOR)?;
         layers("vqgan", "levels", self.levels)?;
         layers("vqgan", "bottleneck_blocks", self.bottleneck_blocks)?;
         let multiple = 1usize << (self.levels - 1).min(31);

@@ -10,10 +10,8 @@ use super::find::{CAPTION_ENDINGS, Found, ending, refuse};
 use super::index::{Index, is_absolute, normalised};
 use super::metadata::{read_rows, trimmed};
 use crate::pictures;
+use crate::shards::MAX_TEXT;
 use crate::terminal::counted;
-
-/// Most bytes of the captions of one picture, as in a shard.
-const MOST_TEXT: u64 = 1 << 20;
 
 /// The captions of the pictures of a folder.
 pub(super) struct Captions {
@@ -36,7 +34,7 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     for (picture, captions) in found.pictures.iter().zip(&mut captions) {
         for text in beside(root, picture, &pictures, &texts, &found.texts) {
             if captions.is_empty() {
-                *captions = trimmed(read_text_at_most(&found.texts[text], MOST_TEXT)?.lines());
+                *captions = trimmed(read_text_at_most(&found.texts[text], MAX_TEXT)?.lines());
                 unused.remove(&text);
             } else {
                 doubled.insert(text);

@@ -7,12 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use walkdir::WalkDir;
 use wuerstchen::fs::is_hidden;
-use wuerstchen_train::store::RUN_LOCK;
+use wuerstchen_train::store::{METRICS, RUN_LOCK};
 
 use crate::pictures;
-
-/// The file that a stage of a run writes beside its samples.
-const METRICS: &str = "metrics.jsonl";
 
 /// Files that tell the captions of all pictures beside them.
 const METADATA: [&str; 2] = ["metadata.jsonl", "metadata.csv"];

@@ -19,7 +19,7 @@ use crate::pictures;
 const MOST_SHARDS: u64 = 1_000_000;
 
 /// Most bytes of a text of a sample.
-const MAX_TEXT: u64 = 1 << 20;
+pub(crate) const MAX_TEXT: u64 = 1 << 20;
 
 /// A picture in a shard, and what is said about it.
 pub(super) struct Found {

@@ -26,29 +26,29 @@ const CACHE: &str = "tune";
 
 /// Fine-tunes as the arguments and the config say.
 pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
-    if args.init.is_some() {
+    if args.run.init.is_some() {
         let reason = "--init is for training from nothing: fine-tuning starts from --model";
         return Err(usage(&anyhow!(reason)));
     }
-    let mut config = read(&args.config, &args.set)?;
+    let mut config = read(&args.run.config, &args.run.set)?;
     if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
         shards.strict = true;
     }
     config.validate().map_err(|error| usage(&error.into()))?;
     check_kind(args.stage, &config).map_err(|error| usage(&error))?;
-    let output = args.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    let output = args.run.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     check_folder(&output).map_err(|error| usage(&error))?;
     check_output(&output, &config, args.resume.is_some()).map_err(|error| usage(&error))?;
-    let cache = match &args.cache {
+    let cache = match &args.run.cache {
         Some(path) => path.clone(),
         None => cache_folder(CACHE).context("name a folder with --cache")?,
     };
     check_folder(&cache).map_err(|error| usage(&error))?;
-    let model = read_model(args.model.as_deref())?;
+    let model = read_model(args.run.model.as_deref())?;
     let corpus = Corpus::open_tuned(&config)?;
     let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
     tell_of_model_captions(&corpus, &model)?;
-    let found = choose_for(args.device, ranks.local)?;
+    let found = choose_for(args.run.device, ranks.local)?;
     let (device, is_cpu) = (found.device.clone(), found.is_cpu());
     let store = ranks.store(&output);
     let stores = [store.clone(), Arc::new(store::Folder::new(&cache))];

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use wuerstchen::ConfigError;
 
-use super::{DiffusionConfig, TrainConfig, UpdateConfig};
+use super::{DiffusionConfig, StageName, TrainConfig, UpdateConfig};
 
 /// Why a text is no config of a training run.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +65,9 @@ impl TrainConfig {
     ///
     /// Fields are missing, unknown or of other types, or a stage has a field of another.
     pub fn from_table(mut table: Table) -> Result<Self, ReadConfigError> {
-        for (stage, part) in [("a", "stage a"), ("b", "stage b"), ("c", "stage c")] {
-            if let Some(Value::Table(fields)) = table.get_mut(stage) {
-                remove_fields_of_others(stage, part, fields)?;
+        for stage in StageName::ALL {
+            if let Some(Value::Table(fields)) = table.get_mut(stage.as_str()) {
+                remove_fields_of_others(stage, fields)?;
             }
         }
         Ok(read_fields(table)?)
@@ -105,12 +105,8 @@ fn error_of_a_stage(table: &Table) -> Option<toml::de::Error> {
 }
 
 /// Removes the fields of other stages that have no effect; fails if one has.
-fn remove_fields_of_others(
-    stage: &str,
-    part: &'static str,
-    fields: &mut Table,
-) -> Result<(), ConfigError> {
-    for field in FIELDS.iter().filter(|field| !field.stages.contains(stage)) {
+fn remove_fields_of_others(stage: StageName, fields: &mut Table) -> Result<(), ConfigError> {
+    for field in FIELDS.iter().filter(|field| !field.stages.contains(stage.as_str())) {
         let Some(value) = fields.remove(field.name) else { continue };
         let number = match value {
             Value::Boolean(set) => Some(f64::from(u8::from(set))),
@@ -120,7 +116,7 @@ fn remove_fields_of_others(
         };
         if number != Some(field.without_effect) {
             let expected = format!("left out: only [{}] has it", field.stages);
-            return Err(ConfigError::new(part, field.name, expected, value));
+            return Err(ConfigError::new(stage.part(), field.name, expected, value));
         }
     }
     Ok(())

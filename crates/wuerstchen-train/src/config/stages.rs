@@ -297,9 +297,7 @@ impl UpdateConfig {
         share(part, "lesson.plain_relations", plain_relations.into())?;
         share(part, "lesson.first_leads", first_leads.into())
     }
-}
 
-impl UpdateConfig {
     /// Checks that the pictures of a share, of `side` pixels, are not more than a machine has memory for. All else is
     /// checked before.
     pub(super) fn validate_pixels(

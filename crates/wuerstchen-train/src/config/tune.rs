@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use wuerstchen::ConfigError;
+use wuerstchen::lora::MAX_RANK;
 use wuerstchen::pipeline::MAX_SIDE;
 
 use super::read::{ReadConfigError, read_fields};
@@ -248,9 +249,6 @@ impl TuneConfig {
         self.lora.as_ref().map_or(Ok(()), LoraConfig::validate)
     }
 }
-
-/// The largest rank of a LoRA: no layer of a published model is narrower on both sides.
-const MAX_RANK: usize = 4096;
 
 impl LoraConfig {
     fn validate(&self) -> Result<(), ConfigError> {

@@ -12,7 +12,7 @@ use super::{Event, RunError, Start};
 use crate::config::{StageName, UpdateConfig};
 use crate::peers::{Alone, Peers, agree};
 use crate::stages::Stage;
-use crate::store::Store;
+use crate::store::{METRICS, Store};
 use crate::tensorboard;
 use crate::trainer::{Metrics, Trainer};
 
@@ -161,16 +161,11 @@ impl Session {
         folder: &str,
         (start, updates, device): (&Start, &UpdateConfig, &Device),
     ) -> Result<(), RunError> {
-        let part = match stage {
-            StageName::A => "stage a",
-            StageName::B => "stage b",
-            StageName::C => "stage c",
-        };
-        updates.precision.check(part, device)?;
+        updates.precision.check(stage.part(), device)?;
         let size = self.peers.size();
         if !updates.shards.is_multiple_of(size) {
             let expected = format!("a multiple of the {size} processes, such as {size}");
-            return Err(ConfigError::new(part, "shards", expected, updates.shards).into());
+            return Err(ConfigError::new(stage.part(), "shards", expected, updates.shards).into());
         }
         let name = state_name(folder);
         if matches!(start, Start::Anew) && self.store.contains(&name) {
@@ -347,7 +342,7 @@ fn state_name(folder: &str) -> String {
 
 /// The file of a stage's metrics: a line of JSON for every step.
 fn metrics_name(folder: &str) -> String {
-    format!("{folder}/metrics.jsonl")
+    format!("{folder}/{METRICS}")
 }
 
 /// The metrics of an update for `TensorBoard`.

@@ -2,12 +2,13 @@
 
 use std::ops::ControlFlow;
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use futures_lite::future::block_on;
 use serde::Serialize;
 use wuerstchen::{
     Checkpoint, Compressor, ConfigError, GenerateOptions, Image, LoadError, Part, Progress,
-    Statistics,
+    Statistics, Vqgan,
 };
 
 use super::{Event, GRID_SIDE, Run, RunError, Start};
@@ -40,7 +41,7 @@ impl Run {
             stage = stage.with_perceptual(lpips);
         }
         let weights = self.read_weights()?;
-        let model = if self.is_warm(&weights, &[Part::VQGAN]) {
+        let model = if self.is_warm(&weights, StageName::A) {
             recipe.vqgan_model(recipe.load_vqgan(&weights, &device)?, &device)
         } else {
             recipe.init_vqgan(&device)
@@ -58,7 +59,7 @@ impl Run {
     /// The network of Stage A's perceptual loss, if it has one.
     fn perceptual(&self) -> Result<Option<Lpips>, RunError> {
         let config = &self.recipe.config;
-        let part = "stage a";
+        let part = StageName::A.part();
         if config.a.perceptual_loss == 0.0 {
             return Ok(None);
         }
@@ -86,19 +87,19 @@ impl Run {
         let weights = self.read_weights()?;
         let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
         let corpus = self.corpus(StageName::B, config.b.updates.lesson)?;
-        let mut stage = StageB::new(&config, corpus.clone(), vqgan, device.clone());
-        let Some(latents) = self.cached_latents(&corpus, &weights)? else {
+        let Some(latents) = self.cached_latents(&corpus, &vqgan, &weights)? else {
             return Ok(ControlFlow::Break(()));
         };
+        let mut stage = StageB::new(&config, corpus.clone(), vqgan, device.clone());
         stage.latents = latents;
-        let parts = [Part::DECODER, Part::DECODER_TEXT, Part::COMPRESSOR];
-        let model = if config.b.freeze_compressor || self.is_warm(&weights, &parts) {
+        let model = if config.b.freeze_compressor || self.is_warm(&weights, StageName::B) {
             self.recipe.load_decoder(&weights, &device)?
         } else {
             self.recipe.init_decoder(&device)
         };
         if config.b.freeze_compressor {
-            let cached = self.cached_embeddings(StageName::B, &corpus, &weights)?;
+            let compressor = model.compressor.valid();
+            let cached = self.cached_embeddings(StageName::B, &corpus, &compressor, &weights)?;
             let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
             stage.embeddings = embeddings;
         }
@@ -116,19 +117,19 @@ impl Run {
         let weights = self.read_weights()?;
         let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
         let corpus = self.corpus(StageName::B, config.b.updates.lesson)?;
-        let mut stage = StageBTokens::new(&config, corpus.clone(), vqgan, device.clone());
-        let Some(tokens) = self.cached_latents(&corpus, &weights)? else {
+        let Some(tokens) = self.cached_latents(&corpus, &vqgan, &weights)? else {
             return Ok(ControlFlow::Break(()));
         };
+        let mut stage = StageBTokens::new(&config, corpus.clone(), vqgan, device.clone());
         stage.tokens = tokens;
-        let parts = [Part::DECODER, Part::PRIOR_TEXT, Part::COMPRESSOR];
-        let model = if config.b.freeze_compressor || self.is_warm(&weights, &parts) {
+        let model = if config.b.freeze_compressor || self.is_warm(&weights, StageName::B) {
             self.recipe.load_token_decoder(&weights, &device)?
         } else {
             self.recipe.init_token_decoder(&device)
         };
         if config.b.freeze_compressor {
-            let cached = self.cached_embeddings(StageName::B, &corpus, &weights)?;
+            let compressor = model.compressor.valid();
+            let cached = self.cached_embeddings(StageName::B, &corpus, &compressor, &weights)?;
             let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
             stage.embeddings = embeddings;
         }
@@ -170,12 +171,12 @@ impl Run {
         let weights = self.read_weights()?;
         let compressor = self.recipe.load_compressor(&weights, &self.device)?;
         let corpus = self.corpus(StageName::C, config.c.updates.lesson)?;
+        let cached = self.cached_embeddings(StageName::C, &corpus, &compressor, &weights)?;
+        let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
         let frozen = (compressor, embedding_scale);
         let mut stage = StageC::new(&config, corpus.clone(), frozen, device.clone());
-        let cached = self.cached_embeddings(StageName::C, &corpus, &weights)?;
-        let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
         stage.embeddings = embeddings;
-        let model = if self.is_warm(&weights, &[Part::PRIOR, Part::PRIOR_TEXT]) {
+        let model = if self.is_warm(&weights, StageName::C) {
             self.recipe.load_prior(&weights, &device)?
         } else {
             self.recipe.init_prior(&device)
@@ -209,9 +210,9 @@ impl Run {
         device
     }
 
-    /// Whether a stage of these parts starts from weights that are there.
-    fn is_warm(&self, weights: &Weights, parts: &[Part]) -> bool {
-        self.warm && parts.iter().any(|part| weights.contains_key(part))
+    /// Whether a stage starts from weights that are there.
+    fn is_warm(&self, weights: &Weights, stage: StageName) -> bool {
+        self.warm && self.recipe.parts_of(stage).iter().any(|part| weights.contains_key(part))
     }
 
     fn corpus(&self, stage: StageName, lesson: Lesson) -> Result<Corpus, RunError> {
@@ -229,7 +230,8 @@ impl Run {
 
     /// How many scenes of a stage are cached: of a given number of pictures each at most once. Tells where the
     /// stage does not see all of them.
-    fn cached_scenes(&mut self, stage: StageName, cached: usize) -> usize {
+    fn cached_scenes(&mut self, stage: StageName) -> usize {
+        let (cached, _) = self.recipe.cached(stage);
         let samples = self.source.samples(stage, self.recipe.config.seed, Lesson::default());
         let Some(pictures) = samples.count() else { return cached };
         if (1..pictures).contains(&cached) {
@@ -245,29 +247,29 @@ impl Run {
     ///
     /// The stage caches nothing, it lacks the weights of a stage before it, or a picture cannot be read.
     pub fn fill_cache(&mut self, stage: StageName) -> Result<ControlFlow<()>, RunError> {
-        let config = &self.recipe.config;
-        let (diffusion, lesson) = match stage {
-            StageName::A => {
-                let (expected, found) = ("that of stage b or c", "that of stage a");
-                return Err(ConfigError::new("cache", "cached_scenes", expected, found).into());
-            }
-            StageName::B => (&config.b.diffusion, config.b.updates.lesson),
-            StageName::C => (&config.c.diffusion, config.c.updates.lesson),
-        };
-        if diffusion.cached_scenes == 0 {
-            let part = if stage == StageName::B { "stage b" } else { "stage c" };
-            return Err(
-                ConfigError::new(part, "cached_scenes", "at least 1 to fill a cache", 0).into()
-            );
+        if stage == StageName::A {
+            let (expected, found) = ("that of stage b or c", "that of stage a");
+            return Err(ConfigError::new("cache", "cached_scenes", expected, found).into());
         }
-        let is_frozen = stage == StageName::C || config.b.freeze_compressor;
+        if self.recipe.cached(stage).0 == 0 {
+            let expected = "at least 1 to fill a cache";
+            return Err(ConfigError::new(stage.part(), "cached_scenes", expected, 0).into());
+        }
         self.session.begin();
         let weights = self.read_weights()?;
-        let corpus = self.corpus(stage, lesson)?;
-        if stage == StageName::B && self.cached_latents(&corpus, &weights)?.is_none()
-            || is_frozen && self.cached_embeddings(stage, &corpus, &weights)?.is_none()
-        {
-            return Ok(ControlFlow::Break(()));
+        let corpus = self.corpus(stage, self.recipe.config.updates(stage).lesson)?;
+        let is_frozen = stage == StageName::C || self.recipe.config.b.freeze_compressor;
+        if stage == StageName::B {
+            let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
+            if self.cached_latents(&corpus, &vqgan, &weights)?.is_none() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        if is_frozen {
+            let compressor = self.recipe.load_compressor(&weights, &self.device)?;
+            if self.cached_embeddings(stage, &corpus, &compressor, &weights)?.is_none() {
+                return Ok(ControlFlow::Break(()));
+            }
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -276,20 +278,18 @@ impl Run {
     fn cached_latents(
         &mut self,
         corpus: &Corpus,
+        vqgan: &Vqgan,
         weights: &Weights,
     ) -> Result<Option<Cache>, RunError> {
-        let config = self.recipe.config.clone();
-        let scenes = self.cached_scenes(StageName::B, config.b.diffusion.cached_scenes);
-        if scenes == 0 {
-            return Ok(Some(Cache::none()));
-        }
-        let vqgan = self.recipe.load_vqgan(weights, &self.device)?;
-        let network = network(&config.model.vqgan, &weights[&Part::VQGAN])?;
-        if config.model.decoder.has_tokens() {
-            let encode = |x| stage_a_tokens(&vqgan, x);
+        let model = &self.recipe.config.model;
+        let (sizes, has_tokens) = (model.vqgan.clone(), model.decoder.has_tokens());
+        let scenes = self.cached_scenes(StageName::B);
+        let network = self.network(&sizes, &weights[&Part::VQGAN])?;
+        if has_tokens {
+            let encode = |x| stage_a_tokens(vqgan, x);
             self.cache(("Stage A's tokens", "tokens", network), corpus, scenes, encode)
         } else {
-            let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
+            let encode = |x| stage_a_latents(vqgan, &sizes, x);
             self.cache(("Stage A's latents", "latents", network), corpus, scenes, encode)
         }
     }
@@ -300,34 +300,40 @@ impl Run {
         &mut self,
         stage: StageName,
         corpus: &Corpus,
+        compressor: &Compressor,
         weights: &Weights,
     ) -> Result<Option<Cache>, RunError> {
-        let config = self.recipe.config.clone();
-        let diffusion =
-            if stage == StageName::B { &config.b.diffusion } else { &config.c.diffusion };
-        let scenes = self.cached_scenes(stage, diffusion.cached_scenes);
-        if scenes == 0 {
-            return Ok(Some(Cache::none()));
-        }
-        let compressor = self.recipe.load_compressor(weights, &self.device)?;
-        let side = config.compressor_side();
-        let network = network(&(&config.model.compressor, side), &weights[&Part::COMPRESSOR])?;
-        let encode = |x| image_embeddings(&compressor, x, side);
+        let side = self.recipe.config.compressor_side();
+        let scenes = self.cached_scenes(stage);
+        let sizes = (&self.recipe.config.model.compressor, side);
+        let network = self.network(&sizes, &weights[&Part::COMPRESSOR])?;
+        let encode = |x| image_embeddings(compressor, x, side);
         let what = ("the compressor's image embeddings", "embeddings", network);
         self.cache(what, corpus, scenes, encode)
+    }
+
+    /// A hash of a network, by its sizes and its weights, where a cache needs it.
+    fn network(
+        &self,
+        sizes: &impl Serialize,
+        weights: &Checkpoint,
+    ) -> Result<Option<String>, LoadError> {
+        let sizes = || serde_json::to_string(sizes).expect("sizes are JSON");
+        self.cache.as_ref().map(|_| digest_of_weights(&sizes(), weights)).transpose()
     }
 
     /// Computes once what does not change: of a name, of a kind, and by a network of this hash. `None` if the listener
     /// breaks.
     fn cache(
         &mut self,
-        (what, kind, network): (&'static str, &'static str, String),
+        (what, kind, network): (&'static str, &'static str, Option<String>),
         corpus: &Corpus,
         scenes: usize,
         encode: impl Fn(Tensor<4>) -> Tensor<4>,
     ) -> Result<Option<Cache>, RunError> {
         let (device, cache) = (self.device.clone(), self.cache.clone());
-        let kept = cache.as_ref().map(|cache| Kept { cache, kind, network });
+        let kept =
+            cache.as_ref().zip(network).map(|(cache, network)| Kept { cache, kind, network });
         let on_batch = |done| {
             self.tell(&Event::Caching { what, done, scenes });
             // Several processes agree on stops where the updates begin.
@@ -375,11 +381,6 @@ impl Run {
             Err(RunError::Spread { spread })
         }
     }
-}
-
-/// A hash of a network, by its sizes and its weights.
-fn network(sizes: &impl Serialize, weights: &Checkpoint) -> Result<String, LoadError> {
-    digest_of_weights(&serde_json::to_string(sizes).expect("sizes are JSON"), weights)
 }
 
 fn to_images(x: Tensor<4>) -> Vec<Image> {

@@ -21,7 +21,7 @@ const WORDS: &str = "bundle_emb.";
 const ALPHA_OF_KOHYA: &str = "ss_network_alpha";
 
 /// The largest rank of a LoRA: no layer of a published model is narrower on both sides.
-pub(super) const MAX_RANK: usize = 4096;
+pub const MAX_RANK: usize = 4096;
 
 /// The file of a LoRA, and what tells how strong it is.
 pub struct LoraFile {
