@@ -53,7 +53,7 @@ const fn plain(shader: &'static str, registers: u64, memory: u64) -> Ceiling {
 }
 
 /// The first one that fits counts. GCN converts every half of x before it multiplies.
-const CEILINGS: [Ceiling; 23] = [
+const CEILINGS: [Ceiling; 31] = [
     product("direct dense product F16", [1.5, 1.66], 84, 0),
     product("direct packed product BITS=16 F16", [1.5, 1.8], 84, 0),
     product("direct packed product BITS=8 F16", [1.65, 1.85], 84, 0),
@@ -75,6 +75,14 @@ const CEILINGS: [Ceiling; 23] = [
     plain("channel_norms", 16, 512),
     plain("response", 24, 512),
     plain("depthwise_conv", 16, 0),
+    plain("patches", 16, 0),
+    plain("layer_norm_gradient", 40, 1024),
+    plain("response_sums", 32, 1024),
+    plain("response_gradient", 24, 512),
+    plain("response_affine_gradient", 24, 512),
+    plain("depthwise_input_gradient", 32, 0),
+    plain("depthwise_weight_gradient", 32, 0),
+    plain("patches_gradient", 24, 0),
     plain("probe_multiply_adds", 16, 0),
     plain("probe_copy", 8, 0),
 ];

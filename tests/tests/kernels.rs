@@ -5,7 +5,7 @@ use burn::tensor::DType;
 use wuerstchen_kernels::{
     DepthwiseOptions, Epilogue, PackedMatrix, Packing, Padding, Planes, Tiling, attention,
     choose_tiling, depthwise_conv, global_response_norm, joined_attention, layer_norm, linear,
-    packed_linear, reference,
+    packed_linear, patches, reference,
 };
 use wuerstchen_tests::{error_of, gpu, values};
 
@@ -63,6 +63,112 @@ fn depthwise_conv_matches_its_twin() {
             let error = error_of(depthwise_conv(x, weight, bias, options), expected);
             assert!(error < TOLERANCE, "{shape:?} {size}x{size} {options:?}: {error}");
         }
+    }
+}
+
+#[test]
+fn patches_are_those_of_their_twin() {
+    let Some(device) = gpu() else { return };
+    for (seed, shape) in SHAPES[..4].iter().enumerate() {
+        for (size, stride) in [(1, 1), (3, 1), (3, 2), (5, 3)] {
+            let x = |device: &Device| values(*shape, seed as u64, device);
+            let expected = reference::patches(x(&Device::flex()), size, stride).into_data();
+            patches(x(&device), size, stride).into_data().assert_eq(&expected, true);
+        }
+    }
+}
+
+/// The gradients of the sum of an operation's outputs, each times a number of its own, by every input.
+fn gradients<const D: usize>(
+    inputs: &[Tensor<4>],
+    operation: &dyn Fn(&[Tensor<4>]) -> Tensor<D>,
+) -> Vec<Tensor<4>> {
+    let inputs: Vec<_> = inputs.iter().map(|input| input.clone().require_grad()).collect();
+    let outputs = operation(&inputs);
+    let numbers = values(outputs.dims(), 99, &outputs.device());
+    let graph = (outputs * numbers).sum().backward();
+    inputs.iter().map(|input| input.grad(&graph).expect("every input has a gradient")).collect()
+}
+
+/// Fails unless an operation's gradients on a GPU are those of its twin.
+fn check_gradients<const D: usize>(
+    what: &str,
+    shapes: &[[usize; 4]],
+    operation: &dyn Fn(&[Tensor<4>]) -> Tensor<D>,
+    twin: &dyn Fn(&[Tensor<4>]) -> Tensor<D>,
+    gpu: &Device,
+) {
+    let on = |device: Device| -> Vec<_> {
+        let device = device.autodiff();
+        shapes.iter().zip(7..).map(|(shape, seed)| values(*shape, seed, &device)).collect()
+    };
+    let expected = gradients(&on(Device::flex()), twin);
+    let found = gradients(&on(gpu.clone()), operation);
+    for (input, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+        let error = error_of(found, expected);
+        assert!(error < GRADIENT_TOLERANCE, "{what} of {shapes:?}, input {input}: {error}");
+    }
+}
+
+/// Differences of sums of hundreds of products, in another order than the twin's.
+const GRADIENT_TOLERANCE: f64 = 5e-5;
+
+/// Every shader with a backward pass, by each of its inputs.
+#[test]
+fn gradients_match_those_of_the_twins() {
+    let Some(device) = gpu() else { return };
+    for shape in [[2, 5, 7, 48], [3, 8, 8, 64], [1, 1, 2, 4], [1, 3, 4, 257]] {
+        let channels = shape[3];
+        check_gradients(
+            "layer norm",
+            &[shape],
+            &|x| layer_norm(x[0].clone()),
+            &|x| reference::layer_norm(x[0].clone()),
+            &device,
+        );
+        check_gradients(
+            "global response norm",
+            &[shape, [1, 1, 1, channels], [1, 1, 1, channels]],
+            &|x| global_response_norm(x[0].clone(), x[1].clone(), x[2].clone()),
+            &|x| reference::global_response_norm(x[0].clone(), x[1].clone(), x[2].clone()),
+            &device,
+        );
+        for (size, stride) in [(1, 1), (3, 1), (3, 2), (5, 3)] {
+            check_gradients(
+                &format!("patches of {size} and stride {stride}"),
+                &[shape],
+                &|x| patches(x[0].clone(), size, stride),
+                &|x| reference::patches(x[0].clone(), size, stride),
+                &device,
+            );
+            for padding in [Padding::Zeros, Padding::Replicate] {
+                let options = DepthwiseOptions { stride, padding };
+                let bias = |x: &[Tensor<4>]| x[2].clone().reshape([channels]);
+                check_gradients(
+                    &format!("depthwise convolution of {size}, {options:?}"),
+                    &[shape, [channels, 1, size, size], [1, 1, 1, channels]],
+                    &|x| depthwise_conv(x[0].clone(), x[1].clone(), bias(x), options),
+                    &|x| reference::depthwise_conv(x[0].clone(), x[1].clone(), bias(x), options),
+                    &device,
+                );
+            }
+        }
+    }
+}
+
+/// Channels that are zero everywhere have no norm that could have a gradient.
+#[test]
+fn an_empty_channel_has_a_finite_gradient() {
+    let Some(device) = gpu() else { return };
+    let device = device.autodiff();
+    let inputs = [[2, 3, 3, 8], [1, 1, 1, 8], [1, 1, 1, 8]].map(|shape| values(shape, 3, &device));
+    let found = gradients(&inputs, &|x| {
+        let emptied = x[0].clone().slice_fill(s![.., .., .., 2..4], 0.0);
+        global_response_norm(emptied, x[1].clone(), x[2].clone())
+    });
+    for gradient in found {
+        let numbers = gradient.into_data().try_to_vec::<f32>().unwrap();
+        assert!(numbers.iter().all(|number| number.is_finite()), "{numbers:?}");
     }
 }
 
@@ -240,6 +346,7 @@ fn shaders_in_half_precision_match_their_twins() {
         let options = DepthwiseOptions { stride: 1, padding: Padding::Zeros };
         depthwise_conv(x(device, dtype), weight, bias, options)
     });
+    check("patches", &|device, dtype| patches(x(device, dtype), 3, 2));
     check("linear", &|device, dtype| {
         let weight: Tensor<2> = values([64, 40], 6, device).cast(dtype);
         linear(x(device, dtype), weight, Epilogue::new(Some(values([40], 7, device).cast(dtype))))

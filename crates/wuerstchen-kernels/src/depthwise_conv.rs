@@ -43,7 +43,7 @@ pub fn depthwise_conv(
         return crate::cpu::depthwise_conv(x, weight, bias, options);
     }
     #[cfg(feature = "gpu")]
-    if crate::wgsl::runs_on(&x.device()) {
+    if crate::wgsl::differentiates_on(&x.device(), x.dtype()) {
         return crate::wgsl::depthwise_conv(x, weight, bias, options);
     }
     reference::depthwise_conv(x, weight, bias, options)

@@ -25,12 +25,8 @@ pub fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> 
         return crate::cpu::global_response_norm(x, gamma, beta);
     }
     #[cfg(feature = "gpu")]
-    if crate::wgsl::runs_on(&x.device()) {
-        let norms = crate::wgsl::channel_norms(x.clone());
-        if channels.is_multiple_of(4) {
-            return crate::wgsl::response(x, norms, gamma, beta);
-        }
-        return reference::response(x, norms, gamma, beta);
+    if crate::wgsl::differentiates_on(&x.device(), x.dtype()) && channels.is_multiple_of(4) {
+        return crate::wgsl::global_response_norm(x, gamma, beta);
     }
     reference::global_response_norm(x, gamma, beta)
 }

@@ -17,7 +17,7 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
         return crate::cpu::layer_norm(x);
     }
     #[cfg(feature = "gpu")]
-    if crate::wgsl::runs_on(&x.device()) && x.dims()[D - 1].is_multiple_of(4) {
+    if crate::wgsl::differentiates_on(&x.device(), x.dtype()) && x.dims()[D - 1].is_multiple_of(4) {
         return crate::wgsl::layer_norm(x);
     }
     reference::layer_norm(x)

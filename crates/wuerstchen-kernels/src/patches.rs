@@ -19,14 +19,18 @@ pub fn patches(x: Tensor<4>, size: usize, stride: usize) -> Tensor<4> {
     if crate::cpu::runs_on(&x.device(), x.dtype()) {
         return crate::cpu::patches(x, size, stride);
     }
+    #[cfg(feature = "gpu")]
+    if crate::wgsl::differentiates_on(&x.device(), x.dtype()) {
+        return crate::wgsl::patches(x, size, stride);
+    }
     reference::patches(x, size, stride)
 }
 
-/// The same operation composed from burn tensors: the definition of the kernel.
+/// The same operation composed from burn tensors: the definition of the kernels.
 pub mod reference {
     use super::*;
 
-    /// Twin of the CPU kernel: shifted pictures side by side.
+    /// Twin of `shaders/patches.wgsl`: shifted pictures side by side.
     pub fn patches(x: Tensor<4>, size: usize, stride: usize) -> Tensor<4> {
         let ([_, height, width, _], pad) = (x.dims(), size / 2);
         let step = stride as isize;

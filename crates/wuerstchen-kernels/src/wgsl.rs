@@ -15,6 +15,8 @@ use crate::depthwise_conv::{DepthwiseOptions, Padding};
 use crate::linear::Epilogue;
 use crate::packed_linear::Packing;
 
+#[cfg(feature = "train")]
+mod backward;
 mod probe;
 mod product;
 
@@ -45,13 +47,23 @@ pub fn runs_on(device: &Device) -> bool {
     matches!(device.as_dispatch(), DispatchDevice::Cube(burn::cubecl::Device::Wgpu(_)))
 }
 
-pub(crate) fn layer_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    Tensor::from_dispatch(Dispatch::wgsl_layer_norm(x.into_dispatch()))
+/// Whether `device` compiles WGSL, and either tracks no gradients or tracks those of f32: for shaders that have a
+/// backward pass.
+pub(crate) fn differentiates_on(device: &Device, dtype: DType) -> bool {
+    match device.as_dispatch() {
+        #[cfg(feature = "train")]
+        DispatchDevice::Autodiff(device) => {
+            let inner = device.clone().inner();
+            let is_wgpu = matches!(inner, DispatchDevice::Cube(burn::cubecl::Device::Wgpu(_)));
+            is_wgpu && dtype == DType::F32
+        }
+        _ => runs_on(device) && matches!(dtype, DType::F32 | DType::F16),
+    }
 }
 
-/// As [`crate::global_response_norm::reference::channel_norms`].
-pub(crate) fn channel_norms(x: Tensor<4>) -> Tensor<4> {
-    Tensor::from_dispatch(Dispatch::wgsl_channel_norms(x.into_dispatch()))
+/// The channels are a multiple of 4.
+pub(crate) fn layer_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(Dispatch::wgsl_layer_norm(x.into_dispatch()))
 }
 
 pub(crate) fn depthwise_conv(
@@ -64,16 +76,14 @@ pub(crate) fn depthwise_conv(
     Tensor::from_dispatch(Dispatch::wgsl_depthwise_conv(x, weight, bias, options))
 }
 
-/// As [`crate::global_response_norm::reference::response`]; the channels are a multiple of 4.
-pub(crate) fn response(
-    x: Tensor<4>,
-    norms: Tensor<4>,
-    gamma: Tensor<4>,
-    beta: Tensor<4>,
-) -> Tensor<4> {
-    let (x, norms) = (x.into_dispatch(), norms.into_dispatch());
-    let (gamma, beta) = (gamma.into_dispatch(), beta.into_dispatch());
-    Tensor::from_dispatch(Dispatch::wgsl_response(x, norms, gamma, beta))
+/// The channels are a multiple of 4.
+pub(crate) fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> Tensor<4> {
+    let [x, gamma, beta] = [x, gamma, beta].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::wgsl_global_response_norm(x, gamma, beta))
+}
+
+pub(crate) fn patches(x: Tensor<4>, size: usize, stride: usize) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::wgsl_patches(x.into_dispatch(), size, stride))
 }
 
 /// As [`crate::attention::attention`], with keys and values in one pair or two; the channels of a head are a
@@ -155,14 +165,18 @@ fn epilogue_of(epilogue: Epilogue<2>, x: &Tensor<2>) -> (Tensor<1>, Tensor<2>, u
     (bias, addend, bits)
 }
 
-/// The operations that wgpu devices run as hand-written shaders.
-#[backend_extension(Cube, Fusion)]
-pub(crate) trait WgslKernels: Backend {
+/// The operations that wgpu devices run as hand-written shaders, each with its backward pass.
+#[backend_extension(Cube, Fusion, Autodiff: cfg(feature = "train"))]
+pub(crate) trait DifferentiableKernels: Backend {
     #[fusion(dtype = x, shape = x)]
     fn wgsl_layer_norm(x: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    #[fusion(dtype = x, shape = norms_shape(x))]
-    fn wgsl_channel_norms(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    #[fusion(dtype = x, shape = x)]
+    fn wgsl_global_response_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
     #[fusion(dtype = x, shape = convolved_shape(x, options))]
     fn wgsl_depthwise_conv(
@@ -172,14 +186,13 @@ pub(crate) trait WgslKernels: Backend {
         options: DepthwiseOptions,
     ) -> FloatTensor<Self>;
 
-    #[fusion(dtype = x, shape = x)]
-    fn wgsl_response(
-        x: FloatTensor<Self>,
-        norms: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
+    #[fusion(dtype = x, shape = patches_shape(x, size, stride))]
+    fn wgsl_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self>;
+}
 
+/// The operations that wgpu devices run as hand-written shaders where no gradients are tracked.
+#[backend_extension(Cube, Fusion)]
+pub(crate) trait WgslKernels: Backend {
     /// Heads and keys of the second pair come last; without such keys, these are any tensors.
     #[fusion(dtype = q, shape = q)]
     fn wgsl_attention(
@@ -244,18 +257,19 @@ fn attended_shape(qkv: &Shape) -> Shape {
     Shape::from([batch, tokens, width / 3])
 }
 
-fn norms_shape(x: &Shape) -> Shape {
-    let [batch, _, _, channels] = x.dims();
-    Shape::from([batch, 1, 1, channels])
-}
-
 fn convolved_shape(x: &Shape, options: &DepthwiseOptions) -> Shape {
     let [batch, height, width, channels] = x.dims();
     let [height, width] = [height, width].map(|side: usize| side.div_ceil(options.stride));
     Shape::from([batch, height, width, channels])
 }
 
-impl WgslKernels for CubeBackend {
+fn patches_shape(x: &Shape, size: &usize, stride: &usize) -> Shape {
+    let options = DepthwiseOptions { stride: *stride, padding: Padding::Zeros };
+    let [batch, height, width, channels] = convolved_shape(x, &options).dims();
+    Shape::from([batch, height, width, size * size * channels])
+}
+
+impl DifferentiableKernels for CubeBackend {
     fn wgsl_layer_norm(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let shape = x.meta.shape().clone();
         let channels = shape[shape.len() - 1];
@@ -263,11 +277,21 @@ impl WgslKernels for CubeBackend {
         LAYER_NORM.launch(vec![x], shape, &[rows, channels / 4], rows.div_ceil(NORM_ROWS))
     }
 
-    fn wgsl_channel_norms(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let [batch, height, width, channels] = x.meta.shape().dims();
-        let shape = norms_shape(x.meta.shape());
+    fn wgsl_global_response_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let shape = x.meta.shape().clone();
+        let [batch, height, width, channels] = shape.dims();
+        let pixels = height * width;
         let groups = batch * channels.div_ceil(CHANNELS);
-        CHANNEL_NORMS.launch(vec![x], shape, &[batch, height * width, channels], groups)
+        let norms = Shape::from([batch, 1, 1, channels]);
+        let sizes = [batch, pixels, channels];
+        let norms = CHANNEL_NORMS.launch(vec![x.clone()], norms, &sizes, groups);
+        let groups = batch * pixels.div_ceil(RESPONSE_PIXELS);
+        let sizes = [batch, pixels, channels / 4];
+        RESPONSE.launch(vec![x, norms, gamma, beta], shape, &sizes, groups)
     }
 
     fn wgsl_depthwise_conv(
@@ -277,29 +301,30 @@ impl WgslKernels for CubeBackend {
         options: DepthwiseOptions,
     ) -> FloatTensor<Self> {
         let shape = convolved_shape(x.meta.shape(), &options);
-        let [batch, height, width, channels] = x.meta.shape().dims();
-        let [_, rows, columns, _] = shape.dims();
         let [.., size] = weight.meta.shape().dims::<4>();
-        let replicate = usize::from(options.padding == Padding::Replicate);
-        let sizes =
-            [batch, height, width, channels, rows, columns, size, options.stride, replicate];
+        let sizes = window_sizes(x.meta.shape(), size, options);
         let groups = shape.num_elements().div_ceil(WORKGROUP_SIZE);
         DEPTHWISE_CONV.launch(vec![x, weight, bias], shape, &sizes, groups)
     }
 
-    fn wgsl_response(
-        x: FloatTensor<Self>,
-        norms: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let shape = x.meta.shape().clone();
-        let [batch, height, width, channels] = shape.dims();
-        let sizes = [batch, height * width, channels / 4];
-        let groups = batch * (height * width).div_ceil(RESPONSE_PIXELS);
-        RESPONSE.launch(vec![x, norms, gamma, beta], shape, &sizes, groups)
+    fn wgsl_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self> {
+        let shape = patches_shape(x.meta.shape(), &size, &stride);
+        let options = DepthwiseOptions { stride, padding: Padding::Zeros };
+        let sizes = window_sizes(x.meta.shape(), size, options);
+        let groups = shape.num_elements().div_ceil(WORKGROUP_SIZE);
+        PATCHES.launch(vec![x], shape, &sizes, groups)
     }
+}
 
+/// The sizes of shaders that move a window of side `size` over pictures `[B, H, W, C]`.
+fn window_sizes(pictures: &Shape, size: usize, options: DepthwiseOptions) -> [usize; 9] {
+    let [batch, height, width, channels] = pictures.dims();
+    let [rows, columns] = [height, width].map(|side: usize| side.div_ceil(options.stride));
+    let replicate = usize::from(options.padding == Padding::Replicate);
+    [batch, height, width, channels, rows, columns, size, options.stride, replicate]
+}
+
+impl WgslKernels for CubeBackend {
     fn wgsl_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -416,13 +441,18 @@ impl Constant {
     }
 }
 
-const LAYER_NORM: Shader =
-    Shader::new("layer_norm", include_str!("../../../shaders/layer_norm.wgsl"));
+const LAYER_NORM: Shader = Shader {
+    name: "layer_norm",
+    parts: [include_str!("../../../shaders/layer_norm.wgsl"), ROW_STATISTICS, ""],
+    constants: [None, None],
+};
+const ROW_STATISTICS: &str = include_str!("../../../shaders/row_statistics.wgsl");
 const CHANNEL_NORMS: Shader =
     Shader::new("channel_norms", include_str!("../../../shaders/channel_norms.wgsl"));
 const RESPONSE: Shader = Shader::new("response", include_str!("../../../shaders/response.wgsl"));
 const DEPTHWISE_CONV: Shader =
     Shader::new("depthwise_conv", include_str!("../../../shaders/depthwise_conv.wgsl"));
+const PATCHES: Shader = Shader::new("patches", include_str!("../../../shaders/patches.wgsl"));
 const ATTENTION: Shader =
     attention_of("separate attention", include_str!("../../../shaders/separate_tokens.wgsl"));
 const JOINED_ATTENTION: Shader =
@@ -438,12 +468,13 @@ const fn attention_of(name: &'static str, tokens: &'static str) -> Shader {
     Shader { name, parts: [attention, tokens, ""], constants: [None, None] }
 }
 
-/// All shaders but those of products.
-const PLAIN: [Shader; 8] = [
+/// All shaders but those of products and of backward passes.
+const PLAIN: [Shader; 9] = [
     LAYER_NORM,
     CHANNEL_NORMS,
     RESPONSE,
     DEPTHWISE_CONV,
+    PATCHES,
     ATTENTION,
     JOINED_ATTENTION,
     PROBE_MULTIPLY_ADDS,
@@ -539,9 +570,18 @@ fn for_dtype(source: &str, dtype: DType) -> String {
     }
 }
 
+/// All shaders but those of products.
+fn plain() -> impl Iterator<Item = Shader> {
+    #[cfg(feature = "train")]
+    let backward = backward::SHADERS;
+    #[cfg(not(feature = "train"))]
+    let backward = [];
+    PLAIN.into_iter().chain(backward)
+}
+
 /// Every shader with its name, in every variant: for checks that compile them.
 pub fn shaders() -> Vec<(String, String)> {
-    let all = PLAIN.into_iter().chain(product::shaders());
+    let all = plain().chain(product::shaders());
     let both = all.flat_map(|shader| [(shader.clone(), DType::F32), (shader, DType::F16)]);
     let text = |(shader, dtype): (Shader, DType)| {
         (format!("{} {dtype:?}", shader.variant()), shader.source(dtype))
@@ -570,7 +610,7 @@ mod tests {
         let one = |shader: &Shader, name: &str, value: f64| {
             assert_eq!(constants(shader, name), [value], "{name} in {}", shader.variant());
         };
-        for shader in PLAIN.into_iter().chain(product::shaders()) {
+        for shader in plain().chain(product::shaders()) {
             one(&shader, "WORKGROUP_SIZE", WORKGROUP_SIZE as f64);
         }
         one(&LAYER_NORM, "EPSILON", layer_norm::EPSILON);
