@@ -53,7 +53,7 @@ const fn plain(shader: &'static str, registers: u64, memory: u64) -> Ceiling {
 }
 
 /// The first one that fits counts. GCN converts every half of x before it multiplies.
-const CEILINGS: [Ceiling; 31] = [
+const CEILINGS: [Ceiling; 33] = [
     product("direct dense product F16", [1.5, 1.66], 84, 0),
     product("direct packed product BITS=16 F16", [1.5, 1.8], 84, 0),
     product("direct packed product BITS=8 F16", [1.65, 1.85], 84, 0),
@@ -83,6 +83,8 @@ const CEILINGS: [Ceiling; 31] = [
     plain("depthwise_input_gradient", 32, 0),
     plain("depthwise_weight_gradient", 32, 0),
     plain("patches_gradient", 24, 0),
+    plain("squares", 24, 512),
+    plain("adamw", 24, 0),
     plain("probe_multiply_adds", 16, 0),
     plain("probe_copy", 8, 0),
 ];

@@ -3,9 +3,9 @@
 use burn::prelude::*;
 use burn::tensor::DType;
 use wuerstchen_kernels::{
-    DepthwiseOptions, Epilogue, PackedMatrix, Packing, Padding, Planes, Tiling, attention,
-    choose_tiling, depthwise_conv, global_response_norm, joined_attention, layer_norm, linear,
-    packed_linear, patches, reference,
+    AdamW, DepthwiseOptions, Epilogue, PackedMatrix, Packing, Padding, Planes, Tiling, adamw,
+    attention, choose_tiling, depthwise_conv, global_response_norm, joined_attention, layer_norm,
+    linear, packed_linear, patches, reference, sum_of_squares,
 };
 use wuerstchen_tests::{error_of, gpu, values};
 
@@ -153,6 +153,55 @@ fn gradients_match_those_of_the_twins() {
                 );
             }
         }
+    }
+}
+
+/// None, fewer and more tensors than one launch takes, some of a single number.
+#[test]
+fn sum_of_squares_matches_its_twin() {
+    let Some(device) = gpu() else { return };
+    for count in [0, 1, 5, 12] {
+        let on = |device: &Device| -> Vec<Tensor<1>> {
+            let of = |i: usize| values([1 + i * i * 700], i as u64, device);
+            (0..count).map(of).collect()
+        };
+        let found = sum_of_squares(on(&device), &device);
+        let expected = match count {
+            0 => Tensor::zeros([1], &Device::flex()),
+            _ => reference::sum_of_squares(on(&Device::flex())),
+        };
+        let error = error_of(found, expected);
+        assert!(error < TOLERANCE, "{count} tensors: {error}");
+    }
+}
+
+/// Three updates with other gradients. What another has of a parameter stays as it was.
+#[test]
+fn adamw_matches_its_twin() {
+    let Some(device) = gpu() else { return };
+    let after = |device: &Device| {
+        let [weight, first, second] = [1, 2, 3].map(|seed| values::<1>([1000], seed, device));
+        let (before, mut weight, mut moments) = (weight.clone(), weight, [first, second.square()]);
+        for step in 1..4 {
+            let settings = AdamW {
+                clip: 0.5,
+                beta1: 0.9,
+                beta2: 0.99,
+                epsilon: 1e-8,
+                learning_rate: 1e-2,
+                weight_decay: 0.1,
+                step,
+            };
+            let gradient = values([1000], 10 + step, device);
+            let on_device = settings.settings(device);
+            (weight, moments) = adamw(weight, moments, gradient, (&settings, &on_device));
+        }
+        let [first, second] = moments;
+        [before, weight, first, second]
+    };
+    for (found, expected) in after(&device).into_iter().zip(after(&Device::flex())) {
+        let error = error_of(found, expected);
+        assert!(error < TOLERANCE, "{error}");
     }
 }
 

@@ -8,6 +8,8 @@
 //! else. Callers never know.
 #![recursion_limit = "256"]
 
+#[cfg(feature = "train")]
+pub mod adamw;
 pub mod attention;
 mod autocast;
 #[cfg(feature = "cpu")]
@@ -22,9 +24,13 @@ pub mod patches;
 mod probe;
 pub mod silu;
 pub mod softmax;
+#[cfg(feature = "train")]
+pub mod sum_of_squares;
 #[cfg(feature = "gpu")]
 mod wgsl;
 
+#[cfg(feature = "train")]
+pub use adamw::{AdamW, adamw};
 pub use attention::{attention, joined_attention};
 pub use autocast::{autocast, product};
 pub use depthwise_conv::{DepthwiseOptions, Padding, depthwise_conv};
@@ -37,11 +43,15 @@ pub use patches::patches;
 pub use probe::{Probe, probe_copy, probe_multiply_adds};
 pub use silu::silu;
 pub use softmax::softmax;
+#[cfg(feature = "train")]
+pub use sum_of_squares::sum_of_squares;
 #[cfg(feature = "gpu")]
 pub use wgsl::{Tiling, choose_tiling, chosen_tiling, runs_on as runs_shaders, shaders};
 
 /// All composed twins: the definitions of the kernels.
 pub mod reference {
+    #[cfg(feature = "train")]
+    pub use crate::adamw::reference::adamw;
     pub use crate::attention::reference::{attention, joined_attention};
     pub use crate::depthwise_conv::reference::depthwise_conv;
     pub use crate::gelu::reference::gelu;
@@ -54,4 +64,6 @@ pub mod reference {
     pub use crate::patches::reference::patches;
     pub use crate::silu::reference::silu;
     pub use crate::softmax::reference::softmax;
+    #[cfg(feature = "train")]
+    pub use crate::sum_of_squares::reference::sum_of_squares;
 }

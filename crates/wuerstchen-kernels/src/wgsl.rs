@@ -17,9 +17,13 @@ use crate::packed_linear::Packing;
 
 #[cfg(feature = "train")]
 mod backward;
+#[cfg(feature = "train")]
+mod optimizer;
 mod probe;
 mod product;
 
+#[cfg(feature = "train")]
+pub(crate) use optimizer::{adamw, sum_of_squares};
 pub(crate) use probe::{copy, probe_multiply_adds};
 pub use product::{Tiling, choose_tiling, chosen_tiling};
 
@@ -509,15 +513,20 @@ impl Shader {
         sizes: &[usize],
         groups: usize,
     ) -> CubeTensor {
-        let inputs: Vec<_> = inputs.into_iter().map(into_contiguous).collect();
         let (client, dtype) = (inputs[0].client.clone(), inputs[0].dtype);
         let bytes = shape.num_elements() * dtype.size();
         let device = inputs[0].device.clone();
         let output =
             CubeTensor::new_contiguous(client.clone(), device, shape, client.empty(bytes), dtype);
-        let mut buffers = vec![output.handle.clone().binding()];
-        buffers.extend(inputs.into_iter().map(|x| x.handle.binding()));
+        self.run(&output, inputs, sizes, groups);
+        output
+    }
 
+    /// The same, with a first buffer that is there.
+    fn run(self, first: &CubeTensor, others: Vec<CubeTensor>, sizes: &[usize], groups: usize) {
+        let (client, dtype) = (first.client.clone(), first.dtype);
+        let mut buffers = vec![first.handle.clone().binding()];
+        buffers.extend(others.into_iter().map(|x| into_contiguous(x).handle.binding()));
         let kernel = ShaderKernel { shader: self, dtype };
         let groups = groups as u32;
         client.launch(
@@ -527,7 +536,6 @@ impl Shader {
             // written anew each time, and cubecl submits all queued work before it writes a buffer.
             KernelArguments::new().with_buffers(buffers).with_info(metadata(sizes)),
         );
-        output
     }
 }
 
@@ -573,10 +581,10 @@ fn for_dtype(source: &str, dtype: DType) -> String {
 /// All shaders but those of products.
 fn plain() -> impl Iterator<Item = Shader> {
     #[cfg(feature = "train")]
-    let backward = backward::SHADERS;
+    let training = backward::SHADERS.into_iter().chain(optimizer::SHADERS);
     #[cfg(not(feature = "train"))]
-    let backward = [];
-    PLAIN.into_iter().chain(backward)
+    let training = [];
+    PLAIN.into_iter().chain(training)
 }
 
 /// Every shader with its name, in every variant: for checks that compile them.

@@ -123,21 +123,17 @@ pub(crate) struct Offer<'a> {
 }
 
 impl Latents {
-    /// Of the codes that latents `[B, C, H, W]` have chosen, in the order of batch, height and width.
-    pub(crate) fn new(
-        indices: &[i64],
-        codes: usize,
-        latents: Option<(Tensor<4>, Offer<'_>)>,
-    ) -> Self {
+    /// Of the codes that latents have chosen, in the order of batch, height and width; with the latents in this order if
+    /// the codes have no gradients.
+    pub(crate) fn new(indices: &[i64], codes: usize, latents: Option<(&[f32], Offer<'_>)>) -> Self {
         let weight = 1.0 / indices.len() as f32;
         let mut counts = vec![0u32; codes];
         indices.iter().for_each(|&index| counts[index as usize] += 1);
         let shares = counts.into_iter().map(|count| count as f32 * weight).collect();
-        let Some((latents, offer)) = latents else {
+        let Some((rows, offer)) = latents else {
             return Self { channels: 0, shares, sums: Vec::new(), candidates: Vec::new() };
         };
-        let [_, channels, ..] = latents.dims();
-        let rows = floats(latents.permute([0, 2, 3, 1]));
+        let channels = rows.len() / indices.len();
         let mut sums = vec![0.0; codes * channels];
         for (row, &index) in rows.chunks(channels).zip(indices) {
             let sum = &mut sums[index as usize * channels..][..channels];
@@ -192,10 +188,9 @@ mod tests {
 
     /// Four latents of two values: codes 0, 0, 1 and 0 of four.
     fn latents(share: [usize; 2]) -> Latents {
-        let values = [[[[1.0f32, 2.0, 3.0, 4.0]], [[10.0, 20.0, 30.0, 40.0]]]];
-        let tensor = Tensor::<4>::from_data(values, &Device::flex()).reshape([1, 2, 1, 4]);
+        let rows = [1.0, 10.0, 2.0, 20.0, 3.0, 30.0, 4.0, 40.0];
         let offer = Offer { places: &PLACES, share };
-        Latents::new(&[0, 0, 1, 0], 4, Some((tensor, offer)))
+        Latents::new(&[0, 0, 1, 0], 4, Some((&rows, offer)))
     }
 
     #[test]

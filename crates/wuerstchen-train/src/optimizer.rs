@@ -8,6 +8,7 @@ use burn::tensor::Gradients;
 use serde::{Deserialize, Serialize};
 use wuerstchen::ConfigError;
 use wuerstchen::config::below_one;
+use wuerstchen::kernels::{AdamW, adamw, sum_of_squares};
 
 use crate::limits::{not_negative, positive, share};
 use crate::{adafactor, muon};
@@ -219,11 +220,22 @@ impl Optimizer {
     pub fn step<M: Module>(
         &mut self,
         module: M,
-        mut gradients: Values,
+        gradients: Values,
         step: u64,
         learning_rate: f64,
     ) -> (M, StepReport) {
-        let grad_norm = global_norm(&module, &gradients);
+        let norm = global_norm(&module, &gradients).into_scalar::<f32>();
+        self.step_of_norm(module, (gradients, norm.into()), step, learning_rate)
+    }
+
+    /// The same with gradients whose global L2 norm is known.
+    pub(crate) fn step_of_norm<M: Module>(
+        &mut self,
+        module: M,
+        (mut gradients, grad_norm): (Values, f64),
+        step: u64,
+        learning_rate: f64,
+    ) -> (M, StepReport) {
         let is_outlier = self.config.skip_grad_norm.is_some_and(|norm| grad_norm > norm);
         if !grad_norm.is_finite() || is_outlier {
             return (module, StepReport { grad_norm, applied: false });
@@ -236,13 +248,21 @@ impl Optimizer {
                 muon::changes(&module, &mut gradients, &mut self.first, self.config.momentum)
             }
         };
+        let adamw = AdamW {
+            clip,
+            beta1: self.config.beta1,
+            beta2: self.config.beta2,
+            epsilon: self.config.epsilon,
+            learning_rate,
+            weight_decay: self.config.weight_decay,
+            step: step + 1,
+        };
         let module = module.map(&mut Update {
             config: &self.config,
             gradients,
             orthogonal,
-            clip,
-            learning_rate,
-            step: step + 1,
+            adamw,
+            settings: None,
             first: &mut self.first,
             second: &mut self.second,
         });
@@ -271,56 +291,64 @@ struct Update<'a> {
     gradients: Values,
     /// Changes by Muon, in learning rates.
     orthogonal: Values,
-    clip: f64,
-    learning_rate: f64,
-    step: u64,
+    adamw: AdamW,
+    /// AdamW's numbers on the device, where a parameter has needed them.
+    settings: Option<Tensor<1>>,
     first: &'a mut Values,
     second: &'a mut Values,
 }
 
 impl Update<'_> {
-    /// What AdamW subtracts from a parameter.
-    fn adamw(&mut self, id: ParamId, gradient: Tensor<1>) -> Tensor<1> {
-        let config = self.config;
-        let gradient = gradient * self.clip;
-        let moment = |state: &mut Values, gradient: Tensor<1>, beta: f64| {
-            let moment = match state.remove(&id) {
-                Some(moment) => moment * beta + gradient * (1.0 - beta),
-                None => gradient * (1.0 - beta),
-            };
-            state.insert(id, moment.clone());
-            moment
-        };
-        let first = moment(self.first, gradient.clone(), config.beta1);
-        let second = moment(self.second, gradient.square(), config.beta2);
-        let correction = |beta: f64| 1.0 - beta.powf(self.step as f64);
-        let root = second.sqrt() / correction(config.beta2).sqrt() + config.epsilon;
-        first / root * (self.learning_rate / correction(config.beta1))
+    /// A parameter after AdamW's update.
+    fn adamw(&mut self, id: ParamId, value: Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {
+        let settings = self.settings.get_or_insert_with(|| self.adamw.settings(&gradient.device()));
+        let [first, second] = [&mut *self.first, &mut *self.second]
+            .map(|moments| moments.remove(&id).unwrap_or_else(|| gradient.zeros_like()));
+        let (value, [first, second]) =
+            adamw(value, [first, second], gradient, (&self.adamw, settings));
+        self.first.insert(id, first);
+        self.second.insert(id, second);
+        value
     }
 
-    /// What Adafactor subtracts from a parameter.
+    /// A parameter without the share that weight decay takes, and without a change in learning rates.
+    fn changed(&self, value: Tensor<1>, change: Tensor<1>) -> Tensor<1> {
+        let shrink = 1.0 - self.adamw.learning_rate * self.config.weight_decay;
+        value * shrink - change * self.adamw.learning_rate
+    }
+
+    /// What Adafactor subtracts from a parameter, in learning rates.
     fn adafactor(&mut self, id: ParamId, gradient: Tensor<1>, shape: &[usize]) -> Tensor<1> {
+        let AdamW { clip, step, .. } = self.adamw;
         let second = self.second.remove(&id);
-        let (change, second) = adafactor::change(gradient * self.clip, shape, second, self.step);
+        let (change, second) = adafactor::change(gradient * clip, shape, second, step);
         self.second.insert(id, second);
-        change * self.learning_rate
+        change
     }
 }
 
 impl ModuleMapper for Update<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let change = match (self.orthogonal.remove(&param.id), self.gradients.remove(&param.id)) {
-            (Some(change), _) => change * self.learning_rate,
-            (None, Some(gradient)) if self.config.method == Method::Adafactor => {
-                self.adafactor(param.id, gradient, &param.dims())
-            }
-            (None, Some(gradient)) => self.adamw(param.id, gradient),
-            (None, None) => return param,
-        };
-        let shrink = 1.0 - self.learning_rate * self.config.weight_decay;
+        let id = param.id;
+        let change = self.orthogonal.remove(&id);
+        let gradient = self.gradients.remove(&id);
+        if change.is_none() && gradient.is_none() {
+            return param;
+        }
         param.map(|value| {
             let shape = value.dims();
-            let updated = value.inner().flatten::<1>(0, D - 1) * shrink - change;
+            let value = value.inner().flatten::<1>(0, D - 1);
+            let updated = match (change, gradient) {
+                (None, Some(gradient)) if self.config.method != Method::Adafactor => {
+                    self.adamw(id, value, gradient)
+                }
+                (None, Some(gradient)) => {
+                    let change = self.adafactor(id, gradient, &shape);
+                    self.changed(value, change)
+                }
+                (Some(change), _) => self.changed(value, change),
+                (None, None) => value,
+            };
             Tensor::from_inner(updated.reshape(shape)).require_grad()
         })
     }
@@ -346,25 +374,20 @@ pub fn collect_gradients<M: Module>(module: &M, gradients: &Gradients) -> Values
 
 /// The L2 norm of all gradients together, summed in the order of the parameters so that it does not
 /// depend on hashing.
-fn global_norm<M: Module>(module: &M, gradients: &Values) -> f64 {
-    struct Squares<'a> {
+pub(crate) fn global_norm<M: Module>(module: &M, gradients: &Values) -> Tensor<1> {
+    struct InOrder<'a> {
         gradients: &'a Values,
-        sums: Vec<Tensor<1>>,
+        all: Vec<Tensor<1>>,
     }
-    impl ModuleVisitor for Squares<'_> {
+    impl ModuleVisitor for InOrder<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if let Some(gradient) = self.gradients.get(&param.id) {
-                self.sums.push(gradient.clone().square().sum());
-            }
+            self.all.extend(self.gradients.get(&param.id).cloned());
         }
     }
-    let mut squares = Squares { gradients, sums: Vec::new() };
-    module.visit(&mut squares);
-    if squares.sums.is_empty() {
-        0.0
-    } else {
-        f64::from(Tensor::cat(squares.sums, 0).sum().sqrt().into_scalar::<f32>())
-    }
+    let mut in_order = InOrder { gradients, all: Vec::new() };
+    module.visit(&mut in_order);
+    let device = in_order.all.first().map(Tensor::device).unwrap_or_default();
+    sum_of_squares(in_order.all, &device).sqrt()
 }
 
 /// The value of every parameter.

@@ -164,18 +164,18 @@ const TIME_ERRORS: [&str; TIME_PARTS] = [
 
 impl Noised<'_> {
     /// The squared error of the predicted noise by part of time, not weighted: for each part the sum over its samples,
-    /// then for each part their number, both divided by the number of samples. Read when it is asked for; behind it
-    /// comes what `more` makes of the errors and the times of the samples.
+    /// then for each part their number, both divided by the number of samples. Behind it comes what `more` makes of the
+    /// errors and the times of the samples.
     pub(crate) fn errors_by_time(
         &self,
         predicted: &Tensor<4>,
-        more: impl FnOnce(&[f32], &[f32]) -> Vec<f32> + 'static,
+        more: impl FnOnce(&[f32], &[f32]) -> Vec<f32> + Send + 'static,
     ) -> Told {
         let errors = (predicted.clone().detach() - self.noise.clone()).square();
         let errors = errors.flatten::<2>(1, 3).mean_dim(1).squeeze_dim::<1>(1);
         let times = self.times.to_vec();
-        Box::new(move || {
-            let errors = errors.into_data().try_to_vec::<f32>().expect("errors are f32");
+        let make = move |read: &[Vec<f32>]| {
+            let errors = &read[0];
             let mut told = vec![0.0; 2 * TIME_PARTS];
             let weight = 1.0 / times.len() as f32;
             for (error, time) in errors.iter().zip(&times) {
@@ -183,9 +183,10 @@ impl Noised<'_> {
                 told[part] += error * weight;
                 told[TIME_PARTS + part] += weight;
             }
-            told.extend(more(&errors, &times));
+            told.extend(more(errors, &times));
             told
-        })
+        };
+        Told { read: vec![errors], make: Box::new(make) }
     }
 }
 
@@ -234,8 +235,8 @@ mod tests {
         let noised = Noised { x: noise.clone(), noise, times: &[0.1, 0.0, 1.0, 0.9] };
         let predicted = [[1.0f32, 1.0], [3.0, 1.0], [2.0, 2.0], [0.0, 0.0]];
         let predicted = Tensor::<2>::from_data(predicted, &device).reshape([4, 1, 1, 2]);
-        let told = noised.errors_by_time(&predicted, |_, _| Vec::new())();
-        assert_eq!(time_errors(&told), [("error_t0", 3.0), ("error_t7", 2.0)]);
+        let told = noised.errors_by_time(&predicted, |_, _| Vec::new());
+        assert_eq!(time_errors(&told.ask()), [("error_t0", 3.0), ("error_t7", 2.0)]);
     }
 
     /// Half of the times are above 0.54 without a shift, and 74 of a hundred with one of 3.

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use burn::module::{Module, ParamId};
 use burn::prelude::*;
-use burn::tensor::DType;
+use burn::tensor::{DType, Transaction};
 use wuerstchen::kernels::autocast;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::TokenIds;
@@ -85,14 +85,48 @@ pub struct Loss {
 }
 
 /// Numbers that a share of a batch tells beside its loss, as many of every share; an update's are the means over its
-/// shares. They are asked for when the gradients are computed, so that no device waits for them.
-pub type Told = Box<dyn FnOnce() -> Vec<f32>>;
+/// shares. A device is asked for them, the loss and the norm of the gradients at once.
+pub struct Told {
+    /// What is read of the device.
+    pub read: Vec<Tensor<1>>,
+    /// Makes the numbers of that.
+    pub make: Make,
+}
+
+/// Makes numbers of what is read.
+pub type Make = Box<dyn FnOnce(&[Vec<f32>]) -> Vec<f32> + Send>;
+
+impl Told {
+    /// No numbers.
+    pub fn nothing() -> Self {
+        Self { read: Vec::new(), make: Box::new(|_| Vec::new()) }
+    }
+
+    /// The numbers.
+    pub fn ask(self) -> Vec<f32> {
+        (self.make)(&read(self.read))
+    }
+}
 
 impl From<Tensor<1>> for Loss {
     /// A loss that is shown as it is, and tells nothing else.
     fn from(total: Tensor<1>) -> Self {
-        Self { shown: total.clone(), total, told: Box::new(Vec::new), earlier: None }
+        Self { shown: total.clone(), total, told: Told::nothing(), earlier: None }
     }
+}
+
+/// The values of tensors of f32, which a device is asked for at once.
+pub(crate) fn read(tensors: Vec<Tensor<1>>) -> Vec<Vec<f32>> {
+    let values = |data: TensorData| data.try_to_vec::<f32>().expect("they are f32");
+    let plain = tensors
+        .into_iter()
+        .map(|tensor| if tensor.device().is_autodiff() { tensor.inner() } else { tensor });
+    plain
+        .fold(Transaction::default(), Transaction::register)
+        .execute()
+        .into_iter()
+        .map(values)
+        .collect()
 }
 
 /// Networks that are trained against the others of a model, by an optimiser of their own.

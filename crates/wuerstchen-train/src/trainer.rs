@@ -17,7 +17,7 @@ use crate::batches::{Batches, MakeBatch};
 use crate::config::{UpdateConfig, is_false};
 use crate::corpus::CorpusError;
 use crate::moments;
-use crate::optimizer::{Method, Optimizer, Values, values, with_values};
+use crate::optimizer::{Method, Optimizer, Values, global_norm, values, with_values};
 use crate::peers::{Alone, Peers};
 use crate::precision::LossScale;
 use crate::shares::{Share, models, move_running_averages, running_averages, set_running_averages};
@@ -227,18 +227,20 @@ impl<S: Stage> Trainer<S> {
         self.device.seed(self.seed ^ self.step ^ others);
         // What an update moves that changes nothing is put back.
         let before = running_averages(self.model());
-        let mut total = self.shares(&batch, &before);
-        let loss = total.loss.into();
+        let total = self.shares(&batch, &before);
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
         let model = self.model.take().expect(PRESENT);
-        let moves = std::mem::take(&mut total.moves);
-        let (mut gradients, step) = (total.gradients, self.step);
+        let Share { numbers, mut gradients, moves } = total;
+        let step = self.step;
         let opposing = self.adversary.as_ref().map(|(adversary, _)| {
             adversary.parameters.iter().filter_map(|id| gradients.remove_entry(id)).collect()
         });
-        let (mut model, report) = self.optimizer.step(model, gradients, step, learning_rate);
-        let mut measures: BTreeMap<_, _> =
-            self.stage.measures(&total.told, step).into_iter().collect();
+        // The update's only wait for the device, but for one of an adversary.
+        let (loss, told, norm) = numbers.read_with(global_norm(&model, &gradients));
+        let gradients = (gradients, norm.into());
+        let (mut model, report) =
+            self.optimizer.step_of_norm(model, gradients, step, learning_rate);
+        let mut measures: BTreeMap<_, _> = self.stage.measures(&told, step).into_iter().collect();
         if let Some(scale) = &mut self.loss_scale {
             measures.insert("loss_scale", scale.scale());
             *scale = scale.follow(report.grad_norm.is_finite());
@@ -256,7 +258,7 @@ impl<S: Stage> Trainer<S> {
                 measures.insert("discriminator_grad_norm", report.grad_norm);
                 model = opposed;
             }
-            model = self.stage.settle(model, &total.told, step);
+            model = self.stage.settle(model, &told, step);
             self.optimizer.average(&model, step);
         }
         self.model = Some(model);
@@ -264,7 +266,7 @@ impl<S: Stage> Trainer<S> {
         let secs = (waited + start.elapsed()).as_secs_f64();
         Ok(Metrics {
             step: self.step,
-            loss,
+            loss: loss.into(),
             grad_norm: report.grad_norm,
             learning_rate,
             applied: report.applied,

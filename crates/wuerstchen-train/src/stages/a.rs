@@ -8,7 +8,7 @@ use wuerstchen::noise::Philox;
 use wuerstchen::vqgan::COMMITMENT;
 use wuerstchen::{Statistics, Vqgan};
 
-use super::{Adversary, Loss, Stage};
+use super::{Adversary, Loss, Stage, Told};
 use crate::codebook::{CANDIDATES, CodebookAverages, Latents, Offer};
 use crate::config::{AdversarialConfig, StageAConfig, TrainConfig};
 use crate::corpus::{Corpus, CorpusError};
@@ -156,20 +156,30 @@ impl Stage for StageA {
         };
         let [codes, _] = self.codebook;
         let (indices, numbers) = (quantized.indices, losses.numbers);
-        let told = move || {
-            let indices: Vec<i64> =
-                indices.into_data().convert::<i64>().try_to_vec().expect("converted to i64");
+        // Numbers of codes are exact in f32.
+        let mut read = vec![indices.float().reshape([-1])];
+        let is_there = numbers.each_ref().map(Option::is_some);
+        read.extend(numbers.into_iter().flatten());
+        let offer = offer.map(|(latents, places, share)| {
+            read.push(latents.permute([0, 2, 3, 1]).flatten(0, 3));
+            (places, share)
+        });
+        let make = move |read: &[Vec<f32>]| {
+            let indices: Vec<i64> = read[0].iter().map(|&index| index as i64).collect();
+            let mut rest = read[1..].iter();
+            let mut next = || rest.next().expect("everything was read");
+            let numbers = is_there.map(|is_there| if is_there { next()[0] } else { 0.0 });
             let offer = offer
                 .as_ref()
-                .map(|(latents, places, share)| (latents.clone(), Offer { places, share: *share }));
+                .map(|(places, share)| (&next()[..], Offer { places, share: *share }));
             let latents = Latents::new(&indices, codes, offer);
-            let numbers = numbers.map(|number| number.map_or(0.0, |n| n.into_scalar::<f32>()));
             [&numbers[..], &latents.to_list()].concat()
         };
+        let told = Told { read, make: Box::new(make) };
         Loss {
             total: losses.total + code_loss.clone(),
             shown: losses.shown + code_loss.detach(),
-            told: Box::new(told),
+            told,
             earlier: None,
         }
     }
@@ -365,7 +375,7 @@ mod tests {
 
         let loss = stage.loss(&model, &batch, 0..size);
         let found = collect_gradients(&model, &loss.total.backward());
-        let told = (loss.told)();
+        let told = loss.told.ask();
         let measures = stage.measures(&told, 0);
         let measure =
             |name| measures.iter().find(|(found, _)| *found == name).map(|(_, value)| *value);
