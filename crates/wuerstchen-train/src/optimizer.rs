@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use wuerstchen::ConfigError;
 use wuerstchen::config::below_one;
 
-use crate::limits::{not_negative, positive, share};
+use crate::limits::{learning_rate, not_negative, positive, share};
 use crate::{adafactor, muon};
 
 /// What updates the weights.
@@ -54,7 +54,7 @@ impl Method {
 pub struct OptimizerConfig {
     /// What updates the weights.
     pub method: Method,
-    /// Peak learning rate.
+    /// Peak learning rate, at most 1.
     pub learning_rate: f64,
     /// Decay of AdamW's first moment.
     pub beta1: f64,
@@ -112,7 +112,7 @@ impl Default for OptimizerConfig {
 impl OptimizerConfig {
     /// Checks every value; `part` names the stage.
     pub(crate) fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
-        positive(part, "learning_rate", self.learning_rate)?;
+        learning_rate(part, "learning_rate", self.learning_rate)?;
         positive(part, "epsilon", self.epsilon)?;
         positive(part, "max_grad_norm", self.max_grad_norm)?;
         self.skip_grad_norm.map_or(Ok(()), |norm| positive(part, "skip_grad_norm", norm))?;
