@@ -355,11 +355,6 @@ fn mistakes_are_named_and_have_their_exit_code() {
             2,
             "count must be at most 64 with pictures of 1024 x 1024 pixels",
         ),
-        (
-            vec!["x", "-W", "100000", "-H", "1024", "--device", "cpu"],
-            2,
-            "width times height must be at most 67108864 pixels, got 100000 x 1024",
-        ),
         (vec!["x", "--frames", "3"], 2, "frames needs prompt_to or image_to"),
         (vec!["x", "--prompt-to", "y", "--frames", "1"], 2, "frames must be between 2 and 256"),
         (vec!["x", "--prompt-to", "y", "--count", "2"], 2, "count must be 1 where frames are made"),

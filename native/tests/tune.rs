@@ -292,6 +292,8 @@ fn what_cannot_be_done_is_told_before_it_begins() {
     let case = Case::new("refused");
     let set = |change: &'static str| ["--set", change];
     case.refused("lora", "run", &set("samples.width=7"), "samples: width must be a size");
+    let large = "samples: width times height must be at most 67108864 pixels, got 10000000 x ";
+    case.refused("lora", "run", &set("samples.width=10000000"), large);
     case.refused("lora", "run", &set("samples.prior_steps=0"), "samples: prior_steps must be");
     case.refused("lora", "run", &set("lora.rank=0"), "rank must be from 1 to 4096");
     case.refused("lora", "run", &set("lora.modules=[\"to_x\"]"), "attention.to_q");
