@@ -1,8 +1,14 @@
 //! The folder of this program in the user's cache.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use walkdir::WalkDir;
+use wuerstchen::fs::is_part;
+
+use crate::terminal::counted;
 
 /// `wuerstchen/NAME` in the user's cache.
 pub(crate) fn cache_folder(name: &str) -> Result<PathBuf> {
@@ -12,4 +18,35 @@ pub(crate) fn cache_folder(name: &str) -> Result<PathBuf> {
         None => Path::new(&std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
     };
     Ok(cache.join("wuerstchen").join(name))
+}
+
+/// How long a file that is being written may take. Programs on other machines may use the same cache, so that the age of
+/// an unfinished file is all that tells whether its program has ended.
+const WRITING: Duration = Duration::from_secs(3600);
+
+/// Removes the files in a cache that a program has begun to write and will not finish, and says so.
+pub(crate) fn remove_old_parts(cache: &Path) -> Result<()> {
+    let is_old = |path: &Path| {
+        let age = path.metadata().and_then(|metadata| metadata.modified());
+        age.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > WRITING))
+    };
+    let entries = WalkDir::new(cache).into_iter().filter_map(Result::ok);
+    let files = entries.filter(|entry| entry.file_type().is_file());
+    let parts = files.filter(|entry| is_part(entry.path()) && is_old(entry.path()));
+    let mut removed = 0;
+    for part in parts {
+        match std::fs::remove_file(part.path()) {
+            Ok(()) => removed += 1,
+            // Another program has removed it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).context(format!("cannot remove {}", part.path().display()));
+            }
+        }
+    }
+    if removed > 0 {
+        let files = counted(removed, "unfinished file");
+        tell!("removed {files} of programs that were killed from {}", cache.display());
+    }
+    Ok(())
 }

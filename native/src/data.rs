@@ -44,7 +44,7 @@ enum Task {
 
 #[derive(Args)]
 struct StatsArgs {
-    /// A folder of captioned pictures, or tar files; `*` in a file's name and `{000..012}` stand for several
+    /// A folder of captioned pictures, or shards, which are tar or Parquet files; `*` in a file's name and `{000..012}` stand for several
     #[arg(required = true)]
     paths: Vec<String>,
     /// Draw some of the pictures
@@ -112,7 +112,7 @@ fn stats(args: &StatsArgs) -> Result<()> {
         paths => {
             if let Some(folder) = paths.iter().find(|path| Path::new(path).is_dir()) {
                 bail!(
-                    "expected one folder, or tar files, found the folder {folder} among {} paths",
+                    "expected one folder, or shards, found the folder {folder} among {} paths",
                     paths.len()
                 );
             }

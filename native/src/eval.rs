@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde_json::Value;
 use wuerstchen::options::MAX_PIXELS_AT_ONCE;
 use wuerstchen::{
-    CompressorConfig, GenerateOptions, ModelCard, PartConfig, Pipeline, Residency, VqganConfig,
+    CompressorConfig, GenerateOptions, ModelCard, PartConfig, Pipeline, Residency, Settings,
+    VqganConfig,
 };
 use wuerstchen_train::config::Scenes;
 use wuerstchen_train::eval::{
@@ -64,6 +65,8 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let settings = args.options.resolve(&pipeline.card.defaults)?;
     let negative = ("negative_prompt", &*settings.negative_prompt);
     tell_of_prompt(&pipeline, negative, settings.prompt_syntax)?;
+    let one = Settings { count: 1, ..settings.clone() };
+    one.check_pixels().map_err(|error| usage(&error.into()))?;
     let (batch, most) = (args.batch_size.get(), settings.most_at_once());
     if batch > most {
         let (width, height) = (settings.width, settings.height);

@@ -1,11 +1,11 @@
-//! Pictures in tar files, as a `WebDataset` has them.
+//! Pictures in shards: in tar files, as a `WebDataset` has them, or in Parquet files.
 
 mod filter;
 mod index;
+#[cfg(feature = "parquet")]
+mod parquet;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,9 +17,9 @@ use wuerstchen_train::Pictures;
 use wuerstchen_train::config::ShardsConfig;
 use wuerstchen_train::corpus::{CorpusError, Samples};
 
-use self::filter::{LeftOut, texts_of};
+use self::filter::{LeftOut, fields_of, texts_of};
 pub(crate) use self::index::MAX_TEXT;
-use self::index::{Found, Shard, files_of, read_shard};
+use self::index::{Found, Place, Shard, files_of, read_shard};
 use crate::folder::{fill, shuffled};
 use crate::pictures::with_bytes;
 use crate::terminal::{counted, visible};
@@ -43,8 +43,7 @@ pub(crate) struct Shards {
 struct Sample {
     shard: u32,
     name: String,
-    offset: u64,
-    length: usize,
+    place: Place,
     captions: Vec<String>,
     /// How likely each caption is, together 1.
     chances: Vec<f64>,
@@ -54,7 +53,9 @@ impl Shards {
     /// Reads what is in all shards, and leaves out what the config's filter does; says how much that is.
     pub(crate) fn open(config: &ShardsConfig, seed: u64) -> Result<Self> {
         let files = files_of(&config.paths)?;
-        let read = files.par_iter().map(|file| read_shard(file)).collect::<Result<Vec<_>>>()?;
+        let wanted = fields_of(config);
+        let read = files.par_iter().map(|file| read_shard(file, &wanted));
+        let read = read.collect::<Result<Vec<_>>>()?;
         let mut left_out = LeftOut::default();
         let mut samples = Vec::new();
         let mut unread = BTreeMap::<String, usize>::new();
@@ -76,9 +77,9 @@ impl Shards {
             for found in found {
                 unmatched.retain(|field| texts_of(&found, field).is_empty());
                 if let Some((captions, chances)) = left_out.take(config, &found) {
-                    let Found { name, offset, length, .. } = found;
+                    let Found { name, place, .. } = found;
                     let shard = shard as u32;
-                    samples.push(Sample { shard, name, offset, length, captions, chances });
+                    samples.push(Sample { shard, name, place, captions, chances });
                 }
             }
         }
@@ -116,9 +117,9 @@ impl Shards {
     /// What tells one corpus from another: a line for every picture.
     pub(crate) fn described(&self) -> impl Iterator<Item = String> {
         (0..self.samples.len()).map(|index| {
-            let Sample { shard, name, offset, length, captions, chances } = &self.samples[index];
+            let Sample { shard, name, place, captions, chances } = &self.samples[index];
             let shard = self.files[*shard as usize].file_name();
-            format!("{shard:?} {name} {offset} {length} {captions:?} {chances:?}")
+            format!("{shard:?} {name} {place} {captions:?} {chances:?}")
         })
     }
 
@@ -182,14 +183,7 @@ impl Shards {
     fn bytes(&self, index: u32) -> Result<Vec<u8>> {
         let sample = &self.samples[index as usize];
         let path = &self.files[sample.shard as usize];
-        let read = || {
-            let mut file = File::open(path)?;
-            file.seek(SeekFrom::Start(sample.offset))?;
-            let mut bytes = vec![0; sample.length];
-            file.read_exact(&mut bytes)?;
-            Ok::<_, std::io::Error>(bytes)
-        };
-        read().with_context(|| format!("cannot read {}", path.display()))
+        sample.place.read(path).with_context(|| format!("cannot read {}", path.display()))
     }
 
     /// Decodes a sample to the size that `size` gives for its own; remembers where that is not possible.

@@ -30,6 +30,7 @@ use wuerstchen_train::{
 
 use self::corpus::Corpus;
 use self::progress::TrainProgress;
+use crate::cache::remove_old_parts;
 use crate::devices::{Choice, choose_for};
 use crate::files::{read_model, read_tensors};
 use crate::folder::Folder;
@@ -306,11 +307,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         }
     }
     check_memory(&recipe, args.stage, corpus.count())?;
-    let device = if args.dry_run {
-        Device::flex()
-    } else {
-        choose_for(args.run.device, ranks.local)?.device
-    };
+    let device = choose_for(args.run.device, ranks.local)?.device;
     let store = ranks.store(&output);
     let run = Run::new(recipe, corpus.source(), store.clone(), device);
     let run = run.with_peers(ranks.peers.clone());
@@ -325,6 +322,9 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     let start = |&stage| Ok((stage, ranks.start(args)?));
     let stages = args.stage.names().iter().map(start).collect::<Result<Vec<_>>>()?;
+    for (stage, start) in &stages {
+        run.check_start(*stage, start).map_err(with_remedy)?;
+    }
     if args.dry_run {
         return describe(run.recipe(), &corpus, &output);
     }
@@ -332,11 +332,9 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         Some(weights) => run.with_perceptual(weights),
         None => run,
     };
-    for (stage, start) in &stages {
-        run.check_start(*stage, start).map_err(with_remedy)?;
-    }
     corpus.tell_if_changed(&*store, args.resume.is_some())?;
     if let Some(cache) = &args.run.cache {
+        remove_old_parts(cache)?;
         run = run.with_cache(Arc::new(store::Folder::new(cache)));
         if args.stage.names().iter().any(|&stage| run.recipe().cached(stage).0 > 0) {
             tell!("keeping latents and image embeddings in {}", cache.display());
@@ -406,43 +404,51 @@ fn with_remedy(error: RunError) -> anyhow::Error {
 /// Reads the config and applies `KEY=VALUE` changes.
 pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
     let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
-    let (table, fits_unchanged) = read_table(path, changes, &fits)?;
-    TrainConfig::from_table(table.clone()).map_err(|error| match error {
-        ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
-        ReadConfigError::Config(error) => usage(&error.into()),
+    let (table, unfit) = read_table(path, changes, &fits)?;
+    TrainConfig::from_table(table.clone()).map_err(|error| match (error, unfit) {
+        (ReadConfigError::Toml(error), Some(change)) => unfit_change(change, &error),
+        (ReadConfigError::Config(error), _) => usage(&error.into()),
         _ if TuneConfig::from_table(table.clone()).is_ok() => usage(&anyhow!(
             "{} is a config of fine-tuning, for train lora, and train c with --model: expected one of training \
              from nothing",
             path.display()
         )),
-        error => anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
+        (error, _) => {
+            anyhow::Error::from(error).context(format!("{} does not fit", path.display()))
+        }
     })
 }
 
-/// Changes after which a config does not fit.
-fn unfit_changes(changes: &[String], error: &toml::de::Error) -> anyhow::Error {
-    usage(&anyhow!("--set {}: {}", changes.join(" --set "), error.message()))
+/// A change after which a config does not fit.
+fn unfit_change(change: &str, error: &toml::de::Error) -> anyhow::Error {
+    usage(&anyhow!("--set {change}: {}", error.message()))
 }
 
-/// Reads a config as a table and applies `KEY=VALUE` changes; `fits` says whether a table is a config. Says
-/// whether it has been one before.
-fn read_table(
+/// Reads a config as a table and applies `KEY=VALUE` changes; `fits` says whether a table is a config. Gives the
+/// change with which it has ceased to be one, if it has.
+fn read_table<'a>(
     path: &Path,
-    changes: &[String],
+    changes: &'a [String],
     fits: &dyn Fn(&toml::Table) -> bool,
-) -> Result<(toml::Table, bool)> {
+) -> Result<(toml::Table, Option<&'a str>)> {
     let text = read_text(path).context("cannot read the config")?;
     let mut table: toml::Table =
         text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
-    let fits_unchanged = fits(&table);
+    let (mut is_fit, mut unfit) = (fits(&table), None);
     for change in changes {
         let (key, value) = change
             .split_once('=')
             .with_context(|| format!("--set expects KEY=VALUE, got {change:?}"))
             .map_err(|error| usage(&error))?;
         apply(&mut table, key, value, fits).map_err(|error| usage(&error))?;
+        let was_fit = std::mem::replace(&mut is_fit, fits(&table));
+        if is_fit {
+            unfit = None;
+        } else if was_fit {
+            unfit = Some(change.as_str());
+        }
     }
-    Ok((table, fits_unchanged))
+    Ok((table, unfit))
 }
 
 /// Changes a value of the config. What looks like a number or a date may be a text, such as the name of a

@@ -1,4 +1,4 @@
-//! Training on tar files of pictures, as a `WebDataset` has them.
+//! Training on shards: tar files of pictures, as a `WebDataset` has them, and Parquet files.
 
 mod program;
 
@@ -246,10 +246,92 @@ fn a_folder_is_looked_through_and_packed() {
     assert!(text(&again.stderr).contains("expected an empty folder"), "{}", text(&again.stderr));
 
     let both = wuerstchen(&["data", "stats", &from, &path("packed/00000.tar")]);
-    assert!(text(&both.stderr).contains("expected one folder, or tar files"));
+    assert!(text(&both.stderr).contains("expected one folder, or shards"));
     fs::write(pictures.join("2.png"), b"\x89PNG\r\n\x1a\n").unwrap();
     let torn = wuerstchen(&["data", "pack", &from, "-o", &path("torn")]);
     let told = text(&torn.stderr);
     assert!(told.contains("2.png") && told.contains("1 picture cannot be read"), "{told}");
     assert_eq!(fs::read_dir(folder.join("torn")).unwrap().count(), 0);
+}
+
+/// A file of shards that a script has made.
+#[cfg(feature = "parquet")]
+fn golden(name: &str) -> String {
+    let native = Path::new(env!("CARGO_MANIFEST_DIR"));
+    native.with_file_name("tests/golden/shards").join(name).display().to_string()
+}
+
+/// A Parquet file trains to the bits of a tar file with the same samples, also if it is stopped and goes on.
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_files_are_read_as_tar_files_are() {
+    let case = Case::new("parquet");
+    let paths = ["00000.tar", "00000.parquet"]
+        .map(|file| format!("corpus.shards.paths=[\"{}\"]", golden(file)));
+    for (run, paths) in ["tar", "parquet"].into_iter().zip(&paths) {
+        let output = case.run("a", run, &["--set", paths]);
+        let told = text(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        for line in [
+            "left out: 1 sample: no caption",
+            "left out: 1 sample: no field pwatermark",
+            "left out: 1 sample: pwatermark above 0.5",
+            "8 pictures in 1 shard",
+            "1 picture that cannot be read was left out",
+        ] {
+            assert!(told.contains(line), "{line}: {told}");
+        }
+        let failed = "not read in the shards: rows of the status failed_to_download (1)";
+        assert_eq!(told.contains(failed), run == "parquet", "{told}");
+        let list = fs::read_to_string(case.0.join(run).join("left-out.txt")).unwrap();
+        assert!(list.contains(&format!("00000.{run}/000000005")), "{list}");
+    }
+    let stopped = ["--set", &paths[1], "--max-seconds", "0"];
+    assert!(case.run("a", "stopped", &stopped).status.success());
+    let output = case.run("a", "stopped", &["--set", &paths[1], "--resume", "auto"]);
+    let told = text(&output.stderr);
+    assert!(output.status.success() && !told.contains("the run began with other"), "{told}");
+    let state = |run: &str| fs::read(case.0.join(run).join("a/state.safetensors")).unwrap();
+    assert!(state("tar") == state("parquet"), "tar and Parquet differ");
+    assert!(state("parquet") == state("stopped"), "the run that was stopped differs");
+
+    let output = case.run("a", "strict", &["--set", &paths[1], "--strict"]);
+    let told = text(&output.stderr);
+    assert!(!output.status.success() && told.contains("00000.parquet/000000005"), "{told}");
+}
+
+/// What other programs write is read, or told.
+#[cfg(feature = "parquet")]
+#[test]
+fn what_is_odd_in_parquet_files_is_told() {
+    let folder = scratch("shards-odd");
+    let stats = |path: &str| {
+        let output = wuerstchen(&["data", "stats", path, "--json"]);
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, found, told) = stats(&golden("odd.parquet"));
+    assert_eq!(code, Some(0), "{told}");
+    for line in [
+        "left out: 1 sample: no caption",
+        "captions of more than 1048576 bytes (1)",
+        "the column aesthetic (4)",
+        "the column png (4)",
+        "txt that is no text in UTF-8 or UTF-16 (1)",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    assert!(found.contains(r#""pictures":3,"captions":4,"#), "{found}");
+    assert!(
+        found.contains("row 1 of group 0: expected a picture in the row, found none"),
+        "{found}"
+    );
+
+    let (code, _, told) = stats(&golden("metadata.parquet"));
+    let expected = "expected pictures in a column named by their type, such as jpg, found the columns key, url, ";
+    assert!(code == Some(4) && told.contains(expected), "{told}");
+    let cut = folder.join("cut.parquet").display().to_string();
+    let whole = fs::read(golden("00000.parquet")).unwrap();
+    fs::write(&cut, &whole[..whole.len() - 100]).unwrap();
+    let (code, _, told) = stats(&cut);
+    assert!(code == Some(4) && told.contains("cut.parquet ends early: "), "{told}");
 }

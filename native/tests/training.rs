@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
 
 use image::{Rgba, RgbaImage};
 use serde_json::Value;
@@ -49,11 +50,21 @@ fn a_cache_is_filled_before_training() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     // 64 and 6.
     assert_eq!(files(), 2);
+    // What a killed program has left; another one may still be writing the second one.
+    let parts = ["embeddings/0.safetensors.12.part", "embeddings/1.safetensors.13.part"];
+    for (part, age) in parts.iter().zip([7200, 10]) {
+        let file = fs::File::create(Path::new(&cache).join(part)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+    }
     let updates = ["--set", "c.steps=1", "--set", "c.batch_size=2", "--set", "c.shards=1"];
     let train = ["train", "c", "--resume", "auto", "--cache", &cache];
     let output = wuerstchen(&[&train[..], &common, &updates].concat());
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    assert_eq!(files(), 2);
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    let removed = format!("removed 1 unfinished file of programs that were killed from {cache}");
+    assert!(told.contains(&removed), "{told}");
+    assert_eq!(parts.map(|part| Path::new(&cache).join(part).exists()), [false, true]);
+    assert_eq!(files(), 3);
     for (arguments, expected) in [
         (vec!["data", "cache", "a", "--cache", &cache], "expected b, c or lora"),
         (vec!["data", "cache", "c"], "name a folder with --cache"),
@@ -139,7 +150,7 @@ fn training_stops_on_request_and_goes_on() {
     let child = command.args(train).args(endless).stderr(std::process::Stdio::piped()).spawn();
     let child = child.unwrap();
     while steps().len() < 2 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     }
     let second = wuerstchen(&train);
     assert_eq!(second.status.code(), Some(4), "{second:?}");
@@ -301,7 +312,7 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
     let nowhere = folder.join("nowhere").display().to_string();
     let of_stage_a = "found a run whose stage a is not trained; train it first";
     let of_stage_b = "found a run whose stage b is not trained; train it first";
-    let misfit = "down_blocks.0.depthwise.1.weight";
+    let misfit = "expected in_block.1.weight of ";
     for (arguments, reasons) in [
         (vec!["b"], vec![of_stage_a]),
         (vec!["c"], vec![of_stage_b]),
@@ -310,7 +321,7 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
         (vec!["a", "--resume", &nowhere], vec!["cannot read", "nowhere"]),
         (
             vec!["a", "--init", vqgan, "--set", "model.vqgan.embed_dim=16"],
-            vec!["--init", "vqgan: the weights do not fit the config", misfit],
+            vec!["--init", "vqgan: the weights do not fit the config: ", misfit, " tensors more"],
         ),
         (
             vec!["all", "--set", "model.prior.c=1048576"],
@@ -324,6 +335,7 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
             for reason in &reasons {
                 assert!(error.contains(reason), "{arguments:?}: expected {reason:?}: {error}");
             }
+            assert!(error.lines().count() < 5, "{error}");
             assert!(!second.join("model").exists(), "{arguments:?} has written a model");
         }
     }
@@ -403,7 +415,61 @@ fn a_folder_keeps_one_run() {
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
-/// Weights of 1e30 give no finite gradients; the state before stays.
+/// What keeps a run from going on is told by a dry run too; what is other than before, by the run.
+#[test]
+fn a_state_is_looked_at_before_a_run_goes_on() {
+    let folder = scratch("state");
+    let (run, config) = (folder.display().to_string(), smoke());
+    let train = |more: &[&str]| {
+        let mut arguments = vec!["train", "a", "-c", &config, "-o", &run, "--device", "cpu"];
+        arguments.extend(["--set", "a.batch_size=2"]);
+        arguments.extend(more);
+        let output = wuerstchen(&arguments);
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, told) = train(&["--set", "a.steps=3"]);
+    assert_eq!(code, Some(0), "{told}");
+    let resumed = ["--resume", "auto", "--set", "a.steps=2"];
+    let (code, told) = train(&resumed);
+    let line = "stage a has done 3 steps before, and the config says 2: nothing is left to train";
+    assert!(code == Some(0) && told.contains(line), "{told}");
+    let resumed = ["--resume", "auto", "--set", "a.steps=4", "--set", "a.precision=bf16"];
+    let (code, told) = train(&resumed);
+    let line = "stage a has been trained in f32, and goes on in bf16";
+    assert!(code == Some(0) && told.contains(line), "{told}");
+
+    let state = folder.join("a/state.safetensors");
+    let whole = fs::read(&state).unwrap();
+    for dry in [&["--dry-run"][..], &[]] {
+        let fails = |more: &[&str], expected: &str| {
+            let (code, told) = train(&[more, dry].concat());
+            assert!(code != Some(0) && told.contains(expected), "{expected}: {told}");
+        };
+        fails(&[], "a new start would overwrite it");
+        fails(&["--resume", "auto", "--set", "seed=99"], "a training state of seed ");
+        let method = ["--resume", "auto", "--set", "a.optimizer.method=adafactor"];
+        fails(&method, "a training state of adamw or muon, the config says method = \"adafactor\"");
+        fs::write(&state, &whole[..whole.len() - 9]).unwrap();
+        let cut = format!("{}: no training state: it has ", state.display());
+        fails(&["--resume", "auto"], &cut);
+        fails(&["--resume", state.to_str().unwrap()], &cut);
+        fs::write(&state, &whole).unwrap();
+    }
+}
+
+/// Of several changes the one that does not fit is named.
+#[test]
+fn the_change_that_does_not_fit_is_named() {
+    let config = smoke();
+    let changes = ["--set", "a.steps=3", "--set", "b.steps=many", "--set", "c.steps=4"];
+    let train = ["train", "a", "-c", &config, "--dry-run", "--device", "cpu"];
+    let output = wuerstchen(&[&train[..], &changes].concat());
+    let error = text(&output.stderr);
+    assert!(output.status.code() == Some(2) && error.contains("--set b.steps=many: "), "{error}");
+    assert!(!error.contains("a.steps=3") && !error.contains("c.steps=4"), "{error}");
+}
+
+/// Steps that change nothing, and weights that are infinite, end a run; the state before stays.
 #[test]
 fn training_that_diverges_stops() {
     let folder = scratch("diverges");
@@ -418,12 +484,30 @@ fn training_that_diverges_stops() {
     assert!(train(&["a.steps=1"]).status.success());
     let state = || fs::read(folder.join("a/state.safetensors")).unwrap();
     let before = state();
-    let rates = ["a.optimizer.learning_rate=1e30", "a.optimizer.warmup_steps=0"];
-    let output = train(&[&rates[..], &["a.steps=1000", "a.sample_every=1000"]].concat());
+    let model = || {
+        fs::read(folder.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors")).unwrap()
+    };
+    let weights = model();
+    let skipped = ["a.optimizer.skip_grad_norm=1e-30", "a.steps=1000", "a.sample_every=1000"];
+    let output = train(&skipped);
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("stage a diverged: the gradients of the 100 steps up to"), "{error}");
     assert_eq!(state(), before);
+    let infinite = ["a.optimizer.weight_decay=1e300", "a.optimizer.warmup_steps=0", "a.steps=2"];
+    let output = train(&infinite);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    let expected = format!(
+        "stage a diverged: the weights after step 2 are infinite or no numbers; what was saved before is kept in {}",
+        folder.join("a/state.safetensors").display()
+    );
+    assert!(error.contains(&expected), "{error}");
+    assert!(state() == before && model() == weights, "a file has changed");
+    let output = train(&["a.optimizer.learning_rate=1e30"]);
+    let error = text(&output.stderr);
+    let expected = "learning_rate must be a positive number of at most 1";
+    assert!(output.status.code() == Some(2) && error.contains(expected), "{error}");
 }
 
 /// What is wrong with a folder is named; when it is right, training begins.

@@ -5,6 +5,7 @@ mod program;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use image::{Rgb, RgbImage};
 
@@ -81,6 +82,27 @@ impl Case {
         text(&output.stderr)
     }
 
+    /// Updates that a run has told of.
+    fn steps(&self, stage: &str) -> usize {
+        let metrics = self.folder.join(stage).join("metrics.jsonl");
+        fs::read_to_string(metrics).unwrap_or_default().lines().count()
+    }
+
+    /// Ends a run as Ctrl-C does, behind its first update.
+    #[cfg(unix)]
+    fn interrupted(&self, stage: &str, run: &str, more: &[&str]) {
+        let program = env!("CARGO_BIN_EXE_wuerstchen");
+        let mut command = Command::new(program);
+        command.args(self.arguments(stage, run, more)).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        while self.steps(&format!("{run}/{stage}")) == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        assert!(kill.unwrap().success());
+        assert!(child.wait().unwrap().success());
+    }
+
     fn refused(&self, stage: &str, run: &str, more: &[&str], expected: &str) {
         let output = self.run(stage, run, more);
         let told = text(&output.stderr);
@@ -148,7 +170,33 @@ fn a_lora_is_trained_read_and_merged() {
     assert_eq!(differ(&diffusers, &case.generate(&["-m", &merged])), 0);
 
     let output = wuerstchen(&["inspect", &case.path("run/pytorch_lora_weights.safetensors")]);
-    assert!(text(&output.stdout).contains("rank 4"), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("rank 4, alpha 4"), "{}", text(&output.stdout));
+    let output = wuerstchen(&["inspect", &case.path("run/peft")]);
+    assert!(text(&output.stdout).contains("rank 4, alpha 8"), "{}", text(&output.stdout));
+}
+
+/// A file of the cache that holds something else is named before the first update; a stop is heard while the cache
+/// fills.
+#[test]
+fn a_cache_is_checked_and_filled_in_part() {
+    let case = Case::new("cache");
+    let told = case.trained("lora", "stopped", &["--max-seconds", "0"]);
+    assert!(told.contains("stopped; go on with --resume auto"), "{told}");
+    assert_eq!(walkdir(&case.folder.join("cache")).len(), 1);
+    assert!(!case.folder.join("stopped/lora/state.safetensors").exists());
+    case.trained("lora", "run", &[]);
+    let file_in = |kind: &str| walkdir(&case.folder.join("cache").join(kind)).remove(0);
+    let (text, embedding) = (file_in("texts"), file_in("embeddings"));
+    for (broken, other, expected) in [
+        (&text, &embedding, "expected a tensor of [20, 128], found one of ["),
+        (&embedding, &text, "expected an embedding of "),
+    ] {
+        let whole = fs::read(broken).unwrap();
+        fs::copy(other, broken).unwrap();
+        case.refused("lora", "other", &[], expected);
+        case.refused("lora", "other", &[], &format!("{}: ", broken.display()));
+        fs::write(broken, whole).unwrap();
+    }
 }
 
 /// A run that is killed goes on with its last state, and ends with the bits of one that was not; its second
@@ -171,13 +219,14 @@ fn a_killed_run_goes_on_to_the_same_bits() {
     // Embeddings of six pictures, texts of twelve captions and of none.
     assert_eq!(before.len(), 6 + 13);
 
-    case.trained("lora", "stopped", &[&more[..], &["--max-seconds", "0"]].concat());
+    case.interrupted("lora", "stopped", &more);
+    assert!(case.folder.join("stopped/lora/state.safetensors").exists());
     let arguments = case.arguments("lora", "stopped", &[&more[..], &resume].concat());
     let program = env!("CARGO_BIN_EXE_wuerstchen");
     let mut child = Command::new(program).args(arguments).stderr(Stdio::null()).spawn().unwrap();
-    let metrics = case.folder.join("stopped/lora/metrics.jsonl");
-    while fs::read_to_string(&metrics).unwrap_or_default().lines().count() < 4 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+    let steps = case.steps("stopped/lora");
+    while case.steps("stopped/lora") < steps + 2 {
+        std::thread::sleep(Duration::from_millis(20));
     }
     child.kill().unwrap();
     child.wait().unwrap();
@@ -211,6 +260,7 @@ fn a_whole_stage_c_becomes_a_model() {
 
 /// The least memory: features that are computed again, Adafactor, one share at a time. The run stops after the first
 /// update and goes on to the same bits; a LoRA has the bits of one whose features stay in memory.
+#[cfg(unix)]
 #[test]
 fn runs_in_little_memory_go_on_and_keep_their_bits() {
     let case = Case::new("memory");
@@ -226,7 +276,7 @@ fn runs_in_little_memory_go_on_and_keep_their_bits() {
     let least = [&least[..], &recompute, &["--set", "c.shards_at_once=1"]].concat();
     let told = case.trained("c", "straight", &least);
     assert!(told.contains("moments 0.00, moving average 0.00"), "{told}");
-    case.trained("c", "stopped", &[&least[..], &["--max-seconds", "0"]].concat());
+    case.interrupted("c", "stopped", &least);
     case.trained("c", "stopped", &[&least[..], &["--resume", "auto"]].concat());
     for file in ["c/state.safetensors", "c/prior.safetensors", "model.safetensors"] {
         assert_eq!(case.read(&format!("straight/{file}")), case.read(&format!("stopped/{file}")));
@@ -242,6 +292,8 @@ fn what_cannot_be_done_is_told_before_it_begins() {
     let case = Case::new("refused");
     let set = |change: &'static str| ["--set", change];
     case.refused("lora", "run", &set("samples.width=7"), "samples: width must be a size");
+    let large = "samples: width times height must be at most 67108864 pixels, got 10000000 x ";
+    case.refused("lora", "run", &set("samples.width=10000000"), large);
     case.refused("lora", "run", &set("samples.prior_steps=0"), "samples: prior_steps must be");
     case.refused("lora", "run", &set("lora.rank=0"), "rank must be from 1 to 4096");
     case.refused("lora", "run", &set("lora.modules=[\"to_x\"]"), "attention.to_q");
@@ -266,7 +318,7 @@ fn what_cannot_be_done_is_told_before_it_begins() {
     case.refused("lora", "run", &[], "a cell of the image embedding, found 5 x 5");
     fs::remove_file(case.pictures().join("tiny.png")).unwrap();
 
-    case.trained("lora", "used", &["--max-seconds", "0"]);
+    case.trained("lora", "used", &["--set", "c.steps=1"]);
     let output = case.run("lora", "used", &["--set", "lora.rank=2", "--resume", "auto"]);
     assert!(
         text(&output.stderr).contains("holds a run of a LoRA of rank 16"),

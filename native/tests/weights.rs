@@ -366,3 +366,25 @@ fn other_methods_are_refused_in_a_sentence() {
     let (_, told) = with_lora(&path).unwrap();
     assert!(told.contains("x.safetensors: changes nothing, weight 1"), "{told}");
 }
+
+/// Whoever reads a device or a pipe may never come to its end.
+#[cfg(unix)]
+#[test]
+fn devices_and_pipes_are_no_models() {
+    let folder = scratch("no-models");
+    let pipe = folder.join("pipe").display().to_string();
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let out = folder.join("out.png").display().to_string();
+    for path in ["/dev/null", "/dev/zero", &pipe] {
+        let generate = ["generate", "a star", "-m", path, "-o", &out];
+        for arguments in [&["import", path][..], &["inspect", path], &generate] {
+            let output = wuerstchen(arguments);
+            let error = text(&output.stderr);
+            let expected = format!(
+                "{path}: expected the file or the folder of a model, found a pipe, a socket or a device"
+            );
+            assert!(!output.status.success() && error.contains(&expected), "{error}");
+        }
+    }
+}

@@ -461,7 +461,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 44] = [
+        let changes: [(Change, &str); 45] = [
             (
                 |config| config.image_size = 16,
                 "image_size must be at least 32 with scenes of shapes",
@@ -553,6 +553,10 @@ mod tests {
             (
                 |config| config.c.updates.optimizer.learning_rate = 0.0,
                 "learning_rate must be a positive",
+            ),
+            (
+                |config| config.c.updates.optimizer.learning_rate = 1e30,
+                "learning_rate must be a positive number of at most 1, got 1000000000000000000",
             ),
             (
                 |config| config.c.updates.optimizer.beta1 = 1.0,

@@ -38,6 +38,24 @@ pub(crate) fn positive(
     }
 }
 
+/// The largest learning rate: AdamW and Muon move every weight by about as much in an update, and trained weights are
+/// well below 1.
+const MAX_LEARNING_RATE: f64 = 1.0;
+
+/// Fails unless a learning rate is above 0 and not larger than any that trains.
+pub(crate) fn learning_rate(
+    part: &'static str,
+    field: &'static str,
+    value: f64,
+) -> Result<(), ConfigError> {
+    if value > 0.0 && value <= MAX_LEARNING_RATE {
+        Ok(())
+    } else {
+        let expected = format!("a positive number of at most {MAX_LEARNING_RATE}");
+        Err(ConfigError::new(part, field, expected, value))
+    }
+}
+
 /// Fails unless a value is a finite number of at least 0.
 pub(crate) fn not_negative(
     part: &'static str,

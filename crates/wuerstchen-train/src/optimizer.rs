@@ -10,7 +10,7 @@ use wuerstchen::ConfigError;
 use wuerstchen::config::below_one;
 use wuerstchen::kernels::{AdamW, adamw, sum_of_squares};
 
-use crate::limits::{not_negative, positive, share};
+use crate::limits::{learning_rate, not_negative, positive, share};
 use crate::{adafactor, muon};
 
 /// What updates the weights.
@@ -55,7 +55,7 @@ impl Method {
 pub struct OptimizerConfig {
     /// What updates the weights.
     pub method: Method,
-    /// Peak learning rate.
+    /// Peak learning rate, at most 1.
     pub learning_rate: f64,
     /// Decay of AdamW's first moment.
     pub beta1: f64,
@@ -113,7 +113,7 @@ impl Default for OptimizerConfig {
 impl OptimizerConfig {
     /// Checks every value; `part` names the stage.
     pub(crate) fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
-        positive(part, "learning_rate", self.learning_rate)?;
+        learning_rate(part, "learning_rate", self.learning_rate)?;
         positive(part, "epsilon", self.epsilon)?;
         positive(part, "max_grad_norm", self.max_grad_norm)?;
         self.skip_grad_norm.map_or(Ok(()), |norm| positive(part, "skip_grad_norm", norm))?;

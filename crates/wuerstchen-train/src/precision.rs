@@ -22,7 +22,7 @@ impl Precision {
     const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
 
     /// Its name in configs.
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",

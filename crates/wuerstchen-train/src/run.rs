@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use wuerstchen::{
-    Checkpoint, Image, ModelFiles, Part, Pipeline, RUN_CONFIG, RUN_MODEL, Residency,
+    Checkpoint, Image, LoadError, ModelFiles, Part, Pipeline, RUN_CONFIG, RUN_MODEL, Residency,
     TokenizerFiles, WeightDtype,
 };
 
@@ -18,6 +18,7 @@ pub(crate) use self::session::{GRID_SIDE, Job, Session, updates};
 use crate::config::{StageName, TrainConfig};
 use crate::corpus::Source;
 use crate::peers::Peers;
+use crate::precision::Precision;
 use crate::recipe::{Recipe, Weights, trained};
 use crate::report::report;
 use crate::shapes::Lesson;
@@ -101,6 +102,24 @@ pub enum Event<'a> {
         spread: f32,
         /// What Stage C divides them by.
         scale: f64,
+    },
+    /// A stage goes on in another precision than its state was trained in.
+    Precision {
+        /// Which stage.
+        stage: StageName,
+        /// That of the state.
+        from: Precision,
+        /// That of the updates to come.
+        to: Precision,
+    },
+    /// The sample grids of a stage have fewer pictures than others, as more would not fit in memory.
+    SmallGrid {
+        /// Which stage.
+        stage: StageName,
+        /// Pictures in a grid.
+        pictures: usize,
+        /// Width and height of each in pixels.
+        size: [usize; 2],
     },
     /// The updates of a stage begin.
     Begin {
@@ -210,7 +229,7 @@ impl Run {
         let mut weights = model.map(|model| self.parts_in(model)).unwrap_or_default();
         weights.retain(|part, _| !own.contains_key(part));
         for (&part, given) in &weights {
-            self.recipe.check(part, given)?;
+            self.check(part, given)?;
         }
         weights.extend(own);
         let mut made: Vec<Part> = Vec::new();
@@ -229,11 +248,23 @@ impl Run {
                 let by = [StageName::A, StageName::B, StageName::C];
                 let by = by.into_iter().find(|by| self.recipe.parts_of(*by).contains(part));
                 let by = by.unwrap_or(stage).as_str();
-                self.recipe.check(*part, trained(&weights, *part, by)?)?;
+                self.check(*part, trained(&weights, *part, by)?)?;
             }
             made.extend(parts);
         }
         Ok(())
+    }
+
+    /// Fails unless weights are those of a part of the run's sizes; names one tensor, not all.
+    fn check(&self, part: Part, weights: &Checkpoint) -> Result<(), RunError> {
+        self.recipe.check(part, weights).map_err(|error| match error {
+            LoadError::Mismatch { part, differences } => RunError::Misfit {
+                part,
+                difference: differences.first().unwrap_or_default(),
+                differences: differences.count(),
+            },
+            error => error.into(),
+        })
     }
 
     /// The weights of a model, each under the part of v2 that does the same.
@@ -276,18 +307,17 @@ impl Run {
         self.write_model().map(Some)
     }
 
-    /// Fails if a stage that starts anew would overwrite a state, if processes that train together cannot have equal
-    /// parts of its shares, or if the device cannot multiply in its precision.
+    /// Fails if a stage that starts anew would overwrite a state, if it cannot go on from one, if processes that train
+    /// together cannot have equal parts of its shares, or if the device cannot multiply in its precision.
     ///
     /// # Errors
     ///
-    /// There is a state, the number of shares is no multiple of that of the processes, or the device lacks the type.
+    /// There is a state, the state is not whole or of another seed or method, the number of shares is no multiple of that
+    /// of the processes, or the device lacks the type.
     pub fn check_start(&self, stage: StageName, start: &Start) -> Result<(), RunError> {
-        self.session.check_start(
-            stage,
-            self.folder(stage),
-            (start, self.recipe.config.updates(stage), &self.device),
-        )
+        let config = &self.recipe.config;
+        let of_stage = (config.updates(stage), config.seed, &self.device);
+        self.session.check_start(stage, self.folder(stage), start, of_stage)
     }
 
     /// Trains one stage; breaks if the listener did before its last update.
@@ -374,7 +404,9 @@ impl Run {
         weights: fn(&S::Model) -> Weights,
     ) -> Result<ControlFlow<()>, RunError> {
         let config = self.recipe.config.updates(stage).clone();
-        let job = Job { stage, folder: self.folder(stage), config: &config, start };
+        self.tell_of_grid(stage);
+        let columns = self.grid_pictures(stage).min(GRID_SIDE);
+        let job = Job { stage, folder: self.folder(stage), config: &config, start, columns };
         let save = |run: &Self, model: &S::Model| {
             run.write_weights(weights(model))?;
             run.write_texts()

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use wuerstchen::checkpoint::ReadBytes;
 
 /// The file with the metrics of a stage, in its folder.
 pub const METRICS: &str = "metrics.jsonl";
@@ -18,6 +20,15 @@ pub trait Store: Send + Sync {
     ///
     /// It cannot be read.
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// The same file, to read parts of it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be opened.
+    fn open(&self, name: &str) -> Result<Option<Arc<dyn ReadBytes>>, StoreError> {
+        Ok(self.read(name)?.map(|bytes| Arc::new(bytes) as Arc<dyn ReadBytes>))
+    }
 
     /// Whether there is a file of that name.
     fn contains(&self, name: &str) -> bool;
@@ -98,9 +109,9 @@ mod folder {
     use std::fs::{File, OpenOptions, TryLockError, create_dir_all};
     use std::io::{ErrorKind, Write};
     use std::path::PathBuf;
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::{Arc, Mutex, PoisonError};
 
-    use super::{Store, StoreError};
+    use super::{ReadBytes, Store, StoreError};
 
     /// The file that a run locks. It stays, and its lock goes with the program, however that ends.
     pub const RUN_LOCK: &str = "run.lock";
@@ -136,6 +147,11 @@ mod folder {
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(format!("cannot read {}: {error}", path.display()).into()),
             }
+        }
+
+        fn open(&self, name: &str) -> Result<Option<Arc<dyn ReadBytes>>, StoreError> {
+            let path = self.path.join(name);
+            Ok(path.exists().then(|| wuerstchen::fs::open(&path)).transpose()?)
         }
 
         fn contains(&self, name: &str) -> bool {

@@ -34,15 +34,45 @@ impl TensorCache {
         read().map(Some).map_err(|error| self.unfit(name, &error.to_string()))
     }
 
+    /// The shape of the tensor of a name, if it is there and whole; reads no values.
+    pub(crate) fn shape(&self, name: &str) -> Result<Option<Vec<usize>>, CorpusError> {
+        let source = self.0.open(name).map_err(|error| cannot(error.to_string()))?;
+        let Some(source) = source else { return Ok(None) };
+        let file = Checkpoint::parse(name, source)
+            .map_err(|error| self.unfit(name, &error.to_string()))?;
+        Ok(Some(file.shape(TENSOR).unwrap_or_default().to_vec()))
+    }
+
     /// What is wrong with a file.
     pub(crate) fn unfit(&self, name: &str, reason: &str) -> CorpusError {
         cannot(format!("{}: {reason}; remove the file", self.0.describe(name)))
     }
 
-    /// A tensor that was put there before.
-    pub(crate) fn expect(&self, name: &str) -> Result<NamedTensor, CorpusError> {
+    /// A tensor that was put there before, of a shape.
+    pub(crate) fn expect(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CorpusError> {
         let gone = || cannot(format!("{} is gone since the run began", self.0.describe(name)));
-        self.get(name)?.ok_or_else(gone)
+        let found = self.get(name)?.ok_or_else(gone)?;
+        self.check_shape(name, &found.shape, shape)?;
+        if found.values.iter().all(|value| value.is_finite()) {
+            Ok(found.values)
+        } else {
+            Err(self.unfit(name, "expected finite numbers, found others"))
+        }
+    }
+
+    /// Fails unless the shape of a file's tensor is the one that it should have.
+    pub(crate) fn check_shape(
+        &self,
+        name: &str,
+        found: &[usize],
+        expected: &[usize],
+    ) -> Result<(), CorpusError> {
+        if found == expected {
+            Ok(())
+        } else {
+            let reason = format!("expected a tensor of {expected:?}, found one of {found:?}");
+            Err(self.unfit(name, &reason))
+        }
     }
 
     /// Keeps a tensor.

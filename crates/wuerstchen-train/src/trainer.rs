@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
+use wuerstchen::checkpoint::{self, ReadBytes};
 use wuerstchen::kernels::autocast;
 use wuerstchen::noise::Philox;
 use wuerstchen::weights::{KeyTable, load, tensors};
@@ -19,7 +20,7 @@ use crate::corpus::CorpusError;
 use crate::moments;
 use crate::optimizer::{Method, Optimizer, Values, global_norm, values, with_values};
 use crate::peers::{Alone, Peers};
-use crate::precision::LossScale;
+use crate::precision::{LossScale, Precision};
 use crate::shares::{Share, models, move_running_averages, running_averages, set_running_averages};
 use crate::stages::{Adversary, Stage};
 
@@ -72,7 +73,7 @@ pub struct Metrics {
 
 /// What a saved state says about itself.
 #[derive(Serialize, Deserialize)]
-struct Header {
+pub(crate) struct Header {
     format: u32,
     step: u64,
     seed: u64,
@@ -81,6 +82,25 @@ struct Header {
     adafactor: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     loss_scale: Option<LossScale>,
+    /// What its last updates multiplied; states of older versions do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) precision: Option<Precision>,
+}
+
+impl Header {
+    /// Fails unless the state is of this seed and of a method with the same moments.
+    pub(crate) fn check(&self, name: &str, seed: u64, method: Method) -> Result<(), RestoreError> {
+        if self.seed != seed {
+            let (name, found, expected) = (name.to_owned(), self.seed, seed);
+            return Err(RestoreError::Seed { name, found, expected });
+        }
+        if self.adafactor != (method == Method::Adafactor) {
+            let found = if self.adafactor { "adafactor" } else { "adamw or muon" };
+            let (name, expected) = (name.to_owned(), method.name());
+            return Err(RestoreError::Method { name, found, expected });
+        }
+        Ok(())
+    }
 }
 
 const FORMAT: u32 = 1;
@@ -144,7 +164,7 @@ pub enum RestoreError {
 }
 
 /// How many tensors differ besides the one that is named.
-fn and_more(differences: usize) -> String {
+pub(crate) fn and_more(differences: usize) -> String {
     match differences {
         0 | 1 => String::new(),
         2 => ", and one tensor more".to_owned(),
@@ -423,6 +443,7 @@ impl<S: Stage> Trainer<S> {
             seed: self.seed,
             adafactor: self.is_adafactor(),
             loss_scale: self.loss_scale,
+            precision: Some(self.config.precision),
         };
         let header = serde_json::to_string(&header).expect("plain values are JSON");
         let metadata = HashMap::from([(HEADER_KEY.to_owned(), header)]);
@@ -438,15 +459,7 @@ impl<S: Stage> Trainer<S> {
     /// way round, or its tensors do not fit the model.
     pub fn restore(mut self, name: &str, bytes: Vec<u8>) -> Result<Self, RestoreError> {
         let header = read_header(name, &bytes)?;
-        if header.seed != self.seed {
-            let (name, found, expected) = (name.to_owned(), header.seed, self.seed);
-            return Err(RestoreError::Seed { name, found, expected });
-        }
-        if header.adafactor != self.is_adafactor() {
-            let found = if header.adafactor { "adafactor" } else { "adamw or muon" };
-            let (name, expected) = (name.to_owned(), self.config.optimizer.method.name());
-            return Err(RestoreError::Method { name, found, expected });
-        }
+        header.check(name, self.seed, self.config.optimizer.method)?;
         let unfit = |error| RestoreError::of(name, error);
         let all = Checkpoint::parse(name, Arc::new(bytes)).map_err(unfit)?;
         let part = |part: &str| all.under(&format!("{part}/"));
@@ -487,10 +500,13 @@ impl<S: Stage> Trainer<S> {
     }
 }
 
-fn read_header(name: &str, bytes: &[u8]) -> Result<Header, RestoreError> {
+/// What a state says about itself; fails where it is no state, or not whole.
+pub(crate) fn read_header(name: &str, state: &dyn ReadBytes) -> Result<Header, RestoreError> {
     let fail = |reason: String| RestoreError::NoState { name: name.to_owned(), reason };
-    let metadata = safetensors::SafeTensors::read_metadata(bytes);
-    let (_, metadata) = metadata.map_err(|error| fail(error.to_string()))?;
+    let (metadata, _) = checkpoint::read_header(name, state).map_err(|error| match error {
+        LoadError::Format { reason, .. } => fail(reason),
+        error => RestoreError::Load(error),
+    })?;
     let header = metadata.metadata().as_ref().and_then(|map| map.get(HEADER_KEY));
     let header = header.ok_or_else(|| fail("a safetensors file of other tensors".to_owned()))?;
     let header: Header = serde_json::from_str(header).map_err(|error| fail(error.to_string()))?;

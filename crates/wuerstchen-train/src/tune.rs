@@ -32,7 +32,7 @@ pub use self::stage::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tune
 use crate::config::{LoraConfig, StageName, TuneConfig};
 use crate::corpus::CorpusError;
 use crate::peers::Peers;
-use crate::run::{Event, Job, RunError, Session, Start, essence, updates};
+use crate::run::{Event, GRID_SIDE, Job, RunError, Session, Start, essence, updates};
 use crate::store::Store;
 pub use crate::tensor_cache::digest;
 use crate::tensor_cache::{TensorCache, digest_of};
@@ -206,16 +206,16 @@ impl Tune {
         self
     }
 
-    /// Fails if a start would overwrite a state, if processes that train together cannot have equal parts of the
-    /// shares, or if the device cannot multiply in the config's precision.
+    /// Fails if a start would overwrite a state, if the run cannot go on from one, if processes that train together cannot
+    /// have equal parts of the shares, or if the device cannot multiply in the config's precision.
     ///
     /// # Errors
     ///
-    /// There is a state, the number of shares is no multiple of that of the processes, or the device lacks the type.
+    /// There is a state, the state is not whole or of another seed or method, the number of shares is no multiple of that
+    /// of the processes, or the device lacks the type.
     pub fn check_start(&self, start: &Start) -> Result<(), RunError> {
-        let updates = &self.config.c.updates;
-        let device = &self.device;
-        self.session.check_start(StageName::C, self.folder(), (start, updates, device))
+        let own = (&self.config.c.updates, self.config.seed, &self.device);
+        self.session.check_start(StageName::C, self.folder(), start, own)
     }
 
     /// The bytes that training takes.
@@ -283,11 +283,13 @@ impl Tune {
         let essence = self.session.agree(begun)?;
         self.session.compare(&essence)?;
         // Rank 0 fills the cache: two processes must not write the same file.
-        let prepared = if self.session.leads() { self.prepare().map(Some) } else { Ok(None) };
-        let prepared = match self.session.agree(prepared)? {
-            Some(prepared) => prepared,
+        let first = if self.session.leads() { self.prepare() } else { Ok(None) };
+        let prepared = match self.session.agree(first)? {
+            Some(prepared) => Some(prepared),
+            None if self.session.leads() => None,
             None => self.prepare()?,
         };
+        let Some(prepared) = prepared else { return Ok(ControlFlow::Break(())) };
         let pictures = Arc::new(prepared);
         let device = self.device.clone().autodiff();
         device.seed(self.config.seed);
@@ -386,7 +388,7 @@ impl Tune {
         let stage = StageTune::new(tuned, pictures, config.clone(), schedule, device.clone());
         let trainer = Trainer::new(stage, model, config.updates.clone(), seed, device);
         let (stage, folder) = (StageName::C, self.folder());
-        let job = Job { stage, folder, config: &config.updates, start };
+        let job = Job { stage, folder, config: &config.updates, start, columns: GRID_SIDE };
         updates(self, job, trainer, sample, save)
     }
 
@@ -444,17 +446,20 @@ impl Tune {
         }
     }
 
-    /// Fills the cache and trains nothing, so that a run which is given the same cache begins at once.
+    /// Fills the cache and trains nothing, so that a run which is given the same cache begins at once. Breaks if the
+    /// listener does.
     ///
     /// # Errors
     ///
     /// A picture cannot be read or is too small, and broken ones are not left out.
-    pub fn fill_cache(&mut self) -> Result<(), RunError> {
-        self.prepare().map(drop)
+    pub fn fill_cache(&mut self) -> Result<ControlFlow<()>, RunError> {
+        self.session.begin();
+        let is_filled = self.prepare()?.is_some();
+        Ok(if is_filled { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     }
 
-    /// Fills the cache, and says which buckets there are.
-    fn prepare(&mut self) -> Result<Prepared, RunError> {
+    /// Fills the cache, and says which buckets there are; `None` if the listener breaks.
+    fn prepare(&mut self) -> Result<Option<Prepared>, RunError> {
         let updates = &self.config.c.updates;
         let order = [self.config.seed, updates.batch_size as u64];
         let sources = Sources {
@@ -468,10 +473,14 @@ impl Tune {
         let session = &mut self.session;
         let on_progress = &mut |what, done, scenes| {
             session.tell(&Event::Caching { what, done, scenes });
+            // Several processes agree on stops where the updates begin.
+            if session.stops_alone() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let (prepared, buckets) = Prepared::new(&sources, order, on_progress)?;
+        let Some((prepared, buckets)) = Prepared::new(&sources, order, on_progress)? else {
+            return Ok(None);
+        };
         self.tell_buckets(buckets);
-        Ok(prepared)
+        Ok(Some(prepared))
     }
 
     /// The pictures of a grid, one of every prompt.

@@ -55,6 +55,8 @@ fn a_run_trains_all_stages_and_keeps_them() {
             Event::Bucket { .. } => "bucket".to_owned(),
             Event::Caching { what, done, scenes } => format!("{what}: {done} of {scenes}"),
             Event::EmbeddingScale { scale, .. } => format!("scale {}", *scale > 0.0),
+            Event::Precision { .. } => "precision".to_owned(),
+            Event::SmallGrid { .. } => "small grid".to_owned(),
             Event::Begin { stage, step, steps } => format!("{stage:?} {step} of {steps}"),
             Event::Update { metrics, samples_per_sec } => {
                 assert!((0.0..=1.0).contains(&metrics.data_wait), "{metrics:?}");

@@ -214,10 +214,7 @@ impl FileType {
 /// # Errors
 ///
 /// Says what is wrong with the header.
-pub(crate) fn read_header(
-    part: &str,
-    source: &dyn ReadBytes,
-) -> Result<(Metadata, usize), LoadError> {
+pub fn read_header(part: &str, source: &dyn ReadBytes) -> Result<(Metadata, usize), LoadError> {
     let fail = |reason: String| LoadError::Format { part: part.to_owned(), reason };
     let length = source.length();
     let read = |range| source.read(range).map_err(|error| fail(error.to_string()));

@@ -343,7 +343,13 @@ mod tests {
             ("blocks.2.attention.to_v.lora.up.weight", &[2, 2], &[1.0, 0.0, 0.0, 2.0]),
         ];
         let lora = read(&tensors, 1.0).unwrap();
-        assert_eq!(lora.alphas(), BTreeSet::from(["unknown (taken to be the rank)".to_owned()]));
+        // So diffusers has written files whose alpha is the rank.
+        assert_eq!(lora.alphas(), BTreeSet::from(["2".to_owned()]));
+        let mut of_peft = tensors;
+        of_peft[0].0 = "blocks.2.attention.to_v.lora_A.weight";
+        of_peft[1].0 = "blocks.2.attention.to_v.lora_B.weight";
+        let alphas = read(&of_peft, 1.0).unwrap().alphas();
+        assert_eq!(alphas, BTreeSet::from(["unknown (taken to be the rank)".to_owned()]));
         let mut changed = model();
         changed.add_loras(vec![lora]).unwrap();
         assert_eq!(values(&changed, "to_v.weight"), [2.0, 3.0, 4.0, 9.0, 11.0, 13.0]);

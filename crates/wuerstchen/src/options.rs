@@ -309,6 +309,16 @@ pub enum OptionsError {
         /// The count.
         found: usize,
     },
+    /// Not even one picture of this size fits in memory.
+    #[error(
+        "width times height must be at most {MAX_PIXELS_AT_ONCE} pixels, got {width} x {height}"
+    )]
+    Area {
+        /// Pixels.
+        width: usize,
+        /// Pixels.
+        height: usize,
+    },
     /// Fewer than two frames, or too many.
     #[error("frames must be between 2 and {MAX_COUNT}, got {0}")]
     Frames(usize),
@@ -371,6 +381,7 @@ impl OptionsError {
             | Self::Contradiction { field, .. }
             | Self::Size { field, .. } => field,
             Self::Count(_) | Self::CountOfFrames(_) | Self::Pixels { .. } => "count",
+            Self::Area { .. } => "width",
             Self::Frames(_) => "frames",
             Self::Strength(_) => "strength",
             Self::Rescale(_) => "guidance_rescale",
@@ -478,11 +489,13 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// Names the largest count of this size.
+    /// Names the largest count of this size, or the size if it is too large for one picture.
     pub fn check_pixels(&self) -> Result<(), OptionsError> {
         let (&Self { width, height, count: found, .. }, most) = (self, self.most_at_once());
         if found <= most {
             Ok(())
+        } else if most == 0 {
+            Err(OptionsError::Area { width, height })
         } else {
             Err(OptionsError::Pixels { width, height, most, found })
         }
@@ -702,6 +715,7 @@ mod tests {
             OptionsError::Frames(1),
             OptionsError::CountOfFrames(2),
             OptionsError::Pixels { width: 1024, height: 1024, most: 64, found: 65 },
+            OptionsError::Area { width: 100_000, height: 512 * 1024 },
             OptionsError::Strength(2.0),
             OptionsError::Missing { field: "strength", needed: "image" },
             OptionsError::Contradiction { field: "image_to", other: "a mask" },
@@ -726,6 +740,20 @@ mod tests {
         let expected = "count must be at most 64 with pictures of 1024 x 1024 pixels, as 67108864 pixels are made at \
                         once, got 65";
         assert_eq!(check(65).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn a_size_that_is_too_large_for_one_picture_is_named() {
+        let check = |width: usize| {
+            let json = format!(r#"{{"width": {width}, "height": 4096}}"#);
+            resolve(&json).unwrap().check_pixels().map_err(|error| error.to_string())
+        };
+        assert_eq!(check(16384), Ok(()));
+        for width in [16385, usize::MAX] {
+            let expected =
+                format!("width times height must be at most 67108864 pixels, got {width} x 4096");
+            assert_eq!(check(width), Err(expected));
+        }
     }
 
     /// The values of a file are checked as those of a caller are.

@@ -1,6 +1,6 @@
 //! Which samples of shards are taken, and with which captions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 use wuerstchen_train::config::{FilterConfig, ShardsConfig};
@@ -18,6 +18,13 @@ const UNSAFE: [&str; 3] = ["punsafe", "p_unsafe", "NSFW_prob"];
 
 /// Where a caption is looked for, unless the config says so.
 const CAPTIONS: [&str; 4] = ["captions", "txt", "caption", "text"];
+
+/// The fields that are looked at: those of bounds and of captions.
+pub(super) fn fields_of(config: &ShardsConfig) -> BTreeSet<&str> {
+    let of_bounds: [&[&str]; 5] = [&WIDTH, &HEIGHT, &AESTHETIC, &WATERMARK, &UNSAFE];
+    let captions = config.captions.keys().map(String::as_str).chain(CAPTIONS);
+    of_bounds.into_iter().flatten().copied().chain(captions).collect()
+}
 
 /// How much is left out.
 #[derive(Default)]
@@ -138,12 +145,14 @@ pub(super) fn texts_of(found: &Found, field: &str) -> Vec<String> {
 mod tests {
     use serde_json::json;
 
+    use super::super::index::Place;
     use super::*;
 
     fn found(fields: Value) -> Found {
         let Value::Object(fields) = fields else { panic!("no object") };
         let texts = BTreeMap::from([("txt".to_owned(), " a fox \n".to_owned())]);
-        Found { name: "0.jpg".into(), offset: 0, length: 1, texts, fields, fault: None }
+        let place = Place::Bytes { offset: 0, length: 1 };
+        Found { name: "0.jpg".into(), place, texts, fields, fault: None }
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! What lies where in the tar files of a `WebDataset`.
+//! What lies where in shards: in the tar files of a `WebDataset`, or in Parquet files.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use wuerstchen::fs::{decode, is_hidden};
 use wuerstchen::json::with_nulls;
 use wuerstchen_train::config::is_match;
 
+#[cfg(feature = "parquet")]
+use super::parquet::{Row, read_shard as read_parquet};
 use crate::pictures;
 
 /// Most shards that a range in a pattern stands for.
@@ -25,33 +28,90 @@ pub(crate) const MAX_TEXT: u64 = 1 << 20;
 pub(super) struct Found {
     /// Its name in the shard, for messages.
     pub(super) name: String,
-    /// Where its bytes lie in the shard.
-    pub(super) offset: u64,
-    pub(super) length: usize,
+    pub(super) place: Place,
     /// Texts by the ends of their names.
     pub(super) texts: BTreeMap<String, String>,
-    /// What the `.json` file says.
+    /// What the `.json` file says, or the columns of its row.
     pub(super) fields: Map<String, Value>,
     /// Why the sample cannot be used.
     pub(super) fault: Option<&'static str>,
 }
 
-/// The samples of a shard. Files of one sample follow each other and have one name up to the first dot.
-pub(super) fn read_shard(path: &Path) -> Result<Shard> {
+/// Where the bytes of a picture lie in a shard.
+pub(super) enum Place {
+    /// So many from an offset on.
+    Bytes {
+        /// From the start of the file.
+        offset: u64,
+        /// How many.
+        length: usize,
+    },
+    /// In a row of a Parquet file.
+    #[cfg(feature = "parquet")]
+    Row(Row),
+}
+
+impl Place {
+    /// The bytes of the picture, from the shard at a path.
+    pub(super) fn read(&self, path: &Path) -> Result<Vec<u8>> {
+        match self {
+            Self::Bytes { offset, length } => {
+                let mut file = File::open(path)?;
+                file.seek(SeekFrom::Start(*offset))?;
+                let mut bytes = vec![0; *length];
+                file.read_exact(&mut bytes)?;
+                Ok(bytes)
+            }
+            #[cfg(feature = "parquet")]
+            Self::Row(row) => row.read(path),
+        }
+    }
+}
+
+/// Tells one picture from others that were in its place.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes { offset, length } => write!(f, "{offset} {length}"),
+            #[cfg(feature = "parquet")]
+            Self::Row(row) => row.fmt(f),
+        }
+    }
+}
+
+/// The samples of a shard; of a Parquet file, the fields that are `wanted`.
+pub(super) fn read_shard(path: &Path, wanted: &BTreeSet<&str>) -> Result<Shard> {
     let cannot = || format!("cannot read the shard {}", path.display());
     // Before it is opened: whoever opens a pipe waits for its other end.
     let kind = path.metadata().with_context(cannot)?;
-    let refuse = |found: &str| anyhow!("{}: expected a tar file, found {found}", path.display());
+    let refuse = |found: &str| anyhow!("{}: {EXPECTED}, found {found}", path.display());
     if !kind.is_file() {
         return Err(refuse(if kind.is_dir() { "a folder" } else { "no ordinary file" }));
     }
-    let (mut file, whole) = (File::open(path).with_context(cannot)?, kind.len());
+    let mut file = File::open(path).with_context(cannot)?;
     let mut start = Vec::new();
-    file.by_ref().take(GZIP.len() as u64).read_to_end(&mut start).with_context(cannot)?;
-    if start == GZIP {
+    file.by_ref().take(PARQUET.len() as u64).read_to_end(&mut start).with_context(cannot)?;
+    if start.starts_with(&GZIP) {
         return Err(refuse("one that is compressed with gzip; gunzip unpacks it"));
     }
     file.rewind().with_context(cannot)?;
+    if start == PARQUET { read_parquet(path, file, wanted) } else { read_tar(path, file) }
+}
+
+#[cfg(not(feature = "parquet"))]
+fn read_parquet(path: &Path, _: File, _: &BTreeSet<&str>) -> Result<Shard> {
+    bail!(
+        "{}: {EXPECTED}, found a Parquet file, and this program was built without the feature `parquet`: cargo build \
+         --release -p wuerstchen-cli --features parquet builds one with it",
+        path.display()
+    )
+}
+
+/// The samples of a tar file. Files of one sample follow each other and have one name up to the first dot.
+fn read_tar(path: &Path, file: File) -> Result<Shard> {
+    let cannot = || format!("cannot read the shard {}", path.display());
+    let refuse = |found: &str| anyhow!("{}: {EXPECTED}, found {found}", path.display());
+    let whole = file.metadata().with_context(cannot)?.len();
     let mut archive = Archive::new(file);
     // Tar files that were written one behind the other have an end before the next one.
     archive.set_ignore_zeros(true);
@@ -150,6 +210,7 @@ fn finish(
 }
 
 /// What is in a shard.
+#[derive(Default)]
 pub(super) struct Shard {
     /// In their order.
     pub(super) samples: Vec<Found>,
@@ -164,6 +225,16 @@ const BLOCK: u64 = 512;
 
 /// Two blocks, by which a tar file ends.
 const END: usize = 1024;
+
+/// What shards are, for messages.
+const EXPECTED: &str = if cfg!(feature = "parquet") {
+    "expected a tar or Parquet file"
+} else {
+    "expected a tar file"
+};
+
+/// What Parquet files begin with.
+const PARQUET: [u8; 4] = *b"PAR1";
 
 /// What files begin with that gzip has compressed.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -192,7 +263,7 @@ impl Pieces {
     fn finish(self) -> Option<Found> {
         let (name, offset, length) = self.picture?;
         let Self { texts, fields, fault, .. } = self;
-        Some(Found { name, offset, length, texts, fields, fault })
+        Some(Found { name, place: Place::Bytes { offset, length }, texts, fields, fault })
     }
 }
 
@@ -271,7 +342,7 @@ fn named(patterns: &[String]) -> Result<Vec<PathBuf>> {
                 }
             }
             if found.is_empty() {
-                bail!("{pattern}: expected tar files, found none");
+                bail!("{pattern}: expected shards, found none");
             }
             found.sort();
             files.extend(found);
@@ -334,7 +405,7 @@ mod tests {
         let file = format!("wuerstchen-{}-{name}.tar", std::process::id());
         let path = std::env::temp_dir().join(file);
         std::fs::write(&path, bytes).unwrap();
-        let shard = read_shard(&path);
+        let shard = read_shard(&path, &BTreeSet::new());
         std::fs::remove_file(&path).unwrap();
         shard
     }
@@ -352,7 +423,10 @@ mod tests {
         ];
         let Shard { samples, cut_off, unread } = read("twice", &tar(&files)).unwrap();
         assert_eq!((samples.len(), cut_off), (1, None));
-        assert_eq!((samples[0].length, &*samples[0].texts["txt"]), (3, "red"));
+        assert_eq!(
+            (samples[0].place.to_string(), &*samples[0].texts["txt"]),
+            ("512 3".into(), "red")
+        );
         assert_eq!(samples[0].fields["width"].as_u64(), Some(1));
         let counted =
             ["second json of a sample", "second pictures of a sample", "second txt of a sample"];
@@ -368,7 +442,7 @@ mod tests {
         let Shard { samples, cut_off, unread } = read("joined", &bytes).unwrap();
         assert_eq!((samples.len(), cut_off, unread.len()), (2, None, 0));
         assert_eq!((samples[1].fields["width"].as_u64(), samples[1].fault), (Some(3), None));
-        let Found { offset, length, .. } = samples[1];
+        let Place::Bytes { offset, length } = samples[1].place else { panic!("no tar file") };
         assert_eq!(&bytes[offset as usize..][..length], b"three");
     }
 
@@ -376,9 +450,10 @@ mod tests {
     fn what_is_no_tar_file_is_named() {
         let error = |name, bytes: &[u8]| read(name, bytes).err().unwrap().to_string();
         assert!(error("gzip", &[0x1f, 0x8b, 8, 0]).contains("compressed with gzip"));
-        assert!(error("page", &[b'<'; 600]).contains("expected a tar file, found another one"));
-        let folder = read_shard(&std::env::temp_dir()).err().unwrap().to_string();
-        assert!(folder.ends_with("expected a tar file, found a folder"), "{folder}");
+        let page = error("page", &[b'<'; 600]);
+        assert!(page.contains(&format!("{EXPECTED}, found another one")), "{page}");
+        let folder = read_shard(&std::env::temp_dir(), &BTreeSet::new()).err().unwrap().to_string();
+        assert!(folder.ends_with(&format!("{EXPECTED}, found a folder")), "{folder}");
     }
 
     #[test]

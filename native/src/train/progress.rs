@@ -49,7 +49,24 @@ impl TrainProgress {
             Event::EmbeddingScale { spread, scale } => {
                 tell!("the image embeddings spread by {spread:.2}: embedding_scale = {scale}");
             }
+            Event::Precision { stage, from, to } => {
+                let (stage, from, to) = (stage.as_str(), from.name(), to.name());
+                tell!("stage {stage} has been trained in {from}, and goes on in {to}");
+            }
+            Event::SmallGrid { stage, pictures, size: [width, height] } => {
+                let (stage, pictures) = (stage.as_str(), counted(pictures, "picture"));
+                tell!(
+                    "the sample grids of stage {stage} are of {pictures}: more of {width} x {height} pixels take \
+                     more memory than machines have"
+                );
+            }
             Event::Begin { stage, step, steps } => {
+                if step >= steps {
+                    let (stage, done) = (stage.as_str(), counted(step, "step"));
+                    tell!(
+                        "stage {stage} has done {done} before, and the config says {steps}: nothing is left to train"
+                    );
+                }
                 self.bar.abandon();
                 self.bar = shown(ProgressBar::new(steps).with_style(updates_style()));
                 self.bar.set_prefix(format!("stage {}", stage.as_str()));

@@ -12,10 +12,9 @@ use wuerstchen_train::{RunError, Tune, store, tune};
 use super::corpus::Corpus;
 use super::progress::tell_bucket;
 use super::{
-    Ranks, Stages, TrainArgs, check_folder, read_table, tell_of_captions, unfit_changes,
-    with_remedy,
+    Ranks, Stages, TrainArgs, check_folder, read_table, tell_of_captions, unfit_change, with_remedy,
 };
-use crate::cache::cache_folder;
+use crate::cache::{cache_folder, remove_old_parts};
 use crate::devices::choose_for;
 use crate::files::read_model;
 use crate::terminal::counted;
@@ -64,6 +63,8 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     if is_cpu {
         memory::check("the fine-tuning, by this count,", counted.total())?;
     }
+    let from = ranks.start(args)?;
+    tune.check_start(&from).map_err(with_remedy)?;
     if args.dry_run {
         tune.listen(|event| {
             tell_bucket(event);
@@ -72,14 +73,16 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         tune.check_pictures()?;
         return crate::print(&changed);
     }
+    remove_old_parts(&cache)?;
     if args.only_cache {
         tune.listen(ranks.listen(args)?);
-        tune.fill_cache()?;
-        tell!("kept in {}", cache.display());
+        if tune.fill_cache()?.is_break() {
+            tell!("stopped; what is done is kept");
+        } else {
+            tell!("kept in {}", cache.display());
+        }
         return Ok(());
     }
-    let from = ranks.start(args)?;
-    tune.check_start(&from).map_err(with_remedy)?;
     corpus.tell_if_changed(&*store, args.resume.is_some())?;
     tune.listen(ranks.listen(args)?);
     let done = tune.train(from);
@@ -111,10 +114,10 @@ fn tell_of_model_captions(corpus: &Corpus, model: &ModelFiles) -> Result<()> {
 /// Reads the config and applies `KEY=VALUE` changes.
 fn read(path: &Path, changes: &[String]) -> Result<TuneConfig> {
     let fits = |table: &toml::Table| TuneConfig::from_table(table.clone()).is_ok();
-    let (table, fits_unchanged) = read_table(path, changes, &fits)?;
-    TuneConfig::from_table(table).map_err(|error| match error {
-        ReadConfigError::Toml(error) if fits_unchanged => unfit_changes(changes, &error),
-        error => usage(&anyhow::Error::from(error).context(format!(
+    let (table, unfit) = read_table(path, changes, &fits)?;
+    TuneConfig::from_table(table).map_err(|error| match (error, unfit) {
+        (ReadConfigError::Toml(error), Some(change)) => unfit_change(change, &error),
+        (error, _) => usage(&anyhow::Error::from(error).context(format!(
             "{} does not fit: expected a config of fine-tuning, such as configs/lora.toml",
             path.display()
         ))),

@@ -7,7 +7,7 @@ use wuerstchen::ConfigError;
 
 use crate::limits::not_negative;
 
-/// Pictures in tar files, as a `WebDataset` has them.
+/// Pictures in tar files, as a `WebDataset` has them, or in Parquet files, as img2dataset writes them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShardsConfig {
@@ -66,7 +66,12 @@ impl ShardsConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         const PART: &str = "shards";
         if self.paths.is_empty() {
-            return Err(ConfigError::new(PART, "paths", "at least one tar file", "none"));
+            return Err(ConfigError::new(
+                PART,
+                "paths",
+                "at least one tar or Parquet file",
+                "none",
+            ));
         }
         if self.shuffle == 0 {
             return Err(ConfigError::new(PART, "shuffle", "at least 1", 0));

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use wuerstchen::config::below_one;
 use wuerstchen::{ConfigError, Schedule};
 
-use crate::limits::{at_least_one, not_negative, positive, share};
+use crate::limits::{at_least_one, learning_rate, not_negative, positive, share};
 use crate::optimizer::OptimizerConfig;
 use crate::precision::Precision;
 use crate::shapes::Lesson;
@@ -385,7 +385,7 @@ impl AdversarialConfig {
     fn validate(&self, image_size: usize) -> Result<(), ConfigError> {
         const PART: &str = "stage a";
         positive(PART, "adversarial.weight", self.weight)?;
-        positive(PART, "adversarial.learning_rate", self.learning_rate)?;
+        learning_rate(PART, "adversarial.learning_rate", self.learning_rate)?;
         positive(PART, "adversarial.max_grad_norm", self.max_grad_norm)?;
         below_one(PART, "adversarial.beta1", self.beta1)?;
         below_one(PART, "adversarial.beta2", self.beta2)?;

@@ -6,7 +6,7 @@ use crate::config::StageName;
 use crate::corpus::CorpusError;
 use crate::peers::Failure;
 use crate::store::StoreError;
-use crate::trainer::RestoreError;
+use crate::trainer::{RestoreError, and_more};
 
 /// Why a training run ends early.
 #[derive(Debug, thiserror::Error)]
@@ -41,13 +41,20 @@ pub enum RunError {
         /// Updates done, with those that changed nothing.
         step: u64,
     },
-    /// The samples of a grid are no pictures any more.
-    #[error("stage {} diverged: what it makes after step {step} is infinite or no number; try a smaller optimizer.learning_rate", stage.as_str())]
+    /// The weights, or the samples of a grid, are no finite numbers any more.
+    #[error(
+        "stage {} diverged: {what} after step {step} are infinite or no numbers; {kept}; try a smaller \
+         optimizer.learning_rate", stage.as_str()
+    )]
     NotFinite {
         /// Which stage.
         stage: StageName,
+        /// What is not finite.
+        what: &'static str,
         /// Updates done.
         step: u64,
+        /// What there is to go on from.
+        kept: String,
     },
     /// The image embeddings are all the same, or not finite.
     #[error("the image embeddings spread by {spread}: train b longer, or with smaller steps")]
@@ -58,6 +65,16 @@ pub enum RunError {
     /// A part is not trained yet, or its weights do not fit the config.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Weights that a run is to start from are of another model.
+    #[error("{part}: the weights do not fit the config: {difference}{}", and_more(*.differences))]
+    Misfit {
+        /// Which weights.
+        part: String,
+        /// The first tensor that differs, and how.
+        difference: String,
+        /// How many differ.
+        differences: usize,
+    },
     /// The model that is to be fine-tuned cannot be.
     #[error("the model {reason}")]
     Model {

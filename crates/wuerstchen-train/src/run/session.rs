@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use burn::module::Module;
-use burn::tensor::Device;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
 use wuerstchen::{ConfigError, Image};
 
 use super::{Event, RunError, Start};
@@ -14,7 +14,7 @@ use crate::peers::{Alone, Peers, agree};
 use crate::stages::Stage;
 use crate::store::{METRICS, Store};
 use crate::tensorboard;
-use crate::trainer::{Metrics, Trainer};
+use crate::trainer::{Header, Metrics, Trainer, read_header};
 
 /// Time between saved states.
 const SAVE_EVERY: Duration = Duration::from_secs(120);
@@ -25,7 +25,7 @@ const COMPARE_EVERY: u64 = 100;
 /// Steps in a row that change nothing, after which nothing better will come.
 const MAX_SKIPPED: u32 = 100;
 
-/// Pictures in a row of a sample grid.
+/// Pictures in a row of a sample grid, at most.
 pub(crate) const GRID_SIDE: usize = 8;
 
 /// What a run's listener is.
@@ -48,6 +48,8 @@ pub(crate) struct Job<'a> {
     pub(crate) folder: &'static str,
     pub(crate) config: &'a UpdateConfig,
     pub(crate) start: Start,
+    /// Pictures in a row of a sample grid.
+    pub(crate) columns: usize,
 }
 
 impl Session {
@@ -153,13 +155,14 @@ impl Session {
         Ok(())
     }
 
-    /// Fails if a stage that starts anew would overwrite a state, or if the processes cannot have equal parts of its
-    /// shares.
+    /// Fails if a stage that starts anew would overwrite a state, if it cannot go on from one, or if the processes cannot
+    /// have equal parts of its shares.
     pub(crate) fn check_start(
         &self,
         stage: StageName,
         folder: &str,
-        (start, updates, device): (&Start, &UpdateConfig, &Device),
+        start: &Start,
+        (updates, seed, device): (&UpdateConfig, u64, &Device),
     ) -> Result<(), RunError> {
         updates.precision.check(stage.part(), device)?;
         let size = self.peers.size();
@@ -172,7 +175,34 @@ impl Session {
             let state = self.store.describe(&name);
             return Err(RunError::StateExists { stage, state });
         }
+        if let Some((name, header)) = self.header(folder, start)? {
+            header.check(&name, seed, updates.optimizer.method)?;
+        }
         Ok(())
+    }
+
+    /// The name of the state from which a stage starts, and what it says about itself; `None` where there is none.
+    fn header(&self, folder: &str, start: &Start) -> Result<Option<(String, Header)>, RunError> {
+        Ok(match start {
+            Start::Anew => None,
+            Start::Resume => {
+                let state = state_name(folder);
+                let (name, state) = (self.store.describe(&state), self.store.open(&state)?);
+                let header = state.map(|state| read_header(&name, &*state)).transpose()?;
+                header.map(|header| (name, header))
+            }
+            Start::State { name, bytes } => Some((name.clone(), read_header(name, bytes)?)),
+        })
+    }
+
+    /// What a stage can go on from that has diverged, for people.
+    fn kept(&self, folder: &str) -> String {
+        let name = state_name(folder);
+        if self.store.contains(&name) {
+            format!("what was saved before is kept in {}", self.store.describe(&name))
+        } else {
+            "nothing was saved before".to_owned()
+        }
     }
 
     fn log(&self, folder: &str, metrics: &Metrics, samples_per_sec: f64) -> Result<(), RunError> {
@@ -202,7 +232,7 @@ impl Session {
 /// processes only rank 0 calls them.
 pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     host: &mut H,
-    Job { stage, folder, config, start }: Job<'_>,
+    Job { stage, folder, config, start, columns }: Job<'_>,
     trainer: Trainer<S>,
     sample: impl Fn(&H, &S::Model) -> Result<Vec<Image>, RunError>,
     save: impl Fn(&H, &S::Model) -> Result<(), RunError>,
@@ -210,11 +240,15 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     let session = host.as_mut();
     let (store, state, leads) = (session.store.clone(), state_name(folder), session.leads());
     let resumes = matches!(start, Start::Resume);
+    let begun_in = session.header(folder, &start)?.and_then(|(_, header)| header.precision);
     let mut trainer = session.restore(trainer, &state, start)?;
     let is_alone = session.peers.size() == 1;
     let first = trainer.steps_done();
     if resumes && leads {
         session.forget_steps_after(folder, first)?;
+    }
+    if let Some(from) = begun_in.filter(|from| *from != config.precision) {
+        session.tell(&Event::Precision { stage, from, to: config.precision });
     }
     session.tell(&Event::Begin { stage, step: first, steps: config.steps });
     let (begun, mut saved) = (Instant::now(), Instant::now());
@@ -263,27 +297,34 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
             session
                 .compare(&format!("weights of the hash {hash:08x} after step {}", metrics.step))?;
         }
-        if leads && (metrics.step % config.sample_every == 0 || last) {
-            let samples = sample(host, &trainer.averaged()).map_err(|error| match error {
-                RunError::Generate(wuerstchen::Error::NotFinite { .. }) => {
-                    RunError::NotFinite { stage, step: metrics.step }
-                }
-                error => error,
-            });
-            let grid = Image::grid(&samples?, GRID_SIDE);
-            let png = grid.to_png().map_err(|error| RunError::Picture(error.to_string()))?;
-            store.write(&format!("{folder}/samples-{:06}.png", metrics.step), &png)?;
-            let (size, now) = ([grid.width, grid.height], seconds_since_1970());
-            let picture = tensorboard::picture(metrics.step, now, "samples", &png, size);
-            store.append(&events, &picture)?;
-        }
+        let is_sampled = leads && (metrics.step % config.sample_every == 0 || last);
         // What was saved before the steps were skipped is where a run that diverges can go on from.
         let is_due = saved.elapsed() >= SAVE_EVERY && skipped == 0;
-        if leads && (last || stops || is_due) {
-            store.write(&state, &trainer.save())?;
-            save(host, &trainer.averaged())?;
-            saved = Instant::now();
-            host.as_mut().tell(&Event::Saved);
+        let is_saved = leads && (last || stops || is_due);
+        if is_sampled || is_saved {
+            let (averaged, step, kept) = (trainer.averaged(), metrics.step, session.kept(folder));
+            if !is_finite(trainer.model()) || !is_finite(&averaged) {
+                return Err(RunError::NotFinite { stage, what: "the weights", step, kept });
+            }
+            if is_sampled {
+                let samples = sample(host, &averaged).map_err(|error| match error {
+                    RunError::Generate(wuerstchen::Error::NotFinite { .. }) => {
+                        RunError::NotFinite { stage, what: "the samples", step, kept }
+                    }
+                    error => error,
+                });
+                let grid = Image::grid(&samples?, columns);
+                let png = grid.to_png().map_err(|error| RunError::Picture(error.to_string()))?;
+                store.write(&format!("{folder}/samples-{step:06}.png"), &png)?;
+                let (size, now) = ([grid.width, grid.height], seconds_since_1970());
+                store.append(&events, &tensorboard::picture(step, now, "samples", &png, size))?;
+            }
+            if is_saved {
+                store.write(&state, &trainer.save())?;
+                save(host, &averaged)?;
+                saved = Instant::now();
+                host.as_mut().tell(&Event::Saved);
+            }
         }
         if stops && !last {
             return Ok(ControlFlow::Break(()));
@@ -323,6 +364,21 @@ impl Session {
         }
         Ok(trainer)
     }
+}
+
+/// Whether all weights are finite numbers.
+fn is_finite(model: &impl Module) -> bool {
+    struct Finite(bool);
+    impl ModuleVisitor for Finite {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let data = param.val().into_data();
+            let values = data.as_slice::<f32>().expect("weights are f32");
+            self.0 = self.0 && values.iter().all(|value| value.is_finite());
+        }
+    }
+    let mut all = Finite(true);
+    model.visit(&mut all);
+    all.0
 }
 
 /// An error and what has caused it.

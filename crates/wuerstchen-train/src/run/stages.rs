@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use futures_lite::future::block_on;
 use serde::Serialize;
+use wuerstchen::options::MAX_PIXELS_AT_ONCE;
 use wuerstchen::{
     Checkpoint, Compressor, ConfigError, GenerateOptions, Image, LoadError, Part, Progress,
     Statistics, Vqgan,
@@ -190,7 +191,8 @@ impl Run {
         let own_weights = if has_tokens { lone_prior_weights } else { prior_weights };
         let trainer = Trainer::new(stage, model, config.c.updates.clone(), config.seed, device);
         let samples = self.source.samples(StageName::C, config.seed, Lesson::default());
-        let prompts: Vec<_> = (0..2 * GRID_SIDE as u64).map(|i| samples.prompt(i)).collect();
+        let pictures = self.grid_pictures(StageName::C) as u64;
+        let prompts: Vec<_> = (0..pictures).map(|i| samples.prompt(i)).collect();
         let sample = |run: &Self, model: &PriorModel| {
             let mut trained = run.read_weights()?;
             trained.extend(own_weights(model));
@@ -220,10 +222,36 @@ impl Run {
         Ok(self.recipe.corpus(samples)?)
     }
 
+    /// Width and height in pixels of the pictures of a stage's sample grid.
+    fn grid_size(&self, stage: StageName) -> [usize; 2] {
+        let config = &self.recipe.config;
+        match stage {
+            StageName::A | StageName::B => [config.image_size; 2],
+            StageName::C => [config.defaults.width, config.defaults.height],
+        }
+    }
+
+    /// How many pictures a stage makes for its sample grid: all at once, so that large ones are fewer.
+    pub(super) fn grid_pictures(&self, stage: StageName) -> usize {
+        let usual = if stage == StageName::C { 2 * GRID_SIDE } else { GRID_SIDE };
+        let [width, height] = self.grid_size(stage);
+        usual.min(MAX_PIXELS_AT_ONCE / (width * height))
+    }
+
+    /// Says where large pictures make the sample grid small.
+    pub(super) fn tell_of_grid(&mut self, stage: StageName) {
+        let pictures = self.grid_pictures(stage);
+        if pictures < GRID_SIDE {
+            let size = self.grid_size(stage);
+            self.tell(&Event::SmallGrid { stage, pictures, size });
+        }
+    }
+
     /// The captions and pictures of sample grids; scenes far from those that are trained on.
     fn grid(&self) -> Result<(Vec<String>, Tensor<4>), RunError> {
         let corpus = self.corpus(StageName::C, Lesson::default())?;
-        let numbers: Vec<_> = (0..GRID_SIDE as u64).map(|i| i << 40).collect();
+        let pictures = self.grid_pictures(StageName::B) as u64;
+        let numbers: Vec<_> = (0..pictures).map(|i| i << 40).collect();
         let captions = numbers.iter().map(|&number| corpus.caption(number)).collect();
         Ok((captions, corpus.pictures(&numbers)?.tensor(&(0..numbers.len()), &self.device)))
     }
@@ -385,4 +413,28 @@ impl Run {
 
 fn to_images(x: Tensor<4>) -> Vec<Image> {
     Image::from_data(&x.into_data())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::TrainConfig;
+    use crate::corpus::Source;
+    use crate::recipe::Recipe;
+    use crate::store::Memory;
+    use crate::tokenizer::shapes_tokenizer;
+
+    /// Four pictures of 4096 pixels a side have as many pixels as are made at once.
+    #[test]
+    fn grids_of_large_pictures_have_fewer() {
+        let smoke = include_str!("../../../../configs/smoke.toml");
+        let mut config = TrainConfig::from_toml(smoke).unwrap();
+        (config.defaults.width, config.defaults.height) = (4096, 4096);
+        let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
+        let store = Arc::new(Memory::default());
+        let run = Run::new(recipe, Source::Shapes, store, Device::flex());
+        assert_eq!([StageName::A, StageName::C].map(|stage| run.grid_pictures(stage)), [8, 4]);
+    }
 }

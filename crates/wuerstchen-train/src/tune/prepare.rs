@@ -1,7 +1,7 @@
 //! Pictures and captions as Stage C learns from them: image embeddings and hidden states.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use burn::prelude::*;
@@ -76,8 +76,12 @@ impl Sizes {
 pub struct Prepared {
     cache: TensorCache,
     pictures: Vec<Entry>,
+    /// Channels of an embedding.
+    channels: usize,
     /// The hidden states of no caption.
     empty: String,
+    /// Tokens, and values of each, of every caption's hidden states.
+    text_shape: [usize; 2],
     order: Order,
     /// `latents = (embedding + shift) / scale`.
     scale: f32,
@@ -87,6 +91,8 @@ pub struct Prepared {
 /// A picture by the names in the cache.
 struct Entry {
     embedding: String,
+    /// Height and width of the embedding.
+    cells: [usize; 2],
     /// How likely each is, together 1.
     texts: Vec<(String, f64)>,
 }
@@ -118,21 +124,24 @@ enum Unseen {
 /// The name of an embedding in the cache, and its cells.
 type Embedded = (String, [usize; 2]);
 
-/// Hears of what is being computed, how much of it is done, and how much there is.
-pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
+/// Hears of what is being computed, how much of it is done, and how much there is; breaks to stop.
+pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize) -> ControlFlow<()>;
+
+/// What is prepared, and how many pictures there are of which size in cells.
+pub(super) type Counted = (Prepared, BTreeMap<[usize; 2], usize>);
 
 impl Prepared {
-    /// Computes what is not in the cache; tells how many pictures there are of which size in cells.
+    /// Computes what is not in the cache; `None` if `on_progress` breaks.
     pub(super) fn new(
         sources: &Sources<'_>,
         [seed, batch_size]: [u64; 2],
         on_progress: OnProgress<'_>,
-    ) -> Result<(Self, BTreeMap<[usize; 2], usize>), RunError> {
+    ) -> Result<Option<Counted>, RunError> {
         let Sources { model, pictures, .. } = *sources;
-        let embeddings = embeddings(sources, on_progress)?;
+        let Some(embeddings) = embeddings(sources, on_progress)? else { return Ok(None) };
         let captions: Vec<Vec<(String, f64)>> =
             (0..pictures.count()).map(|index| pictures.captions(index)).collect();
-        let texts = texts(sources, &captions, on_progress)?;
+        let Some(texts) = texts(sources, &captions, on_progress)? else { return Ok(None) };
         let mut of_buckets: BTreeMap<[usize; 2], Vec<u32>> = BTreeMap::new();
         let mut entries = Vec::new();
         for (embedding, captions) in embeddings.into_iter().zip(&captions) {
@@ -140,7 +149,7 @@ impl Prepared {
             of_buckets.entry(cells).or_default().push(entries.len() as u32);
             let text =
                 |(caption, chance): &(String, f64)| (texts[caption.as_str()].clone(), *chance);
-            entries.push(Entry { embedding, texts: captions.iter().map(text).collect() });
+            entries.push(Entry { embedding, cells, texts: captions.iter().map(text).collect() });
         }
         if entries.is_empty() {
             let (name, reason) = ("all".to_owned(), "none of them can be read".to_owned());
@@ -148,15 +157,18 @@ impl Prepared {
         }
         let counts = of_buckets.iter().map(|(cells, pictures)| (*cells, pictures.len())).collect();
         let index: PriorIndex = model.index(PipelineFolder::PRIOR)?;
+        let compressor: CompressorConfig = model.part_config(Part::COMPRESSOR)?;
         let prepared = Self {
             cache: sources.cache.clone(),
             pictures: entries,
+            channels: compressor.c_latent,
             empty: texts[""].clone(),
+            text_shape: shape_of_texts(&model.part_config(Part::PRIOR_TEXT)?),
             order: Order::new(seed, batch_size as usize, of_buckets.into_values().collect()),
             scale: index.latent_mean as f32,
             shift: index.latent_std as f32,
         };
-        Ok((prepared, counts))
+        Ok(Some((prepared, counts)))
     }
 
     /// The pictures of a step's batch.
@@ -168,9 +180,10 @@ impl Prepared {
     pub(crate) fn latents(&self, chosen: &[u32], own: &Range<usize>) -> Result<Rows, CorpusError> {
         let (mut shape, mut values) = ([0; 3], Vec::new());
         for &index in &chosen[own.clone()] {
-            let embedding = self.cache.expect(&self.pictures[index as usize].embedding)?;
-            shape.copy_from_slice(&embedding.shape);
-            values.extend(embedding.values.iter().map(|value| (value + self.shift) / self.scale));
+            let Entry { embedding, cells: [height, width], .. } = &self.pictures[index as usize];
+            shape = [self.channels, *height, *width];
+            let embedding = self.cache.expect(embedding, &shape)?;
+            values.extend(embedding.iter().map(|value| (value + self.shift) / self.scale));
         }
         Ok(Rows::new(shape, values).at(own.start))
     }
@@ -198,25 +211,31 @@ impl Prepared {
             }
         };
         let names: Vec<_> = chosen.iter().map(&mut draw).collect();
-        let (mut shape, mut values) = ([1; 3], Vec::new());
+        let [tokens, width] = self.text_shape;
+        let mut values = Vec::new();
         for name in &names[own.clone()] {
-            let text = self.cache.expect(name)?;
-            shape[1..].copy_from_slice(&text.shape);
-            values.extend(text.values);
+            values.extend(self.cache.expect(name, &self.text_shape)?);
         }
-        Ok(Rows::new(shape, values).at(own.start))
+        Ok(Rows::new([1, tokens, width], values).at(own.start))
     }
 }
 
-/// The name and the cells of every picture's embedding in the cache; `None` where a broken picture is left out.
+/// The shape of a caption's hidden states.
+fn shape_of_texts(config: &TextEncoderConfig) -> [usize; 2] {
+    [config.max_position_embeddings, config.hidden_size]
+}
+
+/// The name and the cells of every picture's embedding in the cache, with `None` where a broken picture is left out;
+/// `None` for all if `on_progress` breaks.
 fn embeddings(
     sources: &Sources<'_>,
     on_progress: OnProgress<'_>,
-) -> Result<Vec<Option<Embedded>>, RunError> {
+) -> Result<Option<Vec<Option<Embedded>>>, RunError> {
     let Sources { model, pictures, cache, sizes, threads, device } = *sources;
     const WHAT: &str = "image embeddings";
     let own = digest_of(model, Part::COMPRESSOR)?;
-    let (_, network) = model.load::<CompressorConfig>(Part::COMPRESSOR, device)?;
+    let (config, network) = model.load::<CompressorConfig>(Part::COMPRESSOR, device)?;
+    let c_latent = config.c_latent;
     let count = pictures.count();
     let make: MakeBatch<Unseen> = {
         let (pictures, cache, sizes) = (pictures.clone(), cache.clone(), sizes.clone());
@@ -232,10 +251,18 @@ fn embeddings(
                 Err(error) => return keep(error),
             };
             let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
-            if let Some(embedding) = cache.get(&name)?
-                && let [_, height, width] = embedding.shape[..]
-            {
-                return Ok(Unseen::Cached(name, [height, width]));
+            if let Some(shape) = cache.shape(&name)? {
+                let mut sizes = sizes.buckets.sizes().iter();
+                let cells = sizes.find(|[height, width]| shape == [c_latent, *height, *width]);
+                let expected = || {
+                    let reason = format!(
+                        "expected an embedding of {c_latent} channels and the cells of a bucket, found a tensor of \
+                         {shape:?}"
+                    );
+                    cache.unfit(&name, &reason)
+                };
+                let cells = *cells.ok_or_else(expected)?;
+                return Ok(Unseen::Cached(name, cells));
             }
             let mut cells = [0; 2];
             let image = pictures.picture(index, &mut |size| {
@@ -264,17 +291,19 @@ fn embeddings(
             Unseen::Broken => None,
             Unseen::End => unreachable!("there are as many as are counted"),
         });
-        on_progress(WHAT, done, count);
+        if on_progress(WHAT, done, count).is_break() {
+            return Ok(None);
+        }
     }
-    Ok(found)
+    Ok(Some(found))
 }
 
-/// The names of all captions' hidden states in the cache, and of those of the empty one.
+/// The names of all captions' hidden states in the cache, and of those of the empty one; `None` if `on_progress` breaks.
 fn texts<'a>(
     sources: &Sources<'_>,
     captions: &'a [Vec<(String, f64)>],
     on_progress: OnProgress<'_>,
-) -> Result<BTreeMap<&'a str, String>, RunError> {
+) -> Result<Option<BTreeMap<&'a str, String>>, RunError> {
     let Sources { model, cache, device, .. } = *sources;
     const WHAT: &str = "the text encoder's hidden states";
     let part = Part::PRIOR_TEXT;
@@ -291,12 +320,13 @@ fn texts<'a>(
         distinct.into_iter().chain([""]).map(|caption| (caption, name(caption))).collect();
     let mut missing = Vec::new();
     for (&caption, name) in &names {
-        if !cache.0.contains(name) {
-            missing.push((caption, name));
+        match cache.shape(name)? {
+            Some(shape) => cache.check_shape(name, &shape, &shape_of_texts(&config))?,
+            None => missing.push((caption, name)),
         }
     }
     if missing.is_empty() {
-        return Ok(names);
+        return Ok(Some(names));
     }
     let encoder = config.load(model.weights(part)?, device)?;
     let mut done = 0;
@@ -310,7 +340,9 @@ fn texts<'a>(
             cache.put(name, &[tokens, width], values.to_vec())?;
         }
         done += some.len();
-        on_progress(WHAT, done, missing.len());
+        if on_progress(WHAT, done, missing.len()).is_break() {
+            return Ok(None);
+        }
     }
-    Ok(names)
+    Ok(Some(names))
 }

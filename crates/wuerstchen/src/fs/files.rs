@@ -20,11 +20,14 @@ pub fn open(path: &Path) -> Result<Arc<dyn ReadBytes>> {
     // Before it is opened: whoever opens a pipe waits for its other end.
     let kind = fs::metadata(path).map_err(cannot("open", path))?;
     if !kind.is_file() {
-        let found = if kind.is_dir() { "a folder" } else { "a pipe or a device" };
+        let found = if kind.is_dir() { "a folder" } else { NO_FILE };
         return Err(unfit(path, format!("expected a file, found {found}")));
     }
     Ok(Arc::new(FileBytes::open(path)?))
 }
+
+/// What is neither a file nor a folder.
+pub(super) const NO_FILE: &str = "a pipe, a socket or a device";
 
 struct FileBytes {
     /// Reading moves its cursor.
@@ -161,7 +164,7 @@ mod tests {
         let error = |result: Result<Vec<u8>>| result.unwrap_err().to_string();
         let expected = "/dev/zero: expected a file, or a stream of at most 67108864 bytes";
         assert_eq!(error(read(Path::new("/dev/zero"))), expected);
-        let expected = "/dev/zero: expected a file, found a pipe or a device";
+        let expected = "/dev/zero: expected a file, found a pipe, a socket or a device";
         assert_eq!(error(open(Path::new("/dev/zero")).map(|_| Vec::new())), expected);
         assert_eq!(read(Path::new("/dev/null")).unwrap(), b"");
     }

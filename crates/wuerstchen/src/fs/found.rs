@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::error::{OpenError, Result, cannot, unfit};
-use super::files::{file_name, open, read, subfolders, with_extension};
+use super::files::{NO_FILE, file_name, open, read, subfolders, with_extension};
 use super::hub::snapshot;
 use super::pytorch::read_pytorch_shards;
 use super::shards::{Shards, files_of_weights, is_pytorch};
@@ -87,7 +87,14 @@ impl Found {
     /// Names the file or folder that cannot be read or is none of these.
     pub fn add(&mut self, path: &Path) -> Result<()> {
         let kind = fs::metadata(path).map_err(cannot("open", path))?;
-        if kind.is_file() { self.add_file(path) } else { self.add_folder(path) }
+        if kind.is_file() {
+            self.add_file(path)
+        } else if kind.is_dir() {
+            self.add_folder(path)
+        } else {
+            let expected = "expected the file or the folder of a model";
+            Err(unfit(path, format!("{expected}, found {NO_FILE}")))
+        }
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {

@@ -21,4 +21,4 @@ pub use hidden::is_hidden;
 pub use lora::{LORA_FILES, open_lora};
 pub use pytorch::{read_pytorch, read_pytorch_tensors};
 pub use text::{ENCODINGS, decode, read_text, read_text_at_most};
-pub use write::{check_writable, write};
+pub use write::{check_writable, is_part, write};

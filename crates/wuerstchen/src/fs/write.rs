@@ -1,10 +1,12 @@
 //! Files that are written as a whole.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::error::{Result, cannot};
+use super::files::has_extension;
 
 /// Writes a file so that it is whole or not there: under another name first, then renamed. A link stays a
 /// link, and what it leads to is written.
@@ -50,4 +52,24 @@ fn behind_link(path: &Path) -> std::io::Result<PathBuf> {
 /// What a file is called until it is whole; two programs may write the same file at a time.
 fn part_of(path: &Path) -> PathBuf {
     path.with_added_extension(format!("{}.part", std::process::id()))
+}
+
+/// Whether a file is one that [`write()`] has not finished, by its name.
+pub fn is_part(path: &Path) -> bool {
+    let is_number = |id: &OsStr| id.to_str().is_some_and(|id| id.parse::<u32>().is_ok());
+    let stem = path.file_stem().map(Path::new);
+    has_extension(path, "part") && stem.and_then(Path::extension).is_some_and(is_number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfinished_files_are_known_by_their_names() {
+        assert!(is_part(&part_of(Path::new("a/b.safetensors"))));
+        for name in ["b.part", "b.x.part", "b.12", "b.safetensors", "12.part"] {
+            assert!(!is_part(Path::new(name)), "{name}");
+        }
+    }
 }

@@ -20,6 +20,9 @@ const WORDS: &str = "bundle_emb.";
 /// what is beside the matrices does.
 const ALPHA_OF_KOHYA: &str = "ss_network_alpha";
 
+/// How diffusers has called the first matrix of a layer, whose alpha it has taken for the rank; this program does too.
+const DOWN_OF_DIFFUSERS: &str = ".lora.down.weight";
+
 /// The largest rank of a LoRA: no layer of a published model is narrower on both sides.
 pub const MAX_RANK: usize = 4096;
 
@@ -51,11 +54,13 @@ impl LoraFile {
     pub fn summary(&self) -> Result<Option<String>, LoadError> {
         let (mut layers, mut ranks) = (BTreeSet::new(), BTreeSet::new());
         let mut alphas = BTreeSet::new();
+        let mut are_of_diffusers = true;
         for key in self.tensors.names() {
             let Some((layer, role)) = layer_of(key) else { continue };
             match role {
                 Role::Down => {
                     ranks.extend(self.tensors.side(key, 0));
+                    are_of_diffusers &= key.ends_with(DOWN_OF_DIFFUSERS);
                 }
                 Role::Up => {}
                 Role::Alpha => {
@@ -72,7 +77,9 @@ impl LoraFile {
         if let (true, Some(alpha)) = (alphas.is_empty(), config.get("lora_alpha")) {
             alphas.insert(alpha.to_string());
         }
-        if alphas.is_empty() {
+        if alphas.is_empty() && are_of_diffusers {
+            alphas.extend(ranks.iter().map(usize::to_string));
+        } else if alphas.is_empty() {
             alphas.insert("that of the rank".to_owned());
         }
         let ranks: Vec<_> = ranks.iter().map(usize::to_string).collect();
@@ -289,6 +296,8 @@ impl Found {
             return Ok(None);
         }
         let (scale, alpha) = scaling.of(*part, layer, self.alpha, rank)?;
+        let is_of_diffusers = down.name.ends_with(DOWN_OF_DIFFUSERS);
+        let alpha = alpha.or_else(|| is_of_diffusers.then_some(rank as f64));
         Ok(Some(LowRank { scale, alpha, down: down.values, up: up.values, rank }))
     }
 }
