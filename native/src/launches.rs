@@ -74,7 +74,7 @@ struct Counts {
     dispatches: f64,
     submits: f64,
     buffer_writes: f64,
-    /// Each waits for what has been submitted before.
+    /// Of one buffer. Those that are asked for at once wait together for what has been submitted before.
     reads: f64,
 }
 
