@@ -176,14 +176,23 @@ test('a changed weight is noticed', async () => {
   assert.ok(checks.some(({ file, ok }) => file === 'prior' && !ok));
 });
 
-/** All shaders by name: files, products, which are three files each, and attention, which is two. */
+/** All shaders by name: files, products, which are three files each, and attention and layer norms, which are two. */
 function shaders(): Map<string, string> {
   const folder = '../shaders';
   const text = (name: string) => readFileSync(`${folder}/${name}.wgsl`, 'utf8');
   const weights = ['dense_weight', 'packed_weight'];
   const bodies = ['direct_product', 'tiled_product'];
   const tokens = ['separate_tokens', 'joined_tokens'];
-  const parts = ['product', 'attention', ...weights, ...bodies, ...tokens];
+  const norms = ['layer_norm', 'layer_norm_gradient'];
+  const parts = [
+    'product',
+    'attention',
+    'row_statistics',
+    ...weights,
+    ...bodies,
+    ...tokens,
+    ...norms,
+  ];
   const names = readdirSync(folder).filter((name) => name.endsWith('.wgsl'));
   const whole = names
     .map((name) => name.slice(0, -'.wgsl'.length))
@@ -191,9 +200,10 @@ function shaders(): Map<string, string> {
   assert.equal(whole.length + parts.length, names.length);
   const products = weights.flatMap((weight) => bodies.map((body) => ['product', weight, body]));
   const attentions = tokens.map((form) => [form, 'attention']);
+  const layerNorms = norms.map((norm) => [norm, 'row_statistics']);
   return new Map([
     ...whole.map((name) => [name, text(name)] as const),
-    ...[...products, ...attentions].map(
+    ...[...products, ...attentions, ...layerNorms].map(
       (files) => [files.join(' + '), files.map(text).join('')] as const,
     ),
   ]);
@@ -202,7 +212,7 @@ function shaders(): Map<string, string> {
 /** The shaders' own tests run on naga, which forgives what browsers do not. */
 test('every shader compiles in the browser', async () => {
   const sources = shaders();
-  assert.ok(sources.size >= 11);
+  assert.ok(sources.size >= 22);
   const page = await browser.newPage();
   await page.goto(`${site.url}tests/browser/index.html?device=cpu`);
   for (const [name, source] of sources) {
