@@ -11,20 +11,6 @@ alias elem = f32;
 @group(0) @binding(2) var<storage, read_write> weight: array<elem>; // [C, K, K]
 @group(0) @binding(3) var<storage, read> sizes: Sizes;
 
-struct Sizes {
-    pictures: u32, // B
-    height: u32, // H
-    width: u32, // W
-    channels: u32, // C
-    output_height: u32, // OH
-    output_width: u32, // OW
-    kernel: u32, // K
-    stride: u32,
-    replicate: u32, // 1 to replicate the border, 0 to pad with zeros
-}
-
-const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
-
 // The first and the last of `outputs` places along an axis that see the input at `place` of `inputs` through a tap;
 // none where the first comes behind the last.
 fn seen_by(place: i32, tap: i32, inputs: i32, outputs: i32) -> vec2<i32> {

@@ -12,20 +12,7 @@ alias elem = f32;
 @group(0) @binding(2) var<storage, read_write> y_gradient: array<elem>; // [B, OH, OW, C]
 @group(0) @binding(3) var<storage, read> sizes: Sizes;
 
-struct Sizes {
-    pictures: u32, // B
-    height: u32, // H
-    width: u32, // W
-    channels: u32, // C
-    output_height: u32, // OH
-    output_width: u32, // OW
-    kernel: u32, // K
-    stride: u32,
-    replicate: u32, // 1 to replicate the border, 0 to pad with zeros
-    parts: u32,
-}
-
-const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
+const PARTS = 64u; // most parts of the pixels; matches `PARTS` in wgsl/backward.rs
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
@@ -38,15 +25,16 @@ fn main(
     let channels = sizes.channels;
     let taps = sizes.kernel * sizes.kernel;
     let replicate = sizes.replicate == 1u;
+    let pixels = sizes.pictures * sizes.output_height * sizes.output_width;
+    let parts = min(PARTS, pixels);
     let index = (group.y * groups.x + group.x) * WORKGROUP_SIZE + lane;
-    if index >= sizes.parts * (taps + 1u) * channels {
+    if index >= parts * (taps + 1u) * channels {
         return;
     }
     let c = index % channels;
     let tap = index / channels % (taps + 1u);
     let part = index / (channels * (taps + 1u));
-    let pixels = sizes.pictures * sizes.output_height * sizes.output_width;
-    let each = (pixels + sizes.parts - 1u) / sizes.parts;
+    let each = (pixels + parts - 1u) / parts;
     let down = i32(tap / sizes.kernel) - i32(sizes.kernel / 2u);
     let right = i32(tap % sizes.kernel) - i32(sizes.kernel / 2u);
 

@@ -12,11 +12,6 @@ alias elem = f32;
 @group(0) @binding(1) var<storage, read_write> x: array<vec4<elem>>; // [rows, C / 4]
 @group(0) @binding(2) var<storage, read> sizes: Sizes;
 
-struct Sizes {
-    rows: u32,
-    quads: u32, // C / 4
-}
-
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,

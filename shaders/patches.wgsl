@@ -9,19 +9,6 @@ alias elem = f32;
 @group(0) @binding(1) var<storage, read_write> x: array<elem>; // [B, H, W, C]
 @group(0) @binding(2) var<storage, read> sizes: Sizes;
 
-struct Sizes {
-    pictures: u32, // B
-    height: u32, // H
-    width: u32, // W
-    channels: u32, // C
-    output_height: u32, // OH
-    output_width: u32, // OW
-    kernel: u32, // K
-    stride: u32,
-}
-
-const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
-
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,

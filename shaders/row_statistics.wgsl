@@ -1,9 +1,14 @@
-// The mean of a row of channels, and one divided by its deviation. Comes behind a file that binds `x` and has constants.
+// The mean of a row of channels, and one divided by its deviation. Comes behind a file that binds `x` and `sizes`.
 //
 // Sixteen invocations share a row. Each takes the mean and the squared distances from it of its own channels at once, and
 // they are put together through workgroup memory.
 // Source of the sums: Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
 // Sample Variances", 1979.
+
+struct Sizes {
+    rows: u32,
+    quads: u32, // C / 4
+}
 
 const EPSILON = 1e-6; // matches `EPSILON` in layer_norm.rs
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs

@@ -13,6 +13,8 @@
 pub mod adamw;
 pub mod attention;
 mod autocast;
+#[cfg(all(feature = "train", any(feature = "cpu", feature = "gpu")))]
+mod autodiff;
 #[cfg(feature = "cpu")]
 mod cpu;
 pub mod depthwise_conv;

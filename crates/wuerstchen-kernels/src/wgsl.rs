@@ -48,7 +48,11 @@ const MAX_GROUPS: u32 = 65_535;
 /// Whether `device` compiles WGSL and tracks no gradients: true of wgpu as long as neither the
 /// `vulkan` nor the `metal` feature of burn, which compile SPIR-V and MSL, is enabled.
 pub fn runs_on(device: &Device) -> bool {
-    matches!(device.as_dispatch(), DispatchDevice::Cube(burn::cubecl::Device::Wgpu(_)))
+    is_wgpu(device.as_dispatch())
+}
+
+fn is_wgpu(device: &DispatchDevice) -> bool {
+    matches!(device, DispatchDevice::Cube(burn::cubecl::Device::Wgpu(_)))
 }
 
 /// Whether `device` compiles WGSL, and either tracks no gradients or tracks those of f32: for shaders that have a
@@ -56,11 +60,7 @@ pub fn runs_on(device: &Device) -> bool {
 pub(crate) fn differentiates_on(device: &Device, dtype: DType) -> bool {
     match device.as_dispatch() {
         #[cfg(feature = "train")]
-        DispatchDevice::Autodiff(device) => {
-            let inner = device.clone().inner();
-            let is_wgpu = matches!(inner, DispatchDevice::Cube(burn::cubecl::Device::Wgpu(_)));
-            is_wgpu && dtype == DType::F32
-        }
+        DispatchDevice::Autodiff(device) => is_wgpu(&device.clone().inner()) && dtype == DType::F32,
         _ => runs_on(device) && matches!(dtype, DType::F32 | DType::F16),
     }
 }
@@ -445,18 +445,21 @@ impl Constant {
     }
 }
 
-const LAYER_NORM: Shader = Shader {
-    name: "layer_norm",
-    parts: [include_str!("../../../shaders/layer_norm.wgsl"), ROW_STATISTICS, ""],
-    constants: [None, None],
-};
 const ROW_STATISTICS: &str = include_str!("../../../shaders/row_statistics.wgsl");
+const WINDOW_SIZES: &str = include_str!("../../../shaders/window_sizes.wgsl");
+const LAYER_NORM: Shader = Shader::of_two(
+    "layer_norm",
+    [include_str!("../../../shaders/layer_norm.wgsl"), ROW_STATISTICS],
+);
 const CHANNEL_NORMS: Shader =
     Shader::new("channel_norms", include_str!("../../../shaders/channel_norms.wgsl"));
 const RESPONSE: Shader = Shader::new("response", include_str!("../../../shaders/response.wgsl"));
-const DEPTHWISE_CONV: Shader =
-    Shader::new("depthwise_conv", include_str!("../../../shaders/depthwise_conv.wgsl"));
-const PATCHES: Shader = Shader::new("patches", include_str!("../../../shaders/patches.wgsl"));
+const DEPTHWISE_CONV: Shader = Shader::of_two(
+    "depthwise_conv",
+    [include_str!("../../../shaders/depthwise_conv.wgsl"), WINDOW_SIZES],
+);
+const PATCHES: Shader =
+    Shader::of_two("patches", [include_str!("../../../shaders/patches.wgsl"), WINDOW_SIZES]);
 const ATTENTION: Shader =
     attention_of("separate attention", include_str!("../../../shaders/separate_tokens.wgsl"));
 const JOINED_ATTENTION: Shader =
@@ -468,11 +471,10 @@ const PROBE_COPY: Shader =
 
 /// Attention that reads its tokens by the text `tokens`.
 const fn attention_of(name: &'static str, tokens: &'static str) -> Shader {
-    let attention = include_str!("../../../shaders/attention.wgsl");
-    Shader { name, parts: [attention, tokens, ""], constants: [None, None] }
+    Shader::of_two(name, [include_str!("../../../shaders/attention.wgsl"), tokens])
 }
 
-/// All shaders but those of products and of backward passes.
+/// All shaders but those of products and of training.
 const PLAIN: [Shader; 9] = [
     LAYER_NORM,
     CHANNEL_NORMS,
@@ -487,7 +489,12 @@ const PLAIN: [Shader; 9] = [
 
 impl Shader {
     const fn new(name: &'static str, source: &'static str) -> Self {
-        Self { name, parts: [source, "", ""], constants: [None, None] }
+        Self::of_two(name, [source, ""])
+    }
+
+    /// One whose text is in two files.
+    const fn of_two(name: &'static str, [first, second]: [&'static str; 2]) -> Self {
+        Self { name, parts: [first, second, ""], constants: [None, None] }
     }
 
     /// The name, with the names and values of constants.
@@ -626,6 +633,10 @@ mod tests {
         one(&CHANNEL_NORMS, "CHANNELS", CHANNELS as f64);
         one(&RESPONSE, "EPSILON", global_response_norm::EPSILON);
         one(&RESPONSE, "PIXELS", RESPONSE_PIXELS as f64);
+        #[cfg(feature = "train")]
+        for (shader, name, value) in backward::CONSTANTS {
+            one(&shader, name, value);
+        }
         one(&ATTENTION, "TILE", ATTENTION_TILE[0] as f64);
         one(&ATTENTION, "PART", ATTENTION_TILE[1] as f64 / 4.0);
         for (shader, tiling, packed) in product::variants() {

@@ -176,36 +176,34 @@ test('a changed weight is noticed', async () => {
   assert.ok(checks.some(({ file, ok }) => file === 'prior' && !ok));
 });
 
-/** All shaders by name: files, products, which are three files each, and attention and layer norms, which are two. */
+/** All shaders by name: files, files that end with another one, and products, which are three files each. */
 function shaders(): Map<string, string> {
   const folder = '../shaders';
   const text = (name: string) => readFileSync(`${folder}/${name}.wgsl`, 'utf8');
   const weights = ['dense_weight', 'packed_weight'];
   const bodies = ['direct_product', 'tiled_product'];
-  const tokens = ['separate_tokens', 'joined_tokens'];
-  const norms = ['layer_norm', 'layer_norm_gradient'];
-  const parts = [
-    'product',
-    'attention',
-    'row_statistics',
-    ...weights,
-    ...bodies,
-    ...tokens,
-    ...norms,
-  ];
+  const ends = {
+    attention: ['separate_tokens', 'joined_tokens'],
+    row_statistics: ['layer_norm', 'layer_norm_gradient'],
+    window_sizes: [
+      'depthwise_conv',
+      'depthwise_input_gradient',
+      'depthwise_weight_gradient',
+      'patches',
+      'patches_gradient',
+    ],
+  };
+  const two = Object.entries(ends).flatMap(([end, starts]) => starts.map((start) => [start, end]));
+  const parts = new Set(['product', ...weights, ...bodies, ...two.flat()]);
   const names = readdirSync(folder).filter((name) => name.endsWith('.wgsl'));
   const whole = names
     .map((name) => name.slice(0, -'.wgsl'.length))
-    .filter((name) => !parts.includes(name));
-  assert.equal(whole.length + parts.length, names.length);
+    .filter((name) => !parts.has(name));
+  assert.equal(whole.length + parts.size, names.length);
   const products = weights.flatMap((weight) => bodies.map((body) => ['product', weight, body]));
-  const attentions = tokens.map((form) => [form, 'attention']);
-  const layerNorms = norms.map((norm) => [norm, 'row_statistics']);
   return new Map([
     ...whole.map((name) => [name, text(name)] as const),
-    ...[...products, ...attentions, ...layerNorms].map(
-      (files) => [files.join(' + '), files.map(text).join('')] as const,
-    ),
+    ...[...products, ...two].map((files) => [files.join(' + '), files.map(text).join('')] as const),
   ]);
 }
 

@@ -11,30 +11,22 @@ use super::sums::{channel_norms, mean_norm, row_statistics, sum};
 use super::values::{Values, for_each_block};
 use super::window::Window;
 use super::*;
+use crate::autodiff::record;
 
 impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
     fn cpu_layer_norm(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, node) = x.into_parts();
-        match LayerNorm.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(x.clone(), Flex::cpu_layer_norm(x)),
-            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_layer_norm(x)),
-        }
+        record::<Flex, C, _, _, 1>(LayerNorm, [node], x, Clone::clone, Flex::cpu_layer_norm)
     }
 
     fn cpu_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, node) = x.into_parts();
-        match Gelu.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(x.clone(), Flex::cpu_gelu(x)),
-            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_gelu(x)),
-        }
+        record::<Flex, C, _, _, 1>(Gelu, [node], x, Clone::clone, Flex::cpu_gelu)
     }
 
     fn cpu_silu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, node) = x.into_parts();
-        match Silu.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(x.clone(), Flex::cpu_silu(x)),
-            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_silu(x)),
-        }
+        record::<Flex, C, _, _, 1>(Silu, [node], x, Clone::clone, Flex::cpu_silu)
     }
 
     fn cpu_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -53,14 +45,13 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let ((x, x_node), (gamma, gamma_node)) = (x.into_parts(), gamma.into_parts());
         let (beta, beta_node) = beta.into_parts();
-        let nodes = [x_node, gamma_node, beta_node];
-        match GlobalResponseNorm.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let state = (x.clone(), gamma.clone());
-                prep.finish(state, Flex::cpu_global_response_norm(x, gamma, beta))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_global_response_norm(x, gamma, beta)),
-        }
+        record::<Flex, C, _, _, 3>(
+            GlobalResponseNorm,
+            [x_node, gamma_node, beta_node],
+            (x, gamma, beta),
+            |(x, gamma, _)| (x.clone(), gamma.clone()),
+            |(x, gamma, beta)| Flex::cpu_global_response_norm(x, gamma, beta),
+        )
     }
 
     fn cpu_depthwise_conv(
@@ -71,27 +62,24 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
         let (bias, bias_node) = bias.into_parts();
-        let nodes = [x_node, weight_node, bias_node];
-        match DepthwiseConv.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let state = (x.clone(), weight.clone(), options);
-                prep.finish(state, Flex::cpu_depthwise_conv(x, weight, bias, options))
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(Flex::cpu_depthwise_conv(x, weight, bias, options))
-            }
-        }
+        record::<Flex, C, _, _, 3>(
+            DepthwiseConv,
+            [x_node, weight_node, bias_node],
+            (x, weight, bias),
+            |(x, weight, _)| (x.clone(), weight.clone(), options),
+            |(x, weight, bias)| Flex::cpu_depthwise_conv(x, weight, bias, options),
+        )
     }
 
     fn cpu_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self> {
         let (x, node) = x.into_parts();
-        match Patches.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let shape = x.layout().shape().to_vec();
-                prep.finish((shape, size, stride), Flex::cpu_patches(x, size, stride))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_patches(x, size, stride)),
-        }
+        record::<Flex, C, _, _, 1>(
+            Patches,
+            [node],
+            x,
+            |x| (x.layout().shape().to_vec(), size, stride),
+            |x| Flex::cpu_patches(x, size, stride),
+        )
     }
 
     /// Packed weights are not trained: no gradient passes.
@@ -116,12 +104,17 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let ((x, node), scales) = (x.into_parts(), scales.into_parts().0);
         let width = x.layout().shape()[1];
-        let state = (values.clone(), scales.clone(), zeros.clone(), packing, [width, columns]);
-        let product = || Flex::cpu_frozen_product(x, values, scales, zeros, packing, columns);
-        match FrozenProduct.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(state, product()),
-            OpsKind::UnTracked(prep) => prep.finish(product()),
-        }
+        record::<Flex, C, _, _, 1>(
+            FrozenProduct,
+            [node],
+            (x, values, scales, zeros),
+            |(_, values, scales, zeros)| {
+                (values.clone(), scales.clone(), zeros.clone(), packing, [width, columns])
+            },
+            |(x, values, scales, zeros)| {
+                Flex::cpu_frozen_product(x, values, scales, zeros, packing, columns)
+            },
+        )
     }
 }
 

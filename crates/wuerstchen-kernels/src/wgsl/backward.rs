@@ -4,11 +4,12 @@
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::backend::{Autodiff, TensorMetadata};
 use burn::tensor::Slice;
 
 use super::*;
+use crate::autodiff::record;
 
 /// Parts of a batch's pixels that invocations of `depthwise_weight_gradient.wgsl` add up on their own.
 const PARTS: usize = 64;
@@ -139,8 +140,7 @@ impl Backwards for CubeBackend {
         options: DepthwiseOptions,
     ) -> FloatTensor<Self> {
         let shape = weight_parts_shape(x.meta.shape(), gradient.meta.shape(), &size);
-        let mut sizes = window_sizes(x.meta.shape(), size, options).to_vec();
-        sizes.push(shape[0]);
+        let sizes = window_sizes(x.meta.shape(), size, options);
         let groups = shape.num_elements().div_ceil(WORKGROUP_SIZE);
         DEPTHWISE_WEIGHT_GRADIENT.launch(vec![x, gradient], shape, &sizes, groups)
     }
@@ -159,11 +159,10 @@ impl Backwards for CubeBackend {
     }
 }
 
-const LAYER_NORM_GRADIENT: Shader = Shader {
-    name: "layer_norm_gradient",
-    parts: [include_str!("../../../../shaders/layer_norm_gradient.wgsl"), ROW_STATISTICS, ""],
-    constants: [None, None],
-};
+const LAYER_NORM_GRADIENT: Shader = Shader::of_two(
+    "layer_norm_gradient",
+    [include_str!("../../../../shaders/layer_norm_gradient.wgsl"), ROW_STATISTICS],
+);
 const RESPONSE_SUMS: Shader =
     Shader::new("response_sums", include_str!("../../../../shaders/response_sums.wgsl"));
 const RESPONSE_GRADIENT: Shader =
@@ -172,16 +171,18 @@ const RESPONSE_AFFINE_GRADIENT: Shader = Shader::new(
     "response_affine_gradient",
     include_str!("../../../../shaders/response_affine_gradient.wgsl"),
 );
-const DEPTHWISE_INPUT_GRADIENT: Shader = Shader::new(
+const DEPTHWISE_INPUT_GRADIENT: Shader = Shader::of_two(
     "depthwise_input_gradient",
-    include_str!("../../../../shaders/depthwise_input_gradient.wgsl"),
+    [include_str!("../../../../shaders/depthwise_input_gradient.wgsl"), WINDOW_SIZES],
 );
-const DEPTHWISE_WEIGHT_GRADIENT: Shader = Shader::new(
+const DEPTHWISE_WEIGHT_GRADIENT: Shader = Shader::of_two(
     "depthwise_weight_gradient",
-    include_str!("../../../../shaders/depthwise_weight_gradient.wgsl"),
+    [include_str!("../../../../shaders/depthwise_weight_gradient.wgsl"), WINDOW_SIZES],
 );
-const PATCHES_GRADIENT: Shader =
-    Shader::new("patches_gradient", include_str!("../../../../shaders/patches_gradient.wgsl"));
+const PATCHES_GRADIENT: Shader = Shader::of_two(
+    "patches_gradient",
+    [include_str!("../../../../shaders/patches_gradient.wgsl"), WINDOW_SIZES],
+);
 
 pub(super) const SHADERS: [Shader; 7] = [
     LAYER_NORM_GRADIENT,
@@ -193,15 +194,24 @@ pub(super) const SHADERS: [Shader; 7] = [
     PATCHES_GRADIENT,
 ];
 
+/// What constants of these shaders must be.
+#[cfg(test)]
+pub(super) const CONSTANTS: [(Shader, &str, f64); 7] = [
+    (LAYER_NORM_GRADIENT, "EPSILON", crate::layer_norm::EPSILON),
+    (LAYER_NORM_GRADIENT, "ROWS", NORM_ROWS as f64),
+    (RESPONSE_SUMS, "CHANNELS", CHANNELS as f64),
+    (RESPONSE_GRADIENT, "EPSILON", crate::global_response_norm::EPSILON),
+    (RESPONSE_GRADIENT, "PIXELS", RESPONSE_PIXELS as f64),
+    (RESPONSE_AFFINE_GRADIENT, "EPSILON", crate::global_response_norm::EPSILON),
+    (DEPTHWISE_WEIGHT_GRADIENT, "PARTS", PARTS as f64),
+];
+
 impl<B: DifferentiableKernels + Backwards, C: CheckpointStrategy> DifferentiableKernels
     for Autodiff<B, C>
 {
     fn wgsl_layer_norm(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let (x, node) = x.into_parts();
-        match LayerNorm.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(x.clone(), B::wgsl_layer_norm(x)),
-            OpsKind::UnTracked(prep) => prep.finish(B::wgsl_layer_norm(x)),
-        }
+        record::<B, C, _, _, 1>(LayerNorm, [node], x, Clone::clone, B::wgsl_layer_norm)
     }
 
     fn wgsl_global_response_norm(
@@ -211,14 +221,13 @@ impl<B: DifferentiableKernels + Backwards, C: CheckpointStrategy> Differentiable
     ) -> FloatTensor<Self> {
         let ((x, x_node), (gamma, gamma_node)) = (x.into_parts(), gamma.into_parts());
         let (beta, beta_node) = beta.into_parts();
-        let nodes = [x_node, gamma_node, beta_node];
-        match GlobalResponseNorm.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let state = (x.clone(), gamma.clone());
-                prep.finish(state, B::wgsl_global_response_norm(x, gamma, beta))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::wgsl_global_response_norm(x, gamma, beta)),
-        }
+        record::<B, C, _, _, 3>(
+            GlobalResponseNorm,
+            [x_node, gamma_node, beta_node],
+            (x, gamma, beta),
+            |(x, gamma, _)| (x.clone(), gamma.clone()),
+            |(x, gamma, beta)| B::wgsl_global_response_norm(x, gamma, beta),
+        )
     }
 
     fn wgsl_depthwise_conv(
@@ -229,27 +238,24 @@ impl<B: DifferentiableKernels + Backwards, C: CheckpointStrategy> Differentiable
     ) -> FloatTensor<Self> {
         let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
         let (bias, bias_node) = bias.into_parts();
-        let nodes = [x_node, weight_node, bias_node];
-        match DepthwiseConv.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let state = (x.clone(), weight.clone(), options);
-                prep.finish(state, B::wgsl_depthwise_conv(x, weight, bias, options))
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::wgsl_depthwise_conv(x, weight, bias, options))
-            }
-        }
+        record::<B, C, _, _, 3>(
+            DepthwiseConv,
+            [x_node, weight_node, bias_node],
+            (x, weight, bias),
+            |(x, weight, _)| (x.clone(), weight.clone(), options),
+            |(x, weight, bias)| B::wgsl_depthwise_conv(x, weight, bias, options),
+        )
     }
 
     fn wgsl_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self> {
         let (x, node) = x.into_parts();
-        match Patches.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let state = (shape_of::<B>(&x), size, stride);
-                prep.finish(state, B::wgsl_patches(x, size, stride))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::wgsl_patches(x, size, stride)),
-        }
+        record::<B, C, _, _, 1>(
+            Patches,
+            [node],
+            x,
+            |x| (shape_of::<B>(x), size, stride),
+            |x| B::wgsl_patches(x, size, stride),
+        )
     }
 }
 
