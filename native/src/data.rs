@@ -44,7 +44,8 @@ enum Task {
 
 #[derive(Args)]
 struct StatsArgs {
-    /// A folder of captioned pictures, or shards, which are tar or Parquet files; `*` in a file's name and `{000..012}` stand for several
+    /// A folder of captioned pictures, or shards, which are tar or Parquet files; `*` in a file's name and `{000..012}`
+    /// stand for several
     #[arg(required = true)]
     paths: Vec<String>,
     /// Draw some of the pictures

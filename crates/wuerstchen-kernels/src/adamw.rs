@@ -38,7 +38,8 @@ impl AdamW {
         self.learning_rate / self.correction(self.beta1)
     }
 
-    fn shrink(&self) -> f64 {
+    /// What weight decay leaves of a weight.
+    pub fn shrink(&self) -> f64 {
         1.0 - self.learning_rate * self.weight_decay
     }
 

@@ -313,8 +313,7 @@ impl Update<'_> {
 
     /// A parameter without the share that weight decay takes, and without a change in learning rates.
     fn changed(&self, value: Tensor<1>, change: Tensor<1>) -> Tensor<1> {
-        let shrink = 1.0 - self.adamw.learning_rate * self.config.weight_decay;
-        value * shrink - change * self.adamw.learning_rate
+        value * self.adamw.shrink() - change * self.adamw.learning_rate
     }
 
     /// What Adafactor subtracts from a parameter, in learning rates.

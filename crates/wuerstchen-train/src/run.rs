@@ -245,8 +245,8 @@ impl Run {
                 .chain(starts.then_some(parts).into_iter().flatten());
             for part in needed.filter(|part| !made.contains(part)) {
                 // Stage A's own part comes before Stage B, everything else before Stage C is of Stage B.
-                let by = [StageName::A, StageName::B, StageName::C];
-                let by = by.into_iter().find(|by| self.recipe.parts_of(*by).contains(part));
+                let mut all = StageName::ALL.into_iter();
+                let by = all.find(|by| self.recipe.parts_of(*by).contains(part));
                 let by = by.unwrap_or(stage).as_str();
                 self.check(*part, trained(&weights, *part, by)?)?;
             }
@@ -258,11 +258,9 @@ impl Run {
     /// Fails unless weights are those of a part of the run's sizes; names one tensor, not all.
     fn check(&self, part: Part, weights: &Checkpoint) -> Result<(), RunError> {
         self.recipe.check(part, weights).map_err(|error| match error {
-            LoadError::Mismatch { part, differences } => RunError::Misfit {
-                part,
-                difference: differences.first().unwrap_or_default(),
-                differences: differences.count(),
-            },
+            LoadError::Mismatch { part, differences } => {
+                RunError::Misfit { part, difference: differences.shortened() }
+            }
             error => error.into(),
         })
     }

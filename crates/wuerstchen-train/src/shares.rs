@@ -5,87 +5,18 @@ use burn::prelude::*;
 
 use crate::optimizer::{Values, collect_gradients};
 use crate::peers::{self, Peers};
-use crate::stages::{Loss, Make, Told, read};
+use crate::stages::{Loss, Told};
 
 /// Values that go to the other processes at once: 64 MiB.
 const BUCKET: usize = 16 << 20;
 
 /// What shares of a batch say about the model, each already divided by the number of shares.
 pub(crate) struct Share {
-    pub(crate) numbers: Numbers,
+    /// Of each share, in their order, the loss and what it tells besides; their sums are those of the batch.
+    told: Vec<Told>,
     pub(crate) gradients: Values,
     /// How far the running averages of batch norms move.
     pub(crate) moves: Values,
-}
-
-/// The mean loss, and what it tells besides.
-pub(crate) enum Numbers {
-    /// Those of the shares, in their order, which are still on the device.
-    Unread(Vec<Unread>),
-    /// Their sums, the loss first.
-    Read(Vec<f32>),
-}
-
-/// The numbers of a share that nobody has asked for.
-pub(crate) struct Unread {
-    loss: Tensor<1>,
-    told: Told,
-    /// One divided by the number of shares.
-    share: f32,
-}
-
-impl Numbers {
-    /// Those that are still on the device.
-    fn unread(self) -> Vec<Unread> {
-        match self {
-            Self::Unread(shares) => shares,
-            Self::Read(_) => panic!("only this process's own shares are summed"),
-        }
-    }
-
-    /// Those of further shares behind these.
-    fn and(self, others: Self) -> Self {
-        Self::Unread([self.unread(), others.unread()].into_iter().flatten().collect())
-    }
-
-    /// The loss, what it tells besides, and the value of `more`, which a device is asked for at once.
-    pub(crate) fn read_with(self, more: Tensor<1>) -> (f32, Vec<f32>, f32) {
-        let (mut numbers, more) = match self {
-            Self::Unread(shares) => {
-                let (numbers, more) = Unread::read(shares, vec![more]);
-                let sum = numbers.into_iter().reduce(|mut sum, share| {
-                    peers::add(&mut sum, &share);
-                    sum
-                });
-                (sum.expect("a batch has at least one share"), more)
-            }
-            Self::Read(numbers) => (numbers, read(vec![more])),
-        };
-        let told = numbers.split_off(1);
-        (numbers[0], told, more[0][0])
-    }
-}
-
-impl Unread {
-    /// The numbers of every share, the loss first, and the values of `more`.
-    fn read(shares: Vec<Self>, more: Vec<Tensor<1>>) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
-        let mut tensors = Vec::new();
-        let mut rest = Vec::new();
-        for Self { loss, told, share } in shares {
-            rest.push((1 + told.read.len(), told.make, share));
-            tensors.push(loss);
-            tensors.extend(told.read);
-        }
-        tensors.extend(more);
-        let mut values = read(tensors).into_iter();
-        let of_share = |(count, make, share): (usize, Make, f32)| {
-            let own: Vec<_> = values.by_ref().take(count).collect();
-            let numbers = [own[0].clone(), make(&own[1..])].concat();
-            numbers.into_iter().map(|number| number * share).collect()
-        };
-        let numbers = rest.into_iter().map(of_share).collect();
-        (numbers, values.collect())
-    }
 }
 
 impl Share {
@@ -114,8 +45,13 @@ impl Share {
         for (id, after) in &mut moves {
             *after = (after.clone() - before[id].clone()) * share;
         }
-        let unread = Unread { loss: loss.shown, told: loss.told, share: share as f32 };
-        Self { numbers: Numbers::Unread(vec![unread]), gradients, moves }
+        let Told { read: besides, make } = loss.told;
+        let read = std::iter::once(loss.shown).chain(besides).collect();
+        let make = Box::new(move |read: &[Vec<f32>]| {
+            let numbers = [read[0].clone(), make(&read[1..])].concat();
+            numbers.into_iter().map(|number| number * share as f32).collect()
+        });
+        Self { told: vec![Told { read, make }], gradients, moves }
     }
 
     /// The sum of shares, in their order.
@@ -123,7 +59,7 @@ impl Share {
         let mut shares = shares.into_iter();
         let mut total = shares.next().expect("a batch has at least one share");
         for share in shares {
-            total.numbers = total.numbers.and(share.numbers);
+            total.told.extend(share.told);
             add(&mut total.gradients, share.gradients);
             add(&mut total.moves, share.moves);
         }
@@ -139,10 +75,10 @@ impl Share {
         let all = |share: Self| {
             let mut values = share.gradients;
             values.extend(share.moves);
-            (share.numbers.unread(), values)
+            (share.told, values)
         };
-        let (numbers, mut shares): (Vec<_>, Vec<_>) = shares.into_iter().map(all).unzip();
-        let (numbers, _) = Unread::read(numbers.into_iter().flatten().collect(), Vec::new());
+        let (told, mut shares): (Vec<_>, Vec<_>) = shares.into_iter().map(all).unzip();
+        let [numbers, _] = Told::ask_all(told.into_iter().flatten().collect(), Vec::new());
         let (mut total, mut gradients) = (None, Values::new());
         for ids in buckets(&visited(model), &shares[0]) {
             let sizes: Vec<_> = ids.iter().map(|id| shares[0][id].dims()[0]).collect();
@@ -165,8 +101,20 @@ impl Share {
             }
         }
         let moves = moved.into_iter().filter_map(|id| gradients.remove_entry(&id)).collect();
-        let numbers = Numbers::Read(total.expect("a model that is trained has gradients"));
-        Self { numbers, gradients, moves }
+        let told = Told::known(total.expect("a model that is trained has gradients"));
+        Self { told: vec![told], gradients, moves }
+    }
+
+    /// The loss of the batch and what it tells besides, and the value of `more`, which a device is asked for at once.
+    pub(crate) fn ask(&mut self, more: Tensor<1>) -> (f32, Vec<f32>, f32) {
+        let [numbers, more] = Told::ask_all(std::mem::take(&mut self.told), vec![more]);
+        let sum = numbers.into_iter().reduce(|mut sum, share| {
+            peers::add(&mut sum, &share);
+            sum
+        });
+        let mut numbers = sum.expect("a batch has at least one share");
+        let told = numbers.split_off(1);
+        (numbers[0], told, more[0][0])
     }
 }
 

@@ -97,30 +97,43 @@ pub struct Told {
 pub type Make = Box<dyn FnOnce(&[Vec<f32>]) -> Vec<f32> + Send>;
 
 impl Told {
-    /// No numbers.
-    pub fn nothing() -> Self {
-        Self { read: Vec::new(), make: Box::new(|_| Vec::new()) }
+    /// Numbers that are known.
+    pub(crate) fn known(numbers: Vec<f32>) -> Self {
+        Self { read: Vec::new(), make: Box::new(|_| numbers) }
+    }
+
+    /// The numbers of all, and the values of `more`, which a device is asked for at once.
+    pub(crate) fn ask_all(all: Vec<Self>, more: Vec<Tensor<1>>) -> [Vec<Vec<f32>>; 2] {
+        let (tensors, rest): (Vec<_>, Vec<_>) =
+            all.into_iter().map(|told| (told.read, told.make)).unzip();
+        let counts: Vec<_> = tensors.iter().map(Vec::len).collect();
+        let mut values = read(tensors.into_iter().flatten().chain(more)).into_iter();
+        let own =
+            |(make, count): (Make, usize)| make(&values.by_ref().take(count).collect::<Vec<_>>());
+        let numbers = rest.into_iter().zip(counts).map(own).collect();
+        [numbers, values.collect()]
     }
 
     /// The numbers.
-    pub fn ask(self) -> Vec<f32> {
-        (self.make)(&read(self.read))
+    #[cfg(test)]
+    pub(crate) fn ask(self) -> Vec<f32> {
+        let [mut numbers, _] = Self::ask_all(vec![self], Vec::new());
+        numbers.remove(0)
     }
 }
 
 impl From<Tensor<1>> for Loss {
     /// A loss that is shown as it is, and tells nothing else.
     fn from(total: Tensor<1>) -> Self {
-        Self { shown: total.clone(), total, told: Told::nothing(), earlier: None }
+        Self { shown: total.clone(), total, told: Told::known(Vec::new()), earlier: None }
     }
 }
 
 /// The values of tensors of f32, which a device is asked for at once.
-pub(crate) fn read(tensors: Vec<Tensor<1>>) -> Vec<Vec<f32>> {
+fn read(tensors: impl Iterator<Item = Tensor<1>>) -> Vec<Vec<f32>> {
     let values = |data: TensorData| data.try_to_vec::<f32>().expect("they are f32");
-    let plain = tensors
-        .into_iter()
-        .map(|tensor| if tensor.device().is_autodiff() { tensor.inner() } else { tensor });
+    let plain =
+        tensors.map(|tensor| if tensor.device().is_autodiff() { tensor.inner() } else { tensor });
     plain
         .fold(Transaction::default(), Transaction::register)
         .execute()

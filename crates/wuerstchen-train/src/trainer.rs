@@ -149,38 +149,25 @@ pub enum RestoreError {
         expected: &'static str,
     },
     /// The state is of another stage, or of a model of other sizes.
-    #[error("{name}: the training state of another model: {difference}{}", and_more(*.differences))]
+    #[error("{name}: the training state of another model: {difference}")]
     Sizes {
         /// Which file.
         name: String,
-        /// The first tensor that differs, and how.
+        /// The first tensor that differs, how, and how many more do.
         difference: String,
-        /// How many differ.
-        differences: usize,
     },
     /// The tensors cannot be read.
     #[error(transparent)]
     Load(LoadError),
 }
 
-/// How many tensors differ besides the one that is named.
-pub(crate) fn and_more(differences: usize) -> String {
-    match differences {
-        0 | 1 => String::new(),
-        2 => ", and one tensor more".to_owned(),
-        count => format!(", and {} tensors more", count - 1),
-    }
-}
-
 impl RestoreError {
     /// The same error with one tensor in place of all: a model of other sizes has hundreds that differ.
     fn of(name: &str, error: LoadError) -> Self {
         match error {
-            LoadError::Mismatch { differences, .. } => Self::Sizes {
-                name: name.to_owned(),
-                difference: differences.first().unwrap_or_default(),
-                differences: differences.count(),
-            },
+            LoadError::Mismatch { differences, .. } => {
+                Self::Sizes { name: name.to_owned(), difference: differences.shortened() }
+            }
             error => Self::Load(error),
         }
     }
@@ -247,16 +234,15 @@ impl<S: Stage> Trainer<S> {
         self.device.seed(self.seed ^ self.step ^ others);
         // What an update moves that changes nothing is put back.
         let before = running_averages(self.model());
-        let total = self.shares(&batch, &before);
+        let mut total = self.shares(&batch, &before);
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
         let model = self.model.take().expect(PRESENT);
-        let Share { numbers, mut gradients, moves } = total;
-        let step = self.step;
+        let (mut gradients, step) = (std::mem::take(&mut total.gradients), self.step);
         let opposing = self.adversary.as_ref().map(|(adversary, _)| {
             adversary.parameters.iter().filter_map(|id| gradients.remove_entry(id)).collect()
         });
         // The update's only wait for the device, but for one of an adversary.
-        let (loss, told, norm) = numbers.read_with(global_norm(&model, &gradients));
+        let (loss, told, norm) = total.ask(global_norm(&model, &gradients));
         let gradients = (gradients, norm.into());
         let (mut model, report) =
             self.optimizer.step_of_norm(model, gradients, step, learning_rate);
@@ -268,7 +254,7 @@ impl<S: Stage> Trainer<S> {
         if !report.applied {
             model = set_running_averages(model, before);
         } else {
-            model = move_running_averages(model, moves);
+            model = move_running_averages(model, total.moves);
             if let (Some(gradients), Some((adversary, optimizer))) = (opposing, &mut self.adversary)
                 && step >= adversary.start
             {

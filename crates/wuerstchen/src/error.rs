@@ -129,22 +129,23 @@ pub struct Differences {
 }
 
 impl Differences {
-    /// How many tensors differ.
-    pub fn count(&self) -> usize {
-        self.missing.len() + self.unexpected.len() + self.misshapen.len()
-    }
-
-    /// The first tensor that differs, and how, in words.
-    pub fn first(&self) -> Option<String> {
+    /// The first tensor that differs, and how, and how many more there are: a model of other sizes has hundreds.
+    pub fn shortened(&self) -> String {
         let Self { missing, unexpected, misshapen } = self;
+        let more = match missing.len() + unexpected.len() + misshapen.len() {
+            0 | 1 => String::new(),
+            2 => ", and one tensor more".to_owned(),
+            count => format!(", and {} tensors more", count - 1),
+        };
         let misshapen = misshapen.first().map(|(name, expected, found)| {
             format!("expected {name} of {expected:?}, found {found:?}")
         });
-        misshapen
+        let first = misshapen
             .or_else(|| missing.first().map(|name| format!("expected {name}, which is missing")))
             .or_else(|| {
                 unexpected.first().map(|name| format!("found {name}, which is not expected"))
-            })
+            });
+        first.unwrap_or_default() + &more
     }
 
     /// `value` if nothing differs.

@@ -479,10 +479,15 @@ fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
 
+/// The most pictures of a width and height in pixels that are made at once.
+pub fn most_at_once([width, height]: [usize; 2]) -> usize {
+    MAX_PIXELS_AT_ONCE / width.saturating_mul(height).max(1)
+}
+
 impl Settings {
     /// The most pictures of this size that are made at once.
     pub fn most_at_once(&self) -> usize {
-        MAX_PIXELS_AT_ONCE / self.width.saturating_mul(self.height).max(1)
+        most_at_once([self.width, self.height])
     }
 
     /// Fails where more pixels are to be made at once than fit in memory.

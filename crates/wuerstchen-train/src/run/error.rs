@@ -6,7 +6,7 @@ use crate::config::StageName;
 use crate::corpus::CorpusError;
 use crate::peers::Failure;
 use crate::store::StoreError;
-use crate::trainer::{RestoreError, and_more};
+use crate::trainer::RestoreError;
 
 /// Why a training run ends early.
 #[derive(Debug, thiserror::Error)]
@@ -66,14 +66,12 @@ pub enum RunError {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// Weights that a run is to start from are of another model.
-    #[error("{part}: the weights do not fit the config: {difference}{}", and_more(*.differences))]
+    #[error("{part}: the weights do not fit the config: {difference}")]
     Misfit {
         /// Which weights.
         part: String,
-        /// The first tensor that differs, and how.
+        /// The first tensor that differs, how, and how many more do.
         difference: String,
-        /// How many differ.
-        differences: usize,
     },
     /// The model that is to be fine-tuned cannot be.
     #[error("the model {reason}")]

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use futures_lite::future::block_on;
 use serde::Serialize;
-use wuerstchen::options::MAX_PIXELS_AT_ONCE;
+use wuerstchen::options::most_at_once;
 use wuerstchen::{
     Checkpoint, Compressor, ConfigError, GenerateOptions, Image, LoadError, Part, Progress,
     Statistics, Vqgan,
@@ -234,8 +234,7 @@ impl Run {
     /// How many pictures a stage makes for its sample grid: all at once, so that large ones are fewer.
     pub(super) fn grid_pictures(&self, stage: StageName) -> usize {
         let usual = if stage == StageName::C { 2 * GRID_SIDE } else { GRID_SIDE };
-        let [width, height] = self.grid_size(stage);
-        usual.min(MAX_PIXELS_AT_ONCE / (width * height))
+        usual.min(most_at_once(self.grid_size(stage)))
     }
 
     /// Says where large pictures make the sample grid small.
