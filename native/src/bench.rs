@@ -1,6 +1,5 @@
 //! `wuerstchen bench`: times of every stage, with sizes that let them be set beside others.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,8 +35,8 @@ pub(crate) struct BenchArgs {
     #[arg(short, long)]
     config: Option<PathBuf>,
     /// Runs of each measurement; the median is printed
-    #[arg(long, default_value = "10")]
-    runs: NonZeroUsize,
+    #[arg(long, default_value = "10", value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
     /// Where to run [default: cpu; gpu with --kernels and --launches]
     #[arg(long, value_enum)]
     device: Option<Choice>,
@@ -59,6 +58,8 @@ const OF_A_MODEL: &[&str] = if cfg!(feature = "gpu") { &["stage", "launches"] } 
 const DEFAULT: &str = include_str!("../../configs/shapes.toml");
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    #[cfg(feature = "gpu")]
+    args.launches.check().map_err(|error| crate::usage(&error))?;
     let config = match &args.config {
         Some(path) => crate::train::read_config(path, &[])?,
         None => TrainConfig::from_toml(DEFAULT)?,
@@ -73,7 +74,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if args.kernels {
         return crate::kernels::run(&found);
     }
-    if measure::run(&args.stage, &found, args.runs.get())? {
+    let runs = usize::from(args.runs);
+    if measure::run(&args.stage, &found, runs)? {
         return Ok(());
     }
     #[cfg(feature = "gpu")]
@@ -84,7 +86,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let started = Instant::now();
     let clock = move || started.elapsed().as_secs_f64();
     let reach = block_on(reach(&found.device, &clock))?;
-    let runs = args.runs.get();
     let bench = Bench { recipe, device: found.device.clone(), runs };
     let report = json!({
         "device": found.name,

@@ -197,7 +197,7 @@ fn pack(args: &PackArgs) -> Result<()> {
     // Before anything is written.
     let broken = broken(&sizes);
     if !broken.is_empty() {
-        broken.iter().for_each(|error| eprintln!("{}", visible_lines(error)));
+        broken.iter().for_each(|error| say!("{}", visible_lines(error)));
         bail!("{} cannot be read", counted(broken.len(), "picture"));
     }
     let bar = ProgressBar::new(count as u64).with_message("packing the pictures");
@@ -213,7 +213,7 @@ fn pack(args: &PackArgs) -> Result<()> {
     }
     bar.finish_and_clear();
     let (pictures, shards) = (counted(count, "picture"), counted(count.div_ceil(samples), "shard"));
-    eprintln!("wrote {pictures} into {shards} in {}", args.output.display());
+    say!("wrote {pictures} into {shards} in {}", args.output.display());
     Ok(())
 }
 

@@ -6,6 +6,8 @@ use burn::tensor::Device;
 use burn::tensor::{DeviceKind, DeviceType};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+#[cfg(feature = "gpu")]
+use wuerstchen::kernels::LAUNCHES_OF_A_SUBMIT;
 
 /// Where to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -99,9 +101,19 @@ fn gpus() -> Vec<Found> {
     let devices = Device::enumerate(DeviceType::Wgpu).into_vec();
     let count = devices.len();
     let describe = |device: Device| {
-        let of_kind = |numbered: &Numbered| (0..count).any(|i| Device::wgpu(numbered(i)) == device);
-        let kind = KINDS.iter().find(|(_, numbered)| of_kind(numbered));
-        let kind = kind.map_or("GPU of unknown kind", |(name, _)| *name);
+        let places = KINDS
+            .iter()
+            .flat_map(|(name, numbered)| (0..count).map(move |number| (*name, numbered(number))));
+        let found = places.into_iter().find(|(_, place)| Device::wgpu(place.clone()) == device);
+        let (kind, place) = match found {
+            Some((kind, place)) => (kind, Some(place)),
+            None => ("GPU of unknown kind", None),
+        };
+        if let Some(place) = &place {
+            // With burn's own options it is set up by the first question. A second time this fails, and changes nothing.
+            let options = Device::wgpu_options().device_kind(place.clone());
+            let _ = options.tasks_max(LAUNCHES_OF_A_SUBMIT).init();
+        }
         let identity = device.identity();
         let software = identity.as_ref().is_none_or(|identity| identity.physical.is_none());
         let name = identity.map_or_else(|| "unnamed".to_owned(), |identity| identity.name);
@@ -153,7 +165,7 @@ fn nth_gpu(process: usize, with_software: bool) -> Option<Found> {
         return None;
     }
     if process >= gpus.len() {
-        eprintln!("{} GPUs for more processes: some share one", gpus.len());
+        say!("{} GPUs for more processes: some share one", gpus.len());
     }
     Some(gpus.swap_remove(process % gpus.len()))
 }

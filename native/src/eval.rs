@@ -65,11 +65,17 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let settings = args.options.resolve(&pipeline.card.defaults)?;
     let negative = ("negative_prompt", &*settings.negative_prompt);
     tell_of_prompt(&pipeline, negative, settings.prompt_syntax)?;
+    if args.options.count.is_some() {
+        return Err(usage(&anyhow!("eval makes one picture of each prompt: leave --count out")));
+    }
+    let (width, height) = (settings.width, settings.height);
+    if width != height {
+        return Err(usage(&anyhow!("eval expects square pictures, got {width} x {height}")));
+    }
     let one = Settings { count: 1, ..settings.clone() };
     one.check_pixels().map_err(|error| usage(&error.into()))?;
     let (batch, most) = (args.batch_size.get(), settings.most_at_once());
     if batch > most {
-        let (width, height) = (settings.width, settings.height);
         return Err(usage(&anyhow!(
             "--batch-size must be at most {most} with pictures of {width} x {height} pixels, as \
              {MAX_PIXELS_AT_ONCE} pixels are made at once, got {batch}"
@@ -111,7 +117,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         Scenes::Emoji => {
             let art = read_art(args.art.as_deref())?;
             let psnr = block_on(stage_a_psnr(&evaluation, &art))?;
-            eprintln!("Stage A on concepts that it has not seen: PSNR {psnr:.2} dB");
+            say!("Stage A on concepts that it has not seen: PSNR {psnr:.2} dB");
             let on_row = &mut |row: &EvalRow<EmojiScores>| write(to_json(row));
             block_on(evaluate_emoji(&evaluation, &art, on_row))?;
         }

@@ -98,7 +98,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         let error = anyhow!("cannot write {}: it is the model itself", args.output.display());
         return Err(crate::usage(&error));
     }
-    refuse_second_model(&args.output)?;
+    check_new(&args.output)?;
     let model = files::read_model(args.model.as_deref())?;
     if let Some(part) = model.missing_parts().first() {
         bail!("the model lacks {part}: a browser needs all parts");
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let given = Pipeline::load(&model, &device, Residency::PerStage).context(CANNOT_LOAD)?;
     let parts = model.family().needed().filter_map(|part| model.weights.get(&part));
     let plan = Plan::new(&args.plan, &given, parts.map(Checkpoint::parameters).sum());
-    eprintln!("{}", plan.text(&given)?);
+    say!("{}", plan.text(&given)?);
 
     let bundle = write_shards(&model, args.dtype, &args.output)?;
     // What the browser must reproduce is what the stored weights make, not the original ones.
@@ -128,12 +128,19 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     crate::print(&report.text())
 }
 
-/// Fails if a folder to write holds a model: its shards would stay beside those of the new one.
-pub(crate) fn refuse_second_model(folder: &Path) -> Result<()> {
+/// Fails if a folder to write has something in it: a file would be replaced, or lie among a model's own.
+pub(crate) fn check_new(folder: &Path) -> Result<()> {
     if folder.join(MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", folder.display())
-    } else {
-        Ok(())
+    }
+    let cannot = || format!("cannot read the folder {}", folder.display());
+    let found = folder.exists().then(|| folder.read_dir()).transpose().with_context(cannot)?;
+    match found.into_iter().flatten().next().transpose().with_context(cannot)? {
+        Some(found) => {
+            let (folder, found) = (folder.display(), found.file_name());
+            bail!("{folder}: expected a new or an empty folder, found one with {}", found.display())
+        }
+        None => Ok(()),
     }
 }
 
@@ -161,7 +168,7 @@ pub(crate) fn finish_bundle(bundle: &WebBundle, folder: &Path) -> Result<()> {
     let bytes: usize = shards.iter().map(|shard| shard.bytes).sum();
     let (folder, count, sizes) = (folder.display(), shards.len(), sizes.join(", "));
     let shards = crate::terminal::counted(count, "shard");
-    eprintln!("wrote {folder}: {shards}, {bytes} bytes; {sizes}");
+    say!("wrote {folder}: {shards}, {bytes} bytes; {sizes}");
     Ok(())
 }
 

@@ -45,8 +45,8 @@ pub(crate) struct GenerateArgs {
 /// Files and further prompts.
 #[derive(Args)]
 struct Inputs {
-    /// A file with a prompt on every line, of each of which pictures are made and written before the next;
-    /// of 16 lines at a time where the parts of the model take turns on the device
+    /// A file with a prompt on every line. The pictures of a line are written before the next line begins; a
+    /// model whose parts take turns on the device makes those of 16 lines at a time
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_to"])]
     prompts: Option<PathBuf>,
     /// A picture to start from: PNG, JPEG, WebP, GIF, BMP or TIFF; --strength says how far to go
@@ -216,7 +216,7 @@ fn tell_of_sizes(prepared: &Prepared) {
     let other = |image: &&Image| (image.width, image.height) != (width, height);
     for image in image_to.iter().chain(image).filter(other) {
         let (found_width, found_height) = (image.width, image.height);
-        eprintln!(
+        say!(
             "a picture of {found_width} x {found_height} pixels is scaled and cut to {width} x {height}"
         );
     }
@@ -240,22 +240,20 @@ pub(crate) fn tell_of_prompt(
             0 => String::new(),
             rest => format!(" and {rest} letters more"),
         };
-        eprintln!("the {field} is longer than the model reads, which leaves out {shown:?}{rest}");
+        say!("the {field} is longer than the model reads, which leaves out {shown:?}{rest}");
     }
     if !unread.unknown_words.is_empty() {
         let of =
             if field == "prompt" { String::new() } else { format!(" these words of the {field}") };
-        eprintln!("the model does not know{of}: {}", unread.unknown_words.join(", "));
+        say!("the model does not know{of}: {}", unread.unknown_words.join(", "));
     }
     if syntax == PromptSyntax::Weighted {
         for Passage { text, weight } in cut_passages(prompt) {
             let text: String = text.chars().take(SHOWN_LETTERS).collect();
-            eprintln!(
-                "the weight {weight} of {text:?} in the {field} is cut to {MAX_WEIGHT} in size"
-            );
+            say!("the weight {weight} of {text:?} in the {field} is cut to {MAX_WEIGHT} in size");
         }
         for found in unknown_syntax(prompt) {
-            eprintln!("{found:?} in the {field} is taken for words");
+            say!("{found:?} in the {field} is taken for words");
         }
     }
     Ok(())

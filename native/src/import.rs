@@ -12,7 +12,7 @@ use wuerstchen::fs::{Found, LORA_FILES, Origin};
 use wuerstchen::import::complete;
 use wuerstchen::{ModelFiles, Part};
 
-use crate::export::{Dtype, finish_bundle, refuse_second_model, write_shards};
+use crate::export::{Dtype, check_new, finish_bundle, write_shards};
 use crate::files;
 use crate::lora::{self, LoraArg};
 use crate::terminal::visible_lines;
@@ -64,7 +64,7 @@ struct PartReport {
 
 /// Imports; false if a part is not whole.
 pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
-    args.output.as_deref().map(refuse_second_model).transpose()?;
+    args.output.as_deref().map(check_new).transpose()?;
     let mut found = Found::default();
     for path in &args.paths {
         files::add(&mut found, path)?;
@@ -90,9 +90,9 @@ fn tell_of_missing(folder: &Path) {
     for entry in WalkDir::new(folder).into_iter().filter_map(Result::ok) {
         let path = entry.path();
         if entry.path_is_symlink() && !path.exists() {
-            eprintln!("{}: leads to a file that is not there", path.display());
+            say!("{}: leads to a file that is not there", path.display());
         } else if path.extension().is_some_and(|ending| ending == "incomplete") {
-            eprintln!("{}: its download was not finished", path.display());
+            say!("{}: its download was not finished", path.display());
         }
     }
 }

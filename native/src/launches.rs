@@ -27,11 +27,21 @@ pub(crate) struct LaunchesArgs {
     #[arg(long, conflicts_with_all = ["stage", "kernels", "inputs", "dump", "runs"])]
     pub(crate) launches: bool,
     /// Width of the picture in pixels [default: the model's]
-    #[arg(short = 'W', long, requires = "launches")]
+    #[arg(short = 'W', long)]
     width: Option<usize>,
     /// Height of the picture in pixels [default: the model's]
-    #[arg(short = 'H', long, requires = "launches")]
+    #[arg(short = 'H', long)]
     height: Option<usize>,
+}
+
+impl LaunchesArgs {
+    /// Fails where there is a size of a picture that is not made.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !self.launches && (self.width.is_some() || self.height.is_some()) {
+            bail!("--width and --height are for --launches");
+        }
+        Ok(())
+    }
 }
 
 /// The calls that wgpu tells of in its log, by how a line begins.

@@ -1,5 +1,7 @@
 //! Würstchen on the command line: the commands of `wuerstchen`, of which `wuerstchen-mpi` takes `train`.
 
+#![warn(clippy::print_stderr)]
+
 #[macro_use]
 mod terminal;
 mod art;
@@ -107,7 +109,7 @@ pub fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
-            eprintln!("{}", visible_lines(&format!("error: {error:#}")));
+            say!("{}", visible_lines(&format!("error: {error:#}")));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -42,9 +42,9 @@ pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()>
     for argument in arguments {
         let file = open_lora(&argument.path)?;
         let lora = Lora::read(&file, model, argument.weight)?;
-        eprintln!("{}: {}, weight {}", argument.path.display(), lora.summary(), argument.weight);
+        say!("{}: {}, weight {}", argument.path.display(), lora.summary(), argument.weight);
         for line in lora.left_out() {
-            eprintln!("{}: {line}", argument.path.display());
+            say!("{}: {line}", argument.path.display());
         }
         loras.push(lora);
     }

@@ -20,9 +20,9 @@ impl Output {
     pub(crate) fn tell(&self) {
         let path = self.path.display();
         if self.replaces {
-            eprintln!("wrote {path}, in place of the file that was there")
+            say!("wrote {path}, in place of the file that was there")
         } else {
-            eprintln!("wrote {path}")
+            say!("wrote {path}")
         }
     }
 }

@@ -65,7 +65,7 @@ pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
             picture.pixels.into_luma8()
         };
         if pixels.iter().all(|&value| value == 0) {
-            eprintln!("{}: the mask is all black, so nothing is painted anew", path.display());
+            say!("{}: the mask is all black, so nothing is painted anew", path.display());
         }
         let [width, height] = [pixels.width(), pixels.height()].map(|side| side as usize);
         Mask { width, height, values: pixels.into_raw() }
@@ -132,7 +132,7 @@ impl Picture {
 
     fn tell_of_frames(&self, path: &Path) {
         if self.has_frames {
-            eprintln!("{}: of several frames or pages the first is taken", path.display());
+            say!("{}: of several frames or pages the first is taken", path.display());
         }
     }
 }

@@ -12,7 +12,7 @@ pub(crate) fn bytes_bar(what: &str, total: usize) -> ProgressBar {
             .expect("the template is well-formed");
     let bar = ProgressBar::new(total as u64).with_style(style).with_message(what.to_owned());
     if bar.is_hidden() {
-        eprintln!("{what}: {}", HumanBytes(total as u64));
+        say!("{what}: {}", HumanBytes(total as u64));
     }
     bar
 }

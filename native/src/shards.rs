@@ -60,19 +60,21 @@ impl Shards {
         let mut samples = Vec::new();
         let mut unread = BTreeMap::<String, usize>::new();
         let mut unmatched: BTreeSet<&str> = config.captions.keys().map(String::as_str).collect();
-        for (shard, Shard { samples: found, cut_off, unread: of_shard }) in
-            read.into_iter().enumerate()
-        {
-            for (ending, count) in of_shard {
+        let mut notes = BTreeSet::new();
+        for (shard, read) in read.into_iter().enumerate() {
+            let Shard { samples: found, faults, notes: of_shard, unread: unread_in_shard } = read;
+            notes.extend(of_shard);
+            for (ending, count) in unread_in_shard {
                 *unread.entry(ending).or_default() += count;
             }
-            if let Some(reason) = cut_off {
+            for fault in faults {
                 // What a stranger's file is called must not control the terminal.
-                let (name, reason) = (files[shard].display(), visible(&reason));
+                let line = format!("the shard {} {fault}", files[shard].display());
+                let line = visible(&line);
                 if config.strict {
-                    bail!("the shard {name}: {reason}");
+                    bail!("{line}");
                 }
-                tell!("the shard {name} ends early: {reason}");
+                tell!("{line}");
             }
             for found in found {
                 unmatched.retain(|field| texts_of(&found, field).is_empty());
@@ -83,6 +85,7 @@ impl Shards {
                 }
             }
         }
+        notes.iter().for_each(|note| tell!("{}", visible(note)));
         left_out.lines().for_each(|line| tell!("{}", visible(&line)));
         if !unread.is_empty() {
             let counts =

@@ -15,11 +15,21 @@ pub(crate) fn is_silent() -> bool {
     SILENT.load(Ordering::Relaxed)
 }
 
+/// Writes a line to stderr. Nobody may read it any more, as when the output is piped into `head`: what works on does not
+/// fail therefore.
+#[macro_export]
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($line)*);
+    }};
+}
+
 /// Writes a line to stderr, unless another process does.
 macro_rules! tell {
     ($($line:tt)*) => {
         if !$crate::terminal::is_silent() {
-            eprintln!($($line)*);
+            say!($($line)*);
         }
     };
 }

@@ -14,8 +14,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
+use serde::Serialize;
 use wuerstchen::card::PriorIndex;
-use wuerstchen::fs::{read, read_text, write};
+use wuerstchen::fs::{open, read_text, write};
 use wuerstchen::{
     Checkpoint, Family, ModelFiles, Part, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
 };
@@ -34,7 +35,7 @@ use crate::cache::remove_old_parts;
 use crate::devices::{Choice, choose_for};
 use crate::files::{read_model, read_tensors};
 use crate::folder::Folder;
-use crate::terminal::{counted, is_or_are};
+use crate::terminal::{counted, is_or_are, visible};
 use crate::{memory, usage};
 
 /// Arguments of `wuerstchen train`.
@@ -146,7 +147,7 @@ impl Ranks {
             Some(path) => {
                 let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
                 memory::check(&format!("the state {path}"), length as usize)?;
-                Start::State { name: path.to_owned(), bytes: read(Path::new(path))? }
+                Start::State { name: path.to_owned(), bytes: open(Path::new(path))? }
             }
         })
     }
@@ -279,6 +280,9 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         let own = output.join(RUN_MODEL).join(family.compressor.folder()).exists();
         let init = init.as_ref().filter(|_| !own);
         config.model.embedding_scale = known_scale(family, stored.as_ref(), init);
+    }
+    if let (Some(stored), Some(_)) = (&stored, &args.resume) {
+        tell_of_changes(&without_scale(stored), &without_scale(&config))?;
     }
     let tokenizer = match &corpus {
         Corpus::Folder(_) | Corpus::Shards(_) => {
@@ -533,17 +537,38 @@ fn check_fits(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Resu
         let field = ("corpus".to_owned(), corpus(stored), corpus(config));
         return Err(other_run(output, field));
     }
-    let different = difference("model", &model_sizes(stored)?, &model_sizes(config)?);
-    different.map_or(Ok(()), |field| Err(other_run(output, field)))
+    check_model(output, stored, config)
 }
 
 /// Fails where a run that goes on would have models of other sizes than those that it has trained. The schedule has
 /// no part in the sizes.
 fn check_sizes(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
     let model = ModelConfig { schedule: config.model.schedule, ..stored.model.clone() };
-    let stored = TrainConfig { model, ..stored.clone() };
-    let different = difference("model", &model_sizes(&stored)?, &model_sizes(config)?);
-    different.map_or(Ok(()), |field| Err(other_run(output, field)))
+    check_model(output, &TrainConfig { model, ..stored.clone() }, config)
+}
+
+/// Fails where two runs have models of other sizes.
+fn check_model(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
+    let [old, new] = [stored, config].map(|config| as_toml(&without_scale(config).model));
+    let mut different = differences("model", Some(&old?), Some(&new?));
+    if different.is_empty() { Ok(()) } else { Err(other_run(output, different.swap_remove(0))) }
+}
+
+/// Most changes of a config that are told.
+const MOST_CHANGES: usize = 8;
+
+/// Says what of a run's config is other than when it was last trained; what its pictures are is told elsewhere.
+fn tell_of_changes(stored: &impl Serialize, config: &impl Serialize) -> Result<()> {
+    let mut different = differences("", Some(&as_toml(stored)?), Some(&as_toml(config)?));
+    different.retain(|(field, ..)| !field.starts_with("corpus."));
+    for (field, old, new) in different.iter().take(MOST_CHANGES) {
+        tell!("{} was {}, and is now {}", visible(field), visible(old), visible(new));
+    }
+    match different.len().saturating_sub(MOST_CHANGES) {
+        0 => {}
+        more => tell!("and {} of the config", counted(more, "other change")),
+    }
+    Ok(())
 }
 
 /// Names the field that differs between the run in a folder and a config, with both values.
@@ -555,27 +580,34 @@ fn other_run(output: &Path, (field, old, new): (String, String, String)) -> anyh
     )
 }
 
-/// The sizes of a run's models as a table. The scale is measured, and no size.
-fn model_sizes(config: &TrainConfig) -> Result<toml::Value> {
+/// A config without the scale of the image embeddings, which is measured.
+fn without_scale(config: &TrainConfig) -> TrainConfig {
     let model = ModelConfig { embedding_scale: None, ..config.model.clone() };
-    toml::Value::try_from(model).context("cannot write the config as TOML")
+    TrainConfig { model, ..config.clone() }
 }
 
-/// The name of the first value that differs, and both values.
-fn difference(
+fn as_toml(config: &impl Serialize) -> Result<toml::Value> {
+    toml::Value::try_from(config).context("cannot write the config as TOML")
+}
+
+/// The name of every value that differs, and both values.
+fn differences(
     name: &str,
-    old: &toml::Value,
-    new: &toml::Value,
-) -> Option<(String, String, String)> {
-    let (toml::Value::Table(old), toml::Value::Table(new)) = (old, new) else {
-        return (old != new).then(|| (name.to_owned(), old.to_string(), new.to_string()));
+    old: Option<&toml::Value>,
+    new: Option<&toml::Value>,
+) -> Vec<(String, String, String)> {
+    let (Some(toml::Value::Table(old)), Some(toml::Value::Table(new))) = (old, new) else {
+        let text = |value: Option<&toml::Value>| {
+            value.map_or_else(|| "not given".to_owned(), ToString::to_string)
+        };
+        let both = || (name.to_owned(), text(old), text(new));
+        return (old != new).then(both).into_iter().collect();
     };
-    let absent = toml::Value::from("not given");
+    let dot = if name.is_empty() { "" } else { "." };
     let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
-    keys.into_iter().find_map(|key| {
-        let [old, new] = [old, new].map(|table| table.get(key).unwrap_or(&absent));
-        difference(&format!("{name}.{key}"), old, new)
-    })
+    let of_key =
+        |key: &String| differences(&format!("{name}{dot}{key}"), old.get(key), new.get(key));
+    keys.into_iter().flat_map(of_key).collect()
 }
 
 /// The tokenizer of the captions of pictures: the run's own, else that of the model that it starts from, else

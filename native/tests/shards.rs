@@ -314,21 +314,45 @@ fn what_is_odd_in_parquet_files_is_told() {
     for line in [
         "left out: 1 sample: no caption",
         "captions of more than 1048576 bytes (1)",
-        "the column aesthetic (4)",
-        "the column png (4)",
-        "txt that is no text in UTF-8 or UTF-16 (1)",
+        "the column aesthetic (5)",
+        "pictures in png are taken where a row has none in jpg",
+        "txt that is no text in UTF-8 (1)",
     ] {
         assert!(told.contains(line), "{line}: {told}");
     }
-    assert!(found.contains(r#""pictures":3,"captions":4,"#), "{found}");
+    assert!(found.contains(r#""pictures":4,"captions":5,"#), "{found}");
     assert!(
         found.contains("row 1 of group 0: expected a picture in the row, found none"),
         "{found}"
     );
 
-    let (code, _, told) = stats(&golden("metadata.parquet"));
-    let expected = "expected pictures in a column named by their type, such as jpg, found the columns key, url, ";
-    assert!(code == Some(4) && told.contains(expected), "{told}");
+    let (code, found, told) = stats(&golden("datasets.parquet"));
+    let line = "text that is no text in UTF-8 (1)";
+    assert!(code == Some(0) && told.contains(line), "{told}");
+    assert!(found.contains(r#""pictures":2,"captions":2,"#), "{found}");
+
+    for (file, expected) in [
+        (
+            "metadata.parquet",
+            "expected pictures in a column named by their type, such as jpg, or in image.bytes, found the columns key, url, ",
+        ),
+        (
+            "lz4.parquet",
+            "expected columns that are compressed with snappy, gzip or zstd, or not at all, found LZ4",
+        ),
+    ] {
+        let (code, _, told) = stats(&golden(file));
+        assert!(code == Some(4) && told.contains(expected), "{told}");
+    }
+    for (name, content, expected) in [
+        ("text.parquet", "hello", "expected a tar or Parquet file, found one of 5 bytes"),
+        ("empty.parquet", "", "expected a tar or Parquet file, found one of 0 bytes"),
+    ] {
+        let path = folder.join(name).display().to_string();
+        fs::write(&path, content).unwrap();
+        let (code, _, told) = stats(&path);
+        assert!(code == Some(4) && told.contains(expected), "{told}");
+    }
     let cut = folder.join("cut.parquet").display().to_string();
     let whole = fs::read(golden("00000.parquet")).unwrap();
     fs::write(&cut, &whole[..whole.len() - 100]).unwrap();

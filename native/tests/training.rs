@@ -318,7 +318,7 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
         (vec!["c"], vec![of_stage_b]),
         (vec!["c", "--init", vqgan], vec![of_stage_b, "--init"]),
         (vec!["a", "--init", &nowhere], vec!["cannot open", "nowhere"]),
-        (vec!["a", "--resume", &nowhere], vec!["cannot read", "nowhere"]),
+        (vec!["a", "--resume", &nowhere], vec!["cannot open", "nowhere"]),
         (
             vec!["a", "--init", vqgan, "--set", "model.vqgan.embed_dim=16"],
             vec!["--init", "vqgan: the weights do not fit the config: ", misfit, " tensors more"],
@@ -435,8 +435,13 @@ fn a_state_is_looked_at_before_a_run_goes_on() {
     assert!(code == Some(0) && told.contains(line), "{told}");
     let resumed = ["--resume", "auto", "--set", "a.steps=4", "--set", "a.precision=bf16"];
     let (code, told) = train(&resumed);
-    let line = "stage a has been trained in f32, and goes on in bf16";
-    assert!(code == Some(0) && told.contains(line), "{told}");
+    for line in [
+        "stage a has been trained in f32, and goes on in bf16",
+        "a.steps was 2, and is now 4",
+        "a.precision was not given, and is now \"bf16\"",
+    ] {
+        assert!(code == Some(0) && told.contains(line), "{line}: {told}");
+    }
 
     let state = folder.join("a/state.safetensors");
     let whole = fs::read(&state).unwrap();
@@ -449,12 +454,31 @@ fn a_state_is_looked_at_before_a_run_goes_on() {
         fails(&["--resume", "auto", "--set", "seed=99"], "a training state of seed ");
         let method = ["--resume", "auto", "--set", "a.optimizer.method=adafactor"];
         fails(&method, "a training state of adamw or muon, the config says method = \"adafactor\"");
+        for (change, expected) in [
+            (("\"dtype\":\"F32\"", "\"dtype\":\"I32\""), " is I32, expected f64, f32, f16 or bf16"),
+            (("\"ema/", "\"emu/"), ": the training state of another model: expected "),
+        ] {
+            fs::write(&state, replaced(&whole, change)).unwrap();
+            fails(&["--resume", "auto"], &format!("{}", state.display()));
+            fails(&["--resume", "auto"], expected);
+        }
+        let no_number = [&whole[..whole.len() - 4], &f32::NAN.to_le_bytes()].concat();
+        fs::write(&state, no_number).unwrap();
+        fails(&["--resume", "auto"], ": weights: not a number or infinite: ");
         fs::write(&state, &whole[..whole.len() - 9]).unwrap();
         let cut = format!("{}: no training state: it has ", state.display());
         fails(&["--resume", "auto"], &cut);
         fails(&["--resume", state.to_str().unwrap()], &cut);
         fs::write(&state, &whole).unwrap();
     }
+}
+
+/// A state with the first place of a text in its header changed to one of the same length.
+fn replaced(state: &[u8], (old, new): (&str, &str)) -> Vec<u8> {
+    let place = state.windows(old.len()).position(|bytes| bytes == old.as_bytes()).unwrap();
+    let mut changed = state.to_vec();
+    changed[place..place + new.len()].copy_from_slice(new.as_bytes());
+    changed
 }
 
 /// Of several changes the one that does not fit is named.
@@ -494,12 +518,13 @@ fn training_that_diverges_stops() {
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("stage a diverged: the gradients of the 100 steps up to"), "{error}");
     assert_eq!(state(), before);
-    let infinite = ["a.optimizer.weight_decay=1e300", "a.optimizer.warmup_steps=0", "a.steps=2"];
-    let output = train(&infinite);
+    let large = ["a.optimizer.learning_rate=1", "a.optimizer.warmup_steps=0", "a.steps=5"];
+    let output = train(&large);
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     let expected = format!(
-        "stage a diverged: the weights after step 2 are infinite or no numbers; what was saved before is kept in {}",
+        "stage a diverged: the weights after step 5 are infinite, no numbers, or too large for f16; what was saved before \
+         is kept in {}",
         folder.join("a/state.safetensors").display()
     );
     assert!(error.contains(&expected), "{error}");

@@ -45,7 +45,7 @@ fn turn() -> MutexGuard<'static, ()> {
 fn assert_resumes<S: Stage>(trainer: impl Fn() -> Trainer<S>) {
     let straight = steps(trainer(), 6);
     let saved = steps(trainer(), 3).save();
-    let resumed = steps(trainer().restore("state", saved).unwrap(), 3);
+    let resumed = steps(trainer().restore("state", Arc::new(saved)).unwrap(), 3);
     let weights =
         |trainer: &Trainer<S>| -> Vec<NamedTensor> { tensors(trainer.model(), KeyTable::FIELDS) };
     assert!(weights(&straight) == weights(&resumed), "weights differ");
@@ -137,7 +137,7 @@ fn without_a_moving_average_none_is_kept() {
     let parts = Checkpoint::parse("state", Arc::new(saved.clone())).unwrap();
     assert!(parts.names().all(|name| !name.starts_with("ema/")));
     recipe.config.c.updates.optimizer.ema_beta = 0.9;
-    let averaged = trainer_c(&recipe).restore("state", saved).unwrap().averaged();
+    let averaged = trainer_c(&recipe).restore("state", Arc::new(saved)).unwrap().averaged();
     assert!(all(&averaged) == all(trainer.model()));
 }
 
@@ -145,7 +145,7 @@ fn without_a_moving_average_none_is_kept() {
 /// that has a loss of its own.
 fn gradients(recipe: &mut Recipe, state: &[u8], recompute: bool) -> Vec<(String, Vec<f32>)> {
     recipe.config.c.recompute = recompute;
-    let trainer = trainer_c(recipe).restore("state", state.to_vec()).unwrap();
+    let trainer = trainer_c(recipe).restore("state", Arc::new(state.to_vec())).unwrap();
     let saved = steps(trainer, 1).save();
     // The first moments, which are the gradients where they do not decay.
     let first = Checkpoint::parse("state", Arc::new(saved)).unwrap().under("first/");
@@ -371,14 +371,15 @@ fn the_scale_of_the_loss_falls_until_gradients_are_finite() {
     let mut trainer = trainer_c(&recipe);
     assert_eq!(update(&mut trainer), (false, 65536.0));
     assert_eq!(update(&mut trainer), (false, 32768.0));
-    let mut restored = trainer_c(&recipe).restore("state", trainer.save()).unwrap();
+    let mut restored = trainer_c(&recipe).restore("state", Arc::new(trainer.save())).unwrap();
     let scale = (0..20).map(|_| update(&mut restored)).find(|(applied, _)| *applied).unwrap().1;
     assert!((1.0..32768.0).contains(&scale), "{scale}");
     // The same from here on, in f32 as well.
-    let straight = steps(trainer_c(&recipe).restore("state", restored.save()).unwrap(), 2).save();
+    let straight =
+        steps(trainer_c(&recipe).restore("state", Arc::new(restored.save())).unwrap(), 2).save();
     assert!(straight == steps(restored, 2).save());
     recipe.config.c.updates.precision = Precision::F32;
-    let exact = steps(trainer_c(&recipe).restore("state", straight).unwrap(), 1).save();
+    let exact = steps(trainer_c(&recipe).restore("state", Arc::new(straight)).unwrap(), 1).save();
     assert!(!String::from_utf8_lossy(&exact[..4096]).contains("loss_scale"));
 }
 
@@ -396,7 +397,7 @@ fn a_state_of_another_seed_is_refused() {
         recipe.config.seed = seed;
         trainer_a(&recipe)
     };
-    let error = trainer(2).restore("state", trainer(1).save()).err().unwrap().to_string();
+    let error = trainer(2).restore("state", Arc::new(trainer(1).save())).err().unwrap().to_string();
     assert_eq!(error, "state: a training state of seed 1, the config says 2");
 }
 
@@ -409,11 +410,12 @@ fn a_state_of_another_optimizer_is_refused() {
         trainer_a(&recipe)
     };
     let saved = trainer(Method::Adafactor).save();
-    let error = trainer(Method::AdamW).restore("state", saved).err().unwrap().to_string();
+    let error = trainer(Method::AdamW).restore("state", Arc::new(saved)).err().unwrap().to_string();
     let expected = "state: a training state of adafactor, the config says method = \"adamw\"";
     assert_eq!(error, expected);
     let saved = trainer(Method::Muon).save();
-    let error = trainer(Method::Adafactor).restore("state", saved).err().unwrap().to_string();
+    let error =
+        trainer(Method::Adafactor).restore("state", Arc::new(saved)).err().unwrap().to_string();
     let expected =
         "state: a training state of adamw or muon, the config says method = \"adafactor\"";
     assert_eq!(error, expected);

@@ -15,6 +15,8 @@ use js_sys::{Float32Array, Function, Promise, Reflect, Uint32Array};
 use serde_json::{Value, json};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
+#[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+use wuerstchen::kernels::LAUNCHES_OF_A_SUBMIT;
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::speed::reach;
 use wuerstchen::{
@@ -33,7 +35,7 @@ compile_error!("a build is for one device: --no-default-features --features webg
 pub async fn open_device() -> Result<(), JsError> {
     std::panic::set_hook(Box::new(|panic| error_to_console(&panic.to_string())));
     #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
-    Device::wgpu_options().init_async().await?;
+    Device::wgpu_options().tasks_max(LAUNCHES_OF_A_SUBMIT).init_async().await?;
     Ok(())
 }
 

@@ -49,7 +49,9 @@ pub use softmax::softmax;
 #[cfg(feature = "train")]
 pub use sum_of_squares::sum_of_squares;
 #[cfg(feature = "gpu")]
-pub use wgsl::{Tiling, choose_tiling, chosen_tiling, runs_on as runs_shaders, shaders};
+pub use wgsl::{
+    LAUNCHES_OF_A_SUBMIT, Tiling, choose_tiling, chosen_tiling, runs_on as runs_shaders, shaders,
+};
 
 /// All composed twins: the definitions of the kernels.
 pub mod reference {

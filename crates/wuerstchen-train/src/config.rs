@@ -461,7 +461,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 45] = [
+        let changes: [(Change, &str); 46] = [
             (
                 |config| config.image_size = 16,
                 "image_size must be at least 32 with scenes of shapes",
@@ -570,6 +570,10 @@ mod tests {
             (|config| config.c.updates.optimizer.cooldown = 1.1, "cooldown"),
             (|config| config.c.updates.optimizer.max_grad_norm = 0.0, "max_grad_norm"),
             (|config| config.c.updates.optimizer.weight_decay = -0.1, "weight_decay"),
+            (
+                |config| config.c.updates.optimizer.weight_decay = 1e6,
+                "weight_decay must be at most 1 / learning_rate",
+            ),
             (|config| config.defaults.width = 0, "width must be a multiple of 16 and of 16"),
             (|config| config.defaults.height = 40, "defaults config: height"),
             (|config| config.defaults.prior_steps = 0, "prior_steps must be from 1 to 1000"),

@@ -22,19 +22,15 @@ pub(crate) fn write<M: Module>(part: &str, model: &M, moments: &Values) -> Check
     Checkpoint::from_tensors(part, tensors)
 }
 
-/// The moments of a saved state, on a device without autodiff.
+/// Fails unless a model has the moments of a saved state; reads no values.
 ///
 /// # Errors
 ///
 /// A parameter has another number of them, or none has the name of some.
-pub(crate) fn read<M: Module>(
-    model: &M,
-    saved: &Checkpoint,
-    device: &Device,
-) -> Result<Values, LoadError> {
-    let (mut moments, mut differences) = (Values::new(), Differences::default());
+pub(crate) fn check<M: Module>(model: &M, saved: &Checkpoint) -> Result<(), LoadError> {
+    let mut differences = Differences::default();
     let mut unused: BTreeSet<_> = saved.names().collect();
-    for (id, name, shape) in parameters(model) {
+    for (_, name, shape) in parameters(model) {
         let Some(found) = saved.shape(&name) else { continue };
         unused.remove(name.as_str());
         let expected = adafactor::moments(&shape);
@@ -42,17 +38,32 @@ pub(crate) fn read<M: Module>(
         let all: usize = shape.iter().product();
         if found != [expected] && found != [all] {
             differences.misshapen.push((name, vec![expected], found.to_vec()));
-            continue;
         }
+    }
+    differences.unexpected = unused.into_iter().map(str::to_owned).collect();
+    if differences == Differences::default() {
+        return Ok(());
+    }
+    Err(LoadError::Mismatch { part: saved.part().to_owned(), differences })
+}
+
+/// The moments of a saved state that has passed [`check`], on a device without autodiff.
+///
+/// # Errors
+///
+/// They cannot be read.
+pub(crate) fn read<M: Module>(
+    model: &M,
+    saved: &Checkpoint,
+    device: &Device,
+) -> Result<Values, LoadError> {
+    let mut moments = Values::new();
+    for (id, name, _) in parameters(model).filter(|(_, name, _)| saved.has(name)) {
         let values = saved.values(&name)?;
         let length = [values.len()];
         moments.insert(id, Tensor::from_data(TensorData::new(values, length), device));
     }
-    differences.unexpected = unused.into_iter().map(str::to_owned).collect();
-    if differences == Differences::default() {
-        return Ok(moments);
-    }
-    Err(LoadError::Mismatch { part: saved.part().to_owned(), differences })
+    Ok(moments)
 }
 
 /// The parameters of a model, and their names and shapes in a state.

@@ -118,6 +118,11 @@ impl OptimizerConfig {
         positive(part, "max_grad_norm", self.max_grad_norm)?;
         self.skip_grad_norm.map_or(Ok(()), |norm| positive(part, "skip_grad_norm", norm))?;
         not_negative(part, "weight_decay", self.weight_decay)?;
+        if self.weight_decay * self.learning_rate > 1.0 {
+            let expected =
+                "at most 1 / learning_rate: more than all of a weight cannot decay in a step";
+            return Err(ConfigError::new(part, "weight_decay", expected, self.weight_decay));
+        }
         share(part, "cooldown", self.cooldown)?;
         for (field, decay) in [
             ("beta1", self.beta1),

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use burn::tensor::Device;
+use wuerstchen::checkpoint::ReadBytes;
 use wuerstchen::{
     Checkpoint, Image, LoadError, ModelFiles, Part, Pipeline, RUN_CONFIG, RUN_MODEL, Residency,
     TokenizerFiles, WeightDtype,
@@ -24,7 +25,7 @@ use crate::report::report;
 use crate::shapes::Lesson;
 use crate::stages::Stage;
 use crate::store::Store;
-use crate::tensor_cache::{TensorCache, digest_of_weights};
+use crate::tensor_cache::{TensorCache, digest, digest_of_weights};
 use crate::trainer::{Metrics, Trainer};
 
 /// The page that shows how the run went.
@@ -63,7 +64,7 @@ pub enum Start {
         /// What errors call it, such as its path.
         name: String,
         /// Its bytes.
-        bytes: Vec<u8>,
+        bytes: Arc<dyn ReadBytes>,
     },
 }
 
@@ -111,6 +112,11 @@ pub enum Event<'a> {
         from: Precision,
         /// That of the updates to come.
         to: Precision,
+    },
+    /// A stage goes on with other weights of the parts that it takes than those with which its state was trained.
+    OtherParts {
+        /// Which stage.
+        stage: StageName,
     },
     /// The sample grids of a stage have fewer pictures than others, as more would not fit in memory.
     SmallGrid {
@@ -310,12 +316,24 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// There is a state, the state is not whole or of another seed or method, the number of shares is no multiple of that
-    /// of the processes, or the device lacks the type.
+    /// There is a state, the state is not whole, of another seed, method or model, or has values that are not finite, the
+    /// number of shares is no multiple of that of the processes, or the device lacks the type.
     pub fn check_start(&self, stage: StageName, start: &Start) -> Result<(), RunError> {
-        let config = &self.recipe.config;
-        let of_stage = (config.updates(stage), config.seed, &self.device);
-        self.session.check_start(stage, self.folder(stage), start, of_stage)
+        let (recipe, config) = (&self.recipe, &self.recipe.config);
+        let (name, own) =
+            ((stage, self.folder(stage)), (config.updates(stage), config.seed, &self.device));
+        let (session, device) = (&self.session, &Device::flex());
+        // Of a fresh model only names and shapes are looked at, so that no weights are made.
+        match (stage, config.model.decoder.has_tokens()) {
+            (StageName::A, _) => session.check_start(name, start, own, &recipe.init_vqgan(device)),
+            (StageName::B, false) => {
+                session.check_start(name, start, own, &recipe.init_decoder(device))
+            }
+            (StageName::B, true) => {
+                session.check_start(name, start, own, &recipe.init_token_decoder(device))
+            }
+            (StageName::C, _) => session.check_start(name, start, own, &recipe.init_prior(device)),
+        }
     }
 
     /// Trains one stage; breaks if the listener did before its last update.
@@ -404,12 +422,24 @@ impl Run {
         let config = self.recipe.config.updates(stage).clone();
         self.tell_of_grid(stage);
         let columns = self.grid_pictures(stage).min(GRID_SIDE);
+        let trainer = trainer.with_frozen(self.frozen(stage)?);
         let job = Job { stage, folder: self.folder(stage), config: &config, start, columns };
         let save = |run: &Self, model: &S::Model| {
             run.write_weights(weights(model))?;
             run.write_texts()
         };
         updates(self, job, trainer, sample, save)
+    }
+
+    /// A hash of the weights of the parts that a stage takes from those before it; `None` where it takes none.
+    fn frozen(&self, stage: StageName) -> Result<Option<String>, RunError> {
+        let (weights, mut hashes) = (self.read_weights()?, Vec::new());
+        for part in self.recipe.parts_before(stage) {
+            if let Some(weights) = weights.get(part) {
+                hashes.push(digest_of_weights("", weights)?);
+            }
+        }
+        Ok((!hashes.is_empty()).then(|| digest(&hashes)))
     }
 
     fn tell(&mut self, event: &Event<'_>) {

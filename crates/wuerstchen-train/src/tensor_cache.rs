@@ -1,9 +1,10 @@
 //! Tensors that are computed once, kept by a hash of what they are computed from.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::checkpoint::{NamedTensor, read_header};
 use wuerstchen::{Checkpoint, LoadError, ModelFiles, Part, WeightDtype};
 
 use crate::corpus::CorpusError;
@@ -11,6 +12,13 @@ use crate::store::Store;
 
 /// The name of the one tensor of a file.
 const TENSOR: &str = "values";
+
+/// Under which name a file's header has the checksum of the tensor's bytes.
+const CHECKSUM: &str = "crc32c";
+
+fn checksum(bytes: &[u8]) -> String {
+    format!("{:08x}", crc32c::crc32c(bytes))
+}
 
 /// Tensors in a store.
 #[derive(Clone)]
@@ -23,15 +31,20 @@ impl TensorCache {
             return Ok(None);
         };
         let read = || {
+            let (header, start) = read_header(name, &bytes)?;
+            let expected = header.metadata().as_ref().and_then(|of| of.get(CHECKSUM)).cloned();
+            let found = checksum(&bytes[start..]);
             let file = Checkpoint::parse(name, Arc::new(bytes))?;
             let shape = file.shape(TENSOR).unwrap_or_default().to_vec();
-            Ok::<_, LoadError>(NamedTensor {
-                name: TENSOR.into(),
-                shape,
-                values: file.values(TENSOR)?,
-            })
+            let tensor = NamedTensor { name: TENSOR.into(), shape, values: file.values(TENSOR)? };
+            // Files of older versions have none.
+            Ok::<_, LoadError>((tensor, expected.is_none_or(|expected| expected == found)))
         };
-        read().map(Some).map_err(|error| self.unfit(name, &error.to_string()))
+        match read() {
+            Ok((tensor, true)) => Ok(Some(tensor)),
+            Ok((_, false)) => Err(self.unfit(name, "its values are not those that were written")),
+            Err(error) => Err(self.unfit(name, &error.to_string())),
+        }
     }
 
     /// The shape of the tensor of a name, if it is there and whole; reads no values.
@@ -82,8 +95,10 @@ impl TensorCache {
         shape: &[usize],
         values: Vec<f32>,
     ) -> Result<(), CorpusError> {
+        let checksum = checksum(bytemuck::cast_slice(&values));
+        let metadata = Some(HashMap::from([(CHECKSUM.to_owned(), checksum)]));
         let file = Checkpoint::from_tensors(name, [NamedTensor::new(TENSOR, shape, values)]);
-        let bytes = Checkpoint::write([(String::new(), &file)], WeightDtype::F32, None)
+        let bytes = Checkpoint::write([(String::new(), &file)], WeightDtype::F32, metadata)
             .map_err(|error| cannot(error.to_string()))?;
         self.0.write(name, &bytes).map_err(|error| cannot(error.to_string()))
     }

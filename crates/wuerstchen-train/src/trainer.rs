@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use wuerstchen::checkpoint::{self, ReadBytes};
 use wuerstchen::kernels::autocast;
 use wuerstchen::noise::Philox;
-use wuerstchen::weights::{KeyTable, load, tensors};
+use wuerstchen::weights::{KeyTable, check_shapes, load, shapes, tensors};
 use wuerstchen::{Checkpoint, LoadError, WeightDtype};
 
 use crate::batches::{Batches, MakeBatch};
@@ -46,6 +46,8 @@ pub struct Trainer<S: Stage> {
     step: u64,
     device: Device,
     peers: Arc<dyn Peers>,
+    /// A hash of the weights of other parts that the stage takes, if it takes some.
+    frozen: Option<String>,
 }
 
 /// What one update did.
@@ -85,6 +87,9 @@ pub(crate) struct Header {
     /// What its last updates multiplied; states of older versions do not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) precision: Option<Precision>,
+    /// A hash of the weights of other parts that the stage was trained with, if it takes some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) frozen: Option<String>,
 }
 
 impl Header {
@@ -196,7 +201,13 @@ impl<S: Stage> Trainer<S> {
             step: 0,
             device,
             peers,
+            frozen: None,
         }
+    }
+
+    /// Lets its states tell with which weights of other parts they were trained.
+    pub(crate) fn with_frozen(self, hash: Option<String>) -> Self {
+        Self { frozen: hash, ..self }
     }
 
     /// Trains together with other processes, which do the same updates: each computes its part of the shares of a
@@ -207,6 +218,11 @@ impl<S: Stage> Trainer<S> {
     /// An update panics if the config's shares cannot be divided by the number of processes.
     pub fn with_peers(self, peers: Arc<dyn Peers>) -> Self {
         Self { peers, ..self }
+    }
+
+    /// What [`Self::with_frozen`] has been given.
+    pub(crate) fn frozen(&self) -> Option<&str> {
+        self.frozen.as_deref()
     }
 
     /// Updates done.
@@ -430,6 +446,7 @@ impl<S: Stage> Trainer<S> {
             adafactor: self.is_adafactor(),
             loss_scale: self.loss_scale,
             precision: Some(self.config.precision),
+            frozen: self.frozen.clone(),
         };
         let header = serde_json::to_string(&header).expect("plain values are JSON");
         let metadata = HashMap::from([(HEADER_KEY.to_owned(), header)]);
@@ -442,12 +459,12 @@ impl<S: Stage> Trainer<S> {
     /// # Errors
     ///
     /// The file is no training state, of another seed, or of Adafactor where the config has another method or the other
-    /// way round, or its tensors do not fit the model.
-    pub fn restore(mut self, name: &str, bytes: Vec<u8>) -> Result<Self, RestoreError> {
-        let header = read_header(name, &bytes)?;
-        header.check(name, self.seed, self.config.optimizer.method)?;
+    /// way round, or its tensors do not fit the model, or are not finite.
+    pub fn restore(mut self, name: &str, state: Arc<dyn ReadBytes>) -> Result<Self, RestoreError> {
+        let own = (self.seed, self.config.optimizer.method);
+        let header = check_state(name, state.clone(), self.model(), own)?;
         let unfit = |error| RestoreError::of(name, error);
-        let all = Checkpoint::parse(name, Arc::new(bytes)).map_err(unfit)?;
+        let all = Checkpoint::parse(name, state).map_err(unfit)?;
         let part = |part: &str| all.under(&format!("{part}/"));
         let template = self.model().clone();
         let read = |name: &str| {
@@ -484,6 +501,48 @@ impl<S: Stage> Trainer<S> {
         (self.batches, self.ready) = (None, None);
         Ok(self)
     }
+}
+
+/// What a state says about itself. Reads all of its tensors.
+///
+/// # Errors
+///
+/// As [`Trainer::restore`] into a trainer of `model`, the seed and the method.
+pub(crate) fn check_state<M: Module>(
+    name: &str,
+    state: Arc<dyn ReadBytes>,
+    model: &M,
+    (seed, method): (u64, Method),
+) -> Result<Header, RestoreError> {
+    let header = read_header(name, &*state)?;
+    header.check(name, seed, method)?;
+    let unfit = |error| RestoreError::of(name, error);
+    let all = Checkpoint::parse(name, state).map_err(unfit)?;
+    let expected = shapes(model, KeyTable::STATES);
+    for part in ["weights", "first", "second", "ema"] {
+        let own = all.under(&format!("{part}/")).named(&format!("{name}: {part}"));
+        let has_none = own.names().next().is_none();
+        match part {
+            // A run that keeps no average has none.
+            "ema" if has_none => {}
+            "first" | "second" if header.adafactor => moments::check(model, &own).map_err(unfit)?,
+            _ => check_shapes(&expected, &own).map_err(unfit)?,
+        }
+        let mut not_finite = Vec::new();
+        for tensor in own.names() {
+            let mut is_finite = true;
+            let look = |values: &[f32]| is_finite &= values.iter().all(|value| value.is_finite());
+            own.pieces(tensor, look).map_err(unfit)?;
+            if !is_finite {
+                not_finite.push(tensor.to_owned());
+            }
+        }
+        if !not_finite.is_empty() {
+            let part = own.part().to_owned();
+            return Err(RestoreError::Load(LoadError::NotFinite { part, names: not_finite }));
+        }
+    }
+    Ok(header)
 }
 
 /// What a state says about itself; fails where it is no state, or not whole.

@@ -206,16 +206,27 @@ impl Tune {
         self
     }
 
-    /// Fails if a start would overwrite a state, if the run cannot go on from one, if processes that train together cannot
+    /// Fails if a start would overwrite a state, if the run has begun with another Stage C or cannot go on from its state, if processes that train together cannot
     /// have equal parts of the shares, or if the device cannot multiply in the config's precision.
     ///
     /// # Errors
     ///
-    /// There is a state, the state is not whole or of another seed or method, the number of shares is no multiple of that
-    /// of the processes, or the device lacks the type.
+    /// There is a state, the state is not whole, of another seed, method or model, or has values that are not finite, the
+    /// number of shares is no multiple of that of the processes, or the device lacks the type.
     pub fn check_start(&self, start: &Start) -> Result<(), RunError> {
+        self.check_base(start)?;
+        let name = (StageName::C, self.folder());
         let own = (&self.config.c.updates, self.config.seed, &self.device);
-        self.session.check_start(StageName::C, self.folder(), start, own)
+        let device = &Device::flex();
+        match &self.config.lora {
+            Some(lora) => {
+                let sides: Vec<_> =
+                    self.changed(lora)?.into_iter().map(|(_, sides)| sides).collect();
+                let model = LoraLayers::init(&sides, lora.rank, self.config.seed, device);
+                self.session.check_start(name, start, own, &model)
+            }
+            None => self.session.check_start(name, start, own, &self.prior.init(device)),
+        }
     }
 
     /// The bytes that training takes.
@@ -228,11 +239,9 @@ impl Tune {
         // The frozen network of a LoRA runs without dropout.
         let (prior, trained) = match &self.config.lora {
             Some(lora) => {
-                let layers = network.linear_layers().into_iter().zip(self.targets(lora)?);
-                let sides =
-                    layers.filter(|(_, is_changed)| *is_changed).map(|((_, sides), _)| sides);
-                let shapes = sides
-                    .flat_map(|[output, input]| [vec![lora.rank, input], vec![output, lora.rank]]);
+                let shapes = self.changed(lora)?.into_iter().flat_map(|(_, [output, input])| {
+                    [vec![lora.rank, input], vec![output, lora.rank]]
+                });
                 (PriorConfig { dropout: 0.0, ..self.prior.clone() }, shapes.collect())
             }
             None => {
@@ -305,7 +314,10 @@ impl Tune {
         self.session.store.claim()?;
         self.check_start(start)?;
         self.session.begin();
-        self.check_base(start)?;
+        let store = &self.session.store;
+        if matches!(start, Start::Anew) || !store.contains(BASE) {
+            store.write(BASE, digest_of(&self.model, Part::PRIOR)?.as_bytes())?;
+        }
         self.session.store.write(RUN_CONFIG, self.config.to_toml()?.as_bytes())?;
         self.essence()
     }
@@ -323,18 +335,19 @@ impl Tune {
         Ok(lines)
     }
 
-    /// Fails if the run has begun with another Stage C; else keeps what tells.
+    /// Fails if the run has begun with another Stage C.
     fn check_base(&self, start: &Start) -> Result<(), RunError> {
-        let (store, own) = (&self.session.store, digest_of(&self.model, Part::PRIOR)?);
+        let store = &self.session.store;
         let begun = store.read(BASE)?.filter(|_| !matches!(start, Start::Anew));
-        if begun.is_some_and(|begun| begun != own.as_bytes()) {
-            let reason = format!(
-                "has another Stage C than the one with which the run began, whose hash is in {}",
-                store.describe(BASE)
-            );
-            return Err(RunError::Model { reason });
+        let Some(begun) = begun else { return Ok(()) };
+        if begun == digest_of(&self.model, Part::PRIOR)?.as_bytes() {
+            return Ok(());
         }
-        Ok(store.write(BASE, own.as_bytes())?)
+        let reason = format!(
+            "has another Stage C than the one with which the run began, whose hash is in {}",
+            store.describe(BASE)
+        );
+        Err(RunError::Model { reason })
     }
 
     fn train_lora(&mut self, lora: &LoraConfig, ready: Ready) -> Result<ControlFlow<()>, RunError> {
@@ -342,10 +355,7 @@ impl Tune {
         // The frozen network runs as it does when it makes pictures.
         let config = PriorConfig { dropout: 0.0, ..self.prior.clone() };
         let base = config.load(self.model.weights(Part::PRIOR)?, &ready.device)?;
-        let layers = base.linear_layers().into_iter().zip(&targets);
-        let layers: Vec<_> = layers.filter(|(_, is_changed)| **is_changed).collect();
-        let sides: Vec<_> = layers.iter().map(|((_, sides), _)| *sides).collect();
-        let names: Vec<String> = layers.into_iter().map(|((name, _), _)| name).collect();
+        let (names, sides): (Vec<_>, Vec<_>) = self.changed(lora)?.into_iter().unzip();
         let model = LoraLayers::init(&sides, lora.rank, self.config.seed, &ready.device);
         let tuned = LowRank::new(base, targets, lora.alpha() / lora.rank as f64);
         let trained = |model: &LoraLayers| trained_lora(lora, &names, model);
@@ -395,6 +405,13 @@ impl Tune {
     /// The folder of the run's states and samples.
     fn folder(&self) -> &'static str {
         if self.config.lora.is_some() { "lora" } else { StageName::C.as_str() }
+    }
+
+    /// Name and sides (output, input) of the linear layers that the LoRA changes.
+    fn changed(&self, lora: &LoraConfig) -> Result<Vec<(String, [usize; 2])>, RunError> {
+        let layers = self.prior.init(&self.device).linear_layers();
+        let layers = layers.into_iter().zip(self.targets(lora)?);
+        Ok(layers.filter_map(|(layer, is_changed)| is_changed.then_some(layer)).collect())
     }
 
     /// Of every linear layer, whether the LoRA changes it.

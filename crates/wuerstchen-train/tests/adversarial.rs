@@ -93,7 +93,7 @@ fn a_stage_with_a_discriminator_resumes_bit_equal() {
     assert!(metrics.iter().all(|metrics| metrics.applied && metrics.loss.is_finite()));
     for first in [2, 3, 4] {
         let saved = steps(trainer(config()), first).0.save();
-        let restored = trainer(config()).restore("state", saved).unwrap();
+        let restored = trainer(config()).restore("state", Arc::new(saved)).unwrap();
         let (resumed, rest) = steps(restored, 6 - first);
         assert!(resumed.save() == straight.save(), "after {first} updates");
         for (metrics, expected) in rest.iter().zip(&metrics[first..]) {

@@ -165,7 +165,7 @@ fn assert_equal<S: Stage>(trainer: impl Fn(&Recipe) -> Trainer<S> + Sync, method
         let start = trainer(&recipe).save();
         let all = together(size, |peers| {
             let trainer = trainers.lock().unwrap().pop().unwrap();
-            trained(trainer.restore("start", start.clone()).unwrap().with_peers(peers))
+            trained(trainer.restore("start", Arc::new(start.clone())).unwrap().with_peers(peers))
         });
         for (rank, together) in all.iter().enumerate() {
             assert_eq!(together.1, alone.1, "metrics of rank {rank} of {size}");

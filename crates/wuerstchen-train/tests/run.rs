@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
@@ -56,6 +57,7 @@ fn a_run_trains_all_stages_and_keeps_them() {
             Event::Caching { what, done, scenes } => format!("{what}: {done} of {scenes}"),
             Event::EmbeddingScale { scale, .. } => format!("scale {}", *scale > 0.0),
             Event::Precision { .. } => "precision".to_owned(),
+            Event::OtherParts { .. } => "other parts".to_owned(),
             Event::SmallGrid { .. } => "small grid".to_owned(),
             Event::Begin { stage, step, steps } => format!("{stage:?} {step} of {steps}"),
             Event::Update { metrics, samples_per_sec } => {
@@ -116,9 +118,48 @@ fn a_run_stops_where_its_listener_breaks_and_goes_on() {
 
     // From a state that lies elsewhere.
     let elsewhere = Arc::new(Memory::default());
-    let start = Start::State { name: "kept".into(), bytes: after_one };
+    let start = Start::State { name: "kept".into(), bytes: Arc::new(after_one) };
     assert!(run(3, &elsewhere).train(StageName::A, start).unwrap().is_continue());
     assert_eq!(state(&elsewhere), state(&straight));
+
+    // Where nothing is left to train, the run has what it would have trained.
+    let done = Arc::new(Memory::default());
+    let start = Start::State { name: "done".into(), bytes: Arc::new(state(&straight)) };
+    assert!(run(3, &done).train(StageName::A, start).unwrap().is_continue());
+    assert_eq!(state(&done), state(&straight));
+    let weights = "model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors";
+    assert_eq!(done.read(weights).unwrap(), straight.read(weights).unwrap());
+    assert!(done.contains(weights));
+
+    // Its model may be lost, and is made anew from the state.
+    let lost = Arc::new(Memory::default());
+    lost.write("a/state.safetensors", &state(&straight)).unwrap();
+    assert!(run(3, &lost).train(StageName::A, Start::Resume).unwrap().is_continue());
+    assert_eq!(lost.read(weights).unwrap(), straight.read(weights).unwrap());
+}
+
+/// A stage that goes on with another Stage A than the one that it was trained with says so.
+#[test]
+fn other_weights_of_stages_before_are_told() {
+    let _turn = turn();
+    let store = Arc::new(Memory::default());
+    for stage in [StageName::A, StageName::B] {
+        assert!(run(1, &store).train(stage, Start::Anew).unwrap().is_continue());
+    }
+    let is_told = || {
+        let told = Arc::new(AtomicBool::new(false));
+        let (mut run, heard) = (run(2, &store), told.clone());
+        run.listen(move |event| {
+            let is_told = matches!(event, Event::OtherParts { stage: StageName::B });
+            heard.fetch_or(is_told, Ordering::Relaxed);
+            ControlFlow::Continue(())
+        });
+        assert!(run.train(StageName::B, Start::Resume).unwrap().is_continue());
+        told.load(Ordering::Relaxed)
+    };
+    assert!(!is_told());
+    assert!(run(2, &store).train(StageName::A, Start::Resume).unwrap().is_continue());
+    assert!(is_told());
 }
 
 /// Stage C's adaptive weights go on from the state, and change what is learnt.
@@ -160,7 +201,7 @@ fn adaptive_weights_go_on_from_the_state() {
 }
 
 /// Two runs with one cache, and one without: the same weights. The second run takes what the first has kept, which shows
-/// where that is changed.
+/// where a bit of that is flipped: it notices.
 #[test]
 fn what_a_run_keeps_serves_others() {
     let _turn = turn();
@@ -176,13 +217,14 @@ fn what_a_run_keeps_serves_others() {
             run = run.with_cache(cache.clone());
         }
         for stage in [StageName::B, StageName::C] {
-            assert!(run.train(stage, Start::Anew).unwrap().is_continue());
+            assert!(run.train(stage, Start::Anew)?.is_continue());
         }
-        ["b", "c"].map(|stage| store.read(&format!("{stage}/state.safetensors")).unwrap().unwrap())
+        let state = |stage: &str| store.read(&format!("{stage}/state.safetensors"));
+        Ok::<_, RunError>(["b", "c"].map(|stage| state(stage).unwrap().unwrap()))
     };
-    let (cache, straight) = (Arc::new(Memory::default()), trained(None));
+    let (cache, straight) = (Arc::new(Memory::default()), trained(None).unwrap());
     for _ in 0..2 {
-        assert!(trained(Some(&cache)) == straight);
+        assert!(trained(Some(&cache)).unwrap() == straight);
         // Eight scenes each are one file.
         let mut kinds: Vec<_> =
             cache.names().iter().map(|name| name.split('/').next().unwrap().to_owned()).collect();
@@ -194,7 +236,9 @@ fn what_a_run_keeps_serves_others() {
     let last = bytes.len() - 1;
     bytes[last] ^= 0x40;
     cache.write(&name, &bytes).unwrap();
-    assert!(trained(Some(&cache))[0] != straight[0]);
+    let error = trained(Some(&cache)).err().unwrap().to_string();
+    let expected = format!("{name}: its values are not those that were written; remove the file");
+    assert!(error.contains(&expected), "{error}");
 }
 
 /// Grids are of the size that is trained on, whatever the model's default is.

@@ -12,7 +12,7 @@ use wuerstchen_kernels::{Packing, Planes};
 
 use crate::error::{Differences, LoadError};
 use crate::parallel::try_for_each;
-use crate::stored::{Stored, StoredDtype, planes};
+use crate::stored::{Stored, StoredDtype, Unfit, planes};
 use crate::weights::is_counter;
 
 /// Bytes that are read by range: a buffer, a file, several pieces of files.
@@ -72,7 +72,7 @@ impl ReadBytes for Pieces {
 pub enum WeightDtype {
     /// 32 bits.
     F32,
-    /// 16 bits; what lies outside ±65504 becomes infinite.
+    /// 16 bits, for values within ±65504.
     F16,
 }
 
@@ -577,7 +577,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// A tensor cannot be read, or is of a type that no weights have.
+    /// A tensor cannot be read, is of a type that no weights have, or has values that f16 does not hold.
     pub fn write<'a>(
         parts: impl IntoIterator<Item = (String, &'a Self)>,
         dtype: WeightDtype,
@@ -587,19 +587,65 @@ impl Checkpoint {
             WeightDtype::F32 => (Dtype::F32, StoredDtype::F32),
             WeightDtype::F16 => (Dtype::F16, StoredDtype::F16),
         };
-        let mut all = Vec::new();
+        let (mut all, mut unfit) = (Vec::new(), UnfitTensors::default());
         for (prefix, part) in parts {
             for (name, entry) in part.tensors.iter().filter(|(name, _)| !is_counter(name)) {
-                let stored = Stored::new(&entry.shape, &part.values(name)?, stored);
-                all.push((format!("{prefix}{name}"), stored));
+                let (name, values) = (format!("{prefix}{name}"), part.values(name)?);
+                let stored = match stored {
+                    // Moments of a training run may be infinite.
+                    StoredDtype::F32 => Ok(Stored::new(&entry.shape, &values, stored)),
+                    _ => Stored::fitting(&entry.shape, &values, stored),
+                };
+                if let Some(stored) = unfit.sort(&name, stored) {
+                    all.push((name, stored));
+                }
             }
         }
+        unfit.into_result(stored)?;
         let views = all.iter().map(|(name, stored)| {
             let view = TensorView::new(dtype, stored.shape.clone(), &stored.bytes);
             (name, view.expect("as many bytes as the shape says"))
         });
         let bytes = safetensors::serialize(views, metadata);
         Ok(bytes.expect("shapes and sizes agree"))
+    }
+}
+
+/// Names of tensors that cannot be stored.
+#[derive(Default)]
+pub(crate) struct UnfitTensors {
+    not_finite: Vec<String>,
+    too_large: Vec<String>,
+}
+
+impl UnfitTensors {
+    /// The tensor as it is stored; `None` and its name are kept where it cannot be.
+    pub(crate) fn sort(&mut self, name: &str, stored: Result<Stored, Unfit>) -> Option<Stored> {
+        let names = match stored {
+            Ok(stored) => return Some(stored),
+            Err(Unfit::NotFinite) => &mut self.not_finite,
+            Err(Unfit::TooLarge) => &mut self.too_large,
+        };
+        names.push(name.to_owned());
+        None
+    }
+
+    /// Whether all can be stored so far.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.not_finite.is_empty() && self.too_large.is_empty()
+    }
+
+    /// Fails with the names of a model's tensors that cannot be stored as `dtype`, if there are any.
+    pub(crate) fn into_result(self, dtype: StoredDtype) -> Result<(), LoadError> {
+        let part = "the model".to_owned();
+        if !self.not_finite.is_empty() {
+            return Err(LoadError::NotFinite { part, names: self.not_finite });
+        }
+        if self.too_large.is_empty() {
+            Ok(())
+        } else {
+            Err(LoadError::TooLarge { part, dtype, names: self.too_large })
+        }
     }
 }
 
@@ -628,6 +674,24 @@ mod tests {
         assert_eq!(pieces.length(), 5);
         assert_eq!(*pieces.read(0..5).unwrap(), [1, 2, 3, 4, 5]);
         assert_eq!(*pieces.read(2..4).unwrap(), [3, 4]);
+    }
+
+    #[test]
+    fn halves_that_would_be_infinite_are_not_written() {
+        let written = |value: f32, dtype| {
+            let tensor = NamedTensor::new("bias", &[2], vec![0.5, value]);
+            let weights = Checkpoint::from_tensors("a", [tensor]);
+            Checkpoint::write([("vqgan/".to_owned(), &weights)], dtype, None)
+        };
+        assert!(written(65504.0, WeightDtype::F16).is_ok());
+        assert!(written(-65520.0, WeightDtype::F32).is_ok());
+        for (value, expected) in [
+            (-65520.0, "the model: too large for F16, which f32 holds: vqgan/bias"),
+            (f32::NAN, "the model: not a number or infinite: vqgan/bias"),
+        ] {
+            let error = written(value, WeightDtype::F16).unwrap_err().to_string();
+            assert_eq!(error, expected);
+        }
     }
 
     /// A header of `json`, and `data` bytes behind it.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::bundle::ModelFiles;
-use crate::checkpoint::{Checkpoint, Pieces, ReadBytes};
+use crate::checkpoint::{Checkpoint, Pieces, ReadBytes, UnfitTensors};
 use crate::error::LoadError;
 use crate::family::Family;
 use crate::options::Defaults;
@@ -163,7 +163,7 @@ impl WebBundle {
             Ok::<_, E>(())
         };
         for tensor in unstored(files, dtype) {
-            let stored = unfit.store(&tensor)?;
+            let stored = tensor.store(&mut unfit)?;
             // Without all tensors there is no model: the others are only checked.
             let Some(stored) = stored.filter(|_| unfit.is_empty()) else { continue };
             let Unstored { part, name, shape, dtype, .. } = tensor;
@@ -534,17 +534,10 @@ fn unstored(files: &ModelFiles, dtype: StoredDtype) -> impl Iterator<Item = Unst
     })
 }
 
-/// Names of tensors that cannot be stored.
-#[derive(Default)]
-struct UnfitTensors {
-    not_finite: Vec<String>,
-    too_large: Vec<String>,
-}
-
-impl UnfitTensors {
-    /// The tensor as it is to be stored; `None` and its name are kept where it cannot be.
-    fn store(&mut self, tensor: &Unstored<'_>) -> Result<Option<Stored>, LoadError> {
-        let Unstored { part, weights, name, shape, dtype } = tensor;
+impl Unstored<'_> {
+    /// The tensor as it is to be stored; `None`, and its name is kept in `unfit`, where it cannot be.
+    fn store(&self, unfit: &mut UnfitTensors) -> Result<Option<Stored>, LoadError> {
+        let Self { part, weights, name, shape, dtype } = self;
         // What is stored as it shall be is not rounded a second time.
         let stored = if weights.dtype(name) == Some(*dtype) {
             let stored = weights.stored(name)?;
@@ -552,29 +545,7 @@ impl UnfitTensors {
         } else {
             Stored::fitting(shape, &weights.values(name)?, *dtype)
         };
-        let names = match stored {
-            Ok(stored) => return Ok(Some(stored)),
-            Err(Unfit::NotFinite) => &mut self.not_finite,
-            Err(Unfit::TooLarge) => &mut self.too_large,
-        };
-        names.push(format!("{part}/{name}"));
-        Ok(None)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.not_finite.is_empty() && self.too_large.is_empty()
-    }
-
-    fn into_result(self, dtype: StoredDtype) -> Result<(), LoadError> {
-        let part = "the model".to_owned();
-        if !self.not_finite.is_empty() {
-            return Err(LoadError::NotFinite { part, names: self.not_finite });
-        }
-        if self.too_large.is_empty() {
-            Ok(())
-        } else {
-            Err(LoadError::TooLarge { part, dtype, names: self.too_large })
-        }
+        Ok(unfit.sort(&format!("{part}/{name}"), stored))
     }
 }
 

@@ -78,7 +78,7 @@ pub struct GenerateOptions {
     /// noise
     #[cfg_attr(feature = "clap", arg(long))]
     pub prior_shift: Option<f64>,
-    /// The same of the decoder
+    /// Divides the decoder's signal-to-noise ratios by its square
     #[cfg_attr(feature = "clap", arg(long))]
     pub decoder_shift: Option<f64>,
     /// How far guidance leaves the spread of predictions as it was: 0 not at all, 1 altogether

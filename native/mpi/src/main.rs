@@ -1,5 +1,7 @@
 //! `wuerstchen-mpi train`: what `wuerstchen train` does, by several processes, of which MPI starts one for each GPU.
 
+#![warn(clippy::print_stderr)]
+
 mod watch;
 mod world;
 
@@ -10,7 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use mpi::Threading;
-use wuerstchen_cli::{Ranks, TrainArgs, exit_code, failure_of, silence, train, visible_lines};
+use wuerstchen_cli::{Ranks, TrainArgs, exit_code, failure_of, say, silence, train, visible_lines};
 use wuerstchen_train::Peers;
 use wuerstchen_train::peers::agree;
 
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
     let world = Arc::new(World::new(watch.clone()));
     watch.abort_on_panic(world.name());
     if let Err(error) = world.check_size() {
-        eprintln!("error: {error:#}");
+        say!("error: {error:#}");
         return ExitCode::from(USAGE);
     }
     if world.rank() > 0 {
@@ -122,8 +124,8 @@ fn end(peers: &dyn Peers, done: Result<()>) -> ExitCode {
     let mut code = vec![own];
     peers.broadcast(failure.rank, &mut code);
     if peers.rank() == 0 {
-        eprintln!("{}", visible_lines(&format!("error: {failure}")));
-        eprintln!("all {} processes end; what is saved is kept, for --resume auto", peers.size());
+        say!("{}", visible_lines(&format!("error: {failure}")));
+        say!("all {} processes end; what is saved is kept, for --resume auto", peers.size());
     }
     ExitCode::from(code.first().copied().unwrap_or_default())
 }

@@ -8,6 +8,7 @@ use std::{panic, thread};
 
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::*;
+use wuerstchen_cli::say;
 use wuerstchen_train::Event;
 
 /// The exit code of a program that panics.
@@ -102,7 +103,7 @@ impl Watch {
 
     fn abort(&self, name: &str, what: &str, code: i32) -> ! {
         let step = self.step.load(Ordering::Relaxed);
-        eprintln!(
+        say!(
             "error: {name}, after step {step}: {what}\nall processes end; what is saved is kept, for --resume auto"
         );
         SimpleCommunicator::world().abort(code)

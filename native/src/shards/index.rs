@@ -17,6 +17,7 @@ use wuerstchen_train::config::is_match;
 #[cfg(feature = "parquet")]
 use super::parquet::{Row, read_shard as read_parquet};
 use crate::pictures;
+use crate::terminal::counted;
 
 /// Most shards that a range in a pattern stands for.
 const MOST_SHARDS: u64 = 1_000_000;
@@ -94,6 +95,9 @@ pub(super) fn read_shard(path: &Path, wanted: &BTreeSet<&str>) -> Result<Shard> 
     if start.starts_with(&GZIP) {
         return Err(refuse("one that is compressed with gzip; gunzip unpacks it"));
     }
+    if kind.len() < BLOCK && start != PARQUET {
+        return Err(refuse(&format!("one of {}", counted(kind.len(), "byte"))));
+    }
     file.rewind().with_context(cannot)?;
     if start == PARQUET { read_parquet(path, file, wanted) } else { read_tar(path, file) }
 }
@@ -121,7 +125,7 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
         let mut entry = match entry {
             Ok(entry) => entry,
             // Where not even the first header is one.
-            Err(error) if samples.is_empty() && last.is_none() && whole >= BLOCK => {
+            Err(error) if samples.is_empty() && last.is_none() => {
                 return Err(refuse(&format!("another one ({error})")));
             }
             Err(error) => {
@@ -193,7 +197,8 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
     if cut_off.is_none() && !ends_in_zeros(&mut archive.into_inner(), whole).with_context(cannot)? {
         cut_off = Some("the end of the tar file is missing".to_owned());
     }
-    Ok(Shard { samples, cut_off, unread })
+    let faults = cut_off.into_iter().map(|reason| format!("ends early: {reason}")).collect();
+    Ok(Shard { samples, faults, unread, ..Shard::default() })
 }
 
 /// Puts the last sample to the others, or counts that it has no picture.
@@ -214,8 +219,10 @@ fn finish(
 pub(super) struct Shard {
     /// In their order.
     pub(super) samples: Vec<Found>,
-    /// Why it ends early, where it is cut off.
-    pub(super) cut_off: Option<String>,
+    /// What of it cannot be read, behind "the shard": that it ends early, or which rows are broken.
+    pub(super) faults: Vec<String>,
+    /// What else is to be told, once for all shards.
+    pub(super) notes: BTreeSet<String>,
     /// How many files are not read, by the ends of their names or by what they are.
     pub(super) unread: BTreeMap<String, usize>,
 }
@@ -421,8 +428,8 @@ mod tests {
             ("0.txt", b"blue"),
             ("0.json", br#"{"width": 2}"#),
         ];
-        let Shard { samples, cut_off, unread } = read("twice", &tar(&files)).unwrap();
-        assert_eq!((samples.len(), cut_off), (1, None));
+        let Shard { samples, faults, unread, .. } = read("twice", &tar(&files)).unwrap();
+        assert_eq!((samples.len(), faults.len()), (1, 0));
         assert_eq!(
             (samples[0].place.to_string(), &*samples[0].texts["txt"]),
             ("512 3".into(), "red")
@@ -439,8 +446,8 @@ mod tests {
         let marked = [b"\xef\xbb\xbf".as_slice(), br#"{"width": 3}"#].concat();
         let second = tar(&[("1.png", b"three"), ("1.json", &marked)]);
         let bytes = [first, second].concat();
-        let Shard { samples, cut_off, unread } = read("joined", &bytes).unwrap();
-        assert_eq!((samples.len(), cut_off, unread.len()), (2, None, 0));
+        let Shard { samples, faults, unread, .. } = read("joined", &bytes).unwrap();
+        assert_eq!((samples.len(), faults.len(), unread.len()), (2, 0, 0));
         assert_eq!((samples[1].fields["width"].as_u64(), samples[1].fault), (Some(3), None));
         let Place::Bytes { offset, length } = samples[1].place else { panic!("no tar file") };
         assert_eq!(&bytes[offset as usize..][..length], b"three");

@@ -53,6 +53,13 @@ impl TrainProgress {
                 let (stage, from, to) = (stage.as_str(), from.name(), to.name());
                 tell!("stage {stage} has been trained in {from}, and goes on in {to}");
             }
+            Event::OtherParts { stage } => {
+                let stage = stage.as_str();
+                tell!(
+                    "stage {stage} has been trained with other weights of the stages before it, and goes on with those that \
+                     are there now"
+                );
+            }
             Event::SmallGrid { stage, pictures, size: [width, height] } => {
                 let (stage, pictures) = (stage.as_str(), counted(pictures, "picture"));
                 tell!(

@@ -12,7 +12,8 @@ use wuerstchen_train::{RunError, Tune, store, tune};
 use super::corpus::Corpus;
 use super::progress::tell_bucket;
 use super::{
-    Ranks, Stages, TrainArgs, check_folder, read_table, tell_of_captions, unfit_change, with_remedy,
+    Ranks, Stages, TrainArgs, check_folder, read_table, tell_of_captions, tell_of_changes,
+    unfit_change, with_remedy,
 };
 use crate::cache::{cache_folder, remove_old_parts};
 use crate::devices::choose_for;
@@ -37,7 +38,11 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     check_kind(args.stage, &config).map_err(|error| usage(&error))?;
     let output = args.run.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     check_folder(&output).map_err(|error| usage(&error))?;
-    check_output(&output, &config, args.resume.is_some()).map_err(|error| usage(&error))?;
+    let resumes = args.resume.is_some();
+    let stored = check_output(&output, &config, resumes).map_err(|error| usage(&error))?;
+    if let (Some(stored), true) = (stored, resumes) {
+        tell_of_changes(&stored, &config)?;
+    }
     let cache = match &args.run.cache {
         Some(path) => path.clone(),
         None => cache_folder(CACHE).context("name a folder with --cache")?,
@@ -83,7 +88,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         }
         return Ok(());
     }
-    corpus.tell_if_changed(&*store, args.resume.is_some())?;
+    corpus.tell_if_changed(&*store, resumes)?;
     tune.listen(ranks.listen(args)?);
     let done = tune.train(from);
     let listed = ranks.list_broken(&corpus, &output);
@@ -138,11 +143,11 @@ fn check_kind(stage: Stages, config: &TuneConfig) -> Result<()> {
     }
 }
 
-/// Fails where the folder holds something else than a run of this config.
-fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<()> {
+/// The config of the run that the folder holds, if there is one; fails where it is no run of this config.
+fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<Option<TuneConfig>> {
     let path = output.join(RUN_CONFIG);
     if !path.is_file() {
-        return Ok(());
+        return Ok(None);
     }
     let remedy = "name another folder with --output, or remove this one";
     let Ok(stored) = read(&path, &[]) else {
@@ -173,7 +178,7 @@ fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<()>
             folders[1]
         );
     }
-    Ok(())
+    Ok(Some(stored))
 }
 
 /// The layers that a LoRA changes, for people.

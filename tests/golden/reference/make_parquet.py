@@ -80,15 +80,23 @@ def main():
     write(out / "00000.parquet", pa.schema(META + [("jpg", pa.binary())]), rows, GROUP, "snappy")
     write(out / "metadata.parquet", pa.schema(META), rows, GROUP, "snappy")
     write_tar(out / "00000.tar", rows)
-    # What other programs write: no status, several captions, texts that are marked as bytes, or too long.
+    # What other programs write: no status, several captions, texts that are marked as bytes, or too long, and pictures
+    # of two types.
     odd = [("jpg", pa.binary()), ("png", pa.binary()), ("captions", pa.list_(TEXT)), ("txt", pa.binary())]
     rows = [
         {"png": encoded(0, "PNG"), "jpg": encoded(0), "captions": ["one", None, "two"], "txt": b"three"},
         {"png": None, "jpg": None, "captions": ["none"], "txt": None},
         {"png": None, "jpg": encoded(2), "captions": None, "txt": b"caf\xe9"},
         {"png": None, "jpg": encoded(3), "captions": ["a" * (1 << 20) + "b"], "txt": "café".encode()},
+        {"png": encoded(4, "PNG"), "jpg": None, "captions": ["a PNG"], "txt": None},
     ]
     write(out / "odd.parquet", pa.schema(odd + [("aesthetic", pa.list_(NUMBER))]), rows, 3, "zstd")
+    # The layout of the library `datasets`; the second text is marked as UTF-8, and is not.
+    content = pa.array([b"a field", b"caf\xe9", b"the last"], pa.binary()).buffers()
+    table = {"image": [{"bytes": encoded(number), "path": "0.jpg"} for number in range(3)]}
+    table["text"] = pa.Array.from_buffers(TEXT, 3, content)
+    pq.write_table(pa.table(table), out / "datasets.parquet")
+    pq.write_table(pa.table({"jpg": [encoded(0)], "caption": ["a field"]}), out / "lz4.parquet", compression="lz4")
 
 
 if __name__ == "__main__":

@@ -41,15 +41,15 @@ pub enum RunError {
         /// Updates done, with those that changed nothing.
         step: u64,
     },
-    /// The weights, or the samples of a grid, are no finite numbers any more.
+    /// The weights, or the samples of a grid, are no numbers any more that can be kept.
     #[error(
-        "stage {} diverged: {what} after step {step} are infinite or no numbers; {kept}; try a smaller \
-         optimizer.learning_rate", stage.as_str()
+        "stage {} diverged: {what} after step {step} are infinite, no numbers, or too large for f16; {kept}; try a \
+         smaller optimizer.learning_rate", stage.as_str()
     )]
     NotFinite {
         /// Which stage.
         stage: StageName,
-        /// What is not finite.
+        /// What is not as it should be.
         what: &'static str,
         /// Updates done.
         step: u64,

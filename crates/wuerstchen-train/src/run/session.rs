@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
+use half::f16;
+use wuerstchen::checkpoint::ReadBytes;
 use wuerstchen::{ConfigError, Image};
 
 use super::{Event, RunError, Start};
@@ -14,7 +16,7 @@ use crate::peers::{Alone, Peers, agree};
 use crate::stages::Stage;
 use crate::store::{METRICS, Store};
 use crate::tensorboard;
-use crate::trainer::{Header, Metrics, Trainer, read_header};
+use crate::trainer::{Metrics, Trainer, check_state, read_header};
 
 /// Time between saved states.
 const SAVE_EVERY: Duration = Duration::from_secs(120);
@@ -27,6 +29,9 @@ const MAX_SKIPPED: u32 = 100;
 
 /// Pictures in a row of a sample grid, at most.
 pub(crate) const GRID_SIDE: usize = 8;
+
+/// A saved state, and what errors call it.
+type State = (String, Arc<dyn ReadBytes>);
 
 /// What a run's listener is.
 type Listener = Box<dyn FnMut(&Event<'_>) -> ControlFlow<()>>;
@@ -155,14 +160,14 @@ impl Session {
         Ok(())
     }
 
-    /// Fails if a stage that starts anew would overwrite a state, if it cannot go on from one, or if the processes cannot
-    /// have equal parts of its shares.
-    pub(crate) fn check_start(
+    /// Fails if a stage that starts anew would overwrite a state, if `model` cannot go on from one, or if the processes
+    /// cannot have equal parts of its shares.
+    pub(crate) fn check_start<M: Module>(
         &self,
-        stage: StageName,
-        folder: &str,
+        (stage, folder): (StageName, &str),
         start: &Start,
         (updates, seed, device): (&UpdateConfig, u64, &Device),
+        model: &M,
     ) -> Result<(), RunError> {
         updates.precision.check(stage.part(), device)?;
         let size = self.peers.size();
@@ -175,23 +180,21 @@ impl Session {
             let state = self.store.describe(&name);
             return Err(RunError::StateExists { stage, state });
         }
-        if let Some((name, header)) = self.header(folder, start)? {
-            header.check(&name, seed, updates.optimizer.method)?;
+        if let Some((name, state)) = self.state(folder, start)? {
+            check_state(&name, state, model, (seed, updates.optimizer.method))?;
         }
         Ok(())
     }
 
-    /// The name of the state from which a stage starts, and what it says about itself; `None` where there is none.
-    fn header(&self, folder: &str, start: &Start) -> Result<Option<(String, Header)>, RunError> {
+    /// The state from which a stage starts, and what errors call it; `None` where there is none.
+    fn state(&self, folder: &str, start: &Start) -> Result<Option<State>, RunError> {
         Ok(match start {
             Start::Anew => None,
             Start::Resume => {
-                let state = state_name(folder);
-                let (name, state) = (self.store.describe(&state), self.store.open(&state)?);
-                let header = state.map(|state| read_header(&name, &*state)).transpose()?;
-                header.map(|header| (name, header))
+                let name = state_name(folder);
+                self.store.open(&name)?.map(|state| (self.store.describe(&name), state))
             }
-            Start::State { name, bytes } => Some((name.clone(), read_header(name, bytes)?)),
+            Start::State { name, bytes } => Some((name.clone(), bytes.clone())),
         })
     }
 
@@ -239,18 +242,32 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
 ) -> Result<ControlFlow<()>, RunError> {
     let session = host.as_mut();
     let (store, state, leads) = (session.store.clone(), state_name(folder), session.leads());
-    let resumes = matches!(start, Start::Resume);
-    let begun_in = session.header(folder, &start)?.and_then(|(_, header)| header.precision);
-    let mut trainer = session.restore(trainer, &state, start)?;
+    let (resumes, is_foreign) =
+        (matches!(start, Start::Resume), matches!(start, Start::State { .. }));
+    let begun = session.state(folder, &start)?;
+    let header = begun.as_ref().map(|(name, state)| read_header(name, &**state)).transpose()?;
+    let mut trainer = session.restore(trainer, begun)?;
     let is_alone = session.peers.size() == 1;
     let first = trainer.steps_done();
     if resumes && leads {
         session.forget_steps_after(folder, first)?;
     }
-    if let Some(from) = begun_in.filter(|from| *from != config.precision) {
-        session.tell(&Event::Precision { stage, from, to: config.precision });
+    if let Some(header) = header {
+        if let Some(from) = header.precision.filter(|from| *from != config.precision) {
+            session.tell(&Event::Precision { stage, from, to: config.precision });
+        }
+        if header.frozen.is_some() && header.frozen.as_deref() != trainer.frozen() {
+            session.tell(&Event::OtherParts { stage });
+        }
     }
     session.tell(&Event::Begin { stage, step: first, steps: config.steps });
+    if leads && trainer.is_done() {
+        // The run has what it has after its last update, though its files may be lost.
+        if is_foreign {
+            store.write(&state, &trainer.save())?;
+        }
+        save(host, &trainer.averaged())?;
+    }
     let (begun, mut saved) = (Instant::now(), Instant::now());
     // TensorBoard takes the files of one folder for one run, and of a step the last that is told.
     let now = seconds_since_1970();
@@ -285,8 +302,10 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
             store.append(&events, &events_of(&metrics, samples_per_sec))?;
         }
         skipped = if metrics.applied { 0 } else { skipped + 1 };
-        if skipped == MAX_SKIPPED {
-            return Err(RunError::Diverged { stage, steps: MAX_SKIPPED, step: metrics.step });
+        // A short run may end before so many steps.
+        let is_lost = trainer.is_done() && 2 * u64::from(skipped) >= metrics.step - first;
+        if skipped == MAX_SKIPPED || skipped > 0 && is_lost {
+            return Err(RunError::Diverged { stage, steps: skipped, step: metrics.step });
         }
         session.tell(&Event::Update { metrics: &metrics, samples_per_sec });
         // Several processes agree before the next update on what one of them wishes.
@@ -303,7 +322,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         let is_saved = leads && (last || stops || is_due);
         if is_sampled || is_saved {
             let (averaged, step, kept) = (trainer.averaged(), metrics.step, session.kept(folder));
-            if !is_finite(trainer.model()) || !is_finite(&averaged) {
+            if !can_be_kept(trainer.model()) || !can_be_kept(&averaged) {
                 return Err(RunError::NotFinite { stage, what: "the weights", step, kept });
             }
             if is_sampled {
@@ -338,8 +357,7 @@ impl Session {
     fn restore<S: Stage>(
         &self,
         trainer: Trainer<S>,
-        state: &str,
-        start: Start,
+        begun: Option<State>,
     ) -> Result<Trainer<S>, RunError> {
         let trainer = trainer.with_peers(self.peers.clone());
         self.agree(Ok(()))?;
@@ -348,17 +366,13 @@ impl Session {
             self.agree(Ok(()))?;
             let mut bytes = Vec::new();
             self.peers.broadcast(0, &mut bytes);
-            return Ok(trainer.restore("rank 0's state", bytes)?);
+            return Ok(trainer.restore("rank 0's state", Arc::new(bytes))?);
         }
-        let restore = || match start {
-            Start::Anew => Ok(trainer),
-            Start::Resume => match self.store.read(state)? {
-                Some(bytes) => Ok(trainer.restore(&self.store.describe(state), bytes)?),
-                None => Ok(trainer),
-            },
-            Start::State { name, bytes } => Ok(trainer.restore(&name, bytes)?),
+        let trainer = match begun {
+            Some((name, state)) => trainer.restore(&name, state).map_err(RunError::from),
+            None => Ok(trainer),
         };
-        let trainer = self.agree(restore())?;
+        let trainer = self.agree(trainer)?;
         if self.peers.size() > 1 {
             self.peers.broadcast(0, &mut trainer.save());
         }
@@ -366,17 +380,17 @@ impl Session {
     }
 }
 
-/// Whether all weights are finite numbers.
-fn is_finite(model: &impl Module) -> bool {
-    struct Finite(bool);
-    impl ModuleVisitor for Finite {
+/// Whether all weights are numbers that f16 holds, in which the model is written.
+fn can_be_kept(model: &impl Module) -> bool {
+    struct Kept(bool);
+    impl ModuleVisitor for Kept {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let data = param.val().into_data();
             let values = data.as_slice::<f32>().expect("weights are f32");
-            self.0 = self.0 && values.iter().all(|value| value.is_finite());
+            self.0 = self.0 && values.iter().all(|value| f16::from_f32(*value).is_finite());
         }
     }
-    let mut all = Finite(true);
+    let mut all = Kept(true);
     model.visit(&mut all);
     all.0
 }
