@@ -206,8 +206,9 @@ impl Tune {
         self
     }
 
-    /// Fails if a start would overwrite a state, if the run has begun with another Stage C or cannot go on from its state, if processes that train together cannot
-    /// have equal parts of the shares, or if the device cannot multiply in the config's precision.
+    /// Fails if a start would overwrite a state, if the run has begun with another Stage C or cannot go on from its state,
+    /// if processes that train together cannot have equal parts of the shares, or if the device cannot multiply in the
+    /// config's precision.
     ///
     /// # Errors
     ///

@@ -303,7 +303,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         }
         skipped = if metrics.applied { 0 } else { skipped + 1 };
         // A short run may end before so many steps.
-        let is_lost = trainer.is_done() && 2 * u64::from(skipped) >= metrics.step - first;
+        let is_lost = trainer.is_done() && 2 * u64::from(skipped) >= metrics.step;
         if skipped == MAX_SKIPPED || skipped > 0 && is_lost {
             return Err(RunError::Diverged { stage, steps: skipped, step: metrics.step });
         }
