@@ -18,6 +18,7 @@ use wuerstchen_train::config::ShardsConfig;
 use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::tune::Buckets;
 
+use crate::export::check_new;
 use crate::folder::Folder;
 use crate::output::check_output;
 use crate::shards::Shards;
@@ -186,12 +187,8 @@ fn draw(pictures: &dyn Pictures, path: &Path) -> Result<()> {
 }
 
 fn pack(args: &PackArgs) -> Result<()> {
+    check_new(&args.output)?;
     let folder = Folder::open(&args.folder, 0)?;
-    let cannot = || format!("cannot write to {}", args.output.display());
-    create_dir_all(&args.output).with_context(cannot)?;
-    if args.output.read_dir().with_context(cannot)?.next().is_some() {
-        bail!("{}: expected an empty folder", args.output.display());
-    }
     let (count, samples) = (folder.len(), args.samples as usize);
     let sizes = sizes_of(&folder);
     // Before anything is written.
@@ -200,6 +197,8 @@ fn pack(args: &PackArgs) -> Result<()> {
         broken.iter().for_each(|error| say!("{}", visible_lines(error)));
         bail!("{} cannot be read", counted(broken.len(), "picture"));
     }
+    let cannot = || format!("cannot write to {}", args.output.display());
+    create_dir_all(&args.output).with_context(cannot)?;
     let bar = ProgressBar::new(count as u64).with_message("packing the pictures");
     for (shard, first) in (0..count).step_by(samples).enumerate() {
         let path = args.output.join(format!("{shard:05}.tar"));

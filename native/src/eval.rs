@@ -99,6 +99,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         Scenes::Shapes => &SHAPES_COLUMNS,
         Scenes::Emoji => &EMOJI_COLUMNS,
     };
+    let art = matches!(scenes, Scenes::Emoji).then(|| read_art(args.art.as_deref())).transpose()?;
     if !args.json {
         print(&header(columns))?;
     }
@@ -109,13 +110,12 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
             written = print(&text);
         }
     };
-    match scenes {
-        Scenes::Shapes => {
+    match art {
+        None => {
             let on_row = &mut |row: &EvalRow<ShapesScores>| write(to_json(row));
             block_on(evaluate_shapes(&evaluation, on_row))?;
         }
-        Scenes::Emoji => {
-            let art = read_art(args.art.as_deref())?;
+        Some(art) => {
             let psnr = block_on(stage_a_psnr(&evaluation, &art))?;
             say!("Stage A on concepts that it has not seen: PSNR {psnr:.2} dB");
             let on_row = &mut |row: &EvalRow<EmojiScores>| write(to_json(row));

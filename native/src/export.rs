@@ -41,7 +41,7 @@ enum Form {
 
 #[derive(Args)]
 struct WebArgs {
-    /// A model folder or bundle file [default: the built-in model]
+    /// The model, as `generate` takes it [default: the built-in model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// The folder to write

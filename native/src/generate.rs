@@ -28,7 +28,7 @@ pub(crate) struct GenerateArgs {
     /// What the picture shows; may be left out where there is a picture to start from
     #[arg(required_unless_present_any = ["prompts", "image", "picture_prompt"])]
     prompt: Option<String>,
-    /// The PNG file to write, or its folder; several pictures are numbered, out-0.png, out-1.png, …
+    /// The PNG file to write, or its folder; several pictures are numbered, prompt by prompt, out-0.png, out-1.png, …
     #[arg(short, long, value_name = "FILE", default_value = "out.png")]
     output: PathBuf,
     #[command(flatten)]
@@ -77,7 +77,8 @@ struct Report<'a> {
     generate_secs: f64,
     /// Of every file.
     prompts: Vec<&'a str>,
-    settings: &'a Settings,
+    /// [`Settings`] and the names of the files, as pictures carry them.
+    settings: Value,
 }
 
 /// Prompts or frames that are made together where the parts of a model take turns on the device: each part
@@ -114,13 +115,16 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         made_settings = made.into_iter().next().map(|made| made.settings);
     }
     if args.json {
+        let settings = made_settings.as_ref().unwrap_or(&prepared.settings);
+        let mut settings = serde_json::to_value(settings)?;
+        inputs.describe(&mut settings);
         let report = Report {
             files: outputs.iter().map(|output| output.path.display().to_string()).collect(),
             device: &device,
             load_secs,
             generate_secs,
             prompts: batches.iter().flat_map(|batch| batch.prompts.clone()).collect(),
-            settings: &made_settings.unwrap_or_else(|| prepared.settings.clone()),
+            settings,
         };
         crate::print(&serde_json::to_string(&report)?)?;
     }

@@ -1,7 +1,7 @@
 //! `wuerstchen inspect`: what is in a picture or a model.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -59,9 +59,12 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
             return print_picture(&found, args.json);
         }
     }
-    if let Some(summary) = lora_summary(&args.path)? {
-        let text = json!({"lora": summary}).to_string();
-        return crate::print(if args.json { &text } else { &summary });
+    if let Ok(file) = open_lora(&args.path) {
+        let lines = file.summary()?;
+        if let [lora, left_out @ ..] = &lines[..] {
+            let text = json!({"lora": lora, "leftOut": left_out}).to_string();
+            return crate::print(if args.json { text } else { lines.join("\n") }.as_str());
+        }
     }
     let mut files = files::read_model(Some(&args.path))?;
     // Files of weights alone have no configs; where the weights do not tell them either, nobody does.
@@ -72,12 +75,6 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     } else {
         crate::print(visible_lines(&model_text(&model)).trim_end())
     }
-}
-
-/// What is in a LoRA; `None` where the path leads to none.
-fn lora_summary(path: &Path) -> Result<Option<String>> {
-    let Ok(file) = open_lora(path) else { return Ok(None) };
-    Ok(file.summary()?)
 }
 
 fn print_picture(found: &Provenance, json: bool) -> Result<()> {

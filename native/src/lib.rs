@@ -41,6 +41,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use mimalloc::MiMalloc;
+use wuerstchen::OptionsError;
 use wuerstchen_train::{Failure, RunError};
 
 pub use self::terminal::{silence, visible_lines};
@@ -62,7 +63,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Make pictures of prompts, from noise or from a picture
-    #[command(allow_negative_numbers = true)]
+    #[command(
+        allow_negative_numbers = true,
+        override_usage = "wuerstchen generate [PROMPT] [OPTIONS]"
+    )]
     Generate(Box<generate::GenerateArgs>),
     /// Turn published weights into a model of one folder
     Import(import::ImportArgs),
@@ -109,7 +113,7 @@ pub fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
-            say!("{}", visible_lines(&format!("error: {error:#}")));
+            say!("{}", visible_lines(&format!("error: {}", as_typed(&error))));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -157,6 +161,25 @@ impl std::fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
+/// The text of an error, with options as they are typed, `--prior-steps`, where the library names them.
+fn as_typed(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let of_cause = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
+        Some(wuerstchen::Error::Options(error)) => Some(error.clone()),
+        _ => cause.downcast_ref::<OptionsError>().cloned(),
+    };
+    let Some(options) = error.chain().find_map(of_cause) else { return text };
+    let named = options.to_string();
+    let words = named.split(' ').enumerate().map(|(place, word)| {
+        if word.contains('_') || place == 0 && word == options.field() {
+            format!("--{}", word.replace('_', "-"))
+        } else {
+            word.to_owned()
+        }
+    });
+    text.replace(&named, &words.collect::<Vec<_>>().join(" "))
+}
+
 /// Marks an error as one of the command line.
 fn usage(error: &anyhow::Error) -> anyhow::Error {
     UsageError(format!("{error:#}")).into()
@@ -174,7 +197,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if cause.is::<devices::NoDevice>() {
         return Some(DEVICE);
     }
-    if cause.is::<UsageError>() || cause.is::<wuerstchen::OptionsError>() {
+    if cause.is::<UsageError>() || cause.is::<OptionsError>() {
         return Some(USAGE);
     }
     let of_run = match cause.downcast_ref() {

@@ -74,8 +74,8 @@ pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
 
 /// Reads a picture file for `work`.
 pub(crate) fn with_picture<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
-    let read = || with_bytes(&read_at_most(path, MAX_PIXELS * MAX_PIXEL_BYTES)?, work);
-    read().with_context(|| format!("cannot read the picture {}", path.display()))
+    let bytes = read_at_most(path, MAX_PIXELS * MAX_PIXEL_BYTES)?;
+    with_bytes(&bytes, work).with_context(|| format!("cannot read the picture {}", path.display()))
 }
 
 /// Decodes the bytes of a picture file for `work`.

@@ -13,7 +13,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 /// Arguments of `wuerstchen serve`.
 #[derive(Args)]
 pub(crate) struct ServeArgs {
-    /// The folder to serve: the built demo page, or any folder with an index.html or web bundles
+    /// The folder to serve: the built demo page, or any folder with an index.html or web models
     #[arg(value_name = "DIR", default_value = "web/demo/dist")]
     folder: PathBuf,
     /// Address to listen on; others than this machine reach it only if this is changed

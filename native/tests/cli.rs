@@ -173,8 +173,16 @@ fn mistakes_are_named_and_have_their_exit_code() {
         (dry_run("b.sample_every=0"), 2, "stage b config: sample_every must be at least 1, got 0"),
         (dry_run("c.shards=3"), 2, "batch_size must be a positive multiple of shards = 3, got 16"),
         (dry_run("seed.one=1"), 2, "\"seed\" is no table of the config"),
-        (vec!["generate", "x", "--width", "65"], 2, "width must be a size that the model can make"),
-        (vec!["generate", "x", "--prior-steps", "0"], 2, "prior_steps must be between 1 and 1000"),
+        (
+            vec!["generate", "x", "--width", "65"],
+            2,
+            "--width must be a size that the model can make",
+        ),
+        (
+            vec!["generate", "x", "--prior-steps", "0"],
+            2,
+            "--prior-steps must be between 1 and 1000",
+        ),
         (vec!["generate", "x", "--seed", "-1"], 2, "invalid value '-1' for '--seed <SEED>'"),
         (vec!["generate", "x", "-W", "-64"], 2, "invalid value '-64' for '--width <WIDTH>'"),
         (vec!["generate", "x", "--lora", &half], 2, "expected a number as the weight of the LoRA"),

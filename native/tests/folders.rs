@@ -232,7 +232,7 @@ fn metadata_may_have_several_rows_of_a_picture() {
     folder.write("sub/metadata.csv", "file_name,text\n../a.png,too\nb.png,\"a \"\"fox\"\"\"\n");
     folder.has(2, 3, &[]);
     folder.write("sub/metadata.jsonl", "");
-    folder.is_refused("expected one file of metadata, found several");
+    folder.is_refused("expected one file of metadata, found metadata.csv and metadata.jsonl");
 }
 
 /// Of a folder that was moved, only the ends of absolute names count, which several may share.
@@ -272,6 +272,8 @@ fn metadata_that_name_what_is_not_read_are_refused() {
     folder.is_refused("a picture named in metadata but of another type than PNG");
     folder.write("metadata.jsonl", row("a.png") + &row("c.png"));
     folder.is_refused("named in metadata.jsonl or metadata.csv but not there");
+    folder.write("metadata.jsonl", row("a.png") + &row("/old/c.png"));
+    folder.is_refused("but not in the folder, where absolute names are looked for by their ends");
     folder.write("sub/metadata.jsonl", row("../a.png"));
     folder.write("metadata.jsonl", row("a.png"));
     folder.has(1, 2, &["left out: files that are not"]);

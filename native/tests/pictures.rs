@@ -336,7 +336,7 @@ fn mistakes_are_named_and_have_their_exit_code() {
         (
             vec!["x", "--image", &image, "--mask", &mask],
             2,
-            "mask must be of the picture's size, 64 x 64, got 64 x 32",
+            "--mask must be of the picture's size, 64 x 64, got 64 x 32",
         ),
         (vec!["x", "--mask", &mask], 2, "--image"),
         (
@@ -355,7 +355,7 @@ fn mistakes_are_named_and_have_their_exit_code() {
             2,
             "count must be at most 64 with pictures of 1024 x 1024 pixels",
         ),
-        (vec!["x", "--frames", "3"], 2, "frames needs prompt_to or image_to"),
+        (vec!["x", "--frames", "3"], 2, "--frames needs --prompt-to or --image-to"),
         (vec!["x", "--prompt-to", "y", "--frames", "1"], 2, "frames must be between 2 and 256"),
         (vec!["x", "--prompt-to", "y", "--count", "2"], 2, "count must be 1 where frames are made"),
         (vec!["x", "--image", &nothing], 4, "cannot read the picture"),

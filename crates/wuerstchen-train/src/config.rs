@@ -27,8 +27,8 @@ pub use self::stages::{
 pub use self::tune::{
     LoraConfig, PicturesConfig, SamplesConfig, TuneConfig, TuneCorpusConfig, TuneUpdates, is_match,
 };
+use crate::lesson::Lesson;
 use crate::limits::{folder_name, positive};
-use crate::shapes::Lesson;
 use crate::tokenizer::MIN_VOCAB_SIZE;
 
 /// One training run of the three stages.
@@ -404,10 +404,18 @@ impl TrainConfig {
             }
         }
         for stage in [&self.a.updates, &self.b.updates, &self.c.updates] {
-            if stage.lesson != Lesson::default() && (is_own || self.corpus.scenes != Scenes::Shapes)
-            {
+            let Lesson { two_objects, tinted, plain_relations, first_leads } = stage.lesson;
+            let of_shapes = plain_relations != 0.0 || first_leads != 0.0;
+            let (unfit, expected) = match self.corpus.scenes {
+                _ if is_own => (
+                    of_shapes || two_objects.or(tinted).is_some(),
+                    "none but with a built-in corpus",
+                ),
+                Scenes::Shapes => (tinted.is_some(), "without tinted, which only emoji are"),
+                Scenes::Emoji => (of_shapes, "without what only the scenes of shapes have"),
+            };
+            if unfit {
                 let found = format!("{:?}", stage.lesson);
-                let expected = "none but with scenes of shapes";
                 return Err(ConfigError::new("training", "lesson", expected, found));
             }
         }

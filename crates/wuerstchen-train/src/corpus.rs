@@ -12,8 +12,9 @@ use wuerstchen::{Image, Tokenizer};
 use crate::config::StageName;
 use crate::emoji;
 use crate::emoji::Art;
+use crate::lesson::Lesson;
 use crate::rows::Rows;
-use crate::shapes::{self, Kind, Lesson, Split, draw, sample};
+use crate::shapes::{self, Kind, Split, draw, sample};
 use crate::tokenizer::UNKNOWN_ID;
 
 /// Why a corpus cannot be trained on.
@@ -88,7 +89,8 @@ impl Source {
         match self {
             Self::Shapes => Arc::new(Shapes { seed, lesson }),
             Self::Emoji(art) => {
-                Arc::new(Emoji { seed, art: art.clone(), for_stage_a: stage == StageName::A })
+                let for_stage_a = stage == StageName::A;
+                Arc::new(Emoji { seed, art: art.clone(), lesson, for_stage_a })
             }
             Self::Samples(samples) => samples.clone(),
         }
@@ -125,6 +127,8 @@ pub struct Emoji {
     pub seed: u64,
     /// What they are drawn with.
     pub art: Arc<Art>,
+    /// What of them is shown.
+    pub lesson: Lesson,
     /// Whether a tenth of the concepts is left out, as for Stage A.
     pub for_stage_a: bool,
 }
@@ -132,9 +136,9 @@ pub struct Emoji {
 impl Emoji {
     fn sample(&self, number: u64) -> emoji::Sample {
         if self.for_stage_a {
-            emoji::stage_a_sample(&self.art, self.seed, number)
+            emoji::stage_a_sample(&self.art, self.seed, number, &self.lesson)
         } else {
-            emoji::sample(&self.art, self.seed, number)
+            emoji::sample(&self.art, self.seed, number, &self.lesson)
         }
     }
 }

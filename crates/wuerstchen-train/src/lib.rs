@@ -14,6 +14,7 @@ mod discriminator;
 pub mod emoji;
 pub mod eval;
 pub mod inception;
+mod lesson;
 pub mod likeness;
 mod limits;
 mod lots;
@@ -41,6 +42,7 @@ pub mod tune;
 
 pub use config::{StageName, TrainConfig, TuneConfig};
 pub use corpus::Source;
+pub use lesson::Lesson;
 pub use peers::{Alone, Failure, Peers};
 pub use precision::Precision;
 pub use recipe::Recipe;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
 use wuerstchen::{GenerateOptions, Image, Pipeline};
+use wuerstchen_train::Lesson;
 use wuerstchen_train::corpus::{CorpusError, Samples, Shapes};
-use wuerstchen_train::shapes::Lesson;
 use wuerstchen_train::store::{Memory, Store};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
 use wuerstchen_train::{Event, Recipe, Run, RunError, Source, StageName, Start, TrainConfig};

@@ -73,6 +73,22 @@ pub enum LoraError {
         /// Its rank.
         found: usize,
     },
+    /// It has no tensors.
+    #[error("{name}: expected a LoRA, found a file without tensors")]
+    Empty {
+        /// Which file.
+        name: String,
+    },
+    /// A layer is changed by larger numbers than a weight can be.
+    #[error("{name}: its alphas change {layer} by up to {found:e}, expected at most {max:e}", max = f32::from(half::f16::MAX))]
+    Strength {
+        /// Which LoRA.
+        name: String,
+        /// Which layer.
+        layer: String,
+        /// The largest change that its numbers can make.
+        found: f32,
+    },
     /// A number that scales a layer is none.
     #[error("{name}: {key} must be a finite number, found {found}")]
     Scale {
@@ -102,6 +118,8 @@ pub struct Lora {
     layers: BTreeMap<(Part, String), LowRank>,
     /// Likewise, of tables of embeddings.
     tables: BTreeMap<(Part, String), Rows>,
+    /// Whether some layers' alphas are divided by the square root of the rank, as rank-stabilised LoRAs have it.
+    by_root_of_rank: bool,
     left_out: Vec<String>,
 }
 
@@ -130,6 +148,17 @@ struct Rows {
 /// So many layers, for people.
 fn counted_layers(count: usize) -> String {
     if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") }
+}
+
+/// An alpha, for people.
+fn alpha_text(alpha: Option<f64>) -> String {
+    let unknown = || "unknown (taken to be the rank)".to_owned();
+    alpha.map_or_else(unknown, |alpha| (alpha as f32).to_string())
+}
+
+/// What alphas are divided by, for people, where it is not the rank.
+fn divided(by_root_of_rank: bool) -> &'static str {
+    if by_root_of_rank { " (over the square root of the rank)" } else { "" }
 }
 
 impl Rows {
@@ -179,9 +208,7 @@ impl Lora {
 
     /// The different alphas of its layers, for people.
     pub fn alphas(&self) -> BTreeSet<String> {
-        let text = |alpha: f64| alpha.to_string();
-        let unknown = || "unknown (taken to be the rank)".to_owned();
-        self.layers.values().map(|layer| layer.alpha.map_or_else(unknown, text)).collect()
+        self.layers.values().map(|layer| alpha_text(layer.alpha)).collect()
     }
 
     /// What it changes and how strongly, for people.
@@ -205,8 +232,8 @@ impl Lora {
         let ranks: Vec<_> = self.ranks().iter().map(usize::to_string).collect();
         let alphas: Vec<_> = self.alphas().into_iter().collect();
         let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
-        let prior = counted_layers(prior);
-        format!("changes {prior} of Stage C{text}, rank {ranks}, alpha {alphas}{tokens}")
+        let (prior, divided) = (counted_layers(prior), divided(self.by_root_of_rank));
+        format!("changes {prior} of Stage C{text}, rank {ranks}, alpha {alphas}{divided}{tokens}")
     }
 
     /// What the file has that is not used, and why; a sentence each.

@@ -475,7 +475,7 @@ impl Pipeline {
         let pixels = pixels.min(MAX_SIDE);
         let possible = |side: &usize| self.side(*side).is_some();
         let below = (1..=pixels).rev().find(possible);
-        let above = (pixels..=MAX_SIDE).find(possible);
+        let above = (pixels..=MAX_SIDE).find(possible).filter(|above| Some(*above) != below);
         below.into_iter().chain(above).collect()
     }
 }

@@ -92,12 +92,14 @@ fn told_by_metadata(
     let others = index(root, &found.left_out.others, Path::to_owned);
     let (mut missing, mut outside) = (Vec::new(), Vec::new());
     let (mut unread, mut lines) = (Vec::new(), Vec::new());
-    let mut folders = BTreeSet::new();
+    let mut folders = HashMap::new();
     let mut absolute: HashMap<usize, String> = HashMap::new();
     for path in &found.metadata {
         let folder = path.parent().unwrap_or(root);
-        if !folders.insert(folder) {
-            bail!("{}: expected one file of metadata, found several", folder.display());
+        if let Some(other) = folders.insert(folder, path) {
+            let names = [other, path].map(|path| path.file_name().unwrap_or_default().display());
+            let (folder, [one, other]) = (folder.display(), names);
+            bail!("{folder}: expected one file of metadata, found {one} and {other}");
         }
         let mut moved = 0;
         for row in read_rows(path)? {
@@ -143,7 +145,12 @@ fn told_by_metadata(
         &outside,
         "named in metadata.jsonl or metadata.csv but outside of the corpus, which their names may not leave",
     )?;
-    refuse(&missing, "named in metadata.jsonl or metadata.csv but not there")?;
+    let place = if missing.iter().any(|path| !path.starts_with(root)) {
+        "in the folder, where absolute names are looked for by their ends"
+    } else {
+        "there"
+    };
+    refuse(&missing, &format!("named in metadata.jsonl or metadata.csv but not {place}"))?;
     Ok(lines)
 }
 

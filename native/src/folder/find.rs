@@ -167,7 +167,11 @@ impl LeftOut {
 
     /// All lines behind each other, for an error.
     pub(super) fn inline(&self) -> String {
-        self.lines().map(|line| format!("; {line}")).collect()
+        let is_shard = |path: &PathBuf| matches!(ending(path).as_deref(), Some("tar" | "parquet"));
+        let are_shards = self.others.iter().any(is_shard);
+        let hint =
+            are_shards.then(|| "; shards are read where their own names are given".to_owned());
+        self.lines().map(|line| format!("; {line}")).chain(hint).collect()
     }
 }
 

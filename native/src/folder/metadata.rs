@@ -51,7 +51,10 @@ impl Entry {
     }
 }
 
-/// The fields of a row that tell captions.
+/// The field or column with the name of the picture.
+const FILE_NAME: &str = "file_name";
+
+/// The fields or columns of a row that tell captions.
 const CAPTIONS: [&str; 4] = ["text", "caption", "captions", "prompt"];
 
 /// The captions in a field: one text, several or none.
@@ -84,7 +87,7 @@ fn json_rows(text: &str) -> Result<Vec<Row>> {
         let read = || {
             let expected = "expected {\"file_name\": …, \"text\": …}";
             let entry: Entry = serde_json::from_str(&with_nulls(line)).context(expected)?;
-            let Value::String(file_name) = entry.field("file_name")? else {
+            let Value::String(file_name) = entry.field(FILE_NAME)? else {
                 bail!("{expected}: missing the text \"file_name\"");
             };
             let mut captions = Vec::new();
@@ -111,12 +114,12 @@ fn csv_rows(text: &str) -> Result<Vec<Row>> {
     let headers = reader.headers()?.clone();
     let named =
         |name: &str| headers.iter().filter(|header| header.eq_ignore_ascii_case(name)).count();
-    if let Some(name) = ["file_name", "text", "caption"].into_iter().find(|name| named(name) > 1) {
+    if let Some(name) = [FILE_NAME].into_iter().chain(CAPTIONS).find(|name| named(name) > 1) {
         bail!("line 1: expected one column {name}, found {}", named(name));
     }
     let column = |name: &str| headers.iter().position(|header| header.eq_ignore_ascii_case(name));
-    let captions: Vec<_> = ["text", "caption"].into_iter().filter_map(column).collect();
-    let (Some(file_name), false) = (column("file_name"), captions.is_empty()) else {
+    let captions: Vec<_> = CAPTIONS.into_iter().filter_map(column).collect();
+    let (Some(file_name), false) = (column(FILE_NAME), captions.is_empty()) else {
         let found = headers.iter().collect::<Vec<_>>().join(", ");
         bail!("line 1: expected the columns file_name and text or caption, found {found}");
     };
@@ -225,6 +228,8 @@ mod tests {
         let quoted = "\"a fox, red\"\nb.png,2,\"a \"\"fox\"\"\nin snow\"\n";
         let commas = format!("file_name,id,text\na.png,1,{quoted}");
         assert_eq!(csv_rows(&commas).unwrap(), expected(&captions));
+        let prompts = "Prompt,file_name\n\"a fox, red\",a.png\n";
+        assert_eq!(csv_rows(prompts).unwrap(), expected(&captions[..1]));
         let semicolons = "text;file_name\r\na fox, red;a.png\r\n";
         assert_eq!(csv_rows(semicolons).unwrap(), expected(&captions[..1]));
         let error = csv_rows("image,label\na.png,x\n").unwrap_err().to_string();

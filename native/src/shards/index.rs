@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
 use tar::Archive;
-use wuerstchen::fs::{decode, is_hidden};
+use wuerstchen::fs::{decode, has_extension, is_hidden};
 use wuerstchen::json::with_nulls;
 use wuerstchen_train::config::is_match;
 
@@ -125,8 +125,13 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
         let mut entry = match entry {
             Ok(entry) => entry,
             // Where not even the first header is one.
-            Err(error) if samples.is_empty() && last.is_none() => {
-                return Err(refuse(&format!("another one ({error})")));
+            Err(_) if samples.is_empty() && last.is_none() => {
+                let is_picture = pictures::ENDINGS.iter().any(|ending| has_extension(path, ending));
+                return Err(refuse(if is_picture {
+                    "a picture: name its folder"
+                } else {
+                    "another type of file"
+                }));
             }
             Err(error) => {
                 cut_off = Some(error.to_string());

@@ -6,10 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use wuerstchen::config::below_one;
 use wuerstchen::{ConfigError, Schedule};
 
+use crate::lesson::Lesson;
 use crate::limits::{at_least_one, learning_rate, not_negative, positive, share};
 use crate::optimizer::OptimizerConfig;
 use crate::precision::Precision;
-use crate::shapes::Lesson;
 
 /// The updates of a stage: what all three stages have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub struct UpdateConfig {
     /// The optimiser.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// What the scenes of `shapes` show; by default the whole corpus.
+    /// What the scenes of a built-in corpus show; by default all of it.
     #[serde(default)]
     pub lesson: Lesson,
 }
@@ -292,10 +292,11 @@ impl UpdateConfig {
             return Err(ConfigError::new(part, "batch_size", expected, batch));
         }
         self.optimizer.validate(part)?;
-        let Lesson { two_objects, plain_relations, first_leads } = self.lesson;
-        share(part, "lesson.two_objects", two_objects.into())?;
-        share(part, "lesson.plain_relations", plain_relations.into())?;
-        share(part, "lesson.first_leads", first_leads.into())
+        let Lesson { two_objects, tinted, plain_relations, first_leads } = self.lesson;
+        share(part, "lesson.two_objects", two_objects.unwrap_or_default())?;
+        share(part, "lesson.tinted", tinted.unwrap_or_default())?;
+        share(part, "lesson.plain_relations", plain_relations)?;
+        share(part, "lesson.first_leads", first_leads)
     }
 
     /// Checks that the pictures of a share, of `side` pixels, are not more than a machine has memory for. All else is

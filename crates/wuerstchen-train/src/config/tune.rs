@@ -11,9 +11,9 @@ use wuerstchen::pipeline::MAX_SIDE;
 use super::read::{ReadConfigError, read_fields};
 use super::shards::ShardsConfig;
 use super::stages::{UpdateConfig, is_false, unshifted};
+use crate::lesson::Lesson;
 use crate::limits::{folder_name, positive, share};
 use crate::optimizer::Method;
-use crate::shapes::Lesson;
 
 /// Names the config in errors.
 const PART: &str = "fine-tuning";

@@ -210,6 +210,7 @@ mod tests {
     use super::*;
     use crate::emoji::invented::invented_art;
     use crate::emoji::sample;
+    use crate::lesson::Lesson;
 
     #[test]
     fn captions_use_words_of_the_vocabulary_and_nearly_all_of_it() {
@@ -217,7 +218,7 @@ mod tests {
         let known = vocabulary(&art);
         let mut used = BTreeSet::new();
         for index in 0..5_000 {
-            for caption in sample(&art, 0, index).captions {
+            for caption in sample(&art, 0, index, &Lesson::default()).captions {
                 assert!(caption.split(' ').count() <= MAX_CAPTION_WORDS, "{caption}");
                 used.extend(caption.split(' ').map(str::to_owned));
             }

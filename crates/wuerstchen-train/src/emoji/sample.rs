@@ -7,6 +7,7 @@ use super::caption::caption;
 use super::held_out::{is_held_out, is_unseen_by_stage_a};
 use super::scene::{Ground, Object, Request, Scene, Subject, Thing};
 use super::words::{Colour, Size, Style, Tint};
+use crate::lesson::Lesson;
 use crate::lots::{pick, stream};
 use crate::shapes::{Relation, Split};
 
@@ -72,8 +73,8 @@ pub struct Sample {
 /// # Panics
 ///
 /// Panics if `index` is 2⁵⁶ or more.
-pub fn sample(art: &Art, seed: u64, index: u64) -> Sample {
-    draw_training(art, &mut stream(seed, 0, index))
+pub fn sample(art: &Art, seed: u64, index: u64, lesson: &Lesson) -> Sample {
+    draw_training(art, lesson, &mut stream(seed, 0, index))
 }
 
 /// Sample number `index` of what Stage A learns from: without a tenth of the concepts, which measure how
@@ -82,10 +83,10 @@ pub fn sample(art: &Art, seed: u64, index: u64) -> Sample {
 /// # Panics
 ///
 /// Panics if `index` is 2⁵⁶ or more.
-pub fn stage_a_sample(art: &Art, seed: u64, index: u64) -> Sample {
+pub fn stage_a_sample(art: &Art, seed: u64, index: u64, lesson: &Lesson) -> Sample {
     let mut random = stream(seed, 0, index);
     loop {
-        let sample = draw_training(art, &mut random);
+        let sample = draw_training(art, lesson, &mut random);
         if !sample.scene.objects.iter().any(|object| is_unseen(art, object)) {
             return sample;
         }
@@ -112,13 +113,15 @@ fn is_unseen(art: &Art, object: &Object) -> bool {
     is_unseen_by_stage_a(&art.concepts()[object.thing.concept].name)
 }
 
-fn draw_training(art: &Art, random: &mut Philox) -> Sample {
+fn draw_training(art: &Art, lesson: &Lesson, random: &mut Philox) -> Sample {
+    let two = lesson.two_objects.map_or(SHARE_TWO, |share| share as f32);
+    let many = (1.0 - two) / (1.0 - SHARE_TWO) * SHARE_MANY;
     let lot = random.uniform();
-    let kind = if lot < SHARE_TWO {
+    let kind = if lot < two {
         Kind::Two
-    } else if lot < SHARE_TWO + SHARE_MANY {
+    } else if lot < two + many {
         Kind::Many
-    } else if random.uniform() < SHARE_TINT {
+    } else if random.uniform() < lesson.tinted.map_or(SHARE_TINT, |share| share as f32) {
         Kind::Tinted
     } else {
         Kind::One
@@ -297,12 +300,15 @@ mod tests {
     use super::*;
     use crate::emoji::invented::invented_art;
 
+    const WHOLE: Lesson =
+        Lesson { two_objects: None, tinted: None, plain_relations: 0.0, first_leads: 0.0 };
+
     #[test]
     fn training_shows_no_held_out_combination_and_every_concept() {
         let art = invented_art();
         let mut seen = std::collections::BTreeSet::new();
         for index in 0..3_000 {
-            let sample = sample(&art, 3, index);
+            let sample = sample(&art, 3, index, &WHOLE);
             assert!(
                 !is_held_out(&sample.request, |thing| art.name(thing)),
                 "{:?}",
@@ -314,11 +320,36 @@ mod tests {
     }
 
     #[test]
+    fn lessons_show_more_of_two_and_of_tinted_emoji() {
+        let art = invented_art();
+        let shares = |lesson: Lesson| {
+            let samples: Vec<_> = (0..4_000).map(|i| sample(&art, 3, i, &lesson).scene).collect();
+            let share = |is: &dyn Fn(&Scene) -> bool| {
+                samples.iter().filter(|scene| is(scene)).count() as f32 / samples.len() as f32
+            };
+            let tinted =
+                |scene: &Scene| scene.objects.len() == 1 && scene.objects[0].thing.tint.is_some();
+            let differ = |scene: &Scene| {
+                scene.objects.len() == 2 && scene.objects[0].thing != scene.objects[1].thing
+            };
+            [share(&differ), share(&tinted)]
+        };
+        let near = |found: [f32; 2], expected: [f32; 2]| {
+            let is_near = found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 0.03);
+            assert!(is_near, "{found:?}, expected {expected:?}");
+        };
+        near(shares(WHOLE), [SHARE_TWO, 0.8 * SHARE_TINT]);
+        // Half of the scenes have two objects, and of the rest as many as before have several.
+        let lesson = Lesson { two_objects: Some(0.5), tinted: Some(0.5), ..WHOLE };
+        near(shares(lesson), [0.5, 0.5 * 0.8 / 0.88 * 0.5]);
+    }
+
+    #[test]
     fn stage_a_sees_no_concept_that_measures_it() {
         let art = invented_art();
         let concepts = |sample: Sample| sample.scene.objects.into_iter().map(|o| o.thing.concept);
         let learnt: std::collections::BTreeSet<_> =
-            (0..3_000).flat_map(|i| concepts(stage_a_sample(&art, 3, i))).collect();
+            (0..3_000).flat_map(|i| concepts(stage_a_sample(&art, 3, i, &WHOLE))).collect();
         let unseen: std::collections::BTreeSet<_> =
             (0..300).flat_map(|i| concepts(unseen_sample(&art, 3, i))).collect();
         assert!(learnt.is_disjoint(&unseen));
@@ -344,7 +375,7 @@ mod tests {
     fn objects_lie_inside_the_picture_and_apart() {
         let art = invented_art();
         for index in 0..2_000 {
-            let Sample { scene, request, .. } = sample(&art, 5, index);
+            let Sample { scene, request, .. } = sample(&art, 5, index, &WHOLE);
             for (i, object) in scene.objects.iter().enumerate() {
                 let half = object.side / 2.0;
                 assert!(object.centre.iter().all(|c| (half - 0.001..=1.001 - half).contains(c)));
@@ -361,8 +392,8 @@ mod tests {
     #[test]
     fn samples_repeat_and_differ_by_seed_and_index() {
         let art = invented_art();
-        assert_eq!(sample(&art, 1, 2), sample(&art, 1, 2));
-        assert_ne!(sample(&art, 1, 2), sample(&art, 1, 3));
-        assert_ne!(sample(&art, 1, 2), sample(&art, 2, 2));
+        assert_eq!(sample(&art, 1, 2, &WHOLE), sample(&art, 1, 2, &WHOLE));
+        assert_ne!(sample(&art, 1, 2, &WHOLE), sample(&art, 1, 3, &WHOLE));
+        assert_ne!(sample(&art, 1, 2, &WHOLE), sample(&art, 2, 2, &WHOLE));
     }
 }

@@ -16,12 +16,12 @@ use super::{Event, GRID_SIDE, Run, RunError, Start};
 use crate::config::StageName;
 use crate::corpus::Corpus;
 use crate::eval::reconstruct;
+use crate::lesson::Lesson;
 use crate::lpips::Lpips;
 use crate::recipe::{
     Weights, decoder_weights, lone_prior_weights, prior_weights, token_decoder_weights,
     vqgan_weights,
 };
-use crate::shapes::Lesson;
 use crate::stages::{
     Cache, DecoderModel, Kept, PriorModel, StageA, StageB, StageBTokens, StageC, TokenModel,
     VqganModel, image_embeddings, stage_a_latents, stage_a_tokens,

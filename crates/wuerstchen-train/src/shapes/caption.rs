@@ -176,7 +176,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::shapes::{Lesson, sample};
+    use crate::lesson::Lesson;
+    use crate::shapes::sample;
 
     #[test]
     fn captions_use_all_of_the_vocabulary_and_nothing_else() {

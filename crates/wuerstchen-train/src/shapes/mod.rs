@@ -24,7 +24,7 @@ pub(crate) use held_out::is_held_out_words;
 pub use held_out::{is_held_out_pair, is_held_out_triple};
 pub use judge::{Chance, Verdict, chance, judge};
 pub use parse::read_scene;
-pub use sample::{Kind, Lesson, Sample, Split, evaluation, sample};
+pub use sample::{Kind, Sample, Split, evaluation, sample};
 pub use scene::{Description, Object, Request, Scene, Subject};
 pub(crate) use words::words;
 pub use words::{Background, Colour, Relation, Shape, Size};

@@ -1,12 +1,12 @@
 //! Drawing lots for scenes: seeds and indices to captioned scenes.
 
-use serde::{Deserialize, Serialize};
 use wuerstchen::noise::Philox;
 
 use super::caption::caption;
 use super::held_out::is_held_out;
 use super::scene::{Description, Object, Request, Scene, Subject};
 use super::words::{Background, Colour, Relation, Shape, Size};
+use crate::lesson::Lesson;
 use crate::lots::{pick, stream};
 
 /// Smallest distance of an object from the edge, in sides of the picture.
@@ -17,6 +17,9 @@ const GAP: f32 = 0.05;
 
 /// Largest offset across a relation's axis, in offsets along it.
 const MAX_OFFSET_ACROSS: f32 = 0.45;
+
+/// Share of training scenes with two objects.
+const SHARE_TWO: f32 = 0.45;
 
 /// Share of scenes with one object among those without two; the others show several identical ones.
 const SHARE_ONE: f32 = 0.40 / 0.55;
@@ -70,32 +73,6 @@ pub struct Sample {
     pub caption: String,
 }
 
-/// What training scenes show and how captions say it, so that a model can begin with what is easy.
-///
-/// Which of two objects lies left is hard to learn from the whole corpus: "left" and "right" mean
-/// nothing to a model that does not tell the object that is named first from the other, and that order
-/// means nothing to one that does not tell "left" from "right". Where the first one always lies left or
-/// above, the order alone is worth learning.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Lesson {
-    /// Share of scenes with two objects, `[0, 1]`.
-    pub two_objects: f32,
-    /// Share of relations that are said in the plain wording, `A left of B`, `[0, 1]`; the others are
-    /// said in any of the five.
-    pub plain_relations: f32,
-    /// Share of relations in which the object named first always lies left or above, `[0, 1]`; in the
-    /// others it lies on any side.
-    pub first_leads: f32,
-}
-
-impl Default for Lesson {
-    /// The whole corpus.
-    fn default() -> Self {
-        Self { two_objects: 0.45, plain_relations: 0.0, first_leads: 0.0 }
-    }
-}
-
 /// How often a caption leaves something unsaid.
 struct Omissions {
     size: f32,
@@ -110,10 +87,11 @@ struct Omissions {
 pub fn sample(seed: u64, index: u64, lesson: &Lesson) -> Sample {
     let mut random = stream(seed, 0, index);
     let lot = random.uniform();
-    let one = (1.0 - lesson.two_objects) * SHARE_ONE;
+    let two = lesson.two_objects.map_or(SHARE_TWO, |share| share as f32);
+    let one = (1.0 - two) * SHARE_ONE;
     let kind = if lot < one {
         Kind::One
-    } else if lot < one + lesson.two_objects {
+    } else if lot < one + two {
         Kind::Two
     } else {
         Kind::Many
@@ -160,7 +138,7 @@ fn draw_lots(
     };
     let background = Some(background).filter(|_| random.uniform() >= omissions.background);
     let request = Request { background, subject };
-    let caption = caption(&request, lesson.plain_relations, random);
+    let caption = caption(&request, lesson.plain_relations as f32, random);
     Sample { scene, request, caption }
 }
 
@@ -178,7 +156,7 @@ fn subject(kind: Kind, lesson: &Lesson, random: &mut Philox) -> Subject {
             while second.colour == first.colour {
                 second = description();
             }
-            let leads = lesson.first_leads > 0.0 && random.uniform() < lesson.first_leads;
+            let leads = lesson.first_leads > 0.0 && random.uniform() < lesson.first_leads as f32;
             let relation = if leads {
                 pick(random, &[Relation::LeftOf, Relation::Above])
             } else {
@@ -316,7 +294,12 @@ mod tests {
 
     #[test]
     fn lessons_say_what_they_show() {
-        let lesson = Lesson { two_objects: 1.0, plain_relations: 1.0, first_leads: 1.0 };
+        let lesson = Lesson {
+            two_objects: Some(1.0),
+            plain_relations: 1.0,
+            first_leads: 1.0,
+            ..Lesson::default()
+        };
         let plain = [" left of a", " above a"];
         for index in 0..500 {
             let Sample { request, caption, .. } = sample(7, index, &lesson);

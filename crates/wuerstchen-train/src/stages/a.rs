@@ -345,9 +345,9 @@ mod tests {
 
     use super::*;
     use crate::corpus::Shapes;
+    use crate::lesson::Lesson;
     use crate::optimizer::collect_gradients;
     use crate::recipe::Recipe;
-    use crate::shapes::Lesson;
     use crate::tokenizer::shapes_tokenizer;
     use wuerstchen::relative_error_above;
 

@@ -177,10 +177,16 @@ impl Found {
             self.add_part(path, None)?;
         }
         if self.origins.len() + self.ambiguous.len() == before {
-            let reason = format!(
-                "it is no model: expected folders such as {} with safetensors or PyTorch files",
-                Part::PRIOR
-            );
+            let is_of_run = path.ends_with(RUN_MODEL)
+                && path.parent().is_some_and(|run| run.join(RUN_CONFIG).is_file());
+            let reason = if is_of_run {
+                "the run has not trained a part yet: expected a model".to_owned()
+            } else {
+                format!(
+                    "it is no model: expected folders such as {} with safetensors or PyTorch files",
+                    Part::PRIOR
+                )
+            };
             return Err(unfit(path, reason));
         }
         Ok(())
@@ -360,8 +366,11 @@ impl Found {
         let part = match (&parts[..], folder) {
             ([], _) => {
                 let names = weights.names().take(3).collect::<Vec<_>>().join(", ");
-                let reason =
-                    format!("its tensors are those of no part of Würstchen, such as {names}");
+                let reason = if names.is_empty() {
+                    "expected weights, found a file without tensors".to_owned()
+                } else {
+                    format!("its tensors are those of no part of Würstchen, such as {names}")
+                };
                 return Err(unfit(&origin.path, reason));
             }
             ([part], _) => *part,

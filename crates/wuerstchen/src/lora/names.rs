@@ -59,10 +59,16 @@ pub(super) fn spelling(layer: &str) -> String {
     layer.replace('.', "_")
 }
 
+/// The layer that a tensor of a LoRA belongs to, as its trainer calls it, without what stands in front.
+pub(super) fn plain_layer_of(key: &str) -> Option<(&str, Role)> {
+    let (layer, role) = role_of(key)?;
+    let plain = PREFIXES.iter().find_map(|prefix| layer.strip_prefix(prefix));
+    Some((plain.unwrap_or(layer), role))
+}
+
 /// The layer that a tensor of a LoRA belongs to, in the spelling of [`spelling`].
 pub(super) fn layer_of(key: &str) -> Option<(String, Role)> {
-    let (layer, role) = role_of(key)?;
-    let layer = PREFIXES.iter().find_map(|prefix| layer.strip_prefix(prefix)).unwrap_or(layer);
+    let (layer, role) = plain_layer_of(key)?;
     let layer = spelling(&layer.replace(".processor.", "."));
     for (old, name) in TEXT_PROJECTIONS {
         if let Some(block) = layer.strip_suffix(old) {

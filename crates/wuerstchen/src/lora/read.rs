@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use half::f16;
+
 use super::method::other_method;
-use super::names::{Role, layer_of, spelling};
+use super::names::{Role, layer_of, plain_layer_of, spelling};
 use super::scaling::Scaling;
-use super::{Lora, LoraError, LowRank, counted_layers};
+use super::{Lora, LoraError, LowRank, alpha_text, counted_layers, divided};
 use super::{tokens, unnamed};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
@@ -46,47 +48,47 @@ impl LoraFile {
     }
 
     /// What the file has, for people, without a model to compare it with: the number of its layers and their
-    /// ranks and alphas; `None` where it has no tensor of a LoRA.
+    /// ranks and alphas, then a sentence on each thing that is not used; nothing where it has no tensor of a LoRA.
     ///
     /// # Errors
     ///
-    /// An alpha cannot be read.
-    pub fn summary(&self) -> Result<Option<String>, LoadError> {
-        let (mut layers, mut ranks) = (BTreeSet::new(), BTreeSet::new());
-        let mut alphas = BTreeSet::new();
-        let mut are_of_diffusers = true;
-        for key in self.tensors.names() {
-            let Some((layer, role)) = layer_of(key) else { continue };
-            match role {
-                Role::Down => {
-                    ranks.extend(self.tensors.side(key, 0));
-                    are_of_diffusers &= key.ends_with(DOWN_OF_DIFFUSERS);
+    /// An alpha cannot be read, or as [`Lora::read`] for other methods than LoRA and configs that cannot be followed.
+    pub fn summary(&self) -> Result<Vec<String>, LoraError> {
+        let tensors = &self.tensors;
+        let name = tensors.part();
+        let (mut stored, mut downs) = (BTreeMap::new(), Vec::new());
+        for key in tensors.names() {
+            match plain_layer_of(key) {
+                Some((layer, Role::Alpha)) => {
+                    stored.insert(layer, numbers(tensors, key)?);
                 }
-                Role::Up => {}
-                Role::Alpha => {
-                    alphas.extend(self.tensors.values(key)?.iter().map(f32::to_string));
-                }
+                Some((layer, Role::Down)) => downs.push((key, layer)),
+                Some((_, Role::Up)) | None => {}
             }
-            layers.insert(layer);
         }
-        if ranks.is_empty() {
-            return Ok(None);
+        if downs.is_empty() {
+            return Ok(Vec::new());
         }
-        let config = self.adapter_config.as_deref().unwrap_or_default();
-        let config: serde_json::Value = serde_json::from_str(config).unwrap_or_default();
-        if let (true, Some(alpha)) = (alphas.is_empty(), config.get("lora_alpha")) {
-            alphas.insert(alpha.to_string());
-        }
-        if alphas.is_empty() && are_of_diffusers {
-            alphas.extend(ranks.iter().map(usize::to_string));
-        } else if alphas.is_empty() {
-            alphas.insert("that of the rank".to_owned());
+        refuse_other_methods(tensors)?;
+        let parts = [Part::PRIOR, Part::PRIOR_TEXT];
+        let scaling = Scaling::new(name, 1.0, parts, &self.header, self.adapter_config.as_deref())?;
+        let (mut ranks, mut alphas) = (BTreeSet::new(), BTreeSet::new());
+        for (key, layer) in &downs {
+            let part = parts[usize::from(layer.starts_with("text_model"))];
+            let rank = tensors.side(key, 0).unwrap_or_default();
+            let alpha = stored.get(layer).map(|alpha| scaling.finite(layer, alpha)).transpose()?;
+            let alpha = scaling.of(part, layer, alpha, rank)?.1;
+            let alpha = alpha.or_else(|| key.ends_with(DOWN_OF_DIFFUSERS).then_some(rank as f64));
+            ranks.insert(rank);
+            alphas.insert(alpha_text(alpha));
         }
         let ranks: Vec<_> = ranks.iter().map(usize::to_string).collect();
         let alphas: Vec<_> = alphas.into_iter().collect();
         let (layers, ranks, alphas) =
-            (counted_layers(layers.len()), ranks.join(" and "), alphas.join(" and "));
-        Ok(Some(format!("a LoRA of {layers}, rank {ranks}, alpha {alphas}")))
+            (counted_layers(downs.len()), ranks.join(" and "), alphas.join(" and "));
+        let divided = divided(scaling.is_by_root_of_rank());
+        let lora = format!("a LoRA of {layers}, rank {ranks}, alpha {alphas}{divided}");
+        Ok([lora].into_iter().chain(scaling.left_out).collect())
     }
 
     /// With the text of the `adapter_config.json` that peft writes beside its weights.
@@ -132,6 +134,9 @@ impl Lora {
             None => file.tensors.clone(),
         };
         let name = tensors.part().to_owned();
+        if tensors.names().next().is_none() {
+            return Err(LoraError::Empty { name });
+        }
         let adapter_config = file.adapter_config.as_deref();
         let scaling = Scaling::new(&name, weight, parts, &file.header, adapter_config)?;
         refuse_other_methods(tensors)?;
@@ -187,10 +192,13 @@ impl Lora {
         }
         let has_unknown = layers.values().any(|layer: &LowRank| layer.alpha.is_none());
         if let Some(alpha) = file.header.get(ALPHA_OF_KOHYA).filter(|_| has_unknown) {
-            left_out.push(format!("its header's {ALPHA_OF_KOHYA} = {alpha} is left out"));
+            left_out.push(format!(
+                "its header's {ALPHA_OF_KOHYA} = {alpha} is left out: alphas stand beside the matrices"
+            ));
         }
         if differences == Differences::default() {
-            Ok(Self { layers, tables, left_out })
+            let by_root_of_rank = scaling.is_by_root_of_rank();
+            Ok(Self { layers, tables, by_root_of_rank, left_out })
         } else {
             Err(LoraError::Mismatch { name, differences })
         }
@@ -296,6 +304,15 @@ impl Found {
             return Ok(None);
         }
         let (scale, alpha) = scaling.of(*part, layer, self.alpha, rank)?;
+        if scale == 0.0 {
+            return Ok(None);
+        }
+        let size = |half: &NamedTensor| half.values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+        let found = scale.abs() * rank as f32 * size(&down) * size(&up);
+        if !(found <= f16::MAX.to_f32()) {
+            let (name, layer) = (scaling.name.to_owned(), layer.to_owned());
+            return Err(LoraError::Strength { name, layer, found });
+        }
         let is_of_diffusers = down.name.ends_with(DOWN_OF_DIFFUSERS);
         let alpha = alpha.or_else(|| is_of_diffusers.then_some(rank as f64));
         Ok(Some(LowRank { scale, alpha, down: down.values, up: up.values, rank }))
@@ -435,7 +452,9 @@ pub(super) mod tests {
 
     #[test]
     fn numbers_must_be_numbers() {
-        let error = read(&[], f64::NAN).unwrap_err().to_string();
+        let down: (&str, &[usize], &[f32]) =
+            ("blocks.2.attention.to_q.lora_A.weight", &[1, 3], &DOWN);
+        let error = read(&[down], f64::NAN).unwrap_err().to_string();
         assert_eq!(error, "style: weight must be a finite number, found [NaN]");
         let alpha: (&str, &[usize], &[f32]) =
             ("blocks.2.attention.to_q.alpha", &[], &[f32::INFINITY]);
@@ -445,6 +464,51 @@ pub(super) mod tests {
         let expected = "style: every value of blocks.2.attention.to_q.lora_A.weight must be a finite number, \
                         found NaN";
         assert_eq!(read(&[down], 1.0).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn strengths_have_a_limit_and_none_changes_nothing() {
+        let with_alpha = |alpha: f32| {
+            let layer = "blocks.2.attention.to_q";
+            let names = ["lora_A.weight", "lora_B.weight", "alpha"].map(|e| format!("{layer}.{e}"));
+            let (down, up) =
+                ((&*names[0], &[1, 3][..], &DOWN[..]), (&*names[1], &[2, 1][..], &UP[..]));
+            read(&[down, up, (&names[2], &[], &[alpha])], 1.0)
+        };
+        assert_eq!(with_alpha(0.0).unwrap().summary(), "changes nothing");
+        let expected = "style: its alphas change blocks.2.attention.to_q by up to 3e9, expected at most 6.5504e4";
+        assert_eq!(with_alpha(1e8).unwrap_err().to_string(), expected);
+        assert!(with_alpha(f32::MAX).is_err());
+        assert_eq!(
+            read(&[], 1.0).unwrap_err().to_string(),
+            "style: expected a LoRA, found a file without tensors"
+        );
+    }
+
+    #[test]
+    fn a_file_tells_of_itself_what_a_model_would() {
+        let file = |config: &str| {
+            let layer = "base_model.model.blocks.2.attention.to_q";
+            let tensors = [
+                NamedTensor::new(format!("{layer}.lora_A.weight"), &[1, 3], DOWN.to_vec()),
+                NamedTensor::new(format!("{layer}.lora_B.weight"), &[2, 1], UP.to_vec()),
+            ];
+            let file = LoraFile::from(Checkpoint::from_tensors("style", tensors));
+            file.with_adapter_config(Some(config.to_owned()))
+        };
+        let summary = |config: &str| file(config).summary().map_err(|error| error.to_string());
+        let told = |alpha: &str| Ok(vec![format!("a LoRA of 1 layer, rank 1, alpha {alpha}")]);
+        assert_eq!(summary("{}"), told("unknown (taken to be the rank)"));
+        let patterns = r#"{"lora_alpha": 8, "alpha_pattern": {"to_q": 3}}"#;
+        assert_eq!(summary(patterns), told("3"));
+        let by_root = r#"{"lora_alpha": 8, "use_rslora": true}"#;
+        assert_eq!(summary(by_root), told("8 (over the square root of the rank)"));
+        let lora = Lora::read(&file(by_root), &model(), 1.0).unwrap().summary();
+        let expected =
+            "changes 1 layer of Stage C, rank 1, alpha 8 (over the square root of the rank)";
+        assert_eq!(lora, expected);
+        let refused = "style: adapter_config.json: use_dora must be false, found true";
+        assert_eq!(summary(r#"{"use_dora": true}"#), Err(refused.to_owned()));
     }
 
     proptest! {
@@ -464,6 +528,7 @@ pub(super) mod tests {
             });
             let mut file = LoraFile::from(Checkpoint::from_tensors("style", tensors));
             file.header.extend(header.map(|text| ("lora_adapter_metadata".to_owned(), text)));
+            let _ = file.summary();
             if let Ok(lora) = Lora::read(&file, &model(), 1.0) {
                 let (before, mut changed) = (model(), model());
                 changed.add_loras(vec![lora]).unwrap();

@@ -36,7 +36,7 @@ const CHANGING_BEGINNINGS: [&str; 5] = ["pissa", "olora", "corda", "lora_ga", "l
 /// What scales the layers of one LoRA.
 pub(super) struct Scaling<'a> {
     /// Which LoRA.
-    name: &'a str,
+    pub(super) name: &'a str,
     /// How many times as strong as it was trained.
     weight: f64,
     /// The configs of parts, and where they stand.
@@ -83,6 +83,11 @@ impl<'a> Scaling<'a> {
             config.check().map_err(|reason| scaling.error(place, reason))?;
         }
         Ok(scaling)
+    }
+
+    /// Whether alphas of some part are divided by the square root of the rank.
+    pub(super) fn is_by_root_of_rank(&self) -> bool {
+        self.configs.values().any(|(config, _)| config.use_rslora == Some(true))
     }
 
     fn parse<T: DeserializeOwned>(&self, place: &'static str, text: &str) -> Result<T, LoraError> {
