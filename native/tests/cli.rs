@@ -402,6 +402,13 @@ fn published_layouts_are_recognised_and_imported() {
         let told = text(&output.stderr);
         assert!(output.status.code() == Some(2) && told.contains(expected), "{told}");
     }
+    let run = folder.join("run");
+    fs::create_dir_all(run.join("model")).unwrap();
+    fs::write(run.join("config.toml"), "").unwrap();
+    let untrained = wuerstchen(&["generate", "x", "-m", &run.display().to_string()]);
+    let told = text(&untrained.stderr);
+    assert!(told.contains("the run has not trained a part yet: expected a model"), "{told}");
+
     let other = folder.join("other");
     fs::create_dir(&other).unwrap();
     fs::write(other.join("notes.txt"), "mine").unwrap();

@@ -318,6 +318,14 @@ fn loras_change_stage_c() {
     let told = wuerstchen(&["inspect", &folder.path("with.png"), "--json"]);
     let told: Value = serde_json::from_slice(&told.stdout).unwrap();
     assert_eq!(told["settings"]["loras"][0], "style:1.5");
+    let (style, output) = (format!("{}:0", style.display()), folder.path("none.png"));
+    let arguments =
+        ["generate", "teapot", "-m", &model, "-W", "128", "-H", "256", "--device", "cpu"];
+    let report =
+        ["--lora", &style, "--json", "-o", &output, "--prior-steps", "1", "--decoder-steps", "1"];
+    let report = wuerstchen(&[&arguments[..], &report[..]].concat());
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert_eq!(report["settings"]["loras"][0], "style:0");
 }
 
 #[test]

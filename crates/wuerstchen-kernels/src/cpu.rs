@@ -20,6 +20,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, Flex, backend_extension};
 use burn::prelude::*;
 use burn::tensor::DType;
+use burn::tensor::ops::ConvOptions;
 use burn_flex::FlexTensor;
 
 use self::functions::{exp, normal_cdf, sigmoid};
@@ -106,6 +107,28 @@ pub(crate) fn frozen_product(
     Tensor::from_dispatch(Dispatch::cpu_frozen_product(x, values, scales, zeros, packing, columns))
 }
 
+/// `x·W` of rows with a matrix.
+///
+/// # Shapes
+///
+/// - x: `[M, K]`
+/// - weight: `[K, N]`
+/// - output: `[M, N]`
+#[cfg(not(target_family = "wasm"))]
+pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::cpu_linear(x.into_dispatch(), weight.into_dispatch()))
+}
+
+/// Flex's convolution with windows of one, of an input `[1, K, N]` with weights `[M, K, 1]`: the same call of `gemm`
+/// as its product of matrices. That one copies what it makes once more.
+fn pointwise<B: Backend>(input: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+    B::conv1d(input, weight, None, ConvOptions::new([1], [0], [1], 1))
+}
+
+fn reshaped<B: Backend, const D: usize>(x: FloatTensor<B>, shape: [usize; D]) -> FloatTensor<B> {
+    B::float_reshape(x, Shape::new(shape))
+}
+
 // A bound brings burn's operations into scope, whose own trait burn does not export.
 fn product<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
     B::float_matmul(x, weight)
@@ -113,6 +136,12 @@ fn product<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor
 
 fn transposed<B: Backend>(matrix: FloatTensor<B>) -> FloatTensor<B> {
     B::float_transpose(matrix)
+}
+
+/// Rows and columns of a matrix.
+fn sides(matrix: &FlexTensor) -> [usize; 2] {
+    let shape = matrix.layout().shape();
+    [shape[0], shape[1]]
 }
 
 /// The first columns of a matrix.
@@ -145,6 +174,11 @@ pub(crate) trait CpuKernels: Backend {
         options: DepthwiseOptions,
     ) -> FloatTensor<Self>;
     fn cpu_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self>;
+    #[cfg_attr(
+        target_family = "wasm",
+        expect(dead_code, reason = "products are `product`'s there, or burn's")
+    )]
+    fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_unpack(
         values: IntTensor<Self>,
         scales: FloatTensor<Self>,
@@ -265,6 +299,14 @@ impl CpuKernels for Flex {
             }
         });
         FlexTensor::from_data(TensorData::new(out, [x.shape[0], height, width, patch]))
+    }
+
+    fn cpu_linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
+        let [rows, inputs] = sides(&x);
+        let outputs = sides(&weight)[1];
+        let input = reshaped::<Self, 3>(weight, [1, inputs, outputs]);
+        let y = pointwise::<Self>(input, reshaped::<Self, 3>(x, [rows, inputs, 1]));
+        reshaped::<Self, 2>(y, [rows, outputs])
     }
 
     fn cpu_unpack(

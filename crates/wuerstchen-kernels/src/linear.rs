@@ -66,6 +66,10 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogu
         return crate::cpu::linear(rows, weight, order, flat(epilogue)).reshape(shape);
     }
     let weight = if columns < length { weight.narrow(0, 0, columns) } else { weight };
+    #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
+    if crate::cpu::runs_on(&rows.device(), rows.dtype()) && crate::autocast::is_exact() {
+        return epilogue.apply(crate::cpu::linear(rows, weight).reshape(shape));
+    }
     epilogue.apply(product(rows, weight).reshape(shape))
 }
 

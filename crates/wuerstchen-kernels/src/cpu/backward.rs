@@ -82,6 +82,19 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
         )
     }
 
+    /// As burn's own product, it keeps of each factor only what the other one's gradient needs.
+    fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let tracked = [x.is_tracked(), weight.is_tracked()];
+        let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
+        record::<Flex, C, _, _, 2>(
+            Linear,
+            [x_node, weight_node],
+            (x, weight),
+            |(x, weight)| (tracked[1].then(|| x.clone()), tracked[0].then(|| weight.clone())),
+            |(x, weight)| Flex::cpu_linear(x, weight),
+        )
+    }
+
     /// Packed weights are not trained: no gradient passes.
     fn cpu_unpack(
         values: FlexTensor,
@@ -133,6 +146,29 @@ fn change_gradient(
         f(channels, &values[row * channels..][..grad.len()], grad);
     });
     grads.register::<Flex>(parent.id, changed);
+}
+
+#[derive(Debug)]
+struct Linear;
+
+impl Backward<Flex, 2> for Linear {
+    /// Each factor, if the other one has a gradient.
+    type State = (Option<FlexTensor>, Option<FlexTensor>);
+
+    /// `∂x = g·Wᵀ` and `∂W = xᵀ·g`.
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<Flex>(&ops.node);
+        let [x_parent, weight_parent] = ops.parents;
+        let (x, weight) = ops.state;
+        if let (Some(parent), Some(x)) = (weight_parent, x) {
+            let weight_grad = product::<Flex>(transposed::<Flex>(x), grad.clone());
+            grads.register::<Flex>(parent.id, weight_grad);
+        }
+        if let (Some(parent), Some(weight)) = (x_parent, weight) {
+            let x_grad = Flex::cpu_linear(grad, transposed::<Flex>(weight));
+            grads.register::<Flex>(parent.id, x_grad);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -555,6 +591,52 @@ mod tests {
                 let twin = |[x]: [Tensor<4>; 1]| patches::reference::patches(x, size, stride);
                 compare([random(shape)], |[x]| patches(x, size, stride), twin);
             }
+        }
+    }
+
+    /// With a longer weight, views for factors, and either factor without a gradient; forward with the bits of burn's.
+    #[test]
+    fn products_are_burns() {
+        use crate::{Epilogue, linear};
+        let twin = |x: Tensor<4>, weight: Tensor<2>| {
+            let [batch, height, width, inputs] = x.dims();
+            let outputs = weight.dims()[1];
+            let y = x.reshape([-1, inputs as isize]).matmul(weight);
+            y.reshape([batch, height, width, outputs])
+        };
+        let matrix = |w: Tensor<4>, rows: usize| w.reshape([rows, 24]);
+        for (inputs, rows) in [(33, 33), (33, 40), (1, 1)] {
+            let given = || [random([2, 3, 5, inputs]), random([1, 1, rows, 24])];
+            let narrow = |w: Tensor<2>| w.narrow(0, 0, inputs);
+            let product = |x, w| linear(x, w, Epilogue::new(None));
+            compare(
+                given(),
+                |[x, w]| product(x, matrix(w, rows)),
+                |[x, w]| twin(x, narrow(matrix(w, rows))),
+            );
+            compare(
+                [random([2, inputs, 5, 3]), random([1, 1, 24, rows])],
+                |[x, w]| product(x.permute([0, 2, 3, 1]), w.reshape([24, rows]).transpose()),
+                |[x, w]| twin(x.permute([0, 2, 3, 1]), narrow(w.reshape([24, rows]).transpose())),
+            );
+            let on = |device: Device| {
+                given().map(|tensor| Tensor::<4>::from_data(tensor.into_data(), &device))
+            };
+            let [x, w] = on(Device::flex().autodiff());
+            compare(
+                [x.clone()],
+                |[x]| product(x, matrix(w.clone(), rows)),
+                |[x]| twin(x, narrow(matrix(w.clone(), rows))),
+            );
+            compare(
+                [w.clone()],
+                |[w]| product(x.clone(), matrix(w, rows)),
+                |[w]| twin(x.clone(), narrow(matrix(w, rows))),
+            );
+            let [x, w] =
+                [x, w].map(|tensor| Tensor::from_data(tensor.into_data(), &Device::flex()));
+            let expected = twin(x.clone(), narrow(matrix(w.clone(), rows))).into_data();
+            product(x, matrix(w, rows)).into_data().assert_eq(&expected, true);
         }
     }
 
