@@ -142,7 +142,8 @@ fn heart() -> Option<Path> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shapes::{Background, Colour, Lesson, Object, Size, sample};
+    use crate::lesson::Lesson;
+    use crate::shapes::{Background, Colour, Object, Size, sample};
 
     #[test]
     fn outlines_fill_their_unit_boxes() {

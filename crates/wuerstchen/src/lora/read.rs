@@ -309,7 +309,7 @@ impl Found {
         }
         let size = |half: &NamedTensor| half.values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
         let found = scale.abs() * rank as f32 * size(&down) * size(&up);
-        if !(found <= f16::MAX.to_f32()) {
+        if found.is_nan() || found > f16::MAX.to_f32() {
             let (name, layer) = (scaling.name.to_owned(), layer.to_owned());
             return Err(LoraError::Strength { name, layer, found });
         }
