@@ -255,7 +255,10 @@ fn a_folder_is_looked_through_and_packed() {
     let torn = wuerstchen(&["data", "pack", &from, "-o", &path("torn")]);
     let told = text(&torn.stderr);
     assert!(told.contains("2.png") && told.contains("1 picture cannot be read"), "{told}");
-    assert_eq!(fs::read_dir(folder.join("torn")).unwrap().count(), 0);
+    assert!(!folder.join("torn").exists());
+    let picture = wuerstchen(&["data", "stats", &pictures.join("0.png").display().to_string()]);
+    let told = text(&picture.stderr);
+    assert!(told.contains("found a picture: name its folder"), "{told}");
 }
 
 /// A file of shards that a script has made.

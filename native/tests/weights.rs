@@ -363,8 +363,11 @@ fn other_methods_are_refused_in_a_sentence() {
 
     let path = folder.join("empty/x.safetensors");
     safetensors(&path, &Tensors::new(), &[]);
-    let (_, told) = with_lora(&path).unwrap();
-    assert!(told.contains("x.safetensors: changes nothing, weight 1"), "{told}");
+    let error = with_lora(&path).unwrap_err();
+    assert!(
+        error.contains("x.safetensors: expected a LoRA, found a file without tensors"),
+        "{error}"
+    );
 }
 
 /// Whoever reads a device or a pipe may never come to its end.

@@ -89,6 +89,9 @@ pub(super) fn read_shard(path: &Path, wanted: &BTreeSet<&str>) -> Result<Shard> 
     if !kind.is_file() {
         return Err(refuse(if kind.is_dir() { "a folder" } else { "no ordinary file" }));
     }
+    if pictures::ENDINGS.iter().any(|ending| has_extension(path, ending)) {
+        return Err(refuse("a picture: name its folder"));
+    }
     let mut file = File::open(path).with_context(cannot)?;
     let mut start = Vec::new();
     file.by_ref().take(PARQUET.len() as u64).read_to_end(&mut start).with_context(cannot)?;
@@ -126,12 +129,7 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
             Ok(entry) => entry,
             // Where not even the first header is one.
             Err(_) if samples.is_empty() && last.is_none() => {
-                let is_picture = pictures::ENDINGS.iter().any(|ending| has_extension(path, ending));
-                return Err(refuse(if is_picture {
-                    "a picture: name its folder"
-                } else {
-                    "another type of file"
-                }));
+                return Err(refuse("another type of file"));
             }
             Err(error) => {
                 cut_off = Some(error.to_string());
@@ -463,7 +461,7 @@ mod tests {
         let error = |name, bytes: &[u8]| read(name, bytes).err().unwrap().to_string();
         assert!(error("gzip", &[0x1f, 0x8b, 8, 0]).contains("compressed with gzip"));
         let page = error("page", &[b'<'; 600]);
-        assert!(page.contains(&format!("{EXPECTED}, found another one")), "{page}");
+        assert!(page.contains(&format!("{EXPECTED}, found another type of file")), "{page}");
         let folder = read_shard(&std::env::temp_dir(), &BTreeSet::new()).err().unwrap().to_string();
         assert!(folder.ends_with(&format!("{EXPECTED}, found a folder")), "{folder}");
     }
