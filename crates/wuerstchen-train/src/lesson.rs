@@ -16,7 +16,7 @@ pub struct Lesson {
     /// scenes keep their shares of the rest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub two_objects: Option<f64>,
-    /// Share of the scenes of one emoji in which it is tinted, `[0, 1]`; if left out, 0.12.
+    /// Of `emoji`: share of the scenes of one emoji in which it is tinted, `[0, 1]`; if left out, 0.12.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tinted: Option<f64>,
     /// Of `shapes`: share of relations that are said in the plain wording, `A left of B`, `[0, 1]`; the others are

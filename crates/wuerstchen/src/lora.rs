@@ -80,7 +80,7 @@ pub enum LoraError {
         name: String,
     },
     /// A layer is changed by larger numbers than a weight can be.
-    #[error("{name}: its alphas change {layer} by up to {found:e}, expected at most {max:e}", max = f32::from(half::f16::MAX))]
+    #[error("{name}: it changes {layer} by up to {found:e}, expected at most {max:e}", max = f32::from(half::f16::MAX))]
     Strength {
         /// Which LoRA.
         name: String,

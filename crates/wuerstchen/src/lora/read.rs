@@ -476,7 +476,8 @@ pub(super) mod tests {
             read(&[down, up, (&names[2], &[], &[alpha])], 1.0)
         };
         assert_eq!(with_alpha(0.0).unwrap().summary(), "changes nothing");
-        let expected = "style: its alphas change blocks.2.attention.to_q by up to 3e9, expected at most 6.5504e4";
+        let expected =
+            "style: it changes blocks.2.attention.to_q by up to 3e9, expected at most 6.5504e4";
         assert_eq!(with_alpha(1e8).unwrap_err().to_string(), expected);
         assert!(with_alpha(f32::MAX).is_err());
         assert_eq!(
