@@ -174,10 +174,6 @@ pub(crate) trait CpuKernels: Backend {
         options: DepthwiseOptions,
     ) -> FloatTensor<Self>;
     fn cpu_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self>;
-    #[cfg_attr(
-        target_family = "wasm",
-        expect(dead_code, reason = "products are `product`'s there, or burn's")
-    )]
     fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_unpack(
         values: IntTensor<Self>,
