@@ -164,11 +164,11 @@ impl std::error::Error for UsageError {}
 /// The text of an error, with options as they are typed, `--prior-steps`, where the library names them.
 fn as_typed(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
-    let of_cause = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
-        Some(wuerstchen::Error::Options(error)) => Some(error.clone()),
-        _ => cause.downcast_ref::<OptionsError>().cloned(),
-    };
-    let Some(options) = error.chain().find_map(of_cause) else { return text };
+    let found = error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(wuerstchen::Error::Options(error)) => Some(error),
+        _ => cause.downcast_ref::<OptionsError>(),
+    });
+    let Some(options) = found else { return text };
     let named = options.to_string();
     let words = named.split(' ').enumerate().map(|(place, word)| {
         if word.contains('_') || place == 0 && word == options.field() {

@@ -119,29 +119,27 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::cpu_linear(x.into_dispatch(), weight.into_dispatch()))
 }
 
-/// Flex's convolution with windows of one, of an input `[1, K, N]` with weights `[M, K, 1]`: the same call of `gemm`
-/// as its product of matrices. That one copies what it makes once more.
-fn pointwise<B: Backend>(input: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
-    B::conv1d(input, weight, None, ConvOptions::new([1], [0], [1], 1))
-}
-
-fn reshaped<B: Backend, const D: usize>(x: FloatTensor<B>, shape: [usize; D]) -> FloatTensor<B> {
-    B::float_reshape(x, Shape::new(shape))
-}
-
 // A bound brings burn's operations into scope, whose own trait burn does not export.
+
+/// `x·W` as Flex's convolution with windows of one, of an input `[1, K, N]` with weights `[M, K, 1]`: the same call of
+/// `gemm` as its product of matrices. That one copies what it makes once more.
+fn by_convolution<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    [rows, inputs, outputs]: [usize; 3],
+) -> FloatTensor<B> {
+    let input = B::float_reshape(weight, Shape::new([1, inputs, outputs]));
+    let weight = B::float_reshape(x, Shape::new([rows, inputs, 1]));
+    let y = B::conv1d(input, weight, None, ConvOptions::new([1], [0], [1], 1));
+    B::float_reshape(y, Shape::new([rows, outputs]))
+}
+
 fn product<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
     B::float_matmul(x, weight)
 }
 
 fn transposed<B: Backend>(matrix: FloatTensor<B>) -> FloatTensor<B> {
     B::float_transpose(matrix)
-}
-
-/// Rows and columns of a matrix.
-fn sides(matrix: &FlexTensor) -> [usize; 2] {
-    let shape = matrix.layout().shape();
-    [shape[0], shape[1]]
 }
 
 /// The first columns of a matrix.
@@ -298,11 +296,9 @@ impl CpuKernels for Flex {
     }
 
     fn cpu_linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        let [rows, inputs] = sides(&x);
-        let outputs = sides(&weight)[1];
-        let input = reshaped::<Self, 3>(weight, [1, inputs, outputs]);
-        let y = pointwise::<Self>(input, reshaped::<Self, 3>(x, [rows, inputs, 1]));
-        reshaped::<Self, 2>(y, [rows, outputs])
+        let (x_shape, outputs) = (x.layout().shape(), weight.layout().shape()[1]);
+        let sizes = [x_shape[0], x_shape[1], outputs];
+        by_convolution::<Self>(x, weight, sizes)
     }
 
     fn cpu_unpack(

@@ -404,13 +404,12 @@ impl TrainConfig {
             }
         }
         for stage in [&self.a.updates, &self.b.updates, &self.c.updates] {
-            let Lesson { two_objects, tinted, plain_relations, first_leads } = stage.lesson;
+            let Lesson { tinted, plain_relations, first_leads, .. } = stage.lesson;
             let of_shapes = plain_relations != 0.0 || first_leads != 0.0;
             let (unfit, expected) = match self.corpus.scenes {
-                _ if is_own => (
-                    of_shapes || two_objects.or(tinted).is_some(),
-                    "none but with a built-in corpus",
-                ),
+                _ if is_own => {
+                    (stage.lesson != Lesson::default(), "none but with a built-in corpus")
+                }
                 Scenes::Shapes => (tinted.is_some(), "without tinted, which only emoji are"),
                 Scenes::Emoji => (of_shapes, "without what only the scenes of shapes have"),
             };

@@ -156,9 +156,16 @@ fn alpha_text(alpha: Option<f64>) -> String {
     alpha.map_or_else(unknown, |alpha| (alpha as f32).to_string())
 }
 
-/// What alphas are divided by, for people, where it is not the rank.
-fn divided(by_root_of_rank: bool) -> &'static str {
-    if by_root_of_rank { " (over the square root of the rank)" } else { "" }
+/// The ranks and alphas of layers, and what the alphas are divided by where it is not the rank, for people.
+fn strengths_text(
+    ranks: &BTreeSet<usize>,
+    alphas: BTreeSet<String>,
+    by_root_of_rank: bool,
+) -> String {
+    let ranks: Vec<_> = ranks.iter().map(usize::to_string).collect();
+    let alphas: Vec<_> = alphas.into_iter().collect();
+    let divided = if by_root_of_rank { " (over the square root of the rank)" } else { "" };
+    format!("rank {}, alpha {}{divided}", ranks.join(" and "), alphas.join(" and "))
 }
 
 impl Rows {
@@ -229,11 +236,9 @@ impl Lora {
             0 => String::new(),
             text => format!(" and {text} of its text encoder"),
         };
-        let ranks: Vec<_> = self.ranks().iter().map(usize::to_string).collect();
-        let alphas: Vec<_> = self.alphas().into_iter().collect();
-        let (ranks, alphas) = (ranks.join(" and "), alphas.join(" and "));
-        let (prior, divided) = (counted_layers(prior), divided(self.by_root_of_rank));
-        format!("changes {prior} of Stage C{text}, rank {ranks}, alpha {alphas}{divided}{tokens}")
+        let prior = counted_layers(prior);
+        let strengths = strengths_text(&self.ranks(), self.alphas(), self.by_root_of_rank);
+        format!("changes {prior} of Stage C{text}, {strengths}{tokens}")
     }
 
     /// What the file has that is not used, and why; a sentence each.

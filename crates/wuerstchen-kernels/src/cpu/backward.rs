@@ -633,8 +633,7 @@ mod tests {
                 |[w]| product(x.clone(), matrix(w, rows)),
                 |[w]| twin(x.clone(), narrow(matrix(w, rows))),
             );
-            let [x, w] =
-                [x, w].map(|tensor| Tensor::from_data(tensor.into_data(), &Device::flex()));
+            let [x, w] = on(Device::flex());
             let expected = twin(x.clone(), narrow(matrix(w.clone(), rows))).into_data();
             product(x, matrix(w, rows)).into_data().assert_eq(&expected, true);
         }

@@ -300,15 +300,12 @@ mod tests {
     use super::*;
     use crate::emoji::invented::invented_art;
 
-    const WHOLE: Lesson =
-        Lesson { two_objects: None, tinted: None, plain_relations: 0.0, first_leads: 0.0 };
-
     #[test]
     fn training_shows_no_held_out_combination_and_every_concept() {
         let art = invented_art();
         let mut seen = std::collections::BTreeSet::new();
         for index in 0..3_000 {
-            let sample = sample(&art, 3, index, &WHOLE);
+            let sample = sample(&art, 3, index, &Lesson::default());
             assert!(
                 !is_held_out(&sample.request, |thing| art.name(thing)),
                 "{:?}",
@@ -338,9 +335,9 @@ mod tests {
             let is_near = found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 0.03);
             assert!(is_near, "{found:?}, expected {expected:?}");
         };
-        near(shares(WHOLE), [SHARE_TWO, 0.8 * SHARE_TINT]);
+        near(shares(Lesson::default()), [SHARE_TWO, 0.8 * SHARE_TINT]);
         // Half of the scenes have two objects, and of the rest as many as before have several.
-        let lesson = Lesson { two_objects: Some(0.5), tinted: Some(0.5), ..WHOLE };
+        let lesson = Lesson { two_objects: Some(0.5), tinted: Some(0.5), ..Lesson::default() };
         near(shares(lesson), [0.5, 0.5 * 0.8 / 0.88 * 0.5]);
     }
 
@@ -348,8 +345,9 @@ mod tests {
     fn stage_a_sees_no_concept_that_measures_it() {
         let art = invented_art();
         let concepts = |sample: Sample| sample.scene.objects.into_iter().map(|o| o.thing.concept);
-        let learnt: std::collections::BTreeSet<_> =
-            (0..3_000).flat_map(|i| concepts(stage_a_sample(&art, 3, i, &WHOLE))).collect();
+        let learnt: std::collections::BTreeSet<_> = (0..3_000)
+            .flat_map(|i| concepts(stage_a_sample(&art, 3, i, &Lesson::default())))
+            .collect();
         let unseen: std::collections::BTreeSet<_> =
             (0..300).flat_map(|i| concepts(unseen_sample(&art, 3, i))).collect();
         assert!(learnt.is_disjoint(&unseen));
@@ -375,7 +373,7 @@ mod tests {
     fn objects_lie_inside_the_picture_and_apart() {
         let art = invented_art();
         for index in 0..2_000 {
-            let Sample { scene, request, .. } = sample(&art, 5, index, &WHOLE);
+            let Sample { scene, request, .. } = sample(&art, 5, index, &Lesson::default());
             for (i, object) in scene.objects.iter().enumerate() {
                 let half = object.side / 2.0;
                 assert!(object.centre.iter().all(|c| (half - 0.001..=1.001 - half).contains(c)));
@@ -392,8 +390,8 @@ mod tests {
     #[test]
     fn samples_repeat_and_differ_by_seed_and_index() {
         let art = invented_art();
-        assert_eq!(sample(&art, 1, 2, &WHOLE), sample(&art, 1, 2, &WHOLE));
-        assert_ne!(sample(&art, 1, 2, &WHOLE), sample(&art, 1, 3, &WHOLE));
-        assert_ne!(sample(&art, 1, 2, &WHOLE), sample(&art, 2, 2, &WHOLE));
+        assert_eq!(sample(&art, 1, 2, &Lesson::default()), sample(&art, 1, 2, &Lesson::default()));
+        assert_ne!(sample(&art, 1, 2, &Lesson::default()), sample(&art, 1, 3, &Lesson::default()));
+        assert_ne!(sample(&art, 1, 2, &Lesson::default()), sample(&art, 2, 2, &Lesson::default()));
     }
 }

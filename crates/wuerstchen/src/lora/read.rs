@@ -8,7 +8,7 @@ use half::f16;
 use super::method::other_method;
 use super::names::{Role, layer_of, plain_layer_of, spelling};
 use super::scaling::Scaling;
-use super::{Lora, LoraError, LowRank, alpha_text, counted_layers, divided};
+use super::{Lora, LoraError, LowRank, alpha_text, counted_layers, strengths_text};
 use super::{tokens, unnamed};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
@@ -77,17 +77,13 @@ impl LoraFile {
             let part = parts[usize::from(layer.starts_with("text_model"))];
             let rank = tensors.side(key, 0).unwrap_or_default();
             let alpha = stored.get(layer).map(|alpha| scaling.finite(layer, alpha)).transpose()?;
-            let alpha = scaling.of(part, layer, alpha, rank)?.1;
-            let alpha = alpha.or_else(|| key.ends_with(DOWN_OF_DIFFUSERS).then_some(rank as f64));
+            let alpha = known_alpha(scaling.of(part, layer, alpha, rank)?.1, key, rank);
             ranks.insert(rank);
             alphas.insert(alpha_text(alpha));
         }
-        let ranks: Vec<_> = ranks.iter().map(usize::to_string).collect();
-        let alphas: Vec<_> = alphas.into_iter().collect();
-        let (layers, ranks, alphas) =
-            (counted_layers(downs.len()), ranks.join(" and "), alphas.join(" and "));
-        let divided = divided(scaling.is_by_root_of_rank());
-        let lora = format!("a LoRA of {layers}, rank {ranks}, alpha {alphas}{divided}");
+        let layers = counted_layers(downs.len());
+        let strengths = strengths_text(&ranks, alphas, scaling.is_by_root_of_rank());
+        let lora = format!("a LoRA of {layers}, {strengths}");
         Ok([lora].into_iter().chain(scaling.left_out).collect())
     }
 
@@ -313,10 +309,14 @@ impl Found {
             let (name, layer) = (scaling.name.to_owned(), layer.to_owned());
             return Err(LoraError::Strength { name, layer, found });
         }
-        let is_of_diffusers = down.name.ends_with(DOWN_OF_DIFFUSERS);
-        let alpha = alpha.or_else(|| is_of_diffusers.then_some(rank as f64));
+        let alpha = known_alpha(alpha, &down.name, rank);
         Ok(Some(LowRank { scale, alpha, down: down.values, up: up.values, rank }))
     }
+}
+
+/// The alpha of a layer as it was told, or else the rank where the name of its first matrix says so.
+fn known_alpha(told: Option<f64>, down: &str, rank: usize) -> Option<f64> {
+    told.or_else(|| down.ends_with(DOWN_OF_DIFFUSERS).then_some(rank as f64))
 }
 
 /// The values of a tensor that may be of integers, as some trainers store an alpha.
