@@ -543,6 +543,30 @@ mod tests {
         }
     }
 
+    /// Behind a mask and where one value stands out, weights and gradients are zero or far from subnormal numbers.
+    #[test]
+    fn softmax_makes_no_subnormal_numbers() {
+        let device = Device::flex().autodiff();
+        let scores = random([2, 3, 20, 20]) * 30.0;
+        let mask = Tensor::<2>::ones([20, 20], &Device::flex()).triu(1).unsqueeze::<4>() * -1e30;
+        let x = Tensor::<4>::from_data((scores + mask.clone()).into_data(), &device).require_grad();
+        let y = softmax(x.clone());
+        let weights = Tensor::<4>::from_data((random(y.dims()) * 1e-9).into_data(), &device);
+        let gradient = x.grad(&(y.clone() * weights).sum().backward()).expect("x is tracked");
+        let y = y.into_data().try_into_vec::<f32>().unwrap();
+        let mask = mask.repeat_dim(0, 2).repeat_dim(1, 3).into_data().try_into_vec::<f32>().unwrap();
+        assert!(y.iter().zip(&mask).all(|(y, mask)| *mask == 0.0 || *y == 0.0));
+        let tiny = |x: &f32| *x != 0.0 && x.abs() < 1e-36;
+        assert!(y.iter().filter(|y| **y == 0.0).count() > 2 * 3 * 190, "only masked weights are zero");
+        assert!(!y.iter().any(tiny) && !gradient.into_data().try_into_vec::<f32>().unwrap().iter().any(tiny));
+    }
+
+    #[test]
+    fn softmax_passes_nan_on() {
+        let x = Tensor::<1>::from_floats([0.0, f32::NAN, 1.0], &Device::flex());
+        assert!(softmax(x).into_data().try_into_vec::<f32>().unwrap().iter().all(|y| y.is_nan()));
+    }
+
     #[test]
     fn global_response_norm_is_its_twin() {
         for shape in [ODD, [3, 1, 1, 5], [1, 4, 5, 32]] {
