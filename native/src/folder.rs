@@ -123,9 +123,15 @@ impl Folder {
     /// cannot be read.
     pub(crate) fn check(&self, side: usize, on_picture: impl Fn() + Sync) -> Result<()> {
         let with_frames = AtomicUsize::new(0);
-        let broken = self.pictures.par_iter().filter_map(|picture| {
+        // How many are smaller, and the first of them.
+        let (smaller, first) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+        let broken = self.pictures.par_iter().enumerate().filter_map(|(i, picture)| {
             let read = with_picture(&picture.path, |found| {
                 with_frames.fetch_add(usize::from(found.has_frames), Ordering::Relaxed);
+                if found.pixels.width().min(found.pixels.height()) < side as u32 {
+                    smaller.fetch_add(1, Ordering::Relaxed);
+                    first.fetch_min(i, Ordering::Relaxed);
+                }
                 scale(found, side)
             });
             on_picture();
@@ -147,6 +153,13 @@ impl Folder {
                 let pictures = counted(count, "picture");
                 tell!("of {pictures} with several frames or pages the first is taken");
             }
+        }
+        if let Some(picture) = self.pictures.get(first.into_inner()) {
+            let (pictures, first) =
+                (counted(smaller.into_inner(), "picture"), picture.path.display());
+            tell!(
+                "{pictures} of less than {side} pixels in width or height will be enlarged, such as {first}"
+            );
         }
         refuse(&broken, "that cannot be read")
     }

@@ -29,7 +29,7 @@ impl Folder {
     }
 
     fn picture_of(&self, name: &str, format: ImageFormat) {
-        let pixels = DynamicImage::from(RgbImage::from_fn(40, 40, |x, y| {
+        let pixels = DynamicImage::from(RgbImage::from_fn(64, 64, |x, y| {
             image::Rgb([(x * 37 + y * 91) as u8, (x * y) as u8, (x + y) as u8])
         }));
         let path = self.0.join(name);
@@ -402,7 +402,10 @@ fn pictures_that_are_too_thin_are_refused() {
     RgbImage::new(1, 65).save(folder.0.join("a.png")).unwrap();
     folder.is_refused("expected sides of at most 64 to 1, found 1 x 65 pixels");
     RgbImage::new(64, 1).save(folder.0.join("a.png")).unwrap();
-    folder.has(1, 1, &[]);
+    folder.picture("b.png");
+    folder.write("b.txt", "a fox");
+    let line = "1 picture of less than 64 pixels in width or height will be enlarged, such as ";
+    folder.has(2, 2, &[line]);
 }
 
 #[test]

@@ -45,8 +45,12 @@ impl AdamW {
 
     /// The numbers that `shaders/adamw.wgsl` takes, made once for all parameters of an update.
     pub fn settings(&self, device: &Device) -> Tensor<1> {
+        Tensor::from_data(self.numbers(), device)
+    }
+
+    fn numbers(&self) -> [f32; 9] {
         let Self { clip, beta1, beta2, epsilon, .. } = *self;
-        let settings = [
+        [
             clip,
             beta1,
             1.0 - beta1,
@@ -56,13 +60,13 @@ impl AdamW {
             epsilon,
             self.rate(),
             self.shrink(),
-        ];
-        Tensor::from_data(settings.map(|number| number as f32), device)
+        ]
+        .map(|number| number as f32)
     }
 }
 
-/// Updates a parameter and its first and second moment by its gradient. `settings` are those of `adamw`; on a GPU the
-/// given tensors change in place where nothing else has them.
+/// Updates a parameter and its first and second moment by its gradient. `settings` are those of `adamw`; the given
+/// tensors change in place where nothing else has them.
 ///
 /// # Shapes
 ///
@@ -78,6 +82,10 @@ pub fn adamw(
         return crate::wgsl::adamw(weight, moments, gradient, settings.clone());
     }
     let _ = settings;
+    #[cfg(feature = "cpu")]
+    if crate::cpu::runs_on(&weight.device(), weight.dtype()) {
+        return crate::cpu::adamw(weight, moments, gradient, adamw.numbers());
+    }
     reference::adamw(weight, moments, gradient, adamw)
 }
 
@@ -85,7 +93,7 @@ pub fn adamw(
 pub mod reference {
     use super::*;
 
-    /// Twin of `shaders/adamw.wgsl`.
+    /// Twin of `shaders/adamw.wgsl` and of the CPU kernel.
     pub fn adamw(
         weight: Tensor<1>,
         [first, second]: [Tensor<1>; 2],

@@ -7,6 +7,8 @@
 #[cfg(feature = "train")]
 mod backward;
 mod functions;
+#[cfg(feature = "train")]
+mod optimizer;
 mod probe;
 #[cfg(any(test, target_family = "wasm"))]
 mod product;
@@ -24,6 +26,8 @@ use burn::tensor::ops::ConvOptions;
 use burn_flex::FlexTensor;
 
 use self::functions::{exp, normal_cdf, sigmoid};
+#[cfg(feature = "train")]
+pub(crate) use self::optimizer::{adamw, weighted_sum};
 pub(crate) use self::probe::{copy, probe_multiply_adds};
 #[cfg(target_family = "wasm")]
 pub(crate) use self::product::{Order, can_multiply, linear, multiplies};
@@ -200,36 +204,60 @@ impl CpuKernels for Flex {
     fn cpu_layer_norm(x: FlexTensor) -> FlexTensor {
         let x = Values::of(x);
         let channels = x.channels();
-        x.map_rows(|_, x| {
-            for x in x.chunks_exact_mut(channels) {
-                let (mean, scale) = row_statistics(x);
-                x.iter_mut().for_each(|x| *x = (*x - mean) * scale);
-            }
-        })
+        x.map_rows(
+            #[inline(always)]
+            |_, x| {
+                for x in x.chunks_exact_mut(channels) {
+                    let (mean, scale) = row_statistics(x);
+                    for x in x {
+                        *x = (*x - mean) * scale;
+                    }
+                }
+            },
+        )
     }
 
     fn cpu_gelu(x: FlexTensor) -> FlexTensor {
-        Values::of(x).map_rows(|_, x| x.iter_mut().for_each(|x| *x *= normal_cdf(*x)))
+        Values::of(x).map_rows(
+            #[inline(always)]
+            |_, x| {
+                for x in x {
+                    *x *= normal_cdf(*x);
+                }
+            },
+        )
     }
 
     fn cpu_silu(x: FlexTensor) -> FlexTensor {
-        Values::of(x).map_rows(|_, x| x.iter_mut().for_each(|x| *x *= sigmoid(*x)))
+        Values::of(x).map_rows(
+            #[inline(always)]
+            |_, x| {
+                for x in x {
+                    *x *= sigmoid(*x);
+                }
+            },
+        )
     }
 
     fn cpu_softmax(x: FlexTensor) -> FlexTensor {
         let x = Values::of(x);
         let channels = x.channels();
-        x.map_rows(|_, x| {
-            for x in x.chunks_exact_mut(channels) {
-                let largest = maximum(x);
-                x.iter_mut().for_each(|x| {
-                    let below = *x - largest;
-                    *x = if below < NEGLIGIBLE { 0.0 } else { exp(below) };
-                });
-                let scale = 1.0 / sum(|i| x[i], channels);
-                x.iter_mut().for_each(|x| *x *= scale);
-            }
-        })
+        x.map_rows(
+            #[inline(always)]
+            |_, x| {
+                for x in x.chunks_exact_mut(channels) {
+                    let largest = maximum(x);
+                    for x in x.iter_mut() {
+                        let below = *x - largest;
+                        *x = if below < NEGLIGIBLE { 0.0 } else { exp(below) };
+                    }
+                    let scale = 1.0 / sum(|i| x[i], channels);
+                    for x in x {
+                        *x *= scale;
+                    }
+                }
+            },
+        )
     }
 
     fn cpu_global_response_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor) -> FlexTensor {
@@ -241,13 +269,17 @@ impl CpuKernels for Flex {
             let scale = norms.iter_mut().zip(gamma.as_slice());
             scale.for_each(|(norm, gamma)| *norm = 1.0 + gamma * *norm / mean);
         }
-        x.map_rows(|row, x| {
-            for (i, x) in x.chunks_exact_mut(channels).enumerate() {
-                let scale = &scales[(row + i) / pixels * channels..][..channels];
-                let factors = scale.iter().zip(beta.as_slice());
-                x.iter_mut().zip(factors).for_each(|(x, (scale, beta))| *x = *x * scale + beta);
-            }
-        })
+        x.map_rows(
+            #[inline(always)]
+            |row, x| {
+                for (i, x) in x.chunks_exact_mut(channels).enumerate() {
+                    let scale = &scales[(row + i) / pixels * channels..][..channels];
+                    for (x, (scale, beta)) in x.iter_mut().zip(scale.iter().zip(beta.as_slice())) {
+                        *x = *x * scale + beta;
+                    }
+                }
+            },
+        )
     }
 
     fn cpu_depthwise_conv(
@@ -259,25 +291,33 @@ impl CpuKernels for Flex {
         let (x, weight, bias) = (Values::of(x), Values::of(weight), Values::of(bias));
         let window = Window::new(&x.shape, weight.shape[3], options);
         let taps = window.taps_of(weight.as_slice());
-        let (bias, channels) = (bias.as_slice(), window.channels);
+        let channels = window.channels;
         let [height, width] = window.output;
         let (x_values, per_sample) = (x.as_slice(), x.per_sample());
-        let mut out = vec![0.0; x.shape[0] * height * width * channels];
+        let mut out = bias.as_slice().repeat(x.shape[0] * height * width);
         let rows = block(width * channels) / (width * channels);
-        for_each_block(&mut out, rows * width * channels, |i, y| {
-            y.chunks_exact_mut(channels).for_each(|y| y.copy_from_slice(bias));
-            for (row, y) in (i * rows..).zip(y.chunks_exact_mut(width * channels)) {
-                let x = &x_values[row / height * per_sample..][..per_sample];
-                window.for_each_tap(row % height, |tap, input, column| {
-                    let tap = &taps[tap * channels..][..channels];
-                    let x = &x[input * channels..][..channels];
-                    let y = &mut y[column * channels..][..channels];
-                    for c in 0..channels {
-                        y[c] += tap[c] * x[c];
-                    }
-                });
-            }
-        });
+        for_each_block(
+            &mut out,
+            rows * width * channels,
+            #[inline(always)]
+            |i, y| {
+                for (row, y) in (i * rows..).zip(y.chunks_exact_mut(width * channels)) {
+                    let x = &x_values[row / height * per_sample..][..per_sample];
+                    window.for_each_tap(
+                        row % height,
+                        #[inline(always)]
+                        |tap, input, column| {
+                            let tap = &taps[tap * channels..][..channels];
+                            let x = &x[input * channels..][..channels];
+                            let y = &mut y[column * channels..][..channels];
+                            for c in 0..channels {
+                                y[c] += tap[c] * x[c];
+                            }
+                        },
+                    );
+                }
+            },
+        );
         FlexTensor::from_data(TensorData::new(out, [x.shape[0], height, width, channels]))
     }
 
@@ -291,15 +331,24 @@ impl CpuKernels for Flex {
         let (x_values, per_sample) = (x.as_slice(), x.per_sample());
         let mut out = vec![0.0; x.shape[0] * height * row_size];
         let rows = block(row_size) / row_size;
-        for_each_block(&mut out, rows * row_size, |i, y| {
-            for (row, y) in (i * rows..).zip(y.chunks_exact_mut(row_size)) {
-                let x = &x_values[row / height * per_sample..][..per_sample];
-                window.for_each_tap(row % height, |tap, input, column| {
-                    let y = &mut y[column * patch + tap * channels..][..channels];
-                    y.copy_from_slice(&x[input * channels..][..channels]);
-                });
-            }
-        });
+        for_each_block(
+            &mut out,
+            rows * row_size,
+            #[inline(always)]
+            |i, y| {
+                for (row, y) in (i * rows..).zip(y.chunks_exact_mut(row_size)) {
+                    let x = &x_values[row / height * per_sample..][..per_sample];
+                    window.for_each_tap(
+                        row % height,
+                        #[inline(always)]
+                        |tap, input, column| {
+                            let y = &mut y[column * patch + tap * channels..][..channels];
+                            y.copy_from_slice(&x[input * channels..][..channels]);
+                        },
+                    );
+                }
+            },
+        );
         FlexTensor::from_data(TensorData::new(out, [x.shape[0], height, width, patch]))
     }
 
@@ -320,9 +369,14 @@ impl CpuKernels for Flex {
         let (words, scales, zeros) = (values.words(), scales.as_slice(), zeros.words());
         let rows = values.shape[0];
         let mut out = vec![0.0f32; rows * columns];
-        for_each_block(&mut out, columns, |row, out| {
-            packing.unpack_row(words, scales, zeros, row, out);
-        });
+        for_each_block(
+            &mut out,
+            columns,
+            #[inline(always)]
+            |row, out| {
+                packing.unpack_row(words, scales, zeros, row, out);
+            },
+        );
         FlexTensor::from_data(TensorData::new(out, [rows, columns]))
     }
 

@@ -1,4 +1,4 @@
-//! Tensor operations of Würstchen that have a WGSL shader, each with its composed twin.
+//! Tensor operations of Würstchen that have a kernel of their own, each with its composed twin.
 //!
 //! Features are channels-last, `[B, H, W, C]`: every 1x1 convolution is then a matrix product, and
 //! the operations here read and write whole rows of channels.
@@ -29,6 +29,8 @@ pub mod silu;
 pub mod softmax;
 #[cfg(feature = "train")]
 pub mod sum_of_squares;
+#[cfg(feature = "train")]
+pub mod weighted_sum;
 #[cfg(feature = "gpu")]
 mod wgsl;
 
@@ -48,6 +50,8 @@ pub use silu::silu;
 pub use softmax::softmax;
 #[cfg(feature = "train")]
 pub use sum_of_squares::sum_of_squares;
+#[cfg(feature = "train")]
+pub use weighted_sum::weighted_sum;
 #[cfg(feature = "gpu")]
 pub use wgsl::{
     LAUNCHES_OF_A_SUBMIT, Tiling, choose_tiling, chosen_tiling, runs_on as runs_shaders, shaders,
@@ -71,4 +75,6 @@ pub mod reference {
     pub use crate::softmax::reference::softmax;
     #[cfg(feature = "train")]
     pub use crate::sum_of_squares::reference::sum_of_squares;
+    #[cfg(feature = "train")]
+    pub use crate::weighted_sum::reference::weighted_sum;
 }

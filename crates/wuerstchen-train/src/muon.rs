@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 
+use wuerstchen::kernels::weighted_sum;
+
 use crate::optimizer::Values;
 
 /// Steps of the Newton-Schulz iteration.
@@ -34,10 +36,10 @@ pub(crate) fn changes<M: Module>(
     for (id, [rows, columns]) in matrices.found {
         let Some(gradient) = gradients.remove(&id) else { continue };
         let old = momentum.remove(&id).unwrap_or_else(|| gradient.zeros_like());
-        let new = old * beta + gradient.clone() * (1.0 - beta);
+        let new = weighted_sum(old, beta, gradient.clone(), 1.0 - beta);
         momentum.insert(id, new.clone());
         // Nesterov's: one step ahead.
-        let ahead = new * beta + gradient * (1.0 - beta);
+        let ahead = weighted_sum(new, beta, gradient, 1.0 - beta);
         shapes.entry([rows, columns]).or_default().push((id, ahead.reshape([1, rows, columns])));
     }
     let mut changes = Values::new();

@@ -8,7 +8,7 @@ use burn::tensor::Gradients;
 use serde::{Deserialize, Serialize};
 use wuerstchen::ConfigError;
 use wuerstchen::config::below_one;
-use wuerstchen::kernels::{AdamW, adamw, sum_of_squares};
+use wuerstchen::kernels::{AdamW, adamw, sum_of_squares, weighted_sum};
 
 use crate::limits::{learning_rate, not_negative, positive, share};
 use crate::{adafactor, muon};
@@ -282,7 +282,7 @@ impl Optimizer {
         let beta = if step < self.config.ema_start { 0.0 } else { self.config.ema_beta };
         for (id, value) in values(module) {
             let average = match self.ema.remove(&id) {
-                Some(average) if beta > 0.0 => average * beta + value * (1.0 - beta),
+                Some(average) if beta > 0.0 => weighted_sum(average, beta, value, 1.0 - beta),
                 _ => value,
             };
             self.ema.insert(id, average);
@@ -318,7 +318,7 @@ impl Update<'_> {
 
     /// A parameter without the share that weight decay takes, and without a change in learning rates.
     fn changed(&self, value: Tensor<1>, change: Tensor<1>) -> Tensor<1> {
-        value * self.adamw.shrink() - change * self.adamw.learning_rate
+        weighted_sum(value, self.adamw.shrink(), change, -self.adamw.learning_rate)
     }
 
     /// What Adafactor subtracts from a parameter, in learning rates.

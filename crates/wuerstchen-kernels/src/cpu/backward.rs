@@ -142,9 +142,12 @@ fn change_gradient(
     let [Some(parent)] = ops.parents else { return };
     let kept = Values::of(ops.state);
     let (channels, values) = (kept.channels(), kept.as_slice());
-    let changed = grad.map_rows(|row, grad| {
-        f(channels, &values[row * channels..][..grad.len()], grad);
-    });
+    let changed = grad.map_rows(
+        #[inline(always)]
+        |row, grad| {
+            f(channels, &values[row * channels..][..grad.len()], grad);
+        },
+    );
     grads.register::<Flex>(parent.id, changed);
 }
 
@@ -197,17 +200,22 @@ impl Backward<Flex, 1> for LayerNorm {
 
     /// With `x̂ = (x − μ)·s`: `∂x = s·(g − mean(g) − x̂·mean(g·x̂))`.
     fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        change_gradient(ops, grads, |channels, x, grad| {
-            for (x, g) in x.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
-                let (mean, scale) = row_statistics(x);
-                let count = channels as f32;
-                let g_mean = sum(|i| g[i], channels) / count;
-                let gx_mean = sum(|i| g[i] * (x[i] - mean) * scale, channels) / count;
-                for c in 0..channels {
-                    g[c] = scale * (g[c] - g_mean - (x[c] - mean) * scale * gx_mean);
+        change_gradient(
+            ops,
+            grads,
+            #[inline(always)]
+            |channels, x, grad| {
+                for (x, g) in x.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
+                    let (mean, scale) = row_statistics(x);
+                    let count = channels as f32;
+                    let g_mean = sum(|i| g[i], channels) / count;
+                    let gx_mean = sum(|i| g[i] * (x[i] - mean) * scale, channels) / count;
+                    for c in 0..channels {
+                        g[c] = scale * (g[c] - g_mean - (x[c] - mean) * scale * gx_mean);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 }
 
@@ -219,11 +227,16 @@ impl Backward<Flex, 1> for Gelu {
 
     /// `∂x = g·(Φ(x) + x·φ(x))`.
     fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        change_gradient(ops, grads, |_, x, grad| {
-            for (g, &x) in grad.iter_mut().zip(x) {
-                *g *= normal_cdf(x) + x * normal_density(x);
-            }
-        });
+        change_gradient(
+            ops,
+            grads,
+            #[inline(always)]
+            |_, x, grad| {
+                for (g, &x) in grad.iter_mut().zip(x) {
+                    *g *= normal_cdf(x) + x * normal_density(x);
+                }
+            },
+        );
     }
 }
 
@@ -242,12 +255,17 @@ impl Backward<Flex, 1> for Silu {
 
     /// `∂x = g·σ(x)·(1 + x·(1 − σ(x)))`.
     fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        change_gradient(ops, grads, |_, x, grad| {
-            for (g, &x) in grad.iter_mut().zip(x) {
-                let share = sigmoid(x);
-                *g *= share * (1.0 + x * (1.0 - share));
-            }
-        });
+        change_gradient(
+            ops,
+            grads,
+            #[inline(always)]
+            |_, x, grad| {
+                for (g, &x) in grad.iter_mut().zip(x) {
+                    let share = sigmoid(x);
+                    *g *= share * (1.0 + x * (1.0 - share));
+                }
+            },
+        );
     }
 }
 
@@ -260,12 +278,19 @@ impl Backward<Flex, 1> for Softmax {
 
     /// `∂x = y·(g − Σ g·y)`.
     fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        change_gradient(ops, grads, |channels, y, grad| {
-            for (y, g) in y.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
-                let inner = sum(|i| g[i] * y[i], channels);
-                g.iter_mut().zip(y).for_each(|(g, y)| *g = y * (*g - inner));
-            }
-        });
+        change_gradient(
+            ops,
+            grads,
+            #[inline(always)]
+            |channels, y, grad| {
+                for (y, g) in y.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
+                    let inner = sum(|i| g[i] * y[i], channels);
+                    for (g, y) in g.iter_mut().zip(y) {
+                        *g = y * (*g - inner);
+                    }
+                }
+            },
+        );
     }
 }
 
@@ -285,23 +310,31 @@ impl Backward<Flex, 3> for GlobalResponseNorm {
         let norms = channel_norms(&x);
         // Per sample: the gradients of gamma and beta, then the two factors of ∂x.
         let mut sums = vec![0.0; x.shape[0] * 4 * channels];
-        for_each_block(&mut sums, 4 * channels, |i, out| {
-            let x = &x_values[i * per_sample..][..per_sample];
-            let g = &g_values[i * per_sample..][..per_sample];
-            let norms = &norms[i * channels..][..channels];
-            response_sums(x, g, norms, gamma, out);
-        });
-        let x_grad = grad.map_rows(|row, g| {
-            let x = &x_values[row * channels..][..g.len()];
-            let rows = x.chunks_exact(channels).zip(g.chunks_exact_mut(channels));
-            for (row, (x, g)) in (row..).zip(rows) {
-                let factors = &sums[(4 * (row / pixels) + 2) * channels..][..2 * channels];
-                let (scale, slope) = factors.split_at(channels);
-                for c in 0..channels {
-                    g[c] = g[c] * scale[c] + x[c] * slope[c];
+        for_each_block(
+            &mut sums,
+            4 * channels,
+            #[inline(always)]
+            |i, out| {
+                let x = &x_values[i * per_sample..][..per_sample];
+                let g = &g_values[i * per_sample..][..per_sample];
+                let norms = &norms[i * channels..][..channels];
+                response_sums(x, g, norms, gamma, out);
+            },
+        );
+        let x_grad = grad.map_rows(
+            #[inline(always)]
+            |row, g| {
+                let x = &x_values[row * channels..][..g.len()];
+                let rows = x.chunks_exact(channels).zip(g.chunks_exact_mut(channels));
+                for (row, (x, g)) in (row..).zip(rows) {
+                    let factors = &sums[(4 * (row / pixels) + 2) * channels..][..2 * channels];
+                    let (scale, slope) = factors.split_at(channels);
+                    for c in 0..channels {
+                        g[c] = g[c] * scale[c] + x[c] * slope[c];
+                    }
                 }
-            }
-        });
+            },
+        );
         let [x_parent, gamma_parent, beta_parent] = ops.parents;
         let shape = [1, 1, 1, channels];
         let affine = sum_blocks(&sums, 4 * channels, 2 * channels);
@@ -365,18 +398,27 @@ impl Backward<Flex, 3> for DepthwiseConv {
         if let Some(parent) = x_parent {
             let taps = window.taps_of(weight.as_slice());
             let mut out = vec![0.0; x_values.len()];
-            for_each_block(&mut out, x.per_sample(), |sample, out| {
-                for (row, g) in g_rows(sample) {
-                    window.for_each_tap(row, |tap, input, column| {
-                        let tap = &taps[tap * channels..][..channels];
-                        let g = &g[column * channels..][..channels];
-                        let out = &mut out[input * channels..][..channels];
-                        for c in 0..channels {
-                            out[c] += tap[c] * g[c];
-                        }
-                    });
-                }
-            });
+            for_each_block(
+                &mut out,
+                x.per_sample(),
+                #[inline(always)]
+                |sample, out| {
+                    for (row, g) in g_rows(sample) {
+                        window.for_each_tap(
+                            row,
+                            #[inline(always)]
+                            |tap, input, column| {
+                                let tap = &taps[tap * channels..][..channels];
+                                let g = &g[column * channels..][..channels];
+                                let out = &mut out[input * channels..][..channels];
+                                for c in 0..channels {
+                                    out[c] += tap[c] * g[c];
+                                }
+                            },
+                        );
+                    }
+                },
+            );
             let x_grad = FlexTensor::from_data(TensorData::new(out, x.shape.clone()));
             grads.register::<Flex>(parent.id, x_grad);
         }
@@ -384,23 +426,32 @@ impl Backward<Flex, 3> for DepthwiseConv {
         // Per sample: the gradient of every tap, then of the bias.
         let block = (tap_count + 1) * channels;
         let mut sums = vec![0.0; x.shape[0] * block];
-        for_each_block(&mut sums, block, |sample, out| {
-            let x = &x_values[sample * x.per_sample()..][..x.per_sample()];
-            let (taps, bias) = out.split_at_mut(tap_count * channels);
-            for (row, g) in g_rows(sample) {
-                window.for_each_tap(row, |tap, input, column| {
-                    let x = &x[input * channels..][..channels];
-                    let g = &g[column * channels..][..channels];
-                    let tap = &mut taps[tap * channels..][..channels];
-                    for c in 0..channels {
-                        tap[c] += x[c] * g[c];
+        for_each_block(
+            &mut sums,
+            block,
+            #[inline(always)]
+            |sample, out| {
+                let x = &x_values[sample * x.per_sample()..][..x.per_sample()];
+                let (taps, bias) = out.split_at_mut(tap_count * channels);
+                for (row, g) in g_rows(sample) {
+                    window.for_each_tap(
+                        row,
+                        #[inline(always)]
+                        |tap, input, column| {
+                            let x = &x[input * channels..][..channels];
+                            let g = &g[column * channels..][..channels];
+                            let tap = &mut taps[tap * channels..][..channels];
+                            for c in 0..channels {
+                                tap[c] += x[c] * g[c];
+                            }
+                        },
+                    );
+                    for g in g.chunks_exact(channels) {
+                        bias.iter_mut().zip(g).for_each(|(bias, g)| *bias += g);
                     }
-                });
-                for g in g.chunks_exact(channels) {
-                    bias.iter_mut().zip(g).for_each(|(bias, g)| *bias += g);
                 }
-            }
-        });
+            },
+        );
         let sums = sum_blocks(&sums, block, block);
         let (taps, bias) = sums.split_at(tap_count * channels);
         if let Some(parent) = weight_parent {
@@ -432,18 +483,27 @@ impl Backward<Flex, 1> for Patches {
         let (channels, patch, g_values) = (window.channels, grad.channels(), grad.as_slice());
         let row_size = window.output[1] * patch;
         let mut out = vec![0.0; shape.iter().product()];
-        for_each_block(&mut out, shape[1..].iter().product(), |sample, out| {
-            let g = &g_values[sample * grad.per_sample()..][..grad.per_sample()];
-            for (row, g) in g.chunks_exact(row_size).enumerate() {
-                window.for_each_tap(row, |tap, input, column| {
-                    let g = &g[column * patch + tap * channels..][..channels];
-                    let out = &mut out[input * channels..][..channels];
-                    for c in 0..channels {
-                        out[c] += g[c];
-                    }
-                });
-            }
-        });
+        for_each_block(
+            &mut out,
+            shape[1..].iter().product(),
+            #[inline(always)]
+            |sample, out| {
+                let g = &g_values[sample * grad.per_sample()..][..grad.per_sample()];
+                for (row, g) in g.chunks_exact(row_size).enumerate() {
+                    window.for_each_tap(
+                        row,
+                        #[inline(always)]
+                        |tap, input, column| {
+                            let g = &g[column * patch + tap * channels..][..channels];
+                            let out = &mut out[input * channels..][..channels];
+                            for c in 0..channels {
+                                out[c] += g[c];
+                            }
+                        },
+                    );
+                }
+            },
+        );
         let x_grad = FlexTensor::from_data(TensorData::new(out, shape));
         grads.register::<Flex>(parent.id, x_grad);
     }
@@ -554,11 +614,18 @@ mod tests {
         let weights = Tensor::<4>::from_data((random(y.dims()) * 1e-9).into_data(), &device);
         let gradient = x.grad(&(y.clone() * weights).sum().backward()).expect("x is tracked");
         let y = y.into_data().try_into_vec::<f32>().unwrap();
-        let mask = mask.repeat_dim(0, 2).repeat_dim(1, 3).into_data().try_into_vec::<f32>().unwrap();
+        let mask =
+            mask.repeat_dim(0, 2).repeat_dim(1, 3).into_data().try_into_vec::<f32>().unwrap();
         assert!(y.iter().zip(&mask).all(|(y, mask)| *mask == 0.0 || *y == 0.0));
         let tiny = |x: &f32| *x != 0.0 && x.abs() < 1e-36;
-        assert!(y.iter().filter(|y| **y == 0.0).count() > 2 * 3 * 190, "only masked weights are zero");
-        assert!(!y.iter().any(tiny) && !gradient.into_data().try_into_vec::<f32>().unwrap().iter().any(tiny));
+        assert!(
+            y.iter().filter(|y| **y == 0.0).count() > 2 * 3 * 190,
+            "only masked weights are zero"
+        );
+        assert!(
+            !y.iter().any(tiny)
+                && !gradient.into_data().try_into_vec::<f32>().unwrap().iter().any(tiny)
+        );
     }
 
     #[test]

@@ -47,14 +47,19 @@ pub(super) fn channel_norms(x: &Values) -> Vec<f32> {
     let per_sample = pixels.div_ceil(PART);
     // Sums of sums: one long sum of f32 would lose what it adds to.
     let mut parts = vec![0.0f32; x.shape[0] * per_sample * channels];
-    for_each_block(&mut parts, channels, |i, sums| {
-        let (sample, first) = (i / per_sample, i % per_sample * PART);
-        let count = PART.min(pixels - first);
-        let x = &values[(sample * pixels + first) * channels..][..count * channels];
-        for x in x.chunks_exact(channels) {
-            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
-        }
-    });
+    for_each_block(
+        &mut parts,
+        channels,
+        #[inline(always)]
+        |i, sums| {
+            let (sample, first) = (i / per_sample, i % per_sample * PART);
+            let count = PART.min(pixels - first);
+            let x = &values[(sample * pixels + first) * channels..][..count * channels];
+            for x in x.chunks_exact(channels) {
+                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
+            }
+        },
+    );
     let mut norms = vec![0.0f32; x.shape[0] * channels];
     let samples = norms.chunks_exact_mut(channels).zip(parts.chunks_exact(per_sample * channels));
     for (norms, parts) in samples {

@@ -28,6 +28,19 @@ impl Values {
         self.tensor.as_slice().expect("made contiguous in `of`")
     }
 
+    /// The values, to be changed: a copy of them, unless nobody else has them.
+    pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
+        if self.tensor.try_storage_mut::<f32>().is_none() {
+            let copy = self.as_slice().to_vec();
+            self.tensor = FlexTensor::from_data(TensorData::new(copy, self.shape.clone()));
+        }
+        self.tensor.try_storage_mut().expect("nobody else has a copy")
+    }
+
+    pub(super) fn into_tensor(self) -> FlexTensor {
+        self.tensor
+    }
+
     pub(super) fn words(&self) -> &[i32] {
         self.tensor.as_slice().expect("made contiguous in `of`, of 32-bit integers in `new`")
     }
@@ -46,30 +59,33 @@ impl Values {
         self.per_sample() / self.channels()
     }
 
-    /// Changes the rows of channels in place if nobody else has the values, else a copy of them.
-    /// `f` takes the number of its first row, and some rows.
+    /// Changes the rows of channels, or a copy of them as in [`Self::as_mut_slice`].
+    /// `f` takes the number of its first row, and some rows; it is to be inlined as in [`for_each_block`].
     pub(super) fn map_rows(mut self, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
         let channels = self.channels();
         let size = block(channels);
-        let change = |i: usize, x: &mut [f32]| f(i * size / channels, x);
-        if let Some(x) = self.tensor.try_storage_mut() {
-            for_each_block(x, size, change);
-            return self.tensor;
-        }
-        let x = self.as_slice();
-        let mut out = vec![0.0; x.len()];
-        for_each_block(&mut out, size, |i, out| {
-            out.copy_from_slice(&x[i * size..][..out.len()]);
-            change(i, out);
-        });
-        FlexTensor::from_data(TensorData::new(out, self.shape))
+        for_each_block(
+            self.as_mut_slice(),
+            size,
+            #[inline(always)]
+            |i, x| f(i * size / channels, x),
+        );
+        self.tensor
     }
 }
 
 /// Calls `f` with every block of `out` and its number, side by side where there are threads, compiled
 /// for the widest vectors that this processor has.
+///
+/// Only what is inlined here is compiled so, and the rest for the oldest processor of this kind. Therefore closures
+/// have `#[inline(always)]`, and long expressions stand in loops, not in closures of iterators.
 pub(super) fn for_each_block(out: &mut [f32], block: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
-    let f = |(i, out)| pulp::Arch::new().dispatch(|| f(i, out));
+    let f = |(i, out)| {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || f(i, out),
+        );
+    };
     #[cfg(feature = "parallel")]
     out.par_chunks_mut(block.max(1)).enumerate().for_each(f);
     #[cfg(not(feature = "parallel"))]
