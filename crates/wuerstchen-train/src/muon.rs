@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
-
 use wuerstchen::kernels::weighted_sum;
 
 use crate::optimizer::Values;
