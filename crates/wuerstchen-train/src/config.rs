@@ -377,6 +377,15 @@ impl TrainConfig {
         }
     }
 
+    /// Whether a stage starts from weights that are there and keeps a part of them as it is.
+    pub(crate) fn is_frozen_in_part(&self, stage: StageName) -> bool {
+        match stage {
+            StageName::A => self.a.freeze_encoder,
+            StageName::B => self.b.freeze_compressor,
+            StageName::C => false,
+        }
+    }
+
     /// Side of the pictures that the compressor sees, in pixels.
     pub fn compressor_side(&self) -> usize {
         self.model.compressor_side.unwrap_or(self.image_size)

@@ -241,9 +241,9 @@ impl Run {
         let mut made: Vec<Part> = Vec::new();
         for &stage in stages {
             let parts = self.recipe.parts_of(stage);
-            let is_frozen = stage == StageName::B && self.recipe.config.b.freeze_compressor;
             let has_any = parts.iter().any(|part| weights.contains_key(part));
-            let starts = is_frozen || model.is_some() && has_any;
+            let starts =
+                self.recipe.config.is_frozen_in_part(stage) || model.is_some() && has_any;
             let needed = self
                 .recipe
                 .parts_before(stage)
@@ -446,12 +446,12 @@ impl Run {
         self.session.tell(event);
     }
 
-    /// The folder of a stage. Stage B has two, as its states have other tensors with a frozen compressor.
+    /// The folder of a stage. States of a stage that is frozen in part have other tensors, and a folder of their own.
     fn folder(&self, stage: StageName) -> &'static str {
-        if stage == StageName::B && self.recipe.config.b.freeze_compressor {
-            "b-frozen"
-        } else {
-            stage.as_str()
+        match stage {
+            StageName::A if self.recipe.config.a.freeze_encoder => "a-frozen",
+            StageName::B if self.recipe.config.b.freeze_compressor => "b-frozen",
+            stage => stage.as_str(),
         }
     }
 
@@ -528,6 +528,7 @@ impl Run {
         let config = &self.recipe.config;
         let titles = [
             (StageName::A, "a", "Stage A"),
+            (StageName::A, "a-frozen", "Stage A's decoder"),
             (StageName::B, "b", "Stage B and the compressor"),
             (StageName::B, "b-frozen", "Stage B"),
             (StageName::C, "c", "Stage C"),

@@ -93,6 +93,10 @@ pub struct StageAConfig {
     /// The weights of LPIPS: a file of both of its networks, or one of VGG16 or `AlexNet` and one of the heads.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_more")]
     pub perceptual_weights: Vec<PathBuf>,
+    /// Trains the decoder alone. The encoder and the codes stay what they are, so that a Stage B that has learnt
+    /// to make their latents stays right, and its pictures get better with the decoder.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub freeze_encoder: bool,
     /// Moves the codes to the means of their latents, in place of a gradient.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codebook: Option<CodebookConfig>,
@@ -374,6 +378,10 @@ impl StageAConfig {
             return Err(ConfigError::new(PART, "perceptual_weights", expected, found));
         }
         if let Some(codebook) = &self.codebook {
+            if self.freeze_encoder {
+                let expected = "left out with freeze_encoder, which keeps the codes";
+                return Err(ConfigError::new(PART, "codebook", expected, "a table"));
+            }
             below_one(PART, "codebook.decay", codebook.decay)?;
             below_one(PART, "codebook.revive_below", codebook.revive_below)?;
         }

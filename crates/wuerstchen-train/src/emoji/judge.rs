@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use rayon::prelude::*;
 use resvg::tiny_skia::{Pixmap, Transform};
 
 use super::art::Art;
@@ -115,7 +116,9 @@ impl<'a> Judge<'a> {
     fn rank(&self, thing: Thing, style: Style, background: [f32; 3], crop: &Crop) -> usize {
         let distance = |concept| self.distance(Thing { concept, ..thing }, style, background, crop);
         let own = distance(thing.concept).expect("the style draws what was asked for");
-        let others = (0..self.art.concepts().len()).filter(|&other| other != thing.concept);
+        // On all cores: the picture is compared with more than a thousand concepts.
+        let concepts = (0..self.art.concepts().len()).into_par_iter();
+        let others = concepts.filter(|&other| other != thing.concept);
         1 + others.filter_map(distance).filter(|&other| other <= own).count()
     }
 

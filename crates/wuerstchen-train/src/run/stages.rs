@@ -42,7 +42,7 @@ impl Run {
             stage = stage.with_perceptual(lpips);
         }
         let weights = self.read_weights()?;
-        let model = if self.is_warm(&weights, StageName::A) {
+        let model = if config.a.freeze_encoder || self.is_warm(&weights, StageName::A) {
             recipe.vqgan_model(recipe.load_vqgan(&weights, &device)?, &device)
         } else {
             recipe.init_vqgan(&device)

@@ -132,7 +132,12 @@ impl Stage for StageA {
     fn loss(&self, model: &VqganModel, batch: &BatchA, range: Range<usize>) -> Loss {
         let pictures = batch.pictures.tensor(&range, &self.device);
         let vqgan = &model.vqgan;
-        let latents = vqgan.encode(pictures.clone(), Statistics::Batch);
+        let latents = if self.config.freeze_encoder {
+            let plain = pictures.clone().inner();
+            Tensor::from_inner(vqgan.valid().encode(plain, Statistics::Running))
+        } else {
+            vqgan.encode(pictures.clone(), Statistics::Batch)
+        };
         let quantized = vqgan.quantize(latents.clone());
         let offer = self.config.codebook.as_ref().map(|_| {
             let share = [range.start / range.len(), self.config.updates.shards];
@@ -140,6 +145,8 @@ impl Stage for StageA {
             (plain, batch.candidates.clone(), share)
         });
         let code_loss = match &model.codebook {
+            // Neither the codes nor the latents can follow it.
+            _ if self.config.freeze_encoder => Tensor::zeros([1], &self.device),
             // The codes have no gradient.
             Some(_) => {
                 let codes = quantized.latents.clone().detach();
