@@ -77,6 +77,9 @@ const GRID_PIXELS: usize = 96;
 const SIDE: usize = 24;
 const MAX_ASPECT: f64 = 4.0;
 
+/// What is wider, or higher by as much, is not called the nearest ratio.
+const WIDEST: f64 = 1.1 * MAX_ASPECT;
+
 /// What is in a corpus.
 #[derive(Serialize)]
 struct Stats {
@@ -138,7 +141,7 @@ fn count(pictures: &dyn Pictures, sizes: &[Result<[usize; 2], CorpusError>]) -> 
     let (mut aspect_ratios, mut shorter_sides) = (BTreeMap::new(), BTreeMap::new());
     for &size in sizes.iter().flatten() {
         let [height, width] = buckets.nearest(size);
-        let ratio = format!("{:.2}", width as f64 / height as f64);
+        let ratio = ratio(size, width as f64 / height as f64);
         *aspect_ratios.entry(ratio).or_default() += 1;
         let shorter = size[0].min(size[1]).max(1) as u32;
         *shorter_sides.entry(1 << shorter.ilog2()).or_default() += 1;
@@ -153,6 +156,18 @@ fn count(pictures: &dyn Pictures, sizes: &[Result<[usize; 2], CorpusError>]) -> 
     }
 }
 
+/// A ratio of width to height, by a picture's own size and the nearest ratio that is told apart.
+fn ratio([height, width]: [usize; 2], nearest: f64) -> String {
+    let own = width as f64 / height.max(1) as f64;
+    if own > WIDEST {
+        format!("above {MAX_ASPECT}")
+    } else if own < WIDEST.recip() {
+        format!("below 1/{MAX_ASPECT}")
+    } else {
+        format!("{nearest:.2}")
+    }
+}
+
 fn text(stats: &Stats) -> String {
     let Stats { pictures, captions, words_per_caption, .. } = stats;
     let mut lines = vec![format!(
@@ -161,9 +176,9 @@ fn text(stats: &Stats) -> String {
         counted(*captions, "caption")
     )];
     lines.push("width to height, pictures".to_owned());
-    lines.extend(stats.aspect_ratios.iter().map(|(ratio, count)| format!("{ratio:>8} {count:>8}")));
+    lines.extend(stats.aspect_ratios.iter().map(|(ratio, count)| format!("{ratio:>9} {count:>8}")));
     lines.push("shorter side of at least so many pixels, pictures".to_owned());
-    lines.extend(stats.shorter_sides.iter().map(|(side, count)| format!("{side:>8} {count:>8}")));
+    lines.extend(stats.shorter_sides.iter().map(|(side, count)| format!("{side:>9} {count:>8}")));
     if !stats.broken.is_empty() {
         lines.push(format!("{} cannot be read", counted(stats.broken.len(), "picture")));
         lines.extend(stats.broken.iter().map(|broken| format!("  {broken}")));

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
-use clap::Args;
+use clap::{Arg, Args};
 use futures_lite::future::block_on;
 use serde::Serialize;
 use serde_json::Value;
@@ -21,7 +21,7 @@ use wuerstchen_train::eval::{
 
 use crate::art::read_art;
 use crate::devices::{Choice, choose};
-use crate::generate::tell_of_prompt;
+use crate::generate::{tell_of_guidance, tell_of_prompt};
 use crate::{print, usage};
 
 /// Arguments of `wuerstchen eval`.
@@ -52,6 +52,12 @@ pub(crate) struct EvalArgs {
     json: bool,
 }
 
+/// Hides the options that an evaluation refuses.
+pub(crate) fn hide_refused(arg: Arg) -> Arg {
+    let is_refused = ["count", "strength"].iter().any(|id| arg.get_id() == id);
+    if is_refused { arg.hide(true) } else { arg }
+}
+
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
@@ -65,6 +71,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let settings = args.options.resolve(&pipeline.card.defaults)?;
     let negative = ("negative_prompt", &*settings.negative_prompt);
     tell_of_prompt(&pipeline, negative, settings.prompt_syntax)?;
+    tell_of_guidance(&settings);
     if args.options.count.is_some() {
         return Err(usage(&anyhow!("eval makes one picture of each prompt: leave --count out")));
     }

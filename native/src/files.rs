@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use walkdir::WalkDir;
 use wuerstchen::fs::{
     Found, has_extension, open, open_lora, read, read_pytorch_tensors, read_text, with_extension,
 };
@@ -34,6 +35,21 @@ pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
     let added = found.add(path);
     found.notes()[told..].iter().for_each(|note| tell!("{note}"));
     Ok(added?)
+}
+
+/// What programs append to the names of files while they fetch them.
+const UNFINISHED: [&str; 4] = ["incomplete", "part", "crdownload", "aria2"];
+
+/// Names the files of a folder whose download was broken off.
+pub(crate) fn tell_of_missing(folder: &Path) {
+    for entry in WalkDir::new(folder).into_iter().filter_map(Result::ok) {
+        let path = entry.path();
+        if entry.path_is_symlink() && !path.exists() {
+            tell!("{}: leads to a file that is not there", path.display());
+        } else if UNFINISHED.iter().any(|ending| has_extension(path, ending)) {
+            tell!("{}: its download was not finished", path.display());
+        }
+    }
 }
 
 /// Opens the tensors of several files, of safetensors or of PyTorch, as one dictionary.

@@ -79,6 +79,9 @@ impl Folder {
     /// Finds the pictures of a folder, and in those below it, and their captions; says what it leaves
     /// out.
     pub(crate) fn open(folder: &Path, seed: u64) -> Result<Self> {
+        if folder.as_os_str().is_empty() {
+            bail!("expected the path of a folder of pictures, found an empty one");
+        }
         let found = find(folder)?;
         if found.pictures.is_empty() {
             let (folder, types) = (folder.display(), pictures::TYPES);

@@ -99,6 +99,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     }
     let prepared = block_on(pipeline.prepare(request))?;
     tell_of_sizes(&prepared);
+    tell_of_guidance(&prepared.settings);
     let batches = prepared.batches();
     let (mut generate_secs, mut made_settings) = (0.0, None);
     let (mut left, mut numbers) = (outputs.iter(), 0..);
@@ -223,6 +224,15 @@ fn tell_of_sizes(prepared: &Prepared) {
         say!(
             "a picture of {found_width} x {found_height} pixels is scaled and cut to {width} x {height}"
         );
+    }
+}
+
+/// Says whether the negative prompt does nothing.
+pub(crate) fn tell_of_guidance(settings: &Settings) {
+    let end = settings.tokens.map_or(0.0, |tokens| tokens.decoder_guidance_scale_end);
+    let largest = settings.prior_guidance_scale.max(settings.decoder_guidance_scale).max(end);
+    if !settings.negative_prompt.is_empty() && largest <= 1.0 {
+        say!("the negative_prompt does nothing: no guidance scale is above 1");
     }
 }
 

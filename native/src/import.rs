@@ -1,12 +1,11 @@
 //! `wuerstchen import`: published weights as a model of one folder.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
-use walkdir::WalkDir;
 use wuerstchen::card::CARD;
 use wuerstchen::fs::{Found, LORA_FILES, Origin};
 use wuerstchen::import::complete;
@@ -73,7 +72,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let assumed = complete(&mut model)?;
     lora::apply(&mut model, &args.lora)?;
     write_merged(&mut model, &args.lora)?;
-    args.paths.iter().for_each(|path| tell_of_missing(path));
+    args.paths.iter().for_each(|path| files::tell_of_missing(path));
     let report = report(&found, &model, assumed);
     crate::print(&if args.json {
         serde_json::to_string(&report)?
@@ -83,18 +82,6 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
     finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;
     Ok(true)
-}
-
-/// Names the files of a folder whose download was broken off.
-fn tell_of_missing(folder: &Path) {
-    for entry in WalkDir::new(folder).into_iter().filter_map(Result::ok) {
-        let path = entry.path();
-        if entry.path_is_symlink() && !path.exists() {
-            say!("{}: leads to a file that is not there", path.display());
-        } else if path.extension().is_some_and(|ending| ending == "incomplete") {
-            say!("{}: its download was not finished", path.display());
-        }
-    }
 }
 
 /// Writes into the model's card which LoRAs it has become.

@@ -84,7 +84,7 @@ enum Command {
     /// Serve the demo page and models over HTTP
     Serve(serve::ServeArgs),
     /// Measure how well pictures show what their prompts say
-    #[command(allow_negative_numbers = true)]
+    #[command(mut_args(eval::hide_refused), allow_negative_numbers = true)]
     Eval(eval::EvalArgs),
     /// Compare pictures with others: PSNR, SSIM, LPIPS, FID, CLIP score, nearest neighbours
     Compare(compare::CompareArgs),

@@ -88,6 +88,7 @@ impl ModelArgs {
         let found = devices::choose(self.device)?;
         let started = Instant::now();
         let pipeline = Pipeline::load(&files, &found.device, self.residency)
+            .inspect_err(|_| self.model.iter().for_each(|path| files::tell_of_missing(path)))
             .context("cannot load the model")?;
         #[cfg(feature = "gpu")]
         self.tiling.apply(&pipeline)?;

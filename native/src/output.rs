@@ -38,6 +38,10 @@ pub(crate) fn png_files(
     count: usize,
     inputs: &[&Path],
 ) -> Result<Vec<Output>> {
+    if path == Path::new("-") {
+        let error = anyhow!("cannot write to -: expected the name of a file that ends in .png");
+        return Err(usage(&error));
+    }
     let ends_in_separator = path.to_string_lossy().ends_with(is_separator);
     let file = if path.is_dir() || ends_in_separator { path.join(name) } else { path.to_owned() };
     if file.extension().is_some() && !has_extension(&file, "png") {
@@ -76,6 +80,9 @@ pub(crate) fn check_output(path: &Path, inputs: &[&Path]) -> Result<()> {
 }
 
 fn output(path: PathBuf, inputs: &[&Path]) -> Result<Output> {
+    if path.is_symlink() && !path.exists() {
+        bail!("cannot write {}: it is a link to a place where nothing is", path.display());
+    }
     if path.exists() && !path.is_file() {
         bail!("cannot write {}: expected a file, found something else there", path.display());
     }

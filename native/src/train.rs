@@ -23,6 +23,7 @@ use wuerstchen::{
 use wuerstchen_train::config::{
     ModelConfig, ReadConfigError, TrainConfig, TuneConfig, UpdateConfig,
 };
+use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::lpips::Lpips;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 use wuerstchen_train::{
@@ -300,6 +301,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         let max_tokens = recipe.config.model.max_tokens;
         tell_of_captions(
             captions,
+            "caption",
             &Tokenizer::new(&recipe.tokenizer, max_tokens)?,
             "model.max_tokens",
         )?;
@@ -308,6 +310,16 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         // A run that has begun has read its pictures before.
         if args.dry_run || !is_same_corpus {
             check(folder, recipe.config.image_size)?;
+        }
+    }
+    for &stage in args.stage.names() {
+        let name = stage.as_str();
+        tell_of_warmup(&format!("{name}."), recipe.config.updates(stage));
+        let (cached, _) = recipe.cached(stage);
+        if let Some(count) =
+            corpus.count().filter(|count| args.dry_run && (1..*count).contains(&cached))
+        {
+            tell!("stage {name} trains on {cached} of {count} pictures ({name}.cached_scenes)");
         }
     }
     check_memory(&recipe, args.stage, corpus.count())?;
@@ -398,7 +410,12 @@ fn with_remedy(error: RunError) -> anyhow::Error {
             let remedy = "go on with --resume auto, or name another folder with --output";
             return usage(&anyhow!("{error}: {remedy}"));
         }
+        RunError::ResultExists { .. } => {
+            let remedy = "name another folder with --output, or move it away";
+            return usage(&anyhow!("{error}: {remedy}"));
+        }
         RunError::Value(_) => return usage(&error.into()),
+        RunError::Sample(CorpusError::Cache { .. }) => "go on with --resume auto after that",
         RunError::Sample(_) => "go on with --resume auto when the corpus is whole",
         _ => return error.into(),
     };
@@ -665,6 +682,7 @@ const EXAMPLE_LETTERS: usize = 60;
 /// text encoder does not know.
 fn tell_of_captions<'a>(
     captions: impl Iterator<Item = &'a str>,
+    noun: &str,
     tokenizer: &Tokenizer,
     limit: &str,
 ) -> Result<()> {
@@ -683,7 +701,7 @@ fn tell_of_captions<'a>(
     if let (count, Some(end)) = cut {
         tell!(
             "{} {} longer than {limit} = {}, which leaves out what follows, such as {:?}",
-            counted(count, "caption"),
+            counted(count, noun),
             is_or_are(count),
             tokenizer.length(),
             example(end)
@@ -692,11 +710,25 @@ fn tell_of_captions<'a>(
     if let (count, Some(word)) = unknown {
         tell!(
             "{} with words that the text encoder does not know, such as {:?}",
-            counted(count, "caption"),
+            counted(count, noun),
             example(&word)
         );
     }
     Ok(())
+}
+
+/// Says whether a stage ends before its learning rate has risen to that of the config. `stage` stands in front of the
+/// fields' names.
+fn tell_of_warmup(stage: &str, updates: &UpdateConfig) {
+    let UpdateConfig { steps, optimizer, .. } = updates;
+    let (warmup, peak) = (optimizer.warmup_steps, optimizer.learning_rate);
+    if warmup > *steps {
+        let reached = peak * *steps as f64 / warmup as f64;
+        tell!(
+            "{stage}optimizer.warmup_steps = {warmup} is more than {stage}steps = {steps}: the learning rate rises to \
+             {reached:.2e}, and not to {peak:e}"
+        );
+    }
 }
 
 /// Reads all pictures.

@@ -2,14 +2,17 @@
 
 mod program;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use image::{Rgba, RgbaImage};
 use serde_json::Value;
+use wuerstchen::Checkpoint;
 
 use program::{scratch, text, wuerstchen};
 
@@ -156,8 +159,9 @@ fn training_stops_on_request_and_goes_on() {
     assert_eq!(second.status.code(), Some(4), "{second:?}");
     let error = text(&second.stderr);
     assert!(error.contains("another program is training in"), "{error}");
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(kill.unwrap().success());
+    // `timeout` signals a program, and then its group: two that follow each other so fast are one request.
+    let twice = format!("kill -TERM {0}; kill -TERM {0}", child.id());
+    assert!(Command::new("sh").args(["-c", &twice]).status().unwrap().success());
     let first = stopped(&child.wait_with_output().unwrap());
 
     // As if it had been killed a while after it saved.
@@ -263,6 +267,42 @@ fn pictures_of_a_folder_train_a_model() {
         let told = text(&output.stderr);
         assert!(output.status.success() && told.contains("embedding_scale") == measured, "{told}");
     }
+}
+
+/// A frozen encoder and its codes keep their bits while the decoder learns, in a folder of its own.
+#[test]
+fn stage_a_learns_with_a_frozen_encoder() {
+    let folder = scratch("frozen");
+    let (pictures, run) = (folder.join("pictures"), folder.join("run"));
+    own_pictures(&pictures);
+    let frozen = ["a", "--set", "a.freeze_encoder=true"];
+    let refused = train_on(&pictures, &run, &frozen);
+    let error = text(&refused.stderr);
+    assert!(!refused.status.success() && error.contains("vqgan"), "{error}");
+    let output = train_on(&pictures, &run, &["a"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let weights = || {
+        let path = run.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
+        let file = Checkpoint::parse("vqgan", Arc::new(fs::read(path).unwrap())).unwrap();
+        let values = |name: &str| (name.to_owned(), file.values(name).unwrap());
+        file.names().map(values).collect::<BTreeMap<_, _>>()
+    };
+    let before = weights();
+    let codes = [&frozen[..], &["--set", "a.codebook.decay=0.5"]].concat();
+    let error = text(&train_on(&pictures, &run, &codes).stderr);
+    assert!(error.contains("codebook must be left out with freeze_encoder"), "{error}");
+    let output = train_on(&pictures, &run, &frozen);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(run.join("a-frozen/state.safetensors").is_file());
+    for (name, values) in weights() {
+        let learns = name.starts_with("up_blocks.") || name.starts_with("out_block.");
+        assert_eq!(values != before[&name], learns, "{name}");
+    }
+    // A stage whose state is gone says that it begins anew.
+    fs::remove_file(run.join("a/state.safetensors")).unwrap();
+    let output = train_on(&pictures, &run, &["a", "--resume", "auto"]);
+    let told = text(&output.stderr);
+    assert!(output.status.success() && told.contains("its state is not there"), "{told}");
 }
 
 /// A model need not have all stages to start from: here only Stage A.

@@ -316,7 +316,18 @@ fn what_cannot_be_done_is_told_before_it_begins() {
     RgbImage::new(5, 5).save(case.pictures().join("tiny.png")).unwrap();
     fs::write(case.pictures().join("tiny.txt"), "a dot").unwrap();
     case.refused("lora", "run", &[], "a cell of the image embedding, found 5 x 5");
+    // All that are broken are named at once, before any embedding is computed.
+    fs::write(case.pictures().join("torn.png"), "torn").unwrap();
+    fs::write(case.pictures().join("torn.txt"), "a tear").unwrap();
+    for more in [&[][..], &["--dry-run"]] {
+        for expected in ["tiny.png: expected at least", "torn.png: ", "2 pictures cannot be used"] {
+            case.refused("lora", "run", more, expected);
+        }
+    }
+    assert!(walkdir(&case.folder.join("cache")).is_empty());
+    assert!(!case.folder.join("run").exists());
     fs::remove_file(case.pictures().join("tiny.png")).unwrap();
+    fs::remove_file(case.pictures().join("torn.png")).unwrap();
 
     case.trained("lora", "used", &["--set", "c.steps=1"]);
     let output = case.run("lora", "used", &["--set", "lora.rank=2", "--resume", "auto"]);
@@ -335,4 +346,20 @@ fn what_cannot_be_done_is_told_before_it_begins() {
         "{}",
         text(&output.stderr)
     );
+    // What was trained stays, also where its state is gone.
+    fs::remove_file(case.folder.join("used/lora/state.safetensors")).unwrap();
+    let before = case.read("used/pytorch_lora_weights.safetensors");
+    for more in [&[][..], &["--resume", "auto"]] {
+        case.refused("lora", "used", more, "is the result of a training whose state, ");
+    }
+    assert_eq!(case.read("used/pytorch_lora_weights.safetensors"), before);
+
+    // What has no effect is told, and what is cut.
+    let long = format!("samples.prompts=[\"{}\"]", "star ".repeat(40));
+    let output = case.run("lora", "run", &["--dry-run", "--set", &long]);
+    let told = text(&output.stderr);
+    assert!(told.contains("1 prompt of samples.prompts is longer than "), "{told}");
+    let expected = "optimizer.warmup_steps = 50 is more than steps = 4";
+    let output = case.run("lora", "run", &["--dry-run", "--set", "c.optimizer.warmup_steps=50"]);
+    assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
 }

@@ -23,6 +23,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -387,7 +388,9 @@ def measured(command, threads):
 
 
 def compare(args):
-    work = Path(args.dir)
+    # The program writes nothing into the folder of a model that it reads.
+    scratch = tempfile.TemporaryDirectory()
+    work = Path(scratch.name)
     save_file({f"{part}/{k}": v for part in args.parts for k, v in inputs(args.version)[part].items()},
               work / "inputs.safetensors")
     report = {}
@@ -404,7 +407,7 @@ def compare(args):
         a = load_file(our_out)[f"{part}/out"].double()
         b = load_file(torch_out)[f"{part}/out"].double()
         folder, file = VERSIONS[args.version][part]
-        weights = (work / folder / f"{file}.safetensors").stat().st_size
+        weights = (Path(args.dir) / folder / f"{file}.safetensors").stat().st_size
         report[part] = {
             "torch_secs": their_secs, "secs": secs, "ratio": secs / their_secs,
             "relative_error": ((a - b).norm() / b.norm()).item(),

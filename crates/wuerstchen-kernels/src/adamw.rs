@@ -25,7 +25,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// One less a moment's decay in all updates: what its mean lacks.
+    /// `1 − βᵗ`, the bias correction of a moment after `t` updates.
     fn correction(&self, beta: f64) -> f64 {
         1.0 - beta.powf(self.step as f64)
     }

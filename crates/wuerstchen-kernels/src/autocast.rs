@@ -14,7 +14,7 @@ thread_local! {
 ///
 /// The factors of linear layers and of attention are rounded to that type, and what comes out is in f32 again, as are
 /// the gradients. A device with matrix units adds up in f32. Norms, softmax, convolutions and everything else stay in
-/// f32. So do hand-written shaders, which run where no gradients flow.
+/// f32, hand-written shaders among it.
 ///
 /// Source: Micikevicius et al., "Mixed precision training" (arXiv 1710.03740).
 pub fn autocast<R>(products: DType, compute: impl FnOnce() -> R) -> R {

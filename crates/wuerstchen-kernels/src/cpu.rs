@@ -194,7 +194,8 @@ pub(crate) trait CpuKernels: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// What is further below the largest value of a row than this has the weight zero in a softmax, not `e⁻⁴⁴` or less.
+/// A value that is further below the largest of its row than this has the weight zero in a softmax. Its true weight
+/// would be at most `e⁻⁴⁴`.
 ///
 /// In f32 such a weight changes no sum. But behind a mask, or where attention is sharp, the products of such weights
 /// are subnormal numbers, with which a CPU calculates a hundred times slower.

@@ -27,8 +27,8 @@ pub(crate) use optimizer::{adamw, sum_of_squares};
 pub(crate) use probe::{copy, probe_multiply_adds};
 pub use product::{Tiling, choose_tiling, chosen_tiling};
 
-/// Launches that go to the queue in one submit, where nothing else ends it. A browser hands every submit to another
-/// process, so that few are better; but the screen waits for one to end. At the published size these are about 0.27 TFLOP.
+/// Most launches in one submit. A browser hands every submit to another process, so that few submits are faster; but the
+/// screen cannot be drawn until a submit ends. At the published size, 80 launches are about 0.27 TFLOP.
 pub const LAUNCHES_OF_A_SUBMIT: usize = 80;
 
 /// Invocations in a workgroup; every shader names the same number.

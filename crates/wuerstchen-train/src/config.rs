@@ -369,7 +369,7 @@ impl TrainConfig {
     }
 
     /// The updates of a stage.
-    pub(crate) fn updates(&self, stage: StageName) -> &UpdateConfig {
+    pub fn updates(&self, stage: StageName) -> &UpdateConfig {
         match stage {
             StageName::A => &self.a.updates,
             StageName::B => &self.b.updates,

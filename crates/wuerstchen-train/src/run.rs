@@ -15,7 +15,7 @@ use wuerstchen::{
 };
 
 pub use self::error::RunError;
-pub(crate) use self::session::{GRID_SIDE, Job, Session, updates};
+pub(crate) use self::session::{GRID_SIDE, Job, Session, state_name, updates};
 use crate::config::{StageName, TrainConfig};
 use crate::corpus::Source;
 use crate::lesson::Lesson;
@@ -112,6 +112,11 @@ pub enum Event<'a> {
         from: Precision,
         /// That of the updates to come.
         to: Precision,
+    },
+    /// A stage begins anew where it has been trained before, since its state is not there.
+    NoState {
+        /// Which stage.
+        stage: StageName,
     },
     /// A stage goes on with other weights of the parts that it takes than those with which its state was trained.
     OtherParts {
@@ -242,8 +247,7 @@ impl Run {
         for &stage in stages {
             let parts = self.recipe.parts_of(stage);
             let has_any = parts.iter().any(|part| weights.contains_key(part));
-            let starts =
-                self.recipe.config.is_frozen_in_part(stage) || model.is_some() && has_any;
+            let starts = self.recipe.config.is_frozen_in_part(stage) || model.is_some() && has_any;
             let needed = self
                 .recipe
                 .parts_before(stage)

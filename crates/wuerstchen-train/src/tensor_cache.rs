@@ -30,11 +30,12 @@ impl TensorCache {
         let Some(bytes) = self.0.read(name).map_err(|error| cannot(error.to_string()))? else {
             return Ok(None);
         };
+        let path = self.0.describe(name);
         let read = || {
-            let (header, start) = read_header(name, &bytes)?;
+            let (header, start) = read_header(&path, &bytes)?;
             let expected = header.metadata().as_ref().and_then(|of| of.get(CHECKSUM)).cloned();
             let found = checksum(&bytes[start..]);
-            let file = Checkpoint::parse(name, Arc::new(bytes))?;
+            let file = Checkpoint::parse(&path, Arc::new(bytes))?;
             let shape = file.shape(TENSOR).unwrap_or_default().to_vec();
             let tensor = NamedTensor { name: TENSOR.into(), shape, values: file.values(TENSOR)? };
             // Files of older versions have none.
@@ -43,7 +44,7 @@ impl TensorCache {
         match read() {
             Ok((tensor, true)) => Ok(Some(tensor)),
             Ok((_, false)) => Err(self.unfit(name, "its values are not those that were written")),
-            Err(error) => Err(self.unfit(name, &error.to_string())),
+            Err(error) => Err(unfit(&error.to_string())),
         }
     }
 
@@ -51,14 +52,14 @@ impl TensorCache {
     pub(crate) fn shape(&self, name: &str) -> Result<Option<Vec<usize>>, CorpusError> {
         let source = self.0.open(name).map_err(|error| cannot(error.to_string()))?;
         let Some(source) = source else { return Ok(None) };
-        let file = Checkpoint::parse(name, source)
-            .map_err(|error| self.unfit(name, &error.to_string()))?;
+        let file = Checkpoint::parse(&self.0.describe(name), source)
+            .map_err(|error| unfit(&error.to_string()))?;
         Ok(Some(file.shape(TENSOR).unwrap_or_default().to_vec()))
     }
 
     /// What is wrong with a file.
     pub(crate) fn unfit(&self, name: &str, reason: &str) -> CorpusError {
-        cannot(format!("{}: {reason}; remove the file", self.0.describe(name)))
+        unfit(&format!("{}: {reason}", self.0.describe(name)))
     }
 
     /// A tensor that was put there before, of a shape.
@@ -102,6 +103,11 @@ impl TensorCache {
             .map_err(|error| cannot(error.to_string()))?;
         self.0.write(name, &bytes).map_err(|error| cannot(error.to_string()))
     }
+}
+
+/// `reason` names the file.
+fn unfit(reason: &str) -> CorpusError {
+    cannot(format!("{reason}; remove the file, and it is computed again"))
 }
 
 fn cannot(reason: String) -> CorpusError {

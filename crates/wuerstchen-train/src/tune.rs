@@ -32,7 +32,7 @@ pub use self::stage::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tune
 use crate::config::{LoraConfig, StageName, TuneConfig};
 use crate::corpus::CorpusError;
 use crate::peers::Peers;
-use crate::run::{Event, GRID_SIDE, Job, RunError, Session, Start, essence, updates};
+use crate::run::{Event, GRID_SIDE, Job, RunError, Session, Start, essence, state_name, updates};
 use crate::store::Store;
 pub use crate::tensor_cache::digest;
 use crate::tensor_cache::{TensorCache, digest_of};
@@ -216,6 +216,7 @@ impl Tune {
     /// number of shares is no multiple of that of the processes, or the device lacks the type.
     pub fn check_start(&self, start: &Start) -> Result<(), RunError> {
         self.check_base(start)?;
+        self.check_results(start)?;
         let name = (StageName::C, self.folder());
         let own = (&self.config.c.updates, self.config.seed, &self.device);
         let device = &Device::flex();
@@ -351,6 +352,20 @@ impl Tune {
         Err(RunError::Model { reason })
     }
 
+    /// Fails if the run would begin anew over what another one has made.
+    fn check_results(&self, start: &Start) -> Result<(), RunError> {
+        let (store, state) = (&self.session.store, state_name(self.folder()));
+        if matches!(start, Start::State { .. }) || store.contains(&state) {
+            return Ok(());
+        }
+        let results: &[&str] =
+            if self.config.lora.is_some() { &[LORA, PEFT[0]] } else { &[MODEL, PRIOR] };
+        let result = results.iter().find(|result| store.contains(result));
+        let Some(result) = result else { return Ok(()) };
+        let [result, state] = [result, state.as_str()].map(|name| store.describe(name));
+        Err(RunError::ResultExists { result, state })
+    }
+
     fn train_lora(&mut self, lora: &LoraConfig, ready: Ready) -> Result<ControlFlow<()>, RunError> {
         let targets = self.targets(lora)?;
         // The frozen network runs as it does when it makes pictures.
@@ -429,6 +444,20 @@ impl Tune {
         ends.dedup();
         let expected = format!("patterns of linear layers, which are {}", ends.join(", "));
         Err(ConfigError::new("lora", "modules", expected, format!("{unmatched:?}")).into())
+    }
+
+    /// What is wrong with the pictures that cannot be used; those whose image embeddings are in the cache are not read.
+    /// `on_picture` hears of each picture when it is done.
+    ///
+    /// # Errors
+    ///
+    /// The model's weights cannot be read.
+    pub fn broken_pictures(
+        &self,
+        on_picture: impl Fn() + Sync,
+    ) -> Result<Vec<CorpusError>, RunError> {
+        let sources = (&self.model, &self.pictures, &self.cache, &self.sizes);
+        prepare::broken(sources, on_picture)
     }
 
     /// Reads all pictures, and says which buckets there are.

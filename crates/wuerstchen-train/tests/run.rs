@@ -58,6 +58,7 @@ fn a_run_trains_all_stages_and_keeps_them() {
             Event::EmbeddingScale { scale, .. } => format!("scale {}", *scale > 0.0),
             Event::Precision { .. } => "precision".to_owned(),
             Event::OtherParts { .. } => "other parts".to_owned(),
+            Event::NoState { .. } => "no state".to_owned(),
             Event::SmallGrid { .. } => "small grid".to_owned(),
             Event::Begin { stage, step, steps } => format!("{stage:?} {step} of {steps}"),
             Event::Update { metrics, samples_per_sec } => {

@@ -187,7 +187,7 @@ impl Default for Defaults {
     }
 }
 
-/// Guidance scales and temperatures; larger ones end in infinite latents.
+/// Guidance scales and temperatures that a model may have as its defaults; larger ones end in infinite latents.
 const SCALES: RangeInclusive<f64> = 0.0..=1e6;
 
 impl Defaults {
@@ -328,6 +328,14 @@ pub enum OptionsError {
     /// A strength outside of `[0, 1]`.
     #[error("strength must be between 0 and 1, got {0}")]
     Strength(f64),
+    /// A strength at which the given timesteps have not begun yet.
+    #[error("strength must be at most {first}, the first of the timesteps, got {found}")]
+    StrengthAboveTimesteps {
+        /// The strength.
+        found: f64,
+        /// The first of the timesteps.
+        first: f64,
+    },
     /// An option that has no effect without another input.
     #[error("{field} needs {needed}, which is missing")]
     Missing {
@@ -383,7 +391,7 @@ impl OptionsError {
             Self::Count(_) | Self::CountOfFrames(_) | Self::Pixels { .. } => "count",
             Self::Area { .. } => "width",
             Self::Frames(_) => "frames",
-            Self::Strength(_) => "strength",
+            Self::Strength(_) | Self::StrengthAboveTimesteps { .. } => "strength",
             Self::Rescale(_) => "guidance_rescale",
             Self::NoImageEncoder(_) => "picture_prompts",
             Self::NoCompressor(_) => "image",
@@ -558,6 +566,10 @@ impl GenerateOptions {
             Some(times) => return Err(OptionsError::Timesteps(times.clone())),
             None => steps("prior_steps", self.prior_steps, defaults.prior_steps)?,
         };
+        let first = f64::from(prior_timesteps[0]);
+        if let Some(found) = strength.filter(|strength| *strength > first) {
+            return Err(OptionsError::StrengthAboveTimesteps { found, first });
+        }
         let decoder_timesteps = steps("decoder_steps", self.decoder_steps, defaults.decoder_steps)?;
         let decoder_guidance_scale = scale(
             "decoder_guidance_scale",

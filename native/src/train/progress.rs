@@ -3,13 +3,17 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use wuerstchen_train::Event;
 
 use crate::terminal::{counted, is_silent};
+
+/// Signals that follow each other as fast are one request: `timeout` and others signal a program, and then all of its
+/// group.
+const ONE_REQUEST: Duration = Duration::from_millis(500);
 
 /// The progress of a run.
 pub(super) struct TrainProgress {
@@ -24,9 +28,10 @@ impl TrainProgress {
     /// Listens to Ctrl-C and to what else asks a program to end. A second time ends it without saving.
     pub(super) fn new(deadline: Option<Instant>) -> Result<Self> {
         let interrupted = Arc::new(AtomicBool::new(false));
-        let handler = interrupted.clone();
+        let (handler, mut first) = (interrupted.clone(), None);
         let on_signal = move || {
-            if handler.swap(true, Ordering::Relaxed) {
+            handler.store(true, Ordering::Relaxed);
+            if first.get_or_insert_with(Instant::now).elapsed() > ONE_REQUEST {
                 std::process::exit(130);
             }
         };
@@ -52,6 +57,13 @@ impl TrainProgress {
             Event::Precision { stage, from, to } => {
                 let (stage, from, to) = (stage.as_str(), from.name(), to.name());
                 tell!("stage {stage} has been trained in {from}, and goes on in {to}");
+            }
+            Event::NoState { stage } => {
+                let stage = stage.as_str();
+                tell!(
+                    "stage {stage} has been trained in this folder before, but its state is not there: it begins anew, and \
+                     replaces the metrics and the weights"
+                );
             }
             Event::OtherParts { stage } => {
                 let stage = stage.as_str();

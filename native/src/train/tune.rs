@@ -5,15 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use indicatif::ProgressBar;
 use wuerstchen::{ModelFiles, RUN_CONFIG, TextEncoderConfig, Tokenizer};
-use wuerstchen_train::config::{ReadConfigError, TuneConfig};
+use wuerstchen_train::config::{ReadConfigError, SamplesConfig, TuneConfig};
 use wuerstchen_train::{RunError, Tune, store, tune};
 
 use super::corpus::Corpus;
 use super::progress::tell_bucket;
 use super::{
     Ranks, Stages, TrainArgs, check_folder, read_table, tell_of_captions, tell_of_changes,
-    unfit_change, with_remedy,
+    tell_of_warmup, unfit_change, with_remedy,
 };
 use crate::cache::{cache_folder, remove_old_parts};
 use crate::devices::choose_for;
@@ -51,7 +52,8 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let model = read_model(args.run.model.as_deref())?;
     let corpus = Corpus::open_tuned(&config)?;
     let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
-    tell_of_model_captions(&corpus, &model)?;
+    tell_of_model_captions(&corpus, &config.samples, &model)?;
+    tell_of_warmup("", &config.c.updates);
     let found = choose_for(args.run.device, ranks.local)?;
     let (device, is_cpu) = (found.device.clone(), found.is_cpu());
     let store = ranks.store(&output);
@@ -70,6 +72,9 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     let from = ranks.start(args)?;
     tune.check_start(&from).map_err(with_remedy)?;
+    if let Corpus::Folder(_) = &corpus {
+        check_pictures(&tune, corpus.pictures())?;
+    }
     if args.dry_run {
         tune.listen(|event| {
             tell_bucket(event);
@@ -103,8 +108,27 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     Ok(())
 }
 
-/// Says which captions the model's own text encoder does not read whole.
-fn tell_of_model_captions(corpus: &Corpus, model: &ModelFiles) -> Result<()> {
+/// Fails with all pictures that cannot be used, before the work that they would interrupt.
+fn check_pictures(tune: &Tune, count: usize) -> Result<()> {
+    let bar = ProgressBar::new(count as u64).with_message("reading the pictures");
+    let broken = tune.broken_pictures(|| bar.inc(1))?;
+    bar.finish_and_clear();
+    match &broken[..] {
+        [] => Ok(()),
+        [error] => Err(anyhow!("{error}")),
+        [first, ..] => {
+            broken.iter().for_each(|error| tell!("{error}"));
+            bail!("{} cannot be used, such as: {first}", counted(broken.len(), "picture"))
+        }
+    }
+}
+
+/// Says which captions, and which prompts of the grids, the model's own text encoder does not read whole.
+fn tell_of_model_captions(
+    corpus: &Corpus,
+    samples: &SamplesConfig,
+    model: &ModelFiles,
+) -> Result<()> {
     let family = model.family();
     let Ok(config) = model.part_config::<TextEncoderConfig>(family.prior_text) else {
         // What the model lacks is named by the fine-tuning.
@@ -113,7 +137,10 @@ fn tell_of_model_captions(corpus: &Corpus, model: &ModelFiles) -> Result<()> {
     let files = model.tokenizer(family.pipelines[0]);
     let tokenizer = Tokenizer::new(&files, config.max_position_embeddings)?;
     let captions = corpus.captions().into_iter().flatten();
-    tell_of_captions(captions, &tokenizer, "the text encoder's max_position_embeddings")
+    let prompts = samples.prompts.iter().map(String::as_str);
+    let limit = "the text encoder's max_position_embeddings";
+    tell_of_captions(captions, "caption", &tokenizer, limit)?;
+    tell_of_captions(prompts, "prompt of samples.prompts", &tokenizer, limit)
 }
 
 /// Reads the config and applies `KEY=VALUE` changes.

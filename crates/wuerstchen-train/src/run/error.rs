@@ -19,6 +19,16 @@ pub enum RunError {
         /// Its state.
         state: String,
     },
+    /// A fine-tuning shall begin where there is the result of one, but not its state.
+    #[error(
+        "{result} is the result of a training whose state, {state}, is not there: a new start would overwrite it"
+    )]
+    ResultExists {
+        /// What was trained.
+        result: String,
+        /// Where its state would be.
+        state: String,
+    },
     /// A state cannot be gone on from.
     #[error(transparent)]
     Restore(#[from] RestoreError),

@@ -249,7 +249,10 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     let mut trainer = session.restore(trainer, begun)?;
     let is_alone = session.peers.size() == 1;
     let first = trainer.steps_done();
-    if resumes && leads {
+    if header.is_none() && store.contains(&metrics_name(folder)) {
+        session.tell(&Event::NoState { stage });
+    }
+    if (resumes || header.is_none()) && leads {
         session.forget_steps_after(folder, first)?;
     }
     if let Some(header) = header {
@@ -406,7 +409,7 @@ fn with_causes(error: &RunError) -> String {
     text
 }
 
-fn state_name(folder: &str) -> String {
+pub(crate) fn state_name(folder: &str) -> String {
     format!("{folder}/state.safetensors")
 }
 

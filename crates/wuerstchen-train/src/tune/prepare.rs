@@ -5,6 +5,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use burn::prelude::*;
+use rayon::prelude::*;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::TokenIds;
@@ -223,6 +224,29 @@ impl Prepared {
 /// The shape of a caption's hidden states.
 fn shape_of_texts(config: &TextEncoderConfig) -> [usize; 2] {
     [config.max_position_embeddings, config.hidden_size]
+}
+
+/// What is wrong with the pictures that have no embedding in the cache and cannot have one.
+pub(super) fn broken(
+    (model, pictures, cache, sizes): (&ModelFiles, &Arc<dyn Pictures>, &TensorCache, &Sizes),
+    on_picture: impl Fn() + Sync,
+) -> Result<Vec<CorpusError>, RunError> {
+    let own = digest_of(model, Part::COMPRESSOR)?;
+    let check = |index: usize| {
+        let content = pictures.content(index)?;
+        let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
+        if cache.shape(&name)?.is_none() {
+            // No more than its size is asked for.
+            pictures.picture(index, &mut |size| sizes.cells(size).map(|_| [1; 2]))?;
+        }
+        Ok(())
+    };
+    let checked = (0..pictures.count()).into_par_iter().filter_map(|index| {
+        let error = check(index).err();
+        on_picture();
+        error
+    });
+    Ok(checked.collect())
 }
 
 /// The name and the cells of every picture's embedding in the cache, with `None` where a broken picture is left out;

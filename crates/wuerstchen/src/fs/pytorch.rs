@@ -85,15 +85,21 @@ fn called(dictionary: &str) -> &str {
     }
 }
 
-/// All tensors of a PyTorch file.
+/// The dictionary in which some programs save the whole of another one, and a dot.
+const WRAPPER: &str = "state_dict.";
+
+/// All tensors of a PyTorch file, of the dictionary `state_dict` if there is nothing beside it.
 ///
 /// # Errors
 ///
 /// It is no PyTorch file.
 pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     let mut all = Checkpoint::empty(&path.display().to_string());
-    for (key, tensor) in tensors(&[path.to_owned()])? {
-        insert(&mut all, &key, tensor)?;
+    let tensors = tensors(&[path.to_owned()])?;
+    let is_wrapped = tensors.iter().all(|(key, _)| key.starts_with(WRAPPER));
+    for (key, tensor) in tensors {
+        let key = key.strip_prefix(WRAPPER).filter(|_| is_wrapped).unwrap_or(&key);
+        insert(&mut all, key, tensor)?;
     }
     Ok(all)
 }

@@ -4,13 +4,14 @@
 const DIVIDERS: [&str; 2] = ["BREAK", "AND"];
 
 /// The passages of a prompt that do something in other programs and are words here: `<lora:style:0.8>`,
-/// `[cat:dog:0.5]`, `[cat|dog]`, `BREAK`.
+/// `[cat:dog:0.5]`, `[cat|dog]`, `{cat|dog}`, `BREAK`.
 pub fn unknown_syntax(prompt: &str) -> Vec<&str> {
     let angular = enclosed(prompt, '<', '>').filter(|found| found.contains(':'));
     let square = enclosed(prompt, '[', ']')
         .filter(|found| found.contains([':', '|']) && !found[1..].contains(['(', '[']));
+    let curly = enclosed(prompt, '{', '}').filter(|found| found.contains('|'));
     let dividers = prompt.split_whitespace().filter(|word| DIVIDERS.contains(word));
-    angular.chain(square).chain(dividers).collect()
+    angular.chain(square).chain(curly).chain(dividers).collect()
 }
 
 /// What stands from each bracket to the next one that closes it, with both.
@@ -27,8 +28,9 @@ mod tests {
 
     #[test]
     fn what_other_programs_do_is_found() {
-        let prompt = "a (red:1.3) [cat:dog:0.5] BREAK on [grass|snow] <lora:style:0.8>";
-        let found = ["<lora:style:0.8>", "[cat:dog:0.5]", "[grass|snow]", "BREAK"];
+        let prompt =
+            "a (red:1.3) [cat:dog:0.5] BREAK on [grass|snow] in {rain|fog} <lora:style:0.8>";
+        let found = ["<lora:style:0.8>", "[cat:dog:0.5]", "[grass|snow]", "{rain|fog}", "BREAK"];
         assert_eq!(unknown_syntax(prompt), found);
         let none: [&str; 0] = [];
         assert_eq!(unknown_syntax("[weak] [(a:1.2)] 1 < 2: a [b"), none);
