@@ -359,7 +359,7 @@ fn what_cannot_be_done_is_told_before_it_begins() {
     let long = format!("samples.prompts=[\"{}\"]", "star ".repeat(40));
     let output = case.run("lora", "run", &["--dry-run", "--set", &long]);
     let told = text(&output.stderr);
-    assert!(told.contains("1 prompt of samples.prompts is longer than "), "{told}");
+    assert!(told.contains("1 sample prompt is longer than "), "{told}");
     let expected = "optimizer.warmup_steps = 50 is more than steps = 4";
     let output = case.run("lora", "run", &["--dry-run", "--set", "c.optimizer.warmup_steps=50"]);
     assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));

@@ -7,8 +7,8 @@
 //!
 //! Stage A, a VQGAN, turns pictures into latents and back. Stage B, a diffusion model, makes A's latents from an
 //! image embedding, which a semantic compressor defines. At the published sizes the latents have a quarter of the
-//! picture's width and height, and the embedding a 42nd. Stage C, a diffusion model too, makes that embedding from a prompt. Training goes
-//! the other way: A, then B with the compressor, then C.
+//! picture's width and height, and the embedding a 42nd. Stage C, a diffusion model too, makes that embedding from
+//! a prompt. Training goes the other way: A, then B with the compressor, then C.
 //!
 //! With the feature `fs` (`examples/generate.rs` is this program):
 //!

@@ -62,7 +62,8 @@ impl Origin {
         Self { tokens: None, kept: None, ..self }
     }
 
-    /// The origin at the position `share`, from 0 to 1, between `a` and `b`. No part of it is kept, and Stage B starts at noise.
+    /// The origin at the position `share`, from 0 to 1, between `a` and `b`. No part of it is kept, and Stage B starts
+    /// at noise.
     ///
     /// # Panics
     ///

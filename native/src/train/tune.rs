@@ -140,7 +140,7 @@ fn tell_of_model_captions(
     let prompts = samples.prompts.iter().map(String::as_str);
     let limit = "the text encoder's max_position_embeddings";
     tell_of_captions(captions, "caption", &tokenizer, limit)?;
-    tell_of_captions(prompts, "prompt of samples.prompts", &tokenizer, limit)
+    tell_of_captions(prompts, "sample prompt", &tokenizer, limit)
 }
 
 /// Reads the config and applies `KEY=VALUE` changes.
