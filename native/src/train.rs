@@ -31,7 +31,7 @@ use wuerstchen_train::{
 };
 
 use self::corpus::Corpus;
-use self::progress::TrainProgress;
+use self::progress::{TrainProgress, tell_partial};
 use crate::cache::remove_old_parts;
 use crate::devices::{Choice, choose_for};
 use crate::files::{read_model, read_tensors};
@@ -313,13 +313,12 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         }
     }
     for &stage in args.stage.names() {
-        let name = stage.as_str();
-        tell_of_warmup(&format!("{name}."), recipe.config.updates(stage));
+        tell_of_warmup(&format!("{}.", stage.as_str()), recipe.config.updates(stage));
         let (cached, _) = recipe.cached(stage);
         if let Some(count) =
             corpus.count().filter(|count| args.dry_run && (1..*count).contains(&cached))
         {
-            tell!("stage {name} trains on {cached} of {count} pictures ({name}.cached_scenes)");
+            tell_partial(stage, cached, count);
         }
     }
     check_memory(&recipe, args.stage, corpus.count())?;

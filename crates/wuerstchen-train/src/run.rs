@@ -452,10 +452,10 @@ impl Run {
 
     /// The folder of a stage. States of a stage that is frozen in part have other tensors, and a folder of their own.
     fn folder(&self, stage: StageName) -> &'static str {
-        match stage {
-            StageName::A if self.recipe.config.a.freeze_encoder => "a-frozen",
-            StageName::B if self.recipe.config.b.freeze_compressor => "b-frozen",
-            stage => stage.as_str(),
+        match (stage, self.recipe.config.is_frozen_in_part(stage)) {
+            (StageName::A, true) => "a-frozen",
+            (StageName::B, true) => "b-frozen",
+            (stage, _) => stage.as_str(),
         }
     }
 

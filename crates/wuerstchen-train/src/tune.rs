@@ -446,42 +446,20 @@ impl Tune {
         Err(ConfigError::new("lora", "modules", expected, format!("{unmatched:?}")).into())
     }
 
-    /// What is wrong with the pictures that cannot be used; those whose image embeddings are in the cache are not read.
-    /// `on_picture` hears of each picture when it is done.
+    /// Reads the pictures whose image embeddings are not in the cache, says which buckets there are, and gives what is
+    /// wrong with the pictures that cannot be used. `on_picture` hears of each picture when it is done.
     ///
     /// # Errors
     ///
     /// The model's weights cannot be read.
-    pub fn broken_pictures(
-        &self,
+    pub fn check_pictures(
+        &mut self,
         on_picture: impl Fn() + Sync,
     ) -> Result<Vec<CorpusError>, RunError> {
         let sources = (&self.model, &self.pictures, &self.cache, &self.sizes);
-        prepare::broken(sources, on_picture)
-    }
-
-    /// Reads all pictures, and says which buckets there are.
-    ///
-    /// # Errors
-    ///
-    /// A picture cannot be read or is too small, and broken ones are not left out.
-    pub fn check_pictures(&mut self) -> Result<(), RunError> {
-        let mut buckets = BTreeMap::new();
-        for index in 0..self.pictures.count() {
-            let mut cells = [0; 2];
-            let read = self.pictures.picture(index, &mut |picture| {
-                cells = self.sizes.cells(picture)?;
-                // No more than its size is asked for.
-                Ok([1; 2])
-            });
-            match read {
-                Ok(_) => *buckets.entry(cells).or_default() += 1,
-                Err(_) if self.pictures.leaves_out_broken() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let (buckets, broken) = prepare::check(sources, on_picture)?;
         self.tell_buckets(buckets);
-        Ok(())
+        Ok(broken)
     }
 
     /// Says how many pictures there are of which size in cells, height and width.

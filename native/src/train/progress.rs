@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use wuerstchen_train::Event;
+use wuerstchen_train::{Event, StageName};
 
 use crate::terminal::{counted, is_silent};
 
@@ -42,13 +42,7 @@ impl TrainProgress {
     /// Shows an event; breaks if the run has to stop.
     pub(super) fn show(&mut self, event: &Event<'_>) -> ControlFlow<()> {
         match *event {
-            Event::Partial { stage, cached, pictures } => {
-                let stage = stage.as_str();
-                tell!(
-                    "stage {stage} trains on {cached} of {pictures} pictures \
-                     ({stage}.cached_scenes)"
-                );
-            }
+            Event::Partial { stage, cached, pictures } => tell_partial(stage, cached, pictures),
             Event::Bucket { .. } => tell_bucket(event),
             Event::Caching { what, done, scenes } => self.show_caching(what, done, scenes),
             Event::EmbeddingScale { spread, scale } => {
@@ -151,6 +145,12 @@ impl TrainProgress {
             tell!("{stage}: step {step} of {steps}, {message}, ETA {rest}");
         }
     }
+}
+
+/// Says that a stage does not see all pictures.
+pub(super) fn tell_partial(stage: StageName, cached: usize, pictures: usize) {
+    let stage = stage.as_str();
+    tell!("stage {stage} trains on {cached} of {pictures} pictures ({stage}.cached_scenes)");
 }
 
 impl Drop for TrainProgress {

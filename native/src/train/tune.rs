@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
 use wuerstchen::{ModelFiles, RUN_CONFIG, TextEncoderConfig, Tokenizer};
 use wuerstchen_train::config::{ReadConfigError, SamplesConfig, TuneConfig};
+use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::{RunError, Tune, store, tune};
 
 use super::corpus::Corpus;
@@ -72,15 +73,20 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     let from = ranks.start(args)?;
     tune.check_start(&from).map_err(with_remedy)?;
-    if let Corpus::Folder(_) = &corpus {
-        check_pictures(&tune, corpus.pictures())?;
-    }
     if args.dry_run {
         tune.listen(|event| {
             tell_bucket(event);
             ControlFlow::Continue(())
         });
-        tune.check_pictures()?;
+    }
+    // Broken pictures in shards are left out when they are met.
+    if args.dry_run || matches!(corpus, Corpus::Folder(_)) {
+        let broken = check_pictures(&mut tune, corpus.pictures())?;
+        if !corpus.own_pictures().leaves_out_broken() {
+            refuse(&broken)?;
+        }
+    }
+    if args.dry_run {
         return crate::print(&changed);
     }
     remove_old_parts(&cache)?;
@@ -108,12 +114,17 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     Ok(())
 }
 
-/// Fails with all pictures that cannot be used, before the work that they would interrupt.
-fn check_pictures(tune: &Tune, count: usize) -> Result<()> {
+/// Reads the pictures, and gives what is wrong with those that cannot be used.
+fn check_pictures(tune: &mut Tune, count: usize) -> Result<Vec<CorpusError>> {
     let bar = ProgressBar::new(count as u64).with_message("reading the pictures");
-    let broken = tune.broken_pictures(|| bar.inc(1))?;
+    let broken = tune.check_pictures(|| bar.inc(1))?;
     bar.finish_and_clear();
-    match &broken[..] {
+    Ok(broken)
+}
+
+/// Fails with all pictures that cannot be used, before the work that they would interrupt.
+fn refuse(broken: &[CorpusError]) -> Result<()> {
+    match broken {
         [] => Ok(()),
         [error] => Err(anyhow!("{error}")),
         [first, ..] => {

@@ -242,8 +242,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
 ) -> Result<ControlFlow<()>, RunError> {
     let session = host.as_mut();
     let (store, state, leads) = (session.store.clone(), state_name(folder), session.leads());
-    let (resumes, is_foreign) =
-        (matches!(start, Start::Resume), matches!(start, Start::State { .. }));
+    let is_foreign = matches!(start, Start::State { .. });
     let begun = session.state(folder, &start)?;
     let header = begun.as_ref().map(|(name, state)| read_header(name, &**state)).transpose()?;
     let mut trainer = session.restore(trainer, begun)?;
@@ -252,7 +251,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     if header.is_none() && store.contains(&metrics_name(folder)) {
         session.tell(&Event::NoState { stage });
     }
-    if (resumes || header.is_none()) && leads {
+    if !is_foreign && leads {
         session.forget_steps_after(folder, first)?;
     }
     if let Some(header) = header {

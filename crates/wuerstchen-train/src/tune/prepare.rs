@@ -226,27 +226,44 @@ fn shape_of_texts(config: &TextEncoderConfig) -> [usize; 2] {
     [config.max_position_embeddings, config.hidden_size]
 }
 
-/// What is wrong with the pictures that have no embedding in the cache and cannot have one.
-pub(super) fn broken(
+/// How many pictures there are of which size in cells, and what is wrong with those that cannot be used.
+pub(super) type Checked = (BTreeMap<[usize; 2], usize>, Vec<CorpusError>);
+
+/// Reads the pictures that have no embedding in the cache.
+pub(super) fn check(
     (model, pictures, cache, sizes): (&ModelFiles, &Arc<dyn Pictures>, &TensorCache, &Sizes),
     on_picture: impl Fn() + Sync,
-) -> Result<Vec<CorpusError>, RunError> {
+) -> Result<Checked, RunError> {
     let own = digest_of(model, Part::COMPRESSOR)?;
-    let check = |index: usize| {
+    let cells_of = |index: usize| {
         let content = pictures.content(index)?;
         let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
-        if cache.shape(&name)?.is_none() {
-            // No more than its size is asked for.
-            pictures.picture(index, &mut |size| sizes.cells(size).map(|_| [1; 2]))?;
+        if let Some([_, height, width]) = cache.shape(&name)?.as_deref() {
+            return Ok([*height, *width]);
         }
-        Ok(())
+        let mut cells = [0; 2];
+        // No more than its size is asked for.
+        pictures.picture(index, &mut |size| {
+            cells = sizes.cells(size)?;
+            Ok([1; 2])
+        })?;
+        Ok(cells)
     };
-    let checked = (0..pictures.count()).into_par_iter().filter_map(|index| {
-        let error = check(index).err();
+    let read = |index: usize| {
+        let cells = cells_of(index);
         on_picture();
-        error
-    });
-    Ok(checked.collect())
+        cells
+    };
+    let read: Vec<Result<_, CorpusError>> =
+        (0..pictures.count()).into_par_iter().map(read).collect();
+    let (mut buckets, mut broken) = (BTreeMap::new(), Vec::new());
+    for cells in read {
+        match cells {
+            Ok(cells) => *buckets.entry(cells).or_default() += 1,
+            Err(error) => broken.push(error),
+        }
+    }
+    Ok((buckets, broken))
 }
 
 /// The name and the cells of every picture's embedding in the cache, with `None` where a broken picture is left out;
