@@ -66,7 +66,10 @@ const state = (name: string) => page.waitForSelector(`html[data-state="${name}"]
 
 async function open(suffix = ''): Promise<void> {
   await page.goto(url + suffix);
-  await at('device-notice').getByText('Will run').waitFor();
+  // "Runs" where the model is stored: it loads at once, and "Will run" may be gone before it is seen.
+  await at('device-notice')
+    .getByText(/^(Will run|Runs) on/)
+    .waitFor();
 }
 
 /** From the prompt, another one than before, to a finished picture with the keyboard alone. */
