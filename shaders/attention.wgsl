@@ -1,8 +1,8 @@
 // Attention of every head, softmax(q · kᵀ / √D) · v, without its weights in memory.
 //
 // A workgroup makes 64 channels, or all of a narrower head, of 32 queries of one head. It goes through the
-// keys 32 at a time: the scores of a tile, their weights relative to the largest score so far, and what these
-// add to the sums. Where a larger score comes, what was summed before is scaled down.
+// keys 32 at a time: it computes the scores of a tile, their weights relative to the largest score so far, and
+// the terms that these add to the sums. When a larger score comes, the sums so far are scaled down.
 // Source: FlashAttention (arXiv 2205.14135), Algorithm 1.
 // A shader is this file and separate_tokens.wgsl or joined_tokens.wgsl, which read the tokens.
 // Twin: `reference::attention` in crates/wuerstchen-kernels/src/attention.rs.
@@ -24,7 +24,7 @@ const TILE = 32u; // queries and keys of a tile; matches `ATTENTION_TILE` in wgs
 const PART = 16u; // quads of channels of a workgroup; matches it too
 const LOWEST = -3e38; // below every score
 
-// Of q and of k [32 channels, quads of queries or keys]; then of v [32 keys, 16 quads of channels].
+// A tile of q and one of k [32 channels, quads of queries or keys]; later a tile of v [32 keys, 16 quads of channels].
 var<workgroup> tile: array<vec4<f32>, 512>;
 const K_TILE = 256u; // where k begins
 var<workgroup> weights: array<vec4<f32>, 256>; // [keys, quads of queries]
@@ -48,7 +48,7 @@ fn largest(a: vec4<f32>) -> f32 {
     return max(max(a.x, a.y), max(a.z, a.w));
 }
 
-// Four channels of a key. `start` and `more_start` are where those of key 0 and of key 0 of more_k lie.
+// Four channels of a key. `start` and `more_start` are the places of these channels in key 0 of k and of more_k.
 fn key_quad(number: u32, start: u32, more_start: u32) -> vec4<f32> {
     if number < sizes.keys {
         return key(start + number * token_width());
@@ -56,7 +56,7 @@ fn key_quad(number: u32, start: u32, more_start: u32) -> vec4<f32> {
     return vec4<f32>(more_k[more_start + (number - sizes.keys) * sizes.heads * sizes.quads]);
 }
 
-// The same of a value.
+// Four channels of a value, likewise.
 fn value_quad(number: u32, start: u32, more_start: u32) -> vec4<f32> {
     if number < sizes.keys {
         return value(start + number * token_width());
@@ -64,7 +64,7 @@ fn value_quad(number: u32, start: u32, more_start: u32) -> vec4<f32> {
     return vec4<f32>(more_v[more_start + (number - sizes.keys) * sizes.heads * sizes.quads]);
 }
 
-// Where a quad of queries or keys lies among those of channels 4·c to 4·c + 3, as in tiled_product.wgsl.
+// The place of a quad of queries or keys among those of channels 4·c to 4·c + 3, as in tiled_product.wgsl.
 fn place(quad: u32, c: u32) -> u32 {
     return quad ^ ((2u * c) & 7u);
 }
@@ -109,7 +109,7 @@ fn main(
     let keys = sizes.keys + sizes.more_keys;
     let scale = inverseSqrt(4.0 * f32(quads));
 
-    // The rows that this invocation copies, and its scores: those of a query are a column.
+    // The rows that this invocation copies, and its scores; the scores of a query are a column.
     let own_channel = invocation % SIDE;
     let own_quad = invocation / SIDE;
     let to = 4u * own_channel * SIDE + place(own_quad, own_channel);

@@ -1,4 +1,4 @@
-// The weight of a product where it lies in memory as numbers: W [K, N].
+// The weight of a product that lies in memory as numbers: W [K, N].
 
 @group(0) @binding(4) var<storage, read_write> weight: array<vec4<elem>>; // [K, N / 4]
 @group(0) @binding(5) var<storage, read> sizes: Sizes;
@@ -12,7 +12,7 @@ struct Sizes {
 
 const BLOCK = 16u; // quads of columns that share a `Scaling`; any number would do
 
-// Numbers need none.
+// Numbers need no scaling, so this is empty in effect.
 struct Scaling {
     none: f32,
 }
@@ -21,12 +21,12 @@ fn scaling(output: u32, block: u32) -> Scaling {
     return Scaling();
 }
 
-// Where outputs 4·output to 4·output + 3 lie in a row.
+// The place of outputs 4·output to 4·output + 3 in a row.
 fn weight_start(output: u32) -> u32 {
     return output;
 }
 
-// Columns 4·k to 4·k + 3 of x meet these rows, for the four outputs that lie there.
+// The rows of W by which columns 4·k to 4·k + 3 of x are multiplied, for the four outputs from `first` on.
 fn weight_block(first: u32, k: u32, s: Scaling) -> mat4x4<f32> {
     let at = 4u * k * sizes.outputs + first;
     return mat4x4<f32>(

@@ -1,7 +1,7 @@
 // The gradient of a depthwise convolution by its input.
 //
 // One invocation per input value, which adds up the gradients of the outputs that see it: neighbouring invocations
-// read neighbouring channels. A pixel at a replicated border is seen by the outputs of what lies beyond it, too.
+// read neighbouring channels. A pixel at a replicated border is also seen by outputs whose taps lie beyond the border.
 // Twin: the gradient of `reference::depthwise_conv` in crates/wuerstchen-kernels/src/depthwise_conv.rs.
 
 alias elem = f32;
@@ -11,8 +11,8 @@ alias elem = f32;
 @group(0) @binding(2) var<storage, read_write> weight: array<elem>; // [C, K, K]
 @group(0) @binding(3) var<storage, read> sizes: Sizes;
 
-// The first and the last of `outputs` places along an axis that see the input at `place` of `inputs` through a tap;
-// none where the first comes behind the last.
+// The first and the last of `outputs` places along an axis that see the input at `place` of `inputs` through a tap.
+// There are none if the first is greater than the last.
 fn seen_by(place: i32, tap: i32, inputs: i32, outputs: i32) -> vec2<i32> {
     let stride = i32(sizes.stride);
     let replicate = sizes.replicate == 1u;

@@ -1,8 +1,8 @@
-// The gradients of a depthwise convolution by its weight and its bias, of the output pixels in parts: their sum is still
-// to be taken.
+// The gradients of a depthwise convolution by its weight and its bias, summed over parts of the output pixels. The sum
+// over the parts is left to the caller.
 //
-// One invocation per part, tap and channel: neighbouring invocations read neighbouring channels. What follows the last
-// tap is the bias.
+// One invocation per part, tap and channel: neighbouring invocations read neighbouring channels. The bias follows the
+// last tap.
 // Twin: the gradient of `reference::depthwise_conv` in crates/wuerstchen-kernels/src/depthwise_conv.rs.
 
 alias elem = f32;

@@ -1,8 +1,8 @@
 // Products of few rows: every invocation reads x and W from memory.
 //
-// One invocation makes four outputs of eight rows. Neighbours read the same quads at the same time, and
-// caches hold them. With few rows the many invocations along the outputs keep a GPU busier than the tiles
-// of tiled_product.wgsl.
+// One invocation makes four outputs of eight rows. Neighbours read the same quads at the same time, so caches
+// hold them. With few rows, the many invocations along the outputs keep a GPU busier than the tiles of
+// tiled_product.wgsl.
 
 const SIDE = 8u; // invocations along a side of the workgroup's tile
 const TILE_ROWS = 64u; // matches `Multiply::tile` in wgsl/product.rs

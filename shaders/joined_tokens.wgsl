@@ -1,4 +1,4 @@
-// The tokens of attention where a product made the query, the key and the value of each, one after the other.
+// The tokens of attention, if one product made the query, the key and the value of each token, one after the other.
 
 @group(0) @binding(0) var<storage, read_write> y: array<vec4<elem>>; // [B, Q, heads · D / 4]
 @group(0) @binding(1) var<storage, read_write> qkv: array<vec4<elem>>; // [B, Q, 3 · heads · D / 4]
@@ -6,7 +6,7 @@
 @group(0) @binding(3) var<storage, read_write> more_v: array<vec4<elem>>; // [B, L, heads · D / 4]
 @group(0) @binding(4) var<storage, read> sizes: Sizes;
 
-// Quads from a token to the next.
+// Number of quads from one token to the next.
 fn token_width() -> u32 {
     return 3u * sizes.heads * sizes.quads;
 }

@@ -1,5 +1,5 @@
-// The weight of a product where it is packed: W [N, K or more], in halves, or in blocks of 8 or 4 bits with
-// a scale and a zero-point each. Where W has more columns than x, its first ones count.
+// The weight of a product that is packed: W [N, K or more], in halves, or in blocks of 8 or 4 bits with a scale
+// and a zero-point each. If W has more columns than x, only its first columns count.
 
 @group(0) @binding(4) var<storage, read_write> values: array<u32>; // [N, value words]
 @group(0) @binding(5) var<storage, read_write> scales: array<f32>; // [N, blocks]
@@ -65,12 +65,12 @@ fn unscaled(first: u32, k: u32) -> vec4<f32> {
     return vec4<f32>((vec4<u32>(word) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u));
 }
 
-// Where the values of outputs 4·output to 4·output + 3 begin.
+// The place where the values of outputs 4·output to 4·output + 3 begin.
 fn weight_start(output: u32) -> u32 {
     return 4u * output * sizes.value_words;
 }
 
-// Columns 4·k to 4·k + 3 of x meet these numbers, for the four outputs that begin there.
+// The numbers by which columns 4·k to 4·k + 3 of x are multiplied, for the four outputs that begin at `first`.
 fn weight_block(first: u32, k: u32, s: Scaling) -> mat4x4<f32> {
     let w = transpose(mat4x4<f32>(
         unscaled(first, k),

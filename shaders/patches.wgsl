@@ -1,4 +1,5 @@
-// The windows that a dense convolution sees, padded by (K - 1) / 2 zeros, their pixels side by side.
+// The windows that a dense convolution sees, with their pixels side by side. The picture is padded by (K - 1) / 2
+// zeros.
 //
 // One invocation per output value: neighbouring invocations read neighbouring channels.
 // Twin: `reference::patches` in crates/wuerstchen-kernels/src/patches.rs.

@@ -1,4 +1,4 @@
-// What a device's memory reaches: y = x.
+// A copy, y = x, that measures the speed of a device's memory.
 
 alias elem = f32;
 

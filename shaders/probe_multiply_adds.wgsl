@@ -1,5 +1,5 @@
-// What a device's arithmetic reaches: every invocation multiplies and adds in registers, 64 times a round, in
-// eight chains that do not wait for each other.
+// Multiply-adds that measure the speed of a device's arithmetic. Every invocation does 64 of them in registers in
+// each round, in eight chains that do not wait for each other.
 
 alias elem = f32;
 

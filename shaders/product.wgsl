@@ -1,4 +1,4 @@
-// Matrix product y = f(x · W + bias + addend), f the GELU or nothing.
+// Matrix product y = f(x · W + bias + addend), where f is the GELU or the identity.
 //
 // A shader is this file, dense_weight.wgsl or packed_weight.wgsl, which read W, and direct_product.wgsl or
 // tiled_product.wgsl, which multiply.

@@ -1,7 +1,7 @@
 // Global response norm, given the L2 norm of every channel: y = x·(γ·n / (mean of n + ε) + 1) + β.
 //
-// A workgroup handles 16 pixels of a picture. Each takes the mean of all norms anew, which costs little
-// beside its pixels.
+// A workgroup handles 16 pixels of a picture. Each workgroup computes the mean of all norms again, which costs
+// little beside its pixels.
 // Twin: `reference::response` in crates/wuerstchen-kernels/src/global_response_norm.rs.
 
 alias elem = f32;

@@ -1,7 +1,7 @@
 // The gradients of global response norm by its scale and its shift, given the sums of `response_sums.wgsl`.
 //
 // With norms n = √Σx² and m = mean of n + ε, summed over the pictures: ∂γ = n/m·Σ∂y·x and ∂β = Σ∂y.
-// One invocation per channel; a workgroup takes the mean of every picture's norms anew.
+// One invocation per channel; each workgroup computes the mean of every picture's norms again.
 // Twin: the gradient of `reference::global_response_norm` in crates/wuerstchen-kernels/src/global_response_norm.rs.
 
 alias elem = f32;

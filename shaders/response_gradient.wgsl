@@ -2,7 +2,8 @@
 //
 // With norms n = √Σx², m = mean of n + ε and s = Σ∂y·x:
 // ∂x = ∂y·(γ·n/m + 1) + x·∂n/n, where ∂n = γ·s/m − mean of (γ·s·n)/m².
-// A workgroup handles 16 pixels of a picture. Each takes the two means anew, which costs little beside its pixels.
+// A workgroup handles 16 pixels of a picture. Each workgroup computes the two means again, which costs little beside
+// its pixels.
 // Twin: the gradient of `reference::global_response_norm` in crates/wuerstchen-kernels/src/global_response_norm.rs.
 
 alias elem = f32;

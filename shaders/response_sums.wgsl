@@ -1,5 +1,5 @@
-// What the gradients of global response norm need of every channel of a picture: the sums over its pixels of x², of
-// ∂y·x and of ∂y.
+// The sums that the gradients of global response norm need: for every channel of a picture, the sums over the pixels of
+// x², of ∂y·x and of ∂y.
 //
 // One workgroup per picture and eight channels, as in `channel_norms.wgsl`.
 // Twin: the gradient of `reference::global_response_norm` in crates/wuerstchen-kernels/src/global_response_norm.rs.

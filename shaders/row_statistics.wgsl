@@ -1,7 +1,7 @@
-// The mean of a row of channels, and one divided by its deviation. Comes behind a file that binds `x` and `sizes`.
+// The mean of a row of channels, and one divided by its deviation. This file follows one that binds `x` and `sizes`.
 //
-// Sixteen invocations share a row. Each takes the mean and the squared distances from it of its own channels at once, and
-// they are put together through workgroup memory.
+// Sixteen invocations share a row. Each computes the mean of its own channels and their squared distances from it in
+// one pass. These are combined through workgroup memory.
 // Source of the sums: Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
 // Sample Variances", 1979.
 
@@ -18,7 +18,7 @@ const LANES = WORKGROUP_SIZE / ROWS;
 // Count, mean and sum of squared distances from the mean of an invocation's channels.
 var<workgroup> parts: array<vec3<f32>, WORKGROUP_SIZE>;
 
-// Those of two sets of numbers together.
+// Count, mean and sum of squared distances of two sets of numbers together.
 fn together(a: vec3<f32>, b: vec3<f32>) -> vec3<f32> {
     let count = a.x + b.x;
     if count == 0.0 {
@@ -29,7 +29,8 @@ fn together(a: vec3<f32>, b: vec3<f32>) -> vec3<f32> {
     return vec3<f32>(count, a.y + apart * share, a.z + b.z + apart * apart * a.x * share);
 }
 
-// Of the row that begins at the quad `start`; all invocations of a workgroup come here.
+// The statistics of the row that begins at the quad `start`. All invocations of a workgroup must call this, because
+// it has a barrier.
 fn row_statistics(start: u32, quads: u32, invocation: u32) -> vec2<f32> {
     let lane = invocation % LANES;
     var own = vec3<f32>();

@@ -1,4 +1,4 @@
-// The tokens of attention where their queries, keys and values lie in a tensor each.
+// The tokens of attention, if queries, keys and values lie in tensors of their own.
 
 @group(0) @binding(0) var<storage, read_write> y: array<vec4<elem>>; // [B, Q, heads · D / 4]
 @group(0) @binding(1) var<storage, read_write> q: array<vec4<elem>>; // [B, Q, heads · D / 4]
@@ -8,7 +8,7 @@
 @group(0) @binding(5) var<storage, read_write> more_v: array<vec4<elem>>; // [B, L, heads · D / 4]
 @group(0) @binding(6) var<storage, read> sizes: Sizes;
 
-// Quads from a token to the next.
+// Number of quads from one token to the next.
 fn token_width() -> u32 {
     return sizes.heads * sizes.quads;
 }

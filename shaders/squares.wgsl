@@ -1,6 +1,6 @@
 // Sums of squares of up to five lists of numbers, added to those of lists before them.
 //
-// Every workgroup has a sum of its own, of every so many of the numbers; the sum of these sums is still to be taken.
+// Every workgroup sums its own part of the numbers. The sum over the workgroups is left to the caller.
 // Twin: `reference::sum_of_squares` in crates/wuerstchen-kernels/src/sum_of_squares.rs.
 
 alias elem = f32;

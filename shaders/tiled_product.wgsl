@@ -1,22 +1,22 @@
 // Products of many rows: a workgroup makes a square tile of y, and reads x and W once for all of it.
 //
-// In every round each invocation copies a 4x4 block of x and one of W to workgroup memory, where a packed
-// W becomes numbers once for the whole tile. Then each adds the products of what belongs to its outputs:
-// four outputs of four rows, or twice as many of each in the large tile.
+// In every round, each invocation copies a 4x4 block of x and one of W to workgroup memory; a packed W becomes
+// numbers only once for the whole tile. Then each invocation adds the products for its own outputs: four outputs
+// of four rows, or twice as many of each in the large tile.
 
 const QUADS = 16u; // quads along a side of the tile; this line is rewritten for the small tile, 8
 const LARGE = QUADS == 16u;
 const SIDE = 8u; // invocations along a side of the tile
 const ROUND = WORKGROUP_SIZE / QUADS; // quads of columns of a round; divides `BLOCK`
 
-// Of each quad of columns the first ones come first, then the second ones, and so on: what a browser checks
-// of an index then serves all four.
+// The first columns of all quads come first, then the second columns, and so on. So a browser can check one
+// index for all four columns of a quad.
 alias Tile = array<array<vec4<f32>, WORKGROUP_SIZE>, 4>;
 var<workgroup> x_tile: Tile; // [column of a quad, quads of columns of a round, quads of rows]
 var<workgroup> w_tile: Tile; // [column of a quad, quads of columns of a round, quads of outputs]
 
-// Where a quad of rows lies among those of columns 4·k to 4·k + 3: neighbours write the columns of other
-// k at the same time, to other banks of the memory.
+// The place of a quad of rows among those of columns 4·k to 4·k + 3. Neighbours write columns of different k at
+// the same time, so this spreads them over the banks of the memory.
 fn place(quad: u32, k: u32) -> u32 {
     return quad ^ ((2u * k) & 7u);
 }
@@ -31,7 +31,7 @@ fn add_products(sums: mat4x4<f32>, x: vec4<f32>, w: vec4<f32>) -> mat4x4<f32> {
     );
 }
 
-// Sums of an invocation's outputs: those of a row are a column of these. The small tile has the first ones alone.
+// The sums of an invocation's outputs; the outputs of a row are a column. The small tile uses only the first sums.
 struct Sums {
     upper_left: mat4x4<f32>,
     upper_right: mat4x4<f32>,

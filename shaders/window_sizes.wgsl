@@ -1,4 +1,4 @@
-// The sizes of a shader that moves a window over pictures. Comes behind a file that binds `sizes`.
+// The sizes of a shader that moves a window over pictures. This file follows one that binds `sizes`.
 
 struct Sizes {
     pictures: u32, // B

@@ -1,4 +1,4 @@
-//! `wuerstchen bench`: times of every stage, with sizes that let them be set beside others.
+//! `wuerstchen bench`: times of every stage, with the sizes that a comparison with other programs needs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub(crate) struct BenchArgs {
     /// Where to run [default: cpu; gpu with --kernels and --launches]
     #[arg(long, value_enum)]
     device: Option<Choice>,
-    /// Times the shaders of a GPU beside what its arithmetic and memory reach, instead of a model
+    /// Time the shaders of a GPU, beside what its arithmetic and memory reach, instead of a model
     #[cfg(feature = "gpu")]
     #[arg(long, conflicts_with_all = ["config", "stage"])]
     kernels: bool,
@@ -99,8 +99,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     crate::print(&serde_json::to_string_pretty(&report)?)
 }
 
-/// Counts what a picture and updates cost a GPU's queue. The counts of updates do not depend on the batch, which is of one
-/// sample therefore.
+/// Counts what a picture and updates cost a GPU's queue. The counts of updates do not depend on the batch size, so
+/// batches have one sample.
 #[cfg(feature = "gpu")]
 fn count_launches(args: &BenchArgs, mut config: TrainConfig, found: Found) -> Result<()> {
     for updates in [&mut config.a.updates, &mut config.b.updates, &mut config.c.updates] {
@@ -122,7 +122,7 @@ fn count_launches(args: &BenchArgs, mut config: TrainConfig, found: Found) -> Re
 struct Bench {
     recipe: Recipe,
     device: Device,
-    /// Of each measurement; 0 to count launches.
+    /// Runs of each measurement; 0 to count launches.
     runs: usize,
 }
 
@@ -187,7 +187,7 @@ impl Bench {
         ])
     }
 
-    /// Updates of every stage at the config's batch size, on scenes drawn afresh.
+    /// Times or counts updates of every stage at the config's batch size, on freshly drawn scenes.
     fn training(&self) -> Result<Value> {
         let device = self.device.clone().autodiff();
         let (recipe, config) = (&self.recipe, &self.recipe.config);
@@ -245,7 +245,7 @@ impl Bench {
                   "samples_per_sec": batch as f64 / secs}))
     }
 
-    /// Median seconds of a computation, its result read back; the first run is not counted.
+    /// Median seconds of a computation, including the read-back of its result; the first run does not count.
     fn time<const D: usize>(&self, compute: impl Fn() -> Tensor<D>) -> f64 {
         let once = || {
             let start = Instant::now();

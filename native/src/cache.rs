@@ -20,11 +20,11 @@ pub(crate) fn cache_folder(name: &str) -> Result<PathBuf> {
     Ok(cache.join("wuerstchen").join(name))
 }
 
-/// How long a file that is being written may take. Programs on other machines may use the same cache, so that the age of
-/// an unfinished file is all that tells whether its program has ended.
+/// How long a program may take to write a file. Programs on other machines may use the same cache, so only the age of
+/// an unfinished file tells whether its program has ended.
 const WRITING: Duration = Duration::from_secs(3600);
 
-/// Removes the files in a cache that a program has begun to write and will not finish, and says so.
+/// Removes unfinished files in a cache whose program has ended, and reports it.
 pub(crate) fn remove_old_parts(cache: &Path) -> Result<()> {
     let is_old = |path: &Path| {
         let age = path.metadata().and_then(|metadata| metadata.modified());

@@ -1,4 +1,4 @@
-//! `wuerstchen compare`: how much pictures are like others.
+//! `wuerstchen compare`: how similar pictures are to others.
 
 mod pictures;
 
@@ -27,15 +27,15 @@ use crate::usage;
 pub(crate) struct CompareArgs {
     /// Folder of the true pictures, such as those that a model was trained on
     reference: PathBuf,
-    /// Folder of the pictures to be judged. Those that have the name of a true one, but for its ending, are compared
+    /// Folder of the pictures to be judged. A picture that has the name of a true one, but for the ending, is compared
     /// with it, pixel by pixel
     #[arg(required_unless_present = "stage_a")]
     pictures: Option<PathBuf>,
     /// In place of a folder, judge what Stage A of this model makes of the true pictures, cut to whole latents
     #[arg(long, value_name = "MODEL", conflicts_with = "pictures")]
     stage_a: Option<PathBuf>,
-    /// Weights of LPIPS, of PyTorch or safetensors: a file of both of its networks, or, by this option twice, one of
-    /// VGG16 or AlexNet and one of the heads
+    /// Weights of LPIPS, a PyTorch or safetensors file: one file of the backbone and its heads, or, with this option
+    /// twice, a file of VGG16 or AlexNet and one of the heads
     #[arg(long, value_name = "FILE")]
     lpips: Vec<PathBuf>,
     /// Weights of InceptionV3 in pytorch-fid's layout, for the Fréchet inception distance of all pictures
@@ -56,7 +56,7 @@ pub(crate) struct CompareArgs {
     json: bool,
 }
 
-/// In what pictures are near.
+/// How the distance of two pictures is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Space {
     Pixels,
@@ -82,12 +82,12 @@ struct Report {
     nearest: Option<Vec<Nearest>>,
 }
 
-/// What pairs of pictures have in common.
+/// The similarity of pairs of pictures.
 #[derive(Serialize)]
 struct OfPairs {
     /// Pairs without a difference, whose signal-to-noise ratio would be infinite.
     equal: usize,
-    /// Mean of the others in decibels.
+    /// Mean peak signal-to-noise ratio of the other pairs, in decibels.
     psnr: Option<f64>,
     ssim: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,7 +105,7 @@ struct LpipsReport {
 struct Nearest {
     picture: String,
     nearest: String,
-    /// In pixels the root of the mean squared difference, in features one minus the cosine.
+    /// For pixels the root of the mean squared difference, for features one minus the cosine.
     distance: f64,
 }
 
@@ -276,7 +276,7 @@ fn compare_all(
     Ok((distance, nearest))
 }
 
-/// The true picture that is nearest to each judged one, by the rows of both.
+/// The true picture that is nearest to each judged one, by their rows of values.
 fn nearest(
     [reference, pictures]: [&Pictures; 2],
     [true_rows, rows]: [&[Vec<f32>]; 2],
@@ -301,7 +301,7 @@ fn one_minus_cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 impl Report {
-    /// As a table for people.
+    /// The report as a table for people.
     fn lines(&self) -> Vec<String> {
         let Self { reference, pictures, pairs, .. } = self;
         let mut lines =

@@ -41,9 +41,9 @@ struct Counted {
     /// The text encoders of Stage B and of Stage C.
     texts: [TextEncoderConfig; 2],
     tokens: usize,
-    /// Whether the text encoders learn; pretrained ones do not.
+    /// Whether the text encoders are trained; pretrained ones are not.
     texts_learn: bool,
-    /// Steps and predictions a step of Stage B and of Stage C.
+    /// For Stage B and for Stage C: the number of steps, and of predictions for each step.
     steps: [[usize; 2]; 2],
 }
 
@@ -51,13 +51,13 @@ struct Counted {
 #[derive(Serialize)]
 struct Line {
     model: String,
-    /// `picture`, or what is trained.
+    /// `picture`, or the stage that is trained.
     work: &'static str,
     part: &'static str,
     multiply_adds: usize,
 }
 
-/// Training a weight takes the product forward and two backward.
+/// Products for each weight that is trained: one in the forward pass and two in the backward pass.
 const TRAINED: usize = 3;
 
 pub(crate) fn run(args: &CostArgs) -> Result<()> {

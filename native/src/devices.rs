@@ -45,10 +45,10 @@ impl std::fmt::Display for NoDevice {
 
 impl std::error::Error for NoDevice {}
 
-/// A device and what to call it.
+/// A device and its name.
 #[derive(Serialize)]
 pub(crate) struct Found {
-    /// As the driver names it.
+    /// The name that the driver gives.
     pub(crate) name: String,
     /// `cpu`, or what the driver says about the GPU.
     kind: &'static str,
@@ -64,7 +64,7 @@ impl Found {
         self.kind == CPU
     }
 
-    /// How good a choice of a GPU this is, the lowest is best.
+    /// The rank of this GPU among others; the lowest is the best choice.
     #[cfg(feature = "gpu")]
     fn rank(&self) -> usize {
         KINDS.iter().position(|(kind, _)| *kind == self.kind).unwrap_or(KINDS.len())
@@ -89,7 +89,7 @@ fn cpu() -> Found {
     Found { name: "CPU".into(), kind: CPU, software: false, device: Device::flex() }
 }
 
-/// No adapter: this program knows none.
+/// No adapters, because this program is built without GPU support.
 #[cfg(not(feature = "gpu"))]
 fn gpus() -> Vec<Found> {
     Vec::new()
@@ -110,7 +110,8 @@ fn gpus() -> Vec<Found> {
             None => ("GPU of unknown kind", None),
         };
         if let Some(place) = &place {
-            // With burn's own options it is set up by the first question. A second time this fails, and changes nothing.
+            // The first query would set up the device with burn's own options. A second call of this fails and changes
+            // nothing.
             let options = Device::wgpu_options().device_kind(place.clone());
             let _ = options.tasks_max(LAUNCHES_OF_A_SUBMIT).init();
         }
@@ -131,7 +132,8 @@ pub(crate) fn choose(choice: Choice) -> Result<Found> {
     choose_for(choice, 0)
 }
 
-/// The same for one of several processes on this machine, from 0: each takes a GPU of its own while there are some.
+/// As [`choose`], for one of several processes on this machine, numbered from 0: each takes a GPU of its own as long as
+/// there are enough.
 pub(crate) fn choose_for(choice: Choice, process: usize) -> Result<Found> {
     let found = match choice {
         Choice::Cpu => cpu(),
@@ -154,8 +156,7 @@ pub(crate) fn choose_for(choice: Choice, process: usize) -> Result<Found> {
     Ok(found)
 }
 
-/// The GPU of a process. With a hardware GPU there is no process on a software one, and without any only if
-/// software ones will do.
+/// The GPU of a process. A software GPU is used only if `with_software` allows it and there is no hardware GPU.
 fn nth_gpu(process: usize, with_software: bool) -> Option<Found> {
     let (emulated, mut gpus): (Vec<_>, Vec<_>) = gpus().into_iter().partition(|gpu| gpu.software);
     if gpus.is_empty() && with_software {
@@ -170,8 +171,8 @@ fn nth_gpu(process: usize, with_software: bool) -> Option<Found> {
     Some(gpus.swap_remove(process % gpus.len()))
 }
 
-/// Makes burn begin to copy from a GPU where a read begins, and not where its bytes are used: a step's latents then
-/// come while the next step is prepared.
+/// Makes burn begin to copy from a GPU when a read begins, and not when its bytes are used, so that a step's latents
+/// arrive while the next step is prepared.
 fn read_early() {
     #[cfg(feature = "gpu")]
     burn_std::set_runtime_kind(burn_std::RuntimeKind::Async);

@@ -12,13 +12,13 @@ use wuerstchen::fs::{
 use wuerstchen::{Checkpoint, Family, LoadError, LoraFile, Manifest, ModelFiles, Part};
 use wuerstchen_verify::{Goldens, original_weights};
 
-/// The model that runs where none is named, as `wuerstchen export web --dtype i8` has written it: in one shard.
+/// The built-in model, as `wuerstchen export web --dtype i8` has written it: in one shard.
 const MANIFEST: &str = include_str!("../../models/emoji/manifest.json");
 const CONTENTS: &[u8] = include_bytes!("../../models/emoji/contents.json");
 const WEIGHTS: &[u8] = include_bytes!("../../models/emoji/shard-000.bin");
 
 /// Reads a model: anything that [`Found::add`] takes, or the built-in one. Weights stay where they
-/// are until they are needed. Says which files are left out.
+/// are until they are needed. Reports which files are left out.
 pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
     let Some(path) = path else {
         let bundle = Manifest::parse(MANIFEST)?.with_contents(CONTENTS)?;
@@ -37,7 +37,7 @@ pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
     Ok(added?)
 }
 
-/// What programs append to the names of files while they fetch them.
+/// The endings that programs append to the names of files while they fetch them.
 const UNFINISHED: [&str; 4] = ["incomplete", "part", "crdownload", "aria2"];
 
 /// Names the files of a folder whose download was broken off.
@@ -84,7 +84,7 @@ pub(crate) fn read_goldens(folder: &Path) -> Result<Goldens> {
 }
 
 /// Reads the authors' files in `original/` of a folder into the weights of a family's parts, named as in
-/// diffusers. Of two files of one part the first counts.
+/// diffusers. Of two files of the same part, the first one counts.
 pub(crate) fn read_originals(folder: &Path, family: &Family) -> Result<BTreeMap<Part, Checkpoint>> {
     let folder = folder.join("original");
     let mut found = Found::default();

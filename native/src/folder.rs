@@ -24,10 +24,10 @@ use self::find::{find, refuse};
 use crate::pictures::{self, with_picture};
 use crate::terminal::counted;
 
-/// Bytes of scaled pictures that are kept, so that a small folder is decoded once.
+/// Most bytes of scaled pictures that are kept, so that a small folder is decoded only once.
 const KEPT_BYTES: usize = 2 << 30;
 
-/// The pictures of a folder and of those below it, sorted; says what it leaves out.
+/// The pictures of a folder and of the folders below it, sorted; reports what it leaves out.
 pub(crate) fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let found = find(folder)?;
     if found.pictures.is_empty() {
@@ -46,7 +46,7 @@ pub(crate) fn captions_of_pictures(folder: &Path) -> Result<Vec<Vec<String>>> {
     Ok(captions)
 }
 
-/// Fails with the names of pictures that have no captions.
+/// Fails with the names of pictures without captions.
 fn refuse_uncaptioned<'a>(
     pictures: impl Iterator<Item = (&'a PathBuf, &'a Vec<String>)>,
 ) -> Result<()> {
@@ -62,7 +62,7 @@ fn refuse_uncaptioned<'a>(
 pub(crate) struct Folder {
     seed: u64,
     pictures: Vec<Picture>,
-    /// How many bytes of scaled pictures were to be kept.
+    /// Bytes of the scaled pictures that were considered for keeping so far.
     kept: AtomicUsize,
     /// The order of the epoch that was asked for last.
     order: Mutex<(u64, Arc<[u32]>)>,
@@ -76,8 +76,7 @@ struct Picture {
 }
 
 impl Folder {
-    /// Finds the pictures of a folder, and in those below it, and their captions; says what it leaves
-    /// out.
+    /// Finds the pictures of a folder and of the folders below it, and their captions; reports what it leaves out.
     pub(crate) fn open(folder: &Path, seed: u64) -> Result<Self> {
         if folder.as_os_str().is_empty() {
             bail!("expected the path of a folder of pictures, found an empty one");
@@ -108,10 +107,10 @@ impl Folder {
         &self.pictures[index].path
     }
 
-    /// What tells one corpus from another: a line for every picture.
+    /// A line for every picture, by which one corpus differs from another.
     pub(crate) fn described(&self) -> impl Iterator<Item = String> {
         self.pictures.iter().map(|Picture { path, captions, .. }| {
-            // A file that is gone by now is an error of what reads it.
+            // If the file is gone by now, reading it will report the error.
             let bytes = path.metadata().map_or(0, |metadata| metadata.len());
             format!("{:?} {bytes} {captions:?}", path.file_name())
         })
@@ -122,11 +121,11 @@ impl Folder {
         self.pictures.iter().flat_map(|picture| picture.captions.iter().map(String::as_str))
     }
 
-    /// Reads every picture once, and keeps those that will be used at this size; fails with all that
+    /// Reads every picture once and keeps it at this size, as long as there is room; fails with the names of all that
     /// cannot be read.
     pub(crate) fn check(&self, side: usize, on_picture: impl Fn() + Sync) -> Result<()> {
         let with_frames = AtomicUsize::new(0);
-        // How many are smaller, and the first of them.
+        // The number of pictures that are smaller, and the first of them.
         let (smaller, first) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
         let broken = self.pictures.par_iter().enumerate().filter_map(|(i, picture)| {
             let read = with_picture(&picture.path, |found| {
@@ -251,13 +250,12 @@ fn unreadable(path: &Path, reason: String) -> CorpusError {
     CorpusError::Picture { name: path.display().to_string(), reason }
 }
 
-/// A picture, scaled to cover a square, what stands out cut off on both sides; on white where it is
-/// transparent.
+/// A picture, scaled to cover a square; what stands out is cut off on both sides. Transparent pixels become white.
 fn scale(picture: pictures::Picture, side: usize) -> Image {
     fill(picture, [side; 2])
 }
 
-/// The same for any height and width.
+/// As [`scale`], for any height and width.
 pub(crate) fn fill(picture: pictures::Picture, [height, width]: [usize; 2]) -> Image {
     let pixels = DynamicImage::from(picture.on(u8::MAX));
     let scaled = pixels.resize_to_fill(width as u32, height as u32, FilterType::Lanczos3);

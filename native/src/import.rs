@@ -1,4 +1,4 @@
-//! `wuerstchen import`: published weights as a model of one folder.
+//! `wuerstchen import`: turns published weights into a model of one folder.
 
 use std::path::PathBuf;
 
@@ -19,15 +19,15 @@ use crate::terminal::visible_lines;
 /// Arguments of `wuerstchen import`.
 #[derive(Args)]
 pub(crate) struct ImportArgs {
-    /// Folders in the diffusers layout, safetensors files, the authors' .pt files, in any order; what
-    /// a file is, its tensors tell
+    /// Folders in the diffusers layout, safetensors files, the authors' .pt files, in any order. The tensors of a
+    /// file tell which part it is
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     /// The folder to write [default: only report]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Merge a LoRA into Stage C and its text encoder, with a weight behind a colon [default: 1]; may be
-    /// repeated
+    /// Merge a LoRA into Stage C and its text encoder, with a weight after a colon [default: 1]; may be given
+    /// several times
     #[arg(long, value_name = "FILE[:WEIGHT]")]
     lora: Vec<LoraArg>,
     /// How weights are stored
@@ -44,9 +44,9 @@ struct Report {
     /// Whether every part that is there is whole.
     ok: bool,
     parts: Vec<PartReport>,
-    /// Configs that no file had, and that were read off the weights or are the published ones.
+    /// Configs that no file had. They were read off the weights, or are the published ones.
     assumed: Vec<String>,
-    /// What a picture from a prompt still needs.
+    /// The parts that a picture from a prompt still needs.
     lacking: Vec<String>,
 }
 
@@ -57,7 +57,7 @@ struct PartReport {
     origin: Origin,
     tensors: usize,
     parameters: usize,
-    /// What is missing, unexpected or misshapen.
+    /// The missing, unexpected and misshapen tensors.
     problem: Option<String>,
 }
 
@@ -84,14 +84,14 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     Ok(true)
 }
 
-/// Writes into the model's card which LoRAs it has become.
+/// Writes into the model's card which LoRAs are merged into it.
 fn write_merged(model: &mut ModelFiles, loras: &[LoraArg]) -> Result<()> {
     if loras.is_empty() {
         return Ok(());
     }
     let name = |lora: &LoraArg| {
         let path = lora.path.canonicalize().unwrap_or_else(|_| lora.path.clone());
-        // A file that has the name of all of its kind is told from others by its folder.
+        // Trainers give all LoRA files of a kind the same name, so that only the folder tells them apart.
         let named =
             if LORA_FILES.iter().any(|file| path.ends_with(file)) { path.parent() } else { None };
         let named = named.unwrap_or(&path);

@@ -17,7 +17,7 @@ use crate::terminal::{visible, visible_lines};
 /// Arguments of `wuerstchen inspect`.
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// A generated PNG, a LoRA, or a model, a part of one or a file of weights as `import` takes them
+    /// A generated PNG file, a LoRA, a model, a part of a model, or a file of weights as `import` takes them
     path: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
         }
     }
     let mut files = files::read_model(Some(&args.path))?;
-    // Files of weights alone have no configs; where the weights do not tell them either, nobody does.
+    // Files of weights may have no configs. Where the weights do not tell the sizes either, the sizes stay unknown.
     let _ = complete(&mut files);
     let model = describe(&files);
     if args.json {

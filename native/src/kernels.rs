@@ -1,4 +1,4 @@
-//! `wuerstchen bench --kernels`: what a GPU reaches, and what the shaders reach on it.
+//! `wuerstchen bench --kernels`: the speed that a GPU reaches, and the speed of the shaders on it.
 
 use std::cell::Cell;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use wuerstchen::speed::{Reach, reach, seconds_of};
 
 use crate::devices::Found;
 
-/// Rows, columns and outputs of products: of the published Stage C and B, and of few rows.
+/// Rows, columns and outputs of products: those of the published stages C and B, and some of few rows.
 const PRODUCTS: [[usize; 3]; 5] = [
     [32, 128, 512],
     [1152, 1536, 1536],
@@ -27,7 +27,7 @@ const PRODUCTS: [[usize; 3]; 5] = [
 /// Batch, queries, keys, heads and channels of a head: of the built-in model and of the published Stage C.
 const ATTENTIONS: [[usize; 5]; 2] = [[2, 16, 36, 6, 32], [2, 576, 653, 24, 64]];
 
-/// A kernel that would take more seconds than this, as fast as the slowest one so far, is left out.
+/// Seconds above which a kernel is left out, estimated with the speed of the slowest kernel so far.
 const TOO_LONG: f64 = 0.5;
 
 /// Times the shaders.
@@ -65,7 +65,7 @@ struct Kernels<'a> {
 }
 
 impl Kernels<'_> {
-    /// A product with every kind of weight and every tiling.
+    /// Times a product with every kind of weight and every tiling.
     fn products(&self, [rows, columns, outputs]: [usize; 3]) -> Result<Vec<Value>> {
         let work = rows * columns * outputs;
         if self.is_too_long(work) {

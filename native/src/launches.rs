@@ -23,7 +23,7 @@ use crate::files;
 /// The arguments that count launches.
 #[derive(Args)]
 pub(crate) struct LaunchesArgs {
-    /// Counts dispatches, queue submits, buffer writes and reads for each step and each update, instead of timing
+    /// Count dispatches, queue submits, buffer writes and reads for each step and each update, instead of timing
     #[arg(long, conflicts_with_all = ["stage", "kernels", "inputs", "dump", "runs"])]
     pub(crate) launches: bool,
     /// Width of the picture in pixels [default: the model's]
@@ -35,7 +35,7 @@ pub(crate) struct LaunchesArgs {
 }
 
 impl LaunchesArgs {
-    /// Fails where there is a size of a picture that is not made.
+    /// Fails where a size is given without `--launches`.
     pub(crate) fn check(&self) -> Result<()> {
         if !self.launches && (self.width.is_some() || self.height.is_some()) {
             bail!("--width and --height are for --launches");
@@ -44,11 +44,11 @@ impl LaunchesArgs {
     }
 }
 
-/// The calls that wgpu tells of in its log, by how a line begins.
+/// The beginnings of the lines of wgpu's log that report a call.
 const CALLS: [&str; 4] =
     ["ComputePass::dispatch", "Queue::submit", "Queue::write_buffer", "Buffer::map_async"];
 
-/// A line that begins like a call, but tells of its end.
+/// The beginning of a line that looks like a call, but reports its end.
 const RETURNS: &str = "Queue::submit returned";
 
 static COUNTS: [AtomicUsize; CALLS.len()] = [const { AtomicUsize::new(0) }; CALLS.len()];
@@ -78,18 +78,18 @@ impl Log for Counter {
     fn flush(&self) {}
 }
 
-/// What something has cost the queue.
+/// What some work has cost the queue.
 #[derive(Clone, Copy, Serialize)]
 struct Counts {
     dispatches: f64,
     submits: f64,
     buffer_writes: f64,
-    /// Of one buffer. Those that are asked for at once wait together for what has been submitted before.
+    /// Reads, each of one buffer. Reads that are asked for at once wait only once for the work before them.
     reads: f64,
 }
 
 impl Counts {
-    /// Since the program began.
+    /// The counts since the program began.
     fn now() -> Self {
         let [dispatches, submits, buffer_writes, reads] =
             COUNTS.each_ref().map(|count| count.load(Ordering::Relaxed) as f64);
@@ -120,7 +120,7 @@ impl Sub for Counts {
     }
 }
 
-/// What `work` costs. The device does it before this returns.
+/// What `work` costs. The device has done the work when this returns.
 fn count(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<Counts> {
     let sync = || device.sync().map_err(|error| anyhow::anyhow!("the device failed: {error:?}"));
     sync()?;
@@ -131,7 +131,7 @@ fn count(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Counts for a device, from here on.
+/// Begins to count, for a device.
 pub(crate) fn begin(found: &Found) -> Result<()> {
     if !runs_shaders(&found.device) {
         bail!("--launches counts a GPU's launches: expected --device gpu, found {}", found.name);
@@ -139,12 +139,12 @@ pub(crate) fn begin(found: &Found) -> Result<()> {
     log::set_logger(&Counter)
         .map_err(|error| anyhow::anyhow!("cannot read wgpu's log: {error}"))?;
     log::set_max_level(LevelFilter::Trace);
-    // As a hardware GPU does it: a software one is faster without tiles.
+    // Tiles are chosen as on a hardware GPU, because a software one would use none.
     choose_tiling(&found.device, Some(Tiling::Small));
     Ok(())
 }
 
-/// Of a picture by a model: a step of each stage, and everything else.
+/// Counts for a picture by a model: a step of each stage, and everything else.
 ///
 /// # Errors
 ///
@@ -171,7 +171,7 @@ pub(crate) fn generation(
             Ok(())
         })
     };
-    // The first one compiles pipelines, and fills what is kept.
+    // The first picture compiles pipelines and fills caches.
     picture(1, 1)?;
     let least = picture(1, 1)?;
     let prior = (picture(3, 1)? - least).over(2.0);
@@ -186,14 +186,14 @@ pub(crate) fn generation(
     }))
 }
 
-/// A step with the bytes of the weights that it reads, at least once.
+/// The counts of a step, with the bytes of the weights that it reads at least once.
 fn step_of(files: &ModelFiles, step: Counts, part: Part) -> Result<Value> {
     let mut line = serde_json::to_value(step)?;
     line["weight_bytes"] = files.weights(part)?.device_bytes().into();
     Ok(line)
 }
 
-/// Of an update of a stage's training, behind two others.
+/// Counts for one update of a stage's training, after two others.
 ///
 /// # Errors
 ///

@@ -47,8 +47,8 @@ use wuerstchen_train::{Failure, RunError};
 pub use self::terminal::{silence, visible_lines};
 pub use self::train::{Ranks, TrainArgs, run as train};
 
-/// Model weights and features are large and short-lived: the system's allocator returns them to the
-/// kernel each time, and faulting them in again costs more than the arithmetic on small models.
+/// Model weights and features are large and short-lived. The system's allocator returns them to the kernel each time,
+/// and on small models the page faults of the next allocation cost more than the arithmetic.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -62,7 +62,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make pictures of prompts, from noise or from a picture
+    /// Make pictures from prompts, from other pictures, or both
     #[command(
         allow_negative_numbers = true,
         override_usage = "wuerstchen generate [PROMPT] [OPTIONS]"
@@ -70,7 +70,7 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Turn published weights into a model of one folder
     Import(import::ImportArgs),
-    /// Show what the stages keep of a picture, by a model with the semantic compressor
+    /// Show what the stages keep of a picture; the model needs the semantic compressor
     #[command(mut_args(reconstruct::hide_unused), allow_negative_numbers = true)]
     Reconstruct(reconstruct::ReconstructArgs),
     /// Tell how a picture was made, or what is in a model
@@ -100,7 +100,7 @@ enum Command {
 
 /// A check failed.
 const FAILED: u8 = 1;
-/// The options cannot be run, as clap's own errors.
+/// The options cannot be run; clap's own errors have this code too.
 const USAGE: u8 = 2;
 /// There is no such device, or it failed.
 const DEVICE: u8 = 3;
@@ -138,7 +138,7 @@ fn run(command: Command) -> Result<bool> {
     }
 }
 
-/// Writes a result to stdout; a reader that has seen enough may close it.
+/// Writes a result to stdout. It is no error if the reader has closed it.
 fn print(text: &str) -> Result<()> {
     if terminal::is_silent() {
         return Ok(());
@@ -149,7 +149,7 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// The command line asks for what cannot be.
+/// The command line asks for something impossible.
 #[derive(Debug)]
 struct UsageError(String);
 
@@ -161,7 +161,8 @@ impl std::fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// The text of an error, with options as they are typed, `--prior-steps`, where the library names them.
+/// The text of an error, in which options that the library names, such as `prior_steps`, are written as they are typed,
+/// `--prior-steps`.
 fn as_typed(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
     let found = error.chain().find_map(|cause| match cause.downcast_ref() {
@@ -185,13 +186,13 @@ fn usage(error: &anyhow::Error) -> anyhow::Error {
     UsageError(format!("{error:#}")).into()
 }
 
-/// How a program ends with an error: 1 where a check failed, 2 for options that cannot be run, 3 for devices, 4 for
-/// files.
+/// The exit code of a program for an error: 1 where a check failed, 2 for options that cannot be run, 3 for devices, 4
+/// for files.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(code_of).unwrap_or(DATA)
 }
 
-/// The code of a cause, if it says one.
+/// The exit code of a cause, if it has one.
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     use wuerstchen::Error;
     if cause.is::<devices::NoDevice>() {
@@ -214,7 +215,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
 }
 
-/// Which of the processes that train together has failed, if it is that and all know of it.
+/// The failure of one of the processes that train together, if that is the error and all processes know of it.
 pub fn failure_of(error: &anyhow::Error) -> Option<&Failure> {
     error.chain().find_map(|cause| match cause.downcast_ref() {
         Some(RunError::Failed { failure, .. }) => Some(failure),

@@ -7,7 +7,7 @@ use anyhow::Result;
 use wuerstchen::fs::open_lora;
 use wuerstchen::{Lora, ModelFiles};
 
-/// A file and how strong it is: `FILE[:WEIGHT]`.
+/// A LoRA's file and its weight: `FILE[:WEIGHT]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LoraArg {
     pub(crate) path: PathBuf,
@@ -35,8 +35,7 @@ impl FromStr for LoraArg {
     }
 }
 
-/// Changes Stage C of a model and its text encoder; says what every file does, and what of it is left
-/// out.
+/// Changes Stage C of a model and its text encoder; reports what every file changes and what of it is left out.
 pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()> {
     let mut loras = Vec::new();
     for argument in arguments {

@@ -22,17 +22,17 @@ use crate::output::check_output;
 /// The arguments that time one stage of a model.
 #[derive(Args)]
 pub(crate) struct StageArgs {
-    /// Times one prediction of this stage of a model instead of all stages with random weights
+    /// Time one prediction of this stage of a model, instead of all stages with random weights
     #[arg(long, value_enum, requires = "inputs")]
     stage: Option<Stage>,
     /// The model that is measured, as `generate` takes it [default: the built-in model]
     #[arg(short, long, value_name = "PATH", requires = "of_a_model")]
     model: Option<PathBuf>,
-    /// A safetensors file with STAGE/x, STAGE/t, STAGE/text, decoder/embedding, vqgan/latents; of Stable
-    /// Cascade STAGE/pooled too, and no decoder/text; of Würstchen v1 decoder/x are the numbers of tokens
+    /// A safetensors file with the inputs STAGE/x, STAGE/t, STAGE/text, decoder/embedding, vqgan/latents. Stable
+    /// Cascade takes STAGE/pooled too, and no decoder/text; for Würstchen v1 decoder/x has the numbers of tokens
     #[arg(long, value_name = "FILE", requires = "stage")]
     inputs: Option<PathBuf>,
-    /// Writes the last prediction as STAGE/out into a safetensors file
+    /// Write the last prediction as STAGE/out into this safetensors file
     #[arg(long, value_name = "FILE", requires = "stage")]
     dump: Option<PathBuf>,
 }
@@ -45,14 +45,14 @@ enum Stage {
 }
 
 impl StageArgs {
-    /// The model that was asked for.
+    /// The model that the arguments name.
     #[cfg(feature = "gpu")]
     pub(crate) fn model(&self) -> Option<&PathBuf> {
         self.model.as_ref()
     }
 }
 
-/// Times one stage if that was asked for; tells whether it was.
+/// Times one stage if the arguments ask for it; returns whether they do.
 pub(crate) fn run(args: &StageArgs, found: &Found, runs: usize) -> Result<bool> {
     let (Some(stage), Some(inputs)) = (args.stage, &args.inputs) else { return Ok(false) };
     let device = &found.device;
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &StageArgs, found: &Found, runs: usize) -> Result<bool> 
     Ok(true)
 }
 
-/// The values of a tensor, there and not only on their way: a GPU computes when somebody looks.
+/// The values of a tensor, read back to the host, because a GPU may not have computed them before.
 pub(crate) fn compute<const D: usize>(x: Tensor<D>) -> TensorData {
     let data = x.into_data();
     std::hint::black_box(data.as_bytes());

@@ -1,11 +1,11 @@
-//! What the machine has for a piece of work.
+//! Whether the machine has enough memory for a piece of work.
 
 use std::fs::read_to_string;
 
 use anyhow::{Result, bail};
 
-/// Fails if what is called so takes more bytes than the machine has, before it is tried: a system that has run out of
-/// memory ends programs without a word.
+/// Fails if `what`, its name in the error, takes more bytes than the machine has. A check before the work is needed
+/// because a system that runs out of memory ends programs without a message.
 pub(crate) fn check(what: &str, bytes: usize) -> Result<()> {
     match total() {
         Some(total) if bytes as u64 > total => {

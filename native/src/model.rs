@@ -26,7 +26,7 @@ pub(crate) struct ModelArgs {
     /// Which parts of the model stay on the device
     #[arg(long, value_enum, default_value = "auto")]
     residency: Residency,
-    /// How a GPU divides matrix products into workgroups; `auto` times a product of the model
+    /// How a GPU divides matrix products into workgroups; `auto` measures the sizes on a product of the model
     #[cfg(feature = "gpu")]
     #[arg(long, value_enum, default_value = "auto")]
     tiling: TilingChoice,
@@ -36,7 +36,7 @@ pub(crate) struct ModelArgs {
 #[cfg(feature = "gpu")]
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum TilingChoice {
-    /// The faster of small and large, timed; direct on a software GPU
+    /// The faster one of small and large, by a measurement; direct on a software GPU
     Auto,
     /// No tiles: every output reads its rows and columns from memory
     Direct,

@@ -1,4 +1,4 @@
-//! Where pictures are written: found out before they are made.
+//! The files to which pictures are written, checked before the pictures are made.
 
 use std::path::{Path, PathBuf, is_separator};
 
@@ -11,7 +11,7 @@ use crate::usage;
 /// A file that will be written.
 pub(crate) struct Output {
     pub(crate) path: PathBuf,
-    /// Whether it takes the place of one that is there.
+    /// Whether it replaces a file that is there.
     replaces: bool,
 }
 
@@ -27,8 +27,8 @@ impl Output {
     }
 }
 
-/// The PNG files that `path` means for so many pictures: itself, or in a folder the one called `name`;
-/// several are numbered.
+/// The PNG files that `path` means for `count` pictures: `path` itself, or the file `name` if it is a folder; several
+/// files are numbered.
 ///
 /// Fails if there is no such folder, if the name ends in another type than PNG, if a file is one of the
 /// command's `inputs`, or if it cannot be written.
@@ -54,7 +54,7 @@ pub(crate) fn png_files(
     }
     let outputs = (0..count).map(|i| output(numbered(&file, i, count), inputs));
     let outputs = outputs.collect::<Result<Vec<_>>>()?;
-    // The others lie in the same folder.
+    // One check is enough, because the other files lie in the same folder.
     outputs.first().map(|output| check_writable(&output.path)).transpose()?;
     Ok(outputs)
 }
@@ -62,7 +62,7 @@ pub(crate) fn png_files(
 /// Fails if a file to be written is one of the command's `inputs` or replaces a file in a folder of them, or if it
 /// cannot be written.
 pub(crate) fn check_output(path: &Path, inputs: &[&Path]) -> Result<()> {
-    // Also through links.
+    // The comparison also looks through links.
     let whole = path.canonicalize().ok();
     let in_folder = |input: &&Path| {
         let folder = input.canonicalize().ok().filter(|_| input.is_dir());
@@ -87,7 +87,7 @@ fn output(path: PathBuf, inputs: &[&Path]) -> Result<Output> {
         bail!("cannot write {}: expected a file, found something else there", path.display());
     }
     // Also through links, and where both names are links to one file.
-    // A pipe is not opened: whoever opens one waits for its other end.
+    // A pipe is not opened, because opening one waits for its other end.
     let is_input = |input: &&Path| input.is_file() && is_same_file(&path, input).unwrap_or(false);
     if inputs.iter().any(is_input) {
         let error = anyhow!("cannot write {}: it is an input of this command", path.display());
@@ -110,7 +110,7 @@ fn numbered(path: &Path, i: usize, count: usize) -> PathBuf {
 mod tests {
     use super::*;
 
-    /// Without an end to wait for.
+    /// The pipe has no other end, so a program that opens it would wait for ever.
     #[cfg(unix)]
     #[test]
     fn a_pipe_among_the_inputs_is_not_waited_for() {

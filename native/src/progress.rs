@@ -1,11 +1,11 @@
-//! How far work is that takes long, on stderr.
+//! The progress of long work, on stderr.
 
 use std::ops::ControlFlow;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use wuerstchen::{Progress, Stage};
 
-/// A bar over bytes. Without a terminal there are no bars: a line tells what begins.
+/// A bar over bytes. Without a terminal there is no bar: a line says what begins.
 pub(crate) fn bytes_bar(what: &str, total: usize) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{msg:<28} {bar:32} {bytes}/{total_bytes}, {eta} left")
@@ -42,7 +42,7 @@ impl StepsBar {
         ControlFlow::Continue(())
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }

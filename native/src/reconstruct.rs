@@ -19,11 +19,11 @@ use crate::{pictures, usage};
 pub(crate) struct ReconstructArgs {
     /// A PNG, JPEG, WebP, GIF, BMP or TIFF file
     image: PathBuf,
-    /// The PNG file to write: the picture, through Stage A, through the compressor and stages B and A,
-    /// side by side
+    /// The PNG file to write, with three pictures side by side: the given one, the same through Stage A, and through
+    /// the compressor and stages B and A
     #[arg(short, long, value_name = "FILE", default_value = "reconstructed.png")]
     output: PathBuf,
-    /// What Stage B is told about the picture
+    /// A prompt for Stage B that describes the picture
     #[arg(short, long, default_value = "")]
     prompt: String,
     #[command(flatten)]
@@ -82,8 +82,8 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     ))
 }
 
-/// Options that change nothing here, and whether they are given: the image embedding is the picture's own, so that Stage C
-/// does not run.
+/// Options that change nothing here, and whether they are given. Stage C does not run, because the image embedding is
+/// the picture's own.
 fn unused(options: &GenerateOptions) -> [(&'static str, bool); 6] {
     [
         ("count", options.count.is_some()),
@@ -111,7 +111,7 @@ fn refuse_unused(options: &GenerateOptions) -> Result<()> {
     Err(usage(&anyhow!("{option} changes nothing here: {reason}")))
 }
 
-/// The picture as large as the settings say, through Stage A, through the compressor and B and A.
+/// The picture in the size of the settings; the same through Stage A; and through the compressor and stages B and A.
 async fn reconstruct(
     pipeline: &Pipeline,
     image: &Image,

@@ -16,7 +16,7 @@ pub(crate) struct ServeArgs {
     /// The folder to serve: the built demo page, or any folder with an index.html or web models
     #[arg(value_name = "DIR", default_value = "web/demo/dist")]
     folder: PathBuf,
-    /// Address to listen on; others than this machine reach it only if this is changed
+    /// Address to listen on; with the default, only this machine can reach the server
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
     /// Port to listen on; 0 takes any free one
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         let address = listener.local_addr()?;
         crate::print(&format!("serving {} on http://{address}/", args.folder.display()))?;
         let stop = async {
-            // Without a handler the program ends at once, which is as good.
+            // If there is no handler, Ctrl-C ends the program at once, which is just as good.
             let _ = tokio::signal::ctrl_c().await;
         };
         axum::serve(listener, router(args)).with_graceful_shutdown(stop).await?;
@@ -49,8 +49,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     })
 }
 
-/// Files with their types, ranges and modification times; a page may be cached but is asked for
-/// again, so that a new build shows at once.
+/// Serves files with their types, ranges and modification times. A browser may cache a file but must ask again, so that
+/// it shows a new build at once.
 fn router(args: &ServeArgs) -> Router {
     let set =
         |name, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));

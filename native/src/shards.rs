@@ -27,9 +27,9 @@ use crate::terminal::{counted, visible};
 /// Captioned pictures in shards, in another order in every epoch.
 pub(crate) struct Shards {
     seed: u64,
-    /// Samples among which an epoch's order is random, wherever in it.
+    /// Number of neighbouring samples that are shuffled among each other in an epoch.
     window: usize,
-    /// Fails at a picture that cannot be read, in place of leaving it out.
+    /// Whether a picture that cannot be read is an error, instead of being left out.
     strict: bool,
     files: Vec<PathBuf>,
     samples: Vec<Sample>,
@@ -45,12 +45,12 @@ struct Sample {
     name: String,
     place: Place,
     captions: Vec<String>,
-    /// How likely each caption is, together 1.
+    /// The probability of each caption; they sum to 1.
     chances: Vec<f64>,
 }
 
 impl Shards {
-    /// Reads what is in all shards, and leaves out what the config's filter does; says how much that is.
+    /// Lists the samples of all shards, without those that the config's filter refuses; reports how many these are.
     pub(crate) fn open(config: &ShardsConfig, seed: u64) -> Result<Self> {
         let files = files_of(&config.paths)?;
         let wanted = fields_of(config);
@@ -68,7 +68,7 @@ impl Shards {
                 *unread.entry(ending).or_default() += count;
             }
             for fault in faults {
-                // What a stranger's file is called must not control the terminal.
+                // The name of a file from elsewhere must not control the terminal.
                 let line = format!("the shard {} {fault}", files[shard].display());
                 let line = visible(&line);
                 if config.strict {
@@ -107,7 +107,7 @@ impl Shards {
         Ok(Self { seed, window, strict, files, samples, order, broken: Mutex::default() })
     }
 
-    /// How many pictures there are, broken ones with them.
+    /// How many pictures there are, including broken ones.
     pub(crate) fn len(&self) -> usize {
         self.samples.len()
     }
@@ -117,7 +117,7 @@ impl Shards {
         self.samples.iter().flat_map(|sample| sample.captions.iter().map(String::as_str))
     }
 
-    /// What tells one corpus from another: a line for every picture.
+    /// A line for every picture, by which one corpus differs from another.
     pub(crate) fn described(&self) -> impl Iterator<Item = String> {
         (0..self.samples.len()).map(|index| {
             let Sample { shard, name, place, captions, chances } = &self.samples[index];
@@ -150,8 +150,8 @@ impl Shards {
         order.1[(number % count) as usize]
     }
 
-    /// The order of an epoch: the shards in a random order, each from its start to its end, and then every
-    /// window of so many samples shuffled. It is read nearly as it lies, and depends on nothing but the epoch.
+    /// The order of an epoch: the shards in a random order, each from its start to its end, and then every window
+    /// of samples shuffled. So shards are read nearly sequentially. The order depends only on the seed and the epoch.
     fn in_order(&self, epoch: u64) -> Arc<[u32]> {
         let mut of_shards = vec![Vec::new(); self.files.len()];
         for (index, sample) in self.samples.iter().enumerate() {
@@ -161,7 +161,7 @@ impl Shards {
         let order: Vec<u32> =
             shards.iter().flat_map(|&shard| of_shards[shard as usize].iter().copied()).collect();
         let windows = order.chunks(self.window).enumerate().flat_map(|(i, window)| {
-            // Streams of windows are apart from those of the shards' order.
+            // Every window of every epoch has a stream of random numbers of its own.
             let stream = epoch << 32 | (i as u64 + 1);
             let places = shuffled(window.len() as u32, self.seed ^ WINDOWS, stream);
             places.iter().map(|&place| window[place as usize]).collect::<Vec<_>>()
@@ -169,10 +169,10 @@ impl Shards {
         windows.collect()
     }
 
-    /// The first sample from a place of the order on that is not known to be broken.
+    /// The first sample that is not known to be broken, from a place of the order on.
     fn whole_from(&self, number: u64) -> Result<u32, CorpusError> {
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        // From anywhere on two epochs have a whole one in them, and with it every sample.
+        // Any two epochs' length of samples contains a whole epoch, and so every sample.
         let mut places = number..number + 2 * self.samples.len() as u64;
         let found = places.find_map(|place| {
             let index = self.at(place);
@@ -189,7 +189,7 @@ impl Shards {
         sample.place.read(path).with_context(|| format!("cannot read {}", path.display()))
     }
 
-    /// Decodes a sample to the size that `size` gives for its own; remembers where that is not possible.
+    /// Decodes a sample, scaled to the size that `size` gives for its own; remembers the samples for which that fails.
     fn decode(
         &self,
         index: u32,
@@ -221,7 +221,7 @@ impl Samples for Shards {
             let index = self.whole_from(number)?;
             match self.decode(index, &mut |_| Ok([side; 2])) {
                 Err(error) if self.strict => return Err(error),
-                // It is known to be broken, so that another one comes.
+                // The sample is known to be broken now, so the next round takes another one.
                 Err(_) => {}
                 image => return image,
             }

@@ -1,11 +1,12 @@
-//! What is written on the terminal: text of strangers, and nothing where another process writes.
+//! Output on the terminal: text from elsewhere is made harmless, and only one of several processes writes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether another process tells how the work goes.
+/// Whether another process reports the work.
 static SILENT: AtomicBool = AtomicBool::new(false);
 
-/// Lets this process write no results, progress and remarks: another one does the same work and writes them.
+/// Stops this process from writing results, progress and remarks, because another one does the same work and writes
+/// them.
 pub fn silence() {
     SILENT.store(true, Ordering::Relaxed);
 }
@@ -15,8 +16,8 @@ pub(crate) fn is_silent() -> bool {
     SILENT.load(Ordering::Relaxed)
 }
 
-/// Writes a line to stderr. Nobody may read it any more, as when the output is piped into `head`: what works on does not
-/// fail therefore.
+/// Writes a line to stderr. It ignores errors, because a program must not fail when nobody reads its messages any more,
+/// for example with the output piped into `head`.
 #[macro_export]
 macro_rules! say {
     ($($line:tt)*) => {{
@@ -34,7 +35,7 @@ macro_rules! tell {
     };
 }
 
-/// A number of things, by the name of one, whose plural ends in s.
+/// A number of things; `noun` is the name of one thing, whose plural ends in s.
 pub(crate) fn counted(count: impl TryInto<u64>, noun: &str) -> String {
     match count.try_into().unwrap_or(u64::MAX) {
         1 => format!("1 {noun}"),
@@ -42,12 +43,12 @@ pub(crate) fn counted(count: impl TryInto<u64>, noun: &str) -> String {
     }
 }
 
-/// The verb of so many things.
+/// The verb for `count` things.
 pub(crate) fn is_or_are(count: usize) -> &'static str {
     if count == 1 { "is" } else { "are" }
 }
 
-/// A line with what would steer a terminal, such as escape codes, or turn its direction, shown as escapes.
+/// The line, with characters escaped that would control a terminal, such as escape codes, or reverse its direction.
 pub(crate) fn visible(line: &str) -> String {
     let steers = |c: char| {
         let is_direction =
@@ -61,7 +62,7 @@ pub(crate) fn visible(line: &str) -> String {
     shown
 }
 
-/// The same of several lines.
+/// The lines of a text, with characters escaped that would control a terminal.
 pub fn visible_lines(text: &str) -> String {
     text.split('\n').map(visible).collect::<Vec<_>>().join("\n")
 }

@@ -31,7 +31,7 @@ fn picture(model: &Path, name: &str, more: &[&str]) -> Vec<u8> {
     fs::read(file).unwrap()
 }
 
-/// How many tensors of each file are compared.
+/// The number of tensors of each file that are compared.
 const COUNTS: [(&str, usize); 15] = [
     ("combined", 5),
     ("effnet", 3),
@@ -80,7 +80,7 @@ fn every_golden_of_stable_cascade_agrees_on_the_cpu() {
     assert_eq!(unchecked, UNCHECKED);
 }
 
-/// Words, a picture, both and the authors' sampling make four pictures.
+/// Words, a picture, both, and the authors' sampling make four different pictures.
 #[test]
 fn prompts_are_words_and_pictures() {
     let photo = scratch("cascade-photo").join("photo.png");
@@ -145,7 +145,7 @@ fn a_bundle_for_the_browser_makes_the_same_picture() {
     assert_eq!(make(&golden(""), "folder"), make(&output, "bundle"));
 }
 
-/// The compressor is told from v2's by the norm behind its mapper, and Stage A by the parts beside it.
+/// The norm after its mapper tells the compressor from v2's, and the parts beside it tell Stage A.
 #[test]
 fn single_files_are_told_by_their_tensors() {
     let folder = golden("stable-cascade-prior").display().to_string();

@@ -66,7 +66,7 @@ fn every_golden_agrees_on_the_cpu() {
     assert_all_agree("cpu");
 }
 
-/// On any adapter, a software one too; only an explicit `WUERSTCHEN_GPU_TESTS=no` skips it.
+/// This runs on any adapter, including a software one; only an explicit `WUERSTCHEN_GPU_TESTS=no` skips it.
 #[test]
 fn every_golden_agrees_on_the_gpu() {
     if has_gpu() {
@@ -86,7 +86,7 @@ fn has_gpu() -> bool {
     !no
 }
 
-/// Launches are what a picture of a small model costs on a GPU.
+/// Launches are counted, because they are most of the cost of a small model's picture on a GPU.
 #[test]
 fn a_step_takes_few_launches() {
     if !has_gpu() {
@@ -101,7 +101,7 @@ fn a_step_takes_few_launches() {
         let found = |what: &str| report["generation"][step][what].as_f64().unwrap();
         assert!((1.0..=dispatches).contains(&found("dispatches")), "{report}");
         assert!((1.0..=6.0).contains(&found("submits")), "{report}");
-        // Of the preview, which shows how far a picture is.
+        // The reads of the preview, which shows the progress of a picture.
         assert!((0.0..=1.0).contains(&found("reads")), "{report}");
     }
     let updates = report["training"]["updates"].as_array().unwrap();
@@ -252,7 +252,7 @@ fn a_model_of_diffusers_becomes_a_web_bundle() {
     assert_eq!(generate(&bundle), generate(&goldens()));
 }
 
-/// What an export will do is told before it begins, and what cannot be done.
+/// An export reports before it begins what it will do, and what it cannot do.
 #[test]
 fn an_export_tells_its_plan() {
     let bundle = scratch("web-bundle-plan").join("model");
@@ -483,7 +483,7 @@ fn harmful_models_are_refused_with_a_reason() {
     assert!(refusal(&file).contains("its header claims"));
 }
 
-/// Where a picture goes is found out before it is made.
+/// The output file is checked before a picture is made.
 #[test]
 fn pictures_are_written_where_they_can_be() {
     let folder = scratch("output");
@@ -519,7 +519,7 @@ fn pictures_are_written_where_they_can_be() {
     assert!(folder.join("dir/out.png").is_file());
 }
 
-/// Of several pictures, each; a file that is there is replaced with a word.
+/// Every one of several pictures is written; replacing a file is reported.
 #[test]
 fn every_picture_has_a_place_before_one_is_made() {
     let folder = scratch("output-many");
@@ -617,7 +617,7 @@ fn inputs_and_links_are_not_replaced() {
     assert!(text(&refused.stderr).contains("bundle: it is the model itself"));
 }
 
-/// What a prompt holds must not steer the terminal that shows it, nor pass for another line.
+/// A prompt must not control the terminal that shows it, nor look like another line of the report.
 #[test]
 fn texts_of_pictures_are_shown_and_not_obeyed() {
     let picture = scratch("control").join("out.png").display().to_string();

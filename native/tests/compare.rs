@@ -79,7 +79,7 @@ fn pictures_of_one_name_are_compared() {
     let of_pairs = &found["ofPairs"];
     assert!((of_pairs["psnr"].as_f64().unwrap() - 34.15).abs() < 0.01, "{found}");
     let ssim = of_pairs["ssim"].as_f64().unwrap();
-    // What scikit-image 0.26 gives: 0.73 for the darker picture, 0.99 for the other one.
+    // scikit-image 0.26 gives 0.73 for the darker picture and 0.99 for the other one.
     assert!((ssim - 0.862_561_650_745).abs() < 1e-9, "{found}");
     assert_eq!(of_pairs["lpips"]["network"], "AlexNet");
     assert!(of_pairs["lpips"]["mean"].as_f64().unwrap() > 0.0, "{found}");

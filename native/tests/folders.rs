@@ -1,4 +1,4 @@
-//! Folders of pictures as people have them: what of them is trained on, and what is told of the rest.
+//! Folders of pictures as people have them: which files are used for training, and what is reported about the others.
 
 mod program;
 
@@ -12,7 +12,7 @@ use program::{scratch, text, wuerstchen};
 /// A folder that is to be trained on.
 struct Folder(PathBuf);
 
-/// What `--dry-run` says of a folder.
+/// The output of `--dry-run` for a folder.
 struct Told {
     code: Option<i32>,
     stdout: String,
@@ -56,7 +56,7 @@ impl Folder {
         }
     }
 
-    /// So many pictures and captions are found, and the lines are told.
+    /// The dry run finds these numbers of pictures and captions, and reports these lines.
     fn has(&self, pictures: usize, captions: usize, lines: &[&str]) {
         let told = self.told();
         assert_eq!(told.code, Some(0), "{}", told.stderr);
@@ -130,7 +130,7 @@ fn hidden_files_are_passed_over() {
     folder.has(1, 1, &["left out: hidden files and folders (5)"]);
 }
 
-/// What is no caption is refused before a tokenizer is learnt from it.
+/// Files that hold no captions are refused before a tokenizer is learnt from them.
 #[test]
 fn captions_have_a_limit() {
     let folder = Folder::new("long-caption");
@@ -165,7 +165,7 @@ fn what_runs_have_written_is_passed_over_wherever_it_lies() {
     run(&folder);
     folder.picture("a.png");
     folder.write("a.txt", "a fox");
-    // A folder of pictures that is called as a stage is.
+    // A folder of pictures that has the name of a stage.
     folder.picture("b/b.png");
     folder.write("b/b.txt", "a fox");
     symlink(elsewhere.0.join("c"), folder.0.join("samples")).unwrap();
@@ -199,7 +199,7 @@ fn links_in_circles_come_to_an_end() {
     }
     folder.has(3, 3, &["broken, which is no file", "self, which is no file"]);
 
-    // What lies elsewhere is read, once.
+    // Files behind links are read once.
     let elsewhere = Folder::new("links-elsewhere");
     elsewhere.picture("d.png");
     elsewhere.write("d.txt", "a fox");
@@ -235,7 +235,7 @@ fn metadata_may_have_several_rows_of_a_picture() {
     folder.is_refused("expected one file of metadata, found metadata.csv and metadata.jsonl");
 }
 
-/// Of a folder that was moved, only the ends of absolute names count, which several may share.
+/// In a folder that was moved, only the ends of absolute names count, and several files may share an end.
 #[test]
 fn absolute_names_of_one_picture_are_refused() {
     let folder = Folder::new("absolute");
@@ -244,7 +244,7 @@ fn absolute_names_of_one_picture_are_refused() {
     folder.is_refused(r#""/old/cats/1.png" and "/old/dogs/1.png" are different files"#);
 }
 
-/// Two names that differ in bytes that are no UTF-8 keep their own captions.
+/// Two names that differ only in bytes that are not UTF-8 keep their own captions.
 #[cfg(target_os = "linux")]
 #[test]
 fn names_that_are_not_utf_8_are_different() {
@@ -311,7 +311,7 @@ fn captions_may_have_byte_order_marks_and_no_other_encoding() {
     folder.is_refused("a picture without a caption in a .txt or .caption file");
 }
 
-/// Cut off after a third, as interrupted downloads are.
+/// Pictures that are cut off after a third, as in interrupted downloads.
 #[test]
 fn truncated_pictures_are_refused() {
     let folder = Folder::new("truncated");
@@ -350,7 +350,7 @@ fn truncated_pictures_are_refused() {
     folder.is_refused("2 pictures that cannot be read");
 }
 
-/// Windows takes capitals for the same letters, and its programs write them as they like.
+/// Windows ignores case, and its programs may write a name in any case.
 #[test]
 fn capitals_do_not_matter_where_names_are_clear() {
     let folder = Folder::new("capitals");
@@ -359,7 +359,7 @@ fn capitals_do_not_matter_where_names_are_clear() {
     folder.write("FOX.Txt", "a fox");
     folder.write("OWL.TXT", "an owl");
     folder.has(2, 2, &[]);
-    // Not where the file system takes both names for one.
+    // This is skipped where the file system takes both names for one.
     if !folder.0.join("owl.txt").exists() {
         folder.write("owl.txt", "one\ntwo");
         folder.write("owl.TXT", "three\nfour\nfive");
@@ -394,7 +394,7 @@ fn pictures_that_are_too_large_are_refused() {
     folder.is_refused("expected at most 134217728 pixels, found 30000 x 30000 = 900000000");
 }
 
-/// Scaled to cover a square, a line of pixels is as much longer than it.
+/// A line of pixels that is scaled to cover a square would be huge.
 #[test]
 fn pictures_that_are_too_thin_are_refused() {
     let folder = Folder::new("thin");

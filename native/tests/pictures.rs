@@ -48,7 +48,7 @@ fn difference(a: &RgbImage, b: &RgbImage) -> u8 {
     a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
 }
 
-/// Strength 1 leaves the picture to the last bit, less does not.
+/// At strength 1 the source picture does not change a bit of the result; at less it does.
 #[test]
 fn strength_says_how_far_the_picture_is_left() {
     let folder = Folder::new("strength");
@@ -83,7 +83,7 @@ fn what_the_mask_leaves_stays() {
     assert!(difference(&half(&start, 32), &half(&painted, 32)) > 50);
 }
 
-/// The ends of the way are the pictures of both prompts, and the middle is neither.
+/// The first and the last frame are the pictures of both prompts, and the middle one is neither.
 #[test]
 fn frames_lead_from_one_prompt_to_the_other() {
     let folder = Folder::new("frames");
@@ -128,7 +128,7 @@ fn every_line_of_a_file_is_a_prompt() {
     assert!(!folder.0.join("out-4.png").exists());
 }
 
-/// Whoever stops it keeps what is made.
+/// When the program is stopped, the pictures that are made stay.
 #[test]
 fn every_picture_is_written_when_it_is_made() {
     let folder = Folder::new("prompts-stopped");
@@ -172,7 +172,7 @@ fn rows_do_not_change_the_picture() {
     assert!(difference(&folder.pixels("whole.png"), &folder.pixels("strips.png")) <= 1);
 }
 
-/// A picture of the corpus's kind comes back, better through Stage A alone.
+/// A picture as in the corpus is reconstructed, better through Stage A alone than through all stages.
 #[test]
 fn reconstructs_a_picture() {
     let folder = Folder::new("reconstruct");
@@ -221,7 +221,7 @@ fn what_is_transparent_is_white() {
     }
 }
 
-/// A mask painted in white on nothing paints what is white.
+/// A mask that is white on transparent paints the white part.
 #[test]
 fn what_is_transparent_of_a_mask_stays() {
     let folder = Folder::new("transparent-mask");
@@ -251,11 +251,11 @@ fn colours_of_print_are_read() {
     }
 }
 
-/// What does nothing in a prompt is told, and only that.
+/// The parts of a prompt that do nothing are reported, and nothing else.
 #[test]
 fn what_of_a_prompt_is_not_read_is_told() {
     let folder = Folder::new("long");
-    // A negative prompt stands behind a zero.
+    // A zero character separates a prompt from its negative prompt.
     let told = |prompts: &str| {
         let (prompt, negative) = prompts.split_once('\0').unwrap_or((prompts, ""));
         let output = folder.path("out.png");

@@ -25,7 +25,7 @@ fn of_repository(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(name).display().to_string()
 }
 
-/// What `data cache` has kept is what `train` reads: it adds nothing.
+/// `train` reads what `data cache` has kept, and adds nothing to it.
 #[test]
 fn a_cache_is_filled_before_training() {
     let folder = scratch("data-cache");
@@ -53,7 +53,7 @@ fn a_cache_is_filled_before_training() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     // 64 and 6.
     assert_eq!(files(), 2);
-    // What a killed program has left; another one may still be writing the second one.
+    // Files that a killed program has left; another program may still be writing the second one.
     let parts = ["embeddings/0.safetensors.12.part", "embeddings/1.safetensors.13.part"];
     for (part, age) in parts.iter().zip([7200, 10]) {
         let file = fs::File::create(Path::new(&cache).join(part)).unwrap();
@@ -159,7 +159,7 @@ fn training_stops_on_request_and_goes_on() {
     assert_eq!(second.status.code(), Some(4), "{second:?}");
     let error = text(&second.stderr);
     assert!(error.contains("another program is training in"), "{error}");
-    // `timeout` signals a program, and then its group: two that follow each other so fast are one request.
+    // `timeout` signals a program and then its group: two signals in quick succession are one request.
     let twice = format!("kill -TERM {0}; kill -TERM {0}", child.id());
     assert!(Command::new("sh").args(["-c", &twice]).status().unwrap().success());
     let first = stopped(&child.wait_with_output().unwrap());
@@ -340,7 +340,8 @@ fn a_run_starts_from_what_a_model_has() {
     assert!(second.join("model/wuerstchen/decoder/diffusion_pytorch_model.safetensors").is_file());
 }
 
-/// What a stage needs of others, and what memory it takes, is looked at before anything is made or trained.
+/// The parts that a stage needs from others, and the memory that it takes, are checked before anything is made or
+/// trained.
 #[test]
 fn what_is_missing_or_does_not_fit_is_told_at_once() {
     let folder = scratch("checked");
@@ -395,7 +396,7 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
-/// Stable Cascade's parts are other ones than those that are trained.
+/// Training refuses Stable Cascade, whose parts differ from those that are trained.
 #[test]
 fn a_run_starts_from_no_model_of_another_family() {
     let folder = scratch("init-cascade");
@@ -408,7 +409,7 @@ fn a_run_starts_from_no_model_of_another_family() {
     assert!(!folder.join("run").exists());
 }
 
-/// What a run's folder holds fits one corpus and one model.
+/// A run's folder fits only one corpus and one model.
 #[test]
 fn a_folder_keeps_one_run() {
     let folder = scratch("one-run");
@@ -455,7 +456,7 @@ fn a_folder_keeps_one_run() {
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
-/// What keeps a run from going on is told by a dry run too; what is other than before, by the run.
+/// A dry run too reports the reasons why a run cannot go on; the run reports what has changed.
 #[test]
 fn a_state_is_looked_at_before_a_run_goes_on() {
     let folder = scratch("state");
@@ -521,7 +522,7 @@ fn replaced(state: &[u8], (old, new): (&str, &str)) -> Vec<u8> {
     changed
 }
 
-/// Of several changes the one that does not fit is named.
+/// The error names the one of several `--set` changes that does not fit.
 #[test]
 fn the_change_that_does_not_fit_is_named() {
     let config = smoke();
@@ -575,7 +576,7 @@ fn training_that_diverges_stops() {
     assert!(output.status.code() == Some(2) && error.contains(expected), "{error}");
 }
 
-/// What is wrong with a folder is named; when it is right, training begins.
+/// The faults of a folder are named; once they are corrected, training begins.
 #[test]
 fn mistakes_in_a_folder_are_named() {
     let folder = scratch("own-mistakes");

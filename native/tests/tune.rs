@@ -82,13 +82,13 @@ impl Case {
         text(&output.stderr)
     }
 
-    /// Updates that a run has told of.
+    /// The updates that a run has reported.
     fn steps(&self, stage: &str) -> usize {
         let metrics = self.folder.join(stage).join("metrics.jsonl");
         fs::read_to_string(metrics).unwrap_or_default().lines().count()
     }
 
-    /// Ends a run as Ctrl-C does, behind its first update.
+    /// Ends a run as Ctrl-C does, after its first update.
     #[cfg(unix)]
     fn interrupted(&self, stage: &str, run: &str, more: &[&str]) {
         let program = env!("CARGO_BIN_EXE_wuerstchen");
@@ -347,7 +347,7 @@ fn what_cannot_be_done_is_told_before_it_begins() {
         "{}",
         text(&output.stderr)
     );
-    // What was trained stays, also where its state is gone.
+    // The result of a training stays, even if its state is gone.
     fs::remove_file(case.folder.join("used/lora/state.safetensors")).unwrap();
     let before = case.read("used/pytorch_lora_weights.safetensors");
     for more in [&[][..], &["--resume", "auto"]] {
@@ -355,7 +355,7 @@ fn what_cannot_be_done_is_told_before_it_begins() {
     }
     assert_eq!(case.read("used/pytorch_lora_weights.safetensors"), before);
 
-    // What has no effect is told, and what is cut.
+    // Settings without effect and captions that are cut off are reported.
     let long = format!("samples.prompts=[\"{}\"]", "star ".repeat(40));
     let output = case.run("lora", "run", &["--dry-run", "--set", &long]);
     let told = text(&output.stderr);

@@ -31,7 +31,7 @@ fn picture(model: &Path, name: &str, more: &[&str]) -> Vec<u8> {
     fs::read(file).unwrap()
 }
 
-/// How many tensors of each file are compared.
+/// The number of tensors of each file that are compared.
 const COUNTS: [(&str, usize); 9] = [
     ("effnet", 11),
     ("noising", 9),
@@ -69,7 +69,7 @@ fn every_golden_of_v1_agrees_on_the_cpu() {
     assert!(others.is_empty(), "{others:?}");
 }
 
-/// What the options of tokens change is another picture, and the same options make the same one.
+/// Other options of tokens make another picture, and the same options make the same one.
 #[test]
 fn tokens_are_sampled_as_the_options_say() {
     let model = golden("");

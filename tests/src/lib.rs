@@ -1,4 +1,4 @@
-//! What the tests that cross crates share: devices, models and comparisons.
+//! Devices, models and comparisons for the tests that cross crates.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,13 +11,13 @@ use wuerstchen::{LoadError, ModelFiles, ReadBytes, StoredDtype, WebBundle, relat
 ///
 /// # Panics
 ///
-/// Panics if it is none.
+/// Panics if the model cannot be read.
 pub fn shapes_model() -> ModelFiles {
     let bytes: &'static [u8] = include_bytes!("../../models/shapes.safetensors");
     ModelFiles::from_bundle("shapes", Arc::new(bytes)).unwrap()
 }
 
-/// The same as it is after being written as `dtype`, and its bundle.
+/// The model after it was written as `dtype` and read back, and its bundle.
 ///
 /// # Panics
 ///
@@ -38,7 +38,7 @@ pub fn stored_as(dtype: StoredDtype) -> (ModelFiles, WebBundle) {
 ///
 /// # Panics
 ///
-/// Panics if there is no adapter and nobody said so: a skipped test must be asked for.
+/// Panics if there is no adapter but the variable does not say so: a test may be skipped only on request.
 pub fn gpu() -> Option<Device> {
     if std::env::var("WUERSTCHEN_GPU_TESTS").is_ok_and(|value| value == "no") {
         let test = std::thread::current().name().unwrap_or("a test").to_owned();

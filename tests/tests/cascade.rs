@@ -12,7 +12,7 @@ use wuerstchen::{
 };
 use wuerstchen_tests::{error_of, shapes_model};
 
-/// As for the stages of the second version.
+/// Bound of the relative error, as for the stages of the second version.
 const TOLERANCE: f64 = 1e-4;
 
 fn folder(stage: &str) -> PathBuf {
@@ -64,7 +64,7 @@ fn stage_b_predicts_what_diffusers_does() {
     assert!(error < TOLERANCE, "{error}");
 }
 
-/// The number of parameters of a model that would take up to 14 GB, of which no value is made.
+/// The number of parameters of a model. It would take up to 14 GB, so no value is made.
 fn parameters(sizes: Value) -> usize {
     let [c, t, a] = ["Res", "Timestep", "Attn"].map(|kind| format!("SDCascade{kind}Block"));
     let (ct, cta) = (json!([c, t]), json!([c, t, a]));

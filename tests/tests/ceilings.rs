@@ -1,4 +1,4 @@
-//! What the shaders become on AMD GPUs, which need not be there: Mesa's RADV compiles for them without hardware.
+//! Bounds on the shaders' machine code for AMD GPUs, for which Mesa's RADV compiles without the hardware.
 //!
 //! `cargo test --release --workspace --test ceilings -- --nocapture` prints the figures.
 
@@ -16,10 +16,10 @@ use serde::Deserialize;
 /// RDNA 2, RDNA and GCN 5.
 const FAMILIES: [&str; 3] = ["navi21", "navi10", "vega10"];
 
-/// What tells Vulkan's loader where RADV is.
+/// The environment variable that tells Vulkan's loader where RADV is.
 const DRIVER: &str = "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json";
 
-/// Who compiles a shader decides what it checks.
+/// The compiler of a shader, which decides what the shader checks at run time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Checks {
     /// As cubecl asks wgpu: loops end, and nothing else.
@@ -28,9 +28,9 @@ enum Checks {
     Browser,
 }
 
-/// The most that a shader may take, on any of the families.
+/// The resources that a shader may take at most, on any of the families.
 struct Ceiling {
-    /// Every word of this is one of the shader's name.
+    /// The limits hold for shaders whose names have all words of this.
     shader: &'static str,
     /// Vector instructions for each multiply-add of a product, natively and in a browser.
     instructions: Option<[f64; 2]>,
@@ -52,7 +52,7 @@ const fn plain(shader: &'static str, registers: u64, memory: u64) -> Ceiling {
     Ceiling { shader, instructions: None, registers, memory }
 }
 
-/// The first one that fits counts. GCN converts every half of x before it multiplies.
+/// The limits; the first one that fits a shader counts. GCN converts every half of x before it multiplies.
 const CEILINGS: [Ceiling; 33] = [
     product("direct dense product F16", [1.5, 1.66], 84, 0),
     product("direct packed product BITS=16 F16", [1.5, 1.8], 84, 0),
@@ -89,7 +89,7 @@ const CEILINGS: [Ceiling; 33] = [
     plain("probe_copy", 8, 0),
 ];
 
-/// What RADV says about a shader.
+/// RADV's statistics of a shader.
 #[derive(Deserialize)]
 struct Report {
     statistics: BTreeMap<String, u64>,
@@ -238,7 +238,7 @@ fn instructions_per_multiply_add(what: &str, assembly: &str) -> f64 {
     nest.sort_by_key(|range| range.start);
     assert_eq!(nest.len(), trips.len() + 1, "{what}: other loops than the shader's");
 
-    // What is in the outermost loop runs once, what is in the next one some times more, and so on.
+    // The code in the outermost loop runs once, that in the next one several times, and so on.
     let total = |starts: &[&str]| {
         let (mut total, mut times) = (0, 1);
         for (depth, range) in nest.iter().enumerate() {

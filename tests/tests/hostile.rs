@@ -1,4 +1,4 @@
-//! Files that are damaged, or made to do harm, end in an error: no panic, no memory beyond their size.
+//! Reading damaged or malicious files ends in an error, without a panic and without more memory than their size.
 
 #[path = "../fuzz/src/lib.rs"]
 #[expect(unreachable_pub, reason = "it is a crate of its own")]
@@ -35,7 +35,7 @@ fn scratch(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("wuerstchen-{name}-{}.pt", std::process::id()))
 }
 
-/// What may happen to a file on its way: bytes changed, left out or doubled, the end cut off.
+/// Damage that may happen to a file: bytes that are changed, left out or doubled, or an end that is cut off.
 #[derive(Clone, Debug)]
 enum Damage {
     Set(usize, u8),
@@ -131,7 +131,7 @@ proptest! {
     }
 }
 
-/// Every input that fuzzers found worth keeping (`tests/fuzz/README.md`), and what they broke.
+/// Every input that fuzzers kept (`tests/fuzz/README.md`), including those that have broken a reader.
 #[test]
 fn what_fuzzers_found_is_read() {
     let bundle = readers::bundle();

@@ -1,4 +1,4 @@
-//! Every shader, on whatever adapter there is, against its composed twin on the CPU.
+//! Compares every shader, on any available adapter, with its composed twin on the CPU.
 
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -9,7 +9,7 @@ use wuerstchen_kernels::{
 };
 use wuerstchen_tests::{error_of, gpu, values};
 
-/// Sums in another order than the twin's.
+/// Bound of the differences: the shaders sum in another order than the twins.
 const TOLERANCE: f64 = 1e-5;
 
 /// Odd sizes, channels that no workgroup divides, one with more than 65 535 workgroups.
@@ -78,7 +78,7 @@ fn patches_are_those_of_their_twin() {
     }
 }
 
-/// The gradients of the sum of an operation's outputs, each times a number of its own, by every input.
+/// The gradients by every input of a weighted sum of an operation's outputs, with a different weight for each.
 fn gradients<const D: usize>(
     inputs: &[Tensor<4>],
     operation: &dyn Fn(&[Tensor<4>]) -> Tensor<D>,
@@ -110,7 +110,7 @@ fn check_gradients<const D: usize>(
     }
 }
 
-/// Differences of sums of hundreds of products, in another order than the twin's.
+/// Bound for sums of hundreds of products, in another order than the twin's.
 const GRADIENT_TOLERANCE: f64 = 5e-5;
 
 /// Every shader with a backward pass, by each of its inputs.
@@ -225,7 +225,7 @@ fn an_empty_channel_has_a_finite_gradient() {
 const PRODUCTS: [[usize; 3]; 6] =
     [[1, 1, 2], [1, 4, 4], [5, 40, 70], [33, 65, 192], [70, 96, 64], [131, 36, 324]];
 
-/// All that an epilogue may be, on one device.
+/// Every kind of epilogue, on one device.
 fn epilogues(inputs: usize, outputs: usize, device: &Device) -> Vec<Epilogue<2>> {
     let bias = || Some(values([outputs], 5, device));
     let addend = || Some(values([inputs, outputs], 6, device));
@@ -363,7 +363,7 @@ fn joined_matrices_have_the_rows_of_all() {
         let joined = PackedMatrix::joined(&matrices).unwrap().unpack();
         joined.into_data().assert_eq(&Tensor::cat(rows, 0).into_data(), true);
     }
-    // Nothing reads these as they are packed.
+    // No kernel reads these without unpacking them.
     let matrices = [packed(Packing::I8, [4, 64], &device), packed(Packing::I4, [4, 64], &device)];
     assert!(PackedMatrix::joined(&matrices).is_none());
 }

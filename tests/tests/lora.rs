@@ -15,7 +15,7 @@ use wuerstchen::{
 };
 use wuerstchen_tests::{error_of, stored_as};
 
-/// As for a prediction of the prior without a LoRA.
+/// Bound of the error, as for a prediction of the prior without a LoRA.
 const TOLERANCE: f64 = 1e-4;
 
 fn folder() -> PathBuf {

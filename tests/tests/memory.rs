@@ -1,4 +1,5 @@
-//! Stage A decodes a large picture in the memory of a small one, and Stage C trains in less memory than its features take.
+//! Stage A decodes a large picture in the memory of a small one, and Stage C trains in less memory than its features
+//! take.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -103,7 +104,7 @@ fn assert_near(measured: usize, counted: usize) {
     assert!(error < COUNT_BOUND, "measured {measured} bytes, counted {counted}");
 }
 
-/// What an update takes at its peak.
+/// The memory that an update takes at its peak.
 fn update(recompute: bool, precision: Precision) -> usize {
     let mut config = config();
     config.c.recompute = recompute;
@@ -146,7 +147,7 @@ fn recomputation_takes_the_memory_of_a_group() {
     assert_near(kept - recomputed, counted(false) - counted(true));
 }
 
-/// What is in memory between updates: AdamW's two moments and an average, or nearly nothing.
+/// The memory that is taken between updates: AdamW's two moments and an average, or nearly nothing.
 #[test]
 fn adafactor_without_an_average_keeps_the_weights_alone() {
     let _turn = turn();
@@ -160,7 +161,7 @@ fn adafactor_without_an_average_keeps_the_weights_alone() {
         let taken = MEMORY.current_usage() - before;
         (taken, 4 * burn::module::Module::num_params(trainer.model()))
     };
-    // The first one makes the threads and tables that last.
+    // The first update makes threads and tables that stay.
     measured(Method::AdamW, 0.9);
     let (most, weights) = measured(Method::AdamW, 0.9);
     let (moments, _) = measured(Method::AdamW, 0.0);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use wuerstchen::Request;
 
-/// Options that JavaScript callers pass beside the JSON: pictures, and what becomes of results. Their `prompt` is
-/// the only one of a request.
+/// Options that JavaScript callers pass beside the JSON: pictures, and how results are returned. `prompt` is among
+/// them because a JavaScript call has only one, where a request has a list.
 const OF_JAVASCRIPT: [&str; 10] = [
     "prompt",
     "image",

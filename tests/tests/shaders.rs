@@ -18,7 +18,7 @@ fn shaders_are_valid_wgsl() {
     }
 }
 
-/// What every WebGPU device offers a shader.
+/// The capabilities that every WebGPU device offers to shaders.
 #[test]
 fn shaders_need_no_more_than_any_device_has() {
     for (name, source) in wuerstchen_kernels::shaders() {

@@ -1,4 +1,4 @@
-//! Models that are stored in other ways make the pictures that their weights say.
+//! Models that are stored in different ways make the pictures that their weights imply.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -77,7 +77,7 @@ fn a_missing_tensor_is_named_before_anything_runs() {
 /// Sums of packed products run in another order than those of whole matrices.
 const PACKED_BOUND: f64 = 1e-4;
 
-/// As for the goldens: ten times the CPU's.
+/// Bound on a GPU: ten times the CPU's, as for the goldens.
 const GPU_BOUND: f64 = 1e-3;
 
 #[test]
@@ -97,8 +97,8 @@ fn packed_weights_make_what_they_make_unpacked() {
     }
 }
 
-/// Fewer bits cost accuracy and save space, and neither more nor less than expected. In the steps that
-/// the model is made for: a large one makes much of little.
+/// Fewer bits cost accuracy and save space, and neither more nor less than expected. The steps are those that the model
+/// is made for, because larger steps would amplify small errors.
 #[test]
 fn fewer_bits_are_smaller_and_further_off() {
     let generate = |files: &ModelFiles| {

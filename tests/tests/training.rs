@@ -40,8 +40,8 @@ fn turn() -> MutexGuard<'static, ()> {
     GENERATOR.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// The weights, their average and both moments after six steps, and after three, saving, restoring
-/// into a fresh trainer, and three more: equal to the last bit.
+/// Six steps in one go, and three steps, a save, a restore into a fresh trainer, and three more, give the same weights,
+/// average and moments to the last bit.
 fn assert_resumes<S: Stage>(trainer: impl Fn() -> Trainer<S>) {
     let straight = steps(trainer(), 6);
     let saved = steps(trainer(), 3).save();
@@ -74,7 +74,7 @@ fn trainer_c(recipe: &Recipe) -> Trainer<StageC> {
     trainer_c_on(recipe, &Device::flex())
 }
 
-/// With a cache of 40 scenes.
+/// Stage C with a cache of 40 scenes.
 fn trainer_c_on(recipe: &Recipe, plain: &Device) -> Trainer<StageC> {
     let (config, device) = (&recipe.config, plain.clone().autodiff());
     device.seed(config.seed);
@@ -141,8 +141,8 @@ fn without_a_moving_average_none_is_kept() {
     assert!(all(&averaged) == all(trainer.model()));
 }
 
-/// The gradients of an update number four, when nothing is zero any more, by name; with dropout, and a text encoder
-/// that has a loss of its own.
+/// The gradients of update number four, by name. By then no gradient is zero any more. Stage C has dropout, and its
+/// text encoder has a loss of its own.
 fn gradients(recipe: &mut Recipe, state: &[u8], recompute: bool) -> Vec<(String, Vec<f32>)> {
     recipe.config.c.recompute = recompute;
     let trainer = trainer_c(recipe).restore("state", Arc::new(state.to_vec())).unwrap();
@@ -153,8 +153,9 @@ fn gradients(recipe: &mut Recipe, state: &[u8], recompute: bool) -> Vec<(String,
     first.names().map(values).collect()
 }
 
-/// What comes before the blocks sums the text's gradients in another order. Relative to all of these gradients: some are
-/// nothing but rounding, such as those of the keys' biases, which no softmax depends on.
+/// Bound for the layers before the blocks, where the text's gradients are summed in another order. It is relative to
+/// all of these gradients, because some are nothing but rounding, such as those of the keys' biases, on which no
+/// softmax depends.
 const RECOMPUTED_BOUND: f64 = 1e-6;
 
 /// The projected latents have the same bits, too: what is left are the layers that embed the text, and its encoder.
@@ -187,7 +188,7 @@ fn recomputed_features_have_the_same_gradients() {
     assert!(gradients(&mut recipe, &state, true) != found, "dropout changes nothing");
 }
 
-/// What is saved after four updates, with any number of threads that make batches.
+/// The saved state after four updates, with any number of threads that make batches.
 #[test]
 fn results_do_not_depend_on_the_threads_that_make_batches() {
     let _turn = turn();
@@ -213,7 +214,8 @@ fn results_do_not_depend_on_the_threads_that_make_batches() {
     }
 }
 
-/// Gradients of shards are summed in another order: f32 rounds 16 samples' sums to about 1e-6 of them.
+/// Bound of differences between shares: their gradients are summed in another order, and f32 rounds the sums of 16
+/// samples to about 1e-6 of their size.
 const SHARDS_BOUND: f64 = 1e-5;
 
 /// Stage C has no batch norms, which would see a share of the batch. The loss and the norm of the gradients of
@@ -236,7 +238,7 @@ fn shards_compute_the_same_update() {
     }
 }
 
-/// Gradient accumulation: the shares one after the other, or two and then one.
+/// Gradient accumulation: the shares run one after the other, or two and then one.
 #[test]
 fn shards_in_turns_have_the_same_bits() {
     let _turn = turn();
@@ -269,7 +271,8 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Numbers of 11 and of 8 bits; how far losses may be from those in f32. What rounding changes adds up over the updates.
+/// Numbers of 11 and of 8 bits; how far losses may be from those in f32. What rounding changes adds up over the
+/// updates.
 const HALVES: [(Precision, f64); 2] = [(Precision::F16, 0.004), (Precision::BF16, 0.02)];
 
 /// The mean distance of losses from others, relative to those. Most but those of the first updates, whose outputs are
@@ -338,7 +341,7 @@ fn a_gpu_multiplies_in_f16_and_refuses_bf16() {
     assert!(error.contains("precision must be f32 or f16, with which the device"), "{error}");
 }
 
-/// Running averages of batch norms are as they were, in one share and in two.
+/// An update that changes nothing leaves the running averages of batch norms as they were, with one share and with two.
 #[test]
 fn an_update_that_changes_nothing_moves_no_running_averages() {
     let _turn = turn();

@@ -1,4 +1,4 @@
-// Where weights are kept between visits. A file appears under its name whole or not at all.
+// The caches that keep weights between visits. A file appears under its name whole or not at all.
 
 import { asWuerstchenError, WuerstchenError } from './errors.js';
 import { sha256 } from './hash.js';
@@ -9,7 +9,7 @@ const FOLDER = 'wuerstchen-web';
 /** Ends the names of files that are still being written. */
 const PART = '.part';
 
-/** The second and third are Firefox's, for origins and for disks. */
+/** Names of quota errors. The second and third are Firefox's, for origins and for disks. */
 const QUOTA_ERRORS = [
   'QuotaExceededError',
   'NS_ERROR_DOM_QUOTA_REACHED',
@@ -35,8 +35,7 @@ interface FileCache extends CacheAdapter {
 
 /** The origin private file system; undefined where it is missing or closed (private windows). */
 async function openOpfs(): Promise<FileCache | undefined> {
-  // Without `move` a file cannot be put in its place at once, without locks two tabs would write
-  // the same part.
+  // Without `move` a file cannot be put in its place at once. Without locks two tabs would write the same part.
   const canMove = 'FileSystemFileHandle' in globalThis && 'move' in FileSystemFileHandle.prototype;
   if (!canMove || !globalThis.navigator?.locks) return undefined;
   const folder = await orNothing(async () => {
@@ -77,7 +76,7 @@ async function openOpfs(): Promise<FileCache | undefined> {
       const entries: { name: string; bytes: number }[] = [];
       for await (const [file, handle] of folder.entries()) {
         if (handle.kind !== 'file' || file.endsWith(PART)) continue;
-        // Another tab may delete it meanwhile.
+        // Another tab may delete the file meanwhile.
         const stored = await (handle as FileSystemFileHandle).getFile().catch(ignoreMissing);
         if (stored) entries.push({ name: decodeURIComponent(file), bytes: stored.size });
       }
@@ -91,8 +90,8 @@ async function write(handle: FileHandle, bytes: Uint8Array): Promise<void> {
     const access = await handle.createSyncAccessHandle();
     try {
       access.truncate(0);
-      // Not flushed, which takes longer than all else: what a failure of power cuts off is noticed by
-      // its hash.
+      // This does not flush, which would take longer than everything else. If a power failure cuts off a file, its
+      // hash shows it.
       access.write(bytes);
     } finally {
       access.close();
@@ -141,7 +140,7 @@ async function openCacheApi(): Promise<FileCache | undefined> {
   };
 }
 
-/** What storage answers; undefined where it refuses, as in sandboxed frames. */
+/** The answer of the storage; undefined where it refuses, as in sandboxed frames. */
 async function orNothing<T>(ask: () => T | Promise<T>): Promise<T | undefined> {
   try {
     return await ask();
@@ -165,15 +164,15 @@ function quotaError(name: string, cause: string): WuerstchenError {
   });
 }
 
-/** What stored manifests are named after their models. */
+/** The part of a stored manifest's name that follows the model's id. */
 const MANIFEST = '/manifest:';
 
-/** A URL can be longer than the names of files, and its query a secret. */
+/** The key of a manifest. It is a hash, because a URL can be too long for a file's name, and its query a secret. */
 async function manifestKey(url: string): Promise<string> {
   return MANIFEST + (await sha256(new TextEncoder().encode(url)));
 }
 
-/** What a load keeps its files in. It may fail to store or to find, but it never fails a load. */
+/** The cache of a load. It may fail to store or to find files, but it never makes a load fail. */
 export class ModelCache {
   readonly #adapter: CacheAdapter | FileCache | undefined;
   /** Why nothing more is stored. */
@@ -190,7 +189,7 @@ export class ModelCache {
     return orNothing(() => this.#adapter?.get(name));
   }
 
-  /** What is stored under a name, to be read later; undefined where nothing is, or not in the browser's storage. */
+  /** The stored file of a name, for reading later; undefined if there is none in the browser's storage. */
   async file(name: string): Promise<Blob | undefined> {
     const adapter = this.#adapter;
     if (!adapter || !('file' in adapter)) return undefined;
@@ -234,7 +233,7 @@ export class ModelCache {
   async putManifest(id: string, url: string, text: string): Promise<void> {
     if (text === (await this.manifest(url))) return;
     const key = await manifestKey(url);
-    // One for each URL, and one for each model, whose signed URL differs every time.
+    // There is one for each URL, and one for each model, because a signed URL of the same model differs every time.
     for (const { name } of await this.list()) {
       if (name.endsWith(key) || name.startsWith(id + MANIFEST)) await this.delete(name);
     }
@@ -242,7 +241,7 @@ export class ModelCache {
   }
 }
 
-/** The cache that a load asks for; the choice of this browser where it says `auto` or nothing. */
+/** The cache that a load asks for; for `auto`, the best one that this browser has. */
 export async function openCache(choice: LoadOptions['cache'] = 'auto'): Promise<ModelCache> {
   if (typeof choice === 'object') return new ModelCache(choice, 'memory');
   const opfs = choice === 'auto' || choice === 'opfs' ? await openOpfs() : undefined;
@@ -291,7 +290,10 @@ export const cache = {
     return (await cache.list()).reduce((sum, { bytes }) => sum + bytes, 0);
   },
 
-  /** Deletes one model, or all of them. Models that are loaded go on working, unless their parts take turns. */
+  /**
+   * Deletes one model, or all of them. Loaded models go on working, unless only one of their parts is on the device at
+   * a time.
+   */
   async delete(id?: string): Promise<void> {
     for (const [store, entries] of await stores()) {
       for (const { name } of entries) {

@@ -30,7 +30,7 @@ interface QueuedJob {
   readonly reject: (reason: unknown) => void;
   /** How often the GPU went away under it. */
   losses: number;
-  /** Its caller has an answer; the engine may still be at work on it. */
+  /** Whether its caller has an answer; the engine may still be working on the job. */
   isSettled: boolean;
 }
 
@@ -44,7 +44,7 @@ export async function load(options: LoadOptions, connector: Connector): Promise<
     throw new WuerstchenError('invalid-argument', message, { field: 'fetch' });
   }
   throwIfAborted(options.signal);
-  // Answered whenever the user likes: it does not hold up the loading.
+  // The user may answer late, so the loading does not wait for it.
   if (options.persist) void persist();
   const client = new Client(options, connector);
   await client.open(options.signal);
@@ -58,9 +58,9 @@ class Client implements Wuerstchen {
   readonly #queue: QueuedJob[] = [];
   #running: QueuedJob | undefined;
   #connection: Connection | undefined;
-  /** Where the engine asks for what is in a cache of the caller's. */
+  /** The port through which the engine uses a cache of the caller's. */
   #cachePort: MessagePort | undefined;
-  /** Settles the opening of an engine that is under way. */
+  /** Settles the promise of an engine that is being opened. */
   #opening: { resolve: (loaded: Loaded) => void; reject: (reason: unknown) => void } | undefined;
   #loaded: Loaded | undefined;
   #isDisposed = false;
@@ -149,7 +149,7 @@ class Client implements Wuerstchen {
       isOver = true;
       wake();
     };
-    // Who only iterates gets the failure there, and need not look at the result.
+    // A caller who only iterates gets the failure there, so a rejection of the result must not count as unhandled.
     result.then(end, end);
 
     async function* iterate() {
@@ -193,7 +193,7 @@ class Client implements Wuerstchen {
     const { model, lora, device = 'auto', wasmUrl = {} } = this.#options;
     const { residency = 'auto', measure = false } = this.#options;
     const { cache, powerPreference } = this.#options;
-    // What an engine says after it was given up is not heard.
+    // Messages of an engine that was given up are ignored.
     const ifCurrent =
       <T>(handle: (value: T) => void) =>
       (value: T) => {
@@ -303,7 +303,7 @@ class Client implements Wuerstchen {
     });
   }
 
-  /** The engine ends its step before it takes the next job. */
+  /** Aborts a running job. The engine finishes its step before it takes the next job. */
   #abort(job: QueuedJob): void {
     if (job === this.#running) {
       this.#connection?.say({ type: 'abort' });
@@ -323,7 +323,7 @@ class Client implements Wuerstchen {
     try {
       this.#connection?.say({ type: 'generate', job: job.message });
     } catch (cause) {
-      // What could be copied once and not again lacks memory. The engine knows nothing of the job.
+      // The job could be copied before, so now there is no memory. The engine knows nothing of the job.
       const message = `the job could not be handed to the engine: ${messageOf(cause)}`;
       const hint = 'Start from a smaller picture.';
       const error = new WuerstchenError('out-of-memory', message, { hint, cause });
@@ -345,7 +345,7 @@ class Client implements Wuerstchen {
     this.#runNext();
   }
 
-  /** The engine is of no use any more: a fresh one takes its place, if it can. */
+  /** Called when the engine cannot go on: a fresh one takes its place, if possible. */
   async #crash(error: WuerstchenError, reason: string = error.message): Promise<void> {
     if (this.#opening) return this.#opening.reject(error);
     this.#disconnect();
@@ -386,8 +386,8 @@ class Client implements Wuerstchen {
 }
 
 /**
- * Calls back. What the page's own code throws is the page's to see, as of its event listeners; the
- * job goes on.
+ * Calls a callback. An error that the page's own code throws is reported to the page, as for event listeners; the job
+ * goes on.
  */
 function tell<T>(callback: ((event: T) => void) | undefined, event: T): void {
   try {
@@ -403,7 +403,7 @@ function closePreview(event: GenerateEvent): void {
   if (event.type === 'preview') event.bitmap.close();
 }
 
-/** Frees what a caller who gave up will not take. */
+/** Frees a picture of a caller who has given up. */
 function closeImage(image: GenerateResult['images'][number]): void {
   if ('close' in image) image.close();
 }

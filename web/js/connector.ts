@@ -1,4 +1,4 @@
-// Lines to engines: how they are made, and those to workers.
+// Connections to engines: their interface, and connections to workers.
 
 import { WuerstchenError } from './errors.js';
 import type { ClientMessage, EngineMessage } from './serve.js';
@@ -9,10 +9,10 @@ const WORKER_HINT =
   'one, and let the content security policy allow it (worker-src); or pass a function that makes the ' +
   'worker as `worker`, or load with worker: false.';
 
-/** A line to an engine. */
+/** A connection to an engine. */
 export interface Connection {
   say(message: ClientMessage, transfer?: Transferable[]): void;
-  /** Ends the engine; nothing is heard from it any more. */
+  /** Ends the engine; no message of it arrives after that. */
   close(): void;
 }
 
@@ -22,7 +22,7 @@ export interface Connector {
     hear: (message: EngineMessage) => void,
     crash: (error: WuerstchenError) => void,
   ): Connection;
-  /** Functions cannot be handed to workers; a fresh worker can replace one that failed. */
+  /** Whether engines run in workers: a fresh worker can replace a failed one, but functions cannot be sent to it. */
   readonly isWorker: boolean;
 }
 

@@ -13,9 +13,9 @@ export type * from './types.js';
 export { vocabulary } from './vocabulary.js';
 
 /**
- * As `load` of the main entry, but the engine computes in the calling thread, which is blocked
- * during each step, unless `worker` makes one. A GPU that is lost stays lost for the thread: its
- * jobs reject with `device-lost`.
+ * As `load` of the main entry, but the engine computes in the calling thread and blocks it during each step,
+ * unless `worker` is a function that makes a worker. In the calling thread a GPU that is lost stays lost: its jobs
+ * reject with `device-lost`.
  */
 export async function load(options: LoadOptions): Promise<Wuerstchen> {
   const makeWorker = options?.worker;

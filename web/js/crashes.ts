@@ -1,13 +1,13 @@
-// What WebAssembly throws where nobody can catch it: in a task of its own, so that the promise of its
-// caller never settles.
+// Errors of WebAssembly that nobody can catch: they are thrown in a task of its own, so the caller's promise never
+// settles.
 
 import { Crash, WuerstchenError } from './errors.js';
 import { isObject } from './values.js';
 
-/** Which of them it is depends on how the browser starts tasks. */
+/** The events of such an error; which one comes depends on how the browser starts tasks. */
 const EVENTS = ['error', 'unhandledrejection'] as const;
 
-/** Whether an instance of WebAssembly is of no use after this. */
+/** Whether an instance of WebAssembly cannot be used any more after this. */
 export function isFatal(thrown: unknown): boolean {
   if (thrown instanceof Crash) return true;
   return typeof WebAssembly !== 'undefined' && thrown instanceof WebAssembly.RuntimeError;
@@ -31,7 +31,10 @@ export function orCrash<T>(work: Promise<T>): Promise<T> {
   });
 }
 
-/** Ours are thrown by what WebAssembly calls; all else has its frames, as all browsers write them. */
+/**
+ * Whether an error came through WebAssembly. Ours do, because only functions that WebAssembly calls throw them here;
+ * the stack of any other has WebAssembly's frames, which all browsers write alike.
+ */
 function cameThroughWasm(thrown: unknown): boolean {
   if (thrown instanceof WuerstchenError || isFatal(thrown)) return true;
   return isObject(thrown) && 'stack' in thrown && /wasm-function\[/.test(String(thrown.stack));

@@ -19,13 +19,13 @@ const ATTRIBUTES = ['model', 'device', 'prompt', 'negative-prompt', 'seed', ...N
 /** A loaded model, which the elements of a page share. */
 interface Shared {
   readonly engine: Promise<Wuerstchen>;
-  /** Who hears of the loading. */
+  /** The elements that get the events of the loading. */
   readonly users: Set<WuerstchenImage>;
 }
 
 const engines = new Map<unknown, Shared>();
 
-// Pages are also rendered where there are no elements.
+// Servers render pages where there is no HTMLElement.
 const Base = globalThis.HTMLElement ?? (class {} as typeof HTMLElement);
 
 /**
@@ -34,7 +34,7 @@ const Base = globalThis.HTMLElement ?? (class {} as typeof HTMLElement);
  * share one engine, which goes with the last of them.
  *
  * Attributes: `model`, `device`, `prompt`, `negative-prompt`, `seed`, `width`, `height`, `prior-steps`,
- * `decoder-steps`. Events, whose `detail` tells: `progress` (a {@link LoadEvent} or {@link GenerateEvent}), `picture`
+ * `decoder-steps`. Events, with their `detail`: `progress` (a {@link LoadEvent} or {@link GenerateEvent}), `picture`
  * (the {@link GenerateResult}), `error` (the error). Parts for styles: `picture`, `message`.
  */
 export class WuerstchenImage extends Base {
@@ -49,7 +49,7 @@ export class WuerstchenImage extends Base {
   #key: unknown;
   #scheduled = false;
 
-  /** Where the model lies, or the files of one, which no attribute can hold. */
+  /** The model: the attribute's URL, or files, which no attribute can hold. */
   get model(): ModelRef | undefined {
     return this.#model ?? this.getAttribute('model') ?? undefined;
   }
@@ -59,7 +59,7 @@ export class WuerstchenImage extends Base {
     this.#schedule();
   }
 
-  /** Changes of the model. */
+  /** LoRAs that change the model. */
   get lora(): readonly LoraRef[] | undefined {
     return this.#lora;
   }
@@ -69,7 +69,7 @@ export class WuerstchenImage extends Base {
     this.#schedule();
   }
 
-  /** Stops what is being made; a change of an attribute begins anew. */
+  /** Stops the picture that is being made; a change of an attribute begins a new one. */
   stop(): void {
     this.#job?.abort();
   }
@@ -115,7 +115,7 @@ export class WuerstchenImage extends Base {
     this.#tell('', true, prompt);
     try {
       const ready = await engine;
-      // The engine is loaded for all elements that share it: a stop is one of this element's picture alone.
+      // The engine is loaded for all elements that share it, so a stop only ends this element's picture.
       job.signal.throwIfAborted();
       const result = await ready.generate({
         ...this.#options(prompt),
@@ -127,7 +127,7 @@ export class WuerstchenImage extends Base {
       this.#tell('', false, prompt);
       this.#send('picture', result);
     } catch (error) {
-      // What comes next tells its own state.
+      // The next job shows its own state.
       if (this.#job !== job) return;
       const message = error instanceof Error ? error.message : String(error);
       this.#tell(job.signal.aborted ? '' : message, false, prompt);
@@ -142,14 +142,14 @@ export class WuerstchenImage extends Base {
     for (const attribute of [...NUMBERS, 'seed', 'negative-prompt']) {
       const value = this.getAttribute(attribute);
       if (value === null) continue;
-      // A seed may have more digits than a number holds; what is no number is refused by the engine.
+      // A seed may have more digits than a number holds. The engine refuses other text.
       if (attribute === 'seed' && /^\d+$/.test(value)) options.seed = BigInt(value);
       else options[name(attribute)] = attribute === 'negative-prompt' ? value : Number(value);
     }
     return options as unknown as GenerateOptions;
   }
 
-  /** The engine of a model; leaves the one that it had, if that is another. */
+  /** The engine of a model; releases the engine that the element had before, if that is another one. */
   #engineOf(model: ModelRef | undefined): Promise<Wuerstchen> | undefined {
     const device = this.getAttribute('device') ?? undefined;
     const key = model === undefined ? undefined : this.#keyOf(model, device);
@@ -170,7 +170,7 @@ export class WuerstchenImage extends Base {
     return shared.engine;
   }
 
-  /** What tells engines apart: those of files and of LoRAs are an element's own. */
+  /** The key of an engine. Elements with files or LoRAs have engines of their own. */
   #keyOf(model: ModelRef, device: string | undefined): unknown {
     const own = [model, device, this.#lora];
     if (typeof model === 'string' && !this.#lora?.length) {

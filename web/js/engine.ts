@@ -19,7 +19,7 @@ import type {
 } from './types.js';
 import type { Engine, Generated, Picture, Request, Wasm } from './wasm.js';
 
-/** What a self-test has shown to work, and what it runs on. */
+/** A model that has passed its self-test, and the device on which it runs. */
 export interface Tested {
   readonly engine: Engine;
   readonly wasm: Wasm;
@@ -53,7 +53,7 @@ export class ModelEngine {
     this.support = support;
   }
 
-  /** Makes pictures. The caller waits for the end of one job before the next. */
+  /** Makes pictures. The caller must wait for the end of one job before it begins the next. */
   async generate(
     job: Job,
     emit: (event: GenerateEvent) => void,
@@ -146,7 +146,7 @@ export class ModelEngine {
     }
   }
 
-  /** The first step of every stage tells better where frames are made. */
+  /** The expected steps of every stage. Where frames are made, the first step of a stage reports the real number. */
   #plan({ picture }: Job): Record<Stage, number> {
     const { defaults } = this.info;
     const { timesteps } = picture;
@@ -158,7 +158,7 @@ export class ModelEngine {
     };
   }
 
-  /** What earlier jobs of the same size tell about this one. */
+  /** The pace that earlier jobs of the same size have measured. */
   #paceOf({ picture }: Job): Pace {
     const size = [picture.width, picture.height, picture.count].join();
     if (this.#pace.size !== size) this.#pace = { size, stages: new Map() };
@@ -166,7 +166,7 @@ export class ModelEngine {
   }
 }
 
-/** 53 bits, so that it is exact as a number too. */
+/** A random seed of 53 bits, so that it is exact as a JavaScript number too. */
 function randomSeed(): number {
   const [high = 0, low = 0] = crypto.getRandomValues(new Uint32Array(2));
   return (high >>> 11) * 2 ** 32 + low;
@@ -209,7 +209,7 @@ async function toResult(
     settings: {
       prompt: job.picture.prompt,
       ...JSON.parse(settings),
-      // JSON has rounded it where it is larger than numbers can be.
+      // JSON has rounded a seed that is larger than a number can hold.
       seed: seed <= Number.MAX_SAFE_INTEGER ? Number(seed) : seed,
     },
     unread: JSON.parse(generated.unread),
@@ -242,7 +242,7 @@ function toLatents(shape: Uint32Array, values: Float32Array): Latents {
   return { shape: Array.from(shape), values };
 }
 
-/** Lets messages in, such as an abort. Timers would be slowed down in background tabs. */
+/** Waits for the next task, so that messages such as an abort are handled. Background tabs would slow timers down. */
 function nextTask(): Promise<void> {
   return new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();

@@ -33,17 +33,16 @@ const RETRYABLE: Record<ErrorCode, boolean> = {
 const REPORT_HINT = 'Please report it, with what the console of the browser says.';
 
 /**
- * Everything that this package rejects with, except an abort, which rejects with the signal's
- * reason.
+ * The error of all rejections of this package, except those of an abort, which reject with the signal's reason.
  *
- * - `unsupported`: this browser cannot run the wished device.
+ * - `unsupported`: this browser cannot run the requested device.
  * - `limits`: the GPU's limits are too small for the model.
  * - `out-of-memory`: the GPU or WebAssembly has no memory left.
  * - `device-lost`: the GPU went away, twice in one job.
  * - `network`: a file could not be fetched; the message has its URL.
- * - `integrity`: a file is not what the manifest says.
+ * - `integrity`: a file differs from what the manifest says.
  * - `quota`: the browser gives no storage; `load` goes on without storing instead.
- * - `invalid-argument`: an option cannot be run; `field` has its name where it is one option's fault.
+ * - `invalid-argument`: an option cannot be run; `field` has its name if a single option is at fault.
  * - `shader`: the GPU computes wrongly or refused a shader.
  * - `disposed`: the engine was disposed of.
  * - `internal`: a bug in this package.
@@ -71,7 +70,7 @@ export class WuerstchenError extends Error {
   }
 }
 
-/** WebAssembly stopped in a task that nobody waits for; `cause` is what it threw there. */
+/** WebAssembly stopped in a task for which nobody waits; `cause` is what it threw there. */
 export class Crash extends Error {
   constructor(override readonly cause: unknown) {
     super('WebAssembly stopped');
@@ -99,7 +98,7 @@ export function fromErrorData(data: ErrorData): WuerstchenError {
   return error;
 }
 
-/** Gives whatever was thrown, here or in WebAssembly, a code. */
+/** Anything that was thrown, here or in WebAssembly, as an error with a code. */
 export function asWuerstchenError(error: unknown): WuerstchenError {
   if (error instanceof WuerstchenError) return error;
   if (error instanceof Crash) return asWuerstchenError(error.cause);

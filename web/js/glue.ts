@@ -9,7 +9,7 @@ import type { Wasm } from './wasm.js';
 /** A build whose files are not fetched yet. */
 export interface WasmBuild {
   readonly module: Wasm;
-  /** Where its files lie if nothing else is said. Bundlers trace the literals below. */
+  /** The default location of its files. Bundlers trace the literals below. */
   readonly first: () => URL;
   readonly rest: () => URL;
 }

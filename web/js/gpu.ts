@@ -1,4 +1,4 @@
-// Watches the GPU device that WebAssembly makes: its errors reach nobody otherwise.
+// Watches the GPU device that WebAssembly makes, because its errors would reach nobody otherwise.
 
 import { orCrash } from './crashes.js';
 import { asWuerstchenError, WuerstchenError } from './errors.js';
@@ -10,7 +10,7 @@ export const CPU_HINT = "Leave device out, or set it to 'cpu'.";
 export class GpuWatch {
   /** Resolves to the reason once the device has gone away. */
   readonly lost: Promise<string>;
-  /** The first error that nobody has taken. */
+  /** The first error that has not been taken yet. */
   #error: WuerstchenError | undefined;
 
   constructor(device: GPUDevice) {
@@ -38,7 +38,7 @@ function isOutOfMemory(error: GPUError): boolean {
   return typeof GPUOutOfMemoryError !== 'undefined' && error instanceof GPUOutOfMemoryError;
 }
 
-/** As {@link watch}; whatever browsers and drivers do instead of giving a device is `unsupported`. */
+/** As {@link watch}; any failure to get a device is an error `unsupported`. */
 export async function watchDevice(
   open: () => Promise<void>,
   powerPreference: GPUPowerPreference | undefined,
@@ -81,10 +81,10 @@ async function watch(
   try {
     await open();
   } catch (error) {
-    // The browser's own words, not what WebAssembly makes of them.
+    // The browser's own error is clearer than the one that WebAssembly makes of it.
     throw refusal ?? error;
   } finally {
-    // Adapters and devices of others in this thread are none of our business.
+    // Other code in this thread must get its adapters and devices as before.
     gpu.requestAdapter = requestAdapter;
     prototype.requestDevice = requestDevice;
   }

@@ -1,6 +1,6 @@
 // Hashes that name and verify files.
 
-/** Hex digits. */
+/** The SHA-256 of some bytes, in hex digits. */
 export async function sha256(bytes: Uint8Array): Promise<string> {
   const hash = await crypto.subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>);
   return Array.from(new Uint8Array(hash), (byte) => byte.toString(16).padStart(2, '0')).join('');

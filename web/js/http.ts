@@ -5,7 +5,7 @@ import { throwIfAborted } from './signals.js';
 import { messageOf, show } from './values.js';
 
 /**
- * A successful answer that is a file: an HTML page in its place is what many servers send for a
+ * A successful response that is a file. An HTML page in its place is an error, because many servers send one for a
  * path that does not exist.
  */
 export async function request(
@@ -26,7 +26,7 @@ export async function request(
   return response;
 }
 
-/** No answer at all. */
+/** The error of a server that did not respond at all. */
 export function unreachable(url: string, cause: unknown): WuerstchenError {
   return new WuerstchenError('network', `${url} could not be fetched: ${messageOf(cause)}`, {
     cause,
@@ -52,7 +52,7 @@ export function checkAnswer(url: string, status: number, contentType: string | n
   }
 }
 
-/** An answer that began well and did not end. */
+/** The error of a response that began well and broke off. */
 export function brokenOff(url: string, cause: unknown): WuerstchenError {
   return new WuerstchenError('network', `${url} broke off: ${messageOf(cause)}`, {
     hint: 'Check the connection and try again.',
@@ -60,7 +60,7 @@ export function brokenOff(url: string, cause: unknown): WuerstchenError {
   });
 }
 
-/** A URL relative to the page, as one that means the same in a worker. */
+/** An absolute URL from one that is relative to the page, because it must mean the same in a worker. */
 export function absoluteUrl(url: string | URL): string {
   try {
     return new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href).href;
@@ -72,7 +72,7 @@ export function absoluteUrl(url: string | URL): string {
   }
 }
 
-/** The URL of a file in the folder of another; with its query, which may be what grants access. */
+/** The URL of a file in the folder of another one, with the same query, which may grant access. */
 export function besides(url: string, file: string): string {
   try {
     const found = new URL(file, url);

@@ -14,8 +14,8 @@ export type * from './types.js';
 export { vocabulary } from './vocabulary.js';
 
 /**
- * Loads a model: fetches what is not in the cache, verifies it, brings it to the device, and
- * compares the device's results with the model's own before the first picture.
+ * Loads a model: fetches the files that are not in the cache, verifies them, loads them onto the device, and
+ * compares the device's results with the recorded ones in the model before the first picture.
  *
  * Rejects with a {@link WuerstchenError}, or with the reason of `signal`. The engine lives in a
  * worker; a worker or a GPU that fails is replaced, and the job that it interrupted runs once more.

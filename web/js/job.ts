@@ -17,10 +17,10 @@ export interface Job {
 }
 
 /**
- * The job that checked options describe, with copies of all they hold: it may wait in the queue while
- * its caller changes them, closes bitmaps or transfers buffers.
+ * The job that checked options describe, with copies of all that they hold, because the caller may change them, close
+ * bitmaps or transfer buffers while the job waits in the queue.
  *
- * Throws `invalid-argument` for what cannot be copied, which could not reach a worker either.
+ * Throws `invalid-argument` for values that cannot be copied; they could not reach a worker either.
  */
 export function toJob(options: GenerateOptions): Job {
   const { onProgress, signal, preview, ...others } = options;
@@ -33,7 +33,7 @@ export function toJob(options: GenerateOptions): Job {
     mask,
     imageTo,
     picturePrompts,
-    // They are only made where somebody sees them.
+    // Previews are only made if somebody sees them.
     previewEvery: preview === false || !onProgress ? 0 : (preview?.every ?? 1),
     intermediates: intermediates ?? false,
     format: format ?? 'bitmap',

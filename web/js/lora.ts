@@ -15,11 +15,11 @@ export interface LoraSource {
   readonly weight: number;
 }
 
-/** A LoRA that has come. */
+/** A LoRA whose file has been read. */
 export interface LoraBytes {
   readonly name: string;
   readonly bytes: Uint8Array;
-  /** What peft writes beside its weights. */
+  /** The text of the config that peft writes beside its weights. */
   readonly adapterConfig?: string;
   readonly weight: number;
 }
@@ -27,7 +27,7 @@ export interface LoraBytes {
 /** The name that peft gives to a file with a config beside it. */
 const OF_PEFT = 'adapter_model.safetensors';
 
-/** Checked references to LoRAs, with what means the same in a worker. */
+/** Checked references to LoRAs, with URLs and files that mean the same in a worker. */
 export function toLoraSources(loras: readonly LoraRef[] = []): LoraSource[] {
   return loras.map(({ url, blob, adapterConfig, weight = 1 }, index) => {
     const file = blob ?? absoluteUrl(url ?? '');
@@ -49,7 +49,7 @@ function nameOf(file: string | Blob, index: number): string {
   }
 }
 
-/** Fetches or reads all LoRAs. Rejects with `network`, or with `integrity` where a file is gone. */
+/** Fetches or reads all LoRAs. Rejects with `network`, or with `integrity` if a file is gone. */
 export async function readLoras(
   sources: readonly LoraSource[],
   fetcher: typeof fetch,
@@ -71,7 +71,7 @@ export async function readLoras(
       const bytes = await read(file);
       let config = adapterConfig && (await text(adapterConfig));
       if (!adapterConfig && typeof file === 'string' && name === OF_PEFT) {
-        // Older files of peft have one, newer ones need none.
+        // Older files of peft have a config beside them, newer ones need none.
         config = await text(besides(file, 'adapter_config.json')).catch(() => undefined);
       }
       return { name, bytes, adapterConfig: config, weight };

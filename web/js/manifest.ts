@@ -11,7 +11,7 @@ import { isObject } from './values.js';
 
 const FORMAT = 2;
 
-/** Where shards are cut. */
+/** Largest size of a shard. */
 const MAX_FILE_BYTES = 16 * 2 ** 20;
 
 /** A file beside the manifest: a piece of the weights, or what is needed to read them. */
@@ -25,7 +25,7 @@ export interface Shard {
 /** `manifest.json`: what people want to know before a download, and what there is to download. */
 export interface Manifest {
   readonly format: typeof FORMAT;
-  /** The name with digits of the content's hash: what a cache is keyed by. */
+  /** The name with digits of the content's hash, the key of the model in a cache. */
   readonly id: string;
   readonly name: string;
   readonly licence: string;
@@ -34,7 +34,7 @@ export interface Manifest {
   readonly stages: Record<Stage, { params: number; bytes: number; dtype: Dtype }>;
   /** Whether the contents have golden vectors, which every device has to reproduce. */
   readonly selfTest: boolean;
-  /** Left out where the model takes no pictures as prompts. */
+  /** Whether the model takes pictures as prompts; left out if not. */
   readonly picturePrompts?: boolean;
   /** Configs, tokenizers, where the tensors lie, golden vectors: what the WebAssembly reads. */
   readonly contents: Shard;
@@ -42,8 +42,8 @@ export interface Manifest {
 }
 
 /**
- * The manifest at a URL, and its text for the WebAssembly. The stored copy only serves where the
- * network fails: a manifest is small, and a new one names new shards.
+ * The manifest at a URL, and its text for the WebAssembly. The stored copy is used only if the network fails, because a
+ * manifest is small, and a new one names new shards.
  */
 export async function fetchManifest(
   url: string,
@@ -120,12 +120,12 @@ function isPlainName(name: unknown): boolean {
   return typeof name === 'string' && name !== '' && !/[/\\:]|\.\./.test(name);
 }
 
-/** What a file is stored under. */
+/** The name under which a file is stored. */
 export function shardName(manifest: Manifest, shard: Shard): string {
   return `${manifest.id}/${shard.sha256}`;
 }
 
-/** What people want to know before a download. */
+/** The facts about a model that people want to know before a download. */
 export async function modelInfo(manifest: Manifest, cache: ModelCache): Promise<ModelInfo> {
   const stored = new Map((await cache.list()).map(({ name, bytes }) => [name, bytes]));
   const sum = (shards: readonly Shard[]) => shards.reduce((bytes, shard) => bytes + shard.bytes, 0);
@@ -149,7 +149,7 @@ export async function inspect(
   return look(model, options.signal, ({ manifest, cache }) => modelInfo(manifest, cache));
 }
 
-/** A model of which nothing but the manifest has come. */
+/** A model of which only the manifest has been fetched. */
 export interface Looked extends ModelSite {
   readonly manifest: Manifest;
   readonly cache: ModelCache;

@@ -25,7 +25,7 @@ import type {
 } from './types.js';
 import type { Engine, Loader, Wasm } from './wasm.js';
 
-/** Which TypeScript has for workers alone. */
+/** TypeScript declares it only for workers. */
 declare class FileReaderSync {
   readAsArrayBuffer(blob: Blob): ArrayBuffer;
 }
@@ -39,11 +39,11 @@ export interface EngineOptions {
   readonly measure: boolean;
   readonly cache: Exclude<LoadOptions['cache'], CacheAdapter>;
   readonly powerPreference?: LoadOptions['powerPreference'];
-  /** Absolute. */
+  /** Absolute URLs. */
   readonly wasmUrl: Partial<Record<WasmFile, string>>;
 }
 
-/** What the engine has from its surroundings. */
+/** What the thread of an engine provides for it. */
 export interface Host {
   readonly builds: Readonly<Record<DeviceKind, WasmBuild>>;
   readonly fetch: typeof fetch;
@@ -52,7 +52,7 @@ export interface Host {
   /** A cache of the caller's instead of the browser's. */
   readonly cache?: CacheAdapter;
   readonly emit: (event: LoadEvent) => void;
-  /** The GPU of the engine, or of the one that is being opened, went away. */
+  /** Called when the GPU of the engine, or of the one that is being opened, has gone away. */
   readonly onLost: (reason: string) => void;
   readonly signal: AbortSignal;
 }
@@ -65,7 +65,7 @@ interface Model extends ModelSite {
   readonly cache: ModelCache;
 }
 
-/** What is wrong with the model or the options is so on the CPU, too. */
+/** Errors of the model or the options, which the CPU would have too. */
 const NOT_OF_THE_GPU: ReadonlySet<ErrorCode> = new Set([
   'network',
   'integrity',
@@ -73,10 +73,10 @@ const NOT_OF_THE_GPU: ReadonlySet<ErrorCode> = new Set([
   'invalid-argument',
 ]);
 
-/** A build is started and its device opened once, however many models a thread loads. */
+/** The opened devices: a build is started and its device opened only once, however many models a thread loads. */
 const opened = new WeakMap<Wasm, Promise<GpuWatch | undefined>>();
 
-/** Loads a model onto the device that the options and this browser want. */
+/** Loads a model onto the device that suits the options and this browser. */
 export async function openEngine(options: EngineOptions, host: Host): Promise<ModelEngine> {
   const begun = performance.now();
   const { powerPreference } = options;
@@ -123,14 +123,14 @@ function chooseDevice(wish: EngineOptions['device'], support: Support): DeviceKi
       hint: CPU_HINT,
     });
   }
-  // A software GPU may be forced even where the CPU has no SIMD.
+  // A caller may force a software GPU even where the CPU has no SIMD.
   if (wish !== 'webgpu' && !support.ok) {
     throw new WuerstchenError('unsupported', message, { hint: 'Try another browser.' });
   }
   return wish === 'auto' ? support.device : wish;
 }
 
-/** Says so where the browser stopped storing. */
+/** Adds to the message that the browser stopped storing, if so. */
 function withStorage(support: Support, cache: ModelCache): Support {
   if (!cache.problem) return support;
   const message = `${support.message} The model is not kept: ${asNote(cache.problem)}.`;
@@ -156,7 +156,7 @@ async function openOn(
     throw error;
   });
   if (!gpu) return testing;
-  // What waits for a lost GPU may wait for ever.
+  // Work that waits for a lost GPU may wait for ever.
   const lost = gpu.lost.then((reason) => {
     throw new WuerstchenError('device-lost', `the GPU went away: ${reason}`, { hint: CPU_HINT });
   });
@@ -165,7 +165,7 @@ async function openOn(
   return tested;
 }
 
-/** Takes a model to a device that is open, and tests both. */
+/** Loads a model onto an open device, and tests both. */
 async function test(
   module: Wasm,
   device: DeviceKind,
@@ -191,7 +191,7 @@ async function test(
     if (!loader) throw new WuerstchenError('internal', 'no file of the model has come');
     host.emit({ type: 'compile', device });
     const complete = loader;
-    // It is used up by `finish`, even where that fails.
+    // `finish` uses the loader up, even if it fails.
     loader = undefined;
     engine = complete.finish();
     const selfTest: SelfTest = JSON.parse(await engine.selfTest());
@@ -208,7 +208,7 @@ async function test(
       loader?.free();
       engine?.free();
     }
-    // What the GPU says is nearer to the cause than what came of it.
+    // The GPU's own error is nearer to the cause than the error that followed from it.
     throw gpu?.takeError() ?? error;
   }
 }
@@ -233,7 +233,7 @@ function openDevice(
   if (!opening) {
     opening = open();
     opened.set(module, opening);
-    // A failure is not kept.
+    // After a failure, the next load tries again.
     opening.catch(() => opened.delete(module));
   }
   return opening;
@@ -246,7 +246,7 @@ function addLoras(loader: Loader, { loras }: Model, { emit }: Host): void {
   }
 }
 
-/** What of a wish for residency this thread can do: only workers read from storage while they compute. */
+/** The residency that this thread can provide: only workers can read from storage while they compute. */
 function possible(residency: Residency): Residency {
   if ('FileReaderSync' in globalThis) return residency;
   if (residency !== 'per-stage') return 'all';
@@ -255,7 +255,7 @@ function possible(residency: Residency): Residency {
   throw new WuerstchenError('invalid-argument', message, { field: 'residency' });
 }
 
-/** Takes one shard after the other to the device, or keeps it where it can be read again. */
+/** Loads one shard after the other onto the device, or keeps it where it can be read again. */
 function uploader({ manifest, cache }: Model, { emit }: Host) {
   const { shards } = manifest;
   const total = shards.reduce((sum, { bytes }) => sum + bytes, 0);
@@ -266,7 +266,7 @@ function uploader({ manifest, cache }: Model, { emit }: Host) {
     if (!shard) throw new WuerstchenError('internal', 'more shards have come than the model has');
     if (loader.isPerStage) {
       await stored;
-      // A blob of the bytes lies in memory of the browser's, who may put it on the disk.
+      // A blob lies in the browser's own memory, and the browser may move it to the disk.
       const file = await cache.file(shardName(manifest, shard));
       loader.keepShard(bytes.length, reader(file ?? new Blob([bytes as Uint8Array<ArrayBuffer>])));
     } else {
@@ -278,7 +278,7 @@ function uploader({ manifest, cache }: Model, { emit }: Host) {
   };
 }
 
-/** Reads ranges of a file, while the thread stands still. */
+/** Reads ranges of a file synchronously. */
 function reader(file: Blob): (start: number, end: number) => Uint8Array {
   const reader = new FileReaderSync();
   return (start, end) => new Uint8Array(reader.readAsArrayBuffer(file.slice(start, end)));

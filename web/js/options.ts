@@ -1,4 +1,4 @@
-// Checks what callers pass, as far as types and names go; values are checked by the WebAssembly.
+// Checks the types and names of callers' options; the WebAssembly checks their values.
 
 import { WuerstchenError } from './errors.js';
 import { isSignal } from './signals.js';
@@ -8,7 +8,7 @@ import { classOf, isObject, isUrl, show } from './values.js';
 interface Kind {
   readonly is: (value: unknown) => boolean;
   readonly text: string;
-  /** What to do where it is something else. */
+  /** A hint for callers who pass something else. */
   readonly hint?: string;
 }
 

@@ -3,9 +3,9 @@
 import { absoluteUrl } from './http.js';
 
 /**
- * Starts it, wherever its script lies. Browsers start no worker from another origin, such as a CDN's,
- * but let one of the page's own import that script. The URL, which bundlers change, is known to the
- * constructor alone.
+ * Starts the worker, wherever its script lies. Browsers start no worker from another origin, such as a CDN's, but a
+ * worker of the page's own origin may import that script. Only the constructor gets to know the URL, because bundlers
+ * change it.
  */
 export function startWorker(): Worker {
   const OwnOrigin = Worker;
@@ -14,7 +14,7 @@ export function startWorker(): Worker {
       super(isForeign(url) ? importerOf(absoluteUrl(url), options?.type) : url, options);
     }
   }
-  // Fails without a word where a page has frozen what is global.
+  // If a page has frozen its globals, this fails silently.
   Reflect.set(globalThis, 'Worker', AnyOrigin);
   try {
     // Bundlers find the worker by this very expression.
@@ -24,19 +24,19 @@ export function startWorker(): Worker {
   }
 }
 
-/** Whether a script is on another origin; for a page without one, such as a file, all are. */
+/** Whether a script is on another origin. For a page without an origin, such as a local file, every script is. */
 function isForeign(url: string | URL): boolean {
   const { protocol, origin } = new URL(absoluteUrl(url));
   const isOfServer = ['http:', 'https:', 'file:'].includes(protocol);
   return isOfServer && (origin === 'null' || origin !== globalThis.origin);
 }
 
-/** The URL of a script that is nothing but another one. */
+/** The URL of a script that only imports another one. */
 function importerOf(url: string, type: WorkerType = 'classic'): string {
   const name = JSON.stringify(url);
   const script = type === 'module' ? `import ${name};` : `importScripts(${name});`;
-  // A page without an origin starts modules from data: alone; on other pages such a worker would be cut
-  // off from what they store.
+  // A page without an origin can start modules only from data: URLs. On other pages such a worker would have no access
+  // to their storage.
   return globalThis.origin === 'null'
     ? `data:text/javascript,${encodeURIComponent(script)}`
     : URL.createObjectURL(new Blob([script], { type: 'text/javascript' }));

@@ -1,9 +1,9 @@
 // Waiting for browsers that may never answer.
 
-/** A GPU that is there answers within seconds, also where drivers are slow to start. */
+/** A working GPU answers within seconds, even if its driver is slow to start. */
 const PATIENCE_MS = 60_000;
 
-/** Settles as `answer` does, or rejects once nobody can be expected to wait any longer. */
+/** Settles as `answer` does, or rejects after {@link PATIENCE_MS}. */
 export async function patiently<T>(answer: Promise<T>, who: string): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const silence = new Promise<never>((_, reject) => {

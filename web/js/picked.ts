@@ -17,7 +17,7 @@ export type ModelSource = string | readonly PickedFile[] | { readonly stored: st
 
 /** Where the files of a model come from. */
 export interface ModelSite {
-  /** The manifest's; what lies beside it is asked for by `fetch`. */
+  /** The URL of the manifest; `fetch` gets the files beside it. */
   readonly url: string;
   readonly fetch: typeof fetch;
 }
@@ -32,7 +32,7 @@ export function toModelSource(model: ModelRef): ModelSource {
   });
 }
 
-/** What `fetch` answers for a model. */
+/** The site of a model: its URL, and the `fetch` that gets its files. */
 export async function openSite(
   model: ModelSource,
   cache: ModelCache,
@@ -48,12 +48,12 @@ export function storedUrl(id: string): string {
   return `https://stored.invalid/${encodeURIComponent(id)}/${MANIFEST}`;
 }
 
-/** Files of one folder, as if a server had them. */
+/** The site of a model in picked files, which answers as a server would. */
 function pickedSite(files: readonly PickedFile[]): ModelSite {
   const named = new Map(files.map(({ path, file }) => [path, file]));
   const depth = (path: string) => path.split('/').length;
   const manifests = [...named.keys()].filter((path) => path.split('/').at(-1) === MANIFEST);
-  // The nearest one, where the folder holds several models.
+  // If the folder holds several models, the manifest nearest to its root is taken.
   const [manifest, other] = manifests.sort((a, b) => depth(a) - depth(b));
   if (!manifest) {
     throw new WuerstchenError(
@@ -86,7 +86,7 @@ function pickedSite(files: readonly PickedFile[]): ModelSite {
   };
 }
 
-/** What lies in the cache alone. */
+/** The site of a model that is only in the cache. */
 async function storedSite(id: string, cache: ModelCache): Promise<ModelSite> {
   const missing = (what: string) =>
     new WuerstchenError('invalid-argument', `${what} is not stored here`, {

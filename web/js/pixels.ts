@@ -6,7 +6,7 @@ import { messageOf } from './values.js';
 
 export interface Pixels {
   readonly width: number;
-  /** Not premultiplied: WebAssembly puts on white what is transparent. */
+  /** Not premultiplied; WebAssembly puts transparent pixels on white. */
   readonly rgba: Uint8Array;
 }
 

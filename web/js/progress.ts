@@ -1,4 +1,4 @@
-// What a job tells while it runs: stages, steps, and how long the rest may take.
+// The progress of a job: stages, steps, and how long the rest may take.
 
 import type { GenerateEvent, Stage } from './types.js';
 
@@ -20,7 +20,7 @@ export class JobProgress {
   readonly #ms: Record<Stage, number> = { text: 0, prior: 0, decoder: 0, vqgan: 0 };
   #resumed = this.#begun;
 
-  /** `pace` may hold what an earlier job of the same size measured; it is brought up to date. */
+  /** `pace` may hold the measurements of an earlier job of the same size; this job updates them. */
   constructor(plan: Plan, pace: Pace, emit: (event: GenerateEvent) => void) {
     this.#plan = { ...plan };
     this.#pace = pace;
@@ -28,7 +28,7 @@ export class JobProgress {
     this.#beginStage('text');
   }
 
-  /** A step has been made since the last `resume`. */
+  /** Records that a step has been made since the last `resume`. */
   step(stage: Stage, step: number, steps: number): void {
     this.#ms[stage] += performance.now() - this.#resumed;
     this.#done[stage] = step;
@@ -42,7 +42,7 @@ export class JobProgress {
     if (stage === 'decoder' && step === steps) this.#beginStage('vqgan');
   }
 
-  /** The next step begins: what happened since the last one, such as previews, is not counted. */
+  /** Begins the next step. The time since the last one, for example for previews, does not count. */
   resume(): void {
     this.#resumed = performance.now();
   }
@@ -57,7 +57,7 @@ export class JobProgress {
     this.#emit({ type: 'stage', stage, index, of: STAGES.length });
   }
 
-  /** A stage not seen yet is taken to cost as much per step as those of this job. */
+  /** The time that is left. A stage that has not run yet is assumed to take as long per step as those of this job. */
   #etaMs(): number {
     const mean = sum((stage) => this.#ms[stage]) / sum((stage) => this.#done[stage]);
     return sum((stage) => {

@@ -12,35 +12,35 @@ import type {
   Wuerstchen,
 } from './types.js';
 
-/** What a component shows. */
+/** The state that a component shows. */
 export interface PictureState {
-  /** Nothing is done, the model is loaded, or pictures are made. */
+  /** Whether nothing is done, the model is being loaded, or pictures are being made. */
   readonly state: 'idle' | 'loading' | 'making';
   /** Share of the loading or the making that is done, 0 to 1. */
   readonly progress: number;
   /** The picture as it is so far; closed when the next one comes. */
   readonly preview?: ImageBitmap;
-  /** What was made last. */
+  /** The last result. */
   readonly result?: GenerateResult;
-  /** Why the last pictures were not made; not told where they were stopped. */
+  /** Why the last pictures were not made; undefined if they were stopped. */
   readonly error?: Error;
 }
 
 export interface UseWuerstchen extends PictureState {
   /**
-   * Makes pictures; the first call loads the model, and a call while pictures are made stops those. Resolves with
-   * nothing where it fails or is stopped: it never rejects.
+   * Makes pictures. The first call loads the model; a call while pictures are being made stops those. It never rejects:
+   * if it fails or is stopped, it resolves with undefined.
    */
   generate(options: GenerateOptions): Promise<GenerateResult | undefined>;
-  /** Stops what is being loaded or made. */
+  /** Stops the loading of the model or the making of pictures. */
   stop(): void;
 }
 
 const IDLE: PictureState = { state: 'idle', progress: 0 };
 
 /**
- * Pictures of a model, which is loaded with the first and freed with the component. Another `model`, `device` or
- * `lora` frees it too; it then takes the next picture to load the new one.
+ * Makes pictures with a model. The first picture loads the model, and unmounting the component frees it. A change of
+ * `model`, `device` or `lora` frees it too; the next picture then loads the new model.
  */
 export function useWuerstchen(options: LoadOptions): UseWuerstchen {
   const [view, setView] = useState(IDLE);
@@ -48,7 +48,7 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
   const engine = useRef<Promise<Wuerstchen>>(undefined);
   const job = useRef<AbortController>(undefined);
   const loras = useRef(options.lora);
-  // An array that is written in the component is another one with every rendering.
+  // An array literal in the component is a new array at every rendering.
   if (!areSame(loras.current, options.lora)) loras.current = options.lora;
 
   useEffect(() => {

@@ -16,16 +16,16 @@ import type {
   Support,
 } from './types.js';
 
-/** What a client says. It loads once, and waits for the end of a job before the next. */
+/** The messages of a client. It loads once, and waits for the end of a job before it sends the next. */
 export type ClientMessage =
   | { readonly type: 'load'; readonly options: EngineOptions; readonly cachePort?: MessagePort }
   | { readonly type: 'generate'; readonly job: Job }
-  /** Stops what is running, if anything is. */
+  /** Stops the load or job that is running, if there is one. */
   | { readonly type: 'abort' }
   /** Ends the conversation. */
   | { readonly type: 'close' };
 
-/** What an engine says. */
+/** The messages of an engine. */
 export type EngineMessage =
   | { readonly type: 'load-event'; readonly event: LoadEvent }
   | ({ readonly type: 'loaded' } & Loaded)
@@ -35,7 +35,7 @@ export type EngineMessage =
   | { readonly type: 'failed'; readonly error: ErrorData; readonly isBroken: boolean }
   | { readonly type: 'lost'; readonly reason: string };
 
-/** What is known of an engine that is ready. */
+/** The facts about an engine that is ready. */
 export interface Loaded {
   readonly info: ModelInfo;
   readonly support: Support;
@@ -96,7 +96,7 @@ export function serve(
     running = { controller, done };
   };
 
-  // Else the client would wait for ever.
+  // Without an answer the client would wait for ever.
   endpoint.onmessageerror = () => {
     const error = new WuerstchenError('out-of-memory', 'a message could not be read by the engine');
     say({ type: 'failed', error: toErrorData(error), isBroken: false });

@@ -1,4 +1,4 @@
-// Brings the files of a model, from the cache or the network, some ahead of what takes them.
+// Gets the files of a model from the cache or the network, some of them ahead of the caller.
 
 import type { ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
@@ -8,20 +8,20 @@ import { shardName, type Manifest, type Shard } from './manifest.js';
 import { onAbort } from './signals.js';
 import type { LoadEvent } from './types.js';
 
-/** Files that are fetched, verified and stored at a time: enough to keep the line, the hash and the disk busy. */
+/** Files that are fetched, verified and stored at a time: enough to keep the network, the hash and the disk busy. */
 const AHEAD = 4;
 
 const ATTEMPTS = 3;
 
-/** Doubles with every attempt. */
+/** The pause before the second attempt; it doubles with every further one. */
 const FIRST_PAUSE_MS = 500;
 
-/** Progress within a file is told this often at most. */
+/** The shortest time between reports of progress within a file. */
 const PROGRESS_MS = 100;
 
-/** What the fetching of shards needs besides the manifest. */
+/** The needs of the fetching of shards besides the manifest. */
 export interface ShardSource {
-  /** The manifest's; shards lie beside it. */
+  /** The URL of the manifest; shards lie beside it. */
   readonly url: string;
   readonly cache: ModelCache;
   readonly fetch: typeof fetch;
@@ -29,7 +29,7 @@ export interface ShardSource {
   readonly signal?: AbortSignal;
 }
 
-/** A file that has come, intact. */
+/** A file that has arrived intact. */
 export interface Brought {
   readonly bytes: Uint8Array;
   /** Resolves when the file is in the cache or cannot be put there; never rejects. */
@@ -37,9 +37,9 @@ export interface Brought {
 }
 
 /**
- * Yields every file of a model, verified: its contents, then its shards in their order. Some are fetched
- * and stored ahead, while the caller is busy with earlier ones; no more than {@link AHEAD} are held at a
- * time, if the caller lets go of them too.
+ * Yields every file of a model, verified: its contents, then its shards in their order. Some are fetched and stored
+ * ahead, while the caller works on earlier ones. At most {@link AHEAD} are in memory at a time, if the caller keeps
+ * none of them.
  */
 export async function* fetchFiles(
   manifest: Manifest,
@@ -48,7 +48,7 @@ export async function* fetchFiles(
   source.signal?.throwIfAborted();
   const files = [manifest.contents, ...manifest.shards];
   const progress = new DownloadProgress(files, source.emit);
-  // Also stops what is fetched ahead where an earlier file fails, or the caller takes no more.
+  // This also stops files that are fetched ahead when an earlier file fails, or when the caller takes no more.
   const controller = new AbortController();
   const { signal } = controller;
   const ignore = onAbort(source.signal, (reason) => controller.abort(reason));
@@ -57,7 +57,7 @@ export async function* fetchFiles(
     const file = files.shift();
     if (!file) return;
     const brought = bring(file, shardName(manifest, file), { ...source, signal }, progress);
-    // The loop below meets a failure when the file's turn comes; until then it is not unhandled.
+    // The loop below throws a failure when the file's turn comes. Until then it must not count as unhandled.
     brought.catch(() => undefined);
     begun.push(brought);
   };
@@ -85,7 +85,7 @@ export async function fetchContents(manifest: Manifest, source: ShardSource): Pr
   return bytes;
 }
 
-/** Brings a file from the cache, or from the network and into the cache. */
+/** Gets a file from the cache, or from the network and puts it into the cache. */
 async function bring(
   file: Shard,
   name: string,
@@ -151,7 +151,7 @@ async function downloadOnce(
   progress: DownloadProgress,
 ): Promise<Uint8Array> {
   const url = besides(manifestUrl, shard.file);
-  // The HTTP cache would keep a second copy, or bring back a damaged one.
+  // The HTTP cache would keep a second copy, or return a damaged one again.
   const response = await request(fetch, url, { cache: 'no-store', signal });
   const bytes = new Uint8Array(shard.bytes);
   let loaded = 0;
@@ -213,7 +213,7 @@ class DownloadProgress {
     this.#total = files.reduce((sum, { bytes }) => sum + bytes, 0);
   }
 
-  /** `loaded` of the file's bytes are there; it starts again from 0 with another attempt. */
+  /** Reports that `loaded` bytes of the file have arrived. Another attempt starts again from 0. */
   update(file: Shard, loaded: number, fromCache: boolean): void {
     const now = performance.now();
     const added = loaded - (this.#loaded.get(file) ?? 0);

@@ -1,5 +1,5 @@
-// Starts a WebAssembly build. Its code lies in two files: what a picture from a prompt needs, and the
-// rest, which few visitors call (see link/). Something of the rest calls `rest.load` first.
+// Starts a WebAssembly build. Its code lies in two files: the code that a picture from a prompt needs, and the rest,
+// which few visitors call (see link/). A function of the rest calls `rest.load` first.
 
 import { WuerstchenError } from './errors.js';
 import { brokenOff, checkAnswer, request, unreachable } from './http.js';
@@ -7,7 +7,7 @@ import { messageOf } from './values.js';
 import type { Wasm } from './wasm.js';
 import { hasSimd, hasWasm, isForbidden } from './wasm-support.js';
 
-/** Where both files lie; absolute. */
+/** The absolute URLs of both files. */
 export interface WasmUrls {
   readonly first: string;
   readonly rest: string;
@@ -16,11 +16,11 @@ export interface WasmUrls {
 export interface StartOptions {
   readonly fetch: typeof fetch;
   readonly signal: AbortSignal;
-  /** Whether the thread may stand still while the rest is fetched, which is then done at its first call. */
+  /** Whether the thread may block. If so, the rest is fetched at the first call that needs it. */
   readonly mayBlock: boolean;
 }
 
-/** What wasm-bindgen's glue is called by what imports it. */
+/** The module name under which WebAssembly imports wasm-bindgen's glue. */
 const GLUE = './wuerstchen_web_bg.js';
 
 /** The code of a build, ready to be called through `module`. */
@@ -37,7 +37,7 @@ export async function start(
     });
   };
   const glue = module as unknown as WebAssembly.ModuleImports;
-  // Where nothing may block, the rest is there before anything is called.
+  // If the thread may not block, the rest is fetched before anything is called.
   const load = () => {
     if (mayBlock)
       new WebAssembly.Instance(new WebAssembly.Module(fetchNow(urls.rest)), restImports);
@@ -49,7 +49,7 @@ export async function start(
   (exports.__wbindgen_start as () => void)();
 }
 
-/** Says before any download that nothing can be run. */
+/** Throws before any download if WebAssembly cannot run. */
 function checkWasm(): void {
   if (!hasWasm() || !hasSimd()) {
     throw new WuerstchenError('unsupported', 'this browser does not run WebAssembly with SIMD', {
@@ -79,7 +79,7 @@ function startError(url: string, cause: unknown): WuerstchenError {
   return brokenOff(url, cause);
 }
 
-/** While it arrives, if the server calls it what it is. */
+/** Compiles a file while it arrives, if the server gives it WebAssembly's type. */
 async function instantiate(
   file: Response,
   imports: WebAssembly.Imports,
@@ -91,7 +91,7 @@ async function instantiate(
   return instance;
 }
 
-/** A file, in a worker, without giving anything else a turn: WebAssembly waits for it. */
+/** Fetches a file synchronously, which only workers may do, because WebAssembly waits for it. */
 function fetchNow(url: string): ArrayBuffer {
   const request = new XMLHttpRequest();
   request.open('GET', url, false);

@@ -21,8 +21,8 @@ const MESSAGES: Record<SupportReason | 'webgpu', string> = {
 };
 
 /**
- * Finds out what runs here, without any download. Works in pages and workers; never rejects but for
- * an abort, with the signal's reason.
+ * Finds out what runs here, without any download. It works in pages and workers, and rejects only for an abort, with
+ * the signal's reason.
  */
 export async function checkSupport(
   options: {
@@ -62,7 +62,7 @@ export async function checkSupport(
 interface Gpu extends Partial<Pick<Support, 'adapter' | 'features' | 'limits'>> {
   /** Why it is not used. */
   readonly problem?: SupportReason;
-  /** What a browser or a driver says of it. */
+  /** The message of the browser or the driver about the problem. */
   readonly detail?: string;
 }
 
@@ -88,7 +88,7 @@ async function findGpu(powerPreference: GPUPowerPreference | undefined): Promise
       },
     };
   } catch (error) {
-    // Old drivers make browsers reject.
+    // With old drivers, browsers reject.
     return { problem: 'no-adapter', detail: messageOf(error) };
   }
 }
@@ -96,7 +96,7 @@ async function findGpu(powerPreference: GPUPowerPreference | undefined): Promise
 function describe(adapter: GPUAdapter): NonNullable<Support['adapter']> {
   const { info = {} } = adapter as { info?: Partial<GPUAdapterInfo> };
   const { vendor = '', architecture = '', device = '', description = '' } = info;
-  // Where the flag was before it moved into `info`.
+  // Older browsers have the flag here; newer ones have it in `info`.
   const { isFallbackAdapter: wasFallback } = adapter as { isFallbackAdapter?: boolean };
   const software =
     Boolean(info.isFallbackAdapter || wasFallback) ||

@@ -17,9 +17,9 @@ export type SupportReason =
 export interface Support {
   /** Whether a model can run at all. */
   readonly ok: boolean;
-  /** What `device: 'auto'` takes. */
+  /** The device that `device: 'auto'` takes. */
   readonly device: DeviceKind;
-  /** Why it is not WebGPU, or why nothing runs. */
+  /** Why `device` is not WebGPU, or why nothing runs; left out if WebGPU runs. */
   readonly reason?: SupportReason;
   readonly adapter?: {
     readonly vendor: string;
@@ -43,22 +43,25 @@ export interface Support {
 }
 
 /**
- * Location of a model's `manifest.json`, absolute or relative to the page, whose files lie beside it and
- * are asked for with its query; or the files themselves, which a person picked or dropped; or the id of a
- * model that is stored in this browser.
+ * A model. A string or URL is the location of its `manifest.json`, absolute or relative to the page; the other
+ * files lie beside it and are requested with the same query. A list of files is a model that a person picked or
+ * dropped. `stored` is the id of a model in this browser's cache.
  */
 export type ModelRef = string | URL | FileList | readonly File[] | { readonly stored: string };
 
 /**
  * A LoRA of Stage C and its text encoder in a safetensors file, as diffusers, peft, kohya-ss and OneTrainer
- * write it: at a URL, absolute or relative to the page, or at hand.
+ * write it. `url` is absolute or relative to the page; `blob` is the file itself.
  */
 export interface LoraRef {
   readonly url?: string | URL;
   readonly blob?: Blob;
-  /** How many times as strong as it was trained; default 1. */
+  /** How many times as strong as it was trained the LoRA is to be; default 1. */
   readonly weight?: number;
-  /** The `adapter_config.json` that peft writes; beside the URL of an `adapter_model.safetensors` it is found. */
+  /**
+   * The `adapter_config.json` that peft writes. For a `url` that ends in `adapter_model.safetensors` it is looked for
+   * in the same folder.
+   */
   readonly adapterConfig?: string | URL | Blob;
 }
 
@@ -75,9 +78,9 @@ export interface ModelInfo {
   readonly stages: Readonly<
     Record<Stage, { readonly params: number; readonly bytes: number; readonly dtype: Dtype }>
   >;
-  /** What the model does where options say nothing. */
+  /** The model's values for options that a caller leaves out. */
   readonly defaults: Defaults;
-  /** Whether it takes the option `picturePrompts`. */
+  /** Whether the model takes the option `picturePrompts`. */
   readonly picturePrompts: boolean;
 }
 
@@ -89,7 +92,7 @@ export interface Defaults {
   readonly decoderSteps: number;
   readonly decoderGuidanceScale: number;
   readonly sampler: 'ddpm' | 'ddim' | 'lcm';
-  /** These three only of models whose Stage B denoises tokens. */
+  /** This and the next two only for models whose Stage B denoises tokens. */
   readonly temperature?: number;
   readonly temperatureEnd?: number;
   readonly tokenSampling?: 'multinomial' | 'argmax' | 'quant';
@@ -107,13 +110,13 @@ export interface SelfTest {
   }[];
 }
 
-/** What a device reaches, and what the stages of a model have to do for a picture of its default size. */
+/** The speed of a device, and the work of a model's stages for a picture of its default size. */
 export interface Measured {
-  /** Multiply-adds a second in f32, of a loop that does nothing else. */
+  /** Multiply-adds a second in f32, measured with a loop that does nothing else. */
   readonly multiplyAddsPerSec: number;
   /** Bytes a second that a copy of 64 MiB reads and writes. */
   readonly bytesPerSec: number;
-  /** For one prediction of one picture; empty for Stable Cascade, which is not counted. */
+  /** The work for one prediction of one picture; empty for Stable Cascade, whose work is not counted. */
   readonly work: readonly {
     readonly stage: Stage;
     readonly multiplyAdds: number;
@@ -142,7 +145,7 @@ export type LoadEvent =
       readonly loaded: number;
       readonly total: number;
     }
-  /** What a LoRA changes, and a sentence for everything of it that is left out. */
+  /** What a LoRA changes, and a sentence for each thing in it that is left out. */
   | {
       readonly type: 'lora';
       readonly file: string;
@@ -166,35 +169,35 @@ export interface CacheAdapter {
   list(): Promise<{ name: string; bytes: number }[]>;
 }
 
-/** The WebAssembly for a device, and what it fetches when something rare is called. */
+/** The WebAssembly for a device, and its second file, which is fetched when a rarely used function is called. */
 export type WasmFile = DeviceKind | `${DeviceKind}Rest`;
 
 /**
  * Which parts of a model stay on the device. `all`: every part, so that the next picture starts at once. `per-stage`:
- * one at a time, read from the browser's storage whenever it is needed, so that no more memory is taken than the
- * largest part needs. `auto`: all parts, unless they take more than 2 GiB there.
+ * one part at a time, read from the browser's storage whenever it is needed, so that the model takes no more memory
+ * than its largest part. `auto`: all parts, unless together they take more than 2 GiB on the device.
  */
 export type Residency = 'auto' | 'all' | 'per-stage';
 
 export interface LoadOptions {
   readonly model: ModelRef;
-  /** Changes of the model, all made at once. */
+  /** LoRAs that change the model; all of them apply together. */
   readonly lora?: readonly LoraRef[];
-  /** `auto` takes a hardware GPU that works, else the CPU. */
+  /** `auto`, the default, takes a hardware GPU that works, else the CPU. */
   readonly device?: 'auto' | DeviceKind;
   readonly residency?: Residency;
-  /** Also measure what the device reaches, which takes a second or so; a `measured` event tells. */
+  /** Whether to measure the device's speed too, which takes about a second; a `measured` event has the result. */
   readonly measure?: boolean;
-  /** `auto`: OPFS, else the Cache API, else memory. */
+  /** Where weights are kept. `auto`, the default: OPFS, else the Cache API, else memory. */
   readonly cache?: 'auto' | 'opfs' | 'cache' | 'none' | CacheAdapter;
-  /** Ask the browser to keep the cache. */
+  /** Whether to ask the browser to keep the cache even when space is short. */
   readonly persist?: boolean;
   readonly powerPreference?: 'low-power' | 'high-performance';
-  /** `false` computes in the calling thread; a function makes the worker. */
+  /** `false` computes in the calling thread; a function makes the worker. By default the package starts its own. */
   readonly worker?: false | (() => Worker);
   /** Where the WebAssembly files lie, if not beside the worker. */
   readonly wasmUrl?: Partial<Record<WasmFile, string | URL>>;
-  /** Only where `worker` is false. */
+  /** Used in place of the global `fetch`; only with `worker: false`. */
   readonly fetch?: typeof fetch;
   readonly onProgress?: (event: LoadEvent) => void;
   readonly signal?: AbortSignal;
@@ -214,7 +217,7 @@ export type PictureSource =
 export interface PictureOptions {
   readonly prompt: string;
   readonly negativePrompt?: string;
-  /** 0 to 2^64 - 1; drawn at random if left out, and told in the result. */
+  /** 0 to 2^64 - 1; drawn at random if left out. The result has the seed that was used. */
   readonly seed?: number | bigint;
   readonly count?: number;
   readonly width?: number;
@@ -225,24 +228,24 @@ export interface PictureOptions {
   readonly timesteps?: readonly number[];
   readonly decoderSteps?: number;
   readonly decoderGuidanceScale?: number;
-  /** Of the decoder's last step, where it denoises tokens; default that of the first. */
+  /** Guidance scale of the decoder's last step, where the decoder denoises tokens; default that of the first step. */
   readonly decoderGuidanceScaleEnd?: number;
-  /** What the logits of tokens are divided by at the decoder's first step, where it denoises tokens. */
+  /** The number by which logits are divided at the decoder's first step, where the decoder denoises tokens. */
   readonly temperature?: number;
-  /** The same at the last step. */
+  /** The same at the decoder's last step. */
   readonly temperatureEnd?: number;
   /** After how many steps tokens are noised again, where the decoder denoises tokens; default all but the last. */
   readonly renoiseSteps?: number;
   /** How tokens are chosen: drawn, the likeliest, or the code nearest to the mean of all. */
   readonly tokenSampling?: 'multinomial' | 'argmax' | 'quant';
   readonly sampler?: 'ddpm' | 'ddim' | 'lcm';
-  /** Whose way of sampling: diffusers', or that of Stable Cascade's authors with their numbers. */
+  /** How to sample: as diffusers does, or as Stable Cascade's authors do, with their values of other options. */
   readonly recipe?: 'diffusers' | 'authors';
   /** Above 1, the prior takes more of its steps where there is much noise; default 1. */
   readonly priorShift?: number;
-  /** The same of the decoder. */
+  /** The same for the decoder. */
   readonly decoderShift?: number;
-  /** How far guidance leaves the spread of predictions as it was, 0 to 1; default 0. */
+  /** How far to undo the wider spread that guidance gives to predictions: 0 not at all, 1 completely; default 0. */
   readonly guidanceRescale?: number;
   /** What brackets in prompts mean: weights, as in `(red:1.3)`, or nothing; default `weighted`. */
   readonly promptSyntax?: 'weighted' | 'plain';
@@ -252,31 +255,31 @@ export interface PictureOptions {
   readonly promptTo?: string;
   /** Frames on the way to `promptTo` or `imageTo`, both ends included; default 8. */
   readonly frames?: number;
-  /** How far from `image`: 0 shows it again, 1 leaves it; default 0.8, and 1 with a mask. */
+  /** How much to change `image`: 0 reproduces it, 1 ignores it; default 0.8, and 1 with a mask. */
   readonly strength?: number;
 }
 
 export interface GenerateOptions extends PictureOptions {
   /**
-   * A picture to start from instead of noise, on white where it is transparent. It is scaled and cut to
-   * the size that is made.
+   * A picture to start from instead of noise. Where it is transparent, it is put on white. It is scaled and cut to
+   * the size of the result.
    */
   readonly image?: PictureSource;
   /**
-   * What of `image` to paint anew: white of a picture of the same size. Grey mixes; what is black or
-   * transparent stays.
+   * A picture of the same size as `image` that says where to paint anew: white paints, grey mixes, black or
+   * transparent keeps.
    */
   readonly mask?: PictureSource;
   /** Makes frames on the way from `image` to this one; not with a mask. */
   readonly imageTo?: PictureSource;
   /**
-   * Pictures as prompts, which the result shall be like, beside `prompt` or with an empty one. A model of
-   * Stable Cascade with its image encoder takes them.
+   * Pictures that the result shall resemble, with a `prompt` or with an empty one. Only models of Stable Cascade
+   * with the image encoder take them.
    */
   readonly picturePrompts?: readonly PictureSource[];
-  /** Pictures of the latents while they are made; `every` n steps, default 1. */
+  /** Whether `onProgress` gets pictures of the latents, and after how many steps each; by default after every step. */
   readonly preview?: false | { readonly every?: number };
-  /** Also return what each stage made, for those who look inside. */
+  /** Whether the result has the outputs of stages C and B too. */
   readonly intermediates?: boolean;
   /** `bitmap` by default; a blob is a PNG that carries the prompt and the settings. */
   readonly format?: 'bitmap' | 'blob' | 'imageData';
@@ -308,7 +311,7 @@ export interface Latents {
   readonly values: Float32Array;
 }
 
-/** What of a prompt has no influence on the picture. */
+/** The parts of a prompt that have no influence on the picture. */
 export interface Unread {
   /** Words that the model has never seen; empty for models that split such words into parts. */
   readonly unknownWords: readonly string[];
@@ -317,34 +320,37 @@ export interface Unread {
 }
 
 export interface GenerateResult {
+  /** The pictures, in the `format` that was asked for. */
   readonly images: (ImageBitmap | Blob | ImageData)[];
+  /** The seed that was used. */
   readonly seed: bigint;
+  /** Width of each picture in pixels; `height` likewise. */
   readonly width: number;
   readonly height: number;
-  /** Milliseconds. */
+  /** Milliseconds that each stage and the whole job took. */
   readonly timings: Readonly<Record<Stage | 'total', number>>;
   /** The options with every gap filled. */
   readonly settings: Readonly<Record<string, unknown>>;
-  /** What of the prompts has no influence on the pictures. */
+  /** The parts of the prompts that have no influence on the pictures. */
   readonly unread: Unread;
-  /** With `intermediates`: the image embedding (Stage C) and the latents (Stage B). */
+  /** Only with the option `intermediates`: the image embedding (Stage C) and the latents (Stage B). */
   readonly intermediates?: { readonly imageEmbedding: Latents; readonly latents: Latents };
 }
 
 export interface Wuerstchen extends AsyncDisposable {
   readonly info: ModelInfo;
   readonly support: Support;
-  /** What computes. */
+  /** The kind of device that computes. */
   readonly device: DeviceKind;
   readonly selfTest: SelfTest;
   readonly state: 'ready' | 'busy' | 'lost' | 'disposed';
   /** Makes pictures; jobs run one at a time, in their order. */
   generate(options: GenerateOptions): Promise<GenerateResult>;
-  /** As `generate`, with the events to iterate over. */
+  /** As `generate`, but returns the events to iterate over; `result` has the same result. */
   stream(
     options: GenerateOptions,
   ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult> };
-  /** `lost`: the GPU went away; `recovered`: it was set up anew, the job goes on. */
+  /** `lost`: the GPU went away. `recovered`: it was set up again, and the job that it interrupted goes on. */
   addEventListener(
     type: 'lost' | 'recovered',
     listener: (event: CustomEvent<{ reason: string }>) => void,

@@ -1,4 +1,4 @@
-// What callers' values are. `instanceof` would refuse those of iframes, whose classes are others.
+// The types of callers' values. `instanceof` would refuse values of iframes, which have other classes.
 
 export function isObject(value: unknown): value is object {
   return typeof value === 'object' && value !== null;
@@ -14,7 +14,7 @@ export function isUrl(value: unknown): value is string | URL {
   return typeof value === 'string' || ['URL', 'Location'].includes(classOf(value));
 }
 
-/** A value in a message. Not every object can be made a string. */
+/** A value as text for a message, also if it cannot be converted to a string. */
 export function show(value: unknown): string {
   if (typeof value === 'string') return `"${value}"`;
   return isObject(value) || typeof value === 'function'
@@ -22,7 +22,7 @@ export function show(value: unknown): string {
     : String(value);
 }
 
-/** What something that was thrown says. */
+/** The message of something that was thrown. */
 export function messageOf(thrown: unknown): string {
   const message = isObject(thrown) && 'message' in thrown ? thrown.message : undefined;
   if (typeof message === 'string') return message;

@@ -9,9 +9,9 @@ import type { ModelRef } from './types.js';
 const TOKENIZER = 'wuerstchen-prior/tokenizer/tokenizer.json';
 
 /**
- * The words that a model knows, in alphabetical order; undefined if its tokenizer splits words into parts,
- * so that it reads any text. Fetches the manifest and what describes the weights, which a later `load` finds in
- * the cache, but no weights. Rejects with `network` or `integrity`.
+ * The words that a model knows, in alphabetical order; undefined if its tokenizer splits words into parts and so reads
+ * any text. Fetches the manifest and the file with the tokenizer, which a later `load` finds in the cache, but no
+ * weights. Rejects with `network` or `integrity`.
  */
 export async function vocabulary(
   model: ModelRef,

@@ -9,7 +9,7 @@ const SIMD_MODULE = new Uint8Array([
 /** A module with nothing in it. */
 const EMPTY_MODULE = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0]);
 
-/** Browsers in a lockdown mode have none at all. */
+/** Whether there is WebAssembly at all; browsers in a lockdown mode have none. */
 export function hasWasm(): boolean {
   return typeof WebAssembly !== 'undefined';
 }

@@ -26,7 +26,7 @@ export interface Generated {
   free(): void;
 }
 
-/** What a caller asks for. */
+/** The request of a caller. */
 export interface Request {
   setImage(width: number, rgba: Uint8Array): void;
   setMask(width: number, rgba: Uint8Array): void;
@@ -40,10 +40,10 @@ export interface Engine {
   selfTest(): Promise<string>;
   /** JSON of `Measured`. */
   measure(): Promise<string>;
-  /** Makes the changes of all LoRAs, once, after the self-test. */
+  /** Applies all LoRAs; called once, after the self-test. */
   applyLoras(): void;
   generate(
-    /** Used up. */
+    /** The request, which this call uses up. */
     request: Request,
     /** Called after every step; resolves to whether to go on. `latents` is a copy that may be kept. */
     onStep: (
@@ -60,16 +60,16 @@ export interface Engine {
 }
 
 export interface Loader {
-  /** Reads a LoRA, before the first shard; gives what it changes, then what of it is left out. */
+  /** Reads a LoRA, before the first shard; returns what it changes, then the things in it that are left out. */
   addLora(
     name: string,
     bytes: Uint8Array,
     adapterConfig: string | undefined,
     weight: number,
   ): string[];
-  /** Whether parts will be on the device one at a time; shards then go to `keepShard`, else to `addShard`. */
+  /** Whether parts will be on the device one at a time. If so, shards go to `keepShard`, else to `addShard`. */
   readonly isPerStage: boolean;
-  /** Takes one shard's verified bytes to the device. */
+  /** Loads the verified bytes of one shard onto the device. */
   addShard(index: number, bytes: Uint8Array): void;
   /** Takes the next shard, verified, whose bytes `read` gives whenever they are needed. */
   keepShard(length: number, read: (start: number, end: number) => Uint8Array): void;
@@ -79,7 +79,7 @@ export interface Loader {
 }
 
 export interface Wasm {
-  /** Tells the glue what it calls. */
+  /** Gives the glue the exports that it calls. */
   __wbg_set_wasm(exports: WebAssembly.Exports): void;
   /** Sets up the device, once per instance, before any loader. */
   openDevice(): Promise<void>;

@@ -2,13 +2,13 @@
 
 use burn::prelude::*;
 
-/// What an update's parameters have in common.
+/// The numbers of an update of AdamW that all parameters share.
 ///
 /// Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (arXiv 1711.05101), Algorithm 2;
 /// `torch.optim.AdamW`.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
-    /// What gradients are multiplied with.
+    /// Factor of the gradients.
     pub clip: f64,
     /// Decay of the first moment.
     pub beta1: f64,
@@ -38,7 +38,7 @@ impl AdamW {
         self.learning_rate / self.correction(self.beta1)
     }
 
-    /// What weight decay leaves of a weight.
+    /// Share of a weight that weight decay leaves.
     pub fn shrink(&self) -> f64 {
         1.0 - self.learning_rate * self.weight_decay
     }
@@ -65,8 +65,8 @@ impl AdamW {
     }
 }
 
-/// Updates a parameter and its first and second moment by its gradient. `settings` are those of `adamw`; the given
-/// tensors change in place where nothing else has them.
+/// Updates a parameter and its first and second moment by its gradient, and returns all three. `settings` is
+/// [`AdamW::settings`]. Tensors of which nothing else has a copy change in place.
 ///
 /// # Shapes
 ///

@@ -4,8 +4,8 @@ use burn::prelude::*;
 
 /// `softmax(q·kᵀ / √D)·v` in every head of `D = C / heads` channels.
 ///
-/// Keys and values may lie in several tensors, whose tokens count as if they were one tensor's. On wgpu devices
-/// the attention weights are never in memory (`shaders/attention.wgsl`).
+/// Keys and values may lie in several tensors, whose tokens count as if they were in one tensor. On wgpu devices
+/// the attention weights are never written to memory (`shaders/attention.wgsl`).
 ///
 /// # Shapes
 ///
@@ -31,7 +31,7 @@ pub fn attention(
     }
     #[cfg(feature = "gpu")]
     if has_kernel(&q.device(), channels, heads) {
-        // The shader reads two pairs where they lie.
+        // The shader reads up to two pairs where they lie, so only further ones are copied together.
         let mut first = [keys, values];
         let more = first.each_mut().map(|tensors| tensors.split_off(1));
         let more = (!more[0].is_empty()).then(|| more.map(joined));
@@ -40,8 +40,8 @@ pub fn attention(
     reference::attention(q, joined(keys), joined(values), heads)
 }
 
-/// Attention of tokens to themselves, then to `more` keys and values, where each token's query, key and value
-/// come one after the other.
+/// Attention of tokens to themselves and to `more` keys and values. In `qkv`, each token's query, key and value
+/// follow each other.
 ///
 /// # Shapes
 ///
@@ -64,7 +64,7 @@ pub fn joined_attention(qkv: Tensor<3>, more: [Tensor<3>; 2], heads: usize) -> T
     reference::joined_attention(qkv, more, heads)
 }
 
-/// Whether attention is a kernel's, which reads the tokens where they lie; otherwise they are copied first.
+/// Whether a kernel computes attention and reads the tokens where they lie; otherwise they are copied first.
 pub fn has_kernel(device: &Device, channels: usize, heads: usize) -> bool {
     #[cfg(feature = "gpu")]
     {

@@ -6,15 +6,15 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 thread_local! {
-    /// What [`autocast`] has set.
+    /// The type that [`autocast`] has set.
     static PRODUCTS: Cell<DType> = const { Cell::new(DType::F32) };
 }
 
 /// Runs `compute` with matrix products that multiply numbers of the type `products`, on this thread.
 ///
-/// The factors of linear layers and of attention are rounded to that type, and what comes out is in f32 again, as are
-/// the gradients. A device with matrix units adds up in f32. Norms, softmax, convolutions and everything else stay in
-/// f32, hand-written shaders among it.
+/// The factors of linear layers and of attention are rounded to that type; results and gradients are in f32 again. A
+/// device with matrix units sums in f32. Norms, softmax, convolutions and everything else, including hand-written
+/// shaders, stay in f32.
 ///
 /// Source: Micikevicius et al., "Mixed precision training" (arXiv 1710.03740).
 pub fn autocast<R>(products: DType, compute: impl FnOnce() -> R) -> R {

@@ -1,12 +1,12 @@
-//! What operations with a backward pass of their own have in common.
+//! The recording of operations that have a backward pass of their own.
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::ops::{Backward, NodeGuard, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend};
 
-/// Computes an operation, and records its backward pass, with what it needs of the inputs, where one of the `nodes`
-/// wants a gradient. Else nothing else has the inputs, so that they can be changed in place.
+/// Computes an operation. Where one of the `nodes` requires a gradient, it also records the backward pass, with the
+/// values of the inputs that this needs. Otherwise nothing keeps the inputs, so that they can be changed in place.
 pub(crate) fn record<B, C, O, I, const N: usize>(
     backward: O,
     nodes: [NodeGuard; N],

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-/// `x·Φ(x)` with the exact error function, as `nn.GELU()` of the reference code.
+/// `x·Φ(x)` with the exact error function, as `nn.GELU()` of the authors' code.
 ///
 /// # Shapes
 ///

@@ -2,8 +2,7 @@
 
 use burn::prelude::*;
 
-/// Added to the variance, as in `LayerNorm(…, elementwise_affine=False, eps=1e-6)` of the
-/// reference code.
+/// Added to the variance, as in `LayerNorm(…, elementwise_affine=False, eps=1e-6)` of the authors' code.
 pub const EPSILON: f64 = 1e-6;
 
 /// Normalises every row of channels of `x`: `(x − mean) / sqrt(variance + 10⁻⁶)`.

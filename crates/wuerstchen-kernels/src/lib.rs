@@ -3,10 +3,10 @@
 //! Features are channels-last, `[B, H, W, C]`: every 1x1 convolution is then a matrix product, and
 //! the operations here read and write whole rows of channels.
 //!
-//! Each function chooses by the device of its input: a hand-written CPU kernel on burn Flex or a WGSL shader on wgpu, if
-//! the operation has one, else the composed twin in `reference`. Callers never know. Where gradients are tracked, the CPU kernels
-//! and the shaders of layer norm, global response norm, depthwise convolution and patches have backward passes of their
-//! own; attention and products on wgpu are composed.
+//! Each function chooses by the device of its input: a hand-written CPU kernel on burn Flex or a WGSL shader on wgpu,
+//! if the operation has one, else the composed twin in `reference`. Callers need not know which one runs. Where
+//! gradients are tracked, the CPU kernels and the shaders of layer norm, global response norm, depthwise convolution
+//! and patches have backward passes of their own; attention and products on wgpu are composed.
 #![recursion_limit = "256"]
 
 #[cfg(feature = "train")]

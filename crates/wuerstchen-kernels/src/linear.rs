@@ -5,26 +5,26 @@ use burn::prelude::*;
 use crate::autocast::product;
 use crate::gelu::gelu;
 
-/// What happens to the sums of a product: `f(x·W + bias + addend)`.
+/// The operations on the sums of a product: `f(x·W + bias + addend)`.
 ///
-/// A GPU does it where it has the sums, and writes the result once.
+/// A GPU applies them while it has the sums in registers, so that it writes the result only once.
 #[derive(Clone, Debug)]
 pub struct Epilogue<const D: usize> {
     /// `[N]`.
     pub bias: Option<Tensor<1>>,
-    /// As large as the output.
+    /// Of the shape of the output.
     pub addend: Option<Tensor<D>>,
-    /// Whether `f` is the [`gelu`], or nothing.
+    /// Whether `f` is the [`gelu`]; otherwise it is the identity.
     pub gelu: bool,
 }
 
 impl<const D: usize> Epilogue<D> {
-    /// A bias, or nothing.
+    /// An epilogue that only adds a bias, if there is one.
     pub const fn new(bias: Option<Tensor<1>>) -> Self {
         Self { bias, addend: None, gelu: false }
     }
 
-    /// Does it after the product.
+    /// Applies the epilogue after the product.
     pub(crate) fn apply(self, mut y: Tensor<D>) -> Tensor<D> {
         if let Some(bias) = self.bias {
             y = y + bias.unsqueeze();
@@ -38,10 +38,10 @@ impl<const D: usize> Epilogue<D> {
 
 /// `y = f(x·W + bias + addend)`.
 ///
-/// One product of all rows, whatever the rank: for some shapes burn would make one of a few rows for each
-/// batch, which is slow on a CPU. On GPUs it is burn's where burn times the variants of every product at
-/// first use (feature `autotune`), else `shaders/product.wgsl`. Where the weight has more rows than `x` has
-/// columns, its first ones count.
+/// All rows are multiplied in one product, whatever the rank: for some shapes burn would make a product of a few rows
+/// for each batch, which is slow on a CPU. On GPUs burn's own product is used if burn times its variants at first use
+/// (feature `autotune`), else `shaders/product.wgsl`. If the weight has more rows than `x` has columns, only its first
+/// rows count.
 ///
 /// # Shapes
 ///
@@ -73,7 +73,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, epilogue: Epilogu
     epilogue.apply(product(rows, weight).reshape(shape))
 }
 
-/// Whether products with this weight are a kernel's of this crate, which adds and takes the GELU at no cost and
+/// Whether a kernel of this crate computes products with this weight. A kernel applies the epilogue at no cost and
 /// reads the first rows of a longer weight where they lie.
 pub fn has_kernel(weight: &Tensor<2>) -> bool {
     #[cfg(feature = "gpu")]
@@ -88,7 +88,7 @@ pub fn has_kernel(weight: &Tensor<2>) -> bool {
     false
 }
 
-/// Whether products with this weight are a shader's.
+/// Whether a shader computes products with this weight.
 #[cfg(feature = "gpu")]
 fn has_shader(weight: &Tensor<2>) -> bool {
     let own = !cfg!(feature = "autotune") && crate::wgsl::runs_on(&weight.device());
@@ -103,7 +103,7 @@ pub(crate) fn by_rows<const D: usize>(x: Tensor<D>, outputs: usize) -> (Tensor<2
     (x.reshape([-1, columns as isize]), shape)
 }
 
-/// The same for rows.
+/// The same epilogue for rows.
 #[cfg(any(feature = "gpu", target_family = "wasm"))]
 pub(crate) fn flat<const D: usize>(epilogue: Epilogue<D>) -> Epilogue<2> {
     let rows = |addend: Tensor<D>| {

@@ -44,7 +44,7 @@ impl Packing {
         }
     }
 
-    /// Scales, and zero-points, of a row; none for halves.
+    /// Number of scales of a row, and of zero-points; 0 for halves.
     pub const fn blocks(self, columns: usize) -> usize {
         match self {
             Self::F16 => 0,
@@ -110,16 +110,16 @@ pub struct PackedMatrix {
 
 /// The planes of a [`PackedMatrix`], row by row.
 pub struct Planes {
-    /// As many as [`Packing::value_words`] a row.
+    /// The values, [`Packing::value_words`] words for each row.
     pub values: Vec<i32>,
-    /// As many as [`Packing::blocks`] a row.
+    /// The scales, [`Packing::blocks`] for each row.
     pub scales: Vec<f32>,
-    /// As many as [`Packing::zero_words`] a row.
+    /// The zero-points, [`Packing::zero_words`] words for each row.
     pub zeros: Vec<i32>,
 }
 
 impl PackedMatrix {
-    /// Takes planes to `device`.
+    /// Copies planes to `device`.
     ///
     /// # Panics
     ///
@@ -130,7 +130,7 @@ impl PackedMatrix {
         planes: Planes,
         device: &Device,
     ) -> Self {
-        // No device likes empty buffers: planes that halves do not have are one word.
+        // Not every device accepts empty buffers, so the planes that halves do not have are one word long.
         let words = |values: Vec<i32>, width: usize| {
             let (values, shape) =
                 if width == 0 { (vec![0], [1, 1]) } else { (values, [rows, width]) };
@@ -149,13 +149,14 @@ impl PackedMatrix {
         }
     }
 
-    /// Keeps the matrix in f32 beside the planes, for as long as it lives: products take no longer than those of a
-    /// matrix that was never packed, and give the same bits as without.
+    /// Keeps the matrix in f32 beside the planes as long as it lives. Products then take no longer than those of a
+    /// matrix that was never packed, and give the same bits as before.
     pub fn keep_unpacked(self) -> Self {
         Self { unpacked: Some(self.unpack()), ..self }
     }
 
-    /// The rows of several matrices one after the other, if products on this device read them as they are packed.
+    /// The rows of several matrices as one matrix; `None` if products on this device do not read packed matrices, or if
+    /// the matrices are not packed alike.
     pub fn joined(matrices: &[Self]) -> Option<Self> {
         let first = matrices.first()?;
         let alike = |other: &Self| {
@@ -178,7 +179,7 @@ impl PackedMatrix {
         })
     }
 
-    /// `[N, K]`.
+    /// Rows `N` and columns `K`.
     pub fn dims(&self) -> [usize; 2] {
         [self.values.dims()[0], self.columns]
     }
@@ -237,7 +238,7 @@ impl PackedMatrix {
     }
 }
 
-/// `y = f(x·Wᵀ + bias + addend)`, summed in f32. Where `W` has more columns than `x`, its first ones count.
+/// `y = f(x·Wᵀ + bias + addend)`, summed in f32. If `W` has more columns than `x`, only its first columns count.
 ///
 /// # Shapes
 ///
@@ -263,7 +264,7 @@ pub fn packed_linear<const D: usize>(
         let (packing, epilogue) = (weight.packing, crate::linear::flat(epilogue));
         return crate::wgsl::packed_linear(rows, planes, packing, columns, epilogue).reshape(shape);
     }
-    // One layer at a time is in f32, for as long as its product takes, in the backward pass too.
+    // Only one layer at a time is in f32, while its product runs, in the backward pass too.
     #[cfg(feature = "cpu")]
     if rows.device().is_autodiff()
         && crate::cpu::runs_on(&rows.device(), DType::F32)

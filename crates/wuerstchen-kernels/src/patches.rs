@@ -1,4 +1,4 @@
-//! The windows that a dense convolution sees, so that it becomes one matrix product.
+//! The windows that a dense convolution sees, with which it becomes one matrix product.
 
 use burn::prelude::*;
 

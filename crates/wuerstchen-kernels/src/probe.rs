@@ -1,17 +1,17 @@
-//! What a device's arithmetic and memory reach, so that times of kernels and stages can be set beside it.
+//! The speed of a device's arithmetic and memory, with which times of kernels and stages can be compared.
 
 use burn::prelude::*;
 
-/// A computation of nothing but multiply-adds in registers, or of nothing but reading and writing.
+/// A computation that only does multiply-adds in registers, or only reads and writes.
 pub struct Probe {
     /// Multiply-adds, or bytes read and written.
     pub work: usize,
-    /// What the device is to compute; a CPU has computed it already.
+    /// The result, which a GPU may still have to compute.
     pub result: Tensor<1>,
 }
 
-/// Multiply-adds in f32, `rounds` of 64 in each of many invocations: a million on a GPU, 4,096 with the widest vectors
-/// on a CPU.
+/// Multiply-adds in f32: `rounds` times 64 in each of many invocations, a million on a GPU, or 4,096 with the widest
+/// vectors on a CPU.
 ///
 /// # Panics
 ///

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-/// `x·σ(x)`, as `nn.SiLU()` of the reference code.
+/// `x·σ(x)`, as `nn.SiLU()` of the authors' code.
 ///
 /// # Shapes
 ///

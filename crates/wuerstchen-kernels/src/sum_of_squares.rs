@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-/// The sum over all tensors, `[1]`; they are summed in their order. Zero of no tensors.
+/// The sum over all tensors, `[1]`, added up in their order; zero if there are none.
 ///
 /// # Shapes
 ///

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-/// `a·x + b·y`. On a CPU `x` changes in place where nothing else has it.
+/// `a·x + b·y`. On a CPU, `x` changes in place if nothing else has a copy of it.
 ///
 /// # Shapes
 ///

@@ -27,7 +27,7 @@ pub(crate) use optimizer::{adamw, sum_of_squares};
 pub(crate) use probe::{copy, probe_multiply_adds};
 pub use product::{Tiling, choose_tiling, chosen_tiling};
 
-/// Most launches in one submit. A browser hands every submit to another process, so that few submits are faster; but the
+/// Most launches in one submit. A browser hands every submit to another process, so few submits are faster. But the
 /// screen cannot be drawn until a submit ends. At the published size, 80 launches are about 0.27 TFLOP.
 pub const LAUNCHES_OF_A_SUBMIT: usize = 80;
 
@@ -49,8 +49,8 @@ const ATTENTION_TILE: [usize; 2] = [32, 64];
 /// Most workgroups along one axis of a dispatch that every WebGPU device takes.
 const MAX_GROUPS: u32 = 65_535;
 
-/// Whether `device` compiles WGSL and tracks no gradients: true of wgpu as long as neither the
-/// `vulkan` nor the `metal` feature of burn, which compile SPIR-V and MSL, is enabled.
+/// Whether `device` compiles WGSL and tracks no gradients. It holds for wgpu as long as neither burn's feature `vulkan`
+/// nor `metal` is enabled, which compile SPIR-V and MSL instead.
 pub fn runs_on(device: &Device) -> bool {
     is_wgpu(device.as_dispatch())
 }
@@ -59,8 +59,8 @@ fn is_wgpu(device: &DispatchDevice) -> bool {
     matches!(device, DispatchDevice::Cube(burn::cubecl::Device::Wgpu(_)))
 }
 
-/// Whether `device` compiles WGSL, and either tracks no gradients or tracks those of f32: for shaders that have a
-/// backward pass.
+/// Whether `device` runs shaders that have a backward pass: it compiles WGSL, and tracks no gradients or only those of
+/// f32 tensors.
 pub(crate) fn differentiates_on(device: &Device, dtype: DType) -> bool {
     match device.as_dispatch() {
         #[cfg(feature = "train")]
@@ -69,7 +69,7 @@ pub(crate) fn differentiates_on(device: &Device, dtype: DType) -> bool {
     }
 }
 
-/// The channels are a multiple of 4.
+/// As [`crate::layer_norm()`]; the channels are a multiple of 4.
 pub(crate) fn layer_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::wgsl_layer_norm(x.into_dispatch()))
 }
@@ -84,7 +84,7 @@ pub(crate) fn depthwise_conv(
     Tensor::from_dispatch(Dispatch::wgsl_depthwise_conv(x, weight, bias, options))
 }
 
-/// The channels are a multiple of 4.
+/// As [`crate::global_response_norm()`]; the channels are a multiple of 4.
 pub(crate) fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> Tensor<4> {
     let [x, gamma, beta] = [x, gamma, beta].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::wgsl_global_response_norm(x, gamma, beta))
@@ -124,7 +124,7 @@ pub(crate) struct Planes {
     pub(crate) zeros: Tensor<2, Int>,
 }
 
-/// `x` `[M, K]`, a packed weight `[N, columns]` of at least K columns; K and N are multiples of 4.
+/// The product of `x` `[M, K]` with a packed weight `[N, columns]` of at least K columns; K and N are multiples of 4.
 pub(crate) fn packed_linear(
     x: Tensor<2>,
     weight: Planes,
@@ -144,7 +144,7 @@ pub(crate) fn packed_linear(
     ))
 }
 
-/// `x` `[M, K]`, weight `[K, N]`; K and N are multiples of 4.
+/// The product of `x` `[M, K]` with a weight `[K, N]`; K and N are multiples of 4.
 pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, epilogue: Epilogue<2>) -> Tensor<2> {
     let (bias, addend, epilogue) = epilogue_of(epilogue, &x);
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
@@ -152,7 +152,7 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, epilogue: Epilogue<2>) -> 
     Tensor::from_dispatch(Dispatch::wgsl_linear(x, weight, bias, addend, epilogue))
 }
 
-/// The tensors of an epilogue, any numbers in place of those that it lacks, and its bits.
+/// The tensors of an epilogue, with any tensors in place of those that it lacks, and its bits.
 fn epilogue_of(epilogue: Epilogue<2>, x: &Tensor<2>) -> (Tensor<1>, Tensor<2>, usize) {
     let mut bits = if epilogue.gelu { product::GELU } else { 0 };
     let options = (&x.device(), x.dtype());
@@ -201,7 +201,8 @@ pub(crate) trait DifferentiableKernels: Backend {
 /// The operations that wgpu devices run as hand-written shaders where no gradients are tracked.
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait WgslKernels: Backend {
-    /// Heads and keys of the second pair come last; without such keys, these are any tensors.
+    /// `counts` has the number of heads and the number of keys in `more_k`. If that is 0, `more_k` and `more_v` are any
+    /// tensors.
     #[fusion(dtype = q, shape = q)]
     fn wgsl_attention(
         q: FloatTensor<Self>,
@@ -401,7 +402,7 @@ impl WgslKernels for CubeBackend {
     }
 }
 
-/// Launches a shader of attention with so many keys of its own and further ones.
+/// Launches a shader of attention with these numbers of first keys and of further ones.
 fn attend(
     shader: Shader,
     inputs: Vec<CubeTensor>,
@@ -423,11 +424,11 @@ struct Shader {
     name: &'static str,
     /// The text, in up to three files.
     parts: [&'static str; 3],
-    /// Constants that are rewritten.
+    /// The constants that are rewritten in the text.
     constants: [Option<Constant>; 2],
 }
 
-/// What a line `const NAME = …u;` of a shader shall say.
+/// The value for a line `const NAME = …u;` of a shader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Constant {
     name: &'static str,
@@ -435,7 +436,7 @@ struct Constant {
 }
 
 impl Constant {
-    /// A value, or what the shader's file says.
+    /// A constant with this value; `None` leaves the value of the shader's file.
     fn of(name: &'static str, value: Option<usize>) -> Option<Self> {
         value.map(|value| Self { name, value })
     }
@@ -496,7 +497,7 @@ impl Shader {
         Self::of_two(name, [source, ""])
     }
 
-    /// One whose text is in two files.
+    /// A shader whose text is in two files.
     const fn of_two(name: &'static str, [first, second]: [&'static str; 2]) -> Self {
         Self { name, parts: [first, second, ""], constants: [None, None] }
     }
@@ -533,7 +534,7 @@ impl Shader {
         output
     }
 
-    /// The same, with a first buffer that is there.
+    /// As [`Self::launch`], but the first buffer exists already.
     fn run(self, first: &CubeTensor, others: Vec<CubeTensor>, sizes: &[usize], groups: usize) {
         let (client, dtype) = (first.client.clone(), first.dtype);
         let mut buffers = vec![first.handle.clone().binding()];

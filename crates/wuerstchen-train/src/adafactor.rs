@@ -1,9 +1,9 @@
-//! Adafactor: of a matrix's second moment, the means of its rows and of its columns.
+//! Adafactor: keeps only the means of the rows and of the columns of a matrix's second moment.
 //!
 //! Source: Shazeer and Stern, "Adafactor: adaptive learning rates with sublinear memory cost" (arXiv 1804.04235),
 //! algorithms 4 and 5, without a first moment, with the learning rate as it is given;
-//! `Adafactor(scale_parameter=False, relative_step=False)` in transformers. That one factors the two last axes of
-//! convolutions, too; here they keep whole moments, as vectors do.
+//! `Adafactor(scale_parameter=False, relative_step=False)` in transformers. The latter factors the two last axes of
+//! convolutions too; here convolutions keep whole moments, as vectors do.
 
 use burn::prelude::*;
 
@@ -22,13 +22,12 @@ pub(crate) fn moments(shape: &[usize]) -> usize {
     }
 }
 
-/// What a parameter of the given shape is changed by, in learning rates, and its second moment after that; `step` counts
-/// from 1.
+/// The change of a parameter of the given shape, in learning rates, and its new second moment; `step` counts from 1.
 ///
 /// # Shapes
 ///
 /// - gradient, the change: as many numbers as the shape has
-/// - second, the new one: [`moments`] of the shape; those of a matrix are the means of its rows, then of its columns
+/// - second, the new second moment: [`moments`] of the shape; for a matrix the means of its rows, then of its columns
 pub(crate) fn change(
     gradient: Tensor<1>,
     shape: &[usize],

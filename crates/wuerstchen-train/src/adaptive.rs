@@ -1,11 +1,11 @@
-//! Loss weights by noise that follow the errors: every noise level counts the same, however hard it is.
+//! Loss weights that follow the errors at each noise level, so that every level counts the same, however hard it is.
 
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use wuerstchen::Schedule;
 
-/// Levels of noise that have a weight of their own, between these logarithms of the signal-to-noise ratio; the first and
-/// the last level are what lies outside.
+/// Number of noise levels that have a weight of their own. They lie between the two logarithms of the signal-to-noise
+/// ratio below; the first and the last level take what lies outside.
 ///
 /// Source: `AdaptiveLossWeight` in `gdf/loss_weights.py` of Stability-AI/StableCascade, as are the constants below.
 const LEVELS: usize = 300;
@@ -24,7 +24,7 @@ pub struct LevelErrors {
 }
 
 impl LevelErrors {
-    /// Starts with errors of 1, those of a network that predicts no noise.
+    /// Starts with errors of 1, as of a network that always predicts zeros.
     pub fn new(device: &Device) -> Self {
         let errors = Tensor::ones([LEVELS], device);
         Self { errors: Param::from_tensor(errors).set_require_grad(false) }
@@ -37,8 +37,8 @@ impl LevelErrors {
         times.iter().map(|&t| errors[level(schedule, t)].recip().clamp(least, most)).collect()
     }
 
-    /// Moves the means towards those of a batch, as [`sums_by_level`] tells them. Samples of one level count with their
-    /// mean.
+    /// Moves the means towards those of a batch, given the output of [`sums_by_level`]. Samples of one level count by
+    /// their mean.
     pub(crate) fn follow(self, told: &[f32]) -> Self {
         let (sums, weights) = told.split_at(LEVELS);
         let errors = self.errors.map(|errors| {
@@ -54,8 +54,8 @@ impl LevelErrors {
     }
 }
 
-/// Of every level the sum of its samples' errors, then of every level their number, both divided by the number of
-/// samples.
+/// For every level the sum of its samples' errors, then for every level the number of its samples, all divided by the
+/// number of samples.
 pub(crate) fn sums_by_level(schedule: &Schedule, errors: &[f32], times: &[f32]) -> Vec<f32> {
     let mut told = vec![0.0; 2 * LEVELS];
     let weight = 1.0 / times.len() as f32;
@@ -89,7 +89,8 @@ mod tests {
         assert!((140..160).contains(&levels[2]), "{levels:?}");
     }
 
-    /// Two samples of one level with errors 0.25 and 0.75: the mean error falls from 1 by a hundredth of the way to 0.5.
+    /// Two samples of one level with errors 0.25 and 0.75: the mean error falls from 1 by a hundredth of the way to
+    /// 0.5.
     #[test]
     fn weights_follow_the_errors() {
         let (schedule, device) = (Schedule::default(), Device::flex());

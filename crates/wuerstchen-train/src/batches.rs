@@ -14,11 +14,11 @@ pub(crate) type MakeBatch<B> = Arc<dyn Fn(u64) -> Result<B, CorpusError> + Send 
 /// being made, and their order does not depend on which thread is faster.
 pub(crate) struct Batches<B> {
     threads: Vec<Maker<B>>,
-    /// Whose batch is next.
+    /// The thread whose batch is next.
     turn: usize,
 }
 
-/// A thread that makes batches. Its queue goes first, which ends the thread.
+/// A thread that makes batches. Dropping its queue ends the thread, so that is dropped first.
 struct Maker<B> {
     queue: Option<Receiver<Result<B, CorpusError>>>,
     thread: Option<JoinHandle<()>>,
@@ -28,7 +28,7 @@ impl<B: Send + 'static> Batches<B> {
     /// Starts `threads` threads that make the batches from step `first` on.
     pub(crate) fn start(threads: usize, first: u64, make: &MakeBatch<B>) -> Self {
         let maker = |i: usize| {
-            // Room for none: a batch waits in its thread until it is taken.
+            // The queue has no room: a batch waits in its thread until it is taken.
             let (give, queue) = sync_channel(0);
             let make = make.clone();
             let run = move || {
@@ -48,7 +48,7 @@ impl<B: Send + 'static> Batches<B> {
         let queue = maker.queue.as_ref().expect("queues stay until batches are dropped");
         match queue.recv() {
             Ok(batch) => batch,
-            // The thread has panicked, as nothing else ends it before.
+            // Only a panic ends the thread this early.
             Err(_) => {
                 let thread = maker.thread.take().expect("a thread ends once");
                 let panic = thread.join().expect_err("only a panic ends the thread");
@@ -62,7 +62,7 @@ impl<B> Drop for Maker<B> {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // What a batch that nobody takes has panicked with interests nobody.
+            // A panic while making a batch that nobody takes does not matter.
             let _ = thread.join();
         }
     }

@@ -29,7 +29,7 @@ impl ClipScore {
     ///
     /// # Errors
     ///
-    /// The tensors are not those of both encoders: names all that differ; or the config or the tokenizer does not fit.
+    /// The tensors are not those of both encoders (names all that differ), or the config or the tokenizer does not fit.
     pub fn load(
         weights: &Checkpoint,
         config: &str,
@@ -47,7 +47,7 @@ impl ClipScore {
         };
         let (text_weights, given) = part("text_config", ["text_model.", "text_projection."]);
         let inferred = PooledTextConfig::infer(&text_weights).map(|mut config| {
-            // What transformers takes where the file is silent.
+            // The default of transformers.
             config.text.hidden_act = "quick_gelu".to_owned();
             config
         });
@@ -80,11 +80,11 @@ impl ClipScore {
         })
     }
 
-    /// `100·max(cos, 0)` of the embeddings of a picture and a caption, whose end is cut off where the text encoder does
-    /// not read further.
+    /// `100·max(cos, 0)` with the cosine of the embeddings of a picture and a caption. The end of a caption that is
+    /// longer than the text encoder reads is cut off.
     ///
-    /// Source: Hessel et al., "`CLIPScore`: a reference-free evaluation metric for image captioning" (arXiv 2104.08718),
-    /// with the factor of 100 that is usual for generated pictures.
+    /// Source: Hessel et al., "`CLIPScore`: a reference-free evaluation metric for image captioning" (arXiv
+    /// 2104.08718), with the factor of 100 that is usual for generated pictures.
     ///
     /// # Errors
     ///
@@ -102,14 +102,14 @@ impl ClipScore {
     }
 }
 
-/// A config whose sizes the weights tell, with what its file says besides.
+/// A config whose sizes come from the weights, and whose other fields come from its file.
 fn read<C: PartConfig + Serialize + DeserializeOwned>(
     inferred: Option<C>,
     weights: &Checkpoint,
     given: Map<String, Value>,
 ) -> Result<C, LoadError> {
     let invalid = |reason: String| LoadError::File { path: weights.part().to_owned(), reason };
-    // Widths that no published network has tell no number of heads, which the file says.
+    // The number of heads can be inferred only for widths of published networks; else the file must say it.
     let mut fields = inferred.map(|config| config.to_json()).unwrap_or_default();
     fields.extend(given);
     let config: C = serde_json::from_value(fields.into())

@@ -1,4 +1,4 @@
-//! Which codes of Stage A's codebook latents choose, and a codebook that follows its latents.
+//! Counts which codes of Stage A's codebook the latents choose, and moves the codes to their latents.
 
 use burn::module::{Module, Param};
 use burn::prelude::*;
@@ -101,10 +101,10 @@ fn with_values<const D: usize>(param: Param<Tensor<D>>, values: Vec<f32>) -> Par
     param.map(|old| Tensor::from_data(TensorData::new(values, old.shape()), &old.device()))
 }
 
-/// What an update needs to know of the latents of its batch, or of a share of it.
+/// What an update needs to know about the latents of its batch, or of a share of the batch.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Latents {
-    /// Values of a latent.
+    /// Number of values of a latent.
     channels: usize,
     /// The share of the latents that choose each code.
     shares: Vec<f32>,
@@ -118,13 +118,13 @@ pub(crate) struct Latents {
 pub(crate) struct Offer<'a> {
     /// A random number in `[0, 1)` for every latent that the whole batch offers.
     pub(crate) places: &'a [f32],
-    /// Which share it is, of how many.
+    /// The number of the share, from 0, and the number of shares.
     pub(crate) share: [usize; 2],
 }
 
 impl Latents {
-    /// Of the codes that latents have chosen, in the order of batch, height and width; with the latents in this order if
-    /// the codes have no gradients.
+    /// Counts the codes that latents have chosen, which `indices` has in the order of batch, height and width. The
+    /// `latents` in the same order are needed if the codes have no gradients.
     pub(crate) fn new(indices: &[i64], codes: usize, latents: Option<(&[f32], Offer<'_>)>) -> Self {
         let weight = 1.0 / indices.len() as f32;
         let mut counts = vec![0u32; codes];
@@ -143,7 +143,7 @@ impl Latents {
         let [share, shares_in_all] = offer.share;
         let mut candidates = vec![0.0; offer.places.len() * channels];
         let offered = candidates.chunks_mut(channels).zip(offer.places).enumerate();
-        // The other shares have zeros in the places of this one, so that the mean over the shares takes a part.
+        // The other shares have zeros in the places of this one. The factor undoes the mean over all shares.
         for (_, (candidate, place)) in offered.filter(|(i, _)| i % shares_in_all == share) {
             let row = ((place * indices.len() as f32) as usize).min(indices.len() - 1);
             for (to, from) in candidate.iter_mut().zip(&rows[row * channels..]) {
@@ -153,12 +153,13 @@ impl Latents {
         Self { channels, shares, sums, candidates }
     }
 
-    /// As one list, whose mean over the shares of a batch is that of the batch.
+    /// All numbers as one list. The mean of the lists of all shares is the list of the batch.
     pub(crate) fn to_list(&self) -> Vec<f32> {
         [&self.shares[..], &self.sums, &self.candidates].concat()
     }
 
-    /// From [`Self::to_list`], for `codes` codes of `channels` values; with 0, their latents were left out.
+    /// Reads a list of [`Self::to_list`], for `codes` codes of `channels` values; `channels` is 0 if the list has no
+    /// latents.
     pub(crate) fn from_list(list: &[f32], codes: usize, channels: usize) -> Self {
         let (shares, rest) = list.split_at(codes);
         let (sums, candidates) = rest.split_at(codes * channels);

@@ -9,26 +9,26 @@ use burn::tensor::ops::ConvOptions;
 use crate::config::AdversarialConfig;
 use crate::lots::stream;
 
-/// The purpose of the random numbers that the weights start from.
+/// The purpose of the random numbers of the initial weights.
 const START: u64 = 202;
 
-/// Standard deviation of the weights as training starts them.
+/// Standard deviation of the initial weights.
 const START_DEVIATION: f32 = 0.02;
 
-/// Most times that the features are wider than behind the first convolution.
+/// Largest ratio of the number of channels to that after the first convolution.
 const MOST_WIDTH: usize = 8;
 
 /// Side, and padding, of every kernel.
 const KERNEL: usize = 4;
 const PADDING: usize = 1;
 
-/// The slope of its activations below 0.
+/// The slope of its activations, leaky `ReLU`s, below 0.
 const SLOPE: f64 = 0.2;
 
 /// Epsilon of the batch norms, PyTorch's default.
 const NORM_EPSILON: f64 = 1e-5;
 
-/// Says of every patch of a picture how much it looks like one of a true picture.
+/// Judges for every patch of a picture how much it looks like a patch of a true picture.
 ///
 /// Its batch norms use the statistics of the batch: it only runs in training.
 ///
@@ -102,7 +102,7 @@ impl Discriminator {
         x
     }
 
-    /// The loss of the discriminator: half of the mean of `max(0, 1 − D(true))` and that of `max(0, 1 + D(made))`.
+    /// The loss of the discriminator: half the sum of the means of `max(0, 1 − D(true))` and of `max(0, 1 + D(made))`.
     ///
     /// Source: Lim and Ye, "Geometric GAN" (arXiv 1705.02894), equations 14 and 15; `hinge_d_loss` of
     /// CompVis/taming-transformers.

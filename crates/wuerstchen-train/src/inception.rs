@@ -1,4 +1,4 @@
-//! `InceptionV3` as the Fréchet inception distance takes it: from a picture to 2048 features.
+//! `InceptionV3` as the Fréchet inception distance uses it: from a picture to 2048 features.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions};
 use wuerstchen::resize::{Filter, resize};
 use wuerstchen::{Checkpoint, Differences, Image, LoadError};
 
-/// Values of a picture's features.
+/// Number of a picture's features.
 pub const FEATURES: usize = 2048;
 
 /// Side of the pictures that the network looks at, in pixels.
@@ -23,7 +23,7 @@ const NORM_EPSILON: f32 = 1e-3;
 /// Source: Szegedy et al., "Rethinking the Inception architecture for computer vision" (arXiv 1512.00567);
 /// `fid_inception_v3` in the package pytorch-fid, whose changes to torchvision's network are TensorFlow's pools.
 pub struct Inception {
-    /// Blocks one after the other, each with branches whose outputs are put behind each other.
+    /// The blocks in their order; the outputs of a block's branches are concatenated.
     blocks: Vec<Vec<Branch>>,
     device: Device,
 }
@@ -32,14 +32,14 @@ type Branch = Vec<Op>;
 
 enum Op {
     Conv(Box<Conv>),
-    /// Two convolutions of the same features, one behind the other in the output.
+    /// Two convolutions of the same features, whose outputs are concatenated.
     Fork(Box<[Conv; 2]>),
-    /// The largest of 3x3 pixels.
+    /// The maximum of 3x3 pixels.
     MaxPool {
         stride: usize,
         padding: usize,
     },
-    /// The mean of 3x3 pixels, of those within the picture at its border.
+    /// The mean of 3x3 pixels; at the border, of those that lie within the picture.
     AvgPool,
 }
 
@@ -56,12 +56,12 @@ impl Inception {
     ///
     /// # Errors
     ///
-    /// The tensors are not those of the network: names all that differ.
+    /// The tensors are not those of the network; the error names all that differ.
     pub fn load(weights: &Checkpoint, device: &Device) -> Result<Self, LoadError> {
         let mut reader =
             Reader { weights, device, used: BTreeSet::new(), differences: Differences::default() };
         let blocks = reader.blocks()?;
-        // The classifier behind the features.
+        // The classifier after the features, which this network does not have.
         for (name, shape) in [("fc.weight", &[1008, FEATURES][..]), ("fc.bias", &[1008])] {
             reader.check(name, shape);
         }
@@ -93,7 +93,7 @@ impl Inception {
 }
 
 /// A picture as clean-fid prepares it, `[1, 3, 299, 299]`: resized by an antialiased bicubic filter without rounding to
-/// bytes, and `(byte − 128)/128` of every value.
+/// bytes; a value `v` in `[0, 255]` then becomes `(v − 128)/128`.
 ///
 /// Source: Parmar et al., "On aliased resizing and surprising subtleties in GAN evaluation" (arXiv 2104.11222);
 /// `build_resizer("clean")` and `InceptionV3W` in the package clean-fid.
@@ -171,7 +171,7 @@ impl Reader<'_> {
         }
         blocks.push(self.block_d("Mixed_7a", 768)?);
         blocks.push(self.block_e("Mixed_7b", 1280, Op::AvgPool)?);
-        // The published network takes the largest pixels here, unlike in the paper.
+        // The published network pools by the maximum here, unlike the one in the paper.
         blocks.push(self.block_e("Mixed_7c", 2048, Op::MaxPool { stride: 1, padding: 1 })?);
         Ok(blocks)
     }
@@ -308,7 +308,7 @@ impl Reader<'_> {
         })
     }
 
-    /// A tensor's values; zeros where it does not fit, which [`Self::finish`] tells.
+    /// A tensor's values; zeros where it does not fit, which [`Self::finish`] reports.
     fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         if self.check(name, shape) {
             self.weights.values(name)

@@ -1,4 +1,4 @@
-//! How much pictures are like others, pair by pair or as a whole.
+//! How similar pictures are to others, pair by pair or as a whole.
 
 use wuerstchen::Image;
 
@@ -82,8 +82,8 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     product(a, b) / (product(a, a) * product(b, b)).sqrt()
 }
 
-/// The Fréchet distance between the normal distributions of two sets of features: rows of equal width, at least two of
-/// each. Of the features of [`Inception`](crate::inception::Inception) it is the Fréchet inception distance.
+/// The Fréchet distance between the normal distributions of two sets of features: rows of equal width, at least two in
+/// each set. For the features of [`Inception`](crate::inception::Inception) it is the Fréchet inception distance.
 ///
 /// With the means μ and the covariances Σ: `|μ₁ − μ₂|² + Tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½)`.
 ///
@@ -93,11 +93,11 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
 ///
 /// # Errors
 ///
-/// A feature is infinite or no number.
+/// A feature is infinite or NaN.
 ///
 /// # Panics
 ///
-/// Panics if there are fewer than two rows of one of them, or if their widths differ.
+/// Panics if a set has fewer than two rows, or if their widths differ.
 pub fn frechet_distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> Result<f64, NotFinite> {
     let ((mean_a, a), (mean_b, b)) = (moments(a)?, moments(b)?);
     assert_eq!(mean_a.len(), mean_b.len(), "features of one network are compared");
@@ -110,7 +110,7 @@ pub fn frechet_distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> Result<f64, NotFinite
     Ok(means + trace - 2.0 * roots.sum::<f64>())
 }
 
-/// Features are infinite or no numbers.
+/// Features are infinite or NaN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("features are infinite or no numbers: are the weights those of the network?")]
 pub struct NotFinite;

@@ -1,8 +1,8 @@
-//! What the numbers of a config must be.
+//! Checks of single values of a config.
 
 use wuerstchen::ConfigError;
 
-/// Fails unless the field `name` is that of a folder beside others: no path, and not the folder itself or the one above.
+/// Fails unless `name` can be the name of a folder: no path, and neither `.` nor `..`.
 pub(crate) fn folder_name(part: &'static str, name: &str) -> Result<(), ConfigError> {
     if !["", ".", ".."].contains(&name) && !name.contains(['/', '\\']) {
         Ok(())
@@ -42,7 +42,7 @@ pub(crate) fn positive(
 /// well below 1.
 const MAX_LEARNING_RATE: f64 = 1.0;
 
-/// Fails unless a learning rate is above 0 and not larger than any that trains.
+/// Fails unless a learning rate is above 0 and at most [`MAX_LEARNING_RATE`].
 pub(crate) fn learning_rate(
     part: &'static str,
     field: &'static str,

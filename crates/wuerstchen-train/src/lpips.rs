@@ -8,7 +8,7 @@ use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use wuerstchen::weights::load;
 use wuerstchen::{Checkpoint, KeyTable, LoadError};
 
-/// The network whose features are compared, which its weights tell.
+/// The network whose features are compared; it is told by the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backbone {
     /// VGG16 (Simonyan and Zisserman, arXiv 1409.1556), configuration D.
@@ -20,7 +20,7 @@ pub enum Backbone {
 /// How a backbone's convolutions follow each other. After each block its features are compared.
 struct Plan {
     keys: KeyTable,
-    /// Convolutions of every block.
+    /// Number of convolutions in every block.
     blocks: [usize; 5],
     /// Whether the features are pooled before each block.
     pooled: [bool; 5],
@@ -30,7 +30,7 @@ struct Plan {
     first: [usize; 3],
     /// The number of each convolution among torchvision's `features`.
     features: &'static [usize],
-    /// The shortest side of a picture of which the last features are at least one pixel.
+    /// The shortest side of a picture whose last features have at least one pixel.
     min_side: usize,
 }
 
@@ -88,14 +88,14 @@ struct Conv {
     padding: usize,
 }
 
-/// What the backbones expect of colours in `[−1, 1]`: mean and deviation over the pictures that they learnt from.
+/// Mean and deviation by which the backbones expect colours in `[−1, 1]` to be normalised.
 ///
 /// Source: `ScalingLayer` in the package lpips.
 const COLOUR_MEAN: [f32; 3] = [-0.030, -0.088, -0.188];
 const COLOUR_DEVIATION: [f32; 3] = [0.458, 0.448, 0.450];
 
-/// Added to the squared norm of a pixel's features, the square of the 1e-10 that the package adds to the norm: the
-/// root's slope stays finite where all features are 0.
+/// Added to the squared norm of a pixel's features, so that the root's slope stays finite where all features are 0. It
+/// is the square of the 1e-10 that the package adds to the norm.
 const NORM_EPSILON: f64 = 1e-20;
 
 impl Lpips {
@@ -104,7 +104,7 @@ impl Lpips {
     ///
     /// # Errors
     ///
-    /// The tensors are not those of VGG16 or `AlexNet` with their heads: names all that differ.
+    /// The tensors are not those of VGG16 or `AlexNet` with their heads; the error names all that differ.
     pub fn load(weights: &Checkpoint, device: &Device) -> Result<Self, LoadError> {
         let weights = weights.renamed(published_name);
         let backbone = match weights.side("features.0.weight", 2) {
@@ -125,7 +125,7 @@ impl Lpips {
     /// A network of the widths that the weights have.
     fn init(backbone: Backbone, weights: &Checkpoint, device: &Device) -> Self {
         let plan = backbone.plan();
-        // A tensor that is missing is an error of loading, whatever its shape would have been.
+        // Loading reports a missing tensor, so any width does for it here.
         let width = |i: usize| {
             let name = format!("features.{}.weight", plan.features[i]);
             weights.side(&name, 0).unwrap_or(1)
@@ -161,11 +161,11 @@ impl Lpips {
         if self.is_vgg16 { Backbone::Vgg16 } else { Backbone::AlexNet }
     }
 
-    /// How different pictures look from others, each from the one in the same place: 0 for equal ones, about 0.7
+    /// How different each picture looks from the one at the same place in `others`: 0 for equal pictures, about 0.7
     /// for pictures that have nothing in common.
     ///
-    /// With the features `f` of every block, of length 1 at each pixel, and the heads `w`: the sum over the blocks of
-    /// `mean((f(pictures) − f(others))²·w)` over the pixels.
+    /// This is the sum over the blocks of the mean over the pixels of `(f(pictures) − f(others))²·w`, with a block's
+    /// features `f`, of length 1 at each pixel, and its head `w`.
     ///
     /// # Shapes
     ///
@@ -215,13 +215,13 @@ impl Conv {
     }
 }
 
-/// Features of length 1 at every pixel.
+/// Scales the features to length 1 at every pixel.
 fn normalise(features: Tensor<4>) -> Tensor<4> {
     let norm = (features.clone().square().sum_dim(1) + NORM_EPSILON).sqrt();
     features / norm
 }
 
-/// What a tensor of the package lpips is called in torchvision and in the package's files of heads; none of those
+/// The name in torchvision, or in the package's files of heads, of a tensor of the package lpips. `None` for tensors
 /// that are not needed: the classifier, the constants of the colours, and a second name of the heads.
 fn published_name(name: &str) -> Option<String> {
     if ["classifier.", "scaling_layer.", "lins."].iter().any(|other| name.starts_with(other)) {

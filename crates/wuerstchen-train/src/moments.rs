@@ -1,4 +1,4 @@
-//! Adafactor's moments in a saved state: as they are, one list of numbers for each parameter that has some.
+//! Adafactor's moments in a saved state: one list of numbers for each parameter that has moments.
 
 use std::collections::BTreeSet;
 
@@ -26,7 +26,7 @@ pub(crate) fn write<M: Module>(part: &str, model: &M, moments: &Values) -> Check
 ///
 /// # Errors
 ///
-/// A parameter has another number of them, or none has the name of some.
+/// A parameter has another number of moments, or moments have a name that no parameter has.
 pub(crate) fn check<M: Module>(model: &M, saved: &Checkpoint) -> Result<(), LoadError> {
     let mut differences = Differences::default();
     let mut unused: BTreeSet<_> = saved.names().collect();
@@ -34,7 +34,7 @@ pub(crate) fn check<M: Module>(model: &M, saved: &Checkpoint) -> Result<(), Load
         let Some(found) = saved.shape(&name) else { continue };
         unused.remove(name.as_str());
         let expected = adafactor::moments(&shape);
-        // A discriminator beside the model is trained by AdamW, which keeps all.
+        // A discriminator beside the model is trained by AdamW, which keeps one second moment for every weight.
         let all: usize = shape.iter().product();
         if found != [expected] && found != [all] {
             differences.misshapen.push((name, vec![expected], found.to_vec()));
@@ -51,7 +51,7 @@ pub(crate) fn check<M: Module>(model: &M, saved: &Checkpoint) -> Result<(), Load
 ///
 /// # Errors
 ///
-/// They cannot be read.
+/// The moments cannot be read.
 pub(crate) fn read<M: Module>(
     model: &M,
     saved: &Checkpoint,

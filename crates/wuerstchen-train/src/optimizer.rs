@@ -13,18 +13,18 @@ use wuerstchen::kernels::{AdamW, adamw, sum_of_squares, weighted_sum};
 use crate::limits::{learning_rate, not_negative, positive, share};
 use crate::{adafactor, muon};
 
-/// What updates the weights.
+/// How the weights are updated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// AdamW: every weight by its own second moment.
+    /// AdamW: scales the change of every weight by its own second moment.
     #[default]
     AdamW,
-    /// Muon: every direction of a linear layer's matrix by the same length, and everything else by AdamW. It needs
-    /// fewer updates than AdamW at the same learning rate, and some matrix products for each.
+    /// Muon: moves every direction of a linear layer's matrix by the same length, and everything else by AdamW. It
+    /// needs fewer updates than AdamW at the same learning rate, but some matrix products for each update.
     Muon,
-    /// Adafactor: every weight by an estimate of its second moment, for which a matrix keeps one number of every row and
-    /// of every column. It keeps no first moment, so that its state takes next to no memory.
+    /// Adafactor: scales the change of every weight by an estimate of its second moment, for which a matrix keeps one
+    /// number for each row and each column. It keeps no first moment, so that its state takes next to no memory.
     Adafactor,
 }
 
@@ -38,7 +38,7 @@ impl Method {
         }
     }
 
-    /// How many numbers it keeps of a parameter of a network without embeddings.
+    /// How many moments it keeps for a parameter of a network without embeddings.
     pub(crate) fn moments(self, shape: &[usize]) -> usize {
         let all = shape.iter().product();
         match (self, shape) {
@@ -49,11 +49,11 @@ impl Method {
     }
 }
 
-/// Settings of the optimiser.
+/// Settings of the optimizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
-    /// What updates the weights.
+    /// How the weights are updated.
     pub method: Method,
     /// Peak learning rate, at most 1.
     pub learning_rate: f64,
@@ -69,15 +69,15 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Steps over which the learning rate rises from 0.
     pub warmup_steps: u64,
-    /// Share of the steps, at the end, over which the learning rate falls to 0 along a cosine; 0
-    /// keeps it constant.
+    /// Share of the steps, at the end, over which the learning rate falls to 0 along a cosine, `[0, 1]`; 0 keeps it
+    /// constant.
     pub cooldown: f64,
     /// Largest global L2 norm of the gradients.
     pub max_grad_norm: f64,
-    /// Global L2 norm of the gradients, before that, above which a step changes nothing; without it none does.
+    /// Global L2 norm of the gradients before clipping above which a step is skipped; without it no step is.
     ///
-    /// Clipping makes a batch that is far from all others as strong as they are, and Adam makes it stronger
-    /// where gradients have been small: one such batch can spoil a run.
+    /// After clipping, a batch that is far from all others still counts as much as they do, and Adam makes it count
+    /// more where gradients have been small: one such batch can spoil a run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_grad_norm: Option<f64>,
     /// Decay of the moving average of the weights at every update.
@@ -192,7 +192,7 @@ pub struct Optimizer {
     pub first: Values,
     /// Second moments of the gradients; Adafactor's of a matrix are the means of its rows, then of its columns.
     pub second: Values,
-    /// Moving average of the weights; none if it is always the weights themselves.
+    /// Moving average of the weights; empty if it would always be the weights themselves.
     pub ema: Values,
 }
 
@@ -209,7 +209,7 @@ pub struct StepReport {
 impl Optimizer {
     /// Starts with moments of zero and the moving average at the weights.
     pub fn new<M: Module>(config: OptimizerConfig, module: &M) -> Self {
-        // Weights that are drawn when they are first used are drawn here, before anything clones them.
+        // Reading the values draws weights that are initialised lazily, before a clone would draw others.
         let weights = values(module);
         let ema = if config.keeps_average() { weights } else { Values::new() };
         Self { config, first: Values::new(), second: Values::new(), ema }
@@ -220,8 +220,8 @@ impl Optimizer {
         Self { config, first: Values::new(), second: Values::new(), ema: Values::new() }
     }
 
-    /// Updates the weights with the gradients of a loss (see [`collect_gradients`]), not their moving average; `step`
-    /// counts from 0.
+    /// Updates the weights, but not their moving average, with the gradients of a loss (see [`collect_gradients`]);
+    /// `step` counts from 0.
     pub fn step<M: Module>(
         &mut self,
         module: M,
@@ -233,7 +233,7 @@ impl Optimizer {
         self.step_of_norm(module, (gradients, norm.into()), step, learning_rate)
     }
 
-    /// The same with gradients whose global L2 norm is known.
+    /// As [`Self::step`], with gradients whose global L2 norm is known.
     pub(crate) fn step_of_norm<M: Module>(
         &mut self,
         module: M,
@@ -297,7 +297,7 @@ struct Update<'a> {
     /// Changes by Muon, in learning rates.
     orthogonal: Values,
     adamw: AdamW,
-    /// AdamW's numbers on the device, where a parameter has needed them.
+    /// AdamW's settings on the device, once a parameter has needed them.
     settings: Option<Tensor<1>>,
     first: &'a mut Values,
     second: &'a mut Values,
@@ -316,12 +316,12 @@ impl Update<'_> {
         value
     }
 
-    /// A parameter without the share that weight decay takes, and without a change in learning rates.
+    /// A parameter less the share that weight decay takes, and less a change given in learning rates.
     fn changed(&self, value: Tensor<1>, change: Tensor<1>) -> Tensor<1> {
         weighted_sum(value, self.adamw.shrink(), change, -self.adamw.learning_rate)
     }
 
-    /// What Adafactor subtracts from a parameter, in learning rates.
+    /// The number of learning rates that Adafactor subtracts from each value of a parameter.
     fn adafactor(&mut self, id: ParamId, gradient: Tensor<1>, shape: &[usize]) -> Tensor<1> {
         let AdamW { clip, step, .. } = self.adamw;
         let second = self.second.remove(&id);

@@ -5,17 +5,18 @@
 /// All but [`rank`](Self::rank), [`size`](Self::size) and [`host`](Self::host) are calls that every process makes, in
 /// the same order, and that wait for the others.
 pub trait Peers: Send + Sync {
-    /// Which of them this process is, from 0. Rank 0 keeps the run's files.
+    /// The number of this process, from 0. Rank 0 keeps the run's files.
     fn rank(&self) -> usize;
 
-    /// How many there are, at least 1.
+    /// The number of processes, at least 1.
     fn size(&self) -> usize;
 
-    /// What people call the machine of this process.
+    /// The name of this process's machine, for people.
     fn host(&self) -> String;
 
-    /// The sum of the addends of all ranks, each of the same length: to rank 0's first are added its others, then those
-    /// of rank 1, and so on. Which rank has how many addends does not change a bit of the sum.
+    /// The sum of the addends of all ranks, each of the same length. Rank 0's addends are added in their order, then
+    /// those of rank 1, and so on, so that the sum does not depend on how many addends each rank has, not even in its
+    /// last bit.
     fn sum(&self, addends: Vec<Vec<f32>>) -> Vec<f32>;
 
     /// Gives the bytes of rank `from` to all.
@@ -52,7 +53,7 @@ impl Peers for Alone {
 ///
 /// # Panics
 ///
-/// Panics if there are not as many of both.
+/// Panics if the lengths differ.
 pub fn add(sum: &mut [f32], values: &[f32]) {
     assert_eq!(sum.len(), values.len(), "the addends of a sum have one length");
     for (sum, value) in sum.iter_mut().zip(values) {
@@ -66,7 +67,7 @@ pub fn add(sum: &mut [f32], values: &[f32]) {
 pub struct Failure {
     /// Which rank.
     pub rank: usize,
-    /// How many there are.
+    /// The number of processes.
     pub size: usize,
     /// Its machine.
     pub host: String,
@@ -74,16 +75,16 @@ pub struct Failure {
     pub reason: String,
 }
 
-/// What a rank says of itself, as a number in a sum.
+/// The states that ranks exchange in [`agree`], as numbers of a sum in which every rank has a place of its own.
 const GOES_ON: f32 = 0.0;
 const WISHES_TO_STOP: f32 = 1.0;
 const HAS_FAILED: f32 = 2.0;
 
-/// Tells all ranks whether this one wishes to stop, or why it has failed; says whether any wishes to stop.
+/// Tells all ranks whether this one wishes to stop, or why it has failed; returns whether any rank wishes to stop.
 ///
 /// # Errors
 ///
-/// A rank has failed; of several the first counts.
+/// A rank has failed. If several have, the error is that of the first one.
 pub fn agree(peers: &dyn Peers, own: Result<bool, String>) -> Result<bool, Failure> {
     let mut words = vec![GOES_ON; peers.size()];
     words[peers.rank()] = match &own {

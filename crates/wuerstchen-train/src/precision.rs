@@ -1,11 +1,12 @@
-//! The numbers that a stage's matrix products multiply while it is trained.
+//! The type of the numbers that a stage's matrix products multiply while it is trained.
 
 use burn::prelude::*;
 use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 use wuerstchen::ConfigError;
 
-/// What matrix products multiply. Weights, their moments, norms, softmax and losses are in f32 whatever it is.
+/// The type of the numbers that matrix products multiply. Weights, their moments, norms, softmax and losses are always
+/// in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -38,12 +39,12 @@ impl Precision {
         }
     }
 
-    /// Whether it is what configs have that say nothing.
+    /// Whether it is the precision of configs that name none.
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Fails unless a device computes with it; `part` names the stage.
+    /// Fails unless the device can multiply in this precision; `part` names the stage.
     pub(crate) fn check(self, part: &'static str, device: &Device) -> Result<(), ConfigError> {
         let is_usable = |precision: &Self| device.supports_dtype(precision.dtype());
         if is_usable(&self) {
@@ -55,11 +56,11 @@ impl Precision {
     }
 }
 
-/// What the loss is multiplied with before its gradients are taken, which are divided by it: gradients in f16 are zero
-/// below 6·10⁻⁸, and infinite above 65504.
+/// A factor of the loss, by which its gradients are divided afterwards: gradients in f16 are zero below 6·10⁻⁸, and
+/// infinite above 65504.
 ///
-/// It is halved by every update whose gradients are not finite, and doubled by [`Self::PATIENCE`] updates one after
-/// the other whose gradients are.
+/// Every update whose gradients are not finite halves it, and [`Self::PATIENCE`] updates in a row whose gradients are
+/// finite double it.
 ///
 /// Source: Micikevicius et al., "Mixed precision training" (arXiv 1710.03740), section 3.2, with the numbers of
 /// `torch.amp.GradScaler`.
@@ -67,7 +68,7 @@ impl Precision {
 pub(crate) struct LossScale {
     /// A power of two, so that it rounds nothing.
     scale: f32,
-    /// Updates with finite gradients since it has changed.
+    /// Updates with finite gradients since the scale has changed.
     finite: u32,
 }
 
@@ -75,7 +76,7 @@ impl LossScale {
     const START: f32 = 65536.0;
     const PATIENCE: u32 = 2000;
 
-    /// What training starts with; of nothing but f16.
+    /// The scale with which training starts; `None` unless the precision is f16.
     pub(crate) fn new(precision: Precision) -> Option<Self> {
         (precision == Precision::F16).then_some(Self { scale: Self::START, finite: 0 })
     }
@@ -84,7 +85,7 @@ impl LossScale {
         self.scale.into()
     }
 
-    /// The scale behind an update.
+    /// The scale after an update.
     pub(crate) fn follow(self, is_finite: bool) -> Self {
         let Self { scale, finite } = self;
         if !is_finite {

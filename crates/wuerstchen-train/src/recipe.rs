@@ -1,4 +1,4 @@
-//! What a run trains, and its model as every program here can load it.
+//! What a run trains, and the files of the trained model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ impl Recipe {
         Ok(Self { config, tokenizer, vocab_size })
     }
 
-    /// Samples as the run takes them.
+    /// The samples as the run's corpus: at its picture size, with captions split by its tokenizer.
     ///
     /// # Errors
     ///
@@ -60,12 +60,12 @@ impl Recipe {
         self.config.model.prior_text.encoder(self.vocab_size, self.config.model.max_tokens)
     }
 
-    /// Stage A with what is trained beside it, as training starts it.
+    /// Stage A with the networks that are trained beside it, as training starts.
     pub fn init_vqgan(&self, device: &Device) -> VqganModel {
         self.vqgan_model(self.config.model.vqgan.init(device), device)
     }
 
-    /// Stage A with what training starts beside it.
+    /// A given Stage A with the networks that are trained beside it, as training starts.
     pub(crate) fn vqgan_model(&self, vqgan: Vqgan, device: &Device) -> VqganModel {
         VqganModel::new(vqgan, &self.config.a, self.config.seed, device)
     }
@@ -111,7 +111,7 @@ impl Recipe {
         }
     }
 
-    /// What predicts the image embedding from the last text token, if that loss has a weight.
+    /// The layer that predicts the image embedding from the last text token, if that loss has a weight.
     fn guess(&self, weight: f64, device: &Device) -> Option<Linear> {
         let side = self.config.embedding_side();
         let values = self.config.model.prior.c_in * side * side;
@@ -145,7 +145,7 @@ impl Recipe {
         ModelFiles { texts: self.texts(), weights: weights.into_iter().map(own).collect() }
     }
 
-    /// The names and shapes of a part's parameters. None of them is made.
+    /// The names and shapes of a part's parameters. It allocates none of them.
     fn shapes_of(&self, part: Part, device: &Device) -> Vec<(String, Vec<usize>)> {
         fn of<C: PartConfig>(config: &C, device: &Device) -> Vec<(String, Vec<usize>)> {
             shapes(&config.init(device), C::KEYS)
@@ -163,7 +163,7 @@ impl Recipe {
         }
     }
 
-    /// How many parameters every part has, by its name in the run's family. None of them is made.
+    /// How many parameters every part has, by its name in the run's family. It allocates none of them.
     pub fn parameters(&self) -> BTreeMap<Part, usize> {
         let (decoder, device) = (&self.config.model.decoder, Device::flex());
         let product = |shape: &Vec<usize>| {
@@ -176,7 +176,7 @@ impl Recipe {
         decoder.parts().map(|part| (decoder.part(part), count(part))).collect()
     }
 
-    /// How many scenes a stage caches, and how many values of each.
+    /// How many scenes a stage caches, and how many values for each scene.
     pub fn cached(&self, stage: StageName) -> (usize, usize) {
         let (config, model) = (&self.config, &self.config.model);
         let embedding: usize = config.embedding_shape().iter().product();
@@ -232,7 +232,7 @@ impl Recipe {
         self.config.model.vqgan.load(trained(files, Part::VQGAN, "a")?, device)
     }
 
-    /// Stage B's model from a model.
+    /// Stage B, its text encoder and the compressor from a model.
     ///
     /// # Errors
     ///
@@ -278,7 +278,7 @@ impl Recipe {
         self.prior_text().load(trained(files, Part::PRIOR_TEXT, "b")?, device)
     }
 
-    /// Stage C's model from a model.
+    /// Stage C and its text encoder from a model.
     ///
     /// # Errors
     ///
@@ -307,7 +307,7 @@ impl Recipe {
         self.config.model.compressor.load(trained(files, Part::COMPRESSOR, "b")?, device)
     }
 
-    /// What the model does where options say nothing.
+    /// The model's default options.
     pub fn defaults(&self) -> Defaults {
         let defaults = self.config.defaults.clone();
         if self.config.model.decoder.has_tokens() {
@@ -332,7 +332,7 @@ impl Recipe {
         };
         for (part, fields) in [
             (Part::PRIOR, model.prior.to_json()),
-            // Where both are one part, they are equal.
+            // Where both text encoders are one part, their configs are equal.
             (Part::PRIOR_TEXT, self.prior_text().to_json()),
             (Part::DECODER_TEXT, self.decoder_text().to_json()),
             (Part::DECODER, decoder),
@@ -374,7 +374,7 @@ impl Recipe {
     }
 }
 
-/// The weights of some parts. Each is under the part of v2 that does the same, whatever the family of the run.
+/// The weights of some parts. The key is the part of Würstchen v2 that does the same, whatever the family of the run.
 pub type Weights = BTreeMap<Part, Checkpoint>;
 
 /// Stage A's weights.

@@ -1,8 +1,8 @@
 //! Stage C's prediction with features that the backward pass computes again, one group of blocks after the other.
 //!
-//! The forward pass keeps the input of every group. The backward pass goes from the last group to the first, runs it
-//! again with autodiff, and takes the gradients of it. So what one group keeps for its backward pass is in memory, not
-//! what all of them keep, and the groups are computed twice.
+//! The forward pass keeps the input of every group. The backward pass goes from the last group to the first, runs each
+//! again with autodiff, and takes its gradients. So memory holds the features of one group instead of all, and every
+//! group is computed twice.
 //!
 //! Source: Chen et al., "Training deep nets with sublinear memory cost" (arXiv 1604.06174).
 
@@ -10,33 +10,33 @@ use burn::prelude::*;
 use burn::tensor::Gradients;
 use wuerstchen::{GroupConditions, Prior};
 
-/// Computes the gradients of what lies before the graph of a loss. Takes the gradients of that graph, and gives
-/// on those of one part after the other; a parameter's gradient is the sum of all.
+/// Computes the gradients of what comes before the graph of a loss. It takes the gradients of that graph, and calls the
+/// closure with those of one part after the other. A parameter's gradient is the sum of all that it has there.
 pub type Earlier = Box<dyn FnOnce(Gradients, &mut dyn FnMut(&Gradients))>;
 
-/// What Stage C predicts from.
+/// The inputs of Stage C's prediction.
 pub(crate) struct Inputs<'a> {
     /// Noised latents, `[B, c_in, H, W]`.
     pub(crate) x: Tensor<4>,
     /// `B` diffusion times in `[0, 1]`.
     pub(crate) times: &'a [f32],
-    /// `[B, T, c_cond]`.
+    /// The text embedding, `[B, T, c_cond]`.
     pub(crate) text: Tensor<3>,
 }
 
 /// The noise that Stage C predicts.
 pub(crate) struct Prediction {
-    /// `[B, c_in, H, W]`.
+    /// The predicted noise, `[B, c_in, H, W]`.
     pub(crate) predicted: Tensor<4>,
     /// The text for further losses, `[B, T, c_cond]`.
     pub(crate) text: Tensor<3>,
-    /// What lies before the graph of the prediction; `None` if nothing does.
+    /// The gradients of the computation before the graph of the prediction; `None` if there is none.
     pub(crate) earlier: Option<Earlier>,
 }
 
 impl Prediction {
-    /// All features stay in memory for the backward pass, or are computed again there if there is a `frozen` prior: the
-    /// same with weights that want no gradients.
+    /// Predicts the noise. All features stay in memory for the backward pass, unless there is a `frozen` prior: then
+    /// the backward pass computes them again. `frozen` is the same prior with weights that require no gradients.
     pub(crate) fn new(prior: &Prior, frozen: Option<Prior>, inputs: Inputs<'_>) -> Self {
         match frozen {
             Some(frozen) => Self::recomputed(prior.clone(), &frozen, inputs),
@@ -67,7 +67,7 @@ impl Prediction {
         }
         let end = h.require_grad();
         let predicted = prior.predict(x, end.clone());
-        // A graph can be gone through once: further losses see the text as one that begins here.
+        // A graph has only one backward pass, so further losses see the text as the start of a graph of their own.
         let seen = text.clone().detach().require_grad();
         let groups = Groups { prior, conditions, kept, needs_text: embedded.is_tracked() };
         let before = Before { start, embedded, text, seen: seen.clone() };
@@ -85,17 +85,17 @@ impl Prediction {
 /// The groups of blocks.
 struct Groups {
     prior: Prior,
-    /// Without a mask.
+    /// What every group takes, without a dropout mask.
     conditions: GroupConditions,
-    /// Every group's input and what its dropout leaves.
+    /// Every group's input and the mask of its dropout.
     kept: Vec<(Tensor<4>, Option<Tensor<4, Bool>>)>,
-    /// Whether anything before the groups wants the gradient of the text.
+    /// Whether anything before the groups needs the gradient of the text.
     needs_text: bool,
 }
 
 impl Groups {
-    /// The gradients of the features before the first group and of the embedded text, by that of the features behind
-    /// the last one.
+    /// The gradients of the features before the first group and of the embedded text, from the gradient of the features
+    /// after the last group.
     fn backward(
         self,
         mut gradient: Tensor<4>,
@@ -123,7 +123,7 @@ impl Groups {
     }
 }
 
-/// What comes before the groups, with its graph.
+/// The computation before the groups, with its graph.
 struct Before {
     /// The projected latents.
     start: Tensor<4>,
@@ -146,7 +146,7 @@ impl Before {
         let texts = texts.filter(|(text, _)| text.is_tracked());
         let start = self.start.is_tracked().then(|| product(self.start, of_start));
         let all = start.into_iter().chain(texts.map(|(text, gradient)| product(text, gradient)));
-        // None is left where only a part of the blocks is trained.
+        // There is no gradient where only a part of the blocks is trained.
         if let Some(all) = all.reduce(|sum, more| sum + more) {
             take(&all.backward());
         }
@@ -170,7 +170,7 @@ mod tests {
     use crate::stages::Loss;
     use crate::tune::{LoraLayers, LowRank, Tuned, Whole};
 
-    /// Of the prior `tuned` beside its trained weights `model`.
+    /// The gradients of the trained weights `model` of the prior `tuned`.
     fn gradients<T: Tuned>(tuned: &T, model: &T::Model, recompute: bool) -> Values {
         let (device, mut rng) = (Device::flex().autodiff(), Philox::new(3, 0));
         let x = rng.normal_tensor([2, 2, 3, 2], &device);
@@ -229,7 +229,7 @@ mod tests {
         assert_equal(&Whole, &prior(&Device::flex().autodiff()));
     }
 
-    /// Of all layers, and of some in the middle, so that nothing before the groups wants a gradient.
+    /// LoRAs of all layers, and of some in the middle, so that nothing before the groups needs a gradient.
     #[test]
     fn a_lora_has_the_same_gradients() {
         let device = Device::flex().autodiff();
@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Of the same bits; the graph holds the weights behind the last group only.
+    /// Predictions have the same bits; the graph holds only the weights after the last group.
     #[test]
     fn predictions_are_equal() {
         let device = Device::flex().autodiff();

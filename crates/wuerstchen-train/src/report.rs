@@ -10,10 +10,10 @@ use serde::Deserialize;
 use crate::config::TrainConfig;
 use crate::store::{METRICS, Store, StoreError};
 
-/// Points of a curve; each is the mean of as many steps as come on it.
+/// Most points of a curve; each is the mean of an equal number of steps.
 const POINTS: usize = 240;
 
-/// Grids of samples that are shown of a stage, evenly over its steps.
+/// Most sample grids that are shown for a stage, evenly spread over its steps.
 const GRIDS: usize = 8;
 
 /// Width and height of a curve, in pixels.
@@ -33,7 +33,7 @@ img { width: 100%; image-rendering: pixelated; }
 pre { overflow-x: auto; background: #8881; padding: 0.5rem; }
 ";
 
-/// A line of a stage's metrics; older ones do not tell all.
+/// A line of a stage's metrics; lines of older versions lack some fields.
 #[derive(Deserialize)]
 struct Line {
     step: u64,
@@ -45,12 +45,12 @@ struct Line {
     #[serde(default)]
     data_wait: f64,
     secs: Option<f64>,
-    /// What the stage measures besides, and what else is on the line.
+    /// Further numbers that the stage measures, and anything else on the line.
     #[serde(flatten)]
     measures: BTreeMap<String, serde_json::Value>,
 }
 
-/// What a stage can measure besides the loss, and what its curve is called.
+/// The numbers that a stage can measure besides the loss, and the titles of their curves.
 const MEASURES: [(&str, &str); 16] = [
     ("codes_used", "share of the codes that a batch uses"),
     ("perplexity", "perplexity of the codes"),
@@ -74,7 +74,7 @@ fn yes() -> bool {
     true
 }
 
-/// The page of a run, of whose stages `stages` tells the folder, what it is, and the pictures of an update.
+/// The page of a run. `stages` has each stage's folder, its title, and the number of pictures in an update.
 pub(crate) fn report(
     config: &TrainConfig,
     stages: &[(&str, &str, usize)],
@@ -106,7 +106,7 @@ pub(crate) fn report(
             page.push_str(&curve(what, &lines, value));
         }
         for (name, what) in MEASURES {
-            // Updates that do not measure it leave a gap.
+            // Updates that do not measure this number leave a gap in the curve.
             let value = |line: &Line| {
                 let value = line.measures.get(name).and_then(serde_json::Value::as_f64);
                 value.unwrap_or(f64::NAN)
@@ -120,7 +120,7 @@ pub(crate) fn report(
     Ok(page)
 }
 
-/// What the updates of a stage were and took.
+/// A table of the updates of a stage: their number, loss, time and energy.
 fn summary(lines: &[Line], batch_size: usize, watts: Option<f64>) -> String {
     let last = lines.len().saturating_sub(100);
     let mean = |lines: &[Line], value: fn(&Line) -> f64| {

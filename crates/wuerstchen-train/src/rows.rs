@@ -10,8 +10,8 @@ use wuerstchen::schedule::{TIME_SPREAD, training_time};
 
 use crate::stages::Told;
 
-/// Values of the same shape for every sample of a batch, or for neighbouring ones, in main memory, so that any thread
-/// can make them and any device take a part of them.
+/// Values of the same shape for every sample of a batch, or for some consecutive ones. They are in main memory, so that
+/// any thread can make them and any device can take some of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rows {
     /// Channels, height and width of a sample.
@@ -33,7 +33,7 @@ impl Rows {
         Self { shape, first: 0, values }
     }
 
-    /// The same values, those of a batch's samples from the place `first` on.
+    /// The same values, as those of a batch's samples from the place `first` on.
     pub fn at(self, first: usize) -> Self {
         Self { first, ..self }
     }
@@ -43,7 +43,7 @@ impl Rows {
         self.values.len() / self.shape.iter().product::<usize>()
     }
 
-    /// All values in memory's order of bytes.
+    /// All values as bytes, as they lie in memory.
     pub(crate) fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.values)
     }
@@ -53,10 +53,10 @@ impl Rows {
         self.shape
     }
 
-    /// Standard normal noise for the samples `own` of `count`; the others' random numbers are left out.
+    /// Standard normal noise for the samples `own` of `count`; the random numbers of the other samples are skipped.
     pub fn noise(rng: &mut Philox, count: usize, shape: [usize; 3], own: &Range<usize>) -> Self {
         let size: usize = shape.iter().product();
-        // Numbers are drawn in pairs.
+        // Box–Muller draws numbers in pairs, so the first number may be the second of a pair.
         let first = own.start * size;
         let (even, all) = (first / 2 * 2, (count * size).next_multiple_of(2));
         rng.skip(even);
@@ -102,9 +102,9 @@ impl Noise {
 
 /// Draws the times of a batch.
 ///
-/// Times are those of [`training_time`]. A `shift` s makes s·t/(1 + (s − 1)·t) of them.
+/// A time is that of [`training_time`], `t`; a `shift` `s` turns it into `s·t/(1 + (s − 1)·t)`.
 ///
-/// Source, of the shift: Esser et al. (arXiv 2403.03206), equation 23.
+/// Source of the shift: Esser et al. (arXiv 2403.03206), equation 23.
 pub(crate) fn draw_times(rng: &mut Philox, count: usize, shift: f32) -> Vec<f32> {
     let time = |_| {
         let t = training_time(rng.uniform(), TIME_SPREAD);
@@ -136,8 +136,8 @@ impl<'a> Noised<'a> {
         Self { x: add_noise(schedule, clean, noise.clone(), times), noise, times }
     }
 
-    /// The mean over the samples of the squared error of the predicted noise, times the `weight` of their
-    /// times.
+    /// The mean over the samples of the squared error of the predicted noise, times the `weight` of the sample's
+    /// time.
     pub(crate) fn weighted_loss(
         &self,
         predicted: Tensor<4>,
@@ -147,25 +147,25 @@ impl<'a> Noised<'a> {
         self.loss(predicted, &weights)
     }
 
-    /// The same with a weight for every sample.
+    /// As [`Self::weighted_loss`], with a weight for every sample.
     pub(crate) fn loss(&self, predicted: Tensor<4>, weights: &[f32]) -> Tensor<1> {
         let weights = column(weights, &predicted.device());
         ((predicted - self.noise.clone()).square() * weights).mean()
     }
 }
 
-/// The equal parts of time, from 0 to 1, of which metrics tell the error.
+/// Number of equal intervals of time, from 0 to 1, for which metrics have the error.
 const TIME_PARTS: usize = 8;
 
-/// What metrics call the mean squared error in each part of time.
+/// The names in metrics of the mean squared error in each interval of time.
 const TIME_ERRORS: [&str; TIME_PARTS] = [
     "error_t0", "error_t1", "error_t2", "error_t3", "error_t4", "error_t5", "error_t6", "error_t7",
 ];
 
 impl Noised<'_> {
-    /// The squared error of the predicted noise by part of time, not weighted: for each part the sum over its samples,
-    /// then for each part their number, both divided by the number of samples. Behind it comes what `more` makes of the
-    /// errors and the times of the samples.
+    /// The unweighted squared error of the predicted noise by interval of time: the sum over the samples of each
+    /// interval, then the number of samples in each, all divided by the number of samples. The numbers that `more`
+    /// makes from the errors and the times of the samples follow.
     pub(crate) fn errors_by_time(
         &self,
         predicted: &Tensor<4>,
@@ -190,10 +190,10 @@ impl Noised<'_> {
     }
 }
 
-/// How many of the told numbers are errors by time.
+/// How many of the numbers of [`Noised::errors_by_time`] are errors by time.
 pub(crate) const TOLD_BY_TIME: usize = 2 * TIME_PARTS;
 
-/// The mean squared errors that [`Noised::errors_by_time`] has told; none of parts without samples.
+/// The mean squared errors from the numbers of [`Noised::errors_by_time`]; intervals without samples are left out.
 pub(crate) fn time_errors(told: &[f32]) -> Vec<(&'static str, f64)> {
     let (errors, weights) = told[..TOLD_BY_TIME].split_at(TIME_PARTS);
     let parts = TIME_ERRORS.into_iter().zip(errors).zip(weights);

@@ -34,7 +34,7 @@ const REPORT: &str = "report.html";
 /// The file of the whole model.
 const BUNDLE: &str = "model.safetensors";
 
-/// What processes that train together must have alike: the program, how many pictures they see, and a config.
+/// What must be equal in processes that train together: the program, how many pictures they see, and the config.
 pub(crate) fn essence(config: &toml::Value, pictures: Option<usize>) -> String {
     fn add(lines: &mut Vec<String>, name: &str, value: &toml::Value) {
         match value {
@@ -68,33 +68,33 @@ pub enum Start {
     },
 }
 
-/// What happens in a run.
+/// Something that happens in a run.
 pub enum Event<'a> {
-    /// A stage is trained on some of the pictures only, as it caches no more.
+    /// A stage is trained on only some of the pictures, because it caches no more of them.
     Partial {
         /// Which stage.
         stage: StageName,
         /// How many pictures it sees.
         cached: usize,
-        /// Of how many.
+        /// How many pictures there are.
         pictures: usize,
     },
     /// Pictures of about one aspect ratio, which are trained on together.
     Bucket {
         /// Height and width of their image embedding.
         cells: [usize; 2],
-        /// Height and width that this is in pixels.
+        /// The same height and width in pixels.
         pixels: [usize; 2],
         /// How many there are.
         pictures: usize,
     },
-    /// What does not change while a stage trains is being computed.
+    /// A cache is being filled with values that do not change while a stage trains.
     Caching {
-        /// What it is.
+        /// The values, for people.
         what: &'static str,
-        /// For how many scenes it is done.
+        /// Number of scenes whose values are computed.
         done: usize,
-        /// For how many scenes it is computed.
+        /// Number of all scenes.
         scenes: usize,
     },
     /// The scale of the image embeddings has been measured.
@@ -108,22 +108,22 @@ pub enum Event<'a> {
     Precision {
         /// Which stage.
         stage: StageName,
-        /// That of the state.
+        /// The precision of the state.
         from: Precision,
-        /// That of the updates to come.
+        /// The precision of the updates to come.
         to: Precision,
     },
-    /// A stage begins anew where it has been trained before, since its state is not there.
+    /// A stage that has been trained before begins anew, because its state is not there.
     NoState {
         /// Which stage.
         stage: StageName,
     },
-    /// A stage goes on with other weights of the parts that it takes than those with which its state was trained.
+    /// A stage goes on although the weights of a part that it takes differ from those with which its state was trained.
     OtherParts {
         /// Which stage.
         stage: StageName,
     },
-    /// The sample grids of a stage have fewer pictures than others, as more would not fit in memory.
+    /// The sample grids of a stage have fewer pictures than usual, because more would not fit in memory.
     SmallGrid {
         /// Which stage.
         stage: StageName,
@@ -143,7 +143,7 @@ pub enum Event<'a> {
     },
     /// An update is done.
     Update {
-        /// What it did.
+        /// The metrics of the update.
         metrics: &'a Metrics,
         /// Samples a second since the updates began.
         samples_per_sec: f64,
@@ -174,7 +174,7 @@ pub struct Run {
     source: Source,
     session: Session,
     device: Device,
-    /// Whether stages whose weights are there start from them.
+    /// Whether stages start from weights of theirs that are there.
     warm: bool,
     /// The weights of Stage A's perceptual loss.
     perceptual: Option<Checkpoint>,
@@ -201,14 +201,15 @@ impl Run {
         Self { perceptual: Some(weights), ..self }
     }
 
-    /// Keeps Stage A's latents and image embeddings in `cache` too, and takes them from there: by a hash of the pictures
-    /// and of the network that makes them. Runs may share one. It grows without end.
+    /// Keeps Stage A's latents and image embeddings in `cache` too, and takes them from there. Their names are hashes
+    /// of the pictures and of the network that makes them, so that runs may share a cache. It grows without limit.
     pub fn with_cache(self, cache: Arc<dyn Store>) -> Self {
         Self { cache: Some(TensorCache(cache)), ..self }
     }
 
-    /// Trains together with other processes. All but rank 0 need a store of their own, such as one in main memory, and
-    /// get rank 0's files, tokenizer and weights; what they keep is of no use. A listener in any of them can stop all.
+    /// Trains together with other processes. All but rank 0 need a store of their own, such as one in main memory. They
+    /// get rank 0's files, tokenizer and weights; what they write is not needed later. A listener in any process can
+    /// stop all.
     pub fn with_peers(mut self, peers: Arc<dyn Peers>) -> Self {
         self.session.peers = peers;
         self
@@ -225,8 +226,8 @@ impl Run {
         &self.recipe
     }
 
-    /// Fails unless weights are there, and fit, that stages take from those before them, or start from; those of
-    /// `model`, if it is to be started from, have to fit all. Reads no values of the model's.
+    /// Fails unless the weights that stages take from earlier stages, or start from, are there and fit. If the run is
+    /// to start from `model`, all of its weights must fit. Reads no values of the model's weights.
     ///
     /// # Errors
     ///
@@ -265,7 +266,7 @@ impl Run {
         Ok(())
     }
 
-    /// Fails unless weights are those of a part of the run's sizes; names one tensor, not all.
+    /// Fails unless the weights fit a part in the sizes of the run; the error names one tensor, not all.
     fn check(&self, part: Part, weights: &Checkpoint) -> Result<(), RunError> {
         self.recipe.check(part, weights).map_err(|error| match error {
             LoadError::Mismatch { part, differences } => {
@@ -315,19 +316,20 @@ impl Run {
         self.write_model().map(Some)
     }
 
-    /// Fails if a stage that starts anew would overwrite a state, if it cannot go on from one, if processes that train
-    /// together cannot have equal parts of its shares, or if the device cannot multiply in its precision.
+    /// Fails if a stage that starts anew would overwrite a state, if it cannot go on from one, if its shares of a batch
+    /// cannot be divided equally among the processes, or if the device cannot multiply in its precision.
     ///
     /// # Errors
     ///
-    /// There is a state, the state is not whole, of another seed, method or model, or has values that are not finite, the
-    /// number of shares is no multiple of that of the processes, or the device lacks the type.
+    /// There is a state where the stage starts anew; or the state is not whole, has another seed, method or model, or
+    /// has values that are not finite; or the number of shares is no multiple of the number of processes; or the device
+    /// lacks the type.
     pub fn check_start(&self, stage: StageName, start: &Start) -> Result<(), RunError> {
         let (recipe, config) = (&self.recipe, &self.recipe.config);
         let (name, own) =
             ((stage, self.folder(stage)), (config.updates(stage), config.seed, &self.device));
         let (session, device) = (&self.session, &Device::flex());
-        // Of a fresh model only names and shapes are looked at, so that no weights are made.
+        // Only names and shapes of a fresh model are compared, so that no weights are made.
         match (stage, config.model.decoder.has_tokens()) {
             (StageName::A, _) => session.check_start(name, start, own, &recipe.init_vqgan(device)),
             (StageName::B, false) => {
@@ -340,7 +342,7 @@ impl Run {
         }
     }
 
-    /// Trains one stage; breaks if the listener did before its last update.
+    /// Trains one stage. Returns `Break` if the listener broke before its last update.
     ///
     /// # Errors
     ///
@@ -362,7 +364,7 @@ impl Run {
         }
     }
 
-    /// Claims the store and writes what does not change; gives what other processes must have alike.
+    /// Claims the store and writes the files that do not change; returns what must be equal in all processes.
     fn begin(&mut self, stage: StageName, start: &Start) -> Result<String, RunError> {
         self.session.store.claim()?;
         self.check_start(stage, start)?;
@@ -372,7 +374,8 @@ impl Run {
         self.essence()
     }
 
-    /// What processes that train together must have alike, in lines. Rank 0 says the scale of the embeddings.
+    /// What must be equal in processes that train together, in lines of text. The scale of the embeddings is not among
+    /// it: rank 0 tells that to the others.
     fn essence(&self) -> Result<String, RunError> {
         if self.session.peers.size() == 1 {
             return Ok(String::new());
@@ -486,7 +489,7 @@ impl Run {
         Ok(())
     }
 
-    /// The file of the weights of what does in the run's family what a part of v2 does.
+    /// The file of the weights of the part that does, in the run's family, what the given part of Würstchen v2 does.
     fn weights_name(&self, part: Part) -> String {
         format!("{RUN_MODEL}/{}", self.recipe.config.model.decoder.part(part).weights_path())
     }
@@ -510,8 +513,8 @@ impl Run {
         Ok(weights)
     }
 
-    /// Writes the configs beside the weights, the model as one file, and the run's report. What is not trained yet is not
-    /// in it.
+    /// Writes the configs beside the weights, the model as one file, and the run's report. The model has only the parts
+    /// that are trained.
     ///
     /// # Errors
     ///

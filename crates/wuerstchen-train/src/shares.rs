@@ -7,12 +7,12 @@ use crate::optimizer::{Values, collect_gradients};
 use crate::peers::{self, Peers};
 use crate::stages::{Loss, Told};
 
-/// Values that go to the other processes at once: 64 MiB.
+/// Number of values that go to the other processes at once: 64 MiB.
 const BUCKET: usize = 16 << 20;
 
-/// What shares of a batch say about the model, each already divided by the number of shares.
+/// The losses and gradients of some shares of a batch, each already divided by the number of shares.
 pub(crate) struct Share {
-    /// Of each share, in their order, the loss and what it tells besides; their sums are those of the batch.
+    /// The loss and the further numbers of each share, in their order; their sums are those of the batch.
     told: Vec<Told>,
     pub(crate) gradients: Values,
     /// How far the running averages of batch norms move.
@@ -20,9 +20,9 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// The share of a batch's `loss` by `model`, which has begun with the running averages of `before`, those
-    /// that are to be moved afterwards; it is one of `count`. The gradients are taken of `scale` times the loss, and
-    /// divided by it.
+    /// One of `count` shares, from its `loss` by `model`. `before` are the running averages that the model had before
+    /// the forward pass and that are to be moved afterwards. The gradients are taken of `scale` times the loss, and
+    /// divided by `scale`.
     pub(crate) fn new<M: Module>(
         model: &M,
         before: &Values,
@@ -68,7 +68,7 @@ impl Share {
 
     /// The sum of the shares of all processes, the same in all of them, with the bits of [`Self::sum`] over all.
     ///
-    /// The values travel in the order in which the module is visited: the numbers of parameters differ between
+    /// The values travel in the order in which the module is visited, because the ids of parameters differ between
     /// processes.
     pub(crate) fn sum_of_all<M: Module>(model: &M, shares: Vec<Self>, peers: &dyn Peers) -> Self {
         let moved: Vec<_> = shares[0].moves.keys().copied().collect();
@@ -84,7 +84,7 @@ impl Share {
             let sizes: Vec<_> = ids.iter().map(|id| shares[0][id].dims()[0]).collect();
             let device = shares[0][&ids[0]].device();
             let mut addends: Vec<_> = shares.iter_mut().map(|share| take(share, &ids)).collect();
-            // The first bucket takes the loss and what it tells along.
+            // The first bucket takes the loss and the further numbers along.
             if total.is_none() {
                 addends.iter_mut().zip(&numbers).for_each(|(addend, own)| addend.extend(own));
             }
@@ -105,7 +105,7 @@ impl Share {
         Self { told: vec![told], gradients, moves }
     }
 
-    /// The loss of the batch and what it tells besides, and the value of `more`, which a device is asked for at once.
+    /// The loss of the batch, its further numbers, and the value of `more`. All are read from the device at once.
     pub(crate) fn ask(&mut self, more: Tensor<1>) -> (f32, Vec<f32>, f32) {
         let [numbers, more] = Told::ask_all(std::mem::take(&mut self.told), vec![more]);
         let sum = numbers.into_iter().reduce(|mut sum, share| {
@@ -128,7 +128,7 @@ fn add(total: &mut Values, values: Values) {
     }
 }
 
-/// Takes values, one behind the other, to main memory.
+/// Moves values to main memory, one after the other.
 fn take(values: &mut Values, ids: &[ParamId]) -> Vec<f32> {
     let values = ids.iter().filter_map(|id| values.remove(id)).collect();
     Tensor::<1>::cat(values, 0).into_data().try_to_vec::<f32>().expect("gradients are f32")
@@ -164,7 +164,8 @@ pub(crate) fn visited<M: Module>(model: &M) -> Vec<ParamId> {
     order.0
 }
 
-/// The running averages of batch norms, without autodiff: the values of a model that is trained which want no gradient.
+/// The running averages of batch norms, without autodiff. In a model that is trained, these are the values that require
+/// no gradient.
 pub(crate) fn running_averages<M: Module>(model: &M) -> Values {
     struct Averages(Values);
     impl ModuleVisitor for Averages {
@@ -190,7 +191,7 @@ pub(crate) fn set_running_averages<M: Module>(model: M, averages: Values) -> M {
     change(model, averages, |_, average| average)
 }
 
-/// The model with values changed, each flat, by those of the same parameters.
+/// The model with every value that has one in `values` replaced by `change` of both, as flat tensors.
 fn change<M: Module>(model: M, values: Values, change: fn(Tensor<1>, Tensor<1>) -> Tensor<1>) -> M {
     struct Change(Values, fn(Tensor<1>, Tensor<1>) -> Tensor<1>);
     impl ModuleMapper for Change {
@@ -206,8 +207,8 @@ fn change<M: Module>(model: M, values: Values, change: fn(Tensor<1>, Tensor<1>) 
     if values.is_empty() { model } else { model.map(&mut Change(values, change)) }
 }
 
-/// Models for so many shares, each with its own graph, since burn's autodiff would wait for the other shares' otherwise,
-/// and with its own running averages.
+/// Models for `count` shares, each with its own running averages and its own graph: in a common graph, burn's autodiff
+/// would wait for the other shares.
 pub(crate) fn models<M: Module>(model: &M, count: usize) -> Vec<M> {
     (0..count).map(|_| model.valid().train()).collect()
 }

@@ -7,7 +7,7 @@ pub(crate) struct Square {
     values: Vec<f64>,
 }
 
-/// Rotations after which an eigenvalue is taken as it is; two are usual.
+/// Most QR steps for an eigenvalue, after which it is taken as it is; two are usual.
 const MAX_ROTATIONS: usize = 60;
 
 impl Square {
@@ -55,7 +55,7 @@ impl Square {
                 let known = dot(&factor.row(i)[..j], &factor.row(j)[..j]);
                 let left = self.at(i, j) - known;
                 let diagonal = factor.at(j, j);
-                // What rounding leaves of nothing.
+                // The bound below which a value is only a rounding error.
                 let least = self.side as f64 * f64::EPSILON * self.at(i, i);
                 factor.values[i * self.side + j] = if i == j {
                     if left > least { left.sqrt() } else { 0.0 }
@@ -92,7 +92,7 @@ impl Square {
         diagonal
     }
 
-    /// The diagonal, and what stands beside it, of a tridiagonal matrix with the same eigenvalues.
+    /// The diagonal and the secondary diagonal of a tridiagonal matrix with the same eigenvalues.
     fn tridiagonal(mut self) -> (Vec<f64>, Vec<f64>) {
         let side = self.side;
         let mut beside = Vec::new();
@@ -151,7 +151,7 @@ pub(crate) fn add_multiple(sums: &mut [f64], factor: f64, values: &[f64]) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * value);
 }
 
-/// In eight lanes, which vectorise.
+/// The dot product, summed in eight lanes so that it vectorises.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut lanes = [0.0; 8];
     let (a_blocks, a_rest) = a.as_chunks::<8>();
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    /// Of rank 2: two rows times their transposes.
+    /// The matrix has rank 2: it is two rows times their transposes.
     #[test]
     fn factors_give_the_matrix_again() {
         let rows = [[1.0, 2.0, -3.0, 0.5], [0.0, -1.0, 4.0, 2.0]];

@@ -40,8 +40,8 @@ pub trait Stage: Send + Sync + 'static {
     type Batch: Send + Sync + 'static;
 
     /// Makes the batch of the samples with these numbers: draws or decodes pictures, splits captions into
-    /// tokens, draws noise. All random numbers come from `rng`. What is large is made only for the places `own`
-    /// of the batch, without a change to the others' random numbers.
+    /// tokens, draws noise. All random numbers come from `rng`. Large values are made only for the places `own`
+    /// of the batch, but the random numbers are the same as if all were made.
     ///
     /// # Errors
     ///
@@ -56,17 +56,19 @@ pub trait Stage: Send + Sync + 'static {
     /// The mean loss of the samples `range` of a batch, which are among those that it was made for.
     fn loss(&self, model: &Self::Model, batch: &Self::Batch, range: Range<usize>) -> Loss;
 
-    /// What metrics say besides of an update, number `step` from 0, by what its shares have told: names and values.
+    /// Further metrics of the update number `step`, from 0: names and values. `_told` are the numbers that its shares
+    /// told ([`Told`]), averaged.
     fn measures(&self, _told: &[f32], _step: u64) -> Vec<(&'static str, f64)> {
         Vec::new()
     }
 
-    /// The networks in a model that are trained against the others; none by default.
+    /// The networks in a model that are trained against the others; by default there are none.
     fn adversary(&self, _model: &Self::Model) -> Option<Adversary> {
         None
     }
 
-    /// Changes what no gradient trains after the update number `step`, from 0, by what its shares have told.
+    /// Changes parameters that no gradient trains, after the update number `step`, from 0. `_told` are the numbers that
+    /// its shares told, averaged.
     fn settle(&self, model: Self::Model, _told: &[f32], _step: u64) -> Self::Model {
         model
     }
@@ -74,26 +76,27 @@ pub trait Stage: Send + Sync + 'static {
 
 /// The loss of a share of a batch.
 pub struct Loss {
-    /// What the gradients are taken of.
+    /// The loss whose gradients are taken.
     pub total: Tensor<1>,
     /// The loss that metrics show.
     pub shown: Tensor<1>,
-    /// What else the share tells.
+    /// Further numbers that the share tells.
     pub told: Told,
-    /// What lies before the graph of `total` and is computed again in the backward pass; mostly nothing.
+    /// The gradients of the computation before the graph of `total`, which the backward pass computes again; mostly
+    /// `None`.
     pub earlier: Option<Earlier>,
 }
 
-/// Numbers that a share of a batch tells beside its loss, as many of every share; an update's are the means over its
-/// shares. A device is asked for them, the loss and the norm of the gradients at once.
+/// Numbers that a share of a batch tells beside its loss. Every share tells equally many, and an update takes the means
+/// over its shares. They are read from the device together with the loss and the norm of the gradients.
 pub struct Told {
-    /// What is read of the device.
+    /// The tensors that are read from the device.
     pub read: Vec<Tensor<1>>,
-    /// Makes the numbers of that.
+    /// Makes the numbers from the values of these tensors.
     pub make: Make,
 }
 
-/// Makes numbers of what is read.
+/// Makes numbers from values that were read from a device.
 pub type Make = Box<dyn FnOnce(&[Vec<f32>]) -> Vec<f32> + Send>;
 
 impl Told {
@@ -102,7 +105,7 @@ impl Told {
         Self { read: Vec::new(), make: Box::new(|_| numbers) }
     }
 
-    /// The numbers of all, and the values of `more`, which a device is asked for at once.
+    /// The numbers of all, and the values of `more`, read from the device at once.
     pub(crate) fn ask_all(all: Vec<Self>, more: Vec<Tensor<1>>) -> [Vec<Vec<f32>>; 2] {
         let (tensors, rest): (Vec<_>, Vec<_>) =
             all.into_iter().map(|told| (told.read, told.make)).unzip();
@@ -129,7 +132,7 @@ impl From<Tensor<1>> for Loss {
     }
 }
 
-/// The values of tensors of f32, which a device is asked for at once.
+/// The values of f32 tensors, read from the device at once.
 fn read(tensors: impl Iterator<Item = Tensor<1>>) -> Vec<Vec<f32>> {
     let values = |data: TensorData| data.try_to_vec::<f32>().expect("they are f32");
     let plain =
@@ -142,7 +145,7 @@ fn read(tensors: impl Iterator<Item = Tensor<1>>) -> Vec<Vec<f32>> {
         .collect()
 }
 
-/// Networks that are trained against the others of a model, by an optimiser of their own.
+/// Networks that are trained against the others of a model, by an optimizer of their own.
 pub struct Adversary {
     /// Its settings.
     pub optimizer: OptimizerConfig,
@@ -152,13 +155,13 @@ pub struct Adversary {
     pub parameters: HashSet<ParamId>,
 }
 
-/// Stage B's target: Stage A's latents in the scale that Stage B works in. In f32, whatever the stage's precision is, as
-/// those that are cached.
+/// Stage B's target: Stage A's latents in the scale that Stage B works in. They are in f32, as cached latents are,
+/// whatever the stage's precision is.
 pub fn stage_a_latents(vqgan: &Vqgan, config: &VqganConfig, pictures: Tensor<4>) -> Tensor<4> {
     autocast(DType::F32, || vqgan.encode(pictures, Statistics::Running) / config.scale_factor)
 }
 
-/// Stage C's target: the image embeddings of pictures in `[0, 1]`, scaled to `side` pixels. In f32, as
+/// Stage C's target: the image embeddings of pictures in `[0, 1]`, scaled to `side` pixels. They are in f32, as with
 /// [`stage_a_latents`].
 pub fn image_embeddings(compressor: &Compressor, pictures: Tensor<4>, side: usize) -> Tensor<4> {
     let pictures = compressor::prepare(pictures, [side; 2]);

@@ -1,6 +1,7 @@
 //! Metrics and pictures in the event files that `TensorBoard` opens.
 //!
-//! A file is a row of records: their length, a checksum of it, a message `Event`, a checksum of that.
+//! A file is a sequence of records. Each has its length, a checksum of the length, a message `Event`, and a checksum of
+//! the message.
 //!
 //! Source: `tensorflow/core/lib/io/record_writer.cc`, `tensorflow/core/util/event.proto` and
 //! `tensorflow/core/framework/summary.proto` of tensorflow/tensorflow.
@@ -66,7 +67,7 @@ fn record(data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// CRC-32C, rotated and shifted so that checksums of data with checksums in it are sound.
+/// CRC-32C, rotated and shifted, because plain CRCs are unreliable for data that contains CRCs itself.
 fn checksum(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -97,7 +98,7 @@ impl Message {
         self.0.extend(value.to_le_bytes());
     }
 
-    /// Seven bits a byte, the lowest first.
+    /// Appends an integer with seven bits in each byte, the lowest first.
     fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);

@@ -1,4 +1,4 @@
-//! The tokenizers of corpora: the words of the built-in one, or parts of words that captions teach.
+//! The tokenizers of corpora: the words of a built-in corpus, or parts of words learnt from captions.
 
 use serde_json::json;
 use tokenizers::AddedToken;
@@ -19,7 +19,7 @@ const UNKNOWN: &str = "<|unknown|>";
 /// Number of the unknown word in a tokenizer of words; the words follow.
 pub(crate) const UNKNOWN_ID: u32 = 2;
 
-/// Fewest tokens that [`learn_tokenizer`] can make do with: every byte, beginning and end.
+/// Fewest tokens of a tokenizer of [`learn_tokenizer`]: every byte, beginning and end.
 pub const MIN_VOCAB_SIZE: usize = 258;
 
 /// The tokenizer that knows the words of the built-in scenes of shapes.
@@ -27,7 +27,7 @@ pub fn shapes_tokenizer() -> TokenizerFiles {
     word_tokenizer(&shapes::vocabulary())
 }
 
-/// A tokenizer that knows these words, in lower case, and no others; punctuation parts words.
+/// A tokenizer that knows these words, in lower case, and no others; punctuation separates words.
 pub fn word_tokenizer(words: &[impl AsRef<str>]) -> TokenizerFiles {
     let special = [BEGIN, END, UNKNOWN];
     let words = special.into_iter().chain(words.iter().map(AsRef::as_ref));
@@ -61,7 +61,7 @@ pub fn word_tokenizer(words: &[impl AsRef<str>]) -> TokenizerFiles {
 ///
 /// # Errors
 ///
-/// Says what the `tokenizers` crate says.
+/// The `tokenizers` crate cannot learn the tokenizer; the error is its own.
 pub fn learn_tokenizer<'a>(
     captions: impl Iterator<Item = &'a str> + Send,
     vocab_size: usize,

@@ -34,19 +34,19 @@ pub struct Trainer<S: Stage> {
     batches: Option<Batches<S::Batch>>,
     /// This step's batch, if it has been waited for, and how long that took.
     ready: Option<(S::Batch, Duration)>,
-    /// `None` only while the optimizer has it, which changes it in place.
+    /// `None` only while the optimizer has the model, to change it in place.
     model: Option<S::Model>,
     optimizer: Optimizer,
-    /// What is trained against the rest of the model, and its optimizer.
+    /// The networks that are trained against the rest of the model, and their optimizer.
     adversary: Option<(Adversary, Optimizer)>,
-    /// Of a stage whose products are in f16.
+    /// The scale of the loss, for a stage whose products are in f16.
     loss_scale: Option<LossScale>,
     config: UpdateConfig,
     seed: u64,
     step: u64,
     device: Device,
     peers: Arc<dyn Peers>,
-    /// A hash of the weights of other parts that the stage takes, if it takes some.
+    /// A hash of the weights that the stage takes from other parts, if it takes any.
     frozen: Option<String>,
 }
 
@@ -68,7 +68,7 @@ pub struct Metrics {
     pub data_wait: f64,
     /// Seconds that the update took.
     pub secs: f64,
-    /// What the stage measures besides, by name.
+    /// Further numbers that the stage measures, by name.
     #[serde(flatten)]
     pub measures: BTreeMap<&'static str, f64>,
 }
@@ -84,10 +84,10 @@ pub(crate) struct Header {
     adafactor: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     loss_scale: Option<LossScale>,
-    /// What its last updates multiplied; states of older versions do not say it.
+    /// The precision of the last updates; states of older versions do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) precision: Option<Precision>,
-    /// A hash of the weights of other parts that the stage was trained with, if it takes some.
+    /// A hash of the weights of other parts with which the stage was trained, if it takes any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) frozen: Option<String>,
 }
@@ -109,7 +109,7 @@ impl Header {
 }
 
 const FORMAT: u32 = 1;
-/// Why a trainer has a model.
+/// The reason why `model` cannot be `None`.
 const PRESENT: &str = "the optimizer has given the model back";
 
 const HEADER_KEY: &str = "wuerstchen-training";
@@ -143,12 +143,12 @@ pub enum RestoreError {
         /// The run's.
         expected: u64,
     },
-    /// The state is of a run with another optimiser, whose moments have other shapes.
+    /// The state is of a run with another optimizer, whose moments have other shapes.
     #[error("{name}: a training state of {found}, the config says method = {expected:?}")]
     Method {
         /// Which file.
         name: String,
-        /// Its optimiser.
+        /// Its optimizer.
         found: &'static str,
         /// The run's.
         expected: &'static str,
@@ -167,7 +167,7 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
-    /// The same error with one tensor in place of all: a model of other sizes has hundreds that differ.
+    /// The same error, but it names only the first tensor: a model of other sizes has hundreds that differ.
     fn of(name: &str, error: LoadError) -> Self {
         match error {
             LoadError::Mismatch { differences, .. } => {
@@ -205,7 +205,7 @@ impl<S: Stage> Trainer<S> {
         }
     }
 
-    /// Lets its states tell with which weights of other parts they were trained.
+    /// Records in states the hash of the weights of other parts with which the stage is trained.
     pub(crate) fn with_frozen(self, hash: Option<String>) -> Self {
         Self { frozen: hash, ..self }
     }
@@ -220,7 +220,7 @@ impl<S: Stage> Trainer<S> {
         Self { peers, ..self }
     }
 
-    /// What [`Self::with_frozen`] has been given.
+    /// The hash given to [`Self::with_frozen`].
     pub(crate) fn frozen(&self) -> Option<&str> {
         self.frozen.as_deref()
     }
@@ -245,10 +245,10 @@ impl<S: Stage> Trainer<S> {
         self.prepare()?;
         let start = Instant::now();
         let (batch, waited) = self.ready.take().expect("the batch is prepared");
-        // Only dropout draws from the device's own generator. Other processes must not draw the same.
+        // Only dropout draws from the device's own generator. Other processes must draw other numbers.
         let others = (self.peers.rank() as u64) << 48;
         self.device.seed(self.seed ^ self.step ^ others);
-        // What an update moves that changes nothing is put back.
+        // The forward pass moves the running averages; an update that changes nothing puts them back.
         let before = running_averages(self.model());
         let mut total = self.shares(&batch, &before);
         let learning_rate = self.config.optimizer.learning_rate_at(self.step, self.config.steps);
@@ -257,7 +257,7 @@ impl<S: Stage> Trainer<S> {
         let opposing = self.adversary.as_ref().map(|(adversary, _)| {
             adversary.parameters.iter().filter_map(|id| gradients.remove_entry(id)).collect()
         });
-        // The update's only wait for the device, but for one of an adversary.
+        // The update waits for the device only here, and once more for an adversary.
         let (loss, told, norm) = total.ask(global_norm(&model, &gradients));
         let gradients = (gradients, norm.into());
         let (mut model, report) =
@@ -298,7 +298,7 @@ impl<S: Stage> Trainer<S> {
         })
     }
 
-    /// Waits for this step's batch, which [`Self::step`] then takes: what can fail of an update.
+    /// Waits for this step's batch, which [`Self::step`] then takes. This is the only part of an update that can fail.
     ///
     /// # Errors
     ///
@@ -344,8 +344,8 @@ impl<S: Stage> Trainer<S> {
         self.config.batch_size / self.config.shards
     }
 
-    /// The sum of the shares of a batch, each of this process's own on its own thread, so many at a time as the
-    /// config says. `before` are the model's running averages.
+    /// The sum of the shares of a batch. Each of this process's shares has its own thread, and the config says how many
+    /// are computed at a time. `before` are the model's running averages.
     fn shares(&self, batch: &S::Batch, before: &Values) -> Share {
         let (count, size, own) = (self.config.shards, self.share_size(), self.own_shares());
         let (stage, model, peers) = (&*self.stage, self.model(), &*self.peers);
@@ -355,7 +355,7 @@ impl<S: Stage> Trainer<S> {
             autocast(products, || Share::new(model, before, stage.loss(model, batch, range), parts))
         };
         if count == 1 {
-            // The model itself: its running averages move as it runs.
+            // The only share uses the model itself, whose running averages move in the forward pass.
             return share(model, &Values::new(), 0..size);
         }
         let share = |(i, model): (usize, S::Model)| share(&model, before, i * size..(i + 1) * size);
@@ -416,7 +416,7 @@ impl<S: Stage> Trainer<S> {
         self.config.optimizer.method == Method::Adafactor
     }
 
-    /// Everything that is needed to go on, as a safetensors file.
+    /// The state from which training can go on, as a safetensors file.
     pub fn save(&self) -> Vec<u8> {
         let part = |name: &str, module: &S::Model| {
             Checkpoint::from_tensors(name, tensors(module, KeyTable::STATES))
@@ -458,8 +458,8 @@ impl<S: Stage> Trainer<S> {
     ///
     /// # Errors
     ///
-    /// The file is no training state, of another seed, or of Adafactor where the config has another method or the other
-    /// way round, or its tensors do not fit the model, or are not finite.
+    /// The file is no training state; it has another seed; its moments are Adafactor's but the config has another
+    /// method, or the other way round; or its tensors do not fit the model or are not finite.
     pub fn restore(mut self, name: &str, state: Arc<dyn ReadBytes>) -> Result<Self, RestoreError> {
         let own = (self.seed, self.config.optimizer.method);
         let header = check_state(name, state.clone(), self.model(), own)?;
@@ -489,7 +489,7 @@ impl<S: Stage> Trainer<S> {
             optimizer.second = take(&mut self.optimizer.second);
         }
         if self.config.optimizer.keeps_average() {
-            // A run that kept no average goes on with one from its weights on.
+            // The average of a run that kept none begins with the weights.
             let name = if part("ema").names().next().is_some() { "ema" } else { "weights" };
             self.optimizer.ema = read(name)?;
         }
@@ -503,7 +503,7 @@ impl<S: Stage> Trainer<S> {
     }
 }
 
-/// What a state says about itself. Reads all of its tensors.
+/// The header of a state, after a check of all of its tensors.
 ///
 /// # Errors
 ///
@@ -523,7 +523,7 @@ pub(crate) fn check_state<M: Module>(
         let own = all.under(&format!("{part}/")).named(&format!("{name}: {part}"));
         let has_none = own.names().next().is_none();
         match part {
-            // A run that keeps no average has none.
+            // A state of a run that keeps no average has no such tensors.
             "ema" if has_none => {}
             "first" | "second" if header.adafactor => moments::check(model, &own).map_err(unfit)?,
             _ => check_shapes(&expected, &own).map_err(unfit)?,
@@ -545,7 +545,7 @@ pub(crate) fn check_state<M: Module>(
     Ok(header)
 }
 
-/// What a state says about itself; fails where it is no state, or not whole.
+/// The header of a state; fails if the file is no state, or not whole.
 pub(crate) fn read_header(name: &str, state: &dyn ReadBytes) -> Result<Header, RestoreError> {
     let fail = |reason: String| RestoreError::NoState { name: name.to_owned(), reason };
     let (metadata, _) = checkpoint::read_header(name, state).map_err(|error| match error {

@@ -1,7 +1,7 @@
 //! Fine-tuning of a model's Stage C on pictures of any size, whole or by a LoRA.
 //!
-//! The model's tokenizer, text encoder and semantic compressor stay as they are: what they make of the
-//! captions and pictures is computed once and kept in a cache.
+//! The model's tokenizer, text encoder and semantic compressor stay as they are. So the hidden states of the captions
+//! and the image embeddings of the pictures are computed once and kept in a cache.
 
 mod buckets;
 mod memory;
@@ -58,32 +58,32 @@ const SAMPLES: usize = 4;
 
 /// Captioned pictures of any size.
 pub trait Pictures: Send + Sync {
-    /// How many there are; at least one.
+    /// The number of pictures, at least one.
     fn count(&self) -> usize;
 
-    /// What the picture's file holds: pictures of the same content have the same embedding.
+    /// The bytes of the picture's file. Pictures with equal bytes have the same embedding.
     ///
     /// # Errors
     ///
-    /// It cannot be read.
+    /// The file cannot be read.
     fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError>;
 
-    /// A picture, scaled to cover the height and width that `size` gives for its own, what stands out cut off
-    /// on both sides.
+    /// A picture at another size. `size` maps its own height and width to those that it shall have: it is scaled to
+    /// cover them, and what stands out is cut off on both sides.
     ///
     /// # Errors
     ///
-    /// It cannot be read, or `size` refuses it.
+    /// The picture cannot be read, or `size` refuses it.
     fn picture(
         &self,
         index: usize,
         size: &mut dyn FnMut([usize; 2]) -> Result<[usize; 2], String>,
     ) -> Result<Image, CorpusError>;
 
-    /// What may be said about a picture, at least one caption, and how likely each is, together 1.
+    /// The captions of a picture, at least one, with their probabilities, which sum to 1.
     fn captions(&self, index: usize) -> Vec<(String, f64)>;
 
-    /// Whether a picture that cannot be read is left out; else it ends the run.
+    /// Whether a picture that cannot be read is left out; otherwise it ends the run.
     fn leaves_out_broken(&self) -> bool {
         false
     }
@@ -102,10 +102,10 @@ pub struct Tune {
     options: GenerateOptions,
 }
 
-/// What the updates begin with.
+/// Everything that the updates need at the start.
 struct Ready {
     pictures: Arc<Prepared>,
-    /// With autodiff.
+    /// The device with autodiff.
     device: Device,
     start: Start,
 }
@@ -169,10 +169,10 @@ impl Tune {
             ..GenerateOptions::default()
         };
         let settings = options.resolve(&defaults)?;
-        // All are made at once.
+        // All samples are made at once, so they must fit in memory together.
         let count = if samples.prompts.is_empty() { SAMPLES } else { samples.prompts.len() };
         Settings { count, ..settings.clone() }.check_pixels()?;
-        // Reads no weights.
+        // This reads no weights.
         let pipeline = Pipeline::load(&model, &device, Residency::PerStage)?;
         pipeline.sizes(settings.height, settings.width)?;
         let session = Session::new(store);
@@ -200,20 +200,21 @@ impl Tune {
     }
 
     /// Trains together with other processes. All but rank 0 need a store of their own, such as one in main memory; what
-    /// they keep is of no use. The cache may be one for all. A listener in any of them can stop all.
+    /// they write is not needed later. All may share one cache. A listener in any process can stop all.
     pub fn with_peers(mut self, peers: Arc<dyn Peers>) -> Self {
         self.session.peers = peers;
         self
     }
 
-    /// Fails if a start would overwrite a state, if the run has begun with another Stage C or cannot go on from its state,
-    /// if processes that train together cannot have equal parts of the shares, or if the device cannot multiply in the
-    /// config's precision.
+    /// Fails if a start would overwrite a state, if the run has begun with another Stage C or cannot go on from its
+    /// state, if the shares of a batch cannot be divided equally among the processes, or if the device cannot multiply
+    /// in the config's precision.
     ///
     /// # Errors
     ///
-    /// There is a state, the state is not whole, of another seed, method or model, or has values that are not finite, the
-    /// number of shares is no multiple of that of the processes, or the device lacks the type.
+    /// There is a state where the run starts anew; or the state is not whole, has another seed, method or model, or has
+    /// values that are not finite; or the number of shares is no multiple of the number of processes; or the device
+    /// lacks the type.
     pub fn check_start(&self, start: &Start) -> Result<(), RunError> {
         self.check_base(start)?;
         self.check_results(start)?;
@@ -231,14 +232,14 @@ impl Tune {
         }
     }
 
-    /// The bytes that training takes.
+    /// The memory that training takes, in bytes.
     ///
     /// # Errors
     ///
     /// The LoRA changes no layer.
     pub fn memory(&self) -> Result<Memory, RunError> {
         let network = self.prior.init(&self.device);
-        // The frozen network of a LoRA runs without dropout.
+        // The frozen network beside a LoRA runs without dropout.
         let (prior, trained) = match &self.config.lora {
             Some(lora) => {
                 let shapes = self.changed(lora)?.into_iter().flat_map(|(_, [output, input])| {
@@ -258,7 +259,8 @@ impl Tune {
         let updates = &self.config.c.updates;
         let own = updates.shards / self.session.peers.size();
         let at_once = updates.at_once(own);
-        // Beside those that are computed, the sum of those before them; or all, where processes exchange them.
+        // Alone, the process holds the shares that it computes and the sum of those before them; with others, all of
+        // its own.
         let shares = match (self.session.peers.size(), at_once < own) {
             (1, true) => at_once + 1,
             (1, false) => at_once,
@@ -278,8 +280,8 @@ impl Tune {
         Ok(Memory::count(&prior, &work))
     }
 
-    /// Trains; breaks if the listener did before the last update. Of a LoRA, the files are kept at every save
-    /// under [`LORA`] and for peft. A Stage C that is trained whole is in the end put into [`MODEL`].
+    /// Trains. Returns `Break` if the listener broke before the last update. Every save writes a LoRA's files, as
+    /// [`LORA`] and for peft. A Stage C that is trained whole is written into [`MODEL`] at the end.
     ///
     /// # Errors
     ///
@@ -311,7 +313,7 @@ impl Tune {
         }
     }
 
-    /// Claims the store and writes what does not change; gives what other processes must have alike.
+    /// Claims the store and writes the files that do not change; returns what must be equal in all processes.
     fn begin(&mut self, start: &Start) -> Result<String, RunError> {
         self.session.store.claim()?;
         self.check_start(start)?;
@@ -324,7 +326,7 @@ impl Tune {
         self.essence()
     }
 
-    /// What processes that train together must have alike, in lines.
+    /// What must be equal in processes that train together, in lines of text.
     fn essence(&self) -> Result<String, RunError> {
         if self.session.peers.size() == 1 {
             return Ok(String::new());
@@ -352,7 +354,7 @@ impl Tune {
         Err(RunError::Model { reason })
     }
 
-    /// Fails if the run would begin anew over what another one has made.
+    /// Fails if the run would begin anew and overwrite the result of another one.
     fn check_results(&self, start: &Start) -> Result<(), RunError> {
         let (store, state) = (&self.session.store, state_name(self.folder()));
         if matches!(start, Start::State { .. }) || store.contains(&state) {
@@ -430,7 +432,7 @@ impl Tune {
         Ok(layers.filter_map(|(layer, is_changed)| is_changed.then_some(layer)).collect())
     }
 
-    /// Of every linear layer, whether the LoRA changes it.
+    /// For every linear layer, whether the LoRA changes it.
     fn targets(&self, lora: &LoraConfig) -> Result<Vec<bool>, RunError> {
         let layers = self.prior.init(&self.device).linear_layers();
         let targets: Vec<_> = layers.iter().map(|(name, _)| lora.changes(name)).collect();
@@ -446,8 +448,8 @@ impl Tune {
         Err(ConfigError::new("lora", "modules", expected, format!("{unmatched:?}")).into())
     }
 
-    /// Reads the pictures whose image embeddings are not in the cache, says which buckets there are, and gives what is
-    /// wrong with the pictures that cannot be used. `on_picture` hears of each picture when it is done.
+    /// Reads the pictures whose image embeddings are not in the cache, reports the buckets to the listener, and returns
+    /// the errors of pictures that cannot be used. `on_picture` is called after each picture.
     ///
     /// # Errors
     ///
@@ -462,7 +464,7 @@ impl Tune {
         Ok(broken)
     }
 
-    /// Says how many pictures there are of which size in cells, height and width.
+    /// Reports how many pictures each bucket has, by height and width in cells.
     fn tell_buckets(&mut self, buckets: BTreeMap<[usize; 2], usize>) {
         let cell = self.sizes.cell;
         for (cells, pictures) in buckets {
@@ -471,8 +473,8 @@ impl Tune {
         }
     }
 
-    /// Fills the cache and trains nothing, so that a run which is given the same cache begins at once. Breaks if the
-    /// listener does.
+    /// Fills the cache and trains nothing, so that a run with the same cache begins at once. Returns `Break` if the
+    /// listener breaks.
     ///
     /// # Errors
     ///
@@ -483,7 +485,7 @@ impl Tune {
         Ok(if is_filled { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     }
 
-    /// Fills the cache, and says which buckets there are; `None` if the listener breaks.
+    /// Fills the cache and reports the buckets; `None` if the listener breaks.
     fn prepare(&mut self) -> Result<Option<Prepared>, RunError> {
         let updates = &self.config.c.updates;
         let order = [self.config.seed, updates.batch_size as u64];
@@ -498,7 +500,7 @@ impl Tune {
         let session = &mut self.session;
         let on_progress = &mut |what, done, scenes| {
             session.tell(&Event::Caching { what, done, scenes });
-            // Several processes agree on stops where the updates begin.
+            // Several processes agree on a stop when the updates begin, not here.
             if session.stops_alone() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let Some((prepared, buckets)) = Prepared::new(&sources, order, on_progress)? else {
@@ -528,7 +530,7 @@ impl Tune {
         let bytes = |tensors: Checkpoint, metadata| {
             Checkpoint::write([(String::new(), &tensors)], WeightDtype::F32, metadata)
         };
-        // Readers of PyTorch's refuse files that do not say whose they are.
+        // Programs on PyTorch refuse safetensors files without this field.
         let format = Some([("format".to_owned(), "pt".to_owned())].into());
         store.write(LORA, &bytes(lora.for_diffusers(), format.clone())?)?;
         store.write(PEFT[0], &bytes(lora.for_peft(), format)?)?;
@@ -577,7 +579,7 @@ fn prior(model: &Prior) -> Checkpoint {
     PriorConfig::weights(Part::PRIOR, model)
 }
 
-/// Weights none of which stays packed.
+/// The weights in f32, so that none stays packed on the device.
 fn in_f32(weights: &Checkpoint) -> Result<Checkpoint, RunError> {
     let mut tensors = Vec::new();
     for name in weights.names() {

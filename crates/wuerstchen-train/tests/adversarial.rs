@@ -49,7 +49,7 @@ fn smoke() -> TrainConfig {
     config
 }
 
-/// All that Stage A can be trained with; the discriminator begins with the third update.
+/// A config with every loss and extra network of Stage A; the discriminator begins with the third update.
 fn config() -> TrainConfig {
     let mut config = smoke();
     config.a.perceptual_loss = 0.5;
@@ -84,8 +84,8 @@ fn vqgan(trainer: &Trainer<StageA>) -> Vec<NamedTensor> {
     tensors(&trainer.model().vqgan, KeyTable::VQGAN)
 }
 
-/// Six updates, and two, three or four, saving, restoring into a fresh trainer, and the rest: before and after the
-/// discriminator begins.
+/// Six updates in one go equal two, three or four of them, a save, a restore into a fresh trainer, and the rest. So
+/// the save lies before and after the start of the discriminator.
 #[test]
 fn a_stage_with_a_discriminator_resumes_bit_equal() {
     let _turn = turn();
@@ -102,7 +102,7 @@ fn a_stage_with_a_discriminator_resumes_bit_equal() {
     }
 }
 
-/// What an update tells depends on what it trains.
+/// The metrics of an update depend on what it trains.
 #[test]
 fn metrics_tell_of_every_loss() {
     let _turn = turn();
@@ -131,7 +131,7 @@ fn metrics_tell_of_every_loss() {
     assert_eq!(names(&plain[0]), ["codes_used", "perplexity", "reconstruction_loss"]);
 }
 
-/// A discriminator that has not begun, and one that is not heard, change nothing in Stage A; one that is heard does.
+/// Before a discriminator begins, it changes nothing in Stage A; afterwards it does, and learns.
 #[test]
 fn a_discriminator_changes_stage_a_when_it_begins() {
     let _turn = turn();
@@ -152,7 +152,7 @@ fn a_discriminator_changes_stage_a_when_it_begins() {
     assert!(discriminator(&late) != discriminator(&heard), "it has learnt nothing");
 }
 
-/// The discriminator learns to tell reconstructions from pictures where Stage A hardly hears it.
+/// The discriminator learns to tell reconstructions from pictures if its loss has little weight for Stage A.
 #[test]
 fn the_loss_of_a_discriminator_falls() {
     let _turn = turn();
@@ -242,7 +242,7 @@ fn a_run_needs_the_weights_of_its_perceptual_loss() {
     assert!(error.contains("perceptual_weights must be "), "{error}");
     let mut with_weights = run(&store).with_perceptual(perceptual());
     assert!(with_weights.train(StageName::A, Start::Anew).unwrap().is_continue());
-    // What only training needs is not in the model.
+    // The model lacks the networks that only training needs.
     let names = store.names();
     let name = names.iter().find(|name| name.contains("vqgan/diffusion_pytorch_model")).unwrap();
     let bytes = store.read(name).unwrap().unwrap();

@@ -12,7 +12,7 @@ use wuerstchen_train::inception::{Inception, prepare};
 use wuerstchen_train::likeness::{frechet_distance, ssim};
 use wuerstchen_train::lpips::{Backbone, Lpips};
 
-/// Convolutions add in another order than PyTorch's.
+/// Bound of the differences: convolutions add in another order than PyTorch's.
 const TOLERANCE: f64 = 1e-4;
 
 /// The numbers in `[−1, 1)` that the script's `drawn` draws for a name.
@@ -134,7 +134,7 @@ fn lpips_and_its_gradient_are_those_of_the_package() {
     }
 }
 
-/// Pictures of which all features are 0 have a gradient all the same.
+/// Pictures whose features are all 0 have a finite gradient too.
 #[test]
 fn flat_features_have_a_finite_gradient() {
     let device = Device::flex().autodiff();
@@ -374,7 +374,7 @@ fn frechet_distance_is_that_of_pytorch_fid() {
         }
         let expected = f64::from(golden().values(&format!("frechet/{name}")).unwrap()[0]);
         let found = frechet_distance(&a, &b).unwrap();
-        // The inputs are rounded to f32 here, and so is what is kept of the result.
+        // The inputs are rounded to f32 here, and so are the stored results.
         let tolerance = f64::max(tolerance, 1e-6);
         assert!((found / expected - 1.0).abs() < tolerance, "{name}: {found}, {expected}");
     }

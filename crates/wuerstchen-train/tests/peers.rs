@@ -27,16 +27,16 @@ fn turn() -> MutexGuard<'static, ()> {
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A thread that takes itself for a process.
+/// A thread that plays the role of a process.
 struct Thread {
     rank: usize,
     meeting: Arc<Meeting>,
 }
 
-/// Where threads meet.
+/// The meeting point of the threads.
 struct Meeting {
     barrier: Barrier,
-    /// What every rank brings.
+    /// The contribution of every rank.
     brought: Mutex<Vec<Vec<Vec<f32>>>>,
     told: Mutex<Vec<u8>>,
 }
@@ -85,7 +85,7 @@ impl Peers for Thread {
     }
 }
 
-/// What every thread makes.
+/// The results of all threads.
 fn together<T: Send>(size: usize, work: impl Fn(Arc<Thread>) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let work = &work;
@@ -108,7 +108,7 @@ fn recipe(config: TrainConfig) -> Recipe {
     Recipe::new(config, shapes_tokenizer()).unwrap()
 }
 
-/// With batch norms, and pictures that are drawn for every batch and cut out of larger ones.
+/// Stage A, with batch norms, and pictures that are drawn for every batch and cut out of larger ones.
 fn trainer_a(recipe: &Recipe) -> Trainer<StageA> {
     let (mut config, device) = (recipe.config.clone(), Device::flex().autodiff());
     config.a.max_zoom = 2;
@@ -149,14 +149,14 @@ fn trainer_c(recipe: &Recipe) -> Trainer<StageC> {
     Trainer::new(stage, model, recipe.config.c.updates.clone(), 1, device)
 }
 
-/// The state and what of the metrics is no time, after three updates.
+/// The state, and the metrics without times, after three updates.
 fn trained<S: Stage>(mut trainer: Trainer<S>) -> (Vec<u8>, Vec<[f64; 3]>) {
     let of = |metrics: Metrics| [metrics.loss, metrics.grad_norm, metrics.learning_rate];
     let metrics = (0..3).map(|_| of(trainer.step().unwrap())).collect();
     (trainer.save(), metrics)
 }
 
-/// Four shares on one, two and four processes, with the same bits; and other bits than without shares.
+/// Four shares give the same bits on one, two and four processes, and other bits than a batch without shares.
 fn assert_equal<S: Stage>(trainer: impl Fn(&Recipe) -> Trainer<S> + Sync, method: Method) {
     let recipe = recipe(config(4, method));
     let alone = trained(trainer(&recipe));
@@ -252,7 +252,7 @@ fn steps_in(store: &Memory) -> usize {
     String::from_utf8(metrics).unwrap().lines().count()
 }
 
-/// Rank 1 wishes it after the first update; both stop after the second, and go on together.
+/// Rank 1 wishes to stop after the first update; both stop after the second, and go on together.
 #[test]
 fn a_stop_on_one_process_stops_all_at_the_same_step() {
     let _turn = turn();
@@ -343,7 +343,7 @@ fn processes_are_started_alike() {
     }
 }
 
-/// What rank 0 has: an error of its store's, which the others only hear of.
+/// Only rank 0 has an error, from its store; the others are told of it.
 #[test]
 fn a_stage_that_rank_0_cannot_start_starts_nowhere() {
     let _turn = turn();

@@ -1,4 +1,4 @@
-//! One training step: losses, gradients, weights after an optimiser step.
+//! One training step: losses, gradients, weights after an optimizer step.
 
 use std::collections::BTreeMap;
 
@@ -127,7 +127,7 @@ fn is_key_bias(parameter: &str) -> bool {
     parameter.ends_with("attention.to_k.bias")
 }
 
-/// One step of our optimiser with the reference's settings, from the same gradients.
+/// One step of our optimizer with the reference's settings, from the same gradients.
 ///
 /// The weights of key biases are left out: Adam's first step is the sign of the gradient, and
 /// theirs is rounding.

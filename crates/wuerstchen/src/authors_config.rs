@@ -55,7 +55,7 @@ fn published_mapper_epsilon() -> f64 {
     1e-5
 }
 
-/// What a part is called in the file.
+/// The name of a part in the file; `None` for a part that the file does not describe.
 fn key(part: Part) -> Option<&'static str> {
     let names = [
         (Part::V1_VQGAN, "stage_a"),
@@ -66,7 +66,7 @@ fn key(part: Part) -> Option<&'static str> {
     names.into_iter().find(|(own, _)| *own == part).map(|(_, name)| name)
 }
 
-/// Whether a text is such a config.
+/// Whether a text is a config of all parts of Würstchen v1.
 pub fn is_one(text: &str) -> bool {
     let fields: Option<Map<String, Value>> = serde_json::from_str(text).ok();
     fields.is_some_and(|fields| fields.get("stage_b").is_some_and(Value::is_object))

@@ -8,7 +8,7 @@ use burn::prelude::*;
 pub enum Statistics {
     /// The running averages that training left.
     Running,
-    /// Those of the batch, which also move the running averages: training.
+    /// The statistics of the batch, as in training. They also move the running averages.
     Batch,
 }
 
@@ -17,16 +17,16 @@ const MOMENTUM: f64 = 0.1;
 
 /// Normalises every channel over the batch, then scales and shifts it.
 ///
-/// burn's own batch norm wants channels first and derives the statistics from the device.
+/// burn's own batch norm wants channels first, and the kind of device decides which statistics it uses.
 #[derive(Module, Debug)]
 pub struct ChannelBatchNorm {
     /// Scale, `[C]`; `None` for 1.
     pub weight: Option<Param<Tensor<1>>>,
     /// Shift, `[C]`; `None` for 0.
     pub bias: Option<Param<Tensor<1>>>,
-    /// `[C]`.
+    /// Running average of the means, `[C]`.
     pub running_mean: RunningState<Tensor<1>>,
-    /// `[C]`.
+    /// Running average of the unbiased variances, `[C]`.
     pub running_var: RunningState<Tensor<1>>,
     epsilon: f64,
 }
@@ -43,7 +43,7 @@ impl ChannelBatchNorm {
         }
     }
 
-    /// Without a scale and a shift of its own.
+    /// Removes the scale and the shift.
     pub fn without_affine(self) -> Self {
         Self { weight: None, bias: None, ..self }
     }

@@ -76,7 +76,7 @@ impl ModelFiles {
     ///
     /// # Errors
     ///
-    /// A tensor is of a type that no weights have.
+    /// A tensor cannot be read, is of a type that no weights have, or has values that f16 does not hold.
     pub fn to_bundle(&self, dtype: WeightDtype) -> Result<Vec<u8>, LoadError> {
         let header = Header { format: FORMAT, files: self.texts.clone() };
         let header = serde_json::to_string(&header).expect("a map of strings is JSON");
@@ -104,7 +104,7 @@ impl ModelFiles {
     ///
     /// # Errors
     ///
-    /// It is missing or does not fit, or the architecture cannot be of these sizes.
+    /// The config is missing or does not fit, or the architecture cannot be of these sizes.
     pub fn part_config<C: PartConfig>(&self, part: Part) -> Result<C, LoadError> {
         C::read(part, self.text(&part.config_path()), self.weights.get(&part))
     }
@@ -133,7 +133,7 @@ impl ModelFiles {
         part.check(self.text(&part.config_path()), self.weights(part)?, device)
     }
 
-    /// What the model is; nothing in particular where it does not say.
+    /// The model's card; what the card does not say is as published for the model's family.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ impl ModelFiles {
         self.config_over(&pipeline.index(), (pipeline.default_index)())
     }
 
-    /// A JSON file as a config, the fields that it does not have being those of `default`.
+    /// A JSON file as a config; the fields that it lacks come from `default`.
     fn config_over<T: DeserializeOwned>(&self, path: &str, default: Value) -> Result<T, LoadError> {
         let fail = |error: serde_json::Error| LoadError::File {
             path: path.into(),

@@ -30,7 +30,7 @@ pub struct ModelCard {
     pub licence: String,
     /// How the weights were made.
     pub provenance: String,
-    /// Where options say nothing.
+    /// The values of options that a caller leaves out.
     pub defaults: Defaults,
 }
 
@@ -50,7 +50,7 @@ pub struct PriorIndex {
 }
 
 impl Default for PriorIndex {
-    /// Those of `WuerstchenPriorPipeline` in diffusers.
+    /// The values of `WuerstchenPriorPipeline` in diffusers.
     fn default() -> Self {
         Self { latent_mean: 42.0, latent_std: 1.0, resolution_multiple: 42.67 }
     }
@@ -83,7 +83,7 @@ impl DecoderIndex {
 }
 
 impl Default for DecoderIndex {
-    /// That of `WuerstchenDecoderPipeline` in diffusers.
+    /// The value of `WuerstchenDecoderPipeline` in diffusers.
     fn default() -> Self {
         Self { latent_dim_scale: 10.67 }
     }

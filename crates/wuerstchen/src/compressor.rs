@@ -22,7 +22,7 @@ use crate::weights::KeyTable;
 pub struct CompressorConfig {
     /// Channels of the image embedding.
     pub c_latent: usize,
-    /// Channels of the first convolution, which halves the picture.
+    /// Channels of the first convolution, which halves the picture's height and width.
     pub stem: usize,
     /// The stages of the backbone.
     pub stages: Vec<StageConfig>,
@@ -31,7 +31,7 @@ pub struct CompressorConfig {
     /// Epsilon of the backbone's batch norms.
     #[serde(default = "default_backbone_epsilon")]
     pub backbone_bn_eps: f64,
-    /// Epsilon of the batch norm behind the mapper.
+    /// Epsilon of the batch norm after the mapper.
     #[serde(default = "default_mapper_epsilon")]
     pub mapper_bn_eps: f64,
     /// Whether that norm has a scale and a shift of its own; Stable Cascade's has none.
@@ -90,7 +90,7 @@ pub enum BlockKind {
 /// Strides of EfficientNetV2-L, whose weights do not tell them; EfficientNetV2-S has the first six stages.
 const V2_STRIDES: [usize; 7] = [1, 2, 2, 2, 1, 2, 1];
 
-/// Strides of a smaller backbone that has the same 32 pixels a cell.
+/// Strides of a smaller backbone whose cells are 32 pixels wide too.
 const SMALL_STRIDES: [usize; 5] = [1, 2, 2, 2, 2];
 
 /// Mean and standard deviation of ImageNet's colours, `[0, 1]`.
@@ -275,7 +275,7 @@ impl Compressor {
     ///
     /// # Shapes
     ///
-    /// - image: `[B, 3, H, W]`, normalised as ImageNet
+    /// - image: `[B, 3, H, W]`, normalised as [`normalise`] does
     /// - output: `[B, c_latent, H / downscale, W / downscale]`, rounded up
     pub fn forward(&self, image: Tensor<4>, statistics: Statistics) -> Tensor<4> {
         self.forward_observed(image, statistics, &mut |_, _| {})
@@ -368,7 +368,7 @@ pub(crate) fn dense_conv(
 }
 
 /// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),
-/// what stands out is cut off, colours are normalised as ImageNet.
+/// what stands out is cut off, colours are normalised with the mean and deviation of ImageNet.
 ///
 /// # Shapes
 ///
@@ -378,7 +378,7 @@ pub fn prepare(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     normalise(cover(image, size))
 }
 
-/// Normalises the colours of `[B, 3, H, W]` in `[0, 1]` as ImageNet.
+/// Normalises the colours of `[B, 3, H, W]` in `[0, 1]` with the mean and deviation of ImageNet.
 pub fn normalise(image: Tensor<4>) -> Tensor<4> {
     let channel =
         |values: [f32; 3]| Tensor::<1>::from_data(values, &image.device()).reshape([1, 3, 1, 1]);

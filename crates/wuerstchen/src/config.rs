@@ -13,9 +13,9 @@ pub struct ConfigError {
     pub part: &'static str,
     /// Which field.
     pub field: &'static str,
-    /// What the architecture needs.
+    /// The values that the architecture can use.
     pub expected: String,
-    /// What the config says.
+    /// The value in the config.
     pub found: String,
 }
 
@@ -79,7 +79,7 @@ impl PerLevel<f64> {
 ///
 /// # Errors
 ///
-/// It is not at least 0 and below 1.
+/// The value is not in `[0, 1)`.
 pub fn below_one(part: &'static str, field: &'static str, value: f64) -> Result<(), ConfigError> {
     if (0.0..1.0).contains(&value) {
         Ok(())
@@ -88,11 +88,11 @@ pub fn below_one(part: &'static str, field: &'static str, value: f64) -> Result<
     }
 }
 
-/// Checks a number that must lie in a range, in which what is no number does not lie.
+/// Checks that a number lies in a range.
 ///
 /// # Errors
 ///
-/// It is outside of the range.
+/// The number is outside of the range, or NaN.
 pub fn between<T: PartialOrd + Display>(
     part: &'static str,
     field: &'static str,

@@ -59,7 +59,7 @@ pub enum LoadError {
         /// What the system says.
         reason: String,
     },
-    /// Tensors hold what no computation survives.
+    /// Tensors hold NaN or infinite values.
     #[error("{part}: not a number or infinite: {}", names.join(", "))]
     NotFinite {
         /// Which weights.
@@ -109,7 +109,7 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
-    /// A config asks for what the architecture cannot be.
+    /// A config has a value that the architecture cannot use.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
     /// A tokenizer cannot be made.
@@ -129,7 +129,7 @@ pub struct Differences {
 }
 
 impl Differences {
-    /// The first tensor that differs, and how, and how many more there are: a model of other sizes has hundreds.
+    /// How the first tensor differs, and how many more do. A model of other sizes has hundreds, too many to list.
     pub fn shortened(&self) -> String {
         let Self { missing, unexpected, misshapen } = self;
         let more = match missing.len() + unexpected.len() + misshapen.len() {

@@ -41,9 +41,9 @@ pub struct Family {
     pub compressor: Part,
     /// The encoder of picture prompts, where there is one.
     pub image_encoder: Option<Part>,
-    /// What shows image embeddings, where there is such a network.
+    /// The network that shows image embeddings, where there is one.
     pub previewer: Option<Part>,
-    /// What a model does by default whose card says nothing.
+    /// The default options of a model whose card says nothing.
     pub defaults: fn() -> Defaults,
     /// How pictures' sizes become those of latents.
     pub sizes: SizeRule,
@@ -52,9 +52,9 @@ pub struct Family {
 /// How many latents a picture has on a side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SizeRule {
-    /// As many as the cells of the image embedding tell; both fit only some sizes exactly.
+    /// The size of the image embedding decides. Only some sizes of pictures fit exactly.
     FromEmbedding,
-    /// As many as the pixels tell; the stage fits the image embedding to them.
+    /// The size of the picture decides. Stage B resizes the image embedding to fit.
     FromPixels,
 }
 
@@ -142,7 +142,7 @@ impl Family {
         self.parts.iter().copied().filter(|part| part.stage().is_some())
     }
 
-    /// All parts, those that are only read too.
+    /// All parts, including those that are only read and checked.
     pub fn all_parts(&self) -> impl Iterator<Item = Part> + use<> {
         self.parts.iter().chain(self.spare).copied()
     }
@@ -365,7 +365,7 @@ impl Part {
 const CASCADE_PRIOR_MARK: &str = "clip_txt_mapper.weight";
 const PROJECTION_MARK: &str = "text_projection.weight";
 
-/// The mapper of a compressor, and the scale of the norm behind it, which Stable Cascade's lacks.
+/// The mapper of a compressor, and the scale of the norm after it, which Stable Cascade's lacks.
 const COMPRESSOR_MARK: &str = "mapper.0.weight";
 const AFFINE_COMPRESSOR_MARK: &str = "mapper.1.weight";
 
@@ -427,7 +427,7 @@ pub struct PipelineFolder {
     pub name: &'static str,
     /// What diffusers calls the pipeline.
     pub class: &'static str,
-    /// How diffusers' names of all pipelines of the family begin.
+    /// The beginning that diffusers' names of all pipelines of the family share.
     pub family_class: &'static str,
     /// What is put before the names in it where diffusers saves all pipelines in one folder.
     pub prefix: &'static str,
@@ -435,7 +435,7 @@ pub struct PipelineFolder {
     pub main: Part,
     /// What `model_index.json` says where the model has none.
     pub default_index: fn() -> Value,
-    /// Whether what it runs has a noise schedule; what denoises tokens has none.
+    /// Whether the pipeline's network has a noise schedule; a network that denoises tokens has none.
     pub is_scheduled: bool,
 }
 
@@ -516,7 +516,7 @@ impl PipelineFolder {
         format!("{}/scheduler/scheduler_config.json", self.name)
     }
 
-    /// The path of how pictures are prepared for an image encoder in this folder.
+    /// The path of the file that tells how pictures are prepared for an image encoder in this folder.
     pub fn preparation(self) -> String {
         format!("{}/{PREPARATION}", self.name)
     }

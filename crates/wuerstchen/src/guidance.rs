@@ -14,8 +14,9 @@ pub fn guide(conditional: Tensor<4>, unconditional: Tensor<4>, scale: f64) -> Te
     unconditional.clone() + (conditional - unconditional) * scale
 }
 
-/// Brings a guided prediction's spread back towards that of the conditional one, by the share `rho`, of every
-/// picture on its own: `rho·std(c)/std(p)·p + (1 − rho)·p`. Strong guidance widens it, which burns colours out.
+/// Moves the spread of a guided prediction back towards that of the conditional one by the share `rho` in
+/// `[0, 1]`, for every picture on its own: `rho·std(c)/std(p)·p + (1 − rho)·p`. Strong guidance widens the spread,
+/// which burns colours out.
 ///
 /// Source: Lin et al., "Common diffusion noise schedules and sample steps are flawed" (arXiv 2305.08891),
 /// section 3.4; `GDF.sample` in `gdf/__init__.py` of Stability-AI/StableCascade, which takes the spread of
@@ -30,7 +31,7 @@ pub fn rescale(prediction: Tensor<4>, conditional: Tensor<4>, rho: f64) -> Tenso
         let x: Tensor<2> = x.reshape([batch as i32, -1]);
         let [_, count] = x.dims();
         let mean = x.clone().mean_dim(1);
-        // Of a single value there is no spread to bring back.
+        // A single value has no spread to bring back.
         let variance = (x - mean).square().sum_dim(1) / (count.max(2) - 1) as f64;
         variance.sqrt().reshape([batch, 1, 1, 1])
     };

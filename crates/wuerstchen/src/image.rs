@@ -5,17 +5,17 @@ use burn::prelude::*;
 /// An RGB picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
     /// Three bytes a pixel, row by row from the top left.
     pub rgb: Vec<u8>,
 }
 
 impl Image {
-    /// The pictures of a batch `[B, 3, H, W]` in `[0, 1]`; what lies outside is clamped, halves are
-    /// rounded to even as PIL does.
+    /// The pictures of a batch `[B, 3, H, W]` in `[0, 1]`. Values outside are clamped; halves are rounded to even,
+    /// as PIL does.
     ///
     /// # Panics
     ///
@@ -130,18 +130,18 @@ fn to_byte(value: f32) -> u8 {
     (value.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
 }
 
-/// What of a picture is to be painted anew.
+/// The part of a picture that is to be painted anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
     /// A byte a pixel, row by row from the top left: 255 paints, 0 keeps.
     pub values: Vec<u8>,
 }
 
-/// Pixels of at least half the mask's range are painted in the stages that know no half.
+/// Least value of a pixel that is painted where a stage can only paint it or keep it.
 const PAINTED: u8 = 128;
 
 impl Mask {

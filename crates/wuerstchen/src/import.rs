@@ -11,7 +11,7 @@ use crate::family::Family;
 use crate::part::Part;
 use crate::schedule::Schedule;
 
-/// The parts whose weights these may be, as their tensors tell.
+/// The parts to which these weights may belong, judged by their tensors.
 pub fn recognise(weights: &Checkpoint) -> Vec<Part> {
     Part::all().filter(|part| part.may_be(weights)).collect()
 }
@@ -25,7 +25,8 @@ pub fn part_beside(files: &ModelFiles, weights: &Checkpoint) -> Option<Part> {
     if fitting.iter().any(begun) {
         fitting.retain(begun);
     }
-    // A second one of a part that nothing else tells is told too, and refused by who has the first.
+    // A part that its own tensors identify may be there already: it is named too, so that the caller can refuse
+    // the second one.
     fitting.retain(|part| {
         (!has(*part) || part.stands_alone())
             && part.is_beside(weights, |part| files.weights.get(&part))
@@ -36,7 +37,7 @@ pub fn part_beside(files: &ModelFiles, weights: &Checkpoint) -> Option<Part> {
     }
     let families: BTreeSet<_> = fitting.iter().map(|part| Family::of(*part).name).collect();
     let first = *fitting.first()?;
-    // What two families share is the first one's where nothing tells.
+    // Weights that two families share belong to the first one, unless a part of that family is there already.
     let is_clear = fitting.len() == 1 || (families.len() == fitting.len() && !begun(&first));
     is_clear.then_some(first)
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// The same with null where it has a number that JSON does not know.
+/// The text with `null` in place of NaN and infinities, which JSON does not have.
 pub fn with_nulls(text: &str) -> Cow<'_, str> {
     let names = ["NaN", "-Infinity", "Infinity"];
     if !names.iter().any(|name| text.contains(name)) {
@@ -16,7 +16,7 @@ pub fn with_nulls(text: &str) -> Cow<'_, str> {
                 json.push_str("null");
                 name.len()
             }
-            // What is escaped closes no text.
+            // An escaped quote does not end a text.
             (None, '\\') if is_quoted => {
                 let length = rest.chars().take(2).map(char::len_utf8).sum();
                 json.push_str(&rest[..length]);
@@ -33,7 +33,7 @@ pub fn with_nulls(text: &str) -> Cow<'_, str> {
     Cow::Owned(json)
 }
 
-/// Why a text cannot be read as JSON. Python writes numbers that serde's message does not tell.
+/// Why a text cannot be read as JSON. Python writes NaN and infinities, which serde's message does not mention.
 pub(crate) fn reason(text: &str, error: &serde_json::Error) -> String {
     if error.is_syntax() && with_nulls(text) != text {
         return format!(

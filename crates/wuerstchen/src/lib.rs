@@ -25,8 +25,9 @@
 //! # }
 //! ```
 //!
-//! A [`Request`] also has pictures to start from, a mask, pictures as prompts and frames; [`Pipeline::prepare`] and
-//! [`Pipeline::generate_batches`] make it.
+//! A [`Request`] also has a picture to start from, a mask, pictures as prompts and frames.
+//! [`Pipeline::prepare`] encodes its pictures, and [`Pipeline::generate_batches`] makes the pictures that it asks
+//! for.
 //!
 //! Without the feature the crate does no I/O: [`ModelFiles::from_bundle`] takes bytes, [`Pipeline::load`] a model,
 //! and [`Pipeline::generate`] reports every step to a callback.

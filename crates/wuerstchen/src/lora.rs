@@ -51,19 +51,19 @@ pub enum LoraError {
         /// Every tensor that differs.
         differences: Differences,
     },
-    /// It changes a model in another way than by adding products of two matrices.
+    /// The file changes a model in another way than by adding products of two matrices.
     #[error("{name}: expected LoRA, found {method} in {tensors} tensors, such as {example:?}")]
     Method {
         /// Which file.
         name: String,
         /// What it does instead or besides.
         method: &'static str,
-        /// In how many tensors.
+        /// Number of tensors that show it.
         tensors: usize,
         /// The first of them.
         example: String,
     },
-    /// A layer is changed by larger matrices than any layer has.
+    /// The matrices of a layer have a larger rank than any layer can use.
     #[error("{name}: {key} has a rank of {found}, expected at most {MAX_RANK}")]
     Rank {
         /// Which LoRA.
@@ -73,13 +73,13 @@ pub enum LoraError {
         /// Its rank.
         found: usize,
     },
-    /// It has no tensors.
+    /// The file has no tensors.
     #[error("{name}: expected a LoRA, found a file without tensors")]
     Empty {
         /// Which file.
         name: String,
     },
-    /// A layer is changed by larger numbers than a weight can be.
+    /// A layer's change is larger than a weight can be.
     #[error("{name}: it changes {layer} by up to {found:e}, expected at most {max:e}", max = f32::from(half::f16::MAX))]
     Strength {
         /// Which LoRA.
@@ -89,17 +89,17 @@ pub enum LoraError {
         /// The largest change that its numbers can make.
         found: f32,
     },
-    /// A number that scales a layer is none.
+    /// A number that scales a layer is not finite.
     #[error("{name}: {key} must be a finite number, found {found}")]
     Scale {
         /// Which LoRA.
         name: String,
-        /// Where it stands.
+        /// The tensor or field that holds it.
         key: String,
-        /// What stands there.
+        /// Its value.
         found: String,
     },
-    /// What the config beside the file or in its header says cannot be done here.
+    /// The config beside the file or in its header asks for something that this program does not support.
     #[error("{name}: {place}: {reason}")]
     Config {
         /// Which LoRA.
@@ -114,9 +114,9 @@ pub enum LoraError {
 /// Changes of some linear layers of a model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lora {
-    /// By the part and the name of the changed tensor.
+    /// Changes of linear layers, by the part and the name of the changed tensor.
     layers: BTreeMap<(Part, String), LowRank>,
-    /// Likewise, of tables of embeddings.
+    /// Changes of tables of embeddings, likewise.
     tables: BTreeMap<(Part, String), Rows>,
     /// Whether some layers' alphas are divided by the square root of the rank, as rank-stabilised LoRAs have it.
     by_root_of_rank: bool,
@@ -127,7 +127,7 @@ pub struct Lora {
 #[derive(Clone, Debug, PartialEq)]
 struct LowRank {
     scale: f32,
-    /// As it was stored or told; `None` where nothing tells it.
+    /// The alpha from the file or a config; `None` where neither has one.
     alpha: Option<f64>,
     /// `[rank, input]`.
     down: Vec<f32>,
@@ -145,7 +145,7 @@ struct Rows {
     values: Vec<f32>,
 }
 
-/// So many layers, for people.
+/// A number of layers, for people.
 fn counted_layers(count: usize) -> String {
     if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") }
 }
@@ -156,7 +156,7 @@ fn alpha_text(alpha: Option<f64>) -> String {
     alpha.map_or_else(unknown, |alpha| (alpha as f32).to_string())
 }
 
-/// The ranks and alphas of layers, and what the alphas are divided by where it is not the rank, for people.
+/// The ranks and alphas of layers, for people; names the divisor of the alphas where it is not the rank.
 fn strengths_text(
     ranks: &BTreeSet<usize>,
     alphas: BTreeSet<String>,
@@ -179,7 +179,8 @@ impl Rows {
 }
 
 impl Lora {
-    /// Adds the change to the values of a part's tensor, rows of its outputs; other tensors stay.
+    /// Adds the change to the values of a tensor, one row for each output; tensors without a change stay as they
+    /// are.
     fn apply(&self, target: &(Part, String), values: &mut [f32]) {
         if let Some(rows) = self.tables.get(target) {
             rows.add_to(values);
@@ -197,13 +198,13 @@ impl Lora {
         }
     }
 
-    /// Names of the tensors of a part that it changes.
+    /// The names of the tensors of a part that the LoRA changes.
     pub fn targets(&self, part: Part) -> impl Iterator<Item = &str> {
         let names = self.changed().filter(move |(of, _)| *of == part);
         names.map(|(_, name)| name.as_str())
     }
 
-    /// All that it changes.
+    /// All tensors that the LoRA changes.
     fn changed(&self) -> impl Iterator<Item = &(Part, String)> {
         self.layers.keys().chain(self.tables.keys())
     }
@@ -218,7 +219,7 @@ impl Lora {
         self.layers.values().map(|layer| alpha_text(layer.alpha)).collect()
     }
 
-    /// What it changes and how strongly, for people.
+    /// What the LoRA changes and how strongly, for people.
     pub fn summary(&self) -> String {
         let is_text = |part: &Part| part.stage() == Some(Stage::Text);
         let text = self.layers.keys().filter(|(part, _)| is_text(part)).count();
@@ -241,7 +242,7 @@ impl Lora {
         format!("changes {prior} of Stage C{text}, {strengths}{tokens}")
     }
 
-    /// What the file has that is not used, and why; a sentence each.
+    /// What the file holds that is not used, and why; a sentence each.
     pub fn left_out(&self) -> &[String] {
         &self.left_out
     }
@@ -274,8 +275,8 @@ impl ReadBytes for Changed {
 }
 
 impl ModelFiles {
-    /// Makes the changes of all `loras`, each whenever a tensor is read. Changed tensors are of f32,
-    /// also where the weights are packed.
+    /// Adds the changes of all `loras` to the weights. A change is computed whenever its tensor is read. Changed
+    /// tensors are f32, even where the weights are packed.
     ///
     /// # Errors
     ///
@@ -290,8 +291,8 @@ impl ModelFiles {
 }
 
 impl Checkpoint {
-    /// The tensors that `loras` change, of the weights of a part, all or some. As [`ModelFiles::add_loras`]
-    /// has them.
+    /// The tensors that `loras` change, with the changes as in [`ModelFiles::add_loras`]. `self` has all or some
+    /// weights of `part`.
     ///
     /// # Errors
     ///
@@ -300,8 +301,9 @@ impl Checkpoint {
         self.targets_in_f32(part, loras, loras)
     }
 
-    /// The same tensors as they are, also in f32: [`Pipeline::replace`](crate::Pipeline::replace) can take
-    /// them out again, which it cannot where they are packed.
+    /// The same tensors in f32 without the changes. A model that is loaded with them in place of packed ones can
+    /// take changes later and lose them again, because [`Pipeline::replace`](crate::Pipeline::replace) cannot
+    /// replace packed tensors.
     ///
     /// # Errors
     ///

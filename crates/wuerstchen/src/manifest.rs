@@ -26,8 +26,8 @@ use crate::weights::is_counter;
 /// Version of the format.
 pub const FORMAT: u32 = 2;
 
-/// Bytes of every shard but the last: much enough that a request costs little beside it, little enough that
-/// several are held in memory and one is fetched again. A tensor may lie across the borders of shards.
+/// Bytes of every shard but the last. Shards are so large that the cost of a request does not matter, and so small
+/// that several fit in memory and one that fails is fetched again. A tensor may lie across the borders of shards.
 pub const MAX_SHARD_BYTES: usize = 16 << 20;
 
 /// The name of the file of [`Manifest`].
@@ -36,7 +36,7 @@ const MANIFEST: &str = "manifest.json";
 /// The name of the file of [`Contents`].
 const CONTENTS: &str = "contents.json";
 
-/// Offsets are multiples of what WebGPU wants of a storage buffer's.
+/// Offsets are multiples of this, as WebGPU demands of the offsets of storage buffers.
 const ALIGNMENT: usize = 256;
 
 /// `manifest.json`: what people want to know before a download, and what there is to download.
@@ -55,9 +55,9 @@ pub struct Manifest {
     pub provenance: String,
     /// The options that the model takes where the caller gives none, as JavaScript names them.
     pub defaults: Value,
-    /// What the stages weigh; the semantic compressor belongs to none.
+    /// The sizes of the stages' weights; the semantic compressor belongs to no stage.
     pub stages: BTreeMap<Stage, StageInfo>,
-    /// Whether the contents tell what a sound device makes, which browsers want.
+    /// Whether the contents hold a [`SelfTest`], with which browsers check their device.
     pub self_test: bool,
     /// Whether the model takes pictures as prompts.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -76,7 +76,7 @@ pub struct Contents {
     pub files: BTreeMap<String, String>,
     /// Where every tensor lies.
     pub tensors: Vec<TensorEntry>,
-    /// What a sound device makes.
+    /// What a sound device computes.
     #[serde(default)]
     pub self_test: Option<SelfTest>,
     /// How image embeddings are shown while they are made.
@@ -91,7 +91,7 @@ pub struct WebBundle {
     contents: Contents,
 }
 
-/// What the weights of a stage weigh.
+/// The size of a stage's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageInfo {
     /// Number of values.
@@ -107,7 +107,7 @@ pub struct StageInfo {
 pub struct Shard {
     /// A plain file name.
     pub file: String,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: usize,
     /// SHA-256 of its content, in hex.
     pub sha256: String,
@@ -120,22 +120,21 @@ pub struct TensorEntry {
     pub part: Part,
     /// Name in the part.
     pub name: String,
-    /// As in PyTorch.
+    /// Its shape, as in PyTorch.
     pub shape: Vec<usize>,
     /// How it is stored.
     pub dtype: StoredDtype,
     /// Index of the shard.
     pub shard: usize,
-    /// Of the first byte.
+    /// The place of the first byte in that shard.
     pub offset: usize,
-    /// The shards that go on where the first one ends, each from its start.
+    /// The indices of the shards that continue the tensor where the first one ends, each from its start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more: Vec<usize>,
 }
 
 impl WebBundle {
-    /// Bytes of a model's tensors in the shards that [`Self::write`] makes; what aligns them, a little more,
-    /// is not counted.
+    /// Bytes of a model's tensors in the shards that [`Self::write`] makes, without the few bytes that align them.
     pub fn bytes(files: &ModelFiles, dtype: StoredDtype) -> usize {
         unstored(files, dtype).filter_map(|tensor| tensor.dtype.size(tensor.shape)).sum()
     }
@@ -164,7 +163,7 @@ impl WebBundle {
         };
         for tensor in unstored(files, dtype) {
             let stored = tensor.store(&mut unfit)?;
-            // Without all tensors there is no model: the others are only checked.
+            // Once a tensor is unfit, no model can be written: the others are only checked.
             let Some(stored) = stored.filter(|_| unfit.is_empty()) else { continue };
             let Unstored { part, name, shape, dtype, .. } = tensor;
             let bytes = stored.bytes.len();
@@ -223,7 +222,7 @@ impl WebBundle {
         Ok(Self { manifest, contents })
     }
 
-    /// With what a sound device makes, and how image embeddings are shown.
+    /// Adds what a sound device computes, and how image embeddings are shown.
     pub fn with_tests(
         mut self,
         self_test: Option<SelfTest>,
@@ -257,8 +256,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// It is no manifest of this version, or what it says cannot be: a file name with a path, a shard that
-    /// is too large.
+    /// The text is no manifest of this version, or has an impossible value, such as a file name with a path or a shard
+    /// that is too large.
     pub fn parse(text: &str) -> Result<Self, LoadError> {
         let fail = |reason: String| LoadError::File { path: MANIFEST.into(), reason };
         let format = |value: &Value| value.get("format").and_then(Value::as_u64);
@@ -294,7 +293,7 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// It is another file, or what it says cannot be: a tensor outside of its shards.
+    /// The bytes are another file, or have an impossible value, such as a tensor outside of its shards.
     pub fn with_contents(self, bytes: &[u8]) -> Result<WebBundle, LoadError> {
         self.contents.verify(bytes)?;
         let path = self.contents.file.clone();
@@ -356,7 +355,7 @@ impl WebBundle {
             let (start, end) =
                 (if i == 0 { tensor.offset } else { 0 }, self.manifest.shards.get(shard)?.bytes);
             let length = left.min(end.checked_sub(start)?);
-            // Nobody needs a piece of nothing, and nobody a shard twice.
+            // A list with an empty piece or the same shard twice is damaged.
             if (i > 0 && length == 0) || pieces.iter().any(|&(other, _)| other == shard) {
                 return None;
             }
@@ -416,8 +415,7 @@ impl WebBundle {
     ///
     /// # Errors
     ///
-    /// A shard is of another length, or `open` failed. Whether its content is intact tells
-    /// [`Self::verify`].
+    /// A shard is of another length, or `open` failed. [`Self::verify`] tells whether its content is intact.
     pub fn open<E: From<LoadError>>(
         &self,
         mut open: impl FnMut(&str) -> Result<Arc<dyn ReadBytes>, E>,
@@ -450,7 +448,7 @@ impl WebBundle {
     }
 }
 
-/// So many bytes that are elsewhere.
+/// A source of a shard's length that has no bytes yet.
 struct Absent(usize);
 
 impl ReadBytes for Absent {
@@ -471,8 +469,8 @@ pub struct Unpacking {
 }
 
 impl Unpacking {
-    /// The tensors that are complete with the shard number `index`, by their parts. Shards come in
-    /// their order; whether one is intact tells [`WebBundle::verify`].
+    /// The tensors that the shard with number `index` completes, by their parts. Shards must come in their order;
+    /// [`WebBundle::verify`] tells whether one is intact.
     ///
     /// # Errors
     ///
@@ -538,7 +536,7 @@ impl Unstored<'_> {
     /// The tensor as it is to be stored; `None`, and its name is kept in `unfit`, where it cannot be.
     fn store(&self, unfit: &mut UnfitTensors) -> Result<Option<Stored>, LoadError> {
         let Self { part, weights, name, shape, dtype } = self;
-        // What is stored as it shall be is not rounded a second time.
+        // A tensor that has the wanted type already is not rounded a second time.
         let stored = if weights.dtype(name) == Some(*dtype) {
             let stored = weights.stored(name)?;
             if stored.is_finite() { Ok(stored) } else { Err(Unfit::NotFinite) }

@@ -1,4 +1,4 @@
-//! How many multiply-adds a forward pass takes, so that times of implementations compare.
+//! How many multiply-adds a forward pass takes, so that times of implementations can be compared.
 //!
 //! Counts convolutions and matrix products of one picture; norms, activations and sums are left out.
 

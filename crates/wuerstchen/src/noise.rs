@@ -44,7 +44,7 @@ impl Philox {
         self.buffer[self.used - 1]
     }
 
-    /// Leaves out the next `count` times 32 bits.
+    /// Skips the next `count` values of 32 bits.
     pub fn skip(&mut self, count: usize) {
         let left = 4 - self.used;
         if count <= left {

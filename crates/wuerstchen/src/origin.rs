@@ -16,14 +16,14 @@ pub struct Batch<'a> {
     pub towards: Option<(&'a str, f32)>,
     /// The picture that all of them start from; `None` to start at noise.
     pub origin: Option<&'a Origin>,
-    /// Pictures that all of them shall be like; `None` for words alone.
+    /// Pictures that all of them shall resemble; `None` for words alone.
     pub pictures: Option<&'a PicturePrompt>,
 }
 
 /// Pictures as a prompt: their CLIP embeddings.
 #[derive(Clone)]
 pub struct PicturePrompt {
-    /// `[1, k, D]`.
+    /// One embedding for each of `k` pictures, `[1, k, D]`.
     pub embeddings: TensorData,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Kept {
 }
 
 impl Origin {
-    /// The same picture, of which Stage B is told the image embedding alone.
+    /// The same picture, of which Stage B sees only the image embedding.
     pub fn embedding_only(self) -> Self {
         Self { tokens: None, kept: None, ..self }
     }

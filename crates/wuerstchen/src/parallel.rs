@@ -17,7 +17,7 @@ pub(crate) fn for_each<T: Send>(items: Vec<T>, f: impl Fn(T) + Send + Sync) {
 ///
 /// # Errors
 ///
-/// An error of `f`; which one, where several fail, is not said.
+/// An error of `f`; where several calls fail, any one of theirs.
 pub(crate) fn try_for_each<T: Send, E: Send>(
     items: Vec<T>,
     f: impl Fn(T) -> Result<(), E> + Send + Sync,

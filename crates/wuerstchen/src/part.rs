@@ -50,13 +50,13 @@ pub trait PartConfig: Serialize + DeserializeOwned {
     /// What diffusers or transformers call the network in its config.
     const CLASS: &'static str;
 
-    /// What they call its file of weights.
+    /// What diffusers or transformers call the network's file of weights.
     const WEIGHTS_FILE: &'static str = "diffusion_pytorch_model.safetensors";
 
     /// How the network's fields are called in a checkpoint.
     const KEYS: KeyTable;
 
-    /// Whether the weights tell what the config does not say, so that a part may lack one.
+    /// Whether the weights tell what the config does not say, so that a part may lack a config.
     const TOLD_BY_WEIGHTS: bool = false;
 
     /// Checks what the architecture needs of the sizes.
@@ -69,11 +69,12 @@ pub trait PartConfig: Serialize + DeserializeOwned {
     /// Initializes the network on `device` as the authors start training.
     fn init(&self, device: &Device) -> Self::Model;
 
-    /// Reads the sizes off the weights, what those do not tell being as published; `None` where they are
-    /// not those of such a network.
+    /// Reads the sizes off the weights; sizes that those do not tell are as published. `None` where the weights
+    /// are not those of such a network.
     fn infer(weights: &Checkpoint) -> Option<Self>;
 
-    /// Reads the config of `part` from the text of its file, or from why there is none.
+    /// Reads the config of `part`. `text` is the content of its file, or the error where there is no file; `weights`
+    /// fill in what the text does not say, if [`Self::TOLD_BY_WEIGHTS`].
     ///
     /// # Errors
     ///
@@ -125,7 +126,7 @@ pub trait PartConfig: Serialize + DeserializeOwned {
     }
 }
 
-/// Compares the weights of a part with the text of its config, or fails for why there is none.
+/// Compares the weights of a part with the text of its config, or fails with the error that stands in its place.
 type Check = fn(Part, Result<&str, LoadError>, &Checkpoint, &Device) -> Result<(), LoadError>;
 
 /// What there is to say about all networks of a kind, whatever the type of their config.
@@ -155,7 +156,7 @@ impl Network {
         }
     }
 
-    /// With another way to read a config off weights.
+    /// As [`Self::of`], with another way to read a config off weights.
     pub(crate) const fn inferred(
         mut self,
         infer: fn(&Checkpoint) -> Option<Map<String, Value>>,
@@ -217,12 +218,12 @@ impl Part {
         class.starts_with(self.0.network.class)
     }
 
-    /// Whether the weights tell what its config does not say, so that it needs none.
+    /// Whether the weights tell what its config does not say, so that the part needs no config.
     pub fn is_told_by_weights(self) -> bool {
         self.0.network.told_by_weights
     }
 
-    /// Whether these may be its weights, as their tensors tell.
+    /// Whether these may be its weights, judged by their tensors.
     pub(crate) fn may_be(self, weights: &Checkpoint) -> bool {
         weights.has(self.0.mark) && !self.0.lacks.is_some_and(|name| weights.has(name))
     }

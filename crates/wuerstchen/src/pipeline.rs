@@ -52,15 +52,15 @@ pub const MAX_SIDE: usize = 4096;
 
 /// The three stages and what joins them.
 pub struct Pipeline {
-    /// What the model is.
+    /// The model's name, licence, provenance and default options.
     pub card: ModelCard,
-    /// Which family it is of.
+    /// The family of the model.
     pub family: &'static Family,
-    /// Text for Stage C.
+    /// The tokenizer and text encoder of Stage C.
     pub prior_text: TextPart,
     pub(crate) prior: DiffusionStage,
     prior_index: PriorIndex,
-    /// Text for Stage B; `None` where it is Stage C's.
+    /// The tokenizer and text encoder of Stage B; `None` where it takes Stage C's.
     decoder_text: Option<TextPart>,
     pub(crate) decoder: DecoderStage,
     decoder_index: DecoderIndex,
@@ -68,9 +68,9 @@ pub struct Pipeline {
     pub(crate) vqgan_config: VqganConfig,
     /// The semantic compressor; or why it cannot be used.
     compressor: Result<CompressorPart, LoadError>,
-    /// What embeds pictures as prompts; or why it cannot be used.
+    /// The encoder of picture prompts; or why it cannot be used.
     image_encoder: Result<ImageEncoderPart, LoadError>,
-    /// What shows image embeddings, where the model has such a network.
+    /// The network that shows image embeddings, where the model has one.
     pub(crate) previewer: Option<Slot<Previewer>>,
     device: Device,
 }
@@ -94,7 +94,7 @@ pub struct Generated {
     pub images: Vec<Image>,
     /// Stage C's result, `[B, c_in, h, w]`.
     pub image_embeddings: TensorData,
-    /// Stage B's result, `[B, 4, H, W]`.
+    /// Stage B's result, `[B, 4, H, W]`, in its own scale.
     pub latents: TensorData,
     /// The options with every gap filled.
     pub settings: Settings,
@@ -127,7 +127,7 @@ impl Pipeline {
                 loader.add(part, weights)?;
             }
         }
-        // Few pictures need them.
+        // Few pictures need these parts, so their errors wait until a picture does.
         for part in family.parts.iter().filter(|part| part.stage().is_none()) {
             if let Some(weights) = files.weights.get(part) {
                 loader.defer(*part, weights)?;
@@ -141,7 +141,7 @@ impl Pipeline {
         self.prior.denoiser.is_resident()
     }
 
-    /// Text for Stage B, which may be Stage C's.
+    /// The tokenizer and text encoder of Stage B, which may be Stage C's.
     pub fn decoder_text(&self) -> &TextPart {
         self.decoder_text.as_ref().unwrap_or(&self.prior_text)
     }
@@ -151,8 +151,8 @@ impl Pipeline {
         &self.device
     }
 
-    /// Fills the gaps of options; a picture to start from gives its size where they name none and the
-    /// model can make it.
+    /// Fills the gaps of options. Where they name no size, the result is as large as the picture to start from, if
+    /// the model can make that size.
     ///
     /// # Errors
     ///
@@ -171,7 +171,7 @@ impl Pipeline {
         options.resolve(&defaults)
     }
 
-    /// What of a prompt the model does not read.
+    /// The parts of a prompt that the model does not read.
     ///
     /// # Errors
     ///
@@ -219,12 +219,12 @@ impl Pipeline {
         Ok(made.swap_remove(0))
     }
 
-    /// Makes pictures of batches, each as if it were the only one; every stage makes all of its work
-    /// before the next one begins. `settings.count` is not used.
+    /// Makes pictures of batches, each as if it were the only one. Every stage does all of its work before the next
+    /// one begins. `settings.count` is not used.
     ///
     /// # Errors
     ///
-    /// As [`Self::generate`]; or a strength is given and nothing to start from.
+    /// As [`Self::generate`]; also if the settings have a strength and no batch has a picture to start from.
     pub async fn generate_batches(
         &self,
         batches: &[Batch<'_>],

@@ -94,7 +94,7 @@ fn mean_colour(image: &Image, [row, column]: [usize; 2], [rows, columns]: [usize
     sum.map(|sum| sum / (tall * wide).max(1) as f64)
 }
 
-/// Gauss-Jordan elimination of a positive definite system with its right-hand sides behind it.
+/// Gauss-Jordan elimination of a positive definite system; every row ends with its right-hand sides.
 fn solve(rows: &mut [Vec<f64>]) {
     for pivot in 0..rows.len() {
         let scale = rows[pivot][pivot];

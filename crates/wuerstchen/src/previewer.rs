@@ -19,13 +19,13 @@ use crate::weights::KeyTable;
 pub struct PreviewerConfig {
     /// Channels of the image embedding.
     pub c_in: usize,
-    /// Channels behind the first layer.
+    /// Channels after the first layer.
     pub c_hidden: usize,
-    /// Channels behind every doubling of height and width.
+    /// Channels after every doubling of height and width.
     pub doublings: [usize; 3],
 }
 
-/// Image embeddings to colours.
+/// Turns image embeddings into small pictures.
 ///
 /// Source: `Previewer` in `modules/previewer.py` of Stability-AI/StableCascade.
 #[derive(Module, Debug)]

@@ -19,10 +19,10 @@ const MAX_TEXT_BYTES: usize = 4 << 20;
 /// Why a PNG file does not tell how its picture was made.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvenanceError {
-    /// It is no PNG file.
+    /// The bytes are no PNG file.
     #[error(transparent)]
     Png(#[from] png::DecodingError),
-    /// A few bytes may unpack to gigabytes.
+    /// Its text unpacks to more bytes than any that this program writes: a few bytes may unpack to gigabytes.
     #[error("expected its text {KEY:?} to unpack to at most {MAX_TEXT_BYTES} bytes: {0}")]
     Text(png::DecodingError),
 }
@@ -31,11 +31,11 @@ pub enum ProvenanceError {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Provenance {
-    /// What was asked for.
+    /// The prompt.
     pub prompt: String,
     /// Name of the model.
     pub model: String,
-    /// Which of the pictures of one call, from 0.
+    /// Number of the picture among those of one call, from 0.
     pub image: usize,
     /// Version of this program.
     pub version: String,

@@ -5,8 +5,8 @@ pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     relative_error_above(f64::MIN_POSITIVE, found, expected)
 }
 
-/// The same where the norm of `expected` counts as no less than `least`, which gives the rounding of
-/// values that should be zero something to be measured by.
+/// As [`relative_error`], but divides by at least `least`, so that the rounding of values that should be zero has a
+/// scale.
 pub fn relative_error_above(least: f64, found: &[f32], expected: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));

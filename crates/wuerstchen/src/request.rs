@@ -17,8 +17,7 @@ use crate::provenance::Provenance;
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "clap", derive(clap::Args))]
 pub struct Request {
-    /// What the pictures show. Of each prompt as many pictures are made as the options say, or one of every
-    /// frame.
+    /// What the pictures show. Each prompt gives as many pictures as the options say, or one for every frame.
     #[cfg_attr(feature = "clap", arg(skip))]
     pub prompts: Vec<String>,
     /// Make frames on the way from the prompt to this one
@@ -30,7 +29,7 @@ pub struct Request {
     /// What else a caller may choose.
     #[cfg_attr(feature = "clap", command(flatten))]
     pub options: GenerateOptions,
-    /// JSON holds none: JavaScript callers add them one by one.
+    /// The pictures. JSON holds none of them: JavaScript callers add them one by one.
     #[serde(skip)]
     #[cfg_attr(feature = "clap", arg(skip))]
     pub pictures: SourcePictures,
@@ -41,11 +40,11 @@ pub struct Request {
 pub struct SourcePictures {
     /// The picture to start from; `None` to start at noise.
     pub image: Option<Image>,
-    /// Which part of it to paint anew, of the same size; `None` for all of it.
+    /// The mask, of the same size, of the part to paint anew; `None` to paint all of it.
     pub mask: Option<Mask>,
-    /// The picture at the other end of the frames' way.
+    /// The picture at the other end of the frames.
     pub image_to: Option<Image>,
-    /// Pictures as prompts, which the result shall be like, beside words or without them.
+    /// Pictures that the result shall resemble, with or without a prompt in words.
     pub picture_prompts: Vec<Image>,
 }
 
@@ -53,7 +52,7 @@ pub struct SourcePictures {
 const FRAMES: usize = 8;
 
 impl Request {
-    /// All that a text encoder reads, each with the name of its option.
+    /// All texts that a text encoder reads, each with the name of its option.
     pub fn texts(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let prompts = self.prompts.iter().map(|prompt| ("prompt", prompt));
         let to = self.prompt_to.iter().map(|prompt| ("prompt_to", prompt));
@@ -111,17 +110,17 @@ pub struct Prepared {
     pub(crate) shares: Vec<f32>,
     /// Where every frame starts; empty if the pictures start at noise.
     pub(crate) origins: Vec<Origin>,
-    /// The pictures that all others shall be like.
+    /// The pictures that all results shall resemble.
     pub(crate) like: Option<PicturePrompt>,
 }
 
 impl Prepared {
-    /// What was asked for.
+    /// The request from which this was made.
     pub fn request(&self) -> &Request {
         &self.request
     }
 
-    /// What is made at once: one batch for every frame of every prompt, prompt by prompt.
+    /// The batches to make: one for every frame of every prompt, prompt by prompt.
     pub fn batches(&self) -> Vec<Batch<'_>> {
         let frames =
             |prompt| self.shares.iter().enumerate().map(move |(i, &share)| (prompt, i, share));
@@ -136,8 +135,8 @@ impl Prepared {
             .collect()
     }
 
-    /// How the pictures of a batch were made, `batch` being its number among [`Self::batches`], `image` the number
-    /// of a picture in it, and `made` what was made of it.
+    /// How a picture was made. `batch` is the number of its batch among [`Self::batches`], `image` the number of the
+    /// picture in it, and `made` the result of that batch.
     ///
     /// # Panics
     ///
@@ -158,7 +157,7 @@ impl Prepared {
         }
     }
 
-    /// The settings of what was made, with the way's end and the number of the frame, where there are frames.
+    /// The settings of a result; where there are frames, also the prompt that they lead to and the frame's number.
     pub fn describe(&self, made: &Generated, frame: Option<usize>) -> Value {
         let mut settings =
             serde_json::to_value(&made.settings).expect("numbers and names are JSON");

@@ -35,7 +35,7 @@ impl Residency {
         self.is_per_stage(parts.map(Checkpoint::device_bytes).sum())
     }
 
-    /// `bytes` is what all parts take on the device.
+    /// As [`Self::is_per_stage_of`]; `bytes` is what all parts take on the device.
     fn is_per_stage(self, bytes: usize) -> bool {
         match self {
             Self::Auto => bytes > LARGE,
@@ -48,9 +48,9 @@ impl Residency {
 /// A part of a model: on the device, or loaded whenever it is needed.
 pub(crate) struct Slot<M> {
     part: Part,
-    /// Without its weights where those are elsewhere.
+    /// The network, without its weights where those are elsewhere.
     network: M,
-    /// What the part is loaded from whenever it is needed.
+    /// The weights from which the part is loaded whenever it is needed.
     elsewhere: Option<Checkpoint>,
     /// Names of the tensors that have arrived.
     arrived: BTreeSet<String>,
@@ -86,7 +86,7 @@ pub(crate) trait Load {
     /// Which part it is.
     fn part(&self) -> Part;
 
-    /// Takes weights to the device, all or some.
+    /// Loads all or some weights to the device.
     ///
     /// # Errors
     ///

@@ -50,7 +50,7 @@ impl Filter {
 
 /// The `[output, input]` matrix that resizes one axis, row by row.
 ///
-/// Where it is antialiased, aligned corners change the scale only, not the centres:
+/// With an antialiased filter, aligned corners change only the scale, not the centres:
 /// `centre = scale·(i + ½)`.
 ///
 /// Source: `_upsample_bicubic2d_aa` and `upsample_bilinear2d` of PyTorch.
@@ -104,8 +104,8 @@ pub fn resize(x: Tensor<4>, [height, width]: [usize; 2], filter: Filter) -> Tens
     y
 }
 
-/// Makes `[B, C, H, W]` a picture of `size` (height, width): as large as covers it, the rest cut off on
-/// both sides. One of that size stays as it is.
+/// Makes pictures `[B, C, H, W]` as large as `size` (height, width): resizes them to cover it and cuts off the rest
+/// on both sides. Pictures of that size stay as they are.
 pub fn cover(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     crop(resize_to_cover(image, size), size)
 }

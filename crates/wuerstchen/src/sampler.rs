@@ -15,20 +15,20 @@ pub enum Sampler {
     Ddpm,
     /// Deterministic after the initial noise.
     Ddim,
-    /// From the predicted clean latents and fresh noise, for models that predict them in one step.
+    /// Adds fresh noise to the predicted clean latents, for models that predict them in one step.
     Lcm,
 }
 
-/// What a sampling does besides its steps, in which the two published ways differ.
+/// The ways of sampling of diffusers and of Stable Cascade's authors, which differ in more than the steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Recipe {
-    /// The model sees the time itself, the last step adds no noise, and its end is the result
+    /// The model sees the time itself, the last step adds no noise, and its latents are the result
     #[default]
     Diffusers,
-    /// The model sees the time that is as noisy without the shift, and the clean latents that the last step
-    /// predicts are the result
+    /// The model sees the time at which an unshifted schedule is as noisy, and the clean latents that the last
+    /// step predicts are the result
     Authors,
 }
 
@@ -57,8 +57,8 @@ impl Sampler {
         }
     }
 
-    /// As [`Self::step`], where the step to time 0 adds noise as any other: that of a schedule that never
-    /// ends quite clean.
+    /// As [`Self::step`], but the step to time 0 adds noise as any other does, because the schedule is not quite
+    /// clean at time 0 either.
     pub fn noisy_step(
         self,
         schedule: &Schedule,
@@ -76,7 +76,7 @@ impl Sampler {
     }
 }
 
-/// The clean latents that a prediction of the noise means: `(x − sqrt(1 − ᾱ)·ε)/sqrt(ᾱ)`.
+/// The clean latents that follow from a prediction of the noise: `(x − sqrt(1 − ᾱ)·ε)/sqrt(ᾱ)`.
 ///
 /// # Shapes
 ///
@@ -149,7 +149,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// Where a sampling starts at time `t`: at pure noise as any other, later at the noised latents.
+    /// The latents at which a sampling starts: pure noise at time 1, at a smaller `t` the known latents with noise.
     ///
     /// # Shapes
     ///

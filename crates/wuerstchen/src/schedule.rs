@@ -30,10 +30,10 @@ fn is_no_shift(shift: &f64) -> bool {
     *shift == no_shift()
 }
 
-/// Values of [`Schedule::scaler`] that leave times of much and of little noise.
+/// Values of [`Schedule::scaler`] that leave both times of much noise and times of little noise.
 const BENDS: RangeInclusive<f64> = 0.01..=100.0;
 
-/// Shifts of a schedule that do.
+/// Values of [`Schedule::shift`] that do the same.
 pub(crate) const SHIFTS: RangeInclusive<f64> = 0.01..=100.0;
 
 /// Bounds of the share of signal variance.
@@ -51,7 +51,7 @@ impl Schedule {
     ///
     /// # Errors
     ///
-    /// Names the first field of which no schedule of falling noise comes.
+    /// Names the first field whose value gives no schedule of falling noise.
     pub fn validate(&self) -> Result<(), ConfigError> {
         between("schedule", "scaler", self.scaler, BENDS)?;
         between("schedule", "s", self.s, 0.0..=1.0)?;
@@ -79,8 +79,8 @@ impl Schedule {
         shifted.clamp(log_snr(LEAST_ALPHA), log_snr(MOST_ALPHA))
     }
 
-    /// The time of the schedule without a shift that is as noisy as `t` is with it: the time that models see
-    /// that were trained without one.
+    /// The time at which the schedule without a shift is as noisy as this schedule is at `t`. Models that were
+    /// trained without a shift must see this time.
     ///
     /// Source: `CosineTNoiseCond` in `gdf/noise_conditions.py` of Stability-AI/StableCascade.
     pub fn model_time(&self, t: f32) -> f32 {
@@ -137,14 +137,14 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + libm::expf(-x))
 }
 
-/// `steps + 1` times evenly from 1 to 0: the authors' default.
+/// `steps + 1` evenly spaced times from 1 to 0: the authors' default.
 ///
 /// Evaluated from both ends as `torch.linspace` does, so that the roundings agree.
 pub fn uniform_timesteps(steps: usize) -> Vec<f32> {
     linspace(1.0, 0.0, steps + 1)
 }
 
-/// `count` values evenly from `start` to `end`; one value is the start.
+/// `count` evenly spaced values from `start` to `end`; a single value is `start`.
 ///
 /// Evaluated from both ends as `torch.linspace` does, so that the roundings agree.
 pub fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {

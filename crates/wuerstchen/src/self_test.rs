@@ -1,7 +1,7 @@
 //! Golden vectors that tell whether a device computes what the CPU computes.
 //!
-//! A shader that fails validation in a browser is skipped without an error, and what lay in the
-//! buffer before comes back. Only a comparison tells.
+//! A browser skips a shader that fails validation without an error, and the buffer keeps its former content. Only a
+//! comparison shows this.
 
 use std::ops::ControlFlow;
 
@@ -73,7 +73,7 @@ impl SelfTest {
         }
     }
 
-    /// Records what this device makes: the CPU, whose results are compared with the reference.
+    /// Records what this device makes. It should be the CPU, whose results tests compare with the reference.
     ///
     /// # Errors
     ///
@@ -94,7 +94,7 @@ impl SelfTest {
     /// The pipeline cannot generate.
     pub async fn run(&self, pipeline: &Pipeline) -> Result<SelfTestReport, Error> {
         let found = match run(pipeline, &self.prompt, &self.options).await {
-            // No vectors at all are as wrong as can be.
+            // Missing results count as the largest error.
             Err(Error::NotFinite { .. }) => Default::default(),
             found => found?,
         };

@@ -15,10 +15,10 @@ use crate::text::TextEncoderConfig;
 use crate::token_decoder::TokenDecoderConfig;
 use crate::vqgan::VqganConfig;
 
-/// Seconds since any moment.
+/// A clock: seconds since some fixed moment.
 pub type Clock<'a> = &'a dyn Fn() -> f64;
 
-/// What a device reaches if it does nothing else.
+/// The speed that a device reaches if it does nothing else.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Reach {
     /// Multiply-adds a second in f32, in registers.
@@ -30,7 +30,7 @@ pub struct Reach {
 /// Seconds of a measurement: long against the steps of a browser's clock, which are up to a millisecond.
 const LONG: f64 = 0.02;
 
-/// Measures what a device reaches.
+/// Measures the speed that a device reaches.
 ///
 /// # Errors
 ///
@@ -57,8 +57,8 @@ pub async fn reach(device: &Device, clock: Clock<'_>) -> Result<Reach, Error> {
     Ok(Reach { multiply_adds_per_sec, bytes_per_sec })
 }
 
-/// Seconds of a computation on a device: the least of three measurements of as many in a row as take 20 ms. What
-/// comes before, while shaders are compiled, is not counted.
+/// Seconds of a computation on a device: the least of three measurements, each of as many computations in a row as
+/// take 20 ms. The runs before, while shaders are compiled, do not count.
 ///
 /// # Errors
 ///
@@ -69,7 +69,7 @@ pub async fn seconds_of<const D: usize>(
 ) -> Result<f64, Error> {
     let first_value = || compute().flatten::<1>(0, D - 1).narrow(0, 0, 1);
     let mut runs = 1;
-    // Of every result one value is used: burn leaves out what nobody uses.
+    // One value of every result is used, because burn leaves out computations whose results nobody uses.
     let seconds = async |runs: u32| {
         let start = clock();
         let sum = (1..runs).fold(first_value(), |sum, _| sum + first_value());
@@ -83,7 +83,7 @@ pub async fn seconds_of<const D: usize>(
         runs *= 4;
         least = seconds(runs).await?;
     }
-    // What else happens at the same time only ever makes it longer.
+    // The least time counts, because other work on the machine only makes a measurement longer.
     for _ in 0..2 {
         least = least.min(seconds(runs).await?);
     }
@@ -96,15 +96,15 @@ pub async fn seconds_of<const D: usize>(
 pub struct Work {
     /// Which stage.
     pub stage: Stage,
-    /// Of products and convolutions.
+    /// Multiply-adds of products and convolutions.
     pub multiply_adds: usize,
-    /// Bytes of the weights as they lie on the device, all of which it reads; but Stage A's encoder, which counts
-    /// too, is not needed for a picture.
+    /// Bytes of the stage's weights on the device, all of which it reads. Stage A's encoder counts too, although a
+    /// picture does not need it.
     pub weight_bytes: usize,
 }
 
 impl Work {
-    /// The least seconds that a device takes which reaches so much.
+    /// The least seconds that a device of this speed takes.
     pub fn least_secs(&self, reach: &Reach) -> f64 {
         let arithmetic = self.multiply_adds as f64 / reach.multiply_adds_per_sec;
         arithmetic.max(self.weight_bytes as f64 / reach.bytes_per_sec)
@@ -113,7 +113,7 @@ impl Work {
 
 impl Pipeline {
     /// The work of each stage for a picture of the model's default size; `files` are those of the same model.
-    /// Nothing of Stable Cascade, which is not counted.
+    /// Empty for Stable Cascade, whose work this crate does not count.
     ///
     /// # Errors
     ///

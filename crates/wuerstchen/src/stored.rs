@@ -42,9 +42,9 @@ pub enum StoredDtype {
 pub struct Stored {
     /// Type of the values.
     pub dtype: StoredDtype,
-    /// As in PyTorch.
+    /// The shape, as in PyTorch.
     pub shape: Vec<usize>,
-    /// Little-endian.
+    /// The stored bytes, little-endian.
     pub bytes: Vec<u8>,
 }
 
@@ -73,12 +73,12 @@ impl Stored {
     }
 }
 
-/// What of values a type cannot hold.
+/// Why a type cannot hold some values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unfit {
     /// A value is infinite or no number.
     NotFinite,
-    /// A value would become infinite, or a block's scale.
+    /// A value or a block's scale would become infinite.
     TooLarge,
 }
 
@@ -89,12 +89,12 @@ impl Stored {
         values: &[f32],
         dtype: StoredDtype,
     ) -> Result<Self, Unfit> {
-        // Without an early exit, which would cost more than it saves.
+        // There is no early exit, because it would cost more than it saves.
         let is_finite = |values: &[f32]| values.iter().fold(true, |ok, v| ok & v.is_finite());
         try_for_each(values.chunks(PIECE).collect(), |values| {
             if is_finite(values) { Ok(()) } else { Err(Unfit::NotFinite) }
         })?;
-        // What has to be a half: a value, or a step of a block that spans values of both signs.
+        // The number that must fit into a half: a value, or the step of a block that spans values of both signs.
         let half = |largest: f32| match dtype {
             StoredDtype::I8 => largest / 255.0 * 2.0,
             StoredDtype::I4 => largest / 15.0 * 2.0,
@@ -110,7 +110,7 @@ impl Stored {
         Ok(Self::new(shape, values, dtype))
     }
 
-    /// Whether what is stored is finite: values, or the scales of quantised ones.
+    /// Whether the stored values, or the scales of quantised ones, are finite.
     pub(crate) fn is_finite(&self) -> bool {
         let halves = |bytes: &[u8]| {
             bytes.chunks_exact(2).all(|half| f16::from_le_bytes([half[0], half[1]]).is_finite())
@@ -128,7 +128,7 @@ impl Stored {
     }
 }
 
-/// Values that a thread makes halves of at a time.
+/// Number of values that a thread turns into halves at a time.
 const PIECE: usize = 1 << 16;
 
 /// Fewest values of a matrix of halves that stays packed on the device; a smaller one costs less
@@ -136,14 +136,14 @@ const PIECE: usize = 1 << 16;
 const PACKED_HALVES: usize = 1 << 20;
 
 impl StoredDtype {
-    /// How a tensor of a model that is to be stored as `self` is stored itself. Only the weights of
-    /// linear layers, 1x1 convolutions and token embeddings are quantised; the linear layers of
-    /// diffusion times, norms, biases, positions and kernels are few, and sensitive.
+    /// The type of one tensor of a model that is to be stored as `self`. Only the weights of linear layers, 1x1
+    /// convolutions and token embeddings are quantised. The linear layers of diffusion times, norms, biases,
+    /// positions and kernels are not, because they are few and sensitive.
     pub fn of_tensor(self, name: &str, shape: &[usize]) -> Self {
         let time = [".mapper.weight", ".mapper_sca.weight", ".mapper_crp.weight"];
         let is_time = time.iter().any(|end| name.ends_with(end));
         let is_position = name.contains("position_embedding");
-        // A row of these is all that a token is.
+        // These are not quantised: one row is everything that the model knows of a token.
         let is_token = ["in_mapper.0.weight", "out_mapper.1.weight"].contains(&name);
         let is_quantized = matches!(self, Self::I8 | Self::I4)
             && name.ends_with("weight")
@@ -156,7 +156,7 @@ impl StoredDtype {
         }
     }
 
-    /// Bytes of a tensor of this type, `None` if they are more than can be counted.
+    /// Bytes of a tensor of this type; `None` if their number overflows, or if the type cannot hold the shape.
     pub fn size(self, shape: &[usize]) -> Option<usize> {
         let count = shape.iter().try_fold(1usize, |size, &side| size.checked_mul(side))?;
         let packing = match self {
@@ -207,7 +207,7 @@ fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
     }
 }
 
-/// Takes stored bytes of the right size apart.
+/// Splits stored bytes of the right size into planes.
 pub(crate) fn planes(packing: Packing, shape: &[usize], bytes: &[u8]) -> Planes {
     let [rows, columns] = matrix(shape).expect("only matrices are packed");
     let words = |bytes: &[u8]| bytemuck::pod_collect_to_vec(bytes);
@@ -261,7 +261,7 @@ fn quantize(packing: Packing, shape: &[usize], values: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// Writes a row to its places in the planes, which are zero before.
+/// Writes a row to its places in the planes, which must be zero before.
 fn quantize_row(
     packing: Packing,
     row: &[f32],
@@ -316,7 +316,7 @@ impl Block {
 
     fn spanning(bits: usize, low: f32, high: f32) -> Self {
         let steps = ((1u32 << bits) - 1) as f32;
-        // The largest half is the largest scale: such weights are refused before.
+        // No scale exceeds the largest half, because weights that would need one are refused before.
         let exact = ((high - low) / steps).min(f16::MAX.to_f32());
         let mut scale = f16::from_f32(exact);
         if scale.to_f32() * steps < high - low && scale < f16::MAX {
@@ -334,7 +334,7 @@ impl Block {
             return zero;
         }
         let steps = ((1u32 << bits) - 1) as f32;
-        // Cut at whole numbers, which rounding then does not leave.
+        // Clamped to whole numbers first, so that rounding cannot leave the range.
         let steps_from_zero = (value / self.scale).max(-zero).min(steps - zero);
         round_ties_even(steps_from_zero) + zero
     }
@@ -344,12 +344,12 @@ impl Block {
     }
 }
 
-/// The nearest whole number, of two the even one, of a value whose magnitude is at most 2^22.
+/// The nearest whole number of a value whose magnitude is at most 2^22; ties go to the even one.
 ///
-/// `f32::round_ties_even` is the call of a function where the processor need not have SSE 4.1, and most of
-/// the time of quantising.
+/// `f32::round_ties_even` compiles to a function call where the processor need not have SSE 4.1, and that call took
+/// most of the time of quantising.
 fn round_ties_even(value: f32) -> f32 {
-    // From 2^23 to 2^24 floats are the whole numbers.
+    // Between 2^23 and 2^24, every float is a whole number.
     const WHOLE: f32 = 1.5 * 8_388_608.0;
     (value + WHOLE) - WHOLE
 }

@@ -14,11 +14,11 @@ pub enum TokenSampling {
     Multinomial,
     /// It is the likeliest one
     Argmax,
-    /// It is the code that is nearest to the mean of all codes, weighted by their probabilities
+    /// It is the one whose code is nearest to the mean of all codes, weighted by their probabilities
     Quant,
 }
 
-/// Which tokens are replaced at a time `t`, the share of them: those whose uniform number is at most `t`.
+/// Which tokens are replaced at time `t`: those whose uniform number is at most `t`, so that `t` is their share.
 ///
 /// Source: `Paella.add_noise` in `modules.py` of dome272/Wuerstchen.
 pub fn replaced(uniform: &[f32], t: f32) -> impl Iterator<Item = bool> {
@@ -29,14 +29,14 @@ pub fn replaced(uniform: &[f32], t: f32) -> impl Iterator<Item = bool> {
 ///
 /// # Panics
 ///
-/// Panics if there is not one of each for every token.
+/// Panics if the three slices differ in length.
 pub fn replace(tokens: &[i32], others: &[i32], replaced: &[bool]) -> Vec<i32> {
     assert!(tokens.len() == others.len() && tokens.len() == replaced.len(), "one for every token");
     let choices = tokens.iter().zip(others).zip(replaced);
     choices.map(|((&token, &other), &replaced)| if replaced { other } else { token }).collect()
 }
 
-/// Share of the loss that a token has at time 0 which is not replaced.
+/// Weight in the loss at time 0 of a token that is not replaced.
 pub const LEAST_WEIGHT: f32 = 0.3;
 
 /// Weight of a token in the loss at time `t`: 1 where it is replaced, else from `least` at time 0 to 1 at
@@ -97,7 +97,7 @@ pub fn probabilities(logits: Tensor<2>, temperature: f32) -> Tensor<2> {
 pub fn draw(probabilities: Tensor<2>, uniform: Tensor<1>) -> Tensor<1, Int> {
     let [_, classes] = probabilities.dims();
     let sums = probabilities.cumsum(1);
-    // Sums end near 1: a number above the last one would be that of no token.
+    // The last sum may be slightly below 1: a uniform number above it would choose no token.
     let last = sums.clone().narrow(1, classes - 1, 1);
     let below = sums.lower_equal(uniform.unsqueeze_dim(1) * last);
     let token = below.int().sum_dim(1).squeeze_dim::<1>(1);

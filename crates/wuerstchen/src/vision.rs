@@ -80,13 +80,13 @@ pub struct ImageEncoder {
 pub struct ImageEmbedding {
     /// The state of the class token before the last norm, `[B, hidden_size]`.
     pub pooled: Tensor<2>,
-    /// The same behind the last norm.
+    /// The same state after the last norm, `[B, hidden_size]`.
     pub normed: Tensor<2>,
-    /// Its projection, `[B, projection_dim]`.
+    /// The projection of the normed state, `[B, projection_dim]`.
     pub embedding: Tensor<2>,
 }
 
-/// How errors call this model.
+/// The name of this model in errors.
 const PART: &str = "image encoder";
 
 impl PartConfig for ImageEncoderConfig {

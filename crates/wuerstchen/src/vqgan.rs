@@ -44,7 +44,7 @@ pub struct VqganConfig {
 /// Source: `StageA` in `modules/stage_a.py` of Stability-AI/StableCascade.
 pub const STAGE_A_SCALE: f64 = 0.43;
 
-/// The largest side in pixels of what one cell of Stage A's finest features sees; that of the published one is 2.
+/// The largest `up_down_scale_factor`, the side in pixels of a patch; that of the published Stage A is 2.
 const LARGEST_FACTOR: usize = 64;
 
 /// Epsilon of the batch norm in front of the latents, PyTorch's default.
@@ -279,7 +279,7 @@ impl Vqgan {
         self.vquantizer.embedding.val()
     }
 
-    /// The same with other codes, one behind the other.
+    /// The same model with other codes, one after the other.
     ///
     /// # Panics
     ///
@@ -292,7 +292,7 @@ impl Vqgan {
         self
     }
 
-    /// The codes of tokens, which are their numbers in the codebook: unscaled latents.
+    /// The codes of tokens as unscaled latents; a token is the number of its code in the codebook.
     ///
     /// # Shapes
     ///
@@ -355,14 +355,14 @@ impl Vqgan {
         channels_first(pixel_shuffle(patches, self.patch_size))
     }
 
-    /// As [`Self::decode`]; gives besides what the last layer makes the picture of, `[B, H, W, C]`.
+    /// As [`Self::decode`]; also returns the features from which the last layer makes the picture, `[B, H, W, C]`.
     pub fn decode_with_features(&self, latents: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let x = channels_last(latents);
         let features = run(&self.up_blocks, x, Statistics::Running, "up_blocks", &mut |_, _| {});
         (self.to_pixels(features.clone()), features)
     }
 
-    /// The gradient of the decoder's last matrix, `[C, 3·patch²]`, by that of a picture.
+    /// The gradient of the decoder's last matrix, `[C, 3·patch²]`, from the gradient of a picture.
     ///
     /// # Shapes
     ///
@@ -384,8 +384,7 @@ const AT_ONCE: usize = 128 * 128;
 /// Latent pixels of a strip of a larger picture.
 const STRIP: usize = AT_ONCE / 2;
 
-/// Rows of latents of `[height, width]` that are decoded at a time where nobody says otherwise; 0 for
-/// all.
+/// The default number of rows of latents of `[height, width]` that are decoded at a time; 0 for all rows.
 pub fn strip_rows([height, width]: [usize; 2]) -> usize {
     if height * width <= AT_ONCE { 0 } else { (STRIP / width).max(1) }
 }
@@ -405,7 +404,7 @@ pub struct Strips<'a> {
 struct StripState {
     /// The last rows of its input.
     kept: Option<Tensor<4>>,
-    /// Whether it has put out the top of the picture.
+    /// Whether the block has returned the top of the picture.
     started: bool,
 }
 
@@ -414,7 +413,7 @@ impl Iterator for Strips<'_> {
 
     fn next(&mut self) -> Option<Tensor<4>> {
         let [_, height, ..] = self.latents.dims();
-        // The first strips may be too low for the blocks to put anything out.
+        // The first strips may have too few rows for the last block to return any.
         while self.next < height {
             let rows = self.rows.min(height - self.next);
             let strip = self.latents.clone().narrow(1, self.next, rows);
@@ -431,7 +430,7 @@ impl Iterator for Strips<'_> {
 }
 
 impl StripState {
-    /// What `block` makes of the next strip of its input, as far as the rows below allow.
+    /// The output of `block` for the next strip of its input, without rows that need input from below the strip.
     fn pass(&mut self, block: &VqganBlock, x: Tensor<4>, last: bool) -> Option<Tensor<4>> {
         let reach = block.reach();
         let x = match self.kept.take() {
@@ -439,7 +438,7 @@ impl StripState {
             None => x,
         };
         let [_, rows, ..] = x.dims();
-        // Next to a cut the block sees a border where there is none.
+        // Next to a cut the block sees a border that the whole picture does not have.
         let top = if self.started { reach.wrong } else { 0 };
         let bottom = if last { 0 } else { reach.wrong };
         let output = (rows * reach.scale).checked_sub(top + bottom).filter(|&output| output > 0);
@@ -459,9 +458,9 @@ impl StripState {
 struct Reach {
     /// Rows of output for every row of input.
     scale: usize,
-    /// Rows of output next to a cut that would be others without it.
+    /// Rows of output next to a cut that differ from those of the whole picture.
     wrong: usize,
-    /// Rows of input that the outputs behind a cut need from before it.
+    /// Rows of input before a cut that the outputs after it need.
     kept: usize,
 }
 

@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, NamedTensor};
 use crate::error::{Differences, LoadError};
 use crate::stored::is_finite;
 
-/// Training counters of batch norms and position numbers, which no model needs.
+/// Whether a tensor is a training counter of a batch norm or a list of positions, which no model needs.
 pub(crate) fn is_counter(name: &str) -> bool {
     name.ends_with("num_batches_tracked") || name.ends_with("position_ids")
 }
@@ -32,7 +32,7 @@ pub fn load<M: Module>(module: M, checkpoint: &Checkpoint, keys: KeyTable) -> Re
     differences.into_result(checkpoint.part(), module)
 }
 
-/// Loads the tensors that a checkpoint has, a part of the module's; `loaded` collects their names.
+/// Loads the tensors of a checkpoint that has only some of the module's; `loaded` collects their names.
 ///
 /// # Errors
 ///
@@ -75,7 +75,7 @@ pub fn check<M: Module>(
     check_shapes(&shapes(module, keys), checkpoint)
 }
 
-/// The same with the names and shapes of a module's parameters, as [`shapes`] tells them.
+/// As [`check`], with the names and shapes of a module's parameters as [`shapes`] returns them.
 ///
 /// # Errors
 ///
@@ -283,11 +283,11 @@ impl Loader<'_> {
     }
 }
 
-/// Most parameters of a part whose matrices are unpacked once, where the device has no kernel for packed ones: 64
-/// MiB more memory at most, and half the time of a picture of a small model.
+/// Most parameters of a part whose matrices are unpacked once, where the device has no kernel for packed ones. This
+/// takes at most 64 MiB more memory, and halves the time of a picture of a small model.
 const SMALL_PART: usize = 1 << 24;
 
-/// A parameter's shape in PyTorch, which keeps the matrix of a linear layer the other way round.
+/// A parameter's shape in PyTorch, which stores the matrix of a linear layer transposed.
 fn torch_shape(shape: &[usize], linear: bool) -> Vec<usize> {
     match shape {
         [input, output] if linear => vec![*output, *input],
@@ -341,7 +341,7 @@ fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
 }
 
 /// Puts `rows` of `columns` values, the rows of a matrix from `first` on, where they belong in the
-/// transposed matrix; in squares that fit a cache.
+/// transposed matrix. It goes by squares that fit in the processor's cache.
 fn transpose_rows(rows: &[f32], columns: usize, first: usize, transposed: &mut [f32]) {
     const SIDE: usize = 32;
     let count = rows.len() / columns.max(1);
@@ -376,9 +376,9 @@ impl ModuleMapper for Loader<'_> {
     }
 }
 
-/// What a [`Reader`] collects of every parameter.
+/// What a [`Reader`] takes from every parameter.
 trait Source {
-    /// `None` to leave the parameter out.
+    /// The tensor to read for the parameter; `None` to leave it out.
     fn tensor<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>>;
 }
 

@@ -1,4 +1,5 @@
-//! `wuerstchen-mpi train`: what `wuerstchen train` does, by several processes, of which MPI starts one for each GPU.
+//! `wuerstchen-mpi train`: does what `wuerstchen train` does in several processes, of which MPI starts one for each
+//! GPU.
 
 #![warn(clippy::print_stderr)]
 
@@ -37,7 +38,7 @@ enum Command {
 struct Args {
     #[command(flatten)]
     train: TrainArgs,
-    /// End all processes if one does nothing for so many seconds
+    /// End all processes if one does nothing for this many seconds
     #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
     stall_seconds: u64,
 }
@@ -46,7 +47,7 @@ struct Args {
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    // Only the main thread sums. Another one may end all processes.
+    // Only the main thread takes part in sums, but another one may end all processes.
     let Some((_universe, _)) = mpi::initialize_with_threading(Threading::Serialized) else {
         unreachable!("nothing else initializes MPI")
     };
@@ -61,7 +62,7 @@ fn main() -> ExitCode {
         silence();
     }
     let cli = match Cli::try_parse() {
-        // Help and version.
+        // The text is the help or the version, which every process has and rank 0 prints.
         Err(text) if !text.use_stderr() => {
             if world.rank() == 0 {
                 print!("{text}");

@@ -1,4 +1,4 @@
-//! What ends all processes when one cannot go on: a panic, or nothing done for long.
+//! Ends all processes when one cannot go on, because it has panicked or has done nothing for long.
 
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ const PANICKED: i32 = 101;
 /// The exit code of a job in which a process does nothing.
 const STALLED: i32 = 124;
 
-/// How much longer a process that waits for others is patient, so that the one that they wait for speaks first.
+/// How much longer the limit is for a process that waits for others, so that the one that they wait for reports first.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What this process has done last.
+/// Watches what this process has done last.
 pub struct Watch {
     begun: Instant,
-    /// Milliseconds from there to when something was done; 0 before anything is watched.
+    /// Milliseconds from the start to the last time that something was done; 0 before anything is watched.
     done: AtomicU64,
     /// Updates done.
     step: AtomicU64,
@@ -78,12 +78,12 @@ impl Watch {
         });
     }
 
-    /// The work is over: what is left may take as long as it likes.
+    /// Ends the watch: the work is over, and the rest may take any time.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Hears of what has been done.
+    /// Takes note of what has been done.
     pub fn hear(&self, event: &Event<'_>) {
         if let Event::Update { metrics, .. } = event {
             self.step.store(metrics.step, Ordering::Relaxed);
@@ -91,7 +91,7 @@ impl Watch {
         self.mark();
     }
 
-    /// This process begins or ends to wait for others.
+    /// Takes note that this process begins or stops waiting for others.
     pub fn waits(&self, waits: bool) {
         self.waits.store(waits, Ordering::Relaxed);
         self.mark();

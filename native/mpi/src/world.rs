@@ -14,16 +14,17 @@ use wuerstchen_train::peers::add;
 
 use crate::watch::Watch;
 
-/// Values that go from one process to the next at once: 1 MiB. While one piece is added, the next is on its way.
+/// Number of values that go from one process to the next at once: 1 MiB. While one piece is added, the next is on its
+/// way.
 const PIECE: usize = 1 << 18;
 
 /// How long a process that waits for others sleeps at a time.
 const LOOK_EVERY: Duration = Duration::from_micros(50);
 
-/// Bytes of one broadcast; MPI counts in 32 bits.
+/// Most bytes of one broadcast, because MPI counts in 32 bits.
 const LARGEST: usize = 1 << 30;
 
-/// Variables in which launchers say how many processes they start, the closest one first.
+/// Environment variables in which launchers say how many processes they start, the closest launcher first.
 const LAUNCHED: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"];
 
 /// All processes of the job. Its thread is the one that calls MPI.
@@ -36,7 +37,7 @@ pub struct World {
 }
 
 impl World {
-    /// The job's processes; `watch` hears when they wait for each other.
+    /// The job's processes; `watch` is told when this one waits for others.
     pub fn new(watch: Arc<Watch>) -> Self {
         let world = SimpleCommunicator::world();
         let [rank, size] = [world.rank(), world.size()].map(|count| count as usize);
@@ -45,12 +46,12 @@ impl World {
         Self { rank, size, local, host, watch }
     }
 
-    /// Which of the processes on its machine this is, from 0.
+    /// Number of this process among those on its machine, from 0.
     pub fn local(&self) -> usize {
         self.local
     }
 
-    /// What messages call this process.
+    /// The name of this process in messages.
     pub fn name(&self) -> String {
         format!("rank {} of {} on {}", self.rank, self.size, self.host)
     }
@@ -70,7 +71,7 @@ impl World {
     }
 }
 
-/// Waits until all processes are here. MPI's own waits keep a core busy, which another process may need to come.
+/// Waits until all processes are here. MPI's own waits keep a core busy that another process may need in order to come.
 fn meet() -> SimpleCommunicator {
     let world = SimpleCommunicator::world();
     let mut barrier = world.immediate_barrier();
@@ -94,7 +95,7 @@ impl Peers for World {
         self.host.clone()
     }
 
-    /// Each process adds its addends to the sum of those before it and hands the sum on; the last one tells all.
+    /// Each process adds its addends to the sum of those before it and passes the sum on; the last one sends it to all.
     fn sum(&self, addends: Vec<Vec<f32>>) -> Vec<f32> {
         self.watch.waits(true);
         let world = meet();

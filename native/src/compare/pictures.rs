@@ -17,7 +17,7 @@ use crate::files::read_model;
 use crate::folder::pictures_of;
 use crate::pictures::read_image;
 
-/// Side of the pictures whose pixels tell the nearest.
+/// Side in pixels to which pictures are scaled to find the nearest one by pixels.
 const NEAREST_SIDE: usize = 32;
 
 /// The pictures of a folder, sorted.
@@ -26,9 +26,9 @@ pub(super) struct Pictures {
     paths: Vec<PathBuf>,
     /// Their names below the folder.
     pub(super) names: Vec<String>,
-    /// What sides are cut to multiples of.
+    /// Sides are cut to multiples of this.
     multiple: usize,
-    /// What makes the pictures anew, if anything does.
+    /// The Stage A that encodes and decodes the pictures, if one does.
     stage_a: Option<(Vqgan, Device)>,
 }
 
@@ -47,7 +47,7 @@ impl Pictures {
         Ok(Self { folder: folder.to_owned(), paths, names, multiple: 1, stage_a: None })
     }
 
-    /// The same pictures cut to whole latents of a model's Stage A, and what that makes of them.
+    /// The same pictures cut to whole latents of a model's Stage A, and what that Stage A makes of them.
     pub(super) fn through_stage_a(self, model: &Path, device: &Device) -> Result<[Self; 2]> {
         let files = read_model(Some(model))?;
         let (config, vqgan) = files.load::<VqganConfig>(files.family().vqgan, device)?;
@@ -62,12 +62,12 @@ impl Pictures {
         Ok([Self { multiple, ..self }, made])
     }
 
-    /// How many there are.
+    /// The number of pictures.
     pub(super) fn len(&self) -> usize {
         self.paths.len()
     }
 
-    /// The path of a picture, or of what it is made of.
+    /// The path of a picture, or of the picture that Stage A encodes.
     pub(super) fn path(&self, place: usize) -> &Path {
         &self.paths[place]
     }
@@ -86,7 +86,7 @@ impl Pictures {
         Ok(Image::from_data(&decoded.into_data()).swap_remove(0))
     }
 
-    /// The middle of a picture, with sides that are multiples.
+    /// The middle of a picture, with sides that are multiples of `multiple`.
     fn cut(&self, image: Image) -> Result<Image> {
         let multiple = self.multiple;
         let [width, height] = [image.width, image.height].map(|side| side / multiple * multiple);
@@ -125,7 +125,7 @@ impl Pictures {
         Ok(stems)
     }
 
-    /// What `work` makes of every picture.
+    /// The results of `work` for all pictures.
     fn map<T>(
         &self,
         what: &'static str,
@@ -156,7 +156,7 @@ impl Pictures {
         })
     }
 
-    /// The pictures in small, values in `[0, 1]`.
+    /// The pictures scaled down to squares of [`NEAREST_SIDE`] pixels, values in `[0, 1]`.
     pub(super) fn pixels(&self) -> Result<Rows> {
         self.map("pixels", |_, Image { width, height, rgb }| {
             let image = RgbImage::from_raw(width as u32, height as u32, rgb);

@@ -15,7 +15,7 @@ const AUTOENCODER_WIDTHS: [usize; 4] = [128, 256, 512, 512];
 /// Channels of the latents.
 const LATENTS: usize = 4;
 
-/// What differs between the versions.
+/// A version of Stable Diffusion.
 #[derive(Clone, Copy)]
 pub(super) struct StableDiffusion {
     /// Its name.
@@ -54,21 +54,21 @@ fn conv(kernel: usize, input: usize, output: usize, pixels: usize) -> usize {
     kernel * kernel * input * output * pixels
 }
 
-/// Two 3x3 convolutions, and a 1x1 one where the channels change.
+/// Multiply-adds of two 3x3 convolutions, and of a 1x1 one where the channels change.
 fn residual(input: usize, output: usize, pixels: usize) -> usize {
     let shortcut = if input == output { 0 } else { conv(1, input, output, pixels) };
     conv(3, input, output, pixels) + conv(3, output, output, pixels) + shortcut
 }
 
 impl StableDiffusion {
-    /// Self-attention, attention to the text and a gated MLP, between two 1x1 convolutions.
+    /// Multiply-adds of self-attention, attention to the text and a gated MLP, between two 1x1 convolutions.
     fn transformer(self, c: usize, pixels: usize) -> usize {
         let own = 4 * c * c * pixels + 2 * pixels * pixels * c;
         let text = 2 * c * c * pixels + 2 * TOKENS * self.text_width * c + 2 * pixels * TOKENS * c;
         own + text + 12 * c * c * pixels + 2 * conv(1, c, c, pixels)
     }
 
-    /// One prediction of the U-Net.
+    /// Multiply-adds of one prediction of the U-Net.
     pub(super) fn unet(self) -> usize {
         let side = self.side / 8;
         let pixels = |level: usize| (side >> level) * (side >> level);
@@ -108,12 +108,12 @@ impl StableDiffusion {
         total
     }
 
-    /// From latents to a picture.
+    /// Multiply-adds of decoding latents to a picture.
     pub(super) fn decoder(self) -> usize {
         self.autoencoder(BLOCKS + 1, LATENTS)
     }
 
-    /// From a picture to latents, of which mean and variance are told.
+    /// Multiply-adds of encoding a picture to the mean and variance of its latents.
     pub(super) fn encoder(self) -> usize {
         self.autoencoder(BLOCKS, 2 * LATENTS)
     }
@@ -145,7 +145,7 @@ impl StableDiffusion {
         total
     }
 
-    /// One prompt.
+    /// Multiply-adds of embedding one prompt.
     pub(super) fn text(self) -> usize {
         let c = self.text_width;
         self.text_layers * (12 * c * c * TOKENS + 2 * TOKENS * TOKENS * c)

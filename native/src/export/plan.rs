@@ -8,18 +8,18 @@ use wuerstchen::{GenerateOptions, OptionsError, Pipeline, SelfTest, Settings};
 #[derive(Args)]
 pub(super) struct PlanArgs {
     /// Pictures to make to fit the colours of previews; 0 for a model without previews [default: 64; 4
-    /// of a model with more than 300 million parameters]
+    /// for a model with more than 300 million parameters]
     #[arg(long, value_name = "N")]
     preview_pictures: Option<usize>,
-    /// Pictures to make with the stored and with the given weights, to tell what storing costs
-    /// [default: 2; 0 of a large model]
+    /// Pictures to make with the stored and with the given weights, to measure what storing costs
+    /// [default: 2; 0 for a large model]
     #[arg(long, value_name = "N")]
     check: Option<usize>,
     /// Width and height of all these pictures, and of the one that tests a browser's device [default: the
-    /// model's; 256 of a large model]
+    /// model's; 256 for a large model]
     #[arg(long, value_name = "PIXELS")]
     picture_size: Option<usize>,
-    /// Steps of stages C and B, each, for these pictures; the test has 2 [default: the model's; 12 of a
+    /// Steps of each of the stages C and B for these pictures; the test has 2 [default: the model's; 12 for a
     /// large model]
     #[arg(long, value_name = "N")]
     picture_steps: Option<usize>,
@@ -38,25 +38,25 @@ const LARGE: usize = 300_000_000;
 /// embeddings, for 17 unknowns of a colour.
 const LARGE_PREVIEW_PICTURES: usize = 4;
 
-/// Sides in pixels of a large model's pictures: the smallest ones from here on.
+/// Least side in pixels of a large model's pictures: the smallest possible side from here on is taken.
 const LARGE_PICTURE_SIZE: usize = 256;
 
-/// Steps of a large model's pictures, whose colours alone matter.
+/// Steps of a large model's pictures, of which only the colours matter.
 const LARGE_PICTURE_STEPS: usize = 12;
 
 /// The pictures to make.
 #[derive(Debug, PartialEq)]
 pub(super) struct Plan {
-    /// Of the golden vectors.
+    /// The options of the golden vectors.
     pub(super) self_test: GenerateOptions,
-    /// Those that the colours of previews are fitted to.
+    /// The options of the pictures to which the colours of previews are fitted.
     pub(super) preview: Option<GenerateOptions>,
-    /// Those that tell what storing costs.
+    /// The options of the pictures that measure what storing costs.
     pub(super) check: Option<GenerateOptions>,
 }
 
 impl Plan {
-    /// What the caller chose, and else what suits a model of so many `parameters`.
+    /// The values that the caller chose, and otherwise those that suit a model of so many `parameters`.
     pub(super) fn new(args: &PlanArgs, pipeline: &Pipeline, parameters: usize) -> Self {
         let possible = |side: &usize| pipeline.sizes(*side, *side).is_ok();
         let large_size = || (LARGE_PICTURE_SIZE..=pipeline.card.defaults.width).find(possible);
@@ -111,7 +111,7 @@ impl Plan {
 
 fn describe(settings: &Settings) -> String {
     let Settings { count, width, height, prior_timesteps, decoder_timesteps, .. } = settings;
-    // The last time is where the last step ends.
+    // There is one more time than steps, because the last time is where the last step ends.
     let (prior, decoder) = (prior_timesteps.len() - 1, decoder_timesteps.len() - 1);
     let pictures = if *count == 1 { "picture" } else { "pictures" };
     format!(

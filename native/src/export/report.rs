@@ -12,14 +12,14 @@ use wuerstchen::{Checkpoint, GenerateOptions, ModelFiles, Part, Pipeline, Stored
 use super::picture::{SELF_TEST_PROMPT, generate};
 use crate::progress::bytes_bar;
 
-/// What the storage type costs.
+/// The errors that a storage type makes.
 #[derive(Serialize)]
 pub(super) struct Report {
     parts: BTreeMap<Part, PartError>,
     /// Largest activation of every block of every stage; half precision holds 65504.
     largest_activations: LargestActivations,
     /// Peak signal-to-noise ratio in decibels of pictures of the stored weights against pictures of
-    /// the given ones, of seeds 0, 1, ….
+    /// the given weights, for the seeds 0, 1, ….
     psnr: Vec<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! Files by their names, however these are written.
+//! Files by their names, in whatever way these are written.
 
 use std::collections::HashMap;
 
@@ -6,9 +6,8 @@ use unicode_normalization::UnicodeNormalization;
 
 /// Numbers of files by names with `/` between folders.
 ///
-/// A letter with an accent is one character or two (Unicode's forms NFC and NFD): macOS, zip files and
-/// texts differ in it, where the name means the same file. Windows and macOS take capitals for the same
-/// letters.
+/// A letter with an accent is one character or two (Unicode's forms NFC and NFD). macOS, zip files and texts may write
+/// the name of the same file in different forms. Windows and macOS ignore case.
 #[derive(Default)]
 pub(super) struct Index {
     exact: HashMap<String, Vec<usize>>,
@@ -31,7 +30,7 @@ impl Index {
             .map_or(&[], Vec::as_slice)
     }
 
-    /// The same, or else those whose names differ in capitals.
+    /// The files of [`Self::get`], or else those whose names differ only in case.
     pub(super) fn get_in_any_case(&self, name: &str) -> &[usize] {
         match self.get(name) {
             [] => self.lower_case.get(&lower_case(name)).map_or(&[], Vec::as_slice),
@@ -39,7 +38,7 @@ impl Index {
         }
     }
 
-    /// How many files have this name, in capitals or not.
+    /// How many files have this name, in any case.
     pub(super) fn count_in_any_case(&self, name: &str) -> usize {
         self.lower_case.get(&lower_case(name)).map_or(0, Vec::len)
     }

@@ -1,4 +1,4 @@
-//! Pictures in files of several: animations and documents.
+//! Files with several pictures: animations and documents.
 
 use std::io::Cursor;
 

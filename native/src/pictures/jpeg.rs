@@ -1,4 +1,4 @@
-//! JPEG files that are whole: where pixels are missing, `image` paints one colour and says nothing.
+//! Checks that JPEG files are whole: where pixels are missing, `image` paints one colour without an error.
 
 use std::io::Cursor;
 
@@ -8,8 +8,8 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-/// Coded bits of 1 that follow the pixels in place of the end, which no code of JPEG consists of: a decoder
-/// that lacks pixels fails at them, where it would take the end for pixels of one colour.
+/// Bits of 1 that replace the end marker after the coded pixels. No code of JPEG consists of ones alone, so a decoder
+/// that lacks pixels fails at them, while it would take the end marker for pixels of one colour.
 const NO_CODE: [u8; 64] = {
     let mut bytes = [0xff; 64];
     let mut i = 1;
@@ -22,10 +22,10 @@ const NO_CODE: [u8; 64] = {
 
 /// A JPEG file that ends as it should.
 pub(super) struct Jpeg<'a> {
-    /// Up to its end.
+    /// The file up to its end marker.
     bytes: &'a [u8],
     is_progressive: bool,
-    /// How often it goes over its pixels.
+    /// Number of scans over the pixels.
     scans: usize,
 }
 
@@ -37,9 +37,9 @@ impl<'a> Jpeg<'a> {
         let (mut at, mut is_progressive, mut scans) = (0, false, 0);
         while let Some(&[first, marker]) = bytes.get(at..at + 2) {
             match (first, marker) {
-                // Coded pixels, a byte that fills up, or what decoders pass over.
+                // Coded pixels, a fill byte, or a byte that decoders ignore.
                 (0..0xff, _) | (0xff, 0xff) => at += 1,
-                // A coded 0xff, a restart, the beginning, or a marker for private use.
+                // A coded 0xff, a restart marker, the start of the image, or a marker for private use.
                 (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
                 (0xff, 0xd9) => return Ok(Self { bytes: &bytes[..at], is_progressive, scans }),
                 (0xff, 0x02..=0xbf) => bail!(
@@ -56,14 +56,14 @@ impl<'a> Jpeg<'a> {
         bail!("expected a whole JPEG file, found one of {} bytes that lacks its end", bytes.len())
     }
 
-    /// The pixels; `None` where the headers have oddities that `image` bears.
+    /// The pixels; `None` where the headers have oddities that only `image` accepts.
     ///
     /// # Errors
     ///
-    /// The coded pixels are not all there, or damaged so that the decoder cannot go on.
+    /// Some coded pixels are missing, or are damaged so that the decoder cannot go on.
     pub(super) fn decode(&self) -> Result<Option<DynamicImage>> {
         let mut bytes = self.bytes.to_vec();
-        // The decoder wants a marker right behind the first scan of a progressive file.
+        // The decoder needs a marker right after the first scan of a progressive file.
         if !self.is_progressive || self.scans > 1 {
             bytes.extend(NO_CODE);
         }
@@ -121,7 +121,7 @@ mod tests {
         assert!((0..whole.len()).all(|length| Jpeg::find_end(&whole[..length]).is_err()));
     }
 
-    /// Telephones put a film or a second picture behind the end.
+    /// Telephones put a film or a second picture after the end.
     #[test]
     fn what_follows_the_end_does_not_matter() {
         let mut followed = noise();

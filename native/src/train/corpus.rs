@@ -13,7 +13,7 @@ use crate::art::read_art;
 use crate::folder::Folder;
 use crate::shards::Shards;
 
-/// A file in a run's folder: the hash of what its pictures are called, how large their files are, and of the captions.
+/// A file in a run's folder with a hash of the pictures' names, their files' sizes and the captions.
 const DIGEST: &str = "corpus.sha256";
 
 /// Where pictures and captions come from.
@@ -52,7 +52,7 @@ impl Corpus {
         Ok(Self::Folder(Arc::new(Folder::open(folder, config.seed)?)))
     }
 
-    /// What a run trains on.
+    /// The samples of the corpus.
     pub(super) fn source(&self) -> Source {
         match self {
             Self::Shapes => Source::Shapes,
@@ -98,8 +98,8 @@ impl Corpus {
         self.captions().map(|_| self.pictures())
     }
 
-    /// Says whether a run goes on with other pictures or captions than those with which it began; keeps what tells
-    /// in its store, which is the run's from now on.
+    /// Reports that a run goes on with other pictures or captions than those with which it began, if so. Keeps the
+    /// hash of the current ones in the run's store.
     pub(super) fn tell_if_changed(&self, store: &dyn Store, resumes: bool) -> Result<(), RunError> {
         let own = match self {
             Self::Shapes | Self::Emoji(_) => return Ok(()),

@@ -11,21 +11,21 @@ use wuerstchen_train::{Event, StageName};
 
 use crate::terminal::{counted, is_silent};
 
-/// Signals that follow each other as fast are one request: `timeout` and others signal a program, and then all of its
-/// group.
+/// Signals that follow each other within this time are one request, because `timeout` and other programs signal a
+/// program and then its whole group.
 const ONE_REQUEST: Duration = Duration::from_millis(500);
 
 /// The progress of a run.
 pub(super) struct TrainProgress {
     bar: ProgressBar,
-    /// Whether somebody has pressed Ctrl-C, or else asked the program to end.
+    /// Whether somebody has pressed Ctrl-C, or asked the program to end in another way.
     interrupted: Arc<AtomicBool>,
     /// When the run has to stop.
     deadline: Option<Instant>,
 }
 
 impl TrainProgress {
-    /// Listens to Ctrl-C and to what else asks a program to end. A second time ends it without saving.
+    /// Listens to Ctrl-C and to other signals that ask a program to end. A second signal ends it without saving.
     pub(super) fn new(deadline: Option<Instant>) -> Result<Self> {
         let interrupted = Arc::new(AtomicBool::new(false));
         let (handler, mut first) = (interrupted.clone(), None);
@@ -136,7 +136,7 @@ impl TrainProgress {
         }
     }
 
-    /// Without a terminal there is no bar: a line for the log.
+    /// Without a terminal there is no bar, so a line for the log says it.
     fn tell_saved(&self) {
         let bar = &self.bar;
         if bar.is_hidden() {
@@ -147,14 +147,14 @@ impl TrainProgress {
     }
 }
 
-/// Says that a stage does not see all pictures.
+/// Reports that a stage does not see all pictures.
 pub(super) fn tell_partial(stage: StageName, cached: usize, pictures: usize) {
     let stage = stage.as_str();
     tell!("stage {stage} trains on {cached} of {pictures} pictures ({stage}.cached_scenes)");
 }
 
 impl Drop for TrainProgress {
-    /// What is on the screen stays there.
+    /// Leaves the last state of the bar on the screen.
     fn drop(&mut self) {
         self.bar.abandon();
     }
@@ -173,7 +173,7 @@ fn updates_style() -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the template is valid")
 }
 
-/// Says which pictures go into a bucket; nothing of other events.
+/// Reports the pictures of a bucket; ignores other events.
 pub(super) fn tell_bucket(event: &Event<'_>) {
     if let Event::Bucket { cells: [rows, columns], pixels: [height, width], pictures } = *event {
         tell!(

@@ -31,7 +31,8 @@ impl Verifier {
         Self::default()
     }
 
-    /// Takes the model of a bundle, `shards` in the manifest's order; for a model whose files no browser reads.
+    /// Takes the model of a bundle, with `shards` in the manifest's order, in place of a model folder whose files no
+    /// browser can read.
     pub fn add_bundle(
         &mut self,
         manifest: &str,
@@ -99,7 +100,7 @@ impl Verifier {
             slack,
         };
         let verification = verify(&subject, &mut |file| {
-            // What the page throws is its own business.
+            // An error that the page throws does not concern the comparison.
             let _ = on_file.call1(&JsValue::UNDEFINED, &file.into());
         })
         .await?;
@@ -107,7 +108,7 @@ impl Verifier {
     }
 }
 
-/// Runs blocks of the published size on both devices; what differs, as JSON.
+/// Runs blocks of the published size on both devices; returns the differences as JSON.
 #[wasm_bindgen]
 pub async fn full_size_blocks() -> Result<String, JsError> {
     blocks::compare_devices().await

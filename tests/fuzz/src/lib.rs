@@ -1,5 +1,5 @@
-//! Readers of files that strangers made: whatever the bytes, they return, and hold no more memory
-//! than the bytes say there is.
+//! Readers of untrusted files: whatever the bytes are, they return, and take no more memory than the size of
+//! the file justifies.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use wuerstchen::{
     Tokenizer, TokenizerFiles, WebBundle,
 };
 
-/// Reads everything that a checkpoint offers.
+/// Calls every reader of a checkpoint.
 fn read_all(weights: &Checkpoint) {
     for name in weights.names() {
         let _ = weights.values(name);
@@ -78,7 +78,7 @@ pub fn bundle() -> Bundle {
     Bundle { manifest, contents, shard }
 }
 
-/// Reads bytes as the manifest of a web bundle and as its contents, and a shard by what they say.
+/// Reads bytes as the manifest of a web bundle and as its contents, and reads a shard as those describe it.
 pub fn manifest(bytes: &[u8], sound: &Bundle) {
     if let Ok(text) = str::from_utf8(bytes)
         && let Ok(manifest) = Manifest::parse(text)
@@ -166,7 +166,7 @@ pub fn lora_of_model() -> LoraOfModel {
     }
 }
 
-/// Reads bytes as a LoRA and as the text beside one, and makes the changes that they say.
+/// Reads bytes as a LoRA and as the config beside one, and applies the LoRA.
 pub fn lora(bytes: &[u8], sound: &LoraOfModel) {
     let read = |file: &[u8], adapter_config: Option<String>| {
         let Ok(file) = LoraFile::parse("file", Arc::new(file.to_vec())) else { return };

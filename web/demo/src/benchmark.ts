@@ -14,7 +14,7 @@ declare global {
 const WARM_PICTURES = 5;
 const PROMPT = 'a red apple on a blue background';
 
-/** Loads without any cache, makes one picture and then five more, and shows the times beside what the device reaches. */
+/** Loads without any cache, makes one picture and then five more, and shows the times beside the device's speed. */
 export async function runBenchmark(
   options: Pick<LoadOptions, 'model' | 'device'>,
   onPicture: (done: number, of: number) => void,
@@ -27,7 +27,7 @@ export async function runBenchmark(
   let measured: Measured | undefined;
   let loadMs = NaN;
   const onProgress = (event: LoadEvent) => {
-    // The device is measured after that.
+    // The load ends here: the measurement of the device follows.
     if (event.type === 'selftest') loadMs = performance.now() - start;
     if (event.type === 'measured') measured = event;
   };
@@ -83,7 +83,7 @@ export async function runBenchmark(
   element('benchmark-result', HTMLPreElement).textContent = json;
 }
 
-/** What a stage reached: multiply-adds, and bytes of weights, which every step reads once. */
+/** The speed of a stage: multiply-adds, and bytes of weights, which every step reads once. */
 function reached(
   work: Measured['work'][number] | undefined,
   predictions: number,

@@ -1,4 +1,4 @@
-// "How it works": what each stage made of the last prompt, with sizes computed from the data.
+// "How it works": the outputs of each stage for the last prompt, with sizes computed from the data.
 
 import type { GenerateResult, Latents, ModelInfo, Stage } from 'wuerstchen-web';
 import {
@@ -23,7 +23,7 @@ const lead = element('how-lead', HTMLParagraphElement);
 export interface Made {
   readonly prompt: string;
   readonly picture: ImageBitmap;
-  /** Which picture of the run. */
+  /** Number of the picture in its run. */
   readonly index: number;
   readonly result: GenerateResult;
   readonly info: ModelInfo;
@@ -142,7 +142,7 @@ function heatmap(map: Float32Array, width: number, height: number, range: number
   return canvas;
 }
 
-/** From -1 through 0 to 1. */
+/** The colour of a value from -1 through 0 to 1. */
 function colour(value: number): number[] {
   const end = value < 0 ? NEGATIVE : POSITIVE;
   const share = Math.abs(value);

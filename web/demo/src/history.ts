@@ -6,7 +6,7 @@ import { titleOf, type Settings } from './settings';
 interface Picture {
   readonly id: number;
   readonly settings: Settings;
-  /** Which picture of its run. */
+  /** Number of the picture in its run. */
   readonly index: number;
   /** A PNG that carries its settings, too. */
   readonly png: Blob;
@@ -32,7 +32,7 @@ function done<T>(request: IDBRequest<T>): Promise<T> {
 const pictures = (mode: IDBTransactionMode) =>
   database?.transaction(store, mode).objectStore(store);
 
-/** Shows what is stored; where nothing can be, pictures stay until the page closes. */
+/** Shows the stored pictures; where the browser cannot store any, pictures stay until the page closes. */
 export async function initHistory(onReuse: (settings: Settings) => void): Promise<void> {
   clear.addEventListener('click', () => {
     if (!confirm(`Delete all ${list.childElementCount} pictures?`)) return;
@@ -123,6 +123,6 @@ export function downloadPng(png: Blob, settings: Settings, index: number): void 
   const number = index === 0 ? '' : `-${index + 1}`;
   const href = URL.createObjectURL(png);
   make('a', { href, download: `${words}-${settings.seed}${number}.png` }).click();
-  // The download has read the blob long before.
+  // By then the download has read the blob.
   setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }

@@ -1,4 +1,4 @@
-// Pictures that the next ones shall be like, for models that take pictures as prompts.
+// Pictures that the next ones shall resemble, for models that take pictures as prompts.
 
 import type { GenerateOptions } from 'wuerstchen-web';
 import { element, make } from './dom';
@@ -8,26 +8,26 @@ const file = element('picture-prompts-file', HTMLInputElement);
 const list = element('picture-prompts-chosen', HTMLUListElement);
 const like = element('like', HTMLButtonElement);
 
-/** One of each item of the list; the same picture may be there twice. */
+/** The pictures of the list, in its order; the same picture may be there twice. */
 let pictures: readonly { readonly blob: Blob }[] = [];
 
-/** What the form says about them, as the engine takes it; nothing where the model takes none. */
+/** The form's picture prompts, as the engine takes them; nothing if the model takes none. */
 export function readLikenesses(): Pick<GenerateOptions, 'picturePrompts'> {
   if (field.hidden || pictures.length === 0) return {};
   return { picturePrompts: pictures.map(({ blob }) => blob) };
 }
 
-/** Whether the form has a place for them. Those that are chosen stay for a model that takes them. */
+/** Shows or hides the form's picture prompts. Chosen pictures stay for a later model that takes them. */
 export function offerLikenesses(isOffered: boolean): void {
   field.hidden = !isOffered;
   like.hidden = !isOffered;
 }
 
-/** Whether something lies in the part of the form that is about them. */
+/** Whether an element lies in the part of the form for picture prompts. */
 export const isAmongLikenesses = (target: EventTarget | null): boolean =>
   target instanceof Node && field.contains(target);
 
-/** Shows pictures and makes others like them, until they are removed. */
+/** Shows pictures and uses them as prompts until they are removed. */
 export function addLikenesses(blobs: readonly Blob[]): void {
   for (const blob of blobs) {
     const picture = { blob };
@@ -45,7 +45,7 @@ export function addLikenesses(blobs: readonly Blob[]): void {
   }
 }
 
-/** Wires the part of the form that is about them. */
+/** Wires the part of the form for picture prompts. */
 export function initLikenesses(): void {
   file.addEventListener('change', () => {
     addLikenesses([...(file.files ?? [])]);

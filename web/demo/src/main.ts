@@ -1,4 +1,4 @@
-// The page: looks at the device and the model, loads it, makes pictures, one thing at a time.
+// The page: looks at the device and the model, loads the model and makes pictures, one job at a time.
 
 import type { LoadOptions, ModelInfo, ModelRef, Support, Unread, Wuerstchen } from 'wuerstchen-web';
 import { checkSupport, inspect, load, WuerstchenError } from 'wuerstchen-web';
@@ -72,13 +72,13 @@ function setState(state: State): void {
   loadButton.hidden = running || engine !== undefined || info === undefined;
   device.disabled = running;
   allowOwn(!running);
-  // Focus must not fall off the page with the button that had it.
+  // When the focused button goes, the focus must move to another element.
   if (running && (focused === generate || focused === loadButton))
     stop.focus({ preventScroll: true });
   if (!running && focused === stop) generate.focus({ preventScroll: true });
 }
 
-/** Runs one job; a second one is refused, not queued. `again` is what "Try again" does. */
+/** Runs one job; a second one is refused, not queued. "Try again" calls `again`. */
 async function run(work: (signal: AbortSignal) => Promise<void>, again: () => void): Promise<void> {
   if (job) return;
   job = new AbortController();
@@ -104,7 +104,7 @@ async function run(work: (signal: AbortSignal) => Promise<void>, again: () => vo
   }
 }
 
-/** What can be known without a download. */
+/** Looks at the device and the model, as far as that needs no download. */
 async function look(): Promise<void> {
   support = await checkSupport();
   showDevice(support);
@@ -185,7 +185,7 @@ async function reload(): Promise<void> {
   await loadModel();
 }
 
-/** Goes on with a model of files, or with the one that the link names. */
+/** Switches to a model in files, or to the one that the link names. */
 async function useModel(files: readonly File[] | undefined): Promise<void> {
   if (job) return;
   await engine?.dispose();
@@ -200,7 +200,7 @@ async function useModel(files: readonly File[] | undefined): Promise<void> {
 }
 
 async function makePictures(): Promise<void> {
-  // Who is quicker than the first look at the device and the model is not refused.
+  // A visitor who is quicker than the first look at the device and the model must not be refused.
   await started;
   const pictures = { ...readSource(), ...readLikenesses() };
   const settings = readSettings(pictures.picturePrompts === undefined);
@@ -252,14 +252,14 @@ async function makePictures(): Promise<void> {
   }, makePictures);
 }
 
-/** Takes pictures that were dropped or pasted: as prompts at the place of these, else the first to start from. */
+/** Takes dropped or pasted pictures: as prompts if they land there, else the first one as the picture to start from. */
 function takePictures(pictures: readonly File[], place: EventTarget | null): void {
   const [first] = pictures;
   if (isAmongLikenesses(place)) addLikenesses(pictures);
   else if (first) startFrom(first);
 }
 
-/** What of the prompt the picture cannot show, as sentences that follow others. */
+/** The parts of the prompt that the picture cannot show, as sentences that follow others. */
 function told({ unknownWords, cutOff }: Unread): string {
   const unknown = unknownWords.length > 0 ? ` It does not know: ${unknownWords.join(', ')}.` : '';
   const cut = cutOff !== undefined ? ` The prompt is too long; it did not read “${cutOff}”.` : '';
@@ -329,7 +329,7 @@ element('copy', HTMLButtonElement).addEventListener('click', async () => {
         : 'The link is copied: it makes this picture again.',
     );
   } catch {
-    // Without the right to the clipboard, the address line holds the link.
+    // If the page may not write to the clipboard, the address line holds the link.
     history.replaceState(null, '', text);
     say('The link is in the address line.');
   }
@@ -344,7 +344,7 @@ initLikenesses();
 initOwn(useModel, reload, takePictures);
 initStorage(async () => {
   if (engine) return;
-  // What was picked is gone with the storage.
+  // A picked model is deleted with the storage.
   if (!(model instanceof URL)) return void (await useModel(undefined));
   info = await inspect(model);
   offerLoad(info);

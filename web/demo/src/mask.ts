@@ -1,8 +1,8 @@
-// The mask: painting over what of a picture shall be made anew.
+// The mask: painting over the parts of a picture that shall be made anew.
 
 import { element } from './dom';
 
-/** Steps of the brush by arrow key, in brushes. */
+/** Distance that an arrow key moves the brush, in widths of the brush. */
 const KEY_STEP = 0.5;
 
 const ARROWS: Readonly<Record<string, readonly [number, number]>> = {
@@ -17,13 +17,13 @@ const brush = element('mask-brush', HTMLInputElement);
 const clear = element('mask-clear', HTMLButtonElement);
 const cursor = element('mask-cursor', HTMLSpanElement);
 
-/** In pixels of the mask. */
+/** A point in pixels of the mask. */
 interface Point {
   readonly x: number;
   readonly y: number;
 }
 
-/** Where the brush was last. */
+/** The last place of the brush. */
 let at: Point = { x: 0, y: 0 };
 
 function context(): CanvasRenderingContext2D {
@@ -32,14 +32,14 @@ function context(): CanvasRenderingContext2D {
   return found;
 }
 
-/** Pixels across. */
+/** Diameter of the brush in pixels. */
 function brushSize(): number {
   return brush.valueAsNumber * Math.min(canvas.width, canvas.height);
 }
 
-/** White where it is painted, as large as the picture; nothing if all is to be made anew. */
+/** The mask, as large as the picture and white where it is painted; nothing if nothing is painted. */
 export function readMask(): ImageData | undefined {
-  // There is something to clear as soon as something is painted.
+  // The button to clear the mask shows as soon as something is painted.
   if (clear.hidden) return undefined;
   const mask = context().getImageData(0, 0, canvas.width, canvas.height);
   const { data } = mask;
@@ -63,7 +63,7 @@ function forget(): void {
   clear.hidden = true;
 }
 
-/** Paints from where the brush was to where it goes. */
+/** Paints from the last place of the brush to this one. */
 function stroke(to: Point): void {
   const paint = context();
   paint.strokeStyle = getComputedStyle(canvas).color;

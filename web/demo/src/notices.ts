@@ -1,10 +1,10 @@
-// What went wrong and what to do about it; what computes and why.
+// Notices: errors and what to do about them, and which device computes and why.
 
 import type { Support, Wuerstchen } from 'wuerstchen-web';
 import { WuerstchenError } from 'wuerstchen-web';
 import { element, entry, formatBytes, make, sentence } from './dom';
 
-/** What went wrong and what a person can do, where the error brings no advice of its own. */
+/** For each error a title, and advice for errors that have no hint of their own. */
 const ADVICE: Readonly<Record<WuerstchenError['code'], readonly [string, string]>> = {
   unsupported: [
     'This browser cannot run the model',
@@ -80,7 +80,7 @@ function fill(banner: HTMLElement, title: string, texts: string[], retry?: () =>
 
 const KINDS = { webgpu: 'GPU through WebGPU', cpu: 'CPU through WebAssembly' } as const;
 
-/** Says what would run, or what runs once there is an engine. */
+/** Shows the device that would compute, or that computes once there is an engine. */
 export function showDevice(support: Support, engine?: Wuerstchen): void {
   const device = engine?.device ?? support.device;
   const { adapter, limits, features, storage } = support;

@@ -5,10 +5,10 @@ import { cache } from 'wuerstchen-web';
 import { element, make } from './dom';
 import { say } from './progress';
 
-/** Under this the page remembers the id of the model that was picked last. */
+/** The key under which the page stores the id of the last picked model. */
 const KEY = 'own-model';
 
-/** How strong a LoRA is when it is picked. */
+/** The weight of a LoRA when it is picked. */
 const WEIGHT = '1';
 
 const loraFile = element('lora-file', HTMLInputElement);
@@ -42,7 +42,7 @@ export function rememberModel(id: string | undefined): void {
   else localStorage.setItem(KEY, id);
 }
 
-/** Whether files may be picked and dropped: not while the engine is busy. */
+/** Allows or forbids to pick and drop files; they are forbidden while the engine is busy. */
 export function allowOwn(isAllowed: boolean): void {
   const fields = [
     loraFile,
@@ -59,8 +59,8 @@ export function showOwn(isOwn: boolean): void {
 }
 
 /**
- * Wires the part of the form that is about them, and the page for what is dropped or pasted: pictures go to
- * `onPictures`, with where that was. The model has to be loaded anew after the others.
+ * Wires the part of the form for own models and LoRAs, and the page for dropped or pasted files. Pictures go to
+ * `onPictures`, with the element where they landed. The other callbacks mean that the model has to be loaded anew.
  */
 export function initOwn(
   onModel: (files: readonly File[] | undefined) => void,
@@ -116,9 +116,9 @@ function addLoras(files: readonly File[], onChange: () => void): void {
   if (files.length > 0) onChange();
 }
 
-/** Files and those in folders, with their places as a folder that was picked has them. */
+/** The dropped files and those in dropped folders, with paths as in a picked folder. */
 async function droppedFiles(data: DataTransfer | null): Promise<File[]> {
-  // All entries at once: they are gone after the first wait. What comes from no folder may be a file alone.
+  // All entries are read at once, because they are gone after the first wait. Some items are files without an entry.
   const entries = [...(data?.items ?? [])].map(
     (item) => item.webkitGetAsEntry() ?? item.getAsFile() ?? [],
   );
@@ -137,7 +137,7 @@ async function filesOf(entry: FileSystemEntry): Promise<File[]> {
   const reader = (entry as FileSystemDirectoryEntry).createReader();
   const files: File[] = [];
   for (;;) {
-    // A reader gives a hundred entries at a time, and at last none.
+    // A reader returns at most a hundred entries at a time, and none at the end.
     const some = await new Promise<FileSystemEntry[]>((resolve, reject) =>
       reader.readEntries(resolve, reject),
     );

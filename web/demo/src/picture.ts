@@ -13,7 +13,7 @@ const empty = element('empty', HTMLDivElement);
 const film = element('film', HTMLDivElement);
 const moment = element('film-moment', HTMLInputElement);
 
-/** What was seen of the first picture of a run while it was made, and then it. */
+/** The previews of the first picture of a run, and then the picture itself. */
 const frames: { readonly bitmap: ImageBitmap; readonly label: string }[] = [];
 
 /** Copies a bitmap to a canvas of its size. */
@@ -34,7 +34,7 @@ export function expect({ width, height }: Settings): void {
   frame.scrollIntoView({ block: 'nearest' });
 }
 
-/** Ends the waiting, whether or not something came. */
+/** Ends the waiting for a picture, whether or not one came. */
 export function settle(): void {
   delete frame.dataset.waiting;
 }
@@ -52,7 +52,7 @@ export function showPreview(bitmap: ImageBitmap, prompt: string, step: string): 
   frames.push({ bitmap, label: step });
 }
 
-/** Shows the pictures of a run; `onChoose` is told which one is large, the first one at once. */
+/** Shows the pictures of a run. `onChoose` is called with the large one: at once with the first. */
 export function showPictures(
   bitmaps: readonly ImageBitmap[],
   prompt: string,
@@ -85,7 +85,7 @@ export function showPictures(
   choose(0);
 }
 
-/** The film stands at its end, the finished picture. */
+/** Moves the film to its end, the finished picture. */
 function rewind(): void {
   moment.max = String(frames.length - 1);
   moment.value = moment.max;
@@ -113,7 +113,7 @@ export function drawSketch(): void {
   const spacing = (sketch.width - 3 * side) / 2;
   for (const [place, pixels] of [4, 16, 64].entries()) {
     const size = side / pixels;
-    // A gap shows the pixels as long as there are few.
+    // Few pixels are drawn with gaps, so that each one can be seen.
     const gap = pixels < 64 ? Math.ceil(size * 0.05) : 0;
     for (let row = 0; row < pixels; row++) {
       for (let column = 0; column < pixels; column++) {

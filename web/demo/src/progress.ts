@@ -1,4 +1,4 @@
-// How far a load or a picture is: overall bar, clock, phases of the load, rows of the stages.
+// The progress of a load or a picture: overall bar, clock, phases of the load, rows of the stages.
 
 import type { GenerateEvent, LoadEvent, ModelInfo, Stage } from 'wuerstchen-web';
 import { element, formatBytes, formatDuration, formatParams } from './dom';
@@ -21,7 +21,7 @@ const clock = element('clock', HTMLParagraphElement);
 const phases = element('phases', HTMLOListElement);
 const title = document.title;
 
-/** One sentence for eyes and screen readers; not to be called for every step. */
+/** Shows one sentence, which screen readers read aloud; not to be called for every step. */
 export function say(text: string): void {
   status.textContent = text;
 }
@@ -45,7 +45,7 @@ function row(stage: Stage): { item: HTMLLIElement; bar: Element; count: HTMLElem
   return { item, bar, count };
 }
 
-/** Ends whatever was shown, with a last sentence. */
+/** Ends the progress that is shown, with a last sentence. */
 export function finish(text: string): void {
   say(text);
   clock.textContent = '';
@@ -54,7 +54,7 @@ export function finish(text: string): void {
   for (const stage of STAGES) row(stage).item.removeAttribute('aria-current');
 }
 
-/** Empties the bar, after a load or before any picture; the rows say what the model has. */
+/** Empties the bar, after a load or before any picture; the rows show the sizes of the model's stages. */
 export function showModel(info: ModelInfo): void {
   setOverall(0);
   document.title = title;
@@ -121,7 +121,7 @@ function showPhase(phase: Phase, state: 'waiting' | 'active' | 'done', text?: st
   if (text !== undefined && item.lastElementChild) item.lastElementChild.textContent = text;
 }
 
-/** Follows one run; `close` tells where it stood. */
+/** Follows one run; `close` returns the step at which it stood. */
 export function followRun(): {
   onProgress(event: GenerateEvent): void;
   close(timings?: Readonly<Record<Stage | 'total', number>>): string;

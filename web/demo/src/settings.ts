@@ -1,16 +1,16 @@
-// What a person may choose about a picture: the form, and the same as a link.
+// The settings of a picture that a person may choose, in the form and as a link.
 
 import type { Defaults, PictureOptions } from 'wuerstchen-web';
 import { element, make, sentence } from './dom';
 
-/** As the engine takes it; the seed is always known, so that every picture can be made again. */
+/** The settings as the engine takes them; the seed is always known, so that every picture can be made again. */
 export type Settings = Omit<PictureOptions, 'seed' | 'timesteps' | 'strength'> & {
   readonly seed: bigint;
 };
 
 const MAX_SEED = 2n ** 64n - 1n;
 const MAX_PROMPT = 2000;
-/** Pictures at a time that the form offers. */
+/** Most pictures at a time that the form offers. */
 const MAX_COUNT = 4;
 
 /** Fields with a number: their id and the values that a link may carry. */
@@ -45,10 +45,10 @@ const aspects = element('aspects', HTMLDivElement);
 const controls = element('controls', HTMLFormElement);
 const input = (name: NumberName) => element(NUMBERS[name].id, HTMLInputElement);
 const tokenSampling = element('token-sampling', HTMLSelectElement);
-/** Of models whose Stage B denoises tokens; others refuse these options. */
+/** The options of models whose Stage B denoises tokens; other models refuse them. */
 const ofTokens = element('of-tokens', HTMLDivElement);
 
-/** A seed that survives being a double, as JavaScript callers may write it. */
+/** Draws a seed that is exact as a JavaScript number. */
 export function drawSeed(): void {
   const [high = 0, low = 0] = crypto.getRandomValues(new Uint32Array(2));
   seed.value = String((BigInt(high & 0x1fffff) << 32n) | BigInt(low));
@@ -64,11 +64,11 @@ function parseSeed(text: string): bigint | undefined {
   return value <= MAX_SEED ? value : undefined;
 }
 
-/** What people read in place of the prompt of a picture that was made of pictures alone. */
+/** The title of a picture: its prompt, or a text for a picture that was made from other pictures alone. */
 export const titleOf = ({ prompt }: Settings): string => prompt || 'Like other pictures';
 
 /**
- * Reads the form; shows what is missing at its field and returns nothing then. Beside picture prompts no words
+ * Reads the form. If something is missing, shows that at its field and returns nothing. With picture prompts, no words
  * are needed.
  */
 export function readSettings(needsWords: boolean): Settings | undefined {
@@ -111,7 +111,7 @@ function samplingOf(text: string | null): TokenSampling | undefined {
   return kinds.find((kind) => kind === text);
 }
 
-/** Fills the form; what is left out stays as it is. */
+/** Fills the form; fields without a setting stay as they are. */
 export function writeSettings(settings: Partial<Settings>): void {
   clearFieldErrors();
   if (settings.prompt !== undefined) prompt.value = settings.prompt;
@@ -130,7 +130,7 @@ export function writeSettings(settings: Partial<Settings>): void {
   checkAspect();
 }
 
-/** Offers the model's own values: presets of sizes, and numbers where none was chosen. */
+/** Offers the model's own values: presets of sizes, and numbers in fields where nobody has chosen one. */
 export function offerDefaults(defaults: Defaults): void {
   const { width: columns, height: rows } = defaults;
   aspects.replaceChildren(
@@ -180,7 +180,7 @@ function refuse(field: string, control: HTMLElement, message: string): undefined
   control.focus();
 }
 
-/** The controls of options that are not called as those. */
+/** The controls of options whose names differ from those of the options. */
 const CONTROLS: Record<string, string> = {
   image: 'source-file',
   picturePrompts: 'picture-prompts-file',
@@ -190,7 +190,7 @@ const CONTROLS: Record<string, string> = {
 
 /** Shows why an option cannot be run, at its control; false if there is no such control. */
 export function showInvalidArgument(field: string, message: string): boolean {
-  // Of a list, the whole is shown.
+  // For an item of a list, the list's control is shown.
   const [option = ''] = field.split('[');
   const id = option.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
   const control = document.getElementById(CONTROLS[option] ?? id);
@@ -202,7 +202,7 @@ export function showInvalidArgument(field: string, message: string): boolean {
   return true;
 }
 
-/** Where the page says what is wrong with a field. */
+/** The element in which the page says what is wrong with a field. */
 function errorOf(id: string): HTMLElement | null {
   return document.getElementById(`${id === 'width' || id === 'height' ? 'size' : id}-error`);
 }
@@ -259,7 +259,7 @@ export function settingsFromLink(url: URL): Partial<Settings> {
   return settings;
 }
 
-/** At most as long as the form takes it, and without half an emoji at its end. */
+/** A prompt, cut to the length that the form takes, and without half an emoji at its end. */
 function cutPrompt(text: string | null): string | undefined {
   return text
     ?.trim()
@@ -267,12 +267,12 @@ function cutPrompt(text: string | null): string | undefined {
     .replace(/[\ud800-\udbff]$/, '');
 }
 
-/** Wires what belongs to the form alone. */
+/** Wires the controls that only concern the form. */
 export function initForm(): void {
   tokenSampling.value = ''; // until the model's own is known, or another one is chosen
   element('seed-dice', HTMLButtonElement).addEventListener('click', drawSeed);
   seedLock.addEventListener('click', () => lockSeed(seedLock.ariaPressed !== 'true'));
-  // Who types a seed means it.
+  // A seed that somebody types is kept for the next pictures.
   seed.addEventListener('input', () => lockSeed(seed.value !== ''));
   input('width').addEventListener('input', checkAspect);
   input('height').addEventListener('input', checkAspect);

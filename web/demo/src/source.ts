@@ -12,7 +12,7 @@ const share = element('strength-share', HTMLOutputElement);
 
 let image: Blob | undefined;
 
-/** What the form says about it, as the engine takes it. */
+/** The form's picture to start from, with its mask and strength, as the engine takes them. */
 export function readSource(): Pick<GenerateOptions, 'image' | 'mask' | 'strength'> {
   return image ? { image, mask: readMask(), strength: strength.valueAsNumber } : {};
 }
@@ -36,7 +36,7 @@ function showShare(): void {
   share.textContent = `${Math.round(strength.valueAsNumber * 100)} %`;
 }
 
-/** Wires the part of the form that is about it. */
+/** Wires the part of the form for the picture to start from. */
 export function initSource(): void {
   file.addEventListener('change', () => {
     const [chosenFile] = file.files ?? [];
@@ -50,7 +50,7 @@ export function initSource(): void {
     file.focus();
   });
   initMask(() => {
-    // What is painted over is made from nothing, unless less is asked for afterwards.
+    // With a mask, the painted parts are made from pure noise, unless the person chooses less strength afterwards.
     strength.value = strength.max;
     showShare();
   });

@@ -1,4 +1,4 @@
-// What the page keeps in this browser: model weights, and itself for offline use.
+// The page's storage in this browser: model weights, and the page itself for offline use.
 
 import type { DeviceKind } from 'wuerstchen-web';
 import { cache } from 'wuerstchen-web';
@@ -27,12 +27,12 @@ export function initStorage(onDelete: () => void): void {
   addEventListener('offline', showConnection);
   showConnection();
   if (import.meta.env.PROD && 'serviceWorker' in navigator) {
-    // Without it the page works as well, only not offline.
+    // Without a service worker the page works too, but not offline.
     navigator.serviceWorker.register(new URL('sw.js', document.baseURI)).catch(() => {});
   }
 }
 
-/** Says how much is stored. */
+/** Shows how much is stored. */
 export async function showStorage(): Promise<void> {
   const size = await cache.size();
   const persisted = await navigator.storage?.persisted?.();
@@ -45,7 +45,7 @@ export async function showStorage(): Promise<void> {
   persist.hidden = size === 0 || persisted !== false;
 }
 
-/** Has the service worker, once there is one, keep the WebAssembly that this device uses. */
+/** Asks the service worker, once there is one, to keep the WebAssembly that this device uses. */
 export function keepForOffline(device: DeviceKind): void {
   void navigator.serviceWorker?.ready.then(({ active }) => active?.postMessage({ device }));
 }

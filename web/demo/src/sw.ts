@@ -1,6 +1,5 @@
 /// <reference lib="webworker" />
-// Keeps the page itself for offline use. Model weights are not its business: the package stores
-// those, verified, elsewhere.
+// Keeps the page itself for offline use, but no model weights: the package stores those elsewhere and verifies them.
 
 export type {};
 

@@ -1,4 +1,4 @@
-// Light or dark: the system's wish until the button says otherwise.
+// The theme, light or dark: as the system asks for, until a person presses the button.
 
 import { element } from './dom';
 import { drawSketch } from './picture';
@@ -17,7 +17,7 @@ export function initTheme(): void {
     try {
       localStorage.setItem('theme', root.dataset.theme);
     } catch {
-      // Storage is blocked: the choice lasts as long as the page.
+      // If storage is blocked, the choice lasts as long as the page.
     }
     show();
   });

@@ -1,11 +1,11 @@
-// What the model knows of what is being typed: words to go on with, and words that it has never seen.
+// The words of a prompt while it is typed: completions that the model knows, and words that it has never seen.
 
 import { vocabulary, type ModelRef } from 'wuerstchen-web';
 import { element, make } from './dom';
 
-/** Words that are offered at a time. */
+/** Most words that are offered at a time. */
 const MOST = 8;
-/** Letters of a word from which on others are offered. */
+/** Fewest letters of a word for which completions are offered. */
 const FEWEST_LETTERS = 2;
 
 const prompt = element('prompt', HTMLTextAreaElement);
@@ -19,7 +19,7 @@ export function offerWords(currentModel: () => ModelRef): void {
   prompt.addEventListener('input', async () => {
     if (model !== currentModel()) {
       model = currentModel();
-      // Without the words nothing is offered; a later load says what is wrong.
+      // If the words cannot be fetched, nothing is offered; a later load reports the error.
       words = vocabulary(model).then(
         (found) => found ?? [],
         () => [],
@@ -47,7 +47,7 @@ function show(known: readonly string[]): void {
   unknown.textContent = `The model does not know: ${strange.join(', ')}.`;
 }
 
-/** Words of a prompt that are not known, without the one that may still become a known one. */
+/** Words of a prompt that the model does not know, without the unfinished one, which may become a known word. */
 function strangeWords(text: string, known: readonly string[], unfinished: string): string[] {
   const all = new Set(known);
   const words =

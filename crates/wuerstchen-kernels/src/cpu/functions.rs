@@ -18,7 +18,7 @@ pub(super) fn exp(x: f32) -> f32 {
 /// `σ(x) = 1 / (1 + e⁻ˣ)`.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
-    // Of the smaller side, which cannot overflow.
+    // The exponent is never positive, so the exponential cannot overflow.
     let e = exp((-x.abs()).max(-87.0));
     let smaller = e / (1.0 + e);
     if x < 0.0 { smaller } else { 1.0 - smaller }

@@ -86,7 +86,7 @@ impl CpuOptimizer for Flex {
     }
 }
 
-/// The twin's operations in its order, for every value.
+/// Does the operations of the twin, in the same order, for every value.
 #[inline(always)]
 fn update(
     weight: &mut [f32],

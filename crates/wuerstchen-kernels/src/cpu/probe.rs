@@ -10,16 +10,16 @@ use rayon::prelude::*;
 use super::values::for_each_block;
 use crate::probe::Probe;
 
-/// Tasks, enough for every thread.
+/// Number of tasks, enough for every thread.
 const INVOCATIONS: usize = 1 << 12;
 
-/// Vectors that are computed side by side: a processor begins the next before one is done.
+/// Number of vectors that are computed side by side, because a processor begins the next one before one is done.
 const VECTORS: usize = 16;
 
-/// Multiply-adds of a vector's element in a round, with all of the [`VECTORS`] together 64.
+/// Multiply-adds of a vector's element in a round; those of all [`VECTORS`] together are 64.
 const REPEATS: usize = 64 / VECTORS;
 
-/// `x/2 + 1/4`, again and again; gives the sum and the elements of a vector.
+/// Computes `x/2 + 1/4` again and again; returns the sum and the number of elements of a vector.
 struct MultiplyAdds {
     rounds: usize,
 }
@@ -45,7 +45,7 @@ impl WithSimd for MultiplyAdds {
 #[inline(always)]
 pub(super) fn multiply_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
     if cfg!(target_family = "wasm") {
-        // Not every browser loads a module with the instruction for both.
+        // Not every browser loads a module with the instruction for a multiply-add.
         simd.add_f32s(simd.mul_f32s(a, b), c)
     } else {
         simd.mul_add_e_f32s(a, b, c)

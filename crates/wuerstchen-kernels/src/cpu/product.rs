@@ -12,12 +12,12 @@ use super::relaxed;
 #[cfg(target_family = "wasm")]
 pub(crate) use tensors::{can_multiply, linear, multiplies};
 
-/// Rows of a tile, whose sums are in registers. Each has two vectors: with two of the matrix and one of `x`
-/// these are eleven of the sixteen registers that x86-64 has.
+/// Rows of a tile, whose sums are in registers. Each row has two vectors of sums. With two vectors of the matrix and
+/// one of `x`, the tile takes eleven of the sixteen registers that x86-64 has.
 pub(super) const ROWS: usize = 4;
 
-/// Most values of `x` that all panels are multiplied with before the next ones: 64 KiB, which stay in a level-two
-/// cache while a panel stays in the first.
+/// Most values of `x` that are multiplied with all panels before the next ones: 64 KiB, which stay in the level-two
+/// cache while a panel stays in the level-one cache.
 const BLOCK: usize = 1 << 14;
 
 /// How a matrix of `K` inputs and `N` outputs lies in memory.
@@ -43,7 +43,7 @@ pub(super) struct Product<'a> {
     pub(super) bias: Option<&'a [f32]>,
     /// `[M, N]`.
     pub(super) addend: Option<&'a [f32]>,
-    /// Whether `f` is the GELU, or nothing.
+    /// Whether `f` is the GELU; otherwise it is the identity.
     pub(super) gelu: bool,
 }
 
@@ -79,7 +79,7 @@ impl WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
-    /// The columns of the matrix in panels `[K, 2]` of vectors; zeros behind the last ones.
+    /// The columns of the matrix in panels `[K, 2]` of vectors, padded with zeros.
     #[inline(always)]
     fn panels<S: Simd>(&self, simd: S) -> Vec<[S::f32s; 2]> {
         let Self { inputs, outputs, matrix, order, .. } = *self;
@@ -88,7 +88,7 @@ impl Product<'_> {
         for (i, panel) in panels.chunks_exact_mut(inputs).enumerate() {
             let (first, count) = (i * width, width.min(outputs - i * width));
             match order {
-                // As vectors: calls to copy so few values would take most of the time.
+                // Copied as vectors, because calls that copy so few values would take most of the time.
                 Order::InputsFirst if count == width => {
                     for (to, from) in panel.iter_mut().zip(matrix.chunks_exact(outputs)) {
                         let (from, _) = S::as_simd_f32s(&from[first..][..width]);
@@ -115,7 +115,7 @@ impl Product<'_> {
         panels
     }
 
-    /// What happens to the sums `y`, the first of which has this number.
+    /// Applies the epilogue to the sums `y`; `first` is the number of the first of them.
     #[inline(always)]
     fn finish(&self, first: usize, y: &mut [f32]) {
         if let Some(bias) = self.bias {
@@ -192,7 +192,7 @@ mod tensors {
         runs_on(&x.device(), x.dtype()) && !x.device().is_autodiff()
     }
 
-    /// Whether these rows are multiplied here. For fewer than a tile's, panels would cost more than they save.
+    /// Whether these rows are multiplied here. For fewer rows than a tile has, panels would cost more than they save.
     pub(crate) fn multiplies(x: &Tensor<2>) -> bool {
         can_multiply(x) && x.dims()[0] >= ROWS
     }
@@ -212,14 +212,14 @@ mod tensors {
     ) -> Tensor<2> {
         let Epilogue { bias, addend, gelu } = epilogue;
         let finish = Finish { bias: bias.is_some(), addend: addend.is_some(), gelu };
-        // What is not there is never read.
+        // A missing addend is never read, so any tensor can stand in its place.
         let addend = addend.unwrap_or_else(|| x.clone()).into_dispatch();
         let bias = bias.map_or_else(|| x.clone().into_dispatch(), Tensor::into_dispatch);
         let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
         Tensor::from_dispatch(Dispatch::cpu_product(x, weight, bias, addend, order, finish))
     }
 
-    /// What happens to the sums.
+    /// The epilogue that is applied to the sums.
     #[derive(Clone, Copy, Debug)]
     pub(crate) struct Finish {
         bias: bool,

@@ -38,8 +38,8 @@ thread_local! {
     static EXPORTS: Option<Exports> = instantiate().ok();
 }
 
-/// Writes the products of rows with panels to `sums`. Returns false, and writes nothing, where the engine does not
-/// know the instruction.
+/// Writes the products of rows with panels to `sums`. Where the engine does not know the instruction, it returns false
+/// and writes nothing.
 ///
 /// # Shapes
 ///
@@ -48,7 +48,7 @@ thread_local! {
 /// - sums: `[N, 8 P]`, where `N` is `M` rounded up to whole tiles, or more
 pub(super) fn tiles(x: &[f32], inputs: usize, panels: &[f32], sums: &mut [f32]) -> bool {
     let (rows, count) = (x.len() / inputs, panels.len() / (8 * inputs));
-    // The module checks nothing.
+    // The module checks no bounds.
     assert!(rows > 0 && count > 0 && sums.len() >= rows.next_multiple_of(ROWS) * 8 * count);
     EXPORTS.with(|exports| {
         let Some(exports) = exports else { return false };
@@ -120,7 +120,7 @@ const VALUES: u32 = 14;
 const INTEGERS: u32 = VALUES + ROWS as u32 - PARAMETERS;
 const LEFT: u32 = PARAMETERS + INTEGERS;
 const RIGHT: u32 = LEFT + 1;
-/// A value in all places of a vector.
+/// A vector with one value in all places.
 const VALUE_VECTOR: u32 = RIGHT + 1;
 /// Two vectors of sums for each row of the tile.
 const TILE: u32 = VALUE_VECTOR + 1;
@@ -128,7 +128,7 @@ const FLOATS: u32 = 3 + 2 * ROWS as u32;
 
 /// The function: the products of every [`ROWS`] rows with every panel.
 ///
-/// Rows behind the last one are copies of it; nobody reads their sums.
+/// A tile that reaches beyond the last row computes that row again; nobody reads those sums.
 fn function() -> Function {
     let mut function = Function::new([(INTEGERS, ValType::I32), (FLOATS, ValType::V128)]);
     let mut f = function.instructions();
@@ -150,7 +150,7 @@ fn function() -> Function {
     f.loop_(BlockType::Empty); // over tiles
     f.local_get(PANEL).local_set(WEIGHTS);
     for row in 0..ROWS as u32 {
-        // The smaller one of this row and the last.
+        // The smaller offset of this row and the last one.
         f.local_get(X_STRIDE).i32_const(row as i32).i32_mul();
         f.local_get(TILE_X).i32_add().local_tee(VALUES + row).local_get(LAST_ROW);
         f.local_get(VALUES + row).local_get(LAST_ROW).i32_lt_u();

@@ -1,4 +1,4 @@
-//! Sums and norms over channels and pixels, in an order that no number of threads changes.
+//! Sums and norms over channels and pixels, in an order that does not depend on the number of threads.
 
 use super::values::{Values, for_each_block};
 use crate::global_response_norm::EPSILON as NORM_EPSILON;
@@ -45,7 +45,7 @@ pub(super) fn channel_norms(x: &Values) -> Vec<f32> {
     const PART: usize = 256; // pixels in a part of the sum
     let (channels, pixels, values) = (x.channels(), x.pixels(), x.as_slice());
     let per_sample = pixels.div_ceil(PART);
-    // Sums of sums: one long sum of f32 would lose what it adds to.
+    // Parts are summed first, because a single long sum in f32 would lose the small values that are added last.
     let mut parts = vec![0.0f32; x.shape[0] * per_sample * channels];
     for_each_block(
         &mut parts,

@@ -25,8 +25,8 @@ impl Window {
         (0..weight.len()).map(|i| weight[i % self.channels * count + i / self.channels]).collect()
     }
 
-    /// Calls `f(tap, input pixel, output column)` for everything that the window connects with a row
-    /// of the output.
+    /// Calls `f(tap, input pixel, output column)` for every pair of pixels that the window connects in one row of the
+    /// output.
     #[inline(always)]
     pub(super) fn for_each_tap(&self, row: usize, mut f: impl FnMut(usize, usize, usize)) {
         for column in 0..self.output[1] {

@@ -1,5 +1,4 @@
-//! What automatic differentiation needs on wgpu devices: a backward pass for every shader of
-//! [`DifferentiableKernels`].
+//! The backward pass of every shader of [`DifferentiableKernels`], for automatic differentiation on wgpu devices.
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -11,10 +10,10 @@ use burn::tensor::Slice;
 use super::*;
 use crate::autodiff::record;
 
-/// Parts of a batch's pixels that invocations of `depthwise_weight_gradient.wgsl` add up on their own.
+/// Number of parts of a batch's pixels; each is summed by invocations of `depthwise_weight_gradient.wgsl` of its own.
 const PARTS: usize = 64;
 
-/// The gradients of [`DifferentiableKernels`], by their inputs and the gradient of their output.
+/// The gradients of [`DifferentiableKernels`], from their inputs and the gradient of their output.
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait Backwards: Backend {
     #[fusion(dtype = x, shape = x)]
@@ -23,7 +22,7 @@ pub(crate) trait Backwards: Backend {
         gradient: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// `[B, 3, C]`: of every picture and channel the sums of x², of the gradient times x, and of the gradient.
+    /// `[B, 3, C]`: for every picture and channel the sums of x², of the gradient times x, and of the gradient.
     #[fusion(dtype = x, shape = sums_shape(x))]
     fn wgsl_response_sums(x: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -48,7 +47,8 @@ pub(crate) trait Backwards: Backend {
         options: DepthwiseOptions,
     ) -> FloatTensor<Self>;
 
-    /// `[parts, C·K·K + C]`: what the parts of the batch's pixels add to the gradients of the weight and the bias.
+    /// `[parts, C·K·K + C]`: for each part of the batch's pixels, its share of the gradients of the weight and the
+    /// bias.
     #[fusion(dtype = x, shape = weight_parts_shape(x, gradient, size))]
     fn wgsl_depthwise_weight_gradient(
         x: FloatTensor<Self>,
@@ -194,7 +194,7 @@ pub(super) const SHADERS: [Shader; 7] = [
     PATCHES_GRADIENT,
 ];
 
-/// What constants of these shaders must be.
+/// The values that constants of these shaders must have.
 #[cfg(test)]
 pub(super) const CONSTANTS: [(Shader, &str, f64); 7] = [
     (LAYER_NORM_GRADIENT, "EPSILON", crate::layer_norm::EPSILON),
@@ -264,7 +264,7 @@ fn shape_of<B: Backend>(pictures: &FloatTensor<B>) -> [usize; 4] {
     pictures.shape().dims()
 }
 
-/// So many values of every row, from the one numbered `first` on.
+/// `count` values of every row, from number `first` on.
 fn columns<B: Backend>(rows: FloatTensor<B>, first: usize, count: usize) -> FloatTensor<B> {
     B::float_slice(rows, &[Slice::full(), Slice::from(first..first + count)])
 }

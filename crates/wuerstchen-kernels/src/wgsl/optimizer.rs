@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// Workgroups of `squares.wgsl`, each with a sum of its own.
+/// Number of workgroups of `squares.wgsl`, each with a sum of its own.
 const SUMS: usize = 256;
 
-/// Lists of numbers that one launch of `squares.wgsl` takes.
+/// Most lists of numbers that one launch of `squares.wgsl` takes.
 const LISTS: usize = 5;
 
 /// As [`crate::sum_of_squares`].
@@ -42,7 +42,7 @@ pub(crate) fn adamw(
 
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait OptimizerKernels: Backend {
-    /// Whether there are no sums before, and the lengths of the lists, come last.
+    /// The last parameters say whether there are no sums before, and the lengths of the lists.
     #[fusion(dtype = a, shape = Shape::from([SUMS]))]
     fn wgsl_add_squares(
         before: FloatTensor<Self>,
@@ -86,7 +86,7 @@ impl OptimizerKernels for CubeBackend {
         gradient: FloatTensor<Self>,
         settings: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        // What others have, such as a model that is being saved, must stay as it is.
+        // A tensor that something else has too, such as a model that is being saved, must not change.
         let own = |tensor: CubeTensor| {
             let tensor = into_contiguous(tensor);
             if tensor.can_mut() { tensor } else { tensor.copy() }

@@ -40,9 +40,9 @@ impl Tiling {
         rows.div_ceil(height) * outputs.div_ceil(width)
     }
 
-    /// What suits a product of this size on a GPU that has not been asked.
+    /// The tiling for a product of this size on a GPU on which no product has been timed.
     ///
-    /// Large tiles read memory least, but a GPU has many units, each of which wants workgroups of its own.
+    /// Large tiles read the least memory, but a GPU has many units, each of which needs workgroups of its own.
     pub const fn of_size(rows: usize, outputs: usize) -> Self {
         if rows <= FEW_ROWS {
             Self::Direct
@@ -54,10 +54,10 @@ impl Tiling {
     }
 }
 
-/// Rows of which a tile would be mostly empty.
+/// Number of rows up to which a tile would be mostly empty.
 const FEW_ROWS: usize = 16;
 
-/// Workgroups that keep a large GPU busy.
+/// Number of workgroups that keep a large GPU busy.
 const MANY_GROUPS: usize = 128;
 
 /// The choice of a device, where it is not [`Tiling::of_size`].
@@ -76,7 +76,7 @@ pub fn choose_tiling(device: &Device, tiling: Option<Tiling>) {
     };
 }
 
-/// What was chosen for a device, if anything was.
+/// The tiling that was chosen for a device; `None` if none was.
 pub fn chosen_tiling(device: &Device) -> Option<Tiling> {
     chosen(&cube(device)?)
 }
@@ -100,7 +100,7 @@ fn tiling(device: &CubeDevice, rows: usize, outputs: usize) -> Tiling {
     if by_size == Tiling::Direct { by_size } else { chosen(device).unwrap_or(by_size) }
 }
 
-// Bits that tell the shader what to do with the sums.
+// Bits of the epilogue, which tell the shader what to do with the sums.
 pub(super) const BIAS: usize = 1;
 pub(super) const ADDEND: usize = 2;
 pub(super) const GELU: usize = 4;
@@ -109,7 +109,7 @@ pub(super) const GELU: usize = 4;
 pub(super) struct Layout {
     /// Bits of a value.
     pub(super) bits: usize,
-    /// Words or numbers of a row of the planes, which are the values, the scales and the zero-points.
+    /// For the planes of values, of scales and of zero-points: the number of words, or of scales, in a row.
     pub(super) widths: [usize; 3],
 }
 
@@ -142,9 +142,9 @@ pub(super) fn shaders() -> impl Iterator<Item = Shader> {
     variants().map(|(shader, ..)| shader)
 }
 
-/// `x` `[M, K]` times a weight, and what `epilogue` says. The weight is one tensor `[K, N]` or longer, or the
-/// planes of `[N, K]`, which `packed` describes. The inputs are x, the bias and the addend, then the weight; without
-/// a bias or an addend, these are any tensors.
+/// `x` `[M, K]` times a weight, then the epilogue whose bits `epilogue` has. The weight is one tensor `[K, N]` or
+/// longer, or the planes of `[N, K]`, which `packed` describes. The inputs are x, the bias and the addend, then the
+/// weight; without a bias or an addend, any tensors stand in their place.
 pub(super) fn product(
     inputs: Vec<CubeTensor>,
     packed: Option<&Layout>,

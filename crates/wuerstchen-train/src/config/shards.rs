@@ -14,16 +14,17 @@ pub struct ShardsConfig {
     /// The files, relative to the current folder. `*` in a file's name stands for any text, and `{000..012}` for
     /// every number between.
     pub paths: Vec<String>,
-    /// Samples among which the order is random. An epoch reads the shards in a random order, each from its start
-    /// to its end, and every window of so many samples is shuffled. 1 keeps the order of a shard.
+    /// Number of samples in a window that is shuffled. An epoch reads the shards in a random order, each from its
+    /// start to its end, and shuffles one window after the other. 1 keeps the order of a shard.
     pub shuffle: usize,
-    /// Whether a picture that cannot be read, or a shard that is cut off, ends the run; else it is left out and
+    /// Whether a picture that cannot be read, or a shard that is cut off, ends the run; otherwise it is left out and
     /// listed.
     pub strict: bool,
     /// Which samples are taken.
     pub filter: FilterConfig,
-    /// The fields with captions, and the share in which each is chosen: ends of names such as `txt`, or fields
-    /// of the `.json` file. By default the first there is of `txt`, `caption` and `text`.
+    /// The fields with captions, and how often each is chosen relative to the others. A field is the end of a file's
+    /// name, such as `txt`, or a field of the `.json` file. By default it is the first that a sample has of `txt`,
+    /// `caption` and `text`.
     pub captions: BTreeMap<String, f64>,
 }
 
@@ -32,19 +33,19 @@ pub struct ShardsConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterConfig {
-    /// `width` or `original_width`, pixels.
+    /// Least `width` or `original_width`, in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_width: Option<usize>,
-    /// `height` or `original_height`, pixels.
+    /// Least `height` or `original_height`, in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_height: Option<usize>,
-    /// `aesthetic`, `aesthetic_score`, `AESTHETIC_SCORE` or `aesthetic_score_laion_v2`. The authors took 5.
+    /// Least `aesthetic`, `aesthetic_score`, `AESTHETIC_SCORE` or `aesthetic_score_laion_v2`. The authors took 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_aesthetic: Option<f64>,
-    /// `pwatermark`, `p_watermark` or `watermark_prob`. The authors took 0.5.
+    /// Largest `pwatermark`, `p_watermark` or `watermark_prob`. The authors took 0.5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_watermark: Option<f64>,
-    /// `punsafe`, `p_unsafe` or `NSFW_prob`. The authors took 0.99.
+    /// Largest `punsafe`, `p_unsafe` or `NSFW_prob`. The authors took 0.99.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_unsafe: Option<f64>,
 }
@@ -83,8 +84,7 @@ impl ShardsConfig {
             ("filter.max_unsafe", max_unsafe),
         ];
         for (field, bound) in bounds {
-            // Nothing is above or below what is no number, and everything or nothing is beyond what is infinite: who
-            // wants no bound leaves it out.
+            // NaN and infinite bounds would let all or no samples pass. A config that wants no bound leaves it out.
             if let Some(bound) = bound.filter(|bound| !bound.is_finite()) {
                 return Err(ConfigError::new(PART, field, "a finite number, or left out", bound));
             }

@@ -11,32 +11,33 @@ use crate::limits::{at_least_one, learning_rate, not_negative, positive, share};
 use crate::optimizer::OptimizerConfig;
 use crate::precision::Precision;
 
-/// The updates of a stage: what all three stages have.
+/// The settings of the updates, which all three stages have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UpdateConfig {
     /// Number of updates, at least 1.
     pub steps: u64,
     /// Pictures in every update.
     pub batch_size: usize,
-    /// Number of equal shares of the batch, whose gradients are computed by a thread each, or by processes that
-    /// train together; on a CPU best the number of cores. Batch norms then see the statistics of a share; all else
-    /// stays the same up to rounding.
+    /// Number of equal shares of the batch. A thread computes the gradients of each, or processes that train together
+    /// do. On a CPU the number of cores is best. Batch norms see the statistics of a share; everything else stays the
+    /// same up to rounding.
     #[serde(default = "one")]
     pub shards: usize,
-    /// How many of these shares a process computes at a time, at least 1; all of its own if left out. Fewer take less
-    /// memory, which is also called gradient accumulation, and the results have the same bits.
+    /// How many of these shares a process computes at a time, at least 1; by default all that it has. Fewer take less
+    /// memory (gradient accumulation), and the results have the same bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards_at_once: Option<usize>,
-    /// Number of threads that draw, decode and tokenise the next batches; each keeps one that is ready.
-    /// Results do not depend on it.
+    /// Number of threads that draw, decode and tokenise the next batches; each keeps one batch ready. Results do not
+    /// depend on this number.
     #[serde(default = "one")]
     pub data_threads: usize,
-    /// What matrix products multiply. 16 bits take less time on GPUs that have matrix units for them.
+    /// The type of the numbers that matrix products multiply. 16 bits take less time on GPUs that have matrix units for
+    /// them.
     #[serde(default, skip_serializing_if = "Precision::is_default")]
     pub precision: Precision,
     /// Steps between sample grids, at least 1.
     pub sample_every: u64,
-    /// The optimiser.
+    /// The optimizer.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
     /// What the scenes of a built-in corpus show; by default all of it.
@@ -44,7 +45,7 @@ pub struct UpdateConfig {
     pub lesson: Lesson,
 }
 
-/// What both diffusion stages have.
+/// The settings that both diffusion stages have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiffusionConfig {
     /// Number of distinct scenes whose latents are computed once and kept; with 0, every scene is new.
@@ -59,13 +60,14 @@ pub struct DiffusionConfig {
     /// Whether the loss is weighted by the p2 weights of Choi et al. (arXiv 2204.00227).
     #[serde(default)]
     pub p2_weighting: bool,
-    /// γ of the min-SNR weights min(SNR, γ)/SNR of Hang et al. (arXiv 2303.09556), in place of p2's; 5 is theirs.
+    /// `γ` of the min-SNR loss weights `min(SNR, γ)/SNR` of Hang et al. (arXiv 2303.09556), in place of p2 weights.
+    /// They recommend 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_snr_gamma: Option<f64>,
     /// `k` of the p2 weights. The authors use 1; with a smaller `k`, noisier times count for more.
     #[serde(default = "authors_p2_k")]
     pub p2_k: f32,
-    /// Draws noisier times than the authors where it is above 1, as shifted schedules do (arXiv 2403.03206).
+    /// Shift of the random times: above 1, noisier times are drawn more often than the authors do (arXiv 2403.03206).
     #[serde(default = "unshifted")]
     pub time_shift: f32,
 }
@@ -74,7 +76,7 @@ pub struct DiffusionConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageAConfig {
-    /// Its updates.
+    /// The updates.
     #[serde(flatten)]
     pub updates: UpdateConfig,
     /// Probability that a step decodes quantised latents.
@@ -90,11 +92,12 @@ pub struct StageAConfig {
     /// Weight of LPIPS between pictures and reconstructions, which needs `perceptual_weights`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub perceptual_loss: f64,
-    /// The weights of LPIPS: a file of both of its networks, or one of VGG16 or `AlexNet` and one of the heads.
+    /// The weights of LPIPS: one file of the backbone and its heads, or a file of VGG16 or `AlexNet` and one of the
+    /// heads.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_more")]
     pub perceptual_weights: Vec<PathBuf>,
-    /// Trains the decoder alone. The encoder and the codes stay what they are, so that a Stage B that has learnt
-    /// to make their latents stays right, and its pictures get better with the decoder.
+    /// Whether only the decoder is trained. The encoder and the codes stay as they are, so that a Stage B that has
+    /// learnt to make their latents stays right, and its pictures get better with the decoder.
     #[serde(default, skip_serializing_if = "is_false")]
     pub freeze_encoder: bool,
     /// Moves the codes to the means of their latents, in place of a gradient.
@@ -113,8 +116,8 @@ pub struct StageAConfig {
 pub struct CodebookConfig {
     /// Decay of the averages at every update.
     pub decay: f64,
-    /// A code that is chosen less often than this share of what it would be if all codes were equally frequent is
-    /// dead: it becomes a latent of the update's batch. 0 lets the dead lie.
+    /// A code is dead if it is chosen less often than this share of its frequency if all codes were equally frequent. A
+    /// dead code is replaced by a latent of the update's batch. 0 replaces none.
     pub revive_below: f64,
 }
 
@@ -124,7 +127,8 @@ impl Default for CodebookConfig {
     }
 }
 
-/// A discriminator of patches that learns to tell pictures from reconstructions, which Stage A learns to prevent.
+/// A discriminator of patches that learns to tell pictures from reconstructions, while Stage A learns to make
+/// reconstructions that it takes for pictures.
 ///
 /// Source: Esser et al., "Taming transformers for high-resolution image synthesis" (arXiv 2012.09841), section 3.1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -137,15 +141,15 @@ pub struct AdversarialConfig {
     /// Whether that weight is multiplied by the ratio of the gradients that the loss of the reconstruction and that of
     /// the discriminator have at the decoder's last layer, so that both pull with the same strength.
     pub adaptive: bool,
-    /// Channels behind the discriminator's first convolution.
+    /// Channels after the discriminator's first convolution.
     pub channels: usize,
-    /// Convolutions of stride 2: each about doubles the side of the patches, which is 70 pixels with 3.
+    /// Number of convolutions of stride 2. Each about doubles the side of the patches, which is 70 pixels with three.
     pub layers: usize,
     /// Peak learning rate of the discriminator. It rises and falls as Stage A's does.
     pub learning_rate: f64,
     /// Decay of the first moment of its AdamW.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of the second moment of its AdamW.
     pub beta2: f64,
     /// Largest global L2 norm of its gradients.
     pub max_grad_norm: f64,
@@ -172,10 +176,10 @@ impl Default for AdversarialConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageBConfig {
-    /// Its updates.
+    /// The updates.
     #[serde(flatten)]
     pub updates: UpdateConfig,
-    /// Its captions and its loss.
+    /// The captions and the loss.
     #[serde(flatten)]
     pub diffusion: DiffusionConfig,
     /// Probability that a sample's image embedding is zero.
@@ -184,12 +188,12 @@ pub struct StageBConfig {
     /// Probability that a sample's image embedding is noised.
     #[serde(default)]
     pub embedding_noise: f64,
-    /// Does not train the compressor any further. Its embeddings can then be cached, and Stage C can be
-    /// trained at the same time.
+    /// Whether the compressor is frozen. Its embeddings can then be cached, and Stage C can be trained at the same
+    /// time.
     #[serde(default)]
     pub freeze_compressor: bool,
-    /// As [`StageCConfig::text_loss`], where Stage B denoises tokens: the model's only text encoder is trained
-    /// with Stage B then.
+    /// As [`StageCConfig::text_loss`], for a Stage B that denoises tokens: the model's only text encoder is then
+    /// trained with Stage B.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub text_loss: f64,
 }
@@ -198,23 +202,23 @@ pub struct StageBConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageCConfig {
-    /// Its updates.
+    /// The updates.
     #[serde(flatten)]
     pub updates: UpdateConfig,
-    /// Its captions and its loss.
+    /// The captions and the loss.
     #[serde(flatten)]
     pub diffusion: DiffusionConfig,
     /// Weight of a second loss, which teaches the text encoder: the squared error of an image embedding that
     /// a linear layer predicts from the last text token alone. 0 turns it off.
     #[serde(default)]
     pub text_loss: f64,
-    /// Divides the loss of every level of noise by its moving mean, as the authors of Stable Cascade do, in place of
-    /// other weights: what is hard to learn then counts no more than the rest.
+    /// Whether the loss of every noise level is divided by its moving mean, as the authors of Stable Cascade do, in
+    /// place of other weights: a level that is hard to learn then counts no more than the others.
     #[serde(default, skip_serializing_if = "is_false")]
     pub adaptive_weighting: bool,
-    /// Whether the backward pass computes the features of the blocks again, one group after the other, in place of
-    /// keeping all: it takes less memory and more time. Results stay the same, but for rounding in the gradients of
-    /// what comes before the blocks.
+    /// Whether the backward pass computes the features of the blocks again, one group after the other, instead of
+    /// keeping them all. It takes less memory and more time. Results stay the same, but for rounding in the gradients
+    /// of the layers before the blocks.
     #[serde(default, skip_serializing_if = "is_false")]
     pub recompute: bool,
 }
@@ -241,15 +245,14 @@ fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
 
-/// More threads than any machine has work for.
+/// Most data threads, more than any machine has work for.
 const MAX_THREADS: usize = 1024;
 
-/// More channels than any discriminator has, and more layers than any picture has patches for. The last layers have
-/// eight times as many.
+/// Most channels and layers of a discriminator, more than any needs. The last layers have eight times as many channels.
 const MAX_CHANNELS: usize = 1 << 8;
 const MAX_LAYERS: usize = 16;
 
-/// More pictures in an update than any machine has memory for.
+/// Most pictures in an update, more than any machine has memory for.
 const MAX_BATCH: usize = 1 << 20;
 
 /// Most pixels of a share of a batch, all of which are in memory at a time: 64 pictures of 1024 pixels a side.
@@ -303,8 +306,8 @@ impl UpdateConfig {
         share(part, "lesson.first_leads", first_leads)
     }
 
-    /// Checks that the pictures of a share, of `side` pixels, are not more than a machine has memory for. All else is
-    /// checked before.
+    /// Checks that the pictures of a share, of `side` pixels, are not more than a machine has memory for. Everything
+    /// else is checked before.
     pub(super) fn validate_pixels(
         &self,
         part: &'static str,
@@ -407,7 +410,7 @@ impl AdversarialConfig {
                 return Err(ConfigError::new(PART, field, expected, value));
             }
         }
-        // The last two convolutions take a pixel each, and a verdict has to be left.
+        // The last two convolutions take a pixel off each side, and at least one verdict has to be left.
         let side = 3 << self.layers;
         if image_size < side {
             let expected = format!("fewer, as pictures of {image_size} pixels are below {side}");

@@ -18,8 +18,8 @@ use crate::optimizer::Method;
 /// Names the config in errors.
 const PART: &str = "fine-tuning";
 
-/// The optimiser's values for fine-tuning where the file does not give them: the weights begin as good ones, so
-/// that the warm-up is short, and the moving average is the weights themselves.
+/// The optimizer's values for fine-tuning where the file does not give them. The weights are good at the start, so the
+/// warm-up is short, and the moving average is the weights themselves.
 const OPTIMIZER: [(&str, i64); 4] =
     [("warmup_steps", 50), ("ema_start", 0), ("ema_every", 1), ("ema_beta", 0)];
 
@@ -50,10 +50,10 @@ pub struct TuneConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TuneCorpusConfig {
-    /// A folder of captioned pictures, relative to the current one.
+    /// A folder of captioned pictures, relative to the current folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
-    /// Tar files of captioned pictures, in place of a folder.
+    /// Tar or Parquet files of captioned pictures, in place of a folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<ShardsConfig>,
     /// The licence of the trained weights. It depends on the pictures, so that only the user knows it.
@@ -65,14 +65,14 @@ pub struct TuneCorpusConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PicturesConfig {
-    /// Side in pixels of a square picture. Others have at most as many cells of the image embedding. By default
-    /// the side of the model's own pictures.
+    /// Side in pixels of a square picture. The image embeddings of other pictures have at most as many cells. By
+    /// default it is the side of the model's own pictures.
     pub image_size: Option<usize>,
-    /// How many times as long the longer side may be; what is longer is cut off on both sides. 1 makes all
+    /// Largest ratio of the longer side to the shorter one. Longer pictures are cut off on both sides. 1 makes all
     /// pictures square.
     pub max_aspect: f64,
-    /// Cells of the image embedding by which sides of buckets differ. By default a sixth of those of a square
-    /// picture's side.
+    /// Number of cells of the image embedding by which the sides of buckets differ. By default it is a sixth of a
+    /// square picture's side.
     pub bucket_step: Option<usize>,
 }
 
@@ -86,13 +86,13 @@ impl Default for PicturesConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
-    /// Rows of the narrow matrices, at least 1.
+    /// Rank of the two matrices of each layer, at least 1.
     pub rank: usize,
-    /// What, divided by the rank, scales every product. By default the rank.
+    /// The number that, divided by the rank, scales the product of the two matrices. By default it is the rank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
-    /// Patterns of the names of the linear layers that are changed: a whole name, or its end from a dot on; `*`
-    /// stands for any text. By default the four projections of every attention.
+    /// Patterns for the names of the linear layers that are changed. A pattern is a whole name, or its end from a dot
+    /// on; `*` stands for any text. By default they fit the four projections of every attention block.
     pub modules: Vec<String>,
 }
 
@@ -104,7 +104,7 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// What, divided by the rank, scales every product.
+    /// The number that, divided by the rank, scales the product of the two matrices.
     pub fn alpha(&self) -> f64 {
         self.alpha.unwrap_or(self.rank as f64)
     }
@@ -117,7 +117,7 @@ impl LoraConfig {
     }
 }
 
-/// Whether a text is that of a pattern in which `*` stands for any text.
+/// Whether `text` fits a pattern in which `*` stands for any text.
 pub fn is_match(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(text) = text.strip_prefix(start) else { return false };
@@ -129,7 +129,7 @@ pub fn is_match(pattern: &str, text: &str) -> bool {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TuneUpdates {
-    /// Their number, size and optimiser.
+    /// The number of updates, their batch size and the optimizer.
     #[serde(flatten)]
     pub updates: UpdateConfig,
     /// Probability that a sample's caption is dropped, for guidance.
@@ -139,10 +139,10 @@ pub struct TuneUpdates {
     /// published model was trained.
     #[serde(default = "is_weighted")]
     pub p2_weighting: bool,
-    /// Draws noisier times than the authors where it is above 1, as shifted schedules do (arXiv 2403.03206).
+    /// Shift of the random times: above 1, noisier times are drawn more often than the authors do (arXiv 2403.03206).
     #[serde(default = "unshifted")]
     pub time_shift: f32,
-    /// `γ` of the min-SNR weights of Hang et al. (arXiv 2303.09556), in place of p2's.
+    /// `γ` of the min-SNR loss weights of Hang et al. (arXiv 2303.09556), in place of p2 weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_snr_gamma: Option<f64>,
     /// As [`StageCConfig::recompute`](super::StageCConfig).
@@ -162,13 +162,13 @@ fn is_weighted() -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplesConfig {
-    /// By default the first captions of the corpus.
+    /// The prompts; by default the first captions of the corpus.
     pub prompts: Vec<String>,
-    /// By default the model's.
+    /// Width in pixels; by default the model's.
     pub width: Option<usize>,
-    /// By default the model's.
+    /// Height in pixels; by default the model's.
     pub height: Option<usize>,
-    /// By default the model's.
+    /// Steps of Stage C; by default the model's.
     pub prior_steps: Option<usize>,
 }
 
@@ -182,7 +182,7 @@ impl TuneConfig {
         Self::from_table(text.parse()?)
     }
 
-    /// [`Self::from_toml`] of what is parsed.
+    /// As [`Self::from_toml`], for a text that is parsed already.
     ///
     /// # Errors
     ///

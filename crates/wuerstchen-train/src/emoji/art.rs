@@ -13,7 +13,7 @@ use super::words::Style;
 /// Side of the small pictures that tell how a concept looks, in pixels.
 const THUMBNAIL_SIDE: u32 = 16;
 
-/// Keywords that more concepts than this share name none of them.
+/// A keyword that more concepts than this share is dropped, because it tells none of them apart.
 const MAX_CONCEPTS_OF_A_KEYWORD: usize = 3;
 
 /// Groups and subgroups of emojibase that are no concepts: flags, parts of other emoji, and letters,
@@ -24,7 +24,7 @@ const EXCLUDED_SUBGROUPS: [u32; 3] = [88, 94, 95];
 /// The group of emojibase for signs, whose art says less than its name.
 const SYMBOLS: u32 = 8;
 
-/// Fewest concepts: a tenth of them is kept from Stage A, and there must be some.
+/// Fewest concepts: Stage A never sees a tenth of them, and that tenth must not be empty.
 const MIN_CONCEPTS: usize = 40;
 
 /// Why the art cannot be used.
@@ -38,7 +38,7 @@ pub enum ArtError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Too few concepts are drawn by all packs that have to.
+    /// Too few concepts are drawn by every pack that must draw all of them.
     #[error(
         "expected at least {MIN_CONCEPTS} concepts that noto, fluent-emoji-flat and twemoji draw, found {0}"
     )]
@@ -70,7 +70,7 @@ pub struct Concept {
     pub name: String,
     /// Words that tell it from nearly all other concepts.
     pub keywords: Vec<String>,
-    /// How often it is drawn, beside the others.
+    /// How often it is drawn, relative to the others.
     pub(super) weight: u32,
     icons: [Option<Icon>; Style::ALL.len()],
 }
@@ -206,12 +206,12 @@ impl Art {
 }
 
 impl Concept {
-    /// Whether the pack draws it.
+    /// Whether the pack draws the concept.
     pub fn has(&self, style: Style) -> bool {
         self.icons[style as usize].is_some()
     }
 
-    /// Draws it into a picture; `transform` maps the unit square to pixels.
+    /// Draws the concept into a picture; `transform` maps the unit square to pixels.
     ///
     /// # Panics
     ///

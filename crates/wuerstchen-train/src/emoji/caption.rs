@@ -43,10 +43,10 @@ const GLUE: [&str; 23] = [
 /// Second words for sizes.
 const SYNONYMS: [&str; 2] = ["tiny", "big"];
 
-/// How often a keyword stands for the name, beside the name itself.
+/// Share of names that are replaced by a keyword.
 const SHARE_KEYWORD: f32 = 0.15;
 
-/// How often a synonym stands for the plain word.
+/// Share of plain words that are replaced by a synonym.
 const SHARE_SYNONYM: f32 = 0.25;
 
 /// Every word that captions use, sorted and without duplicates.

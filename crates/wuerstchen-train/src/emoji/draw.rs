@@ -46,7 +46,7 @@ impl Art {
             let transform = Transform::from_row(side, 0.0, 0.0, side, x, y);
             return concept.render(style, transform, picture);
         };
-        // On a picture of its own, as the tint must not reach what lies below.
+        // The object is drawn on a picture of its own, because the tint must not change what lies below.
         let mut own = Pixmap::new(picture.width(), picture.height()).expect("it has pixels");
         concept.render(style, Transform::from_row(side, 0.0, 0.0, side, x, y), &mut own);
         for pixel in own.pixels_mut() {

@@ -7,8 +7,8 @@ use crate::shapes::{Relation, is_held_out_words};
 /// Hashed before the words.
 const SALT: &str = "emoji";
 
-/// Whether the concept never lies on this colour in training. White is what prompts without a background
-/// mean, so that every concept lies on it.
+/// Whether the concept never lies on this colour in training. Every concept lies on white, because prompts without a
+/// background mean white.
 pub(super) fn is_held_out_background(concept: &str, colour: Colour) -> bool {
     colour != Colour::White && is_held_out_words(&[SALT, "on", colour.name(), concept])
 }
@@ -28,7 +28,7 @@ pub(super) fn is_held_out_triple(first: &str, relation: Relation, second: &str) 
     is_held_out_words(&[SALT, first, relation.name(), second])
 }
 
-/// Whether Stage A never sees the concept, so that pictures of it measure how Stage A bears with new ones.
+/// Whether Stage A never sees the concept, so that pictures of it measure how well Stage A handles new ones.
 pub(super) fn is_unseen_by_stage_a(concept: &str) -> bool {
     is_held_out_words(&[SALT, "stage a", concept])
 }

@@ -1,4 +1,4 @@
-//! What a picture shows: the nearest of all that the art can draw.
+//! Judges what a picture shows: the nearest of all pictures that the art can draw.
 //!
 //! Pictures are compared by their crops: the square around all pixels that differ from the background, at
 //! [`CROP_SIDE`] pixels. The distance of two crops is the mean squared difference of red, green and blue.
@@ -21,7 +21,7 @@ const SPRITE_SIDE: usize = 48;
 /// Side of a crop in pixels.
 const CROP_SIDE: usize = 16;
 
-/// A pixel belongs to an object if one of its channels differs by more from the background, of 255.
+/// A pixel belongs to an object if one of its channels differs from the background by more than this, out of 255.
 const DIFFERENCE: f32 = 48.0;
 
 /// Where the cut between two objects may lie, in sides of the picture.
@@ -37,10 +37,10 @@ pub struct Judge<'a> {
     sprites: [OnceLock<Vec<Option<Pixmap>>>; Style::ALL.len()],
 }
 
-/// What was right about a picture; nothing where that was not asked for.
+/// What is right about a picture; `None` where the request does not ask for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
-    /// The background's colour is the nearest to what was asked for.
+    /// No other colour is nearer to the background than the one asked for.
     pub background: Option<bool>,
     /// How many concepts are at least as near as the one asked for, counted from 1; for two objects the
     /// larger of both ranks.
@@ -116,7 +116,7 @@ impl<'a> Judge<'a> {
     fn rank(&self, thing: Thing, style: Style, background: [f32; 3], crop: &Crop) -> usize {
         let distance = |concept| self.distance(Thing { concept, ..thing }, style, background, crop);
         let own = distance(thing.concept).expect("the style draws what was asked for");
-        // On all cores: the picture is compared with more than a thousand concepts.
+        // All cores work on this, because the picture is compared with more than a thousand concepts.
         let concepts = (0..self.art.concepts().len()).into_par_iter();
         let others = concepts.filter(|&other| other != thing.concept);
         1 + others.filter_map(distance).filter(|&other| other <= own).count()
@@ -138,7 +138,7 @@ impl<'a> Judge<'a> {
         tints.min_by(|a, b| distance(a).total_cmp(&distance(b))) == Some(Some(asked))
     }
 
-    /// The distance of a thing on this background from a crop; none where the style does not draw it.
+    /// The distance of a thing on this background from a crop; `None` where the style does not draw the thing.
     fn distance(
         &self,
         thing: Thing,
@@ -277,8 +277,8 @@ impl View<'_> {
         crop
     }
 
-    /// The axis (0 is x) along which two objects are parted best, and both parts: the cut near the middle
-    /// that crosses the fewest pixels of objects.
+    /// The axis (0 is x) along which two objects are parted best, and both parts. The cut lies near the middle where
+    /// it crosses the fewest pixels of objects.
     fn halves(&self, background: [f32; 3]) -> (usize, [[usize; 4]; 2]) {
         let side = self.side;
         let [first, last] = CUTS.map(|cut| (cut * side as f32).round() as usize);

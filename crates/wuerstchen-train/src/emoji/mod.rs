@@ -1,10 +1,10 @@
 //! `emoji`, a corpus of captioned scenes of emoji, drawn on the fly from the art of four packs.
 //!
-//! The art is no part of this crate: [`Art`] is made of the packs' files. A seed and an index give a
-//! [`Sample`], [`Art::draw`] gives its picture. About a tenth of the (concept, background), (concept,
+//! The art is not a part of this crate: [`Art`] is made from the packs' files. A seed and an index give a
+//! [`Sample`], and [`Art::draw`] gives its picture. About a tenth of the (concept, background), (concept,
 //! tint) and (concept, relation, concept) combinations never occur in training (`held_out.rs`);
-//! evaluation asks for them to tell composition from recall. [`Judge`] says what a picture shows: no
-//! network, but the nearest of all pictures that the art can make.
+//! evaluation asks for them to tell composition from recall. [`Judge`] says what a picture shows. It is no
+//! network: it looks for the nearest of all pictures that the art can make.
 
 mod art;
 mod caption;

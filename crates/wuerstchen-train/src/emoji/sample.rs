@@ -11,7 +11,7 @@ use crate::lesson::Lesson;
 use crate::lots::{pick, stream};
 use crate::shapes::{Relation, Split};
 
-/// Shares of training scenes with two objects, and with several of the same; the others show one.
+/// Shares of training scenes with two objects, and with several of the same object; the others show one object.
 const SHARE_TWO: f32 = 0.12;
 const SHARE_MANY: f32 = 0.08;
 
@@ -77,8 +77,8 @@ pub fn sample(art: &Art, seed: u64, index: u64, lesson: &Lesson) -> Sample {
     draw_training(art, lesson, &mut stream(seed, 0, index))
 }
 
-/// Sample number `index` of what Stage A learns from: without a tenth of the concepts, which measure how
-/// it bears with new ones.
+/// Sample number `index` of the corpus of Stage A. A tenth of the concepts never occurs in it: they measure how well
+/// Stage A handles new ones.
 ///
 /// # Panics
 ///
@@ -148,7 +148,7 @@ pub fn evaluation(art: &Art, kind: Kind, split: Split, seed: u64, index: u64) ->
     }
 }
 
-/// How often a caption says something.
+/// The shares of captions that say something.
 struct Shares {
     style: f32,
     ground: f32,
@@ -236,7 +236,7 @@ fn can_be_seen(art: &Art, request: &Request) -> bool {
             None => concept.share_like(style, colour.rgb()) > MAX_SHARE_HIDDEN,
         };
         let contradicts = thing.tint.is_some() && has_colour();
-        // On white everything can be asked for: it is what no word about the background means.
+        // Everything can be asked for on white, because a caption without a background means white.
         let hides = request.ground.is_some() && grounds.iter().any(hidden);
         concept.has(style) && !contradicts && !hides
     };

@@ -3,7 +3,7 @@
 use super::words::{Colour, Size, Style, Tint};
 use crate::shapes::Relation;
 
-/// What no object covers.
+/// The background.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ground {
     /// One colour.
@@ -31,7 +31,7 @@ pub struct Object {
 /// What a picture shows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scene {
-    /// What no object covers.
+    /// The background.
     pub ground: Ground,
     /// The pack that all objects are drawn from.
     pub style: Style,
@@ -71,7 +71,7 @@ pub enum Subject {
     Many {
         /// How many.
         count: u32,
-        /// Of what.
+        /// The object of which there are several.
         thing: Thing,
     },
 }

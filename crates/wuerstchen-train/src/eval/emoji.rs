@@ -6,24 +6,24 @@ use wuerstchen::{Error, Image, Statistics};
 use super::{EvalRow, Evaluation, SOURCES, Source, Truth, share};
 use crate::emoji::{self, Art, Colour, Judge, Kind, Sample, Split, Tint, Verdict, unseen_sample};
 
-/// Pictures that tell how Stage A bears with concepts it has not seen.
+/// Number of pictures that measure how well Stage A handles concepts it has not seen.
 const UNSEEN_PICTURES: usize = 256;
 
 /// A concept among this many nearest ones is nearly right.
 const NEAR: usize = 5;
 
-/// The share of right answers, `[0, 1]`; none where the kind has no such attribute.
+/// Shares of right answers, `[0, 1]`; `None` where the kind of scene has no such attribute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct EmojiScores {
     /// The background is right.
     pub background: Option<f64>,
-    /// No concept of the style is nearer than the one asked for; of two objects, both are so.
+    /// No concept of the style is nearer than the one asked for; of two objects, this holds for both.
     pub concept: Option<f64>,
     /// At most four concepts are nearer.
     pub top5: Option<f64>,
     /// The tint is right.
     pub tint: Option<f64>,
-    /// The relation is right, of those whose objects are.
+    /// The relation is right, among pictures whose objects are right.
     pub relation: Option<f64>,
     /// The number of objects is right.
     pub count: Option<f64>,
@@ -42,7 +42,7 @@ const GROUPS: [(Kind, Split); 7] = [
 
 /// Evaluates a pipeline on scenes of emoji.
 ///
-/// `on_row` hears every line as soon as it is known.
+/// `on_row` is called with every row as soon as it is known.
 ///
 /// # Errors
 ///

@@ -16,7 +16,7 @@ pub use shapes::{ShapesScores, evaluate_shapes};
 
 use crate::stages::image_embeddings;
 
-/// What is evaluated.
+/// The size and the seed of an evaluation.
 pub struct EvalConfig {
     /// Prompts for every kind of scene, seen and held out.
     pub prompts: usize,
@@ -51,7 +51,7 @@ pub struct EvalRow<S> {
     pub source: Source,
     /// Pictures judged.
     pub prompts: usize,
-    /// The shares of right answers, `[0, 1]`; none where the kind has no such attribute.
+    /// The shares of right answers, `[0, 1]`.
     pub scores: S,
 }
 
@@ -59,7 +59,7 @@ pub struct EvalRow<S> {
 const SOURCES: [Source; 4] =
     [Source::Generated, Source::ReconstructedAb, Source::ReconstructedA, Source::Chance];
 
-/// Scenes with what asks for them.
+/// Scenes with the prompts that ask for them.
 struct Truth<'a> {
     prompts: Vec<&'a str>,
     /// Draws the scene of a prompt with this many pixels a side.
@@ -88,7 +88,7 @@ fn share(answers: impl Iterator<Item = bool>) -> Option<f64> {
     (all > 0).then(|| right as f64 / all as f64)
 }
 
-/// Stage A's and the compressor's share in an evaluation.
+/// The networks that show what the stages can reach at best: the compressor and Stage A.
 pub struct Ceiling<'a> {
     /// Makes the image embeddings of the true scenes.
     pub compressor: &'a Compressor,
@@ -102,17 +102,17 @@ pub struct Ceiling<'a> {
 pub struct Evaluation<'a> {
     /// Makes the pictures.
     pub pipeline: &'a Pipeline,
-    /// What true scenes are passed through.
+    /// The networks through which true scenes are passed.
     pub ceiling: Ceiling<'a>,
     /// How pictures are made; the seed is the config's.
     pub settings: Settings,
-    /// What is asked.
+    /// The size and the seed of the evaluation.
     pub config: EvalConfig,
 }
 
 impl Evaluation<'_> {
-    /// What `judge` says of the pictures that a source makes of samples; `truth` tells a batch's prompts and
-    /// draws its scenes.
+    /// The verdicts of `judge` on the pictures that a source makes of samples; `truth` gives the prompts of a batch
+    /// and draws its scenes.
     async fn verdicts<'s, S, V>(
         &self,
         samples: &'s [S],

@@ -6,7 +6,7 @@ use wuerstchen::{Error, Image};
 use super::{EvalRow, Evaluation, SOURCES, Source, Truth, share};
 use crate::shapes::{self, Kind, Sample, Split, Verdict, chance, draw, judge, read_scene};
 
-/// The share of right answers, `[0, 1]`; none where the kind has no such attribute.
+/// Shares of right answers, `[0, 1]`; `None` where the kind of scene has no such attribute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ShapesScores {
     /// The background is right.
@@ -21,7 +21,7 @@ pub struct ShapesScores {
     pub objects: Option<f64>,
     /// Every stated size is right.
     pub size: Option<f64>,
-    /// The relation is right, of those whose objects are.
+    /// The relation is right, among pictures whose objects are right.
     pub relation: Option<f64>,
 }
 
@@ -36,7 +36,7 @@ const GROUPS: [(Kind, Split); 5] = [
 
 /// Evaluates a pipeline on scenes of shapes.
 ///
-/// `on_row` hears every line as soon as it is known.
+/// `on_row` is called with every row as soon as it is known.
 ///
 /// # Errors
 ///

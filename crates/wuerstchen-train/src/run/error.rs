@@ -11,7 +11,7 @@ use crate::trainer::RestoreError;
 /// Why a training run ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A stage that shall start anew has been trained before.
+    /// A stage that is to start anew has been trained before.
     #[error("{state} is the state of stage {}, and a new start would overwrite it", stage.as_str())]
     StateExists {
         /// Which stage.
@@ -19,7 +19,7 @@ pub enum RunError {
         /// Its state.
         state: String,
     },
-    /// A fine-tuning shall begin where there is the result of one, but not its state.
+    /// A fine-tuning is to begin where there is the result of another one, but not its state.
     #[error(
         "{result} is the result of a training whose state, {state}, is not there: a new start would overwrite it"
     )]
@@ -29,13 +29,13 @@ pub enum RunError {
         /// Where its state would be.
         state: String,
     },
-    /// A state cannot be gone on from.
+    /// Training cannot go on from a state.
     #[error(transparent)]
     Restore(#[from] RestoreError),
     /// A sample cannot be read. The state before it is saved.
     #[error("training has stopped and saved its state")]
     Sample(#[source] CorpusError),
-    /// What is needed before the first update cannot be made of the samples.
+    /// The tokenizer or the cache, which the first update needs, cannot be made from the samples.
     #[error(transparent)]
     Corpus(#[from] CorpusError),
     /// The gradients have ceased to be finite, or stay too large.
@@ -48,10 +48,10 @@ pub enum RunError {
         stage: StageName,
         /// How many steps in a row changed nothing.
         steps: u32,
-        /// Updates done, with those that changed nothing.
+        /// Updates done, including those that changed nothing.
         step: u64,
     },
-    /// The weights, or the samples of a grid, are no numbers any more that can be kept.
+    /// The weights, or the samples of a grid, have become infinite, NaN or too large to be kept.
     #[error(
         "stage {} diverged: {what} after step {step} are infinite, no numbers, or too large for f16; {kept}; try a \
          smaller optimizer.learning_rate", stage.as_str()
@@ -59,11 +59,11 @@ pub enum RunError {
     NotFinite {
         /// Which stage.
         stage: StageName,
-        /// What is not as it should be.
+        /// What diverged, the weights or the samples.
         what: &'static str,
         /// Updates done.
         step: u64,
-        /// What there is to go on from.
+        /// What was saved before, a clause for people.
         kept: String,
     },
     /// The image embeddings are all the same, or not finite.
@@ -86,10 +86,10 @@ pub enum RunError {
     /// The model that is to be fine-tuned cannot be.
     #[error("the model {reason}")]
     Model {
-        /// What it is or lacks, behind "the model".
+        /// What it is or lacks, a clause that follows "the model".
         reason: String,
     },
-    /// A LoRA cannot be made of the config, or not be read back.
+    /// A trained LoRA cannot be read back.
     #[error(transparent)]
     Lora(#[from] LoraError),
     /// A grid of samples cannot be made.
@@ -110,7 +110,7 @@ pub enum RunError {
     /// The store cannot read or write.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Processes that are to train together have been started with different things.
+    /// Processes that are to train together have been started with different configs, pictures or weights.
     #[error("expected {expected} as rank 0 has, found {found}")]
     Differs {
         /// What rank 0 has.
@@ -118,10 +118,10 @@ pub enum RunError {
         /// What this process has.
         found: String,
     },
-    /// One of the processes that train together has failed, and all know of it.
+    /// One of the processes that train together has failed, and has told all others.
     #[error("{failure}")]
     Failed {
-        /// Which, and why.
+        /// Which process, and why.
         failure: Failure,
         /// This process's own error, if it has failed.
         own: Option<Box<Self>>,

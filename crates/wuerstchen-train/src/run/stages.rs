@@ -29,7 +29,7 @@ use crate::stages::{
 use crate::tensor_cache::digest_of_weights;
 use crate::trainer::Trainer;
 
-/// Pictures whose image embeddings tell how far all spread.
+/// Number of pictures from whose image embeddings the spread of all is measured.
 const MEASURED_PICTURES: u64 = 64;
 
 impl Run {
@@ -142,8 +142,8 @@ impl Run {
         self.updates(StageName::B, start, trainer, sample, token_decoder_weights)
     }
 
-    /// The pictures of a grid, and below what Stage B makes of their image embeddings. `trained` are the weights
-    /// that are being trained.
+    /// The pictures of a grid, and below them the pictures that Stage B makes of their image embeddings. `trained` are
+    /// the weights that are being trained.
     fn reconstructions(
         &self,
         (captions, pictures): &(Vec<String>, Tensor<4>),
@@ -156,7 +156,7 @@ impl Run {
         weights.extend(trained);
         let pipeline = self.pipeline(weights)?;
         let prompts: Vec<_> = captions.iter().map(String::as_str).collect();
-        // As large as the pictures, which the model's defaults need not be.
+        // The size of the corpus's pictures, from which the model's default size may differ.
         let side = Some(config.image_size);
         let options = GenerateOptions { width: side, height: side, ..GenerateOptions::default() };
         let settings = options.resolve(&self.recipe.defaults())?;
@@ -231,13 +231,13 @@ impl Run {
         }
     }
 
-    /// How many pictures a stage makes for its sample grid: all at once, so that large ones are fewer.
+    /// How many pictures a stage makes for its sample grid. It makes all at once, so that a grid has fewer large ones.
     pub(super) fn grid_pictures(&self, stage: StageName) -> usize {
         let usual = if stage == StageName::C { 2 * GRID_SIDE } else { GRID_SIDE };
         usual.min(most_at_once(self.grid_size(stage)))
     }
 
-    /// Says where large pictures make the sample grid small.
+    /// Reports that the sample grid is small because its pictures are large.
     pub(super) fn tell_of_grid(&mut self, stage: StageName) {
         let pictures = self.grid_pictures(stage);
         if pictures < GRID_SIDE {
@@ -255,8 +255,8 @@ impl Run {
         Ok((captions, corpus.pictures(&numbers)?.tensor(&(0..numbers.len()), &self.device)))
     }
 
-    /// How many scenes of a stage are cached: of a given number of pictures each at most once. Tells where the
-    /// stage does not see all of them.
+    /// How many scenes a stage caches: at most as many as there are pictures. Reports it if the stage does not see all
+    /// pictures.
     fn cached_scenes(&mut self, stage: StageName) -> usize {
         let (cached, _) = self.recipe.cached(stage);
         let samples = self.source.samples(stage, self.recipe.config.seed, Lesson::default());
@@ -267,8 +267,8 @@ impl Run {
         cached.min(pictures)
     }
 
-    /// Fills the cache of a stage and trains nothing, so that a run which is given the same cache begins at once. Breaks
-    /// if the listener does.
+    /// Fills the cache of a stage and trains nothing, so that a run with the same cache begins at once. Returns `Break`
+    /// if the listener breaks.
     ///
     /// # Errors
     ///
@@ -349,8 +349,8 @@ impl Run {
         self.cache.as_ref().map(|_| digest_of_weights(&sizes(), weights)).transpose()
     }
 
-    /// Computes once what does not change: of a name, of a kind, and by a network of this hash. `None` if the listener
-    /// breaks.
+    /// Fills a cache with values that do not change. `what` names them for people, `kind` in the store, and `network`
+    /// is the hash of the network that makes them. `None` if the listener breaks.
     fn cache(
         &mut self,
         (what, kind, network): (&'static str, &'static str, Option<String>),
@@ -363,7 +363,7 @@ impl Run {
             cache.as_ref().zip(network).map(|(cache, network)| Kept { cache, kind, network });
         let on_batch = |done| {
             self.tell(&Event::Caching { what, done, scenes });
-            // Several processes agree on stops where the updates begin.
+            // Several processes agree on a stop when the updates begin, not here.
             if self.session.stops_alone() {
                 ControlFlow::Break(())
             } else {
@@ -373,15 +373,15 @@ impl Run {
         Ok(Cache::fill_and_keep(corpus, scenes, (&device, kept), encode, on_batch)?)
     }
 
-    /// What Stage C's latents are multiplied with; measured where nothing has said it, and then kept in
-    /// the run's config.
+    /// The factor from Stage C's latents to image embeddings. If the config does not have it, it is measured and then
+    /// kept in the run's config.
     fn embedding_scale(&mut self) -> Result<f64, RunError> {
         if let Some(scale) = self.recipe.config.model.embedding_scale {
             return Ok(scale);
         }
         let measured = self.measure_embeddings();
         let (spread, scale) = self.session.agree(measured)?;
-        // Rank 0's, should their devices round differently.
+        // All processes take rank 0's scale, because their devices may round differently.
         let mut told = scale.to_le_bytes().to_vec();
         self.session.peers.broadcast(0, &mut told);
         let scale = f64::from_le_bytes(told.try_into().expect("a number has eight bytes"));
@@ -391,7 +391,7 @@ impl Run {
         Ok(scale)
     }
 
-    /// How far the image embeddings spread, and what to divide them by.
+    /// The standard deviation of the image embeddings, and the scale by which to divide them.
     fn measure_embeddings(&self) -> Result<(f32, f64), RunError> {
         let compressor = self.recipe.load_compressor(&self.read_weights()?, &self.device)?;
         let corpus = self.corpus(StageName::C, self.recipe.config.c.updates.lesson)?;

@@ -40,7 +40,7 @@ const GLUE: [&str; 24] = [
 /// Second words for attributes.
 const SYNONYMS: [&str; 3] = ["tiny", "big", "grey"];
 
-/// How often a synonym stands for the plain word.
+/// Share of plain words that are replaced by a synonym.
 const SYNONYM_SHARE: f32 = 0.25;
 
 /// Every word that captions use, sorted and without duplicates.

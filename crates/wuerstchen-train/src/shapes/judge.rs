@@ -4,7 +4,7 @@ use super::sample::Kind;
 use super::scene::{Description, Object, Request, Scene, Subject};
 use super::words::{Background, Colour, Relation, Shape, Size};
 
-/// What is right in a picture; `None` where the request says nothing or nothing can be said.
+/// What is right in a picture; `None` where the request asks for nothing, or where there is nothing to judge.
 ///
 /// The objects asked for are first matched with objects of the scene:
 /// - one: the object with the most of colour, shape and size right;
@@ -33,17 +33,17 @@ pub struct Verdict {
 /// How likely a blind guess is right in each attribute of a [`Verdict`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Chance {
-    /// Of the background.
+    /// Chance of the background.
     pub background: f64,
-    /// Of the number of objects.
+    /// Chance of the number of objects.
     pub count: f64,
-    /// Of the colours of all objects.
+    /// Chance of the colours of all objects.
     pub colour: f64,
-    /// Of the shapes of all objects.
+    /// Chance of the shapes of all objects.
     pub shape: f64,
-    /// Of the sizes of all objects, if all are stated.
+    /// Chance of the sizes of all objects, if all are stated.
     pub size: f64,
-    /// Of the relation, given the right objects; `None` where there is none.
+    /// Chance of the relation, given the right objects; `None` where there is no relation.
     pub relation: Option<f64>,
 }
 
@@ -79,9 +79,9 @@ pub fn judge(request: &Request, scene: &Scene) -> Verdict {
     Verdict { background, count, colour, shape, size, relation }
 }
 
-/// What a guess gets right that knows the kind of scene but not the caption: every attribute drawn
-/// uniformly and independently, the two colours of two objects different, two or three identical
-/// objects, which are always small. The held-out combinations are neglected.
+/// What a guess gets right that knows the kind of scene but not the caption. It draws every attribute
+/// uniformly and independently. Two objects get different colours; several identical objects are two or
+/// three and always small. The held-out combinations are neglected.
 pub fn chance(kind: Kind) -> Chance {
     let one_in = |choices: usize| 1.0 / choices as f64;
     let [colours, shapes] = [Colour::ALL.len(), Shape::ALL.len()];
@@ -112,7 +112,7 @@ pub fn chance(kind: Kind) -> Chance {
     }
 }
 
-/// Every description with the object of the scene that is held against it.
+/// Every description with the object of the scene that is compared with it.
 fn matches<'a>(subject: &Subject, objects: &'a [Object]) -> Vec<(Description, Option<&'a Object>)> {
     match *subject {
         Subject::One(asked) => {

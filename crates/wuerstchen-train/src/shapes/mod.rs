@@ -4,7 +4,7 @@
 //! Nothing is stored: a seed and an index give a [`Sample`], [`draw`] gives its picture. About a
 //! tenth of the (shape, colour) pairs and of the (shape, relation, shape) triples never occur in
 //! training ([`is_held_out_pair`], [`is_held_out_triple`]); evaluation asks for them to tell
-//! composition from recall. The way back is [`read_scene`], no network but a nearest match, and
+//! composition from recall. The way back is [`read_scene`], which uses no network but looks for the nearest match, and
 //! [`judge`], which compares what was asked with what was read.
 
 mod caption;

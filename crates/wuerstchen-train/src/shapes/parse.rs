@@ -1,7 +1,7 @@
 //! The second half of reading a picture: from the pixels of an object to its shape and place.
 //!
-//! Area and centre of mass survive blur and noise. They give, for every shape, the radius and
-//! centre the object has if it is of that shape; the shape that then covers the pixels best wins.
+//! Area and centre of mass survive blur and noise. For every shape they give the radius and the centre that the
+//! object would have; the shape that then covers the pixels best wins.
 
 use std::sync::LazyLock;
 
@@ -55,8 +55,8 @@ struct Fit {
 /// Reads a picture back: `side` rows of `side` pixels of red, green and blue. Objects come by
 /// falling radius.
 ///
-/// The border decides the background; connected pixels far from it are an object, told apart by
-/// colour where several touch; specks are ignored. Works on blurred and noisy pictures.
+/// The border decides the background. Connected pixels whose colour is far from it are an object; objects that
+/// touch are told apart by colour; specks are ignored. This works on blurred and noisy pictures too.
 ///
 /// # Panics
 ///

@@ -18,19 +18,19 @@ use crate::optimizer::{Method, OptimizerConfig};
 use crate::rows::Rows;
 use crate::shares::visited;
 
-/// What Stage A trains.
+/// The networks that the training of Stage A changes.
 #[derive(Module, Debug)]
 pub struct VqganModel {
     /// Stage A.
     pub vqgan: Vqgan,
-    /// What its codes follow, unless they have gradients; not a part of the finished model.
+    /// The averages that the codes follow, unless they have gradients; not a part of the finished model.
     pub codebook: Option<CodebookAverages>,
-    /// What it is trained against; not a part of the finished model.
+    /// The discriminator that Stage A is trained against; not a part of the finished model.
     pub discriminator: Option<Discriminator>,
 }
 
 impl VqganModel {
-    /// Stage A with what its config trains beside it, on the device of its weights.
+    /// Stage A with the networks that its config trains beside it, on the device of its weights.
     pub fn new(vqgan: Vqgan, config: &StageAConfig, seed: u64, device: &Device) -> Self {
         let discriminator = |config| Discriminator::init(config, seed, device);
         Self {
@@ -46,11 +46,11 @@ pub struct StageA {
     corpus: Corpus,
     config: StageAConfig,
     seed: u64,
-    /// How many codes there are, and values in each.
+    /// The number of codes, and of values in each code.
     codebook: [usize; 2],
-    /// With autodiff.
+    /// The device with autodiff.
     device: Device,
-    /// On the device without autodiff.
+    /// The network of the perceptual loss, on the device without autodiff.
     perceptual: Option<Lpips>,
 }
 
@@ -79,9 +79,9 @@ pub struct BatchA {
     pictures: Rows,
     /// Whether quantised latents are decoded.
     quantized: bool,
-    /// Whether the discriminator learns and is heard.
+    /// Whether the discriminator is trained, and its loss added to Stage A's.
     adversarial: bool,
-    /// Which of the latents can take the places of dead codes, as shares of their number.
+    /// The places of latents that can replace dead codes, in `[0, 1)` of the number of latents.
     candidates: Vec<f32>,
 }
 
@@ -94,7 +94,7 @@ const SQUARED_ERROR: f64 = 2.0;
 const NORM_EPSILON: f64 = 1e-4;
 const MAX_ADAPTIVE_WEIGHT: f64 = 1e4;
 
-/// What a share tells first: each of these numbers, 0 where the stage has no such loss.
+/// The numbers that a share tells first, 0 where the stage has no such loss.
 const LOSSES: [&str; 5] = [
     "reconstruction_loss",
     "perceptual_loss",
@@ -145,7 +145,7 @@ impl Stage for StageA {
             (plain, batch.candidates.clone(), share)
         });
         let code_loss = match &model.codebook {
-            // Neither the codes nor the latents can follow it.
+            // Neither the codes nor the latents are trained, so the loss of the codes has no effect.
             _ if self.config.freeze_encoder => Tensor::zeros([1], &self.device),
             // The codes have no gradient.
             Some(_) => {
@@ -163,7 +163,7 @@ impl Stage for StageA {
         };
         let [codes, _] = self.codebook;
         let (indices, numbers) = (quantized.indices, losses.numbers);
-        // Numbers of codes are exact in f32.
+        // The numbers of codes are whole and small enough to be exact in f32.
         let mut read = vec![indices.float().reshape([-1])];
         let is_there = numbers.each_ref().map(Option::is_some);
         read.extend(numbers.into_iter().flatten());
@@ -233,9 +233,9 @@ impl Stage for StageA {
     }
 }
 
-/// What an update makes of pictures and their reconstructions.
+/// The losses of pictures and their reconstructions.
 struct Losses {
-    /// What the gradients are taken of, but for the codes.
+    /// The loss whose gradients are taken, without that of the codes.
     total: Tensor<1>,
     /// The loss without the discriminator's and the codes', and without a graph.
     shown: Tensor<1>,
@@ -244,12 +244,12 @@ struct Losses {
 }
 
 impl StageA {
-    /// What is trained against Stage A in an update, from 0.
+    /// The config of the discriminator, if it takes part in the update number `step`, from 0.
     fn hears_adversary(&self, step: u64) -> Option<&AdversarialConfig> {
         self.config.adversarial.as_ref().filter(|config| step >= config.start)
     }
 
-    /// What shares have told of their latents.
+    /// The numbers about their latents that shares have told.
     fn latents(&self, told: &[f32]) -> Latents {
         let [codes, channels] = self.codebook;
         let channels = if self.config.codebook.is_some() { channels } else { 0 };
@@ -266,7 +266,7 @@ impl StageA {
         };
         let loss = error.clone().abs().mean() + error.square().mean() * SQUARED_ERROR;
         let reconstruction = loss + edges;
-        // Frozen weights, with which every share of a batch has a graph of its own.
+        // The weights are frozen, so that every share of a batch can have a graph of its own.
         let perceptual = self
             .perceptual
             .as_ref()
@@ -282,10 +282,10 @@ impl StageA {
         Losses { shown: total.clone().detach(), total, numbers }
     }
 
-    /// The losses of Stage A and of the discriminator, for what the latents `decoded` are decoded to.
+    /// The losses of Stage A and of the discriminator for the pictures that the latents `decoded` give.
     ///
-    /// Stage A's own losses and that which the discriminator gives it are differentiated down to the pictures alone, one
-    /// after the other: the gradients there tell the adaptive weight, and their weighted sum goes on through Stage A.
+    /// Stage A's own loss and the discriminator's loss for it are differentiated one after the other, but only down to
+    /// the pictures. The gradients there give the adaptive weight, and their weighted sum goes on through Stage A.
     fn adversarial_losses(
         &self,
         vqgan: &Vqgan,
@@ -361,8 +361,8 @@ mod tests {
     /// Both ways add in another order, and of some gradients large parts cancel out: f32 rounds to 2e-4 of them.
     const GRADIENTS_BOUND: f64 = 1e-3;
 
-    /// The gradients of a share, against those of one graph of both losses with the adaptive weight as a constant, which
-    /// is the ratio of the gradients' norms at the last layer.
+    /// The gradients of a share, against those of one graph of both losses with the adaptive weight as a constant,
+    /// which is the ratio of the gradients' norms at the last layer.
     #[test]
     fn adversarial_gradients_are_those_of_the_weighted_sum() {
         let mut config =

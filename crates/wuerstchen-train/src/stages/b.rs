@@ -36,14 +36,14 @@ pub struct StageB {
     /// The image embeddings of the cached scenes, where the compressor is frozen.
     pub embeddings: Cache,
     config: StageBConfig,
-    /// With autodiff.
+    /// The device with autodiff.
     device: Device,
     schedule: Schedule,
     /// Side of the pictures that the compressor sees, in pixels.
     compressor_side: usize,
     embedding_shape: [usize; 3],
     latent_shape: [usize; 3],
-    /// Frozen.
+    /// The frozen Stage A.
     vqgan: Vqgan,
     vqgan_config: VqganConfig,
 }
@@ -69,7 +69,7 @@ impl StageB {
     }
 }
 
-/// The image embeddings of pictures in `[0, 1]`, by which the compressor learns unless it is frozen.
+/// The image embeddings of pictures in `[0, 1]`; they have a graph, so that the compressor learns, unless it is frozen.
 pub(super) fn learnt_embeddings(
     compressor: &Compressor,
     pictures: Tensor<4>,
@@ -100,7 +100,7 @@ pub(super) fn perturb(
 
 /// A batch of Stage B.
 pub struct BatchB {
-    /// Unless both latents and embeddings are cached.
+    /// The pictures, unless both latents and embeddings are cached.
     pictures: Option<Rows>,
     latents: Option<Rows>,
     embeddings: Option<Rows>,
@@ -109,11 +109,11 @@ pub struct BatchB {
     noise: Noise,
 }
 
-/// What happens to the embeddings of a batch.
+/// The random changes to the embeddings of a batch.
 pub(super) struct Changes {
-    /// 0 for those that become zeros, 1 for the others.
+    /// 0 for embeddings that become zeros, 1 for the others.
     keep: Vec<f32>,
-    /// Times are 0 for those that are not noised, else up to 0.5.
+    /// The noise; its times are 0 for embeddings that are not noised, else up to 0.5.
     noise: Noise,
 }
 

@@ -26,7 +26,7 @@ pub struct PriorModel {
     /// Predicts the image embedding from the last text token, for the text encoder's own loss; not a part of
     /// the finished model.
     pub guess: Option<Linear>,
-    /// What the weights of the loss follow, if they are adaptive; not a part of the finished model.
+    /// The mean errors that the weights of the loss follow, if they are adaptive; not a part of the finished model.
     pub levels: Option<LevelErrors>,
 }
 
@@ -37,23 +37,23 @@ pub struct StageC {
     /// The image embeddings of the cached scenes.
     pub embeddings: Cache,
     config: StageCConfig,
-    /// With autodiff.
+    /// The device with autodiff.
     device: Device,
     schedule: Schedule,
-    /// Frozen.
+    /// The frozen compressor.
     compressor: Compressor,
     /// Side of the pictures that it sees, in pixels.
     compressor_side: usize,
     embedding_shape: [usize; 3],
-    /// What the embeddings are divided by.
+    /// The number by which the embeddings are divided.
     embedding_scale: f64,
     /// Whether the text encoder has been trained with Stage B.
     has_frozen_text: bool,
 }
 
 impl StageC {
-    /// Training on a device with autodiff, with a frozen compressor on the one without. `embedding_scale` is
-    /// what its embeddings are divided by. Nothing is cached.
+    /// Training on a device with autodiff, with a frozen compressor on the device without. `embedding_scale` is the
+    /// number by which the compressor's embeddings are divided. Nothing is cached.
     pub fn new(
         config: &TrainConfig,
         corpus: Corpus,
@@ -77,7 +77,7 @@ impl StageC {
 
 /// A batch of Stage C.
 pub struct BatchC {
-    /// What the prior learns to predict, or what it is made of.
+    /// The targets, or the pictures from which they are made.
     targets: Targets,
     captions: Vec<TokenIds>,
     noise: Noise,
@@ -158,7 +158,7 @@ impl Stage for StageC {
 
 /// The mean squared error of the latents that `guess` predicts from the last text token.
 ///
-/// The layout that a prompt asks for matters to the diffusion loss at the noisiest times only. That signal
+/// The layout that a prompt asks for matters to the diffusion loss only at the noisiest times. That signal
 /// is too faint for a text encoder that starts from random weights; the authors start from a pretrained one.
 pub(super) fn guess_error(guess: &Linear, text: Tensor<3>, latents: Tensor<4>) -> Tensor<1> {
     let [_, tokens, _] = text.dims();

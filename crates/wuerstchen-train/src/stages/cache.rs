@@ -19,12 +19,12 @@ pub struct Cache {
 /// Scenes in one forward pass while a cache is filled.
 const CACHE_BATCH: usize = 64;
 
-/// Where latents are kept for other runs.
+/// The place where latents are kept for other runs.
 pub(crate) struct Kept<'a> {
     pub(crate) cache: &'a TensorCache,
     /// A folder for this kind of latents.
     pub(crate) kind: &'static str,
-    /// A hash of the network that makes them, and of what else they depend on but the pictures.
+    /// A hash of the network that makes them, and of everything else that they depend on besides the pictures.
     pub(crate) network: String,
 }
 
@@ -58,8 +58,8 @@ impl Cache {
         Self { scenes: 0, shape: [0; 3], values: Vec::new() }
     }
 
-    /// Computes the latents of the first `scenes` samples of the corpus; `encode` maps pictures
-    /// `[B, 3, H, W]` on `device` to latents, `on_batch` hears how many are done.
+    /// Computes the latents of the first `scenes` samples of the corpus. `encode` maps pictures `[B, 3, H, W]` on
+    /// `device` to latents; `on_batch` is called with the number of samples that are done.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl Cache {
         Ok(filled.expect("nobody has stopped it"))
     }
 
-    /// The same, with latents that may be kept for other runs; `None` if `on_batch` breaks.
+    /// As [`Self::fill`], with latents that may be kept for other runs; `None` if `on_batch` breaks.
     pub(crate) fn fill_and_keep(
         corpus: &Corpus,
         scenes: usize,
@@ -119,7 +119,7 @@ impl Cache {
         }
     }
 
-    /// The latents of the places `own` of chosen samples, unless nothing is cached.
+    /// The latents of the places `own` of chosen samples; `None` if nothing is cached.
     pub(super) fn get(&self, chosen: &[u64], own: &Range<usize>) -> Option<Rows> {
         if self.scenes == 0 {
             return None;

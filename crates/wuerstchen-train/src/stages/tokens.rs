@@ -41,7 +41,7 @@ pub struct StageBTokens {
     /// The image embeddings of the cached scenes, where the compressor is frozen.
     pub embeddings: Cache,
     config: StageBConfig,
-    /// With autodiff.
+    /// The device with autodiff.
     device: Device,
     schedule: wuerstchen::Schedule,
     /// Side of the pictures that the compressor sees, in pixels.
@@ -49,9 +49,9 @@ pub struct StageBTokens {
     embedding_shape: [usize; 3],
     /// Tokens of a picture along each axis.
     side: usize,
-    /// How many tokens there are.
+    /// Number of different tokens.
     labels: u32,
-    /// Frozen.
+    /// The frozen Stage A.
     vqgan: Vqgan,
 }
 
@@ -83,7 +83,7 @@ pub fn stage_a_tokens(vqgan: &Vqgan, pictures: Tensor<4>) -> Tensor<4> {
 
 /// A batch of Stage B.
 pub struct BatchTokens {
-    /// Unless both tokens and embeddings are cached.
+    /// The pictures, unless both tokens and embeddings are cached.
     pictures: Option<Rows>,
     tokens: Option<Rows>,
     embeddings: Option<Rows>,
@@ -93,7 +93,7 @@ pub struct BatchTokens {
     times: Vec<f32>,
     /// Whether a token is replaced, all samples in a row.
     replaced: Vec<bool>,
-    /// What it is replaced by.
+    /// The tokens by which they are replaced, all samples in a row.
     others: Vec<i32>,
 }
 

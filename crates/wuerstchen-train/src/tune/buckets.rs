@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::lots::stream;
 
-/// A square picture's side is this many steps of bucket sizes, unless the config says otherwise.
+/// Number of bucket steps on a square picture's side, unless the config says otherwise.
 const STEPS: usize = 6;
 
 /// The purpose of the random numbers that put an epoch in order.
@@ -15,8 +15,8 @@ const ORDER: u64 = 200;
 pub struct Buckets(Vec<[usize; 2]>);
 
 impl Buckets {
-    /// Those beside a square of `side` cells whose longer side is at most `max_aspect` times the other, their
-    /// shorter sides `step` cells apart.
+    /// The square of `side` cells, and the sizes whose longer side is at most `max_aspect` times the shorter one. Their
+    /// shorter sides are `step` cells apart.
     pub fn new(side: usize, max_aspect: f64, step: Option<usize>) -> Self {
         let step = step.unwrap_or(side / STEPS).max(1);
         let mut sizes = vec![[side; 2]];
@@ -44,7 +44,7 @@ impl Buckets {
     }
 }
 
-/// Which pictures every batch has: those of one bucket. An epoch shows every picture at least once; the last
+/// Which pictures every batch has; all are of one bucket. An epoch shows every picture at least once: the last
 /// batch of a bucket is filled up with others of that bucket.
 pub(crate) struct Order {
     seed: u64,

@@ -1,4 +1,4 @@
-//! The memory that fine-tuning takes, by a count of bytes.
+//! The memory that fine-tuning takes, counted in bytes.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use wuerstchen::PriorConfig;
 /// Bytes of a number in f32.
 const F32: usize = 4;
 
-/// What a LoRA or a whole Stage C takes while it is trained, in bytes.
+/// The memory that the training of a LoRA or of a whole Stage C takes, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// The frozen weights, as they are stored.
@@ -16,34 +16,34 @@ pub struct Memory {
     pub trained: usize,
     /// Their gradients.
     pub gradients: usize,
-    /// The moments of the optimiser.
+    /// The moments of the optimizer.
     pub moments: usize,
     /// The moving average, if one is kept.
     pub average: usize,
-    /// What the forward pass keeps for the backward one.
+    /// The activations that the forward pass keeps for the backward pass.
     pub activations: usize,
 }
 
-/// Values that a group of a residual, a timestep and an attention block keeps for its backward pass, in those of
-/// its features: the convolution's input and its norm's, GELU's input and output, the response norm's, the
-/// scaling's, the attention's norm, queries, keys, values and result, and the sums.
+/// Values that a group of a residual, a timestep and an attention block keeps for its backward pass, as a multiple of
+/// the values of its features: the inputs of the convolution and its norm, GELU's input and output, those of the
+/// response norm and of the scaling, the attention's norm, queries, keys, values and result, and the sums.
 const KEPT_FEATURES: usize = 2 + 4 + 4 + 4 + 2 + 6;
 
-/// Values that a group keeps of the text, in those of its embedding: behind the activation and behind its linear layer,
-/// and among the keys and the values.
+/// Values that a group keeps of the text, as a multiple of the values of its embedding: after the activation, after the
+/// linear layer, and among the keys and the values.
 const KEPT_TEXT: usize = 4;
 
-/// Values of a mask of dropout, in those of the features.
+/// Values of a dropout mask, as a multiple of the values of the features.
 const MASK: usize = 4;
 
-/// What is trained, and on how much at a time.
+/// What is trained, and how much of a batch is in memory at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     /// Bytes of the frozen weights, as they are stored.
     pub frozen: usize,
     /// How many numbers are trained.
     pub trained: usize,
-    /// How many numbers the optimiser keeps of them.
+    /// How many moments the optimizer keeps for them.
     pub moments: usize,
     /// Whether a moving average of them is kept.
     pub average: bool,
@@ -64,13 +64,14 @@ impl Memory {
     pub fn count(prior: &PriorConfig, work: &Work) -> Self {
         let Work { frozen, trained, moments, average, recompute, cells, tokens, batch, shares } =
             *work;
-        // A matrix of scores a head: behind the softmax.
+        // Every head keeps a matrix of scores after the softmax.
         let scores = prior.nhead * cells * (cells + tokens);
         let text = KEPT_TEXT * tokens * prior.c;
         let features = cells * prior.c;
         let mask = if prior.dropout > 0.0 { MASK * features } else { 0 };
         let group = F32 * (KEPT_FEATURES * features + mask + scores + text);
-        // Else, of every group, its input and a byte for each value of its mask; and all of one group.
+        // With recomputation: the input and the mask of every group, one byte for each value of the mask, and all
+        // values of one group.
         let groups = if recompute {
             prior.depth * (F32 * features + mask) + group
         } else {
@@ -86,7 +87,7 @@ impl Memory {
         }
     }
 
-    /// All together.
+    /// The sum of all.
     pub fn total(&self) -> usize {
         let Self { frozen, trained, gradients, moments, average, activations } = self;
         frozen + trained + gradients + moments + average + activations
@@ -179,8 +180,8 @@ mod tests {
         assert_eq!(memory.total() - memory.activations, 20 * PARAMETERS);
     }
 
-    /// Eight pictures of 512 and of 1024 pixels: 8.6 and 10.8 GB with Adafactor, 16.6 and 18.8 with AdamW, 20.5 and 22.7
-    /// with a moving average besides. Without recomputation the larger ones do not fit even without moments.
+    /// Eight pictures of 512 and of 1024 pixels: 8.6 and 10.8 GB with Adafactor, 16.6 and 18.8 with AdamW, 20.5 and
+    /// 22.7 with a moving average besides. Without recomputation the larger ones do not fit even without moments.
     #[test]
     fn all_weights_of_the_published_model_fit_with_recomputation() {
         for (side, adafactor, adamw) in [(12, 8.7e9, 16.6e9), (24, 10.9e9, 18.8e9)] {

@@ -20,7 +20,7 @@ use crate::stages::{Loss, Stage};
 /// The purpose of the random numbers that a LoRA starts with.
 const START: u64 = 201;
 
-/// What of Stage C is trained.
+/// The part of Stage C that is trained.
 pub trait Tuned: Send + Sync + 'static {
     /// The trained weights.
     type Model: Module + Sync;
@@ -43,7 +43,7 @@ impl Tuned for Whole {
 /// The matrices of a LoRA beside a frozen Stage C.
 pub struct LowRank {
     base: Prior,
-    /// Of every linear layer, whether it is changed.
+    /// For every linear layer, whether it is changed.
     targets: Vec<bool>,
     scale: f64,
 }
@@ -65,8 +65,8 @@ pub struct LoraLayer {
 }
 
 impl LowRank {
-    /// A LoRA beside `base`, whose weights get no gradients, of the layers that `targets` says; its products
-    /// are scaled by `scale`.
+    /// A LoRA beside `base`, whose weights get no gradients. `targets` says for every linear layer whether it is
+    /// changed; the products of the matrices are scaled by `scale`.
     pub fn new(base: Prior, targets: Vec<bool>, scale: f64) -> Self {
         Self { base: base.no_grad(), targets, scale }
     }
@@ -114,7 +114,7 @@ pub struct StageTune<T> {
     pictures: Arc<Prepared>,
     config: TuneUpdates,
     schedule: Schedule,
-    /// With autodiff.
+    /// The device with autodiff.
     device: Device,
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param
     Initializer::Zeros.init(shape, device)
 }
 
-/// A linear layer, whether its weight is packed or not.
+/// Applies a linear layer, whether its weight is packed or not.
 ///
 /// # Shapes
 ///
@@ -57,7 +57,7 @@ pub(crate) fn affine<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> 
     multiply(layer, x, Epilogue::new(bias(layer)))
 }
 
-/// The GELU of a linear layer.
+/// Applies a linear layer, then GELU.
 ///
 /// # Shapes
 ///
@@ -66,7 +66,7 @@ pub(crate) fn affine_gelu<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tenso
     multiply(layer, x, Epilogue { gelu: true, ..Epilogue::new(bias(layer)) })
 }
 
-/// A linear layer of `x` plus `addend`.
+/// Applies a linear layer to `x` and adds `addend`.
 ///
 /// # Shapes
 ///
@@ -94,7 +94,7 @@ fn multiply<const D: usize>(layer: &Linear, x: Tensor<D>, epilogue: Epilogue<D>)
     }
 }
 
-/// Linear layers of one input as one product, whose output is theirs one after the other.
+/// Linear layers of the same input as one product; it appends their outputs to each other.
 #[derive(Clone, Debug)]
 pub(crate) struct Joined {
     weight: JoinedWeight,
@@ -109,7 +109,8 @@ enum JoinedWeight {
 }
 
 impl Joined {
-    /// Joins layers that have biases; `None` where they have changes beside them, or not all are packed alike.
+    /// Joins layers that have biases; `None` where a layer has a low-rank change beside it, or where not all are
+    /// packed alike.
     pub(crate) fn new(layers: &[&Linear]) -> Option<Self> {
         if layers.iter().any(|layer| layer.weight.reparameterization::<Adapter>().is_some()) {
             return None;
@@ -166,7 +167,7 @@ pub struct Folded {
 }
 
 impl Folded {
-    /// Folds a mapper of `N` to `S` into a layer of `K + S` to `d_output`.
+    /// Folds a mapper from `N` to `S` channels into a layer from `K + S` to `d_output` channels.
     pub(crate) fn new(layer: &Linear, mapper: &Linear) -> Self {
         let map = dense(mapper);
         let ([narrow, wide], device) = (map.dims(), map.device());
@@ -192,7 +193,7 @@ impl Folded {
         Self { matrix: folded.narrow(0, 0, narrow), bias }
     }
 
-    /// The GELU of the layer.
+    /// Applies the folded layers, then GELU.
     ///
     /// # Shapes
     ///

@@ -58,7 +58,7 @@ impl DepthwiseConv {
         Self { weight, bias: zeros([channels], device) }
     }
 
-    /// As [`Self::init`], of a convolution whose outputs see two input channels each.
+    /// As [`Self::init`], for a convolution whose outputs see two input channels each.
     pub fn init_paired(channels: usize, kernel_size: usize, device: &Device) -> Self {
         let (area, xavier) = (kernel_size * kernel_size, Initializer::XavierUniform { gain: 1.0 });
         let shape = [channels, 2, kernel_size, kernel_size];
@@ -135,8 +135,8 @@ impl ResBlockConfig {
 
 /// Features of few channels that a linear layer widens, on their way into a [`ResBlock`].
 ///
-/// The block's own layer is linear in them too, so that it takes them as they are: the wide features,
-/// 1024 channels of 16 in the published model, are never made.
+/// The block's first layer is linear too, so both layers are folded into one. The wide features, 1024 channels
+/// made from 16 in the published model, are never computed.
 #[derive(Clone, Debug)]
 pub struct MappedImage<'a> {
     /// `[B, H, W, N]`.
@@ -169,8 +169,8 @@ impl ResBlock {
         affine_add(&mlp.contract, mlp.dropout.forward(h), x)
     }
 
-    /// Draws which values dropout leaves, with the random numbers that [`Self::forward`] draws; `None` where it
-    /// leaves all, as outside of training.
+    /// Draws which values dropout keeps, with the random numbers that [`Self::forward`] would draw; `None` where
+    /// it keeps all, as outside of training.
     ///
     /// # Shapes
     ///
@@ -188,7 +188,7 @@ impl ResBlock {
         Some(random.greater_elem(0.5))
     }
 
-    /// As [`Self::forward`] of a block without skip features, with dropout by a mask that was drawn before.
+    /// As [`Self::forward`] for a block without skip features, with the dropout mask of [`Self::draw_mask`].
     ///
     /// # Shapes
     ///
@@ -202,7 +202,7 @@ impl ResBlock {
         affine_add(&mlp.contract, left, x)
     }
 
-    /// The expanded channels behind their norm.
+    /// The expanded channels after their norm.
     ///
     /// # Shapes
     ///

@@ -20,9 +20,9 @@ pub struct TimestepBlockConfig {
 /// Numbers besides the time that Stable Cascade's blocks are conditioned on, each embedded as the time is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FurtherConditions {
-    /// `sca`.
+    /// Whether blocks have the condition `sca`.
     pub sca: bool,
-    /// `crp`.
+    /// Whether blocks have the condition `crp`.
     pub crp: bool,
 }
 
@@ -61,7 +61,7 @@ impl TimestepBlock {
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - `time_embedding`: `[B, R]`, those of `sca` and `crp` behind it, where the block has them
+    /// - `time_embedding`: `[B, R]`, followed by those of `sca` and `crp` where the block has them
     pub fn forward(&self, x: Tensor<4>, time_embedding: Tensor<2>) -> Tensor<4> {
         let [batch, .., channels] = x.dims();
         let further = || [&self.mapper_sca, &self.mapper_crp].into_iter().flatten();
@@ -81,9 +81,8 @@ const MAX_POSITIONS: f64 = 10_000.0;
 
 /// Sinusoidal embedding of the diffusion times `t` in `[0, 1]`, of width `size`.
 ///
-/// The arguments reach 10⁴, where one unit in the last place of f32 is 10⁻³ radians: the
-/// reference's f32 roundings are kept, its exponential being exact to the last place, and sine and
-/// cosine are evaluated on the CPU.
+/// The arguments reach 10⁴, where one unit in the last place of f32 is 10⁻³ radians. So the values are computed
+/// on the CPU, with the f32 roundings of the reference, whose exponential is exact to the last place.
 ///
 /// Source: `gen_r_embedding` in `modules.py` of dome272/Wuerstchen.
 ///

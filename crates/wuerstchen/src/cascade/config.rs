@@ -17,8 +17,8 @@ use crate::weights::KeyTable;
 /// Configuration of a [`Cascade`], with the published field names (`config.json` of
 /// `StableCascadeUNet`).
 ///
-/// Lists have one entry per level, those of the way down and of both ways the finest first, those of
-/// the way up the deepest first.
+/// Lists have one entry per level. Lists for the way up begin with the deepest level, all others with the
+/// finest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CascadeConfig {
     /// Channels of the latents that come in.
@@ -33,7 +33,7 @@ pub struct CascadeConfig {
     pub conditioning_dim: usize,
     /// Width of every level.
     pub block_out_channels: Vec<usize>,
-    /// Attention heads of every level; of no meaning where the level has no attention.
+    /// Attention heads of every level; not used where the level has no attention.
     pub num_attention_heads: Vec<i64>,
     /// How often every level repeats its blocks on the way down.
     pub down_num_layers_per_block: Vec<usize>,
@@ -47,12 +47,12 @@ pub struct CascadeConfig {
     pub up_blocks_repeat_mappers: Option<Vec<usize>>,
     /// The blocks of every level.
     pub block_types_per_layer: Vec<Vec<BlockType>>,
-    /// Width of the text encoder; none where its tokens are not seen.
+    /// Width of the text encoder; none where the model does not see its tokens.
     #[serde(default)]
     pub clip_text_in_channels: Option<usize>,
     /// Width of the pooled text embedding.
     pub clip_text_pooled_in_channels: usize,
-    /// Width of a picture's CLIP embedding; none where there is none.
+    /// Width of a picture's CLIP embedding; none where the model sees no pictures.
     #[serde(default)]
     pub clip_image_in_channels: Option<usize>,
     /// Tokens that each pooled embedding becomes.
@@ -91,7 +91,7 @@ pub enum BlockType {
     Attention,
 }
 
-/// How errors call this model.
+/// The name of this model in errors.
 const PART: &str = "cascade";
 
 /// Side of the patches of the published Stage B; those of Stage C are single pixels.

@@ -14,7 +14,7 @@ pub enum OpenError {
     Cannot {
         /// What was tried.
         action: &'static str,
-        /// With which file or folder.
+        /// The file or folder.
         path: PathBuf,
         /// Why it failed.
         source: Box<dyn Error + Send + Sync>,

@@ -15,9 +15,9 @@ use crate::checkpoint::ReadBytes;
 ///
 /// # Errors
 ///
-/// It cannot be opened, or is no ordinary file.
+/// The file cannot be opened, or is no ordinary file.
 pub fn open(path: &Path) -> Result<Arc<dyn ReadBytes>> {
-    // Before it is opened: whoever opens a pipe waits for its other end.
+    // Checked before the file is opened, because opening a pipe waits for its other end.
     let kind = fs::metadata(path).map_err(cannot("open", path))?;
     if !kind.is_file() {
         let found = if kind.is_dir() { "a folder" } else { NO_FILE };
@@ -71,16 +71,16 @@ const MOST_OF_A_STREAM: u64 = 1 << 26;
 ///
 /// # Errors
 ///
-/// It cannot be read, or is a pipe or a device with more bytes than are taken of one.
+/// The file cannot be read, or is a pipe or a device with more than 64 MiB.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     read_at_most(path, u64::MAX)
 }
 
-/// The bytes of a file that has no more than `most`.
+/// The bytes of a file that has at most `most` bytes.
 ///
 /// # Errors
 ///
-/// As [`read`], or it has more.
+/// As [`read`], or the file has more bytes.
 pub fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
     let open = || {
         let file = fs::File::open(path)?;
@@ -121,7 +121,7 @@ pub fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(list(folder)?.into_iter().filter(fits).collect())
 }
 
-/// Whether a name ends in a dot and `extension`, in capitals or not.
+/// Whether a name ends in a dot and `extension`, whatever the case of its letters.
 pub fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
 }

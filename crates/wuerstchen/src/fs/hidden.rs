@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-/// Folders of that kind whose names do not begin with a dot.
+/// Hidden folders whose names do not begin with a dot.
 const FOLDERS: [&str; 7] = [
     "__MACOSX",
     "@eaDir",

@@ -22,7 +22,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         let written = file.write_all(bytes).and_then(|()| file.sync_all());
         let renamed = written.and_then(|()| fs::rename(&part, path));
         if renamed.is_err() {
-            // What a full disk cut off would only fill it further.
+            // The disk may be full: an unfinished file would only take more of it.
             let _ = fs::remove_file(&part);
         }
         renamed
@@ -30,7 +30,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(cannot("write", path))
 }
 
-/// Fails if [`write()`] cannot write that file, which is as it was afterwards.
+/// Fails if [`write()`] could not write that file; the file itself stays as it is.
 ///
 /// # Errors
 ///
@@ -44,7 +44,7 @@ pub fn check_writable(path: &Path) -> Result<()> {
     write().map_err(cannot("write", path))
 }
 
-/// The file that a link leads to; of any other path the path.
+/// The file that a link leads to; any other path stays as it is.
 fn behind_link(path: &Path) -> std::io::Result<PathBuf> {
     if path.is_symlink() { path.canonicalize() } else { Ok(path.to_owned()) }
 }

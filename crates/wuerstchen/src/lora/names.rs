@@ -11,7 +11,7 @@ pub(super) enum Role {
     Alpha,
 }
 
-/// Ends of names that tell the role. `.lora_A.NAME.weight`, where an adapter has a name, comes besides.
+/// Ends of names that tell the role. Besides these there is `.lora_A.NAME.weight`, where an adapter has a name.
 const ROLES: [(&str, Role); 11] = [
     (".lora_A.weight", Role::Down),
     (".lora_down.weight", Role::Down),
@@ -36,7 +36,7 @@ const PREFIXES: [&str; 15] = [
     "unet.",
     "text_encoder.",
     "lora_prior_unet_",
-    // Of OneTrainer until 2024.
+    // OneTrainer wrote this until 2024.
     "lora_prior_prior_",
     "lora_prior_te_",
     "lora_prior_",
@@ -54,7 +54,7 @@ const TEXT_PROJECTIONS: [(&str, &str); 4] = [
     ("_self_attn_to_out", "_self_attn_out_proj"),
 ];
 
-/// The name of a layer in the one spelling that all trainers' can be brought to: without dots.
+/// The name of a layer in the one spelling to which the names of all trainers can be brought: without dots.
 pub(super) fn spelling(layer: &str) -> String {
     layer.replace('.', "_")
 }

@@ -15,20 +15,21 @@ use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
 use crate::error::{Differences, LoadError};
 use crate::part::Part;
 
-/// How the names of the embeddings of own words begin, which `OneTrainer` puts beside a LoRA.
+/// The beginning of the names of embeddings of a user's own words, which `OneTrainer` puts beside a LoRA.
 const WORDS: &str = "bundle_emb.";
 
-/// Key in the header under which kohya-ss notes the alpha of a training. It does not count, there neither:
-/// what is beside the matrices does.
+/// Key in the header under which kohya-ss notes the alpha of a training. It has no effect, in kohya-ss neither:
+/// the alphas beside the matrices count.
 const ALPHA_OF_KOHYA: &str = "ss_network_alpha";
 
-/// How diffusers has called the first matrix of a layer, whose alpha it has taken for the rank; this program does too.
+/// A name that diffusers gives to the first matrix of a layer. Where such a layer has no alpha, diffusers takes the
+/// rank for it; so does this program.
 const DOWN_OF_DIFFUSERS: &str = ".lora.down.weight";
 
 /// The largest rank of a LoRA: no layer of a published model is narrower on both sides.
 pub const MAX_RANK: usize = 4096;
 
-/// The file of a LoRA, and what tells how strong it is.
+/// The file of a LoRA, and the configs that tell how strong it is.
 pub struct LoraFile {
     tensors: Checkpoint,
     /// The texts in the header of a safetensors file.
@@ -87,7 +88,7 @@ impl LoraFile {
         Ok([lora].into_iter().chain(scaling.left_out).collect())
     }
 
-    /// With the text of the `adapter_config.json` that peft writes beside its weights.
+    /// Adds the text of the `adapter_config.json` that peft writes beside its weights.
     pub fn with_adapter_config(self, text: Option<String>) -> Self {
         Self { adapter_config: text, ..self }
     }
@@ -112,16 +113,17 @@ struct Found {
 }
 
 impl Lora {
-    /// Reads a LoRA of `model`, of its Stage C and of the text encoder there, `weight` times as strong as
-    /// it was trained. Without an alpha anywhere it is the rank. Layers whose change is zero are left out.
+    /// Reads a LoRA for `model`, that is, for its Stage C and Stage C's text encoder, `weight` times as strong as it
+    /// was trained. A layer whose alpha stands nowhere has its rank as alpha. Layers whose change is zero are left
+    /// out.
     ///
-    /// Known names are those of diffusers, with and without processors, of peft, of kohya-ss and
-    /// `OneTrainer`, and the numbers of Stable Cascade's authors, whose files may add to embeddings of tokens.
+    /// It knows the names that diffusers gives, with and without processors, those of peft, kohya-ss and
+    /// `OneTrainer`, and the numbers of Stable Cascade's authors, whose files may also add to embeddings of tokens.
     ///
     /// # Errors
     ///
-    /// Every tensor that belongs to no layer, every half of a pair without the other and every wrong
-    /// shape, all at once; numbers that are none; other methods than LoRA.
+    /// Names every tensor that belongs to no layer, every matrix without the other of its pair and every wrong
+    /// shape, all at once. Also fails for scales that are not finite, and for other methods than LoRA.
     pub fn read(file: &LoraFile, model: &ModelFiles, weight: f64) -> Result<Self, LoraError> {
         let family = model.family();
         let parts = [family.prior(), family.prior_text];
@@ -268,7 +270,7 @@ impl Found {
         Ok(true)
     }
 
-    /// Both halves as the change of a layer; `None` where they do not fit it or change nothing.
+    /// Both matrices as the change of a layer; `None` where they do not fit it or change nothing.
     fn join(
         self,
         (part, target, [output, input]): &Target,
@@ -314,12 +316,12 @@ impl Found {
     }
 }
 
-/// The alpha of a layer as it was told, or else the rank where the name of its first matrix says so.
+/// The alpha of a layer as the file or a config has it, or else the rank where the first matrix has diffusers' name.
 fn known_alpha(told: Option<f64>, down: &str, rank: usize) -> Option<f64> {
     told.or_else(|| down.ends_with(DOWN_OF_DIFFUSERS).then_some(rank as f64))
 }
 
-/// The values of a tensor that may be of integers, as some trainers store an alpha.
+/// The values of a tensor that may hold integers, because some trainers store an alpha as one.
 fn numbers(tensors: &Checkpoint, key: &str) -> Result<Vec<f32>, LoadError> {
     match tensors.integers(key) {
         Some(integers) => Ok(integers.into_iter().map(|value| value as f32).collect()),

@@ -30,24 +30,24 @@ struct AdapterConfig {
     init_lora_weights: Option<Value>,
 }
 
-/// Ways to begin a training that change the model's own weights, beside which the changes mean nothing.
+/// Ways to begin a training that change the model's own weights: the LoRA alone means nothing without those.
 const CHANGING_BEGINNINGS: [&str; 5] = ["pissa", "olora", "corda", "lora_ga", "loftq"];
 
 /// What scales the layers of one LoRA.
 pub(super) struct Scaling<'a> {
     /// Which LoRA.
     pub(super) name: &'a str,
-    /// How many times as strong as it was trained.
+    /// How many times as strong as it was trained the LoRA is to be.
     weight: f64,
     /// The configs of parts, and where they stand.
     configs: BTreeMap<Part, (AdapterConfig, &'static str)>,
-    /// A sentence if the config beside the file tells something else than the header.
+    /// A sentence if the config beside the file contradicts the header.
     pub(super) left_out: Option<String>,
 }
 
 impl<'a> Scaling<'a> {
-    /// From the texts in the header of a file and from the config beside it, which counts where the
-    /// header tells nothing.
+    /// Reads the texts in the header of a file and the config beside it; the config counts where the header says
+    /// nothing.
     pub(super) fn new(
         name: &'a str,
         weight: f64,
@@ -106,7 +106,7 @@ impl<'a> Scaling<'a> {
         }
     }
 
-    /// Where a number of this tensor should have been found.
+    /// The error of a tensor that should hold a finite number.
     pub(super) fn not_finite(&self, key: &str, found: String) -> LoraError {
         LoraError::Scale { name: self.name.to_owned(), key: key.to_owned(), found }
     }
@@ -162,7 +162,7 @@ struct Told {
 }
 
 impl AdapterConfig {
-    /// Says what of it cannot be done here.
+    /// Fails with the field that this program does not support.
     fn check(&self) -> Result<(), String> {
         if let Some(other) = self.peft_type.as_deref().filter(|found| *found != "LORA") {
             return Err(format!("peft_type must be \"LORA\", found {other:?}"));

@@ -20,8 +20,8 @@ pub(super) fn is_of_tokens(key: &str) -> bool {
     [VALUES, NUMBERS].contains(&key)
 }
 
-/// What a file adds to tokens of the text encoder `part`, `weight` times as much, and a sentence on what is left
-/// out: the words of tokens that the model does not have stand nowhere in the file.
+/// What a file adds to tokens of the text encoder `part`, times `weight`, and a sentence on what is left out.
+/// Tokens that the model does not have are left out, because their words stand nowhere in the file.
 ///
 /// Source: `setup_models` in `train/train_c_lora.py` of Stability-AI/StableCascade.
 ///

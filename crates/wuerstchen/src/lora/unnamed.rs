@@ -31,7 +31,7 @@ pub(super) fn with_names(
     let key = |number: usize, half: &str| format!("weights.{number}.lora_{half}");
     let count = tensors.count(|number| key(number, "down"));
     let blocks = attention_blocks(model);
-    // Another number of layers is of another model: the names that nothing has tell so.
+    // Another number of layers means another model: the tensors keep their numbers, so that they are reported.
     if count == 0 || count != 2 * blocks.len() {
         return Ok(None);
     }
@@ -72,7 +72,7 @@ pub(super) fn with_names(
         }
     }
     let mut named = Checkpoint::from_tensors(tensors.part(), named);
-    // What is no layer keeps its name, so that it is told of.
+    // A tensor that is no layer keeps its name, so that it is reported.
     for (name, dtype, shape, bytes) in tensors.describe() {
         if !name.starts_with("weights.") {
             let stored = Arc::new(tensors.stored(name)?.bytes);

@@ -15,11 +15,11 @@ const PEFT_PREFIX: &str = "base_model.model.";
 /// A LoRA of Stage C that has been trained here; all of its layers have one rank and one alpha.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainedLora {
-    /// At least 1.
+    /// Rank of the matrices, at least 1.
     pub rank: usize,
-    /// What, divided by the rank, scales every product.
+    /// The number that, divided by the rank, scales every product.
     pub alpha: f64,
-    /// By the names of the layers in a checkpoint, such as `blocks.2.attention.to_q`.
+    /// The layers, by their names in a checkpoint, such as `blocks.2.attention.to_q`.
     pub layers: BTreeMap<String, TrainedLayer>,
 }
 

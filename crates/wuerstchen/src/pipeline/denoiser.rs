@@ -29,7 +29,7 @@ pub(crate) enum Denoiser {
     Cascade(Cascade),
 }
 
-/// What a prediction depends on besides the latents and the time. A stage takes what it knows.
+/// What a prediction depends on besides the latents and the time. A stage ignores what its network does not take.
 #[derive(Clone)]
 pub struct Condition {
     /// The prompts.
@@ -96,7 +96,7 @@ impl DiffusionStage {
 }
 
 impl Condition {
-    /// The condition that guidance leads away from: another text, and zeros for all that is no text.
+    /// The condition that guidance leads away from: another text, and zeros in place of everything else.
     fn away(&self, text: TextEmbedding) -> Self {
         Self {
             text,
@@ -118,8 +118,8 @@ impl Condition {
 }
 
 impl Guided<TextEmbedding> {
-    /// The condition of a whole batch, that of the other side of the guidance behind it where there is one:
-    /// the negative text, no pictures, and an image embedding of zeros.
+    /// The condition of a whole batch. Where the sampling is guided, the condition that guidance leads away from
+    /// follows it: the negative text, no pictures, and an image embedding of zeros.
     pub(super) fn with(
         self,
         pictures: Option<Tensor<3>>,
@@ -137,8 +137,8 @@ impl Guided<TextEmbedding> {
 }
 
 impl Denoiser {
-    /// Of every level, how many pixels of the latents are a pixel of its features, along each axis, and the
-    /// channels of these.
+    /// For every level: how many latent pixels one pixel of its features covers along each axis, and the number
+    /// of feature channels.
     #[cfg(feature = "gpu")]
     pub(crate) fn levels(&self) -> Vec<(usize, usize)> {
         match self {

@@ -27,7 +27,7 @@ pub struct PipelineLoader {
 }
 
 impl PipelineLoader {
-    /// Reads the configs and tokenizers of `files`; none of its weights.
+    /// Reads the configs and tokenizers of `files`, but none of its weights.
     ///
     /// # Errors
     ///
@@ -108,7 +108,7 @@ impl PipelineLoader {
         Ok(Self { pipeline })
     }
 
-    /// Takes weights of a part, all or some, to the device.
+    /// Loads all or some weights of a part to the device.
     ///
     /// # Errors
     ///
@@ -127,7 +127,7 @@ impl PipelineLoader {
         self.pipeline.slot(part)?.map_or(Ok(()), |slot| slot.defer(weights))
     }
 
-    /// The pipeline, once all weights are there. Those of parts that few pictures need may be left out.
+    /// The pipeline, once all weights are there. The weights of parts that few pictures need may be missing.
     ///
     /// # Errors
     ///
@@ -174,8 +174,8 @@ impl Pipeline {
         slots
     }
 
-    /// The place of a part; `None` where a picture does not need it and it cannot be used: that is told to
-    /// whoever wants to use it.
+    /// The place of a part; `None` where a picture does not need the part and it cannot be used. A caller that wants
+    /// to use it gets the error then.
     fn slot(&mut self, part: Part) -> Result<Option<&mut dyn Load>, LoadError> {
         let family = self.family;
         let slot = self.slots().into_iter().find(|slot| slot.part() == part);

@@ -17,7 +17,7 @@ use crate::token_decoder::{TokenDecoder, TokenDecoderConfig};
 use crate::vision::ImageEncoderConfig;
 use crate::vqgan::VqganConfig;
 
-/// The networks of a family but those that all families have, without their weights.
+/// The networks in which families differ, without their weights.
 pub(super) struct Models {
     pub(super) prior_text: Text,
     pub(super) prior: Diffusion,
@@ -40,7 +40,7 @@ pub(super) struct Text {
     pub(super) vocab_size: usize,
 }
 
-/// A diffusion model, and of what latents.
+/// A diffusion model, and the shape of its latents.
 pub(super) struct Diffusion {
     pub(super) model: Denoiser,
     pub(super) channels: usize,
@@ -51,12 +51,12 @@ pub(super) struct Diffusion {
 /// Reads the configs of a model, checks that they fit together, and makes its networks.
 type Read = fn(&ModelFiles, &Device) -> Result<Models, LoadError>;
 
-/// By the Stage C of each family.
+/// The reader of each family, by its Stage C.
 const READ: [(Part, Read); 3] =
     [(Part::PRIOR, wuerstchen), (Part::CASCADE_PRIOR, cascade), (Part::V1_PRIOR, wuerstchen_v1)];
 
 impl Models {
-    /// Those of a family.
+    /// Makes the networks of a family.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Models {
     }
 }
 
-/// Those of Würstchen v2.
+/// The networks of Würstchen v2.
 fn wuerstchen(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
     let prior: PriorConfig = files.part_config(Part::PRIOR)?;
     let decoder: DecoderConfig = files.part_config(Part::DECODER)?;
@@ -97,7 +97,7 @@ fn wuerstchen(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> 
     })
 }
 
-/// Those of Würstchen v1.
+/// The networks of Würstchen v1.
 fn wuerstchen_v1(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
     let prior: PriorConfig = files.part_config(Part::V1_PRIOR)?;
     let decoder: TokenDecoderConfig = files.part_config(Part::V1_DECODER)?;
@@ -137,7 +137,7 @@ fn plain_prior(config: &PriorConfig, device: &Device) -> Diffusion {
     }
 }
 
-/// Those of Stable Cascade.
+/// The networks of Stable Cascade.
 fn cascade(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
     let prior: CascadeConfig = files.part_config(Part::CASCADE_PRIOR)?;
     let decoder: CascadeConfig = files.part_config(Part::CASCADE_DECODER)?;

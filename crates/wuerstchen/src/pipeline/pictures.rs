@@ -10,7 +10,7 @@ use crate::options::OptionsError;
 use crate::origin::PicturePrompt;
 
 impl Pipeline {
-    /// Embeds pictures that the ones to be made shall be like.
+    /// Embeds the pictures that the result shall resemble.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What a caller hears of a generation: its steps, or why it failed.
+//! What a generation reports to its caller: its steps, or why it failed.
 
 use burn::tensor::TensorData;
 
@@ -22,7 +22,7 @@ pub enum Error {
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
-    /// What a stage makes is no picture any more.
+    /// The latents of a stage have values that are infinite or NaN.
     #[error(
         "the latents of {} are infinite or no numbers from step {step} on: expected smaller guidance \
          scales, or other weights",

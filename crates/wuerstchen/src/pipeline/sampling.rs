@@ -23,13 +23,13 @@ pub struct Sampling<'a> {
     pub timesteps: &'a [f32],
     /// The guidance scale; a scale above 1 guides.
     pub guidance_scale: f64,
-    /// How far guidance leaves the spread of predictions as it was, `[0, 1]`: 0 lets it grow.
+    /// How far to undo the wider spread that guidance gives to predictions, `[0, 1]`: 0 not at all.
     pub guidance_rescale: f64,
     /// The step from one time to the next.
     pub sampler: Sampler,
     /// What the model sees and what the result is.
     pub recipe: Recipe,
-    /// Of the schedule, 1 for none.
+    /// Shift of the noise schedule; 1 for none.
     pub shift: f64,
 }
 
@@ -110,7 +110,7 @@ pub struct Guided<T> {
 }
 
 impl<T: Clone> Guided<T> {
-    /// The same for a sampling of this guidance scale, which may not guide.
+    /// The conditions for a sampling with this guidance scale: only one if the scale does not guide.
     pub(super) fn at(&self, guidance_scale: f64) -> Self {
         let unconditional = self.unconditional.clone();
         let unconditional = unconditional.filter(|_| is_guided(guidance_scale));
@@ -195,7 +195,7 @@ impl Task<'_> {
             None => x,
         };
         let mut clean = None;
-        // What the step before has made, while it is on its way from the device.
+        // The result of the step before, while it is on its way from the device.
         let mut late = None;
         for times in sampling.timesteps.windows(2) {
             let epsilon = sampling.predict(schedule, &x, times[0], predict);
@@ -218,8 +218,8 @@ impl Task<'_> {
             if let Some((step, latents)) = late.take() {
                 self.tell(step, steps.all, latents, on_step).await?;
             }
-            // A GPU begins to copy, and has this step to do while the host prepares the next. What a CPU has made is
-            // there already.
+            // Polled once, so that a GPU begins to copy and works on this step while the host prepares the next
+            // one. On a CPU the result is there already.
             let mut latents = Box::pin(read(x.clone()));
             let begun = poll_fn(|context| Poll::Ready(latents.as_mut().poll(context)));
             match begun.await {

@@ -15,7 +15,7 @@ use crate::schedule::timesteps_from;
 
 impl Pipeline {
     /// Encodes a source picture, and the part of it that the mask keeps. The picture is scaled to cover the
-    /// size that `settings` say, and what stands out is cut off on both sides.
+    /// size in `settings`, and what stands out is cut off on both sides.
     ///
     /// # Errors
     ///
@@ -69,12 +69,12 @@ impl Pipeline {
     ///
     /// # Errors
     ///
-    /// An option or an input cannot be used, or as [`Self::origin`] and [`Self::picture_prompt`].
+    /// An option or an input cannot be used; also as [`Self::origin`] and [`Self::picture_prompt`].
     pub async fn prepare(&self, request: Request) -> Result<Prepared, Error> {
         request.check()?;
         let SourcePictures { image, mask, image_to, picture_prompts } = &request.pictures;
         let settings = self.settings(&request.options, image.as_ref())?;
-        // A size that is not possible at all is told as such.
+        // Checked first, so that the error of an impossible size names the size.
         self.sizes(settings.height, settings.width)?;
         settings.check_pixels()?;
         let shares = request.shares()?;

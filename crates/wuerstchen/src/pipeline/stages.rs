@@ -150,7 +150,7 @@ impl Pipeline {
         Ok(latents / self.vqgan_config.scale_factor)
     }
 
-    /// Stage A: latents to pictures, not clamped and without quantising, as the authors do.
+    /// Stage A: latents to pictures. It does not quantise the latents nor clamp the pictures, as the authors do.
     ///
     /// # Shapes
     ///
@@ -164,7 +164,7 @@ impl Pipeline {
         Ok(self.vqgan.get()?.decode(latents * self.vqgan_config.scale_factor))
     }
 
-    /// Pictures of latents in `[0, 1]`, `rows` rows of latents at a time, 0 for all.
+    /// Decodes latents to pictures in `[0, 1]`, `rows` rows of latents at a time, 0 for all rows.
     pub(super) async fn decode_strips(
         &self,
         vqgan: &Vqgan,

@@ -19,12 +19,12 @@ use crate::text::{
     TokenizerFiles, Unread, WeightedTokens,
 };
 
-/// What embeds the tokens of prompts.
+/// The network that embeds the tokens of prompts.
 #[derive(Module, Debug)]
 pub(crate) enum TextModel {
-    /// Tokens alone.
+    /// It embeds tokens alone.
     Plain(TextEncoder),
-    /// Tokens, and the whole prompt.
+    /// It embeds tokens, and the whole prompt too.
     Pooled(PooledTextEncoder),
 }
 
@@ -90,9 +90,9 @@ impl TextPart {
         })
     }
 
-    /// Embeds prompts, whose passages may have weights: the embedding `z` of a token of weight `w`
-    /// becomes `z + (w − 1)·(z − e)`, where `e` is the empty prompt's at the same place. The embedding of a
-    /// whole prompt has no tokens to weigh, and stays.
+    /// Embeds prompts, whose passages may have weights: the embedding `z` of a token of weight `w` becomes
+    /// `z + (w − 1)·(z − e)`, where `e` is the embedding at the same place of the empty prompt. The embedding of a
+    /// whole prompt stays as it is, because it has no tokens to weigh.
     ///
     /// Source: `ClipTokenWeightEncoder.encode_token_weights` of `ComfyUI`, `sd1_clip.py`.
     fn embed_with(

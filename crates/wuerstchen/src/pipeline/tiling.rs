@@ -13,9 +13,9 @@ use crate::speed::{Clock, seconds_of};
 const SLOW: f64 = 0.05;
 
 impl Pipeline {
-    /// Times the sizes of tiles for the model's largest product, and makes the device use the faster one for
-    /// all products from then on. A software GPU gets no tiles. `None` where the device has no shaders, or the
-    /// model no product that is large enough, or its stages are on the device only while they work.
+    /// Times the sizes of tiles for the model's largest product, and makes the device use the fastest one for
+    /// all products from then on. A software GPU gets no tiles. `None` where the device has no shaders, where the
+    /// model has no product that is large enough, or where its stages are on the device only while they work.
     ///
     /// # Errors
     ///

@@ -24,20 +24,20 @@ pub const STRIP_LOGITS: usize = 1 << 23;
 /// A Stage B that denoises tokens.
 pub(crate) struct TokenStage {
     pub(crate) network: Slot<TokenDecoder>,
-    /// How many tokens there are.
+    /// Number of different tokens.
     pub(crate) labels: usize,
     /// The sides in tokens are multiples of this.
     pub(crate) size_multiple: usize,
 }
 
-/// How tokens are sampled: one value of every list for each step, but for the times, which have the end too.
+/// How tokens are sampled: every list has one value for each step, and `times` has the end besides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenSteps {
-    /// The times to visit, falling to 0: shares of replaced tokens.
+    /// The times to visit, falling to 0: each is the share of replaced tokens.
     pub times: Vec<f32>,
-    /// What logits are divided by.
+    /// The numbers by which logits are divided; 0 for the likeliest token.
     pub temperatures: Vec<f32>,
-    /// How far guidance leads; 1 for no guidance.
+    /// The guidance scales; 1 for no guidance.
     pub guidance_scales: Vec<f32>,
     /// How tokens are chosen.
     pub choices: Vec<TokenSampling>,
@@ -46,7 +46,7 @@ pub struct TokenSteps {
 }
 
 impl TokenSteps {
-    /// Those of settings, from time `start` on; none at time 0.
+    /// The steps that `settings` say, from time `start` on; none at time 0.
     ///
     /// # Panics
     ///
@@ -101,7 +101,8 @@ pub trait TokenDraws {
         probabilities: Tensor<2>,
     ) -> Tensor<1, Int>;
 
-    /// A number in `[0, 1)` for every token: at most the time where it is noised again after the step.
+    /// A number in `[0, 1)` for every token: the token is noised again after the step if its number is at most the
+    /// time.
     fn uniform(&mut self, step: usize) -> Vec<f32>;
 }
 
@@ -150,9 +151,9 @@ impl TokenDraws for SeededDraws<'_> {
 /// Tokens that a sampling starts from, and maybe keeps; picture by picture, row by row.
 #[derive(Clone, Debug)]
 pub struct TokenStart {
-    /// What noised tokens become.
+    /// The tokens that noised ones become.
     pub noise: Vec<i32>,
-    /// What the first step sees.
+    /// The tokens that the first step sees.
     pub tokens: Vec<i32>,
     /// The tokens of a picture that a mask keeps: those where it is not painted.
     pub kept: Option<KnownTokens>,
@@ -161,9 +162,9 @@ pub struct TokenStart {
 /// The tokens of a picture, and which of them are painted anew; one for each of all pictures.
 #[derive(Clone, Debug)]
 pub struct KnownTokens {
-    /// Of the picture.
+    /// The tokens of the picture.
     pub clean: Vec<i32>,
-    /// Whether a sampling paints the token.
+    /// Whether a sampling paints each token anew.
     pub painted: Vec<bool>,
 }
 
@@ -228,7 +229,7 @@ impl TokenTask<'_> {
             let drawn = drawn.convert::<i32>().try_to_vec::<i32>().expect("converted to i32");
             tokens = self.renoise(&drawn, &noise, kept.as_ref(), step, draws);
             let [done, all] = self.steps;
-            // What was drawn is shown, not what becomes of it.
+            // Previews show the drawn tokens, before some of them are noised again.
             let latents = read(self.latents(&drawn)).await?;
             report(on_step, Stage::Decoder, done + step + 1, all, &latents).await?;
         }
@@ -236,7 +237,7 @@ impl TokenTask<'_> {
         Ok((tokens, latents))
     }
 
-    /// Chooses all tokens anew; returns them, and a sum over all logits, which is no number where one is none.
+    /// Chooses all tokens anew; returns them, and a sum over all logits, which is NaN if a logit is.
     fn choose(
         &self,
         prepared: &PreparedTokens<'_>,
@@ -294,12 +295,12 @@ impl TokenTask<'_> {
                 let mean = self.vqgan.mean_codes(probabilities(logits, temperature));
                 self.vqgan.nearest(mean)
             }
-            // The limit of both at temperature 0.
+            // The limit of the two other ways at temperature 0.
             _ => logits.argmax(1).squeeze_dim(1),
         }
     }
 
-    /// Noises drawn tokens to the time that comes next, and puts back those that are kept.
+    /// Noises drawn tokens to the next time, and puts back those that are kept.
     fn renoise(
         &self,
         drawn: &[i32],

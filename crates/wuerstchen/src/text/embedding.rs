@@ -7,14 +7,14 @@ use crate::interpolate::lerp;
 /// The embedding of prompts.
 #[derive(Clone, Debug)]
 pub struct TextEmbedding {
-    /// Of every token, `[B, T, D]`.
+    /// The embedding of every token, `[B, T, D]`.
     pub tokens: Tensor<3>,
-    /// Of the whole prompt, `[B, P]`, where the encoder makes one.
+    /// The embedding of the whole prompt, `[B, P]`, where the encoder makes one.
     pub pooled: Option<Tensor<2>>,
 }
 
 impl TextEmbedding {
-    /// How many prompts they are of.
+    /// Number of prompts `B`.
     pub fn batch(&self) -> usize {
         self.tokens.dims()[0]
     }
@@ -25,7 +25,7 @@ impl TextEmbedding {
         Self { tokens: self.tokens.repeat_dim(0, count), pooled }
     }
 
-    /// Both batches as one; one has a pooled embedding where the other has.
+    /// Appends `other` to this batch. Both have pooled embeddings, or neither has.
     pub fn cat(self, other: Self) -> Self {
         let pooled = self.pooled.zip(other.pooled).map(|(a, b)| Tensor::cat(vec![a, b], 0));
         Self { tokens: Tensor::cat(vec![self.tokens, other.tokens], 0), pooled }

@@ -8,15 +8,15 @@
 //! | `((red))`, `([red]:2)` | the product |
 //! | `\(`, `\)`, `\[`, `\]`, `\\` | the character itself |
 //!
-//! A bracket that is not closed reaches to the end, one that was not opened is text. What a prompt
-//! cannot mean is text, so that every prompt means something.
+//! A bracket that is not closed reaches to the end; one that was not opened is text. Anything else that has no
+//! meaning is text too, so that every prompt can be read.
 
 /// A passage of a prompt and how strong it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Passage {
-    /// Without brackets and weights.
+    /// The text of the passage, without brackets and weights.
     pub text: String,
-    /// 1 for what is not emphasised; at most [`MAX_WEIGHT`] in size.
+    /// 1 for text without emphasis; at most [`MAX_WEIGHT`] in size.
     pub weight: f64,
 }
 
@@ -29,7 +29,7 @@ const STEP: f64 = 1.1;
 /// Brackets of a kind that may be open at a time; further ones are text.
 const MAX_DEPTH: usize = 32;
 
-/// Whether nothing in a prompt is a bracket or escapes one: such prompts mean what they say.
+/// Whether a prompt has neither brackets nor backslashes, so that it is text as a whole.
 pub fn is_plain(prompt: &str) -> bool {
     !prompt.contains(['(', ')', '[', ']', '\\'])
 }
@@ -37,7 +37,7 @@ pub fn is_plain(prompt: &str) -> bool {
 /// Splits a prompt into passages of equal weight. There is always one, an empty prompt's is empty.
 ///
 /// Source: `parse_prompt_attention` of AUTOMATIC1111/stable-diffusion-webui, `prompt_parser.py`;
-/// other than there, a backslash that escapes nothing is kept.
+/// unlike there, a backslash that escapes nothing is kept.
 pub fn passages(prompt: &str) -> Vec<Passage> {
     let mut joined: Vec<Passage> = Vec::new();
     for mut passage in parse(prompt) {
@@ -71,7 +71,7 @@ fn parse(prompt: &str) -> Vec<Passage> {
 #[derive(Default)]
 struct Parser {
     passages: Vec<Passage>,
-    /// Where the open round and square brackets stand in `passages`.
+    /// The places in `passages` of the open round and square brackets.
     round: Vec<usize>,
     square: Vec<usize>,
     /// Whether a bracket stands between the last passage and what follows.

@@ -96,7 +96,7 @@ impl PartConfig for TextEncoderConfig {
     }
 }
 
-/// How errors call this model.
+/// The name of this model in errors.
 const PART: &str = "text encoder";
 
 impl TextEncoderConfig {
@@ -133,7 +133,7 @@ impl TextEncoder {
         self.normalise(self.hidden_state(prompts, observe))
     }
 
-    /// The last norm, of any hidden state.
+    /// Applies the last norm to any hidden state.
     pub(super) fn normalise(&self, hidden: Tensor<3>) -> Tensor<3> {
         self.final_layer_norm.forward(hidden)
     }

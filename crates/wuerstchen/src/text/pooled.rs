@@ -35,7 +35,7 @@ fn default_end() -> u32 {
     49407
 }
 
-/// What the configs of older versions of transformers say, which is no end of CLIP's prompts.
+/// The id that configs of older versions of transformers give, although CLIP's prompts do not end with it.
 const END_OF_OLD_CONFIGS: u32 = 2;
 
 /// Turns token ids into one embedding per token, and one of the whole prompt.
@@ -108,7 +108,7 @@ impl PooledTextEncoder {
         TextEmbedding { tokens, pooled: Some(pooled) }
     }
 
-    /// The tokens of [`Self::forward`] behind the last norm.
+    /// Applies the last norm to the tokens of [`Self::forward`].
     pub fn last_hidden_state(&self, tokens: Tensor<3>) -> Tensor<3> {
         self.text.normalise(tokens)
     }

@@ -38,14 +38,14 @@ impl TokenizerFiles {
         "special_tokens_map.json",
     ];
 
-    /// Those that `text` has by their names.
+    /// The files whose text `text` gives for their names.
     pub fn from_named(text: impl Fn(&str) -> Option<String>) -> Self {
         let [tokenizer, vocab, merges, tokenizer_config, special_tokens_map] =
             Self::NAMES.map(text);
         Self { tokenizer, vocab, merges, tokenizer_config, special_tokens_map }
     }
 
-    /// Those that are there, with their names.
+    /// The files that are there: their names and texts.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let Self { tokenizer, vocab, merges, tokenizer_config, special_tokens_map } = self;
         let texts = [tokenizer, vocab, merges, tokenizer_config, special_tokens_map];
@@ -53,7 +53,7 @@ impl TokenizerFiles {
         named.filter_map(|(name, text)| Some((name, text.as_deref()?)))
     }
 
-    /// Whether they are enough for a tokenizer.
+    /// Whether the files are enough for a tokenizer.
     pub fn is_complete(&self) -> bool {
         self.tokenizer.is_some() || (self.vocab.is_some() && self.merges.is_some())
     }
@@ -115,7 +115,7 @@ pub struct WeightedTokens {
     pub weights: Vec<f32>,
 }
 
-/// What of a prompt has no influence on the picture.
+/// The parts of a prompt that have no influence on the picture.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Unread {
@@ -173,7 +173,7 @@ impl Tokenizer {
         Ok(Self { inner, pad, end, length })
     }
 
-    /// Ids of a prompt, the start and end token among them.
+    /// Number of ids of a prompt, including the start and the end token.
     pub fn length(&self) -> usize {
         self.length
     }
@@ -239,7 +239,7 @@ impl Tokenizer {
         let tokens = encoding.get_tokens().iter().zip(encoding.get_offsets());
         let unknown = tokens.filter(|(token, _)| **token == model.unk_token);
         let unknown = unknown.map(|(_, &(start, end))| (start, prompt.get(start..end)));
-        // A tokenizer of words takes these for punctuation.
+        // A tokenizer of whole words takes pictographs for punctuation.
         let pictographs = prompt.char_indices().filter(|(_, c)| is_pictograph(*c));
         let pictographs =
             pictographs.map(|(start, c)| (start, prompt.get(start..start + c.len_utf8())));
@@ -267,7 +267,7 @@ impl Tokenizer {
         })
     }
 
-    /// Cuts to the length, the last one being the end, or pads to it.
+    /// Pads ids to the length, or cuts them to it and puts the end token last.
     fn fit(&self, mut ids: Vec<u32>) -> Vec<u32> {
         if ids.len() > self.length {
             ids.truncate(self.length);
@@ -298,8 +298,8 @@ fn text_of(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
-/// The text of `tokenizer.json` without what turns ids back into text, which nobody needs, and whose
-/// damage makes the `tokenizers` crate panic.
+/// The text of `tokenizer.json` without its decoder, which turns ids back into text. Nobody needs it here, and a
+/// damaged one makes the `tokenizers` crate panic.
 fn without_decoder(text: &str) -> Result<String, TokenizerError> {
     let mut tokenizer = json("tokenizer.json", Some(text))?;
     if let Some(fields) = tokenizer.as_object_mut() {
@@ -364,7 +364,7 @@ fn from_vocabulary(
     if !special.contains(&pad) {
         special.push(pad);
     }
-    // transformers lets only CLIP's own two pass the normaliser.
+    // transformers keeps only CLIP's own two special tokens from the normaliser.
     let added = special.into_iter().enumerate();
     let added = added.map(|(i, token)| AddedToken::from(token, true).normalized(i < 2));
     tokenizer.add_special_tokens(added).map_err(|error| file_error("vocab.json", error))?;

@@ -14,7 +14,7 @@ pub fn unknown_syntax(prompt: &str) -> Vec<&str> {
     angular.chain(square).chain(curly).chain(dividers).collect()
 }
 
-/// What stands from each bracket to the next one that closes it, with both.
+/// The texts from each opening bracket to the next closing one, with both brackets.
 fn enclosed(prompt: &str, open: char, close: char) -> impl Iterator<Item = &str> {
     prompt.match_indices(open).filter_map(move |(start, _)| {
         let length = prompt[start..].find(close)?;

@@ -23,29 +23,29 @@ pub struct PreparationConfig {
 /// The length of a picture's shorter side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShortestEdge {
-    /// Pixels.
+    /// Its length in pixels.
     pub shortest_edge: usize,
 }
 
 /// Height and width of a part of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CropSize {
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
 }
 
 /// A picture on its way into the encoder.
 pub struct Prepared {
-    /// As large as the encoder wants, still with what is cut off.
+    /// The picture after resizing, before its middle is cut out.
     pub resized: Image,
     /// `[1, 3, height, width]`.
     pub pixels: TensorData,
 }
 
 impl PreparationConfig {
-    /// That of the published CLIP for pictures of `side` pixels.
+    /// The preparation of the published CLIP for pictures of `side` pixels.
     ///
     /// Source: `OPENAI_CLIP_MEAN`, `OPENAI_CLIP_STD` in transformers.
     pub fn published(side: usize) -> Self {
@@ -115,10 +115,10 @@ impl PreparationConfig {
     }
 }
 
-/// Bits behind the point of the integers that Pillow weighs bytes with.
+/// Fractional bits of the integer weights that Pillow uses.
 const PRECISION: u32 = 22;
 
-/// Weights of one output pixel: the first input pixel, and one weight for it and for those behind it.
+/// Weights of one output pixel: the first input pixel, and one weight for it and for each pixel after it.
 struct Weights {
     first: usize,
     values: Vec<i64>,

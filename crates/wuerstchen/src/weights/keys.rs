@@ -168,7 +168,8 @@ impl KeyTable {
         convolutions: &[],
     };
 
-    /// Names of a training state: the field names, but for Stage A, which has not always had networks beside it.
+    /// Names of a training state: the field names, but Stage A's network has no name of its own, so that states of
+    /// runs without other networks beside it can still be read.
     pub const STATES: Self = Self { names: &[("vqgan", "")], convolutions: &[] };
 
     pub(super) fn name(self, path: &[String]) -> String {
