@@ -7,19 +7,21 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
+#[cfg(all(feature = "cpu", feature = "parallel"))]
+use rayon::prelude::*;
 use wuerstchen::kernels::weighted_sum;
 
 use crate::optimizer::Values;
 
 /// Steps of the Newton-Schulz iteration.
 const ITERATIONS: usize = 5;
-/// Its polynomial, `a·x + b·x³ + c·x⁵`. It brings singular values near one fast, not close to one exactly.
+/// Its polynomial, `a·x + b·x³ + c·x⁵`. It brings singular values near one in few steps, but not exactly to one.
 const POLYNOMIAL: [f64; 3] = [3.4445, -4.7750, 2.0315];
 /// The root mean square of AdamW's usual changes, in learning rates.
 const ADAMW_RMS: f64 = 0.2;
 
-/// The change of every weight matrix of a linear layer, in learning rates, by its gradient; takes these gradients
-/// from `gradients`. `momentum` is updated with the decay `beta`.
+/// The change of every weight matrix of a linear layer, in learning rates. It removes the gradients of these matrices
+/// from `gradients`, and updates `momentum` with the decay `beta`.
 ///
 /// Embeddings, convolutions and vectors are left to AdamW.
 pub(crate) fn changes<M: Module>(
@@ -30,32 +32,42 @@ pub(crate) fn changes<M: Module>(
 ) -> Values {
     let mut matrices = Matrices::default();
     module.visit(&mut matrices);
-    // Matrices of one shape go through the iteration together.
     let mut shapes = BTreeMap::<_, Vec<_>>::new();
     for (id, [rows, columns]) in matrices.found {
         let Some(gradient) = gradients.remove(&id) else { continue };
         let old = momentum.remove(&id).unwrap_or_else(|| gradient.zeros_like());
         let new = weighted_sum(old, beta, gradient.clone(), 1.0 - beta);
         momentum.insert(id, new.clone());
-        // Nesterov's: one step ahead.
+        // Nesterov's momentum: one step ahead.
         let ahead = weighted_sum(new, beta, gradient, 1.0 - beta);
         shapes.entry([rows, columns]).or_default().push((id, ahead.reshape([1, rows, columns])));
     }
-    let mut changes = Values::new();
-    for ([rows, columns], matrices) in shapes {
+    let change = |(matrices, [rows, columns]): (Vec<(ParamId, Tensor<3>)>, [usize; 2])| {
         let (ids, matrices): (Vec<_>, Vec<_>) = matrices.into_iter().unzip();
         let size = ADAMW_RMS * (rows.max(columns) as f64).sqrt();
         let all = orthogonalize(Tensor::cat(matrices, 0)) * size;
         let each = all.chunk(ids.len(), 0).into_iter().map(|matrix| matrix.flatten(0, 2));
-        changes.extend(ids.into_iter().zip(each));
+        ids.into_iter().zip(each).collect::<Vec<_>>()
+    };
+    #[cfg(all(feature = "cpu", feature = "parallel"))]
+    let is_on_cpu = shapes.values().flatten().all(|(_, matrix)| matrix.device() == Device::flex());
+    let batches = shapes.into_iter().map(|(shape, matrices)| (matrices, shape));
+    #[cfg(all(feature = "cpu", feature = "parallel"))]
+    if is_on_cpu {
+        // The threads of a CPU take one matrix after the other. On a GPU a batch of all matrices of a shape takes fewer
+        // launches.
+        let matrices: Vec<_> = batches
+            .flat_map(|(matrices, shape)| matrices.into_iter().map(move |one| (vec![one], shape)))
+            .collect();
+        return matrices.into_par_iter().flat_map_iter(change).collect();
     }
-    changes
+    batches.flat_map(change).collect()
 }
 
 /// The weights of a module's linear layers.
 #[derive(Default)]
 struct Matrices {
-    /// Type of the module that holds what is visited next.
+    /// Types of the modules around the parameter that is visited next.
     holders: Vec<String>,
     found: Vec<(ParamId, [usize; 2])>,
 }
@@ -78,8 +90,8 @@ impl ModuleVisitor for Matrices {
     }
 }
 
-/// Matrices with the singular vectors of the given ones and singular values near one, about 0.7 to 1.2; a matrix of
-/// zeros stays one.
+/// Matrices with the singular vectors of the given ones and singular values near one, about 0.7 to 1.2. A matrix of
+/// zeros stays a matrix of zeros.
 ///
 /// # Shapes
 ///
@@ -118,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    /// Of both orientations, and for badly conditioned matrices as gradients are: `o·oᵀ` has eigenvalues near one.
+    /// For both orientations, and for badly conditioned matrices as gradients are, `o·oᵀ` has eigenvalues near one.
     #[test]
     fn singular_values_come_near_one() {
         let device = Device::flex();

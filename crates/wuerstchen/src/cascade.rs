@@ -8,6 +8,7 @@ mod config;
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
+use burn::tensor::activation::silu;
 use wuerstchen_kernels::layer_norm;
 
 pub use self::config::{BlockType, CascadeConfig};
@@ -54,7 +55,7 @@ struct PixelMapper {
     outer: Linear,
 }
 
-/// A step between two levels, behind a layer norm.
+/// A step between two levels, after a layer norm.
 #[derive(Module, Debug)]
 enum Resampler {
     Downscale(Downscale),
@@ -80,7 +81,7 @@ impl Switch {
 pub struct CascadeConditions {
     /// The pooled text embedding, `[B, clip_text_pooled_in_channels]`.
     pub text_pooled: Tensor<2>,
-    /// Every token's, `[B, T, clip_text_in_channels]`, where the model sees them.
+    /// The embedding of every token, `[B, T, clip_text_in_channels]`, where the model sees tokens.
     pub text: Option<Tensor<3>>,
     /// CLIP embeddings of `k` pictures, `[B, k, clip_image_in_channels]`, where the model sees some;
     /// without them it sees one of zeros.
@@ -92,7 +93,7 @@ pub struct CascadeConditions {
     pub pixels: Option<Tensor<4>>,
     /// The further conditions of the timestep blocks, 0 in all published samplings.
     pub sca: f32,
-    /// As `sca`.
+    /// The second further condition, as `sca`.
     pub crp: f32,
 }
 
@@ -145,8 +146,8 @@ impl Cascade {
         self.prepare(conditions, [height, width]).forward(x, times, &mut |_, _| {})
     }
 
-    /// Of every level, how many pixels of the latents are a pixel of its features, along each axis, and the
-    /// channels of these.
+    /// For every level: how many latent pixels one pixel of its features covers along each axis, and the number
+    /// of feature channels.
     #[cfg(feature = "gpu")]
     pub(crate) fn levels(&self) -> Vec<(usize, usize)> {
         let mut downscale = self.patch_size;
@@ -170,7 +171,7 @@ impl Cascade {
     ///
     /// - size: height and width of the latents
     pub fn prepare(&self, conditions: &CascadeConditions, size: [usize; 2]) -> PreparedCascade<'_> {
-        let tokens = self.embed_text(conditions).all;
+        let tokens = silu(self.embed_text(conditions).all);
         let keep = |levels: &[Vec<Block>]| {
             let keep = |block: &Block| block.keep(&tokens, None);
             levels.iter().map(|blocks| blocks.iter().map(keep).collect()).collect()
@@ -196,7 +197,7 @@ impl Cascade {
         }
     }
 
-    /// The embedding of the times and, behind it, of the further conditions that the blocks have.
+    /// The embedding of the times, followed by those of the further conditions that the blocks have.
     ///
     /// # Shapes
     ///
@@ -239,18 +240,18 @@ pub struct PreparedCascade<'a> {
     cascade: &'a Cascade,
     /// The mapped image embedding, as large as the features.
     image: Option<Tensor<4>>,
-    /// The mapped small picture as large as the features, and before that.
+    /// The mapped small picture, resized to the features, and as it was before.
     pixels: Option<(Tensor<4>, Tensor<4>)>,
     /// The further conditions of the timestep blocks.
     further: [f32; 2],
-    /// Of every block of every level on the way down.
+    /// What every block of every level keeps on the way down.
     down: Vec<Vec<Kept>>,
-    /// Of those on the way up.
+    /// The same on the way up.
     up: Vec<Vec<Kept>>,
 }
 
 impl PreparedCascade<'_> {
-    /// As [`Cascade::forward`], and reports every block; `#1` behind a name is its second pass in a repeated
+    /// As [`Cascade::forward`], and reports every block; `#1` at the end of a name means its second pass in a repeated
     /// level.
     pub fn forward(&self, x: Tensor<4>, times: &[f32], observe: Observer) -> Tensor<4> {
         let (cascade, x) = (self.cascade, channels_last(x));
@@ -305,8 +306,8 @@ struct Level<'a> {
 }
 
 impl Level<'_> {
-    /// Runs the blocks once, and again behind every linear layer of `repeat`; the first block of every pass
-    /// takes `skip`, to whose size the features are brought.
+    /// Runs the blocks once, and again after every linear layer of `repeat`. The first block of every pass takes
+    /// `skip`, to whose size the features are resized.
     fn forward(
         &self,
         mut x: Tensor<4>,

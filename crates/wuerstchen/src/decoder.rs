@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
-use burn::tensor::activation::sigmoid;
+use burn::tensor::activation::{sigmoid, silu};
 use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
@@ -74,7 +74,7 @@ pub enum LevelConfig {
 }
 
 impl LevelConfig {
-    /// The letters, once.
+    /// The letters as one string.
     pub(crate) fn letters(&self) -> String {
         match self {
             Self::Letters(letters) => letters.clone(),
@@ -178,7 +178,7 @@ impl PartConfig for DecoderConfig {
         let levels = weights.count(|level| format!("down_blocks.{level}.1.mapper.weight")).max(
             weights.count(|level| format!("down_blocks.{level}.{}.depthwise.weight", level.min(1))),
         );
-        // Patches of 2x2 pixels are assumed: weights only tell channels times patch.
+        // Patches of 2x2 pixels are assumed: weights tell only the product of channels and patch area.
         let patch_size = 2;
         let c_in = weights.side("embedding.1.weight", 1)? / (patch_size * patch_size);
         let mut config = Self {
@@ -217,8 +217,8 @@ impl PartConfig for DecoderConfig {
     }
 }
 
-/// The letters of a level's blocks on the way down, once, and how often they are repeated; `None` where there is
-/// no such level.
+/// The letters of a level's blocks on the way down, without repetitions, and how often the level repeats them;
+/// `None` where there is no such level.
 pub(crate) fn level_of_weights(weights: &Checkpoint, level: usize) -> Option<(String, usize)> {
     // Every level but the first begins with a change of resolution.
     let first = usize::from(level > 0);
@@ -237,7 +237,7 @@ pub(crate) fn level_of_weights(weights: &Checkpoint, level: usize) -> Option<(St
 }
 
 impl DecoderConfig {
-    /// The letters of a level's blocks, once.
+    /// The letters of a level's blocks, without repetitions.
     pub(crate) fn letters(&self, level: usize) -> String {
         self.level_config[level].letters()
     }
@@ -328,17 +328,17 @@ impl Decoder {
         self.prepare(image_embedding, text, [height, width]).forward(x, times, &mut |_, _| {})
     }
 
-    /// Of every level, how many pixels of the latents are a pixel of its features, along each axis, and the
-    /// channels of these.
+    /// For every level: how many latent pixels one pixel of its features covers along each axis, and the number
+    /// of feature channels.
     #[cfg(feature = "gpu")]
     pub(crate) fn levels(&self) -> Vec<(usize, usize)> {
         let levels = self.down_blocks.iter().enumerate();
         levels.map(|(level, blocks)| (self.patch_size << level, width(blocks))).collect()
     }
 
-    /// Computes what stays the same at all steps of a picture: what every block makes of the text, its layer
-    /// together with the one that widens the image embedding, and the image embedding as large as its
-    /// features.
+    /// Computes what stays the same at all steps of a picture: what every block makes of the text, every block's
+    /// first layer folded with the layer that widens the image embedding, and the image embedding resized to the
+    /// features of every level.
     ///
     /// # Shapes
     ///
@@ -352,7 +352,7 @@ impl Decoder {
         [height, width]: [usize; 2],
     ) -> PreparedDecoder<'_> {
         let image_embedding = channels_last(image_embedding);
-        let text = self.embed_text(text);
+        let text = silu(self.embed_text(text));
         let levels = self.down_blocks.len();
         let keep = |number: usize, level: usize, blocks: &[Block]| {
             let mapper = self.effnet_mappers[number].as_ref();
@@ -407,7 +407,7 @@ impl Decoder {
 
 /// What stays the same for a whole picture at one level, on the way down or up.
 struct KeptOfLevel {
-    /// Of every block.
+    /// What every block keeps.
     blocks: Vec<Kept>,
     /// The image embedding as large as the features, `[B, H, W, effnet_embd]`, if the level sees it.
     image: Option<Tensor<4>>,

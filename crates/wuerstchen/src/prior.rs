@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
-use burn::tensor::activation::leaky_relu;
+use burn::tensor::activation::{leaky_relu, silu};
 use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
@@ -199,7 +199,7 @@ impl Prior {
     ///
     /// - text: `[B, T, c_cond]`
     pub fn prepare(&self, text: Tensor<3>) -> PreparedPrior<'_> {
-        let text = self.embed_text(text);
+        let text = silu(self.embed_text(text));
         let kept = self.blocks.iter().map(|block| block.keep(&text, None)).collect();
         PreparedPrior { prior: self, kept }
     }
@@ -252,10 +252,10 @@ impl Prior {
             Some(mask) => res.forward_with_mask(h, mask),
             None => res.forward(h, None, None),
         };
-        attention.forward(timestep.forward(h, times), &attention.attend_once(text))
+        attention.forward(timestep.forward(h, times), &attention.attend_once(silu(text)))
     }
 
-    /// Draws which values the dropout of a group leaves; `None` where it leaves all, as outside of training.
+    /// Draws which values the dropout of a group keeps; `None` where it keeps all, as outside of training.
     ///
     /// # Shapes
     ///
@@ -274,7 +274,7 @@ impl Prior {
         }
     }
 
-    /// The noise in `x`, by the features behind the last block.
+    /// The noise in `x`, computed from the features after the last block.
     ///
     /// # Shapes
     ///
@@ -295,7 +295,7 @@ impl Prior {
     }
 }
 
-/// What a group of blocks takes besides the features.
+/// The inputs of a group of blocks besides the features.
 #[derive(Clone, Debug)]
 pub struct GroupConditions {
     /// What [`Prior::embed_times`] gives, `[B, c_r]`.
@@ -309,7 +309,7 @@ pub struct GroupConditions {
 /// Stage C for certain texts.
 pub struct PreparedPrior<'a> {
     prior: &'a Prior,
-    /// Of every block.
+    /// What every block keeps.
     kept: Vec<Kept>,
 }
 

@@ -3,6 +3,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
+use burn::tensor::activation::silu;
 use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::layer_norm;
 
@@ -211,7 +212,7 @@ impl PartConfig for TokenDecoderConfig {
     }
 }
 
-/// What configs call the part.
+/// The name of this model in errors.
 const PART: &str = "token decoder";
 
 impl TokenDecoderConfig {
@@ -220,7 +221,7 @@ impl TokenDecoderConfig {
         self.c_hidden.len()
     }
 
-    /// The letters of a level's blocks, once.
+    /// The letters of a level's blocks, without repetitions.
     pub(crate) fn letters(&self, level: usize) -> String {
         self.level_config[level].letters()
     }
@@ -311,7 +312,8 @@ impl TokenDecoder {
         channels_first(logits.reshape([batch, height, width, labels]))
     }
 
-    /// Of every level, how many tokens are a pixel of its features, along each axis, and the channels of these.
+    /// For every level: how many tokens one pixel of its features covers along each axis, and the number of
+    /// feature channels.
     #[cfg(feature = "gpu")]
     pub(crate) fn levels(&self) -> Vec<(usize, usize)> {
         let levels = self.down_blocks.iter().enumerate();
@@ -340,7 +342,7 @@ impl TokenDecoder {
         image_embedding: Tensor<4>,
         text: Option<Tensor<3>>,
     ) -> PreparedTokens<'_> {
-        let conditions = layer_norm(self.conditions(image_embedding, text));
+        let conditions = silu(layer_norm(self.conditions(image_embedding, text)));
         let keep = |levels: &[Vec<Block>]| {
             let keep = |block: &Block| block.keep(&conditions, None);
             levels.iter().map(|blocks| blocks.iter().map(keep).collect()).collect()
@@ -391,7 +393,7 @@ impl TokenDecoder {
 /// Stage B for certain image embeddings and texts.
 pub struct PreparedTokens<'a> {
     decoder: &'a TokenDecoder,
-    /// Of every block, level by level.
+    /// What every block keeps, level by level.
     down: Vec<Vec<Kept>>,
     up: Vec<Vec<Kept>>,
 }

@@ -3,7 +3,6 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
-use burn::tensor::activation::silu;
 use wuerstchen_kernels::attention::has_kernel;
 use wuerstchen_kernels::{attention, joined_attention, layer_norm};
 
@@ -40,13 +39,13 @@ pub struct AttentionBlock {
 /// Multi-head attention with biased projections and no mask.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Queries.
+    /// Makes the queries, `[C]` to `[C]`.
     pub to_q: Linear,
-    /// Keys.
+    /// Makes the keys, `[C]` to `[C]`.
     pub to_k: Linear,
-    /// Values.
+    /// Makes the values, `[C]` to `[C]`.
     pub to_v: Linear,
-    /// Output.
+    /// Projects the joined heads to the output, `[C]` to `[C]`.
     pub to_out: Linear,
     heads: usize,
 }
@@ -98,17 +97,18 @@ pub struct AttendedText {
 }
 
 impl AttentionBlock {
-    /// What one step needs.
+    /// Computes the text's keys and values for a single step.
     ///
     /// # Shapes
     ///
-    /// - text: `[B, T, D]`
+    /// - text: `[B, T, D]`, after the `SiLU` that begins [`Self::kv_mapper`]
     pub fn attend_once(&self, text: Tensor<3>) -> AttendedText {
-        let text = self.attention.keys_and_values(affine(&self.kv_mapper, silu(text)));
+        let text = self.attention.keys_and_values(affine(&self.kv_mapper, text));
         AttendedText { text, projections: None }
     }
 
-    /// What the many steps of a picture need. On a GPU the picture's projections become one product.
+    /// Computes the text's keys and values for all steps of a picture. On a GPU it also joins the projections
+    /// of the picture's tokens into one product, which saves launches at every step.
     ///
     /// # Shapes
     ///
@@ -126,7 +126,7 @@ impl AttentionBlock {
     /// # Shapes
     ///
     /// - x, output: `[B, H, W, C]`
-    /// - kept: of `B` prompts
+    /// - kept: made from `B` prompts
     pub fn forward(&self, x: Tensor<4>, kept: &AttendedText) -> Tensor<4> {
         let [batch, height, width, channels] = x.dims();
         let tokens = layer_norm(x.clone()).reshape([batch, height * width, channels]);

@@ -25,9 +25,9 @@ pub enum Block {
     Upscale(Upscale),
 }
 
-/// What blocks see besides the features, anew at every step.
+/// The inputs of blocks besides the features; they change at every step.
 pub struct Conditions {
-    /// The time embedding, `[B, R]`, those of further conditions behind it.
+    /// The time embedding, `[B, R]`, followed by those of further conditions.
     pub time: Tensor<2>,
     /// Features of the way down, `[B, H, W, …]`, which the next residual block takes.
     pub skip: Option<Tensor<4>>,
@@ -35,10 +35,10 @@ pub struct Conditions {
     pub image: Option<Tensor<4>>,
 }
 
-/// What a block makes of what stays the same for a whole picture.
+/// What a block computes once for a whole picture, from inputs that stay the same at all steps.
 #[derive(Clone, Debug)]
 pub enum Kept {
-    /// Nothing does.
+    /// The block keeps nothing.
     Nothing,
     /// The text as an attention block sees it.
     Text(AttendedText),
@@ -51,7 +51,7 @@ impl Block {
     ///
     /// # Shapes
     ///
-    /// - text: `[B, T, D]`
+    /// - text: `[B, T, D]`, after the `SiLU` that every attention block begins with
     /// - `image_mapper`: `N` channels of the image embedding to those that a residual block appends
     pub fn keep(&self, text: &Tensor<3>, image_mapper: Option<&Linear>) -> Kept {
         match (self, image_mapper) {
@@ -86,7 +86,7 @@ impl Block {
     }
 }
 
-/// Channels of the features of blocks, one of which is a residual block.
+/// Number of feature channels, as the residual block among `blocks` has it.
 #[cfg(feature = "gpu")]
 pub(crate) fn width(blocks: &[Block]) -> usize {
     let width = |block: &Block| match block {
