@@ -1,7 +1,7 @@
-//! `wuerstchen data`: what is in pictures to train on, shards out of them, and what training makes of them first.
+//! `wuerstchen data`: looks through pictures to train on, packs them into shards, and fills the caches of training.
 
 use std::collections::BTreeMap;
-use std::fs::{File, create_dir_all};
+use std::fs::{File, create_dir_all, remove_file};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -49,7 +49,7 @@ struct StatsArgs {
     /// stand for several
     #[arg(required = true)]
     paths: Vec<String>,
-    /// Draw some of the pictures
+    /// A PNG file to write, with a grid of some of the pictures
     #[arg(long, value_name = "FILE.png")]
     grid: Option<PathBuf>,
     /// Print JSON
@@ -73,11 +73,11 @@ struct PackArgs {
 const GRID: usize = 8;
 const GRID_PIXELS: usize = 96;
 
-/// The aspect ratios that are told apart: those of a picture of 24 cells.
+/// Cells of a square picture whose buckets give the aspect ratios that are told apart.
 const SIDE: usize = 24;
 const MAX_ASPECT: f64 = 4.0;
 
-/// What is wider, or higher by as much, is not called the nearest ratio.
+/// A picture that is wider, or taller by as much, is not counted under the nearest ratio.
 const WIDEST: f64 = 1.1 * MAX_ASPECT;
 
 /// What is in a corpus.
@@ -85,11 +85,11 @@ const WIDEST: f64 = 1.1 * MAX_ASPECT;
 struct Stats {
     pictures: usize,
     captions: usize,
-    /// Mean over the captions.
+    /// Mean number of words over the captions.
     words_per_caption: f64,
-    /// By width to height.
+    /// Numbers of pictures by the ratio of width to height.
     aspect_ratios: BTreeMap<String, usize>,
-    /// Shorter sides in pixels, by the power of two that they reach.
+    /// Numbers of pictures by the largest power of two that their shorter side reaches, in pixels.
     shorter_sides: BTreeMap<u32, usize>,
     /// Pictures that cannot be read, and why.
     broken: Vec<String>,
@@ -186,7 +186,7 @@ fn text(stats: &Stats) -> String {
     visible_lines(&lines.join("\n"))
 }
 
-/// Draws pictures from all over the corpus.
+/// Writes a grid of pictures from all over the corpus.
 fn draw(pictures: &dyn Pictures, path: &Path) -> Result<()> {
     let count = pictures.count();
     let shown = count.min(GRID * GRID);
@@ -206,7 +206,7 @@ fn pack(args: &PackArgs) -> Result<()> {
     let folder = Folder::open(&args.folder, 0)?;
     let (count, samples) = (folder.len(), args.samples as usize);
     let sizes = sizes_of(&folder);
-    // Before anything is written.
+    // Broken pictures are reported before anything is written.
     let broken = broken(&sizes);
     if !broken.is_empty() {
         broken.iter().for_each(|error| say!("{}", visible_lines(error)));
@@ -217,13 +217,22 @@ fn pack(args: &PackArgs) -> Result<()> {
     let bar = ProgressBar::new(count as u64).with_message("packing the pictures");
     for (shard, first) in (0..count).step_by(samples).enumerate() {
         let path = args.output.join(format!("{shard:05}.tar"));
-        let mut tar = Builder::new(File::create(&path).with_context(cannot)?);
-        for (index, &size) in sizes.iter().flatten().enumerate().skip(first).take(samples) {
-            let added = add_sample(&mut tar, &folder, index, size);
-            added.with_context(|| path.display().to_string())?;
-            bar.inc(1);
-        }
-        tar.finish().with_context(cannot)?;
+        let packed = || {
+            let mut tar = Builder::new(File::create(&path)?);
+            for (index, &size) in sizes.iter().flatten().enumerate().skip(first).take(samples) {
+                add_sample(&mut tar, &folder, index, size)?;
+                bar.inc(1);
+            }
+            Ok::<_, anyhow::Error>(tar.finish()?)
+        };
+        packed()
+            .inspect_err(|_| {
+                // So that a second try finds an empty folder.
+                (0..=shard).for_each(|shard| {
+                    drop(remove_file(args.output.join(format!("{shard:05}.tar"))))
+                });
+            })
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     bar.finish_and_clear();
     let (pictures, shards) = (counted(count, "picture"), counted(count.div_ceil(samples), "shard"));
@@ -238,7 +247,7 @@ fn sizes_of(pictures: &dyn Pictures) -> Vec<Result<[usize; 2], CorpusError>> {
         let mut sides = [0; 2];
         let read = pictures.picture(index, &mut |size| {
             sides = size;
-            // No more than its size is asked for.
+            // Only the size is needed, so the picture is scaled to a single pixel.
             Ok([1; 2])
         });
         bar.inc(1);
@@ -249,7 +258,7 @@ fn sizes_of(pictures: &dyn Pictures) -> Vec<Result<[usize; 2], CorpusError>> {
     sizes
 }
 
-/// Of the pictures that cannot be read, the reasons.
+/// The reasons why pictures cannot be read.
 fn broken(sizes: &[Result<[usize; 2], CorpusError>]) -> Vec<String> {
     sizes.iter().filter_map(|size| size.as_ref().err()).map(ToString::to_string).collect()
 }

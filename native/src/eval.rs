@@ -3,15 +3,15 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Arg, Args};
 use futures_lite::future::block_on;
 use serde::Serialize;
 use serde_json::Value;
 use wuerstchen::options::MAX_PIXELS_AT_ONCE;
 use wuerstchen::{
-    CompressorConfig, GenerateOptions, ModelCard, PartConfig, Pipeline, Residency, Settings,
-    VqganConfig,
+    CompressorConfig, Family, GenerateOptions, ModelCard, PartConfig, Pipeline, Residency,
+    Settings, VqganConfig,
 };
 use wuerstchen_train::config::Scenes;
 use wuerstchen_train::eval::{
@@ -52,7 +52,7 @@ pub(crate) struct EvalArgs {
     json: bool,
 }
 
-/// Hides the options that an evaluation refuses.
+/// Leaves the options that an evaluation refuses out of the help.
 pub(crate) fn hide_refused(arg: Arg) -> Arg {
     let is_refused = ["count", "strength"].iter().any(|id| arg.get_id() == id);
     if is_refused { arg.hide(true) } else { arg }
@@ -61,6 +61,9 @@ pub(crate) fn hide_refused(arg: Arg) -> Arg {
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
+    if files.family().name == Family::CASCADE.name {
+        bail!("eval takes models of Würstchen v1 and v2, found one of {}", Family::CASCADE.name);
+    }
     let pipeline = Pipeline::load(&files, &device, Residency::All)?;
     let family = files.family();
     let config = files.part_config::<CompressorConfig>(family.compressor);

@@ -69,7 +69,7 @@ pub(crate) enum Dtype {
     F16,
     /// 8 bits with a scale and zero-point for every 64 weights of a linear layer
     I8,
-    /// 4 bits, likewise
+    /// 4 bits with a scale and zero-point for every 64 weights of a linear layer
     I4,
 }
 
@@ -104,14 +104,14 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         bail!("the model lacks {part}: a browser needs all parts");
     }
     let device = devices::choose(args.device)?.device;
-    // Nothing is read yet: what cannot be is told before minutes of work.
+    // This reads no weights, but reports a model that does not fit before minutes of work.
     let given = Pipeline::load(&model, &device, Residency::PerStage).context(CANNOT_LOAD)?;
     let parts = model.family().needed().filter_map(|part| model.weights.get(&part));
     let plan = Plan::new(&args.plan, &given, parts.map(Checkpoint::parameters).sum());
     say!("{}", plan.text(&given)?);
 
     let bundle = write_shards(&model, args.dtype, &args.output)?;
-    // What the browser must reproduce is what the stored weights make, not the original ones.
+    // The browser must reproduce the results of the stored weights, not those of the given ones.
     let open = |file: &str| open(&args.output.join(file));
     let stored = bundle.open::<OpenError>(open)?;
     let self_test = self_test(&stored, plan.self_test)?;
@@ -128,10 +128,13 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     crate::print(&report.text())
 }
 
-/// Fails if a folder to write has something in it: a file would be replaced, or lie among a model's own.
+/// Fails if the folder to write is not empty, because a file could be replaced or mixed with the model's files.
 pub(crate) fn check_new(folder: &Path) -> Result<()> {
     if folder.join(MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", folder.display())
+    }
+    if folder.exists() && !folder.is_dir() {
+        bail!("{}: expected a new or an empty folder, found a file", folder.display());
     }
     let cannot = || format!("cannot read the folder {}", folder.display());
     let found = folder.exists().then(|| folder.read_dir()).transpose().with_context(cannot)?;
@@ -157,7 +160,7 @@ pub(crate) fn write_shards(model: &ModelFiles, dtype: Dtype, folder: &Path) -> R
     Ok(bundle)
 }
 
-/// Writes what a folder with all shards lacks, and says what is there.
+/// Writes the files that a folder with all shards still lacks, and reports what was written.
 pub(crate) fn finish_bundle(bundle: &WebBundle, folder: &Path) -> Result<()> {
     let mut sizes = Vec::new();
     for (file, text) in bundle.files() {
@@ -172,13 +175,13 @@ pub(crate) fn finish_bundle(bundle: &WebBundle, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Golden vectors by the CPU, whose results tests compare with the reference.
+/// Golden vectors, computed by the CPU, whose results tests compare with the reference.
 fn self_test(stored: &ModelFiles, options: GenerateOptions) -> Result<SelfTest> {
     let pipeline = Pipeline::load(stored, &Device::flex(), Residency::Auto).context(CANNOT_LOAD)?;
     Ok(block_on(SelfTest::record(&pipeline, SELF_TEST_PROMPT, options))?)
 }
 
-/// Fits the colours of image embeddings to pictures that the model makes of nothing in particular.
+/// Fits the colours of image embeddings to pictures that the model makes of an empty prompt.
 fn preview(pipeline: &Pipeline, options: &GenerateOptions) -> Result<EmbeddingColours> {
     let made = generate(pipeline, "", options)?;
     Ok(EmbeddingColours::fit(&made.image_embeddings, &made.images))

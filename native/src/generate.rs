@@ -21,6 +21,7 @@ use crate::model::{Loaded, ModelArgs};
 use crate::output::{Output, png_files};
 use crate::pictures;
 use crate::progress::StepsBar;
+use crate::terminal::counted;
 
 /// Arguments of `wuerstchen generate`.
 #[derive(Args)]
@@ -28,7 +29,7 @@ pub(crate) struct GenerateArgs {
     /// What the picture shows; may be left out where there is a picture to start from
     #[arg(required_unless_present_any = ["prompts", "image", "picture_prompt"])]
     prompt: Option<String>,
-    /// The PNG file to write, or its folder; several pictures are numbered, prompt by prompt, out-0.png, out-1.png, …
+    /// The PNG file to write, or its folder. Several pictures are numbered, prompt by prompt: out-0.png, out-1.png, …
     #[arg(short, long, value_name = "FILE", default_value = "out.png")]
     output: PathBuf,
     #[command(flatten)]
@@ -52,14 +53,14 @@ struct Inputs {
     /// A picture to start from: PNG, JPEG, WebP, GIF, BMP or TIFF; --strength says how far to go
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// What of the picture to paint anew: white in a picture of the same size, grey mixes
+    /// A picture of the same size that says where to paint anew: white paints, black keeps, grey mixes
     #[arg(long, value_name = "FILE", requires = "image")]
     mask: Option<PathBuf>,
     /// Make frames on the way from the picture to this one
     #[arg(long, value_name = "FILE", requires = "image", conflicts_with = "mask")]
     image_to: Option<PathBuf>,
-    /// A picture as a prompt, which the result shall be like, beside or without words; may be given several
-    /// times. Stable Cascade with its image encoder takes them
+    /// A picture that the result shall resemble, with or without a prompt in words; may be given several times. Only
+    /// Stable Cascade with its image encoder takes these
     #[arg(long, value_name = "FILE")]
     picture_prompt: Vec<PathBuf>,
     /// A LoRA of Stage C, or its folder, and its weight; may be given several times
@@ -75,7 +76,7 @@ struct Report<'a> {
     device: &'a str,
     load_secs: f64,
     generate_secs: f64,
-    /// Of every file.
+    /// The prompt of every file.
     prompts: Vec<&'a str>,
     /// [`Settings`] and the names of the files, as pictures carry them.
     settings: Value,
@@ -150,7 +151,7 @@ impl GenerateArgs {
 
     /// The files to write.
     fn outputs(&self, request: &Request) -> Result<Vec<Output>> {
-        // The model is not known yet: these defaults know the options of all families.
+        // The model is not loaded yet: these defaults allow the options of all families.
         let count = request.options.resolve(&Defaults::wuerstchen_v1())?.count;
         let pictures = request.prompts.len() * request.shares()?.len() * count;
         let Inputs { prompts, image, image_to, mask, lora, picture_prompt } = &self.inputs;
@@ -214,7 +215,7 @@ impl Inputs {
     }
 }
 
-/// Says which pictures are changed to fit.
+/// Reports which source pictures are scaled and cut to fit.
 fn tell_of_sizes(prepared: &Prepared) {
     let Settings { width, height, .. } = prepared.settings;
     let SourcePictures { image, image_to, .. } = &prepared.request().pictures;
@@ -227,7 +228,7 @@ fn tell_of_sizes(prepared: &Prepared) {
     }
 }
 
-/// Says whether the negative prompt does nothing.
+/// Reports that the negative prompt does nothing, if so.
 pub(crate) fn tell_of_guidance(settings: &Settings) {
     let end = settings.tokens.map_or(0.0, |tokens| tokens.decoder_guidance_scale_end);
     let largest = settings.prior_guidance_scale.max(settings.decoder_guidance_scale).max(end);
@@ -236,11 +237,14 @@ pub(crate) fn tell_of_guidance(settings: &Settings) {
     }
 }
 
-/// Most letters of a prompt's end in a message.
+/// Most unknown words in a message.
+const SHOWN_WORDS: usize = 20;
+
+/// Most characters of a prompt's end, or of a word, in a message.
 const SHOWN_LETTERS: usize = 500;
 
-/// Says what of a prompt does nothing: what is too long for the model, and what other programs would not
-/// take for words. `field` is the option that the prompt is of.
+/// Reports the parts of a prompt that do nothing: those beyond the model's length, unknown words, and syntax of other
+/// programs that is taken for words here. `field` is the option with the prompt.
 pub(crate) fn tell_of_prompt(
     pipeline: &Pipeline,
     (field, prompt): (&str, &str),
@@ -259,7 +263,14 @@ pub(crate) fn tell_of_prompt(
     if !unread.unknown_words.is_empty() {
         let of =
             if field == "prompt" { String::new() } else { format!(" these words of the {field}") };
-        say!("the model does not know{of}: {}", unread.unknown_words.join(", "));
+        let shown = unread.unknown_words.iter().take(SHOWN_WORDS);
+        let shown: Vec<String> =
+            shown.map(|word| word.chars().take(SHOWN_LETTERS).collect()).collect();
+        let more = match unread.unknown_words.len().saturating_sub(SHOWN_WORDS) {
+            0 => String::new(),
+            more => format!(" and {}", counted(more, "other word")),
+        };
+        say!("the model does not know{of}: {}{more}", shown.join(", "));
     }
     if syntax == PromptSyntax::Weighted {
         for Passage { text, weight } in cut_passages(prompt) {

@@ -1,5 +1,6 @@
 //! Pictures that people bring.
 
+mod colour;
 mod frames;
 mod jpeg;
 
@@ -10,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use wuerstchen::fs::read_at_most;
-use wuerstchen::{Image, Mask};
+use wuerstchen::{FileType, Image, Mask};
 
 use self::jpeg::Jpeg;
 
@@ -24,27 +25,26 @@ pub(crate) const TYPES: &str = "PNG, JPEG, WebP, GIF, BMP or TIFF";
 /// Most pixels of a picture: a few hundred bytes can claim any number of them.
 const MAX_PIXELS: u64 = 1 << 27;
 
-/// Most times that a side is longer than the other: a line of pixels that is scaled to cover a picture takes
-/// gigabytes.
+/// Largest ratio of a picture's sides: a line of pixels that is scaled to cover a picture would take gigabytes.
 const MAX_RATIO: u64 = 64;
 
 /// Bytes of a pixel of the deepest type, four colours of 16 bits.
 const MAX_PIXEL_BYTES: u64 = 8;
 
-/// Pictures of more pixels are in memory one at a time.
+/// Pictures with more pixels than this are in memory only one at a time.
 const LARGE_PIXELS: u64 = 1 << 24;
 
 /// Held while a large picture is in memory.
 static LARGE: Mutex<()> = Mutex::new(());
 
-/// A picture, upright as its EXIF data say.
+/// A picture, turned upright as its EXIF data say, and in sRGB where it has a colour profile.
 pub(crate) struct Picture {
     pub(crate) pixels: DynamicImage,
     /// Whether it is the first frame or page of several.
     pub(crate) has_frames: bool,
 }
 
-/// Reads a picture file, on white where it is transparent; says where one has more frames than that.
+/// Reads a picture file, on white where it is transparent; reports a file with several frames.
 pub(crate) fn read_image(path: &Path) -> Result<Image> {
     with_picture(path, |picture| {
         picture.tell_of_frames(path);
@@ -54,8 +54,8 @@ pub(crate) fn read_image(path: &Path) -> Result<Image> {
     })
 }
 
-/// Reads a mask: the brightness of a picture file, on black where it is transparent; says where it has
-/// nothing to paint.
+/// Reads a mask: the brightness of a picture file, on black where it is transparent; reports a mask that paints
+/// nothing.
 pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
     with_picture(path, |picture| {
         picture.tell_of_frames(path);
@@ -87,7 +87,12 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_PIXELS * MAX_PIXEL_BYTES);
     reader.limits(limits);
-    let Some(format) = reader.format() else { bail!("expected {TYPES}, found another type") };
+    let Some(format) = reader.format() else {
+        let start = &bytes[..bytes.len().min(FileType::START_BYTES)];
+        let known = FileType::of(start).filter(|found| *found != FileType::Picture);
+        let found = known.map_or("another type", FileType::name);
+        bail!("expected {TYPES}, found {found}");
+    };
     let mut decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
@@ -105,16 +110,21 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
     let _turn =
         (pixels > LARGE_PIXELS).then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
     let orientation = decoder.orientation()?;
+    // A profile that cannot be read is none.
+    let profile = decoder.icc_profile().ok().flatten();
     let mut pixels = match jpeg.map(|jpeg| jpeg.decode()).transpose()?.flatten() {
         Some(pixels) => pixels,
         None => DynamicImage::from_decoder(decoder)?,
     };
+    if let Some(profile) = profile {
+        pixels = colour::to_srgb(pixels, &profile);
+    }
     pixels.apply_orientation(orientation);
     Ok(work(Picture { pixels, has_frames: frames::has_several(format, bytes) }))
 }
 
 impl Picture {
-    /// The picture on a ground of one brightness where it is transparent.
+    /// The picture, on a ground of the given brightness where it is transparent.
     pub(crate) fn on(self, ground: u8) -> RgbImage {
         if !self.pixels.color().has_alpha() {
             return self.pixels.into_rgb8();

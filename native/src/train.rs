@@ -1,4 +1,4 @@
-//! `wuerstchen train`: what is trained, as the arguments, the config and what the run has kept say.
+//! `wuerstchen train`: trains what the arguments, the config and the run's folder say.
 
 mod corpus;
 mod progress;
@@ -42,19 +42,19 @@ use crate::{memory, usage};
 /// Arguments of `wuerstchen train`.
 #[derive(Args)]
 pub struct TrainArgs {
-    /// Which stage; `all` trains A, then B with the compressor, then C; `lora`, and `c` with --model,
-    /// fine-tune Stage C of an existing model
+    /// What to train: a stage; `all` for A, then B with the compressor, then C; `lora`, or `c` with --model,
+    /// to fine-tune Stage C of an existing model
     stage: Stages,
     #[command(flatten)]
     run: RunArgs,
-    /// Go on from a saved state: `auto` takes the run's own if there is one
+    /// Go on from a saved state; `auto` takes the run's own state if there is one
     #[arg(long, value_name = "auto|PATH")]
     resume: Option<String>,
     /// Fills the cache and stops.
     #[arg(skip)]
     only_cache: bool,
-    /// Stop at a picture in a shard that cannot be read, in place of leaving it out; those of a folder always
-    /// have to be whole
+    /// Stop at a picture in a shard that cannot be read, instead of leaving it out; pictures in a folder must
+    /// always be readable
     #[arg(long)]
     strict: bool,
     /// Save and stop after this many seconds
@@ -65,27 +65,27 @@ pub struct TrainArgs {
     dry_run: bool,
 }
 
-/// What `wuerstchen train` and `data cache` are told of a run.
+/// The arguments about a run that `wuerstchen train` and `data cache` share.
 #[derive(Args, Clone)]
 struct RunArgs {
     /// The run's TOML file
     #[arg(short, long)]
     config: PathBuf,
-    /// Folder of the run [default: runs/NAME, the name as in the config]
+    /// Folder of the run [default: runs/NAME, with the config's name]
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// Change a value of the config, such as `c.steps=1000`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Start from this model's weights instead of random ones; it need not have all stages, and parts
-    /// that the run has trained are its own
+    /// Start from this model's weights instead of random ones. The model need not have all stages; parts that the
+    /// run has trained already stay
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
     /// The model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
     #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
     model: Option<PathBuf>,
-    /// Where latents, image embeddings and texts are kept for other runs
-    /// [default: of fine-tuning wuerstchen/tune in the user's cache, else nowhere]
+    /// Folder where latents, image embeddings and hidden states of texts are kept for other runs
+    /// [default: for fine-tuning wuerstchen/tune in the user's cache, else none]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Where to train, or to fill a cache
@@ -114,13 +114,13 @@ impl Stages {
     }
 }
 
-/// This process among those that train together.
+/// The place of this process among those that train together.
 pub struct Ranks {
-    /// All of them.
+    /// All processes.
     pub peers: Arc<dyn Peers>,
-    /// Which of those on this machine it is, from 0.
+    /// Number of this process among those on this machine, from 0.
     pub local: usize,
-    /// Hears of every event before it is shown.
+    /// Called with every event before it is shown.
     pub listener: Arc<dyn Fn(&Event<'_>)>,
 }
 
@@ -139,7 +139,7 @@ impl Ranks {
         }
     }
 
-    /// What a stage starts from; rank 0 gives it to the others.
+    /// The start of a stage; rank 0 gives the state to the others.
     fn start(&self, args: &TrainArgs) -> Result<Start> {
         Ok(match args.resume.as_deref() {
             _ if self.peers.rank() > 0 => Start::Resume,
@@ -153,7 +153,7 @@ impl Ranks {
         })
     }
 
-    /// Lists the pictures that were left out in the run's folder.
+    /// Writes the list of pictures that were left out to the run's folder.
     fn list_broken(&self, corpus: &Corpus, output: &Path) -> Result<()> {
         let broken = corpus.broken();
         if broken.is_empty() || self.peers.rank() > 0 {
@@ -183,7 +183,7 @@ impl Ranks {
 /// Arguments of `wuerstchen data cache`.
 #[derive(Args)]
 pub(crate) struct CacheArgs {
-    /// Whose: that of Stage B or C, or of fine-tuning (lora, and c with --model)
+    /// Whose cache to fill: that of Stage B or C, or of fine-tuning (lora, or c with --model)
     #[arg(value_parser = cached_stage)]
     stage: Stages,
     #[command(flatten)]
@@ -225,8 +225,8 @@ impl TrainArgs {
     }
 }
 
-/// Runs `wuerstchen train`, in one of several processes if there are more. What fails in one of them and is no
-/// [`RunError::Failed`] has to be told to the others, which wait for it.
+/// Runs `wuerstchen train`, in one of several processes if there are more. If one of them fails with another error than
+/// [`RunError::Failed`], the caller must tell the others, which wait for it.
 pub fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     match (args.stage, &args.run.model) {
         (Stages::Lora, _) | (Stages::C, Some(_)) => tune::run(args, ranks),
@@ -264,7 +264,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
             Some(_) => check_sizes(&output, stored, &config),
             None => check_fits(&output, stored, &config),
         };
-        fits.map_err(|error| usage(&error))?;
+        fits.and_then(|()| check_scale(&output, stored, &config)).map_err(|error| usage(&error))?;
     }
     let corpus = Corpus::open(&config)?;
     let init = args.run.init.as_deref().map(|model| read_model(Some(model))).transpose()?;
@@ -284,6 +284,11 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     if let (Some(stored), Some(_)) = (&stored, &args.resume) {
         tell_of_changes(&without_scale(stored), &without_scale(&config))?;
+        if config.corpus.is_own() && stored.corpus.vocab_size != config.corpus.vocab_size {
+            tell!(
+                "corpus.vocab_size has no effect: the run goes on with the tokenizer that it has"
+            );
+        }
     }
     let tokenizer = match &corpus {
         Corpus::Folder(_) | Corpus::Shards(_) => {
@@ -433,34 +438,36 @@ pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig
              from nothing",
             path.display()
         )),
-        (error, _) => {
-            anyhow::Error::from(error).context(format!("{} does not fit", path.display()))
-        }
+        (error, _) => usage(
+            &anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
+        ),
     })
 }
 
-/// A change after which a config does not fit.
+/// The error of a change after which a config does not fit.
 fn unfit_change(change: &str, error: &toml::de::Error) -> anyhow::Error {
     usage(&anyhow!("--set {change}: {}", error.message()))
 }
 
-/// Reads a config as a table and applies `KEY=VALUE` changes; `fits` says whether a table is a config. Gives the
-/// change with which it has ceased to be one, if it has.
+/// Reads a config as a table and applies `KEY=VALUE` changes; `fits` says whether a table is a config. Also returns the
+/// first change after which the table is no config any more, if there is one.
 fn read_table<'a>(
     path: &Path,
     changes: &'a [String],
     fits: &dyn Fn(&toml::Table) -> bool,
 ) -> Result<(toml::Table, Option<&'a str>)> {
     let text = read_text(path).context("cannot read the config")?;
-    let mut table: toml::Table =
-        text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
+    let table = text.parse().with_context(|| format!("{} is not TOML", path.display()));
+    let mut table: toml::Table = table.map_err(|error| usage(&error))?;
     let (mut is_fit, mut unfit) = (fits(&table), None);
     for change in changes {
         let (key, value) = change
             .split_once('=')
             .with_context(|| format!("--set expects KEY=VALUE, got {change:?}"))
             .map_err(|error| usage(&error))?;
-        apply(&mut table, key, value, fits).map_err(|error| usage(&error))?;
+        apply(&mut table, key, value, fits)
+            .with_context(|| format!("--set {change}"))
+            .map_err(|error| usage(&error))?;
         let was_fit = std::mem::replace(&mut is_fit, fits(&table));
         if is_fit {
             unfit = None;
@@ -471,8 +478,8 @@ fn read_table<'a>(
     Ok((table, unfit))
 }
 
-/// Changes a value of the config. What looks like a number or a date may be a text, such as the name of a
-/// folder, where the config takes nothing else.
+/// Changes a value of the config. A value that looks like a number or a date is taken for a text, such as the name of a
+/// folder, where the config accepts only that.
 fn apply(
     table: &mut toml::Table,
     key: &str,
@@ -501,12 +508,12 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
         // A table may be missing where all of its values have defaults.
         Some((first, rest)) => match table.entry(first).or_insert(toml::Table::new().into()) {
             toml::Value::Table(inner) => set(inner, rest, value),
-            _ => bail!("--set {key}: {first:?} is no table of the config"),
+            _ => bail!("{first:?} is no table of the config"),
         },
     }
 }
 
-/// Fails where a run or a cache cannot have its folder, as a file is in its place or in that of a folder above it.
+/// Fails where a run or a cache cannot have its folder, because a file is in its place or in that of a folder above it.
 fn check_folder(path: &Path) -> Result<()> {
     let there = path.ancestors().find(|path| path.exists());
     match there.filter(|path| !path.is_dir()) {
@@ -556,8 +563,8 @@ fn check_fits(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Resu
     check_model(output, stored, config)
 }
 
-/// Fails where a run that goes on would have models of other sizes than those that it has trained. The schedule has
-/// no part in the sizes.
+/// Fails where a run that goes on would have models of other sizes than those that it has trained. The schedule does
+/// not count as a size.
 fn check_sizes(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
     let model = ModelConfig { schedule: config.model.schedule, ..stored.model.clone() };
     check_model(output, &TrainConfig { model, ..stored.clone() }, config)
@@ -570,13 +577,27 @@ fn check_model(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Res
     if different.is_empty() { Ok(()) } else { Err(other_run(output, different.swap_remove(0))) }
 }
 
-/// Most changes of a config that are told.
+/// Fails where Stage C would go on with embeddings of another scale than those that it has learnt.
+fn check_scale(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
+    match [stored, config].map(|config| config.model.embedding_scale) {
+        [Some(old), Some(new)] if old != new && output.join("c/state.safetensors").exists() => {
+            let field = ("model.embedding_scale".to_owned(), old.to_string(), new.to_string());
+            Err(other_run(output, field))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Most changes of a config that are reported.
 const MOST_CHANGES: usize = 8;
 
-/// Says what of a run's config is other than when it was last trained; what its pictures are is told elsewhere.
+/// Reports the values of a run's config that have changed since it was last trained; changes of its pictures are
+/// reported elsewhere.
 fn tell_of_changes(stored: &impl Serialize, config: &impl Serialize) -> Result<()> {
     let mut different = differences("", Some(&as_toml(stored)?), Some(&as_toml(config)?));
-    different.retain(|(field, ..)| !field.starts_with("corpus."));
+    let are_pictures =
+        |field: &str| field.starts_with("corpus.folder") || field.starts_with("corpus.shards");
+    different.retain(|(field, ..)| !are_pictures(field));
     for (field, old, new) in different.iter().take(MOST_CHANGES) {
         tell!("{} was {}, and is now {}", visible(field), visible(old), visible(new));
     }
@@ -587,7 +608,7 @@ fn tell_of_changes(stored: &impl Serialize, config: &impl Serialize) -> Result<(
     Ok(())
 }
 
-/// Names the field that differs between the run in a folder and a config, with both values.
+/// The error of a field that differs between the run in a folder and a config, with both values.
 fn other_run(output: &Path, (field, old, new): (String, String, String)) -> anyhow::Error {
     anyhow!(
         "{} holds a run whose {field} is {old}, the config says {new}: name another folder with \
@@ -627,7 +648,7 @@ fn differences(
 }
 
 /// The tokenizer of the captions of pictures: the run's own, else that of the model that it starts from, else
-/// one that the captions teach.
+/// one that is learnt from the captions.
 fn tokenizer(
     corpus: &Corpus,
     config: &TrainConfig,
@@ -674,11 +695,11 @@ fn known_scale(
 /// Bytes of a value while a model is trained.
 const F32_BYTES: usize = 4;
 
-/// Most letters of an example in a message.
+/// Most characters of an example in a message.
 const EXAMPLE_LETTERS: usize = 60;
 
-/// Says how many captions are longer than Stage C reads, by what limits that, and how many have words that its
-/// text encoder does not know.
+/// Reports how many captions are longer than Stage C reads, naming the setting that limits the length, and how many
+/// have words that its text encoder does not know.
 fn tell_of_captions<'a>(
     captions: impl Iterator<Item = &'a str>,
     noun: &str,
@@ -716,8 +737,8 @@ fn tell_of_captions<'a>(
     Ok(())
 }
 
-/// Says whether a stage ends before its learning rate has risen to that of the config. `stage` stands in front of the
-/// fields' names.
+/// Reports that a stage ends before its learning rate has risen to that of the config, if so. `stage` is a prefix of
+/// the fields' names.
 fn tell_of_warmup(stage: &str, updates: &UpdateConfig) {
     let UpdateConfig { steps, optimizer, .. } = updates;
     let (warmup, peak) = (optimizer.warmup_steps, optimizer.learning_rate);
@@ -738,8 +759,8 @@ fn check(folder: &Folder, image_size: usize) -> Result<()> {
     Ok(())
 }
 
-/// Fails where the weights, or what a stage keeps of its pictures, take more memory than the machine has. `pictures`
-/// is the size of the corpus, if it has one.
+/// Fails where the weights, or the values that a stage caches for its pictures, take more memory than the machine has.
+/// `pictures` is the size of the corpus, if it is limited.
 fn check_memory(recipe: &Recipe, stages: Stages, pictures: Option<usize>) -> Result<()> {
     let weights = recipe.parameters().values().fold(0, |sum: usize, &own| sum.saturating_add(own));
     memory::check("the weights of the sizes in [model]", weights.saturating_mul(F32_BYTES))?;

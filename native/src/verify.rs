@@ -1,4 +1,4 @@
-//! `wuerstchen verify`: our tensors against the authors'.
+//! `wuerstchen verify`: compares our tensors with those of the authors' code.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::files;
 /// Arguments of `wuerstchen verify`.
 #[derive(Args)]
 pub(crate) struct VerifyArgs {
-    /// A model folder with golden/ and maybe original/ in it
+    /// A model folder that contains golden/ and may contain original/
     folder: PathBuf,
     /// Where to run
     #[arg(long, value_enum, default_value = "auto")]
@@ -27,7 +27,7 @@ pub(crate) struct VerifyArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Write what was computed to this folder, under the goldens' names
+    /// Write the computed tensors to this folder, under the goldens' names
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
 }
@@ -38,12 +38,15 @@ struct Report<'a> {
     ok: bool,
     device: &'a str,
     checks: &'a [Check],
-    /// Goldens that nothing was compared with.
+    /// Goldens that were compared with nothing.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     unchecked: &'a [String],
+    /// Stages that have no goldens.
+    #[serde(skip_serializing_if = "<[&str]>::is_empty")]
+    without_golden: &'a [&'static str],
 }
 
-/// Compares everything; false if a bound is passed.
+/// Compares everything; returns false if an error is above its bound.
 pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
     if let Some(folder) = &args.dump {
         std::fs::create_dir_all(folder)
@@ -83,17 +86,21 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<bool> {
             device: &found.name,
             checks: &verification.checks,
             unchecked: &verification.left_out,
+            without_golden: &verification.without_golden,
         };
         crate::print(&serde_json::to_string(&report)?)?;
     } else {
         let left_out = verification.left_out.iter().map(|name| format!("not checked: {name}"));
-        let lines = std::iter::once(table(&verification.checks)).chain(left_out);
+        let absent = verification.without_golden.iter();
+        let absent =
+            absent.map(|name| format!("not checked: {name}, which has no file in golden/"));
+        let lines = std::iter::once(table(&verification.checks)).chain(left_out).chain(absent);
         crate::print(&lines.collect::<Vec<_>>().join("\n"))?;
     }
     Ok(ok)
 }
 
-/// Shows which file is computed, as a GPU takes its time to compile.
+/// Shows which file is being computed, because a GPU takes long to compile its shaders.
 fn verify_with_progress(subject: &Subject) -> Result<Verification> {
     let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}")
         .expect("the template is well-formed");

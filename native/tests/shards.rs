@@ -139,7 +139,7 @@ fn a_torn_picture_ends_a_strict_run() {
     assert!(told.contains("found none; left out: 24 samples: width below 4000"), "{told}");
 }
 
-/// What is named twice, no text, of no use, or other than before, is told.
+/// Shards that are named twice, captions that are no text, unused files and changed pictures are reported.
 #[test]
 fn nothing_of_shards_is_changed_without_a_line() {
     let case = Case::new("told");
@@ -174,7 +174,7 @@ fn nothing_of_shards_is_changed_without_a_line() {
     assert!(code != Some(0) && none.contains("found \"blip\", which none has"), "{none}");
 }
 
-/// Wherever in the order of an epoch the one good picture lies.
+/// Training works wherever in the order of an epoch the only good picture lies.
 #[test]
 fn one_good_picture_among_torn_ones_is_found() {
     let case = Case::new("one");
@@ -217,7 +217,7 @@ fn a_lora_is_trained_on_shards() {
     assert!(case.0.join("run/pytorch_lora_weights.safetensors").is_file());
 }
 
-/// What a folder holds is told, packed, and read back as the same pictures and captions.
+/// The content of a folder is reported, packed, and read back as the same pictures and captions.
 #[test]
 fn a_folder_is_looked_through_and_packed() {
     let folder = scratch("shards-data");
@@ -307,7 +307,7 @@ fn parquet_files_are_read_as_tar_files_are() {
     assert!(!output.status.success() && told.contains("00000.parquet/000000005"), "{told}");
 }
 
-/// What other programs write is read, or told.
+/// Parquet files of other programs are read, or the reason why not is reported.
 #[cfg(feature = "parquet")]
 #[test]
 fn what_is_odd_in_parquet_files_is_told() {
@@ -364,5 +364,5 @@ fn what_is_odd_in_parquet_files_is_told() {
     let whole = fs::read(golden("00000.parquet")).unwrap();
     fs::write(&cut, &whole[..whole.len() - 100]).unwrap();
     let (code, _, told) = stats(&cut);
-    assert!(code == Some(4) && told.contains("cut.parquet ends early: "), "{told}");
+    assert!(code == Some(4) && told.contains("cut.parquet cannot be read: "), "{told}");
 }

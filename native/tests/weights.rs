@@ -18,7 +18,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
 }
 
-/// All six parts, or those without the compressor, are there and whole; gives what was told.
+/// Fails unless all six parts, or all but the compressor, are there and whole; returns the reported lines.
 fn import(paths: &[&Path], parts: usize) -> String {
     let paths = paths.iter().map(|path| path.to_str().unwrap());
     let arguments: Vec<_> = ["import", "--json"].into_iter().chain(paths).collect();
@@ -31,7 +31,7 @@ fn import(paths: &[&Path], parts: usize) -> String {
     error
 }
 
-/// What diffusers saves of the pipeline that joins both.
+/// The files that diffusers saves for the pipeline that joins both.
 #[test]
 fn both_pipelines_may_be_one_folder() {
     let folder = scratch("combined");
@@ -59,6 +59,9 @@ fn both_pipelines_may_be_one_folder() {
     copy(&folder.join("prior_prior"), &folder.join("prior_prior_ema"));
     let told = import(&[&folder], 5);
     assert!(told.contains("reads prior_prior; left out: prior_prior_ema"), "{told}");
+    fs::rename(folder.join("prior_prior"), folder.join("prior_prior_lite")).unwrap();
+    let told = import(&[&folder], 5);
+    assert!(told.contains("reads prior_prior_lite; left out: prior_prior_ema"), "{told}");
 
     let other = r#"{"_class_name": "KandinskyPriorPipeline"}"#;
     fs::write(folder.join("model_index.json"), other).unwrap();
@@ -259,7 +262,7 @@ fn kohya(prefix: &str) -> impl Fn(&str, &str) -> String {
     }
 }
 
-/// The picture that `shapes` makes with a LoRA, and what is told.
+/// The picture that `shapes` makes with a LoRA, and the reported lines.
 fn with_lora(path: &Path) -> Result<(image::DynamicImage, String), String> {
     let picture = path.with_extension("png");
     let (lora, output) = (path.display().to_string(), picture.display().to_string());
@@ -276,7 +279,7 @@ fn with_lora(path: &Path) -> Result<(image::DynamicImage, String), String> {
     }
 }
 
-/// Beside the matrices, in the header, in a config beside the file: it is the same LoRA.
+/// An alpha beside the matrices, in the header, or in a config beside the file gives the same LoRA.
 #[test]
 fn alpha_is_found_wherever_it_stands() {
     let folder = scratch("lora-alpha");
@@ -370,7 +373,7 @@ fn other_methods_are_refused_in_a_sentence() {
     );
 }
 
-/// Whoever reads a device or a pipe may never come to its end.
+/// Devices and pipes are refused, because a program that reads one may never come to its end.
 #[cfg(unix)]
 #[test]
 fn devices_and_pipes_are_no_models() {

@@ -98,8 +98,8 @@ pub(crate) fn unpack(
     Tensor::from_dispatch(Dispatch::cpu_unpack(values, scales, zeros, packing, columns))
 }
 
-/// Products of rows with a packed matrix that gets no gradient. Nothing in f32 is kept for the backward pass,
-/// which unpacks the matrix again.
+/// Products of rows with a packed matrix that gets no gradient. The forward pass keeps no matrix in f32, because the
+/// backward pass unpacks it again.
 pub(crate) fn frozen_product(
     x: Tensor<2>,
     (values, scales, zeros): (Tensor<2, Int>, Tensor<2>, Tensor<2, Int>),
@@ -125,8 +125,12 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 
 // A bound brings burn's operations into scope, whose own trait burn does not export.
 
-/// `x·W` as Flex's convolution with windows of one, of an input `[1, K, N]` with weights `[M, K, 1]`: the same call of
-/// `gemm` as its product of matrices. That one copies what it makes once more.
+/// `x·W` as Flex's convolution of an input `[1, K, N]` with weights `[M, K, 1]`, that is, with windows of one. It makes
+/// the same call of `gemm` as Flex's matrix product, which then copies its result once more.
+#[cfg_attr(
+    target_family = "wasm",
+    allow(dead_code, reason = "WebAssembly multiplies by `product`")
+)]
 fn by_convolution<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
@@ -176,6 +180,10 @@ pub(crate) trait CpuKernels: Backend {
         options: DepthwiseOptions,
     ) -> FloatTensor<Self>;
     fn cpu_patches(x: FloatTensor<Self>, size: usize, stride: usize) -> FloatTensor<Self>;
+    #[cfg_attr(
+        target_family = "wasm",
+        allow(dead_code, reason = "WebAssembly multiplies by `product`")
+    )]
     fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_unpack(
         values: IntTensor<Self>,
@@ -194,10 +202,10 @@ pub(crate) trait CpuKernels: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// A value that is further below the largest of its row than this has the weight zero in a softmax. Its true weight
+/// A value that is further below the largest of its row than this gets the weight zero in a softmax. Its true weight
 /// would be at most `e⁻⁴⁴`.
 ///
-/// In f32 such a weight changes no sum. But behind a mask, or where attention is sharp, the products of such weights
+/// In f32 such a weight changes no sum. But under a mask, or where attention is sharp, the products of such weights
 /// are subnormal numbers, with which a CPU calculates a hundred times slower.
 const NEGLIGIBLE: f32 = -44.0;
 

@@ -41,7 +41,7 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Side of the training pictures in pixels.
     pub image_size: usize,
-    /// What the machine takes while it trains, in watts, for the energy in the run's report.
+    /// The power that the machine takes while it trains, in watts, for the energy in the run's report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watts: Option<f64>,
     /// The corpus.
@@ -71,10 +71,10 @@ pub enum StageName {
 }
 
 impl StageName {
-    /// In the order in which they are trained.
+    /// All stages in the order in which they are trained.
     pub const ALL: [Self; 3] = [Self::A, Self::B, Self::C];
 
-    /// Its table in the config: `a`, `b` or `c`.
+    /// The name of its table in the config: `a`, `b` or `c`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::A => "a",
@@ -83,7 +83,7 @@ impl StageName {
         }
     }
 
-    /// What errors of its config call it.
+    /// The name of the stage in errors of its config.
     pub(crate) fn part(self) -> &'static str {
         match self {
             Self::A => "stage a",
@@ -124,9 +124,9 @@ pub struct CorpusConfig {
     /// The folder with the art of [`Scenes::Emoji`]; by default the one that `models/fetch_emoji.sh`
     /// fills.
     pub art: Option<PathBuf>,
-    /// A folder of captioned pictures, relative to the current one.
+    /// A folder of captioned pictures, relative to the current folder.
     pub folder: Option<PathBuf>,
-    /// Tar files of captioned pictures, in place of a folder.
+    /// Tar or Parquet files of captioned pictures, in place of a folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shards: Option<ShardsConfig>,
     /// The largest number of tokens of the tokenizer that is learnt from the captions of pictures.
@@ -149,7 +149,7 @@ impl Default for CorpusConfig {
 }
 
 impl CorpusConfig {
-    /// Whether it is a user's own pictures, in a folder or in shards.
+    /// Whether the corpus is the user's own pictures, in a folder or in shards.
     pub fn is_own(&self) -> bool {
         self.folder.is_some() || self.shards.is_some()
     }
@@ -191,8 +191,9 @@ pub struct ModelConfig {
     /// The semantic compressor.
     pub compressor: CompressorConfig,
     /// Side of the pictures that the compressor sees, in pixels; training pictures are scaled to it. By
-    /// default it is `image_size`. If a model for larger pictures sees them at the size of a smaller model,
-    /// both have the same image embeddings, and the larger model can take over the smaller one's Stage C.
+    /// default it is `image_size`. If the compressor of a model for larger pictures sees them at the size of a
+    /// smaller model, both models have the same image embeddings, and the larger one can take over the smaller
+    /// one's Stage C.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compressor_side: Option<usize>,
     /// Stage B; the family of the model depends on what it denoises.
@@ -329,7 +330,7 @@ impl TrainConfig {
         self.validate_defaults()
     }
 
-    /// Checks that each stage has a loss that its model can have.
+    /// Checks that the settings of every stage's loss fit its model.
     fn validate_losses(&self) -> Result<(), ConfigError> {
         let has_tokens = self.model.decoder.has_tokens();
         if has_tokens && self.b.diffusion.p2_weighting {
@@ -352,16 +353,18 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// Checks that the model can make what its defaults say. The sizes of the model were checked before.
+    /// Checks that the model can make pictures with its default options. The sizes of the model were checked before.
     fn validate_defaults(&self) -> Result<(), ConfigError> {
         let Defaults { width, height, .. } = self.defaults;
-        // Pixels of a cell of the image embedding, and of the smallest piece of Stage B's latents.
+        // Side in pixels of a cell of the image embedding, and of the smallest piece of Stage B's latents.
         let cell = self.image_size / self.embedding_side();
         let piece = self.model.vqgan.downscale() * self.model.decoder.size_multiple();
         for (field, side) in [("width", width), ("height", height)] {
             let fits = side.is_multiple_of(cell) && side.is_multiple_of(piece);
             if !fits || !(1..=MAX_SIDE).contains(&side) {
-                let expected = format!("a multiple of {cell} and of {piece}, at most {MAX_SIDE}");
+                let multiple =
+                    if cell == piece { cell.to_string() } else { format!("{cell} and of {piece}") };
+                let expected = format!("a multiple of {multiple}, at most {MAX_SIDE}");
                 return Err(ConfigError::new("defaults", field, expected, side));
             }
         }
@@ -377,7 +380,7 @@ impl TrainConfig {
         }
     }
 
-    /// Whether a stage starts from weights that are there and keeps a part of them as it is.
+    /// Whether a stage starts from existing weights and keeps some of them frozen.
     pub(crate) fn is_frozen_in_part(&self, stage: StageName) -> bool {
         match stage {
             StageName::A => self.a.freeze_encoder,
@@ -590,7 +593,7 @@ mod tests {
                 |config| config.c.updates.optimizer.weight_decay = 1e6,
                 "weight_decay must be at most 1 / learning_rate",
             ),
-            (|config| config.defaults.width = 0, "width must be a multiple of 16 and of 16"),
+            (|config| config.defaults.width = 0, "width must be a multiple of 16, at most"),
             (|config| config.defaults.height = 40, "defaults config: height"),
             (|config| config.defaults.prior_steps = 0, "prior_steps must be from 1 to 1000"),
             (|config| config.defaults.decoder_steps = 1001, "decoder_steps"),

@@ -23,18 +23,24 @@ pub enum CorpusError {
     /// A picture cannot be read.
     #[error("cannot read the picture {name}: {reason}")]
     Picture {
-        /// Its path, or what else it is called.
+        /// Its path, or another name.
         name: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// What was computed before cannot be read or kept.
+    /// Not one of the pictures can be read.
+    #[error("none of the {count} pictures can be read")]
+    NoPicture {
+        /// How many there are.
+        count: usize,
+    },
+    /// A tensor in the cache cannot be read or written.
     #[error("cannot use the cache: {reason}")]
     Cache {
         /// What is wrong, with the name of the file.
         reason: String,
     },
-    /// The tokenizer cannot be made, or not split a caption.
+    /// The tokenizer cannot be made, or cannot split a caption.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
 }
@@ -48,7 +54,7 @@ pub trait Samples: Send + Sync {
     /// The picture cannot be read.
     fn picture(&self, number: u64, side: usize) -> Result<Image, CorpusError>;
 
-    /// What may be said about it; at least one caption.
+    /// The captions of a sample; at least one.
     fn captions(&self, number: u64) -> Vec<String>;
 
     /// One of the captions.
@@ -61,12 +67,12 @@ pub trait Samples: Send + Sync {
     /// A prompt for a grid of pictures that shows how far training is.
     fn prompt(&self, number: u64) -> String;
 
-    /// How many different samples there are; `None` if every number is another one.
+    /// How many different samples there are; `None` if every number is a different one.
     fn count(&self) -> Option<usize> {
         None
     }
 
-    /// Whether another sample takes the place of one whose picture cannot be read, once that is known.
+    /// Whether a sample whose picture cannot be read is replaced by another one, once that is known.
     fn replaces_broken(&self) -> bool {
         false
     }
@@ -84,7 +90,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// What a stage learns from.
+    /// The samples from which a stage learns.
     pub(crate) fn samples(&self, stage: StageName, seed: u64, lesson: Lesson) -> Arc<dyn Samples> {
         match self {
             Self::Shapes => Arc::new(Shapes { seed, lesson }),
@@ -99,9 +105,9 @@ impl Source {
 
 /// The built-in scenes, drawn when they are needed.
 pub struct Shapes {
-    /// Which scenes.
+    /// Seed of the scenes.
     pub seed: u64,
-    /// What of them is shown.
+    /// What the scenes show.
     pub lesson: Lesson,
 }
 
@@ -123,11 +129,11 @@ impl Samples for Shapes {
 
 /// Scenes of emoji, drawn when they are needed.
 pub struct Emoji {
-    /// Which scenes.
+    /// Seed of the scenes.
     pub seed: u64,
-    /// What they are drawn with.
+    /// The art from which they are drawn.
     pub art: Arc<Art>,
-    /// What of them is shown.
+    /// What the scenes show.
     pub lesson: Lesson,
     /// Whether a tenth of the concepts is left out, as for Stage A.
     pub for_stage_a: bool,
@@ -143,7 +149,7 @@ impl Emoji {
     }
 }
 
-/// What grids of emoji show, before what evaluation asks for.
+/// The first prompts of sample grids of emoji; prompts of the evaluation follow.
 const EMOJI_PROMPTS: [&str; 12] = [
     "a slice of pizza",
     "a cat face",
@@ -229,14 +235,15 @@ impl Corpus {
         Ok(self.pictures(&numbers[own.clone()])?.at(own.start))
     }
 
-    /// What of a batch is read where the samples `own` are needed. Of samples that can be replaced all: the captions of
-    /// those that are, and the random numbers that these take, must not depend on who reads them.
+    /// The samples of a batch to read where the samples `own` are needed. Samples that can be replaced are all read,
+    /// because the captions of replacements, and the random numbers that these take, must be the same in all processes.
     fn needed(&self, count: usize, own: &Range<usize>) -> Range<usize> {
         if self.samples.replaces_broken() { 0..count } else { own.clone() }
     }
 
-    /// Squares of pictures of the samples `own` of a batch, rows of `[3, H, W]` in `[0, 1]`: each of a sample's number
-    /// and of how many times as wide and high the picture is drawn; `rng` says where they are cut out.
+    /// Squares cut out of the pictures of the samples `own` of a batch, rows of `[3, H, W]` in `[0, 1]`. `zooms` has
+    /// the number of each sample, and how many times as wide and high its picture is drawn; `rng` says where the
+    /// square is cut out.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Where a training run keeps what it makes.
+//! Stores: where a training run keeps its files.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -12,20 +12,31 @@ pub const METRICS: &str = "metrics.jsonl";
 /// Why a store cannot do something; the text names the file.
 pub type StoreError = Box<dyn Error + Send + Sync>;
 
+/// An error with its causes, as text.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 /// Files by name, such as `a/state.safetensors`: states, grids of samples, metrics, the model and the config.
 pub trait Store: Send + Sync {
     /// The file of that name, if there is one.
     ///
     /// # Errors
     ///
-    /// It cannot be read.
+    /// The file cannot be read.
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// The same file, to read parts of it.
+    /// Opens that file for reading parts of it; `None` if there is none.
     ///
     /// # Errors
     ///
-    /// It cannot be opened.
+    /// The file cannot be opened.
     fn open(&self, name: &str) -> Result<Option<Arc<dyn ReadBytes>>, StoreError> {
         Ok(self.read(name)?.map(|bytes| Arc::new(bytes) as Arc<dyn ReadBytes>))
     }
@@ -33,24 +44,24 @@ pub trait Store: Send + Sync {
     /// Whether there is a file of that name.
     fn contains(&self, name: &str) -> bool;
 
-    /// Writes a file, in place of the one that is there. A file is at all times either whole or not there.
+    /// Writes a file, and replaces one of the same name. At any time the file is either whole or not there.
     ///
     /// # Errors
     ///
-    /// It cannot be written.
+    /// The file cannot be written.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
 
     /// Adds bytes to the end of a file.
     ///
     /// # Errors
     ///
-    /// It cannot be written.
+    /// The file cannot be written.
     fn append(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
 
     /// What a person calls the file, such as its path.
     fn describe(&self, name: &str) -> String;
 
-    /// Keeps the runs of other programs out until the store is dropped; more than once is as good as once.
+    /// Keeps the runs of other programs out until the store is dropped. A second call has no effect.
     ///
     /// # Errors
     ///

@@ -8,12 +8,12 @@ use wuerstchen::checkpoint::{NamedTensor, read_header};
 use wuerstchen::{Checkpoint, LoadError, ModelFiles, Part, WeightDtype};
 
 use crate::corpus::CorpusError;
-use crate::store::Store;
+use crate::store::{Store, with_causes};
 
 /// The name of the one tensor of a file.
 const TENSOR: &str = "values";
 
-/// Under which name a file's header has the checksum of the tensor's bytes.
+/// Key in a file's header of the checksum of the tensor's bytes.
 const CHECKSUM: &str = "crc32c";
 
 fn checksum(bytes: &[u8]) -> String {
@@ -38,7 +38,7 @@ impl TensorCache {
             let file = Checkpoint::parse(&path, Arc::new(bytes))?;
             let shape = file.shape(TENSOR).unwrap_or_default().to_vec();
             let tensor = NamedTensor { name: TENSOR.into(), shape, values: file.values(TENSOR)? };
-            // Files of older versions have none.
+            // Files of older versions have no checksum.
             Ok::<_, LoadError>((tensor, expected.is_none_or(|expected| expected == found)))
         };
         match read() {
@@ -62,7 +62,7 @@ impl TensorCache {
         unfit(&format!("{}: {reason}", self.0.describe(name)))
     }
 
-    /// A tensor that was put there before, of a shape.
+    /// The values of a tensor that was put there before and has this shape.
     pub(crate) fn expect(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CorpusError> {
         let gone = || cannot(format!("{} is gone since the run began", self.0.describe(name)));
         let found = self.get(name)?.ok_or_else(gone)?;
@@ -101,7 +101,7 @@ impl TensorCache {
         let file = Checkpoint::from_tensors(name, [NamedTensor::new(TENSOR, shape, values)]);
         let bytes = Checkpoint::write([(String::new(), &file)], WeightDtype::F32, metadata)
             .map_err(|error| cannot(error.to_string()))?;
-        self.0.write(name, &bytes).map_err(|error| cannot(error.to_string()))
+        self.0.write(name, &bytes).map_err(|error| cannot(with_causes(&*error)))
     }
 }
 
@@ -114,13 +114,13 @@ fn cannot(reason: String) -> CorpusError {
     CorpusError::Cache { reason }
 }
 
-/// The name of a file for what was computed from `sources`: of a kind, in 256 folders.
+/// The name of the file of a tensor of this `kind` that is computed from `sources`. Files are spread over 256 folders.
 pub(crate) fn name_of(kind: &str, sources: &[&[u8]]) -> String {
     let digest = digest(sources);
     format!("{kind}/{}/{digest}.safetensors", &digest[..2])
 }
 
-/// A hash (SHA-256) of several pieces, in hexadecimal digits; where one ends matters.
+/// A hash (SHA-256) of several pieces, in hexadecimal digits. It also depends on where a piece ends.
 pub fn digest<P: AsRef<[u8]>>(pieces: impl IntoIterator<Item = P>) -> String {
     let mut hash = Sha256::new();
     for piece in pieces {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
+use wuerstchen::checkpoint::ReadBytes;
 use wuerstchen::{GenerateOptions, Image, Pipeline};
 use wuerstchen_train::Lesson;
 use wuerstchen_train::corpus::{CorpusError, Samples, Shapes};
@@ -22,7 +23,7 @@ fn turn() -> MutexGuard<'static, ()> {
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The smoke test's sizes, with two or so updates of four samples for every stage.
+/// The smoke test's sizes, with a few updates of four samples for every stage.
 fn config(steps: u64) -> TrainConfig {
     let mut config = TrainConfig::from_toml(include_str!("../../../configs/smoke.toml")).unwrap();
     for updates in [&mut config.a.updates, &mut config.b.updates, &mut config.c.updates] {
@@ -42,7 +43,7 @@ fn run(steps: u64, store: &Arc<Memory>) -> Run {
     run_of(config(steps), Source::Shapes, store)
 }
 
-/// Every stage in a store in memory; what happens is told.
+/// All stages train in a store in memory, and every event is reported.
 #[test]
 fn a_run_trains_all_stages_and_keeps_them() {
     let _turn = turn();
@@ -123,7 +124,7 @@ fn a_run_stops_where_its_listener_breaks_and_goes_on() {
     assert!(run(3, &elsewhere).train(StageName::A, start).unwrap().is_continue());
     assert_eq!(state(&elsewhere), state(&straight));
 
-    // Where nothing is left to train, the run has what it would have trained.
+    // A run with no updates left has the result of its last update.
     let done = Arc::new(Memory::default());
     let start = Start::State { name: "done".into(), bytes: Arc::new(state(&straight)) };
     assert!(run(3, &done).train(StageName::A, start).unwrap().is_continue());
@@ -132,7 +133,7 @@ fn a_run_stops_where_its_listener_breaks_and_goes_on() {
     assert_eq!(done.read(weights).unwrap(), straight.read(weights).unwrap());
     assert!(done.contains(weights));
 
-    // Its model may be lost, and is made anew from the state.
+    // If its model is lost, it is written again from the state.
     let lost = Arc::new(Memory::default());
     lost.write("a/state.safetensors", &state(&straight)).unwrap();
     assert!(run(3, &lost).train(StageName::A, Start::Resume).unwrap().is_continue());
@@ -201,8 +202,8 @@ fn adaptive_weights_go_on_from_the_state() {
     assert!(metrics.contains("\"error_t"), "{metrics}");
 }
 
-/// Two runs with one cache, and one without: the same weights. The second run takes what the first has kept, which shows
-/// where a bit of that is flipped: it notices.
+/// Two runs with one cache, and one without, make the same weights. The second run takes what the first has kept: it
+/// notices a flipped bit in that.
 #[test]
 fn what_a_run_keeps_serves_others() {
     let _turn = turn();
@@ -226,7 +227,7 @@ fn what_a_run_keeps_serves_others() {
     let (cache, straight) = (Arc::new(Memory::default()), trained(None).unwrap());
     for _ in 0..2 {
         assert!(trained(Some(&cache)).unwrap() == straight);
-        // Eight scenes each are one file.
+        // There is one file for every eight scenes.
         let mut kinds: Vec<_> =
             cache.names().iter().map(|name| name.split('/').next().unwrap().to_owned()).collect();
         kinds.sort();
@@ -303,6 +304,18 @@ fn a_new_start_does_not_overwrite_a_state() {
     );
     let after = store.names().into_iter().map(|name| (store.read(&name).unwrap(), name));
     assert_eq!(after.collect::<Vec<_>>(), before);
+
+    // The state of another run would overwrite it too. Its own is where it would go on anyway.
+    let from = |store: &Memory| {
+        let bytes: Arc<dyn ReadBytes> =
+            Arc::new(store.read("a/state.safetensors").unwrap().unwrap());
+        Start::State { name: "state".into(), bytes }
+    };
+    let other = Arc::new(Memory::default());
+    assert!(run(2, &other).train(StageName::A, Start::Anew).unwrap().is_continue());
+    let error = run(3, &store).train(StageName::A, from(&other)).unwrap_err();
+    assert!(matches!(error, RunError::StateExists { stage: StageName::A, .. }), "{error}");
+    assert!(run(1, &store).train(StageName::A, from(&store)).unwrap().is_continue());
 }
 
 #[test]
@@ -313,7 +326,7 @@ fn a_stage_needs_the_ones_before() {
     assert!(error.contains("stage a is not trained"), "{error}");
 }
 
-/// Shapes of which ten are there; number 5 cannot be read.
+/// A corpus of ten shapes, of which number 5 cannot be read.
 struct Torn(Shapes);
 
 impl Samples for Torn {

@@ -116,6 +116,9 @@ pub async fn verify(
     for (part, weights) in &originals.weights {
         all.weights.entry(*part).or_insert_with(|| weights.clone());
     }
+    let is_there = |name: &str| goldens.tensors.contains_key(name);
+    result.without_golden =
+        stages.iter().map(|(name, _)| *name).filter(|name| !is_there(name)).collect();
     for &(name, compare) in stages.iter().chain(others) {
         let Some(golden) = goldens.tensors.get(name) else { continue };
         on_file(name);

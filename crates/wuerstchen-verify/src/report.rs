@@ -53,6 +53,8 @@ pub struct Verification {
     pub computed: BTreeMap<String, Vec<u8>>,
     /// Golden tensors, and whole files, that nothing was compared with.
     pub left_out: Vec<String>,
+    /// The stages that have no golden file.
+    pub without_golden: Vec<&'static str>,
 }
 
 impl Verification {

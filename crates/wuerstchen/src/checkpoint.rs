@@ -17,17 +17,17 @@ use crate::weights::is_counter;
 
 /// Bytes that are read by range: a buffer, a file, several pieces of files.
 pub trait ReadBytes: Send + Sync {
-    /// How many there are.
+    /// Number of bytes.
     fn length(&self) -> usize;
 
-    /// Those of `range`, which lies within the length.
+    /// The bytes of `range`, which lies within the length.
     ///
     /// # Errors
     ///
-    /// Says why they cannot be read.
+    /// Says why the bytes cannot be read.
     fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>>;
 
-    /// Whether a part costs less than the whole.
+    /// Whether reading a range costs less than reading all bytes.
     fn has_parts(&self) -> bool {
         true
     }
@@ -55,7 +55,7 @@ impl ReadBytes for Pieces {
         let mut bytes = Vec::with_capacity(range.len());
         let mut start = 0;
         for (source, piece) in &self.0 {
-            // What of the piece is wanted, counted from its own start.
+            // The wanted bytes of this piece, counted from its own start.
             let from = range.start.clamp(start, start + piece.len()) - start;
             let to = range.end.clamp(start, start + piece.len()) - start;
             if from < to {
@@ -76,7 +76,7 @@ pub enum WeightDtype {
     F16,
 }
 
-/// Bytes that are read of a tensor at a time, unless one row of it is longer.
+/// Bytes of a tensor that are read at a time, unless one row of it is longer.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Named tensors, none of which has been read yet.
@@ -126,9 +126,9 @@ impl Entry {
 pub struct NamedTensor {
     /// Its name in the checkpoint.
     pub name: String,
-    /// As in PyTorch.
+    /// Its shape, as in PyTorch.
     pub shape: Vec<usize>,
-    /// In the order of the shape, the last axis first.
+    /// Row-major: the last axis changes fastest.
     pub values: Vec<f32>,
 }
 
@@ -147,7 +147,7 @@ const MAX_HEADER_BYTES: usize = 100_000_000;
 pub enum FileType {
     /// Safetensors.
     Safetensors,
-    /// One of PyTorch's, a zip archive or a pickle.
+    /// A PyTorch file: a zip archive or a pickle.
     Pytorch,
     /// A pointer of Git LFS, whose file `git lfs pull` fetches.
     LfsPointer,
@@ -195,7 +195,7 @@ impl FileType {
         }
     }
 
-    /// What it is, for messages.
+    /// The type for messages, with its article.
     pub fn name(self) -> &'static str {
         match self {
             Self::Safetensors => "a safetensors file",
@@ -338,7 +338,7 @@ impl Checkpoint {
         &self.part
     }
 
-    /// The same under another name.
+    /// The same tensors, which errors call `part`.
     pub fn named(self, part: &str) -> Self {
         Self { part: part.to_owned(), ..self }
     }
@@ -360,7 +360,7 @@ impl Checkpoint {
         Some(&self.tensors.get(name)?.shape)
     }
 
-    /// The length of a tensor along an axis.
+    /// The length of a tensor along an axis; `None` if there is no such tensor or axis.
     pub fn side(&self, name: &str, axis: usize) -> Option<usize> {
         self.shape(name)?.get(axis).copied()
     }
@@ -370,7 +370,7 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// How many numbers from 0 on make the name of a tensor.
+    /// How many of the numbers 0, 1, 2, … are in the name of a tensor, up to the first that is not.
     pub fn count(&self, name: impl Fn(usize) -> String) -> usize {
         (0..).take_while(|&number| self.has(&name(number))).count()
     }
@@ -447,8 +447,8 @@ impl Checkpoint {
         Ok(Stored { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
     }
 
-    /// The planes of a matrix that is to stay packed on the device; `None` where it is stored
-    /// otherwise, or so small that it is not worth it.
+    /// The planes of a matrix that is to stay packed on the device; `None` where it is stored in another type, or
+    /// is so small that packing costs more time than it saves memory.
     ///
     /// # Errors
     ///
@@ -460,7 +460,8 @@ impl Checkpoint {
         Ok(Some((packing, planes(packing, &entry.shape, &bytes))))
     }
 
-    /// How many values are learnt: running statistics of batch norms and counters are measured.
+    /// Number of learnt values: running statistics of batch norms and counters do not count, because training
+    /// measures them.
     pub fn parameters(&self) -> usize {
         let buffers = ["running_mean", "running_var", "num_batches_tracked", "position_ids"];
         let learnt = self
@@ -499,7 +500,8 @@ impl Checkpoint {
         })
     }
 
-    /// The integers of a tensor of 64-bit or 32-bit integers, as goldens hold them.
+    /// The integers of a tensor of 64-bit or 32-bit integers, as goldens hold them; `None` for any other tensor, or
+    /// if it cannot be read.
     pub fn integers(&self, name: &str) -> Option<Vec<i64>> {
         let entry = self.tensors.get(name)?;
         let bytes = self.read(name, entry, entry.range.clone()).ok()?;
@@ -513,7 +515,8 @@ impl Checkpoint {
         }
     }
 
-    /// The bytes of a tensor of bytes, as goldens hold pictures.
+    /// The bytes of a tensor of bytes, as goldens hold pictures; `None` for any other tensor, or if it cannot be
+    /// read.
     pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         let entry = self.tensors.get(name).filter(|entry| entry.dtype == StoredDtype::U8)?;
         Some(self.read(name, entry, entry.range.clone()).ok()?.into_owned())
@@ -528,12 +531,25 @@ impl Checkpoint {
         Self { part, tensors: entries.collect() }
     }
 
-    /// The tensors to which `name` gives a name, under that one; of two of the same name, the last one in the order
-    /// of their old names.
+    /// The tensors under the names that `name` gives them; those to which it gives none are left out. Of two with
+    /// the same new name, the one whose old name sorts last stays.
     pub fn renamed(&self, name: impl Fn(&str) -> Option<String>) -> Self {
         let entries =
             self.tensors.iter().filter_map(|(old, entry)| Some((name(old)?, entry.clone())));
         Self { part: self.part.clone(), tensors: entries.collect() }
+    }
+
+    /// Without what PyTorch writes before the name of every tensor of a network that several GPUs trained
+    /// (`DataParallel`) or that was compiled (`torch.compile`).
+    pub fn unwrapped(self) -> Self {
+        for wrapper in ["module.", "_orig_mod."] {
+            if !self.tensors.is_empty() && self.names().all(|name| name.starts_with(wrapper)) {
+                return self
+                    .renamed(|name| name.strip_prefix(wrapper).map(str::to_owned))
+                    .unwrapped();
+            }
+        }
+        self
     }
 
     /// The authors' original layout as diffusers names it: fused attention projections are split,
@@ -619,7 +635,7 @@ pub(crate) struct UnfitTensors {
 }
 
 impl UnfitTensors {
-    /// The tensor as it is stored; `None` and its name are kept where it cannot be.
+    /// The tensor as it is stored; where it cannot be stored, keeps its name and returns `None`.
     pub(crate) fn sort(&mut self, name: &str, stored: Result<Stored, Unfit>) -> Option<Stored> {
         let names = match stored {
             Ok(stored) => return Some(stored),
@@ -674,6 +690,17 @@ mod tests {
         assert_eq!(pieces.length(), 5);
         assert_eq!(*pieces.read(0..5).unwrap(), [1, 2, 3, 4, 5]);
         assert_eq!(*pieces.read(2..4).unwrap(), [3, 4]);
+    }
+
+    #[test]
+    fn a_wrapped_network_loses_its_wrappers() {
+        let names = |wrapped: [&str; 2]| {
+            let tensors = wrapped.map(|name| NamedTensor::new(name, &[1], vec![0.0]));
+            let weights = Checkpoint::from_tensors("a", tensors).unwrapped();
+            weights.names().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(names(["module._orig_mod.x.weight", "module._orig_mod.y"]), ["x.weight", "y"]);
+        assert_eq!(names(["module.x.weight", "y"]), ["module.x.weight", "y"]);
     }
 
     #[test]

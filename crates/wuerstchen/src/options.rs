@@ -49,7 +49,7 @@ pub struct GenerateOptions {
     #[cfg_attr(feature = "clap", arg(long))]
     pub decoder_guidance_scale: Option<f64>,
     /// Guidance scale of the decoder's last step, to which the scale moves evenly, where Stage B denoises
-    /// tokens [default: the scale of the first]
+    /// tokens [default: the scale of the first step]
     #[cfg_attr(feature = "clap", arg(long))]
     pub decoder_guidance_scale_end: Option<f64>,
     /// Temperature of the decoder's first step, where Stage B denoises tokens: what the logits are divided
@@ -57,7 +57,7 @@ pub struct GenerateOptions {
     #[cfg_attr(feature = "clap", arg(long))]
     pub temperature: Option<f64>,
     /// Temperature of the decoder's last step, to which the temperature moves evenly [default: the model's,
-    /// but at most that of the first]
+    /// but at most that of the first step]
     #[cfg_attr(feature = "clap", arg(long))]
     pub temperature_end: Option<f64>,
     /// After how many of the decoder's steps tokens are noised again, where it denoises tokens [default: all
@@ -70,18 +70,18 @@ pub struct GenerateOptions {
     /// The reverse-diffusion step
     #[cfg_attr(feature = "clap", arg(long))]
     pub sampler: Option<Sampler>,
-    /// Whose way of sampling: that of diffusers, or that of Stable Cascade's authors with their shifts,
-    /// guidance scales and rescaling
+    /// How to sample: as diffusers does, or as Stable Cascade's authors do, with their shifts, guidance
+    /// scales and rescaling
     #[cfg_attr(feature = "clap", arg(long))]
     pub recipe: Option<Recipe>,
-    /// Divides the prior's signal-to-noise ratios by its square: above 1, more steps where there is much
-    /// noise
+    /// Shift of the prior's noise schedule, whose square divides all signal-to-noise ratios: above 1, more
+    /// steps are taken where there is much noise
     #[cfg_attr(feature = "clap", arg(long))]
     pub prior_shift: Option<f64>,
-    /// Divides the decoder's signal-to-noise ratios by its square
+    /// Shift of the decoder's noise schedule, with the same effect there
     #[cfg_attr(feature = "clap", arg(long))]
     pub decoder_shift: Option<f64>,
-    /// How far guidance leaves the spread of predictions as it was: 0 not at all, 1 altogether
+    /// How far to undo the wider spread that guidance gives to predictions: 0 not at all, 1 completely
     #[cfg_attr(feature = "clap", arg(long))]
     pub guidance_rescale: Option<f64>,
     /// How much to change the source picture: 0 reproduces it, 1 ignores it [default: 0.8, and 1 with
@@ -102,45 +102,46 @@ pub struct GenerateOptions {
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum PromptSyntax {
-    /// They weigh words: (strong), (stronger:1.3), weak in square brackets; a backslash takes a bracket literally
+    /// They weigh words: (strong), (stronger:1.3), weak in square brackets; a backslash makes a bracket an
+    /// ordinary character
     #[default]
     Weighted,
-    /// Nothing: they are read as they are written
+    /// Nothing: they are ordinary characters
     Plain,
 }
 
 /// The values that a model takes for options that [`GenerateOptions`] leave out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Defaults {
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
-    /// At least 1.
+    /// Denoising steps of the prior (Stage C), at least 1.
     pub prior_steps: usize,
-    /// Above 1 to guide.
+    /// Guidance scale of the prior; above 1 to guide.
     pub prior_guidance_scale: f64,
-    /// At least 1.
+    /// Denoising steps of the decoder (Stage B), at least 1.
     pub decoder_steps: usize,
-    /// Above 1 to guide.
+    /// Guidance scale of the decoder; above 1 to guide.
     pub decoder_guidance_scale: f64,
     /// The reverse-diffusion step.
     pub sampler: Sampler,
-    /// Whose way of sampling.
+    /// How to sample.
     pub recipe: Recipe,
-    /// Above 0.
+    /// Shift of the prior's noise schedule, from 0.01 to 100; 1 for none.
     pub prior_shift: f64,
-    /// Above 0.
+    /// Shift of the decoder's noise schedule, from 0.01 to 100; 1 for none.
     pub decoder_shift: f64,
-    /// `[0, 1]`.
+    /// How far to undo the wider spread that guidance gives to predictions, `[0, 1]`.
     pub guidance_rescale: f64,
     /// How tokens are sampled; `None` where Stage B denoises latents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<TokenDefaults>,
 }
 
-/// The values that a model takes whose Stage B denoises tokens.
+/// The values that a model whose Stage B denoises tokens takes for options that [`GenerateOptions`] leave out.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenDefaults {
@@ -148,7 +149,7 @@ pub struct TokenDefaults {
     pub temperature: f64,
     /// Temperature of the last step, at least 0.
     pub temperature_end: f64,
-    /// Guidance scale of the last step; `None` for that of the first.
+    /// Guidance scale of the last step; `None` for that of the first step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoder_guidance_scale_end: Option<f64>,
     /// How tokens are chosen.
@@ -156,7 +157,7 @@ pub struct TokenDefaults {
 }
 
 impl Default for TokenDefaults {
-    /// Those of the authors' notebook of Würstchen v1.
+    /// The values of the authors' notebook of Würstchen v1.
     fn default() -> Self {
         Self {
             temperature: 1.0,
@@ -221,7 +222,7 @@ impl Defaults {
         Self { width: size, height: size, prior_steps: 20, decoder_steps: 10, ..Self::default() }
     }
 
-    /// Those of the authors' notebook of Würstchen v1.
+    /// The values of the authors' notebook of Würstchen v1.
     pub fn wuerstchen_v1() -> Self {
         Self {
             prior_guidance_scale: 6.0,
@@ -232,7 +233,7 @@ impl Defaults {
         }
     }
 
-    /// With what the authors of Stable Cascade recommend.
+    /// Takes the values that the authors of Stable Cascade recommend.
     ///
     /// Source: `text_to_image.ipynb` in Stability-AI/StableCascade.
     fn by_authors(self) -> Self {
@@ -254,8 +255,8 @@ const STRENGTH: f64 = 0.8;
 /// Most pictures of one prompt at a time.
 pub const MAX_COUNT: usize = 256;
 
-/// Most pixels that are made at once, those of four pictures of the largest size: more take more memory than machines
-/// have.
+/// Most pixels that are made at once, those of four pictures of the largest size: more need more memory than
+/// machines have.
 pub const MAX_PIXELS_AT_ONCE: usize = 1 << 26;
 
 /// Why [`GenerateOptions`] cannot be run.
@@ -277,7 +278,7 @@ pub enum OptionsError {
         /// Its value.
         found: f64,
     },
-    /// A shift that leaves no schedule.
+    /// A shift after which the schedule has too few different noise levels.
     #[error("{field} must be between {} and {}, got {found}", SHIFTS.start(), SHIFTS.end())]
     Shift {
         /// Which option.
@@ -300,9 +301,9 @@ pub enum OptionsError {
          made at once, got {found}"
     )]
     Pixels {
-        /// Pixels.
+        /// Width in pixels.
         width: usize,
-        /// Pixels.
+        /// Height in pixels.
         height: usize,
         /// The largest count at this size.
         most: usize,
@@ -314,9 +315,9 @@ pub enum OptionsError {
         "width times height must be at most {MAX_PIXELS_AT_ONCE} pixels, got {width} x {height}"
     )]
     Area {
-        /// Pixels.
+        /// Width in pixels.
         width: usize,
-        /// Pixels.
+        /// Height in pixels.
         height: usize,
     },
     /// Fewer than two frames, or too many.
@@ -418,35 +419,35 @@ pub struct Settings {
     pub negative_prompt: String,
     /// Seed of all noise.
     pub seed: u64,
-    /// At least 1.
+    /// Number of pictures, at least 1.
     pub count: usize,
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
-    /// From 1 to 0.
+    /// Times that the prior visits, falling from at most 1 to 0; one more than its steps.
     pub prior_timesteps: Vec<f32>,
-    /// Above 1 to guide.
+    /// Guidance scale of the prior; above 1 to guide.
     pub prior_guidance_scale: f64,
-    /// From 1 to 0.
+    /// Times that the decoder visits, falling from 1 to 0; one more than its steps.
     pub decoder_timesteps: Vec<f32>,
-    /// Above 1 to guide.
+    /// Guidance scale of the decoder; above 1 to guide.
     pub decoder_guidance_scale: f64,
     /// How tokens are sampled; `None` where Stage B denoises latents.
     #[serde(flatten)]
     pub tokens: Option<TokenSettings>,
     /// The reverse-diffusion step.
     pub sampler: Sampler,
-    /// Whose way of sampling.
+    /// How to sample.
     #[serde(skip_serializing_if = "is_default")]
     pub recipe: Recipe,
-    /// Above 0.
+    /// Shift of the prior's noise schedule, from 0.01 to 100; 1 for none.
     #[serde(skip_serializing_if = "is_one")]
     pub prior_shift: f64,
-    /// Above 0.
+    /// Shift of the decoder's noise schedule, from 0.01 to 100; 1 for none.
     #[serde(skip_serializing_if = "is_one")]
     pub decoder_shift: f64,
-    /// `[0, 1]`.
+    /// How far to undo the wider spread that guidance gives to predictions, `[0, 1]`.
     #[serde(skip_serializing_if = "is_zero")]
     pub guidance_rescale: f64,
     /// How much to change the source picture, `[0, 1]`; `None` if the caller gave no strength.
@@ -465,9 +466,9 @@ pub struct Settings {
 pub struct TokenSettings {
     /// Guidance scale of the last step.
     pub decoder_guidance_scale_end: f64,
-    /// Of the first step, at least 0.
+    /// Temperature of the first step, at least 0.
     pub temperature: f64,
-    /// Of the last step, at least 0.
+    /// Temperature of the last step, at least 0.
     pub temperature_end: f64,
     /// After how many steps tokens are noised again.
     pub renoise_steps: usize,
@@ -528,7 +529,7 @@ impl GenerateOptions {
     ///
     /// Names the first option that cannot be run and what was expected.
     pub fn resolve(&self, defaults: &Defaults) -> Result<Settings, OptionsError> {
-        // Who asks for a recipe that the model does not have anyway wants its numbers too.
+        // A caller who asks for another recipe than the model's wants the numbers of that recipe too.
         let defaults = &match self.recipe {
             Some(Recipe::Authors) if defaults.recipe != Recipe::Authors => {
                 defaults.clone().by_authors()
@@ -578,7 +579,7 @@ impl GenerateOptions {
         )?;
         let tokens = match defaults.tokens {
             Some(tokens) => {
-                // A caller's scale is that of all steps; so is a temperature below the one that they end at.
+                // A scale that the caller gives holds for all steps; so does a temperature below the last step's.
                 let end = match self.decoder_guidance_scale {
                     Some(scale) => scale,
                     None => tokens.decoder_guidance_scale_end.unwrap_or(decoder_guidance_scale),
@@ -630,7 +631,7 @@ impl GenerateOptions {
 }
 
 impl GenerateOptions {
-    /// Fails where an option is given that only models have whose Stage B denoises tokens.
+    /// Fails where the caller gives an option that only models whose Stage B denoises tokens have.
     fn refuse_tokens(&self) -> Result<Option<TokenSettings>, OptionsError> {
         let given = [
             ("decoder_guidance_scale_end", self.decoder_guidance_scale_end.is_some()),

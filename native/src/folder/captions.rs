@@ -15,14 +15,14 @@ use crate::terminal::counted;
 
 /// The captions of the pictures of a folder.
 pub(super) struct Captions {
-    /// Of each picture; there may be none.
+    /// The captions of each picture, in the pictures' order; a picture may have none.
     pub(super) of_pictures: Vec<Vec<String>>,
     /// A line for each kind of thing that is not used.
     pub(super) left_out: Vec<String>,
 }
 
-/// Joins pictures with their captions: those that metadata tell, or else those in a text file of the
-/// picture's name, every line a caption.
+/// Joins pictures with their captions: those in metadata, or else those in a text file of the picture's name, in which
+/// every line is a caption.
 pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     let mut captions = vec![Vec::new(); found.pictures.len()];
     let mut left_out = told_by_metadata(root, found, &mut captions)?;
@@ -41,7 +41,7 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
             }
         }
     }
-    // A text of two pictures may be one's only caption and the other's second.
+    // A text may belong to two pictures, as the only text of one and a second text of the other.
     let doubled: Vec<_> = doubled.into_iter().filter(|text| unused.remove(text)).collect();
     if let Some(&first) = doubled.first() {
         let (texts, first) = (counted(doubled.len(), "text file"), found.texts[first].display());
@@ -57,8 +57,8 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     Ok(Captions { of_pictures: captions, left_out })
 }
 
-/// The text files of a picture, `fox.txt` or `fox.png.txt` of `fox.png`, the one to take first. Capitals do
-/// not matter, unless another picture's name differs in them alone.
+/// The text files of a picture, such as `fox.txt` and `fox.png.txt` for `fox.png`, beginning with the one to take. Case
+/// does not matter, unless another picture's name differs only in case.
 fn beside(
     root: &Path,
     picture: &Path,
@@ -74,7 +74,7 @@ fn beside(
         let ending = ending(&paths[*text]);
         CAPTION_ENDINGS.iter().position(|known| ending.as_deref() == Some(known))
     };
-    // Of names that differ in capitals alone the usual one comes first.
+    // Of names that differ only in case, the one in lower case comes first.
     let is_lower = |text: &usize| {
         paths[*text].extension().is_some_and(|own| own.to_str() == ending(&paths[*text]).as_deref())
     };
@@ -82,7 +82,7 @@ fn beside(
     found
 }
 
-/// Adds what metadata say to the captions of pictures; gives lines on what was read in another way.
+/// Adds the captions in metadata to those of the pictures; returns lines about names that were not taken as written.
 fn told_by_metadata(
     root: &Path,
     found: &Found,
@@ -103,7 +103,9 @@ fn told_by_metadata(
         }
         let mut moved = 0;
         for row in read_rows(path)? {
-            let names = names_of(root, folder, &row.file_name);
+            let mut names = names_of(root, folder, &row.file_name);
+            // Tables may have spaces around their commas.
+            names.extend(names_of(root, folder, row.file_name.trim()));
             let exact = names.iter().map(|name| pictures.get(name));
             let any_case = names.iter().map(|name| pictures.get_in_any_case(name));
             let named = exact.chain(any_case).find_map(|found| match found {
@@ -154,13 +156,13 @@ fn told_by_metadata(
     Ok(lines)
 }
 
-/// The names below the root that a name in a folder's metadata may mean, the likeliest first: a folder
-/// with absolute names in it may have been moved, so that only their ends count.
+/// The names below the root that a name in a folder's metadata may mean, the likeliest first. A folder whose metadata
+/// has absolute names may have been moved, so only the ends of these names count.
 fn names_of(root: &Path, folder: &Path, name: &str) -> Vec<String> {
     let folder = name_in(root, folder);
     let below = |name: &str| normalised(&format!("{folder}/{name}"));
     if !is_absolute(name) {
-        // A backslash may be a part of a name where it does not separate folders.
+        // Where a backslash does not separate folders, it may be a part of a name.
         return vec![format!("{folder}/{name}").trim_start_matches('/').to_owned(), below(name)];
     }
     let name = normalised(name);

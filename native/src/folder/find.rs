@@ -14,39 +14,42 @@ use crate::pictures;
 /// Files that tell the captions of all pictures beside them.
 const METADATA: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
 
-/// Ends of names of files with the captions of one picture, in lower case; one before another is taken
-/// where there are both.
+/// Endings of files with the captions of one picture, in lower case. Where a picture has several, the first one in this
+/// list is taken.
 pub(super) const CAPTION_ENDINGS: [&str; 5] = ["txt", "caption", "captions", "cap", "tags"];
 
 /// The files of a folder, sorted.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) pictures: Vec<PathBuf>,
-    /// With the captions of one picture each.
+    /// Text files, each with the captions of one picture.
     pub(super) texts: Vec<PathBuf>,
     pub(super) metadata: Vec<PathBuf>,
     pub(super) left_out: LeftOut,
 }
 
-/// What is passed over.
+/// Files and folders that are not used.
 #[derive(Default)]
 pub(super) struct LeftOut {
     /// Files of other types.
     pub(super) others: Vec<PathBuf>,
     hidden: usize,
-    /// What training runs have written: their pictures are samples.
+    /// Folders that training runs have written: their pictures are samples.
     runs: Vec<PathBuf>,
     /// Links that lead nowhere, or to a folder that is read already or holds this one.
     links: Vec<PathBuf>,
 }
 
-/// Lists a folder and those below it, links to folders last: each folder is read once, by whatever name,
+/// Lists a folder and the folders below it, links to folders last. Each folder is read once, whatever names lead to it,
 /// so that links in circles come to an end.
 pub(super) fn find(root: &Path) -> Result<Found> {
     let canonical = |path: &Path| {
         path.canonicalize().with_context(|| format!("cannot open {}", path.display()))
     };
     let real_root = canonical(root)?;
+    if !real_root.is_dir() {
+        bail!("{}: expected a folder of pictures, found a file", root.display());
+    }
     let (mut found, mut seen) = (Found::default(), HashSet::new());
     let mut starts = VecDeque::from([root.to_owned()]);
     while let Some(start) = starts.pop_front() {
@@ -131,7 +134,7 @@ impl Found {
     }
 }
 
-/// What stands behind the last dot of a name, in lower case.
+/// The ending of a name, after its last dot, in lower case.
 pub(super) fn ending(path: &Path) -> Option<String> {
     path.extension().map(|ending| ending.to_string_lossy().to_lowercase())
 }
@@ -165,7 +168,7 @@ impl LeftOut {
         lines.into_iter()
     }
 
-    /// All lines behind each other, for an error.
+    /// All lines in one, for an error.
     pub(super) fn inline(&self) -> String {
         let is_shard = |path: &PathBuf| matches!(ending(path).as_deref(), Some("tar" | "parquet"));
         let are_shards = self.others.iter().any(is_shard);
@@ -175,7 +178,7 @@ impl LeftOut {
     }
 }
 
-/// Names of files in one error message.
+/// Most names of files in one error message.
 const NAMED: usize = 20;
 
 /// Fails if there are pictures `what`: names them.

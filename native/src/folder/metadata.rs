@@ -10,14 +10,14 @@ use serde_json::Value;
 use wuerstchen::fs::{has_extension, read_text};
 use wuerstchen::json::with_nulls;
 
-/// What a line says of a picture.
+/// A line about a picture.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
     pub(super) file_name: String,
     pub(super) captions: Vec<String>,
 }
 
-/// The fields of a line of `metadata.jsonl`, also those that are there twice.
+/// The fields of a line of `metadata.jsonl`, including those that occur twice.
 struct Entry(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Entry {
@@ -40,7 +40,7 @@ impl<'de> Deserialize<'de> for Entry {
 }
 
 impl Entry {
-    /// A field, whose name may be in capitals; null where there is none.
+    /// The value of a field, whose name may be in any case; null where there is no such field.
     fn field(&self, field: &str) -> Result<Value> {
         let found = self.0.iter().filter(|(name, _)| name.eq_ignore_ascii_case(field));
         match &found.collect::<Vec<_>>()[..] {
@@ -90,6 +90,9 @@ fn json_rows(text: &str) -> Result<Vec<Row>> {
             let Value::String(file_name) = entry.field(FILE_NAME)? else {
                 bail!("{expected}: missing the text \"file_name\"");
             };
+            if file_name.is_empty() {
+                bail!("expected the name of a picture as \"file_name\", found an empty text");
+            }
             let mut captions = Vec::new();
             for field in CAPTIONS {
                 captions.extend(texts_of(field, entry.field(field)?)?);
@@ -103,7 +106,7 @@ fn json_rows(text: &str) -> Result<Vec<Row>> {
 
 fn csv_rows(text: &str) -> Result<Vec<Row>> {
     let header = text.lines().next().unwrap_or_default();
-    // Spreadsheets write semicolons where the comma is in numbers.
+    // Spreadsheets write semicolons in languages whose decimal mark is a comma.
     let separator = [b',', b';', b'\t'].into_iter().find(|&s| header.contains(char::from(s)));
     let separator = separator.unwrap_or(b',');
     check_quotes(text, char::from(separator))?;
@@ -123,22 +126,41 @@ fn csv_rows(text: &str) -> Result<Vec<Row>> {
         let found = headers.iter().collect::<Vec<_>>().join(", ");
         bail!("line 1: expected the columns file_name and text or caption, found {found}");
     };
-    let rows = reader.records().map(|record| {
+    // Spreadsheets write rows of empty cells behind the last one.
+    let is_empty = |record: &csv::StringRecord| record.iter().all(|cell| cell.trim().is_empty());
+    let records = reader.records().filter(|record| !record.as_ref().is_ok_and(is_empty));
+    let rows = records.map(|record| {
         let record = record?;
-        let cell = |column: usize| record.get(column).unwrap_or_default().to_owned();
-        Ok(row(cell(file_name), captions.iter().map(|&column| cell(column))))
+        let line = record.position().map_or(0, csv::Position::line);
+        let cell = |column: usize| record.get(column).unwrap_or_default();
+        if cell(file_name).is_empty() {
+            bail!("line {line}: expected the name of a picture in the column file_name, found an empty cell");
+        }
+        if let Some(list) = captions.iter().map(|&column| cell(column)).find(|cell| is_list(cell)) {
+            bail!("line {line}: expected a caption, found the list {list}: lists are for metadata.jsonl");
+        }
+        let captions = captions.iter().map(|&column| cell(column).to_owned());
+        Ok(row(cell(file_name).to_owned(), captions))
     });
     rows.collect()
 }
 
-/// Where in a cell of a table a character stands.
+/// Whether a cell is a list of texts as Python and JSON write it.
+fn is_list(cell: &str) -> bool {
+    let cell = cell.trim();
+    ['\'', '"']
+        .into_iter()
+        .any(|quote| cell.starts_with(&format!("[{quote}")) && cell.ends_with(&format!("{quote}]")))
+}
+
+/// The place of a character in a cell of a table.
 #[derive(Clone, Copy)]
 enum Place {
     Start,
     Plain,
-    /// Behind a quote that opens the cell in this line.
+    /// In a quoted cell, whose opening quote stands in this line.
     Quoted(usize),
-    /// Behind the quote that closes the cell, or behind the first of two quotes inside of it.
+    /// After the quote that closes the cell, or after the first of two quotes inside it.
     Closed(usize),
 }
 
@@ -166,7 +188,7 @@ fn check_quotes(text: &str, separator: char) -> Result<()> {
     }
 }
 
-/// A row with the captions that say something, each once.
+/// A row with the captions that are not blank, each once.
 fn row(file_name: String, captions: impl Iterator<Item = String>) -> Row {
     let mut different: Vec<String> = Vec::new();
     for caption in trimmed(captions) {
@@ -177,7 +199,7 @@ fn row(file_name: String, captions: impl Iterator<Item = String>) -> Row {
     Row { file_name, captions: different }
 }
 
-/// Captions that say something.
+/// The captions that are not blank, trimmed.
 pub(super) fn trimmed<S: AsRef<str>>(captions: impl Iterator<Item = S>) -> Vec<String> {
     // Files that were put together have byte-order marks in the middle.
     let blank = |c: char| c.is_whitespace() || c == '\u{feff}';
@@ -236,6 +258,12 @@ mod tests {
         let columns = "expected the columns file_name and text or caption, found image, label";
         assert_eq!(error, format!("line 1: {columns}"));
         assert!(csv_rows("file_name,text\na.png\n").is_err());
+        let empty_rows = "file_name,text\na.png,\"a fox, red\"\n,\n , \n";
+        assert_eq!(csv_rows(empty_rows).unwrap(), expected(&captions[..1]));
+        let unnamed = csv_rows("file_name,text\na.png,a fox\n,a dog\n").unwrap_err().to_string();
+        assert!(unnamed.starts_with("line 3: expected the name of a picture"), "{unnamed}");
+        let list = csv_rows("file_name,text\na.png,\"['a fox', 'a dog']\"\n").unwrap_err();
+        assert!(list.to_string().contains("found the list ['a fox', 'a dog']"), "{list}");
     }
 
     #[test]
@@ -250,7 +278,7 @@ mod tests {
         assert_eq!(format!("{twice:#}"), "line 1: expected one field \"text\", found 2");
     }
 
-    /// Otherwise the rows behind the quote are lost.
+    /// Otherwise the rows after the quote would be lost.
     #[test]
     fn quotes_that_are_not_closed_are_named() {
         let error = |rows: &str| {
@@ -289,7 +317,7 @@ mod tests {
         /// Whatever a file holds is read or refused; what was written as rows is read as them.
         #[test]
         fn rows_are_read_as_they_were_written(
-            rows in prop::collection::vec(("\\PC{0,12}", "[^\u{feff}\u{0}]{0,12}"), 0..5),
+            rows in prop::collection::vec(("\\w\\PC{0,11}", "[^\u{feff}\u{0}]{0,12}"), 0..5),
             noise in "\\PC{0,40}",
         ) {
             let _ = (json_rows(&noise), csv_rows(&noise));

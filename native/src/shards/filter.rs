@@ -16,27 +16,27 @@ const AESTHETIC: [&str; 4] =
 const WATERMARK: [&str; 3] = ["pwatermark", "p_watermark", "watermark_prob"];
 const UNSAFE: [&str; 3] = ["punsafe", "p_unsafe", "NSFW_prob"];
 
-/// Where a caption is looked for, unless the config says so.
+/// The fields in which captions are looked for, unless the config names others.
 const CAPTIONS: [&str; 4] = ["captions", "txt", "caption", "text"];
 
-/// The fields that are looked at: those of bounds and of captions.
+/// The fields that are read: those of bounds and of captions.
 pub(super) fn fields_of(config: &ShardsConfig) -> BTreeSet<&str> {
     let of_bounds: [&[&str]; 5] = [&WIDTH, &HEIGHT, &AESTHETIC, &WATERMARK, &UNSAFE];
     let captions = config.captions.keys().map(String::as_str).chain(CAPTIONS);
     of_bounds.into_iter().flatten().copied().chain(captions).collect()
 }
 
-/// How much is left out.
+/// The numbers of samples and captions that are left out.
 #[derive(Default)]
 pub(super) struct LeftOut {
-    /// Samples by the reason.
+    /// Numbers of samples, by the reason.
     samples: BTreeMap<String, usize>,
-    /// What stands among the captions of samples and is no text.
+    /// Number of values among the captions of samples that are no text.
     no_texts: usize,
 }
 
 impl LeftOut {
-    /// The captions of a sample and how likely each is; `None`, and a count of why, where it is left out.
+    /// The captions of a sample and their probabilities; `None` where the sample is left out, whose reason is counted.
     pub(super) fn take(
         &mut self,
         config: &ShardsConfig,
@@ -63,7 +63,7 @@ impl LeftOut {
         }))
     }
 
-    /// All lines behind each other, for an error.
+    /// All lines in one, for an error.
     pub(super) fn inline(&self) -> String {
         self.lines().map(|line| format!("; {line}")).collect()
     }
@@ -80,8 +80,13 @@ fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String>
     ];
     bounds.into_iter().find_map(|(names, bound, is_least)| {
         let (bound, name) = (bound?, names[0]);
-        match names.iter().find_map(|name| fields.get(*name)?.as_f64()) {
-            None => Some(format!("no field {name}")),
+        let known = |name: &&str| fields.get(*name).filter(|value| !value.is_null());
+        let Some(value) = names.iter().find_map(known) else {
+            return Some(format!("no field {name}"));
+        };
+        // Tables that went through CSV have numbers as text.
+        match value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()) {
+            None => Some(format!("{name} is no number")),
             Some(value) if is_least && value < bound => Some(format!("{name} below {bound}")),
             Some(value) if !is_least && value > bound => Some(format!("{name} above {bound}")),
             Some(_) => None,
@@ -89,10 +94,10 @@ fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String>
     })
 }
 
-/// The captions of a sample and how likely each is, together 1: those of the fields that the config names, in
-/// the share that it gives them; else those of the first usual field that there is.
+/// The captions of a sample and their probabilities, which sum to 1. They come from the fields that the config names,
+/// in the shares that it gives them, or else from the first usual field that the sample has.
 pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<String>, Vec<f64>)> {
-    // The captions of one field have equal parts of its share.
+    // The captions of one field divide its share equally.
     let of_field = |(field, share): (&str, f64)| {
         let texts = texts_of(found, field);
         let part = share / texts.len() as f64;
@@ -104,7 +109,7 @@ pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<S
     (whole > 0.0).then(|| captions.into_iter().map(of_whole).unzip())
 }
 
-/// How many captions of a sample are no texts; null says that there is none.
+/// How many captions of a sample are no texts; null stands for no caption and does not count.
 fn no_texts(config: &ShardsConfig, found: &Found) -> usize {
     let in_field = |field: &str| match found.fields.get(field) {
         Some(Value::Array(list)) => {
@@ -116,7 +121,7 @@ fn no_texts(config: &ShardsConfig, found: &Found) -> usize {
     fields_read(config, found).into_iter().map(|(field, _)| in_field(field)).sum()
 }
 
-/// The fields that are looked at for captions, with their shares: those that the config names, or the usual ones up to
+/// The fields in which captions are looked for, with their shares: those that the config names, or the usual ones up to
 /// the first that has any.
 fn fields_read<'a>(config: &'a ShardsConfig, found: &Found) -> Vec<(&'a str, f64)> {
     if !config.captions.is_empty() {

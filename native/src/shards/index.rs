@@ -1,4 +1,4 @@
-//! What lies where in shards: in the tar files of a `WebDataset`, or in Parquet files.
+//! Indexes of shards: where each picture lies in the tar files of a `WebDataset`, or in Parquet files.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
 use tar::Archive;
+use wuerstchen::FileType;
 use wuerstchen::fs::{decode, has_extension, is_hidden};
 use wuerstchen::json::with_nulls;
 use wuerstchen_train::config::is_match;
@@ -25,14 +26,14 @@ const MOST_SHARDS: u64 = 1_000_000;
 /// Most bytes of a text of a sample.
 pub(crate) const MAX_TEXT: u64 = 1 << 20;
 
-/// A picture in a shard, and what is said about it.
+/// A picture in a shard, with its texts and fields.
 pub(super) struct Found {
     /// Its name in the shard, for messages.
     pub(super) name: String,
     pub(super) place: Place,
     /// Texts by the ends of their names.
     pub(super) texts: BTreeMap<String, String>,
-    /// What the `.json` file says, or the columns of its row.
+    /// The fields of its `.json` file, or the columns of its row.
     pub(super) fields: Map<String, Value>,
     /// Why the sample cannot be used.
     pub(super) fault: Option<&'static str>,
@@ -40,14 +41,14 @@ pub(super) struct Found {
 
 /// Where the bytes of a picture lie in a shard.
 pub(super) enum Place {
-    /// So many from an offset on.
+    /// A range of bytes.
     Bytes {
-        /// From the start of the file.
+        /// Place of the first byte, from the start of the file.
         offset: u64,
-        /// How many.
+        /// Number of bytes.
         length: usize,
     },
-    /// In a row of a Parquet file.
+    /// A row of a Parquet file.
     #[cfg(feature = "parquet")]
     Row(Row),
 }
@@ -69,7 +70,7 @@ impl Place {
     }
 }
 
-/// Tells one picture from others that were in its place.
+/// Text by which one picture differs from others that were in its place.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -83,7 +84,7 @@ impl fmt::Display for Place {
 /// The samples of a shard; of a Parquet file, the fields that are `wanted`.
 pub(super) fn read_shard(path: &Path, wanted: &BTreeSet<&str>) -> Result<Shard> {
     let cannot = || format!("cannot read the shard {}", path.display());
-    // Before it is opened: whoever opens a pipe waits for its other end.
+    // Checked before the file is opened, because opening a pipe waits for its other end.
     let kind = path.metadata().with_context(cannot)?;
     let refuse = |found: &str| anyhow!("{}: {EXPECTED}, found {found}", path.display());
     if !kind.is_file() {
@@ -94,15 +95,22 @@ pub(super) fn read_shard(path: &Path, wanted: &BTreeSet<&str>) -> Result<Shard> 
     }
     let mut file = File::open(path).with_context(cannot)?;
     let mut start = Vec::new();
-    file.by_ref().take(PARQUET.len() as u64).read_to_end(&mut start).with_context(cannot)?;
+    file.by_ref()
+        .take(FileType::START_BYTES as u64)
+        .read_to_end(&mut start)
+        .with_context(cannot)?;
+    let is_parquet = start.starts_with(&PARQUET);
+    if FileType::of(&start) == Some(FileType::LfsPointer) {
+        return Err(refuse(FileType::LfsPointer.name()));
+    }
     if start.starts_with(&GZIP) {
         return Err(refuse("one that is compressed with gzip; gunzip unpacks it"));
     }
-    if kind.len() < BLOCK && start != PARQUET {
+    if kind.len() < BLOCK && !is_parquet {
         return Err(refuse(&format!("one of {}", counted(kind.len(), "byte"))));
     }
     file.rewind().with_context(cannot)?;
-    if start == PARQUET { read_parquet(path, file, wanted) } else { read_tar(path, file) }
+    if is_parquet { read_parquet(path, file, wanted) } else { read_tar(path, file) }
 }
 
 #[cfg(not(feature = "parquet"))]
@@ -120,14 +128,14 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
     let refuse = |found: &str| anyhow!("{}: {EXPECTED}, found {found}", path.display());
     let whole = file.metadata().with_context(cannot)?.len();
     let mut archive = Archive::new(file);
-    // Tar files that were written one behind the other have an end before the next one.
+    // Concatenated tar files have an end marker between them.
     archive.set_ignore_zeros(true);
     let (mut samples, mut last): (Vec<Found>, Option<(String, Pieces)>) = (Vec::new(), None);
     let (mut cut_off, mut unread) = (None, BTreeMap::<String, usize>::new());
     for entry in archive.entries_with_seek().with_context(cannot)? {
         let mut entry = match entry {
             Ok(entry) => entry,
-            // Where not even the first header is one.
+            // Not even the first header is one of a tar file.
             Err(_) if samples.is_empty() && last.is_none() => {
                 return Err(refuse("another type of file"));
             }
@@ -204,7 +212,7 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
     Ok(Shard { samples, faults, unread, ..Shard::default() })
 }
 
-/// Puts the last sample to the others, or counts that it has no picture.
+/// Adds the last sample to the others, or counts that it has no picture.
 fn finish(
     last: Option<(String, Pieces)>,
     samples: &mut Vec<Found>,
@@ -217,36 +225,36 @@ fn finish(
     }
 }
 
-/// What is in a shard.
+/// The content of a shard.
 #[derive(Default)]
 pub(super) struct Shard {
-    /// In their order.
+    /// The samples in their order.
     pub(super) samples: Vec<Found>,
-    /// What of it cannot be read, behind "the shard": that it ends early, or which rows are broken.
+    /// The faults of the shard, as clauses that follow "the shard": that it ends early, that it cannot be read, or which rows are broken.
     pub(super) faults: Vec<String>,
-    /// What else is to be told, once for all shards.
+    /// Further notes, each reported once for all shards.
     pub(super) notes: BTreeSet<String>,
     /// How many files are not read, by the ends of their names or by what they are.
     pub(super) unread: BTreeMap<String, usize>,
 }
 
-/// Bytes of a header, and what the length of a tar file is a multiple of.
+/// Bytes of a header; the length of a tar file is a multiple of it.
 const BLOCK: u64 = 512;
 
-/// Two blocks, by which a tar file ends.
+/// Bytes of the two blocks that end a tar file.
 const END: usize = 1024;
 
-/// What shards are, for messages.
+/// The files that can be shards, for messages.
 const EXPECTED: &str = if cfg!(feature = "parquet") {
     "expected a tar or Parquet file"
 } else {
     "expected a tar file"
 };
 
-/// What Parquet files begin with.
+/// The first bytes of Parquet files.
 const PARQUET: [u8; 4] = *b"PAR1";
 
-/// What files begin with that gzip has compressed.
+/// The first bytes of files that are compressed with gzip.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 fn ends_in_zeros(file: &mut File, length: u64) -> std::io::Result<bool> {
@@ -277,7 +285,7 @@ impl Pieces {
     }
 }
 
-/// Endings of files that may be large and are no texts.
+/// Endings of files that are no texts and may be large.
 const DATA: [&str; 13] = [
     "npy",
     "npz",
@@ -294,7 +302,7 @@ const DATA: [&str; 13] = [
     "safetensors",
 ];
 
-/// Whether a file is read for its text: if its name ends in neither the kind of a picture nor of other data.
+/// Whether a file is read as a text, that is, if its ending is neither that of a picture nor that of other data.
 fn is_text(ending: &str) -> bool {
     let last = ending.rsplit('.').next().unwrap_or(ending);
     !DATA.contains(&last) && !pictures::ENDINGS.contains(&last)
@@ -309,9 +317,9 @@ fn key_of(name: &str) -> Option<(String, String)> {
     Some((format!("{folder}/{stem}"), ending.to_lowercase()))
 }
 
-/// The files that patterns name, in the order of the patterns, those of one pattern sorted. `*` in the last piece
-/// of a path stands for any text, `{000..012}` anywhere for every number between. Says which files are named
-/// more than once; they are taken once.
+/// The files that patterns name, in the order of the patterns; those of one pattern are sorted. `*` in the last piece
+/// of a path stands for any text, and `{000..012}` anywhere for every number between. Files that are named more than
+/// once are reported and taken once.
 pub(super) fn files_of(patterns: &[String]) -> Result<Vec<PathBuf>> {
     let mut files = named(patterns)?;
     let mut seen = HashSet::new();
@@ -344,7 +352,7 @@ fn named(patterns: &[String]) -> Result<Vec<PathBuf>> {
                 if !is_match(&name, &entry.file_name().to_string_lossy()) {
                     continue;
                 }
-                // What macOS keeps beside a file ends as that one does, and is no tar file.
+                // macOS keeps hidden files with the same ending beside tar files, which are no tar files.
                 if is_hidden(&entry.file_name()) {
                     tell!("left out: {}, which is hidden", entry.path().display());
                 } else {
@@ -361,7 +369,7 @@ fn named(patterns: &[String]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A pattern with every number of its first range in braces, and so on.
+/// The pattern with every number in place of a range in braces, for all of its ranges.
 fn expanded(pattern: &str) -> Result<Vec<String>> {
     let Some((start, (range, end))) =
         pattern.split_once('{').and_then(|(start, rest)| Some((start, rest.split_once('}')?)))

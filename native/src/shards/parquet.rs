@@ -1,4 +1,4 @@
-//! What lies where in the Parquet files of img2dataset.
+//! Indexes of the Parquet files of img2dataset: where each picture lies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,14 +23,14 @@ use super::index::{Found, MAX_TEXT, Place, Shard};
 use crate::pictures;
 use crate::terminal::counted;
 
-/// The columns with the name of a sample, and with whether its picture has been downloaded.
+/// The columns with the name of a sample, and with the status of the download of its picture.
 const KEY: &str = "key";
 const STATUS: &str = "status";
 
-/// What [`STATUS`] says of rows that have a picture.
+/// The value of [`STATUS`] in rows that have a picture.
 const SUCCESS: &str = "success";
 
-/// Where other programs than img2dataset keep pictures.
+/// The columns in which other programs than img2dataset keep pictures.
 const PICTURES: [&str; 2] = ["image", "image.bytes"];
 
 /// Most bytes of a picture.
@@ -45,19 +45,19 @@ pub(super) struct Row {
 
 /// A group of rows.
 struct Group {
-    /// Where the group's pictures lie: of a row, in the first of the columns that has one.
+    /// The columns with the group's pictures; a row's picture is in the first of them that has one.
     pictures: Vec<ColumnChunkMetaData>,
     rows: usize,
 }
 
-/// What the crate `parquet` reads; an error where it panics, as it does at some broken files.
+/// The result of `read`, or an error where the crate `parquet` panics, as it does at some broken files.
 fn caught<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
     let read = std::panic::catch_unwind(AssertUnwindSafe(read));
     read.unwrap_or_else(|_| Err(anyhow!("the Parquet file is broken")))
 }
 
 impl Row {
-    /// The bytes of the picture. Of the pages before the one that it is in, only headers are read.
+    /// The bytes of the picture. Only the headers are read of pages before the one with the picture.
     pub(super) fn read(&self, path: &Path) -> Result<Vec<u8>> {
         for pictures in &self.group.pictures {
             if let Some(picture) = caught(|| self.read_in(path, pictures))? {
@@ -83,7 +83,7 @@ impl Row {
     }
 }
 
-/// Tells one picture from others that were in its place.
+/// Text by which one picture differs from others that were in its place.
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (start, length) = self.group.pictures[0].byte_range();
@@ -91,18 +91,18 @@ impl fmt::Display for Row {
     }
 }
 
-/// The samples of a shard; `wanted` are the fields that are read. One group of rows is read after the other, and no
-/// pictures.
+/// The samples of a shard; `wanted` are the fields that are read. Groups of rows are read one after the other, without
+/// their pictures.
 pub(super) fn read_shard(path: &Path, file: File, wanted: &BTreeSet<&str>) -> Result<Shard> {
     let mut shard = Shard::default();
-    // The largest and smallest picture of every group say nothing.
+    // Statistics are skipped, because the largest and smallest picture of a group say nothing.
     let options =
         ReadOptionsBuilder::new().with_column_stats_policy(ParquetStatisticsPolicy::SkipAll);
     let open = || Ok(SerializedFileReader::new_with_options(file, options.build())?);
     let reader = match caught(open) {
         Ok(reader) => reader,
         Err(error) => {
-            shard.faults.push(format!("ends early: {error}"));
+            shard.faults.push(format!("cannot be read: {error}"));
             return Ok(shard);
         }
     };
@@ -140,10 +140,10 @@ pub(super) fn read_shard(path: &Path, file: File, wanted: &BTreeSet<&str>) -> Re
     Ok(shard)
 }
 
-/// What is read of a group of rows.
+/// The values that are read from a group of rows.
 struct Rows {
     group: Arc<Group>,
-    /// By the names of their columns: what every row has.
+    /// The values of every row, by the names of their columns.
     columns: BTreeMap<String, Cells>,
 }
 
@@ -171,7 +171,7 @@ fn read_group(
 }
 
 impl Rows {
-    /// Adds the samples of the group of a number.
+    /// Adds the samples of the group with this number.
     fn add_to(mut self, shard: &mut Shard, number: usize) {
         for row in 0..self.group.rows {
             let mut fields = Map::new();
@@ -201,11 +201,11 @@ impl Rows {
 
 /// The columns of a file, by their numbers.
 struct Columns {
-    /// Those with the pictures.
+    /// Columns with pictures.
     pictures: Vec<usize>,
-    /// Those that are read to know what there is.
+    /// Columns that are read for the index.
     read: Vec<usize>,
-    /// The names of others that are wanted, in a type that is not read.
+    /// The names of wanted columns whose type this program does not read.
     unread: BTreeSet<String>,
 }
 
@@ -315,7 +315,7 @@ fn cells_of(column: ColumnReader, about: &ColumnDescriptor) -> Result<Cells> {
     }
 }
 
-/// A text; says what is wrong where it is none.
+/// The text of some bytes, or what is wrong with them.
 fn text(bytes: &ByteArray) -> Result<Value, String> {
     match std::str::from_utf8(bytes.data()) {
         _ if bytes.len() as u64 > MAX_TEXT => Err(format!("of more than {MAX_TEXT} bytes")),
@@ -324,7 +324,7 @@ fn text(bytes: &ByteArray) -> Result<Value, String> {
     }
 }
 
-/// Records that are read at a time.
+/// Number of records that are read at a time.
 const BATCH: usize = 1024;
 
 /// The values of a column row by row: where rows are lists, each is an array of those that are there.
@@ -342,7 +342,7 @@ fn cells<T: DataType>(
         if read.0 == 0 {
             return Ok(cells);
         }
-        // Columns whose values are always there tell no levels.
+        // Columns without missing values have no levels.
         let levels = defined.len().max(values.len());
         let mut values = values.iter();
         for level in 0..levels {

@@ -23,7 +23,7 @@ use crate::files::read_model;
 use crate::terminal::counted;
 use crate::{memory, usage};
 
-/// The model's own parts of `wuerstchen`'s folder in the user's cache.
+/// Name of the default cache of fine-tuning, in `wuerstchen`'s folder of the user's cache.
 const CACHE: &str = "tune";
 
 /// Fine-tunes as the arguments and the config say.
@@ -79,11 +79,13 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
             ControlFlow::Continue(())
         });
     }
-    // Broken pictures in shards are left out when they are met.
+    // Broken pictures in shards are left out later, when they are read.
     if args.dry_run || matches!(corpus, Corpus::Folder(_)) {
         let broken = check_pictures(&mut tune, corpus.pictures())?;
         if !corpus.own_pictures().leaves_out_broken() {
             refuse(&broken)?;
+        } else if broken.len() == corpus.pictures() {
+            return Err(CorpusError::NoPicture { count: broken.len() }.into());
         }
     }
     if args.dry_run {
@@ -114,7 +116,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     Ok(())
 }
 
-/// Reads the pictures, and gives what is wrong with those that cannot be used.
+/// Reads the pictures, and returns the errors of those that cannot be used.
 fn check_pictures(tune: &mut Tune, count: usize) -> Result<Vec<CorpusError>> {
     let bar = ProgressBar::new(count as u64).with_message("reading the pictures");
     let broken = tune.check_pictures(|| bar.inc(1))?;
@@ -122,7 +124,7 @@ fn check_pictures(tune: &mut Tune, count: usize) -> Result<Vec<CorpusError>> {
     Ok(broken)
 }
 
-/// Fails with all pictures that cannot be used, before the work that they would interrupt.
+/// Fails if there are pictures that cannot be used, before the work that they would interrupt.
 fn refuse(broken: &[CorpusError]) -> Result<()> {
     match broken {
         [] => Ok(()),
@@ -134,7 +136,7 @@ fn refuse(broken: &[CorpusError]) -> Result<()> {
     }
 }
 
-/// Says which captions, and which prompts of the grids, the model's own text encoder does not read whole.
+/// Reports the captions, and the prompts of the grids, that the model's own text encoder does not read whole.
 fn tell_of_model_captions(
     corpus: &Corpus,
     samples: &SamplesConfig,
@@ -142,7 +144,7 @@ fn tell_of_model_captions(
 ) -> Result<()> {
     let family = model.family();
     let Ok(config) = model.part_config::<TextEncoderConfig>(family.prior_text) else {
-        // What the model lacks is named by the fine-tuning.
+        // The fine-tuning itself reports the part that the model lacks.
         return Ok(());
     };
     let files = model.tokenizer(family.pipelines[0]);
@@ -229,7 +231,7 @@ fn changed_layers(config: &TuneConfig, model: &ModelFiles) -> String {
     changed.join("\n")
 }
 
-/// An error of a config's value is one of the command line.
+/// Turns an error in a value of the config into one of the command line.
 fn of_config(error: RunError) -> anyhow::Error {
     match error {
         RunError::Value(_) => usage(&anyhow!(error)),

@@ -1,4 +1,4 @@
-//! What automatic differentiation needs: a backward pass for every kernel.
+//! The backward pass of every kernel, for automatic differentiation.
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -82,7 +82,7 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
         )
     }
 
-    /// As burn's own product, it keeps of each factor only what the other one's gradient needs.
+    /// As burn's own product, it keeps a factor only if the other factor needs a gradient.
     fn cpu_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let tracked = [x.is_tracked(), weight.is_tracked()];
         let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
@@ -131,8 +131,8 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
     }
 }
 
-/// The gradient of an operation on rows of channels: `f` takes their number, rows of what the operation
-/// has kept, and the gradient of the same rows, which it changes.
+/// The gradient of an operation on rows of channels. `f` takes the number of the first row, rows of the tensor that the
+/// operation has kept, and the gradient of the same rows, which it changes.
 fn change_gradient(
     ops: Ops<FlexTensor, 1>,
     grads: &mut Gradients,
@@ -151,6 +151,10 @@ fn change_gradient(
     grads.register::<Flex>(parent.id, changed);
 }
 
+#[cfg_attr(
+    target_family = "wasm",
+    allow(dead_code, reason = "WebAssembly multiplies by `product`")
+)]
 #[derive(Debug)]
 struct Linear;
 
@@ -178,7 +182,7 @@ impl Backward<Flex, 2> for Linear {
 struct FrozenProduct;
 
 impl Backward<Flex, 1> for FrozenProduct {
-    /// The planes of the matrix, its packing, and how many of how many columns count.
+    /// The planes of the matrix, its packing, and the number of columns that count and of all columns.
     type State = (FlexTensor, FlexTensor, FlexTensor, Packing, [usize; 2]);
 
     /// `∂x = g·W`.
@@ -509,7 +513,7 @@ impl Backward<Flex, 1> for Patches {
     }
 }
 
-/// Adds up the first `count` values of every block.
+/// The sums over all blocks of their first `count` values.
 fn sum_blocks(values: &[f32], block: usize, count: usize) -> Vec<f32> {
     let mut total = vec![0.0; count];
     for values in values.chunks_exact(block) {

@@ -5,7 +5,7 @@ use burn_flex::FlexTensor;
 #[cfg(feature = "parallel")]
 use rayon::prelude::*;
 
-/// Elements that one task of a kernel handles, in whole rows: 64 KiB, half of a level-two cache.
+/// Number of elements that one task of a kernel handles, in whole rows: 64 KiB, half of a small level-two cache.
 pub(super) fn block(row: usize) -> usize {
     const BLOCK: usize = 1 << 14;
     BLOCK.max(row) / row.max(1) * row
@@ -28,7 +28,7 @@ impl Values {
         self.tensor.as_slice().expect("made contiguous in `of`")
     }
 
-    /// The values, to be changed: a copy of them, unless nobody else has them.
+    /// The values for changing; they are copied first if anything else has them.
     pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
         if self.tensor.try_storage_mut::<f32>().is_none() {
             let copy = self.as_slice().to_vec();
@@ -37,6 +37,7 @@ impl Values {
         self.tensor.try_storage_mut().expect("nobody else has a copy")
     }
 
+    #[cfg(feature = "train")]
     pub(super) fn into_tensor(self) -> FlexTensor {
         self.tensor
     }
@@ -49,12 +50,12 @@ impl Values {
         self.shape[self.shape.len() - 1]
     }
 
-    /// Values of a sample.
+    /// Number of values of a sample.
     pub(super) fn per_sample(&self) -> usize {
         self.shape[1..].iter().product()
     }
 
-    /// Rows of channels of a sample.
+    /// Number of pixels of a sample, each a row of channels.
     pub(super) fn pixels(&self) -> usize {
         self.per_sample() / self.channels()
     }
@@ -77,8 +78,9 @@ impl Values {
 /// Calls `f` with every block of `out` and its number, side by side where there are threads, compiled
 /// for the widest vectors that this processor has.
 ///
-/// Only what is inlined here is compiled so, and the rest for the oldest processor of this kind. Therefore closures
-/// have `#[inline(always)]`, and long expressions stand in loops, not in closures of iterators.
+/// Only code that is inlined here is compiled for these vectors; other code is compiled for the oldest processor of
+/// this kind. Therefore closures have `#[inline(always)]`, and long expressions stand in loops, not in closures of
+/// iterators.
 pub(super) fn for_each_block(out: &mut [f32], block: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     let f = |(i, out)| {
         pulp::Arch::new().dispatch(

@@ -5,13 +5,15 @@ use serde::{Deserialize, Deserializer, Serialize};
 use toml::{Table, Value};
 use wuerstchen::{ConfigError, DecoderConfig, Family, Part, PartConfig, TokenDecoderConfig};
 
+use super::read::read_strictly;
+
 /// The sizes of a Stage B, by what it denoises.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum StageBModel {
     /// Latents, as in Würstchen v2.
     Latents(DecoderConfig),
-    /// Tokens, as in Würstchen v1: told by the field `num_labels`.
+    /// Tokens, as in Würstchen v1. A config with the field `num_labels` is of this kind.
     Tokens(TokenDecoderConfig),
 }
 
@@ -21,9 +23,9 @@ impl<'de> Deserialize<'de> for StageBModel {
         let has_tokens = fields.contains_key("num_labels");
         let fields = Value::Table(fields);
         if has_tokens {
-            fields.try_into().map(Self::Tokens).map_err(D::Error::custom)
+            read_strictly(fields).map(Self::Tokens).map_err(D::Error::custom)
         } else {
-            fields.try_into().map(Self::Latents).map_err(D::Error::custom)
+            read_strictly(fields).map(Self::Latents).map_err(D::Error::custom)
         }
     }
 }
@@ -34,7 +36,7 @@ impl StageBModel {
         matches!(self, Self::Tokens(_))
     }
 
-    /// The sides of what it denoises must be multiples of this.
+    /// The sides of its latents or tokens must be multiples of this.
     pub fn size_multiple(&self) -> usize {
         match self {
             Self::Latents(config) => config.size_multiple(),
@@ -42,8 +44,8 @@ impl StageBModel {
         }
     }
 
-    /// Multiply-adds of one prediction of `[height, width]` latents or tokens, with so many tokens of text and cells
-    /// of the image embedding.
+    /// Multiply-adds of one prediction of `[height, width]` latents or tokens, with `text` tokens of the prompt and
+    /// `cells` cells of the image embedding.
     pub fn multiply_adds(&self, size: [usize; 2], text: usize, cells: usize) -> usize {
         match self {
             Self::Latents(config) => config.multiply_adds(size, text),
@@ -59,7 +61,7 @@ impl StageBModel {
         }
     }
 
-    /// The family of a model with it.
+    /// The family of a model with this Stage B.
     pub fn family(&self) -> &'static Family {
         match self {
             Self::Latents(_) => &Family::WUERSTCHEN,
@@ -67,14 +69,14 @@ impl StageBModel {
         }
     }
 
-    /// The parts of v2 that a model with it has one each for.
+    /// The parts of Würstchen v2 that a model with this Stage B has a counterpart of.
     pub fn parts(&self) -> impl Iterator<Item = Part> + use<> {
         let has_two_texts = self.family().decoder_text.is_some();
         let parts = Family::WUERSTCHEN.parts.iter().copied();
         parts.filter(move |part| has_two_texts || *part != Part::DECODER_TEXT)
     }
 
-    /// The part of a model with it that does what a part of v2 does.
+    /// The part that does, in a model with this Stage B, what the given part of Würstchen v2 does.
     pub fn part(&self, of_v2: Part) -> Part {
         let family = self.family();
         let parts = [

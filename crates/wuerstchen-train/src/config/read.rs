@@ -1,7 +1,7 @@
 //! A config as TOML.
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error};
 use toml::{Table, Value};
 use wuerstchen::ConfigError;
 
@@ -10,7 +10,7 @@ use super::{DiffusionConfig, StageName, TrainConfig, UpdateConfig};
 /// Why a text is no config of a training run.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadConfigError {
-    /// It is not TOML, or fields are missing, unknown or of other types.
+    /// The text is not TOML, or fields are missing, unknown or of other types.
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
     /// A stage has a field that only other stages have.
@@ -59,7 +59,7 @@ impl TrainConfig {
         Self::from_table(text.parse()?)
     }
 
-    /// [`Self::from_toml`] of what is parsed.
+    /// As [`Self::from_toml`], for a text that is parsed already.
     ///
     /// # Errors
     ///
@@ -85,11 +85,24 @@ impl TrainConfig {
 
 /// Reads the fields of a config.
 pub(super) fn read_fields<T: DeserializeOwned>(table: Table) -> Result<T, toml::de::Error> {
-    table.clone().try_into().map_err(|error| error_of_a_stage(&table).unwrap_or(error))
+    read_strictly(table.clone().into()).map_err(|error| error_of_a_stage(&table).unwrap_or(error))
 }
 
-/// What is wrong with a field that several stages share. Serde forgets the names of fields that it flattens, so that
-/// the error of the whole config names the stage alone.
+/// Reads a value and refuses unknown fields. The sizes of models do not refuse them by themselves: published `config.json`
+/// files have further ones.
+pub(super) fn read_strictly<T: DeserializeOwned>(value: Value) -> Result<T, toml::de::Error> {
+    let mut unknown = None;
+    let read = serde_ignored::deserialize(value, |path| {
+        unknown.get_or_insert_with(|| path.to_string());
+    })?;
+    match unknown {
+        Some(field) => Err(toml::de::Error::custom(format!("unknown field `{field}`"))),
+        None => Ok(read),
+    }
+}
+
+/// What is wrong with a field that several stages share. This is found anew because serde forgets the names of fields
+/// that it flattens: the error of the whole config names only the stage.
 fn error_of_a_stage(table: &Table) -> Option<toml::de::Error> {
     #[derive(Deserialize)]
     struct Stage<T> {
@@ -188,9 +201,21 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_named() {
-        for (stage, name) in [("a", "step"), ("b", "shard"), ("c", "text_los")] {
+        for (stage, name) in
+            [("a", "step"), ("b", "shard"), ("c", "text_los"), ("defaults", "widht")]
+        {
             let error = with(stage, name, 1).unwrap_err();
             assert!(error.contains(&format!("unknown field `{name}`")), "{error}");
+        }
+        for part in ["vqgan", "compressor", "decoder", "decoder_text", "prior", "prior_text"] {
+            let mut table: Table = SMOKE.parse().unwrap();
+            let sizes = table["model"][part].as_table_mut().unwrap();
+            sizes.insert("dropuot".to_owned(), 0.5.into());
+            let error = TrainConfig::from_table(table).unwrap_err().to_string();
+            assert!(
+                error.contains("unknown field") && error.contains("dropuot"),
+                "{part}: {error}"
+            );
         }
     }
 }

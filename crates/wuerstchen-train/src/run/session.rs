@@ -1,4 +1,4 @@
-//! The updates of a stage: states, metrics, sample grids, and who hears of them.
+//! The updates of a stage: states, metrics, sample grids, and reports to the listener.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -14,17 +14,18 @@ use super::{Event, RunError, Start};
 use crate::config::{StageName, UpdateConfig};
 use crate::peers::{Alone, Peers, agree};
 use crate::stages::Stage;
-use crate::store::{METRICS, Store};
+use crate::store::{METRICS, Store, with_causes};
 use crate::tensorboard;
 use crate::trainer::{Metrics, Trainer, check_state, read_header};
 
 /// Time between saved states.
 const SAVE_EVERY: Duration = Duration::from_secs(120);
 
-/// Steps between comparisons of the weights of processes that train together: unlike devices may round differently.
+/// Steps between comparisons of the weights of processes that train together, because different devices may round
+/// differently.
 const COMPARE_EVERY: u64 = 100;
 
-/// Steps in a row that change nothing, after which nothing better will come.
+/// Number of steps in a row that change nothing after which a run has diverged.
 const MAX_SKIPPED: u32 = 100;
 
 /// Pictures in a row of a sample grid, at most.
@@ -33,13 +34,13 @@ pub(crate) const GRID_SIDE: usize = 8;
 /// A saved state, and what errors call it.
 type State = (String, Arc<dyn ReadBytes>);
 
-/// What a run's listener is.
+/// The listener of a run.
 type Listener = Box<dyn FnMut(&Event<'_>) -> ControlFlow<()>>;
 
-/// Where a run keeps its files, and who hears of what happens.
+/// The store, the other processes and the listener of a run.
 pub(crate) struct Session {
     pub(crate) store: Arc<dyn Store>,
-    /// Who else trains.
+    /// The processes that train together.
     pub(crate) peers: Arc<dyn Peers>,
     listener: Option<Listener>,
     /// Whether the listener has asked to stop the stage.
@@ -94,7 +95,7 @@ impl Session {
         self.agree_to_stop(own, false).map(|(value, _)| value)
     }
 
-    /// The same; says besides whether one of the processes wishes to stop.
+    /// As [`Self::agree`], but also returns whether one of the processes wishes to stop.
     fn agree_to_stop<T>(
         &self,
         own: Result<T, RunError>,
@@ -103,7 +104,7 @@ impl Session {
         if self.peers.size() == 1 {
             return own.map(|value| (value, wishes_to_stop));
         }
-        let told = own.as_ref().map(|_| wishes_to_stop).map_err(with_causes);
+        let told = own.as_ref().map(|_| wishes_to_stop).map_err(|error| with_causes(error));
         match (agree(&*self.peers, told), own) {
             (Ok(stops), Ok(value)) => Ok((value, stops)),
             (Ok(_), Err(error)) => Err(error),
@@ -111,7 +112,7 @@ impl Session {
         }
     }
 
-    /// Ends what the processes do together: an error that only this one knows of reaches the others where they next
+    /// Ends what the processes do together: an error that only this process knows of reaches the others when they next
     /// agree.
     pub(crate) fn conclude<T>(&self, done: Result<T, RunError>) -> Result<T, RunError> {
         match done {
@@ -150,7 +151,7 @@ impl Session {
         }
         for name in names {
             let bytes = if self.leads() { self.store.read(name) } else { Ok(None) };
-            // No file is empty.
+            // Empty bytes stand for a file that is not there, as no file is empty.
             let mut bytes = self.agree(bytes.map_err(RunError::from))?.unwrap_or_default();
             self.peers.broadcast(0, &mut bytes);
             if !self.leads() && !bytes.is_empty() {
@@ -160,8 +161,8 @@ impl Session {
         Ok(())
     }
 
-    /// Fails if a stage that starts anew would overwrite a state, if `model` cannot go on from one, or if the processes
-    /// cannot have equal parts of its shares.
+    /// Fails if a stage that starts anew would overwrite a state, if `model` cannot go on from one, or if its shares of
+    /// a batch cannot be divided equally among the processes.
     pub(crate) fn check_start<M: Module>(
         &self,
         (stage, folder): (StageName, &str),
@@ -176,9 +177,16 @@ impl Session {
             return Err(ConfigError::new(stage.part(), "shards", expected, updates.shards).into());
         }
         let name = state_name(folder);
-        if matches!(start, Start::Anew) && self.store.contains(&name) {
-            let state = self.store.describe(&name);
-            return Err(RunError::StateExists { stage, state });
+        if let Some(own) = self.store.open(&name)? {
+            let is_kept = match start {
+                Start::Anew => false,
+                Start::Resume => true,
+                Start::State { bytes, .. } => same_bytes(&*own, &**bytes),
+            };
+            if !is_kept {
+                let state = self.store.describe(&name);
+                return Err(RunError::StateExists { stage, state });
+            }
         }
         if let Some((name, state)) = self.state(folder, start)? {
             check_state(&name, state, model, (seed, updates.optimizer.method))?;
@@ -198,7 +206,7 @@ impl Session {
         })
     }
 
-    /// What a stage can go on from that has diverged, for people.
+    /// What a stage that has diverged can go on from, for people.
     fn kept(&self, folder: &str) -> String {
         let name = state_name(folder);
         if self.store.contains(&name) {
@@ -231,8 +239,8 @@ impl Session {
     }
 }
 
-/// Does the updates of a stage. `sample` makes the pictures of a grid, `save` keeps the trained weights; of several
-/// processes only rank 0 calls them.
+/// Does the updates of a stage. `sample` makes the pictures of a grid, and `save` keeps the trained weights. If several
+/// processes train together, only rank 0 calls them.
 pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     host: &mut H,
     Job { stage, folder, config, start, columns }: Job<'_>,
@@ -242,7 +250,8 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
 ) -> Result<ControlFlow<()>, RunError> {
     let session = host.as_mut();
     let (store, state, leads) = (session.store.clone(), state_name(folder), session.leads());
-    let is_foreign = matches!(start, Start::State { .. });
+    // A state that is named may be the run's own.
+    let is_foreign = matches!(start, Start::State { .. }) && !store.contains(&state);
     let begun = session.state(folder, &start)?;
     let header = begun.as_ref().map(|(name, state)| read_header(name, &**state)).transpose()?;
     let mut trainer = session.restore(trainer, begun)?;
@@ -264,14 +273,14 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     }
     session.tell(&Event::Begin { stage, step: first, steps: config.steps });
     if leads && trainer.is_done() {
-        // The run has what it has after its last update, though its files may be lost.
+        // No update is left to do, but the files that a run has after its last update may be missing.
         if is_foreign {
             store.write(&state, &trainer.save())?;
         }
         save(host, &trainer.averaged())?;
     }
     let (begun, mut saved) = (Instant::now(), Instant::now());
-    // TensorBoard takes the files of one folder for one run, and of a step the last that is told.
+    // TensorBoard takes the files of one folder for one run, and shows the last values of a step.
     let now = seconds_since_1970();
     let events = format!("{folder}/events.out.tfevents.{now:.0}");
     if leads {
@@ -304,13 +313,13 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
             store.append(&events, &events_of(&metrics, samples_per_sec))?;
         }
         skipped = if metrics.applied { 0 } else { skipped + 1 };
-        // A short run may end before so many steps.
+        // A short run may end before that many steps.
         let is_lost = trainer.is_done() && 2 * u64::from(skipped) >= metrics.step;
         if skipped == MAX_SKIPPED || skipped > 0 && is_lost {
             return Err(RunError::Diverged { stage, steps: skipped, step: metrics.step });
         }
         session.tell(&Event::Update { metrics: &metrics, samples_per_sec });
-        // Several processes agree before the next update on what one of them wishes.
+        // Several processes agree before the next update whether to stop.
         let stops = if is_alone { session.stops } else { agreed };
         let last = trainer.is_done();
         if !is_alone && (metrics.step.is_multiple_of(COMPARE_EVERY) || last) {
@@ -319,7 +328,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
                 .compare(&format!("weights of the hash {hash:08x} after step {}", metrics.step))?;
         }
         let is_sampled = leads && (metrics.step % config.sample_every == 0 || last);
-        // What was saved before the steps were skipped is where a run that diverges can go on from.
+        // No state is saved while steps are skipped, so that a run that diverges can go on from the state before.
         let is_due = saved.elapsed() >= SAVE_EVERY && skipped == 0;
         let is_saved = leads && (last || stops || is_due);
         if is_sampled || is_saved {
@@ -355,7 +364,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
 }
 
 impl Session {
-    /// The trainer as a stage starts it; of several processes, all have rank 0's.
+    /// The trainer at the start of a stage; if several processes train together, all get rank 0's state.
     fn restore<S: Stage>(
         &self,
         trainer: Trainer<S>,
@@ -397,15 +406,15 @@ fn can_be_kept(model: &impl Module) -> bool {
     all.0
 }
 
-/// An error and what has caused it.
-fn with_causes(error: &RunError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+/// Whether two files can be read and are the same.
+fn same_bytes(one: &dyn ReadBytes, other: &dyn ReadBytes) -> bool {
+    const PIECE: usize = 1 << 24;
+    let length = one.length();
+    let is_same = |start: usize| {
+        let range = start..length.min(start + PIECE);
+        matches!((one.read(range.clone()), other.read(range)), (Ok(one), Ok(other)) if one == other)
+    };
+    other.length() == length && (0..length).step_by(PIECE).all(is_same)
 }
 
 pub(crate) fn state_name(folder: &str) -> String {

@@ -23,7 +23,7 @@ use crate::rows::Rows;
 use crate::run::RunError;
 use crate::tensor_cache::{TensorCache, digest, digest_of, name_of};
 
-/// Captions that the text encoder reads at a time.
+/// Number of captions that the text encoder reads at a time.
 const CAPTIONS_AT_ONCE: usize = 8;
 
 /// The sizes of pictures and of their image embeddings.
@@ -34,12 +34,13 @@ pub(super) struct Sizes {
     pub(super) cell: f64,
     /// Pixels that the compressor sees for every cell.
     downscale: usize,
-    /// What a cached embedding depends on besides the picture and the compressor.
+    /// Everything on which a cached embedding depends besides the picture and the compressor.
     key: String,
 }
 
 impl Sizes {
-    /// Those of a config for a model whose own pictures have this side.
+    /// The sizes that a config asks for, with a model whose own pictures have `side` pixels on a side. `cell` is the
+    /// number of pixels for every cell.
     pub(super) fn new(
         config: &PicturesConfig,
         side: usize,
@@ -79,9 +80,9 @@ pub struct Prepared {
     pictures: Vec<Entry>,
     /// Channels of an embedding.
     channels: usize,
-    /// The hidden states of no caption.
+    /// Name in the cache of the hidden states of the empty caption.
     empty: String,
-    /// Tokens, and values of each, of every caption's hidden states.
+    /// The shape of a caption's hidden states: tokens, and values of each.
     text_shape: [usize; 2],
     order: Order,
     /// `latents = (embedding + shift) / scale`.
@@ -89,50 +90,50 @@ pub struct Prepared {
     shift: f32,
 }
 
-/// A picture by the names in the cache.
+/// A picture, by the names of its tensors in the cache.
 struct Entry {
     embedding: String,
     /// Height and width of the embedding.
     cells: [usize; 2],
-    /// How likely each is, together 1.
+    /// The captions' hidden states and their probabilities, which sum to 1.
     texts: Vec<(String, f64)>,
 }
 
-/// What pictures and captions are prepared with.
+/// Everything that the preparation of pictures and captions needs.
 pub(super) struct Sources<'a> {
     pub(super) model: &'a ModelFiles,
     pub(super) pictures: &'a Arc<dyn Pictures>,
     pub(super) cache: &'a TensorCache,
     pub(super) sizes: &'a Sizes,
-    /// Threads that decode ahead.
+    /// Number of threads that decode ahead.
     pub(super) threads: usize,
-    /// Without autodiff.
+    /// The device, without autodiff.
     pub(super) device: &'a Device,
 }
 
 /// A picture on its way into the cache.
 enum Unseen {
-    /// Its embedding is there, of so many cells.
+    /// Its embedding is in the cache: its name and its cells.
     Cached(String, [usize; 2]),
-    /// What the compressor sees of it, and the embedding's name.
+    /// The picture as the compressor sees it, with the embedding's name and cells.
     Image(String, [usize; 2], Image),
-    /// It cannot be read.
+    /// A picture that cannot be read.
     Broken,
-    /// There is none.
+    /// There are no more pictures.
     End,
 }
 
 /// The name of an embedding in the cache, and its cells.
 type Embedded = (String, [usize; 2]);
 
-/// Hears of what is being computed, how much of it is done, and how much there is; breaks to stop.
+/// Called with what is being computed, how much of it is done, and how much there is; breaks to stop.
 pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize) -> ControlFlow<()>;
 
-/// What is prepared, and how many pictures there are of which size in cells.
+/// The prepared pictures, and how many there are of each size in cells.
 pub(super) type Counted = (Prepared, BTreeMap<[usize; 2], usize>);
 
 impl Prepared {
-    /// Computes what is not in the cache; `None` if `on_progress` breaks.
+    /// Computes the embeddings and hidden states that are not in the cache; `None` if `on_progress` breaks.
     pub(super) fn new(
         sources: &Sources<'_>,
         [seed, batch_size]: [u64; 2],
@@ -153,8 +154,7 @@ impl Prepared {
             entries.push(Entry { embedding, cells, texts: captions.iter().map(text).collect() });
         }
         if entries.is_empty() {
-            let (name, reason) = ("all".to_owned(), "none of them can be read".to_owned());
-            return Err(CorpusError::Picture { name, reason }.into());
+            return Err(CorpusError::NoPicture { count: captions.len() }.into());
         }
         let counts = of_buckets.iter().map(|(cells, pictures)| (*cells, pictures.len())).collect();
         let index: PriorIndex = model.index(PipelineFolder::PRIOR)?;
@@ -190,7 +190,7 @@ impl Prepared {
     }
 
     /// The hidden states of one caption of each picture at the places `own`, rows of `[1, T, D]`; with the probability
-    /// `drop`, of none.
+    /// `drop`, those of the empty caption.
     pub(crate) fn texts(
         &self,
         chosen: &[u32],
@@ -226,7 +226,7 @@ fn shape_of_texts(config: &TextEncoderConfig) -> [usize; 2] {
     [config.max_position_embeddings, config.hidden_size]
 }
 
-/// How many pictures there are of which size in cells, and what is wrong with those that cannot be used.
+/// How many pictures there are of each size in cells, and the errors of those that cannot be used.
 pub(super) type Checked = (BTreeMap<[usize; 2], usize>, Vec<CorpusError>);
 
 /// Reads the pictures that have no embedding in the cache.
@@ -242,7 +242,7 @@ pub(super) fn check(
             return Ok([*height, *width]);
         }
         let mut cells = [0; 2];
-        // No more than its size is asked for.
+        // Only the size is needed, so the picture is scaled to a single pixel.
         pictures.picture(index, &mut |size| {
             cells = sizes.cells(size)?;
             Ok([1; 2])
@@ -266,8 +266,8 @@ pub(super) fn check(
     Ok((buckets, broken))
 }
 
-/// The name and the cells of every picture's embedding in the cache, with `None` where a broken picture is left out;
-/// `None` for all if `on_progress` breaks.
+/// The name in the cache and the cells of every picture's embedding, or `None` for a broken picture that is left out;
+/// `None` as a whole if `on_progress` breaks.
 fn embeddings(
     sources: &Sources<'_>,
     on_progress: OnProgress<'_>,
@@ -339,7 +339,7 @@ fn embeddings(
     Ok(Some(found))
 }
 
-/// The names of all captions' hidden states in the cache, and of those of the empty one; `None` if `on_progress` breaks.
+/// The names in the cache of the hidden states of all captions and of the empty one; `None` if `on_progress` breaks.
 fn texts<'a>(
     sources: &Sources<'_>,
     captions: &'a [Vec<(String, f64)>],

@@ -27,17 +27,21 @@ use crate::text::TokenizerFiles;
 /// Where the authors' files may lie in a folder.
 const ORIGINALS: &str = "original";
 
+/// How the names of folders with variants of a part end, the preferred one first: the large and the small one as
+/// published, and the moving averages that trainings of diffusers keep beside the weights.
+const VARIANTS: [&str; 3] = ["", "_lite", "_ema"];
+
 /// The file that makes a folder a web bundle.
 pub const MANIFEST: &str = "manifest.json";
 
 /// Files of a model, from wherever its parts lie.
 #[derive(Default)]
 pub struct Found {
-    /// What has a place in a model.
+    /// The files that have a place in a model.
     files: ModelFiles,
     /// Where every part comes from.
     pub origins: BTreeMap<Part, Origin>,
-    /// Weights that may be of several parts, with their configs: the other parts tell.
+    /// Weights that may be of several parts, with their configs: the other parts tell which of them it is.
     ambiguous: Vec<(Checkpoint, Option<String>, Origin)>,
     /// The files of a tokenizer that belongs to whatever text encoder the model has.
     tokenizer: BTreeMap<&'static str, String>,
@@ -63,7 +67,7 @@ pub enum Layout {
     Diffusers,
     /// The authors' own.
     Original,
-    /// One of this program's.
+    /// A bundle of this program.
     Bundle,
 }
 
@@ -110,7 +114,7 @@ impl Found {
                 return self.merge(files?, &origin);
             }
         }
-        let weights = Checkpoint::parse(&name, source)?;
+        let weights = Checkpoint::parse(&name, source)?.unwrapped();
         let origin = Origin::of(path, &weights);
         self.add_weights(weights, config, origin, None)
     }
@@ -241,7 +245,7 @@ impl Found {
                 let is_text = |part: Part| part.stage() == Some(Stage::Text);
                 let own = |part: Part| !is_text(part) && !family.spare.contains(&part);
                 let mut parts = pipeline.parts().filter(|(_, part)| own(*part));
-                parts.any(|(name, _)| folder.join(format!("{prefix}{name}")).is_dir())
+                parts.any(|(name, _)| !variants(folder, &format!("{prefix}{name}")).is_empty())
             };
             // The prefix is there where diffusers saves all pipelines in one folder.
             let prefixes = [pipeline.prefix, ""];
@@ -286,13 +290,12 @@ impl Found {
             self.add_text(&path, &format!("{}/{file}", pipeline.name))?;
         }
         for (name, part) in pipeline.parts() {
-            let own = folder.join(format!("{prefix}{name}"));
-            self.add_part(&own, Some(part))?;
-            // Where diffusers' trainings keep the moving averages of the weights.
-            let averages = folder.join(format!("{prefix}{name}_ema"));
-            if own.is_dir() && averages.is_dir() {
-                let (folder, averages) = (folder.display(), file_name(&averages));
-                self.notes.push(format!("{folder}: reads {prefix}{name}; left out: {averages}"));
+            let variants = variants(folder, &format!("{prefix}{name}"));
+            let [taken, left_out @ ..] = &variants[..] else { continue };
+            self.add_part(&folder.join(taken), Some(part))?;
+            if !left_out.is_empty() {
+                let (folder, left_out) = (folder.display(), left_out.join(", "));
+                self.notes.push(format!("{folder}: reads {taken}; left out: {left_out}"));
             }
         }
         Ok(())
@@ -320,7 +323,7 @@ impl Found {
             .iter()
             .map(|path| Ok(Checkpoint::parse(&path.display().to_string(), open(path)?)?))
             .collect::<Result<Vec<_>>>()?;
-        let weights = Checkpoint::join(&name, &shards)?;
+        let weights = Checkpoint::join(&name, &shards)?.unwrapped();
         let origin = Origin::of(path, &weights);
         match part {
             Some(part) => self.place(part, weights.from_original(), config, origin),
@@ -358,7 +361,9 @@ impl Found {
         let parts = recognise(&weights);
         if let Some((first, other)) = of_two_kinds(&parts) {
             let expected = "the tensors of one part";
-            let reason = format!("expected {expected}, found some of {first} and of {other}");
+            let reason = format!(
+                "expected {expected}, found some of {first} and of {other}; files of several parts are named one by one"
+            );
             return Err(unfit(&origin.path, reason));
         }
         // One config may lie beside the weights of several parts.
@@ -423,7 +428,7 @@ impl Found {
         Ok(())
     }
 
-    /// What of the files is left out; a sentence each.
+    /// Which files are left out, a sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -432,10 +437,11 @@ impl Found {
     ///
     /// # Errors
     ///
-    /// The parts do not tell which of them a text encoder belongs to, or the authors' files not their sizes.
+    /// The parts do not tell which of them a text encoder belongs to, or the authors' files do not tell their
+    /// sizes.
     pub fn finish(&mut self) -> Result<ModelFiles> {
         let mut ambiguous = std::mem::take(&mut self.ambiguous);
-        // What is told by the parts beside it comes after those.
+        // Weights that only the parts beside them can identify come after those parts.
         ambiguous.sort_by_key(|(weights, ..)| {
             recognise(weights).iter().any(|part| !part.stands_alone())
         });
@@ -484,9 +490,16 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
 /// Whether the config of what a pipeline runs says that it is of this family.
 fn is_described(folder: &Path, (pipeline, prefix): (PipelineFolder, &str)) -> bool {
     let own = pipeline.parts().find(|(_, part)| *part == pipeline.main);
-    let config = own.map(|(name, _)| folder.join(format!("{prefix}{name}/config.json")));
-    let text = config.and_then(|path| read_text(&path).ok());
+    let name =
+        own.and_then(|(name, _)| variants(folder, &format!("{prefix}{name}")).into_iter().next());
+    let text = name.and_then(|name| read_text(&folder.join(name).join("config.json")).ok());
     text.and_then(|text| class_of(&text)).is_some_and(|class| pipeline.main.is_of_class(&class))
+}
+
+/// The folders in a pipeline's folder that hold variants of a part, the preferred one first.
+fn variants(folder: &Path, name: &str) -> Vec<String> {
+    let names = VARIANTS.map(|variant| format!("{name}{variant}"));
+    names.into_iter().filter(|name| folder.join(name).is_dir()).collect()
 }
 
 /// The parts that belong to no pipeline.

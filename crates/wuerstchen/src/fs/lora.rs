@@ -16,7 +16,7 @@ use crate::stored::StoredDtype;
 pub const LORA_FILES: [&str; 4] =
     ["adapter_model.safetensors", TUNED_LORA, "adapter_model.bin", "pytorch_lora_weights.bin"];
 
-/// What peft writes beside them.
+/// The config that peft writes beside a LoRA's file.
 const CONFIG: &str = "adapter_config.json";
 
 /// Opens a LoRA: a file of safetensors or of PyTorch, or a folder of peft or diffusers, with the config that
@@ -29,7 +29,7 @@ pub fn open_lora(path: &Path) -> Result<LoraFile> {
     let path = &if path.is_dir() { file_in(path)? } else { path.to_owned() };
     let file = if is_pytorch(path)? {
         let mut tensors = read_pytorch_tensors(path)?;
-        // Some programs write it as a number in place of a tensor.
+        // Some programs write the alpha as a number in place of a tensor.
         for (key, alpha) in read_numbers(path)?.iter().filter(|(key, _)| key.ends_with(".alpha")) {
             tensors.insert(key, StoredDtype::F64, &[], Arc::new(alpha.to_le_bytes()), 0..8)?;
         }
@@ -43,9 +43,19 @@ pub fn open_lora(path: &Path) -> Result<LoraFile> {
 
 /// The LoRA in a folder: a file of a known name, or else the only one of weights.
 fn file_in(folder: &Path) -> Result<PathBuf> {
-    let mut known = LORA_FILES.iter().map(|file| folder.join(file));
-    if let Some(known) = known.find(|file| file.is_file()) {
-        return Ok(known);
+    let known: Vec<_> = LORA_FILES.into_iter().filter(|file| folder.join(file).is_file()).collect();
+    // A repository may have the same LoRA in both formats.
+    let stem = |file: &str| file.split_once('.').map(|(stem, _)| stem.to_owned());
+    match known[..] {
+        [] => {}
+        [first, ..] if known.iter().all(|file| stem(file) == stem(first)) => {
+            return Ok(folder.join(first));
+        }
+        _ => {
+            let reason =
+                format!("expected one LoRA, found {}: name one of the files", known.join(", "));
+            return Err(unfit(folder, reason));
+        }
     }
     let found = files::with_extension(folder, "safetensors")?;
     match &found[..] {

@@ -1,7 +1,7 @@
 //! The authors' own files: dictionaries of tensors in PyTorch's format.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,56 +13,90 @@ use crate::checkpoint::{Checkpoint, ReadBytes};
 use crate::import::recognise;
 use crate::stored::StoredDtype;
 
-/// The dictionaries of weights that the authors' files hold, the better one of two first.
+/// The dictionaries of weights that the authors' files hold, the better one of two first; the last one is what lies
+/// outside of these.
 const DICTIONARIES: [&str; 5] =
     ["ema_state_dict", "state_dict_ema", "state_dict", "effnet_state_dict", ""];
+
+/// Most names of tensors in a message.
+const NAMES: usize = 3;
+
+/// How deep in a file other programs put the dictionary of a network.
+const DEPTH: usize = 3;
 
 /// The dictionaries of a PyTorch file whose tensors are those of a part, one of each kind.
 ///
 /// # Errors
 ///
-/// It is no PyTorch file, or holds no weights of a part.
+/// The file is no PyTorch file, or holds no weights of a part.
 pub fn read_pytorch(path: &Path) -> Result<Vec<Checkpoint>> {
     Ok(read_pytorch_shards(&[path.to_owned()])?.weights)
 }
 
-/// What is read of PyTorch's files.
+/// The result of reading PyTorch's files.
 pub(super) struct Read {
     pub(super) weights: Vec<Checkpoint>,
     /// Which dictionaries are read and which hold the same weights once more, where some do; a sentence each.
     pub(super) notes: Vec<String>,
 }
 
-/// The same of several files that hold one dictionary together; at least one.
+/// Reads several files that hold one dictionary together; at least one.
 pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Read> {
     let name = paths[0].display().to_string();
-    let mut all: BTreeMap<&str, Checkpoint> = BTreeMap::new();
+    let (mut all, mut names) = (BTreeMap::<String, Checkpoint>::new(), Vec::new());
     for (key, tensor) in tensors(paths)? {
+        if names.len() < NAMES {
+            names.push(key.clone());
+        }
         let split = key.split_once('.').filter(|(first, _)| DICTIONARIES.contains(first));
         let (dictionary, key) = split.unwrap_or(("", &key));
-        let Some(dictionary) = DICTIONARIES.iter().find(|known| **known == dictionary) else {
-            continue;
-        };
-        insert(all.entry(dictionary).or_insert_with(|| Checkpoint::empty(&name)), key, tensor)?;
+        let weights = all.entry(dictionary.to_owned()).or_insert_with(|| Checkpoint::empty(&name));
+        insert(weights, key, tensor)?;
     }
-    let read = choose(&name, all);
+    let mut dictionaries = Vec::new();
+    for (dictionary, weights) in all {
+        find(dictionary, weights, DEPTH, &mut dictionaries);
+    }
+    let read = choose(&name, dictionaries);
     if read.weights.is_empty() {
         let expected = "a dictionary of the tensors of a part of Würstchen";
-        return Err(unfit(&paths[0], format!("expected {expected}, found none")));
+        let found = match &names[..] {
+            [] => "no tensors".to_owned(),
+            names => format!("other tensors, such as {}", names.join(", ")),
+        };
+        return Err(unfit(&paths[0], format!("expected {expected}, found {found}")));
     }
     Ok(read)
 }
 
-/// Of the dictionaries of a file the best one of each kind. `name` is the file's.
-fn choose(name: &str, mut all: BTreeMap<&str, Checkpoint>) -> Read {
-    // Which parts a dictionary may be of tells its kind. The dictionaries of one kind, the better one first.
-    let mut kinds: BTreeMap<_, Vec<(&str, Checkpoint)>> = BTreeMap::new();
-    for dictionary in DICTIONARIES {
-        let Some(weights) = all.remove(dictionary) else { continue };
-        let parts = recognise(&weights);
-        if !parts.is_empty() {
-            kinds.entry(parts).or_default().push((dictionary, weights));
+/// Finds the networks in a dictionary: itself, or dictionaries in it.
+fn find(name: String, weights: Checkpoint, depth: usize, found: &mut Vec<(String, Checkpoint)>) {
+    let weights = weights.unwrapped();
+    if !recognise(&weights).is_empty() {
+        found.push((name, weights));
+    } else if depth > 0 {
+        let inner: BTreeSet<&str> =
+            weights.names().filter_map(|name| Some(name.split_once('.')?.0)).collect();
+        for inner in inner {
+            let dot = if name.is_empty() { "" } else { "." };
+            let prefix = format!("{inner}.");
+            let weights = weights.renamed(|name| name.strip_prefix(&prefix).map(str::to_owned));
+            find(format!("{name}{dot}{inner}"), weights, depth - 1, found);
         }
+    }
+}
+
+/// Chooses the best dictionary of each kind. `name` is the file's.
+fn choose(name: &str, mut all: Vec<(String, Checkpoint)>) -> Read {
+    // Moving averages make the better pictures.
+    all.sort_by_key(|(name, _)| {
+        let known = DICTIONARIES.iter().position(|known| known == name);
+        (!name.contains("ema"), known.unwrap_or(DICTIONARIES.len()))
+    });
+    // The parts that a dictionary may belong to are its kind. Each kind lists its better dictionaries first.
+    let mut kinds: BTreeMap<_, Vec<(String, Checkpoint)>> = BTreeMap::new();
+    for (dictionary, weights) in all {
+        kinds.entry(recognise(&weights)).or_default().push((dictionary, weights));
     }
     let (mut weights, mut notes) = (Vec::new(), Vec::new());
     for same in kinds.into_values() {
@@ -92,7 +126,7 @@ const WRAPPER: &str = "state_dict.";
 ///
 /// # Errors
 ///
-/// It is no PyTorch file.
+/// The file is no PyTorch file.
 pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     let mut all = Checkpoint::empty(&path.display().to_string());
     let tensors = tensors(&[path.to_owned()])?;
@@ -170,12 +204,11 @@ mod tests {
     /// The weights of a training lie beside their moving averages, which make the better pictures.
     #[test]
     fn averages_are_read_with_a_word() {
-        let of = |value: f32| {
+        let of = |(name, value): (&str, f32)| {
             let tensor = NamedTensor::new(Part::PRIOR.0.mark, &[1], vec![value]);
-            Checkpoint::from_tensors("file", [tensor])
+            (name.to_owned(), Checkpoint::from_tensors("file", [tensor]))
         };
-        let read =
-            choose("x.pt", BTreeMap::from([("state_dict", of(1.0)), ("ema_state_dict", of(2.0))]));
+        let read = choose("x.pt", [("state_dict", 1.0), ("ema_state_dict", 2.0)].map(of).into());
         let values: Vec<_> = read
             .weights
             .iter()
@@ -183,6 +216,18 @@ mod tests {
             .collect();
         assert_eq!(values, [[2.0]]);
         assert_eq!(read.notes, ["x.pt: reads ema_state_dict; left out: state_dict"]);
-        assert!(choose("x.pt", BTreeMap::from([("", of(1.0))])).notes.is_empty());
+        assert!(choose("x.pt", [("", 1.0)].map(of).into()).notes.is_empty());
+    }
+
+    #[test]
+    fn networks_are_found_where_other_programs_put_them() {
+        let mark = Part::PRIOR.0.mark;
+        let names = ["net.params.module", "net.params_ema"].map(|name| format!("{name}.{mark}"));
+        let tensors = names.map(|name| NamedTensor::new(name, &[1], vec![3.0]));
+        let mut found = Vec::new();
+        find(String::new(), Checkpoint::from_tensors("file", tensors), DEPTH, &mut found);
+        let read = choose("x.pt", found);
+        assert_eq!(read.notes, ["x.pt: reads net.params_ema; left out: net.params"]);
+        assert_eq!(read.weights[0].names().collect::<Vec<_>>(), [mark]);
     }
 }

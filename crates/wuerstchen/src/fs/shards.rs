@@ -1,5 +1,5 @@
-//! Which files of a folder hold the weights of a part: it may have them in several types, numbers of
-//! pieces and precisions.
+//! Which files of a folder hold the weights of a part: a folder may have them in several types, precisions and
+//! numbers of weight shards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -14,9 +14,9 @@ use crate::checkpoint::FileType;
 /// The files of a part.
 #[derive(Debug, PartialEq)]
 pub(super) struct Shards {
-    /// Those that hold its weights together; at least one.
+    /// The files that together hold its weights; at least one.
     pub(super) files: Vec<PathBuf>,
-    /// Those that hold the weights of the part once more, and indices of files that are not there.
+    /// Files that hold the same weights again, and indices of files that are not there.
     pub(super) left_out: Vec<PathBuf>,
 }
 
@@ -58,18 +58,25 @@ struct WeightMap {
 /// Files that belong together.
 struct Set {
     files: Vec<PathBuf>,
-    /// How far the set is from the one that is wanted.
+    /// How far the set is from the most wanted one; the lowest rank is taken.
     rank: (usize, bool, bool),
     /// Shards that should be there.
     missing: BTreeSet<String>,
 }
 
 impl Shards {
-    /// Those of a folder; `None` where it has no weights. Taken are safetensors before PyTorch's files,
-    /// f32 before half precision, and what an index names before what it does not.
+    /// Chooses the files in a folder; `None` where it has no weights. It prefers safetensors to PyTorch's files,
+    /// f32 to half precision, and files that an index names to others.
     pub(super) fn of(folder: &Path) -> Result<Option<Self>> {
         let all = files_of_weights(folder)?;
-        let Some(first) = all.iter().find(|files| !files.is_empty()) else { return Ok(None) };
+        let Some(first) = all.iter().find(|files| !files.is_empty()) else {
+            return match indices_in(folder)?.first() {
+                Some(index) => {
+                    Err(unfit(index, "expected the shards that it names beside it, found none"))
+                }
+                None => Ok(None),
+            };
+        };
         let (files, indices) = choose(folder, first)?;
         let others = all.iter().flatten().filter(|path| !files.contains(path)).cloned();
         let left_out = others.chain(indices).collect();
@@ -100,14 +107,17 @@ fn choose(folder: &Path, files: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf
     Ok((taken.into_iter().flat_map(|set| set.files).collect(), lonely))
 }
 
+/// The files in a folder that tell which tensors are in which shard.
+fn indices_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let files = with_extension(folder, "json")?;
+    Ok(files.into_iter().filter(|path| file_name(path).contains(".index.")).collect())
+}
+
 /// The sets of files that indices name, where they name files of the type of `files`; and the indices that
 /// name none of `files`.
 fn indexed(folder: &Path, files: &[PathBuf]) -> Result<(Vec<Set>, Vec<PathBuf>)> {
     let (mut sets, mut lonely) = (Vec::new(), Vec::new());
-    for path in with_extension(folder, "json")? {
-        if !file_name(&path).contains(".index.") {
-            continue;
-        }
+    for path in indices_in(folder)? {
         let map: WeightMap = serde_json::from_str(&read_text(&path)?)
             .map_err(|error| unfit(&path, format!("expected {{\"weight_map\": …}}: {error}")))?;
         let names = map.weight_map.values().map(|name| named_beside(&path, name));
@@ -160,7 +170,7 @@ fn rank(name: &str, has_index: bool) -> (usize, bool, bool) {
         "" => 0,
         variant => match HALVES.iter().position(|half| variant.contains(half)) {
             Some(half) => 2 + half,
-            // Beside the moving averages of the weights, which make the better pictures.
+            // These lie beside the moving averages of the weights, which make the better pictures.
             None if variant.contains("non_ema") => 2 + HALVES.len(),
             None => 1,
         },

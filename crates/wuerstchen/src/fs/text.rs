@@ -17,25 +17,26 @@ const MOST_TEXT: u64 = 1 << 30;
 ///
 /// # Errors
 ///
-/// It cannot be read, or is in another encoding.
+/// The file cannot be read, or is in another encoding.
 pub fn read_text(path: &Path) -> Result<String> {
     read_text_at_most(path, MOST_TEXT)
 }
 
-/// The same of a file that has no more than `most` bytes.
+/// As [`read_text`], for a file that has at most `most` bytes.
 ///
 /// # Errors
 ///
-/// As [`read_text`], or it has more.
+/// As [`read_text`], or the file has more bytes.
 pub fn read_text_at_most(path: &Path, most: u64) -> Result<String> {
     decode(&files::read_at_most(path, most)?).map_err(|reason| unfit(path, reason))
 }
 
-/// A text in UTF-8, or in what a byte-order mark at its start says, without that mark.
+/// A text in UTF-8, or in what a byte-order mark at its start says, without that mark, and with `\n` at the end of every
+/// line.
 ///
 /// # Errors
 ///
-/// Says in which line it is in another encoding.
+/// Names the first line that is in another encoding.
 pub fn decode(bytes: &[u8]) -> std::result::Result<String, String> {
     let (encoding, mark) = Encoding::for_bom(bytes).unwrap_or((UTF_8, 0));
     let bytes = &bytes[mark..];
@@ -62,7 +63,8 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<String, String> {
         let line = line_of(text.as_bytes(), zero);
         return Err(format!("line {line}: expected text in {ENCODINGS}, found a zero byte"));
     }
-    Ok(text)
+    // Rust knows no lines that end with a carriage return alone.
+    Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
 }
 
 /// The number of the line that a byte is in, from 1.
@@ -76,6 +78,11 @@ mod tests {
 
     fn utf_16(text: &str, to_bytes: fn(u16) -> [u8; 2]) -> Vec<u8> {
         text.encode_utf16().flat_map(to_bytes).collect()
+    }
+
+    #[test]
+    fn lines_end_in_one_way() {
+        assert_eq!(decode(b"a\r\nb\rc\n").unwrap(), "a\nb\nc\n");
     }
 
     #[test]
