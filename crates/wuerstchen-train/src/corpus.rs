@@ -29,7 +29,7 @@ pub enum CorpusError {
         reason: String,
     },
     /// Not one of the pictures can be read.
-    #[error("none of the {count} pictures can be read")]
+    #[error("not a single picture can be read, of {count}")]
     NoPicture {
         /// How many there are.
         count: usize,
