@@ -214,9 +214,10 @@ fn pack(args: &PackArgs) -> Result<()> {
     }
     let cannot = || format!("cannot write to {}", args.output.display());
     create_dir_all(&args.output).with_context(cannot)?;
+    let path_of = |shard: usize| args.output.join(format!("{shard:05}.tar"));
     let bar = ProgressBar::new(count as u64).with_message("packing the pictures");
     for (shard, first) in (0..count).step_by(samples).enumerate() {
-        let path = args.output.join(format!("{shard:05}.tar"));
+        let path = path_of(shard);
         let packed = || {
             let mut tar = Builder::new(File::create(&path)?);
             for (index, &size) in sizes.iter().flatten().enumerate().skip(first).take(samples) {
@@ -228,9 +229,7 @@ fn pack(args: &PackArgs) -> Result<()> {
         packed()
             .inspect_err(|_| {
                 // So that a second try finds an empty folder.
-                (0..=shard).for_each(|shard| {
-                    drop(remove_file(args.output.join(format!("{shard:05}.tar"))))
-                });
+                (0..=shard).for_each(|shard| drop(remove_file(path_of(shard))));
             })
             .with_context(|| format!("cannot write {}", path.display()))?;
     }

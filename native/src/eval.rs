@@ -61,11 +61,11 @@ pub(crate) fn hide_refused(arg: Arg) -> Arg {
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
-    if files.family().name == Family::CASCADE.name {
-        bail!("eval takes models of Würstchen v1 and v2, found one of {}", Family::CASCADE.name);
+    let family = files.family();
+    if family.name == Family::CASCADE.name {
+        bail!("eval takes models of Würstchen v1 and v2, found one of {}", family.name);
     }
     let pipeline = Pipeline::load(&files, &device, Residency::All)?;
-    let family = files.family();
     let config = files.part_config::<CompressorConfig>(family.compressor);
     let config = config.context("the evaluation needs the semantic compressor")?;
     let downscale = config.downscale();

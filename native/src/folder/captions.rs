@@ -105,7 +105,10 @@ fn told_by_metadata(
         for row in read_rows(path)? {
             let mut names = names_of(root, folder, &row.file_name);
             // Tables may have spaces around their commas.
-            names.extend(names_of(root, folder, row.file_name.trim()));
+            let trimmed = row.file_name.trim();
+            if trimmed != row.file_name {
+                names.extend(names_of(root, folder, trimmed));
+            }
             let exact = names.iter().map(|name| pictures.get(name));
             let any_case = names.iter().map(|name| pictures.get_in_any_case(name));
             let named = exact.chain(any_case).find_map(|found| match found {
