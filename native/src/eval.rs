@@ -22,6 +22,7 @@ use wuerstchen_train::eval::{
 use crate::art::read_art;
 use crate::devices::{Choice, choose};
 use crate::generate::{tell_of_guidance, tell_of_prompt};
+use crate::reconstruct::{first_given, options_of_prior};
 use crate::{print, usage};
 
 /// Arguments of `wuerstchen eval`.
@@ -42,6 +43,10 @@ pub(crate) struct EvalArgs {
     /// Pictures at a time
     #[arg(long, default_value = "64")]
     batch_size: NonZeroUsize,
+    /// Let Stage B make the pictures from the prompt and an image embedding of zeros, without Stage C, with the steps
+    /// and the guidance scale of Stage B
+    #[arg(long)]
+    without_prior: bool,
     #[command(flatten)]
     options: GenerateOptions,
     /// Where to run
@@ -59,13 +64,18 @@ pub(crate) fn hide_refused(arg: Arg) -> Arg {
 }
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
+    let of_prior = options_of_prior(&args.options);
+    if let Some(option) = first_given(of_prior).filter(|_| args.without_prior) {
+        return Err(usage(&anyhow!("{option} changes nothing with --without-prior")));
+    }
     let device = choose(args.device)?.device;
     let files = crate::files::read_model(args.model.as_deref())?;
     let family = files.family();
     if family.name == Family::CASCADE.name {
         bail!("eval takes models of Würstchen v1 and v2, found one of {}", family.name);
     }
-    let pipeline = Pipeline::load(&files, &device, Residency::All)?;
+    let load = if args.without_prior { Pipeline::load_decoder } else { Pipeline::load };
+    let pipeline = load(&files, &device, Residency::All)?;
     let config = files.part_config::<CompressorConfig>(family.compressor);
     let config = config.context("the evaluation needs the semantic compressor")?;
     let downscale = config.downscale();
@@ -104,7 +114,8 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         batch_size: args.batch_size.get(),
         seed: args.options.seed,
     };
-    let evaluation = Evaluation { pipeline: &pipeline, ceiling, settings, config };
+    let without_prior = args.without_prior;
+    let evaluation = Evaluation { pipeline: &pipeline, ceiling, settings, without_prior, config };
     let columns: &[&str] = match scenes {
         Scenes::Shapes => &SHAPES_COLUMNS,
         Scenes::Emoji => &EMOJI_COLUMNS,

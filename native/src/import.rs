@@ -9,7 +9,7 @@ use serde::Serialize;
 use wuerstchen::card::CARD;
 use wuerstchen::fs::{Found, LORA_FILES, Origin};
 use wuerstchen::import::complete;
-use wuerstchen::{ModelFiles, Part};
+use wuerstchen::{Checkpoint, ModelFiles, Part};
 
 use crate::export::{Dtype, check_new, finish_bundle, write_shards};
 use crate::files;
@@ -57,7 +57,7 @@ struct PartReport {
     origin: Origin,
     tensors: usize,
     parameters: usize,
-    /// The missing, unexpected and misshapen tensors.
+    /// The missing, unexpected and misshapen tensors; or those with infinite values or NaN.
     problem: Option<String>,
 }
 
@@ -73,7 +73,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     lora::apply(&mut model, &args.lora)?;
     write_merged(&mut model, &args.lora)?;
     args.paths.iter().for_each(|path| files::tell_of_missing(path));
-    let report = report(&found, &model, assumed);
+    // What is written is checked on the way.
+    let report = report(&found, &model, assumed, args.output.is_none());
     crate::print(&if args.json {
         serde_json::to_string(&report)?
     } else {
@@ -110,8 +111,12 @@ fn write_merged(model: &mut ModelFiles, loras: &[LoraArg]) -> Result<()> {
     Ok(())
 }
 
-fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>) -> Report {
+fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>, reads_values: bool) -> Report {
     let device = Device::flex();
+    let problem = |part: Part, weights: &Checkpoint| {
+        model.check(part, &device)?;
+        if reads_values { weights.check_finite() } else { Ok(()) }
+    };
     let part = |(&part, origin): (&Part, &Origin)| {
         let weights = &model.weights[&part];
         PartReport {
@@ -119,7 +124,7 @@ fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>) -> Report {
             origin: origin.clone(),
             tensors: weights.names().count(),
             parameters: weights.parameters(),
-            problem: model.check(part, &device).err().map(|error| error.to_string()),
+            problem: problem(part, weights).err().map(|error| error.to_string()),
         }
     };
     let parts: Vec<_> = found.origins.iter().map(part).collect();

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 #[cfg(feature = "gpu")]
 use wuerstchen::kernels::{Tiling, choose_tiling};
-use wuerstchen::{Pipeline, Residency};
+use wuerstchen::{Device, LoadError, ModelFiles, Pipeline, Residency};
 
 use crate::devices::{self, Choice};
 use crate::files;
@@ -75,6 +75,9 @@ pub(crate) struct Loaded {
     pub(crate) load_secs: f64,
 }
 
+/// Loads all of a model, or some of its parts.
+type Load = fn(&ModelFiles, &Device, Residency) -> Result<Pipeline, LoadError>;
+
 impl ModelArgs {
     /// The model's file or folder.
     pub(crate) fn path(&self) -> Option<&Path> {
@@ -83,11 +86,20 @@ impl ModelArgs {
 
     /// Reads the model, changes it by LoRAs and loads it.
     pub(crate) fn load(&self, loras: &[LoraArg]) -> Result<Loaded> {
+        self.load_by(Pipeline::load, loras)
+    }
+
+    /// Reads and loads a model that may lack Stage C.
+    pub(crate) fn load_decoder(&self) -> Result<Loaded> {
+        self.load_by(Pipeline::load_decoder, &[])
+    }
+
+    fn load_by(&self, load: Load, loras: &[LoraArg]) -> Result<Loaded> {
         let mut files = files::read_model(self.model.as_deref())?;
         lora::apply(&mut files, loras)?;
         let found = devices::choose(self.device)?;
         let started = Instant::now();
-        let pipeline = Pipeline::load(&files, &found.device, self.residency)
+        let pipeline = load(&files, &found.device, self.residency)
             .inspect_err(|_| self.model.iter().for_each(|path| files::tell_of_missing(path)))
             .context("cannot load the model")?;
         #[cfg(feature = "gpu")]

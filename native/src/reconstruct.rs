@@ -53,7 +53,7 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     let inputs: Vec<_> = inputs.into_iter().flatten().collect();
     let output = png_files(&args.output, "reconstructed.png", 1, &inputs)?.swap_remove(0);
     let image = pictures::read_image(&args.image)?;
-    let pipeline = args.model.load(&[])?.pipeline;
+    let pipeline = args.model.load_decoder()?.pipeline;
     let settings = pipeline.settings(&args.options, Some(&image))?;
     let negative = ("negative_prompt", &*args.options.negative_prompt);
     for prompt in [("prompt", &*args.prompt), negative] {
@@ -82,30 +82,39 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     ))
 }
 
-/// Options that change nothing here, and whether they are given. Stage C does not run, because the image embedding is
-/// the picture's own.
-fn unused(options: &GenerateOptions) -> [(&'static str, bool); 6] {
+/// The options of Stage C alone, and whether they are given.
+pub(crate) fn options_of_prior(options: &GenerateOptions) -> [(&'static str, bool); 4] {
     [
-        ("count", options.count.is_some()),
         ("prior_steps", options.prior_steps.is_some()),
         ("prior_guidance_scale", options.prior_guidance_scale.is_some()),
         ("timesteps", options.timesteps.is_some()),
         ("prior_shift", options.prior_shift.is_some()),
-        ("strength", options.strength.is_some()),
     ]
+}
+
+/// Options that change nothing here, and whether they are given. Stage C does not run, because the image embedding is
+/// the picture's own.
+fn unused(options: &GenerateOptions) -> impl Iterator<Item = (&'static str, bool)> {
+    let more = [("count", options.count.is_some()), ("strength", options.strength.is_some())];
+    options_of_prior(options).into_iter().chain(more)
+}
+
+/// The first option that is given of those that change nothing, as people write it.
+pub(crate) fn first_given(
+    options: impl IntoIterator<Item = (&'static str, bool)>,
+) -> Option<String> {
+    let given = options.into_iter().find(|(_, is_given)| *is_given);
+    given.map(|(option, _)| format!("--{}", option.replace('_', "-")))
 }
 
 /// Leaves options that change nothing out of the help.
 pub(crate) fn hide_unused(arg: Arg) -> Arg {
-    let is_unused = unused(&GenerateOptions::default()).iter().any(|(id, _)| arg.get_id() == id);
+    let is_unused = unused(&GenerateOptions::default()).any(|(id, _)| arg.get_id() == id);
     if is_unused { arg.hide(true) } else { arg }
 }
 
 fn refuse_unused(options: &GenerateOptions) -> Result<()> {
-    let Some((option, _)) = unused(options).into_iter().find(|(_, is_given)| *is_given) else {
-        return Ok(());
-    };
-    let option = format!("--{}", option.replace('_', "-"));
+    let Some(option) = first_given(unused(options)) else { return Ok(()) };
     let reason =
         "reconstruct makes one picture, and the image embedding is that of the picture itself";
     Err(usage(&anyhow!("{option} changes nothing here: {reason}")))

@@ -462,7 +462,7 @@ fn harmful_models_are_refused_with_a_reason() {
     fs::write(bundle.join("manifest.json"), escape).unwrap();
     assert!(refusal(&bundle).contains("is no plain file name"));
 
-    // A file of weights that are no numbers.
+    // A file of weights that are NaN.
     let good = fs::read(&shapes).unwrap();
     let header = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
     let mut infinite = good.clone();
@@ -477,6 +477,10 @@ fn harmful_models_are_refused_with_a_reason() {
     assert_eq!(import.status.code(), Some(4), "{error}");
     assert!(error.contains("infinite: wuerstchen-prior/text_encoder/text_model."), "{error}");
     assert!(!output.join("manifest.json").exists());
+    let reported = wuerstchen(&["import", &paths[0]]);
+    let report = text(&reported.stdout);
+    assert!(!reported.status.success(), "{report}");
+    assert!(report.contains("not a number or infinite: text_model."), "{report}");
     let mut long = good;
     long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     fs::write(&file, long).unwrap();

@@ -190,6 +190,51 @@ fn reconstructs_a_picture() {
     assert_eq!(folder.pixels("out.png").dimensions(), (3 * 64, 64));
 }
 
+/// A model without Stage C reconstructs a picture to the same bits, and its Stage B is judged on prompts alone.
+#[test]
+fn stage_b_works_without_stage_c() {
+    let folder = Folder::new("without-prior");
+    let start = folder.path("start.png");
+    folder.generate("start.png", &[PROMPT]);
+    let (shapes, model) = (shapes(), folder.path("model"));
+    assert!(wuerstchen(&["import", &shapes, "-o", &model]).status.success());
+    for part in ["prior", "text_encoder"] {
+        let part = folder.0.join("model/wuerstchen-prior").join(part);
+        let weights = fs::read_dir(part).unwrap().map(|entry| entry.unwrap().path());
+        let mut weights = weights.filter(|path| path.extension().unwrap() == "safetensors");
+        fs::remove_file(weights.next().expect("the part has weights")).unwrap();
+    }
+    let [whole, lone] = [(&shapes, "whole.png"), (&model, "lone.png")].map(|(model, name)| {
+        let output = folder.path(name);
+        let output =
+            wuerstchen(&["reconstruct", &start, "-o", &output, "-m", model, "--device", "cpu"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        folder.pixels(name)
+    });
+    assert_eq!(whole, lone);
+
+    let eval = |more: &[&str]| {
+        let eval =
+            ["eval", "-m", &model, "--scenes", "shapes", "--prompts", "8", "--device", "cpu"];
+        wuerstchen(&[&eval[..], more].concat())
+    };
+    let told = text(&eval(&[]).stderr);
+    let expected = "the model lacks wuerstchen-prior/text_encoder, wuerstchen-prior/prior, which";
+    assert!(told.contains(expected), "{told}");
+    let refused = eval(&["--without-prior", "--prior-steps", "3"]);
+    let told = text(&refused.stderr);
+    let expected = "--prior-steps changes nothing with --without-prior";
+    assert!(refused.status.code() == Some(2) && told.contains(expected), "{told}");
+    let [plain, guided] = ["1", "9"].map(|scale| {
+        let output = eval(&["--without-prior", "--json", "--decoder-guidance-scale", scale]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let rows = text(&output.stdout);
+        assert_eq!(rows.matches(r#""source":"generated""#).count(), 5, "{rows}");
+        rows
+    });
+    assert_ne!(plain, guided);
+}
+
 /// How a picture is read: the left third of what `reconstruct` writes.
 fn as_read(folder: &Folder, picture: &str) -> RgbImage {
     let output = folder.path("as-read.png");
@@ -350,13 +395,13 @@ fn mistakes_are_named_and_have_their_exit_code() {
         (
             vec!["x", "--prior-guidance-scale", "1e30", "--device", "cpu"],
             2,
-            "the latents of Stage B are infinite or no numbers from step 1 on: expected smaller \
+            "the latents of Stage B are infinite or NaN from step 1 on: expected smaller \
              guidance scales, or other weights",
         ),
         (
             vec!["x", "--prior-guidance-scale", "1e300", "--device", "cpu"],
             2,
-            "the latents of Stage C are infinite or no numbers",
+            "the latents of Stage C are infinite or NaN",
         ),
         (
             vec!["x", "--count", "65", "-W", "1024", "-H", "1024", "--device", "cpu"],

@@ -341,7 +341,8 @@ fn what_is_odd_in_parquet_files_is_told() {
     for (file, expected) in [
         (
             "metadata.parquet",
-            "expected pictures in a column named by their type, such as jpg, or in image.bytes, found the columns key, url, ",
+            "expected pictures in a column named by their type, such as jpg, or in image.bytes, found the \
+             columns key, url, ",
         ),
         (
             "lz4.parquet",

@@ -564,7 +564,7 @@ fn training_that_diverges_stops() {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     let expected = format!(
-        "stage a diverged: the weights after step 5 are infinite, no numbers, or too large for f16; what was saved before \
+        "stage a diverged: the weights after step 5 are infinite, NaN, or too large for f16; what was saved before \
          is kept in {}",
         folder.join("a/state.safetensors").display()
     );

@@ -33,7 +33,12 @@ fn the_published_models_have_their_sizes() {
         dropout: 0.1,
     };
     assert_eq!(parameters(&prior), 993_243_680);
-    let stage = |block: &str, expand: usize, channels: usize, layers: usize, stride: usize| json!({"block": block, "expand": expand, "channels": channels, "layers": layers, "stride": stride});
+    let stage = |block: &str, expand: usize, channels: usize, layers: usize, stride: usize| {
+        json!({
+            "block": block, "expand": expand, "channels": channels, "layers": layers,
+            "stride": stride
+        })
+    };
     let compressor: CompressorConfig = serde_json::from_value(json!({
         "c_latent": 16, "stem": 32, "head": 1280,
         "stages": [

@@ -112,7 +112,7 @@ pub fn frechet_distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> Result<f64, NotFinite
 
 /// Features are infinite or NaN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("features are infinite or no numbers: are the weights those of the network?")]
+#[error("features are infinite or NaN: are the weights those of the network?")]
 pub struct NotFinite;
 
 /// The mean of the rows, and their covariance.

@@ -49,19 +49,16 @@ pub(crate) fn changes<M: Module>(
         let each = all.chunk(ids.len(), 0).into_iter().map(|matrix| matrix.flatten(0, 2));
         ids.into_iter().zip(each).collect::<Vec<_>>()
     };
+    // The threads of a CPU take one matrix after the other. On a GPU a batch of all matrices of a shape takes fewer
+    // launches.
     #[cfg(all(feature = "cpu", feature = "parallel"))]
-    let is_on_cpu = shapes.values().flatten().all(|(_, matrix)| matrix.device() == Device::flex());
-    let batches = shapes.into_iter().map(|(shape, matrices)| (matrices, shape));
-    #[cfg(all(feature = "cpu", feature = "parallel"))]
-    if is_on_cpu {
-        // The threads of a CPU take one matrix after the other. On a GPU a batch of all matrices of a shape takes fewer
-        // launches.
-        let matrices: Vec<_> = batches
-            .flat_map(|(matrices, shape)| matrices.into_iter().map(move |one| (vec![one], shape)))
-            .collect();
-        return matrices.into_par_iter().flat_map_iter(change).collect();
+    if shapes.values().flatten().all(|(_, matrix)| matrix.device() == Device::flex()) {
+        let one_by_one = shapes
+            .into_iter()
+            .flat_map(|(shape, matrices)| matrices.into_iter().map(move |one| (vec![one], shape)));
+        return one_by_one.collect::<Vec<_>>().into_par_iter().flat_map_iter(change).collect();
     }
-    batches.flat_map(change).collect()
+    shapes.into_iter().flat_map(|(shape, matrices)| change((matrices, shape))).collect()
 }
 
 /// The weights of a module's linear layers.

@@ -52,7 +52,7 @@ impl Prediction {
     fn recomputed(prior: Prior, frozen: &Prior, inputs: Inputs<'_>) -> Self {
         let Inputs { x, times, text } = inputs;
         let start = prior.project(x.clone());
-        let embedded = prior.embed_text(text.clone());
+        let embedded = prior.activate_text(text.clone());
         let times = prior.embed_times(times, &x.device());
         let conditions =
             GroupConditions { times, text: embedded.clone().detach(), dropout_mask: None };

@@ -197,7 +197,11 @@ mod folder {
             match file.try_lock() {
                 Err(TryLockError::WouldBlock) => {
                     let folder = self.path.display();
-                    return Err(format!("another program is training in {folder}: wait for its end, or name another folder").into());
+                    return Err(format!(
+                        "another program is training in {folder}: wait for its end, or name another \
+                         folder"
+                    )
+                    .into());
                 }
                 // Some network file systems have no locks.
                 Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}

@@ -27,7 +27,7 @@ pub(crate) struct TensorCache(pub(crate) Arc<dyn Store>);
 impl TensorCache {
     /// The tensor of a name, if it is there and whole.
     pub(crate) fn get(&self, name: &str) -> Result<Option<NamedTensor>, CorpusError> {
-        let Some(bytes) = self.0.read(name).map_err(|error| cannot(error.to_string()))? else {
+        let Some(bytes) = self.0.read(name).map_err(|error| cannot(with_causes(&*error)))? else {
             return Ok(None);
         };
         let path = self.0.describe(name);
@@ -44,16 +44,16 @@ impl TensorCache {
         match read() {
             Ok((tensor, true)) => Ok(Some(tensor)),
             Ok((_, false)) => Err(self.unfit(name, "its values are not those that were written")),
-            Err(error) => Err(unfit(&error.to_string())),
+            Err(error) => Err(unfit(&with_causes(&error))),
         }
     }
 
     /// The shape of the tensor of a name, if it is there and whole; reads no values.
     pub(crate) fn shape(&self, name: &str) -> Result<Option<Vec<usize>>, CorpusError> {
-        let source = self.0.open(name).map_err(|error| cannot(error.to_string()))?;
+        let source = self.0.open(name).map_err(|error| cannot(with_causes(&*error)))?;
         let Some(source) = source else { return Ok(None) };
         let file = Checkpoint::parse(&self.0.describe(name), source)
-            .map_err(|error| unfit(&error.to_string()))?;
+            .map_err(|error| unfit(&with_causes(&error)))?;
         Ok(Some(file.shape(TENSOR).unwrap_or_default().to_vec()))
     }
 
@@ -100,7 +100,7 @@ impl TensorCache {
         let metadata = Some(HashMap::from([(CHECKSUM.to_owned(), checksum)]));
         let file = Checkpoint::from_tensors(name, [NamedTensor::new(TENSOR, shape, values)]);
         let bytes = Checkpoint::write([(String::new(), &file)], WeightDtype::F32, metadata)
-            .map_err(|error| cannot(error.to_string()))?;
+            .map_err(|error| cannot(with_causes(&error)))?;
         self.0.write(name, &bytes).map_err(|error| cannot(with_causes(&*error)))
     }
 }

@@ -86,7 +86,12 @@ impl ModelFiles {
 
     /// The parts that a picture needs and that have no weights here.
     pub fn missing_parts(&self) -> Vec<Part> {
-        self.family().needed().filter(|part| !self.weights.contains_key(part)).collect()
+        self.missing_of(self.family().needed())
+    }
+
+    /// Those of the given parts that have no weights here.
+    pub(crate) fn missing_of(&self, parts: impl Iterator<Item = Part>) -> Vec<Part> {
+        parts.filter(|part| !self.weights.contains_key(part)).collect()
     }
 
     /// A JSON file as a config.

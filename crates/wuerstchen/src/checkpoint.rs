@@ -542,11 +542,16 @@ impl Checkpoint {
     /// Without what PyTorch writes before the name of every tensor of a network that several GPUs trained
     /// (`DataParallel`) or that was compiled (`torch.compile`).
     pub fn unwrapped(self) -> Self {
-        for wrapper in ["module.", "_orig_mod."] {
+        self.without_wrappers(&["module.", "_orig_mod."])
+    }
+
+    /// Without those of the given beginnings that the names of all tensors have.
+    pub(crate) fn without_wrappers(self, wrappers: &[&str]) -> Self {
+        for wrapper in wrappers {
             if !self.tensors.is_empty() && self.names().all(|name| name.starts_with(wrapper)) {
                 return self
                     .renamed(|name| name.strip_prefix(wrapper).map(str::to_owned))
-                    .unwrapped();
+                    .without_wrappers(wrappers);
             }
         }
         self
@@ -585,6 +590,26 @@ impl Checkpoint {
             }
         }
         Self { part: self.part.clone(), tensors }
+    }
+
+    /// Reads all values and fails with the names of the tensors that have infinite ones or NaN.
+    ///
+    /// # Errors
+    ///
+    /// There are such tensors, or one cannot be read.
+    pub fn check_finite(&self) -> Result<(), LoadError> {
+        let mut names = Vec::new();
+        for name in self.names().filter(|name| !is_counter(name)) {
+            let mut is_finite = true;
+            self.pieces(name, |values| is_finite &= values.iter().all(|value| value.is_finite()))?;
+            if !is_finite {
+                names.push(name.to_owned());
+            }
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(LoadError::NotFinite { part: self.part.clone(), names })
     }
 
     /// Writes named checkpoints as one safetensors file, each under its prefix.

@@ -16,7 +16,11 @@ pub enum LoadError {
         reason: String,
     },
     /// Files that were to make up one checkpoint have a tensor in common.
-    #[error("{part}: expected the files of one checkpoint, but {} and {} both have a tensor {name:?}", files[0], files[1])]
+    #[error(
+        "{part}: expected the files of one checkpoint, but {} and {} both have a tensor {name:?}",
+        files[0],
+        files[1]
+    )]
     Doubled {
         /// Which weights.
         part: String,

@@ -142,6 +142,12 @@ impl Family {
         self.parts.iter().copied().filter(|part| part.stage().is_some())
     }
 
+    /// The parts that a picture from an image embedding needs.
+    pub fn needed_by_decoder(&self) -> impl Iterator<Item = Part> + use<> {
+        let text = self.decoder_text.unwrap_or(self.prior_text);
+        self.needed().filter(move |part| part.stage() >= Some(Stage::Decoder) || *part == text)
+    }
+
     /// All parts, including those that are only read and checked.
     pub fn all_parts(&self) -> impl Iterator<Item = Part> + use<> {
         self.parts.iter().chain(self.spare).copied()

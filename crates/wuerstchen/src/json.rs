@@ -37,8 +37,8 @@ pub fn with_nulls(text: &str) -> Cow<'_, str> {
 pub(crate) fn reason(text: &str, error: &serde_json::Error) -> String {
     if error.is_syntax() && with_nulls(text) != text {
         return format!(
-            "{error}: it has NaN or Infinity, as Python writes them, which JSON does not know: expected a finite number \
-             or null"
+            "{error}: it has NaN or Infinity, as Python writes them, which JSON does not know: expected a finite \
+             number or null"
         );
     }
     error.to_string()

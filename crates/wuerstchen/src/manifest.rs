@@ -144,7 +144,7 @@ impl WebBundle {
     ///
     /// # Errors
     ///
-    /// A tensor cannot be read, `write` failed, or values are infinite, no numbers or too large for their
+    /// A tensor cannot be read, `write` failed, or values are infinite, NaN or too large for their
     /// type; the error names all such tensors.
     pub fn write<E: From<LoadError>>(
         files: &ModelFiles,

@@ -111,15 +111,41 @@ impl Pipeline {
         device: &Device,
         residency: Residency,
     ) -> Result<Self, LoadError> {
+        let needed: Vec<_> = files.family().needed().collect();
+        Self::load_parts(files, device, residency, &needed)
+    }
+
+    /// As [`Self::load`], but Stage C and its text encoder may have no weights, and are not loaded: the pipeline makes
+    /// pictures of image embeddings only.
+    ///
+    /// # Errors
+    ///
+    /// Names what is missing or does not fit.
+    pub fn load_decoder(
+        files: &ModelFiles,
+        device: &Device,
+        residency: Residency,
+    ) -> Result<Self, LoadError> {
+        let needed: Vec<_> = files.family().needed_by_decoder().collect();
+        Self::load_parts(files, device, residency, &needed)
+    }
+
+    fn load_parts(
+        files: &ModelFiles,
+        device: &Device,
+        residency: Residency,
+        needed: &[Part],
+    ) -> Result<Self, LoadError> {
         let family = files.family();
-        let missing: Vec<_> = files.missing_parts().iter().map(Part::to_string).collect();
+        let missing = files.missing_of(needed.iter().copied());
+        let missing: Vec<_> = missing.iter().map(Part::to_string).collect();
         if !missing.is_empty() {
             let found = files.weights.keys().map(Part::to_string).collect();
             return Err(LoadError::Incomplete { missing, found });
         }
         let mut loader = PipelineLoader::new(files, device)?;
         let per_stage = residency.is_per_stage_of(files);
-        for part in family.needed() {
+        for &part in needed {
             let weights = files.weights(part)?;
             if per_stage {
                 loader.defer(part, weights)?;
@@ -133,7 +159,7 @@ impl Pipeline {
                 loader.defer(*part, weights)?;
             }
         }
-        loader.finish()
+        loader.finish_with(needed)
     }
 
     /// Whether its parts stay on the device, so that a second picture starts at once.
@@ -236,12 +262,14 @@ impl Pipeline {
             let needed = "a picture to start from";
             return Err(OptionsError::Missing { field: "strength", needed }.into());
         }
+        let plans: Vec<_> = batches.iter().map(|batch| self.plan(batch, settings)).collect();
         let streams =
             |batch: &Batch<'_>| Streams::new(settings.seed, batch.prompts.len(), &self.device);
         let mut job = Job {
             batches,
             settings,
-            plans: batches.iter().map(|batch| self.plan(batch, settings)).collect(),
+            needs_prior: plans.iter().any(|plan| plan.timesteps.len() > 1),
+            plans,
             streams: batches.iter().map(streams).collect(),
         };
         let texts = self.embed_for_prior(&job, on_step).await?;
@@ -251,7 +279,7 @@ impl Pipeline {
         self.make_pictures(&job, embeddings, latents, on_step).await
     }
 
-    /// The texts of all batches for Stage C, and for Stage B too where it takes the same.
+    /// The texts of all batches for Stage C, and for Stage B too where it takes the same; none if nobody takes them.
     async fn embed_for_prior(
         &self,
         job: &Job<'_>,
@@ -260,6 +288,7 @@ impl Pipeline {
         let (prior, decoder) =
             (job.settings.prior_guidance_scale, job.settings.largest_decoder_guidance());
         let (steps, guidance_scale) = match self.decoder_text {
+            Some(_) if !job.needs_prior => return Ok(Vec::new()),
             Some(_) => (2, prior),
             None => (1, prior.max(decoder)),
         };
@@ -297,12 +326,11 @@ impl Pipeline {
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Tensor<4>>, Error> {
         let settings = job.settings;
-        let denoiser = self.prior.denoiser.get()?;
+        let denoiser = if job.needs_prior { Some(self.prior.denoiser.get()?) } else { None };
         let mut steps = Steps::of(job.plans.iter().map(|plan| &plan.timesteps));
         let mut embeddings = Vec::new();
-        let batches = job.batches.iter().zip(texts);
-        for ((plan, (batch, text)), streams) in job.plans.iter().zip(batches).zip(&mut job.streams)
-        {
+        let batches = job.plans.iter().zip(job.batches).zip(&mut job.streams);
+        for (i, ((plan, batch), streams)) in batches.enumerate() {
             let sampling = settings.prior_sampling(&plan.timesteps);
             let known = plan.prior.as_ref();
             let task = Task { stage: Stage::Prior, schedule: &self.prior.schedule, known };
@@ -310,9 +338,13 @@ impl Pipeline {
             let noise: Noise = &mut |[_, c, h, w]| streams.draw([c, h, w]);
             let count = batch.prompts.len();
             let pictures = batch.pictures.map(|pictures| pictures.repeat(count, &self.device));
-            let condition = text.at(sampling.guidance_scale).with(pictures, None);
-            let denoiser = denoiser.prepare(condition, [height, width]);
-            let predict = |x: Tensor<4>, t: &[f32]| denoiser.forward(x, t);
+            let prepared = denoiser.as_ref().zip(texts.get(i)).map(|(denoiser, text)| {
+                let condition = text.at(sampling.guidance_scale).with(pictures, None);
+                denoiser.prepare(condition, [height, width])
+            });
+            let predict = |x: Tensor<4>, t: &[f32]| {
+                prepared.as_ref().expect("Stage C is there where it has steps").forward(x, t)
+            };
             let latents = task.denoise(initial, &sampling, &predict, noise, &mut steps, on_step);
             embeddings.push(self.image_embedding(latents.await?));
         }
@@ -485,6 +517,8 @@ struct Job<'a> {
     batches: &'a [Batch<'a>],
     settings: &'a Settings,
     plans: Vec<Plan>,
+    /// Whether Stage C has steps to do for any batch.
+    needs_prior: bool,
     streams: Vec<Streams<'a>>,
 }
 

@@ -199,12 +199,12 @@ impl Prior {
     ///
     /// - text: `[B, T, c_cond]`
     pub fn prepare(&self, text: Tensor<3>) -> PreparedPrior<'_> {
-        let text = silu(self.embed_text(text));
+        let text = self.activate_text(text);
         let kept = self.blocks.iter().map(|block| block.keep(&text, None)).collect();
         PreparedPrior { prior: self, kept }
     }
 
-    /// The text as the blocks see it: linear, leaky `ReLU`, linear.
+    /// Embeds the text: linear, leaky `ReLU`, linear.
     ///
     /// # Shapes
     ///
@@ -212,6 +212,16 @@ impl Prior {
     /// - output: `[B, T, c]`
     pub fn embed_text(&self, text: Tensor<3>) -> Tensor<3> {
         affine(&self.cond_out, leaky_relu(affine(&self.cond_in, text), 0.2))
+    }
+
+    /// The text as every block's attention takes it: [`Self::embed_text`], and `SiLU`.
+    ///
+    /// # Shapes
+    ///
+    /// - text: `[B, T, c_cond]`
+    /// - output: `[B, T, c]`
+    pub fn activate_text(&self, text: Tensor<3>) -> Tensor<3> {
+        silu(self.embed_text(text))
     }
 
     /// The times as the blocks see them.
@@ -252,7 +262,7 @@ impl Prior {
             Some(mask) => res.forward_with_mask(h, mask),
             None => res.forward(h, None, None),
         };
-        attention.forward(timestep.forward(h, times), &attention.attend_once(silu(text)))
+        attention.forward(timestep.forward(h, times), &attention.attend_once(text))
     }
 
     /// Draws which values the dropout of a group keeps; `None` where it keeps all, as outside of training.
@@ -300,7 +310,7 @@ impl Prior {
 pub struct GroupConditions {
     /// What [`Prior::embed_times`] gives, `[B, c_r]`.
     pub times: Tensor<2>,
-    /// What [`Prior::embed_text`] gives, `[B, T, c]`.
+    /// What [`Prior::activate_text`] gives, `[B, T, c]`.
     pub text: Tensor<3>,
     /// What [`Prior::draw_mask`] gives; without it, dropout draws a mask of its own.
     pub dropout_mask: Option<Tensor<4, Bool>>,

@@ -71,8 +71,14 @@ impl<M: Module> Slot<M> {
     ///
     /// # Errors
     ///
-    /// The weights cannot be read, or are not finite.
+    /// The model lacks the part; or its weights cannot be read, or are not finite.
     pub(crate) fn get(&self) -> Result<M, LoadError> {
+        if self.is_empty() {
+            return Err(LoadError::File {
+                path: self.part.folder().to_owned(),
+                reason: "its weights are not in the model".to_owned(),
+            });
+        }
         let network = self.network.clone();
         match &self.elsewhere {
             Some(weights) => load(network, weights, self.part.keys()),

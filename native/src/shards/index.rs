@@ -230,7 +230,8 @@ fn finish(
 pub(super) struct Shard {
     /// The samples in their order.
     pub(super) samples: Vec<Found>,
-    /// The faults of the shard, as clauses that follow "the shard": that it ends early, that it cannot be read, or which rows are broken.
+    /// The faults of the shard, as clauses that follow "the shard": that it ends early, that it cannot be read, or
+    /// which rows are broken.
     pub(super) faults: Vec<String>,
     /// Further notes, each reported once for all shards.
     pub(super) notes: BTreeSet<String>,

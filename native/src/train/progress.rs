@@ -55,15 +55,15 @@ impl TrainProgress {
             Event::NoState { stage } => {
                 let stage = stage.as_str();
                 tell!(
-                    "stage {stage} has been trained in this folder before, but its state is not there: it begins anew, and \
-                     replaces the metrics and the weights"
+                    "stage {stage} has been trained in this folder before, but its state is not there: it begins anew, \
+                     and replaces the metrics and the weights"
                 );
             }
             Event::OtherParts { stage } => {
                 let stage = stage.as_str();
                 tell!(
-                    "stage {stage} has been trained with other weights of the stages before it, and goes on with those that \
-                     are there now"
+                    "stage {stage} has been trained with other weights of the stages before it, and goes on with those \
+                     that are there now"
                 );
             }
             Event::SmallGrid { stage, pictures, size: [width, height] } => {

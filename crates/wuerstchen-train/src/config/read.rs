@@ -88,8 +88,8 @@ pub(super) fn read_fields<T: DeserializeOwned>(table: Table) -> Result<T, toml::
     read_strictly(table.clone().into()).map_err(|error| error_of_a_stage(&table).unwrap_or(error))
 }
 
-/// Reads a value and refuses unknown fields. The sizes of models do not refuse them by themselves: published `config.json`
-/// files have further ones.
+/// Reads a value and refuses unknown fields. The sizes of models do not refuse them by themselves: published
+/// `config.json` files have further ones.
 pub(super) fn read_strictly<T: DeserializeOwned>(value: Value) -> Result<T, toml::de::Error> {
     let mut unknown = None;
     let read = serde_ignored::deserialize(value, |path| {

@@ -320,7 +320,8 @@ impl UpdateConfig {
         let shares =
             if self.shards == 1 { String::new() } else { format!(" in {} shards", self.shards) };
         let expected = format!(
-            "at most {most} with pictures of {side} x {side} pixels{shares}: {MAX_SHARE_PIXELS} pixels are trained on at a time"
+            "at most {most} with pictures of {side} x {side} pixels{shares}: {MAX_SHARE_PIXELS} pixels are trained \
+             on at a time"
         );
         Err(ConfigError::new(part, "batch_size", expected, self.batch_size))
     }

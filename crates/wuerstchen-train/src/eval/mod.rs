@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 
 use burn::prelude::*;
 use serde::Serialize;
+use wuerstchen::guidance::is_guided;
 use wuerstchen::noise::Philox;
 use wuerstchen::pipeline::{Guided, Sampling, SeededDraws, TokenStart, TokenSteps};
 use wuerstchen::{Compressor, Error, Image, Pipeline, Progress, Settings, Statistics, VqganConfig};
@@ -30,7 +31,7 @@ pub struct EvalConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// The prompt, through stages C, B and A.
+    /// The prompt, through stages C, B and A; or through stages B and A alone.
     Generated,
     /// The true scene, through the compressor and stages B and A: what Stage C can reach at best.
     ReconstructedAb,
@@ -106,6 +107,9 @@ pub struct Evaluation<'a> {
     pub ceiling: Ceiling<'a>,
     /// How pictures are made; the seed is the config's.
     pub settings: Settings,
+    /// Whether Stage B makes the pictures of the prompt and of an image embedding of zeros, without Stage C. A Stage B
+    /// that was trained on such embeddings alone is a text-to-image latent diffusion model.
+    pub without_prior: bool,
     /// The size and the seed of the evaluation.
     pub config: EvalConfig,
 }
@@ -138,21 +142,22 @@ impl Evaluation<'_> {
         let (pipeline, ceiling) = (self.pipeline, &self.ceiling);
         let settings = Settings { seed, ..self.settings.clone() };
         let prompts = &truth.prompts;
-        if source == Source::Generated {
+        if source == Source::Generated && !self.without_prior {
             let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
             return Ok(pipeline.generate_each(prompts, settings, go).await?.images);
         }
+        let Ceiling { compressor, compressor_side, vqgan_config } = ceiling;
         let pictures = truth.pictures(settings.width, pipeline.device());
-        let decoded = match source {
-            Source::ReconstructedA => {
-                let vqgan = pipeline.vqgan()?;
-                vqgan.decode(vqgan.encode(pictures, Statistics::Running))
-            }
-            _ => {
-                let Ceiling { compressor, compressor_side, vqgan_config } = ceiling;
-                let embedding = image_embeddings(compressor, pictures, *compressor_side);
-                reconstruct(pipeline, vqgan_config, &settings, embedding, prompts).await?
-            }
+        let decoded = if source == Source::ReconstructedA {
+            let vqgan = pipeline.vqgan()?;
+            vqgan.decode(vqgan.encode(pictures, Statistics::Running))
+        } else {
+            let embedding = image_embeddings(compressor, pictures, *compressor_side);
+            let (embedding, guidance_scale) = match source {
+                Source::Generated => (embedding.zeros_like(), settings.decoder_guidance_scale),
+                _ => (embedding, 0.0),
+            };
+            decode(pipeline, vqgan_config, &settings, embedding, prompts, guidance_scale).await?
         };
         let data = decoded.clamp(0.0, 1.0).into_data_async().await;
         Ok(Image::from_data(&data.map_err(|error| Error::Device(format!("{error:?}")))?))
@@ -172,7 +177,22 @@ pub async fn reconstruct(
     embedding: Tensor<4>,
     prompts: &[&str],
 ) -> Result<Tensor<4>, Error> {
-    let text = Guided { conditional: pipeline.decoder_text().embed(prompts)?, unconditional: None };
+    decode(pipeline, vqgan_config, settings, embedding, prompts, 0.0).await
+}
+
+/// As [`reconstruct`], with guidance away from the negative prompt and from the image embedding of zeros.
+async fn decode(
+    pipeline: &Pipeline,
+    vqgan_config: &VqganConfig,
+    settings: &Settings,
+    embedding: Tensor<4>,
+    prompts: &[&str],
+    guidance_scale: f64,
+) -> Result<Tensor<4>, Error> {
+    let encoder = pipeline.decoder_text();
+    let negative = vec![&*settings.negative_prompt; prompts.len()];
+    let unconditional = is_guided(guidance_scale).then(|| encoder.embed(&negative)).transpose()?;
+    let text = Guided { conditional: encoder.embed(prompts)?, unconditional };
     let go = &mut async |_: Progress<'_>| ControlFlow::Continue(());
     if pipeline.has_tokens() {
         let size = [settings.height, settings.width].map(|side| side / vqgan_config.downscale());
@@ -180,12 +200,13 @@ pub async fn reconstruct(
         let mut streams: Vec<_> = pictures.map(|i| Philox::new(settings.seed, i)).collect();
         let mut draws = SeededDraws::new(&mut streams, size[0] * size[1]);
         let start = TokenStart::at_noise(draws.noise(vqgan_config.num_vq_embeddings));
-        let steps = TokenSteps::new(settings, 1.0).unguided();
+        let steps = TokenSteps::new(settings, 1.0);
+        let steps = if is_guided(guidance_scale) { steps } else { steps.unguided() };
         let start = (start, size);
         let made = pipeline.sample_tokens(start, embedding, text, &steps, &mut draws, go);
         return Ok(pipeline.decode(made.await?.1)?);
     }
-    let sampling = Sampling::new(&settings.decoder_timesteps, 0.0, settings.sampler);
+    let sampling = Sampling::new(&settings.decoder_timesteps, guidance_scale, settings.sampler);
     let mut rng = Philox::new(settings.seed, 0);
     let device = embedding.device();
     let mut noise = |shape| rng.normal_tensor(shape, &device);

@@ -41,7 +41,8 @@ pub enum RunError {
     /// The gradients have ceased to be finite, or stay too large.
     #[error(
         "stage {} diverged: the gradients of the {steps} steps up to step {step} are not finite or above \
-         optimizer.skip_grad_norm; what was saved before is kept; try a smaller optimizer.learning_rate, or a larger skip_grad_norm", stage.as_str()
+         optimizer.skip_grad_norm; what was saved before is kept; try a smaller optimizer.learning_rate, or a larger \
+         skip_grad_norm", stage.as_str()
     )]
     Diverged {
         /// Which stage.
@@ -53,7 +54,7 @@ pub enum RunError {
     },
     /// The weights, or the samples of a grid, have become infinite, NaN or too large to be kept.
     #[error(
-        "stage {} diverged: {what} after step {step} are infinite, no numbers, or too large for f16; {kept}; try a \
+        "stage {} diverged: {what} after step {step} are infinite, NaN, or too large for f16; {kept}; try a \
          smaller optimizer.learning_rate", stage.as_str()
     )]
     NotFinite {

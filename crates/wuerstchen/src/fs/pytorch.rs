@@ -129,13 +129,10 @@ const WRAPPER: &str = "state_dict.";
 /// The file is no PyTorch file.
 pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     let mut all = Checkpoint::empty(&path.display().to_string());
-    let tensors = tensors(&[path.to_owned()])?;
-    let is_wrapped = tensors.iter().all(|(key, _)| key.starts_with(WRAPPER));
-    for (key, tensor) in tensors {
-        let key = key.strip_prefix(WRAPPER).filter(|_| is_wrapped).unwrap_or(&key);
-        insert(&mut all, key, tensor)?;
+    for (key, tensor) in tensors(&[path.to_owned()])? {
+        insert(&mut all, &key, tensor)?;
     }
-    Ok(all)
+    Ok(all.without_wrappers(&[WRAPPER]))
 }
 
 /// The numbers in the dictionary of a PyTorch file, which are no tensors but Python's own.

@@ -31,8 +31,8 @@ pub fn read_text_at_most(path: &Path, most: u64) -> Result<String> {
     decode(&files::read_at_most(path, most)?).map_err(|reason| unfit(path, reason))
 }
 
-/// A text in UTF-8, or in what a byte-order mark at its start says, without that mark, and with `\n` at the end of every
-/// line.
+/// A text in UTF-8, or in what a byte-order mark at its start says, without that mark, and with `\n` at the end of
+/// every line.
 ///
 /// # Errors
 ///

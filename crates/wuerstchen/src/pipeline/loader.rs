@@ -132,7 +132,13 @@ impl PipelineLoader {
     /// # Errors
     ///
     /// Names every tensor that has not arrived.
-    pub fn finish(mut self) -> Result<Pipeline, LoadError> {
+    pub fn finish(self) -> Result<Pipeline, LoadError> {
+        let needed: Vec<_> = self.pipeline.family.needed().collect();
+        self.finish_with(&needed)
+    }
+
+    /// As [`Self::finish`], but all parts other than `needed` may lack weights.
+    pub(super) fn finish_with(mut self, needed: &[Part]) -> Result<Pipeline, LoadError> {
         let left_out = |part: Part| LoadError::File {
             path: part.folder().to_owned(),
             reason: "its weights are not in the model".to_owned(),
@@ -148,7 +154,9 @@ impl PipelineLoader {
             *previewer = None;
         }
         for slot in self.pipeline.slots() {
-            slot.check_complete()?;
+            if !slot.is_empty() || needed.contains(&slot.part()) {
+                slot.check_complete()?;
+            }
         }
         Ok(self.pipeline)
     }

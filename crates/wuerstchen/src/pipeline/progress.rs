@@ -24,7 +24,7 @@ pub enum Error {
     Device(String),
     /// The latents of a stage have values that are infinite or NaN.
     #[error(
-        "the latents of {} are infinite or no numbers from step {step} on: expected smaller guidance \
+        "the latents of {} are infinite or NaN from step {step} on: expected smaller guidance \
          scales, or other weights",
         stage.name()
     )]
