@@ -6,9 +6,11 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use image::{GrayAlphaImage, GrayImage, Luma, LumaA, Rgb, RgbImage, Rgba, RgbaImage};
 use serde_json::Value;
+use wuerstchen::{ModelFiles, Part, WeightDtype};
 
 use program::{scratch, text, wuerstchen};
 
@@ -196,14 +198,13 @@ fn stage_b_works_without_stage_c() {
     let folder = Folder::new("without-prior");
     let start = folder.path("start.png");
     folder.generate("start.png", &[PROMPT]);
-    let (shapes, model) = (shapes(), folder.path("model"));
-    assert!(wuerstchen(&["import", &shapes, "-o", &model]).status.success());
-    for part in ["prior", "text_encoder"] {
-        let part = folder.0.join("model/wuerstchen-prior").join(part);
-        let weights = fs::read_dir(part).unwrap().map(|entry| entry.unwrap().path());
-        let mut weights = weights.filter(|path| path.extension().unwrap() == "safetensors");
-        fs::remove_file(weights.next().expect("the part has weights")).unwrap();
+    let (shapes, model) = (shapes(), folder.path("model.safetensors"));
+    let mut files =
+        ModelFiles::from_bundle("shapes", Arc::new(fs::read(&shapes).unwrap())).unwrap();
+    for part in [Part::PRIOR, Part::PRIOR_TEXT] {
+        assert!(files.weights.remove(&part).is_some());
     }
+    fs::write(&model, files.to_bundle(WeightDtype::F16).unwrap()).unwrap();
     let [whole, lone] = [(&shapes, "whole.png"), (&model, "lone.png")].map(|(model, name)| {
         let output = folder.path(name);
         let output =
