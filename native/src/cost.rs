@@ -74,9 +74,10 @@ pub(crate) fn run(args: &CostArgs) -> Result<()> {
 }
 
 fn text(lines: &[Line]) -> String {
-    let mut rows = vec![format!("{:<22}{:<22}{:<44}{:>14}", "model", "work", "part", "GMAC")];
+    let name = 2 + lines.iter().map(|line| line.model.chars().count()).max().unwrap_or(0);
+    let mut rows = vec![format!("{:<name$}{:<22}{:<44}{:>14}", "model", "work", "part", "GMAC")];
     let row = |model: &str, work: &str, part: &str, multiply_adds: usize| {
-        format!("{model:<22}{work:<22}{part:<44}{:>14.4}", multiply_adds as f64 / 1e9)
+        format!("{model:<name$}{work:<22}{part:<44}{:>14.4}", multiply_adds as f64 / 1e9)
     };
     for group in lines.chunk_by(|a, b| a.model == b.model && a.work == b.work) {
         let [first, ..] = group else { continue };
@@ -224,23 +225,37 @@ impl Counted {
             part,
             multiply_adds,
         };
+        let autoencoder = TRAINED * (encode + decode);
+        let stage_a = line("sample of Stage A", "encoder and decoder, trained", autoencoder);
+        let latents = line("sample of Stage B", "Stage A's encoder", encode);
+        let captions = line("sample of Stage B", "text encoder", text * decoder_text);
+        let all_steps = decoder * decoder_steps * decoder_predictions;
+        let decoder_steps = line("picture", "Stage B, all steps", all_steps);
+        let pixels = line("picture", "Stage A, decoder", decode);
+        if !self.decoder.takes_embedding() {
+            let texts = decoder_text * decoder_predictions;
+            return vec![
+                line("picture", "text encoder, for each prediction of a step", texts),
+                decoder_steps,
+                pixels,
+                stage_a,
+                latents,
+                captions,
+                line("sample of Stage B", "Stage B, trained", TRAINED * decoder),
+            ];
+        }
+        let texts = decoder_text * decoder_predictions + prior_text * prior_predictions;
+        let prior_steps = prior * prior_steps * prior_predictions;
+        let learnt = TRAINED * (decoder + compress);
         vec![
-            line(
-                "picture",
-                "text encoders, for each prediction of a step",
-                decoder_text * decoder_predictions + prior_text * prior_predictions,
-            ),
-            line("picture", "Stage C, all steps", prior * prior_steps * prior_predictions),
-            line("picture", "Stage B, all steps", decoder * decoder_steps * decoder_predictions),
-            line("picture", "Stage A, decoder", decode),
-            line("sample of Stage A", "encoder and decoder, trained", TRAINED * (encode + decode)),
-            line("sample of Stage B", "Stage A's encoder", encode),
-            line("sample of Stage B", "text encoder", text * decoder_text),
-            line(
-                "sample of Stage B",
-                "Stage B and compressor, trained",
-                TRAINED * (decoder + compress),
-            ),
+            line("picture", "text encoders, for each prediction of a step", texts),
+            line("picture", "Stage C, all steps", prior_steps),
+            decoder_steps,
+            pixels,
+            stage_a,
+            latents,
+            captions,
+            line("sample of Stage B", "Stage B and compressor, trained", learnt),
             line("sample of Stage C", "compressor", compress),
             line("sample of Stage C", "text encoder", text * prior_text),
             line("sample of Stage C", "Stage C, trained", TRAINED * prior),
@@ -276,6 +291,19 @@ mod tests {
     fn the_compressor_counts_as_torchvision_does() {
         let found = published().compressor.multiply_adds([384; 2]) as f64;
         assert!((0.98..1.02).contains(&(found / 8.366e9)), "{found}");
+    }
+
+    /// Without an embedding there is neither a compressor nor Stage C.
+    #[test]
+    fn a_stage_b_without_an_embedding_is_alone() {
+        let mut counted = published();
+        let StageBModel::Latents(decoder) = &mut counted.decoder else {
+            panic!("the published Stage B makes latents");
+        };
+        decoder.inject_effnet = vec![false; 4];
+        let lines = counted.lines();
+        let of = |word: &str| lines.iter().filter(|line| line.part.contains(word)).count();
+        assert_eq!((of("Stage C"), of("compressor"), of("Stage B")), (0, 0, 2));
     }
 
     /// A picture and a sample of each stage have a sum of their own.

@@ -135,6 +135,20 @@ impl Case {
     }
 }
 
+#[test]
+fn enlarged_pictures_are_counted() {
+    let case = Case::new("enlarged");
+    RgbImage::new(63, 80).save(case.pictures().join("3.png")).unwrap();
+    let bucket = "bucket of 64 x 64 pixels (4 x 4 cells): 3 pictures";
+    for option in ["--dry-run", "--only-cache"] {
+        let told = case.trained("lora", option, &[option]);
+        assert!(told.contains(&format!("{bucket}, 1 enlarged\n")), "{option}: {told}");
+        assert_eq!(told.matches("enlarged").count(), 1, "{option}: {told}");
+    }
+    let cached = case.trained("lora", "again", &["--only-cache"]);
+    assert!(cached.contains(&format!("{bucket}\n")), "{cached}");
+}
+
 /// A LoRA trains on pictures of three aspect ratios, is read back in both forms and changes the picture alike;
 /// merged into the weights it makes the same picture up to rounding.
 #[test]

@@ -1,5 +1,5 @@
-//! Stage A decodes a large picture in the memory of a small one, and Stage C trains in less memory than its features
-//! take.
+//! Stage A decodes a large picture in the memory of a small one, Stage B keeps nothing from update to update, and Stage
+//! C trains in less memory than its features take.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,10 +11,10 @@ use wuerstchen_tests::{error_of, values};
 use wuerstchen_train::Lesson;
 use wuerstchen_train::corpus::Shapes;
 use wuerstchen_train::optimizer::Method;
-use wuerstchen_train::stages::{Cache, StageC, image_embeddings};
+use wuerstchen_train::stages::{Cache, StageB, StageC, image_embeddings};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
 use wuerstchen_train::tune::{Memory, Work};
-use wuerstchen_train::{Precision, Recipe, TrainConfig, Trainer};
+use wuerstchen_train::{Precision, Recipe, StageBModel, TrainConfig, Trainer};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -60,6 +60,36 @@ fn strips_take_the_memory_of_a_strip() {
     assert!(error_of(Tensor::cat(strips, 2), whole) < 1e-6);
     // 16 of 256 rows and those that the blocks keep, and the picture that both make.
     assert!(in_strips * 5 < at_once, "{in_strips} bytes in strips, {at_once} at once");
+}
+
+/// Autodiff keeps what no backward pass visits, so the compressor must not run where no level takes the embedding.
+#[test]
+fn stage_b_without_an_embedding_keeps_no_features() {
+    let _turn = turn();
+    let mut config = TrainConfig::from_toml(include_str!("../../configs/smoke.toml")).unwrap();
+    let StageBModel::Latents(decoder) = &mut config.model.decoder else {
+        panic!("the smoke test's Stage B makes latents");
+    };
+    decoder.inject_effnet = vec![false, false];
+    let device = Device::flex().autodiff();
+    let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
+    let config = &recipe.config;
+    let corpus = recipe.corpus(Arc::new(Shapes { seed: 1, lesson: Lesson::default() })).unwrap();
+    let vqgan = config.model.vqgan.init(&Device::flex());
+    let stage = StageB::new(config, corpus, vqgan, device.clone());
+    let model = recipe.init_decoder(&device);
+    let mut trainer = Trainer::new(stage, model, config.b.updates.clone(), 1, device);
+    let mut taken_after = |updates: usize| {
+        for _ in 0..updates {
+            trainer.step().unwrap();
+        }
+        MEMORY.current_usage()
+    };
+    // The moments of the optimizer and a batch that is made ahead come with the first updates.
+    let first = taken_after(3);
+    let later = taken_after(6);
+    // A batch of 16 pictures leaves 5 MB of features of the compressor.
+    assert!(later < first + 3_000_000, "{first} bytes after 3 updates, {later} after 9");
 }
 
 /// Stage C of eight groups on embeddings of 8 x 8 cells, 64 pictures in a batch, so that what is kept for the backward

@@ -468,6 +468,7 @@ mod tests {
             include_str!("../../../configs/pictures.toml"),
             include_str!("../../../configs/emoji.toml"),
             include_str!("../../../configs/emoji-128.toml"),
+            include_str!("../../../configs/shapes-latent-diffusion.toml"),
             include_str!("../../../configs/shapes-v1.toml"),
             include_str!("../../../models/shapes.config.toml"),
         ] {

@@ -27,7 +27,7 @@ use wuerstchen::{
 pub use self::buckets::Buckets;
 pub use self::memory::{Memory, Work};
 pub use self::prepare::Prepared;
-use self::prepare::{Sizes, Sources};
+use self::prepare::{Bucket, Filled, Sizes, Sources};
 pub use self::stage::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tuned, Whole};
 use crate::config::{LoraConfig, StageName, TuneConfig};
 use crate::corpus::CorpusError;
@@ -464,12 +464,12 @@ impl Tune {
         Ok(broken)
     }
 
-    /// Reports how many pictures each bucket has, by height and width in cells.
-    fn tell_buckets(&mut self, buckets: BTreeMap<[usize; 2], usize>) {
+    /// Reports how many pictures each bucket has.
+    fn tell_buckets(&mut self, buckets: Filled) {
         let cell = self.sizes.cell;
-        for (cells, pictures) in buckets {
+        for (cells, Bucket { pictures, enlarged }) in buckets {
             let pixels = cells.map(|side| (side as f64 * cell).round() as usize);
-            self.session.tell(&Event::Bucket { cells, pixels, pictures });
+            self.session.tell(&Event::Bucket { cells, pixels, pictures, enlarged });
         }
     }
 

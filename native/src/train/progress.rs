@@ -175,10 +175,17 @@ fn updates_style() -> ProgressStyle {
 
 /// Reports the pictures of a bucket; ignores other events.
 pub(super) fn tell_bucket(event: &Event<'_>) {
-    if let Event::Bucket { cells: [rows, columns], pixels: [height, width], pictures } = *event {
-        tell!(
-            "bucket of {width} x {height} pixels ({columns} x {rows} cells): {}",
-            counted(pictures, "picture")
-        );
-    }
+    let Event::Bucket { cells: [rows, columns], pixels: [height, width], pictures, enlarged } =
+        *event
+    else {
+        return;
+    };
+    let enlarged = match enlarged {
+        0 => String::new(),
+        count => format!(", {count} enlarged"),
+    };
+    tell!(
+        "bucket of {width} x {height} pixels ({columns} x {rows} cells): {}{enlarged}",
+        counted(pictures, "picture")
+    );
 }

@@ -36,6 +36,14 @@ impl StageBModel {
         matches!(self, Self::Tokens(_))
     }
 
+    /// Whether it sees the image embedding.
+    pub fn takes_embedding(&self) -> bool {
+        match self {
+            Self::Latents(config) => config.inject_effnet.contains(&true),
+            Self::Tokens(_) => true,
+        }
+    }
+
     /// The sides of its latents or tokens must be multiples of this.
     pub fn size_multiple(&self) -> usize {
         match self {

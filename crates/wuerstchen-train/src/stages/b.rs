@@ -42,6 +42,9 @@ pub struct StageB {
     /// Side of the pictures that the compressor sees, in pixels.
     compressor_side: usize,
     embedding_shape: [usize; 3],
+    /// Whether any level sees the image embedding. Where none does, the compressor does not run: autodiff would keep
+    /// its features, which no backward pass visits, until the end of the run.
+    takes_embedding: bool,
     latent_shape: [usize; 3],
     /// The frozen Stage A.
     vqgan: Vqgan,
@@ -62,6 +65,7 @@ impl StageB {
             schedule: model.schedule,
             compressor_side: config.compressor_side(),
             embedding_shape: config.embedding_shape(),
+            takes_embedding: model.decoder.takes_embedding(),
             latent_shape: [model.vqgan.latent_channels, side, side],
             vqgan,
             vqgan_config: model.vqgan.clone(),
@@ -100,7 +104,7 @@ pub(super) fn perturb(
 
 /// A batch of Stage B.
 pub struct BatchB {
-    /// The pictures, unless both latents and embeddings are cached.
+    /// The pictures, unless latents are cached and embeddings too, where they are taken.
     pictures: Option<Rows>,
     latents: Option<Rows>,
     embeddings: Option<Rows>,
@@ -151,7 +155,8 @@ impl Stage for StageB {
         let latents = self.latents.get(&samples, own);
         let embeddings = self.embeddings.get(&samples, own);
         let count = (samples.len(), own);
-        let pictures = if latents.is_some() && embeddings.is_some() {
+        let is_embedded = embeddings.is_some() || !self.takes_embedding;
+        let pictures = if latents.is_some() && is_embedded {
             None
         } else {
             Some(self.corpus.own_pictures(&samples, own)?)
@@ -178,6 +183,10 @@ impl Stage for StageB {
         };
         let embedding = match &batch.embeddings {
             Some(embeddings) => Tensor::from_inner(embeddings.tensor(&range, &plain)),
+            None if !self.takes_embedding => {
+                let [channels, height, width] = self.embedding_shape;
+                Tensor::zeros([range.len(), channels, height, width], &self.device)
+            }
             None => {
                 let (pictures, side) = (pictures(&self.device), self.compressor_side);
                 learnt_embeddings(&model.compressor, pictures, side, self.config.freeze_compressor)

@@ -1,6 +1,7 @@
 //! Pictures and captions as Stage C learns from them: image embeddings and hidden states.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::zip;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -72,6 +73,34 @@ impl Sizes {
         }
         Ok(self.buckets.nearest(picture))
     }
+
+    /// The height and width in pixels that the compressor sees.
+    fn pixels(&self, cells: [usize; 2]) -> [usize; 2] {
+        cells.map(|side| side * self.downscale)
+    }
+
+    /// Whether a picture of this height and width has fewer pixels on a side than the compressor sees.
+    fn enlarges(&self, picture: [usize; 2], cells: [usize; 2]) -> bool {
+        zip(picture, self.pixels(cells)).any(|(found, seen)| found < seen)
+    }
+}
+
+/// How many pictures have one size in cells.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Bucket {
+    pub(super) pictures: usize,
+    /// How many of those that are read, not found in the cache, are enlarged.
+    pub(super) enlarged: usize,
+}
+
+/// The buckets by height and width in cells.
+pub(super) type Filled = BTreeMap<[usize; 2], Bucket>;
+
+/// Counts a picture.
+fn fill(buckets: &mut Filled, cells: [usize; 2], is_enlarged: bool) {
+    let bucket = buckets.entry(cells).or_default();
+    bucket.pictures += 1;
+    bucket.enlarged += usize::from(is_enlarged);
 }
 
 /// Pictures and captions whose image embeddings and hidden states are in a cache.
@@ -115,8 +144,8 @@ pub(super) struct Sources<'a> {
 enum Unseen {
     /// Its embedding is in the cache: its name and its cells.
     Cached(String, [usize; 2]),
-    /// The picture as the compressor sees it, with the embedding's name and cells.
-    Image(String, [usize; 2], Image),
+    /// The picture as the compressor sees it, with the embedding's name and cells, and whether it was enlarged.
+    Image(String, [usize; 2], Image, bool),
     /// A picture that cannot be read.
     Broken,
     /// There are no more pictures.
@@ -129,8 +158,8 @@ type Embedded = (String, [usize; 2]);
 /// Called with what is being computed, how much of it is done, and how much there is; breaks to stop.
 pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize) -> ControlFlow<()>;
 
-/// The prepared pictures, and how many there are of each size in cells.
-pub(super) type Counted = (Prepared, BTreeMap<[usize; 2], usize>);
+/// The prepared pictures and their buckets.
+pub(super) type Counted = (Prepared, Filled);
 
 impl Prepared {
     /// Computes the embeddings and hidden states that are not in the cache; `None` if `on_progress` breaks.
@@ -140,7 +169,9 @@ impl Prepared {
         on_progress: OnProgress<'_>,
     ) -> Result<Option<Counted>, RunError> {
         let Sources { model, pictures, .. } = *sources;
-        let Some(embeddings) = embeddings(sources, on_progress)? else { return Ok(None) };
+        let Some((embeddings, buckets)) = embeddings(sources, on_progress)? else {
+            return Ok(None);
+        };
         let captions: Vec<Vec<(String, f64)>> =
             (0..pictures.count()).map(|index| pictures.captions(index)).collect();
         let Some(texts) = texts(sources, &captions, on_progress)? else { return Ok(None) };
@@ -156,7 +187,6 @@ impl Prepared {
         if entries.is_empty() {
             return Err(CorpusError::NoPicture { count: captions.len() }.into());
         }
-        let counts = of_buckets.iter().map(|(cells, pictures)| (*cells, pictures.len())).collect();
         let index: PriorIndex = model.index(PipelineFolder::PRIOR)?;
         let compressor: CompressorConfig = model.part_config(Part::COMPRESSOR)?;
         let prepared = Self {
@@ -169,7 +199,7 @@ impl Prepared {
             scale: index.latent_mean as f32,
             shift: index.latent_std as f32,
         };
-        Ok(Some((prepared, counts)))
+        Ok(Some((prepared, buckets)))
     }
 
     /// The pictures of a step's batch.
@@ -226,8 +256,8 @@ fn shape_of_texts(config: &TextEncoderConfig) -> [usize; 2] {
     [config.max_position_embeddings, config.hidden_size]
 }
 
-/// How many pictures there are of each size in cells, and the errors of those that cannot be used.
-pub(super) type Checked = (BTreeMap<[usize; 2], usize>, Vec<CorpusError>);
+/// The buckets, and the errors of the pictures that cannot be used.
+pub(super) type Checked = (Filled, Vec<CorpusError>);
 
 /// Reads the pictures that have no embedding in the cache.
 pub(super) fn check(
@@ -239,15 +269,16 @@ pub(super) fn check(
         let content = pictures.content(index)?;
         let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
         if let Some([_, height, width]) = cache.shape(&name)?.as_deref() {
-            return Ok([*height, *width]);
+            return Ok(([*height, *width], false));
         }
-        let mut cells = [0; 2];
+        let mut found = ([0; 2], false);
         // Only the size is needed, so the picture is scaled to a single pixel.
         pictures.picture(index, &mut |size| {
-            cells = sizes.cells(size)?;
+            let cells = sizes.cells(size)?;
+            found = (cells, sizes.enlarges(size, cells));
             Ok([1; 2])
         })?;
-        Ok(cells)
+        Ok(found)
     };
     let read = |index: usize| {
         let cells = cells_of(index);
@@ -256,22 +287,22 @@ pub(super) fn check(
     };
     let read: Vec<Result<_, CorpusError>> =
         (0..pictures.count()).into_par_iter().map(read).collect();
-    let (mut buckets, mut broken) = (BTreeMap::new(), Vec::new());
-    for cells in read {
-        match cells {
-            Ok(cells) => *buckets.entry(cells).or_default() += 1,
+    let (mut buckets, mut broken) = (Filled::new(), Vec::new());
+    for found in read {
+        match found {
+            Ok((cells, is_enlarged)) => fill(&mut buckets, cells, is_enlarged),
             Err(error) => broken.push(error),
         }
     }
     Ok((buckets, broken))
 }
 
-/// The name in the cache and the cells of every picture's embedding, or `None` for a broken picture that is left out;
-/// `None` as a whole if `on_progress` breaks.
+/// The name in the cache and the cells of every picture's embedding, or `None` for a broken picture that is left out,
+/// and the buckets; `None` as a whole if `on_progress` breaks.
 fn embeddings(
     sources: &Sources<'_>,
     on_progress: OnProgress<'_>,
-) -> Result<Option<Vec<Option<Embedded>>>, RunError> {
+) -> Result<Option<(Vec<Option<Embedded>>, Filled)>, RunError> {
     let Sources { model, pictures, cache, sizes, threads, device } = *sources;
     const WHAT: &str = "image embeddings";
     let own = digest_of(model, Part::COMPRESSOR)?;
@@ -305,23 +336,28 @@ fn embeddings(
                 let cells = *cells.ok_or_else(expected)?;
                 return Ok(Unseen::Cached(name, cells));
             }
-            let mut cells = [0; 2];
+            let (mut cells, mut is_enlarged) = ([0; 2], false);
             let image = pictures.picture(index, &mut |size| {
                 cells = sizes.cells(size)?;
-                Ok(cells.map(|side| side * sizes.downscale))
+                is_enlarged = sizes.enlarges(size, cells);
+                Ok(sizes.pixels(cells))
             });
             match image {
-                Ok(image) => Ok(Unseen::Image(name, cells, image)),
+                Ok(image) => Ok(Unseen::Image(name, cells, image, is_enlarged)),
                 Err(error) => keep(error),
             }
         })
     };
     let mut unseen = Batches::start(threads, 0, &make);
-    let mut found = Vec::new();
+    let (mut found, mut buckets) = (Vec::new(), Filled::new());
     for done in 1..=count {
         found.push(match unseen.next()? {
-            Unseen::Cached(name, cells) => Some((name, cells)),
-            Unseen::Image(name, cells, image) => {
+            Unseen::Cached(name, cells) => {
+                fill(&mut buckets, cells, false);
+                Some((name, cells))
+            }
+            Unseen::Image(name, cells, image, is_enlarged) => {
+                fill(&mut buckets, cells, is_enlarged);
                 let seen = compressor::normalise(image.to_tensor(device));
                 let embedding = network.forward(seen, Statistics::Running);
                 let [_, channels, height, width] = embedding.dims();
@@ -336,7 +372,7 @@ fn embeddings(
             return Ok(None);
         }
     }
-    Ok(Some(found))
+    Ok(Some((found, buckets)))
 }
 
 /// The names in the cache of the hidden states of all captions and of the empty one; `None` if `on_progress` breaks.
