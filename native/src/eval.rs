@@ -146,9 +146,15 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     written
 }
 
-/// The scenes that a model was trained on, as its card tells.
+/// The scenes that a model was trained on, as its card tells; `shapes`, and a line that says so, where it does not.
 fn scenes_of(card: &ModelCard) -> Scenes {
-    if card.provenance.contains("`emoji`") { Scenes::Emoji } else { Scenes::Shapes }
+    if card.provenance.contains("`emoji`") {
+        return Scenes::Emoji;
+    }
+    if !card.provenance.contains("`shapes`") {
+        tell!("the model does not tell that it was trained on scenes: --scenes shapes is taken");
+    }
+    Scenes::Shapes
 }
 
 fn to_json(row: &impl Serialize) -> Value {

@@ -123,7 +123,10 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         report.add_pictures(&given, &pipeline, options)?;
     }
     if let Some(path) = &args.report {
+        let is_there = path.exists();
         wuerstchen::fs::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
+        let replaced = if is_there { ", in place of the file that was there" } else { "" };
+        say!("wrote {}{replaced}", path.display());
     }
     crate::print(&report.text())
 }

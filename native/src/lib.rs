@@ -162,7 +162,7 @@ impl std::fmt::Display for UsageError {
 impl std::error::Error for UsageError {}
 
 /// The text of an error, in which options that the library names, such as `prior_steps`, are written as they are typed,
-/// `--prior-steps`.
+/// `--prior-steps`. A cause behind a colon names no options.
 fn as_typed(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
     let found = error.chain().find_map(|cause| match cause.downcast_ref() {
@@ -171,6 +171,7 @@ fn as_typed(error: &anyhow::Error) -> String {
     });
     let Some(options) = found else { return text };
     let named = options.to_string();
+    let named = named.split_once(": ").map_or(named.as_str(), |(options, _)| options);
     let words = named.split(' ').enumerate().map(|(place, word)| {
         if word.contains('_') || place == 0 && word == options.field() {
             format!("--{}", word.replace('_', "-"))
@@ -178,7 +179,7 @@ fn as_typed(error: &anyhow::Error) -> String {
             word.to_owned()
         }
     });
-    text.replace(&named, &words.collect::<Vec<_>>().join(" "))
+    text.replace(named, &words.collect::<Vec<_>>().join(" "))
 }
 
 /// Marks an error as one of the command line.

@@ -139,7 +139,9 @@ impl Found {
             }
             if lora.is_file() {
                 let reason =
-                    "it holds a LoRA and no model: expected --lora in front of it".to_owned();
+                    "it holds a LoRA and no model: expected a model; `generate` takes a LoRA \
+                              beside it with --lora, and `import` merges both"
+                        .to_owned();
                 return Err(unfit(path, reason));
             }
         }
