@@ -107,6 +107,13 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     // This reads no weights, but reports a model that does not fit before minutes of work.
     let given = Pipeline::load(&model, &device, Residency::PerStage).context(CANNOT_LOAD)?;
     let parts = model.family().needed().filter_map(|part| model.weights.get(&part));
+    if let Some(size) = args.plan.picture_size
+        && let Err(error) = given.sizes(size, size)
+    {
+        // The option sets both sides, of which the error names one.
+        let error = error.to_string().replacen(error.field(), "--picture-size", 1);
+        return Err(crate::usage(&anyhow!(error)));
+    }
     let plan = Plan::new(&args.plan, &given, parts.map(Checkpoint::parameters).sum());
     say!("{}", plan.text(&given)?);
 
@@ -144,7 +151,13 @@ pub(crate) fn check_new(folder: &Path) -> Result<()> {
     match found.into_iter().flatten().next().transpose().with_context(cannot)? {
         Some(found) => {
             let (folder, found) = (folder.display(), found.file_name());
-            bail!("{folder}: expected a new or an empty folder, found one with {}", found.display())
+            let found = found.display().to_string();
+            let origin = if found.starts_with("shard-") {
+                ", as an export that was broken off leaves it: remove it or name another folder"
+            } else {
+                ""
+            };
+            bail!("{folder}: expected a new or an empty folder, found one with {found}{origin}")
         }
         None => Ok(()),
     }

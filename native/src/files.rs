@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use walkdir::WalkDir;
 use wuerstchen::fs::{
     Found, has_extension, open, open_lora, read, read_pytorch_tensors, read_text, with_extension,
@@ -34,6 +34,11 @@ pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
     let told = found.notes().len();
     let added = found.add(path);
     found.notes()[told..].iter().for_each(|note| tell!("{note}"));
+    if added.is_err() && !path.exists() {
+        return added.with_context(|| {
+            format!("{}: expected a file or folder; models are not downloaded", path.display())
+        });
+    }
     Ok(added?)
 }
 

@@ -26,6 +26,9 @@ pub(crate) struct ServeArgs {
 
 /// Serves until it is interrupted.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
+    if args.folder.exists() && !args.folder.is_dir() {
+        bail!("{}: expected a folder, found a file", args.folder.display());
+    }
     if !args.folder.is_dir() {
         bail!(
             "no folder {}: build the demo with `bash web/build.sh`, or name a folder",

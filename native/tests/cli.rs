@@ -264,7 +264,7 @@ fn an_export_tells_its_plan() {
     };
     let (code, error) = export("100");
     assert_eq!(code, Some(2), "{error}");
-    assert!(error.contains("height must be a size that the model can make"), "{error}");
+    assert!(error.contains("--picture-size must be a size that the model can make"), "{error}");
     assert!(!bundle.exists());
 
     let (code, told) = export("128");

@@ -9,12 +9,13 @@ use wuerstchen::weights::{KeyTable, tensors};
 use wuerstchen::{PartConfig, VqganConfig};
 use wuerstchen_tests::{error_of, values};
 use wuerstchen_train::Lesson;
+use wuerstchen_train::config::StageBModel;
 use wuerstchen_train::corpus::Shapes;
 use wuerstchen_train::optimizer::Method;
 use wuerstchen_train::stages::{Cache, StageB, StageC, image_embeddings};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
 use wuerstchen_train::tune::{Memory, Work};
-use wuerstchen_train::{Precision, Recipe, StageBModel, TrainConfig, Trainer};
+use wuerstchen_train::{Precision, Recipe, TrainConfig, Trainer};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;

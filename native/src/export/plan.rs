@@ -18,7 +18,7 @@ pub(super) struct PlanArgs {
     /// Width and height of all these pictures, and of the one that tests a browser's device [default: the
     /// model's; 256 for a large model]
     #[arg(long, value_name = "PIXELS")]
-    picture_size: Option<usize>,
+    pub(super) picture_size: Option<usize>,
     /// Steps of each of the stages C and B for these pictures; the test has 2 [default: the model's; 12 for a
     /// large model]
     #[arg(long, value_name = "N")]
