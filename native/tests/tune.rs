@@ -144,7 +144,7 @@ fn enlarged_pictures_are_counted() {
     for (run, more) in [("checked", &["--dry-run"][..]), ("first", &[])] {
         let told = case.trained("lora", run, more);
         assert!(told.contains(&format!("{bucket}, 1 enlarged\n")), "{run}: {told}");
-        assert_eq!(told.matches("enlarged").count(), 1, "{run}: {told}");
+        assert_eq!(told.matches(" enlarged").count(), 1, "{run}: {told}");
     }
     let cached = case.trained("lora", "again", &[]);
     assert!(cached.contains(&format!("{bucket}\n")), "{cached}");
