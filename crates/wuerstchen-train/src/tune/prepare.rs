@@ -155,6 +155,9 @@ enum Unseen {
 /// The name of an embedding in the cache, and its cells.
 type Embedded = (String, [usize; 2]);
 
+/// The embedding of every picture, or `None` for a broken one that is left out, and the buckets.
+type AllEmbedded = (Vec<Option<Embedded>>, Filled);
+
 /// Called with what is being computed, how much of it is done, and how much there is; breaks to stop.
 pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize) -> ControlFlow<()>;
 
@@ -297,12 +300,11 @@ pub(super) fn check(
     Ok((buckets, broken))
 }
 
-/// The name in the cache and the cells of every picture's embedding, or `None` for a broken picture that is left out,
-/// and the buckets; `None` as a whole if `on_progress` breaks.
+/// The embeddings and buckets of all pictures; `None` if `on_progress` breaks.
 fn embeddings(
     sources: &Sources<'_>,
     on_progress: OnProgress<'_>,
-) -> Result<Option<(Vec<Option<Embedded>>, Filled)>, RunError> {
+) -> Result<Option<AllEmbedded>, RunError> {
     let Sources { model, pictures, cache, sizes, threads, device } = *sources;
     const WHAT: &str = "image embeddings";
     let own = digest_of(model, Part::COMPRESSOR)?;
