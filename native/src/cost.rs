@@ -225,41 +225,34 @@ impl Counted {
             part,
             multiply_adds,
         };
-        let autoencoder = TRAINED * (encode + decode);
-        let stage_a = line("sample of Stage A", "encoder and decoder, trained", autoencoder);
-        let latents = line("sample of Stage B", "Stage A's encoder", encode);
-        let captions = line("sample of Stage B", "text encoder", text * decoder_text);
-        let all_steps = decoder * decoder_steps * decoder_predictions;
-        let decoder_steps = line("picture", "Stage B, all steps", all_steps);
-        let pixels = line("picture", "Stage A, decoder", decode);
-        if !self.decoder.takes_embedding() {
-            let texts = decoder_text * decoder_predictions;
-            return vec![
-                line("picture", "text encoder, for each prediction of a step", texts),
-                decoder_steps,
-                pixels,
-                stage_a,
-                latents,
-                captions,
-                line("sample of Stage B", "Stage B, trained", TRAINED * decoder),
-            ];
-        }
-        let texts = decoder_text * decoder_predictions + prior_text * prior_predictions;
-        let prior_steps = prior * prior_steps * prior_predictions;
-        let learnt = TRAINED * (decoder + compress);
-        vec![
-            line("picture", "text encoders, for each prediction of a step", texts),
-            line("picture", "Stage C, all steps", prior_steps),
-            decoder_steps,
-            pixels,
-            stage_a,
-            latents,
-            captions,
-            line("sample of Stage B", "Stage B and compressor, trained", learnt),
+        let has_embedding = self.decoder.takes_embedding();
+        // Without an embedding nothing reads the compressor and Stage C.
+        let [compress, prior, prior_text] =
+            if has_embedding { [compress, prior, prior_text] } else { [0; 3] };
+        let [texts, learnt] = if has_embedding {
+            ["text encoders, for each prediction of a step", "Stage B and compressor, trained"]
+        } else {
+            ["text encoder, for each prediction of a step", "Stage B, trained"]
+        };
+        let mut lines = vec![
+            line(
+                "picture",
+                texts,
+                decoder_text * decoder_predictions + prior_text * prior_predictions,
+            ),
+            line("picture", "Stage C, all steps", prior * prior_steps * prior_predictions),
+            line("picture", "Stage B, all steps", decoder * decoder_steps * decoder_predictions),
+            line("picture", "Stage A, decoder", decode),
+            line("sample of Stage A", "encoder and decoder, trained", TRAINED * (encode + decode)),
+            line("sample of Stage B", "Stage A's encoder", encode),
+            line("sample of Stage B", "text encoder", text * decoder_text),
+            line("sample of Stage B", learnt, TRAINED * (decoder + compress)),
             line("sample of Stage C", "compressor", compress),
             line("sample of Stage C", "text encoder", text * prior_text),
             line("sample of Stage C", "Stage C, trained", TRAINED * prior),
-        ]
+        ];
+        lines.retain(|line| has_embedding || line.multiply_adds > 0);
+        lines
     }
 }
 

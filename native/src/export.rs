@@ -89,9 +89,9 @@ const CANNOT_LOAD: &str = "cannot load the model";
 /// Exports.
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let Form::Web(args) = &args.form;
-    if let Some(report) = &args.report {
-        check_output(report, args.model.as_deref().as_slice())?;
-    }
+    let inputs = args.model.as_deref();
+    let report_file = args.report.as_deref().map(|path| check_output(path, inputs.as_slice()));
+    let report_file = report_file.transpose()?;
     if let Some(model) = &args.model
         && is_same_file(model, &args.output).unwrap_or(false)
     {
@@ -107,13 +107,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     // This reads no weights, but reports a model that does not fit before minutes of work.
     let given = Pipeline::load(&model, &device, Residency::PerStage).context(CANNOT_LOAD)?;
     let parts = model.family().needed().filter_map(|part| model.weights.get(&part));
-    if let Some(size) = args.plan.picture_size
-        && let Err(error) = given.sizes(size, size)
-    {
-        // The option sets both sides, of which the error names one.
-        let error = error.to_string().replacen(error.field(), "--picture-size", 1);
-        return Err(crate::usage(&anyhow!(error)));
-    }
+    args.plan.check(&given)?;
     let plan = Plan::new(&args.plan, &given, parts.map(Checkpoint::parameters).sum());
     say!("{}", plan.text(&given)?);
 
@@ -129,11 +123,9 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     if let Some(options) = &plan.check {
         report.add_pictures(&given, &pipeline, options)?;
     }
-    if let Some(path) = &args.report {
-        let is_there = path.exists();
-        wuerstchen::fs::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
-        let replaced = if is_there { ", in place of the file that was there" } else { "" };
-        say!("wrote {}{replaced}", path.display());
+    if let Some(file) = report_file {
+        wuerstchen::fs::write(&file.path, serde_json::to_string_pretty(&report)?.as_bytes())?;
+        file.tell();
     }
     crate::print(&report.text())
 }

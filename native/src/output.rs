@@ -1,4 +1,4 @@
-//! The files to which pictures are written, checked before the pictures are made.
+//! The files that commands write, checked before the work begins.
 
 use std::path::{Path, PathBuf, is_separator};
 
@@ -59,9 +59,10 @@ pub(crate) fn png_files(
     Ok(outputs)
 }
 
-/// Fails if a file to be written is one of the command's `inputs` or replaces a file in a folder of them, or if it
-/// cannot be written.
-pub(crate) fn check_output(path: &Path, inputs: &[&Path]) -> Result<()> {
+/// The file that will be written to `path`.
+///
+/// Fails if it is one of the command's `inputs` or replaces a file in a folder of them, or if it cannot be written.
+pub(crate) fn check_output(path: &Path, inputs: &[&Path]) -> Result<Output> {
     // The comparison also looks through links.
     let whole = path.canonicalize().ok();
     let in_folder = |input: &&Path| {
@@ -75,8 +76,9 @@ pub(crate) fn check_output(path: &Path, inputs: &[&Path]) -> Result<()> {
         );
         return Err(usage(&error));
     }
-    output(path.to_owned(), inputs)?;
-    Ok(check_writable(path)?)
+    let output = output(path.to_owned(), inputs)?;
+    check_writable(path)?;
+    Ok(output)
 }
 
 fn output(path: PathBuf, inputs: &[&Path]) -> Result<Output> {

@@ -26,14 +26,12 @@ pub(crate) struct ServeArgs {
 
 /// Serves until it is interrupted.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
-    if args.folder.exists() && !args.folder.is_dir() {
-        bail!("{}: expected a folder, found a file", args.folder.display());
-    }
     if !args.folder.is_dir() {
-        bail!(
-            "no folder {}: build the demo with `bash web/build.sh`, or name a folder",
-            args.folder.display()
-        );
+        let folder = args.folder.display();
+        if args.folder.exists() {
+            bail!("{folder}: expected a folder, found a file");
+        }
+        bail!("no folder {folder}: build the demo with `bash web/build.sh`, or name a folder");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -18,7 +18,7 @@ pub(super) struct PlanArgs {
     /// Width and height of all these pictures, and of the one that tests a browser's device [default: the
     /// model's; 256 for a large model]
     #[arg(long, value_name = "PIXELS")]
-    pub(super) picture_size: Option<usize>,
+    picture_size: Option<usize>,
     /// Steps of each of the stages C and B for these pictures; the test has 2 [default: the model's; 12 for a
     /// large model]
     #[arg(long, value_name = "N")]
@@ -37,6 +37,20 @@ const LARGE: usize = 300_000_000;
 /// Pictures of a large model to fit colours to. Those of the published one have 144 cells of image
 /// embeddings, for 17 unknowns of a colour.
 const LARGE_PREVIEW_PICTURES: usize = 4;
+
+impl PlanArgs {
+    /// Fails where the model cannot make pictures of the chosen size.
+    pub(super) fn check(&self, pipeline: &Pipeline) -> Result<(), OptionsError> {
+        let Some(size) = self.picture_size else { return Ok(()) };
+        match pipeline.sizes(size, size) {
+            // One option sets both sides.
+            Err(OptionsError::Size { found, nearest, .. }) => {
+                Err(OptionsError::Size { field: "picture_size", found, nearest })
+            }
+            other => other.map(|_| ()),
+        }
+    }
+}
 
 /// Least side in pixels of a large model's pictures: the smallest possible side from here on is taken.
 const LARGE_PICTURE_SIZE: usize = 256;

@@ -61,8 +61,8 @@ impl Sizes {
         Ok(Self { buckets, cell, downscale, key })
     }
 
-    /// The cells of a picture of this height and width, or why it cannot be used.
-    pub(super) fn cells(&self, picture: [usize; 2]) -> Result<[usize; 2], String> {
+    /// How a picture of this height and width fits the compressor, or why it cannot be used.
+    fn fit(&self, picture: [usize; 2]) -> Result<Fit, String> {
         let least = self.cell.ceil() as usize;
         let [height, width] = picture;
         if height.min(width) < least {
@@ -71,18 +71,25 @@ impl Sizes {
                  {width} x {height}"
             ));
         }
-        Ok(self.buckets.nearest(picture))
+        let cells = self.buckets.nearest(picture);
+        let is_enlarged = zip(picture, self.pixels(cells)).any(|(found, seen)| found < seen);
+        Ok(Fit { cells, is_enlarged })
     }
 
     /// The height and width in pixels that the compressor sees.
     fn pixels(&self, cells: [usize; 2]) -> [usize; 2] {
         cells.map(|side| side * self.downscale)
     }
+}
 
-    /// Whether a picture of this height and width has fewer pixels on a side than the compressor sees.
-    fn enlarges(&self, picture: [usize; 2], cells: [usize; 2]) -> bool {
-        zip(picture, self.pixels(cells)).any(|(found, seen)| found < seen)
-    }
+/// How a picture fits the compressor.
+#[derive(Clone, Copy, Default)]
+struct Fit {
+    /// Height and width of its embedding.
+    cells: [usize; 2],
+    /// Whether it has fewer pixels on a side than the compressor sees; `false` where its embedding is in the cache,
+    /// which does not tell.
+    is_enlarged: bool,
 }
 
 /// How many pictures have one size in cells.
@@ -97,7 +104,7 @@ pub(super) struct Bucket {
 pub(super) type Filled = BTreeMap<[usize; 2], Bucket>;
 
 /// Counts a picture.
-fn fill(buckets: &mut Filled, cells: [usize; 2], is_enlarged: bool) {
+fn fill(buckets: &mut Filled, Fit { cells, is_enlarged }: Fit) {
     let bucket = buckets.entry(cells).or_default();
     bucket.pictures += 1;
     bucket.enlarged += usize::from(is_enlarged);
@@ -142,21 +149,18 @@ pub(super) struct Sources<'a> {
 
 /// A picture on its way into the cache.
 enum Unseen {
-    /// Its embedding is in the cache: its name and its cells.
-    Cached(String, [usize; 2]),
-    /// The picture as the compressor sees it, with the embedding's name and cells, and whether it was enlarged.
-    Image(String, [usize; 2], Image, bool),
+    /// Its embedding is in the cache.
+    Cached(Embedded),
+    /// The picture as the compressor sees it.
+    Image(Embedded, Image),
     /// A picture that cannot be read.
     Broken,
     /// There are no more pictures.
     End,
 }
 
-/// The name of an embedding in the cache, and its cells.
-type Embedded = (String, [usize; 2]);
-
-/// The embedding of every picture, or `None` for a broken one that is left out, and the buckets.
-type AllEmbedded = (Vec<Option<Embedded>>, Filled);
+/// The name of an embedding in the cache, and how its picture fits.
+type Embedded = (String, Fit);
 
 /// Called with what is being computed, how much of it is done, and how much there is; breaks to stop.
 pub(super) type OnProgress<'a> = &'a mut dyn FnMut(&'static str, usize, usize) -> ControlFlow<()>;
@@ -172,16 +176,16 @@ impl Prepared {
         on_progress: OnProgress<'_>,
     ) -> Result<Option<Counted>, RunError> {
         let Sources { model, pictures, .. } = *sources;
-        let Some((embeddings, buckets)) = embeddings(sources, on_progress)? else {
-            return Ok(None);
-        };
+        let Some(embeddings) = embeddings(sources, on_progress)? else { return Ok(None) };
         let captions: Vec<Vec<(String, f64)>> =
             (0..pictures.count()).map(|index| pictures.captions(index)).collect();
         let Some(texts) = texts(sources, &captions, on_progress)? else { return Ok(None) };
         let mut of_buckets: BTreeMap<[usize; 2], Vec<u32>> = BTreeMap::new();
-        let mut entries = Vec::new();
+        let (mut entries, mut buckets) = (Vec::new(), Filled::new());
         for (embedding, captions) in embeddings.into_iter().zip(&captions) {
-            let Some((embedding, cells)) = embedding else { continue };
+            let Some((embedding, fit)) = embedding else { continue };
+            fill(&mut buckets, fit);
+            let cells = fit.cells;
             of_buckets.entry(cells).or_default().push(entries.len() as u32);
             let text =
                 |(caption, chance): &(String, f64)| (texts[caption.as_str()].clone(), *chance);
@@ -268,43 +272,43 @@ pub(super) fn check(
     on_picture: impl Fn() + Sync,
 ) -> Result<Checked, RunError> {
     let own = digest_of(model, Part::COMPRESSOR)?;
-    let cells_of = |index: usize| {
+    let fit_of = |index: usize| {
         let content = pictures.content(index)?;
         let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
         if let Some([_, height, width]) = cache.shape(&name)?.as_deref() {
-            return Ok(([*height, *width], false));
+            return Ok(Fit { cells: [*height, *width], is_enlarged: false });
         }
-        let mut found = ([0; 2], false);
+        let mut fit = Fit::default();
         // Only the size is needed, so the picture is scaled to a single pixel.
         pictures.picture(index, &mut |size| {
-            let cells = sizes.cells(size)?;
-            found = (cells, sizes.enlarges(size, cells));
+            fit = sizes.fit(size)?;
             Ok([1; 2])
         })?;
-        Ok(found)
+        Ok(fit)
     };
     let read = |index: usize| {
-        let cells = cells_of(index);
+        let fit = fit_of(index);
         on_picture();
-        cells
+        fit
     };
     let read: Vec<Result<_, CorpusError>> =
         (0..pictures.count()).into_par_iter().map(read).collect();
     let (mut buckets, mut broken) = (Filled::new(), Vec::new());
-    for found in read {
-        match found {
-            Ok((cells, is_enlarged)) => fill(&mut buckets, cells, is_enlarged),
+    for fit in read {
+        match fit {
+            Ok(fit) => fill(&mut buckets, fit),
             Err(error) => broken.push(error),
         }
     }
     Ok((buckets, broken))
 }
 
-/// The embeddings and buckets of all pictures; `None` if `on_progress` breaks.
+/// The embedding of every picture, or `None` for a broken one that is left out; `None` as a whole if `on_progress`
+/// breaks.
 fn embeddings(
     sources: &Sources<'_>,
     on_progress: OnProgress<'_>,
-) -> Result<Option<AllEmbedded>, RunError> {
+) -> Result<Option<Vec<Option<Embedded>>>, RunError> {
     let Sources { model, pictures, cache, sizes, threads, device } = *sources;
     const WHAT: &str = "image embeddings";
     let own = digest_of(model, Part::COMPRESSOR)?;
@@ -336,36 +340,31 @@ fn embeddings(
                     cache.unfit(&name, &reason)
                 };
                 let cells = *cells.ok_or_else(expected)?;
-                return Ok(Unseen::Cached(name, cells));
+                return Ok(Unseen::Cached((name, Fit { cells, is_enlarged: false })));
             }
-            let (mut cells, mut is_enlarged) = ([0; 2], false);
+            let mut fit = Fit::default();
             let image = pictures.picture(index, &mut |size| {
-                cells = sizes.cells(size)?;
-                is_enlarged = sizes.enlarges(size, cells);
-                Ok(sizes.pixels(cells))
+                fit = sizes.fit(size)?;
+                Ok(sizes.pixels(fit.cells))
             });
             match image {
-                Ok(image) => Ok(Unseen::Image(name, cells, image, is_enlarged)),
+                Ok(image) => Ok(Unseen::Image((name, fit), image)),
                 Err(error) => keep(error),
             }
         })
     };
     let mut unseen = Batches::start(threads, 0, &make);
-    let (mut found, mut buckets) = (Vec::new(), Filled::new());
+    let mut found = Vec::new();
     for done in 1..=count {
         found.push(match unseen.next()? {
-            Unseen::Cached(name, cells) => {
-                fill(&mut buckets, cells, false);
-                Some((name, cells))
-            }
-            Unseen::Image(name, cells, image, is_enlarged) => {
-                fill(&mut buckets, cells, is_enlarged);
+            Unseen::Cached(embedded) => Some(embedded),
+            Unseen::Image((name, fit), image) => {
                 let seen = compressor::normalise(image.to_tensor(device));
                 let embedding = network.forward(seen, Statistics::Running);
                 let [_, channels, height, width] = embedding.dims();
                 let values = embedding.into_data().try_to_vec::<f32>().expect("embeddings are f32");
                 cache.put(&name, &[channels, height, width], values)?;
-                Some((name, cells))
+                Some((name, fit))
             }
             Unseen::Broken => None,
             Unseen::End => unreachable!("there are as many as are counted"),
@@ -374,7 +373,7 @@ fn embeddings(
             return Ok(None);
         }
     }
-    Ok(Some((found, buckets)))
+    Ok(Some(found))
 }
 
 /// The names in the cache of the hidden states of all captions and of the empty one; `None` if `on_progress` breaks.
