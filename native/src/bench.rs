@@ -16,7 +16,9 @@ use wuerstchen::{PartConfig, part};
 use wuerstchen_train::Lesson;
 use wuerstchen_train::config::{StageBModel, TrainConfig, UpdateConfig};
 use wuerstchen_train::corpus::Shapes;
-use wuerstchen_train::stages::{Stage, StageA, StageB, StageBTokens, StageC};
+use wuerstchen_train::stages::{
+    Cache, Stage, StageA, StageB, StageBTokens, StageC, stage_a_latents,
+};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
 use wuerstchen_train::{Recipe, Trainer};
 
@@ -26,6 +28,7 @@ use crate::devices::{Choice, choose};
 #[cfg(feature = "gpu")]
 use crate::launches::{self, LaunchesArgs};
 use crate::measure::{self, StageArgs};
+use crate::train::{invalid, read_config};
 
 /// Arguments of `wuerstchen bench`.
 #[derive(Args)]
@@ -61,10 +64,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     #[cfg(feature = "gpu")]
     args.launches.check().map_err(|error| crate::usage(&error))?;
     let config = match &args.config {
-        Some(path) => crate::train::read_config(path, &[])?,
+        Some(path) => {
+            let config = read_config(path, &[])?;
+            config.validate().map_err(|error| invalid(error, path, &[]))?;
+            config
+        }
         None => TrainConfig::from_toml(DEFAULT)?,
     };
-    config.validate().map_err(|error| crate::usage(&error.into()))?;
     #[cfg(feature = "gpu")]
     let default = if args.kernels || args.launches.launches { Choice::Gpu } else { Choice::Cpu };
     #[cfg(not(feature = "gpu"))]
@@ -187,33 +193,39 @@ impl Bench {
         ])
     }
 
-    /// Times or counts updates of every stage at the config's batch size, on freshly drawn scenes.
+    /// Times or counts updates of every stage at the config's batch size, on freshly drawn scenes; those of Stage B over
+    /// latents also on scenes whose latents Stage A has made before, as a run with `cached_scenes` has them.
     fn training(&self) -> Result<Value> {
         let device = self.device.clone().autodiff();
         let (recipe, config) = (&self.recipe, &self.recipe.config);
         let shapes = Shapes { seed: config.seed, lesson: Lesson::default() };
         let corpus = recipe.corpus(Arc::new(shapes))?;
         let a = StageA::new(config, corpus.clone(), device.clone());
+        let mut lines =
+            vec![self.updates("a", a, recipe.init_vqgan(&device), &config.a.updates)?];
         let vqgan = config.model.vqgan.init(&self.device);
-        let b = match &config.model.decoder {
+        match &config.model.decoder {
             StageBModel::Latents(_) => {
-                let stage = StageB::new(config, corpus.clone(), vqgan, device.clone());
-                let model = recipe.init_decoder(&device);
-                self.updates("b", stage, model, &config.b.updates)?
+                let stage = || StageB::new(config, corpus.clone(), vqgan.clone(), device.clone());
+                let (fresh, mut cached) = (stage(), stage());
+                let encode = |x| stage_a_latents(&vqgan, &config.model.vqgan, x);
+                let scenes = config.b.updates.batch_size;
+                cached.latents = Cache::fill(&corpus, scenes, &self.device, encode, |_| {})?;
+                for (name, stage) in [("b", fresh), ("b, cached latents", cached)] {
+                    let model = recipe.init_decoder(&device);
+                    lines.push(self.updates(name, stage, model, &config.b.updates)?);
+                }
             }
             StageBModel::Tokens(_) => {
                 let stage = StageBTokens::new(config, corpus.clone(), vqgan, device.clone());
                 let model = recipe.init_token_decoder(&device);
-                self.updates("b", stage, model, &config.b.updates)?
+                lines.push(self.updates("b", stage, model, &config.b.updates)?);
             }
-        };
+        }
         let compressor = config.model.compressor.init(&self.device);
         let c = StageC::new(config, corpus, (compressor, 1.0), device.clone());
-        Ok(json!([
-            self.updates("a", a, recipe.init_vqgan(&device), &config.a.updates)?,
-            b,
-            self.updates("c", c, recipe.init_prior(&device), &config.c.updates)?,
-        ]))
+        lines.push(self.updates("c", c, recipe.init_prior(&device), &config.c.updates)?);
+        Ok(lines.into())
     }
 
     /// The time of an update, or its launches.

@@ -15,7 +15,7 @@ use wuerstchen::{DecoderConfig, PriorConfig, VqganConfig};
 use wuerstchen_train::config::{StageBModel, TrainConfig};
 
 use self::stable_diffusion::{StableDiffusion, VERSIONS};
-use crate::train::read_config;
+use crate::train::{invalid, read_config};
 
 /// Arguments of `wuerstchen cost`.
 #[derive(Args)]
@@ -62,7 +62,11 @@ const TRAINED: usize = 3;
 
 pub(crate) fn run(args: &CostArgs) -> Result<()> {
     let counted = match &args.config {
-        Some(path) => of_config(&read_config(path, &[])?)?,
+        Some(path) => {
+            let config = read_config(path, &[])?;
+            config.validate().map_err(|error| invalid(error, path, &[]))?;
+            of_config(&config)?
+        }
         None => published(),
     };
     let mut lines = counted.lines();
@@ -182,7 +186,6 @@ fn published() -> Counted {
 }
 
 fn of_config(config: &TrainConfig) -> Result<Counted> {
-    config.validate().map_err(|error| crate::usage(&error.into()))?;
     let (model, defaults) = (&config.model, &config.defaults);
     // The embedding of the vocabulary takes no multiply-adds.
     let text = |size: wuerstchen_train::config::TextSize| size.encoder(1, model.max_tokens);

@@ -1,7 +1,7 @@
 //! `wuerstchen data`: looks through pictures to train on, packs them into shards, and fills the caches of training.
 
 use std::collections::BTreeMap;
-use std::fs::{File, create_dir_all, remove_file};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -18,8 +18,8 @@ use wuerstchen_train::config::ShardsConfig;
 use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::tune::Buckets;
 
-use crate::export::check_new;
 use crate::folder::Folder;
+use crate::new_folder::{NewFolder, check_new};
 use crate::output::check_output;
 use crate::shards::Shards;
 use crate::terminal::{counted, visible_lines};
@@ -49,6 +49,10 @@ struct StatsArgs {
     /// stand for several
     #[arg(required = true)]
     paths: Vec<String>,
+    /// A field of shards with captions; may be given several times [default: the first that a sample has of captions,
+    /// txt, caption, text and prompt]
+    #[arg(long, value_name = "FIELD")]
+    captions: Vec<String>,
     /// A PNG file to write, with a grid of some of the pictures
     #[arg(long, value_name = "FILE.png")]
     grid: Option<PathBuf>,
@@ -111,9 +115,21 @@ fn stats(args: &StatsArgs) -> Result<()> {
         }
         let read: Vec<_> = args.paths.iter().map(Path::new).collect();
         check_output(grid, &read)?;
+        if let Some(corpus) = read.iter().find(|folder| is_within(grid, folder)) {
+            let (grid, corpus) = (grid.display(), corpus.display());
+            let reason = "it would become one of its pictures";
+            return Err(usage(&anyhow!("cannot write {grid} into {corpus}: {reason}")));
+        }
     }
     let pictures: Box<dyn Pictures> = match &args.paths[..] {
-        [folder] if Path::new(folder).is_dir() => Box::new(Folder::open(Path::new(folder), 0)?),
+        [folder] if Path::new(folder).is_dir() => {
+            if !args.captions.is_empty() {
+                let reason =
+                    "--captions is for shards: the captions of a folder lie beside its pictures";
+                return Err(usage(&anyhow!(reason)));
+            }
+            Box::new(Folder::open(Path::new(folder), 0)?)
+        }
         paths => {
             if let Some(folder) = paths.iter().find(|path| Path::new(path).is_dir()) {
                 bail!(
@@ -121,8 +137,10 @@ fn stats(args: &StatsArgs) -> Result<()> {
                     paths.len()
                 );
             }
-            let config = ShardsConfig { paths: paths.to_vec(), ..ShardsConfig::default() };
-            Box::new(Shards::open(&config, 0)?)
+            let captions = args.captions.iter().map(|field| (field.clone(), 1.0)).collect();
+            let paths = paths.to_vec();
+            let config = ShardsConfig { paths, captions, ..ShardsConfig::default() };
+            Box::new(Shards::open(&config, 0)?.without_lines())
         }
     };
     let sizes = sizes_of(&*pictures);
@@ -130,7 +148,19 @@ fn stats(args: &StatsArgs) -> Result<()> {
         draw(&*pictures, path)?;
     }
     let stats = count(&*pictures, &sizes);
-    crate::print(&if args.json { serde_json::to_string(&stats)? } else { text(&stats) })
+    crate::print(&if args.json { serde_json::to_string(&stats)? } else { text(&stats) })?;
+    if stats.broken.len() == stats.pictures {
+        bail!("expected at least one picture that can be read, found none");
+    }
+    Ok(())
+}
+
+/// Whether a file lies in a folder or in one below it.
+fn is_within(file: &Path, folder: &Path) -> bool {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new(".")).canonicalize();
+    let folder = folder.canonicalize().ok().filter(|folder| folder.is_dir());
+    folder.zip(parent.ok()).is_some_and(|(folder, parent)| parent.starts_with(folder))
 }
 
 fn count(pictures: &dyn Pictures, sizes: &[Result<[usize; 2], CorpusError>]) -> Stats {
@@ -212,12 +242,10 @@ fn pack(args: &PackArgs) -> Result<()> {
         broken.iter().for_each(|error| say!("{}", visible_lines(error)));
         bail!("{} cannot be read", counted(broken.len(), "picture"));
     }
-    let cannot = || format!("cannot write to {}", args.output.display());
-    create_dir_all(&args.output).with_context(cannot)?;
-    let path_of = |shard: usize| args.output.join(format!("{shard:05}.tar"));
+    let output = NewFolder::begin(&args.output)?;
     let bar = ProgressBar::new(count as u64).with_message("packing the pictures");
     for (shard, first) in (0..count).step_by(samples).enumerate() {
-        let path = path_of(shard);
+        let path = output.file(&format!("{shard:05}.tar"));
         let packed = || {
             let mut tar = Builder::new(File::create(&path)?);
             for (index, &size) in sizes.iter().flatten().enumerate().skip(first).take(samples) {
@@ -226,16 +254,13 @@ fn pack(args: &PackArgs) -> Result<()> {
             }
             Ok::<_, anyhow::Error>(tar.finish()?)
         };
-        packed()
-            .inspect_err(|_| {
-                // So that a second try finds an empty folder.
-                (0..=shard).for_each(|shard| drop(remove_file(path_of(shard))));
-            })
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        packed().with_context(|| format!("cannot write {}", path.display()))?;
     }
     bar.finish_and_clear();
-    let (pictures, shards) = (counted(count, "picture"), counted(count.div_ceil(samples), "shard"));
-    say!("wrote {pictures} into {shards} in {}", args.output.display());
+    let (pictures, shards) =
+        (counted(count, "picture"), counted(count.div_ceil(samples), ".tar file"));
+    say!("wrote {pictures} into {shards} in {}", output.path().display());
+    output.keep();
     Ok(())
 }
 

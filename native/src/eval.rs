@@ -109,6 +109,10 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         vqgan_config: &vqgan_config,
     };
     let scenes = args.scenes.unwrap_or_else(|| scenes_of(&pipeline.card));
+    if args.art.is_some() && scenes == Scenes::Shapes {
+        let reason = "--art is for --scenes emoji, and the prompts are of shapes: leave --art out";
+        return Err(usage(&anyhow!(reason)));
+    }
     let config = EvalConfig {
         prompts: args.prompts.get(),
         batch_size: args.batch_size.get(),

@@ -4,15 +4,14 @@ mod picture;
 mod plan;
 mod report;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use futures_lite::future::block_on;
 use same_file::is_same_file;
-use wuerstchen::fs::{MANIFEST, OpenError, open};
+use wuerstchen::fs::{OpenError, open};
 use wuerstchen::{
     Checkpoint, EmbeddingColours, GenerateOptions, ModelFiles, Pipeline, Residency, SelfTest,
     StoredDtype, WebBundle,
@@ -23,6 +22,7 @@ use self::plan::{Plan, PlanArgs};
 use self::report::Report;
 use crate::devices::{self, Choice};
 use crate::files;
+use crate::new_folder::{NewFolder, check_new};
 use crate::output::check_output;
 use crate::progress::bytes_bar;
 
@@ -35,7 +35,7 @@ pub(crate) struct ExportArgs {
 
 #[derive(Subcommand)]
 enum Form {
-    /// A manifest and shards of weights, as the browser loads them
+    /// Write a browser bundle: a manifest and files of weights
     Web(WebArgs),
 }
 
@@ -111,14 +111,15 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let plan = Plan::new(&args.plan, &given, parts.map(Checkpoint::parameters).sum());
     say!("{}", plan.text(&given)?);
 
-    let bundle = write_shards(&model, args.dtype, &args.output)?;
+    let folder = NewFolder::begin(&args.output)?;
+    let bundle = write_shards(&model, args.dtype, &folder)?;
     // The browser must reproduce the results of the stored weights, not those of the given ones.
     let open = |file: &str| open(&args.output.join(file));
     let stored = bundle.open::<OpenError>(open)?;
     let self_test = self_test(&stored, plan.self_test)?;
     let pipeline = Pipeline::load(&stored, &device, Residency::Auto).context(CANNOT_LOAD)?;
     let preview = plan.preview.map(|options| preview(&pipeline, &options)).transpose()?;
-    finish_bundle(&bundle.with_tests(Some(self_test), preview), &args.output)?;
+    finish_bundle(&bundle.with_tests(Some(self_test), preview), folder)?;
     let mut report = Report::new(&model, &stored)?;
     if let Some(options) = &plan.check {
         report.add_pictures(&given, &pipeline, options)?;
@@ -130,56 +131,35 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     crate::print(&report.text())
 }
 
-/// Fails if the folder to write is not empty, because a file could be replaced or mixed with the model's files.
-pub(crate) fn check_new(folder: &Path) -> Result<()> {
-    if folder.join(MANIFEST).exists() {
-        bail!("{} holds a model already: name another folder", folder.display())
-    }
-    if folder.exists() && !folder.is_dir() {
-        bail!("{}: expected a new or an empty folder, found a file", folder.display());
-    }
-    let cannot = || format!("cannot read the folder {}", folder.display());
-    let found = folder.exists().then(|| folder.read_dir()).transpose().with_context(cannot)?;
-    match found.into_iter().flatten().next().transpose().with_context(cannot)? {
-        Some(found) => {
-            let (folder, found) = (folder.display(), found.file_name());
-            let found = found.display().to_string();
-            let origin = if found.starts_with("shard-") {
-                ", as an export that was broken off leaves it: remove it or name another folder"
-            } else {
-                ""
-            };
-            bail!("{folder}: expected a new or an empty folder, found one with {found}{origin}")
-        }
-        None => Ok(()),
-    }
-}
-
 /// Writes the weights of a model to a folder, which is a model when [`finish_bundle`] has written the rest.
-pub(crate) fn write_shards(model: &ModelFiles, dtype: Dtype, folder: &Path) -> Result<WebBundle> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+pub(crate) fn write_shards(
+    model: &ModelFiles,
+    dtype: Dtype,
+    folder: &NewFolder,
+) -> Result<WebBundle> {
     let dtype = dtype.into();
     let bar = bytes_bar("storing the weights", WebBundle::bytes(model, dtype));
     let bundle = WebBundle::write(model, dtype, |file, bytes| {
         bar.inc(bytes.len() as u64);
-        wuerstchen::fs::write(&folder.join(file), bytes)
+        wuerstchen::fs::write(&folder.file(file), bytes)
     })?;
     bar.finish_and_clear();
     Ok(bundle)
 }
 
 /// Writes the files that a folder with all shards still lacks, and reports what was written.
-pub(crate) fn finish_bundle(bundle: &WebBundle, folder: &Path) -> Result<()> {
+pub(crate) fn finish_bundle(bundle: &WebBundle, folder: NewFolder) -> Result<()> {
     let mut sizes = Vec::new();
     for (file, text) in bundle.files() {
-        wuerstchen::fs::write(&folder.join(file), text.as_bytes())?;
+        wuerstchen::fs::write(&folder.file(file), text.as_bytes())?;
         sizes.push(format!("{file} {}", text.len()));
     }
     let shards = &bundle.manifest().shards;
     let bytes: usize = shards.iter().map(|shard| shard.bytes).sum();
-    let (folder, count, sizes) = (folder.display(), shards.len(), sizes.join(", "));
+    let (path, count, sizes) = (folder.path().display(), shards.len(), sizes.join(", "));
     let shards = crate::terminal::counted(count, "shard");
-    say!("wrote {folder}: {shards}, {bytes} bytes; {sizes}");
+    say!("wrote {path}: {shards}, {bytes} bytes; {sizes}");
+    folder.keep();
     Ok(())
 }
 

@@ -11,9 +11,10 @@ use wuerstchen::fs::{Found, LORA_FILES, Origin};
 use wuerstchen::import::complete;
 use wuerstchen::{Checkpoint, ModelFiles, Part};
 
-use crate::export::{Dtype, check_new, finish_bundle, write_shards};
+use crate::export::{Dtype, finish_bundle, write_shards};
 use crate::files;
 use crate::lora::{self, LoraArg};
+use crate::new_folder::{NewFolder, check_new};
 use crate::terminal::visible_lines;
 
 /// Arguments of `wuerstchen import`.
@@ -81,7 +82,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
         visible_lines(&text(&report))
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
-    finish_bundle(&write_shards(&model, args.dtype, output)?, output)?;
+    let folder = NewFolder::begin(output)?;
+    finish_bundle(&write_shards(&model, args.dtype, &folder)?, folder)?;
     Ok(true)
 }
 

@@ -26,6 +26,7 @@ mod lora;
 mod measure;
 mod memory;
 mod model;
+mod new_folder;
 mod output;
 mod pictures;
 mod progress;
@@ -68,16 +69,16 @@ enum Command {
         override_usage = "wuerstchen generate [PROMPT] [OPTIONS]"
     )]
     Generate(Box<generate::GenerateArgs>),
-    /// Turn published weights into a model of one folder
+    /// Turn published weights into a model in one folder
     Import(import::ImportArgs),
     /// Show what the stages keep of a picture; the model needs the semantic compressor
     #[command(mut_args(reconstruct::hide_unused), allow_negative_numbers = true)]
     Reconstruct(reconstruct::ReconstructArgs),
-    /// Tell how a picture was made, or what is in a model
+    /// Tell how a picture was made, or what a model or a file of weights contains
     Inspect(inspect::InspectArgs),
     /// Train a model: Stage A, then B with the compressor, then C; or fine-tune one
     Train(train::TrainArgs),
-    /// Look through pictures to train on, or put them into shards
+    /// Look through pictures to train on, or pack them into .tar files
     Data(data::DataArgs),
     /// Write a model in another form
     Export(export::ExportArgs),

@@ -16,7 +16,7 @@ use crate::lora::{self, LoraArg};
 /// Arguments of commands that run a whole model.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// A model: a folder in the layout of diffusers, a web model, a one-file model or the folder of a training run
+    /// A model: a folder in the layout of diffusers, a browser bundle, a one-file model or the folder of a training run
     /// [default: the built-in model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,

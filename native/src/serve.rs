@@ -1,6 +1,5 @@
 //! `wuerstchen serve`: the demo page and models over HTTP, from this machine.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -13,16 +12,19 @@ use tower_http::set_header::SetResponseHeaderLayer;
 /// Arguments of `wuerstchen serve`.
 #[derive(Args)]
 pub(crate) struct ServeArgs {
-    /// The folder to serve: the built demo page, or any folder with an index.html or web models
+    /// The folder to serve: the built demo page, or any folder with an index.html or browser bundles
     #[arg(value_name = "DIR", default_value = "web/demo/dist")]
     folder: PathBuf,
-    /// Address to listen on; with the default, only this machine can reach the server
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    host: IpAddr,
+    /// Address to listen on, or its name; with the default, only this machine can reach the server
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
     /// Port to listen on; 0 takes any free one
     #[arg(short, long, default_value_t = 8080)]
     port: u16,
 }
+
+/// The page that a folder's own address shows.
+const INDEX: &str = "index.html";
 
 /// Serves until it is interrupted.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
@@ -33,12 +35,15 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         }
         bail!("no folder {folder}: build the demo with `bash web/build.sh`, or name a folder");
     }
+    if !args.folder.join(INDEX).exists() {
+        tell!("{} has no {INDEX}: only the addresses of its files answer", args.folder.display());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let address = SocketAddr::new(args.host, args.port);
-        let listener = tokio::net::TcpListener::bind(address)
+        let (host, port) = (args.host.trim_matches(['[', ']']), args.port);
+        let listener = tokio::net::TcpListener::bind((host, port))
             .await
-            .with_context(|| format!("cannot listen on {address}"))?;
+            .with_context(|| format!("cannot listen on {host}, port {port}"))?;
         let address = listener.local_addr()?;
         crate::print(&format!("serving {} on http://{address}/", args.folder.display()))?;
         let stop = async {

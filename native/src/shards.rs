@@ -7,6 +7,7 @@ mod parquet;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
@@ -31,6 +32,8 @@ pub(crate) struct Shards {
     window: usize,
     /// Whether a picture that cannot be read is an error, instead of being left out.
     strict: bool,
+    /// Whether there is a line for each picture that is left out.
+    tells: bool,
     files: Vec<PathBuf>,
     samples: Vec<Sample>,
     /// The order of the epoch that was asked for last.
@@ -47,6 +50,8 @@ struct Sample {
     captions: Vec<String>,
     /// The probability of each caption; they sum to 1.
     chances: Vec<f64>,
+    /// Whether it was read, and was smaller than it had to be.
+    is_enlarged: AtomicBool,
 }
 
 impl Shards {
@@ -60,11 +65,13 @@ impl Shards {
         let mut samples = Vec::new();
         let mut unread = BTreeMap::<String, usize>::new();
         let mut unmatched: BTreeSet<&str> = config.captions.keys().map(String::as_str).collect();
-        let mut notes = BTreeSet::new();
+        let (mut notes, mut fields) = (BTreeSet::new(), BTreeSet::new());
         for (shard, read) in read.into_iter().enumerate() {
-            let Shard { samples: found, faults, notes: of_shard, unread: unread_in_shard } = read;
-            notes.extend(of_shard);
-            for (ending, count) in unread_in_shard {
+            let Shard { samples: found, faults, fields: of_shard, notes: notes_of_shard, .. } =
+                read;
+            notes.extend(notes_of_shard);
+            fields.extend(of_shard);
+            for (ending, count) in read.unread {
                 *unread.entry(ending).or_default() += count;
             }
             for fault in faults {
@@ -77,11 +84,14 @@ impl Shards {
                 tell!("{line}");
             }
             for found in found {
+                let free = MOST_FIELDS.saturating_sub(fields.len());
+                fields.extend(found.texts.keys().chain(found.fields.keys()).take(free).cloned());
                 unmatched.retain(|field| texts_of(&found, field).is_empty());
                 if let Some((captions, chances)) = left_out.take(config, &found) {
                     let Found { name, place, .. } = found;
                     let shard = shard as u32;
-                    samples.push(Sample { shard, name, place, captions, chances });
+                    let is_enlarged = AtomicBool::new(false);
+                    samples.push(Sample { shard, name, place, captions, chances, is_enlarged });
                 }
             }
         }
@@ -94,17 +104,37 @@ impl Shards {
         }
         if let Some(field) = unmatched.first() {
             bail!(
-                "corpus.shards.captions: expected fields of the samples, found {field:?}, which none has"
+                "corpus.shards.captions: expected fields of the samples, found {field:?}, in which none has a \
+                 caption{}",
+                fields_told(&fields)
             );
         }
         if samples.is_empty() {
             let shards = counted(files.len(), "shard");
-            bail!("expected captioned pictures in {shards}, found none{}", left_out.inline());
+            bail!(
+                "expected captioned pictures in {shards}, found none{}{}",
+                left_out.inline(),
+                fields_told(&fields)
+            );
         }
         tell!("{} in {}", counted(samples.len(), "picture"), counted(files.len(), "shard"));
         let order = Mutex::new((u64::MAX, Arc::default()));
         let (window, strict) = (config.shuffle.max(1), config.strict);
-        Ok(Self { seed, window, strict, files, samples, order, broken: Mutex::default() })
+        Ok(Self {
+            seed,
+            window,
+            strict,
+            tells: true,
+            files,
+            samples,
+            order,
+            broken: Mutex::default(),
+        })
+    }
+
+    /// Without a line for each picture that cannot be read, for a caller that lists them.
+    pub(crate) fn without_lines(self) -> Self {
+        Self { tells: false, ..self }
     }
 
     /// How many pictures there are, including broken ones.
@@ -120,7 +150,7 @@ impl Shards {
     /// A line for every picture, by which one corpus differs from another.
     pub(crate) fn described(&self) -> impl Iterator<Item = String> {
         (0..self.samples.len()).map(|index| {
-            let Sample { shard, name, place, captions, chances } = &self.samples[index];
+            let Sample { shard, name, place, captions, chances, .. } = &self.samples[index];
             let shard = self.files[*shard as usize].file_name();
             format!("{shard:?} {name} {place} {captions:?} {chances:?}")
         })
@@ -133,6 +163,11 @@ impl Shards {
         }
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         broken.iter().map(|(&index, why)| format!("{}: {why}", self.name(index))).collect()
+    }
+
+    /// How many pictures were read so far that had to be enlarged.
+    pub(crate) fn enlarged(&self) -> usize {
+        self.samples.iter().filter(|sample| sample.is_enlarged.load(Ordering::Relaxed)).count()
     }
 
     fn name(&self, index: u32) -> String {
@@ -204,12 +239,26 @@ impl Shards {
         let decoded = decoded.map_err(|error| error.root_cause().to_string()).flatten();
         decoded.map_err(|reason| {
             let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-            if broken.insert(index, reason.clone()).is_none() && !self.strict {
+            if broken.insert(index, reason.clone()).is_none() && self.tells && !self.strict {
                 tell!("left out: {}: {}", visible(&self.name(index)), visible(&reason));
             }
             CorpusError::Picture { name: self.name(index), reason }
         })
     }
+}
+
+/// Most names of fields that an error lists.
+const MOST_FIELDS: usize = 40;
+
+/// The names of the samples' fields, as the end of an error about captions.
+fn fields_told(fields: &BTreeSet<String>) -> String {
+    let known = filter::CAPTIONS.join(", ");
+    let names: Vec<_> = fields.iter().take(MOST_FIELDS).map(|name| visible(name)).collect();
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    format!(
+        "; the fields of the samples: {names}; captions are looked for in {known}, unless corpus.shards.captions names \
+         others"
+    )
 }
 
 /// Sets the random numbers of windows apart from others of the seed.
@@ -219,7 +268,14 @@ impl Samples for Shards {
     fn picture(&self, number: u64, side: usize) -> Result<Image, CorpusError> {
         loop {
             let index = self.whole_from(number)?;
-            match self.decode(index, &mut |_| Ok([side; 2])) {
+            let is_enlarged = &self.samples[index as usize].is_enlarged;
+            let mut size = |own: [usize; 2]| {
+                if own.iter().any(|own| *own < side) {
+                    is_enlarged.store(true, Ordering::Relaxed);
+                }
+                Ok([side; 2])
+            };
+            match self.decode(index, &mut size) {
                 Err(error) if self.strict => return Err(error),
                 // The sample is known to be broken now, so the next round takes another one.
                 Err(_) => {}

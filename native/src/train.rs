@@ -18,7 +18,8 @@ use serde::Serialize;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::fs::{open, read_text, write};
 use wuerstchen::{
-    Checkpoint, Family, ModelFiles, Part, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
+    Checkpoint, ConfigError, Family, ModelFiles, Part, RUN_CONFIG, RUN_MODEL, Tokenizer,
+    TokenizerFiles,
 };
 use wuerstchen_train::config::{
     ModelConfig, ReadConfigError, TrainConfig, TuneConfig, UpdateConfig,
@@ -53,7 +54,7 @@ pub struct TrainArgs {
     /// Fills the cache and stops.
     #[arg(skip)]
     only_cache: bool,
-    /// Stop at a picture in a shard that cannot be read, instead of leaving it out; pictures in a folder must
+    /// Stop at a picture in a shard of the corpus that cannot be read, instead of leaving it out; pictures in a folder must
     /// always be readable
     #[arg(long)]
     strict: bool,
@@ -81,7 +82,7 @@ struct RunArgs {
     /// run has trained already stay
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
-    /// The model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
+    /// The Würstchen v2 model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
     #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
     model: Option<PathBuf>,
     /// Folder where latents, image embeddings and hidden states of texts are kept for other runs
@@ -153,10 +154,20 @@ impl Ranks {
         })
     }
 
-    /// Writes the list of pictures that were left out to the run's folder.
-    fn list_broken(&self, corpus: &Corpus, output: &Path) -> Result<()> {
+    /// Tells how many pictures were enlarged, and writes the list of those that were left out to the run's folder.
+    fn tell_of_pictures(&self, corpus: &Corpus, output: &Path) -> Result<()> {
+        if self.peers.rank() > 0 {
+            return Ok(());
+        }
+        match corpus.enlarged() {
+            0 => {}
+            count => tell!(
+                "enlarged, as their width or height was too small: {}",
+                counted(count, "picture")
+            ),
+        }
         let broken = corpus.broken();
-        if broken.is_empty() || self.peers.rank() > 0 {
+        if broken.is_empty() {
             return Ok(());
         }
         let path = output.join("left-out.txt");
@@ -245,7 +256,8 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
         shards.strict = true;
     }
-    config.validate().map_err(|error| usage(&error.into()))?;
+    let RunArgs { config: path, set, .. } = &args.run;
+    config.validate().map_err(|error| invalid(error, path, set))?;
     if let (Stages::All, Some(path)) = (args.stage, args.resume.as_deref())
         && path != "auto"
     {
@@ -376,7 +388,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     for (stage, start) in stages {
         let done = run.train(stage, start);
-        let listed = ranks.list_broken(&corpus, &output);
+        let listed = ranks.tell_of_pictures(&corpus, &output);
         let is_stopped = done.map_err(with_remedy)?.is_break();
         listed?;
         if is_stopped {
@@ -432,21 +444,48 @@ pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig
     let (table, unfit) = read_table(path, changes, &fits)?;
     TrainConfig::from_table(table.clone()).map_err(|error| match (error, unfit) {
         (ReadConfigError::Toml(error), Some(change)) => unfit_change(change, &error),
-        (ReadConfigError::Config(error), _) => usage(&error.into()),
         _ if TuneConfig::from_table(table.clone()).is_ok() => usage(&anyhow!(
             "{} is a config of fine-tuning, for train lora, and train c with --model: expected one of training \
              from nothing",
             path.display()
         )),
-        (error, _) => usage(
-            &anyhow::Error::from(error).context(format!("{} does not fit", path.display())),
-        ),
+        (ReadConfigError::Config(error), _) => invalid(error, path, changes),
+        (ReadConfigError::Toml(error), _) => {
+            usage(&anyhow!("{} does not fit: {}", path.display(), plain(&error.to_string())))
+        }
     })
 }
 
 /// The error of a change after which a config does not fit.
 fn unfit_change(change: &str, error: &toml::de::Error) -> anyhow::Error {
-    usage(&anyhow!("--set {change}: {}", error.message()))
+    usage(&anyhow!("--set {change}: {}", plain(error.message())))
+}
+
+/// The error of a value of a config that was read from a file and perhaps changed.
+pub(crate) fn invalid(error: ConfigError, path: &Path, changes: &[String]) -> anyhow::Error {
+    let changes: Vec<_> = changes.iter().map(|change| format!(" --set {change}")).collect();
+    let place = format!("{}{}", path.display(), changes.concat());
+    usage(&anyhow::Error::from(error).context(place))
+}
+
+/// What serde calls the types of a config's values, and what they are called here.
+const TYPES: [(&str, &str); 6] = [
+    ("expected u64", "expected a whole number of at least 0"),
+    ("expected u32", "expected a whole number of at least 0"),
+    ("expected usize", "expected a whole number of at least 0"),
+    ("expected f64", "expected a number"),
+    ("expected f32", "expected a number"),
+    ("expected a boolean", "expected true or false"),
+];
+
+/// An error of serde in one line, without Rust's names of types.
+fn plain(error: &str) -> String {
+    let mut error = error.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((start, name)) = error.split_once("expected struct ") {
+        let end = name.split_once(' ').map_or(String::new(), |(_, end)| format!(" {end}"));
+        error = format!("{start}expected a table{end}");
+    }
+    TYPES.iter().fold(error, |error, (name, plain)| error.replace(name, plain))
 }
 
 /// Reads a config as a table and applies `KEY=VALUE` changes; `fits` says whether a table is a config. Also returns the

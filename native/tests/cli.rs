@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -105,7 +107,10 @@ fn a_step_takes_few_launches() {
         assert!((0.0..=1.0).contains(&found("reads")), "{report}");
     }
     let updates = report["training"]["updates"].as_array().unwrap();
-    assert_eq!(updates.iter().map(|update| &update["stage"]).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(
+        updates.iter().map(|update| &update["stage"]).collect::<Vec<_>>(),
+        ["a", "b", "b, cached latents", "c"]
+    );
     assert!(updates.iter().all(|update| update["update"]["dispatches"].as_f64().unwrap() > 100.0));
 }
 
@@ -155,6 +160,10 @@ fn one_seed_gives_one_picture_that_tells_how_it_was_made() {
 fn mistakes_are_named_and_have_their_exit_code() {
     let smoke = repository().join("configs/smoke.toml").display().to_string();
     let half = format!("{smoke}:0,5");
+    let change = "--set model.vqgan.latent_channels=5";
+    let sizes = format!(
+        "{smoke} {change}: model.decoder config: c_in must be 5, as model.vqgan.latent_channels is, got 4"
+    );
     let dry_run =
         |change: &'static str| vec!["train", "c", "-c", &smoke, "--dry-run", "--set", change];
     for (arguments, code, message) in [
@@ -173,6 +182,15 @@ fn mistakes_are_named_and_have_their_exit_code() {
         (dry_run("b.sample_every=0"), 2, "stage b config: sample_every must be at least 1, got 0"),
         (dry_run("c.shards=3"), 2, "batch_size must be a positive multiple of shards = 3, got 16"),
         (dry_run("seed.one=1"), 2, "\"seed\" is no table of the config"),
+        (dry_run("c.steps=x"), 2, "expected a whole number of at least 0"),
+        (dry_run("model.vqgan.latent_channels=5"), 2, &sizes),
+        (dry_run("c.time_shift=1e9"), 2, "time_shift must be a positive number of at most 100"),
+        (dry_run("c.shards_at_once=9"), 2, "shards_at_once must be from 1 to shards = 2"),
+        (
+            vec!["eval", "--scenes", "shapes", "--art", ".", "--device", "cpu"],
+            2,
+            "--art is for --scenes emoji",
+        ),
         (
             vec!["generate", "x", "--width", "65"],
             2,
@@ -203,7 +221,49 @@ fn mistakes_are_named_and_have_their_exit_code() {
     }
 }
 
-/// A web bundle makes the same picture as the model it was exported from, and is read strictly.
+/// A misspelt field is named, and not only the missing one.
+#[test]
+fn misspelt_fields_of_a_config_are_named() {
+    let smoke = fs::read_to_string(repository().join("configs/smoke.toml")).unwrap();
+    let path = scratch("misspelt").join("run.toml");
+    let run = |config: &str| {
+        fs::write(&path, config).unwrap();
+        let output = wuerstchen(&["train", "c", "-c", path.to_str().unwrap(), "--dry-run"]);
+        assert_eq!(output.status.code(), Some(2));
+        text(&output.stderr)
+    };
+    let misspelt = run(&smoke.replacen("image_size", "image_sise", 1));
+    assert!(misspelt.contains("unknown field `image_sise`"), "{misspelt}");
+    let misspelt = run(&smoke.replacen("c_cond =", "c_condd =", 1));
+    for named in ["run.toml does not fit: unknown field", "c_condd", "missing field `c_cond`"] {
+        assert!(misspelt.contains(named), "{named}: {misspelt}");
+    }
+    assert_eq!(misspelt.trim_end().lines().count(), 1, "{misspelt}");
+}
+
+/// What an export has written is gone when it is interrupted, so that the same command can be given again.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_export_leaves_nothing() {
+    let output = scratch("interrupted").join("new/bundle");
+    let mut export = Command::new(env!("CARGO_BIN_EXE_wuerstchen"))
+        .args(["export", "web", "--preview-pictures", "10000", "-o", output.to_str().unwrap()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while !output.join("shard-000.bin").exists() {
+        assert!(export.try_wait().unwrap().is_none(), "the export ended before it was interrupted");
+        sleep(Duration::from_millis(20));
+    }
+    let sent = Command::new("kill").args(["-INT", &export.id().to_string()]).status().unwrap();
+    let ended = export.wait_with_output().unwrap();
+    assert!(sent.success());
+    assert_eq!(ended.status.code(), Some(130));
+    assert!(text(&ended.stderr).contains("interrupted: what was written is removed"));
+    assert!(!output.exists());
+}
+
+/// A browser bundle makes the same picture as the model it was exported from, and is read strictly.
 #[test]
 fn a_web_bundle_is_the_model_in_shards() {
     let folder = scratch("web-bundle");

@@ -171,7 +171,13 @@ fn nothing_of_shards_is_changed_without_a_line() {
     let (_, other) = run(&["--resume", "auto", "--set", "corpus.shards.filter.max_watermark=1"]);
     assert!(other.contains("the run began with other pictures, captions or filters"), "{other}");
     let (code, none) = run(&["--set", "corpus.shards.captions={blip=1.0}"]);
-    assert!(code != Some(0) && none.contains("found \"blip\", which none has"), "{none}");
+    assert!(
+        code != Some(0)
+            && none.contains(
+                "found \"blip\", in which none has a caption; the fields of the samples: "
+            ),
+        "{none}"
+    );
 }
 
 /// Training works wherever in the order of an epoch the only good picture lies.
@@ -259,6 +265,47 @@ fn a_folder_is_looked_through_and_packed() {
     let picture = wuerstchen(&["data", "stats", &pictures.join("0.png").display().to_string()]);
     let told = text(&picture.stderr);
     assert!(told.contains("found a picture: name its folder"), "{told}");
+}
+
+/// Captions are found in any field that the caller names; a corpus without captions lists its fields.
+#[test]
+fn captions_of_shards_are_looked_for_in_named_fields() {
+    let folder = scratch("shards-fields");
+    let path = folder.join("0.tar");
+    let mut tar = Builder::new(File::create(&path).unwrap());
+    let mut png = Cursor::new(Vec::new());
+    RgbImage::from_pixel(8, 8, Rgb([1, 2, 3])).write_to(&mut png, ImageFormat::Png).unwrap();
+    add(&mut tar, "0.png", png.get_ref());
+    add(&mut tar, "0.json", br#"{"Blip": "a fox", "width": 8}"#);
+    tar.finish().unwrap();
+    let stats = |more: &[&str]| {
+        let output = wuerstchen(&[&["data", "stats", path.to_str().unwrap()], more].concat());
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (code, told) = stats(&[]);
+    assert_eq!(code, Some(4));
+    assert!(
+        told.contains("the fields of the samples: Blip, width; captions are looked for in"),
+        "{told}"
+    );
+    let (code, told) = stats(&["--captions", "blip"]);
+    assert_eq!(code, Some(0));
+    assert!(told.contains("1 picture with 1 caption of 2.0 words"), "{told}");
+    let grid = folder.join("grid.png").display().to_string();
+    let (code, told) = stats(&["--captions", "blip", "--grid", &grid]);
+    assert_eq!(code, Some(0), "{told}");
+    // In a folder that is the corpus, the grid would be one of its pictures.
+    fs::write(folder.join("1.png"), &png.get_ref()[..40]).unwrap();
+    fs::write(folder.join("1.txt"), "a fox").unwrap();
+    fs::remove_file(&grid).unwrap();
+    let output = wuerstchen(&["data", "stats", folder.to_str().unwrap(), "--grid", &grid]);
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("it would become one of its pictures"), "{told}");
+    let output = wuerstchen(&["data", "stats", folder.to_str().unwrap()]);
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{told}");
+    assert!(told.contains("expected at least one picture that can be read, found none"), "{told}");
 }
 
 /// A file of shards that a script has made.

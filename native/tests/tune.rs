@@ -326,7 +326,7 @@ fn what_cannot_be_done_is_told_before_it_begins() {
     let part = goldens.join("small/wuerstchen-prior").display().to_string();
     case.refused("lora", "run", &["-m", &part], "no semantic compressor");
     let cascade = goldens.join("cascade").display().to_string();
-    case.refused("lora", "run", &["-m", &cascade], "is of Stable Cascade");
+    case.refused("lora", "run", &["-m", &cascade], "is one of Stable Cascade");
 
     RgbImage::new(5, 5).save(case.pictures().join("tiny.png")).unwrap();
     fs::write(case.pictures().join("tiny.txt"), "a dot").unwrap();

@@ -173,7 +173,7 @@ fn a_bundle_among_other_weights_is_read_with_a_word() {
     fs::write(folder.join("other.safetensors"), "").unwrap();
     let told = import(&[&folder], 6);
     let line =
-        "reads the web bundle of manifest.json; left out: wuerstchen-prior, other.safetensors";
+        "reads the browser bundle of manifest.json; left out: wuerstchen-prior, other.safetensors";
     assert!(told.contains(line), "{told}");
 }
 

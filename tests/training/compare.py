@@ -4,8 +4,9 @@
     python3 tests/training/compare.py --program target/release/wuerstchen [--config FILE] [--rounds 3]
 
 Both sides train networks of the sizes and batch sizes in the config, from random weights, with AdamW and
-clipped gradients. PyTorch has it easier: its pictures, latents and tokens are ready in memory, and it keeps no
-moving average. `wuerstchen bench` draws and tokenizes every batch, and averages the weights.
+clipped gradients. PyTorch has it easier: its pictures and tokens are ready in memory, and it keeps no moving average.
+`wuerstchen bench` draws and tokenizes every batch, and averages the weights. Stage B appears twice: with pictures that
+the frozen Stage A encodes in each update, and with latents that are ready on both sides.
 
 Prints one line for each stage: both medians and their ratio, above 1 if this program is faster.
 """
@@ -79,10 +80,14 @@ def text_encoder(sizes, length):
 
 
 class StageB(nn.Module):
-    """Pictures to image embeddings, and latents from those and the text."""
+    """Pictures to image embeddings, and latents from those and the text. Stage A is frozen, so that it takes no
+    gradient; where the latents are ready, it does not run."""
 
-    def __init__(self, config):
+    def __init__(self, config, latents_are_ready):
         super().__init__()
+        self.vqgan = None
+        if not latents_are_ready:
+            self.vqgan = PaellaVQModel(**config["model"]["vqgan"]).eval().requires_grad_(False)
         model = config["model"]
         self.decoder = WuerstchenDiffNeXt(**model["decoder"])
         self.text = text_encoder(model["decoder_text"], model["max_tokens"])
@@ -97,6 +102,9 @@ class StageB(nn.Module):
         return [pictures, tokens, torch.randn(self.latents)]
 
     def loss(self, pictures, tokens, latents):
+        if self.vqgan is not None:
+            with torch.no_grad():
+                latents = self.vqgan.encode(pictures, return_dict=False)[0]
         noise, times = torch.randn_like(latents), torch.rand(self.batch)
         embedding = self.compressor(pictures)
         text = self.text(tokens).last_hidden_state
@@ -158,8 +166,13 @@ def main():
     args = parser.parse_args()
     config = tomllib.loads(Path(args.config).read_text())
     torch.manual_seed(1)
-    stages = {"a": StageA(config), "b": StageB(config), "c": StageC(config)}
-    clip = {name: config[name]["optimizer"].get("max_grad_norm", 1.0) for name in stages}
+    stages = {
+        "a": StageA(config),
+        "b": StageB(config, latents_are_ready=False),
+        "b, cached latents": StageB(config, latents_are_ready=True),
+        "c": StageC(config),
+    }
+    clip = {name: config[name[0]]["optimizer"].get("max_grad_norm", 1.0) for name in stages}
     ours = {name: [] for name in stages}
     theirs = {name: [] for name in stages}
     for _ in range(args.rounds):

@@ -88,7 +88,7 @@ export function parseManifest(text: string, url: string): Manifest {
     throw new WuerstchenError(
       'integrity',
       `${url} has no golden vectors to test devices with, as models of "wuerstchen import" have none: ` +
-        'run "wuerstchen export web" to make a model for browsers of it',
+        'run "wuerstchen export web" to make a browser bundle with them',
       {
         retryable: false,
         hint: 'Serve the folder that "wuerstchen export web -m MODEL -o FOLDER" writes.',

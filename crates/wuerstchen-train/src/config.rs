@@ -31,6 +31,11 @@ use crate::lesson::Lesson;
 use crate::limits::{folder_name, positive};
 use crate::tokenizer::MIN_VOCAB_SIZE;
 
+/// The tables of a model's parts, as errors name them.
+const VQGAN: &str = "model.vqgan";
+const DECODER: &str = "model.decoder";
+const PRIOR: &str = "model.prior";
+
 /// One training run of the three stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -251,34 +256,40 @@ impl TrainConfig {
     /// Names the first field that cannot be used and what it needs.
     pub fn validate(&self) -> Result<(), ConfigError> {
         folder_name("training", &self.name)?;
-        self.model.vqgan.validate()?;
-        self.model.compressor.validate()?;
-        self.model.decoder.validate()?;
-        self.model.prior.validate()?;
-        self.model.decoder_text.encoder(1, self.model.max_tokens).validate()?;
-        self.model.prior_text.encoder(1, self.model.max_tokens).validate()?;
-        let expect = |part, field, expected: usize, found: usize| {
+        let model = &self.model;
+        let table = |part| move |error| ConfigError { part, ..error };
+        model.vqgan.validate().map_err(table(VQGAN))?;
+        model.compressor.validate().map_err(table("model.compressor"))?;
+        model.decoder.validate().map_err(table(DECODER))?;
+        model.prior.validate().map_err(table(PRIOR))?;
+        let decoder_text = model.decoder_text.encoder(1, model.max_tokens);
+        decoder_text.validate().map_err(table("model.decoder_text"))?;
+        let prior_text = model.prior_text.encoder(1, model.max_tokens);
+        prior_text.validate().map_err(table("model.prior_text"))?;
+        let expect = |part, field, (as_in, expected): (&str, usize), found: usize| {
             if expected == found {
                 Ok(())
             } else {
+                let expected = format!("{expected}, as model.{as_in} is");
                 Err(ConfigError::new(part, field, expected, found))
             }
         };
-        let model = &self.model;
         let (decoder, prior) = (&model.decoder, &model.prior);
-        let (c_latent, text) = (model.compressor.c_latent, model.decoder_text.hidden_size);
+        let c_latent = ("compressor.c_latent", model.compressor.c_latent);
+        let text = ("decoder_text.hidden_size", model.decoder_text.hidden_size);
         match decoder {
             StageBModel::Latents(decoder) => {
-                expect("decoder", "c_in", model.vqgan.latent_channels, decoder.c_in)?;
-                expect("decoder", "c_out", model.vqgan.latent_channels, decoder.c_out)?;
-                expect("decoder", "effnet_embd", c_latent, decoder.effnet_embd)?;
-                expect("decoder", "clip_embd", text, decoder.clip_embd)?;
+                let latents = ("vqgan.latent_channels", model.vqgan.latent_channels);
+                expect(DECODER, "c_in", latents, decoder.c_in)?;
+                expect(DECODER, "c_out", latents, decoder.c_out)?;
+                expect(DECODER, "effnet_embd", c_latent, decoder.effnet_embd)?;
+                expect(DECODER, "clip_embd", text, decoder.clip_embd)?;
             }
             StageBModel::Tokens(decoder) => {
-                let codes = model.vqgan.num_vq_embeddings;
-                expect("token decoder", "num_labels", codes, decoder.num_labels)?;
-                expect("token decoder", "effnet_embd", c_latent, decoder.effnet_embd)?;
-                expect("token decoder", "byt5_embd", text, decoder.byt5_embd)?;
+                let codes = ("vqgan.num_vq_embeddings", model.vqgan.num_vq_embeddings);
+                expect(DECODER, "num_labels", codes, decoder.num_labels)?;
+                expect(DECODER, "effnet_embd", c_latent, decoder.effnet_embd)?;
+                expect(DECODER, "byt5_embd", text, decoder.byt5_embd)?;
                 if model.decoder_text != model.prior_text {
                     let expected = "as prior_text: both stages have one text encoder";
                     let found = format!("{:?}", model.decoder_text);
@@ -287,8 +298,9 @@ impl TrainConfig {
             }
         }
         self.validate_losses()?;
-        expect("prior", "c_in", model.compressor.c_latent, prior.c_in)?;
-        expect("prior", "c_cond", model.prior_text.hidden_size, prior.c_cond)?;
+        expect(PRIOR, "c_in", c_latent, prior.c_in)?;
+        let text = ("prior_text.hidden_size", model.prior_text.hidden_size);
+        expect(PRIOR, "c_cond", text, prior.c_cond)?;
         if let Some(scale) = model.embedding_scale {
             positive("training", "embedding_scale", scale)?;
         }
@@ -378,6 +390,11 @@ impl TrainConfig {
             StageName::B => &self.b.updates,
             StageName::C => &self.c.updates,
         }
+    }
+
+    /// Whether Stage B reads image embeddings that its training does not change.
+    pub(crate) fn b_has_fixed_embeddings(&self) -> bool {
+        self.b.freeze_compressor && self.model.decoder.takes_embedding()
     }
 
     /// Whether a stage starts from existing weights and keeps some of them frozen.
@@ -542,7 +559,7 @@ mod tests {
             (|config| config.b.updates.data_threads = 0, "data_threads must be at least 1, got 0"),
             (
                 |config| config.b.updates.shards_at_once = Some(0),
-                "shards_at_once must be at least 1, got 0",
+                "shards_at_once must be from 1 to shards = 2, or left out, got 0",
             ),
             (
                 |config| config.c.updates.batch_size = 0,
@@ -570,6 +587,8 @@ mod tests {
             (|config| config.watts = Some(0.0), "training config: watts"),
             (|config| config.c.diffusion.p2_k = -1.0, "p2_k"),
             (|config| config.b.diffusion.time_shift = 0.0, "time_shift"),
+            (|config| config.c.diffusion.time_shift = 101.0, "time_shift"),
+            (|config| config.c.updates.shards_at_once = Some(9), "shards_at_once"),
             (
                 |config| config.c.updates.optimizer.learning_rate = 0.0,
                 "learning_rate must be a positive",

@@ -42,6 +42,19 @@ pub(crate) fn positive(
 /// well below 1.
 const MAX_LEARNING_RATE: f64 = 1.0;
 
+/// The largest shift of the times of training. This one leaves no time at which a picture shows through the noise.
+const MAX_TIME_SHIFT: f32 = 100.0;
+
+/// Fails unless a shift of the times of training is above 0 and at most [`MAX_TIME_SHIFT`].
+pub(crate) fn time_shift(part: &'static str, value: f32) -> Result<(), ConfigError> {
+    if value > 0.0 && value <= MAX_TIME_SHIFT {
+        Ok(())
+    } else {
+        let expected = format!("a positive number of at most {MAX_TIME_SHIFT}");
+        Err(ConfigError::new(part, "time_shift", expected, value))
+    }
+}
+
 /// Fails unless a learning rate is above 0 and at most [`MAX_LEARNING_RATE`].
 pub(crate) fn learning_rate(
     part: &'static str,

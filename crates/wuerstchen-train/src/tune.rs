@@ -135,7 +135,10 @@ impl Tune {
         let family = model.family().name;
         let refuse = |reason: String| Err(RunError::Model { reason });
         if family != Family::WUERSTCHEN.name {
-            return refuse(format!("is of {family}: expected one of {}", Family::WUERSTCHEN.name));
+            return refuse(format!(
+                "is one of {family}: fine-tuning takes those of {}",
+                Family::WUERSTCHEN.name
+            ));
         }
         if !model.weights.contains_key(&Part::COMPRESSOR) {
             return refuse(format!(

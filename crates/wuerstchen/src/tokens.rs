@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum TokenSampling {
-    /// It is drawn with the probabilities that the logits say
+    /// The token is drawn with the probabilities that the logits say
     #[default]
     Multinomial,
-    /// It is the likeliest one
+    /// The token is the likeliest one
     Argmax,
-    /// It is the one whose code is nearest to the mean of all codes, weighted by their probabilities
+    /// The token is the one whose code is nearest to the mean of all codes, weighted by their probabilities
     Quant,
 }
 

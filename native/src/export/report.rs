@@ -95,11 +95,11 @@ impl Report {
             ));
         }
         if !self.psnr.is_empty() {
-            let psnr: Vec<_> = self.psnr.iter().map(|psnr| format!("{psnr:.1}")).collect();
-            lines.push(format!(
-                "pictures against those of the given weights: {} dB",
-                psnr.join(", ")
-            ));
+            let told = |&psnr: &f64| {
+                if psnr.is_finite() { format!("{psnr:.1} dB") } else { "equal".to_owned() }
+            };
+            let psnr: Vec<_> = self.psnr.iter().map(told).collect();
+            lines.push(format!("pictures against those of the given weights: {}", psnr.join(", ")));
         }
         lines.join("\n")
     }

@@ -8,16 +8,15 @@ use wuerstchen_train::config::{FilterConfig, ShardsConfig};
 use super::index::Found;
 use crate::terminal::{counted, is_or_are};
 
-/// Names of fields, as img2dataset and the LAION sets write them.
+/// Names of fields, as img2dataset and the LAION sets write them. A sample's names may be in any case.
 const WIDTH: [&str; 2] = ["width", "original_width"];
 const HEIGHT: [&str; 2] = ["height", "original_height"];
-const AESTHETIC: [&str; 4] =
-    ["aesthetic", "aesthetic_score", "AESTHETIC_SCORE", "aesthetic_score_laion_v2"];
+const AESTHETIC: [&str; 3] = ["aesthetic", "aesthetic_score", "aesthetic_score_laion_v2"];
 const WATERMARK: [&str; 3] = ["pwatermark", "p_watermark", "watermark_prob"];
 const UNSAFE: [&str; 3] = ["punsafe", "p_unsafe", "NSFW_prob"];
 
 /// The fields in which captions are looked for, unless the config names others.
-const CAPTIONS: [&str; 4] = ["captions", "txt", "caption", "text"];
+pub(super) const CAPTIONS: [&str; 5] = ["captions", "txt", "caption", "text", "prompt"];
 
 /// The fields that are read: those of bounds and of captions.
 pub(super) fn fields_of(config: &ShardsConfig) -> BTreeSet<&str> {
@@ -80,7 +79,7 @@ fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String>
     ];
     bounds.into_iter().find_map(|(names, bound, is_least)| {
         let (bound, name) = (bound?, names[0]);
-        let known = |name: &&str| fields.get(*name).filter(|value| !value.is_null());
+        let known = |name: &&str| value_of(fields, name).filter(|value| !value.is_null());
         let Some(value) = names.iter().find_map(known) else {
             return Some(format!("no field {name}"));
         };
@@ -92,6 +91,12 @@ fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String>
             Some(_) => None,
         }
     })
+}
+
+/// The value of a field: the one of exactly this name, or else the first whose name differs in case alone.
+fn value_of<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    let in_any_case = || fields.iter().find(|(field, _)| field.eq_ignore_ascii_case(name));
+    fields.get(name).or_else(|| in_any_case().map(|(_, value)| value))
 }
 
 /// The captions of a sample and their probabilities, which sum to 1. They come from the fields that the config names,
@@ -111,7 +116,7 @@ pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<S
 
 /// How many captions of a sample are no texts; null stands for no caption and does not count.
 fn no_texts(config: &ShardsConfig, found: &Found) -> usize {
-    let in_field = |field: &str| match found.fields.get(field) {
+    let in_field = |field: &str| match value_of(&found.fields, field) {
         Some(Value::Array(list)) => {
             list.iter().filter(|value| !value.is_string() && !value.is_null()).count()
         }
@@ -134,9 +139,11 @@ fn fields_read<'a>(config: &'a ShardsConfig, found: &Found) -> Vec<(&'a str, f64
 
 /// The captions in a field of a sample.
 pub(super) fn texts_of(found: &Found, field: &str) -> Vec<String> {
-    let mut texts: Vec<&str> = found.texts.get(field).map(String::as_str).into_iter().collect();
+    // The ends of files' names are in lower case already.
+    let file = found.texts.get(&field.to_lowercase());
+    let mut texts: Vec<&str> = file.map(String::as_str).into_iter().collect();
     if texts.is_empty() {
-        match found.fields.get(field) {
+        match value_of(&found.fields, field) {
             Some(Value::String(text)) => texts.push(text),
             Some(Value::Array(list)) => texts.extend(list.iter().filter_map(Value::as_str)),
             _ => {}
@@ -203,6 +210,22 @@ mod tests {
         let several = self::found(json!({"captions": ["one", " ", "two"]}));
         let (texts, chances) = captions_of(&ShardsConfig::default(), &several).unwrap();
         assert_eq!((texts, chances), (vec!["one".to_owned(), "two".to_owned()], vec![0.5; 2]));
+    }
+
+    #[test]
+    fn names_of_fields_may_be_in_any_case() {
+        let filter = FilterConfig { min_width: Some(100), ..FilterConfig::default() };
+        let config = ShardsConfig { filter, ..ShardsConfig::default() };
+        let take = |fields: Value| {
+            let found = Found { texts: BTreeMap::new(), ..found(fields) };
+            let (captions, _) = LeftOut::default().take(&config, &found)?;
+            Some(captions.concat())
+        };
+        assert_eq!(take(json!({"TEXT": "a dog", "Width": 100})).as_deref(), Some("a dog"));
+        // The exact name comes first.
+        let both = json!({"Text": "a dog", "text": "a cat", "WIDTH": 99, "width": 100});
+        assert_eq!(take(both).as_deref(), Some("a cat"));
+        assert_eq!(take(json!({"text": "a dog", "WIDTH": 99})), None);
     }
 
     #[test]

@@ -233,6 +233,8 @@ pub(super) struct Shard {
     /// The faults of the shard, as clauses that follow "the shard": that it ends early, that it cannot be read, or
     /// which rows are broken.
     pub(super) faults: Vec<String>,
+    /// The names of a Parquet file's columns, including those that are not read.
+    pub(super) fields: BTreeSet<String>,
     /// Further notes, each reported once for all shards.
     pub(super) notes: BTreeSet<String>,
     /// How many files are not read, by the ends of their names or by what they are.
@@ -341,6 +343,9 @@ fn named(patterns: &[String]) -> Result<Vec<PathBuf>> {
             let path = PathBuf::from(&pattern);
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
             let Some(name) = name.filter(|name| name.contains('*')) else {
+                if let (false, Some(hint)) = (path.exists(), hint(&pattern)) {
+                    bail!("{pattern}: {EXPECTED}, found no such file; {hint}");
+                }
                 files.push(path);
                 continue;
             };
@@ -368,6 +373,19 @@ fn named(patterns: &[String]) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
+}
+
+/// What a pattern that names no file may mean elsewhere, and what to do here.
+fn hint(pattern: &str) -> Option<&'static str> {
+    if pattern.contains("://") || pattern.starts_with("pipe:") {
+        Some("shards are read from this machine's disks alone: download them first")
+    } else if pattern.starts_with('~') {
+        Some("only a shell knows what ~ means: write the whole path")
+    } else if pattern.contains(['?', '[', '*']) {
+        Some("only * in a file's name and ranges such as {000..012} stand for several")
+    } else {
+        None
+    }
 }
 
 /// The pattern with every number in place of a range in braces, for all of its ranges.
@@ -479,6 +497,19 @@ mod tests {
     fn masks_and_other_data_are_no_texts() {
         let endings = ["txt", "json", "seg.png", "depth.npy", "blip", "mp4"];
         assert_eq!(endings.map(is_text), [true, true, false, false, true, false]);
+    }
+
+    #[test]
+    fn what_no_pattern_means_here_is_told() {
+        let error = |pattern: &str| named(&[pattern.to_owned()]).unwrap_err().to_string();
+        assert!(error("s3://bucket/{0..1}.tar").ends_with("download them first"));
+        assert!(error("pipe:curl x/0.tar").ends_with("download them first"));
+        assert!(error("~/none.tar").ends_with("write the whole path"));
+        for several in ["none/0?.tar", "none/[01].tar", "none/*/0.tar"] {
+            assert!(error(several).ends_with("stand for several"), "{several}");
+        }
+        // Whoever reads the file says that it is not there.
+        assert_eq!(named(&["none/0.tar".into()]).unwrap(), [PathBuf::from("none/0.tar")]);
     }
 
     #[test]

@@ -110,6 +110,8 @@ pub(super) fn read_shard(path: &Path, file: File, wanted: &BTreeSet<&str>) -> Re
     let columns = Columns::of(about.file_metadata().schema_descr(), wanted)
         .and_then(|columns| columns.check_compression(about).map(|()| columns))
         .map_err(|reason| anyhow!("{}: {reason}", path.display()))?;
+    let names = about.file_metadata().schema_descr().columns().iter();
+    shard.fields.extend(names.map(|column| column.path().parts()[0].clone()));
     let rows = usize::try_from(about.file_metadata().num_rows()).unwrap_or_default();
     for column in &columns.unread {
         shard.unread.insert(format!("the column {column}"), rows);
@@ -235,7 +237,10 @@ impl Columns {
                 found.join(", ")
             ));
         }
-        let is_wanted = |name: &str| wanted.contains(name) || [KEY, STATUS].contains(&name);
+        let is_wanted = |name: &str| {
+            let mut wanted = wanted.iter().chain(&[KEY, STATUS]);
+            wanted.any(|wanted| wanted.eq_ignore_ascii_case(name))
+        };
         let (mut read, mut unread) = (Vec::new(), BTreeSet::new());
         for (number, column) in all().filter(|(number, _)| !pictures.contains(number)) {
             let name = &column.path().parts()[0];

@@ -118,6 +118,14 @@ impl Corpus {
         Ok(())
     }
 
+    /// How many pictures of shards were read that had to be enlarged. Those of folders are told before a run begins.
+    pub(super) fn enlarged(&self) -> usize {
+        match self {
+            Self::Shards(shards) => shards.enlarged(),
+            _ => 0,
+        }
+    }
+
     /// The pictures that could not be read and were left out, a line each.
     pub(super) fn broken(&self) -> Vec<String> {
         match self {

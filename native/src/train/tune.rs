@@ -14,8 +14,8 @@ use wuerstchen_train::{RunError, Tune, store, tune};
 use super::corpus::Corpus;
 use super::progress::tell_bucket;
 use super::{
-    Ranks, Stages, TrainArgs, check_folder, read_table, tell_of_captions, tell_of_changes,
-    tell_of_warmup, unfit_change, with_remedy,
+    Ranks, Stages, TrainArgs, check_folder, invalid, plain, read_table, tell_of_captions,
+    tell_of_changes, tell_of_warmup, unfit_change, with_remedy,
 };
 use crate::cache::{cache_folder, remove_old_parts};
 use crate::devices::choose_for;
@@ -36,7 +36,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
         shards.strict = true;
     }
-    config.validate().map_err(|error| usage(&error.into()))?;
+    config.validate().map_err(|error| invalid(error, &args.run.config, &args.run.set))?;
     check_kind(args.stage, &config).map_err(|error| usage(&error))?;
     let output = args.run.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     check_folder(&output).map_err(|error| usage(&error))?;
@@ -104,7 +104,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     corpus.tell_if_changed(&*store, resumes)?;
     tune.listen(ranks.listen(args)?);
     let done = tune.train(from);
-    let listed = ranks.list_broken(&corpus, &output);
+    let listed = ranks.tell_of_pictures(&corpus, &output);
     let is_stopped = done.map_err(with_remedy)?.is_break();
     listed?;
     if is_stopped {
@@ -162,10 +162,12 @@ fn read(path: &Path, changes: &[String]) -> Result<TuneConfig> {
     let (table, unfit) = read_table(path, changes, &fits)?;
     TuneConfig::from_table(table).map_err(|error| match (error, unfit) {
         (ReadConfigError::Toml(error), Some(change)) => unfit_change(change, &error),
-        (error, _) => usage(&anyhow::Error::from(error).context(format!(
-            "{} does not fit: expected a config of fine-tuning, such as configs/lora.toml",
-            path.display()
-        ))),
+        (ReadConfigError::Config(error), _) => invalid(error, path, changes),
+        (ReadConfigError::Toml(error), _) => usage(&anyhow!(
+            "{} does not fit: expected a config of fine-tuning, such as configs/lora.toml: {}",
+            path.display(),
+            plain(&error.to_string())
+        )),
     })
 }
 

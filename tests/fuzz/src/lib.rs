@@ -45,7 +45,7 @@ pub fn pytorch(bytes: &[u8], scratch: &Path) {
     }
 }
 
-/// A sound web bundle of one quantised matrix and a vector, in one shard.
+/// A sound browser bundle of one quantised matrix and a vector, in one shard.
 pub struct Bundle {
     /// `manifest.json`.
     pub manifest: String,
@@ -55,7 +55,7 @@ pub struct Bundle {
     pub shard: Vec<u8>,
 }
 
-/// A small web bundle.
+/// A small browser bundle.
 ///
 /// # Panics
 ///
@@ -78,7 +78,7 @@ pub fn bundle() -> Bundle {
     Bundle { manifest, contents, shard }
 }
 
-/// Reads bytes as the manifest of a web bundle and as its contents, and reads a shard as those describe it.
+/// Reads bytes as the manifest of a browser bundle and as its contents, and reads a shard as those describe it.
 pub fn manifest(bytes: &[u8], sound: &Bundle) {
     if let Ok(text) = str::from_utf8(bytes)
         && let Ok(manifest) = Manifest::parse(text)

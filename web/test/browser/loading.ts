@@ -1,4 +1,4 @@
-// Times how a web bundle comes into Chromium from this machine, first over HTTP and then from the
+// Times how a browser bundle comes into Chromium from this machine, first over HTTP and then from the
 // browser's storage, and prints JSON: `npm run bench:loading -- FOLDER`, a folder that
 // `wuerstchen export web` wrote. Megabytes are 10^6 bytes.
 
@@ -9,7 +9,7 @@ import { chromium } from 'playwright-core';
 import { openPage, Site } from './site.ts';
 
 const [folder] = process.argv.slice(2);
-if (!folder) throw new Error('expected the folder of a web bundle');
+if (!folder) throw new Error('expected the folder of a browser bundle');
 
 const link = 'node_modules/.cache/loading';
 mkdirSync('node_modules/.cache', { recursive: true });

@@ -94,11 +94,11 @@ pub(super) fn read_strictly<T: DeserializeOwned>(value: Value) -> Result<T, toml
     let mut unknown = None;
     let read = serde_ignored::deserialize(value, |path| {
         unknown.get_or_insert_with(|| path.to_string());
-    })?;
-    match unknown {
-        Some(field) => Err(toml::de::Error::custom(format!("unknown field `{field}`"))),
-        None => Ok(read),
-    }
+    });
+    let Some(field) = unknown else { return read };
+    // A field whose name is misspelt is missing, too.
+    let missing = read.err().map(|error| format!("; {}", error.message()));
+    Err(toml::de::Error::custom(format!("unknown field `{field}`{}", missing.unwrap_or_default())))
 }
 
 /// What is wrong with a field that several stages share. This is found anew because serde forgets the names of fields

@@ -23,13 +23,13 @@ pub struct ShardsConfig {
     /// Which samples are taken.
     pub filter: FilterConfig,
     /// The fields with captions, and how often each is chosen relative to the others. A field is the end of a file's
-    /// name, such as `txt`, or a field of the `.json` file. By default it is the first that a sample has of `txt`,
-    /// `caption` and `text`.
+    /// name, such as `txt`, or a field of the `.json` file; capitals do not matter. By default it is the first that a
+    /// sample has of `captions`, `txt`, `caption`, `text` and `prompt`.
     pub captions: BTreeMap<String, f64>,
 }
 
 /// Bounds on the fields of a sample's `.json` file, by the names of img2dataset and the LAION sets. A sample that
-/// lacks a field with a bound is left out.
+/// lacks a field with a bound is left out. Capitals in the names do not matter.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterConfig {
@@ -39,7 +39,7 @@ pub struct FilterConfig {
     /// Least `height` or `original_height`, in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_height: Option<usize>,
-    /// Least `aesthetic`, `aesthetic_score`, `AESTHETIC_SCORE` or `aesthetic_score_laion_v2`. The authors took 5.
+    /// Least `aesthetic`, `aesthetic_score` or `aesthetic_score_laion_v2`. The authors took 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_aesthetic: Option<f64>,
     /// Largest `pwatermark`, `p_watermark` or `watermark_prob`. The authors took 0.5.

@@ -7,7 +7,7 @@ use wuerstchen::config::below_one;
 use wuerstchen::{ConfigError, Schedule};
 
 use crate::lesson::Lesson;
-use crate::limits::{at_least_one, learning_rate, not_negative, positive, share};
+use crate::limits::{at_least_one, learning_rate, not_negative, positive, share, time_shift};
 use crate::optimizer::OptimizerConfig;
 use crate::precision::Precision;
 
@@ -283,7 +283,11 @@ impl UpdateConfig {
         at_least_one(part, "data_threads", self.data_threads as u64)?;
         let (batch, shards) = (self.batch_size, self.shards);
         at_least_one(part, "shards", shards as u64)?;
-        at_least_one(part, "shards_at_once", self.shards_at_once.unwrap_or(1) as u64)?;
+        if let Some(at_once) = self.shards_at_once.filter(|at_once| !(1..=shards).contains(at_once))
+        {
+            let expected = format!("from 1 to shards = {shards}, or left out");
+            return Err(ConfigError::new(part, "shards_at_once", expected, at_once));
+        }
         for (field, threads) in [("data_threads", self.data_threads), ("shards", shards)] {
             if threads > MAX_THREADS {
                 let expected = format!("at most {MAX_THREADS}");
@@ -317,8 +321,11 @@ impl UpdateConfig {
         if self.batch_size <= most {
             return Ok(());
         }
-        let shares =
-            if self.shards == 1 { String::new() } else { format!(" in {} shards", self.shards) };
+        let shares = if self.shards == 1 {
+            String::new()
+        } else {
+            format!(" in {} shares (`shards`)", self.shards)
+        };
         let expected = format!(
             "at most {most} with pictures of {side} x {side} pixels{shares}: {MAX_SHARE_PIXELS} pixels are trained \
              on at a time"
@@ -345,7 +352,7 @@ impl DiffusionConfig {
         }
         share(part, "caption_drop", self.caption_drop)?;
         share(part, "unknown_words", self.unknown_words)?;
-        positive(part, "time_shift", self.time_shift.into())?;
+        time_shift(part, self.time_shift)?;
         if let Some(gamma) = self.min_snr_gamma {
             positive(part, "min_snr_gamma", gamma)?;
             if self.p2_weighting {

@@ -12,7 +12,7 @@ use super::read::{ReadConfigError, read_fields};
 use super::shards::ShardsConfig;
 use super::stages::{UpdateConfig, is_false, unshifted};
 use crate::lesson::Lesson;
-use crate::limits::{folder_name, positive, share};
+use crate::limits::{folder_name, positive, share, time_shift};
 use crate::optimizer::Method;
 
 /// Names the config in errors.
@@ -226,7 +226,7 @@ impl TuneConfig {
             return Err(ConfigError::new(PART, "lesson", "left out", "a lesson"));
         }
         share(PART, "caption_drop", self.c.caption_drop)?;
-        positive(PART, "time_shift", self.c.time_shift.into())?;
+        time_shift(PART, self.c.time_shift)?;
         if let Some(gamma) = self.c.min_snr_gamma {
             positive(PART, "min_snr_gamma", gamma)?;
         }

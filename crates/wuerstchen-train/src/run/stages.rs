@@ -98,7 +98,7 @@ impl Run {
         } else {
             self.recipe.init_decoder(&device)
         };
-        if config.b.freeze_compressor {
+        if config.b_has_fixed_embeddings() {
             let compressor = model.compressor.valid();
             let cached = self.cached_embeddings(StageName::B, &corpus, &compressor, &weights)?;
             let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
@@ -128,7 +128,7 @@ impl Run {
         } else {
             self.recipe.init_token_decoder(&device)
         };
-        if config.b.freeze_compressor {
+        if config.b_has_fixed_embeddings() {
             let compressor = model.compressor.valid();
             let cached = self.cached_embeddings(StageName::B, &corpus, &compressor, &weights)?;
             let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
@@ -285,14 +285,14 @@ impl Run {
         self.session.begin();
         let weights = self.read_weights()?;
         let corpus = self.corpus(stage, self.recipe.config.updates(stage).lesson)?;
-        let is_frozen = stage == StageName::C || self.recipe.config.b.freeze_compressor;
+        let has_embeddings = stage == StageName::C || self.recipe.config.b_has_fixed_embeddings();
         if stage == StageName::B {
             let vqgan = self.recipe.load_vqgan(&weights, &self.device)?;
             if self.cached_latents(&corpus, &vqgan, &weights)?.is_none() {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        if is_frozen {
+        if has_embeddings {
             let compressor = self.recipe.load_compressor(&weights, &self.device)?;
             if self.cached_embeddings(stage, &corpus, &compressor, &weights)?.is_none() {
                 return Ok(ControlFlow::Break(()));

@@ -31,7 +31,7 @@ const ORIGINALS: &str = "original";
 /// published, and the moving averages that trainings of diffusers keep beside the weights.
 const VARIANTS: [&str; 3] = ["", "_lite", "_ema"];
 
-/// The file that makes a folder a web bundle.
+/// The file that makes a folder a browser bundle.
 pub const MANIFEST: &str = "manifest.json";
 
 /// Files of a model, from wherever its parts lie.
@@ -509,7 +509,7 @@ fn lone_parts() -> impl Iterator<Item = Part> {
     Part::all().filter(|part| !part.folder().contains('/'))
 }
 
-/// Folders that hold parts of a model where it is no web bundle: those of pipelines, parts in a pipeline's own
+/// Folders that hold parts of a model where it is no browser bundle: those of pipelines, parts in a pipeline's own
 /// folder, and parts that belong to no pipeline. Text encoders and tokenizers always lie beside one of these.
 fn folders_of_parts() -> Vec<String> {
     let mut folders = Vec::new();
@@ -535,7 +535,7 @@ fn read_manifest(folder: &Path) -> Result<WebBundle> {
     read_all().map_err(cannot("read the model in", folder))
 }
 
-/// Tells which other folders and files of weights lie beside a web bundle; `None` where there are none.
+/// Tells which other folders and files of weights lie beside a browser bundle; `None` where there are none.
 fn others_beside(folder: &Path, manifest: &Manifest) -> Result<Option<String>> {
     let parts = folders_of_parts().into_iter().map(|part| folder.join(part));
     let parts = parts.filter(|part| part.is_dir());
@@ -545,7 +545,7 @@ fn others_beside(folder: &Path, manifest: &Manifest) -> Result<Option<String>> {
     let others = others.iter().map(|path| file_name(path)).filter(|name| !is_shard(name));
     let others = others.collect::<Vec<_>>().join(", ");
     let folder = folder.display();
-    let note = format!("{folder}: reads the web bundle of {MANIFEST}; left out: {others}");
+    let note = format!("{folder}: reads the browser bundle of {MANIFEST}; left out: {others}");
     Ok((!others.is_empty()).then_some(note))
 }
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -150,6 +151,8 @@ pub(super) fn read_numbers(path: &Path) -> Result<Vec<(String, f64)>> {
 fn tensors(paths: &[PathBuf]) -> Result<Vec<(String, Tensor)>> {
     let mut all = Vec::new();
     for path in paths {
+        // The reader's own error would say twice why a file cannot be opened.
+        File::open(path).map_err(cannot("open", path))?;
         let reader = PytorchReader::new(path).map_err(cannot("read", path))?;
         all.extend(reader.into_tensors());
     }
