@@ -1,11 +1,11 @@
 // Products of few rows: every invocation reads x and W from memory.
 //
-// One invocation makes four outputs of eight rows. Neighbours read the same quads at the same time, so caches
-// hold them. With few rows, the many invocations along the outputs keep a GPU busier than the tiles of
+// One invocation makes four outputs of eight rows. Neighbours read the same quads at the same time, so the quads come
+// from caches. With few rows, the many invocations along the outputs keep a GPU busier than the tiles of
 // tiled_product.wgsl.
 
 const SIDE = 8u; // invocations along a side of the workgroup's tile
-const TILE_ROWS = 64u; // matches `Multiply::tile` in wgsl/product.rs
+const TILE_ROWS = 64u; // matches `Tiling::tile` in wgsl/product.rs
 const TILE_QUADS = 8u; // of outputs; matches it too
 
 // `sum` + x · `w`, written as single multiply-adds: compilers turn the product of a matrix and a vector

@@ -15,12 +15,12 @@ alias elem = f32;
 
 const WORKGROUP_SIZE = 64u; // matches `WORKGROUP_SIZE` in wgsl.rs
 
-// Bits of `sizes.epilogue`; they match those of `Epilogue` in wgsl/product.rs.
+// Bits of `sizes.epilogue`; they match `BIAS`, `ADDEND` and `GELU` in wgsl/product.rs.
 const ADD_BIAS = 1u;
 const ADD_ADDEND = 2u;
 const APPLY_GELU = 4u;
 
-// The error function, right to 5e-7. Source: Abramowitz and Stegun, 7.1.26.
+// The error function, with an error below 5e-7. Source: Abramowitz and Stegun, 7.1.26.
 fn error_function(x: vec4<f32>) -> vec4<f32> {
     let t = 1.0 / fma(abs(x), vec4<f32>(0.3275911), vec4<f32>(1.0));
     var sum = fma(t, vec4<f32>(1.061405429), vec4<f32>(-1.453152027));

@@ -17,7 +17,7 @@ pub fn shapes_model() -> ModelFiles {
     ModelFiles::from_bundle("shapes", Arc::new(bytes)).unwrap()
 }
 
-/// The model after it was written as `dtype` and read back, and its bundle.
+/// The model after it was written as `dtype` and read back, and its browser bundle.
 ///
 /// # Panics
 ///
@@ -63,7 +63,7 @@ pub fn error_of<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f64 {
     relative_error(&values(found), &values(expected))
 }
 
-/// Deterministic values of about unit size.
+/// Normally distributed values that depend only on the shape and the seed.
 pub fn values<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
     let count = shape.iter().product();
     let values = wuerstchen::noise::Philox::new(seed, 0).normal(count);

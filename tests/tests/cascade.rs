@@ -120,7 +120,7 @@ fn the_published_models_have_their_sizes() {
     assert_eq!(small, 699_471_248);
 }
 
-/// All families by one loader, in one process.
+/// One loader loads all families in one process.
 #[test]
 fn three_families_make_pictures_side_by_side() {
     let goldens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden");

@@ -16,21 +16,22 @@ use serde::Deserialize;
 /// RDNA 2, RDNA and GCN 5.
 const FAMILIES: [&str; 3] = ["navi21", "navi10", "vega10"];
 
-/// The environment variable that tells Vulkan's loader where RADV is.
+/// The file that tells Vulkan's loader where RADV is.
 const DRIVER: &str = "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json";
 
 /// The compiler of a shader, which decides what the shader checks at run time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Checks {
-    /// As cubecl asks wgpu: loops end, and nothing else.
+    /// The checks that cubecl asks wgpu for: only that loops end.
     Native,
-    /// As a browser on naga, such as Firefox: every index lies inside, and workgroup memory starts as zeros.
+    /// The checks of a browser on naga, such as Firefox: every index lies inside its array, and workgroup memory starts
+    /// as zeros.
     Browser,
 }
 
 /// The resources that a shader may take at most, on any of the families.
 struct Ceiling {
-    /// The limits hold for shaders whose names have all words of this.
+    /// The limits hold for shaders whose names contain all of these words.
     shader: &'static str,
     /// Vector instructions for each multiply-add of a product, natively and in a browser.
     instructions: Option<[f64; 2]>,
@@ -52,7 +53,7 @@ const fn plain(shader: &'static str, registers: u64, memory: u64) -> Ceiling {
     Ceiling { shader, instructions: None, registers, memory }
 }
 
-/// The limits; the first one that fits a shader counts. GCN converts every half of x before it multiplies.
+/// A shader has the first of these ceilings that fits its name. GCN converts every half of x before it multiplies.
 const CEILINGS: [Ceiling; 33] = [
     product("direct dense product F16", [1.5, 1.66], 84, 0),
     product("direct packed product BITS=16 F16", [1.5, 1.8], 84, 0),
@@ -226,7 +227,7 @@ fn instructions_per_multiply_add(what: &str, assembly: &str) -> f64 {
         let is_one = |line: &&&str| starts.iter().any(|start| line.starts_with(start));
         lines[range].iter().filter(is_one).count()
     };
-    // One that has f32 products of halves is among them, where the GPU has it.
+    // `v_mad_mix` multiplies halves to f32, on GPUs that have it.
     let multiply_adds = ["v_fma", "v_mac", "v_mad_f", "v_mad_mix", "v_fmac"];
     let loops = loops(&lines);
     let innermost = loops

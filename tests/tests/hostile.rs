@@ -44,7 +44,7 @@ enum Damage {
     Truncate(usize),
 }
 
-/// Places in the first `head` bytes, where headers are, or anywhere.
+/// Damage in the first `head` bytes, where headers are, or anywhere.
 fn damage(length: usize, head: usize) -> impl Strategy<Value = Vec<Damage>> {
     let place = prop_oneof![3 => 0..head.min(length), 1 => 0..length];
     // Digits and brackets make other headers, not only unreadable ones.

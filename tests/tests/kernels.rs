@@ -175,7 +175,7 @@ fn sum_of_squares_matches_its_twin() {
     }
 }
 
-/// Three updates with other gradients. What another has of a parameter stays as it was.
+/// Three updates with different gradients. Another handle of the parameter keeps the values that it had before.
 #[test]
 fn adamw_matches_its_twin() {
     let Some(device) = gpu() else { return };
@@ -237,7 +237,7 @@ fn epilogues(inputs: usize, outputs: usize, device: &Device) -> Vec<Epilogue<2>>
     ]
 }
 
-/// With every tiling; where no shader divides the sides, burn multiplies.
+/// With every tiling. burn multiplies where no shader takes the sizes.
 #[test]
 fn linear_matches_its_twin() {
     let Some(device) = gpu() else { return };

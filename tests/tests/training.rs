@@ -109,7 +109,7 @@ fn stage_c_resumes_bit_equal() {
     assert_resumes(|| trainer_c(&recipe));
 }
 
-/// With recomputation and dropout; Stage A's has convolutions.
+/// Stage C has recomputation and dropout; Stage A has convolutions.
 #[test]
 fn adafactor_resumes_bit_equal() {
     let _turn = turn();
@@ -123,7 +123,7 @@ fn adafactor_resumes_bit_equal() {
     assert_resumes(|| trainer_c(&recipe));
 }
 
-/// The weights are their own average; a run that goes on with one begins it there.
+/// Without an average, the weights stand for it. A run that resumes with an average starts it from the weights.
 #[test]
 fn without_a_moving_average_none_is_kept() {
     let _turn = turn();
@@ -158,7 +158,7 @@ fn gradients(recipe: &mut Recipe, state: &[u8], recompute: bool) -> Vec<(String,
 /// softmax depends.
 const RECOMPUTED_BOUND: f64 = 1e-6;
 
-/// The projected latents have the same bits, too: what is left are the layers that embed the text, and its encoder.
+/// All gradients have the same bits, except those of the layers that embed the text and of its encoder.
 #[test]
 fn recomputed_features_have_the_same_gradients() {
     let _turn = turn();
@@ -214,12 +214,12 @@ fn results_do_not_depend_on_the_threads_that_make_batches() {
     }
 }
 
-/// Bound of differences between shares: their gradients are summed in another order, and f32 rounds the sums of 16
-/// samples to about 1e-6 of their size.
+/// Bound of the differences between numbers of shares: gradients are summed in another order, and f32 rounds the sums
+/// of 16 samples to about 1e-6 of their size.
 const SHARDS_BOUND: f64 = 1e-5;
 
-/// Stage C has no batch norms, which would see a share of the batch. The loss and the norm of the gradients of
-/// the first update, where all have the same weights.
+/// Compares the loss and the norm of the gradients of the first update, before which all runs have the same weights.
+/// Stage C fits because it has no batch norms, which would see only a share of the batch.
 #[test]
 fn shards_compute_the_same_update() {
     let _turn = turn();
@@ -271,12 +271,12 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Numbers of 11 and of 8 bits; how far losses may be from those in f32. What rounding changes adds up over the
-/// updates.
+/// Precisions of 11 and of 8 bits, and how far their losses may be from those in f32. The effects of rounding add up
+/// over the updates.
 const HALVES: [(Precision, f64); 2] = [(Precision::F16, 0.004), (Precision::BF16, 0.02)];
 
-/// The mean distance of losses from others, relative to those. Most but those of the first updates, whose outputs are
-/// zero, must differ, else nothing was rounded: one may be the same by chance.
+/// The mean distance of the losses from exact ones, relative to these. Most of the losses must differ, or nothing was
+/// rounded; a single one may be the same by chance. The first two do not count, because outputs are zero there.
 fn distance(found: &[f64], exact: &[f64]) -> f64 {
     let errors = found.iter().zip(exact).map(|(found, exact)| (found / exact - 1.0).abs());
     let errors: Vec<_> = errors.collect();
@@ -320,7 +320,7 @@ fn stage_c_in_16_bits_follows_f32() {
     });
 }
 
-/// WGSL has halves of 11 bits, where the device has them, and no others.
+/// WGSL has f16, on devices that support it, and no bf16.
 #[test]
 fn a_gpu_multiplies_in_f16_and_refuses_bf16() {
     let Some(gpu) = gpu() else { return };
@@ -359,8 +359,8 @@ fn an_update_that_changes_nothing_moves_no_running_averages() {
     }
 }
 
-/// A loss so large that its gradients overflow at first: updates change nothing until the scale has fallen. A state
-/// knows the scale.
+/// The loss is so large that its gradients overflow at first: updates change nothing until the scale has fallen. A
+/// saved state contains the scale.
 #[test]
 fn the_scale_of_the_loss_falls_until_gradients_are_finite() {
     let _turn = turn();
@@ -377,7 +377,7 @@ fn the_scale_of_the_loss_falls_until_gradients_are_finite() {
     let mut restored = trainer_c(&recipe).restore("state", Arc::new(trainer.save())).unwrap();
     let scale = (0..20).map(|_| update(&mut restored)).find(|(applied, _)| *applied).unwrap().1;
     assert!((1.0..32768.0).contains(&scale), "{scale}");
-    // The same from here on, in f32 as well.
+    // A resumed run goes on the same way. In f32 it drops the scale.
     let straight =
         steps(trainer_c(&recipe).restore("state", Arc::new(restored.save())).unwrap(), 2).save();
     assert!(straight == steps(restored, 2).save());

@@ -1,4 +1,4 @@
-//! Würstchen v1 in its published size, of which no value is made.
+//! Würstchen v1 in its published size; no values of the weights are made.
 
 use burn::prelude::*;
 use serde_json::json;

@@ -28,7 +28,7 @@ interface QueuedJob {
   readonly emit: (event: GenerateEvent) => void;
   readonly resolve: (result: GenerateResult) => void;
   readonly reject: (reason: unknown) => void;
-  /** How often the GPU went away under it. */
+  /** How often the GPU went away while the job ran. */
   losses: number;
   /** Whether its caller has an answer; the engine may still be working on the job. */
   isSettled: boolean;
@@ -303,7 +303,7 @@ class Client implements Wuerstchen {
     });
   }
 
-  /** Aborts a running job. The engine finishes its step before it takes the next job. */
+  /** Aborts the running job, whose step the engine finishes first, or takes a waiting job out of the queue. */
   #abort(job: QueuedJob): void {
     if (job === this.#running) {
       this.#connection?.say({ type: 'abort' });
@@ -323,7 +323,7 @@ class Client implements Wuerstchen {
     try {
       this.#connection?.say({ type: 'generate', job: job.message });
     } catch (cause) {
-      // The job could be copied before, so now there is no memory. The engine knows nothing of the job.
+      // The job was copied when it was queued, so what fails now is memory. The engine has not got the job.
       const message = `the job could not be handed to the engine: ${messageOf(cause)}`;
       const hint = 'Start from a smaller picture.';
       const error = new WuerstchenError('out-of-memory', message, { hint, cause });

@@ -12,7 +12,7 @@ const WORKER_HINT =
 /** A connection to an engine. */
 export interface Connection {
   say(message: ClientMessage, transfer?: Transferable[]): void;
-  /** Ends the engine; no message of it arrives after that. */
+  /** Ends the engine; the caller must ignore messages that still arrive. */
   close(): void;
 }
 

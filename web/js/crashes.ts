@@ -1,4 +1,4 @@
-// Errors of WebAssembly that nobody can catch: they are thrown in a task of its own, so the caller's promise never
+// Errors of WebAssembly that nobody can catch: they are thrown in a task of their own, so the caller's promise never
 // settles.
 
 import { Crash, WuerstchenError } from './errors.js';

@@ -38,9 +38,9 @@ const REPORT_HINT = 'Please report it, with what the console of the browser says
  * - `unsupported`: this browser cannot run the requested device.
  * - `limits`: the GPU's limits are too small for the model.
  * - `out-of-memory`: the GPU or WebAssembly has no memory left.
- * - `device-lost`: the GPU went away, twice in one job.
- * - `network`: a file could not be fetched; the message has its URL.
- * - `integrity`: a file differs from what the manifest says.
+ * - `device-lost`: the GPU went away during a load, or twice in one job (once if there is no worker).
+ * - `network`: a file could not be fetched; the message names it.
+ * - `integrity`: a file is damaged or missing, or does not belong to the others.
  * - `quota`: the browser gives no storage; `load` goes on without storing instead.
  * - `invalid-argument`: an option cannot be run; `field` has its name if a single option is at fault.
  * - `shader`: the GPU computes wrongly or refused a shader.

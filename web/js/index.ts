@@ -17,8 +17,8 @@ export { vocabulary } from './vocabulary.js';
  * Loads a model: fetches the files that are not in the cache, verifies them, loads them onto the device, and
  * compares the device's results with the recorded ones in the model before the first picture.
  *
- * Rejects with a {@link WuerstchenError}, or with the reason of `signal`. The engine lives in a
- * worker; a worker or a GPU that fails is replaced, and the job that it interrupted runs once more.
+ * Rejects with a {@link WuerstchenError}, or with the reason of `signal`. The engine runs in a worker. A worker or a
+ * GPU that fails is replaced: a job that lost the GPU runs once more, and that of a failed worker rejects.
  */
 export async function load(options: LoadOptions): Promise<Wuerstchen> {
   if (options?.worker === false) return (await importCore()).load(options);

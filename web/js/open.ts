@@ -52,7 +52,7 @@ export interface Host {
   /** A cache of the caller's instead of the browser's. */
   readonly cache?: CacheAdapter;
   readonly emit: (event: LoadEvent) => void;
-  /** Called when the GPU of the engine, or of the one that is being opened, has gone away. */
+  /** Called when the GPU has gone away after the model has passed its test; before that, the opening fails. */
   readonly onLost: (reason: string) => void;
   readonly signal: AbortSignal;
 }

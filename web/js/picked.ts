@@ -43,7 +43,7 @@ export async function openSite(
   return pickedSite(model as readonly PickedFile[]);
 }
 
-/** The URL under which the manifest of such a model is stored. */
+/** The URL under which the manifest of a model without a server is stored. */
 export function storedUrl(id: string): string {
   return `https://stored.invalid/${encodeURIComponent(id)}/${MANIFEST}`;
 }

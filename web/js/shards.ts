@@ -19,7 +19,7 @@ const FIRST_PAUSE_MS = 500;
 /** The shortest time between reports of progress within a file. */
 const PROGRESS_MS = 100;
 
-/** The needs of the fetching of shards besides the manifest. */
+/** What fetching shards needs besides the manifest. */
 export interface ShardSource {
   /** The URL of the manifest; shards lie beside it. */
   readonly url: string;
@@ -196,7 +196,7 @@ function pause(ms: number, signal?: AbortSignal): Promise<void> {
   });
 }
 
-/** Counts bytes and tells about them. */
+/** Counts bytes and reports them. */
 class DownloadProgress {
   readonly #emit: (event: LoadEvent) => void;
   readonly #total: number;

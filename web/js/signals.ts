@@ -1,4 +1,4 @@
-// Abort signals of callers: of other windows, or of libraries and browsers that lack `reason` and
+// Callers' abort signals may come from other windows, or from libraries and browsers that lack `reason` and
 // `throwIfAborted`.
 
 import { isObject } from './values.js';

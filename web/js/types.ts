@@ -3,13 +3,13 @@
 /** The steps of a generation: text encoders, Stage C, Stage B, Stage A. */
 export type Stage = 'text' | 'prior' | 'decoder' | 'vqgan';
 
-/** How a bundle stores its weights. */
+/** How a browser bundle stores its weights. */
 export type Dtype = 'f32' | 'f16' | 'i8' | 'i4';
 
 /** What computes: the GPU through WebGPU, or the CPU through WebAssembly SIMD. */
 export type DeviceKind = 'webgpu' | 'cpu';
 
-/** Why the wished device cannot be used, or why the CPU was chosen. */
+/** Why the requested device cannot be used, or why the CPU was chosen. */
 export type SupportReason =
   'insecure-context' | 'no-webgpu' | 'no-adapter' | 'software-adapter' | 'no-wasm-simd' | 'no-wasm';
 
@@ -19,7 +19,7 @@ export interface Support {
   readonly ok: boolean;
   /** The device that `device: 'auto'` takes. */
   readonly device: DeviceKind;
-  /** Why `device` is not WebGPU, or why nothing runs; left out if WebGPU runs. */
+  /** Why `device` is not WebGPU, or why no model can run; left out if WebGPU works. */
   readonly reason?: SupportReason;
   readonly adapter?: {
     readonly vendor: string;
@@ -56,7 +56,7 @@ export type ModelRef = string | URL | FileList | readonly File[] | { readonly st
 export interface LoraRef {
   readonly url?: string | URL;
   readonly blob?: Blob;
-  /** How many times as strong as it was trained the LoRA is to be; default 1. */
+  /** Factor on the LoRA's change of the model; default 1, the strength that it was trained with. */
   readonly weight?: number;
   /**
    * The `adapter_config.json` that peft writes. For a `url` that ends in `adapter_model.safetensors` it is looked for
@@ -114,7 +114,7 @@ export interface SelfTest {
 export interface Measured {
   /** Multiply-adds a second in f32, measured with a loop that does nothing else. */
   readonly multiplyAddsPerSec: number;
-  /** Bytes a second that a copy of 64 MiB reads and writes. */
+  /** Bytes a second, those read and those written together, of a copy of 32 MiB. */
   readonly bytesPerSec: number;
   /** The work for one prediction of one picture; empty for Stable Cascade, whose work is not counted. */
   readonly work: readonly {
@@ -175,7 +175,8 @@ export type WasmFile = DeviceKind | `${DeviceKind}Rest`;
 /**
  * Which parts of a model stay on the device. `all`: every part, so that the next picture starts at once. `per-stage`:
  * one part at a time, read from the browser's storage whenever it is needed, so that the model takes no more memory
- * than its largest part. `auto`: all parts, unless together they take more than 2 GiB on the device.
+ * than its largest part; only in a worker. `auto`: `per-stage` in a worker if all parts together take more than 2 GiB
+ * on the device, else `all`.
  */
 export type Residency = 'auto' | 'all' | 'per-stage';
 
@@ -230,7 +231,7 @@ export interface PictureOptions {
   readonly decoderGuidanceScale?: number;
   /** Guidance scale of the decoder's last step, where the decoder denoises tokens; default that of the first step. */
   readonly decoderGuidanceScaleEnd?: number;
-  /** The number by which logits are divided at the decoder's first step, where the decoder denoises tokens. */
+  /** Temperature (divisor of the logits) of the decoder's first step, where the decoder denoises tokens. */
   readonly temperature?: number;
   /** The same at the decoder's last step. */
   readonly temperatureEnd?: number;
@@ -273,8 +274,8 @@ export interface GenerateOptions extends PictureOptions {
   /** Makes frames on the way from `image` to this one; not with a mask. */
   readonly imageTo?: PictureSource;
   /**
-   * Pictures that the result shall resemble, with a `prompt` or with an empty one. Only models of Stable Cascade
-   * with the image encoder take them.
+   * Pictures that the result is to resemble, with a `prompt` or with an empty one. Only models of Stable Cascade with
+   * the image encoder take them.
    */
   readonly picturePrompts?: readonly PictureSource[];
   /** Whether `onProgress` gets pictures of the latents, and after how many steps each; by default after every step. */
@@ -350,7 +351,10 @@ export interface Wuerstchen extends AsyncDisposable {
   stream(
     options: GenerateOptions,
   ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult> };
-  /** `lost`: the GPU went away. `recovered`: it was set up again, and the job that it interrupted goes on. */
+  /**
+   * `lost`: the GPU went away, or the engine failed. `recovered`: a fresh engine took its place. A job that lost the
+   * GPU starts again, once.
+   */
   addEventListener(
     type: 'lost' | 'recovered',
     listener: (event: CustomEvent<{ reason: string }>) => void,

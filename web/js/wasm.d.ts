@@ -36,7 +36,7 @@ export interface Request {
 }
 
 export interface Engine {
-  /** Runs the manifest's golden vectors; JSON of `SelfTest`. */
+  /** Compares the device's results with the golden vectors of `contents.json`; JSON of `SelfTest`. */
   selfTest(): Promise<string>;
   /** JSON of `Measured`. */
   measure(): Promise<string>;

@@ -1,7 +1,7 @@
 //! Würstchen in the browser: a thin layer over [`wuerstchen::Pipeline`].
 //!
-//! What fails is thrown as a JavaScript `Error` whose `code` tells what kind of failure it is, and whose `field`
-//! names the option that cannot be run.
+//! Failures are thrown as a JavaScript `Error`. Its `code` tells the kind of failure. Its `field` names the option that
+//! cannot be run, if an option is the cause.
 
 mod pixels;
 mod stored;
@@ -93,15 +93,16 @@ impl Loader {
         Ok(Self { bundle, loras: Loras::default(), weights })
     }
 
-    /// Whether shards are to be given by [`Self::keep_shard`], as parts will be on the device one at a time.
+    /// Whether parts will be on the device one at a time. If so, shards go to [`Self::keep_shard`], else to
+    /// [`Self::add_shard`].
     #[wasm_bindgen(getter, js_name = isPerStage)]
     pub fn is_per_stage(&self) -> bool {
         matches!(self.weights, Weights::Stored(_))
     }
 
-    /// Reads a LoRA, before the first shard, which changes the model `weight` times as strongly as it was
-    /// trained. Gives what it changes and what of it is left out, a line each. `adapter_config` is the text
-    /// that peft writes beside its weights.
+    /// Reads a LoRA; must be called before the first shard. `weight` is a factor on the LoRA's change of the model.
+    /// Returns what it changes, then each thing in it that is left out, a line each. `adapter_config` is the text of
+    /// the file that peft writes beside its weights.
     #[wasm_bindgen(js_name = addLora)]
     pub fn add_lora(
         &mut self,
@@ -190,7 +191,7 @@ pub struct Engine {
 #[derive(Default)]
 struct Loras {
     all: Arc<[Lora]>,
-    /// Each with its weight, as the settings of pictures tell them.
+    /// Each with its weight, as in the settings of pictures.
     names: Vec<String>,
     /// The tensors that they change, by part.
     changed: BTreeMap<Part, Checkpoint>,
@@ -198,7 +199,7 @@ struct Loras {
 
 #[wasm_bindgen]
 impl Engine {
-    /// Compares what this device makes with the manifest's golden vectors; the report is JSON.
+    /// Compares this device's results with the golden vectors of `contents.json`; the report is JSON.
     #[wasm_bindgen(js_name = selfTest)]
     pub async fn self_test(&self) -> Result<String, JsValue> {
         // The test then runs the shaders that pictures will run.
@@ -210,7 +211,7 @@ impl Engine {
         Ok(serde_json::to_string(&report).expect("numbers and names are JSON"))
     }
 
-    /// Measures what this device reaches, and counts what a picture takes; JSON.
+    /// Measures the speed of this device, and counts the work for a picture; JSON.
     pub async fn measure(&self) -> Result<String, JsValue> {
         let reach = reach(self.pipeline.device(), &seconds).await.map_err(generate_error)?;
         let work = self.pipeline.work(&self.bundle.outline()).map_err(generate_error)?;
@@ -262,8 +263,8 @@ impl Engine {
         }
     }
 
-    /// A picture of the first of a batch of latents, as `on_step` got them; `undefined` where there is
-    /// nothing to show.
+    /// A preview of the first picture of a batch of latents, as `on_step` got them; `undefined` where there is nothing
+    /// to show.
     pub async fn preview(
         &self,
         stage: &str,
@@ -332,20 +333,20 @@ impl Request {
         request.map(Self).map_err(|reason| error("invalid-argument", &reason.to_string()))
     }
 
-    /// The picture to start from. `rgba` has four bytes a pixel, as `ImageData` has them; below what is transparent
-    /// lies white.
+    /// The picture to start from. `rgba` has four bytes a pixel, as `ImageData` has them; transparent pixels are put on
+    /// white.
     #[wasm_bindgen(js_name = setImage)]
     pub fn set_image(&mut self, width: usize, rgba: &[u8]) {
         self.0.pictures.image = Some(pixels::image(width, rgba));
     }
 
-    /// What of it to paint anew: white is painted; black and what is transparent stay.
+    /// The parts of that picture to paint anew: white is painted; black and transparent parts stay.
     #[wasm_bindgen(js_name = setMask)]
     pub fn set_mask(&mut self, width: usize, rgba: &[u8]) {
         self.0.pictures.mask = Some(pixels::mask(width, rgba));
     }
 
-    /// The picture where the frames' way ends.
+    /// The picture at which the frames end.
     #[wasm_bindgen(js_name = setImageTo)]
     pub fn set_image_to(&mut self, width: usize, rgba: &[u8]) {
         self.0.pictures.image_to = Some(pixels::image(width, rgba));
@@ -399,7 +400,8 @@ impl Generated {
         }
     }
 
-    /// JSON of what of the prompts has no influence: `unknownWords`, and `cutOff` where there is such.
+    /// JSON of the parts of the prompts that have no influence: `unknownWords`, and `cutOff` where a prompt is too
+    /// long.
     #[wasm_bindgen(getter)]
     pub fn unread(&self) -> String {
         serde_json::to_string(&self.unread).expect("words are JSON")
@@ -479,7 +481,7 @@ impl Picture {
         self.image.rgb.chunks(3).flat_map(|pixel| [pixel[0], pixel[1], pixel[2], u8::MAX]).collect()
     }
 
-    /// A PNG file that tells the prompt and the settings.
+    /// A PNG file whose text chunks carry the prompt and the settings.
     pub fn png(&self) -> Result<Vec<u8>, JsValue> {
         let png = match &self.provenance {
             Some(provenance) => provenance.to_png(&self.image),

@@ -2,7 +2,7 @@
 
 use wuerstchen::{Image, Mask};
 
-/// A picture, on white where it is transparent: what viewers show, and what training sees.
+/// A picture, on white where it is transparent, as viewers show it and as training sees it.
 pub(crate) fn image(width: usize, rgba: &[u8]) -> Image {
     let rgb = rgba.chunks_exact(4).flat_map(|pixel| on(255, pixel)).collect();
     Image { width, height: height(width, rgba), rgb }

@@ -11,7 +11,7 @@ use wuerstchen::ReadBytes;
 /// A file of which the browser reads any range at once.
 pub(crate) struct Stored {
     pub(crate) length: usize,
-    /// Takes where the range starts and ends, gives its bytes.
+    /// Takes the start and the end of a range; returns its bytes.
     pub(crate) read: Function,
 }
 

@@ -18,7 +18,7 @@ pub struct AdamW {
     pub epsilon: f64,
     /// The learning rate.
     pub learning_rate: f64,
-    /// Share of the weights, times the learning rate, that the update takes away.
+    /// The update takes this share, times the learning rate, of every weight away.
     pub weight_decay: f64,
     /// The update's number, from 1.
     pub step: u64,
@@ -66,7 +66,7 @@ impl AdamW {
 }
 
 /// Updates a parameter and its first and second moment by its gradient, and returns all three. `settings` is
-/// [`AdamW::settings`]. Tensors of which nothing else has a copy change in place.
+/// [`AdamW::settings`]. A tensor that nothing else holds changes in place.
 ///
 /// # Shapes
 ///

@@ -29,6 +29,10 @@ pub struct DepthwiseOptions {
 /// - weight: `[C, 1, K, K]`, `K` odd
 /// - bias: `[C]`
 /// - output: `[B, ceil(H / stride), ceil(W / stride), C]`
+///
+/// # Panics
+///
+/// Panics if the weight is of another shape, or the numbers of channels differ.
 pub fn depthwise_conv(
     x: Tensor<4>,
     weight: Tensor<4>,

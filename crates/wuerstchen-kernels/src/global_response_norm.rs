@@ -17,6 +17,10 @@ pub const EPSILON: f64 = 1e-6;
 ///
 /// - x, output: `[B, H, W, C]`
 /// - gamma, beta: `[1, 1, 1, C]`
+///
+/// # Panics
+///
+/// Panics if the numbers of channels differ.
 pub fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<4>) -> Tensor<4> {
     let [.., channels] = gamma.dims();
     assert_shape!(x, [_, _, _, channels]);

@@ -11,7 +11,7 @@ use burn::prelude::*;
 const EPSILON: f64 = 1e-30;
 /// Largest root mean square of a change, in learning rates (`d`).
 const CLIP: f64 = 1.0;
-/// The second moment decays by `1 − t^DECAY` in the update number `t`.
+/// The second moment decays by `1 − t^DECAY` in update number `t`.
 const DECAY: f64 = -0.8;
 
 /// How many numbers the second moment of a parameter of this shape has.

@@ -30,7 +30,7 @@ impl LevelErrors {
         Self { errors: Param::from_tensor(errors).set_require_grad(false) }
     }
 
-    /// The weights of samples of these times: one divided by the mean error of their level.
+    /// The weight of each sample, by its time: one divided by the mean error of its noise level.
     pub(crate) fn weights(&self, schedule: &Schedule, times: &[f32]) -> Vec<f32> {
         let errors = self.errors.val().into_data().try_to_vec::<f32>().expect("errors are f32");
         let [least, most] = WEIGHTS;

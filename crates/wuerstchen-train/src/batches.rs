@@ -18,7 +18,7 @@ pub(crate) struct Batches<B> {
     turn: usize,
 }
 
-/// A thread that makes batches. Dropping its queue ends the thread, so that is dropped first.
+/// A thread that makes batches. Dropping its queue ends the thread, so the queue is dropped first.
 struct Maker<B> {
     queue: Option<Receiver<Result<B, CorpusError>>>,
     thread: Option<JoinHandle<()>>,

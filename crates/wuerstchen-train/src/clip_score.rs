@@ -12,7 +12,7 @@ use wuerstchen::{
 
 use crate::likeness::cosine;
 
-/// Both encoders of a CLIP.
+/// Both encoders of a CLIP model.
 ///
 /// Source: Radford et al., "Learning transferable visual models from natural language supervision"
 /// (arXiv 2103.00020); `CLIPModel` in transformers.
@@ -25,7 +25,7 @@ pub struct ClipScore {
 }
 
 impl ClipScore {
-    /// Reads a CLIP in transformers' layout: its tensors, the text of its `config.json`, and its tokenizer.
+    /// Reads a CLIP model in transformers' layout: its tensors, the text of its `config.json`, and its tokenizer.
     ///
     /// # Errors
     ///
@@ -109,7 +109,7 @@ fn read<C: PartConfig + Serialize + DeserializeOwned>(
     given: Map<String, Value>,
 ) -> Result<C, LoadError> {
     let invalid = |reason: String| LoadError::File { path: weights.part().to_owned(), reason };
-    // The number of heads can be inferred only for widths of published networks; else the file must say it.
+    // The number of heads can be inferred only for the widths of published networks; for others, the file must give it.
     let mut fields = inferred.map(|config| config.to_json()).unwrap_or_default();
     fields.extend(given);
     let config: C = serde_json::from_value(fields.into())

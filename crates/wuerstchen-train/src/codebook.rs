@@ -38,9 +38,10 @@ impl CodebookAverages {
         }
     }
 
-    /// Moves the averages, and the codes to them; revives dead codes.
+    /// Moves the averages towards the batch, and the codes to their averages; replaces dead codes.
     ///
-    /// Only codes that the batch chooses move: the quotient of the averages of others stays what it is.
+    /// Only codes that the batch chooses move: both averages of another code decay alike, so their quotient stays the
+    /// same.
     pub(crate) fn follow(
         self,
         vqgan: Vqgan,
@@ -123,8 +124,8 @@ pub(crate) struct Offer<'a> {
 }
 
 impl Latents {
-    /// Counts the codes that latents have chosen, which `indices` has in the order of batch, height and width. The
-    /// `latents` in the same order are needed if the codes have no gradients.
+    /// Counts the codes that the latents chose. `indices` has the code of each latent, in the order of batch, height
+    /// and width. `latents` are the latents in the same order; only codes without gradients need them.
     pub(crate) fn new(indices: &[i64], codes: usize, latents: Option<(&[f32], Offer<'_>)>) -> Self {
         let weight = 1.0 / indices.len() as f32;
         let mut counts = vec![0u32; codes];

@@ -124,19 +124,19 @@ impl FromStr for Scenes {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CorpusConfig {
-    /// Which scenes are drawn, if no folder is given.
+    /// Which scenes are drawn if there is neither a folder nor shards.
     pub scenes: Scenes,
     /// The folder with the art of [`Scenes::Emoji`]; by default the one that `models/fetch_emoji.sh`
     /// fills.
     pub art: Option<PathBuf>,
     /// A folder of captioned pictures, relative to the current folder.
     pub folder: Option<PathBuf>,
-    /// Tar or Parquet files of captioned pictures, in place of a folder.
+    /// `.tar` or Parquet shards of captioned pictures, in place of a folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shards: Option<ShardsConfig>,
     /// The largest number of tokens of the tokenizer that is learnt from the captions of pictures.
     pub vocab_size: usize,
-    /// The licence of the trained weights. It depends on the pictures, so that only the user knows it.
+    /// The licence of the trained weights. It depends on the pictures, so only the user knows it.
     pub licence: String,
 }
 
@@ -182,7 +182,7 @@ impl CorpusConfig {
     }
 }
 
-/// Most tokens of a prompt: attention takes memory by their square. Published models read 77.
+/// Most tokens of a prompt: the memory of attention grows with their square. Published models read 77.
 const MAX_TOKENS: usize = 1024;
 
 /// The sizes of the models, with the published field names.
@@ -203,7 +203,8 @@ pub struct ModelConfig {
     pub compressor_side: Option<usize>,
     /// Stage B; the family of the model depends on what it denoises.
     pub decoder: StageBModel,
-    /// Stage B's text encoder; that of Stage C where Stage B denoises tokens.
+    /// Stage B's text encoder. Where Stage B denoises tokens, it equals `prior_text`: both stages then have one text
+    /// encoder.
     pub decoder_text: TextSize,
     /// Stage C.
     pub prior: PriorConfig,
@@ -422,7 +423,7 @@ impl TrainConfig {
         [self.model.compressor.c_latent, side, side]
     }
 
-    /// Checks that pictures are not combined with settings that only drawn corpora have.
+    /// Checks the corpus, and that no stage has a setting that does not fit it.
     fn validate_corpus(&self) -> Result<(), ConfigError> {
         let is_own = self.corpus.is_own();
         if let Some(shards) = &self.corpus.shards {

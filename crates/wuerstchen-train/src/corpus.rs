@@ -1,4 +1,4 @@
-//! What is trained on: captioned pictures.
+//! The corpus that the stages learn from: captioned pictures.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -55,7 +55,7 @@ struct Norm {
 }
 
 impl Discriminator {
-    /// A discriminator of pictures of three colours, as training starts it.
+    /// A discriminator of RGB pictures with random initial weights.
     pub fn init(config: &AdversarialConfig, seed: u64, device: &Device) -> Self {
         let width = |layer: usize| config.channels * (1 << layer).min(MOST_WIDTH);
         let last = config.layers + 1;
@@ -90,7 +90,7 @@ impl Discriminator {
     /// # Shapes
     ///
     /// - pictures: `[B, 3, H, W]` in `[0, 1]`, sides of at least `3·2^layers`
-    /// - output: `[B, 1, h, w]`
+    /// - output: `[B, 1, h, w]`, with `h = ⌊H/2^layers⌋ − 2` and `w` likewise
     pub fn forward(&self, pictures: Tensor<4>) -> Tensor<4> {
         let mut x = pictures * 2.0 - 1.0;
         for (i, conv) in self.convs.iter().enumerate() {

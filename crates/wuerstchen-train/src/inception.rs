@@ -317,7 +317,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether there is a tensor of that shape.
+    /// Whether there is a tensor of that shape; keeps the difference if there is none.
     fn check(&mut self, name: &str, shape: &[usize]) -> bool {
         self.used.insert(name.to_owned());
         match self.weights.shape(name) {

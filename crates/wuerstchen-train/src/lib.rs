@@ -1,4 +1,5 @@
-//! Training of the three stages in reverse order, the corpora they learn from, and evaluation.
+//! Training of the three stages in the order A, B, C, the reverse of generation; the corpora they learn from;
+//! evaluation.
 //!
 //! [`Run`] trains stages and keeps what it makes in a [`Store`]. With the feature `fs` a store can be a folder
 //! ([`store::Folder`]); `examples/train.rs` is a whole program.

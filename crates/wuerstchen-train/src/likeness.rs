@@ -74,7 +74,7 @@ fn windowed(plane: &[f64], width: usize, height: usize) -> Vec<f64> {
     (0..(height - 2 * WINDOW_RADIUS) * columns).map(down).collect()
 }
 
-/// The cosine of the angle between two rows of values of equal width.
+/// The cosine of the angle between two rows of values of equal width; NaN if one has only zeros.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let product = |a: &[f32], b: &[f32]| {
         a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()

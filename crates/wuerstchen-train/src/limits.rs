@@ -2,7 +2,7 @@
 
 use wuerstchen::ConfigError;
 
-/// Fails unless `name` can be the name of a folder: no path, and neither `.` nor `..`.
+/// Fails unless `name` can be the name of a folder: no separators, not empty, and neither `.` nor `..`.
 pub(crate) fn folder_name(part: &'static str, name: &str) -> Result<(), ConfigError> {
     if !["", ".", ".."].contains(&name) && !name.contains(['/', '\\']) {
         Ok(())
@@ -42,7 +42,7 @@ pub(crate) fn positive(
 /// well below 1.
 const MAX_LEARNING_RATE: f64 = 1.0;
 
-/// The largest shift of the times of training. This one leaves no time at which a picture shows through the noise.
+/// The largest shift of the times of training. With this one, a picture hardly ever shows through the noise.
 const MAX_TIME_SHIFT: f32 = 100.0;
 
 /// Fails unless a shift of the times of training is above 0 and at most [`MAX_TIME_SHIFT`].

@@ -1,4 +1,4 @@
-//! Drawing lots.
+//! The random numbers of samples, and random choices.
 
 use wuerstchen::noise::Philox;
 

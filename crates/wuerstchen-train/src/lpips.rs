@@ -8,7 +8,7 @@ use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use wuerstchen::weights::load;
 use wuerstchen::{Checkpoint, KeyTable, LoadError};
 
-/// The network whose features are compared; it is told by the weights.
+/// The network whose features are compared; the weights tell which it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backbone {
     /// VGG16 (Simonyan and Zisserman, arXiv 1409.1556), configuration D.
@@ -99,8 +99,8 @@ const COLOUR_DEVIATION: [f32; 3] = [0.458, 0.448, 0.450];
 const NORM_EPSILON: f64 = 1e-20;
 
 impl Lpips {
-    /// Reads the weights from a file of both networks, `lpips.LPIPS(net='vgg').state_dict()`, or from one of
-    /// torchvision's `vgg16` or `alexnet` joined with the package's heads (`lpips/weights/v0.1`).
+    /// Reads the weights from a file of the backbone and its heads, `lpips.LPIPS(net='vgg').state_dict()`, or from one
+    /// of torchvision's `vgg16` or `alexnet` joined with the package's heads (`lpips/weights/v0.1`).
     ///
     /// # Errors
     ///

@@ -136,7 +136,8 @@ mod tests {
             let random = Tensor::<3>::random([2, rows, columns], Distribution::Default, &device);
             let o = orthogonalize(random * 1e-3).narrow(0, 1, 1).squeeze_dim::<2>(0);
             let small = if rows > columns { o.clone().transpose() } else { o };
-            // A power iteration from a vector of ones gives the largest; the trace, the mean of all.
+            // A power iteration from a vector of ones gives the largest eigenvalue, and the trace gives the mean of
+            // all.
             let gram = small.clone().matmul(small.transpose());
             let n = rows.min(columns);
             let mut vector = Tensor::<2>::ones([n, 1], &device);

@@ -65,7 +65,7 @@ pub struct OptimizerConfig {
     pub beta2: f64,
     /// Added to the root of AdamW's second moment.
     pub epsilon: f64,
-    /// Share of the weights, times the learning rate, that every step takes away.
+    /// Every step takes this share, times the learning rate, of every weight away.
     pub weight_decay: f64,
     /// Steps over which the learning rate rises from 0.
     pub warmup_steps: u64,
@@ -74,7 +74,8 @@ pub struct OptimizerConfig {
     pub cooldown: f64,
     /// Largest global L2 norm of the gradients.
     pub max_grad_norm: f64,
-    /// Global L2 norm of the gradients before clipping above which a step is skipped; without it no step is.
+    /// A step is skipped if the global L2 norm of its gradients, before clipping, is above this. If left out, only
+    /// steps whose gradients are not finite are skipped.
     ///
     /// After clipping, a batch that is far from all others still counts as much as they do, and Adam makes it count
     /// more where gradients have been small: one such batch can spoil a run.

@@ -61,7 +61,7 @@ pub fn add(sum: &mut [f32], values: &[f32]) {
     }
 }
 
-/// One rank has failed, so that all end.
+/// One rank has failed, which ends all of them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("rank {rank} of {size} on {host}: {reason}")]
 pub struct Failure {

@@ -60,12 +60,12 @@ impl Recipe {
         self.config.model.prior_text.encoder(self.vocab_size, self.config.model.max_tokens)
     }
 
-    /// Stage A with the networks that are trained beside it, as training starts.
+    /// Stage A and the networks that are trained beside it, with random weights.
     pub fn init_vqgan(&self, device: &Device) -> VqganModel {
         self.vqgan_model(self.config.model.vqgan.init(device), device)
     }
 
-    /// A given Stage A with the networks that are trained beside it, as training starts.
+    /// A given Stage A, and the networks that are trained beside it, with random weights.
     pub(crate) fn vqgan_model(&self, vqgan: Vqgan, device: &Device) -> VqganModel {
         VqganModel::new(vqgan, &self.config.a, self.config.seed, device)
     }
@@ -237,6 +237,10 @@ impl Recipe {
     /// # Errors
     ///
     /// The model has no Stage B of the run's config.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the run's Stage B denoises tokens.
     pub fn load_decoder(
         &self,
         files: &Weights,
@@ -255,6 +259,10 @@ impl Recipe {
     /// # Errors
     ///
     /// The model has no Stage B of the run's config.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the run's Stage B denoises latents.
     pub fn load_token_decoder(
         &self,
         files: &Weights,

@@ -55,7 +55,7 @@ pub(crate) fn essence(config: &toml::Value, pictures: Option<usize>) -> String {
 
 /// What a stage starts from.
 pub enum Start {
-    /// Its first step. A state that is there is an error, so that it is not overwritten.
+    /// Its first step. An existing state is an error, so that it is not overwritten.
     Anew,
     /// The run's own state, or the first step if there is none.
     Resume,
@@ -218,8 +218,8 @@ impl Run {
         self
     }
 
-    /// Reports what happens to `listener`. If it breaks, the run saves and stops after the update that is done
-    /// or comes next.
+    /// Tells `listener` what happens. If it breaks, the run saves and stops after the update that is done or comes
+    /// next.
     pub fn listen(&mut self, listener: impl FnMut(&Event<'_>) -> ControlFlow<()> + 'static) {
         self.session.listen(listener);
     }
@@ -378,7 +378,7 @@ impl Run {
     }
 
     /// What must be equal in processes that train together, in lines of text. The scale of the embeddings is not among
-    /// it: rank 0 tells that to the others.
+    /// them: rank 0 tells it to the others.
     fn essence(&self) -> Result<String, RunError> {
         if self.session.peers.size() == 1 {
             return Ok(String::new());
@@ -521,7 +521,7 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// The store cannot read or write.
+    /// The store cannot read or write, or weights in it cannot be read.
     pub fn write_model(&self) -> Result<ModelFiles, RunError> {
         let trained = self.read_weights()?;
         let decoder = &self.recipe.config.model.decoder;

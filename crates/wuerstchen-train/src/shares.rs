@@ -217,7 +217,7 @@ pub(crate) fn models<M: Module>(model: &M, count: usize) -> Vec<M> {
 mod tests {
     use super::*;
 
-    /// Three values of half a bucket and a bit, one that is larger than a bucket, and one of a single number.
+    /// Three values of about half a bucket, one that is larger than a bucket, and one of a single number.
     #[test]
     fn buckets_keep_the_order_and_a_size() {
         let device = Device::flex();

@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    /// The matrix has rank 2: it is two rows times their transposes.
+    /// The matrix has rank 2: it is the sum of the outer products of two rows with themselves.
     #[test]
     fn factors_give_the_matrix_again() {
         let rows = [[1.0, 2.0, -3.0, 0.5], [0.0, -1.0, 4.0, 2.0]];

@@ -57,7 +57,7 @@ pub trait Stage: Send + Sync + 'static {
     fn loss(&self, model: &Self::Model, batch: &Self::Batch, range: Range<usize>) -> Loss;
 
     /// Further metrics of the update number `step`, from 0: names and values. `_told` are the numbers that its shares
-    /// told ([`Told`]), averaged.
+    /// reported ([`Told`]), averaged.
     fn measures(&self, _told: &[f32], _step: u64) -> Vec<(&'static str, f64)> {
         Vec::new()
     }
@@ -68,7 +68,7 @@ pub trait Stage: Send + Sync + 'static {
     }
 
     /// Changes parameters that no gradient trains, after the update number `step`, from 0. `_told` are the numbers that
-    /// its shares told, averaged.
+    /// its shares reported, averaged.
     fn settle(&self, model: Self::Model, _told: &[f32], _step: u64) -> Self::Model {
         model
     }
@@ -87,8 +87,8 @@ pub struct Loss {
     pub earlier: Option<Earlier>,
 }
 
-/// Numbers that a share of a batch tells beside its loss. Every share tells equally many, and an update takes the means
-/// over its shares. They are read from the device together with the loss and the norm of the gradients.
+/// Numbers that a share of a batch reports beside its loss. Every share reports equally many, and an update takes the
+/// means over its shares. They are read from the device together with the loss and the norm of the gradients.
 pub struct Told {
     /// The tensors that are read from the device.
     pub read: Vec<Tensor<1>>,

@@ -124,7 +124,7 @@ mod folder {
 
     use super::{ReadBytes, Store, StoreError};
 
-    /// The file that a run locks. It stays, and its lock goes with the program, however that ends.
+    /// The file that a run locks. The file stays; its lock ends with the program, however the program ends.
     pub const RUN_LOCK: &str = "run.lock";
 
     /// Files in a folder, which is made when the first one is written.

@@ -25,7 +25,7 @@ fn checksum(bytes: &[u8]) -> String {
 pub(crate) struct TensorCache(pub(crate) Arc<dyn Store>);
 
 impl TensorCache {
-    /// The tensor of a name, if it is there and whole.
+    /// The tensor of a name, `None` if there is none; fails if its file is not whole.
     pub(crate) fn get(&self, name: &str) -> Result<Option<NamedTensor>, CorpusError> {
         let Some(bytes) = self.0.read(name).map_err(|error| cannot(with_causes(&*error)))? else {
             return Ok(None);
@@ -48,7 +48,7 @@ impl TensorCache {
         }
     }
 
-    /// The shape of the tensor of a name, if it is there and whole; reads no values.
+    /// The shape of the tensor of a name, `None` if there is none; fails if its file is not whole. Reads no values.
     pub(crate) fn shape(&self, name: &str) -> Result<Option<Vec<usize>>, CorpusError> {
         let source = self.0.open(name).map_err(|error| cannot(with_causes(&*error)))?;
         let Some(source) = source else { return Ok(None) };

@@ -56,8 +56,8 @@ pub fn word_tokenizer(words: &[impl AsRef<str>]) -> TokenizerFiles {
     files(tokenizer.to_string())
 }
 
-/// A tokenizer of at most `vocab_size` tokens, the parts of words that are frequent in captions
-/// (byte-level BPE): it can split any text in any language, and the same captions always give the same.
+/// A tokenizer of at most `vocab_size` tokens, the parts of words that are frequent in captions (byte-level BPE): it
+/// can split any text in any language, and the same captions always give the same tokenizer.
 ///
 /// # Errors
 ///

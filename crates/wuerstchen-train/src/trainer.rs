@@ -179,7 +179,7 @@ impl RestoreError {
 }
 
 impl<S: Stage> Trainer<S> {
-    /// Starts training `model`, which lives on a device with autodiff.
+    /// Starts training `model`, which is on a device with autodiff.
     pub fn new(stage: S, model: S::Model, config: UpdateConfig, seed: u64, device: Device) -> Self {
         let optimizer = Optimizer::new(config.optimizer.clone(), &model);
         let adversary = stage.adversary(&model).map(|adversary| {
@@ -205,7 +205,7 @@ impl<S: Stage> Trainer<S> {
         }
     }
 
-    /// Records in states the hash of the weights of other parts with which the stage is trained.
+    /// Keeps in saved states the hash of the weights of other parts with which the stage is trained.
     pub(crate) fn with_frozen(self, hash: Option<String>) -> Self {
         Self { frozen: hash, ..self }
     }

@@ -68,8 +68,8 @@ pub trait Pictures: Send + Sync {
     /// The file cannot be read.
     fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError>;
 
-    /// A picture at another size. `size` maps its own height and width to those that it shall have: it is scaled to
-    /// cover them, and what stands out is cut off on both sides.
+    /// A picture at another size. `size` maps its own height and width to those of the result. The picture is scaled to
+    /// cover the result, and what stands out is cut off on both sides.
     ///
     /// # Errors
     ///
@@ -122,8 +122,8 @@ impl Tune {
     ///
     /// # Errors
     ///
-    /// A value of the config cannot be used, the model is of another family or lacks a part, or the LoRA
-    /// changes none of its layers.
+    /// A value of the config cannot be used, the model is of another family or lacks a part, a pattern of the LoRA fits
+    /// none of its layers, or the samples would not fit in memory together.
     pub fn new(
         config: TuneConfig,
         model: ModelFiles,
@@ -196,8 +196,8 @@ impl Tune {
         Ok(tune)
     }
 
-    /// Reports what happens to `listener`. If it breaks, the run saves and stops after the update that is done
-    /// or comes next.
+    /// Tells `listener` what happens. If it breaks, the run saves and stops after the update that is done or comes
+    /// next.
     pub fn listen(&mut self, listener: impl FnMut(&Event<'_>) -> ControlFlow<()> + 'static) {
         self.session.listen(listener);
     }
@@ -239,7 +239,7 @@ impl Tune {
     ///
     /// # Errors
     ///
-    /// The LoRA changes no layer.
+    /// A pattern of the LoRA fits no layer.
     pub fn memory(&self) -> Result<Memory, RunError> {
         let network = self.prior.init(&self.device);
         // The frozen network beside a LoRA runs without dropout.
@@ -481,7 +481,8 @@ impl Tune {
     ///
     /// # Errors
     ///
-    /// A picture cannot be read or is too small, and broken ones are not left out.
+    /// A picture cannot be read or is too small, and broken ones are not left out; or the cache cannot be read or
+    /// written.
     pub fn fill_cache(&mut self) -> Result<ControlFlow<()>, RunError> {
         self.session.begin();
         let is_filled = self.prepare()?.is_some();

@@ -41,7 +41,7 @@ struct Computed {
 /// Norm under which a golden tensor counts as zero and differences are taken as they are.
 const SMALLEST_NORM: f64 = 1e-12;
 
-/// Stands for a difference that is not a number or between tensors of different sizes.
+/// The error of a comparison that gives NaN, or of tensors of different sizes.
 const UNCOMPARABLE: f64 = f64::MAX;
 
 impl<'a> Recorder<'a> {
@@ -66,7 +66,7 @@ impl<'a> Recorder<'a> {
         self.golden.names().map(str::to_owned).collect()
     }
 
-    /// Names before `suffix`, of all tensors that end in it.
+    /// The names of all tensors that end in `suffix`, without it.
     pub(crate) fn stems(&self, suffix: &str) -> Vec<String> {
         let names = self.golden.names().filter_map(|name| name.strip_suffix(suffix));
         names.map(str::to_owned).collect()
@@ -131,12 +131,12 @@ impl<'a> Recorder<'a> {
         Ok(Tensor::from_data(data, device))
     }
 
-    /// How many samples a golden has; `None` where there is none of that name.
+    /// The number of samples of a golden; `None` if there is no golden of that name.
     pub(crate) fn count(&self, name: &str) -> Option<usize> {
         self.golden.shape(name)?.first().copied()
     }
 
-    /// As [`Self::tensor`]; `None` where the golden has none of that name.
+    /// As [`Self::tensor`]; `None` if there is no golden of that name.
     pub(crate) fn optional<const D: usize>(
         &self,
         name: &str,
@@ -215,7 +215,7 @@ impl<'a> Recorder<'a> {
         self.check_scaled(name, parts, SMALLEST_NORM, bound);
     }
 
-    /// As [`Self::check_values`], where a part whose norm is below `scale` is measured by `scale`.
+    /// As [`Self::check_values`], but errors of a part are relative to `scale` if its golden's norm is below it.
     pub(crate) fn check_scaled(&mut self, name: &str, parts: &[&[f32]], scale: f64, bound: f64) {
         let golden = self.golden.values(name).unwrap_or_default();
         let ours = parts.concat();
@@ -242,7 +242,7 @@ impl<'a> Recorder<'a> {
         self.computed.push(Computed { name: name.into(), dtype: Dtype::F32, shape, bytes });
     }
 
-    /// As [`Self::check_values`], of those values alone that `counts` says; all are written.
+    /// As [`Self::check_values`], of only the values for which `counts` is true; all values are written.
     #[cfg(feature = "train")]
     pub(crate) fn check_where(&mut self, name: &str, ours: &[f32], counts: &[bool], bound: f64) {
         let golden = self.golden.values(name).unwrap_or_default();
@@ -328,7 +328,7 @@ impl<'a> Recorder<'a> {
         }
         let checked: BTreeSet<_> = self.checks.iter().map(|check| &check.name).collect();
         let inputs = self.inputs.borrow();
-        // What the authors' weights are compared with has been told already.
+        // A comparison with the authors' weights (`original/…`) follows one that has reported what is left out.
         let is_first = !self.file.contains('/');
         let left = self
             .golden
@@ -352,7 +352,7 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// The larger of two, where what is not a number is larger than all.
+/// The larger of two numbers; NaN counts as the largest.
 fn larger(a: f64, b: f64) -> f64 {
     if b > a || b.is_nan() { b } else { a }
 }

@@ -39,7 +39,7 @@ pub struct Subject<'a> {
     pub slack: f64,
 }
 
-/// A GPU sums in other orders and may round products to fewer bits.
+/// [`Subject::slack`] on a GPU, which sums in other orders and may round products to fewer bits.
 pub const GPU_SLACK: f64 = 10.0;
 
 /// The reference's tensors, by the name of their file.
@@ -51,8 +51,8 @@ pub struct Goldens {
     pub texts: BTreeMap<String, String>,
 }
 
-/// The authors' safetensors files as weights of a family's parts, under the names of diffusers. Of two files of
-/// one part the first counts; files of other things than parts are left out.
+/// The authors' safetensors files as weights of a family's parts, under the names of diffusers. If two files hold the
+/// same part, the first counts; files that hold no part are left out.
 pub fn original_weights(
     family: &Family,
     files: impl IntoIterator<Item = Checkpoint>,
@@ -93,8 +93,7 @@ const OTHERS: [(&str, Compare); 7] = [
 ///
 /// # Errors
 ///
-/// The model cannot be loaded, or a golden file lacks its inputs. Differences are no error but
-/// failed checks.
+/// The model cannot be loaded, or a golden file lacks its inputs. A difference is not an error but a failed check.
 pub async fn verify(
     subject: &Subject<'_>,
     on_file: &mut dyn FnMut(&str),

@@ -38,9 +38,9 @@ pub struct Check {
     pub relative: f64,
     /// Largest absolute difference.
     pub absolute: f64,
-    /// What `relative` may reach.
+    /// The largest `relative` that passes.
     pub bound: f64,
-    /// Whether it stays within.
+    /// Whether `relative` is within `bound`.
     pub ok: bool,
 }
 
@@ -49,7 +49,7 @@ pub struct Check {
 pub struct Verification {
     /// Every tensor that was compared.
     pub checks: Vec<Check>,
-    /// What we computed, as one safetensors file for each file of [`Check::file`].
+    /// What we computed: the bytes of a safetensors file, by [`Check::file`].
     pub computed: BTreeMap<String, Vec<u8>>,
     /// Golden tensors, and whole files, that nothing was compared with.
     pub left_out: Vec<String>,

@@ -84,7 +84,7 @@ pub(crate) fn vqgan(
 
     let quantized = model.quantize(latents.clone());
     recorder.check("quantized", quantized.latents.clone(), EXACT_BOUND);
-    // The golden lacks the commitment, whose value is the same but for its weight.
+    // The golden lacks the commitment loss, which is `COMMITMENT` times the same value.
     recorder.check("codebook_loss", quantized.loss / (1.0 + COMMITMENT), EXACT_BOUND);
     recorder.check_integers("indices", quantized.indices);
     recorder.check("decoded_quantized", model.decode(quantized.latents), EXACT_BOUND);

@@ -72,11 +72,11 @@ pub fn is_one(text: &str) -> bool {
     fields.is_some_and(|fields| fields.get("stage_b").is_some_and(Value::is_object))
 }
 
-/// The config of a part as its own file would have it; `None` where the text says nothing of it.
+/// The config of a part as its own file would have it; `None` where the text says nothing about the part.
 ///
 /// # Errors
 ///
-/// A field of the part is missing or does not fit.
+/// The text is not JSON, or a field of the part is missing or does not fit.
 pub fn of_part(text: &str, part: Part) -> Result<Option<String>, LoadError> {
     let fail = |name: &str, reason: String| LoadError::File {
         path: format!("config.json of all stages, {name}"),

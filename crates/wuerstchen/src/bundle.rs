@@ -233,7 +233,7 @@ fn unusable(path: &str, error: &ConfigError) -> LoadError {
     LoadError::File { path: path.to_owned(), reason: error.to_string() }
 }
 
-/// Puts the fields of `given` in place of those of `value`, and fields of fields likewise.
+/// Puts the fields of `given` in place of those of `value`, recursively.
 fn fill(value: &mut Value, given: Value) {
     match (value, given) {
         (Value::Object(fields), Value::Object(given)) => {

@@ -36,8 +36,8 @@ pub struct ModelCard {
 
 /// `wuerstchen-prior/model_index.json`: how Stage C's space and the pictures' sizes relate.
 ///
-/// What the file does not say is as published: diffusers leaves it out where it saves both pipelines as
-/// one, and then takes the same values.
+/// What the file does not say is as published: where diffusers saves both pipelines as one, it leaves these values out
+/// and takes the same defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PriorIndex {
@@ -60,7 +60,7 @@ impl PriorIndex {
     /// Checks every value.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         between("model_index", "resolution_multiple", self.resolution_multiple, 1.0..=1e4)?;
-        // Stage C's latents are of about 1, and image embeddings far from half precision's limit.
+        // Stage C's latents are of about 1, and image embeddings are far below the limit of half precision.
         between("model_index", "latent_mean", self.latent_mean, 1e-6..=1e6)?;
         between("model_index", "latent_std", self.latent_std, -1e6..=1e6)
     }

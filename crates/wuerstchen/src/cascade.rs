@@ -1,7 +1,7 @@
 //! Stages C and B of Stable Cascade, the authors' third version: one U-Net with two sets of sizes.
 //!
-//! The model predicts the noise itself; both stages see the pooled text embedding, Stage C all of the
-//! text and pictures' CLIP embeddings besides.
+//! The model predicts the noise itself. Both stages see the pooled text embedding; Stage C also sees the embeddings of
+//! all tokens and the CLIP embeddings of pictures.
 
 mod config;
 

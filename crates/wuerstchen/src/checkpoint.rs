@@ -167,7 +167,7 @@ impl FileType {
 
     /// The type of a file that starts with these bytes; `None` where they tell nothing.
     pub fn of(start: &[u8]) -> Option<Self> {
-        // A length of 64 bits, whose upper bytes are zero, and the JSON that is so long.
+        // A length of 64 bits, whose upper bytes are zero, and the JSON of that length.
         if matches!(start, [_, _, _, _, _, 0, 0, 0, b'{', ..]) {
             return Some(Self::Safetensors);
         }
@@ -355,7 +355,7 @@ impl Checkpoint {
             .map(|(name, entry)| (name.as_str(), entry.dtype, &entry.shape[..], entry.range.len()))
     }
 
-    /// The shape of a tensor.
+    /// The shape of a tensor; `None` if there is none of this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         Some(&self.tensors.get(name)?.shape)
     }
@@ -375,7 +375,7 @@ impl Checkpoint {
         (0..).take_while(|&number| self.has(&name(number))).count()
     }
 
-    /// The type of a tensor.
+    /// The type of a tensor; `None` if there is none of this name.
     pub fn dtype(&self, name: &str) -> Option<StoredDtype> {
         Some(self.tensors.get(name)?.dtype)
     }
@@ -447,7 +447,7 @@ impl Checkpoint {
         Ok(Stored { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
     }
 
-    /// The planes of a matrix that is to stay packed on the device; `None` where it is stored in another type, or
+    /// The planes of a matrix that is to stay packed on the device; `None` where its type is never packed, or where it
     /// is so small that packing costs more time than it saves memory.
     ///
     /// # Errors

@@ -107,7 +107,7 @@ pub fn between<T: PartialOrd + Display>(
     }
 }
 
-/// The largest width or other size of a layer; that of published models is 49,408.
+/// The largest width or other size of a layer; the largest one of published models is 49,408.
 const LARGEST_SIZE: usize = 1 << 20;
 
 /// Most layers of one kind that follow each other; published models have at most 64.
@@ -122,7 +122,7 @@ pub(crate) fn size(
     between(part, field, value, 1..=LARGEST_SIZE)
 }
 
-/// Checks a number of layers. More than any model has would take for ever to make.
+/// Checks a number of layers. Many more than any model has would take too long to make.
 pub(crate) fn layers(
     part: &'static str,
     field: &'static str,

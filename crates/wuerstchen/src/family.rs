@@ -49,7 +49,7 @@ pub struct Family {
     pub sizes: SizeRule,
 }
 
-/// How many latents a picture has on a side.
+/// What decides the size of a picture's latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SizeRule {
     /// The size of the image embedding decides. Only some sizes of pictures fit exactly.

@@ -42,7 +42,7 @@ pub fn rescale(prediction: Tensor<4>, conditional: Tensor<4>, rho: f64) -> Tenso
 /// Keeps the ratio of spreads finite.
 const SMALLEST_SPREAD: f64 = 1e-9;
 
-/// Whether a scale guides at all; the authors leave the second prediction out up to 1.
+/// Whether a scale guides at all; the authors make no unconditional prediction for scales up to 1.
 pub fn is_guided(scale: f64) -> bool {
     scale > 1.0
 }
@@ -59,7 +59,7 @@ mod tests {
         guide(full(2.0), full(1.0), 3.0).into_data().assert_eq(&expected, true);
     }
 
-    /// Twice as wide: by the whole of it, by half of it, of each picture on its own.
+    /// A spread twice as wide is brought back wholly or by half, for every picture on its own.
     #[test]
     fn rescaling_brings_the_spread_back() {
         let device = &Device::flex();

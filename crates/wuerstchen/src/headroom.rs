@@ -38,7 +38,7 @@ impl Pipeline {
             let found = x.clone().abs().max().into_scalar::<f32>();
             let mut blocks = blocks.borrow_mut();
             let largest = blocks.entry(name.to_owned()).or_default();
-            // NaN stays the largest value.
+            // NaN counts as infinity, so that it stays the largest value.
             *largest = if found.is_nan() { f32::INFINITY } else { largest.max(found) };
         };
         let mut found = LargestActivations::new();

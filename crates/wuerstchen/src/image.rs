@@ -76,7 +76,7 @@ impl Image {
     ///
     /// # Panics
     ///
-    /// Panics if there are none, or if their sizes differ.
+    /// Panics if there are none, if their sizes differ, or if `columns` is 0.
     pub fn grid(images: &[Self], columns: usize) -> Self {
         let [width, height] = [images[0].width, images[0].height];
         let rows = images.len().div_ceil(columns);

@@ -42,8 +42,8 @@ pub fn part_beside(files: &ModelFiles, weights: &Checkpoint) -> Option<Part> {
     is_clear.then_some(first)
 }
 
-/// Writes the configs that a model lacks: those of its parts from their weights, those of the
-/// pipelines with the published constants. Returns the paths of the written files.
+/// Adds the configs that a model lacks: those of its parts from their weights, those of the pipelines with the
+/// published constants. Returns the paths of the added files.
 ///
 /// Source: the pipelines of v2 and of Stable Cascade in diffusers; the notebook of v1 in dome272/Wuerstchen.
 ///

@@ -56,7 +56,7 @@ pub enum LoraError {
     Method {
         /// Which file.
         name: String,
-        /// What it does instead or besides.
+        /// The method that it uses instead of LoRA or besides it.
         method: &'static str,
         /// Number of tensors that show it.
         tensors: usize,
@@ -377,7 +377,7 @@ mod tests {
             ("blocks.2.attention.to_v.lora.up.weight", &[2, 2], &[1.0, 0.0, 0.0, 2.0]),
         ];
         let lora = read(&tensors, 1.0).unwrap();
-        // So diffusers has written files whose alpha is the rank.
+        // This is how diffusers has written files whose alpha is the rank.
         assert_eq!(lora.alphas(), BTreeSet::from(["2".to_owned()]));
         let mut of_peft = tensors;
         of_peft[0].0 = "blocks.2.attention.to_v.lora_A.weight";

@@ -1,4 +1,4 @@
-//! A model for the browser: a small manifest, its contents, and shards of weights.
+//! A browser bundle, a model for the browser: a small manifest, its contents, and shards of weights.
 //!
 //! A shard is fetched, checked, handed to the device and dropped, a few at a time, so that the weights are
 //! never in memory all at once.
@@ -84,7 +84,7 @@ pub struct Contents {
     pub preview: Option<EmbeddingColours>,
 }
 
-/// A model in shards.
+/// A browser bundle: a model in shards.
 #[derive(Clone, Debug)]
 pub struct WebBundle {
     manifest: Manifest,
@@ -234,7 +234,7 @@ impl WebBundle {
         self
     }
 
-    /// The files besides the shards, by their names; the manifest, without which a folder is no model, last.
+    /// The files besides the shards, by their names. The manifest comes last, because without it a folder is no model.
     pub fn files(&self) -> [(&str, String); 2] {
         let manifest = serde_json::to_string(&self.manifest).expect("numbers and texts are JSON");
         [(CONTENTS, self.contents.to_json()), (MANIFEST, manifest)]

@@ -10,8 +10,7 @@ const ROUNDS: usize = 10;
 
 /// Philox4x32-10: a stateless block cipher turned into a stream of random numbers.
 ///
-/// Streams of one seed are independent of each other, and the position in a stream can be saved
-/// and restored.
+/// Streams of one seed are independent of each other, and a part of a stream can be skipped at no cost.
 ///
 /// Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 #[derive(Clone, Debug, PartialEq, Eq)]

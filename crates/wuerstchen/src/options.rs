@@ -688,7 +688,7 @@ mod tests {
         assert_eq!(message(r#"{"strength": 1.5}"#), "strength must be between 0 and 1, got 1.5");
     }
 
-    /// The authors' numbers come with their recipe, and what the caller gives before them.
+    /// The authors' numbers come with their recipe; what the caller gives takes precedence.
     #[test]
     fn a_recipe_brings_its_numbers() {
         let settings = resolve(r#"{"recipe": "authors", "priorShift": 3}"#).unwrap();
@@ -701,7 +701,7 @@ mod tests {
         assert_eq!(error, "guidance_rescale must be between 0 and 1, got 2");
     }
 
-    /// A temperature below the one that the steps end at holds for all of them, and a guidance scale does.
+    /// A temperature below that of the last step holds for all steps, and so does a guidance scale that is given.
     #[test]
     fn tokens_have_options_of_their_own() {
         let of = |json| {

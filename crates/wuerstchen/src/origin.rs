@@ -16,7 +16,7 @@ pub struct Batch<'a> {
     pub towards: Option<(&'a str, f32)>,
     /// The picture that all of them start from; `None` to start at noise.
     pub origin: Option<&'a Origin>,
-    /// Pictures that all of them shall resemble; `None` for words alone.
+    /// Pictures that all of them are to resemble; `None` for words alone.
     pub pictures: Option<&'a PicturePrompt>,
 }
 

@@ -53,10 +53,10 @@ pub trait PartConfig: Serialize + DeserializeOwned {
     /// What diffusers or transformers call the network's file of weights.
     const WEIGHTS_FILE: &'static str = "diffusion_pytorch_model.safetensors";
 
-    /// How the network's fields are called in a checkpoint.
+    /// The names of the network's fields in a checkpoint.
     const KEYS: KeyTable;
 
-    /// Whether the weights tell what the config does not say, so that a part may lack a config.
+    /// Whether the weights determine what the config leaves out, so that a part needs no config.
     const TOLD_BY_WEIGHTS: bool = false;
 
     /// Checks what the architecture needs of the sizes.
@@ -69,8 +69,8 @@ pub trait PartConfig: Serialize + DeserializeOwned {
     /// Initializes the network on `device` as the authors start training.
     fn init(&self, device: &Device) -> Self::Model;
 
-    /// Reads the sizes off the weights; sizes that those do not tell are as published. `None` where the weights
-    /// are not those of such a network.
+    /// Infers the sizes from the weights; sizes that the weights do not determine are as published. `None` where the
+    /// weights are not those of such a network.
     fn infer(weights: &Checkpoint) -> Option<Self>;
 
     /// Reads the config of `part`. `text` is the content of its file, or the error where there is no file; `weights`
@@ -114,8 +114,8 @@ pub trait PartConfig: Serialize + DeserializeOwned {
     ///
     /// # Errors
     ///
-    /// Every missing, unexpected and misshapen tensor, all at once, or a tensor of a type that no
-    /// weights have.
+    /// Every missing, unexpected and misshapen tensor, all at once, or a tensor of a type that no weights have, or with
+    /// values that are not finite.
     fn load(&self, weights: &Checkpoint, device: &Device) -> Result<Self::Model, LoadError> {
         load(self.init(device), weights, Self::KEYS)
     }
@@ -174,7 +174,7 @@ pub(crate) struct Description {
     pub(crate) stage: Option<Stage>,
     /// A tensor that no other kind of network has.
     pub(crate) mark: &'static str,
-    /// A tensor that tells another family's network of this kind, which has `mark` as well.
+    /// A tensor that the part does not have: it tells another family's network of this kind, which has `mark` as well.
     pub(crate) lacks: Option<&'static str>,
     /// Tells parts of the same kind apart: another part, and its tensor whose second axis is as long as
     /// that of `mark`.
@@ -218,7 +218,7 @@ impl Part {
         class.starts_with(self.0.network.class)
     }
 
-    /// Whether the weights tell what its config does not say, so that the part needs no config.
+    /// Whether the weights determine what its config leaves out, so that the part needs no config.
     pub fn is_told_by_weights(self) -> bool {
         self.0.network.told_by_weights
     }
@@ -228,13 +228,13 @@ impl Part {
         weights.has(self.0.mark) && !self.0.lacks.is_some_and(|name| weights.has(name))
     }
 
-    /// Whether its weights can be told without those of another part.
+    /// Whether its weights can be recognised without those of another part.
     pub(crate) fn stands_alone(self) -> bool {
         self.0.beside.is_none()
     }
 
-    /// Whether `weights` fit the part that they lie beside, of which `others` gives the weights; true of a
-    /// part that fits any other.
+    /// Whether `weights` fit the weights of the part that they need beside them, which `others` gives; true if they
+    /// need none.
     pub(crate) fn is_beside<'a>(
         self,
         weights: &Checkpoint,

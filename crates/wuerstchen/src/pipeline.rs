@@ -172,7 +172,7 @@ impl Pipeline {
         self.decoder_text.as_ref().unwrap_or(&self.prior_text)
     }
 
-    /// Where the models are.
+    /// The device that the networks run on.
     pub fn device(&self) -> &Device {
         &self.device
     }

@@ -24,7 +24,7 @@ impl EmbeddingColours {
     ///
     /// # Panics
     ///
-    /// Panics if the numbers of embeddings and pictures differ.
+    /// Panics if the numbers of embeddings and pictures differ, or if the embeddings are not of that shape or not f32.
     pub fn fit(embeddings: &TensorData, images: &[Image]) -> Self {
         let &[count, channels, height, width] = &embeddings.shape()[..] else {
             panic!("expected [B, C, h, w], got {:?}", embeddings.shape())

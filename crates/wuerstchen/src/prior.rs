@@ -146,8 +146,8 @@ impl Prior {
         names.zip(sides).collect()
     }
 
-    /// The network with changes beside some of its linear layers: those of a `change` in the order of
-    /// [`Self::linear_layers`]. The weights stay as they are, packed or not.
+    /// The network with changes beside some of its linear layers. `changes` has an entry for each layer, in the order
+    /// of [`Self::linear_layers`]; `None` changes nothing. The weights stay as they are, packed or not.
     pub fn with_changes(&self, changes: Vec<Option<LowRankChange>>) -> Self {
         let mut prior = self.clone();
         for (layer, change) in prior.linears().into_iter().zip(changes) {

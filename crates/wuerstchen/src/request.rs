@@ -110,7 +110,7 @@ pub struct Prepared {
     pub(crate) shares: Vec<f32>,
     /// Where every frame starts; empty if the pictures start at noise.
     pub(crate) origins: Vec<Origin>,
-    /// The pictures that all results shall resemble.
+    /// The pictures that all results are to resemble.
     pub(crate) like: Option<PicturePrompt>,
 }
 

@@ -79,8 +79,8 @@ impl Schedule {
         shifted.clamp(log_snr(LEAST_ALPHA), log_snr(MOST_ALPHA))
     }
 
-    /// The time at which the schedule without a shift is as noisy as this schedule is at `t`. Models that were
-    /// trained without a shift must see this time.
+    /// The time at which a schedule without a shift and with a straight time axis is as noisy as this one is at `t`.
+    /// Models that were trained with such a schedule must see this time.
     ///
     /// Source: `CosineTNoiseCond` in `gdf/noise_conditions.py` of Stability-AI/StableCascade.
     pub fn model_time(&self, t: f32) -> f32 {
@@ -159,7 +159,7 @@ pub fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
 }
 
 /// The time of a training sample: `clamp((1 − U)·spread + 0.001, 0.001, 1)`. With [`TIME_SPREAD`], 7.5 % of
-/// the times are pure noise; with 1, as at evaluations, none is.
+/// the times are pure noise; with 1, as at evaluations, 0.1 %.
 ///
 /// Source: `train_stage_B.py` and `train_stage_C.py` of dome272/Wuerstchen.
 pub fn training_time(uniform: f32, spread: f32) -> f32 {
@@ -181,8 +181,8 @@ pub fn default_stage_c_timesteps() -> Vec<f32> {
     fine.chain(evenly(2.0 / 3.0, 0.0, 11).skip(1)).map(|t| t as f32).collect()
 }
 
-/// The times of a schedule that starts at `start`, if that is later than its own: `start`, then those
-/// below it. A sampling that starts at 0 has no steps.
+/// The times of a schedule from `start` on, or all of them if its first time is smaller: `start`, then those below it.
+/// A sampling that starts at 0 has no steps.
 pub fn timesteps_from(start: f32, timesteps: &[f32]) -> Vec<f32> {
     let start = start.min(timesteps[0]);
     let below = timesteps.iter().copied().filter(|&t| t < start);
@@ -211,8 +211,8 @@ mod tests {
         assert!((schedule.p2_weight(0.5, 1.0) - (1.0 - 0.493_843_6)).abs() < 1e-6);
     }
 
-    /// Values of the authors' code: at shift 2 the model sees later times than it is told, and time 1 is
-    /// where the clamp ends.
+    /// Values of the authors' code: at shift 2 the model sees noisier times, but at time 1 the clamp of the ratio
+    /// bounds it.
     #[test]
     fn a_shift_makes_times_noisier() {
         let schedule = Schedule { shift: 2.0, ..Schedule::default() };

@@ -23,7 +23,7 @@ pub type Clock<'a> = &'a dyn Fn() -> f64;
 pub struct Reach {
     /// Multiply-adds a second in f32, in registers.
     pub multiply_adds_per_sec: f64,
-    /// Bytes a second that a copy of 64 MiB reads and writes.
+    /// Bytes a second, those read and those written together, of a copy of 32 MiB.
     pub bytes_per_sec: f64,
 }
 
@@ -73,7 +73,7 @@ pub async fn seconds_of<const D: usize>(
     let seconds = async |runs: u32| {
         let start = clock();
         let sum = (1..runs).fold(first_value(), |sum, _| sum + first_value());
-        // burn may copy from the device only where bytes are used, so that without this nothing is waited for.
+        // burn may copy from the device only when bytes are used: without this, nothing would wait for the device.
         black_box(read(sum).await?.as_bytes());
         Ok::<_, Error>(clock() - start)
     };
@@ -90,7 +90,7 @@ pub async fn seconds_of<const D: usize>(
     Ok(least / f64::from(runs))
 }
 
-/// What a stage has to do at least for one prediction of one picture.
+/// The least work of a stage for one prediction of one picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Work {

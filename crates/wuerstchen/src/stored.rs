@@ -367,7 +367,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every value lies within half a step of its block, and zero stays zero.
+        /// Every value lies within half a step of its block, the ends of the range within a step, and zero stays zero.
         #[test]
         fn quantising_errs_by_half_a_step(
             rows in 1usize..4,

@@ -55,7 +55,7 @@ pub struct TokenDecoderConfig {
     /// Dropout probability while training; one value, or one per level.
     #[serde(default)]
     pub dropout: PerLevel<f64>,
-    /// Whether the tokens attend to each other, or to the conditions alone.
+    /// Whether the tokens attend to each other too; otherwise they attend to the conditions alone.
     #[serde(default = "attends_itself")]
     pub self_attn: PerLevel<bool>,
 }

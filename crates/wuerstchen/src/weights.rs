@@ -23,8 +23,8 @@ pub(crate) fn is_counter(name: &str) -> bool {
 ///
 /// # Errors
 ///
-/// Every missing, unexpected and misshapen tensor, all at once, or a tensor of a type that no
-/// weights have.
+/// Every missing, unexpected and misshapen tensor, all at once, or a tensor of a type that no weights have, or with
+/// values that are not finite.
 pub fn load<M: Module>(module: M, checkpoint: &Checkpoint, keys: KeyTable) -> Result<M, LoadError> {
     let mut loaded = BTreeSet::new();
     let (module, mut differences) = fill(module, checkpoint, keys, &mut loaded)?;
@@ -36,7 +36,8 @@ pub fn load<M: Module>(module: M, checkpoint: &Checkpoint, keys: KeyTable) -> Re
 ///
 /// # Errors
 ///
-/// Every unexpected and misshapen tensor, all at once, or a tensor of a type that no weights have.
+/// Every unexpected and misshapen tensor, all at once, or a tensor of a type that no weights have, or with values that
+/// are not finite.
 pub fn load_some<M: Module>(
     module: M,
     checkpoint: &Checkpoint,
@@ -284,7 +285,7 @@ impl Loader<'_> {
 }
 
 /// Most parameters of a part whose matrices are unpacked once, where the device has no kernel for packed ones. This
-/// takes at most 64 MiB more memory, and halves the time of a picture of a small model.
+/// takes at most 64 MiB more memory for each part, and halves the time of a picture of a small model.
 const SMALL_PART: usize = 1 << 24;
 
 /// A parameter's shape in PyTorch, which stores the matrix of a linear layer transposed.

@@ -131,7 +131,7 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
     }
 }
 
-/// The gradient of an operation on rows of channels. `f` takes the number of the first row, rows of the tensor that the
+/// The gradient of an operation on rows of channels. `f` takes the number of channels, rows of the tensor that the
 /// operation has kept, and the gradient of the same rows, which it changes.
 fn change_gradient(
     ops: Ops<FlexTensor, 1>,

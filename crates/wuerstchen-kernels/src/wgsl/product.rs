@@ -113,7 +113,7 @@ pub(super) struct Layout {
     pub(super) widths: [usize; 3],
 }
 
-/// The shader of a tiling, for a weight of `bits` or as it is.
+/// The shader of a tiling, for a weight that is packed in `bits`, or for one that is not packed.
 fn shader(tiling: Tiling, bits: Option<usize>) -> Shader {
     let (body, quads) = match tiling {
         Tiling::Direct => (DIRECT, None),
@@ -130,14 +130,14 @@ fn shader(tiling: Tiling, bits: Option<usize>) -> Shader {
     Shader { name, parts: [PRODUCT, weight, body], constants }
 }
 
-/// Every shader, what it is for, and the bits of the weight if it is packed.
+/// Every shader of products, its tiling, and the bits of the weight if it is packed.
 pub(super) fn variants() -> impl Iterator<Item = (Shader, Tiling, Option<usize>)> {
     let weights = [None, Some(4), Some(8), Some(16)];
     let of_tiling = move |tiling| weights.map(|bits| (shader(tiling, bits), tiling, bits));
     Tiling::ALL.into_iter().flat_map(of_tiling)
 }
 
-/// Every shader.
+/// The shaders of [`variants`].
 pub(super) fn shaders() -> impl Iterator<Item = Shader> {
     variants().map(|(shader, ..)| shader)
 }

@@ -32,7 +32,7 @@ const fn field(name: &'static str, stages: &'static str, without_effect: f64) ->
     Field { name, stages, without_effect }
 }
 
-/// The fields that not every stage has.
+/// The fields that older versions stored with every stage, though not every stage has them.
 const FIELDS: [Field; 13] = [
     field("quantized", "a", 0.0),
     field("edge_loss", "a", 0.0),
@@ -54,7 +54,7 @@ impl TrainConfig {
     ///
     /// # Errors
     ///
-    /// The text is not TOML, fields are missing, unknown or of other types, or a stage has a field of another.
+    /// The text is not TOML, fields are missing, unknown or of other types, or a stage has a field of another stage.
     pub fn from_toml(text: &str) -> Result<Self, ReadConfigError> {
         Self::from_table(text.parse()?)
     }

@@ -7,7 +7,7 @@ use wuerstchen::ConfigError;
 
 use crate::limits::not_negative;
 
-/// Pictures in tar files, as a `WebDataset` has them, or in Parquet files, as img2dataset writes them.
+/// Pictures in `.tar` shards, as a `WebDataset` has them, or in Parquet shards, as img2dataset writes them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShardsConfig {
@@ -23,8 +23,8 @@ pub struct ShardsConfig {
     /// Which samples are taken.
     pub filter: FilterConfig,
     /// The fields with captions, and how often each is chosen relative to the others. A field is the end of a file's
-    /// name, such as `txt`, or a field of the `.json` file; capitals do not matter. By default it is the first that a
-    /// sample has of `captions`, `txt`, `caption`, `text` and `prompt`.
+    /// name, such as `txt`, or a field of the `.json` file; capitals do not matter. By default it is the first of
+    /// `captions`, `txt`, `caption`, `text` and `prompt` that a sample has.
     pub captions: BTreeMap<String, f64>,
 }
 

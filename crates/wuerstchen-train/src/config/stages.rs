@@ -18,9 +18,9 @@ pub struct UpdateConfig {
     pub steps: u64,
     /// Pictures in every update.
     pub batch_size: usize,
-    /// Number of equal shares of the batch. A thread computes the gradients of each, or processes that train together
-    /// do. On a CPU the number of cores is best. Batch norms see the statistics of a share; everything else stays the
-    /// same up to rounding.
+    /// Number of equal shares of the batch. A thread computes the gradients of each share; processes that train
+    /// together divide the shares among them. On a CPU the number of cores is best. Batch norms see the statistics of a
+    /// share; everything else stays the same up to rounding.
     #[serde(default = "one")]
     pub shards: usize,
     /// How many of these shares a process computes at a time, at least 1; by default all that it has. Fewer take less
@@ -96,8 +96,8 @@ pub struct StageAConfig {
     /// heads.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_more")]
     pub perceptual_weights: Vec<PathBuf>,
-    /// Whether only the decoder is trained. The encoder and the codes stay as they are, so that a Stage B that has
-    /// learnt to make their latents stays right, and its pictures get better with the decoder.
+    /// Whether only the decoder is trained. The encoder and the codes stay as they are: a Stage B that has learnt to
+    /// make their latents still fits, and its pictures get better with the decoder.
     #[serde(default, skip_serializing_if = "is_false")]
     pub freeze_encoder: bool,
     /// Moves the codes to the means of their latents, in place of a gradient.
@@ -116,8 +116,8 @@ pub struct StageAConfig {
 pub struct CodebookConfig {
     /// Decay of the averages at every update.
     pub decay: f64,
-    /// A code is dead if it is chosen less often than this share of its frequency if all codes were equally frequent. A
-    /// dead code is replaced by a latent of the update's batch. 0 replaces none.
+    /// A code is dead if its frequency is below this share of the frequency that each code would have if all were
+    /// equally frequent. A dead code is replaced by a latent of the update's batch. 0 replaces none.
     pub revive_below: f64,
 }
 
@@ -138,8 +138,8 @@ pub struct AdversarialConfig {
     pub start: u64,
     /// Weight of the loss that the discriminator gives Stage A.
     pub weight: f64,
-    /// Whether that weight is multiplied by the ratio of the gradients that the loss of the reconstruction and that of
-    /// the discriminator have at the decoder's last layer, so that both pull with the same strength.
+    /// Whether that weight is multiplied by the ratio of two gradients' norms at the decoder's last layer, that of the
+    /// reconstruction's loss to that of the discriminator's, so that both pull with the same strength.
     pub adaptive: bool,
     /// Channels after the discriminator's first convolution.
     pub channels: usize,
@@ -310,8 +310,8 @@ impl UpdateConfig {
         share(part, "lesson.first_leads", first_leads)
     }
 
-    /// Checks that the pictures of a share, of `side` pixels, are not more than a machine has memory for. Everything
-    /// else is checked before.
+    /// Checks that a machine has memory for the pictures of a share, of `side` pixels a side. The other values were
+    /// checked before.
     pub(super) fn validate_pixels(
         &self,
         part: &'static str,
@@ -365,7 +365,8 @@ impl DiffusionConfig {
 }
 
 impl StageAConfig {
-    /// Checks every value, with pictures of `image_size` pixels that may be drawn up to `max_side` large.
+    /// Checks every value, with pictures of `image_size` pixels a side that may be drawn with up to `max_side` pixels a
+    /// side.
     pub(super) fn validate(&self, image_size: usize, max_side: usize) -> Result<(), ConfigError> {
         const PART: &str = "stage a";
         self.updates.validate(PART)?;
@@ -401,7 +402,7 @@ impl StageAConfig {
 }
 
 impl AdversarialConfig {
-    /// Checks every value, with pictures of `image_size` pixels.
+    /// Checks every value, with pictures of `image_size` pixels a side.
     fn validate(&self, image_size: usize) -> Result<(), ConfigError> {
         const PART: &str = "stage a";
         positive(PART, "adversarial.weight", self.weight)?;
@@ -418,7 +419,7 @@ impl AdversarialConfig {
                 return Err(ConfigError::new(PART, field, expected, value));
             }
         }
-        // The last two convolutions take a pixel off each side, and at least one verdict has to be left.
+        // Each of the last two convolutions makes both sides a pixel shorter, and at least one verdict has to be left.
         let side = 3 << self.layers;
         if image_size < side {
             let expected = format!("fewer, as pictures of {image_size} pixels are below {side}");

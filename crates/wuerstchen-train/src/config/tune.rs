@@ -53,10 +53,10 @@ pub struct TuneCorpusConfig {
     /// A folder of captioned pictures, relative to the current folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
-    /// Tar or Parquet files of captioned pictures, in place of a folder.
+    /// `.tar` or Parquet shards of captioned pictures, in place of a folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<ShardsConfig>,
-    /// The licence of the trained weights. It depends on the pictures, so that only the user knows it.
+    /// The licence of the trained weights. It depends on the pictures, so only the user knows it.
     #[serde(default)]
     pub licence: String,
 }
@@ -68,8 +68,8 @@ pub struct PicturesConfig {
     /// Side in pixels of a square picture. The image embeddings of other pictures have at most as many cells. By
     /// default it is the side of the model's own pictures.
     pub image_size: Option<usize>,
-    /// Largest ratio of the longer side to the shorter one. Longer pictures are cut off on both sides. 1 makes all
-    /// pictures square.
+    /// Largest ratio of the longer side to the shorter one. Longer pictures are cut at both ends. 1 makes all pictures
+    /// square.
     pub max_aspect: f64,
     /// Number of cells of the image embedding by which the sides of buckets differ. By default it is a sixth of a
     /// square picture's side.

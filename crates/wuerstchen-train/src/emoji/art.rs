@@ -13,7 +13,7 @@ use super::words::Style;
 /// Side of the small pictures that tell how a concept looks, in pixels.
 const THUMBNAIL_SIDE: u32 = 16;
 
-/// A keyword that more concepts than this share is dropped, because it tells none of them apart.
+/// A keyword that more than this many concepts share is dropped, because it does not tell them apart.
 const MAX_CONCEPTS_OF_A_KEYWORD: usize = 3;
 
 /// Groups and subgroups of emojibase that are no concepts: flags, parts of other emoji, and letters,
@@ -56,7 +56,7 @@ pub struct ArtFiles {
     pub packs: [PackFiles; Style::ALL.len()],
 }
 
-/// The texts of a pack of Iconify.
+/// The texts of one of Iconify's packs.
 pub struct PackFiles {
     /// `icons.json`: the bodies of the SVG files by name.
     pub icons: String,
@@ -109,7 +109,7 @@ struct Pack {
     height: f32,
 }
 
-/// Iconify's size of an icon that says none.
+/// The size that Iconify assumes for an icon that states none.
 fn sixteen() -> f32 {
     16.0
 }
@@ -149,7 +149,7 @@ impl Art {
     ///
     /// # Errors
     ///
-    /// A file is not what it should be, or there are too few concepts.
+    /// A file is not what it should be, there are too few concepts, or none of them is kept from Stage A.
     pub fn new(files: &ArtFiles) -> Result<Self, ArtError> {
         let names: Vec<Emoji> = parse("emojibase-data/en/data.json", &files.names)?;
         let mut packs = Vec::new();

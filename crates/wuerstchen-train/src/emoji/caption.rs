@@ -43,10 +43,10 @@ const GLUE: [&str; 23] = [
 /// Second words for sizes.
 const SYNONYMS: [&str; 2] = ["tiny", "big"];
 
-/// Share of names that are replaced by a keyword.
+/// Share of names that a keyword replaces or is added to.
 const SHARE_KEYWORD: f32 = 0.15;
 
-/// Share of plain words that are replaced by a synonym.
+/// Share of colours that are named by a synonym.
 const SHARE_SYNONYM: f32 = 0.25;
 
 /// Every word that captions use, sorted and without duplicates.
@@ -149,7 +149,7 @@ fn noun(art: &Art, thing: Thing, before: &str, random: &mut Philox) -> String {
     }
 }
 
-/// The name of a concept, or one or two of its keywords, or both.
+/// The name of a concept, one of its keywords, or both.
 fn name(concept: &Concept, random: &mut Philox) -> String {
     let keywords = &concept.keywords;
     if keywords.is_empty() || random.uniform() >= SHARE_KEYWORD {

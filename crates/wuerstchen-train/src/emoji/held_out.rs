@@ -1,4 +1,4 @@
-//! The combinations that training never shows; a hash of the words decides, for every seed alike.
+//! The combinations that training never shows; a hash of the words decides, the same for every seed.
 
 use super::scene::{Ground, Request, Subject, Thing};
 use super::words::{Colour, Tint};

@@ -38,7 +38,7 @@ pub(super) fn invented_files() -> ArtFiles {
     ArtFiles { names: json!(names).to_string(), packs }
 }
 
-/// A cross of gray, so that every pattern fills its square, with up to eight squares of shades.
+/// A cross of gray, so that every pattern fills its square, with up to six squares of different shades.
 fn pattern(i: usize, style: Style) -> String {
     let mut body = String::from(
         r##"<rect x="1.5" width="1" height="4" fill="#707070"/>

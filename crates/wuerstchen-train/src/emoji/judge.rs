@@ -66,6 +66,10 @@ impl<'a> Judge<'a> {
     }
 
     /// Judges a picture, `side` rows of `side` pixels of red, green and blue, by what was asked for.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the style does not draw a concept of the request, or `rgb` has fewer than `3·side²` bytes.
     pub fn judge(&self, request: &Request, rgb: &[u8], side: usize) -> Verdict {
         let view = View { rgb, side };
         let border = view.border();

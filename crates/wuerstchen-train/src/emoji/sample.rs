@@ -1,4 +1,4 @@
-//! Drawing lots for scenes: seeds and indices to captioned scenes.
+//! Random captioned scenes: a seed and an index give a sample.
 
 use wuerstchen::noise::Philox;
 
@@ -15,16 +15,16 @@ use crate::shapes::{Relation, Split};
 const SHARE_TWO: f32 = 0.12;
 const SHARE_MANY: f32 = 0.08;
 
-/// Share of training captions that say the style, the background, a size, and a tint of each object.
+/// Shares of training captions that state the style, the background and a size, and of objects that have a tint.
 const SHARE_STYLE: f32 = 0.4;
 const SHARE_GROUND: f32 = 0.55;
 const SHARE_SIZE: f32 = 0.15;
 const SHARE_TINT: f32 = 0.12;
 
-/// Share of said backgrounds that have two colours.
+/// Share of stated backgrounds that have two colours.
 const SHARE_HALVES: f32 = 0.08;
 
-/// Side of an object of unsaid size, in sides of the picture.
+/// Side of an object whose size is not stated, in sides of the picture.
 const SIDES: [f32; 2] = [0.72, 0.90];
 
 /// Largest distance of an object's centre from where it should lie, in sides of the picture.
@@ -36,7 +36,7 @@ const MAX_SHARE_HIDDEN: f32 = 0.55;
 /// Captions of one sample.
 const WORDINGS: usize = 4;
 
-/// The purpose of [`unseen_sample`].
+/// The purpose of the random numbers of [`unseen_sample`].
 const UNSEEN: u64 = 255;
 
 /// How many objects a scene has, and how they are described.
@@ -130,8 +130,8 @@ fn draw_training(art: &Art, lesson: &Lesson, random: &mut Philox) -> Sample {
     draw_lots(art, kind, Split::Seen, &shares, random)
 }
 
-/// Sample number `index` for the evaluation of one kind of scene. Its captions always say a plain
-/// background, and never a size.
+/// Sample number `index` for the evaluation of one kind of scene. Its captions always state a plain background, and
+/// never a size.
 ///
 /// # Panics
 ///
@@ -148,7 +148,7 @@ pub fn evaluation(art: &Art, kind: Kind, split: Split, seed: u64, index: u64) ->
     }
 }
 
-/// The shares of captions that say something.
+/// The shares of captions that state the style, the background and a size.
 struct Shares {
     style: f32,
     ground: f32,

@@ -44,7 +44,7 @@ pub struct Scene {
 pub struct Thing {
     /// Number of the concept in the art.
     pub concept: usize,
-    /// The hue of all of it, if it is not as the art has it.
+    /// The hue that replaces all hues of the art, if there is one.
     pub tint: Option<Tint>,
 }
 
@@ -55,7 +55,7 @@ pub enum Subject {
     One {
         /// What it is.
         thing: Thing,
-        /// How large, where that is said.
+        /// Its size, where the caption states it.
         size: Option<Size>,
     },
     /// Two different objects.
@@ -79,9 +79,9 @@ pub enum Subject {
 /// What a caption asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Request {
-    /// The background, where it is said; else it is white.
+    /// The background, where the caption states it; else it is white.
     pub ground: Option<Ground>,
-    /// The style, where it is said; else it is glossy.
+    /// The style, where the caption states it; else it is glossy.
     pub style: Option<Style>,
     /// What it is about.
     pub subject: Subject,

@@ -21,7 +21,7 @@ use crate::stages::image_embeddings;
 pub struct EvalConfig {
     /// Prompts for every kind of scene, seen and held out.
     pub prompts: usize,
-    /// Pictures in one forward pass.
+    /// Pictures in one forward pass, at least 1.
     pub batch_size: usize,
     /// Seed of the prompts and of the noise.
     pub seed: u64,
@@ -50,7 +50,7 @@ pub struct EvalRow<S> {
     pub split: &'static str,
     /// Where the pictures come from.
     pub source: Source,
-    /// Pictures judged.
+    /// Number of judged pictures; 0 for [`Source::Chance`].
     pub prompts: usize,
     /// The shares of right answers, `[0, 1]`.
     pub scores: S,
@@ -79,7 +79,7 @@ impl Truth<'_> {
     }
 }
 
-/// The share of right answers; none if there are no answers.
+/// The share of right answers; `None` if there are no answers.
 fn share(answers: impl Iterator<Item = bool>) -> Option<f64> {
     let (mut right, mut all) = (0, 0);
     for answer in answers {
@@ -164,8 +164,8 @@ impl Evaluation<'_> {
     }
 }
 
-/// Decodes image embeddings through stages B and A, without guidance; pictures `[B, 3, H, W]`, not
-/// clamped.
+/// Decodes image embeddings, `[B, c_latent, h, w]`, through stages B and A, without guidance; pictures `[B, 3, H, W]`,
+/// not clamped.
 ///
 /// # Errors
 ///

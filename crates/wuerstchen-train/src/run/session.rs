@@ -64,7 +64,7 @@ impl Session {
         Self { store, peers: Arc::new(Alone), listener: None, stops: false }
     }
 
-    /// Reports what happens to `listener`.
+    /// Tells `listener` what happens.
     pub(crate) fn listen(&mut self, listener: impl FnMut(&Event<'_>) -> ControlFlow<()> + 'static) {
         self.listener = Some(Box::new(listener));
     }
@@ -161,8 +161,8 @@ impl Session {
         Ok(())
     }
 
-    /// Fails if a stage that starts anew would overwrite a state, if `model` cannot go on from one, or if its shares of
-    /// a batch cannot be divided equally among the processes.
+    /// Fails if a stage that starts anew would overwrite a state, if `model` cannot go on from one, if its shares of a
+    /// batch cannot be divided equally among the processes, or if the device cannot multiply in its precision.
     pub(crate) fn check_start<M: Module>(
         &self,
         (stage, folder): (StageName, &str),
@@ -328,7 +328,8 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
                 .compare(&format!("weights of the hash {hash:08x} after step {}", metrics.step))?;
         }
         let is_sampled = leads && (metrics.step % config.sample_every == 0 || last);
-        // No state is saved while steps are skipped, so that a run that diverges can go on from the state before.
+        // While steps are skipped, no state is saved only because it is due: a run that diverges can then go on from an
+        // earlier one.
         let is_due = saved.elapsed() >= SAVE_EVERY && skipped == 0;
         let is_saved = leads && (last || stops || is_due);
         if is_sampled || is_saved {

@@ -231,7 +231,8 @@ impl Run {
         }
     }
 
-    /// How many pictures a stage makes for its sample grid. It makes all at once, so that a grid has fewer large ones.
+    /// How many pictures a stage makes for its sample grid. It makes all at once, so a grid of large pictures has
+    /// fewer.
     pub(super) fn grid_pictures(&self, stage: StageName) -> usize {
         let usual = if stage == StageName::C { 2 * GRID_SIDE } else { GRID_SIDE };
         usual.min(most_at_once(self.grid_size(stage)))
@@ -246,7 +247,7 @@ impl Run {
         }
     }
 
-    /// The captions and pictures of sample grids; scenes far from those that are trained on.
+    /// The captions and pictures of sample grids. Of drawn scenes, training sees only the first of these.
     fn grid(&self) -> Result<(Vec<String>, Tensor<4>), RunError> {
         let corpus = self.corpus(StageName::C, Lesson::default())?;
         let pictures = self.grid_pictures(StageName::B) as u64;
@@ -272,7 +273,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// The stage caches nothing, it lacks the weights of a stage before it, or a picture cannot be read.
+    /// The stage caches nothing, it lacks the weights of a stage before it, a picture cannot be read, or the cache
+    /// cannot be written.
     pub fn fill_cache(&mut self, stage: StageName) -> Result<ControlFlow<()>, RunError> {
         if stage == StageName::A {
             let (expected, found) = ("that of stage b or c", "that of stage a");

@@ -52,8 +52,8 @@ struct Fit {
     error: f32,
 }
 
-/// Reads a picture back: `side` rows of `side` pixels of red, green and blue. Objects come by
-/// falling radius.
+/// Reads a picture back: `side` rows of `side` pixels of red, green and blue. The objects are in the order of falling
+/// radius.
 ///
 /// The border decides the background. Connected pixels whose colour is far from it are an object; objects that
 /// touch are told apart by colour; specks are ignored. This works on blurred and noisy pictures too.
@@ -167,8 +167,8 @@ mod tests {
     /// Standard deviation of the noise of degraded pictures, in 8-bit steps.
     const SIGMA: f32 = 6.0;
 
-    /// Shares of scenes of which background, number, colours, shapes, sizes and centres are read
-    /// rightly, and the share with everything right.
+    /// Shares of scenes of which background, number, colours, shapes, sizes and centres are read correctly, and the
+    /// share with everything correct.
     fn accuracies(
         scenes: impl Iterator<Item = Scene>,
         side: u32,

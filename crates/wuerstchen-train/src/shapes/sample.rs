@@ -1,4 +1,4 @@
-//! Drawing lots for scenes: seeds and indices to captioned scenes.
+//! Random captioned scenes: a seed and an index give a sample.
 
 use wuerstchen::noise::Philox;
 
@@ -73,7 +73,7 @@ pub struct Sample {
     pub caption: String,
 }
 
-/// How often a caption leaves something unsaid.
+/// The shares of captions that do not state a size or the background.
 struct Omissions {
     size: f32,
     background: f32,

@@ -2,12 +2,11 @@
 
 use super::words::{Background, Colour};
 
-/// Distance from the background, in 8-bit steps, from which a pixel belongs to an object: above
-/// the noise of a lossy autoencoder, below a quarter of every object's contrast.
+/// Distance from the background, in 8-bit steps, from which a pixel belongs to an object: above the noise of a lossy
+/// autoencoder, below half of every object's contrast.
 const FOREGROUND_DISTANCE: f32 = 42.0;
 
-/// Smallest area of an object, in squared sides; the smallest star that is drawn has four times
-/// as much.
+/// Smallest area of an object, in squared sides; the smallest star that is drawn has five times as much.
 const MIN_AREA: f32 = 0.004;
 
 /// Share of the object in a mixed pixel from which the pixel votes on the object's colour.

@@ -85,7 +85,7 @@ pub struct BatchA {
     candidates: Vec<f32>,
 }
 
-/// Weights of the squared error beside the absolute one in Stage A's loss.
+/// Weight of the squared error beside the absolute one in Stage A's loss.
 const SQUARED_ERROR: f64 = 2.0;
 
 /// Added to the norm that the adaptive weight is divided by, and the largest such weight.
@@ -94,7 +94,7 @@ const SQUARED_ERROR: f64 = 2.0;
 const NORM_EPSILON: f64 = 1e-4;
 const MAX_ADAPTIVE_WEIGHT: f64 = 1e4;
 
-/// The numbers that a share tells first, 0 where the stage has no such loss.
+/// The first numbers that a share reports, 0 where the stage has no such loss.
 const LOSSES: [&str; 5] = [
     "reconstruction_loss",
     "perceptual_loss",
@@ -249,7 +249,7 @@ impl StageA {
         self.config.adversarial.as_ref().filter(|config| step >= config.start)
     }
 
-    /// The numbers about their latents that shares have told.
+    /// The numbers that shares have reported about their latents.
     fn latents(&self, told: &[f32]) -> Latents {
         let [codes, channels] = self.codebook;
         let channels = if self.config.codebook.is_some() { channels } else { 0 };
@@ -404,7 +404,7 @@ mod tests {
         let expected = collect_gradients(&model, &total.backward());
         assert_eq!(found.len(), expected.len());
         let floats = |x: &Tensor<1>| x.clone().into_data().try_to_vec::<f32>().unwrap();
-        // Of the last bias both halves of the hinge loss cancel out, but for rounding.
+        // In the gradient of the last bias both halves of the hinge loss cancel out, but for rounding.
         for (id, expected) in &expected {
             let error = relative_error_above(1e-3, &floats(&found[id]), &floats(expected));
             assert!(error < GRADIENTS_BOUND, "{error}");

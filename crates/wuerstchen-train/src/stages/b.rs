@@ -104,7 +104,7 @@ pub(super) fn perturb(
 
 /// A batch of Stage B.
 pub struct BatchB {
-    /// The pictures, unless latents are cached and embeddings too, where they are taken.
+    /// The pictures; `None` if the latents are cached, and the embeddings too where the decoder takes them.
     pictures: Option<Rows>,
     latents: Option<Rows>,
     embeddings: Option<Rows>,

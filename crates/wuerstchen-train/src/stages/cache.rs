@@ -110,8 +110,7 @@ impl Cache {
         Ok(Some(Self { scenes, shape, values }))
     }
 
-    /// The numbers of a batch's samples: any of the cached scenes, or the next ones if there are
-    /// none.
+    /// The numbers of a batch's samples: random ones of the cached scenes, or the next ones if nothing is cached.
     pub(super) fn choose(&self, rng: &mut Philox, samples: Range<u64>) -> Vec<u64> {
         match self.scenes {
             0 => samples.collect(),

@@ -181,7 +181,7 @@ mod tests {
     }
 
     /// Eight pictures of 512 and of 1024 pixels: 8.6 and 10.8 GB with Adafactor, 16.6 and 18.8 with AdamW, 20.5 and
-    /// 22.7 with a moving average besides. Without recomputation the larger ones do not fit even without moments.
+    /// 22.7 with AdamW and a moving average. Without recomputation the larger ones do not fit even without moments.
     #[test]
     fn all_weights_of_the_published_model_fit_with_recomputation() {
         for (side, adafactor, adamw) in [(12, 8.7e9, 16.6e9), (24, 10.9e9, 18.8e9)] {

@@ -1,5 +1,5 @@
-//! The samplings of Stable Cascade's authors, step by step: there the spread of guided predictions is that of
-//! a whole batch, which pipelines here keep apart. A single picture is sampled by the pipeline too.
+//! The samplings of Stable Cascade's authors, step by step. The authors take the spread of guided predictions over a
+//! whole batch, the pipelines here over each picture. Batches of one picture are sampled by the pipeline too.
 
 use std::ops::ControlFlow;
 
@@ -137,8 +137,8 @@ impl<'a> Task<'a> {
         })
     }
 
-    /// Samples, and compares what the golden has of every step. The result is the pipeline's where that samples
-    /// as the authors do.
+    /// Samples, and compares what the golden has of every step. Returns the pipeline's result where the pipeline
+    /// samples as the authors do.
     async fn run(
         &self,
         recorder: &mut Recorder<'_>,
@@ -210,7 +210,8 @@ impl<'a> Task<'a> {
         made
     }
 
-    /// One side of the guidance: that of a text, or that of the empty one, without pictures and embedding.
+    /// The prediction of one side of the guidance: with a text, or without one. The latter has zeros for pictures and
+    /// embedding.
     fn predict(
         &self,
         model: &Cascade,

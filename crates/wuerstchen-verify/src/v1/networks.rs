@@ -82,7 +82,7 @@ struct Seen {
     conditions: Tensor<3>,
 }
 
-/// Compares what goes into every block, and what happens inside of it, given the outputs of all.
+/// Compares the inputs and inner features of every block, given the outputs of all blocks.
 fn inputs_of_blocks(
     recorder: &mut Recorder,
     model: &TokenDecoder,
@@ -207,7 +207,7 @@ pub(super) fn compressor(
         recorder.check_first("backbone", features, DIFFUSION_BOUND);
     }
     recorder.check_first("latents", latents.clone(), DIFFUSION_BOUND);
-    // What later versions of the authors' code make of the same, which v1 must not.
+    // The scaling that later versions of the authors' code apply to these latents, and v1 must not.
     let PriorIndex { latent_mean, latent_std, .. } = PriorIndex::default();
     let scaled = (latents + latent_std) / latent_mean;
     recorder.check_first("latents_head", scaled, DIFFUSION_BOUND);

@@ -238,7 +238,7 @@ impl<'a> Studio<'a> {
         Ok(self.pipeline.sample_prior(initial, condition, &sampling, noise, on_step).await?)
     }
 
-    /// The authors' way to keep a part: it is put back before every prediction, with fresh noise.
+    /// The authors' inpainting: the part to keep is put back before every prediction, with fresh noise.
     async fn inpaint(
         &self,
         recorder: &mut Recorder<'_>,
@@ -339,7 +339,7 @@ impl<'a> Studio<'a> {
         };
         let made =
             self.pipeline.sample_tokens(start, embedding, text, steps, &mut draws, on_step).await?;
-        // What a step shows are codes, whose numbers are the tokens that it has chosen.
+        // The latents that a step reports are codes; their numbers are the tokens that the step has chosen.
         for (step, latents) in latents.into_iter().enumerate() {
             let chosen = self.tokens_of(latents).await?;
             if step < steps.renoise_steps {

@@ -27,10 +27,10 @@ use crate::training::GRADIENT_BOUND;
 /// Gradients below this are rounding, which AdamW's first step magnifies.
 const LEAST_GRADIENT: f32 = 1e-6;
 
-/// What gradients that are rounding altogether are measured by.
+/// Errors of gradients that are nothing but rounding are relative to this.
 const ROUNDING_SCALE: f64 = 1e-3;
 
-/// Noised tokens, weights of the loss and the law of times.
+/// Noised tokens, weights of the loss and the distribution of times.
 pub(super) fn noising(
     recorder: &mut Recorder,
     _: &ModelFiles,
@@ -249,7 +249,7 @@ pub(super) fn joint(
     Ok(())
 }
 
-/// Values by the authors' names, who keep queries, keys and values in one tensor.
+/// Values by the names of the authors, who keep queries, keys and values in one tensor.
 struct Named(BTreeMap<String, Vec<f32>>);
 
 impl Named {

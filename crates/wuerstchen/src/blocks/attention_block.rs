@@ -17,7 +17,7 @@ pub struct AttentionBlockConfig {
     pub condition_channels: usize,
     /// Number of heads; divides `C`.
     pub heads: usize,
-    /// Whether the picture is attended too, or the text alone.
+    /// Whether the block attends to the picture too; otherwise it attends to the text alone.
     pub self_attention: bool,
 }
 

@@ -76,7 +76,7 @@ impl TimestepBlock {
     }
 }
 
-/// Ratio of the lowest to the highest frequency of the time embedding.
+/// Ratio of the highest to the lowest frequency of the time embedding, and the highest frequency.
 const MAX_POSITIONS: f64 = 10_000.0;
 
 /// Sinusoidal embedding of the diffusion times `t` in `[0, 1]`, of width `size`.

@@ -60,7 +60,7 @@ pub struct CascadeConfig {
     /// Channels of the image embedding; none for Stage C.
     #[serde(default)]
     pub effnet_in_channels: Option<usize>,
-    /// Channels of a small picture that is seen besides; none for Stage C.
+    /// Channels of a small picture that the model also sees; `None` for Stage C.
     #[serde(default)]
     pub pixel_mapper_in_channels: Option<usize>,
     /// Side of the depthwise kernels.

@@ -108,7 +108,7 @@ pub fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The files of a folder with an extension, sorted; none where there is no such folder.
+/// The files of a folder that have an extension and are not hidden, sorted; none where there is no such folder.
 ///
 /// # Errors
 ///

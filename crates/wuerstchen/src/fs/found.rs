@@ -67,7 +67,7 @@ pub enum Layout {
     Diffusers,
     /// The authors' own.
     Original,
-    /// A bundle of this program.
+    /// A one-file model or a browser bundle of this program.
     Bundle,
 }
 
@@ -82,9 +82,9 @@ impl Origin {
 }
 
 impl Found {
-    /// Adds what is in a file or folder: a model, a pipeline or a part in the diffusers layout, in one
-    /// file or several; the folder of a training run; a folder of Hugging Face's cache; a file of the
-    /// authors, or a folder of these with a text encoder; a bundle of this program.
+    /// Adds what is in a file or folder: a model, a pipeline or a part in the diffusers layout, in one file or several;
+    /// the folder of a training run; a folder of Hugging Face's cache; a file of the authors, or a folder of these with
+    /// a text encoder; a one-file model or a browser bundle of this program.
     ///
     /// # Errors
     ///
@@ -165,7 +165,7 @@ impl Found {
             if own.is_dir() {
                 self.add_part(&own, Some(part))?;
             }
-            // The published one is a file beside the folders of a pipeline.
+            // The published ones are files beside the folders of a pipeline.
             let file = format!("{part}.safetensors");
             let files = with_pipelines.iter().map(|folder| folder.join(&file));
             if let Some(file) = files.into_iter().find(|file| file.is_file())
@@ -439,8 +439,8 @@ impl Found {
     ///
     /// # Errors
     ///
-    /// The parts do not tell which of them a text encoder belongs to, or the authors' files do not tell their
-    /// sizes.
+    /// The parts do not tell which of them a text encoder belongs to, they are of several families, or the authors'
+    /// files do not tell their sizes.
     pub fn finish(&mut self) -> Result<ModelFiles> {
         let mut ambiguous = std::mem::take(&mut self.ambiguous);
         // Weights that only the parts beside them can identify come after those parts.
@@ -549,7 +549,7 @@ fn others_beside(folder: &Path, manifest: &Manifest) -> Result<Option<String>> {
     Ok((!others.is_empty()).then_some(note))
 }
 
-/// Opens a model that was exported for the browser, and checks the shards' hashes.
+/// Opens a browser bundle, and checks the hashes of its shards.
 fn read_web_bundle(folder: &Path, bundle: &WebBundle) -> Result<ModelFiles> {
     let read_all = || {
         for (index, shard) in bundle.manifest().shards.iter().enumerate() {

@@ -41,7 +41,7 @@ pub fn open_lora(path: &Path) -> Result<LoraFile> {
     Ok(file.with_adapter_config(config))
 }
 
-/// The LoRA in a folder: a file of a known name, or else the only one of weights.
+/// The LoRA in a folder: a file of a known name, or else the only `.safetensors` file.
 fn file_in(folder: &Path) -> Result<PathBuf> {
     let known: Vec<_> = LORA_FILES.into_iter().filter(|file| folder.join(file).is_file()).collect();
     // A repository may have the same LoRA in both formats.

@@ -26,7 +26,7 @@ const ROLES: [(&str, Role); 11] = [
     (".alpha", Role::Alpha),
 ];
 
-/// What trainers put in front of the name of a layer, those that begin like another one first.
+/// What trainers put in front of the name of a layer. A prefix comes before the shorter ones that it begins with.
 const PREFIXES: [&str; 15] = [
     "base_model.model.prior.",
     "base_model.model.text_encoder.",

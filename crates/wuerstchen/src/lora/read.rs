@@ -18,15 +18,15 @@ use crate::part::Part;
 /// The beginning of the names of embeddings of a user's own words, which `OneTrainer` puts beside a LoRA.
 const WORDS: &str = "bundle_emb.";
 
-/// Key in the header under which kohya-ss notes the alpha of a training. It has no effect, in kohya-ss neither:
-/// the alphas beside the matrices count.
+/// Key in the header under which kohya-ss notes the alpha of a training. It has no effect, not in kohya-ss either: the
+/// alphas beside the matrices count.
 const ALPHA_OF_KOHYA: &str = "ss_network_alpha";
 
 /// A name that diffusers gives to the first matrix of a layer. Where such a layer has no alpha, diffusers takes the
 /// rank for it; so does this program.
 const DOWN_OF_DIFFUSERS: &str = ".lora.down.weight";
 
-/// The largest rank of a LoRA: no layer of a published model is narrower on both sides.
+/// The largest rank of a LoRA: no layer of a published model is wider on both sides.
 pub const MAX_RANK: usize = 4096;
 
 /// The file of a LoRA, and the configs that tell how strong it is.

@@ -98,7 +98,7 @@ impl<'a> Scaling<'a> {
         LoraError::Config { name: self.name.to_owned(), place, reason }
     }
 
-    /// The one value of a tensor.
+    /// The value of a tensor; fails unless it is a single finite number.
     pub(super) fn finite(&self, key: &str, values: &[f32]) -> Result<f64, LoraError> {
         match values {
             [value] if value.is_finite() => Ok(f64::from(*value)),

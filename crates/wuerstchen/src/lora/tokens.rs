@@ -92,7 +92,7 @@ mod tests {
         file
     }
 
-    /// Half of `[2, 4]` on top of row 1; a fourth token is told of.
+    /// Half of `[2, 4]` is added to row 1; the fourth token, which the table lacks, is reported.
     #[test]
     fn rows_are_added_to_known_tokens() {
         let file = file(&[2.0, 4.0, 8.0, 8.0], [2, 2], &[1, 3]);

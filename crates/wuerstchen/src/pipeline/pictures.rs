@@ -10,7 +10,7 @@ use crate::options::OptionsError;
 use crate::origin::PicturePrompt;
 
 impl Pipeline {
-    /// Embeds the pictures that the result shall resemble.
+    /// Embeds the pictures that the result is to resemble.
     ///
     /// # Errors
     ///

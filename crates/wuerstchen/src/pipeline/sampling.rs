@@ -103,7 +103,7 @@ impl Settings {
 
 /// A condition and, if the sampling is guided, the one that it is guided away from.
 pub struct Guided<T> {
-    /// The condition that the picture shall fulfil.
+    /// The condition that guidance leads to.
     pub conditional: T,
     /// The condition that guidance leads away from; `None` without guidance.
     pub unconditional: Option<T>,
@@ -170,7 +170,7 @@ impl Steps {
     }
 }
 
-/// The denoising of one batch in one of both diffusion stages.
+/// The denoising of one batch in one of the two diffusion stages.
 pub(super) struct Task<'a> {
     pub(super) stage: Stage,
     pub(super) schedule: &'a Schedule,
@@ -276,7 +276,7 @@ mod tests {
     use crate::schedule::uniform_timesteps;
 
     /// Of two pixels the first is kept and the second painted. The conditional prediction is half the latents, the
-    /// other one a quarter: three times as far from the latter towards the former are the latents themselves.
+    /// unconditional one a quarter. Guided with a scale of 3, the prediction is the latents themselves.
     #[test]
     fn guidance_paints_what_the_mask_leaves() {
         let (device, schedule) = (Device::flex(), Schedule::default());

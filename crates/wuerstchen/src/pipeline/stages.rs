@@ -28,8 +28,12 @@ impl Pipeline {
         self.vqgan.get()
     }
 
-    /// Stage C: denoises `x` into its latents of an image embedding. Guidance leads away from the negative
-    /// prompt and, where there are CLIP embeddings of pictures, from zeros.
+    /// Stage C: denoises `x` into its latents of an image embedding. Guidance leads away from the negative prompt and,
+    /// where there are CLIP embeddings of pictures, from zeros.
+    ///
+    /// # Errors
+    ///
+    /// The weights cannot be loaded, the device failed, latents are infinite or NaN, or `on_step` asked to stop.
     ///
     /// # Shapes
     ///
@@ -61,8 +65,12 @@ impl Pipeline {
         latents * self.prior_index.latent_mean - self.prior_index.latent_std
     }
 
-    /// Stage B: denoises `x` into the VQGAN's latents. Guidance leads away from the negative prompt
-    /// and from the image embedding of zeros.
+    /// Stage B: denoises `x` into the VQGAN's latents. Guidance leads away from the negative prompt and from the image
+    /// embedding of zeros.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::sample_prior`].
     ///
     /// # Shapes
     ///
@@ -92,9 +100,12 @@ impl Pipeline {
         denoise(Stage::Decoder, schedule, x, sampling, &predict, noise, on_step).await
     }
 
-    /// Stage B over tokens of `[height, width]` for each picture; returns the tokens, picture by picture and
-    /// row by row, and their latents. Guidance leads away from the negative prompt and from the image embedding
-    /// of zeros.
+    /// Stage B over tokens of `[height, width]` for each picture; returns the tokens, picture by picture and row by
+    /// row, and their latents. Guidance leads away from the negative prompt and from the image embedding of zeros.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::sample_prior`].
     ///
     /// # Shapes
     ///
@@ -150,7 +161,7 @@ impl Pipeline {
         Ok(latents / self.vqgan_config.scale_factor)
     }
 
-    /// Stage A: latents to pictures. It does not quantise the latents nor clamp the pictures, as the authors do.
+    /// Stage A: latents to pictures. As in the authors' code, latents are not quantised and pictures are not clamped.
     ///
     /// # Shapes
     ///
@@ -164,7 +175,8 @@ impl Pipeline {
         Ok(self.vqgan.get()?.decode(latents * self.vqgan_config.scale_factor))
     }
 
-    /// Decodes latents to pictures in `[0, 1]`, `rows` rows of latents at a time, 0 for all rows.
+    /// Decodes latents to pictures in `[0, 1]`, `rows` rows of latents at a time, 0 for all rows; `None` if the
+    /// picture's size decides.
     pub(super) async fn decode_strips(
         &self,
         vqgan: &Vqgan,

@@ -30,7 +30,7 @@ pub(crate) struct TokenStage {
     pub(crate) size_multiple: usize,
 }
 
-/// How tokens are sampled: every list has one value for each step, and `times` has the end besides.
+/// How tokens are sampled: every list has one value for each step, and `times` has one more, the end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenSteps {
     /// The times to visit, falling to 0: each is the share of replaced tokens.

@@ -133,7 +133,7 @@ impl Parser {
     fn close(&mut self, start: Option<usize>, factor: f64) {
         self.bracket = true;
         for passage in &mut self.passages[start.unwrap_or(0)..] {
-            // The factors are finite, so that their product is a number, if a large one.
+            // Finite factors cannot make NaN, but their product may overflow.
             passage.weight = (passage.weight * factor).clamp(f64::MIN, f64::MAX);
         }
     }

@@ -1,4 +1,4 @@
-//! What prompts for other programs say besides weights of words.
+//! Syntax of prompts for other programs that has no meaning here.
 
 /// Words that divide a prompt in AUTOMATIC1111's web UI.
 const DIVIDERS: [&str; 2] = ["BREAK", "AND"];

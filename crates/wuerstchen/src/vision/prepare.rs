@@ -74,8 +74,8 @@ impl PreparationConfig {
         size(part, "size.shortest_edge", self.size.shortest_edge)
     }
 
-    /// Resizes a picture so that its shorter side is as asked, the longer one rounded down; cuts out the
-    /// middle; normalises the colours.
+    /// Resizes a picture so that its shorter side has the configured length, with the longer one rounded down; cuts out
+    /// the middle; normalises the colours.
     ///
     /// Source: `CLIPImageProcessor` in transformers.
     pub fn prepare(&self, image: &Image) -> Prepared {

@@ -13,7 +13,7 @@ impl KeyTable {
     /// The field names themselves.
     pub const FIELDS: Self = Self { names: &[], convolutions: &[] };
 
-    /// Names of the prior, both decoders, and both of Stable Cascade.
+    /// Names of the prior, of both decoders, and of both networks of Stable Cascade.
     pub const DIFFUSION: Self = Self {
         names: &[
             ("Prior", ""),
