@@ -82,7 +82,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let compressor = config.load(files.weights(family.compressor)?, &device)?;
     let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
     let settings = args.options.resolve(&pipeline.card.defaults)?;
-    let negative = ("negative_prompt", &*settings.negative_prompt);
+    let negative = ("--negative-prompt", &*settings.negative_prompt);
     tell_of_prompt(&pipeline, negative, settings.prompt_syntax)?;
     tell_of_guidance(&settings);
     if args.options.count.is_some() {

@@ -54,7 +54,7 @@ fn refuse_uncaptioned<'a>(
     let without: Vec<_> = without.map(|(path, _)| path.clone()).collect();
     refuse(
         &without,
-        "without a caption in a .txt or .caption file of the same name or in metadata.jsonl",
+        "without a caption in a .txt or .caption file of the same name, or in metadata.jsonl or metadata.csv",
     )
 }
 
@@ -220,7 +220,8 @@ impl Pictures for Folder {
 
     fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError> {
         let path = &self.pictures[index].path;
-        read(path).map_err(|error| unreadable(path, error.to_string()))
+        let read = read(path).map_err(anyhow::Error::from);
+        read.map_err(|error| unreadable(path, error.root_cause().to_string()))
     }
 
     fn picture(

@@ -1,5 +1,6 @@
 //! `wuerstchen generate`: prompts and pictures to PNG files.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -277,7 +278,7 @@ pub(crate) fn tell_of_prompt(
             let text: String = text.chars().take(SHOWN_LETTERS).collect();
             say!("the weight {weight} of {text:?} in the {field} is cut to {MAX_WEIGHT} in size");
         }
-        for found in unknown_syntax(prompt) {
+        for found in BTreeSet::from_iter(unknown_syntax(prompt)).iter().take(SHOWN_WORDS) {
             say!("{found:?} in the {field} is taken for words");
         }
     }

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
 use wuerstchen::card::CARD;
 use wuerstchen::fs::{Found, LORA_FILES, Origin};
 use wuerstchen::import::complete;
-use wuerstchen::{Checkpoint, ModelFiles, Part};
+use wuerstchen::{Checkpoint, ModelFiles, Part, Pipeline, Residency};
 
 use crate::export::{Dtype, finish_bundle, write_shards};
 use crate::files;
@@ -82,6 +82,11 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
         visible_lines(&text(&report))
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
+    if report.lacking.is_empty() {
+        // This reads no weights, but reports what no program could load before minutes of work.
+        let loaded = Pipeline::load(&model, &Device::flex(), Residency::PerStage);
+        loaded.context("the parts are no model together, so nothing is written")?;
+    }
     let folder = NewFolder::begin(output)?;
     finish_bundle(&write_shards(&model, args.dtype, &folder)?, folder)?;
     Ok(true)

@@ -16,7 +16,7 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use wuerstchen::card::PriorIndex;
-use wuerstchen::fs::{open, read_text, write};
+use wuerstchen::fs::{check_writable, open, read_text, write};
 use wuerstchen::{
     Checkpoint, ConfigError, Family, ModelFiles, Part, RUN_CONFIG, RUN_MODEL, Tokenizer,
     TokenizerFiles,
@@ -146,6 +146,10 @@ impl Ranks {
             _ if self.peers.rank() > 0 => Start::Resume,
             None => Start::Anew,
             Some("auto") => Start::Resume,
+            Some(path) if Path::new(path).is_dir() => {
+                let reason = "expected `auto` or the file of a state, such as RUN/c/state.safetensors, found a folder";
+                return Err(usage(&anyhow!("--resume {path}: {reason}")));
+            }
             Some(path) => {
                 let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
                 memory::check(&format!("the state {path}"), length as usize)?;
@@ -552,15 +556,19 @@ fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
     }
 }
 
-/// Fails where a run or a cache cannot have its folder, because a file is in its place or in that of a folder above it.
+/// Fails where a run or a cache cannot have its folder: a file is in its place or in that of a folder above it, or
+/// nothing can be written there.
 fn check_folder(path: &Path) -> Result<()> {
-    let there = path.ancestors().find(|path| path.exists());
-    match there.filter(|path| !path.is_dir()) {
-        Some(file) => {
-            bail!("{}: expected a folder, as runs and caches are folders of files", file.display())
-        }
-        None => Ok(()),
+    let mut above = path.ancestors().map(|path| match path {
+        empty if empty.as_os_str().is_empty() => Path::new("."),
+        path => path,
+    });
+    let Some(there) = above.find(|path| path.exists()) else { return Ok(()) };
+    if !there.is_dir() {
+        bail!("{}: expected a folder, as runs and caches are folders of files", there.display())
     }
+    check_writable(&there.join("wuerstchen"))
+        .with_context(|| format!("cannot write to {}", path.display()))
 }
 
 /// The config of the run that a folder holds, if there is one.

@@ -12,6 +12,18 @@ use image::{Rgb, RgbImage};
 use program::{scratch, text, wuerstchen};
 
 /// A folder with pictures of three aspect ratios, and the folder that a run may use.
+/// A one-file model in which one value of a part is another one.
+fn with_changed_part(model: &[u8], part: &str) -> Vec<u8> {
+    let length = u64::from_le_bytes(model[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&model[8..][..length]).unwrap();
+    let tensors = header.as_object().unwrap();
+    let (_, tensor) = tensors.iter().find(|(name, _)| name.starts_with(part)).unwrap();
+    let mut changed = model.to_vec();
+    // The lowest byte of a number, so that it stays finite.
+    changed[8 + length + tensor["data_offsets"][0].as_u64().unwrap() as usize] ^= 1;
+    changed
+}
+
 struct Case {
     folder: PathBuf,
 }
@@ -356,6 +368,15 @@ fn what_cannot_be_done_is_told_before_it_begins() {
     let other = native.with_file_name("models").join("emoji.safetensors").display().to_string();
     let output = case.run("lora", "used", &["-m", &other, "--resume", "auto"]);
     assert!(text(&output.stderr).contains("has another Stage C"), "{}", text(&output.stderr));
+    for (part, name) in
+        [("wuerstchen-prior/text_encoder/", "text encoder"), ("effnet/", "semantic compressor")]
+    {
+        let other = case.folder.join("other.safetensors");
+        fs::write(&other, with_changed_part(&fs::read(shapes()).unwrap(), part)).unwrap();
+        let output = case.run("lora", "used", &["-m", other.to_str().unwrap(), "--resume", "auto"]);
+        let told = text(&output.stderr);
+        assert!(told.contains(&format!("has another {name} than the one with which")), "{told}");
+    }
     let output = case.run("lora", "used", &[]);
     assert!(
         text(&output.stderr).contains("a new start would overwrite it"),

@@ -31,6 +31,82 @@ fn import(paths: &[&Path], parts: usize) -> String {
     error
 }
 
+/// The authors' file of Stage B has the compressor, which diffusers' folders lack. Its Stage B is left out with a line,
+/// in whatever order files are named, and where the file lies in the repository of Stage B.
+#[test]
+fn the_compressor_comes_from_the_authors_file() {
+    let folder = scratch("published");
+    for pipeline in ["wuerstchen-prior", "wuerstchen"] {
+        copy(&goldens().join(pipeline), &folder.join(pipeline));
+    }
+    let name = "model_v2_stage_b.pt";
+    let file = folder.join(name);
+    copy(&goldens().join("original").join(name), &file);
+    let [prior, decoder] = ["wuerstchen-prior", "wuerstchen"].map(|name| folder.join(name));
+    let left_out = format!("{}: left out: wuerstchen/decoder, which is read from", file.display());
+    for paths in [[&prior, &decoder, &file], [&file, &prior, &decoder]] {
+        let told = import(&paths.map(|path| path.as_path()), 6);
+        assert!(told.contains(&left_out), "{told}");
+    }
+    // Beside the folders of both pipelines, and beside those of Stage B's parts.
+    assert!(import(&[&folder], 6).contains(&left_out));
+    fs::rename(&file, decoder.join(name)).unwrap();
+    assert!(import(&[&folder], 6).contains("left out: wuerstchen/decoder"));
+    let other = decoder.join("other.safetensors");
+    copy(&goldens().join("effnet/diffusion_pytorch_model.safetensors"), &other);
+    assert!(import(&[&folder], 6).contains("left out: other.safetensors"));
+}
+
+/// What nothing could load is not written, though each part alone is whole.
+#[test]
+fn parts_that_do_not_fit_each_other_are_not_imported() {
+    let folder = scratch("unfit");
+    let model = folder.join("model");
+    copy(&goldens().join("."), &model);
+    fs::remove_dir_all(model.join("original")).unwrap();
+    let tokenizer = model.join("wuerstchen-prior/tokenizer");
+    let text = fs::read_to_string(tokenizer.join("tokenizer.json")).unwrap();
+    let output = folder.join("out");
+    let refused = |expected: &str| {
+        let arguments = ["import", model.to_str().unwrap(), "-o", output.to_str().unwrap()];
+        let found = wuerstchen(&arguments);
+        let told = self::text(&found.stderr);
+        assert!(found.status.code() == Some(4) && told.contains(expected), "{expected}: {told}");
+        assert!(!output.exists());
+    };
+    fs::write(tokenizer.join("tokenizer.json"), &text[..text.len() / 2]).unwrap();
+    refused("tokenizer.json");
+    let other = text.replacen(r#""BPE""#, r#""Unigram""#, 1);
+    fs::write(tokenizer.join("tokenizer.json"), other).unwrap();
+    refused("expected a tokenizer of the kind BPE or WordLevel, found Unigram");
+    fs::write(tokenizer.join("tokenizer.json"), text).unwrap();
+    let scheduler = model.join("wuerstchen-prior/text_encoder/config.json");
+    let text = fs::read_to_string(&scheduler).unwrap();
+    assert!(text.contains("hidden_size"));
+    fs::remove_dir_all(model.join("wuerstchen-prior/text_encoder")).unwrap();
+    let decoder = model.join("wuerstchen/text_encoder");
+    copy(&decoder, &model.join("wuerstchen-prior/text_encoder"));
+    refused("c_cond must be ");
+}
+
+/// A folder of a pipeline that may not be read is not taken for one that is not there.
+#[cfg(unix)]
+#[test]
+fn folders_without_permission_are_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let model = scratch("permission").join("model");
+    copy(&goldens().join("."), &model);
+    let prior = model.join("wuerstchen-prior");
+    fs::set_permissions(&prior, fs::Permissions::from_mode(0o000)).unwrap();
+    // Root may read everything.
+    let is_root = prior.read_dir().is_ok();
+    let output = wuerstchen(&["import", model.to_str().unwrap()]);
+    fs::set_permissions(&prior, fs::Permissions::from_mode(0o755)).unwrap();
+    let told = text(&output.stderr);
+    let expected = format!("cannot read {}", prior.display());
+    assert_eq!(told.contains(&expected), !is_root, "{told}");
+}
+
 /// The files that diffusers saves for the pipeline that joins both.
 #[test]
 fn both_pipelines_may_be_one_folder() {

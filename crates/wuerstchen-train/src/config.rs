@@ -6,6 +6,7 @@ mod shards;
 mod stages;
 mod tune;
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -30,6 +31,9 @@ pub use self::tune::{
 use crate::lesson::Lesson;
 use crate::limits::{folder_name, positive};
 use crate::tokenizer::MIN_VOCAB_SIZE;
+
+/// The factors between image embeddings and Stage C's latents that a model's card can hold.
+const EMBEDDING_SCALES: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// The tables of a model's parts, as errors name them.
 const VQGAN: &str = "model.vqgan";
@@ -267,6 +271,14 @@ impl TrainConfig {
         decoder_text.validate().map_err(table("model.decoder_text"))?;
         let prior_text = model.prior_text.encoder(1, model.max_tokens);
         prior_text.validate().map_err(table("model.prior_text"))?;
+        for (field, channels) in
+            [("in_channels", model.vqgan.in_channels), ("out_channels", model.vqgan.out_channels)]
+        {
+            if channels != 3 {
+                let expected = "3, as pictures have red, green and blue";
+                return Err(ConfigError::new(VQGAN, field, expected, channels));
+            }
+        }
         let expect = |part, field, (as_in, expected): (&str, usize), found: usize| {
             if expected == found {
                 Ok(())
@@ -302,8 +314,11 @@ impl TrainConfig {
         expect(PRIOR, "c_in", c_latent, prior.c_in)?;
         let text = ("prior_text.hidden_size", model.prior_text.hidden_size);
         expect(PRIOR, "c_cond", text, prior.c_cond)?;
-        if let Some(scale) = model.embedding_scale {
-            positive("training", "embedding_scale", scale)?;
+        if let Some(scale) = model.embedding_scale.filter(|scale| !EMBEDDING_SCALES.contains(scale))
+        {
+            let (least, most) = (EMBEDDING_SCALES.start(), EMBEDDING_SCALES.end());
+            let expected = format!("from {least} to {most}");
+            return Err(ConfigError::new("model", "embedding_scale", expected, scale));
         }
         model.schedule.validate()?;
         if model.max_tokens > MAX_TOKENS {
@@ -560,7 +575,7 @@ mod tests {
             (|config| config.b.updates.data_threads = 0, "data_threads must be at least 1, got 0"),
             (
                 |config| config.b.updates.shards_at_once = Some(0),
-                "shards_at_once must be from 1 to shards = 2, or left out, got 0",
+                "shards_at_once must be from 1 to shards = 1, or left out, got 0",
             ),
             (
                 |config| config.c.updates.batch_size = 0,
@@ -586,6 +601,19 @@ mod tests {
             (|config| config.b.embedding_noise = 2.0, "embedding_noise"),
             (|config| config.c.text_loss = f64::INFINITY, "stage c config: text_loss"),
             (|config| config.watts = Some(0.0), "training config: watts"),
+            (
+                |config| config.model.vqgan.in_channels = 4,
+                "model.vqgan config: in_channels must be 3, as pictures have red, green and blue, got 4",
+            ),
+            (|config| config.model.vqgan.out_channels = 1, "out_channels must be 3"),
+            (
+                |config| config.model.embedding_scale = Some(1e30),
+                "model config: embedding_scale must be from 0.000001 to 1000000, got 1",
+            ),
+            (
+                |config| config.c.updates.optimizer.learning_rate = 1e-320,
+                "learning_rate must be a positive",
+            ),
             (|config| config.c.diffusion.p2_k = -1.0, "p2_k"),
             (|config| config.b.diffusion.time_shift = 0.0, "time_shift"),
             (|config| config.c.diffusion.time_shift = 101.0, "time_shift"),

@@ -61,7 +61,8 @@ pub(crate) fn learning_rate(
     field: &'static str,
     value: f64,
 ) -> Result<(), ConfigError> {
-    if value > 0.0 && value <= MAX_LEARNING_RATE {
+    // Updates are computed in f32, in which a smaller rate may be 0.
+    if value as f32 > 0.0 && value <= MAX_LEARNING_RATE {
         Ok(())
     } else {
         let expected = format!("a positive number of at most {MAX_LEARNING_RATE}");

@@ -47,8 +47,15 @@ const PEFT: [&str; 2] = ["peft/adapter_model.safetensors", "peft/adapter_config.
 /// Stage C while it is trained whole, in f32.
 const PRIOR: &str = "c/prior.safetensors";
 
-/// A hash of the Stage C with which the run has begun.
+/// Hashes of the parts with which the run has begun, a line each.
 const BASE: &str = "base.sha256";
+
+/// The parts whose weights a run begins with, and what errors call them.
+const BASES: [(Part, &str); 3] = [
+    (Part::PRIOR, "Stage C"),
+    (Part::PRIOR_TEXT, "text encoder"),
+    (Part::COMPRESSOR, "semantic compressor"),
+];
 
 /// The model with a Stage C that was trained whole.
 pub use wuerstchen::TUNED_MODEL as MODEL;
@@ -323,7 +330,7 @@ impl Tune {
         self.session.begin();
         let store = &self.session.store;
         if matches!(start, Start::Anew) || !store.contains(BASE) {
-            store.write(BASE, digest_of(&self.model, Part::PRIOR)?.as_bytes())?;
+            store.write(BASE, self.digests()?.join("\n").as_bytes())?;
         }
         self.session.store.write(RUN_CONFIG, self.config.to_toml()?.as_bytes())?;
         self.essence()
@@ -336,25 +343,36 @@ impl Tune {
         }
         let config = toml::Value::try_from(&self.config)?;
         let mut lines = essence(&config, Some(self.pictures.count()));
-        for part in [Part::PRIOR, Part::PRIOR_TEXT, Part::COMPRESSOR] {
-            lines += &format!("\n{part} of the hash {}", digest_of(&self.model, part)?);
+        for ((part, _), digest) in BASES.iter().zip(self.digests()?) {
+            lines += &format!("\n{part} of the hash {digest}");
         }
         Ok(lines)
     }
 
-    /// Fails if the run has begun with another Stage C.
+    /// The hashes of the weights that a run begins with, in the order of [`BASES`].
+    fn digests(&self) -> Result<Vec<String>, RunError> {
+        BASES.iter().map(|(part, _)| Ok(digest_of(&self.model, *part)?)).collect()
+    }
+
+    /// Fails if the run has begun with another Stage C, text encoder or compressor.
     fn check_base(&self, start: &Start) -> Result<(), RunError> {
         let store = &self.session.store;
         let begun = store.read(BASE)?.filter(|_| !matches!(start, Start::Anew));
         let Some(begun) = begun else { return Ok(()) };
-        if begun == digest_of(&self.model, Part::PRIOR)?.as_bytes() {
-            return Ok(());
+        let begun = String::from_utf8_lossy(&begun);
+        // Runs of older versions have only the hash of Stage C.
+        let digests = self.digests()?;
+        let mut of_parts = BASES.iter().zip(begun.lines().zip(&digests));
+        match of_parts.find(|(_, (begun, own))| begun != own) {
+            None => Ok(()),
+            Some(((_, part), _)) => {
+                let file = store.describe(BASE);
+                let reason = format!(
+                    "has another {part} than the one with which the run began, whose hash is in {file}"
+                );
+                Err(RunError::Model { reason })
+            }
         }
-        let reason = format!(
-            "has another Stage C than the one with which the run began, whose hash is in {}",
-            store.describe(BASE)
-        );
-        Err(RunError::Model { reason })
     }
 
     /// Fails if the run would begin anew and overwrite the result of another one.

@@ -48,16 +48,16 @@ impl ModelFiles {
     /// The bytes are not a safetensors file, carry no model header of a known version, or have a tensor of
     /// no part.
     pub fn from_bundle(name: &str, source: Arc<dyn ReadBytes>) -> Result<Self, LoadError> {
-        let format = |reason: String| LoadError::Format { part: name.to_owned(), reason };
+        let format = |reason: String| LoadError::File { path: name.to_owned(), reason };
         let (metadata, _) = read_header(name, &*source)?;
         let header = metadata.metadata().as_ref().and_then(|map| map.get(HEADER_KEY));
         let header = header.ok_or_else(|| LoadError::NoModel { name: name.to_owned() })?;
         let header: Header =
-            serde_json::from_str(header).map_err(|error| format(error.to_string()))?;
+            serde_json::from_str(header).map_err(|error| format(format!("metadata: {error}")))?;
         if header.format != FORMAT {
+            let found = header.format;
             return Err(format(format!(
-                "it is of format {}, this program reads {FORMAT}",
-                header.format
+                "expected a model of format {FORMAT}, found format {found}"
             )));
         }
         let all = Checkpoint::parse(name, source)?;

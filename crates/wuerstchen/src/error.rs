@@ -17,7 +17,8 @@ pub enum LoadError {
     },
     /// Files that were to make up one checkpoint have a tensor in common.
     #[error(
-        "{part}: expected the files of one checkpoint, but {} and {} both have a tensor {name:?}",
+        "{part}: expected the files of one checkpoint, but {} and {} both have a tensor {name:?}; files of several \
+         parts are named one by one",
         files[0],
         files[1]
     )]

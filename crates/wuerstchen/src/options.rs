@@ -578,6 +578,10 @@ impl GenerateOptions {
             defaults.decoder_guidance_scale,
         )?;
         let tokens = match defaults.tokens {
+            Some(_) if self.decoder_shift.is_some() => {
+                let needed = "a model whose Stage B denoises latents";
+                return Err(OptionsError::Missing { field: "decoder_shift", needed });
+            }
             Some(tokens) => {
                 // A scale that the caller gives holds for all steps; so does a temperature below the last step's.
                 let end = match self.decoder_guidance_scale {
@@ -717,6 +721,11 @@ mod tests {
         assert_eq!(of(r#"{"temperature": 0.3}"#).temperature_end, 0.3);
         assert_eq!(of(r#"{"decoderGuidanceScale": 5}"#).decoder_guidance_scale_end, 5.0);
         assert_eq!(of(r#"{"tokenSampling": "argmax"}"#).token_sampling, TokenSampling::Argmax);
+        let shifted = GenerateOptions { decoder_shift: Some(2.0), ..GenerateOptions::default() };
+        let error = shifted.resolve(&Defaults::wuerstchen_v1()).unwrap_err().to_string();
+        let expected =
+            "decoder_shift needs a model whose Stage B denoises latents, which is missing";
+        assert_eq!(error, expected);
         let error = resolve(r#"{"renoiseSteps": 3}"#).unwrap_err().to_string();
         let expected =
             "renoise_steps needs a model whose Stage B denoises tokens, which is missing";

@@ -8,7 +8,7 @@ use wuerstchen::fs::read_text_at_most;
 
 use super::find::{CAPTION_ENDINGS, Found, ending, refuse};
 use super::index::{Index, is_absolute, normalised};
-use super::metadata::{read_rows, trimmed};
+use super::metadata::{CAPTIONS, read_rows, trimmed};
 use crate::pictures;
 use crate::shards::MAX_TEXT;
 use crate::terminal::counted;
@@ -102,7 +102,12 @@ fn told_by_metadata(
             bail!("{folder}: expected one file of metadata, found {one} and {other}");
         }
         let mut moved = 0;
-        for row in read_rows(path)? {
+        let rows = read_rows(path)?;
+        if !rows.is_empty() && rows.iter().all(|row| row.captions.is_empty()) {
+            let (path, fields) = (path.display(), CAPTIONS.join(", "));
+            lines.push(format!("{path}: no row has a caption, which is looked for in {fields}"));
+        }
+        for row in rows {
             let mut names = names_of(root, folder, &row.file_name);
             // Tables may have spaces around their commas.
             let trimmed = row.file_name.trim();

@@ -55,7 +55,7 @@ impl Entry {
 const FILE_NAME: &str = "file_name";
 
 /// The fields or columns of a row that tell captions.
-const CAPTIONS: [&str; 4] = ["text", "caption", "captions", "prompt"];
+pub(super) const CAPTIONS: [&str; 4] = ["text", "caption", "captions", "prompt"];
 
 /// The captions in a field: one text, several or none.
 fn texts_of(field: &str, value: Value) -> Result<Vec<String>> {
@@ -124,7 +124,8 @@ fn csv_rows(text: &str) -> Result<Vec<Row>> {
     let captions: Vec<_> = CAPTIONS.into_iter().filter_map(column).collect();
     let (Some(file_name), false) = (column(FILE_NAME), captions.is_empty()) else {
         let found = headers.iter().collect::<Vec<_>>().join(", ");
-        bail!("line 1: expected the columns file_name and text or caption, found {found}");
+        let captions = CAPTIONS.join(", ");
+        bail!("line 1: expected the column file_name and one of {captions}, found {found}");
     };
     // Spreadsheets write rows of empty cells behind the last one.
     let is_empty = |record: &csv::StringRecord| record.iter().all(|cell| cell.trim().is_empty());

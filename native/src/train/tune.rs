@@ -14,8 +14,8 @@ use wuerstchen_train::{RunError, Tune, store, tune};
 use super::corpus::Corpus;
 use super::progress::tell_bucket;
 use super::{
-    Ranks, Stages, TrainArgs, check_folder, invalid, plain, read_table, tell_of_captions,
-    tell_of_changes, tell_of_warmup, unfit_change, with_remedy,
+    Ranks, Stages, TrainArgs, check_folder, invalid, plain, read_table, same_file,
+    tell_of_captions, tell_of_changes, tell_of_warmup, unfit_change, with_remedy,
 };
 use crate::cache::{cache_folder, remove_old_parts};
 use crate::devices::choose_for;
@@ -212,7 +212,9 @@ fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<Opt
         }
     };
     let folders = [place(&stored), place(config)];
-    if resumes && folders[0] != folders[1] {
+    let is_same =
+        folders[0] == folders[1] || same_file(Path::new(&folders[0]), Path::new(&folders[1]));
+    if resumes && !is_same {
         bail!(
             "{} holds a run on {}, the config says {}: {remedy}",
             output.display(),

@@ -27,12 +27,19 @@ use crate::text::TokenizerFiles;
 /// Where the authors' files may lie in a folder.
 const ORIGINALS: &str = "original";
 
+/// The authors' file of Stage B and the semantic compressor of Würstchen v2. Hugging Face's repository of Stage B has it
+/// beside the folders of diffusers, which have no compressor.
+const STAGE_B_FILE: &str = "model_v2_stage_b.pt";
+
 /// How the names of folders with variants of a part end, the preferred one first: the large and the small one as
 /// published, and the moving averages that trainings of diffusers keep beside the weights.
 const VARIANTS: [&str; 3] = ["", "_lite", "_ema"];
 
 /// The file that makes a folder a browser bundle.
 pub const MANIFEST: &str = "manifest.json";
+
+/// The other file that every browser bundle has, beside its shards.
+const CONTENTS: &str = "contents.json";
 
 /// Files of a model, from wherever its parts lie.
 #[derive(Default)]
@@ -57,6 +64,9 @@ pub struct Origin {
     pub path: PathBuf,
     /// Whose layout it has.
     pub layout: Layout,
+    /// Whether the file holds other parts as well. The same part in a place of its own is preferred to it.
+    #[serde(skip)]
+    is_shared: bool,
 }
 
 /// The layouts of weights that are known.
@@ -77,7 +87,11 @@ impl Origin {
             .names()
             .any(|name| name.contains(".attn.in_proj_") || name.starts_with("vquantizer.codebook"));
         let layout = if is_original { Layout::Original } else { Layout::Diffusers };
-        Self { path: path.to_owned(), layout }
+        Self::new(path, layout)
+    }
+
+    fn new(path: &Path, layout: Layout) -> Self {
+        Self { path: path.to_owned(), layout, is_shared: false }
     }
 }
 
@@ -110,11 +124,12 @@ impl Found {
         match ModelFiles::from_bundle(&name, source.clone()) {
             Err(LoadError::NoModel { .. }) => {}
             files => {
-                let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
+                let origin = Origin::new(path, Layout::Bundle);
                 return self.merge(files?, &origin);
             }
         }
         let weights = Checkpoint::parse(&name, source)?.unwrapped();
+        let weights = self.without_prefix(weights, path);
         let origin = Origin::of(path, &weights);
         self.add_weights(weights, config, origin, None)
     }
@@ -124,8 +139,14 @@ impl Found {
         if path.join(MANIFEST).is_file() {
             let bundle = read_manifest(path)?;
             self.notes.extend(others_beside(path, bundle.manifest())?);
-            let origin = Origin { path: path.to_owned(), layout: Layout::Bundle };
+            let origin = Origin::new(path, Layout::Bundle);
             return self.merge(read_web_bundle(path, &bundle)?, &origin);
+        }
+        if path.join(CONTENTS).is_file() {
+            return Err(unfit(
+                path,
+                format!("expected a browser bundle, found one without {MANIFEST}"),
+            ));
         }
         let model = path.join(RUN_MODEL);
         if path.join(RUN_CONFIG).is_file() && model.is_dir() {
@@ -149,6 +170,10 @@ impl Found {
         // The folder itself may be a pipeline, or hold pipelines.
         let mut folders = vec![path.to_owned()];
         for folder in subfolders(path)? {
+            // Otherwise a pipeline whose folder may not be read would count as absent.
+            if is_of_pipeline(&folder) {
+                folder.read_dir().map_err(cannot("read", &folder))?;
+            }
             folders.push(snapshot(&folder)?);
         }
         let mut with_pipelines = Vec::new();
@@ -177,7 +202,11 @@ impl Found {
         if self.origins.len() + self.ambiguous.len() == before {
             self.add_authors_folder(path)?;
         } else {
-            self.note_unread(path)?;
+            let mut places: Vec<&Path> = vec![path];
+            places.extend(with_pipelines.iter().map(|folder| folder.as_path()));
+            places.dedup();
+            self.add_compressor_beside(&places)?;
+            places.iter().try_for_each(|folder| self.note_unread(folder))?;
         }
         if self.origins.len() + self.ambiguous.len() == before {
             self.add_part(path, None)?;
@@ -196,6 +225,18 @@ impl Found {
             return Err(unfit(path, reason));
         }
         Ok(())
+    }
+
+    /// Adds the semantic compressor of Würstchen v2 from the file in which its authors published it, if it lies in one
+    /// of these folders and the compressor was not found elsewhere.
+    fn add_compressor_beside(&mut self, folders: &[&Path]) -> Result<()> {
+        let is_wanted = self.origins.contains_key(&Part::DECODER)
+            && !self.origins.contains_key(&Part::COMPRESSOR);
+        let files = folders.iter().map(|folder| folder.join(STAGE_B_FILE));
+        match files.into_iter().find(|file| is_wanted && file.is_file()) {
+            Some(file) => self.add_file(&file),
+            None => Ok(()),
+        }
     }
 
     /// Notes which files of weights lie beside folders of parts that are read.
@@ -326,11 +367,30 @@ impl Found {
             .map(|path| Ok(Checkpoint::parse(&path.display().to_string(), open(path)?)?))
             .collect::<Result<Vec<_>>>()?;
         let weights = Checkpoint::join(&name, &shards)?.unwrapped();
+        let weights = self.without_prefix(weights, path);
         let origin = Origin::of(path, &weights);
         match part {
             Some(part) => self.place(part, weights.from_original(), config, origin),
             None => self.add_weights(weights, config, origin, None),
         }
+    }
+
+    /// Weights without the beginning, up to a dot, of all their names, if they are those of a part only then; notes it.
+    /// Programs write the name of the network there, or of the average that the weights are.
+    fn without_prefix(&mut self, weights: Checkpoint, path: &Path) -> Checkpoint {
+        let is_known = |weights: &Checkpoint| !recognise(&weights.from_original()).is_empty();
+        let first = weights.names().next().and_then(|name| name.split_once('.'));
+        let Some(prefix) = first.map(|(prefix, _)| format!("{prefix}.")) else { return weights };
+        if is_known(&weights) {
+            return weights;
+        }
+        let inner = weights.clone().without_wrappers(&[&prefix]);
+        if !is_known(&inner) {
+            return weights;
+        }
+        let path = path.display();
+        self.notes.push(format!("{path}: {prefix}, with which all names begin, is left out"));
+        inner
     }
 
     /// Adds the weights of PyTorch's files at `path`; notes which dictionaries are left out.
@@ -343,8 +403,9 @@ impl Found {
     ) -> Result<()> {
         let read = read_pytorch_shards(files)?;
         self.notes.extend(read.notes);
+        let is_shared = read.weights.len() > 1;
         for weights in read.weights {
-            let origin = Origin::of(path, &weights);
+            let origin = Origin { is_shared, ..Origin::of(path, &weights) };
             self.add_weights(weights, config.map(str::to_owned), origin, folder)?;
         }
         Ok(())
@@ -373,8 +434,14 @@ impl Found {
         let part = match (&parts[..], folder) {
             ([], _) => {
                 let names = weights.names().take(3).collect::<Vec<_>>().join(", ");
+                let is_model =
+                    weights.names().next().is_some_and(|name| Part::of_path(name).is_ok());
                 let reason = if names.is_empty() {
                     "expected weights, found a file without tensors".to_owned()
+                } else if is_model {
+                    "it has the tensors of a one-file model, but not its metadata, in which the configs are: another \
+                     program has saved it without them"
+                        .to_owned()
                 } else {
                     format!("its tensors are those of no part of Würstchen, such as {names}")
                 };
@@ -398,9 +465,21 @@ impl Found {
         origin: Origin,
     ) -> Result<()> {
         if let Some(other) = self.origins.get(&part) {
-            let other = other.path.display();
-            let reason = format!("it and {other} both hold {part}: leave one of them out");
-            return Err(unfit(&origin.path, reason));
+            let (taken, left_out) = match (origin.is_shared, other.is_shared) {
+                (true, false) => (other, &origin),
+                (false, true) => (&origin, other),
+                _ => {
+                    let other = other.path.display();
+                    let reason = format!("it and {other} both hold {part}: leave one of them out");
+                    return Err(unfit(&origin.path, reason));
+                }
+            };
+            let (from, left_out) = (taken.path.display(), left_out.path.display());
+            self.notes.push(format!("{left_out}: left out: {part}, which is read from {from}"));
+            if origin.is_shared {
+                return Ok(());
+            }
+            self.files.texts.remove(&part.config_path());
         }
         let config = match config {
             Some(text) if authors_config::is_one(&text) => authors_config::of_part(&text, part)?,
@@ -482,6 +561,12 @@ impl Found {
         );
         Err(unfit(&origin.path, reason))
     }
+}
+
+/// Whether a folder has the name of a pipeline.
+fn is_of_pipeline(folder: &Path) -> bool {
+    let mut pipelines = Family::ALL.into_iter().flat_map(|family| family.pipelines);
+    pipelines.any(|pipeline| folder.ends_with(pipeline.name))
 }
 
 /// The text of a file, where there is one.

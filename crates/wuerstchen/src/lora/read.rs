@@ -68,7 +68,7 @@ impl LoraFile {
             }
         }
         if downs.is_empty() {
-            return Ok(Vec::new());
+            return Ok(unnamed::summary(tensors).into_iter().collect());
         }
         refuse_other_methods(tensors)?;
         let parts = [Part::PRIOR, Part::PRIOR_TEXT];

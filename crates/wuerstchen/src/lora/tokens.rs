@@ -20,6 +20,11 @@ pub(super) fn is_of_tokens(key: &str) -> bool {
     [VALUES, NUMBERS].contains(&key)
 }
 
+/// How many tokens a file is about.
+pub(super) fn count(tensors: &Checkpoint) -> usize {
+    tensors.integers(NUMBERS).map_or(0, |numbers| numbers.len())
+}
+
 /// What a file adds to tokens of the text encoder `part`, times `weight`, and a sentence on what is left out.
 /// Tokens that the model does not have are left out, because their words stand nowhere in the file.
 ///

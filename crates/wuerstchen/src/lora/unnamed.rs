@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::read::MAX_RANK;
+use super::{counted_layers, tokens};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor};
 use crate::error::LoadError;
@@ -80,6 +81,23 @@ pub(super) fn with_names(
         }
     }
     Ok(Some(named))
+}
+
+/// What such a file holds; `None` where its layers have names, or it is no LoRA.
+pub(super) fn summary(tensors: &Checkpoint) -> Option<String> {
+    let down = |number: usize| format!("weights.{number}.lora_down");
+    let count = tensors.count(down);
+    let rank = *tensors.shape(&down(0))?.iter().min()?;
+    let layers = counted_layers(count);
+    let tokens = match tokens::count(tensors) {
+        0 => String::new(),
+        1 => ", and the embedding of 1 token".to_owned(),
+        count => format!(", and the embeddings of {count} tokens"),
+    };
+    Some(format!(
+        "a LoRA as Stable Cascade's authors write it, of {layers} with numbers in place of names, rank {rank}, alpha \
+         1{tokens}"
+    ))
 }
 
 /// The attention blocks of Stage C in the order of the authors' modules: the way down, then the way up.

@@ -79,10 +79,20 @@ fn wuerstchen(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> 
     let vqgan: VqganConfig = files.part_config(Part::VQGAN)?;
     let prior_text: TextEncoderConfig = files.part_config(Part::PRIOR_TEXT)?;
     let decoder_text: TextEncoderConfig = files.part_config(Part::DECODER_TEXT)?;
-    agree("prior", "c_cond", prior.c_cond, prior_text.hidden_size)?;
-    agree("decoder", "clip_embd", decoder.clip_embd, decoder_text.hidden_size)?;
-    agree("decoder", "effnet_embd", decoder.effnet_embd, prior.c_in)?;
-    agree("decoder", "c_in", decoder.c_in, vqgan.latent_channels)?;
+    agree(
+        "prior",
+        "c_cond",
+        prior.c_cond,
+        ("its text encoder's hidden_size", prior_text.hidden_size),
+    )?;
+    agree(
+        "decoder",
+        "clip_embd",
+        decoder.clip_embd,
+        ("its text encoder's hidden_size", decoder_text.hidden_size),
+    )?;
+    agree("decoder", "effnet_embd", decoder.effnet_embd, ("the prior's c_in", prior.c_in))?;
+    agree("decoder", "c_in", decoder.c_in, ("the VQGAN's latent_channels", vqgan.latent_channels))?;
     let size_multiple = decoder.size_multiple();
     Ok(Models {
         prior_text: plain_text(&prior_text, device),
@@ -103,10 +113,20 @@ fn wuerstchen_v1(files: &ModelFiles, device: &Device) -> Result<Models, LoadErro
     let decoder: TokenDecoderConfig = files.part_config(Part::V1_DECODER)?;
     let vqgan: VqganConfig = files.part_config(Part::V1_VQGAN)?;
     let text: TextEncoderConfig = files.part_config(Part::V1_TEXT)?;
-    agree("prior", "c_cond", prior.c_cond, text.hidden_size)?;
-    agree("token decoder", "byt5_embd", decoder.byt5_embd, text.hidden_size)?;
-    agree("token decoder", "effnet_embd", decoder.effnet_embd, prior.c_in)?;
-    agree("token decoder", "num_labels", decoder.num_labels, vqgan.num_vq_embeddings)?;
+    agree("prior", "c_cond", prior.c_cond, ("its text encoder's hidden_size", text.hidden_size))?;
+    agree(
+        "token decoder",
+        "byt5_embd",
+        decoder.byt5_embd,
+        ("the text encoder's hidden_size", text.hidden_size),
+    )?;
+    agree("token decoder", "effnet_embd", decoder.effnet_embd, ("the prior's c_in", prior.c_in))?;
+    agree(
+        "token decoder",
+        "num_labels",
+        decoder.num_labels,
+        ("the VQGAN's num_vq_embeddings", vqgan.num_vq_embeddings),
+    )?;
     Ok(Models {
         prior_text: plain_text(&text, device),
         prior: plain_prior(&prior, device),
@@ -144,17 +164,52 @@ fn cascade(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
     let vqgan: VqganConfig = files.part_config(Part::CASCADE_VQGAN)?;
     let text: PooledTextConfig = files.part_config(Part::CASCADE_TEXT)?;
     let (pooled, width) = (text.projection_dim, text.text.hidden_size);
-    agree("prior", "clip_text_in_channels", prior.clip_text_in_channels, width)?;
+    agree(
+        "prior",
+        "clip_text_in_channels",
+        prior.clip_text_in_channels,
+        ("the text encoder's hidden_size", width),
+    )?;
     for (part, config) in [("prior", &prior), ("decoder", &decoder)] {
-        agree(part, "clip_text_pooled_in_channels", config.clip_text_pooled_in_channels, pooled)?;
-        agree(part, "out_channels", config.out_channels, config.in_channels)?;
+        agree(
+            part,
+            "clip_text_pooled_in_channels",
+            config.clip_text_pooled_in_channels,
+            ("the text encoder's projection_dim", pooled),
+        )?;
+        agree(
+            part,
+            "out_channels",
+            config.out_channels,
+            ("its own in_channels", config.in_channels),
+        )?;
     }
-    agree("decoder", "clip_text_in_channels", decoder.clip_text_in_channels, None)?;
-    agree("decoder", "effnet_in_channels", decoder.effnet_in_channels, prior.in_channels)?;
-    agree("decoder", "in_channels", decoder.in_channels, vqgan.latent_channels)?;
+    agree(
+        "decoder",
+        "clip_text_in_channels",
+        decoder.clip_text_in_channels,
+        ("that of a Stage B", None),
+    )?;
+    agree(
+        "decoder",
+        "effnet_in_channels",
+        decoder.effnet_in_channels,
+        ("the prior's in_channels", prior.in_channels),
+    )?;
+    agree(
+        "decoder",
+        "in_channels",
+        decoder.in_channels,
+        ("the VQGAN's latent_channels", vqgan.latent_channels),
+    )?;
     if let Ok(encoder) = files.part_config::<ImageEncoderConfig>(Part::CASCADE_IMAGE_ENCODER) {
         let seen = prior.clip_image_in_channels;
-        agree("prior", "clip_image_in_channels", seen, encoder.projection_dim)?;
+        agree(
+            "prior",
+            "clip_image_in_channels",
+            seen,
+            ("the image encoder's projection_dim", encoder.projection_dim),
+        )?;
     }
     let diffusion = |config: &CascadeConfig| Diffusion {
         model: Denoiser::Cascade(config.init(device)),
@@ -179,13 +234,13 @@ fn agree(
     part: &'static str,
     field: &'static str,
     found: impl Into<Option<usize>>,
-    other: impl Into<Option<usize>>,
+    (of_other, other): (&str, impl Into<Option<usize>>),
 ) -> Result<(), ConfigError> {
     let (found, other) = (found.into(), other.into());
     if found == other {
         return Ok(());
     }
     let text = |width: Option<usize>| width.map_or("null".to_owned(), |width| width.to_string());
-    let expected = format!("{} as in the part next to it", text(other));
+    let expected = format!("{}, as {of_other} is", text(other));
     Err(ConfigError::new(part, field, expected, text(found)))
 }

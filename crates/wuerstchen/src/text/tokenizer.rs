@@ -63,8 +63,8 @@ impl TokenizerFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// Neither `tokenizer.json` nor the pair of `vocab.json` and `merges.txt` is there.
-    #[error("tokenizer: expected tokenizer.json, or vocab.json and merges.txt, found neither")]
-    NoVocabulary,
+    #[error("tokenizer: expected tokenizer.json, or vocab.json and merges.txt, found {0}")]
+    NoVocabulary(&'static str),
     /// A file is not what it should be.
     #[error("tokenizer: {file}: {reason}")]
     File {
@@ -160,7 +160,9 @@ impl Tokenizer {
                 .parse()
                 .map_err(|error: tokenizers::Error| file_error("tokenizer.json", error))?,
             (None, Some(vocab), Some(merges)) => from_vocabulary(vocab, merges, &pad)?,
-            _ => return Err(TokenizerError::NoVocabulary),
+            (None, Some(_), None) => return Err(TokenizerError::NoVocabulary("vocab.json alone")),
+            (None, None, Some(_)) => return Err(TokenizerError::NoVocabulary("merges.txt alone")),
+            (None, None, None) => return Err(TokenizerError::NoVocabulary("neither")),
         };
         // A file saved after use asks for padding and cutting too, which `encode` does itself.
         inner.with_padding(None);
@@ -305,7 +307,39 @@ fn without_decoder(text: &str) -> Result<String, TokenizerError> {
     if let Some(fields) = tokenizer.as_object_mut() {
         fields.remove("decoder");
     }
+    // `train` makes tokenizers of whole words for the emoji.
+    let kind = tokenizer["model"]["type"].as_str().unwrap_or("BPE");
+    if !["BPE", "WordLevel"].contains(&kind) {
+        let reason = format!("expected a tokenizer of the kind BPE or WordLevel, found {kind}");
+        return Err(file_error("tokenizer.json", reason));
+    }
     Ok(tokenizer.to_string())
+}
+
+/// Most tokens that no merge makes: characters aside, only special tokens and words that somebody has added are such.
+const MAX_UNMADE: usize = 256;
+
+/// Fails where so many tokens are made by no merge that the file of merges must be cut off.
+fn check_merges(
+    vocab: &std::collections::HashMap<String, u32>,
+    pairs: &[(String, String)],
+) -> Result<(), TokenizerError> {
+    let made: std::collections::HashSet<String> =
+        pairs.iter().map(|(a, b)| format!("{a}{b}")).collect();
+    let is_character =
+        |token: &str| token.strip_suffix("</w>").unwrap_or(token).chars().count() <= 1;
+    let mut unmade: Vec<_> =
+        vocab.iter().filter(|(token, _)| !is_character(token) && !made.contains(*token)).collect();
+    if unmade.len() <= MAX_UNMADE {
+        return Ok(());
+    }
+    unmade.sort_by_key(|(_, id)| **id);
+    let (count, first) = (unmade.len(), unmade[0].0);
+    let reason = format!(
+        "expected merges that make the tokens of vocab.json, found none for {count} of them, such as {first:?}: the \
+         file may be cut off"
+    );
+    Err(file_error("merges.txt", reason))
 }
 
 /// The tokenizer that `tokenizer.json` of CLIP describes, from the two files it was made of.
@@ -329,6 +363,7 @@ fn from_vocabulary(
         vocab.get(token).copied().ok_or(TokenizerError::UnknownToken { role, token: token.into() })
     };
     let (begin, end) = (id("begin", BEGIN)?, id("end", END)?);
+    check_merges(&vocab, &pairs)?;
     let model = BPE::builder()
         .vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), pairs)
         .unk_token(END.into())
@@ -404,6 +439,32 @@ mod tests {
         let found = tokenizer(3).encode_passages(&passages("(a b c:2)")).unwrap();
         assert_eq!((found.tokens.ids, found.weights), (vec![11, 1, 12], vec![1.0, 2.0, 1.0]));
         assert_eq!(found.tokens.attended, [true; 3]);
+    }
+
+    #[test]
+    fn files_of_merges_that_are_cut_off_are_refused() {
+        let letters = || ('a'..='z').map(String::from);
+        let pairs: Vec<_> =
+            letters().flat_map(|a| letters().map(move |b| (a.clone(), b))).collect();
+        let tokens = letters().chain(pairs.iter().map(|(a, b)| format!("{a}{b}")));
+        let tokens = tokens.chain([BEGIN.to_owned(), END.to_owned()]).enumerate();
+        let vocab: serde_json::Map<_, _> =
+            tokens.map(|(id, token)| (token, Value::from(id))).collect();
+        let made = |count: usize| {
+            let merges: Vec<_> =
+                pairs.iter().take(count).map(|(a, b)| format!("{a} {b}\n")).collect();
+            let files = TokenizerFiles {
+                vocab: Some(Value::Object(vocab.clone()).to_string()),
+                merges: Some(merges.concat()),
+                ..TokenizerFiles::default()
+            };
+            Tokenizer::new(&files, 8).map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(made(pairs.len()), Ok(()));
+        let error = made(300).unwrap_err();
+        let expected = "tokenizer: merges.txt: expected merges that make the tokens of vocab.json, found none for 378 of \
+                        them, such as \"lo\": the file may be cut off";
+        assert_eq!(error, expected);
     }
 
     /// Of eight tokens two are the beginning and the end.
