@@ -133,19 +133,23 @@ impl OptimizerConfig {
         ] {
             below_one(part, field, decay)?;
         }
-        self.validate_adafactor(part)?;
+        self.validate_unused(part)?;
         match self.ema_every {
             0 => Err(ConfigError::new(part, "ema_every", "at least 1", 0)),
             _ => Ok(()),
         }
     }
 
-    /// Refuses values that Adafactor would not use.
-    fn validate_adafactor(&self, part: &'static str) -> Result<(), ConfigError> {
+    /// Refuses values that the method would not use.
+    fn validate_unused(&self, part: &'static str) -> Result<(), ConfigError> {
+        let unused = Self::default();
+        if self.method == Method::AdamW && self.momentum != unused.momentum {
+            let expected = "left out with adamw, which has beta1: momentum is Muon's";
+            return Err(ConfigError::new(part, "momentum", expected, self.momentum));
+        }
         if self.method != Method::Adafactor {
             return Ok(());
         }
-        let unused = Self::default();
         for (field, value, unused) in [
             ("beta1", self.beta1, unused.beta1),
             ("beta2", self.beta2, unused.beta2),

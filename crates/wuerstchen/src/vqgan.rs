@@ -4,7 +4,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{Epilogue, Padding, layer_norm, linear};
+use wuerstchen_kernels::{DepthwiseOptions, Epilogue, Padding, depthwise_conv, layer_norm, linear};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{
@@ -534,6 +534,10 @@ impl MixingBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        if x.device().is_autodiff() { self.folded(x) } else { self.defined(x) }
+    }
+
+    fn defined(&self, x: Tensor<4>) -> Tensor<4> {
         let gammas = self.gammas.val();
         let gamma = |i: usize| gammas.clone().narrow(0, i, 1).reshape([1, 1, 1, 1]);
         let h = layer_norm(x.clone()) * (gamma(0) + 1.0) + gamma(1);
@@ -541,6 +545,36 @@ impl MixingBlock {
         let h = layer_norm(x.clone()) * (gamma(3) + 1.0) + gamma(4);
         let h = affine(&self.channelwise.contract, affine_gelu(&self.channelwise.expand, h));
         x + h * gamma(5)
+    }
+
+    /// As [`Self::defined`], with the scalars in the weights of the layers around them. While a graph is recorded, each
+    /// multiplication of features by a scalar costs several passes over memory, in the backward pass too.
+    ///
+    /// A convolution that replicates the border makes of a constant `g` everywhere `g` times the sum of its taps, and a
+    /// linear layer `g` times the sums of its columns.
+    fn folded(&self, x: Tensor<4>) -> Tensor<4> {
+        let gammas = self.gammas.val();
+        let gamma = |i: usize| gammas.clone().narrow(0, i, 1);
+        let (taps, bias) = (self.depthwise.weight.val(), self.depthwise.bias.val());
+        let sums = taps.clone().flatten::<2>(1, 3).sum_dim(1).squeeze_dim::<1>(1);
+        let bias = (bias + sums * gamma(1)) * gamma(2);
+        let scale = (gamma(0) + 1.0) * gamma(2);
+        let options = DepthwiseOptions { stride: 1, padding: Padding::Replicate };
+        let taps = taps * scale.reshape([1, 1, 1, 1]);
+        let x = x.clone() + depthwise_conv(layer_norm(x), taps, bias, options);
+
+        let MixingMlp { expand, contract } = &self.channelwise;
+        let parts = |layer: &Linear| (layer.weight.val(), layer.bias.as_ref().map(Param::val));
+        let (weight, bias) = parts(expand);
+        let sums = weight.clone().sum_dim(0).squeeze_dim::<1>(0) * gamma(4);
+        let bias = bias.map_or_else(|| sums.clone(), |bias| bias + sums.clone());
+        let weight = weight * (gamma(3) + 1.0).reshape([1, 1]);
+        let epilogue = Epilogue { bias: Some(bias), addend: None, gelu: true };
+        let h = linear(layer_norm(x.clone()), weight, epilogue);
+        let (weight, bias) = parts(contract);
+        let bias = bias.map(|bias| bias * gamma(5));
+        let epilogue = Epilogue { bias, addend: Some(x), gelu: false };
+        linear(h, weight * gamma(5).reshape([1, 1]), epilogue)
     }
 }
 
@@ -595,6 +629,43 @@ mod tests {
     use crate::relative_error::assert_close;
     use burn::tensor::module::{conv_transpose2d, conv2d};
     use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
+
+    /// Outputs and gradients are those of the scalars where the definition has them.
+    #[test]
+    fn scalars_may_be_in_the_weights() {
+        let device = Device::flex().autodiff();
+        device.seed(5);
+        let normal = |shape: [usize; 4]| {
+            Tensor::<4>::random(shape, burn::tensor::Distribution::Normal(0.0, 1.0), &device)
+        };
+        let mut block = MixingBlock::init(8, &device);
+        let gammas = Tensor::from_floats([0.3, -0.2, 0.7, -0.4, 0.6, 0.9], &device);
+        block.gammas = Param::from_tensor(gammas);
+        let bias = |count| Some(Param::from_tensor(normal([1, 1, 1, count]).flatten::<1>(0, 3)));
+        block.channelwise.expand.bias = bias(32);
+        block.channelwise.contract.bias = bias(8);
+        block.depthwise.bias = Param::from_tensor(normal([1, 1, 1, 8]).flatten::<1>(0, 3));
+        let (x, weights) = (normal([2, 5, 3, 8]), normal([2, 5, 3, 8]));
+        let gradients = |y: Tensor<4>| {
+            let gradients = (y.clone() * weights.clone()).sum().backward();
+            let of_gammas = block.gammas.val().grad(&gradients).unwrap();
+            let of_taps = block.depthwise.weight.val().grad(&gradients).unwrap();
+            let of_weight = block.channelwise.expand.weight.val().grad(&gradients).unwrap();
+            let of_bias = block.channelwise.expand.bias.as_ref().unwrap().val();
+            [
+                y.inner().flatten::<1>(0, 3),
+                of_gammas,
+                of_taps.flatten::<1>(0, 3),
+                of_weight.flatten::<1>(0, 1),
+                of_bias.grad(&gradients).unwrap(),
+            ]
+        };
+        let folded = gradients(block.folded(x.clone()));
+        let defined = gradients(block.defined(x));
+        for (folded, defined) in folded.into_iter().zip(defined) {
+            assert_close(folded, defined, 1e-5);
+        }
+    }
 
     /// Both 4x4 convolutions against burn's own.
     #[test]
