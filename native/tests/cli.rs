@@ -247,7 +247,8 @@ fn misspelt_fields_of_a_config_are_named() {
 fn an_interrupted_export_leaves_nothing() {
     let output = scratch("interrupted").join("new/bundle");
     let mut export = Command::new(env!("CARGO_BIN_EXE_wuerstchen"))
-        .args(["export", "web", "--preview-pictures", "10000", "-o", output.to_str().unwrap()])
+        .args(["export", "web", "--preview-pictures", "256", "--picture-steps", "200"])
+        .args(["-o", output.to_str().unwrap()])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

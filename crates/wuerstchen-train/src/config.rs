@@ -514,7 +514,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 46] = [
+        let changes: [(Change, &str); 52] = [
             (
                 |config| config.image_size = 16,
                 "image_size must be at least 32 with scenes of shapes",

@@ -4,7 +4,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
-use wuerstchen_kernels::{DepthwiseOptions, Epilogue, Padding, depthwise_conv, layer_norm, linear};
+use wuerstchen_kernels::{Epilogue, Padding, layer_norm, linear};
 
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{
@@ -534,7 +534,11 @@ impl MixingBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        if x.device().is_autodiff() { self.folded(x) } else { self.defined(x) }
+        #[cfg(feature = "train")]
+        if x.device().is_autodiff() {
+            return self.folded(x);
+        }
+        self.defined(x)
     }
 
     fn defined(&self, x: Tensor<4>) -> Tensor<4> {
@@ -552,7 +556,10 @@ impl MixingBlock {
     ///
     /// A convolution that replicates the border makes of a constant `g` everywhere `g` times the sum of its taps, and a
     /// linear layer `g` times the sums of its columns.
+    #[cfg(feature = "train")]
     fn folded(&self, x: Tensor<4>) -> Tensor<4> {
+        use wuerstchen_kernels::{DepthwiseOptions, depthwise_conv};
+
         let gammas = self.gammas.val();
         let gamma = |i: usize| gammas.clone().narrow(0, i, 1);
         let (taps, bias) = (self.depthwise.weight.val(), self.depthwise.bias.val());
@@ -631,6 +638,7 @@ mod tests {
     use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 
     /// Outputs and gradients are those of the scalars where the definition has them.
+    #[cfg(feature = "train")]
     #[test]
     fn scalars_may_be_in_the_weights() {
         let device = Device::flex().autodiff();

@@ -256,8 +256,8 @@ mod tests {
         let semicolons = "text;file_name\r\na fox, red;a.png\r\n";
         assert_eq!(csv_rows(semicolons).unwrap(), expected(&captions[..1]));
         let error = csv_rows("image,label\na.png,x\n").unwrap_err().to_string();
-        let columns = "expected the columns file_name and text or caption, found image, label";
-        assert_eq!(error, format!("line 1: {columns}"));
+        let columns = "expected the column file_name and one of text, caption, captions, prompt";
+        assert_eq!(error, format!("line 1: {columns}, found image, label"));
         assert!(csv_rows("file_name,text\na.png\n").is_err());
         let empty_rows = "file_name,text\na.png,\"a fox, red\"\n,\n , \n";
         assert_eq!(csv_rows(empty_rows).unwrap(), expected(&captions[..1]));
