@@ -28,7 +28,7 @@ use crate::devices::{Choice, choose};
 #[cfg(feature = "gpu")]
 use crate::launches::{self, LaunchesArgs};
 use crate::measure::{self, StageArgs};
-use crate::train::{invalid, read_config};
+use crate::train::read_valid_config;
 
 /// Arguments of `wuerstchen bench`.
 #[derive(Args)]
@@ -64,11 +64,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     #[cfg(feature = "gpu")]
     args.launches.check().map_err(|error| crate::usage(&error))?;
     let config = match &args.config {
-        Some(path) => {
-            let config = read_config(path, &[])?;
-            config.validate().map_err(|error| invalid(error, path, &[]))?;
-            config
-        }
+        Some(path) => read_valid_config(path, &[])?,
         None => TrainConfig::from_toml(DEFAULT)?,
     };
     #[cfg(feature = "gpu")]

@@ -15,7 +15,7 @@ use wuerstchen::{DecoderConfig, PriorConfig, VqganConfig};
 use wuerstchen_train::config::{StageBModel, TrainConfig};
 
 use self::stable_diffusion::{StableDiffusion, VERSIONS};
-use crate::train::{invalid, read_config};
+use crate::train::read_valid_config;
 
 /// Arguments of `wuerstchen cost`.
 #[derive(Args)]
@@ -62,11 +62,7 @@ const TRAINED: usize = 3;
 
 pub(crate) fn run(args: &CostArgs) -> Result<()> {
     let counted = match &args.config {
-        Some(path) => {
-            let config = read_config(path, &[])?;
-            config.validate().map_err(|error| invalid(error, path, &[]))?;
-            of_config(&config)?
-        }
+        Some(path) => of_config(&read_valid_config(path, &[])?)?,
         None => published(),
     };
     let mut lines = counted.lines();

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
+use same_file::is_same_file;
 use serde::Serialize;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::fs::{check_writable, open, read_text, write};
@@ -256,12 +257,10 @@ pub fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
 
 /// Trains a model of the config's sizes.
 fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
-    let mut config = read_config(&args.run.config, &args.run.set)?;
+    let mut config = read_valid_config(&args.run.config, &args.run.set)?;
     if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
         shards.strict = true;
     }
-    let RunArgs { config: path, set, .. } = &args.run;
-    config.validate().map_err(|error| invalid(error, path, set))?;
     if let (Stages::All, Some(path)) = (args.stage, args.resume.as_deref())
         && path != "auto"
     {
@@ -442,8 +441,15 @@ fn with_remedy(error: RunError) -> anyhow::Error {
     anyhow::Error::from(error).context(remedy)
 }
 
+/// As [`read_config`], with every value checked.
+pub(crate) fn read_valid_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
+    let config = read_config(path, changes)?;
+    config.validate().map_err(|error| invalid(error, path, changes))?;
+    Ok(config)
+}
+
 /// Reads the config and applies `KEY=VALUE` changes.
-pub(crate) fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
+fn read_config(path: &Path, changes: &[String]) -> Result<TrainConfig> {
     let fits = |table: &toml::Table| TrainConfig::from_table(table.clone()).is_ok();
     let (table, unfit) = read_table(path, changes, &fits)?;
     TrainConfig::from_table(table.clone()).map_err(|error| match (error, unfit) {
@@ -466,7 +472,7 @@ fn unfit_change(change: &str, error: &toml::de::Error) -> anyhow::Error {
 }
 
 /// The error of a value of a config that was read from a file and perhaps changed.
-pub(crate) fn invalid(error: ConfigError, path: &Path, changes: &[String]) -> anyhow::Error {
+fn invalid(error: ConfigError, path: &Path, changes: &[String]) -> anyhow::Error {
     let changes: Vec<_> = changes.iter().map(|change| format!(" --set {change}")).collect();
     let place = format!("{}{}", path.display(), changes.concat());
     usage(&anyhow::Error::from(error).context(place))
@@ -585,14 +591,14 @@ fn same_corpus(one: &TrainConfig, other: &TrainConfig) -> bool {
     }
     match (&one.corpus.folder, &other.corpus.folder) {
         (None, None) => one.corpus.scenes == other.corpus.scenes,
-        (Some(one), Some(other)) => one == other || same_file(one, other),
+        (Some(one), Some(other)) => same_place(one, other),
         _ => false,
     }
 }
 
-/// Whether two paths lead to the same place.
-fn same_file(one: &Path, other: &Path) -> bool {
-    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+/// Whether two paths are equal or lead to the same place.
+fn same_place(one: &Path, other: &Path) -> bool {
+    one == other || is_same_file(one, other).unwrap_or(false)
 }
 
 /// Fails where a run cannot go on with what its folder holds: a stage takes the tokenizer, the scale and the

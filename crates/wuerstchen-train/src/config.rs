@@ -6,11 +6,12 @@ mod shards;
 mod stages;
 mod tune;
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use wuerstchen::card::LATENT_MEANS;
+use wuerstchen::config::between;
 use wuerstchen::pipeline::MAX_SIDE;
 use wuerstchen::{
     CompressorConfig, ConfigError, Defaults, PartConfig, PriorConfig, Schedule, TextEncoderConfig,
@@ -31,9 +32,6 @@ pub use self::tune::{
 use crate::lesson::Lesson;
 use crate::limits::{folder_name, positive};
 use crate::tokenizer::MIN_VOCAB_SIZE;
-
-/// The factors between image embeddings and Stage C's latents that a model's card can hold.
-const EMBEDDING_SCALES: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// The tables of a model's parts, as errors name them.
 const VQGAN: &str = "model.vqgan";
@@ -314,11 +312,8 @@ impl TrainConfig {
         expect(PRIOR, "c_in", c_latent, prior.c_in)?;
         let text = ("prior_text.hidden_size", model.prior_text.hidden_size);
         expect(PRIOR, "c_cond", text, prior.c_cond)?;
-        if let Some(scale) = model.embedding_scale.filter(|scale| !EMBEDDING_SCALES.contains(scale))
-        {
-            let (least, most) = (EMBEDDING_SCALES.start(), EMBEDDING_SCALES.end());
-            let expected = format!("from {least} to {most}");
-            return Err(ConfigError::new("model", "embedding_scale", expected, scale));
+        if let Some(scale) = model.embedding_scale {
+            between("model", "embedding_scale", scale, LATENT_MEANS)?;
         }
         model.schedule.validate()?;
         if model.max_tokens > MAX_TOKENS {

@@ -47,12 +47,7 @@ const MAX_TIME_SHIFT: f32 = 100.0;
 
 /// Fails unless a shift of the times of training is above 0 and at most [`MAX_TIME_SHIFT`].
 pub(crate) fn time_shift(part: &'static str, value: f32) -> Result<(), ConfigError> {
-    if value > 0.0 && value <= MAX_TIME_SHIFT {
-        Ok(())
-    } else {
-        let expected = format!("a positive number of at most {MAX_TIME_SHIFT}");
-        Err(ConfigError::new(part, "time_shift", expected, value))
-    }
+    positive_up_to(part, "time_shift", value.into(), MAX_TIME_SHIFT.into())
 }
 
 /// Fails unless a learning rate is above 0 and at most [`MAX_LEARNING_RATE`].
@@ -61,11 +56,20 @@ pub(crate) fn learning_rate(
     field: &'static str,
     value: f64,
 ) -> Result<(), ConfigError> {
-    // Updates are computed in f32, in which a smaller rate may be 0.
-    if value as f32 > 0.0 && value <= MAX_LEARNING_RATE {
+    positive_up_to(part, field, value, MAX_LEARNING_RATE)
+}
+
+/// Fails unless a value is above 0, also in f32, in which training computes, and at most `most`.
+fn positive_up_to(
+    part: &'static str,
+    field: &'static str,
+    value: f64,
+    most: f64,
+) -> Result<(), ConfigError> {
+    if value as f32 > 0.0 && value <= most {
         Ok(())
     } else {
-        let expected = format!("a positive number of at most {MAX_LEARNING_RATE}");
+        let expected = format!("a positive number of at most {most}");
         Err(ConfigError::new(part, field, expected, value))
     }
 }

@@ -10,7 +10,7 @@ mod stage;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::module::Module;
 use burn::tensor::Device;
@@ -107,6 +107,8 @@ pub struct Tune {
     prior: PriorConfig,
     sizes: Sizes,
     options: GenerateOptions,
+    /// The hashes of [`Self::digests`], once they are computed.
+    digests: OnceLock<Vec<String>>,
 }
 
 /// Everything that the updates need at the start.
@@ -196,6 +198,7 @@ impl Tune {
             prior,
             sizes,
             options,
+            digests: OnceLock::new(),
         };
         if let Some(lora) = &tune.config.lora {
             tune.targets(lora)?;
@@ -350,8 +353,13 @@ impl Tune {
     }
 
     /// The hashes of the weights that a run begins with, in the order of [`BASES`].
-    fn digests(&self) -> Result<Vec<String>, RunError> {
-        BASES.iter().map(|(part, _)| Ok(digest_of(&self.model, *part)?)).collect()
+    fn digests(&self) -> Result<&[String], RunError> {
+        if self.digests.get().is_none() {
+            let digests = BASES.iter().map(|(part, _)| digest_of(&self.model, *part));
+            let digests = digests.collect::<Result<_, _>>()?;
+            self.digests.get_or_init(|| digests);
+        }
+        Ok(self.digests.get().map_or(&[], Vec::as_slice))
     }
 
     /// Fails if the run has begun with another Stage C, text encoder or compressor.
@@ -362,7 +370,7 @@ impl Tune {
         let begun = String::from_utf8_lossy(&begun);
         // Runs of older versions have only the hash of Stage C.
         let digests = self.digests()?;
-        let mut of_parts = BASES.iter().zip(begun.lines().zip(&digests));
+        let mut of_parts = BASES.iter().zip(begun.lines().zip(digests));
         match of_parts.find(|(_, (begun, own))| begun != own) {
             None => Ok(()),
             Some(((_, part), _)) => {

@@ -1,9 +1,14 @@
 //! What the files of a model say besides the sizes of its parts.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, between};
 use crate::options::Defaults;
+
+/// The values of `latent_mean`, the factor from Stage C's latents to image embeddings, that a model can have.
+pub const LATENT_MEANS: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// Path of the [`ModelCard`] in the model's folder.
 pub const CARD: &str = "wuerstchen.json";
@@ -61,7 +66,7 @@ impl PriorIndex {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         between("model_index", "resolution_multiple", self.resolution_multiple, 1.0..=1e4)?;
         // Stage C's latents are of about 1, and image embeddings are far below the limit of half precision.
-        between("model_index", "latent_mean", self.latent_mean, 1e-6..=1e6)?;
+        between("model_index", "latent_mean", self.latent_mean, LATENT_MEANS)?;
         between("model_index", "latent_std", self.latent_std, -1e6..=1e6)
     }
 }

@@ -145,6 +145,15 @@ struct Rows {
     values: Vec<f32>,
 }
 
+/// The end of a sentence about a LoRA that adds to the embeddings of this many tokens.
+fn and_tokens(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => ", and the embedding of one token".to_owned(),
+        count => format!(", and the embeddings of {count} tokens"),
+    }
+}
+
 /// A number of layers, for people.
 fn counted_layers(count: usize) -> String {
     if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") }
@@ -228,11 +237,7 @@ impl Lora {
         if prior + text + tokens == 0 {
             return "changes nothing".to_owned();
         }
-        let tokens = match tokens {
-            0 => String::new(),
-            1 => ", and the embedding of one token".to_owned(),
-            tokens => format!(", and the embeddings of {tokens} tokens"),
-        };
+        let tokens = and_tokens(tokens);
         let text = match text {
             0 => String::new(),
             text => format!(" and {text} of its text encoder"),

@@ -89,7 +89,14 @@ pub trait PartConfig: Serialize + DeserializeOwned {
         let unread = |text: &str, error: serde_json::Error| fail(reason(text, &error));
         let config: Self = if Self::TOLD_BY_WEIGHTS {
             let read = |text| serde_json::from_str(text).map_err(|error| unread(text, error));
-            let given: Map<String, Value> = text.map_or(Ok(Map::new()), read)?;
+            let given: Map<String, Value> = match text {
+                Ok(text) => read(text)?,
+                Err(_) if weights.is_none() => {
+                    let reason = "the model lacks this part".to_owned();
+                    return Err(LoadError::File { path: part.to_string(), reason });
+                }
+                Err(_) => Map::new(),
+            };
             let told = weights.and_then(Self::infer).map(|config| config.to_json());
             let mut fields = told.unwrap_or_default();
             fields.extend(given);

@@ -574,9 +574,12 @@ impl MixingBlock {
         let parts = |layer: &Linear| (layer.weight.val(), layer.bias.as_ref().map(Param::val));
         let (weight, bias) = parts(expand);
         let sums = weight.clone().sum_dim(0).squeeze_dim::<1>(0) * gamma(4);
-        let bias = bias.map_or_else(|| sums.clone(), |bias| bias + sums.clone());
+        let bias = match bias {
+            Some(bias) => bias + sums,
+            None => sums,
+        };
         let weight = weight * (gamma(3) + 1.0).reshape([1, 1]);
-        let epilogue = Epilogue { bias: Some(bias), addend: None, gelu: true };
+        let epilogue = Epilogue { gelu: true, ..Epilogue::new(Some(bias)) };
         let h = linear(layer_norm(x.clone()), weight, epilogue);
         let (weight, bias) = parts(contract);
         let bias = bias.map(|bias| bias * gamma(5));

@@ -343,7 +343,8 @@ fn named(patterns: &[String]) -> Result<Vec<PathBuf>> {
             let path = PathBuf::from(&pattern);
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
             let Some(name) = name.filter(|name| name.contains('*')) else {
-                if let (false, Some(hint)) = (path.exists(), hint(&pattern)) {
+                // There may be a million names, and hardly one that needs a look at the disk here.
+                if let Some(hint) = hint(&pattern).filter(|_| !path.exists()) {
                     bail!("{pattern}: {EXPECTED}, found no such file; {hint}");
                 }
                 files.push(path);

@@ -14,7 +14,7 @@ use wuerstchen_train::{RunError, Tune, store, tune};
 use super::corpus::Corpus;
 use super::progress::tell_bucket;
 use super::{
-    Ranks, Stages, TrainArgs, check_folder, invalid, plain, read_table, same_file,
+    Ranks, Stages, TrainArgs, check_folder, invalid, plain, read_table, same_place,
     tell_of_captions, tell_of_changes, tell_of_warmup, unfit_change, with_remedy,
 };
 use crate::cache::{cache_folder, remove_old_parts};
@@ -212,9 +212,7 @@ fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<Opt
         }
     };
     let folders = [place(&stored), place(config)];
-    let is_same =
-        folders[0] == folders[1] || same_file(Path::new(&folders[0]), Path::new(&folders[1]));
-    if resumes && !is_same {
+    if resumes && !same_place(Path::new(&folders[0]), Path::new(&folders[1])) {
         bail!(
             "{} holds a run on {}, the config says {}: {remedy}",
             output.display(),

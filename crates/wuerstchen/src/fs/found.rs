@@ -381,7 +381,7 @@ impl Found {
         let is_known = |weights: &Checkpoint| !recognise(&weights.from_original()).is_empty();
         let first = weights.names().next().and_then(|name| name.split_once('.'));
         let Some(prefix) = first.map(|(prefix, _)| format!("{prefix}.")) else { return weights };
-        if is_known(&weights) {
+        if !weights.names().all(|name| name.starts_with(&prefix)) || is_known(&weights) {
             return weights;
         }
         let inner = weights.clone().without_wrappers(&[&prefix]);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::read::MAX_RANK;
-use super::{counted_layers, tokens};
+use super::{and_tokens, counted_layers, tokens};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor};
 use crate::error::LoadError;
@@ -29,7 +29,6 @@ pub(super) fn with_names(
     tensors: &Checkpoint,
     model: &ModelFiles,
 ) -> Result<Option<Checkpoint>, LoadError> {
-    let key = |number: usize, half: &str| format!("weights.{number}.lora_{half}");
     let count = tensors.count(|number| key(number, "down"));
     let blocks = attention_blocks(model);
     // Another number of layers means another model: the tensors keep their numbers, so that they are reported.
@@ -83,17 +82,17 @@ pub(super) fn with_names(
     Ok(Some(named))
 }
 
+/// The name of one of the two matrices of a layer, `down` or `up`.
+fn key(number: usize, half: &str) -> String {
+    format!("weights.{number}.lora_{half}")
+}
+
 /// What such a file holds; `None` where its layers have names, or it is no LoRA.
 pub(super) fn summary(tensors: &Checkpoint) -> Option<String> {
-    let down = |number: usize| format!("weights.{number}.lora_down");
-    let count = tensors.count(down);
-    let rank = *tensors.shape(&down(0))?.iter().min()?;
+    let count = tensors.count(|number| key(number, "down"));
+    let rank = *tensors.shape(&key(0, "down"))?.iter().min()?;
     let layers = counted_layers(count);
-    let tokens = match tokens::count(tensors) {
-        0 => String::new(),
-        1 => ", and the embedding of 1 token".to_owned(),
-        count => format!(", and the embeddings of {count} tokens"),
-    };
+    let tokens = and_tokens(tokens::count(tensors));
     Some(format!(
         "a LoRA as Stable Cascade's authors write it, of {layers} with numbers in place of names, rank {rank}, alpha \
          1{tokens}"

@@ -57,19 +57,10 @@ impl PipelineLoader {
                 smallest_side,
             })
         };
-        let has_compressor = files.weights.contains_key(&family.compressor)
-            || files.texts.contains_key(&family.compressor.config_path());
-        let compressor = if has_compressor {
-            files.part_config(family.compressor).map(|config: CompressorConfig| {
-                let network = Slot::new(family.compressor, config.init(device));
-                CompressorPart { network, downscale: config.downscale() }
-            })
-        } else {
-            Err(LoadError::File {
-                path: family.compressor.to_string(),
-                reason: "the model lacks this part".to_owned(),
-            })
-        };
+        let compressor = files.part_config(family.compressor).map(|config: CompressorConfig| {
+            let network = Slot::new(family.compressor, config.init(device));
+            CompressorPart { network, downscale: config.downscale() }
+        });
         let image_encoder = match family.image_encoder {
             Some(part) => files.part_config(part).and_then(|config: ImageEncoderConfig| {
                 let path = prior_pipeline.preparation();

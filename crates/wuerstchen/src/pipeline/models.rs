@@ -79,18 +79,9 @@ fn wuerstchen(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> 
     let vqgan: VqganConfig = files.part_config(Part::VQGAN)?;
     let prior_text: TextEncoderConfig = files.part_config(Part::PRIOR_TEXT)?;
     let decoder_text: TextEncoderConfig = files.part_config(Part::DECODER_TEXT)?;
-    agree(
-        "prior",
-        "c_cond",
-        prior.c_cond,
-        ("its text encoder's hidden_size", prior_text.hidden_size),
-    )?;
-    agree(
-        "decoder",
-        "clip_embd",
-        decoder.clip_embd,
-        ("its text encoder's hidden_size", decoder_text.hidden_size),
-    )?;
+    let width = |text: &TextEncoderConfig| ("its text encoder's hidden_size", text.hidden_size);
+    agree("prior", "c_cond", prior.c_cond, width(&prior_text))?;
+    agree("decoder", "clip_embd", decoder.clip_embd, width(&decoder_text))?;
     agree("decoder", "effnet_embd", decoder.effnet_embd, ("the prior's c_in", prior.c_in))?;
     agree("decoder", "c_in", decoder.c_in, ("the VQGAN's latent_channels", vqgan.latent_channels))?;
     let size_multiple = decoder.size_multiple();
@@ -113,20 +104,12 @@ fn wuerstchen_v1(files: &ModelFiles, device: &Device) -> Result<Models, LoadErro
     let decoder: TokenDecoderConfig = files.part_config(Part::V1_DECODER)?;
     let vqgan: VqganConfig = files.part_config(Part::V1_VQGAN)?;
     let text: TextEncoderConfig = files.part_config(Part::V1_TEXT)?;
-    agree("prior", "c_cond", prior.c_cond, ("its text encoder's hidden_size", text.hidden_size))?;
-    agree(
-        "token decoder",
-        "byt5_embd",
-        decoder.byt5_embd,
-        ("the text encoder's hidden_size", text.hidden_size),
-    )?;
+    let width = ("the text encoder's hidden_size", text.hidden_size);
+    agree("prior", "c_cond", prior.c_cond, width)?;
+    agree("token decoder", "byt5_embd", decoder.byt5_embd, width)?;
     agree("token decoder", "effnet_embd", decoder.effnet_embd, ("the prior's c_in", prior.c_in))?;
-    agree(
-        "token decoder",
-        "num_labels",
-        decoder.num_labels,
-        ("the VQGAN's num_vq_embeddings", vqgan.num_vq_embeddings),
-    )?;
+    let codes = ("the VQGAN's num_vq_embeddings", vqgan.num_vq_embeddings);
+    agree("token decoder", "num_labels", decoder.num_labels, codes)?;
     Ok(Models {
         prior_text: plain_text(&text, device),
         prior: plain_prior(&prior, device),
