@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use clap::Args;
 use tower_http::services::ServeDir;
 use tower_http::set_header::SetResponseHeaderLayer;
@@ -56,13 +56,17 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
 }
 
 /// Serves files with their types, ranges and modification times. A browser may cache a file but must ask again, so that
-/// it shows a new build at once.
+/// it shows a new build at once. Pages are isolated from other origins, because only then does a browser let threads
+/// share memory.
 fn router(args: &ServeArgs) -> Router {
-    let set =
-        |name, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
+    let set = |name: HeaderName, value| {
+        SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
+    };
     Router::new()
         .fallback_service(ServeDir::new(&args.folder))
         .layer(set(header::CACHE_CONTROL, "no-cache"))
         .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(set(header::REFERRER_POLICY, "no-referrer"))
+        .layer(set(HeaderName::from_static("cross-origin-opener-policy"), "same-origin"))
+        .layer(set(HeaderName::from_static("cross-origin-embedder-policy"), "require-corp"))
 }

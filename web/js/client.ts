@@ -191,7 +191,7 @@ class Client implements Wuerstchen {
 
   #connect(): void {
     const { model, lora, device = 'auto', wasmUrl = {} } = this.#options;
-    const { residency = 'auto', measure = false } = this.#options;
+    const { residency = 'auto', threads, measure = false } = this.#options;
     const { cache, powerPreference } = this.#options;
     // Messages of an engine that was given up are ignored.
     const ifCurrent =
@@ -217,6 +217,7 @@ class Client implements Wuerstchen {
           lora: toLoraSources(lora),
           device,
           residency,
+          threads,
           measure,
           cache: isCustom ? undefined : cache,
           powerPreference,

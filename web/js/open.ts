@@ -10,8 +10,9 @@ import { readLoras, type LoraBytes, type LoraSource } from './lora.js';
 import { fetchManifest, modelInfo, shardName, type Manifest } from './manifest.js';
 import { openSite, storedUrl, type ModelSite, type ModelSource } from './picked.js';
 import { fetchFiles, type Brought } from './shards.js';
-import { start } from './start.js';
+import { start, type Started } from './start.js';
 import { checkSupport } from './support.js';
+import { possibleThreads } from './threads.js';
 import type {
   CacheAdapter,
   DeviceKind,
@@ -36,6 +37,7 @@ export interface EngineOptions {
   readonly lora: readonly LoraSource[];
   readonly device: NonNullable<LoadOptions['device']>;
   readonly residency: Residency;
+  readonly threads?: number;
   readonly measure: boolean;
   readonly cache: Exclude<LoadOptions['cache'], CacheAdapter>;
   readonly powerPreference?: LoadOptions['powerPreference'];
@@ -73,14 +75,25 @@ const NOT_OF_THE_GPU: ReadonlySet<ErrorCode> = new Set([
   'invalid-argument',
 ]);
 
+/** A build that is ready to compute. */
+interface OpenDevice extends Started {
+  /** What watches a GPU. */
+  readonly gpu: GpuWatch | undefined;
+}
+
 /** The opened devices: a build is started and its device opened only once, however many models a thread loads. */
-const opened = new WeakMap<Wasm, Promise<GpuWatch | undefined>>();
+const opened = new WeakMap<Wasm, Promise<OpenDevice>>();
 
 /** Loads a model onto the device that suits the options and this browser. */
 export async function openEngine(options: EngineOptions, host: Host): Promise<ModelEngine> {
   const begun = performance.now();
-  const { powerPreference } = options;
+  const { powerPreference, threads } = options;
   const { signal, emit } = host;
+  if (threads === 0) {
+    throw new WuerstchenError('invalid-argument', 'threads must be 1 or more, got 0', {
+      field: 'threads',
+    });
+  }
   let support = await checkSupport({ signal, powerPreference });
   let device = chooseDevice(options.device, support);
   const cache = await openCache(host.cache ?? options.cache);
@@ -89,7 +102,7 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
   const loras = await readLoras(options.lora, host.fetch, signal);
   const model: Model = { ...site, ...manifest, cache, loras };
 
-  let tested: Tested;
+  let tested: Tested & { readonly started: Started };
   try {
     tested = await openOn(device, model, options, host);
   } catch (thrown) {
@@ -113,6 +126,7 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
   );
   const info = await modelInfo(model.manifest, cache);
   emit({ type: 'ready', ms: performance.now() - begun });
+  if (device === 'cpu') support = withThreads(support, tested.started, threads);
   return new ModelEngine(tested, device, info, withStorage(support, cache));
 }
 
@@ -128,6 +142,15 @@ function chooseDevice(wish: EngineOptions['device'], support: Support): DeviceKi
     throw new WuerstchenError('unsupported', message, { hint: 'Try another browser.' });
   }
   return wish === 'auto' ? support.device : wish;
+}
+
+/** Adds the number of threads, and why there are fewer than were asked for. */
+function withThreads(support: Support, { threads, problem }: Started, wanted = 1): Support {
+  const reason =
+    problem ??
+    'several need a processor that has them, a worker, and a page that is cross-origin isolated';
+  const note = problem || wanted > threads ? ` One thread computes: ${reason}.` : '';
+  return { ...support, threads, message: support.message + note };
 }
 
 /** Adds to the message that the browser stopped storing, if so. */
@@ -147,22 +170,22 @@ async function openOn(
   model: Model,
   options: EngineOptions,
   host: Host,
-): Promise<Tested> {
+): Promise<Tested & { readonly started: Started }> {
   const { module } = host.builds[device];
-  const gpu = await openDevice(device, options, host);
+  const { gpu, ...started } = await openDevice(device, options, host);
   const testing = orCrash(test(module, device, gpu, model, options, host)).catch((error) => {
     // The next model gets a fresh instance.
     if (isFatal(error)) opened.delete(module);
     throw error;
   });
-  if (!gpu) return testing;
+  if (!gpu) return { ...(await testing), started };
   // Work that waits for a lost GPU may wait for ever.
   const lost = gpu.lost.then((reason) => {
     throw new WuerstchenError('device-lost', `the GPU went away: ${reason}`, { hint: CPU_HINT });
   });
   const tested = await Promise.race([testing, lost]);
   void gpu.lost.then(host.onLost);
-  return tested;
+  return { ...tested, started };
 }
 
 /** Loads a model onto an open device, and tests both. */
@@ -215,19 +238,25 @@ async function test(
 
 function openDevice(
   device: DeviceKind,
-  { wasmUrl, powerPreference }: EngineOptions,
+  { wasmUrl, powerPreference, threads }: EngineOptions,
   host: Host,
-): Promise<GpuWatch | undefined> {
+): Promise<OpenDevice> {
   const { module, first, rest } = host.builds[device];
   const open = async () => {
     const urls = {
       first: wasmUrl[device] ?? first().href,
       rest: wasmUrl[`${device}Rest`] ?? rest().href,
     };
-    await start(module, urls, host);
-    if (device === 'webgpu') return watchDevice(module.openDevice, powerPreference);
+    const possible = host.mayBlock ? possibleThreads() : 1;
+    const started = await start(module, urls, {
+      ...host,
+      threads: possible > 1 ? (threads ?? possible) : 1,
+    });
+    if (device === 'webgpu') {
+      return { ...started, gpu: await watchDevice(module.openDevice, powerPreference) };
+    }
     await module.openDevice();
-    return undefined;
+    return { ...started, gpu: undefined };
   };
   let opening = opened.get(module);
   if (!opening) {

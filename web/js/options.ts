@@ -141,6 +141,7 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
   lora: LORA,
   device: oneOf('auto', 'webgpu', 'cpu'),
   residency: oneOf('auto', 'all', 'per-stage'),
+  threads: WHOLE,
   measure: BOOLEAN,
   cache: CACHE,
   persist: BOOLEAN,

@@ -2,7 +2,8 @@
 // which few visitors call (see link/). A function of the rest calls `rest.load` first.
 
 import { WuerstchenError } from './errors.js';
-import { brokenOff, checkAnswer, request, unreachable } from './http.js';
+import { brokenOff, fetchNow, request } from './http.js';
+import { Threads } from './threads.js';
 import { messageOf } from './values.js';
 import type { Wasm } from './wasm.js';
 import { hasSimd, hasWasm, isForbidden } from './wasm-support.js';
@@ -18,35 +19,86 @@ export interface StartOptions {
   readonly signal: AbortSignal;
   /** Whether the thread may block. If so, the rest is fetched at the first call that needs it. */
   readonly mayBlock: boolean;
+  /** Number of threads, this one included, where the program can use several and this thread may block. */
+  readonly threads: number;
+}
+
+/** How a build was started. */
+export interface Started {
+  /** Number of threads that compute. */
+  readonly threads: number;
+  /** Why there is only one although several were wanted. */
+  readonly problem?: string;
 }
 
 /** The module name under which WebAssembly imports wasm-bindgen's glue. */
 const GLUE = './wuerstchen_web_bg.js';
 
-/** The code of a build, ready to be called through `module`. */
-export async function start(
-  module: Wasm,
-  urls: WasmUrls,
-  { fetch, signal, mayBlock }: StartOptions,
-): Promise<void> {
+/** Makes the code of a build ready to be called through `module`. */
+export async function start(module: Wasm, urls: WasmUrls, options: StartOptions): Promise<Started> {
   checkWasm();
-  const fetched = async (url: string, imports: WebAssembly.Imports) => {
-    const file = await request(fetch, url, { signal });
-    return instantiate(file, imports).catch((cause) => {
-      throw startError(url, cause);
-    });
-  };
+  const { mayBlock } = options;
   const glue = module as unknown as WebAssembly.ModuleImports;
-  // If the thread may not block, the rest is fetched before anything is called.
   const load = () => {
-    if (mayBlock)
-      new WebAssembly.Instance(new WebAssembly.Module(fetchNow(urls.rest)), restImports);
+    // If the thread may not block, the rest is fetched before anything is called.
+    if (!mayBlock) return;
+    const rest = fetchNow(urls.rest);
+    if (threads) threads.addRest(rest, restImports);
+    else new WebAssembly.Instance(new WebAssembly.Module(rest), restImports);
   };
-  const { exports } = await fetched(urls.first, { [GLUE]: glue, rest: { load } });
+  const { exports, threads, problem } = await first(module, urls, options, {
+    [GLUE]: glue,
+    rest: { load },
+  });
   const restImports = { [GLUE]: glue, first: exports as WebAssembly.ModuleImports };
-  if (!mayBlock) await fetched(urls.rest, restImports);
+  if (!mayBlock) await fetched(urls.rest, restImports, options);
   module.__wbg_set_wasm(exports);
   (exports.__wbindgen_start as () => void)();
+  if (threads && module.useThreads) threads.begin(exports, module.useThreads(threads.count));
+  return { threads: threads?.count ?? 1, problem };
+}
+
+interface First {
+  readonly exports: WebAssembly.Exports;
+  readonly threads?: Threads;
+  readonly problem?: string;
+}
+
+/** Instantiates the code that every picture needs, on several threads if possible. */
+async function first(
+  { threads: names }: Wasm,
+  urls: WasmUrls,
+  options: StartOptions,
+  imports: WebAssembly.Imports,
+): Promise<First> {
+  const { mayBlock, threads: count } = options;
+  if (!names || !mayBlock || count < 2) return fetched(urls.first, imports, options);
+  const file = await request(options.fetch, urls.first, options);
+  const program = await file.arrayBuffer().catch((cause) => {
+    throw brokenOff(urls.first, cause);
+  });
+  let threads: Threads | undefined;
+  try {
+    threads = await Threads.open(program, names, urls.rest, count);
+    return { exports: threads.instantiate(imports), threads };
+  } catch (cause) {
+    threads?.close();
+    const { instance } = await WebAssembly.instantiate(program, imports).catch((cause) => {
+      throw startError(urls.first, cause);
+    });
+    return { exports: instance.exports, problem: messageOf(cause) };
+  }
+}
+
+async function fetched(
+  url: string,
+  imports: WebAssembly.Imports,
+  { fetch, signal }: StartOptions,
+): Promise<WebAssembly.Instance> {
+  const file = await request(fetch, url, { signal });
+  return instantiate(file, imports).catch((cause) => {
+    throw startError(url, cause);
+  });
 }
 
 /** Throws before any download if WebAssembly cannot run. */
@@ -89,18 +141,4 @@ async function instantiate(
     ? await WebAssembly.instantiateStreaming(file, imports)
     : await WebAssembly.instantiate(await file.arrayBuffer(), imports);
   return instance;
-}
-
-/** Fetches a file synchronously, which only workers may do, because WebAssembly waits for it. */
-function fetchNow(url: string): ArrayBuffer {
-  const request = new XMLHttpRequest();
-  request.open('GET', url, false);
-  request.responseType = 'arraybuffer';
-  try {
-    request.send();
-  } catch (cause) {
-    throw unreachable(url, cause);
-  }
-  checkAnswer(url, request.status, request.getResponseHeader('content-type'));
-  return request.response;
 }

@@ -38,6 +38,8 @@ export interface Support {
     readonly free?: number;
     readonly persisted: boolean;
   };
+  /** Number of threads that compute on the CPU; only of a model that was loaded there. */
+  readonly threads?: number;
   /** One or two sentences for people. */
   readonly message: string;
 }
@@ -187,6 +189,11 @@ export interface LoadOptions {
   /** `auto`, the default, takes a hardware GPU that works, else the CPU. */
   readonly device?: 'auto' | DeviceKind;
   readonly residency?: Residency;
+  /**
+   * Number of threads that compute on the CPU. Several need a worker on a page that is cross-origin isolated; on any
+   * other page one computes. By default as many as the processor has, at most 8.
+   */
+  readonly threads?: number;
   /** Whether to measure the device's speed too, which takes about a second; a `measured` event has the result. */
   readonly measure?: boolean;
   /** Where weights are kept. `auto`, the default: OPFS, else the Cache API, else memory. */

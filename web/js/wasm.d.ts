@@ -1,6 +1,7 @@
 // What wasm-bindgen's glue of both WebAssembly builds exports, as the engine uses it.
 // Everything throws an Error with a `code` (see errors.ts) and a message for people.
 
+import type { ThreadNames } from './threads.js';
 import type { Residency, Stage } from './types.js';
 
 export interface Picture {
@@ -81,6 +82,10 @@ export interface Loader {
 export interface Wasm {
   /** Gives the glue the exports that it calls. */
   __wbg_set_wasm(exports: WebAssembly.Exports): void;
+  /** This and the next only of a program that can use threads. */
+  readonly threads?: ThreadNames;
+  /** Divides the work among so many threads; returns the bytes of a module that each of them instantiates. */
+  useThreads?(count: number): Uint8Array<ArrayBuffer>;
   /** Sets up the device, once per instance, before any loader. */
   openDevice(): Promise<void>;
   Loader: new (manifestJson: string, contentsJson: string, residency: Residency) => Loader;

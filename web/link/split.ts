@@ -15,21 +15,35 @@ type Device = keyof typeof BUDGETS;
 
 const devices = Object.keys(BUDGETS) as Device[];
 
-/** How fast the clock of a workload goes: shaders suit a slow GPU where it hurries, and a fast one where it dawdles. */
-const PACES = { cpu: [1], webgpu: [8, 1 / 8] };
+/**
+ * The workloads. `pace` is the speed of their clock: shaders suit a slow GPU where it hurries, and a fast one where it
+ * dawdles.
+ */
+const WORKLOADS = {
+  cpu: [
+    { pace: 1, threads: 1 },
+    { pace: 1, threads: 2 },
+  ],
+  webgpu: [
+    { pace: 8, threads: 1 },
+    { pace: 1 / 8, threads: 1 },
+  ],
+};
+
+type Workload = (typeof WORKLOADS)[Device][number];
 const tool = join(target, 'release/wuerstchen-link');
 const file = (device: Device, name: string) => join(web, 'pkg', device, name);
 
 /** A byte for each function of the whole, 1 where a workload called it. */
 async function callsOf(device: Device): Promise<Buffer> {
   const runs = [];
-  for (const pace of PACES[device]) runs.push(await callsAt(device, pace));
+  for (const workload of WORKLOADS[device]) runs.push(await callsOfOne(device, workload));
   return Buffer.from(
     Array.from(runs[0] ?? [], (_, i) => Math.max(...runs.map((run) => run[i] ?? 0))),
   );
 }
 
-async function callsAt(device: Device, pace: number): Promise<number[]> {
+async function callsOfOne(device: Device, workload: Workload): Promise<number[]> {
   const site = await Site.open(web);
   const browser = await launch();
   try {
@@ -44,7 +58,7 @@ async function callsAt(device: Device, pace: number): Promise<number[]> {
           worker.onerror = ({ message }) => failed(new Error(message));
         });
       },
-      { device, pace },
+      { device, ...workload },
     );
   } finally {
     await browser.close();

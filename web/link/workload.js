@@ -7,19 +7,30 @@ import { load } from '../dist/core.js';
 const EMPTY = 'data:application/wasm;base64,AGFzbQEAAAA=';
 
 let calls;
+let threads = 1;
 const instantiate = WebAssembly.instantiateStreaming;
 WebAssembly.instantiateStreaming = async (...file) => {
   const source = await instantiate(...file);
-  calls ??= source.instance.exports.calls;
+  const { exports } = source.instance;
+  calls ??= exports.calls;
+  if (threads > 1) exports.useThreads?.(threads);
   return source;
 };
+
+// The profile of a program that shares its memory would be lost, so this thread plays the others.
+globalThis.runOnThreads = (tasks, run) => {
+  for (let task = 0; task < tasks; task++) run(task);
+};
+globalThis.tilesOfThread = () => false;
 
 // Else nobody hears of a failure, and the build waits for ever.
 addEventListener('unhandledrejection', ({ reason }) => {
   throw reason;
 });
 
-onmessage = async ({ data: { device, pace } }) => {
+onmessage = async ({ data }) => {
+  const { device, pace } = data;
+  threads = data.threads;
   // Shaders are chosen by time: GPUs of every speed are played, or the functions called would depend on the load.
   const now = performance.now.bind(performance);
   performance.now = () => now() * pace;
@@ -33,14 +44,14 @@ onmessage = async ({ data: { device, pace } }) => {
   // Previews are made for those who listen.
   const onProgress = () => {};
   const steps = { priorSteps: 3, decoderSteps: 2 };
-  const job = { prompt: 'a red circle on a white background', seed: 7, ...steps, onProgress };
-  await engine.generate({ ...job, intermediates: true });
+  const picture = { prompt: 'a red circle on a white background', seed: 7, ...steps, onProgress };
+  await engine.generate({ ...picture, intermediates: true });
   // Models differ in what they sample with.
-  const [ddpm, ddim] = ['ddpm', 'ddim'].map((sampler) => ({ ...job, sampler }));
+  const [ddpm, ddim] = ['ddpm', 'ddim'].map((sampler) => ({ ...picture, sampler }));
   await engine.generate({ ...ddpm, format: 'blob', negativePrompt: 'blue', count: 2 });
   await engine.generate({ ...ddim, width: width * 2, height, format: 'imageData' });
-  await engine.generate({ ...job, priorGuidanceScale: 1, decoderGuidanceScale: 2 });
-  await engine.generate({ ...job, width: 1 }).catch(() => undefined);
+  await engine.generate({ ...picture, priorGuidanceScale: 1, decoderGuidanceScale: 2 });
+  await engine.generate({ ...picture, width: 1 }).catch(() => undefined);
   await engine.dispose();
   postMessage(new Uint8Array(calls.buffer));
 };

@@ -37,6 +37,10 @@ pub fn attention(
         let more = (!more[0].is_empty()).then(|| more.map(joined));
         return crate::wgsl::attention(q, first.map(joined), more, heads);
     }
+    #[cfg(all(feature = "cpu", target_family = "wasm"))]
+    if crate::cpu::runs_on(&q.device(), q.dtype()) && !q.device().is_autodiff() {
+        return crate::cpu::attention(q, joined(keys), joined(values), heads);
+    }
     reference::attention(q, joined(keys), joined(values), heads)
 }
 

@@ -4,6 +4,8 @@
 //! over the channels; on a CPU the memory traffic and the loop cost more than the arithmetic.
 //! Results do not depend on the number of threads: every sum runs in a fixed order.
 
+#[cfg(any(test, target_family = "wasm"))]
+mod attention;
 #[cfg(feature = "train")]
 mod backward;
 mod functions;
@@ -15,6 +17,8 @@ mod product;
 #[cfg(target_family = "wasm")]
 mod relaxed;
 mod sums;
+#[cfg(target_family = "wasm")]
+mod threads;
 mod values;
 mod window;
 
@@ -25,12 +29,14 @@ use burn::tensor::DType;
 use burn::tensor::ops::ConvOptions;
 use burn_flex::FlexTensor;
 
+#[cfg(target_family = "wasm")]
+pub(crate) use self::attention::attention;
 use self::functions::{exp, normal_cdf, sigmoid};
 #[cfg(feature = "train")]
 pub(crate) use self::optimizer::{adamw, weighted_sum};
 pub(crate) use self::probe::{copy, probe_multiply_adds};
 #[cfg(target_family = "wasm")]
-pub(crate) use self::product::{Order, can_multiply, linear, multiplies};
+pub(crate) use self::product::{Order, can_multiply, linear, multiplies, packed_linear, panels_of};
 use self::sums::{channel_norms, maximum, mean_norm, row_statistics, sum};
 use self::values::{Values, block, for_each_block};
 use self::window::Window;
@@ -209,6 +215,20 @@ pub(crate) trait CpuKernels: Backend {
 /// are subnormal numbers, with which a CPU calculates a hundred times slower.
 const NEGLIGIBLE: f32 = -44.0;
 
+/// The softmax of a row.
+#[inline(always)]
+fn softmax_row(x: &mut [f32]) {
+    let largest = maximum(x);
+    for x in x.iter_mut() {
+        let below = *x - largest;
+        *x = if below < NEGLIGIBLE { 0.0 } else { exp(below) };
+    }
+    let scale = 1.0 / sum(|i| x[i], x.len());
+    for x in x {
+        *x *= scale;
+    }
+}
+
 impl CpuKernels for Flex {
     fn cpu_layer_norm(x: FlexTensor) -> FlexTensor {
         let x = Values::of(x);
@@ -255,15 +275,7 @@ impl CpuKernels for Flex {
             #[inline(always)]
             |_, x| {
                 for x in x.chunks_exact_mut(channels) {
-                    let largest = maximum(x);
-                    for x in x.iter_mut() {
-                        let below = *x - largest;
-                        *x = if below < NEGLIGIBLE { 0.0 } else { exp(below) };
-                    }
-                    let scale = 1.0 / sum(|i| x[i], channels);
-                    for x in x {
-                        *x *= scale;
-                    }
+                    softmax_row(x);
                 }
             },
         )

@@ -100,7 +100,7 @@ pub struct PackedMatrix {
     scales: Tensor<2>,
     /// `[N, zero_words]`.
     zeros: Tensor<2, Int>,
-    /// `[N, K]`, f32, where products would unpack it again and again.
+    /// The matrix in f32, where products would unpack it again and again: `[N, K]`, or panels (see `in_panels`).
     unpacked: Option<Tensor<2>>,
     #[module(skip)]
     packing: Packing,
@@ -152,7 +152,10 @@ impl PackedMatrix {
     /// Keeps the matrix in f32 beside the planes as long as it lives. Products then take no longer than those of a
     /// matrix that was never packed, and give the same bits as before.
     pub fn keep_unpacked(self) -> Self {
-        Self { unpacked: Some(self.unpack()), ..self }
+        let unpacked = self.unpack();
+        #[cfg(all(feature = "cpu", target_family = "wasm"))]
+        let unpacked = if self.in_panels() { crate::cpu::panels_of(unpacked) } else { unpacked };
+        Self { unpacked: Some(unpacked), ..self }
     }
 
     /// The rows of several matrices as one matrix; `None` if products on this device do not read packed matrices, or if
@@ -190,7 +193,7 @@ impl PackedMatrix {
     ///
     /// - output: `[N, K]`
     pub fn unpack(&self) -> Tensor<2> {
-        if let Some(unpacked) = &self.unpacked {
+        if let Some(unpacked) = self.unpacked.as_ref().filter(|_| !self.in_panels()) {
             return unpacked.clone();
         }
         #[cfg(feature = "cpu")]
@@ -228,6 +231,18 @@ impl PackedMatrix {
             crate::wgsl::runs_on(&self.values.device()) && crate::linear::in_quads(self.dims())
         }
         #[cfg(not(feature = "gpu"))]
+        {
+            false
+        }
+    }
+
+    /// Whether an unpacked matrix is kept in the panels that this device's products read.
+    fn in_panels(&self) -> bool {
+        #[cfg(all(feature = "cpu", target_family = "wasm"))]
+        {
+            crate::cpu::can_multiply(&self.scales)
+        }
+        #[cfg(not(all(feature = "cpu", target_family = "wasm")))]
         {
             false
         }
@@ -274,9 +289,16 @@ pub fn packed_linear<const D: usize>(
         return epilogue.apply(y.reshape(shape));
     }
     #[cfg(all(feature = "cpu", target_family = "wasm"))]
-    if crate::cpu::multiplies(&rows) {
-        let (order, epilogue) = (crate::cpu::Order::OutputsFirst, crate::linear::flat(epilogue));
-        return crate::cpu::linear(rows, weight.unpack(), order, epilogue).reshape(shape);
+    if let Some(panels) = weight.unpacked.as_ref().filter(|_| weight.in_panels()) {
+        let (order, epilogue) =
+            (crate::cpu::Order::Panels { outputs }, crate::linear::flat(epilogue));
+        return crate::cpu::linear(rows, panels.clone(), order, epilogue).reshape(shape);
+    }
+    #[cfg(all(feature = "cpu", target_family = "wasm"))]
+    if crate::cpu::can_multiply(&rows) {
+        let (planes, epilogue) = (weight.planes(), crate::linear::flat(epilogue));
+        let y = crate::cpu::packed_linear(rows, planes, weight.packing, columns, epilogue);
+        return y.reshape(shape);
     }
     let y = crate::product(rows, weight.unpack().narrow(1, 0, width).transpose());
     epilogue.apply(y.reshape(shape))

@@ -96,6 +96,7 @@ export function showDevice(support: Support, engine?: Wuerstchen): void {
     const extras = [features.shaderF16 && 'f16', features.subgroups && 'subgroups'];
     facts.push(['Shader features', extras.filter(Boolean).join(', ') || 'basic']);
   }
+  if (support.threads) facts.push(['Threads', String(support.threads)]);
   if (limits) facts.push(['Largest buffer', formatBytes(limits.maxBufferSize)]);
   const { backend, free } = storage;
   const place = { opfs: 'private file system', cache: 'browser cache', memory: 'memory only' };

@@ -53,6 +53,15 @@ self.addEventListener('fetch', (event) => {
     caches
       .open(NAME)
       .then((cache) => cache.match(isPage ? './' : file))
-      .then((stored) => stored ?? fetch(request)),
+      .then((stored) => stored ?? fetch(request))
+      .then(isolated),
   );
 });
+
+/** Isolates the page from other origins, also if its server does not: then several threads can compute. */
+function isolated({ body, status, statusText, headers: given }: Response): Response {
+  const headers = new Headers(given);
+  headers.set('cross-origin-opener-policy', 'same-origin');
+  headers.set('cross-origin-embedder-policy', 'require-corp');
+  return new Response(body, { status, statusText, headers });
+}

@@ -7,18 +7,24 @@
 //!   only what the first picture needs: see [`split`].
 
 mod split;
+mod threads;
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use wasm_bindgen_cli_support::Bindgen;
+use wasmparser::{Validator, WasmFeatures};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["glue", "bundler", wasm, out] => {
-            Bindgen::new().bundler(true)?.typescript(true).input_path(wasm).generate(out)
+            Bindgen::new().bundler(true)?.typescript(true).input_path(wasm).generate(out)?;
+            let out = Path::new(out);
+            threads::enable(&out.join("wuerstchen_web_bg.js"))?;
+            check_instructions(&out.join("wuerstchen_web_bg.wasm"))
         }
         ["glue", "web", wasm, out] => {
             // A page finds the WebAssembly beside its script.
@@ -34,6 +40,16 @@ fn main() -> Result<()> {
         }
         _ => bail!("glue bundler|web WASM OUT, profile WASM OUT, or split WASM CALLS FIRST REST"),
     }
+}
+
+/// Refuses what is not in WebAssembly 2, such as relaxed SIMD: browsers that do not know an instruction do not run the
+/// program at all.
+fn check_instructions(wasm: &Path) -> Result<()> {
+    let bytes = fs::read(wasm).with_context(|| format!("reading {}", wasm.display()))?;
+    Validator::new_with_features(WasmFeatures::WASM2)
+        .validate_all(&bytes)
+        .context("not every browser runs this program")?;
+    Ok(())
 }
 
 fn read(path: &str) -> Result<Vec<u8>> {

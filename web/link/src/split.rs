@@ -3,12 +3,13 @@
 //! The first part keeps the functions that ran, and all data. Each of the others that it still refers
 //! to is a stub there: it calls the import `rest.load` unless the rest is there already, and then what
 //! lies in its slot of an exported table. The rest imports from `first` everything that it shares with
-//! the first part, and fills the table as it is instantiated.
+//! the first part, and fills the table as it is instantiated. The first part also exports its stack pointer as `stack`,
+//! so that each thread can have a stack of its own.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use walrus::ir::{MemArg, StoreKind, Value};
 use walrus::{
     ConstExpr, ElementItems, ElementKind, ExportItem, FunctionBuilder, FunctionId, FunctionKind,
@@ -163,6 +164,14 @@ fn first(wasm: &[u8], slots: &[usize], table: &str, shared: &HashSet<String>) ->
             body.i32_const(slot as i32).call_indirect(ty, deferred);
         });
     }
+    let variables = module.globals.iter().filter(|global| {
+        matches!(global.kind, GlobalKind::Local(_)) && global.mutable && global.id() != is_loaded
+    });
+    let variables: Vec<_> = variables.map(|global| global.id()).collect();
+    let [stack] = variables[..] else {
+        bail!("{} variables, of which one is the stack pointer", variables.len())
+    };
+    module.exports.add("stack", stack);
     let functions = module.funcs.iter().map(|function| function.id());
     let functions = functions.map(|id| (name("f", id.index()), ExportItem::from(id)));
     let globals = module.globals.iter().map(|global| global.id());

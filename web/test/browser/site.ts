@@ -58,7 +58,11 @@ export class Cdn {
   ) {}
 
   static async open(): Promise<Cdn> {
-    const types: Record<string, string> = { js: 'text/javascript', wasm: 'application/wasm' };
+    const types: Record<string, string> = {
+      html: 'text/html',
+      js: 'text/javascript',
+      wasm: 'application/wasm',
+    };
     const server = createServer((request, response) => {
       const path = join(web, new URL(request.url ?? '', 'http://cdn.test').pathname);
       const headers = {

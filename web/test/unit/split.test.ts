@@ -96,7 +96,7 @@ async function open(first: string, rest: string, mayBlock: boolean) {
     return new Response(bytesOf(String(url)), { headers });
   };
   const { signal } = new AbortController();
-  await start(glue as unknown as Wasm, { first, rest }, { fetch, signal, mayBlock });
+  await start(glue as unknown as Wasm, { first, rest }, { fetch, signal, mayBlock, threads: 1 });
   assert.ok(exports);
   return { exports, fetched, noted };
 }
@@ -117,6 +117,8 @@ test('what was not profiled is fetched when it is called, and shares all state',
   assert.deepEqual(noted, [0x2a]);
   assert.deepEqual([exports.indirect(0), exports.indirect(1), exports.common()], [3, 104, 5]);
   assert.deepEqual(fetched, ['a-first', 'a-rest']);
+  // The only variable of this program is the counter.
+  assert.equal((exports as unknown as { stack: WebAssembly.Global }).stack.value, 5);
 });
 
 test('where nothing may block, both files are fetched at the start', async () => {

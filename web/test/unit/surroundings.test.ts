@@ -218,7 +218,11 @@ test('WebAssembly that a policy forbids, or that is missing, is known before any
   };
   const { signal } = new AbortController();
   const begin = () =>
-    start({} as Wasm, { first: WASM_URL, rest: WASM_URL }, { fetch, signal, mayBlock: true });
+    start(
+      {} as Wasm,
+      { first: WASM_URL, rest: WASM_URL },
+      { fetch, signal, mayBlock: true, threads: 1 },
+    );
   t.mock.method(WebAssembly, 'Module', () => {
     throw new WebAssembly.CompileError('refused by a policy');
   });

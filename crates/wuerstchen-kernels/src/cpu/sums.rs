@@ -19,6 +19,8 @@ pub(super) fn sum(values: impl Fn(usize) -> f32, count: usize) -> f32 {
 }
 
 /// The largest value, found in sixteen lanes as in [`sum`].
+///
+/// It compares, because `f32::max` calls a function for each value in WebAssembly.
 #[inline(always)]
 pub(super) fn maximum(x: &[f32]) -> f32 {
     const LANES: usize = 16;
@@ -26,9 +28,11 @@ pub(super) fn maximum(x: &[f32]) -> f32 {
     let blocks = x.chunks_exact(LANES);
     let rest = blocks.remainder();
     for block in blocks {
-        lanes.iter_mut().zip(block).for_each(|(lane, x)| *lane = lane.max(*x));
+        for (lane, x) in lanes.iter_mut().zip(block) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
     }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
 }
 
 /// Mean and `1 / sqrt(variance + ε)` of a row.

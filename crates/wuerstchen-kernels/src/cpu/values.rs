@@ -1,5 +1,8 @@
 //! The values of tensors, and the loop over blocks of them.
 
+#[cfg(not(feature = "parallel"))]
+use std::sync::Mutex;
+
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
 #[cfg(feature = "parallel")]
@@ -76,13 +79,13 @@ impl Values {
 }
 
 /// Calls `f` with every block of `out` and its number, side by side where there are threads, compiled
-/// for the widest vectors that this processor has.
+/// for the widest vectors that this processor has. `f` must not allocate memory (see `threads.rs`).
 ///
 /// Only code that is inlined here is compiled for these vectors; other code is compiled for the oldest processor of
 /// this kind. Therefore closures have `#[inline(always)]`, and long expressions stand in loops, not in closures of
 /// iterators.
 pub(super) fn for_each_block(out: &mut [f32], block: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
-    let f = |(i, out)| {
+    let f = |(i, out): (usize, &mut [f32])| {
         pulp::Arch::new().dispatch(
             #[inline(always)]
             || f(i, out),
@@ -91,5 +94,23 @@ pub(super) fn for_each_block(out: &mut [f32], block: usize, f: impl Fn(usize, &m
     #[cfg(feature = "parallel")]
     out.par_chunks_mut(block.max(1)).enumerate().for_each(f);
     #[cfg(not(feature = "parallel"))]
-    out.chunks_mut(block.max(1)).enumerate().for_each(f);
+    {
+        let blocks: Vec<_> = out.chunks_mut(block.max(1)).map(Mutex::new).collect();
+        let task = |i: usize| f((i, &mut *blocks[i].lock().expect("no other task has this block")));
+        #[cfg(target_family = "wasm")]
+        super::threads::for_each(blocks.len(), &task);
+        #[cfg(not(target_family = "wasm"))]
+        (0..blocks.len()).for_each(task);
+    }
+}
+
+/// Number of threads among which [`for_each_block`] divides its blocks.
+#[cfg(any(test, target_family = "wasm"))]
+pub(super) fn threads() -> usize {
+    #[cfg(feature = "parallel")]
+    return rayon::current_num_threads();
+    #[cfg(all(not(feature = "parallel"), target_family = "wasm"))]
+    return super::threads::count();
+    #[cfg(not(any(feature = "parallel", target_family = "wasm")))]
+    1
 }

@@ -1,0 +1,218 @@
+// Threads of the program for the CPU.
+//
+// The program is compiled for one thread. But on a page that is isolated from other origins, several workers can each
+// have an instance of it, and all instances one memory. Only the first instance runs the program. The others run
+// tasks, which calculate with memory and do nothing else (crates/wuerstchen-kernels/src/cpu/threads.rs).
+
+import { fetchNow } from './http.js';
+import { patiently } from './patience.js';
+import { MAX_PAGES, withSharedMemory } from './shared-memory.js';
+import { newBoard, serveTasks, Tasks, type Call } from './tasks.js';
+
+/** The names that wasm-bindgen has made up, as link/src/threads.rs finds them. */
+export interface ThreadNames {
+  /** The import that gets tasks. */
+  readonly run: string;
+  /** The export that calls the function of a task. */
+  readonly call: string;
+  /** The import with the inner loops of products. */
+  readonly tiles: string;
+}
+
+/** The name of the workers that are such threads. */
+export const THREAD = 'wuerstchen-thread';
+
+/** More threads than this wait for memory, and for each other. */
+const MAX_THREADS = 8;
+
+/** A worker answers within a second, and one thread can compute without it. */
+const PATIENCE_MS = 10_000;
+
+const STACK_BYTES = 1 << 20;
+const PAGE_BYTES = 1 << 16;
+
+type Tiles = (...sizesAndAddresses: number[]) => void;
+
+/** The first message to a thread, which answers once its instance is there. */
+interface Opening {
+  readonly code: WebAssembly.Module;
+  readonly memory: WebAssembly.Memory;
+  readonly board: Int32Array;
+  readonly names: ThreadNames;
+  /** The URL of the rarely used code. */
+  readonly rest: string;
+}
+
+/** The second message, after which it runs tasks. */
+interface Beginning {
+  /** The address at which its stack begins; it grows downwards. */
+  readonly stack: number;
+  readonly tiles?: WebAssembly.Module;
+}
+
+/** Number of threads that can share memory here. */
+export function possibleThreads(): number {
+  if (!globalThis.crossOriginIsolated) return 1;
+  return Math.min(navigator.hardwareConcurrency, MAX_THREADS);
+}
+
+/** Threads that wait for tasks, seen from the first one. */
+export class Threads {
+  #tasks: Tasks | undefined;
+  #tiles: Tiles | undefined;
+
+  private constructor(
+    private readonly workers: readonly Worker[],
+    private readonly opening: Opening,
+  ) {}
+
+  /**
+   * Starts `count` threads, of which the caller is one. Each instance writes the program's data to the memory, so that
+   * the program must not run before all are there.
+   */
+  static async open(
+    program: ArrayBuffer,
+    names: ThreadNames,
+    rest: string,
+    count: number,
+  ): Promise<Threads> {
+    const { bytes, pages } = withSharedMemory(new Uint8Array(program));
+    const memory = new WebAssembly.Memory({ initial: pages, maximum: MAX_PAGES, shared: true });
+    const code = await WebAssembly.compile(bytes);
+    const opening = { code, memory, board: newBoard(), names, rest };
+    const threads = new Threads(Array.from({ length: count - 1 }, newThread), opening);
+    try {
+      const answers = threads.workers.map((worker) => answer(worker, opening));
+      await patiently(Promise.all(answers), 'one of the threads', PATIENCE_MS);
+    } catch (error) {
+      threads.close();
+      throw error;
+    }
+    return threads;
+  }
+
+  /** The number of threads. */
+  get count(): number {
+    return this.workers.length + 1;
+  }
+
+  /** The instance of the first thread; `imports` are those of a program without threads. */
+  instantiate(imports: WebAssembly.Imports): WebAssembly.Exports {
+    const { code } = this.opening;
+    return new WebAssembly.Instance(code, importsOf(code, this.#imports(), imports)).exports;
+  }
+
+  /** The same for the rarely used code. */
+  addRest(rest: ArrayBuffer, imports: WebAssembly.Imports): void {
+    const code = new WebAssembly.Module(withSharedMemory(new Uint8Array(rest)).bytes);
+    new WebAssembly.Instance(code, importsOf(code, this.#imports(), imports));
+  }
+
+  #imports(): WebAssembly.ModuleImports {
+    const { memory, names } = this.opening;
+    return {
+      memory,
+      [names.run]: (...task: Parameters<Tasks['run']>) => this.#tasks?.run(...task),
+      [names.tiles]: tilesImport(() => this.#tiles),
+    };
+  }
+
+  /** Lets the threads run tasks. `inner` is the module with the inner loops. */
+  begin(exports: WebAssembly.Exports, inner: Uint8Array<ArrayBuffer>): void {
+    const { board, memory, names } = this.opening;
+    const tiles = compiled(inner);
+    this.#tiles = tiles && instantiateTiles(tiles, memory);
+    this.#tasks = new Tasks(board, exports[names.call] as Call);
+    for (const worker of this.workers) {
+      // The program's allocator takes only what it has asked for itself.
+      const stack = memory.grow(STACK_BYTES / PAGE_BYTES) * PAGE_BYTES + STACK_BYTES;
+      worker.postMessage({ stack, tiles } satisfies Beginning);
+    }
+  }
+
+  close(): void {
+    for (const worker of this.workers) worker.terminate();
+  }
+}
+
+/** What a worker with the name {@link THREAD} does. */
+export function beThread(scope: {
+  onmessage: ((event: MessageEvent) => void) | null;
+  postMessage(message: string): void;
+}): void {
+  let tiles: Tiles | undefined;
+  const open = ({ code, memory, names, rest, board }: Opening) => {
+    const own: WebAssembly.ModuleImports = {
+      memory,
+      [names.tiles]: tilesImport(() => tiles),
+      load: () => {
+        const { bytes } = withSharedMemory(new Uint8Array(fetchNow(rest)));
+        const module = new WebAssembly.Module(bytes);
+        new WebAssembly.Instance(module, importsOf(module, { ...exports, ...own }));
+      },
+    };
+    const { exports } = new WebAssembly.Instance(code, importsOf(code, own));
+    scope.onmessage = ({ data }: MessageEvent<Beginning>) => {
+      (exports['stack'] as WebAssembly.Global<'i32'>).value = data.stack;
+      tiles = data.tiles && instantiateTiles(data.tiles, memory);
+      serveTasks(board, exports[names.call] as Call);
+    };
+  };
+  scope.onmessage = ({ data }: MessageEvent<Opening>) => {
+    open(data);
+    scope.postMessage('open');
+  };
+}
+
+/** A worker with the script of this one, as {@link THREAD}. */
+function newThread(): Worker {
+  let type: WorkerType = 'classic';
+  try {
+    // It throws in modules.
+    (globalThis as unknown as { importScripts(): void }).importScripts();
+  } catch {
+    type = 'module';
+  }
+  return new Worker(globalThis.location.href, { name: THREAD, type });
+}
+
+function answer(worker: Worker, opening: Opening): Promise<void> {
+  return new Promise((resolve, reject) => {
+    worker.onmessage = () => resolve();
+    worker.onerror = ({ message }) => reject(new Error(message || 'a thread could not start'));
+    worker.postMessage(opening);
+  });
+}
+
+/** The imports of a module: a thread's own ones, then those of the program, and for tasks none that they can call. */
+function importsOf(
+  module: WebAssembly.Module,
+  own: WebAssembly.ModuleImports,
+  others: WebAssembly.Imports = {},
+): WebAssembly.Imports {
+  const imports: Record<string, WebAssembly.ModuleImports> = {};
+  for (const { module: space, name } of WebAssembly.Module.imports(module)) {
+    const missing = () => {
+      throw new Error(`a task has called ${name}`);
+    };
+    (imports[space] ??= {})[name] = own[name] ?? others[space]?.[name] ?? missing;
+  }
+  return imports;
+}
+
+/** The import with the inner loops: it says whether this thread has any, and runs them. */
+function tilesImport(tiles: () => Tiles | undefined) {
+  return (...sizesAndAddresses: number[]) => {
+    tiles()?.(...sizesAndAddresses);
+    return tiles() !== undefined;
+  };
+}
+
+/** The module, or undefined where an instruction of it is not known. */
+function compiled(bytes: Uint8Array<ArrayBuffer>): WebAssembly.Module | undefined {
+  return WebAssembly.validate(bytes) ? new WebAssembly.Module(bytes) : undefined;
+}
+
+function instantiateTiles(module: WebAssembly.Module, memory: WebAssembly.Memory): Tiles {
+  return new WebAssembly.Instance(module, { program: { memory } }).exports['tiles'] as Tiles;
+}
