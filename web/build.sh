@@ -41,8 +41,9 @@ package() {
     for device in "${devices[@]}"; do
         step "glue for $device"
         glue="web/pkg/$device"
-        if [ ! "$glue/whole.wasm" -nt "$glue/wuerstchen_web.wasm" ]; then
-            "$target/release/wuerstchen-link" glue bundler "$glue/wuerstchen_web.wasm" "$glue"
+        link="$target/release/wuerstchen-link"
+        if [ ! "$glue/whole.wasm" -nt "$glue/wuerstchen_web.wasm" ] || [ ! "$glue/whole.wasm" -nt "$link" ]; then
+            "$link" glue bundler "$glue/wuerstchen_web.wasm" "$glue"
             # Names and debug sections are of no use to visitors; -Oz would save 2 % in twice the time.
             npx --prefix web wasm-opt -Os --enable-simd --enable-bulk-memory --enable-sign-ext \
                 --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types \

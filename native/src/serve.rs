@@ -12,7 +12,8 @@ use tower_http::set_header::SetResponseHeaderLayer;
 /// Arguments of `wuerstchen serve`.
 #[derive(Args)]
 pub(crate) struct ServeArgs {
-    /// The folder to serve: the built demo page, or any folder with an index.html or browser bundles
+    /// The folder to serve: the built demo page, or any folder with an index.html or browser bundles. Pages are isolated:
+    /// files of other origins have to allow their use (CORS or CORP)
     #[arg(value_name = "DIR", default_value = "web/demo/dist")]
     folder: PathBuf,
     /// Address to listen on, or its name; with the default, only this machine can reach the server

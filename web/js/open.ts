@@ -12,7 +12,7 @@ import { openSite, storedUrl, type ModelSite, type ModelSource } from './picked.
 import { fetchFiles, type Brought } from './shards.js';
 import { start, type Started } from './start.js';
 import { checkSupport } from './support.js';
-import { possibleThreads } from './threads.js';
+import { MOST_THREADS, possibleThreads } from './threads.js';
 import type {
   CacheAdapter,
   DeviceKind,
@@ -89,10 +89,9 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
   const begun = performance.now();
   const { powerPreference, threads } = options;
   const { signal, emit } = host;
-  if (threads === 0) {
-    throw new WuerstchenError('invalid-argument', 'threads must be 1 or more, got 0', {
-      field: 'threads',
-    });
+  if (threads !== undefined && (threads < 1 || threads > MOST_THREADS)) {
+    const message = `threads must be from 1 to ${MOST_THREADS}, got ${threads}`;
+    throw new WuerstchenError('invalid-argument', message, { field: 'threads' });
   }
   let support = await checkSupport({ signal, powerPreference });
   let device = chooseDevice(options.device, support);
@@ -149,7 +148,8 @@ function withThreads(support: Support, { threads, problem }: Started, wanted = 1
   const reason =
     problem ??
     'several need a processor that has them, a worker, and a page that is cross-origin isolated';
-  const note = problem || wanted > threads ? ` One thread computes: ${reason}.` : '';
+  const note =
+    problem || wanted > threads ? ` One thread computes: ${asNote({ message: reason })}.` : '';
   return { ...support, threads, message: support.message + note };
 }
 
@@ -161,7 +161,7 @@ function withStorage(support: Support, cache: ModelCache): Support {
 }
 
 /** An error's message without the full stop that some browsers put. */
-function asNote({ message }: WuerstchenError): string {
+function asNote({ message }: { readonly message: string }): string {
   return message.replace(/\.$/, '');
 }
 

@@ -37,6 +37,7 @@ export function withSharedMemory(module: Uint8Array): SharedModule {
     if (id === IMPORTS) {
       place = sections.length;
       for (let left = reader.number(); left > 0; left--) {
+        if (reader.at >= end) throw new Error('the imports of the program are cut off');
         const first = reader.at;
         const memory = skipImport(reader);
         if (memory === undefined) imports.push(module.slice(first, reader.at));
@@ -67,11 +68,15 @@ function skipImport(reader: Reader): number | undefined {
   }
   const kind = reader.number();
   if (kind === MEMORY) return skipLimits(reader);
-  if (kind === FUNCTION) reader.number();
-  if (kind === GLOBAL) reader.at += 2;
-  if (kind === TABLE) {
+  if (kind === FUNCTION) {
+    reader.number();
+  } else if (kind === GLOBAL) {
+    reader.at += 2;
+  } else if (kind === TABLE) {
     reader.at += 1;
     skipLimits(reader);
+  } else {
+    throw new Error(`the program has an import of kind ${kind}`);
   }
   return undefined;
 }

@@ -19,7 +19,7 @@ export interface StartOptions {
   readonly signal: AbortSignal;
   /** Whether the thread may block. If so, the rest is fetched at the first call that needs it. */
   readonly mayBlock: boolean;
-  /** Number of threads, this one included, where the program can use several and this thread may block. */
+  /** Number of threads, including this one. Where the program or this thread allows only one, there is one. */
   readonly threads: number;
 }
 
@@ -73,7 +73,7 @@ async function first(
 ): Promise<First> {
   const { mayBlock, threads: count } = options;
   if (!names || !mayBlock || count < 2) return fetched(urls.first, imports, options);
-  const file = await request(options.fetch, urls.first, options);
+  const file = await request(options.fetch, urls.first, { signal: options.signal });
   const program = await file.arrayBuffer().catch((cause) => {
     throw brokenOff(urls.first, cause);
   });

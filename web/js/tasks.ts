@@ -23,11 +23,11 @@ const SLEEPERS = 6;
 const FAILED = 7;
 const WORDS = 8;
 
-const TASK_BITS = 12;
+const TASK_BITS = 16;
 const CLOSED = (1 << TASK_BITS) - 1;
 const ROUNDS = 1 << (32 - TASK_BITS);
 
-/** How often a thread looks for work before it sleeps: for about as long as it would take to wake up. */
+/** Looks for work before a thread sleeps. They take about as long as waking up. */
 const LOOKS = 4000;
 
 /** What {@link Tasks} and {@link serveTasks} share. */
@@ -53,7 +53,7 @@ export class Tasks {
       for (let task = 0; task < tasks; task++) call(data, vtable, task);
       return;
     }
-    // Nobody reads these while the round is closed.
+    // While the round is closed no task can be taken, so that no thread uses these.
     Atomics.store(board, TASKS, tasks);
     Atomics.store(board, DATA, data);
     Atomics.store(board, VTABLE, vtable);
@@ -76,7 +76,7 @@ export class Tasks {
   }
 }
 
-/** Another thread, which runs tasks until its worker is terminated. */
+/** Runs tasks on another thread until its worker is terminated. */
 export function serveTasks(board: Int32Array, call: Call): never {
   for (;;) {
     const round = Atomics.load(board, ROUND);

@@ -23,7 +23,10 @@ export interface ThreadNames {
 export const THREAD = 'wuerstchen-thread';
 
 /** More threads than this wait for memory, and for each other. */
-const MAX_THREADS = 8;
+const DEFAULT_MOST = 8;
+
+/** As many as a caller may ask for. */
+export const MOST_THREADS = 64;
 
 /** A worker answers within a second, and one thread can compute without it. */
 const PATIENCE_MS = 10_000;
@@ -50,10 +53,10 @@ interface Beginning {
   readonly tiles?: WebAssembly.Module;
 }
 
-/** Number of threads that can share memory here. */
+/** The default number of threads; 1 where memory cannot be shared. */
 export function possibleThreads(): number {
   if (!globalThis.crossOriginIsolated) return 1;
-  return Math.min(navigator.hardwareConcurrency, MAX_THREADS);
+  return Math.min(navigator.hardwareConcurrency, DEFAULT_MOST);
 }
 
 /** Threads that wait for tasks, seen from the first one. */
@@ -64,6 +67,8 @@ export class Threads {
   private constructor(
     private readonly workers: readonly Worker[],
     private readonly opening: Opening,
+    /** Where the stacks of the workers' instances begin; they grow downwards. */
+    private readonly stacks: readonly number[],
   ) {}
 
   /**
@@ -80,15 +85,21 @@ export class Threads {
     const memory = new WebAssembly.Memory({ initial: pages, maximum: MAX_PAGES, shared: true });
     const code = await WebAssembly.compile(bytes);
     const opening = { code, memory, board: newBoard(), names, rest };
-    const threads = new Threads(Array.from({ length: count - 1 }, newThread), opening);
+    const workers: Worker[] = [];
+    const stacks: number[] = [];
     try {
-      const answers = threads.workers.map((worker) => answer(worker, opening));
+      while (workers.length < count - 1) {
+        // The program's allocator takes only what it has asked for itself.
+        stacks.push(memory.grow(STACK_BYTES / PAGE_BYTES) * PAGE_BYTES + STACK_BYTES);
+        workers.push(newThread());
+      }
+      const answers = workers.map((worker) => answer(worker, opening));
       await patiently(Promise.all(answers), 'one of the threads', PATIENCE_MS);
     } catch (error) {
-      threads.close();
+      for (const worker of workers) worker.terminate();
       throw error;
     }
-    return threads;
+    return new Threads(workers, opening, stacks);
   }
 
   /** The number of threads. */
@@ -123,16 +134,25 @@ export class Threads {
     const tiles = compiled(inner);
     this.#tiles = tiles && instantiateTiles(tiles, memory);
     this.#tasks = new Tasks(board, exports[names.call] as Call);
-    for (const worker of this.workers) {
-      // The program's allocator takes only what it has asked for itself.
-      const stack = memory.grow(STACK_BYTES / PAGE_BYTES) * PAGE_BYTES + STACK_BYTES;
-      worker.postMessage({ stack, tiles } satisfies Beginning);
+    for (const [i, worker] of this.workers.entries()) {
+      worker.postMessage({ stack: this.stacks[i] ?? 0, tiles } satisfies Beginning);
     }
   }
 
   close(): void {
     for (const worker of this.workers) worker.terminate();
   }
+}
+
+/** The imports with which a panic says where it is. */
+function panicImports(code: WebAssembly.Module, memory: WebAssembly.Memory) {
+  const say = (address: number, length: number) => {
+    const text = new Uint8Array(memory.buffer).slice(address, address + length);
+    console.error(new TextDecoder().decode(text));
+  };
+  const names = WebAssembly.Module.imports(code).map(({ name }) => name);
+  const errors = names.filter((name) => name.startsWith('__wbg_error_'));
+  return Object.fromEntries(errors.map((name) => [name, say]));
 }
 
 /** What a worker with the name {@link THREAD} does. */
@@ -143,6 +163,7 @@ export function beThread(scope: {
   let tiles: Tiles | undefined;
   const open = ({ code, memory, names, rest, board }: Opening) => {
     const own: WebAssembly.ModuleImports = {
+      ...panicImports(code, memory),
       memory,
       [names.tiles]: tilesImport(() => tiles),
       load: () => {
@@ -179,12 +200,16 @@ function newThread(): Worker {
 function answer(worker: Worker, opening: Opening): Promise<void> {
   return new Promise((resolve, reject) => {
     worker.onmessage = () => resolve();
-    worker.onerror = ({ message }) => reject(new Error(message || 'a thread could not start'));
+    worker.onerror = (event) => {
+      // Else it would count as a failure of this worker.
+      event.preventDefault();
+      reject(new Error(event.message || 'a thread could not start'));
+    };
     worker.postMessage(opening);
   });
 }
 
-/** The imports of a module: a thread's own ones, then those of the program, and for tasks none that they can call. */
+/** The imports of a module: this thread's own ones, else the program's. Any other throws when a task calls it. */
 function importsOf(
   module: WebAssembly.Module,
   own: WebAssembly.ModuleImports,
@@ -200,7 +225,7 @@ function importsOf(
   return imports;
 }
 
-/** The import with the inner loops: it says whether this thread has any, and runs them. */
+/** The import that runs the inner loops. It returns false where this thread has none. */
 function tilesImport(tiles: () => Tiles | undefined) {
   return (...sizesAndAddresses: number[]) => {
     tiles()?.(...sizesAndAddresses);

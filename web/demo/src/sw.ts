@@ -58,9 +58,15 @@ self.addEventListener('fetch', (event) => {
   );
 });
 
-/** Isolates the page from other origins, also if its server does not: then several threads can compute. */
-function isolated({ body, status, statusText, headers: given }: Response): Response {
-  const headers = new Headers(given);
+/**
+ * Isolates the page from other origins, also if its server does not: then several threads can compute from the second
+ * visit on.
+ */
+function isolated(response: Response): Response {
+  const { body, status, statusText } = response;
+  // A redirection has no status that a new response could have.
+  if (status === 0) return response;
+  const headers = new Headers(response.headers);
   headers.set('cross-origin-opener-policy', 'same-origin');
   headers.set('cross-origin-embedder-policy', 'require-corp');
   return new Response(body, { status, statusText, headers });

@@ -98,12 +98,14 @@ test('without the option there are as many threads as processors', async () => {
   await page.close();
 });
 
-test('no threads are refused', async () => {
+test('a number of threads out of range is refused', async () => {
   const page = await openPage(browser, site);
-  assert.equal(
-    await make(page, { threads: 0 }),
-    'invalid-argument: threads must be 1 or more, got 0',
-  );
+  for (const threads of [0, 65]) {
+    assert.equal(
+      await make(page, { threads }),
+      `invalid-argument: threads must be from 1 to 64, got ${threads}`,
+    );
+  }
   await page.close();
 });
 

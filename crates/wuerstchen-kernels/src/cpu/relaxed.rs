@@ -2,7 +2,7 @@
 //!
 //! An engine refuses a module with an instruction that it does not know, and not every engine knows the multiply-add
 //! of [relaxed SIMD](https://github.com/WebAssembly/relaxed-simd). So the program writes a module of one function when
-//! it multiplies for the first time. The function works in the program's own memory.
+//! it multiplies for the first time, or when threads are started. The function works in the program's own memory.
 
 use js_sys::{Object, Reflect, Uint8Array, WebAssembly};
 use wasm_bindgen::prelude::*;

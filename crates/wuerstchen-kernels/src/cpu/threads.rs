@@ -2,8 +2,9 @@
 //!
 //! The standard library for WebAssembly is compiled for one thread, and so is this program. But a page that is isolated
 //! from other origins can give one memory to several instances of it, each in a worker (`web/js/threads.ts`). The
-//! other instances run nothing but the tasks of [`for_each`]. Therefore a task must neither allocate memory nor call
-//! JavaScript. It only calculates with memory that no other task writes.
+//! other instances run nothing but the tasks of [`for_each`]. Therefore a task must not allocate memory, use thread-local
+//! variables, take much of its stack of 1 MiB, or call JavaScript other than `tilesOfThread`. It only calculates with
+//! memory that no other task writes. Nothing checks this.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
