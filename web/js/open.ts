@@ -12,7 +12,7 @@ import { openSite, storedUrl, type ModelSite, type ModelSource } from './picked.
 import { fetchFiles, type Brought } from './shards.js';
 import { start, type Started } from './start.js';
 import { checkSupport } from './support.js';
-import { MOST_THREADS, possibleThreads } from './threads.js';
+import { canShare, defaultThreads, MOST_THREADS } from './threads.js';
 import type {
   CacheAdapter,
   DeviceKind,
@@ -145,9 +145,7 @@ function chooseDevice(wish: EngineOptions['device'], support: Support): DeviceKi
 
 /** Adds the number of threads, and why there are fewer than were asked for. */
 function withThreads(support: Support, { threads, problem }: Started, wanted = 1): Support {
-  const reason =
-    problem ??
-    'several need a processor that has them, a worker, and a page that is cross-origin isolated';
+  const reason = problem ?? 'several need a worker, and a page that is cross-origin isolated';
   const note =
     problem || wanted > threads ? ` One thread computes: ${asNote({ message: reason })}.` : '';
   return { ...support, threads, message: support.message + note };
@@ -247,10 +245,9 @@ function openDevice(
       first: wasmUrl[device] ?? first().href,
       rest: wasmUrl[`${device}Rest`] ?? rest().href,
     };
-    const possible = host.mayBlock ? possibleThreads() : 1;
     const started = await start(module, urls, {
       ...host,
-      threads: possible > 1 ? (threads ?? possible) : 1,
+      threads: canShare() ? (threads ?? defaultThreads()) : 1,
     });
     if (device === 'webgpu') {
       return { ...started, gpu: await watchDevice(module.openDevice, powerPreference) };

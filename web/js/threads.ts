@@ -53,10 +53,18 @@ interface Beginning {
   readonly tiles?: WebAssembly.Module;
 }
 
-/** The default number of threads; 1 where memory cannot be shared. */
-export function possibleThreads(): number {
-  if (!globalThis.crossOriginIsolated) return 1;
-  return Math.min(navigator.hardwareConcurrency, DEFAULT_MOST);
+/** Whether threads can share memory here. */
+export function canShare(): boolean {
+  return globalThis.crossOriginIsolated ?? false;
+}
+
+/**
+ * The default number of threads. Only browsers built on Chromium have several: in Firefox a load has hung, and nobody
+ * has tried others.
+ */
+export function defaultThreads(): number {
+  const isChromium = 'userAgentData' in navigator;
+  return isChromium ? Math.min(navigator.hardwareConcurrency, DEFAULT_MOST) : 1;
 }
 
 /** Threads that wait for tasks, seen from the first one. */
@@ -85,20 +93,15 @@ export class Threads {
     const memory = new WebAssembly.Memory({ initial: pages, maximum: MAX_PAGES, shared: true });
     const code = await WebAssembly.compile(bytes);
     const opening = { code, memory, board: newBoard(), names, rest };
-    const workers: Worker[] = [];
-    const stacks: number[] = [];
-    try {
-      while (workers.length < count - 1) {
-        // The program's allocator takes only what it has asked for itself.
-        stacks.push(memory.grow(STACK_BYTES / PAGE_BYTES) * PAGE_BYTES + STACK_BYTES);
-        workers.push(newThread());
-      }
-      const answers = workers.map((worker) => answer(worker, opening));
-      await patiently(Promise.all(answers), 'one of the threads', PATIENCE_MS);
-    } catch (error) {
-      for (const worker of workers) worker.terminate();
-      throw error;
-    }
+    // The program's allocator takes only what it has asked for itself.
+    const stacks = Array.from(
+      { length: count - 1 },
+      () => memory.grow(STACK_BYTES / PAGE_BYTES) * PAGE_BYTES + STACK_BYTES,
+    );
+    // A worker cannot tell in every browser which type it has itself.
+    const workers = await openWorkers('module', opening, stacks.length).catch(() =>
+      openWorkers('classic', opening, stacks.length),
+    );
     return new Threads(workers, opening, stacks);
   }
 
@@ -185,16 +188,20 @@ export function beThread(scope: {
   };
 }
 
-/** A worker with the script of this one, as {@link THREAD}. */
-function newThread(): Worker {
-  let type: WorkerType = 'classic';
+/** Workers with the script of this one, each with its instance; none if one of them fails. */
+async function openWorkers(type: WorkerType, opening: Opening, count: number): Promise<Worker[]> {
+  const workers: Worker[] = [];
   try {
-    // It throws in modules.
-    (globalThis as unknown as { importScripts(): void }).importScripts();
-  } catch {
-    type = 'module';
+    while (workers.length < count) {
+      workers.push(new Worker(globalThis.location.href, { name: THREAD, type }));
+    }
+    const answers = workers.map((worker) => answer(worker, opening));
+    await patiently(Promise.all(answers), 'one of the threads', PATIENCE_MS);
+    return workers;
+  } catch (error) {
+    for (const worker of workers) worker.terminate();
+    throw error;
   }
-  return new Worker(globalThis.location.href, { name: THREAD, type });
 }
 
 function answer(worker: Worker, opening: Opening): Promise<void> {

@@ -98,6 +98,29 @@ test('without the option there are as many threads as processors', async () => {
   await page.close();
 });
 
+test('threads start with a cache of the caller, too', async () => {
+  const page = await openPage(browser, site);
+  const result = await page.evaluate(async () => {
+    const files = new Map<string, Uint8Array>();
+    const engine = await (window as any).wuerstchen.load({
+      model: '/pkg/model/manifest.json',
+      device: 'cpu',
+      threads: 2,
+      cache: {
+        get: async (name: string) => files.get(name),
+        put: async (name: string, bytes: Uint8Array) => void files.set(name, bytes),
+        delete: async (name: string) => void files.delete(name),
+        list: async () => Array.from(files, ([name, { length }]) => ({ name, bytes: length })),
+      },
+    });
+    const { threads, message } = engine.support;
+    await engine.dispose();
+    return { threads, message, stored: files.size > 0 };
+  });
+  assert.deepEqual([result.threads, result.stored], [2, true], result.message);
+  await page.close();
+});
+
 test('a number of threads out of range is refused', async () => {
   const page = await openPage(browser, site);
   for (const threads of [0, 65]) {
