@@ -153,11 +153,12 @@ test('a policy that wants trusted types is an error that says what to do', async
   assert.equal(outcome, 'ready');
 });
 
-test('a page that is isolated from other origins is an error that says what the worker needs', async () => {
-  await context.route('**/page.html', async (route) => {
+test('a worker without the policy of its isolated page is an error that says what it needs', async () => {
+  await context.route('**/dist/worker.js', async (route) => {
     const response = await route.fetch();
-    const policy = { 'cross-origin-embedder-policy': 'require-corp' };
-    await route.fulfill({ response, headers: { ...response.headers(), ...policy } });
+    const { 'cross-origin-embedder-policy': policy, ...headers } = response.headers();
+    assert.equal(policy, 'require-corp');
+    await route.fulfill({ response, headers });
   });
   const page = await openPage(context, site);
   assert.match(await make(page), /^network: .*Cross-Origin-Embedder-Policy/);
