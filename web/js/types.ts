@@ -191,8 +191,8 @@ export interface LoadOptions {
   readonly residency?: Residency;
   /**
    * Number of threads that compute on the CPU. Several need a worker on a page that is cross-origin isolated; on any
-   * other page one computes. From 1 to 64. By default
-   * as many as the processor has, at most 8, in browsers built on Chromium, and 1 in others.
+   * other page one computes. From 1 to 64. By default as many as the processor has, at most 8, in browsers built on
+   * Chromium, and 1 in others.
    */
   readonly threads?: number;
   /** Whether to measure the device's speed too, which takes about a second; a `measured` event has the result. */

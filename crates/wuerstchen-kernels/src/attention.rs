@@ -38,7 +38,7 @@ pub fn attention(
         return crate::wgsl::attention(q, first.map(joined), more, heads);
     }
     #[cfg(all(feature = "cpu", target_family = "wasm"))]
-    if crate::cpu::runs_on(&q.device(), q.dtype()) && !q.device().is_autodiff() {
+    if crate::cpu::can_multiply(&q) {
         return crate::cpu::attention(q, joined(keys), joined(values), heads);
     }
     reference::attention(q, joined(keys), joined(values), heads)

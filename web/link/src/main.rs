@@ -45,15 +45,15 @@ fn main() -> Result<()> {
 /// Refuses what is not in WebAssembly 2, such as relaxed SIMD: browsers that do not know an instruction do not run the
 /// program at all.
 fn check_instructions(wasm: &Path) -> Result<()> {
-    let bytes = fs::read(wasm).with_context(|| format!("reading {}", wasm.display()))?;
     Validator::new_with_features(WasmFeatures::WASM2)
-        .validate_all(&bytes)
+        .validate_all(&read(wasm)?)
         .context("not every browser runs this program")?;
     Ok(())
 }
 
-fn read(path: &str) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("reading {path}"))
+fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
 }
 
 fn write(path: &str, bytes: &[u8]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Attention on the CPU in WebAssembly: one task for each head of each sample.
 
-use super::product::{BLOCK, PanelWidth, ROWS, Tiles};
+use super::product::{BLOCK, PanelWidth, ROWS, Tiles, set_column};
 use super::softmax_row;
 use super::values::for_each_block;
 #[cfg(target_family = "wasm")]
@@ -56,10 +56,7 @@ pub(super) fn attend(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> Vec<f32> 
             let (weights, made) = made.split_at_mut(parts[2]);
             let (k_panels, v_panels) = made.split_at_mut(parts[3]);
             for (key, k) in k.chunks_exact(channels).enumerate() {
-                let panel = &mut k_panels[key / width * width * size..][..width * size];
-                for (panel, k) in panel.chunks_exact_mut(width).zip(&k[first..][..size]) {
-                    panel[key % width] = *k;
-                }
+                set_column(k_panels, width, key, &k[first..][..size]);
             }
             for (key, v) in v.chunks_exact(channels).enumerate() {
                 for (panel, v) in v[first..][..size].chunks(width).enumerate() {

@@ -152,10 +152,7 @@ impl Product<'_> {
                     for column in 0..GROUP.min(outputs - first) {
                         let PackedRows { values, scales, zeros, packing, .. } = matrix;
                         packing.unpack_row(values, scales, zeros, first + column, row);
-                        let panel = &mut panels[column / width * width * inputs..];
-                        for (to, from) in panel.chunks_exact_mut(width).zip(&row[..inputs]) {
-                            to[column % width] = *from;
-                        }
+                        set_column(panels, width, column, &row[..inputs]);
                     }
                     let x = x.chunks(rows_of_a_block * inputs);
                     for (x, sums) in x.zip(sums.chunks_mut(rows_of_a_block * GROUP)) {
@@ -233,16 +230,23 @@ impl WithSimd for Panels<'_> {
                 }
                 Order::OutputsFirst => {
                     let rows = matrix.chunks_exact(matrix.len() / outputs).skip(first).take(count);
-                    for (column, from) in rows.enumerate() {
-                        for (to, from) in panel.chunks_exact_mut(width).zip(from) {
-                            to[column] = *from;
-                        }
+                    for (column, row) in rows.enumerate() {
+                        set_column(panel, width, column, &row[..inputs]);
                     }
                 }
                 Order::Panels { .. } => unreachable!("panels are not made into panels"),
             }
         }
         panels
+    }
+}
+
+/// Writes a column of a matrix to panels of so many columns.
+#[inline(always)]
+pub(super) fn set_column(panels: &mut [f32], width: usize, column: usize, values: &[f32]) {
+    let panel = &mut panels[column / width * width * values.len()..];
+    for (row, value) in panel.chunks_exact_mut(width).zip(values) {
+        row[column % width] = *value;
     }
 }
 
@@ -358,7 +362,7 @@ mod tensors {
     use crate::linear::Epilogue;
 
     /// Whether products of tensors like this one can be made here. There is no backward pass.
-    pub(crate) fn can_multiply(x: &Tensor<2>) -> bool {
+    pub(crate) fn can_multiply<const D: usize>(x: &Tensor<D>) -> bool {
         runs_on(&x.device(), x.dtype()) && !x.device().is_autodiff()
     }
 
@@ -396,12 +400,8 @@ mod tensors {
         order: Order,
         epilogue: Epilogue<2>,
     ) -> Tensor<2> {
-        let Epilogue { bias, addend, gelu } = epilogue;
-        let finish = Finish { bias: bias.is_some(), addend: addend.is_some(), gelu };
-        // What is missing is never read, so any tensor can stand in its place.
-        let addend = addend.unwrap_or_else(|| x.clone()).into_dispatch();
-        let bias = bias.map_or_else(|| x.clone().into_dispatch(), Tensor::into_dispatch);
-        let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+        let (finish, [bias, addend]) = Finish::new(epilogue, &x);
+        let [x, weight, bias, addend] = [x, weight, bias, addend].map(Tensor::into_dispatch);
         Tensor::from_dispatch(Dispatch::cpu_product(x, weight, bias, addend, order, finish))
     }
 
@@ -419,14 +419,11 @@ mod tensors {
         columns: usize,
         epilogue: Epilogue<2>,
     ) -> Tensor<2> {
-        let Epilogue { bias, addend, gelu } = epilogue;
-        let finish = Finish { bias: bias.is_some(), addend: addend.is_some(), gelu };
-        let addend = addend.unwrap_or_else(|| x.clone()).into_dispatch();
-        let bias = bias.map_or_else(|| x.clone().into_dispatch(), Tensor::into_dispatch);
-        let planes = (values.into_dispatch(), scales.into_dispatch(), zeros.into_dispatch());
-        let x = x.into_dispatch();
+        let (finish, [bias, addend]) = Finish::new(epilogue, &x);
+        let [x, scales, bias, addend] = [x, scales, bias, addend].map(Tensor::into_dispatch);
+        let [values, zeros] = [values, zeros].map(Tensor::into_dispatch);
         Tensor::from_dispatch(Dispatch::cpu_packed_product(
-            x, planes.0, planes.1, planes.2, bias, addend, packing, columns, finish,
+            x, values, scales, zeros, bias, addend, packing, columns, finish,
         ))
     }
 
@@ -506,6 +503,14 @@ mod tensors {
     }
 
     impl Finish {
+        /// With the bias, `[1, N]`, and the addend. What is missing is never read, so that `x` stands in its place.
+        fn new(epilogue: Epilogue<2>, x: &Tensor<2>) -> (Self, [Tensor<2>; 2]) {
+            let Epilogue { bias, addend, gelu } = epilogue;
+            let finish = Self { bias: bias.is_some(), addend: addend.is_some(), gelu };
+            let bias = bias.map_or_else(|| x.clone(), Tensor::unsqueeze);
+            (finish, [bias, addend.unwrap_or_else(|| x.clone())])
+        }
+
         fn product(
             self,
             x: &Values,
