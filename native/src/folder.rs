@@ -5,6 +5,8 @@ mod find;
 mod index;
 mod metadata;
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,6 +15,7 @@ use anyhow::{Result, bail};
 use image::DynamicImage;
 use image::imageops::FilterType;
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use wuerstchen::Image;
 use wuerstchen::fs::read;
 use wuerstchen::noise::Philox;
@@ -107,13 +110,17 @@ impl Folder {
         &self.pictures[index].path
     }
 
-    /// A line for every picture, by which one corpus differs from another.
-    pub(crate) fn described(&self) -> impl Iterator<Item = String> {
-        self.pictures.iter().map(|Picture { path, captions, .. }| {
-            // If the file is gone by now, reading it will report the error.
-            let bytes = path.metadata().map_or(0, |metadata| metadata.len());
-            format!("{:?} {bytes} {captions:?}", path.file_name())
-        })
+    /// A line for every picture, by which one corpus differs from another. Reads all files.
+    pub(crate) fn described(&self) -> Vec<String> {
+        let described = self.pictures.par_iter().map(|Picture { path, captions, .. }| {
+            let mut content = Sha256::new();
+            let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut content));
+            // If the file is gone by now, reading the picture will report the error.
+            let content =
+                read.map_or_else(|_| String::new(), |_| format!("{:x}", content.finalize()));
+            format!("{:?} {content} {captions:?}", path.file_name())
+        });
+        described.collect()
     }
 
     /// All captions.
@@ -281,6 +288,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Pictures without compression keep their size in bytes, whatever they show.
+    #[test]
+    fn another_picture_of_the_same_size_is_another_corpus() {
+        let root = std::env::temp_dir().join(format!("wuerstchen-same-{}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        fs::write(root.join("a.txt"), "a gray field").unwrap();
+        let described = |gray: u8| {
+            let pixels = image::GrayImage::from_pixel(8, 8, image::Luma([gray]));
+            pixels.save(root.join("a.bmp")).unwrap();
+            Folder::open(&root, 0).unwrap().described()
+        };
+        let pictures = [1, 2, 1].map(described);
+        fs::remove_dir_all(&root).unwrap();
+        assert_ne!(pictures[0], pictures[1]);
+        assert_eq!(pictures[0], pictures[2]);
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]

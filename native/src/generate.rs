@@ -152,8 +152,12 @@ impl GenerateArgs {
 
     /// The files to write.
     fn outputs(&self, request: &Request) -> Result<Vec<Output>> {
-        // The model is not loaded yet: these defaults allow the options of all families.
-        let count = request.options.resolve(&Defaults::wuerstchen_v1())?.count;
+        // The model is not loaded yet: these defaults allow all options that some family has.
+        let defaults = match request.options.decoder_shift {
+            Some(_) => Defaults::stable_cascade(),
+            None => Defaults::wuerstchen_v1(),
+        };
+        let count = request.options.resolve(&defaults)?.count;
         let pictures = request.prompts.len() * request.shares()?.len() * count;
         let Inputs { prompts, image, image_to, mask, lora, picture_prompt } = &self.inputs;
         let inputs = [prompts, image, image_to, mask].into_iter().flatten().map(PathBuf::as_path);

@@ -81,12 +81,12 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     } else {
         visible_lines(&text(&report))
     })?;
-    let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
-    if report.lacking.is_empty() {
+    if report.ok && report.lacking.is_empty() {
         // This reads no weights, but reports what no program could load before minutes of work.
         let loaded = Pipeline::load(&model, &Device::flex(), Residency::PerStage);
         loaded.context("the parts are no model together, so nothing is written")?;
     }
+    let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
     let folder = NewFolder::begin(output)?;
     finish_bundle(&write_shards(&model, args.dtype, &folder)?, folder)?;
     Ok(true)

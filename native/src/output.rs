@@ -30,7 +30,7 @@ impl Output {
 /// The PNG files that `path` means for `count` pictures: `path` itself, or the file `name` if it is a folder; several
 /// files are numbered.
 ///
-/// Fails if there is no such folder, if the name ends in another type than PNG, if a file is one of the
+/// Fails if there is no such folder, if the name does not end in `.png`, if a file is one of the
 /// command's `inputs`, or if it cannot be written.
 pub(crate) fn png_files(
     path: &Path,
@@ -44,7 +44,7 @@ pub(crate) fn png_files(
     }
     let ends_in_separator = path.to_string_lossy().ends_with(is_separator);
     let file = if path.is_dir() || ends_in_separator { path.join(name) } else { path.to_owned() };
-    if file.extension().is_some() && !has_extension(&file, "png") {
+    if !has_extension(&file, "png") {
         let error = anyhow!("cannot write {}: expected a name that ends in .png", file.display());
         return Err(usage(&error));
     }
@@ -105,7 +105,7 @@ fn numbered(path: &Path, i: usize, count: usize) -> PathBuf {
     }
     let stem = path.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
     let extension = path.extension().map(|extension| extension.to_string_lossy());
-    path.with_file_name(format!("{stem}-{i}.{}", extension.unwrap_or("png".into())))
+    path.with_file_name(format!("{stem}-{i}.{}", extension.unwrap_or_default()))
 }
 
 #[cfg(test)]

@@ -317,14 +317,15 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         .then(|| perceptual(&config.a.perceptual_weights))
         .transpose()?;
     let recipe = Recipe::new(config, tokenizer)?;
+    let tokenizer = Tokenizer::new(&recipe.tokenizer, recipe.config.model.max_tokens)?;
     if let Some(captions) = corpus.captions() {
-        let max_tokens = recipe.config.model.max_tokens;
-        tell_of_captions(
-            captions,
-            "caption",
-            &Tokenizer::new(&recipe.tokenizer, max_tokens)?,
-            "model.max_tokens",
-        )?;
+        tell_of_captions(captions, "caption", &tokenizer, "model.max_tokens")?;
+    } else {
+        let updates = recipe.config.updates(StageName::C);
+        let drawn = corpus.source().samples(StageName::C, recipe.config.seed, updates.lesson);
+        let captions: Vec<_> = (0..DRAWN).flat_map(|number| drawn.captions(number)).collect();
+        let captions = captions.iter().map(String::as_str);
+        tell_of_captions(captions, "drawn caption", &tokenizer, "model.max_tokens")?;
     }
     if let Corpus::Folder(folder) = &corpus {
         // A run that has begun has read its pictures before.
@@ -744,6 +745,9 @@ fn known_scale(
         Some(index.latent_mean)
     })
 }
+
+/// How many of the drawn scenes have their captions checked.
+const DRAWN: u64 = 1000;
 
 /// Bytes of a value while a model is trained.
 const F32_BYTES: usize = 4;

@@ -93,6 +93,8 @@ fn prompts_are_words_and_pictures() {
         make("picture", &["--picture-prompt", &photo]),
         make("both", &["a red hat", "--picture-prompt", &photo]),
         make("authors", &["a red hat", "--recipe", "authors"]),
+        make("prior-shift", &["a red hat", "--prior-shift", "2"]),
+        make("decoder-shift", &["a red hat", "--decoder-shift", "2"]),
     ];
     for (i, picture) in pictures.iter().enumerate() {
         assert!(!pictures[..i].contains(picture), "{i}");

@@ -69,9 +69,15 @@ fn parts_that_do_not_fit_each_other_are_not_imported() {
     let output = folder.join("out");
     let refused = |expected: &str| {
         let arguments = ["import", model.to_str().unwrap(), "-o", output.to_str().unwrap()];
-        let found = wuerstchen(&arguments);
-        let told = self::text(&found.stderr);
-        assert!(found.status.code() == Some(4) && told.contains(expected), "{expected}: {told}");
+        // What only reports says the same.
+        for arguments in [&arguments[..], &arguments[..2]] {
+            let found = wuerstchen(arguments);
+            let told = self::text(&found.stderr);
+            assert!(
+                found.status.code() == Some(4) && told.contains(expected),
+                "{expected}: {told}"
+            );
+        }
         assert!(!output.exists());
     };
     fs::write(tokenizer.join("tokenizer.json"), &text[..text.len() / 2]).unwrap();
@@ -375,6 +381,13 @@ fn alpha_is_found_wherever_it_stands() {
     assert_eq!(made("header", &bare, &header, None).0, expected);
     let config = r#"{"r": 4, "lora_alpha": 1, "alpha_pattern": {"to_q": 64, "to_v": 64}}"#;
     assert_eq!(made("config", &bare, &[], Some(config)).0, expected);
+    let whole = r#"{"alpha_pattern": {"prior.blocks.2.attention.to_q": 1, "to_w": 2}}"#;
+    let (_, told) = made("unused", &bare, &[], Some(whole));
+    let unused = "its rank_pattern or alpha_pattern names what fits no layer: ";
+    assert!(told.contains(&format!("{unused}prior.blocks.2.attention.to_q, to_w")), "{told}");
+    let nested = r#"{"prior": {"r": 4, "lora_alpha": 64}}"#;
+    let header = [("lora_adapter_metadata", nested)];
+    assert_eq!(made("nested", &bare, &header, None).0, expected);
     let (other, told) = made("none", &bare, &[], None);
     assert!(told.contains("alpha unknown (taken to be the rank)"), "{told}");
     assert_ne!(other, expected);
@@ -439,6 +452,22 @@ fn other_methods_are_refused_in_a_sentence() {
         "{error}"
     );
     assert_eq!(error.lines().count(), 1, "{error}");
+
+    let mut saved = lora(diffusers, Some(4.0));
+    saved.insert("prior.clip_mapper.weight".into(), (vec![1, 1], vec![0.0]));
+    saved.insert("prior.clip_mapper.bias".into(), (vec![1], vec![0.0]));
+    let path = folder.join("saved/x.safetensors");
+    safetensors(&path, &saved, &[]);
+    let error = with_lora(&path).unwrap_err();
+    assert!(error.contains("expected LoRA, found whole layers in 1 tensors"), "{error}");
+    let path = folder.join("model/x.safetensors");
+    saved.retain(|name, _| name.contains("clip_mapper"));
+    safetensors(&path, &saved, &[]);
+    let error = with_lora(&path).unwrap_err();
+    assert!(
+        error.contains("found whole layers, such as") && error.contains("is it a model?"),
+        "{error}"
+    );
 
     let path = folder.join("empty/x.safetensors");
     safetensors(&path, &Tensors::new(), &[]);

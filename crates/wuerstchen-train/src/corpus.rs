@@ -91,7 +91,7 @@ pub enum Source {
 
 impl Source {
     /// The samples from which a stage learns.
-    pub(crate) fn samples(&self, stage: StageName, seed: u64, lesson: Lesson) -> Arc<dyn Samples> {
+    pub fn samples(&self, stage: StageName, seed: u64, lesson: Lesson) -> Arc<dyn Samples> {
         match self {
             Self::Shapes => Arc::new(Shapes { seed, lesson }),
             Self::Emoji(art) => {

@@ -511,6 +511,7 @@ impl Checkpoint {
                 let integers: Vec<i32> = bytemuck::pod_collect_to_vec(&bytes);
                 Some(integers.into_iter().map(i64::from).collect())
             }
+            StoredDtype::U8 => Some(bytes.iter().copied().map(i64::from).collect()),
             _ => None,
         }
     }

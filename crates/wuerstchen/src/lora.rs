@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use self::read::{LoraFile, MAX_RANK};
+pub use self::read::{LoraFile, MAX_RANK, is_lora};
 pub use self::write::{TrainedLayer, TrainedLora};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, ReadBytes};
@@ -61,6 +61,14 @@ pub enum LoraError {
         /// Number of tensors that show it.
         tensors: usize,
         /// The first of them.
+        example: String,
+    },
+    /// The file holds whole layers and nothing of a LoRA, as the weights of a model do.
+    #[error("{name}: expected a LoRA, found whole layers, such as {example:?}: is it a model?")]
+    NoLora {
+        /// Which file.
+        name: String,
+        /// The first of its tensors that shows it.
         example: String,
     },
     /// The matrices of a layer have a larger rank than any layer can use.
@@ -242,6 +250,9 @@ impl Lora {
             0 => String::new(),
             text => format!(" and {text} of its text encoder"),
         };
+        if prior == 0 && text.is_empty() {
+            return format!("changes{}", tokens.trim_start_matches(", and"));
+        }
         let prior = counted_layers(prior);
         let strengths = strengths_text(&self.ranks(), self.alphas(), self.by_root_of_rank);
         format!("changes {prior} of Stage C{text}, {strengths}{tokens}")

@@ -1,14 +1,15 @@
 //! Which pictures an export makes: as many and as large as the model makes in minutes.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
+use wuerstchen::options::MAX_COUNT;
 use wuerstchen::{GenerateOptions, OptionsError, Pipeline, SelfTest, Settings};
 
 /// What the caller may choose.
 #[derive(Args)]
 pub(super) struct PlanArgs {
-    /// Pictures to make to fit the colours of previews; 0 for a model without previews [default: 64; 4
-    /// for a model with more than 300 million parameters]
+    /// Pictures to make to fit the colours of previews, at most 256; 0 for a model without previews
+    /// [default: 64; 4 for a model with more than 300 million parameters]
     #[arg(long, value_name = "N")]
     preview_pictures: Option<usize>,
     /// Pictures to make with the stored and with the given weights, to measure what storing costs
@@ -39,15 +40,30 @@ const LARGE: usize = 300_000_000;
 const LARGE_PREVIEW_PICTURES: usize = 4;
 
 impl PlanArgs {
-    /// Fails where the model cannot make pictures of the chosen size.
-    pub(super) fn check(&self, pipeline: &Pipeline) -> Result<(), OptionsError> {
+    /// Fails for numbers out of their range, and where the model cannot make pictures of the chosen size. The errors of
+    /// pictures would name the options of other commands.
+    pub(super) fn check(&self, pipeline: &Pipeline) -> Result<()> {
+        let ranges = [
+            ("--preview-pictures", self.preview_pictures, 0..=MAX_COUNT),
+            ("--check", self.check, 0..=MAX_COUNT),
+            ("--picture-steps", self.picture_steps, 1..=1000),
+        ];
+        for (option, value, range) in ranges {
+            if let Some(found) = value.filter(|value| !range.contains(value)) {
+                bail!(
+                    "{option} must be between {} and {}, got {found}",
+                    range.start(),
+                    range.end()
+                );
+            }
+        }
         let Some(size) = self.picture_size else { return Ok(()) };
         match pipeline.sizes(size, size) {
             // One option sets both sides.
             Err(OptionsError::Size { found, nearest, .. }) => {
-                Err(OptionsError::Size { field: "picture_size", found, nearest })
+                Err(OptionsError::Size { field: "picture_size", found, nearest }.into())
             }
-            other => other.map(|_| ()),
+            other => Ok(other.map(|_| ())?),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -86,7 +86,13 @@ fn json_rows(text: &str) -> Result<Vec<Row>> {
     let rows = lines.map(|(number, line)| {
         let read = || {
             let expected = "expected {\"file_name\": …, \"text\": …}";
-            let entry: Entry = serde_json::from_str(&with_nulls(line)).context(expected)?;
+            let entry: Entry = serde_json::from_str(&with_nulls(line)).map_err(|error| {
+                if error.is_eof() {
+                    anyhow!("{expected} as one line, found the beginning of an object")
+                } else {
+                    anyhow!(error).context(expected)
+                }
+            })?;
             let Value::String(file_name) = entry.field(FILE_NAME)? else {
                 bail!("{expected}: missing the text \"file_name\"");
             };
@@ -131,7 +137,14 @@ fn csv_rows(text: &str) -> Result<Vec<Row>> {
     let is_empty = |record: &csv::StringRecord| record.iter().all(|cell| cell.trim().is_empty());
     let records = reader.records().filter(|record| !record.as_ref().is_ok_and(is_empty));
     let rows = records.map(|record| {
-        let record = record?;
+        let record = record.map_err(|error| match error.kind() {
+            csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
+                let line = pos.as_ref().map_or(0, csv::Position::line);
+                let quotes = "a cell with a comma or line break stands in quotes";
+                anyhow!("line {line}: expected {expected_len} cells, as in line 1, found {len}: {quotes}")
+            }
+            _ => error.into(),
+        })?;
         let line = record.position().map_or(0, csv::Position::line);
         let cell = |column: usize| record.get(column).unwrap_or_default();
         if cell(file_name).is_empty() {
@@ -258,7 +271,11 @@ mod tests {
         let error = csv_rows("image,label\na.png,x\n").unwrap_err().to_string();
         let columns = "expected the column file_name and one of text, caption, captions, prompt";
         assert_eq!(error, format!("line 1: {columns}, found image, label"));
-        assert!(csv_rows("file_name,text\na.png\n").is_err());
+        let commas = csv_rows("file_name,text\na.png,x, y\n").unwrap_err().to_string();
+        assert_eq!(
+            commas,
+            "line 2: expected 2 cells, as in line 1, found 3: a cell with a comma or line break stands in quotes"
+        );
         let empty_rows = "file_name,text\na.png,\"a fox, red\"\n,\n , \n";
         assert_eq!(csv_rows(empty_rows).unwrap(), expected(&captions[..1]));
         let unnamed = csv_rows("file_name,text\na.png,a fox\n,a dog\n").unwrap_err().to_string();
@@ -299,6 +316,8 @@ mod tests {
         let error = |text: &str| format!("{:#}", json_rows(text).unwrap_err());
         let array = error(r#" [{"file_name": "a.png", "text": "a fox"}]"#);
         assert_eq!(array, "expected one object a line, found a JSON array");
+        let pretty = error("{\n  \"file_name\": \"a.png\"\n}");
+        assert!(pretty.ends_with("as one line, found the beginning of an object"), "{pretty}");
         let number = error("\n{\"file_name\": \"a.png\", \"text\": 7}");
         let expected = r#"line 2: expected "text" to be a text or a list of texts, found 7"#;
         assert_eq!(number, expected);

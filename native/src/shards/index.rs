@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
-use tar::Archive;
+use tar::{Archive, EntryType};
 use wuerstchen::FileType;
 use wuerstchen::fs::{decode, has_extension, is_hidden};
 use wuerstchen::json::with_nulls;
@@ -103,8 +103,10 @@ pub(super) fn read_shard(path: &Path, wanted: &BTreeSet<&str>) -> Result<Shard> 
     if FileType::of(&start) == Some(FileType::LfsPointer) {
         return Err(refuse(FileType::LfsPointer.name()));
     }
-    if start.starts_with(&GZIP) {
-        return Err(refuse("one that is compressed with gzip; gunzip unpacks it"));
+    if let Some((_, method, program)) =
+        COMPRESSED.iter().find(|(magic, ..)| start.starts_with(magic))
+    {
+        return Err(refuse(&format!("one that is compressed with {method}; {program} unpacks it")));
     }
     if kind.len() < BLOCK && !is_parquet {
         return Err(refuse(&format!("one of {}", counted(kind.len(), "byte"))));
@@ -144,14 +146,20 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
                 break;
             }
         };
-        if !entry.header().entry_type().is_file() {
-            if !entry.header().entry_type().is_dir() {
-                *unread.entry("links and special files".to_owned()).or_default() += 1;
-            }
-            continue;
-        }
         let (offset, length) = (entry.raw_file_position(), entry.size());
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let unusable = match entry.header().entry_type() {
+            EntryType::Directory | EntryType::XGlobalHeader => continue,
+            label if label.as_byte() == VOLUME_LABEL => continue,
+            EntryType::GNUSparse => Some("sparse files"),
+            EntryType::Regular if name.contains(SPARSE) => Some("sparse files"),
+            EntryType::Regular => None,
+            _ => Some("links and special files"),
+        };
+        if let Some(unusable) = unusable {
+            *unread.entry(unusable.to_owned()).or_default() += 1;
+            continue;
+        }
         if offset + length > whole {
             cut_off = Some(format!("{name} is cut off"));
             break;
@@ -199,6 +207,8 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
                     .entry(format!("{ending} that is no text in UTF-8 or UTF-16"))
                     .or_default() += 1;
             }
+        } else if is_text(&ending) {
+            *unread.entry(format!("{ending} of more than {MAX_TEXT} bytes")).or_default() += 1;
         } else {
             *unread.entry(ending).or_default() += 1;
         }
@@ -257,8 +267,20 @@ const EXPECTED: &str = if cfg!(feature = "parquet") {
 /// The first bytes of Parquet files.
 const PARQUET: [u8; 4] = *b"PAR1";
 
-/// The first bytes of files that are compressed with gzip.
-const GZIP: [u8; 2] = [0x1f, 0x8b];
+/// The first bytes of compressed files, how they are compressed, and what unpacks them.
+const COMPRESSED: [(&[u8], &str, &str); 5] = [
+    (&[0x1f, 0x8b], "gzip", "gunzip"),
+    (b"BZh", "bzip2", "bunzip2"),
+    (b"\xfd7zXZ\0", "xz", "unxz"),
+    (&[0x28, 0xb5, 0x2f, 0xfd], "zstd", "unzstd"),
+    (b"PK\x03\x04", "zip", "unzip"),
+];
+
+/// The entry that holds the name of an archive, and no file.
+const VOLUME_LABEL: u8 = b'V';
+
+/// The first letters of the names under which sparse files lie in the POSIX format.
+const SPARSE: &str = "GNUSparseFile.";
 
 fn ends_in_zeros(file: &mut File, length: u64) -> std::io::Result<bool> {
     if length < END as u64 {
@@ -484,10 +506,36 @@ mod tests {
         assert_eq!(&bytes[offset as usize..][..length], b"three");
     }
 
+    /// What GNU tar writes for its options: a label, headers for all files, and files with holes in both formats.
+    #[test]
+    fn entries_that_are_no_files_are_told_apart() {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut add = |kind: u8, name: &str, bytes: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(EntryType::new(kind));
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            tar.append_data(&mut header, name, bytes).unwrap();
+        };
+        add(b'V', "label", b"");
+        add(b'g', "pax_global_header", b"");
+        add(b'0', "0.png", b"one");
+        add(b'2', "1.png", b"");
+        add(b'0', "GNUSparseFile.7/2.png", b"holes");
+        add(b'0', "0.txt", &vec![b' '; MAX_TEXT as usize + 1]);
+        let bytes = tar.into_inner().unwrap();
+        let Shard { samples, faults, unread, .. } = read("entries", &bytes).unwrap();
+        assert_eq!((samples.len(), faults.len()), (1, 0));
+        let told = ["links and special files", "sparse files", "txt of more than 1048576 bytes"];
+        assert_eq!(unread.keys().collect::<Vec<_>>(), told);
+    }
+
     #[test]
     fn what_is_no_tar_file_is_named() {
         let error = |name, bytes: &[u8]| read(name, bytes).err().unwrap().to_string();
         assert!(error("gzip", &[0x1f, 0x8b, 8, 0]).contains("compressed with gzip"));
+        let zip = error("zip", b"PK\x03\x04");
+        assert!(zip.ends_with("found one that is compressed with zip; unzip unpacks it"), "{zip}");
         let page = error("page", &[b'<'; 600]);
         assert!(page.contains(&format!("{EXPECTED}, found another type of file")), "{page}");
         let folder = read_shard(&std::env::temp_dir(), &BTreeSet::new()).err().unwrap().to_string();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use wuerstchen::ConfigError;
+use wuerstchen::config::between;
 use wuerstchen::lora::MAX_RANK;
 use wuerstchen::pipeline::MAX_SIDE;
 
@@ -259,7 +260,9 @@ impl LoraConfig {
         if self.modules.is_empty() {
             return Err(ConfigError::new("lora", "modules", "at least one pattern", "none"));
         }
-        self.alpha.map_or(Ok(()), |alpha| positive("lora", "alpha", alpha))
+        // Outside of this, a change is lost in the model's weights, or they in it.
+        let least = self.rank as f64 / 1e4;
+        self.alpha.map_or(Ok(()), |alpha| between("lora", "alpha", alpha, least..=least * 1e8))
     }
 }
 
@@ -281,12 +284,13 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TuneConfig);
-        let changes: [(Change, &str); 10] = [
+        let changes: [(Change, &str); 11] = [
             (|config| config.name = "a/b".into(), "name must be the name of a folder"),
             (|config| config.name = "..".into(), "name must be the name of a folder"),
             (|config| config.lora.get_or_insert_default().rank = 0, "rank must be from 1 to 4096"),
             (|config| config.lora.get_or_insert_default().modules.clear(), "modules must be"),
             (|config| config.lora.get_or_insert_default().alpha = Some(0.0), "alpha must be"),
+            (|config| config.lora.get_or_insert_default().alpha = Some(1e30), "alpha must be"),
             (|config| config.pictures.max_aspect = 0.5, "max_aspect must be between 1 and 16"),
             (|config| config.pictures.bucket_step = Some(0), "bucket_step must be at least 1"),
             (|config| config.c.caption_drop = 1.5, "caption_drop must be a share"),

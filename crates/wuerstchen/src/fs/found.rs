@@ -20,6 +20,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 use crate::family::{Family, PREPARATION, PipelineFolder};
 use crate::import::{complete, part_beside, recognise};
+use crate::lora::is_lora;
 use crate::manifest::{Manifest, WebBundle};
 use crate::part::{Part, Stage};
 use crate::text::TokenizerFiles;
@@ -442,6 +443,8 @@ impl Found {
                     "it has the tensors of a one-file model, but not its metadata, in which the configs are: another \
                      program has saved it without them"
                         .to_owned()
+                } else if is_lora(&weights) {
+                    "expected a part of a model, found a LoRA, which changes a model".to_owned()
                 } else {
                     format!("its tensors are those of no part of Würstchen, such as {names}")
                 };

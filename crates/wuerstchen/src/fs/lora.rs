@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::error::{Result, unfit};
 use super::files;
+use super::hub::snapshot;
 use super::pytorch::{read_numbers, read_pytorch_tensors};
-use super::shards::is_pytorch;
+use super::shards::{PYTORCH, is_pytorch};
 use super::text::read_text;
 use crate::card::TUNED_LORA;
 use crate::lora::LoraFile;
@@ -26,11 +27,14 @@ const CONFIG: &str = "adapter_config.json";
 ///
 /// Names the file or folder that cannot be read or is no LoRA.
 pub fn open_lora(path: &Path) -> Result<LoraFile> {
-    let path = &if path.is_dir() { file_in(path)? } else { path.to_owned() };
+    let path = &if path.is_dir() { file_in(&snapshot(path)?)? } else { path.to_owned() };
     let file = if is_pytorch(path)? {
         let mut tensors = read_pytorch_tensors(path)?;
         // Some programs write the alpha as a number in place of a tensor.
-        for (key, alpha) in read_numbers(path)?.iter().filter(|(key, _)| key.ends_with(".alpha")) {
+        let numbers = read_numbers(path)?;
+        let is_alpha = |key: &str| key.ends_with(".alpha") && !tensors.has(key);
+        let alphas: Vec<_> = numbers.iter().filter(|(key, _)| is_alpha(key)).collect();
+        for (key, alpha) in alphas {
             tensors.insert(key, StoredDtype::F64, &[], Arc::new(alpha.to_le_bytes()), 0..8)?;
         }
         LoraFile::from(tensors)
@@ -41,7 +45,7 @@ pub fn open_lora(path: &Path) -> Result<LoraFile> {
     Ok(file.with_adapter_config(config))
 }
 
-/// The LoRA in a folder: a file of a known name, or else the only `.safetensors` file.
+/// The LoRA in a folder: a file of a known name, or else the only `.safetensors` file, or else the only one of PyTorch.
 fn file_in(folder: &Path) -> Result<PathBuf> {
     let known: Vec<_> = LORA_FILES.into_iter().filter(|file| folder.join(file).is_file()).collect();
     // A repository may have the same LoRA in both formats.
@@ -57,13 +61,19 @@ fn file_in(folder: &Path) -> Result<PathBuf> {
             return Err(unfit(folder, reason));
         }
     }
-    let found = files::with_extension(folder, "safetensors")?;
+    let mut found = files::with_extension(folder, "safetensors")?;
+    if found.is_empty() {
+        for extension in PYTORCH {
+            found.extend(files::with_extension(folder, extension)?);
+        }
+    }
     match &found[..] {
         [only] => Ok(only.clone()),
         _ => {
             let (count, expected) = (found.len(), LORA_FILES.join(", "));
-            let reason =
-                format!("expected one safetensors file or {expected}, found {count} files");
+            let reason = format!(
+                "expected a LoRA, that is {expected} or one file of safetensors or PyTorch, found {count} such files"
+            );
             Err(unfit(folder, reason))
         }
     }
@@ -74,5 +84,10 @@ fn config_of(path: &Path) -> Option<PathBuf> {
     let is_named = |path: &Path| LORA_FILES.iter().any(|name| path.ends_with(name));
     let is_of_another =
         !is_named(path) && LORA_FILES.iter().any(|name| path.with_file_name(name).is_file());
-    Some(path.with_file_name(CONFIG)).filter(|config| !is_of_another && config.is_file())
+    // Its name may be in any case, as the file's.
+    let is_config =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.eq_ignore_ascii_case(CONFIG));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let beside = files::with_extension(folder.unwrap_or(Path::new(".")), "json");
+    beside.ok()?.into_iter().find(is_config).filter(|_| !is_of_another)
 }

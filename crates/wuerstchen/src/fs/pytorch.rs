@@ -12,6 +12,7 @@ use burn_store::pytorch_reader::{DType, PickleValue, PytorchReader, Tensor};
 use super::error::{Result, cannot, unfit};
 use crate::checkpoint::{Checkpoint, ReadBytes};
 use crate::import::recognise;
+use crate::lora::is_lora;
 use crate::stored::StoredDtype;
 
 /// The dictionaries of weights that the authors' files hold, the better one of two first; the last one is what lies
@@ -63,6 +64,9 @@ pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Read> {
         let expected = "a dictionary of the tensors of a part of Würstchen";
         let found = match &names[..] {
             [] => "no tensors".to_owned(),
+            _ if is_lora(&read_pytorch_tensors(&paths[0])?) => {
+                "a LoRA, which changes a model".to_owned()
+            }
             names => format!("other tensors, such as {}", names.join(", ")),
         };
         return Err(unfit(&paths[0], format!("expected {expected}, found {found}")));
@@ -136,16 +140,24 @@ pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     Ok(all.without_wrappers(&[WRAPPER]))
 }
 
-/// The numbers in the dictionary of a PyTorch file, which are no tensors but Python's own.
+/// The numbers in the dictionary of a PyTorch file, or in dictionaries in it, which are no tensors but Python's own.
 pub(super) fn read_numbers(path: &Path) -> Result<Vec<(String, f64)>> {
     let values = PytorchReader::read_pickle_data(path, None).map_err(cannot("read", path))?;
-    let PickleValue::Dict(values) = values else { return Ok(Vec::new()) };
-    let numbers = values.into_iter().filter_map(|(key, value)| match value {
-        PickleValue::Float(number) => Some((key, number)),
-        PickleValue::Int(number) => Some((key, number as f64)),
-        _ => None,
-    });
-    Ok(numbers.collect())
+    let mut numbers = Vec::new();
+    add_numbers(values, DEPTH, &mut numbers);
+    Ok(numbers)
+}
+
+fn add_numbers(values: PickleValue, depth: usize, numbers: &mut Vec<(String, f64)>) {
+    let PickleValue::Dict(values) = values else { return };
+    for (key, value) in values {
+        match value {
+            PickleValue::Float(number) => numbers.push((key, number)),
+            PickleValue::Int(number) => numbers.push((key, number as f64)),
+            inner if depth > 0 => add_numbers(inner, depth - 1, numbers),
+            _ => {}
+        }
+    }
 }
 
 fn tensors(paths: &[PathBuf]) -> Result<Vec<(String, Tensor)>> {
@@ -153,7 +165,16 @@ fn tensors(paths: &[PathBuf]) -> Result<Vec<(String, Tensor)>> {
     for path in paths {
         // The reader's own error would say twice why a file cannot be opened.
         File::open(path).map_err(cannot("open", path))?;
-        let reader = PytorchReader::new(path).map_err(cannot("read", path))?;
+        let reader = PytorchReader::new(path).map_err(|error| {
+            // The end of a zip archive tells what is in it.
+            if error.to_string().contains("EOCD") {
+                return unfit(
+                    path,
+                    "expected a PyTorch file, found one that is cut off".to_owned(),
+                );
+            }
+            cannot("read", path)(error)
+        })?;
         all.extend(reader.into_tensors());
     }
     Ok(all)

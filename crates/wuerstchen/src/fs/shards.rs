@@ -21,7 +21,7 @@ pub(super) struct Shards {
 }
 
 /// Ends of names of PyTorch's files.
-const PYTORCH: [&str; 4] = ["pt", "pth", "ckpt", "bin"];
+pub(super) const PYTORCH: [&str; 4] = ["pt", "pth", "ckpt", "bin"];
 
 /// Whether a file is one of PyTorch's: by its content, and by its name where that tells nothing.
 pub(super) fn is_pytorch(path: &Path) -> Result<bool> {

@@ -62,8 +62,19 @@ pub(super) fn spelling(layer: &str) -> String {
 /// The layer that a tensor of a LoRA belongs to, as its trainer calls it, without what stands in front.
 pub(super) fn plain_layer_of(key: &str) -> Option<(&str, Role)> {
     let (layer, role) = role_of(key)?;
+    Some((without_network(layer), role))
+}
+
+/// The same layer without the name of its network or what else a trainer puts in front.
+pub(super) fn without_network(layer: &str) -> &str {
     let plain = PREFIXES.iter().find_map(|prefix| layer.strip_prefix(prefix));
-    Some((plain.unwrap_or(layer), role))
+    plain.unwrap_or(layer)
+}
+
+/// The layer as the keys of peft's config name it; what has no role of a LoRA stays as it is.
+pub(super) fn peft_layer_of(key: &str) -> &str {
+    let layer = role_of(key).map_or(key, |(layer, _)| layer);
+    layer.strip_prefix("base_model.model.").unwrap_or(layer)
 }
 
 /// The layer that a tensor of a LoRA belongs to, in the spelling of [`spelling`].

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use half::f16;
 
 use super::method::other_method;
-use super::names::{Role, layer_of, plain_layer_of, spelling};
+use super::names::{Role, layer_of, peft_layer_of, plain_layer_of, spelling};
 use super::scaling::Scaling;
 use super::{Lora, LoraError, LowRank, alpha_text, counted_layers, strengths_text};
 use super::{tokens, unnamed};
@@ -25,6 +25,9 @@ const ALPHA_OF_KOHYA: &str = "ss_network_alpha";
 /// A name that diffusers gives to the first matrix of a layer. Where such a layer has no alpha, diffusers takes the
 /// rank for it; so does this program.
 const DOWN_OF_DIFFUSERS: &str = ".lora.down.weight";
+
+/// What peft stores for the layers of `modules_to_save`, and what a model consists of.
+const WHOLE_LAYERS: &str = "whole layers";
 
 /// The largest rank of a LoRA: no layer of a published model is wider on both sides.
 pub const MAX_RANK: usize = 4096;
@@ -78,7 +81,8 @@ impl LoraFile {
             let part = parts[usize::from(layer.starts_with("text_model"))];
             let rank = tensors.side(key, 0).unwrap_or_default();
             let alpha = stored.get(layer).map(|alpha| scaling.finite(layer, alpha)).transpose()?;
-            let alpha = known_alpha(scaling.of(part, layer, alpha, rank)?.1, key, rank);
+            let alpha =
+                known_alpha(scaling.of(part, peft_layer_of(key), alpha, rank)?.1, key, rank);
             ranks.insert(rank);
             alphas.insert(alpha_text(alpha));
         }
@@ -178,7 +182,9 @@ impl Lora {
                 layers.insert((*part, target.clone()), layer);
             }
         }
-        let mut left_out: Vec<_> = scaling.left_out.clone().into_iter().collect();
+        let named: Vec<_> = tensors.names().map(peft_layer_of).collect();
+        let unused = scaling.unused_patterns(&named);
+        let mut left_out: Vec<_> = scaling.left_out.clone().into_iter().chain(unused).collect();
         let embedding = |word| format!("its embedding of the word {word:?} is left out");
         left_out.extend(words.into_iter().map(embedding));
         let mut tables = BTreeMap::new();
@@ -219,11 +225,26 @@ fn targets(model: &ModelFiles) -> BTreeMap<String, Target> {
     [family.prior(), family.prior_text].into_iter().flat_map(of_part).collect()
 }
 
+/// Whether tensors are those of a LoRA, by their names.
+pub fn is_lora(tensors: &Checkpoint) -> bool {
+    let is_down = |key| plain_layer_of(key).is_some_and(|(_, role)| role == Role::Down);
+    unnamed::summary(tensors).is_some() || tensors.names().any(is_down)
+}
+
 fn refuse_other_methods(tensors: &Checkpoint) -> Result<(), LoraError> {
-    let mut others = tensors.names().filter_map(|key| Some((key, other_method(key)?)));
+    let method = |key: &str| {
+        let layer = key.strip_suffix(".bias");
+        let is_whole = layer.is_some_and(|layer| tensors.has(&format!("{layer}.weight")));
+        if is_whole { Some(WHOLE_LAYERS) } else { other_method(key) }
+    };
+    let mut others = tensors.names().filter_map(|key| Some((key, method(key)?)));
     let Some((example, method)) = others.next() else { return Ok(()) };
+    let name = tensors.part().to_owned();
+    if method == WHOLE_LAYERS && !is_lora(tensors) {
+        return Err(LoraError::NoLora { name, example: example.to_owned() });
+    }
     Err(LoraError::Method {
-        name: tensors.part().to_owned(),
+        name,
         method,
         tensors: 1 + others.filter(|(_, other)| *other == method).count(),
         example: example.to_owned(),
@@ -301,7 +322,7 @@ impl Found {
         if !fits || !changes {
             return Ok(None);
         }
-        let (scale, alpha) = scaling.of(*part, layer, self.alpha, rank)?;
+        let (scale, alpha) = scaling.of(*part, peft_layer_of(&down.name), self.alpha, rank)?;
         if scale == 0.0 {
             return Ok(None);
         }

@@ -1,12 +1,13 @@
 //! How strong the layers of a LoRA are, from all places that may tell it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::LoraError;
+use super::names::without_network;
 use crate::json::reason;
 use crate::part::Part;
 
@@ -90,6 +91,19 @@ impl<'a> Scaling<'a> {
         self.configs.values().any(|(config, _)| config.use_rslora == Some(true))
     }
 
+    /// A sentence if keys of patterns fit none of the file's layers.
+    pub(super) fn unused_patterns(&self, layers: &[&str]) -> Option<String> {
+        let keys: BTreeSet<_> =
+            self.configs.values().flat_map(|(config, _)| config.unused(layers)).collect();
+        let keys: Vec<_> = keys.into_iter().collect();
+        (!keys.is_empty()).then(|| {
+            format!(
+                "its rank_pattern or alpha_pattern names what fits no layer: {}",
+                keys.join(", ")
+            )
+        })
+    }
+
     fn parse<T: DeserializeOwned>(&self, place: &'static str, text: &str) -> Result<T, LoraError> {
         serde_json::from_str(text).map_err(|error| self.error(place, reason(text, &error)))
     }
@@ -112,7 +126,8 @@ impl<'a> Scaling<'a> {
     }
 
     /// The scale of a part's layer, and its alpha where something tells it: what is `stored` beside the
-    /// layer's matrices, or else what the config says. Without an alpha it is the rank.
+    /// layer's matrices, or else what the config says. Without an alpha it is the rank. The layer is called as in the
+    /// file, without what peft puts in front of all names.
     pub(super) fn of(
         &self,
         part: Part,
@@ -137,10 +152,17 @@ impl<'a> Scaling<'a> {
     }
 }
 
-/// Splits `prior.lora_alpha` and the like into the fields of each part; those without a part are of both.
+/// Splits `prior.lora_alpha` and the like, or `lora_alpha` of an object `prior`, into the fields of each part; those
+/// without a part are of both.
 fn by_part(parts: [Part; 2], fields: Map<String, Value>) -> BTreeMap<Part, Map<String, Value>> {
     let [prior, text_encoder] = parts;
     let mut found: BTreeMap<_, Map<String, Value>> = BTreeMap::new();
+    let fields = fields.into_iter().flat_map(|(key, value)| match value {
+        Value::Object(inner) if !key.ends_with("_pattern") => {
+            inner.into_iter().map(|(field, value)| (format!("{key}.{field}"), value)).collect()
+        }
+        value => vec![(key, value)],
+    });
     for (key, value) in fields {
         let (adapter, field) = key.rsplit_once('.').unwrap_or(("", &key));
         let of: &[Part] = match adapter {
@@ -178,6 +200,14 @@ impl AdapterConfig {
         Ok(())
     }
 
+    /// The keys of the patterns that fit none of these layers.
+    fn unused<'a>(&'a self, layers: &'a [&str]) -> impl Iterator<Item = &'a str> {
+        let patterns = [&self.rank_pattern, &self.alpha_pattern].into_iter().flatten();
+        let keys = patterns.flat_map(BTreeMap::keys).map(String::as_str);
+        let fits = |key, layer: &&str| fits(key, layer).unwrap_or(true);
+        keys.filter(move |key| !layers.iter().any(|layer| fits(key, layer)))
+    }
+
     fn of(&self, layer: &str) -> Result<Told, String> {
         let rank = in_pattern("rank_pattern", self.rank_pattern.as_ref(), layer)?;
         let alpha = in_pattern("alpha_pattern", self.alpha_pattern.as_ref(), layer)?;
@@ -185,8 +215,7 @@ impl AdapterConfig {
     }
 }
 
-/// The number that a pattern of peft has for a layer: its keys are names of layers, whole or the end of
-/// one from a dot on; `^` begins a whole one.
+/// The number that a pattern of peft has for a layer.
 fn in_pattern(
     field: &str,
     pattern: Option<&BTreeMap<String, f64>>,
@@ -194,18 +223,9 @@ fn in_pattern(
 ) -> Result<Option<f64>, String> {
     let mut found: Option<f64> = None;
     for (key, &number) in pattern.into_iter().flatten() {
-        // peft takes the keys for regular expressions, in which a dot is any character.
-        let plain = key.replace("\\.", ".");
-        let (end, is_whole) = match plain.strip_prefix('^') {
-            Some(whole) => (whole, true),
-            None => (&plain[..], false),
-        };
-        let end = end.strip_suffix('$').unwrap_or(end);
-        if end.contains(|c: char| "\\^$*+?()[]{}|".contains(c)) {
-            return Err(format!("{field}: expected the name of a layer, found {key:?}"));
-        }
-        let before = layer.strip_suffix(end);
-        if !before.is_some_and(|b| b.is_empty() || !is_whole && b.ends_with('.')) {
+        let fits = fits(key, layer)
+            .ok_or_else(|| format!("{field}: expected the name of a layer, found {key:?}"))?;
+        if !fits {
             continue;
         }
         if found.is_some_and(|other| other != number) {
@@ -214,6 +234,23 @@ fn in_pattern(
         found = Some(number);
     }
     Ok(found)
+}
+
+/// Whether the key of a pattern fits a layer: keys are names of layers, whole or the end of one from a dot on; `^`
+/// begins a whole one, with or without the network in front. `None` for other regular expressions.
+fn fits(key: &str, layer: &str) -> Option<bool> {
+    // peft takes the keys for regular expressions, in which a dot is any character.
+    let plain = key.replace("\\.", ".");
+    let (end, is_whole) = match plain.strip_prefix('^') {
+        Some(whole) => (whole, true),
+        None => (&plain[..], false),
+    };
+    let end = end.strip_suffix('$').unwrap_or(end);
+    if end.contains(|c: char| "\\^$*+?()[]{}|".contains(c)) {
+        return None;
+    }
+    let whole = layer == end || without_network(layer) == end;
+    Some(whole || !is_whole && layer.strip_suffix(end).is_some_and(|front| front.ends_with('.')))
 }
 
 #[cfg(test)]
@@ -229,7 +266,8 @@ mod tests {
             HashMap::from([(HEADER.to_owned(), header.to_owned())])
         };
         let scaling = Scaling::new("style", 1.0, [Part::PRIOR, Part::PRIOR_TEXT], &header, config);
-        let of = |scaling: Scaling<'_>| scaling.of(Part::PRIOR, LAYER, stored, 4);
+        let layer = format!("prior.{LAYER}");
+        let of = |scaling: Scaling<'_>| scaling.of(Part::PRIOR, &layer, stored, 4);
         scaling.and_then(of).map(|(scale, _)| scale).map_err(|error| error.to_string())
     }
 
@@ -246,6 +284,8 @@ mod tests {
         assert_eq!(scale(header, None, Some(2.0)), Ok(0.5));
         assert_eq!(scale(r#"{"unet.lora_alpha": 8, "unet.r": 4}"#, None, None), Ok(2.0));
         assert_eq!(scale(r#"{"lora_alpha": 8}"#, None, None), Ok(2.0));
+        let nested = r#"{"prior": {"r": 4, "lora_alpha": 64, "alpha_pattern": {"to_k": 1}}}"#;
+        assert_eq!(scale(nested, None, None), Ok(16.0));
         assert_eq!(beside(r#"{"lora_alpha": 8, "r": 4, "use_rslora": null}"#), Ok(2.0));
         assert_eq!(beside(r#"{"lora_alpha": 8, "use_rslora": true}"#), Ok(4.0));
         assert_eq!(scale("", None, None), Ok(1.0));
@@ -272,6 +312,9 @@ mod tests {
             (r#"{"^blocks.2.attention.to_q": 32}"#, 8.0),
             (r#"{"blocks\\.2\\.attention\\.to_q$": 32}"#, 8.0),
             (r#"{"^to_q": 32, "o_q": 32, "to_k": 32}"#, 2.0),
+            (r#"{"prior.blocks.2.attention.to_q": 32}"#, 8.0),
+            (r#"{"^prior.blocks.2.attention.to_q": 32}"#, 8.0),
+            (r#"{"prior.attention.to_q": 32}"#, 2.0),
         ] {
             let config = format!(r#"{{"lora_alpha": 8, "r": 4, "alpha_pattern": {pattern}}}"#);
             assert_eq!(beside(&config), Ok(expected), "{pattern}");
@@ -285,7 +328,7 @@ mod tests {
         for (config, reason) in [
             (r#"{"use_dora": true}"#, "use_dora must be false, found true"),
             (r#"{"peft_type": "LOHA"}"#, r#"peft_type must be "LORA", found "LOHA""#),
-            (r#"{"r": 16}"#, "blocks.2.attention.to_q must be of rank 16, found 4"),
+            (r#"{"r": 16}"#, "prior.blocks.2.attention.to_q must be of rank 16, found 4"),
             (
                 r#"{"init_lora_weights": "pissa_niter_4"}"#,
                 "init_lora_weights must not be \"pissa_niter_4\", which has changed the model's own \
@@ -297,7 +340,7 @@ mod tests {
             ),
             (
                 r#"{"alpha_pattern": {"to_q": 1, "attention.to_q": 2}}"#,
-                "alpha_pattern: two keys with different numbers fit blocks.2.attention.to_q",
+                "alpha_pattern: two keys with different numbers fit prior.blocks.2.attention.to_q",
             ),
         ] {
             let expected = format!("style: adapter_config.json: {reason}");

@@ -1,5 +1,7 @@
 //! What the LoRAs of Stable Cascade's authors add to the embeddings of tokens.
 
+use half::f16;
+
 use super::{LoraError, Rows};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::Checkpoint;
@@ -56,6 +58,16 @@ pub(super) fn read(
         return Ok((None, None));
     }
     let values = tensors.values(VALUES)?;
+    if let Some(found) = values.iter().find(|value| !value.is_finite()) {
+        let (name, key) = (tensors.part().to_owned(), format!("every value of {VALUES}"));
+        return Err(LoraError::Scale { name, key, found: found.to_string() });
+    }
+    let largest =
+        values.iter().fold(0.0f32, |max, value| max.max(value.abs())) * weight.abs() as f32;
+    if largest > f16::MAX.to_f32() {
+        let (name, layer) = (tensors.part().to_owned(), format!("tokens by {VALUES}"));
+        return Err(LoraError::Strength { name, layer, found: largest });
+    }
     let mut rows = Rows { scale: weight as f32, numbers: Vec::new(), values: Vec::new() };
     for (number, row) in numbers.iter().zip(values.chunks(width)) {
         if let Some(number) = usize::try_from(*number).ok().filter(|number| *number < tokens) {
@@ -108,6 +120,19 @@ mod tests {
         assert_eq!(table, [1.0, 1.0, 2.0, 3.0, 1.0, 1.0]);
         assert!(left_out.unwrap().starts_with("1 of its tokens are left out"));
         assert_eq!(differences, Differences::default());
+    }
+
+    #[test]
+    fn values_must_be_usable() {
+        let refused = |value: f32| {
+            let file = file(&[2.0, value], [1, 2], &[1]);
+            read(&file, &model(), TEXT, 0.5, &mut Differences::default()).unwrap_err().to_string()
+        };
+        let expected =
+            "lora: every value of embeddings.embeddings must be a finite number, found NaN";
+        assert_eq!(refused(f32::NAN), expected);
+        let expected = "lora: it changes tokens by embeddings.embeddings by up to 5e29, expected at most 6.5504e4";
+        assert_eq!(refused(1e30), expected);
     }
 
     #[test]

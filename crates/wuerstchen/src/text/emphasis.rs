@@ -27,7 +27,7 @@ pub const MAX_WEIGHT: f64 = 100.0;
 const STEP: f64 = 1.1;
 
 /// Brackets of a kind that may be open at a time; further ones are text.
-const MAX_DEPTH: usize = 32;
+const MAX_DEPTH: usize = 1000;
 
 /// Whether a prompt has neither brackets nor backslashes, so that it is text as a whole.
 pub fn is_plain(prompt: &str) -> bool {

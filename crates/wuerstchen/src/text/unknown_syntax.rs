@@ -6,20 +6,20 @@ const DIVIDERS: [&str; 2] = ["BREAK", "AND"];
 /// The passages of a prompt that do something in other programs and are words here: `<lora:style:0.8>`,
 /// `[cat:dog:0.5]`, `[cat|dog]`, `{cat|dog}`, `BREAK`.
 pub fn unknown_syntax(prompt: &str) -> Vec<&str> {
-    let angular = enclosed(prompt, '<', '>').filter(|found| found.contains(':'));
-    let square = enclosed(prompt, '[', ']')
-        .filter(|found| found.contains([':', '|']) && !found[1..].contains(['(', '[']));
-    let curly = enclosed(prompt, '{', '}').filter(|found| found.contains('|'));
+    let angular = closed(prompt, '>').filter_map(|text| Some(&text[text.find('<')?..]));
+    // Brackets around emphasis are emphasis too.
+    let square = closed(prompt, ']').filter_map(|text| Some(&text[text.rfind('[')?..]));
+    let curly = closed(prompt, '}').filter_map(|text| Some(&text[text.find('{')?..]));
+    let angular = angular.filter(|found| found.contains(':'));
+    let square = square.filter(|found| found.contains([':', '|']) && !found.contains('('));
+    let curly = curly.filter(|found| found.contains('|'));
     let dividers = prompt.split_whitespace().filter(|word| DIVIDERS.contains(word));
     angular.chain(square).chain(curly).chain(dividers).collect()
 }
 
-/// The texts from each opening bracket to the next closing one, with both brackets.
-fn enclosed(prompt: &str, open: char, close: char) -> impl Iterator<Item = &str> {
-    prompt.match_indices(open).filter_map(move |(start, _)| {
-        let length = prompt[start..].find(close)?;
-        Some(&prompt[start..=start + length])
-    })
+/// The pieces of a prompt that end with a closing bracket.
+fn closed(prompt: &str, bracket: char) -> impl Iterator<Item = &str> {
+    prompt.split_inclusive(bracket).filter(move |text| text.ends_with(bracket))
 }
 
 #[cfg(test)]
@@ -34,5 +34,16 @@ mod tests {
         assert_eq!(unknown_syntax(prompt), found);
         let none: [&str; 0] = [];
         assert_eq!(unknown_syntax("[weak] [(a:1.2)] 1 < 2: a [b"), none);
+        assert_eq!(unknown_syntax("[a [b|c]] {d|{e} f}"), ["[b|c]", "{d|{e}"]);
+    }
+
+    /// A search from each bracket to the end would take minutes.
+    #[test]
+    fn long_prompts_take_no_longer_by_the_word() {
+        let none: [&str; 0] = [];
+        for brackets in ["[(", "<", "{", "[:"] {
+            assert_eq!(unknown_syntax(&brackets.repeat(1_000_000)), none);
+        }
+        assert_eq!(unknown_syntax(&format!("{}:]", "[".repeat(1_000_000))), ["[:]"]);
     }
 }
