@@ -50,7 +50,7 @@ struct StatsArgs {
     #[arg(required = true)]
     paths: Vec<String>,
     /// A field of shards with captions; may be given several times [default: the first that a sample has of captions,
-    /// txt, caption, text and prompt]
+    /// txt, caption, text, prompt and cap]
     #[arg(long, value_name = "FIELD")]
     captions: Vec<String>,
     /// A PNG file to write, with a grid of some of the pictures

@@ -42,7 +42,7 @@ pub(crate) struct ImportArgs {
 /// What became of the files.
 #[derive(Serialize)]
 struct Report {
-    /// Whether every part that is there is whole.
+    /// Whether every part that is there is whole, and all together are a model if none is lacking.
     ok: bool,
     parts: Vec<PartReport>,
     /// Configs that no file had. They were read off the weights, or are the published ones.
@@ -75,17 +75,22 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     write_merged(&mut model, &args.lora)?;
     args.paths.iter().for_each(|path| files::tell_of_missing(path));
     // What is written is checked on the way.
-    let report = report(&found, &model, assumed, args.output.is_none());
+    let mut report = report(&found, &model, assumed, args.output.is_none());
+    let mut loaded = Ok(());
+    if report.ok && report.lacking.is_empty() {
+        // This reads no weights, but reports what no program could load before minutes of work.
+        loaded = Pipeline::load(&model, &Device::flex(), Residency::PerStage).map(|_| ());
+        report.ok = loaded.is_ok();
+    }
     crate::print(&if args.json {
         serde_json::to_string(&report)?
     } else {
         visible_lines(&text(&report))
     })?;
-    if report.ok && report.lacking.is_empty() {
-        // This reads no weights, but reports what no program could load before minutes of work.
-        let loaded = Pipeline::load(&model, &Device::flex(), Residency::PerStage);
-        loaded.context("the parts are no model together, so nothing is written")?;
-    }
+    loaded.context(match &args.output {
+        Some(_) => "the parts are no model together, so nothing is written",
+        None => "the parts are no model together",
+    })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
     let folder = NewFolder::begin(output)?;
     finish_bundle(&write_shards(&model, args.dtype, &folder)?, folder)?;

@@ -319,13 +319,14 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let recipe = Recipe::new(config, tokenizer)?;
     let tokenizer = Tokenizer::new(&recipe.tokenizer, recipe.config.model.max_tokens)?;
     if let Some(captions) = corpus.captions() {
-        tell_of_captions(captions, "caption", &tokenizer, "model.max_tokens")?;
+        tell_of_captions(captions, "caption", "", &tokenizer, "model.max_tokens")?;
     } else {
         let updates = recipe.config.updates(StageName::C);
         let drawn = corpus.source().samples(StageName::C, recipe.config.seed, updates.lesson);
         let captions: Vec<_> = (0..DRAWN).flat_map(|number| drawn.captions(number)).collect();
         let captions = captions.iter().map(String::as_str);
-        tell_of_captions(captions, "drawn caption", &tokenizer, "model.max_tokens")?;
+        let of = format!(" of {DRAWN} drawn scenes");
+        tell_of_captions(captions, "caption", &of, &tokenizer, "model.max_tokens")?;
     }
     if let Corpus::Folder(folder) = &corpus {
         // A run that has begun has read its pictures before.
@@ -756,10 +757,11 @@ const F32_BYTES: usize = 4;
 const EXAMPLE_LETTERS: usize = 60;
 
 /// Reports how many captions are longer than Stage C reads, naming the setting that limits the length, and how many
-/// have words that its text encoder does not know.
+/// have words that its text encoder does not know. `of` says of what they are captions.
 fn tell_of_captions<'a>(
     captions: impl Iterator<Item = &'a str>,
     noun: &str,
+    of: &str,
     tokenizer: &Tokenizer,
     limit: &str,
 ) -> Result<()> {
@@ -777,7 +779,7 @@ fn tell_of_captions<'a>(
     let example = |text: &str| text.chars().take(EXAMPLE_LETTERS).collect::<String>();
     if let (count, Some(end)) = cut {
         tell!(
-            "{} {} longer than {limit} = {}, which leaves out what follows, such as {:?}",
+            "{}{of} {} longer than {limit} = {}, which leaves out what follows, such as {:?}",
             counted(count, noun),
             is_or_are(count),
             tokenizer.length(),
@@ -786,7 +788,7 @@ fn tell_of_captions<'a>(
     }
     if let (count, Some(word)) = unknown {
         tell!(
-            "{} with words that the text encoder does not know, such as {:?}",
+            "{}{of} with words that the text encoder does not know, such as {:?}",
             counted(count, noun),
             example(&word)
         );

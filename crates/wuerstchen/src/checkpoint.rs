@@ -500,8 +500,8 @@ impl Checkpoint {
         })
     }
 
-    /// The integers of a tensor of 64-bit or 32-bit integers, as goldens hold them; `None` for any other tensor, or
-    /// if it cannot be read.
+    /// The integers of a tensor of signed integers of 64 or 32 bits, or of bytes; `None` for any other tensor, or if it
+    /// cannot be read.
     pub fn integers(&self, name: &str) -> Option<Vec<i64>> {
         let entry = self.tensors.get(name)?;
         let bytes = self.read(name, entry, entry.range.clone()).ok()?;

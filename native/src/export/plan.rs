@@ -1,9 +1,11 @@
 //! Which pictures an export makes: as many and as large as the model makes in minutes.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use clap::Args;
 use wuerstchen::options::MAX_COUNT;
 use wuerstchen::{GenerateOptions, OptionsError, Pipeline, SelfTest, Settings};
+
+use crate::usage;
 
 /// What the caller may choose.
 #[derive(Args)]
@@ -12,7 +14,7 @@ pub(super) struct PlanArgs {
     /// [default: 64; 4 for a model with more than 300 million parameters]
     #[arg(long, value_name = "N")]
     preview_pictures: Option<usize>,
-    /// Pictures to make with the stored and with the given weights, to measure what storing costs
+    /// Pictures to make with the stored and with the given weights, to measure what storing costs, at most 256
     /// [default: 2; 0 for a large model]
     #[arg(long, value_name = "N")]
     check: Option<usize>,
@@ -20,8 +22,8 @@ pub(super) struct PlanArgs {
     /// model's; 256 for a large model]
     #[arg(long, value_name = "PIXELS")]
     picture_size: Option<usize>,
-    /// Steps of each of the stages C and B for these pictures; the test has 2 [default: the model's; 12 for a
-    /// large model]
+    /// Steps of each of the stages C and B for these pictures, at most 1000; the test has 2 [default: the model's;
+    /// 12 for a large model]
     #[arg(long, value_name = "N")]
     picture_steps: Option<usize>,
 }
@@ -50,11 +52,9 @@ impl PlanArgs {
         ];
         for (option, value, range) in ranges {
             if let Some(found) = value.filter(|value| !range.contains(value)) {
-                bail!(
-                    "{option} must be between {} and {}, got {found}",
-                    range.start(),
-                    range.end()
-                );
+                let (least, most) = (range.start(), range.end());
+                let error = anyhow!("{option} must be between {least} and {most}, got {found}");
+                return Err(usage(&error));
             }
         }
         let Some(size) = self.picture_size else { return Ok(()) };

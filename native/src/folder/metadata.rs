@@ -87,7 +87,7 @@ fn json_rows(text: &str) -> Result<Vec<Row>> {
         let read = || {
             let expected = "expected {\"file_name\": …, \"text\": …}";
             let entry: Entry = serde_json::from_str(&with_nulls(line)).map_err(|error| {
-                if error.is_eof() {
+                if error.is_eof() && line.trim_start().starts_with('{') {
                     anyhow!("{expected} as one line, found the beginning of an object")
                 } else {
                     anyhow!(error).context(expected)
@@ -140,7 +140,7 @@ fn csv_rows(text: &str) -> Result<Vec<Row>> {
         let record = record.map_err(|error| match error.kind() {
             csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
                 let line = pos.as_ref().map_or(0, csv::Position::line);
-                let quotes = "a cell with a comma or line break stands in quotes";
+                let quotes = "a cell with a separator or line break stands in quotes";
                 anyhow!("line {line}: expected {expected_len} cells, as in line 1, found {len}: {quotes}")
             }
             _ => error.into(),
@@ -274,7 +274,7 @@ mod tests {
         let commas = csv_rows("file_name,text\na.png,x, y\n").unwrap_err().to_string();
         assert_eq!(
             commas,
-            "line 2: expected 2 cells, as in line 1, found 3: a cell with a comma or line break stands in quotes"
+            "line 2: expected 2 cells, as in line 1, found 3: a cell with a separator or line break stands in quotes"
         );
         let empty_rows = "file_name,text\na.png,\"a fox, red\"\n,\n , \n";
         assert_eq!(csv_rows(empty_rows).unwrap(), expected(&captions[..1]));

@@ -16,8 +16,7 @@ const WATERMARK: [&str; 3] = ["pwatermark", "p_watermark", "watermark_prob"];
 const UNSAFE: [&str; 3] = ["punsafe", "p_unsafe", "NSFW_prob"];
 
 /// The fields in which captions are looked for, unless the config names others.
-pub(super) const CAPTIONS: [&str; 7] =
-    ["captions", "txt", "caption", "text", "prompt", "cap", "tags"];
+pub(super) const CAPTIONS: [&str; 6] = ["captions", "txt", "caption", "text", "prompt", "cap"];
 
 /// The fields that are read: those of bounds and of captions.
 pub(super) fn fields_of(config: &ShardsConfig) -> BTreeSet<&str> {

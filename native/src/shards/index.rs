@@ -1,6 +1,6 @@
 //! Indexes of shards: where each picture lies in the tar files of a `WebDataset`, or in Parquet files.
 
-use std::collections::btree_map::Entry;
+use std::collections::btree_map;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
-use tar::{Archive, EntryType};
+use tar::{Archive, Entry, EntryType, PaxExtension};
 use wuerstchen::FileType;
 use wuerstchen::fs::{decode, has_extension, is_hidden};
 use wuerstchen::json::with_nulls;
@@ -103,9 +103,8 @@ pub(super) fn read_shard(path: &Path, wanted: &BTreeSet<&str>) -> Result<Shard> 
     if FileType::of(&start) == Some(FileType::LfsPointer) {
         return Err(refuse(FileType::LfsPointer.name()));
     }
-    if let Some((_, method, program)) =
-        COMPRESSED.iter().find(|(magic, ..)| start.starts_with(magic))
-    {
+    let is_at = |place: usize, mark| start.get(place..).is_some_and(|rest| rest.starts_with(mark));
+    if let Some((.., method, program)) = COMPRESSED.iter().find(|(at, mark, ..)| is_at(*at, mark)) {
         return Err(refuse(&format!("one that is compressed with {method}; {program} unpacks it")));
     }
     if kind.len() < BLOCK && !is_parquet {
@@ -151,8 +150,7 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
         let unusable = match entry.header().entry_type() {
             EntryType::Directory | EntryType::XGlobalHeader => continue,
             label if label.as_byte() == VOLUME_LABEL => continue,
-            EntryType::GNUSparse => Some("sparse files"),
-            EntryType::Regular if name.contains(SPARSE) => Some("sparse files"),
+            _ if is_sparse(&mut entry) => Some("sparse files"),
             EntryType::Regular => None,
             _ => Some("links and special files"),
         };
@@ -193,10 +191,10 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
                 }
             } else if let Some(text) = text {
                 match pieces.texts.entry(ending) {
-                    Entry::Vacant(place) => {
+                    btree_map::Entry::Vacant(place) => {
                         place.insert(text);
                     }
-                    Entry::Occupied(first) => {
+                    btree_map::Entry::Occupied(first) => {
                         *unread
                             .entry(format!("second {} of a sample", first.key()))
                             .or_default() += 1;
@@ -267,20 +265,30 @@ const EXPECTED: &str = if cfg!(feature = "parquet") {
 /// The first bytes of Parquet files.
 const PARQUET: [u8; 4] = *b"PAR1";
 
-/// The first bytes of compressed files, how they are compressed, and what unpacks them.
-const COMPRESSED: [(&[u8], &str, &str); 5] = [
-    (&[0x1f, 0x8b], "gzip", "gunzip"),
-    (b"BZh", "bzip2", "bunzip2"),
-    (b"\xfd7zXZ\0", "xz", "unxz"),
-    (&[0x28, 0xb5, 0x2f, 0xfd], "zstd", "unzstd"),
-    (b"PK\x03\x04", "zip", "unzip"),
+/// The bytes that compressed files have at a place near their start, how they are compressed, and what unpacks them.
+const COMPRESSED: [(usize, &[u8], &str, &str); 5] = [
+    (0, &[0x1f, 0x8b], "gzip", "gunzip"),
+    // Its first three bytes are letters, with which the name of a tar file's first entry may begin as well.
+    (4, b"1AY&SY", "bzip2", "bunzip2"),
+    (0, b"\xfd7zXZ\0", "xz", "unxz"),
+    (0, &[0x28, 0xb5, 0x2f, 0xfd], "zstd", "unzstd"),
+    (0, b"PK\x03\x04", "zip", "unzip"),
 ];
 
-/// The entry that holds the name of an archive, and no file.
+/// The type of the entry that holds the name of an archive, and no file.
 const VOLUME_LABEL: u8 = b'V';
 
-/// The first letters of the names under which sparse files lie in the POSIX format.
-const SPARSE: &str = "GNUSparseFile.";
+/// The beginning of the keys with which GNU tar describes sparse files in the POSIX format.
+const SPARSE: &[u8] = b"GNU.sparse.";
+
+fn is_sparse(entry: &mut Entry<'_, File>) -> bool {
+    if entry.header().entry_type() == EntryType::GNUSparse {
+        return true;
+    }
+    let is_of_holes = |key: PaxExtension<'_>| key.key_bytes().starts_with(SPARSE);
+    let described = entry.pax_extensions().ok().flatten();
+    described.is_some_and(|mut keys| keys.any(|key| key.is_ok_and(is_of_holes)))
+}
 
 fn ends_in_zeros(file: &mut File, length: u64) -> std::io::Result<bool> {
     if length < END as u64 {
@@ -506,26 +514,29 @@ mod tests {
         assert_eq!(&bytes[offset as usize..][..length], b"three");
     }
 
-    /// What GNU tar writes for its options: a label, headers for all files, and files with holes in both formats.
+    /// What GNU tar writes for its options: a label, a header for all files, and a sparse file in the POSIX format.
     #[test]
     fn entries_that_are_no_files_are_told_apart() {
         let mut tar = tar::Builder::new(Vec::new());
-        let mut add = |kind: u8, name: &str, bytes: &[u8]| {
+        let add = |tar: &mut tar::Builder<Vec<u8>>, kind: u8, name: &str, bytes: &[u8]| {
             let mut header = tar::Header::new_gnu();
             header.set_entry_type(EntryType::new(kind));
             header.set_size(bytes.len() as u64);
             header.set_cksum();
             tar.append_data(&mut header, name, bytes).unwrap();
         };
-        add(b'V', "label", b"");
-        add(b'g', "pax_global_header", b"");
-        add(b'0', "0.png", b"one");
-        add(b'2', "1.png", b"");
-        add(b'0', "GNUSparseFile.7/2.png", b"holes");
-        add(b'0', "0.txt", &vec![b' '; MAX_TEXT as usize + 1]);
+        add(&mut tar, b'V', "label", b"");
+        add(&mut tar, b'g', "pax_global_header", b"");
+        add(&mut tar, b'0', "0.png", b"one");
+        add(&mut tar, b'2', "1.png", b"");
+        add(&mut tar, b'0', "0.caption", b"a fox");
+        tar.append_pax_extensions([("GNU.sparse.major", b"1".as_slice())]).unwrap();
+        add(&mut tar, b'0', "GNUSparseFile.7/2.png", b"holes");
+        add(&mut tar, b'0', "3.png", b"three");
+        add(&mut tar, b'0', "3.txt", &vec![b' '; MAX_TEXT as usize + 1]);
         let bytes = tar.into_inner().unwrap();
         let Shard { samples, faults, unread, .. } = read("entries", &bytes).unwrap();
-        assert_eq!((samples.len(), faults.len()), (1, 0));
+        assert_eq!((samples.len(), faults.len()), (2, 0));
         let told = ["links and special files", "sparse files", "txt of more than 1048576 bytes"];
         assert_eq!(unread.keys().collect::<Vec<_>>(), told);
     }
@@ -533,6 +544,7 @@ mod tests {
     #[test]
     fn what_is_no_tar_file_is_named() {
         let error = |name, bytes: &[u8]| read(name, bytes).err().unwrap().to_string();
+        assert!(error("bzip2", b"BZh91AY&SY").contains("compressed with bzip2"));
         assert!(error("gzip", &[0x1f, 0x8b, 8, 0]).contains("compressed with gzip"));
         let zip = error("zip", b"PK\x03\x04");
         assert!(zip.ends_with("found one that is compressed with zip; unzip unpacks it"), "{zip}");

@@ -13,8 +13,9 @@ use crate::art::read_art;
 use crate::folder::Folder;
 use crate::shards::Shards;
 
-/// A file in a run's folder with a hash of the pictures' names, their files' sizes and the captions.
-const DIGEST: &str = "corpus.sha256";
+/// A file in a run's folder with a hash of the pictures and the captions: of a folder's files, or of the names, places and
+/// sizes of pictures in shards.
+const DIGEST: &str = "pictures.sha256";
 
 /// Where pictures and captions come from.
 pub(super) enum Corpus {

@@ -152,8 +152,8 @@ fn tell_of_model_captions(
     let captions = corpus.captions().into_iter().flatten();
     let prompts = samples.prompts.iter().map(String::as_str);
     let limit = "the text encoder's max_position_embeddings";
-    tell_of_captions(captions, "caption", &tokenizer, limit)?;
-    tell_of_captions(prompts, "sample prompt", &tokenizer, limit)
+    tell_of_captions(captions, "caption", "", &tokenizer, limit)?;
+    tell_of_captions(prompts, "sample prompt", "", &tokenizer, limit)
 }
 
 /// Reads the config and applies `KEY=VALUE` changes.

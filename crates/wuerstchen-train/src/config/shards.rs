@@ -24,7 +24,7 @@ pub struct ShardsConfig {
     pub filter: FilterConfig,
     /// The fields with captions, and how often each is chosen relative to the others. A field is the end of a file's
     /// name, such as `txt`, or a field of the `.json` file; capitals do not matter. By default it is the first of
-    /// `captions`, `txt`, `caption`, `text` and `prompt` that a sample has.
+    /// `captions`, `txt`, `caption`, `text`, `prompt` and `cap` that a sample has.
     pub captions: BTreeMap<String, f64>,
 }
 

@@ -261,8 +261,9 @@ impl LoraConfig {
             return Err(ConfigError::new("lora", "modules", "at least one pattern", "none"));
         }
         // Outside of this, a change is lost in the model's weights, or they in it.
-        let least = self.rank as f64 / 1e4;
-        self.alpha.map_or(Ok(()), |alpha| between("lora", "alpha", alpha, least..=least * 1e8))
+        let rank = self.rank as f64;
+        let range = rank / 1e4..=rank * 1e4;
+        self.alpha.map_or(Ok(()), |alpha| between("lora", "alpha", alpha, range))
     }
 }
 

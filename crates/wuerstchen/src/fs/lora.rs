@@ -27,25 +27,25 @@ const CONFIG: &str = "adapter_config.json";
 ///
 /// Names the file or folder that cannot be read or is no LoRA.
 pub fn open_lora(path: &Path) -> Result<LoraFile> {
-    let path = &if path.is_dir() { file_in(&snapshot(path)?)? } else { path.to_owned() };
+    let path = &if path.is_dir() { file_in(path)? } else { path.to_owned() };
     let file = if is_pytorch(path)? {
         let mut tensors = read_pytorch_tensors(path)?;
         // Some programs write the alpha as a number in place of a tensor.
-        let numbers = read_numbers(path)?;
-        let is_alpha = |key: &str| key.ends_with(".alpha") && !tensors.has(key);
-        let alphas: Vec<_> = numbers.iter().filter(|(key, _)| is_alpha(key)).collect();
-        for (key, alpha) in alphas {
-            tensors.insert(key, StoredDtype::F64, &[], Arc::new(alpha.to_le_bytes()), 0..8)?;
+        for (key, alpha) in read_numbers(path)? {
+            if key.ends_with(".alpha") && !tensors.has(&key) {
+                let bytes = Arc::new(alpha.to_le_bytes());
+                tensors.insert(&key, StoredDtype::F64, &[], bytes, 0..8)?;
+            }
         }
         LoraFile::from(tensors)
     } else {
         LoraFile::parse(&path.display().to_string(), Arc::new(files::read(path)?))?
     };
-    let config = config_of(path).map(|path| read_text(&path)).transpose()?;
+    let config = config_of(path)?.map(|path| read_text(&path)).transpose()?;
     Ok(file.with_adapter_config(config))
 }
 
-/// The LoRA in a folder: a file of a known name, or else the only `.safetensors` file, or else the only one of PyTorch.
+/// The LoRA in a folder: a file of a known name, or else that of a repository in Hugging Face's cache, or else the only `.safetensors` file, or else the only one of PyTorch.
 fn file_in(folder: &Path) -> Result<PathBuf> {
     let known: Vec<_> = LORA_FILES.into_iter().filter(|file| folder.join(file).is_file()).collect();
     // A repository may have the same LoRA in both formats.
@@ -60,6 +60,10 @@ fn file_in(folder: &Path) -> Result<PathBuf> {
                 format!("expected one LoRA, found {}: name one of the files", known.join(", "));
             return Err(unfit(folder, reason));
         }
+    }
+    let in_cache = snapshot(folder)?;
+    if in_cache != folder {
+        return file_in(&in_cache);
     }
     let mut found = files::with_extension(folder, "safetensors")?;
     if found.is_empty() {
@@ -79,15 +83,18 @@ fn file_in(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The config beside a file, unless that is of another file there.
-fn config_of(path: &Path) -> Option<PathBuf> {
+/// The config beside a file, unless that is of another file there. Its name may be in any case.
+fn config_of(path: &Path) -> Result<Option<PathBuf>> {
     let is_named = |path: &Path| LORA_FILES.iter().any(|name| path.ends_with(name));
     let is_of_another =
         !is_named(path) && LORA_FILES.iter().any(|name| path.with_file_name(name).is_file());
-    // Its name may be in any case, as the file's.
+    let config = path.with_file_name(CONFIG);
+    if is_of_another || config.is_file() {
+        return Ok(Some(config).filter(|_| !is_of_another));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let beside = files::with_extension(folder.unwrap_or(Path::new(".")), "json")?;
     let is_config =
         |path: &PathBuf| path.file_name().is_some_and(|name| name.eq_ignore_ascii_case(CONFIG));
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let beside = files::with_extension(folder.unwrap_or(Path::new(".")), "json");
-    beside.ok()?.into_iter().find(is_config).filter(|_| !is_of_another)
+    Ok(beside.into_iter().find(is_config))
 }

@@ -140,23 +140,27 @@ pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     Ok(all.without_wrappers(&[WRAPPER]))
 }
 
-/// The numbers in the dictionary of a PyTorch file, or in dictionaries in it, which are no tensors but Python's own.
-pub(super) fn read_numbers(path: &Path) -> Result<Vec<(String, f64)>> {
+/// The numbers in the dictionary of a PyTorch file, or in dictionaries in it, which are no tensors but Python's own. Of two
+/// with one name the outer one counts.
+pub(super) fn read_numbers(path: &Path) -> Result<BTreeMap<String, f64>> {
     let values = PytorchReader::read_pickle_data(path, None).map_err(cannot("read", path))?;
-    let mut numbers = Vec::new();
+    let mut numbers = BTreeMap::new();
     add_numbers(values, DEPTH, &mut numbers);
     Ok(numbers)
 }
 
-fn add_numbers(values: PickleValue, depth: usize, numbers: &mut Vec<(String, f64)>) {
+fn add_numbers(values: PickleValue, depth: usize, numbers: &mut BTreeMap<String, f64>) {
     let PickleValue::Dict(values) = values else { return };
+    let mut inner = BTreeMap::new();
     for (key, value) in values {
         match value {
-            PickleValue::Float(number) => numbers.push((key, number)),
-            PickleValue::Int(number) => numbers.push((key, number as f64)),
-            inner if depth > 0 => add_numbers(inner, depth - 1, numbers),
-            _ => {}
+            PickleValue::Float(number) => _ = numbers.entry(key).or_insert(number),
+            PickleValue::Int(number) => _ = numbers.entry(key).or_insert(number as f64),
+            value => _ = inner.insert(key, value),
         }
+    }
+    if depth > 0 {
+        inner.into_values().for_each(|values| add_numbers(values, depth - 1, numbers));
     }
 }
 
@@ -167,7 +171,7 @@ fn tensors(paths: &[PathBuf]) -> Result<Vec<(String, Tensor)>> {
         File::open(path).map_err(cannot("open", path))?;
         let reader = PytorchReader::new(path).map_err(|error| {
             // The end of a zip archive tells what is in it.
-            if error.to_string().contains("EOCD") {
+            if error.to_string().contains("Could not find EOCD") {
                 return unfit(
                     path,
                     "expected a PyTorch file, found one that is cut off".to_owned(),

@@ -62,16 +62,12 @@ pub(super) fn spelling(layer: &str) -> String {
 /// The layer that a tensor of a LoRA belongs to, as its trainer calls it, without what stands in front.
 pub(super) fn plain_layer_of(key: &str) -> Option<(&str, Role)> {
     let (layer, role) = role_of(key)?;
-    Some((without_network(layer), role))
-}
-
-/// The same layer without the name of its network or what else a trainer puts in front.
-pub(super) fn without_network(layer: &str) -> &str {
     let plain = PREFIXES.iter().find_map(|prefix| layer.strip_prefix(prefix));
-    plain.unwrap_or(layer)
+    Some((plain.unwrap_or(layer), role))
 }
 
-/// The layer as the keys of peft's config name it; what has no role of a LoRA stays as it is.
+/// The layer of a tensor as its trainer calls it, with the network but without what peft puts in front of everything:
+/// so the keys of peft's config name it.
 pub(super) fn peft_layer_of(key: &str) -> &str {
     let layer = role_of(key).map_or(key, |(layer, _)| layer);
     layer.strip_prefix("base_model.model.").unwrap_or(layer)
@@ -96,7 +92,8 @@ pub(super) fn layer_of(key: &str) -> Option<(String, Role)> {
     Some((layer, role))
 }
 
-fn role_of(key: &str) -> Option<(&str, Role)> {
+/// The layer of a tensor of a LoRA with all that stands in front.
+pub(super) fn role_of(key: &str) -> Option<(&str, Role)> {
     let known = ROLES.into_iter().find_map(|(end, role)| Some((key.strip_suffix(end)?, role)));
     known.or_else(|| {
         let (front, _adapter) = key.strip_suffix(".weight")?.rsplit_once('.')?;

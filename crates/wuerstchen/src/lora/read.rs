@@ -6,7 +6,7 @@ use std::sync::Arc;
 use half::f16;
 
 use super::method::other_method;
-use super::names::{Role, layer_of, peft_layer_of, plain_layer_of, spelling};
+use super::names::{Role, layer_of, peft_layer_of, plain_layer_of, role_of, spelling};
 use super::scaling::Scaling;
 use super::{Lora, LoraError, LowRank, alpha_text, counted_layers, strengths_text};
 use super::{tokens, unnamed};
@@ -81,15 +81,17 @@ impl LoraFile {
             let part = parts[usize::from(layer.starts_with("text_model"))];
             let rank = tensors.side(key, 0).unwrap_or_default();
             let alpha = stored.get(layer).map(|alpha| scaling.finite(layer, alpha)).transpose()?;
-            let alpha =
-                known_alpha(scaling.of(part, peft_layer_of(key), alpha, rank)?.1, key, rank);
+            let names = [peft_layer_of(key), *layer];
+            let alpha = known_alpha(scaling.of(part, names, alpha, rank)?.1, key, rank);
             ranks.insert(rank);
             alphas.insert(alpha_text(alpha));
         }
         let layers = counted_layers(downs.len());
         let strengths = strengths_text(&ranks, alphas, scaling.is_by_root_of_rank());
         let lora = format!("a LoRA of {layers}, {strengths}");
-        Ok([lora].into_iter().chain(scaling.left_out).collect())
+        let names: Vec<_> = downs.iter().map(|(key, layer)| [peft_layer_of(key), *layer]).collect();
+        let unused = scaling.unused_patterns(&names);
+        Ok([lora].into_iter().chain(scaling.left_out).chain(unused).collect())
     }
 
     /// Adds the text of the `adapter_config.json` that peft writes beside its weights.
@@ -175,6 +177,11 @@ impl Lora {
             let (count, example) = (differences.unexpected.len(), example.clone());
             return Err(LoraError::OtherModel { name, count, example });
         }
+        let names = tensors.names().filter_map(|key| {
+            let (_, target, _) = targets.get(&layer_of(key)?.0)?;
+            Some([peft_layer_of(key), target.trim_end_matches(".weight")])
+        });
+        let unused = scaling.unused_patterns(&names.collect::<Vec<_>>());
         let mut layers = BTreeMap::new();
         for (layer, found) in found {
             let (part, target, _) = &targets[layer];
@@ -182,8 +189,6 @@ impl Lora {
                 layers.insert((*part, target.clone()), layer);
             }
         }
-        let named: Vec<_> = tensors.names().map(peft_layer_of).collect();
-        let unused = scaling.unused_patterns(&named);
         let mut left_out: Vec<_> = scaling.left_out.clone().into_iter().chain(unused).collect();
         let embedding = |word| format!("its embedding of the word {word:?} is left out");
         left_out.extend(words.into_iter().map(embedding));
@@ -234,8 +239,9 @@ pub fn is_lora(tensors: &Checkpoint) -> bool {
 fn refuse_other_methods(tensors: &Checkpoint) -> Result<(), LoraError> {
     let method = |key: &str| {
         let layer = key.strip_suffix(".bias");
-        let is_whole = layer.is_some_and(|layer| tensors.has(&format!("{layer}.weight")));
-        if is_whole { Some(WHOLE_LAYERS) } else { other_method(key) }
+        let weight = layer.map(|layer| format!("{layer}.weight"));
+        let is_whole = |weight: String| tensors.has(&weight) && role_of(&weight).is_none();
+        if weight.is_some_and(is_whole) { Some(WHOLE_LAYERS) } else { other_method(key) }
     };
     let mut others = tensors.names().filter_map(|key| Some((key, method(key)?)));
     let Some((example, method)) = others.next() else { return Ok(()) };
@@ -322,7 +328,8 @@ impl Found {
         if !fits || !changes {
             return Ok(None);
         }
-        let (scale, alpha) = scaling.of(*part, peft_layer_of(&down.name), self.alpha, rank)?;
+        let names = [peft_layer_of(&down.name), layer];
+        let (scale, alpha) = scaling.of(*part, names, self.alpha, rank)?;
         if scale == 0.0 {
             return Ok(None);
         }

@@ -7,7 +7,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::LoraError;
-use super::names::without_network;
 use crate::json::reason;
 use crate::part::Part;
 
@@ -91,10 +90,10 @@ impl<'a> Scaling<'a> {
         self.configs.values().any(|(config, _)| config.use_rslora == Some(true))
     }
 
-    /// A sentence if keys of patterns fit none of the file's layers.
-    pub(super) fn unused_patterns(&self, layers: &[&str]) -> Option<String> {
-        let keys: BTreeSet<_> =
-            self.configs.values().flat_map(|(config, _)| config.unused(layers)).collect();
+    /// A sentence if keys of patterns fit none of the layers, each with the names that [`Self::of`] takes.
+    pub(super) fn unused_patterns(&self, layers: &[[&str; 2]]) -> Option<String> {
+        let configs = self.configs.values();
+        let keys: BTreeSet<_> = configs.flat_map(|(config, _)| config.unused(layers)).collect();
         let keys: Vec<_> = keys.into_iter().collect();
         (!keys.is_empty()).then(|| {
             format!(
@@ -126,12 +125,12 @@ impl<'a> Scaling<'a> {
     }
 
     /// The scale of a part's layer, and its alpha where something tells it: what is `stored` beside the
-    /// layer's matrices, or else what the config says. Without an alpha it is the rank. The layer is called as in the
-    /// file, without what peft puts in front of all names.
+    /// layer's matrices, or else what the config says. Without an alpha it is the rank. The layer has the name that
+    /// peft knows it by and the one that it has in its network.
     pub(super) fn of(
         &self,
         part: Part,
-        layer: &str,
+        names: [&str; 2],
         stored: Option<f64>,
         rank: usize,
     ) -> Result<(f32, Option<f64>), LoraError> {
@@ -139,9 +138,9 @@ impl<'a> Scaling<'a> {
             let scale = stored.map_or(1.0, |alpha| alpha / rank as f64);
             return Ok(((self.weight * scale) as f32, stored));
         };
-        let told = config.of(layer).map_err(|reason| self.error(place, reason))?;
+        let told = config.of(names).map_err(|reason| self.error(place, reason))?;
         if let Some(expected) = told.rank.filter(|&expected| expected != rank as f64) {
-            let reason = format!("{layer} must be of rank {expected}, found {rank}");
+            let reason = format!("{} must be of rank {expected}, found {rank}", names[1]);
             return Err(self.error(place, reason));
         }
         let alpha = stored.or(told.alpha);
@@ -201,44 +200,43 @@ impl AdapterConfig {
     }
 
     /// The keys of the patterns that fit none of these layers.
-    fn unused<'a>(&'a self, layers: &'a [&str]) -> impl Iterator<Item = &'a str> {
+    fn unused<'a>(&'a self, layers: &'a [[&str; 2]]) -> impl Iterator<Item = &'a str> {
         let patterns = [&self.rank_pattern, &self.alpha_pattern].into_iter().flatten();
         let keys = patterns.flat_map(BTreeMap::keys).map(String::as_str);
-        let fits = |key, layer: &&str| fits(key, layer).unwrap_or(true);
-        keys.filter(move |key| !layers.iter().any(|layer| fits(key, layer)))
+        keys.filter(|key| !layers.iter().any(|names| fits(key, names) == Some(true)))
     }
 
-    fn of(&self, layer: &str) -> Result<Told, String> {
-        let rank = in_pattern("rank_pattern", self.rank_pattern.as_ref(), layer)?;
-        let alpha = in_pattern("alpha_pattern", self.alpha_pattern.as_ref(), layer)?;
+    fn of(&self, names: [&str; 2]) -> Result<Told, String> {
+        let rank = in_pattern("rank_pattern", self.rank_pattern.as_ref(), names)?;
+        let alpha = in_pattern("alpha_pattern", self.alpha_pattern.as_ref(), names)?;
         Ok(Told { rank: rank.or(self.r.map(|r| r as f64)), alpha: alpha.or(self.lora_alpha) })
     }
 }
 
-/// The number that a pattern of peft has for a layer.
+/// The number that a pattern of peft has for a layer of these names.
 fn in_pattern(
     field: &str,
     pattern: Option<&BTreeMap<String, f64>>,
-    layer: &str,
+    names: [&str; 2],
 ) -> Result<Option<f64>, String> {
     let mut found: Option<f64> = None;
     for (key, &number) in pattern.into_iter().flatten() {
-        let fits = fits(key, layer)
+        let fits = fits(key, &names)
             .ok_or_else(|| format!("{field}: expected the name of a layer, found {key:?}"))?;
         if !fits {
             continue;
         }
         if found.is_some_and(|other| other != number) {
-            return Err(format!("{field}: two keys with different numbers fit {layer}"));
+            return Err(format!("{field}: two keys with different numbers fit {}", names[1]));
         }
         found = Some(number);
     }
     Ok(found)
 }
 
-/// Whether the key of a pattern fits a layer: keys are names of layers, whole or the end of one from a dot on; `^`
-/// begins a whole one, with or without the network in front. `None` for other regular expressions.
-fn fits(key: &str, layer: &str) -> Option<bool> {
+/// Whether the key of a pattern fits a layer: keys are one of its names, whole or the end of one from a dot on; `^`
+/// begins a whole one. `None` for other regular expressions.
+fn fits(key: &str, names: &[&str; 2]) -> Option<bool> {
     // peft takes the keys for regular expressions, in which a dot is any character.
     let plain = key.replace("\\.", ".");
     let (end, is_whole) = match plain.strip_prefix('^') {
@@ -249,8 +247,11 @@ fn fits(key: &str, layer: &str) -> Option<bool> {
     if end.contains(|c: char| "\\^$*+?()[]{}|".contains(c)) {
         return None;
     }
-    let whole = layer == end || without_network(layer) == end;
-    Some(whole || !is_whole && layer.strip_suffix(end).is_some_and(|front| front.ends_with('.')))
+    let fits = |name: &&str| {
+        let before = name.strip_suffix(end);
+        before.is_some_and(|before| before.is_empty() || !is_whole && before.ends_with('.'))
+    };
+    Some(names.iter().any(fits))
 }
 
 #[cfg(test)]
@@ -266,8 +267,8 @@ mod tests {
             HashMap::from([(HEADER.to_owned(), header.to_owned())])
         };
         let scaling = Scaling::new("style", 1.0, [Part::PRIOR, Part::PRIOR_TEXT], &header, config);
-        let layer = format!("prior.{LAYER}");
-        let of = |scaling: Scaling<'_>| scaling.of(Part::PRIOR, &layer, stored, 4);
+        let names = [&*format!("prior.{LAYER}"), LAYER];
+        let of = |scaling: Scaling<'_>| scaling.of(Part::PRIOR, names, stored, 4);
         scaling.and_then(of).map(|(scale, _)| scale).map_err(|error| error.to_string())
     }
 
@@ -328,7 +329,7 @@ mod tests {
         for (config, reason) in [
             (r#"{"use_dora": true}"#, "use_dora must be false, found true"),
             (r#"{"peft_type": "LOHA"}"#, r#"peft_type must be "LORA", found "LOHA""#),
-            (r#"{"r": 16}"#, "prior.blocks.2.attention.to_q must be of rank 16, found 4"),
+            (r#"{"r": 16}"#, "blocks.2.attention.to_q must be of rank 16, found 4"),
             (
                 r#"{"init_lora_weights": "pissa_niter_4"}"#,
                 "init_lora_weights must not be \"pissa_niter_4\", which has changed the model's own \
@@ -340,7 +341,7 @@ mod tests {
             ),
             (
                 r#"{"alpha_pattern": {"to_q": 1, "attention.to_q": 2}}"#,
-                "alpha_pattern: two keys with different numbers fit prior.blocks.2.attention.to_q",
+                "alpha_pattern: two keys with different numbers fit blocks.2.attention.to_q",
             ),
         ] {
             let expected = format!("style: adapter_config.json: {reason}");

@@ -65,7 +65,7 @@ pub(super) fn read(
     let largest =
         values.iter().fold(0.0f32, |max, value| max.max(value.abs())) * weight.abs() as f32;
     if largest > f16::MAX.to_f32() {
-        let (name, layer) = (tensors.part().to_owned(), format!("tokens by {VALUES}"));
+        let (name, layer) = (tensors.part().to_owned(), "the embeddings of tokens".to_owned());
         return Err(LoraError::Strength { name, layer, found: largest });
     }
     let mut rows = Rows { scale: weight as f32, numbers: Vec::new(), values: Vec::new() };
@@ -131,7 +131,8 @@ mod tests {
         let expected =
             "lora: every value of embeddings.embeddings must be a finite number, found NaN";
         assert_eq!(refused(f32::NAN), expected);
-        let expected = "lora: it changes tokens by embeddings.embeddings by up to 5e29, expected at most 6.5504e4";
+        let expected =
+            "lora: it changes the embeddings of tokens by up to 5e29, expected at most 6.5504e4";
         assert_eq!(refused(1e30), expected);
     }
 

@@ -6,7 +6,7 @@ const DIVIDERS: [&str; 2] = ["BREAK", "AND"];
 /// The passages of a prompt that do something in other programs and are words here: `<lora:style:0.8>`,
 /// `[cat:dog:0.5]`, `[cat|dog]`, `{cat|dog}`, `BREAK`.
 pub fn unknown_syntax(prompt: &str) -> Vec<&str> {
-    let angular = closed(prompt, '>').filter_map(|text| Some(&text[text.find('<')?..]));
+    let angular = closed(prompt, '>').filter_map(|text| Some(&text[text.rfind('<')?..]));
     // Brackets around emphasis are emphasis too.
     let square = closed(prompt, ']').filter_map(|text| Some(&text[text.rfind('[')?..]));
     let curly = closed(prompt, '}').filter_map(|text| Some(&text[text.find('{')?..]));
@@ -34,12 +34,13 @@ mod tests {
         assert_eq!(unknown_syntax(prompt), found);
         let none: [&str; 0] = [];
         assert_eq!(unknown_syntax("[weak] [(a:1.2)] 1 < 2: a [b"), none);
-        assert_eq!(unknown_syntax("[a [b|c]] {d|{e} f}"), ["[b|c]", "{d|{e}"]);
+        let nested = unknown_syntax("1 < 2 <x:1> [a [b|c]] {d|{e} f}");
+        assert_eq!(nested, ["<x:1>", "[b|c]", "{d|{e}"]);
     }
 
-    /// A search from each bracket to the end would take minutes.
+    /// This would take minutes if a search went from each bracket to the end.
     #[test]
-    fn long_prompts_take_no_longer_by_the_word() {
+    fn a_million_brackets_are_read_once() {
         let none: [&str; 0] = [];
         for brackets in ["[(", "<", "{", "[:"] {
             assert_eq!(unknown_syntax(&brackets.repeat(1_000_000)), none);
