@@ -381,10 +381,14 @@ fn alpha_is_found_wherever_it_stands() {
     assert_eq!(made("header", &bare, &header, None).0, expected);
     let config = r#"{"r": 4, "lora_alpha": 1, "alpha_pattern": {"to_q": 64, "to_v": 64}}"#;
     assert_eq!(made("config", &bare, &[], Some(config)).0, expected);
-    let whole = r#"{"alpha_pattern": {"prior.blocks.2.attention.to_q": 1, "to_w": 2}}"#;
-    let (_, told) = made("unused", &bare, &[], Some(whole));
-    let unused = "its rank_pattern or alpha_pattern names what fits no layer: ";
-    assert!(told.contains(&format!("{unused}prior.blocks.2.attention.to_q, to_w")), "{told}");
+    let by_kohya = lora(kohya("lora_prior_unet_"), None);
+    assert_eq!(made("config-kohya", &by_kohya, &[], Some(config)).0, expected);
+    let whole =
+        r#"{"alpha_pattern": {"prior.blocks.2.attention.to_q": 64, "to_v": 64, "to_w": 2}}"#;
+    let (picture, told) = made("unused", &bare, &[], Some(whole));
+    assert_eq!(picture, expected);
+    let unused = "its rank_pattern or alpha_pattern names what fits no layer: to_w";
+    assert!(told.contains(unused), "{told}");
     let nested = r#"{"prior": {"r": 4, "lora_alpha": 64}}"#;
     let header = [("lora_adapter_metadata", nested)];
     assert_eq!(made("nested", &bare, &header, None).0, expected);
