@@ -30,6 +30,9 @@ use crate::terminal::counted;
 /// Most bytes of scaled pictures that are kept, so that a small folder is decoded only once.
 const KEPT_BYTES: usize = 2 << 30;
 
+/// More bytes of pictures take so long to read that a line tells why.
+const TOLD_BYTES: u64 = 1 << 30;
+
 /// The pictures of a folder and of the folders below it, sorted; reports what it leaves out.
 pub(crate) fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let found = find(folder)?;
@@ -112,6 +115,12 @@ impl Folder {
 
     /// A line for every picture, by which one corpus differs from another. Reads all files.
     pub(crate) fn described(&self) -> Vec<String> {
+        let sizes = self.pictures.iter().filter_map(|picture| picture.path.metadata().ok());
+        let bytes: u64 = sizes.map(|metadata| metadata.len()).sum();
+        if bytes > TOLD_BYTES {
+            let giga = bytes as f64 / 1e9;
+            tell!("reading {giga:.1} GB of pictures, to notice on resuming if some are others");
+        }
         let described = self.pictures.par_iter().map(|Picture { path, captions, .. }| {
             let mut content = Sha256::new();
             let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut content));

@@ -149,7 +149,6 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let unusable = match entry.header().entry_type() {
             EntryType::Directory | EntryType::XGlobalHeader => continue,
-            label if label.as_byte() == VOLUME_LABEL => continue,
             _ if is_sparse(&mut entry) => Some("sparse files"),
             EntryType::Regular => None,
             _ => Some("links and special files"),
@@ -274,9 +273,6 @@ const COMPRESSED: [(usize, &[u8], &str, &str); 5] = [
     (0, &[0x28, 0xb5, 0x2f, 0xfd], "zstd", "unzstd"),
     (0, b"PK\x03\x04", "zip", "unzip"),
 ];
-
-/// The type of the entry that holds the name of an archive, and no file.
-const VOLUME_LABEL: u8 = b'V';
 
 /// The beginning of the keys with which GNU tar describes sparse files in the POSIX format.
 const SPARSE: &[u8] = b"GNU.sparse.";
@@ -514,7 +510,7 @@ mod tests {
         assert_eq!(&bytes[offset as usize..][..length], b"three");
     }
 
-    /// What GNU tar writes for its options: a label, a header for all files, and a sparse file in the POSIX format.
+    /// What GNU tar writes for its options: a header for all files, and a sparse file in the POSIX format.
     #[test]
     fn entries_that_are_no_files_are_told_apart() {
         let mut tar = tar::Builder::new(Vec::new());
@@ -525,7 +521,6 @@ mod tests {
             header.set_cksum();
             tar.append_data(&mut header, name, bytes).unwrap();
         };
-        add(&mut tar, b'V', "label", b"");
         add(&mut tar, b'g', "pax_global_header", b"");
         add(&mut tar, b'0', "0.png", b"one");
         add(&mut tar, b'2', "1.png", b"");
