@@ -5,8 +5,7 @@ mod find;
 mod index;
 mod metadata;
 
-use std::fs::File;
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -15,12 +14,12 @@ use anyhow::{Result, bail};
 use image::DynamicImage;
 use image::imageops::FilterType;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 use wuerstchen::Image;
 use wuerstchen::fs::read;
 use wuerstchen::noise::Philox;
 use wuerstchen_train::Pictures;
 use wuerstchen_train::corpus::{CorpusError, Samples};
+use wuerstchen_train::tune::digest;
 
 use self::captions::captions_of;
 use self::find::{find, refuse};
@@ -122,11 +121,8 @@ impl Folder {
             tell!("reading {giga:.1} GB of pictures, to notice on resuming if some are others");
         }
         let described = self.pictures.par_iter().map(|Picture { path, captions, .. }| {
-            let mut content = Sha256::new();
-            let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut content));
             // If the file is gone by now, reading the picture will report the error.
-            let content =
-                read.map_or_else(|_| String::new(), |_| format!("{:x}", content.finalize()));
+            let content = fs::read(path).map_or_else(|_| String::new(), |bytes| digest([bytes]));
             format!("{:?} {content} {captions:?}", path.file_name())
         });
         described.collect()
@@ -292,7 +288,6 @@ pub(crate) fn shuffled(count: u32, seed: u64, epoch: u64) -> Arc<[u32]> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::fs;
 
     use proptest::prelude::*;
 

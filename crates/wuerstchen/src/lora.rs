@@ -153,13 +153,17 @@ struct Rows {
     values: Vec<f32>,
 }
 
+/// The embeddings of this many tokens, for people.
+fn counted_embeddings(count: usize) -> String {
+    match count {
+        1 => "the embedding of one token".to_owned(),
+        count => format!("the embeddings of {count} tokens"),
+    }
+}
+
 /// The end of a sentence about a LoRA that adds to the embeddings of this many tokens.
 fn and_tokens(count: usize) -> String {
-    match count {
-        0 => String::new(),
-        1 => ", and the embedding of one token".to_owned(),
-        count => format!(", and the embeddings of {count} tokens"),
-    }
+    if count == 0 { String::new() } else { format!(", and {}", counted_embeddings(count)) }
 }
 
 /// A number of layers, for people.
@@ -245,14 +249,14 @@ impl Lora {
         if prior + text + tokens == 0 {
             return "changes nothing".to_owned();
         }
+        if prior + text == 0 {
+            return format!("changes {}", counted_embeddings(tokens));
+        }
         let tokens = and_tokens(tokens);
         let text = match text {
             0 => String::new(),
             text => format!(" and {text} of its text encoder"),
         };
-        if prior == 0 && text.is_empty() {
-            return format!("changes{}", tokens.trim_start_matches(", and"));
-        }
         let prior = counted_layers(prior);
         let strengths = strengths_text(&self.ranks(), self.alphas(), self.by_root_of_rank);
         format!("changes {prior} of Stage C{text}, {strengths}{tokens}")

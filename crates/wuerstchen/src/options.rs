@@ -202,7 +202,7 @@ impl Defaults {
         for (field, steps) in
             [("prior_steps", self.prior_steps), ("decoder_steps", self.decoder_steps)]
         {
-            between(PART, field, steps, 1..=1000)?;
+            between(PART, field, steps, 1..=MAX_STEPS)?;
         }
         between(PART, "prior_guidance_scale", self.prior_guidance_scale, SCALES)?;
         between(PART, "decoder_guidance_scale", self.decoder_guidance_scale, SCALES)?;
@@ -252,6 +252,9 @@ impl Defaults {
 /// The default of `strength`, as in diffusers.
 const STRENGTH: f64 = 0.8;
 
+/// Most steps of a stage.
+pub const MAX_STEPS: usize = 1000;
+
 /// Most pictures of one prompt at a time.
 pub const MAX_COUNT: usize = 256;
 
@@ -263,7 +266,7 @@ pub const MAX_PIXELS_AT_ONCE: usize = 1 << 26;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum OptionsError {
     /// No steps, or more than the schedule can tell apart.
-    #[error("{field} must be between 1 and 1000, got {found}")]
+    #[error("{field} must be between 1 and {MAX_STEPS}, got {found}")]
     Steps {
         /// Which option.
         field: &'static str,
@@ -537,8 +540,8 @@ impl GenerateOptions {
             _ => defaults.clone(),
         };
         let steps = |field, value: Option<usize>, default| match value.unwrap_or(default) {
-            found @ (0 | 1001..) => Err(OptionsError::Steps { field, found }),
-            steps => Ok(crate::schedule::uniform_timesteps(steps)),
+            steps @ 1..=MAX_STEPS => Ok(crate::schedule::uniform_timesteps(steps)),
+            found => Err(OptionsError::Steps { field, found }),
         };
         let scale = |field, value: Option<f64>, default| match value.unwrap_or(default) {
             scale if scale.is_finite() && scale >= 0.0 => Ok(scale),

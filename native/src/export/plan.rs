@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use clap::Args;
-use wuerstchen::options::MAX_COUNT;
+use wuerstchen::options::{MAX_COUNT, MAX_STEPS};
 use wuerstchen::{GenerateOptions, OptionsError, Pipeline, SelfTest, Settings};
 
 use crate::usage;
@@ -48,7 +48,7 @@ impl PlanArgs {
         let ranges = [
             ("--preview-pictures", self.preview_pictures, 0..=MAX_COUNT),
             ("--check", self.check, 0..=MAX_COUNT),
-            ("--picture-steps", self.picture_steps, 1..=1000),
+            ("--picture-steps", self.picture_steps, 1..=MAX_STEPS),
         ];
         for (option, value, range) in ranges {
             if let Some(found) = value.filter(|value| !range.contains(value)) {

@@ -271,6 +271,7 @@ mod tests {
         let error = csv_rows("image,label\na.png,x\n").unwrap_err().to_string();
         let columns = "expected the column file_name and one of text, caption, captions, prompt";
         assert_eq!(error, format!("line 1: {columns}, found image, label"));
+        assert!(csv_rows("file_name,text\na.png\n").is_err());
         let commas = csv_rows("file_name,text\na.png,x, y\n").unwrap_err().to_string();
         assert_eq!(
             commas,

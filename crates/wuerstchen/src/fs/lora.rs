@@ -45,7 +45,8 @@ pub fn open_lora(path: &Path) -> Result<LoraFile> {
     Ok(file.with_adapter_config(config))
 }
 
-/// The LoRA in a folder: a file of a known name, or else that of a repository in Hugging Face's cache, or else the only `.safetensors` file, or else the only one of PyTorch.
+/// The LoRA in a folder: a file of a known name, or else that of a repository in Hugging Face's cache, or else the only
+/// `.safetensors` file, or else the only one of PyTorch.
 fn file_in(folder: &Path) -> Result<PathBuf> {
     let known: Vec<_> = LORA_FILES.into_iter().filter(|file| folder.join(file).is_file()).collect();
     // A repository may have the same LoRA in both formats.
@@ -88,9 +89,12 @@ fn config_of(path: &Path) -> Result<Option<PathBuf>> {
     let is_named = |path: &Path| LORA_FILES.iter().any(|name| path.ends_with(name));
     let is_of_another =
         !is_named(path) && LORA_FILES.iter().any(|name| path.with_file_name(name).is_file());
+    if is_of_another {
+        return Ok(None);
+    }
     let config = path.with_file_name(CONFIG);
-    if is_of_another || config.is_file() {
-        return Ok(Some(config).filter(|_| !is_of_another));
+    if config.is_file() {
+        return Ok(Some(config));
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let beside = files::with_extension(folder.unwrap_or(Path::new(".")), "json")?;

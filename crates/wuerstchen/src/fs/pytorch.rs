@@ -140,8 +140,8 @@ pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     Ok(all.without_wrappers(&[WRAPPER]))
 }
 
-/// The numbers in the dictionary of a PyTorch file, or in dictionaries in it, which are no tensors but Python's own. Of two
-/// with one name the outer one counts.
+/// The numbers in the dictionary of a PyTorch file, or in dictionaries in it, which are no tensors but Python's own. Of
+/// two with one name the outer one counts.
 pub(super) fn read_numbers(path: &Path) -> Result<BTreeMap<String, f64>> {
     let values = PytorchReader::read_pickle_data(path, None).map_err(cannot("read", path))?;
     let mut numbers = BTreeMap::new();

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use half::f16;
-
 use super::method::other_method;
 use super::names::{Role, layer_of, peft_layer_of, plain_layer_of, role_of, spelling};
 use super::scaling::Scaling;
@@ -77,19 +75,18 @@ impl LoraFile {
         let parts = [Part::PRIOR, Part::PRIOR_TEXT];
         let scaling = Scaling::new(name, 1.0, parts, &self.header, self.adapter_config.as_deref())?;
         let (mut ranks, mut alphas) = (BTreeSet::new(), BTreeSet::new());
-        for (key, layer) in &downs {
+        let names: Vec<_> = downs.iter().map(|(key, layer)| [peft_layer_of(key), *layer]).collect();
+        for ((key, layer), names) in downs.iter().zip(&names) {
             let part = parts[usize::from(layer.starts_with("text_model"))];
             let rank = tensors.side(key, 0).unwrap_or_default();
             let alpha = stored.get(layer).map(|alpha| scaling.finite(layer, alpha)).transpose()?;
-            let names = [peft_layer_of(key), *layer];
-            let alpha = known_alpha(scaling.of(part, names, alpha, rank)?.1, key, rank);
+            let alpha = known_alpha(scaling.of(part, *names, alpha, rank)?.1, key, rank);
             ranks.insert(rank);
             alphas.insert(alpha_text(alpha));
         }
         let layers = counted_layers(downs.len());
         let strengths = strengths_text(&ranks, alphas, scaling.is_by_root_of_rank());
         let lora = format!("a LoRA of {layers}, {strengths}");
-        let names: Vec<_> = downs.iter().map(|(key, layer)| [peft_layer_of(key), *layer]).collect();
         let unused = scaling.unused_patterns(&names);
         Ok([lora].into_iter().chain(scaling.left_out).chain(unused).collect())
     }
@@ -195,7 +192,7 @@ impl Lora {
         let mut tables = BTreeMap::new();
         if has_tokens {
             let text = family.prior_text;
-            let (rows, unknown) = tokens::read(tensors, model, text, weight, &mut differences)?;
+            let (rows, unknown) = tokens::read(tensors, model, text, &scaling, &mut differences)?;
             tables.extend(rows.map(|rows| ((text, tokens::TABLE.to_owned()), rows)));
             left_out.extend(unknown);
         }
@@ -290,9 +287,7 @@ impl Found {
         }
         // A few bytes of a PyTorch file can claim any shape: what does not fit is named by its shape, and not read.
         let values = if fits { tensors.values(key)? } else { Vec::new() };
-        if let Some(found) = values.iter().find(|value| !value.is_finite()) {
-            return Err(scaling.not_finite(&format!("every value of {key}"), found.to_string()));
-        }
+        scaling.all_finite(key, &values)?;
         *half = Some(NamedTensor::new(key, shape, values));
         Ok(true)
     }
@@ -335,10 +330,7 @@ impl Found {
         }
         let size = |half: &NamedTensor| half.values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
         let found = scale.abs() * rank as f32 * size(&down) * size(&up);
-        if found.is_nan() || found > f16::MAX.to_f32() {
-            let (name, layer) = (scaling.name.to_owned(), layer.to_owned());
-            return Err(LoraError::Strength { name, layer, found });
-        }
+        scaling.check_strength(layer, found)?;
         let alpha = known_alpha(alpha, &down.name, rank);
         Ok(Some(LowRank { scale, alpha, down: down.values, up: up.values, rank }))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use half::f16;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -36,9 +37,9 @@ const CHANGING_BEGINNINGS: [&str; 5] = ["pissa", "olora", "corda", "lora_ga", "l
 /// What scales the layers of one LoRA.
 pub(super) struct Scaling<'a> {
     /// Which LoRA.
-    pub(super) name: &'a str,
+    name: &'a str,
     /// How many times as strong as it was trained the LoRA is to be.
-    weight: f64,
+    pub(super) weight: f64,
     /// The configs of parts, and where they stand.
     configs: BTreeMap<Part, (AdapterConfig, &'static str)>,
     /// A sentence if the config beside the file contradicts the header.
@@ -119,8 +120,26 @@ impl<'a> Scaling<'a> {
         }
     }
 
+    /// Fails with the first value of a tensor that is not finite.
+    pub(super) fn all_finite(&self, key: &str, values: &[f32]) -> Result<(), LoraError> {
+        match values.iter().find(|value| !value.is_finite()) {
+            Some(found) => {
+                Err(self.not_finite(&format!("every value of {key}"), found.to_string()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Fails if a layer may change by more than a weight can be.
+    pub(super) fn check_strength(&self, layer: &str, found: f32) -> Result<(), LoraError> {
+        if found <= f16::MAX.to_f32() {
+            return Ok(());
+        }
+        Err(LoraError::Strength { name: self.name.to_owned(), layer: layer.to_owned(), found })
+    }
+
     /// The error of a tensor that should hold a finite number.
-    pub(super) fn not_finite(&self, key: &str, found: String) -> LoraError {
+    fn not_finite(&self, key: &str, found: String) -> LoraError {
         LoraError::Scale { name: self.name.to_owned(), key: key.to_owned(), found }
     }
 

@@ -1,7 +1,6 @@
 //! What the LoRAs of Stable Cascade's authors add to the embeddings of tokens.
 
-use half::f16;
-
+use super::scaling::Scaling;
 use super::{LoraError, Rows};
 use crate::bundle::ModelFiles;
 use crate::checkpoint::Checkpoint;
@@ -27,8 +26,8 @@ pub(super) fn count(tensors: &Checkpoint) -> usize {
     tensors.integers(NUMBERS).map_or(0, |numbers| numbers.len())
 }
 
-/// What a file adds to tokens of the text encoder `part`, times `weight`, and a sentence on what is left out.
-/// Tokens that the model does not have are left out, because their words stand nowhere in the file.
+/// What a file adds to tokens of the text encoder `part`, times the weight of the LoRA, and a sentence on what is left
+/// out. Tokens that the model does not have are left out, because their words stand nowhere in the file.
 ///
 /// Source: `setup_models` in `train/train_c_lora.py` of Stability-AI/StableCascade.
 ///
@@ -39,7 +38,7 @@ pub(super) fn read(
     tensors: &Checkpoint,
     model: &ModelFiles,
     part: Part,
-    weight: f64,
+    scaling: &Scaling<'_>,
     differences: &mut Differences,
 ) -> Result<(Option<Rows>, Option<String>), LoraError> {
     let (Some(shape), Some(numbers)) = (tensors.shape(VALUES), tensors.integers(NUMBERS)) else {
@@ -58,17 +57,11 @@ pub(super) fn read(
         return Ok((None, None));
     }
     let values = tensors.values(VALUES)?;
-    if let Some(found) = values.iter().find(|value| !value.is_finite()) {
-        let (name, key) = (tensors.part().to_owned(), format!("every value of {VALUES}"));
-        return Err(LoraError::Scale { name, key, found: found.to_string() });
-    }
-    let largest =
-        values.iter().fold(0.0f32, |max, value| max.max(value.abs())) * weight.abs() as f32;
-    if largest > f16::MAX.to_f32() {
-        let (name, layer) = (tensors.part().to_owned(), "the embeddings of tokens".to_owned());
-        return Err(LoraError::Strength { name, layer, found: largest });
-    }
-    let mut rows = Rows { scale: weight as f32, numbers: Vec::new(), values: Vec::new() };
+    scaling.all_finite(VALUES, &values)?;
+    let weight = scaling.weight as f32;
+    let largest = values.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+    scaling.check_strength("the embeddings of tokens", weight.abs() * largest)?;
+    let mut rows = Rows { scale: weight, numbers: Vec::new(), values: Vec::new() };
     for (number, row) in numbers.iter().zip(values.chunks(width)) {
         if let Some(number) = usize::try_from(*number).ok().filter(|number| *number < tokens) {
             rows.numbers.push(number);
@@ -84,6 +77,7 @@ pub(super) fn read(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::sync::Arc;
 
     use super::*;
@@ -100,6 +94,11 @@ mod tests {
         files
     }
 
+    /// Of a LoRA without configs.
+    fn scaling(weight: f64) -> Scaling<'static> {
+        Scaling::new("lora", weight, [Part::PRIOR, TEXT], &HashMap::new(), None).unwrap()
+    }
+
     fn file(values: &[f32], shape: [usize; 2], numbers: &[i64]) -> Checkpoint {
         let mut file =
             Checkpoint::from_tensors("lora", [NamedTensor::new(VALUES, &shape, values.to_vec())]);
@@ -114,7 +113,8 @@ mod tests {
     fn rows_are_added_to_known_tokens() {
         let file = file(&[2.0, 4.0, 8.0, 8.0], [2, 2], &[1, 3]);
         let mut differences = Differences::default();
-        let (rows, left_out) = read(&file, &model(), TEXT, 0.5, &mut differences).unwrap();
+        let (rows, left_out) =
+            read(&file, &model(), TEXT, &scaling(0.5), &mut differences).unwrap();
         let mut table = [1.0; 6];
         rows.unwrap().add_to(&mut table);
         assert_eq!(table, [1.0, 1.0, 2.0, 3.0, 1.0, 1.0]);
@@ -126,7 +126,9 @@ mod tests {
     fn values_must_be_usable() {
         let refused = |value: f32| {
             let file = file(&[2.0, value], [1, 2], &[1]);
-            read(&file, &model(), TEXT, 0.5, &mut Differences::default()).unwrap_err().to_string()
+            read(&file, &model(), TEXT, &scaling(0.5), &mut Differences::default())
+                .unwrap_err()
+                .to_string()
         };
         let expected =
             "lora: every value of embeddings.embeddings must be a finite number, found NaN";
@@ -140,7 +142,8 @@ mod tests {
     fn rows_of_another_width_do_not_fit() {
         let mut differences = Differences::default();
         let (rows, _) =
-            read(&file(&[2.0; 3], [1, 3], &[1]), &model(), TEXT, 1.0, &mut differences).unwrap();
+            read(&file(&[2.0; 3], [1, 3], &[1]), &model(), TEXT, &scaling(1.0), &mut differences)
+                .unwrap();
         assert_eq!(rows, None);
         assert_eq!(differences.misshapen, [(VALUES.to_owned(), vec![1, 2], vec![1, 3])]);
     }
