@@ -32,7 +32,7 @@ pub(crate) struct EvalArgs {
     #[arg(short, long)]
     model: Option<PathBuf>,
     /// Prompts for every kind of scene, seen and held out
-    #[arg(long, default_value = "512")]
+    #[arg(long, value_name = "NUMBER", default_value = "512")]
     prompts: NonZeroUsize,
     /// What the prompts ask for [default: what the model was trained on]
     #[arg(long, value_name = "shapes|emoji")]

@@ -25,7 +25,7 @@ pub(crate) struct StageArgs {
     /// Time one prediction of this stage of a model, instead of all stages with random weights
     #[arg(long, value_enum, requires = "inputs")]
     stage: Option<Stage>,
-    /// The model that is measured, as `generate` takes it [default: the built-in model]
+    /// The model that `--stage` or `--launches` measures, as `generate` takes it [default: the built-in model]
     #[arg(short, long, value_name = "PATH", requires = "of_a_model")]
     model: Option<PathBuf>,
     /// A safetensors file with the inputs STAGE/x, STAGE/t, STAGE/text, decoder/embedding, vqgan/latents. Stable

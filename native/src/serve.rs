@@ -12,8 +12,9 @@ use tower_http::set_header::SetResponseHeaderLayer;
 /// Arguments of `wuerstchen serve`.
 #[derive(Args)]
 pub(crate) struct ServeArgs {
-    /// The folder to serve: the built demo page, or any folder with an index.html or browser bundles. Pages are isolated:
-    /// files of other origins have to allow their use (CORS or CORP)
+    /// The folder to serve: the built demo page, or any folder with an index.html or browser bundles. The
+    /// server sends the headers of cross-origin isolation, so that a page may only load files of other origins that
+    /// allow it (CORS or CORP)
     #[arg(value_name = "DIR", default_value = "web/demo/dist")]
     folder: PathBuf,
     /// Address to listen on, or its name; with the default, only this machine can reach the server

@@ -49,7 +49,8 @@ pub struct TrainArgs {
     stage: Stages,
     #[command(flatten)]
     run: RunArgs,
-    /// Go on from a saved state; `auto` takes the run's own state if there is one
+    /// Go on from a saved state: `auto` takes the run's own if there is one, PATH is a file such as
+    /// RUN/c/state.safetensors
     #[arg(long, value_name = "auto|PATH")]
     resume: Option<String>,
     /// Fills the cache and stops.
@@ -76,7 +77,7 @@ struct RunArgs {
     /// Folder of the run [default: runs/NAME, with the config's name]
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// Change a value of the config, such as `c.steps=1000`
+    /// Change a value of the config, such as `c.steps=1000`; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Start from this model's weights instead of random ones. The model need not have all stages; parts that the
@@ -87,7 +88,7 @@ struct RunArgs {
     #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
     model: Option<PathBuf>,
     /// Folder where latents, image embeddings and hidden states of texts are kept for other runs
-    /// [default: for fine-tuning wuerstchen/tune in the user's cache, else none]
+    /// [default: for fine-tuning wuerstchen/tune in the user's cache, else none; `data cache b|c` needs it]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Where to train, or to fill a cache

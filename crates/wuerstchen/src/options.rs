@@ -24,7 +24,7 @@ pub struct GenerateOptions {
     /// Seed of all noise: one seed gives one picture on every device
     #[cfg_attr(feature = "clap", arg(short, long, default_value_t = 0))]
     pub seed: u64,
-    /// How many pictures; picture k is the same whatever the count
+    /// How many pictures, 256 at most; picture k is the same whatever the count [default: 1]
     #[cfg_attr(feature = "clap", arg(long))]
     pub count: Option<usize>,
     /// Width in pixels
@@ -39,7 +39,7 @@ pub struct GenerateOptions {
     /// Guidance scale of the prior; 1 or less turns guidance off
     #[cfg_attr(feature = "clap", arg(long))]
     pub prior_guidance_scale: Option<f64>,
-    /// Times that the prior visits, falling from 1 to 0, instead of evenly spaced steps
+    /// Times that the prior visits, separated by commas and falling from 1 to 0, instead of evenly spaced steps
     #[cfg_attr(feature = "clap", arg(long, value_delimiter = ',', conflicts_with = "prior_steps"))]
     pub timesteps: Option<Vec<f32>>,
     /// Denoising steps of the decoder (Stage B)
@@ -78,7 +78,7 @@ pub struct GenerateOptions {
     /// steps are taken where there is much noise
     #[cfg_attr(feature = "clap", arg(long))]
     pub prior_shift: Option<f64>,
-    /// Shift of the decoder's noise schedule, with the same effect there
+    /// Shift of the decoder's noise schedule: above 1, more steps of the decoder are taken where there is much noise
     #[cfg_attr(feature = "clap", arg(long))]
     pub decoder_shift: Option<f64>,
     /// How far to undo the wider spread that guidance gives to predictions: 0 not at all, 1 completely

@@ -24,11 +24,11 @@ pub enum Sampler {
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Recipe {
-    /// The model sees the time itself, the last step adds no noise, and its latents are the result
+    /// The model is given the time itself. The result is the latents after the last step, which adds no noise
     #[default]
     Diffusers,
-    /// The model sees the time at which an unshifted schedule is as noisy, and the clean latents that the last
-    /// step predicts are the result
+    /// The model is given the time at which the unshifted schedule has the same noise. The result is the clean
+    /// latents that the last step predicts
     Authors,
 }
 

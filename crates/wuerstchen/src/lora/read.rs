@@ -74,7 +74,7 @@ impl LoraFile {
         refuse_other_methods(tensors)?;
         let parts = [Part::PRIOR, Part::PRIOR_TEXT];
         let scaling = Scaling::new(name, 1.0, parts, &self.header, self.adapter_config.as_deref())?;
-        let (mut ranks, mut alphas) = (BTreeSet::new(), BTreeSet::new());
+        let (mut ranks, mut alphas, mut has_unknown) = (BTreeSet::new(), BTreeSet::new(), false);
         let names: Vec<_> = downs.iter().map(|(key, layer)| [peft_layer_of(key), *layer]).collect();
         for ((key, layer), names) in downs.iter().zip(&names) {
             let part = parts[usize::from(layer.starts_with("text_model"))];
@@ -82,13 +82,22 @@ impl LoraFile {
             let alpha = stored.get(layer).map(|alpha| scaling.finite(layer, alpha)).transpose()?;
             let alpha = known_alpha(scaling.of(part, *names, alpha, rank)?.1, key, rank);
             ranks.insert(rank);
+            has_unknown |= alpha.is_none();
             alphas.insert(alpha_text(alpha));
         }
         let layers = counted_layers(downs.len());
         let strengths = strengths_text(&ranks, alphas, scaling.is_by_root_of_rank());
         let lora = format!("a LoRA of {layers}, {strengths}");
         let unused = scaling.unused_patterns(&names);
-        Ok([lora].into_iter().chain(scaling.left_out).chain(unused).collect())
+        let left_out = scaling.left_out.into_iter().chain(unused);
+        Ok([lora].into_iter().chain(left_out).chain(self.alpha_of_kohya(has_unknown)).collect())
+    }
+
+    /// A sentence on kohya's alpha in the header, if some layers have no alpha beside their matrices.
+    fn alpha_of_kohya(&self, has_unknown: bool) -> Option<String> {
+        let alpha = self.header.get(ALPHA_OF_KOHYA).filter(|_| has_unknown)?;
+        let why = "alphas stand beside the matrices";
+        Some(format!("its header's {ALPHA_OF_KOHYA} = {alpha} is left out: {why}"))
     }
 
     /// Adds the text of the `adapter_config.json` that peft writes beside its weights.
@@ -197,11 +206,7 @@ impl Lora {
             left_out.extend(unknown);
         }
         let has_unknown = layers.values().any(|layer: &LowRank| layer.alpha.is_none());
-        if let Some(alpha) = file.header.get(ALPHA_OF_KOHYA).filter(|_| has_unknown) {
-            left_out.push(format!(
-                "its header's {ALPHA_OF_KOHYA} = {alpha} is left out: alphas stand beside the matrices"
-            ));
-        }
+        left_out.extend(file.alpha_of_kohya(has_unknown));
         if differences == Differences::default() {
             let by_root_of_rank = scaling.is_by_root_of_rank();
             Ok(Self { layers, tables, by_root_of_rank, left_out })
@@ -530,6 +535,18 @@ pub(super) mod tests {
         let expected =
             "changes 1 layer of Stage C, rank 1, alpha 8 (over the square root of the rank)";
         assert_eq!(lora, expected);
+        let of_kohya = |config: &str| {
+            let header = HashMap::from([(ALPHA_OF_KOHYA.to_owned(), "16".to_owned())]);
+            let file = LoraFile { header, ..file(config) };
+            let left_out = Lora::read(&file, &model(), 1.0).unwrap().left_out().to_vec();
+            (file.summary().unwrap().split_off(1), left_out)
+        };
+        let told = vec![
+            "its header's ss_network_alpha = 16 is left out: alphas stand beside the matrices"
+                .to_owned(),
+        ];
+        assert_eq!(of_kohya("{}"), (told.clone(), told));
+        assert_eq!(of_kohya(patterns), (vec![], vec![]));
         let refused = "style: adapter_config.json: use_dora must be false, found true";
         assert_eq!(summary(r#"{"use_dora": true}"#), Err(refused.to_owned()));
     }

@@ -21,7 +21,8 @@ const FILE: &str = "adapter_config.json";
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 struct AdapterConfig {
     peft_type: Option<String>,
-    r: Option<usize>,
+    /// Some programs write whole numbers as `4.0`.
+    r: Option<f64>,
     lora_alpha: Option<f64>,
     use_rslora: Option<bool>,
     use_dora: Option<bool>,
@@ -228,7 +229,7 @@ impl AdapterConfig {
     fn of(&self, names: [&str; 2]) -> Result<Told, String> {
         let rank = in_pattern("rank_pattern", self.rank_pattern.as_ref(), names)?;
         let alpha = in_pattern("alpha_pattern", self.alpha_pattern.as_ref(), names)?;
-        Ok(Told { rank: rank.or(self.r.map(|r| r as f64)), alpha: alpha.or(self.lora_alpha) })
+        Ok(Told { rank: rank.or(self.r), alpha: alpha.or(self.lora_alpha) })
     }
 }
 
@@ -348,7 +349,7 @@ mod tests {
         for (config, reason) in [
             (r#"{"use_dora": true}"#, "use_dora must be false, found true"),
             (r#"{"peft_type": "LOHA"}"#, r#"peft_type must be "LORA", found "LOHA""#),
-            (r#"{"r": 16}"#, "blocks.2.attention.to_q must be of rank 16, found 4"),
+            (r#"{"r": 16.0}"#, "blocks.2.attention.to_q must be of rank 16, found 4"),
             (
                 r#"{"init_lora_weights": "pissa_niter_4"}"#,
                 "init_lora_weights must not be \"pissa_niter_4\", which has changed the model's own \
