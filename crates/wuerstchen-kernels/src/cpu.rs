@@ -78,6 +78,13 @@ pub(crate) fn global_response_norm(x: Tensor<4>, gamma: Tensor<4>, beta: Tensor<
     Tensor::from_dispatch(Dispatch::cpu_global_response_norm(x, gamma, beta))
 }
 
+/// `x + bias`, which is added to every row. Changes `x` in place if nothing else has it.
+#[cfg(not(target_family = "wasm"))]
+pub(crate) fn add_bias<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
+    assert_eq!(bias.dims(), [x.dims()[D - 1]], "a bias for each channel");
+    Tensor::from_dispatch(Dispatch::cpu_add_bias(x.into_dispatch(), bias.into_dispatch()))
+}
+
 pub(crate) fn depthwise_conv(
     x: Tensor<4>,
     weight: Tensor<4>,
@@ -174,6 +181,7 @@ pub(crate) trait CpuKernels: Backend {
     fn cpu_gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_silu(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_softmax(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cpu_add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_global_response_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -276,6 +284,19 @@ impl CpuKernels for Flex {
             |_, x| {
                 for x in x.chunks_exact_mut(channels) {
                     softmax_row(x);
+                }
+            },
+        )
+    }
+
+    fn cpu_add_bias(x: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let (x, bias) = (Values::of(x), Values::of(bias));
+        let channels = x.channels();
+        x.map_rows(
+            #[inline(always)]
+            |_, x| {
+                for x in x.chunks_exact_mut(channels) {
+                    x.iter_mut().zip(bias.as_slice()).for_each(|(x, bias)| *x += bias);
                 }
             },
         )

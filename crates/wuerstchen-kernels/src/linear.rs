@@ -27,13 +27,22 @@ impl<const D: usize> Epilogue<D> {
     /// Applies the epilogue after the product.
     pub(crate) fn apply(self, mut y: Tensor<D>) -> Tensor<D> {
         if let Some(bias) = self.bias {
-            y = y + bias.unsqueeze();
+            y = add_bias(y, bias);
         }
         if let Some(addend) = self.addend {
             y = y + addend;
         }
         if self.gelu { gelu(y) } else { y }
     }
+}
+
+/// `y + bias` in every row.
+fn add_bias<const D: usize>(y: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
+    #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
+    if crate::cpu::runs_on(&y.device(), y.dtype()) {
+        return crate::cpu::add_bias(y, bias);
+    }
+    y + bias.unsqueeze()
 }
 
 /// `y = f(x·W + bias + addend)`.

@@ -38,6 +38,17 @@ impl<C: CheckpointStrategy> CpuKernels for Autodiff<Flex, C> {
         }
     }
 
+    fn cpu_add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((x, x_node), (bias, bias_node)) = (x.into_parts(), bias.into_parts());
+        record::<Flex, C, _, _, 2>(
+            AddBias,
+            [x_node, bias_node],
+            (x, bias),
+            |_| (),
+            |(x, bias)| Flex::cpu_add_bias(x, bias),
+        )
+    }
+
     fn cpu_global_response_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -172,8 +183,74 @@ impl Backward<Flex, 2> for Linear {
             grads.register::<Flex>(parent.id, weight_grad);
         }
         if let (Some(parent), Some(weight)) = (x_parent, weight) {
-            let x_grad = Flex::cpu_linear(grad, transposed::<Flex>(weight));
+            let x_grad = Flex::cpu_linear(grad, transposed_copy(weight));
             grads.register::<Flex>(parent.id, x_grad);
+        }
+    }
+}
+
+/// The transposed matrix in memory of its own. It is copied by square tiles, because a column of a matrix whose width is
+/// a power of two has few places in a cache.
+fn transposed_copy(matrix: FlexTensor) -> FlexTensor {
+    const SIDE: usize = 16; // 64 bytes, a cache line
+    let matrix = Values::of(matrix);
+    let (values, [rows, columns]) = (matrix.as_slice(), [matrix.shape[0], matrix.shape[1]]);
+    let mut out = vec![0.0f32; values.len()];
+    for_each_block(
+        &mut out,
+        SIDE * rows,
+        #[inline(always)]
+        |i, out| {
+            let (first, width) = (i * SIDE, out.len() / rows);
+            for top in (0..rows).step_by(SIDE) {
+                let height = SIDE.min(rows - top);
+                let mut tile = [[0.0f32; SIDE]; SIDE];
+                for (y, line) in tile[..height].iter_mut().enumerate() {
+                    let values = &values[(top + y) * columns + first..][..width];
+                    line[..width].copy_from_slice(values);
+                }
+                for (x, out) in out.chunks_exact_mut(rows).enumerate() {
+                    for (out, line) in out[top..top + height].iter_mut().zip(&tile) {
+                        *out = line[x];
+                    }
+                }
+            }
+        },
+    );
+    FlexTensor::from_data(TensorData::new(out, [columns, rows]))
+}
+
+#[derive(Debug)]
+struct AddBias;
+
+impl Backward<Flex, 2> for AddBias {
+    type State = ();
+
+    /// `∂x = g` and `∂bias = Σ g` over the rows.
+    fn backward(self, ops: Ops<(), 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        const PART: usize = 256; // rows in a part of the sum
+        let grad = Values::of(grads.consume::<Flex>(&ops.node));
+        let [x_parent, bias_parent] = ops.parents;
+        if let Some(parent) = bias_parent {
+            let (g, channels) = (grad.as_slice(), grad.channels());
+            let rows = g.len() / channels;
+            let mut parts = vec![0.0f32; rows.div_ceil(PART) * channels];
+            for_each_block(
+                &mut parts,
+                channels,
+                #[inline(always)]
+                |i, sums| {
+                    let count = PART.min(rows - i * PART);
+                    for g in g[i * PART * channels..][..count * channels].chunks_exact(channels) {
+                        sums.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+                    }
+                },
+            );
+            let sums = sum_blocks(&parts, channels, channels);
+            grads.register::<Flex>(parent.id, tensor(&sums, [channels]));
+        }
+        if let Some(parent) = x_parent {
+            grads.register::<Flex>(parent.id, grad.into_tensor());
         }
     }
 }
@@ -595,6 +672,33 @@ mod tests {
         for shape in [ODD, [1, 1, 1, 1]] {
             let twin = |[x]: [Tensor<4>; 1]| silu::reference::silu(x);
             compare([random(shape) * 9.0], |[x]| silu(x), twin);
+        }
+    }
+
+    #[test]
+    fn a_transposed_copy_has_the_same_values() {
+        for sides in [[1, 1], [16, 48], [5, 33], [33, 5], [128, 17]] {
+            let x: Tensor<2> = random([1, 1, sides[0], sides[1]]).reshape(sides);
+            let data = x.clone().into_data();
+            let copy = transposed_copy(FlexTensor::from_data(data));
+            let found = copy.to_contiguous().as_slice::<f32>().unwrap().to_vec();
+            assert_eq!(found, x.transpose().into_data().try_to_vec::<f32>().unwrap(), "{sides:?}");
+            assert_eq!(copy.layout().shape().to_vec(), [sides[1], sides[0]]);
+        }
+    }
+
+    #[test]
+    fn a_bias_is_added_as_by_its_twin() {
+        // Less and more rows than a part of the sum, and no whole number of parts.
+        for shape in [[1, 1, 3, 5], ODD, [2, 32, 16, 1]] {
+            let channels = shape[3];
+            let twin = |[x, bias]: [Tensor<4>; 2]| x + bias;
+            let kernel = |[x, bias]: [Tensor<4>; 2]| add_bias(x, bias.reshape([channels]));
+            compare([random(shape), random([1, 1, 1, channels])], kernel, twin);
+            // A gradient that is not contiguous.
+            let turned = |y: Tensor<4>| y.swap_dims(1, 3);
+            let inputs = [random(shape), random([1, 1, 1, channels])];
+            compare(inputs, |inputs| turned(kernel(inputs)), |inputs| turned(twin(inputs)));
         }
     }
 
