@@ -87,8 +87,8 @@ struct RunArgs {
     /// The Würstchen v2 model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
     #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
     model: Option<PathBuf>,
-    /// Folder where latents, image embeddings and hidden states of texts are kept for other runs
-    /// [default: for fine-tuning wuerstchen/tune in the user's cache, else none; `data cache b|c` needs it]
+    /// Folder where latents, image embeddings and hidden states of texts are kept for other runs; `data cache b` and
+    /// `data cache c` need it [default: for fine-tuning wuerstchen/tune in the user's cache, else none]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Where to train, or to fill a cache

@@ -245,7 +245,10 @@ export interface PictureOptions {
   readonly temperatureEnd?: number;
   /** After how many steps tokens are noised again, where the decoder denoises tokens; default all but the last. */
   readonly renoiseSteps?: number;
-  /** How tokens are chosen: drawn, the likeliest, or the one nearest to the mean of all codes weighted by their probabilities. */
+  /**
+   * How tokens are chosen: drawn, the likeliest, or the one whose code is nearest to the mean of all codes, weighted by
+   * their probabilities.
+   */
   readonly tokenSampling?: 'multinomial' | 'argmax' | 'quant';
   readonly sampler?: 'ddpm' | 'ddim' | 'lcm';
   /** How to sample: as diffusers does, or as Stable Cascade's authors do, with their values of other options. */

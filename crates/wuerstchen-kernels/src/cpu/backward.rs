@@ -7,7 +7,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
 use super::functions::{exp, normal_cdf, sigmoid};
-use super::sums::{channel_norms, mean_norm, row_statistics, sum};
+use super::sums::{channel_norms, channel_sums, mean_norm, row_statistics, sum, sum_blocks};
 use super::values::{Values, for_each_block};
 use super::window::Window;
 use super::*;
@@ -228,25 +228,16 @@ impl Backward<Flex, 2> for AddBias {
 
     /// `∂x = g` and `∂bias = Σ g` over the rows.
     fn backward(self, ops: Ops<(), 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        const PART: usize = 256; // rows in a part of the sum
         let grad = Values::of(grads.consume::<Flex>(&ops.node));
         let [x_parent, bias_parent] = ops.parents;
         if let Some(parent) = bias_parent {
             let (g, channels) = (grad.as_slice(), grad.channels());
-            let rows = g.len() / channels;
-            let mut parts = vec![0.0f32; rows.div_ceil(PART) * channels];
-            for_each_block(
-                &mut parts,
-                channels,
+            let sums = channel_sums(
+                g,
+                [g.len() / channels, channels],
                 #[inline(always)]
-                |i, sums| {
-                    let count = PART.min(rows - i * PART);
-                    for g in g[i * PART * channels..][..count * channels].chunks_exact(channels) {
-                        sums.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
-                    }
-                },
+                |g| g,
             );
-            let sums = sum_blocks(&parts, channels, channels);
             grads.register::<Flex>(parent.id, tensor(&sums, [channels]));
         }
         if let Some(parent) = x_parent {
@@ -588,15 +579,6 @@ impl Backward<Flex, 1> for Patches {
         let x_grad = FlexTensor::from_data(TensorData::new(out, shape));
         grads.register::<Flex>(parent.id, x_grad);
     }
-}
-
-/// The sums over all blocks of their first `count` values.
-fn sum_blocks(values: &[f32], block: usize, count: usize) -> Vec<f32> {
-    let mut total = vec![0.0; count];
-    for values in values.chunks_exact(block) {
-        total.iter_mut().zip(values).for_each(|(total, value)| *total += value);
-    }
-    total
 }
 
 fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> FlexTensor {

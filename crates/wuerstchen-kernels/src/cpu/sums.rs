@@ -44,13 +44,17 @@ pub(super) fn row_statistics(x: &[f32]) -> (f32, f32) {
     (mean, 1.0 / (variance + VARIANCE_EPSILON as f32).sqrt())
 }
 
-/// The L2 norm of every channel over the pixels, sample by sample.
-pub(super) fn channel_norms(x: &Values) -> Vec<f32> {
+/// The sums of `f` of every channel over the pixels, at least one, sample by sample. `f` is to be inlined as in
+/// [`for_each_block`].
+pub(super) fn channel_sums(
+    values: &[f32],
+    [pixels, channels]: [usize; 2],
+    f: impl Fn(f32) -> f32 + Sync,
+) -> Vec<f32> {
     const PART: usize = 256; // pixels in a part of the sum
-    let (channels, pixels, values) = (x.channels(), x.pixels(), x.as_slice());
-    let per_sample = pixels.div_ceil(PART);
+    let (samples, per_sample) = (values.len() / (pixels * channels), pixels.div_ceil(PART));
     // Parts are summed first, because a single long sum in f32 would lose the small values that are added last.
-    let mut parts = vec![0.0f32; x.shape[0] * per_sample * channels];
+    let mut parts = vec![0.0f32; samples * per_sample * channels];
     for_each_block(
         &mut parts,
         channels,
@@ -60,18 +64,34 @@ pub(super) fn channel_norms(x: &Values) -> Vec<f32> {
             let count = PART.min(pixels - first);
             let x = &values[(sample * pixels + first) * channels..][..count * channels];
             for x in x.chunks_exact(channels) {
-                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
+                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += f(*x));
             }
         },
     );
-    let mut norms = vec![0.0f32; x.shape[0] * channels];
-    let samples = norms.chunks_exact_mut(channels).zip(parts.chunks_exact(per_sample * channels));
-    for (norms, parts) in samples {
-        for part in parts.chunks_exact(channels) {
-            norms.iter_mut().zip(part).for_each(|(norm, part)| *norm += part);
-        }
-        norms.iter_mut().for_each(|norm| *norm = norm.sqrt());
+    parts
+        .chunks_exact(per_sample * channels)
+        .flat_map(|parts| sum_blocks(parts, channels, channels))
+        .collect()
+}
+
+/// The sums over all blocks of their first `count` values.
+pub(super) fn sum_blocks(values: &[f32], block: usize, count: usize) -> Vec<f32> {
+    let mut total = vec![0.0; count];
+    for values in values.chunks_exact(block) {
+        total.iter_mut().zip(values).for_each(|(total, value)| *total += value);
     }
+    total
+}
+
+/// The L2 norm of every channel over the pixels, sample by sample.
+pub(super) fn channel_norms(x: &Values) -> Vec<f32> {
+    let mut norms = channel_sums(
+        x.as_slice(),
+        [x.pixels(), x.channels()],
+        #[inline(always)]
+        |x| x * x,
+    );
+    norms.iter_mut().for_each(|norm| *norm = norm.sqrt());
     norms
 }
 
