@@ -9,7 +9,9 @@ use walkdir::WalkDir;
 use wuerstchen::fs::{
     Found, has_extension, open, open_lora, read, read_pytorch_tensors, read_text, with_extension,
 };
-use wuerstchen::{Checkpoint, Family, LoadError, LoraFile, Manifest, ModelFiles, Part};
+use wuerstchen::{
+    Checkpoint, ControlNetConfig, Family, LoadError, LoraFile, Manifest, ModelFiles, Part,
+};
 use wuerstchen_verify::{Goldens, original_weights};
 
 /// The built-in model, as `wuerstchen export web --dtype i8` has written it: in one shard.
@@ -27,6 +29,36 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
     let mut found = Found::default();
     add(&mut found, path)?;
     Ok(found.finish()?)
+}
+
+/// Replaces a model's ControlNet by that of a file or folder, which has to fit its Stage C.
+pub(crate) fn replace_controlnet(model: &mut ModelFiles, path: &Path) -> Result<()> {
+    let mut found = Found::default();
+    add(&mut found, path)?;
+    let mut own = found.finish()?;
+    let Some(part) = model.family().controlnet else {
+        bail!(
+            "{}: ControlNets are for Stable Cascade, and the model is {}",
+            path.display(),
+            model.family().name
+        );
+    };
+    let Some(weights) = own.weights.remove(&part).filter(|_| own.weights.is_empty()) else {
+        let parts: Vec<_> = own.weights.keys().map(|part| part.to_string()).collect();
+        bail!(
+            "{}: expected a ControlNet and nothing else, found {}",
+            path.display(),
+            parts.join(", ")
+        );
+    };
+    model.weights.insert(part, weights);
+    let config = part.config_path();
+    match own.texts.remove(&config) {
+        Some(text) => model.texts.insert(config, text),
+        None => model.texts.remove(&config),
+    };
+    ControlNetConfig::of(model, part).with_context(|| path.display().to_string())?;
+    Ok(())
 }
 
 /// Adds what is in a file or folder, and says which files are left out.

@@ -64,6 +64,16 @@ struct Inputs {
     /// Stable Cascade with its image encoder takes these
     #[arg(long, value_name = "FILE")]
     picture_prompt: Vec<PathBuf>,
+    /// A picture that the result follows in what the model's ControlNet takes from pictures: edges, the part beside a
+    /// mask, or the content in half the resolution
+    #[arg(long, value_name = "FILE")]
+    control_image: Option<PathBuf>,
+    /// The part of that picture to paint anew, of the same size, for a ControlNet for inpainting: white paints
+    #[arg(long, value_name = "FILE", requires = "control_image")]
+    control_mask: Option<PathBuf>,
+    /// The ControlNet to use in place of the model's own: a file of Stable Cascade's authors
+    #[arg(long, value_name = "FILE", requires = "control_image")]
+    controlnet: Option<PathBuf>,
     /// A LoRA of Stage C, or its folder, and its weight; may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT]")]
     lora: Vec<LoraArg>,
@@ -93,7 +103,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let request =
         Request { prompts: args.prompts()?, pictures: inputs.pictures()?, ..args.request.clone() };
     let outputs = args.outputs(&request)?;
-    let Loaded { pipeline, device, load_secs } = args.model.load(&inputs.lora)?;
+    let Loaded { pipeline, device, load_secs } =
+        args.model.load(&inputs.lora, inputs.controlnet.as_deref())?;
 
     let started = Instant::now();
     for text in request.texts() {
@@ -159,8 +170,10 @@ impl GenerateArgs {
         };
         let count = request.options.resolve(&defaults)?.count;
         let pictures = request.prompts.len() * request.shares()?.len() * count;
-        let Inputs { prompts, image, image_to, mask, lora, picture_prompt } = &self.inputs;
-        let inputs = [prompts, image, image_to, mask].into_iter().flatten().map(PathBuf::as_path);
+        let Inputs { prompts, image, image_to, mask, lora, picture_prompt, .. } = &self.inputs;
+        let Inputs { control_image, control_mask, controlnet, .. } = &self.inputs;
+        let inputs = [prompts, image, image_to, mask, control_image, control_mask, controlnet];
+        let inputs = inputs.into_iter().flatten().map(PathBuf::as_path);
         let inputs = inputs.chain(picture_prompt.iter().map(PathBuf::as_path));
         let inputs = inputs.chain(self.model.path()).chain(lora.iter().map(|lora| &*lora.path));
         png_files(&self.output, "out.png", pictures, &inputs.collect::<Vec<_>>())
@@ -178,6 +191,8 @@ impl Inputs {
             picture_prompts: prompts
                 .map(|path| pictures::read_image(path))
                 .collect::<Result<_>>()?,
+            control_image: read(&self.control_image)?,
+            control_mask: self.control_mask.as_deref().map(pictures::read_mask).transpose()?,
         })
     }
 
@@ -203,9 +218,14 @@ impl Inputs {
 
     /// Adds the names of the files to the settings that pictures carry.
     fn describe(&self, settings: &mut Value) {
-        for (name, path) in
-            [("image", &self.image), ("imageTo", &self.image_to), ("mask", &self.mask)]
-        {
+        for (name, path) in [
+            ("image", &self.image),
+            ("imageTo", &self.image_to),
+            ("mask", &self.mask),
+            ("controlImage", &self.control_image),
+            ("controlMask", &self.control_mask),
+            ("controlnet", &self.controlnet),
+        ] {
             if let Some(path) = path {
                 settings[name] = json!(file_name(path));
             }

@@ -84,18 +84,21 @@ impl ModelArgs {
         self.model.as_deref()
     }
 
-    /// Reads the model, changes it by LoRAs and loads it.
-    pub(crate) fn load(&self, loras: &[LoraArg]) -> Result<Loaded> {
-        self.load_by(Pipeline::load, loras)
+    /// Reads the model, changes it by LoRAs, takes another ControlNet and loads it.
+    pub(crate) fn load(&self, loras: &[LoraArg], controlnet: Option<&Path>) -> Result<Loaded> {
+        self.load_by(Pipeline::load, loras, controlnet)
     }
 
     /// Reads and loads a model that may lack Stage C.
     pub(crate) fn load_decoder(&self) -> Result<Loaded> {
-        self.load_by(Pipeline::load_decoder, &[])
+        self.load_by(Pipeline::load_decoder, &[], None)
     }
 
-    fn load_by(&self, load: Load, loras: &[LoraArg]) -> Result<Loaded> {
+    fn load_by(&self, load: Load, loras: &[LoraArg], controlnet: Option<&Path>) -> Result<Loaded> {
         let mut files = files::read_model(self.model.as_deref())?;
+        if let Some(path) = controlnet {
+            files::replace_controlnet(&mut files, path)?;
+        }
         lora::apply(&mut files, loras)?;
         let found = devices::choose(self.device)?;
         let started = Instant::now();

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use wuerstchen::fs::open;
+use wuerstchen::{Checkpoint, WeightDtype};
 
 use program::{scratch, text, wuerstchen};
 
@@ -32,8 +34,9 @@ fn picture(model: &Path, name: &str, more: &[&str]) -> Vec<u8> {
 }
 
 /// The number of tensors of each file that are compared.
-const COUNTS: [(&str, usize); 15] = [
+const COUNTS: [(&str, usize); 16] = [
     ("combined", 5),
+    ("controlnet", 5),
     ("effnet", 3),
     ("gdf", 36),
     ("image_encoder", 24),
@@ -100,6 +103,79 @@ fn prompts_are_words_and_pictures() {
         assert!(!pictures[..i].contains(picture), "{i}");
     }
     assert_eq!(pictures[0], make("words-again", &["a red hat"]));
+}
+
+/// Residual blocks of the golden model's Stage C.
+const RES_BLOCKS: usize = 6;
+
+/// A folder with the golden ControlNet of a kind, with one projection for each residual block of Stage C.
+fn controlnet(kind: &str) -> PathBuf {
+    let path = golden("").with_file_name("controlnets.safetensors");
+    let all = Checkpoint::parse("controlnets", open(&path).unwrap()).unwrap();
+    let is_extra = |name: &str| {
+        let rest = name.strip_prefix("projections.").and_then(|rest| rest.split('.').next());
+        rest.is_some_and(|number| number.parse::<usize>().unwrap() >= RES_BLOCKS)
+    };
+    let weights = all.under(&format!("{kind}.weights."));
+    let weights = weights.renamed(|name| (!is_extra(name)).then(|| name.to_owned()));
+    let bytes = Checkpoint::write([(String::new(), &weights)], WeightDtype::F32, None).unwrap();
+    let folder = scratch(&format!("controlnet-{kind}"));
+    fs::write(folder.join("model.safetensors"), bytes).unwrap();
+    fs::write(folder.join("config.json"), r#"{"blocks": [0, 1, 2, 3, 4, 5]}"#).unwrap();
+    folder
+}
+
+/// A ControlNet changes the picture, as far as its scale says, whether it lies in the model's folder or not.
+#[test]
+fn a_controlnet_makes_stage_c_follow_a_picture() {
+    let photo = scratch("controlnet-photo").join("photo.png").display().to_string();
+    assert!(wuerstchen(&["generate", "a red circle", "-o", &photo]).status.success());
+    let [edges, painting] =
+        ["edges", "painting"].map(|kind| controlnet(kind).display().to_string());
+    let model = golden("");
+    let pixels = |name: &str, more: &[&str]| {
+        let more: Vec<_> = ["a hat"].iter().chain(more).copied().collect();
+        let png = picture(&model, name, &more);
+        image::load_from_memory(&png).unwrap().into_rgb8()
+    };
+    let control = ["--control-image", &photo, "--controlnet", &edges];
+    let with = |more: &[&'static str]| {
+        control.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>()
+    };
+    let free = pixels("free", &[]);
+    let followed = pixels("followed", &control);
+    assert_ne!(free, followed);
+    assert_eq!(free, pixels("scale-0", &with(&["--control-scale", "0"])));
+    assert_ne!(followed, pixels("scale-2", &with(&["--control-scale", "2"])));
+
+    let painted = ["--control-image", &photo, "--controlnet", &painting];
+    let masked: Vec<_> = painted.iter().copied().chain(["--control-mask", &photo]).collect();
+    assert_ne!(free, pixels("masked", &masked));
+    let refuse = |more: &[&str], reason: &str| {
+        let model = model.display().to_string();
+        let arguments: Vec<_> =
+            ["generate", "a hat", "-m", &model].iter().chain(more).copied().collect();
+        let output = wuerstchen(&arguments);
+        let error = text(&output.stderr);
+        assert!(!output.status.success() && error.contains(reason), "{error}");
+    };
+    refuse(&painted, "--control-image needs a --control-mask");
+    refuse(
+        &with(&["--control-mask"]).into_iter().chain([&*photo]).collect::<Vec<_>>(),
+        "takes no mask",
+    );
+    refuse(&control[..2], "--control-image needs a model with a ControlNet");
+    refuse(&["--control-scale", "2"], "--control-scale needs a --control-image");
+    let original = golden("original/controlnet.safetensors").display().to_string();
+    refuse(
+        &["--control-image", &photo, "--controlnet", &original],
+        "blocks must be a list in config.json of 3",
+    );
+    let lora = golden("original/stage_a.safetensors").display().to_string();
+    refuse(
+        &["--control-image", &photo, "--controlnet", &lora],
+        "expected a ControlNet and nothing else",
+    );
 }
 
 /// Every multiple of 8 pixels from the least on comes out as asked; odd levels are fitted to each other.

@@ -6,7 +6,8 @@ mod networks;
 mod samplings;
 mod text;
 
-use wuerstchen::{Checkpoint, Lora};
+use serde_json::{Value, json};
+use wuerstchen::{Checkpoint, LoadError, Lora, Part};
 
 use crate::compare::Recorder;
 use crate::report::{Verification, VerifyError};
@@ -35,7 +36,7 @@ pub(crate) async fn samplings(
     result: &mut Verification,
     on_file: &mut dyn FnMut(&str),
 ) -> Result<(), VerifyError> {
-    let Subject { files, goldens, device, slack, .. } = *subject;
+    let Subject { files, originals, goldens, device, slack, .. } = *subject;
     if let (Some(golden), Some(lora)) = (goldens.tensors.get("lora"), subject.lora) {
         on_file("lora");
         let mut changed = files.clone();
@@ -63,6 +64,25 @@ pub(crate) async fn samplings(
         on_file("combined");
         let mut recorder = Recorder::new("combined", golden, slack);
         studio.combined(&mut recorder, case).await?;
+        recorder.finish(result).await?;
+    }
+    let weights = originals.weights.get(&Part::CASCADE_CONTROLNET);
+    let weights = weights.or_else(|| files.weights.get(&Part::CASCADE_CONTROLNET));
+    if let (Some(golden), Some(config), Some(weights)) =
+        (goldens.tensors.get("controlnet"), goldens.texts.get("controlnet"), weights)
+    {
+        on_file("controlnet");
+        let mut controlled = files.clone();
+        controlled.weights.insert(Part::CASCADE_CONTROLNET, weights.clone());
+        let blocks: Value = serde_json::from_str(config).map_err(|error| LoadError::File {
+            path: "controlnet.json".into(),
+            reason: error.to_string(),
+        })?;
+        let config = json!({ "blocks": blocks["blocks"] }).to_string();
+        controlled.texts.insert(Part::CASCADE_CONTROLNET.config_path(), config);
+        let mut recorder = Recorder::new("controlnet", golden, slack);
+        let control = networks::controlnet(&mut recorder, &controlled, device)?;
+        authors::controlled_sampling(&mut recorder, &studio, files, control).await?;
         recorder.finish(result).await?;
     }
     if let Some(golden) = goldens.tensors.get("gdf") {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use burn::prelude::*;
 use serde::Deserialize;
 use wuerstchen::guidance::is_guided;
-use wuerstchen::pipeline::{Guided, Sampling, TextPart};
+use wuerstchen::pipeline::{Guided, PriorCondition, Sampling, TextPart};
 use wuerstchen::{
     Checkpoint, Image, ModelFiles, Pipeline, Progress, Residency, Sampler, TextEmbedding,
 };
@@ -132,7 +132,7 @@ impl<'a> Studio<'a> {
             .pipeline
             .sample_prior(
                 initial,
-                (text, None),
+                PriorCondition::new(text),
                 &sampling,
                 &mut replay(&mut noises, self.device),
                 &mut async |p: Progress<'_>| keep(&mut latents, p),
@@ -228,8 +228,9 @@ impl<'a> Studio<'a> {
         let sampling = Sampling::new(&times, scale, Sampler::Ddpm);
         let noise = &mut replay(&mut prior_noises, self.device);
         let on_step = &mut async |_: Progress<'_>| ControlFlow::Continue(());
+        let condition = PriorCondition::new(text);
         let result =
-            self.pipeline.sample_prior(initial, (text, None), &sampling, noise, on_step).await?;
+            self.pipeline.sample_prior(initial, condition, &sampling, noise, on_step).await?;
         let embedding = self.pipeline.image_embedding(result);
 
         let scale = COMBINED_DECODER_GUIDANCE;

@@ -95,6 +95,18 @@ pub struct CascadeConditions {
     pub sca: f32,
     /// The second further condition, as `sca`.
     pub crp: f32,
+    /// What a ControlNet adds.
+    pub control: Vec<AddedFeatures>,
+}
+
+/// What is added to the features before a residual block, resized to their height and width.
+#[derive(Clone)]
+pub struct AddedFeatures {
+    /// The number of the block, counted from 0 in the order in which the model runs its residual blocks. A block of a
+    /// level that is run again counts again.
+    pub block: usize,
+    /// `[B, h, w, C]`, or `[1, h, w, C]` for all samples of a batch.
+    pub features: Tensor<4>,
 }
 
 impl CascadeConditions {
@@ -108,6 +120,7 @@ impl CascadeConditions {
             pixels: None,
             sca: 0.0,
             crp: 0.0,
+            control: Vec::new(),
         }
     }
 }
@@ -192,6 +205,7 @@ impl Cascade {
             image: image.map(|(mapper, image)| mapper.forward(fit(channels_last(image), size))),
             pixels: pixels.map(|mapped| (fit(mapped.clone(), size), mapped)),
             further: [conditions.sca, conditions.crp],
+            control: conditions.control.clone(),
             down: keep(&self.down_blocks),
             up: keep(&self.up_blocks),
         }
@@ -244,6 +258,8 @@ pub struct PreparedCascade<'a> {
     pixels: Option<(Tensor<4>, Tensor<4>)>,
     /// The further conditions of the timestep blocks.
     further: [f32; 2],
+    /// What a ControlNet adds.
+    control: Vec<AddedFeatures>,
     /// What every block of every level keeps on the way down.
     down: Vec<Vec<Kept>>,
     /// The same on the way up.
@@ -268,6 +284,7 @@ impl PreparedCascade<'_> {
             observe("pixels_mapper", mapped);
             x = x + fitted.clone();
         }
+        let mut control = Control { added: &self.control, next: 0 };
         let mut outputs = Vec::new();
         for (number, blocks) in cascade.down_blocks.iter().enumerate() {
             if let Some(downscaler) = &cascade.down_downscalers[number] {
@@ -276,7 +293,7 @@ impl PreparedCascade<'_> {
             }
             let (kept, repeat) = (&self.down[number], &cascade.down_repeat_mappers[number]);
             let level = Level { way: "down", number, blocks, kept, repeat };
-            x = level.forward(x, None, &mut seen, observe);
+            x = level.forward(x, None, &mut seen, &mut control, observe);
             outputs.push(x.clone());
         }
         outputs.pop(); // the deepest output is the way up's input, not its skip
@@ -284,7 +301,7 @@ impl PreparedCascade<'_> {
             let skip = if number > 0 { outputs.pop() } else { None };
             let (kept, repeat) = (&self.up[number], &cascade.up_repeat_mappers[number]);
             let level = Level { way: "up", number, blocks, kept, repeat };
-            x = level.forward(x, skip.as_ref(), &mut seen, observe);
+            x = level.forward(x, skip.as_ref(), &mut seen, &mut control, observe);
             if let Some(upscaler) = &cascade.up_upscalers[number] {
                 x = upscaler.forward(x);
                 observe(&format!("up_upscalers.{number}"), &x);
@@ -313,6 +330,7 @@ impl Level<'_> {
         mut x: Tensor<4>,
         skip: Option<&Tensor<4>>,
         conditions: &mut Conditions,
+        control: &mut Control,
         observe: Observer,
     ) -> Tensor<4> {
         let Self { way, number, blocks, kept, repeat } = self;
@@ -324,6 +342,9 @@ impl Level<'_> {
             conditions.skip = skip.cloned();
             let number_of_pass = if pass > 0 { format!("#{pass}") } else { String::new() };
             for (j, (block, kept)) in blocks.iter().zip(*kept).enumerate() {
+                if let Block::Res(_) = block {
+                    x = control.add(x);
+                }
                 x = block.forward(x, conditions, kept);
                 observe(&format!("{way}_blocks.{number}.{j}{number_of_pass}"), &x);
             }
@@ -333,6 +354,23 @@ impl Level<'_> {
             }
         }
         x
+    }
+}
+
+/// Counts the residual blocks while the model runs, and adds what belongs before each.
+struct Control<'a> {
+    added: &'a [AddedFeatures],
+    next: usize,
+}
+
+impl Control<'_> {
+    /// The input of the next residual block, given the features before it.
+    fn add(&mut self, x: Tensor<4>) -> Tensor<4> {
+        let block = self.next;
+        self.next += 1;
+        let [_, height, width, _] = x.dims();
+        let added = self.added.iter().filter(|added| added.block == block);
+        added.fold(x, |x, added| x + fit(added.features.clone(), [height, width]))
     }
 }
 

@@ -3,6 +3,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
+use burn::tensor::Slice;
 use burn::tensor::activation::sigmoid;
 use serde::{Deserialize, Serialize};
 use wuerstchen_kernels::{
@@ -87,6 +88,12 @@ pub enum BlockKind {
     Inverted,
 }
 
+/// The name of the compressor in errors.
+const PART: &str = "compressor";
+
+/// Channels of a picture.
+const COLOURS: usize = 3;
+
 /// Strides of EfficientNetV2-L, whose weights do not tell them; EfficientNetV2-S has the first six stages.
 const V2_STRIDES: [usize; 7] = [1, 2, 2, 2, 1, 2, 1];
 
@@ -96,6 +103,20 @@ const SMALL_STRIDES: [usize; 5] = [1, 2, 2, 2, 2];
 /// Mean and standard deviation of ImageNet's colours, `[0, 1]`.
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// The layers of EfficientNetV2 that make features of pictures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EfficientNetConfig {
+    /// Channels of the first convolution, which halves the picture's height and width.
+    pub stem: usize,
+    /// The stages.
+    pub stages: Vec<StageConfig>,
+    /// Channels of the features.
+    pub head: usize,
+    /// Epsilon of the batch norms.
+    #[serde(default = "default_backbone_epsilon")]
+    pub backbone_bn_eps: f64,
+}
 
 /// Makes the image embedding that Stage B starts from and Stage C learns to make.
 ///
@@ -111,24 +132,26 @@ pub struct Compressor {
 
 #[derive(Module, Debug)]
 #[expect(clippy::large_enum_variant, reason = "only the first and the last are small")]
-enum Stage {
+pub(crate) enum Stage {
     Conv(ConvNorm),
     Blocks(Vec<InvertedBlock>),
 }
 
 /// A convolution without bias, a batch norm and maybe SiLU.
 #[derive(Module, Debug)]
-struct ConvNorm {
+pub(crate) struct ConvNorm {
     /// `[C_out, C_in, K, K]`, or `[C, 1, K, K]` if depthwise.
     conv: Param<Tensor<4>>,
     norm: ChannelBatchNorm,
     stride: usize,
+    /// Whether `(K − 1) / 2` pixels of zeros are around the picture.
+    padded: bool,
     depthwise: bool,
     activation: bool,
 }
 
 #[derive(Module, Debug)]
-struct InvertedBlock {
+pub(crate) struct InvertedBlock {
     block: Vec<Layer>,
     residual: bool,
 }
@@ -154,28 +177,77 @@ impl PartConfig for CompressorConfig {
     const TOLD_BY_WEIGHTS: bool = true;
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let sizes = [("c_latent", self.c_latent), ("stem", self.stem), ("head", self.head)];
-        let stages = self.stages.iter().flat_map(|stage| {
-            [("expand", stage.expand), ("channels", stage.channels), ("stride", stage.stride)]
-        });
-        below_one("compressor", "backbone_bn_eps", self.backbone_bn_eps)?;
-        below_one("compressor", "mapper_bn_eps", self.mapper_bn_eps)?;
-        let even = self.stages.iter().map(|stage| stage.kernel).find(|n| n.is_multiple_of(2));
-        if let Some(found) = even {
-            return Err(ConfigError::new("compressor", "kernel", "odd", found));
-        }
-        sizes
-            .into_iter()
-            .chain(stages)
-            .try_for_each(|(field, value)| size("compressor", field, value))?;
-        self.stages.iter().try_for_each(|stage| layers("compressor", "layers", stage.layers))
+        size(PART, "c_latent", self.c_latent)?;
+        below_one(PART, "mapper_bn_eps", self.mapper_bn_eps)?;
+        self.backbone().validate(PART)
     }
 
     fn init(&self, device: &Device) -> Compressor {
+        let shape = [self.c_latent, self.head, 1, 1];
+        let projection = ConvNorm::init(shape, 1, self.mapper_bn_eps, device).without_activation();
+        let projection = if self.mapper_bn_affine {
+            projection
+        } else {
+            ConvNorm { norm: projection.norm.without_affine(), ..projection }
+        };
+        Compressor { backbone: self.backbone().init(COLOURS, device), projection }
+    }
+
+    /// Strides cannot be read off weights; see [`EfficientNetConfig`].
+    fn infer(weights: &Checkpoint) -> Option<Self> {
+        let EfficientNetConfig { stem, stages, head, backbone_bn_eps } =
+            EfficientNetConfig::infer(weights)?;
+        Some(Self {
+            c_latent: weights.side("mapper.0.weight", 0)?,
+            stem,
+            stages,
+            head,
+            backbone_bn_eps,
+            mapper_bn_eps: default_mapper_epsilon(),
+            mapper_bn_affine: weights.has("mapper.1.weight"),
+        })
+    }
+}
+
+impl CompressorConfig {
+    /// How many pixels one pixel of the embedding stands for, along each axis.
+    pub fn downscale(&self) -> usize {
+        self.stages.iter().map(|stage| stage.stride).product::<usize>() * 2
+    }
+
+    fn backbone(&self) -> EfficientNetConfig {
+        EfficientNetConfig {
+            stem: self.stem,
+            stages: self.stages.clone(),
+            head: self.head,
+            backbone_bn_eps: self.backbone_bn_eps,
+        }
+    }
+}
+
+impl EfficientNetConfig {
+    /// Checks what the architecture needs; `part` is the network in errors.
+    pub(crate) fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
+        let sizes = [("stem", self.stem), ("head", self.head)];
+        let stages = self.stages.iter().flat_map(|stage| {
+            [("expand", stage.expand), ("channels", stage.channels), ("stride", stage.stride)]
+        });
+        below_one(part, "backbone_bn_eps", self.backbone_bn_eps)?;
+        let even = self.stages.iter().map(|stage| stage.kernel).find(|n| n.is_multiple_of(2));
+        if let Some(found) = even {
+            return Err(ConfigError::new(part, "kernel", "odd", found));
+        }
+        sizes.into_iter().chain(stages).try_for_each(|(field, value)| size(part, field, value))?;
+        self.stages.iter().try_for_each(|stage| layers(part, "layers", stage.layers))
+    }
+
+    /// The layers over pictures with `input` channels.
+    pub(crate) fn init(&self, input: usize, device: &Device) -> Vec<Stage> {
         let epsilon = self.backbone_bn_eps;
         let conv = |shape, stride| ConvNorm::init(shape, stride, epsilon, device);
+        let stem = conv([self.stem, input, 3, 3], 2);
+        let mut backbone = vec![Stage::Conv(stem)];
         let mut input = self.stem;
-        let mut backbone = vec![Stage::Conv(conv([self.stem, 3, 3, 3], 2))];
         for stage in &self.stages {
             let mut blocks = Vec::new();
             for i in 0..stage.layers {
@@ -186,19 +258,12 @@ impl PartConfig for CompressorConfig {
             backbone.push(Stage::Blocks(blocks));
         }
         backbone.push(Stage::Conv(conv([self.head, input, 1, 1], 1)));
-        let shape = [self.c_latent, self.head, 1, 1];
-        let projection = ConvNorm::init(shape, 1, self.mapper_bn_eps, device).without_activation();
-        let projection = if self.mapper_bn_affine {
-            projection
-        } else {
-            ConvNorm { norm: projection.norm.without_affine(), ..projection }
-        };
-        Compressor { backbone, projection }
+        backbone
     }
 
-    /// Strides cannot be read off weights; those of EfficientNetV2 are assumed, or those of one stage less than
-    /// EfficientNetV2-S has.
-    fn infer(weights: &Checkpoint) -> Option<Self> {
+    /// Reads the sizes off weights under `backbone.`. Strides cannot be read off them; those of EfficientNetV2 are
+    /// assumed, or those of one stage less than EfficientNetV2-S has.
+    pub(crate) fn infer(weights: &Checkpoint) -> Option<Self> {
         let stages = (1..).take_while(|i| weights.has(&format!("backbone.{i}.0.block.0.0.weight")));
         let stages = stages.count();
         let all = [&V2_STRIDES[..], &V2_STRIDES[..6], &SMALL_STRIDES[..]];
@@ -219,21 +284,11 @@ impl PartConfig for CompressorConfig {
             })
         };
         Some(Self {
-            c_latent: weights.side("mapper.0.weight", 0)?,
             stem: weights.side("backbone.0.0.weight", 0)?,
             stages: (1..=stages).map(stage).collect::<Option<_>>()?,
             head: weights.side(&format!("backbone.{}.0.weight", stages + 1), 0)?,
             backbone_bn_eps: default_backbone_epsilon(),
-            mapper_bn_eps: default_mapper_epsilon(),
-            mapper_bn_affine: weights.has("mapper.1.weight"),
         })
-    }
-}
-
-impl CompressorConfig {
-    /// How many pixels one pixel of the embedding stands for, along each axis.
-    pub fn downscale(&self) -> usize {
-        self.stages.iter().map(|stage| stage.stride).product::<usize>() * 2
     }
 }
 
@@ -288,21 +343,31 @@ impl Compressor {
         statistics: Statistics,
         observe: Observer,
     ) -> Tensor<4> {
-        let mut x = channels_last(image);
-        for (i, stage) in self.backbone.iter().enumerate() {
-            match stage {
-                Stage::Conv(conv) => x = conv.forward(x, statistics),
-                Stage::Blocks(blocks) => {
-                    for (j, block) in blocks.iter().enumerate() {
-                        x = block.forward(x, statistics);
-                        observe(&format!("backbone.{i}.{j}"), &x);
-                    }
-                }
-            }
-            observe(&format!("backbone.{i}"), &x);
-        }
+        let x = features(&self.backbone, channels_last(image), statistics, observe);
         channels_first(self.projection.forward(x, statistics))
     }
+}
+
+/// What the layers of an EfficientNet make of `[B, H, W, C]`; reports every block.
+pub(crate) fn features(
+    backbone: &[Stage],
+    mut x: Tensor<4>,
+    statistics: Statistics,
+    observe: Observer,
+) -> Tensor<4> {
+    for (i, stage) in backbone.iter().enumerate() {
+        match stage {
+            Stage::Conv(conv) => x = conv.forward(x, statistics),
+            Stage::Blocks(blocks) => {
+                for (j, block) in blocks.iter().enumerate() {
+                    x = block.forward(x, statistics);
+                    observe(&format!("backbone.{i}.{j}"), &x);
+                }
+            }
+        }
+        observe(&format!("backbone.{i}"), &x);
+    }
+    x
 }
 
 impl InvertedBlock {
@@ -331,6 +396,7 @@ impl ConvNorm {
             conv: Initializer::Normal { mean: 0.0, std }.init(shape, device),
             norm: ChannelBatchNorm::init(output, epsilon, device),
             stride,
+            padded: true,
             depthwise: false,
             activation: true,
         }
@@ -340,14 +406,21 @@ impl ConvNorm {
         Self { activation: false, ..self }
     }
 
+    /// As the authors replace the first convolution for pictures without three channels.
+    pub(crate) fn without_padding(self) -> Self {
+        Self { padded: false, ..self }
+    }
+
     fn forward(&self, x: Tensor<4>, statistics: Statistics) -> Tensor<4> {
         let weight = self.conv.val();
         let [output, ..] = weight.dims();
         let y = if self.depthwise {
             let options = DepthwiseOptions { stride: self.stride, padding: Padding::Zeros };
             depthwise_conv(x.clone(), weight, Tensor::zeros([output], &x.device()), options)
-        } else {
+        } else if self.padded {
             dense_conv(x, weight, None, self.stride)
+        } else {
+            unpadded_conv(x, weight, self.stride)
         };
         let y = self.norm.forward(y, statistics);
         if self.activation { silu(y) } else { y }
@@ -361,10 +434,30 @@ pub(crate) fn dense_conv(
     bias: Option<Tensor<1>>,
     stride: usize,
 ) -> Tensor<4> {
-    let [output, input, size, _] = weight.dims();
-    let weight = weight.permute([2, 3, 1, 0]).reshape([size * size * input, output]);
+    let [.., size, _] = weight.dims();
     let windows = if (size, stride) == (1, 1) { x } else { patches(x, size, stride) };
-    linear(windows, weight, Epilogue::new(bias))
+    linear(windows, window_weight(weight), Epilogue::new(bias))
+}
+
+/// A convolution without padding and bias, whose result is smaller than the picture: `(H − K) / stride + 1` rows.
+fn unpadded_conv(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
+    let ([_, height, width, _], [.., size, _]) = (x.dims(), weight.dims());
+    let every = |first: usize, side: usize| {
+        let last = first + (side - size) / stride * stride;
+        Slice::new(first as isize, Some(last as isize + 1), stride as isize)
+    };
+    let window = |i: usize| {
+        let (row, column) = (every(i / size, height), every(i % size, width));
+        x.clone().slice([Slice::full(), row, column])
+    };
+    let windows = Tensor::cat((0..size * size).map(window).collect(), 3);
+    linear(windows, window_weight(weight), Epilogue::new(None))
+}
+
+/// The weights of a convolution as a matrix over the values of a window.
+fn window_weight(weight: Tensor<4>) -> Tensor<2> {
+    let [output, input, size, _] = weight.dims();
+    weight.permute([2, 3, 1, 0]).reshape([size * size * input, output])
 }
 
 /// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::card::{DecoderIndex, PriorIndex};
 use crate::cascade::CascadeConfig;
 use crate::compressor::CompressorConfig;
+use crate::controlnet::ControlNetConfig;
 use crate::decoder::DecoderConfig;
 use crate::error::LoadError;
 use crate::options::Defaults;
@@ -43,6 +44,8 @@ pub struct Family {
     pub image_encoder: Option<Part>,
     /// The network that shows image embeddings, where there is one.
     pub previewer: Option<Part>,
+    /// The network that makes Stage C follow a picture, where there is one.
+    pub controlnet: Option<Part>,
     /// The default options of a model whose card says nothing.
     pub defaults: fn() -> Defaults,
     /// How pictures' sizes become those of latents.
@@ -78,6 +81,7 @@ impl Family {
         compressor: Part::COMPRESSOR,
         image_encoder: None,
         previewer: None,
+        controlnet: None,
         defaults: Defaults::default,
         sizes: SizeRule::FromEmbedding,
     };
@@ -93,6 +97,7 @@ impl Family {
             Part::CASCADE_IMAGE_ENCODER,
             Part::CASCADE_COMPRESSOR,
             Part::CASCADE_PREVIEWER,
+            Part::CASCADE_CONTROLNET,
         ],
         spare: &[Part::CASCADE_DECODER_TEXT],
         pipelines: [PipelineFolder::CASCADE_PRIOR, PipelineFolder::CASCADE_DECODER],
@@ -102,6 +107,7 @@ impl Family {
         compressor: Part::CASCADE_COMPRESSOR,
         image_encoder: Some(Part::CASCADE_IMAGE_ENCODER),
         previewer: Some(Part::CASCADE_PREVIEWER),
+        controlnet: Some(Part::CASCADE_CONTROLNET),
         defaults: Defaults::stable_cascade,
         sizes: SizeRule::FromPixels,
     };
@@ -124,6 +130,7 @@ impl Family {
         compressor: Part::V1_COMPRESSOR,
         image_encoder: None,
         previewer: None,
+        controlnet: None,
         defaults: Defaults::wuerstchen_v1,
         sizes: SizeRule::FromPixels,
     };
@@ -311,6 +318,16 @@ impl Part {
         lacks: None,
         beside: None,
         network: Network::of::<PreviewerConfig>(),
+    });
+
+    /// Makes Stage C follow a picture.
+    pub const CASCADE_CONTROLNET: Self = Self(&Description {
+        folder: "controlnet",
+        stage: None,
+        mark: "projections.0.0.weight",
+        lacks: None,
+        beside: None,
+        network: Network::of::<ControlNetConfig>(),
     });
 }
 

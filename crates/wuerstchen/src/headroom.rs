@@ -45,7 +45,7 @@ impl Pipeline {
 
         let text = self.prior_text.embed(&[prompt])?;
         let denoiser = self.prior.denoiser.get()?;
-        let condition = Condition { text, pictures: None, image_embedding: None };
+        let condition = Condition::new(text, None);
         let prepared = denoiser.prepare(condition, embedding_size);
         let predict = |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut &watch);
         let [rows, columns] = embedding_size;
@@ -64,7 +64,7 @@ impl Pipeline {
             DecoderStage::Latents(stage) => {
                 let denoiser = stage.denoiser.get()?;
                 let image_embedding = Some(image_embedding);
-                let condition = Condition { text, pictures: None, image_embedding };
+                let condition = Condition::new(text, image_embedding);
                 let prepared = denoiser.prepare(condition, latent_size);
                 let predict =
                     |x: Tensor<4>, t: &[f32]| prepared.forward_observed(x, t, &mut &watch);

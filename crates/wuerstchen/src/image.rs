@@ -2,6 +2,8 @@
 
 use burn::prelude::*;
 
+use crate::options::OptionsError;
+
 /// An RGB picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -163,6 +165,17 @@ impl Mask {
         let values: Vec<f32> = self.values.iter().map(|&value| f32::from(value) / 255.0).collect();
         let shape = [1, 1, self.height, self.width];
         Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    /// Fails if the mask is not of the size of its picture; `field` is the input that the mask was given as.
+    pub(crate) fn check(&self, image: &Image, field: &'static str) -> Result<(), OptionsError> {
+        let (expected, found) = ([image.width, image.height], [self.width, self.height]);
+        if expected == found {
+            return Ok(());
+        }
+        let [expected, found] =
+            [expected, found].map(|[width, height]| format!("{width} x {height}"));
+        Err(OptionsError::Mask { field, expected, found })
     }
 
     /// Which cells of a grid laid over the picture have a pixel to paint: 1 there, else 0, row by row.

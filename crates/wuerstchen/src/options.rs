@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, between};
+use crate::error::LoadError;
 use crate::sampler::{Recipe, Sampler};
 use crate::schedule::SHIFTS;
 use crate::tokens::TokenSampling;
@@ -88,6 +89,9 @@ pub struct GenerateOptions {
     /// a mask]
     #[cfg_attr(feature = "clap", arg(long))]
     pub strength: Option<f64>,
+    /// Factor of what the ControlNet adds to Stage C's features: 0 turns it off [default: 1]
+    #[cfg_attr(feature = "clap", arg(long))]
+    pub control_scale: Option<f64>,
     /// What brackets in prompts mean
     #[cfg_attr(feature = "clap", arg(long, value_enum, default_value_t))]
     pub prompt_syntax: PromptSyntax,
@@ -273,7 +277,7 @@ pub enum OptionsError {
         /// Its value.
         found: usize,
     },
-    /// A guidance scale or a temperature that is negative or not a finite number.
+    /// A scale or a temperature that is negative or not a finite number.
     #[error("{field} must be finite and at least 0, got {found}")]
     GuidanceScale {
         /// Which option.
@@ -356,12 +360,22 @@ pub enum OptionsError {
         /// What it cannot be used with.
         other: &'static str,
     },
-    /// The model lacks a part that source pictures need.
-    #[error("image needs a model with the semantic compressor: {0}")]
-    NoCompressor(String),
+    /// The model lacks the part that source pictures need.
+    #[error("{field} needs a model with the semantic compressor: {reason}")]
+    NoCompressor {
+        /// Which picture.
+        field: &'static str,
+        /// Why there is no compressor.
+        reason: String,
+    },
+    /// The model has no ControlNet that takes pictures.
+    #[error("control_image needs a model with a ControlNet: {0}")]
+    NoControlNet(String),
     /// A mask of another size than its picture.
-    #[error("mask must be of the picture's size, {expected}, got {found}")]
+    #[error("{field} must be of the picture's size, {expected}, got {found}")]
     Mask {
+        /// Which mask.
+        field: &'static str,
         /// Width and height of the picture in pixels.
         expected: String,
         /// Width and height of the mask in pixels.
@@ -383,6 +397,11 @@ pub enum OptionsError {
 }
 
 impl OptionsError {
+    /// A picture that needs the semantic compressor.
+    pub(crate) fn no_compressor(field: &'static str, why: &LoadError) -> Self {
+        Self::NoCompressor { field, reason: why.to_string() }
+    }
+
     /// The option or input that is wrong, by its name in Rust, such as `prior_steps`.
     pub fn field(&self) -> &'static str {
         match self {
@@ -391,6 +410,8 @@ impl OptionsError {
             | Self::Shift { field, .. }
             | Self::Missing { field, .. }
             | Self::Contradiction { field, .. }
+            | Self::NoCompressor { field, .. }
+            | Self::Mask { field, .. }
             | Self::Size { field, .. } => field,
             Self::Count(_) | Self::CountOfFrames(_) | Self::Pixels { .. } => "count",
             Self::Area { .. } => "width",
@@ -398,8 +419,7 @@ impl OptionsError {
             Self::Strength(_) | Self::StrengthAboveTimesteps { .. } => "strength",
             Self::Rescale(_) => "guidance_rescale",
             Self::NoImageEncoder(_) => "picture_prompts",
-            Self::NoCompressor(_) => "image",
-            Self::Mask { .. } => "mask",
+            Self::NoControlNet(_) => "control_image",
             Self::Timesteps(_) => "timesteps",
         }
     }
@@ -456,6 +476,9 @@ pub struct Settings {
     /// How much to change the source picture, `[0, 1]`; `None` if the caller gave no strength.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
+    /// Factor of what the ControlNet adds to Stage C's features, at least 0.
+    #[serde(skip_serializing_if = "is_one")]
+    pub control_scale: f64,
     /// What brackets in prompts mean.
     pub prompt_syntax: PromptSyntax,
     /// Rows of latents that Stage A decodes at a time, 0 for all rows; `None` if the picture's size decides.
@@ -631,6 +654,7 @@ impl GenerateOptions {
             decoder_shift: shift("decoder_shift", self.decoder_shift, defaults.decoder_shift)?,
             guidance_rescale,
             strength,
+            control_scale: scale("control_scale", self.control_scale, 1.0)?,
             prompt_syntax: self.prompt_syntax,
             vqgan_rows: self.vqgan_rows,
         })
@@ -749,8 +773,13 @@ mod tests {
             OptionsError::Strength(2.0),
             OptionsError::Missing { field: "strength", needed: "image" },
             OptionsError::Contradiction { field: "image_to", other: "a mask" },
-            OptionsError::NoCompressor(String::new()),
-            OptionsError::Mask { expected: String::new(), found: String::new() },
+            OptionsError::NoCompressor { field: "image", reason: String::new() },
+            OptionsError::NoControlNet(String::new()),
+            OptionsError::Mask {
+                field: "control_mask",
+                expected: String::new(),
+                found: String::new(),
+            },
             OptionsError::Timesteps(vec![]),
             size("width"),
         ];

@@ -2,6 +2,7 @@
 
 use burn::prelude::*;
 
+use crate::cascade::AddedFeatures;
 use crate::image::{Image, Mask};
 use crate::interpolate::slerp;
 use crate::pipeline::KnownTokens;
@@ -18,6 +19,8 @@ pub struct Batch<'a> {
     pub origin: Option<&'a Origin>,
     /// Pictures that all of them are to resemble; `None` for words alone.
     pub pictures: Option<&'a PicturePrompt>,
+    /// What Stage C follows; `None` for nothing.
+    pub control: Option<&'a Control>,
 }
 
 /// Pictures as a prompt: their CLIP embeddings.
@@ -25,6 +28,24 @@ pub struct Batch<'a> {
 pub struct PicturePrompt {
     /// One embedding for each of `k` pictures, `[1, k, D]`.
     pub embeddings: TensorData,
+}
+
+/// A picture that Stage C follows, as a ControlNet made it.
+#[derive(Clone)]
+pub struct Control {
+    /// What is added to Stage C's features, `[1, h, w, C]` each, with the number of the residual block that follows.
+    pub(crate) features: Vec<(usize, TensorData)>,
+}
+
+impl Control {
+    /// The features on `device`.
+    pub(crate) fn to_device(&self, device: &Device) -> Vec<AddedFeatures> {
+        let added = |(block, features): &(usize, TensorData)| AddedFeatures {
+            block: *block,
+            features: Tensor::from_data(features.clone(), device),
+        };
+        self.features.iter().map(added).collect()
+    }
 }
 
 impl<'a> Batch<'a> {

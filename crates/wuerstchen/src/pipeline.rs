@@ -1,5 +1,6 @@
 //! The whole system: prompt to text embedding to image embedding to latents to picture.
 
+mod control;
 mod denoiser;
 mod loader;
 mod models;
@@ -17,9 +18,9 @@ use std::ops::ControlFlow;
 
 use burn::prelude::*;
 
-pub use self::denoiser::Condition;
 pub(crate) use self::denoiser::DecoderStage;
 use self::denoiser::DiffusionStage;
+pub use self::denoiser::{Condition, PriorCondition};
 pub use self::loader::PipelineLoader;
 pub use self::progress::{Error, Progress};
 pub use self::sampling::{Guided, Noise, Sampling};
@@ -34,6 +35,7 @@ use self::tokens::{TokenStage, TokenTask, start_of};
 use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, ModelCard, PriorIndex};
 use crate::compressor::Compressor;
+use crate::controlnet::{ControlNet, ControlNetConfig};
 use crate::error::LoadError;
 use crate::family::{Family, SizeRule};
 use crate::image::Image;
@@ -72,6 +74,8 @@ pub struct Pipeline {
     image_encoder: Result<ImageEncoderPart, LoadError>,
     /// The network that shows image embeddings, where the model has one.
     pub(crate) previewer: Option<Slot<Previewer>>,
+    /// The network that makes Stage C follow a picture; or why it cannot be used.
+    controlnet: Result<ControlNetPart, LoadError>,
     device: Device,
 }
 
@@ -86,6 +90,12 @@ struct CompressorPart {
 struct ImageEncoderPart {
     network: Slot<ImageEncoder>,
     preparation: PreparationConfig,
+}
+
+/// The network that makes Stage C follow a picture.
+struct ControlNetPart {
+    network: Slot<ControlNet>,
+    config: ControlNetConfig,
 }
 
 /// What a generation made.
@@ -338,9 +348,12 @@ impl Pipeline {
             let noise: Noise = &mut |[_, c, h, w]| streams.draw([c, h, w]);
             let count = batch.prompts.len();
             let pictures = batch.pictures.map(|pictures| pictures.repeat(count, &self.device));
+            let control = batch.control.map(|control| control.to_device(&self.device));
             let prepared = denoiser.as_ref().zip(texts.get(i)).map(|(denoiser, text)| {
-                let condition = text.at(sampling.guidance_scale).with(pictures, None);
-                denoiser.prepare(condition, [height, width])
+                let text = text.at(sampling.guidance_scale);
+                let control = control.unwrap_or_default();
+                let condition = PriorCondition { text, pictures, control };
+                denoiser.prepare(condition.of_batch(), [height, width])
             });
             let predict = |x: Tensor<4>, t: &[f32]| {
                 prepared.as_ref().expect("Stage C is there where it has steps").forward(x, t)

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::image::{Image, Mask};
 use crate::options::{GenerateOptions, MAX_COUNT, OptionsError, Settings};
-use crate::origin::{Batch, Origin, PicturePrompt};
+use crate::origin::{Batch, Control, Origin, PicturePrompt};
 use crate::pipeline::Generated;
 use crate::provenance::Provenance;
 
@@ -46,6 +46,10 @@ pub struct SourcePictures {
     pub image_to: Option<Image>,
     /// Pictures that the result shall resemble, with or without a prompt in words.
     pub picture_prompts: Vec<Image>,
+    /// The picture that the model's ControlNet makes Stage C follow.
+    pub control_image: Option<Image>,
+    /// The part of that picture, of the same size, to paint anew, where the ControlNet takes one.
+    pub control_mask: Option<Mask>,
 }
 
 /// The number of frames if the caller does not give one.
@@ -85,10 +89,19 @@ impl Request {
 
     /// Fails where an input has no effect without another, or contradicts it.
     pub(crate) fn check(&self) -> Result<(), OptionsError> {
-        let SourcePictures { image, mask, image_to, .. } = &self.pictures;
+        let SourcePictures { image, mask, image_to, control_image, control_mask, .. } =
+            &self.pictures;
         let given = [("mask", mask.is_some()), ("image_to", image_to.is_some())];
         if let Some((field, _)) = given.into_iter().find(|given| given.1 && image.is_none()) {
             return Err(OptionsError::Missing { field, needed: "an image to start from" });
+        }
+        let given = [
+            ("control_mask", control_mask.is_some()),
+            ("control_scale", self.options.control_scale.is_some()),
+        ];
+        if let Some((field, _)) = given.into_iter().find(|given| given.1 && control_image.is_none())
+        {
+            return Err(OptionsError::Missing { field, needed: "a control_image" });
         }
         if mask.is_some() && image_to.is_some() {
             return Err(OptionsError::Contradiction { field: "image_to", other: "a mask" });
@@ -112,6 +125,8 @@ pub struct Prepared {
     pub(crate) origins: Vec<Origin>,
     /// The pictures that all results are to resemble.
     pub(crate) like: Option<PicturePrompt>,
+    /// What Stage C follows in all results.
+    pub(crate) control: Option<Control>,
 }
 
 impl Prepared {
@@ -130,6 +145,7 @@ impl Prepared {
                 towards: self.request.prompt_to.as_deref().map(|prompt| (prompt, share)),
                 origin: self.origins.get(i),
                 pictures: self.like.as_ref(),
+                control: self.control.as_ref(),
                 ..Batch::new(prompt, self.settings.count)
             })
             .collect()
@@ -228,7 +244,8 @@ mod tests {
         let request = request(r#"{"prompts": ["a", "c"], "promptTo": "b", "frames": 3}"#);
         let settings = request.options.resolve(&crate::Defaults::default()).unwrap();
         let shares = request.shares().unwrap();
-        let prepared = Prepared { request, settings, shares, origins: vec![], like: None };
+        let (origins, like, control) = (vec![], None, None);
+        let prepared = Prepared { request, settings, shares, origins, like, control };
         let batches = prepared.batches();
         let found: Vec<_> =
             batches.iter().map(|batch| (batch.prompts[0], batch.towards.unwrap().1)).collect();

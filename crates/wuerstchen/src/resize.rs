@@ -17,6 +17,8 @@ pub enum Filter {
     /// Between the two nearest pixels with aligned corners, not antialiased: how Stable Cascade's
     /// Stage B fits the image embedding.
     BilinearAlignedCorners,
+    /// Between the two nearest pixels with aligned edges, not antialiased: how pictures are prepared for edges.
+    BilinearAliased,
 }
 
 impl Filter {
@@ -26,21 +28,23 @@ impl Filter {
                 (input as f64 - 1.0) / (output as f64 - 1.0)
             }
             Self::BicubicAlignedCorners | Self::BilinearAlignedCorners => 0.0,
-            Self::Bicubic | Self::Bilinear => input as f64 / output as f64,
+            Self::Bicubic | Self::Bilinear | Self::BilinearAliased => input as f64 / output as f64,
         }
     }
 
     fn radius(self) -> f64 {
         match self {
             Self::BicubicAlignedCorners | Self::Bicubic => 2.0,
-            Self::Bilinear | Self::BilinearAlignedCorners => 1.0,
+            Self::Bilinear | Self::BilinearAlignedCorners | Self::BilinearAliased => 1.0,
         }
     }
 
     fn weight(self, distance: f64) -> f64 {
         let d = distance.abs();
         match self {
-            Self::Bilinear | Self::BilinearAlignedCorners => (1.0 - d).max(0.0),
+            Self::Bilinear | Self::BilinearAlignedCorners | Self::BilinearAliased => {
+                (1.0 - d).max(0.0)
+            }
             _ if d < 1.0 => (1.5 * d - 2.5) * d * d + 1.0,
             _ if d < 2.0 => ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0,
             Self::BicubicAlignedCorners | Self::Bicubic => 0.0,
@@ -59,11 +63,16 @@ pub fn resize_matrix(filter: Filter, input: usize, output: usize) -> Vec<f32> {
         return (0..input * input).map(|i| if i % (input + 1) == 0 { 1.0 } else { 0.0 }).collect();
     }
     let scale = filter.scale(input, output);
-    let antialiased = filter != Filter::BilinearAlignedCorners;
-    let stretch = if antialiased { scale.max(1.0) } else { 1.0 };
+    let stretch = match filter {
+        Filter::BilinearAlignedCorners | Filter::BilinearAliased => 1.0,
+        _ => scale.max(1.0),
+    };
     let mut matrix = Vec::with_capacity(output * input);
     for i in 0..output {
-        let centre = if antialiased { scale * (i as f64 + 0.5) } else { scale * i as f64 + 0.5 };
+        let centre = match filter {
+            Filter::BilinearAlignedCorners => scale * i as f64 + 0.5,
+            _ => scale * (i as f64 + 0.5),
+        };
         let low = ((centre - filter.radius() * stretch + 0.5) as isize).max(0) as usize;
         let high = ((centre + filter.radius() * stretch + 0.5) as usize).min(input);
         let weight = |j: usize| {
@@ -119,7 +128,12 @@ pub fn resize_to_cover(image: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<
     } else {
         [rows * width / columns, width]
     };
-    channels_first(resize(channels_last(image), sides, Filter::Bilinear))
+    resize_planes(image, sides, Filter::Bilinear)
+}
+
+/// Resizes `[B, C, H, W]` to `[B, C, height, width]`.
+pub fn resize_planes(image: Tensor<4>, size: [usize; 2], filter: Filter) -> Tensor<4> {
+    channels_first(resize(channels_last(image), size, filter))
 }
 
 /// The centre of `[B, C, H, W]`, offsets rounded half to even as torchvision does.

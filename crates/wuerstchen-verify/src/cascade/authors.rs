@@ -4,9 +4,9 @@
 use std::ops::ControlFlow;
 
 use burn::prelude::*;
-use wuerstchen::cascade::{Cascade, CascadeConditions};
+use wuerstchen::cascade::{AddedFeatures, Cascade, CascadeConditions};
 use wuerstchen::guidance::{guide, rescale};
-use wuerstchen::pipeline::{Guided, Sampling};
+use wuerstchen::pipeline::{Guided, PriorCondition, Sampling};
 use wuerstchen::sampler::{add_noise, clean_latents};
 use wuerstchen::schedule::uniform_timesteps;
 use wuerstchen::vqgan::STAGE_A_SCALE;
@@ -42,6 +42,8 @@ struct Task<'a> {
     text: Guided<TextEmbedding>,
     pictures: Option<Tensor<3>>,
     embedding: Option<Tensor<4>>,
+    /// What a ControlNet adds to Stage C's features.
+    control: Vec<AddedFeatures>,
 }
 
 /// What a sampling made, one of each for every step.
@@ -50,6 +52,21 @@ struct Made {
     predictions: Vec<Tensor<4>>,
     states: Vec<Tensor<4>>,
     cleans: Vec<Tensor<4>>,
+}
+
+/// A sampling of Stage C with what a ControlNet adds, and the scales that its golden names.
+pub(super) async fn controlled_sampling(
+    recorder: &mut Recorder<'_>,
+    studio: &Studio<'_>,
+    files: &ModelFiles,
+    control: Vec<AddedFeatures>,
+) -> Result<(), VerifyError> {
+    let (_, prior) = files.load::<CascadeConfig>(Part::CASCADE_PRIOR, studio.device)?;
+    let task = Task::of_prior(recorder, studio, "sample", &[&studio.case.second], PRIOR)?;
+    let task = Task { control, ..task };
+    let result = task.run(recorder, &prior, studio, files).await?;
+    recorder.check("sample.result", result, SAMPLING_BOUND);
+    Ok(())
 }
 
 /// All samplings that the golden has.
@@ -115,8 +132,17 @@ impl<'a> Task<'a> {
         let negative = vec![""; prompts.len()];
         let text = studio.prior_text.guided(prompts, &negative, 1, recommended.guidance)?;
         let pictures = recorder.optional(&name("clip_img"), device)?;
-        let embedding = None;
-        Ok(Self { variant, recommended, initial, times, noises, text, pictures, embedding })
+        Ok(Self {
+            variant,
+            recommended,
+            initial,
+            times,
+            noises,
+            text,
+            pictures,
+            embedding: None,
+            control: Vec::new(),
+        })
     }
 
     fn of_decoder(recorder: &Recorder<'_>, studio: &Studio<'_>) -> Result<Self, VerifyError> {
@@ -134,6 +160,7 @@ impl<'a> Task<'a> {
             text: studio.prior_text.guided(&prompt, &[""], 1, DECODER.guidance)?,
             pictures: None,
             embedding: Some(embedding.narrow(0, 0, 1)),
+            control: Vec::new(),
         })
     }
 
@@ -179,7 +206,8 @@ impl<'a> Task<'a> {
                 pipeline.sample_decoder(x, embedding, text, &sampling, noise, go).await?
             }
             None => {
-                let condition = (text, self.pictures.clone());
+                let (pictures, control) = (self.pictures.clone(), self.control.clone());
+                let condition = PriorCondition { text, pictures, control };
                 pipeline.sample_prior(x, condition, &sampling, noise, go).await?
             }
         })
@@ -226,6 +254,7 @@ impl<'a> Task<'a> {
             text: Some(tokens),
             images: side(&self.pictures, zeros),
             image_embedding: side(&self.embedding, zeros),
+            control: self.control.clone(),
             ..CascadeConditions::new(pooled.expect("the text encoder pools"))
         };
         model.forward(x.clone(), times, &conditions)

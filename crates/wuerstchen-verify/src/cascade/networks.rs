@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 use half::bf16;
-use wuerstchen::cascade::{Cascade, CascadeConditions};
+use wuerstchen::cascade::{AddedFeatures, Cascade, CascadeConditions};
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::compressor::normalise;
 use wuerstchen::family::{PREPARATION, PipelineFolder};
@@ -11,8 +11,8 @@ use wuerstchen::resize::resize_to_cover;
 use wuerstchen::vision::PreparationConfig;
 use wuerstchen::vqgan::STAGE_A_SCALE;
 use wuerstchen::{
-    CascadeConfig, Checkpoint, CompressorConfig, Image, ImageEncoderConfig, ModelFiles, Part,
-    PartConfig, Statistics, VqganConfig,
+    CascadeConfig, Checkpoint, CompressorConfig, ControlNetConfig, Image, ImageEncoderConfig,
+    ModelFiles, Part, PartConfig, Statistics, VqganConfig,
 };
 
 use crate::compare::Recorder;
@@ -34,6 +34,7 @@ struct Inputs {
     embedding: Option<Tensor<4>>,
     pixels: Option<Tensor<4>>,
     further: [f32; 2],
+    control: Vec<AddedFeatures>,
 }
 
 impl Inputs {
@@ -49,6 +50,7 @@ impl Inputs {
             embedding: recorder.optional("effnet", device)?,
             pixels: None,
             further: [0.0; 2],
+            control: Vec::new(),
         })
     }
 
@@ -66,6 +68,7 @@ impl Inputs {
             embedding: self.embedding.map(first),
             pixels: self.pixels.map(first),
             further: self.further,
+            control: self.control,
         }
     }
 
@@ -78,6 +81,7 @@ impl Inputs {
             pixels: self.pixels.clone(),
             sca: self.further[0],
             crp: self.further[1],
+            control: self.control.clone(),
         }
     }
 
@@ -185,6 +189,27 @@ pub(super) fn changed_prior(
     let y = Inputs::read(recorder, device)?.predict(&model);
     recorder.check("y", y, DIFFUSION_BOUND);
     Ok(())
+}
+
+/// A ControlNet, and a prediction of Stage C with what the ControlNet adds, which is returned.
+pub(super) fn controlnet(
+    recorder: &mut Recorder,
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<Vec<AddedFeatures>, VerifyError> {
+    let (config, model) = files.load::<ControlNetConfig>(Part::CASCADE_CONTROLNET, device)?;
+    let features = model.forward(recorder.tensor("input", device)?);
+    let mut control = Vec::new();
+    for (&block, features) in config.blocks.iter().zip(features) {
+        let name = format!("projection.{block}");
+        let planes = features.clone().permute([0, 3, 1, 2]);
+        recorder.check(&name, planes, EXACT_BOUND);
+        control.push(AddedFeatures { block, features });
+    }
+    let (_, prior) = files.load::<CascadeConfig>(Part::CASCADE_PRIOR, device)?;
+    let inputs = Inputs { control: control.clone(), ..Inputs::read(recorder, device)? };
+    recorder.check("y", inputs.predict(&prior), DIFFUSION_BOUND);
+    Ok(control)
 }
 
 /// The weights rounded to bf16.

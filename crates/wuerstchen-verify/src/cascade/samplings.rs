@@ -6,7 +6,7 @@ use burn::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use wuerstchen::guidance::is_guided;
-use wuerstchen::pipeline::{Guided, Sampling};
+use wuerstchen::pipeline::{Guided, PriorCondition, Sampling};
 use wuerstchen::schedule::uniform_timesteps;
 use wuerstchen::{
     Checkpoint, Image, LoadError, ModelFiles, Part, PartConfig, Pipeline, PipelineFolder,
@@ -174,7 +174,7 @@ impl<'a> Studio<'a> {
         let mut latents = Vec::new();
         let noise = &mut replay(&mut noises, self.device);
         let on_step = &mut async |p: Progress<'_>| keep(&mut latents, p);
-        let condition = (text, pictures);
+        let condition = PriorCondition { text, pictures, control: Vec::new() };
         let result =
             self.pipeline.sample_prior(initial, condition, &sampling, noise, on_step).await?;
         recorder.check_values(&name("latents"), &slices(&latents), SAMPLING_BOUND);
@@ -327,7 +327,8 @@ impl<'a> Studio<'a> {
             let sampling = Sampling::new(&times, prior.guidance, Sampler::Ddpm);
             let noise = &mut replay(&mut prior_noises, self.device);
             let on_step = &mut async |_: Progress<'_>| ControlFlow::Continue(());
-            let condition = (text(&prior)?, pictures);
+            let text_of_prior = text(&prior)?;
+            let condition = PriorCondition { text: text_of_prior, pictures, control: Vec::new() };
             let result =
                 self.pipeline.sample_prior(initial, condition, &sampling, noise, on_step).await?;
             let embedding = self.pipeline.image_embedding(result);

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use wuerstchen::guidance::guide;
-use wuerstchen::pipeline::{Guided, Sampling, TokenDraws, TokenStart, TokenSteps};
+use wuerstchen::pipeline::{Guided, PriorCondition, Sampling, TokenDraws, TokenStart, TokenSteps};
 use wuerstchen::sampler::add_noise;
 use wuerstchen::schedule::{linspace, uniform_timesteps};
 use wuerstchen::tokens::{probabilities, replace, replaced};
@@ -234,7 +234,7 @@ impl<'a> Studio<'a> {
         let mut noises = noises.into_iter();
         let noise = &mut replay(&mut noises, self.device);
         let on_step = &mut async |p: Progress<'_>| keep(states, p);
-        let condition = (text, None);
+        let condition = PriorCondition::new(text);
         Ok(self.pipeline.sample_prior(initial, condition, &sampling, noise, on_step).await?)
     }
 

@@ -313,6 +313,25 @@ impl CascadeConfig {
         Ok(())
     }
 
+    /// The number of channels of each residual block, in the order in which the model runs them.
+    pub(crate) fn res_block_widths(&self) -> Vec<usize> {
+        let levels = self.levels();
+        let of_level = |level: usize, layers: usize, repeats: &Option<Vec<usize>>, i: usize| {
+            let is_res = |kind: &&BlockType| **kind == BlockType::Res;
+            let blocks = self.block_types_per_layer[level].iter().filter(is_res).count();
+            let runs = repeats.as_ref().map_or(1, |repeats| repeats[i]);
+            vec![self.block_out_channels[level]; blocks * layers * runs]
+        };
+        let down = (0..levels).flat_map(|i| {
+            of_level(i, self.down_num_layers_per_block[i], &self.down_blocks_repeat_mappers, i)
+        });
+        let up = (0..levels).flat_map(|u| {
+            let layers = self.up_num_layers_per_block[u];
+            of_level(levels - 1 - u, layers, &self.up_blocks_repeat_mappers, u)
+        });
+        down.chain(up).collect()
+    }
+
     /// What the blocks are conditioned on besides the time.
     fn further(&self) -> FurtherConditions {
         let has = |name: &str| self.timestep_conditioning_type.iter().any(|found| found == name);

@@ -8,7 +8,7 @@ use super::tokens::TokenStage;
 use crate::blocks::Observer;
 #[cfg(feature = "gpu")]
 use crate::blocks::width;
-use crate::cascade::{Cascade, CascadeConditions, PreparedCascade};
+use crate::cascade::{AddedFeatures, Cascade, CascadeConditions, PreparedCascade};
 use crate::decoder::{Decoder, PreparedDecoder};
 #[cfg(feature = "gpu")]
 use crate::error::LoadError;
@@ -38,6 +38,30 @@ pub struct Condition {
     pub pictures: Option<Tensor<3>>,
     /// Stage C's result, `[B, c, h, w]`.
     pub image_embedding: Option<Tensor<4>>,
+    /// What a ControlNet adds to the features of every sample.
+    pub control: Vec<AddedFeatures>,
+}
+
+/// What Stage C depends on besides the latents and the time.
+pub struct PriorCondition {
+    /// The prompts, and the negative prompts that guidance leads away from.
+    pub text: Guided<TextEmbedding>,
+    /// CLIP embeddings of `k` pictures, `[B, k, D]`; guidance leads away from zeros in their place.
+    pub pictures: Option<Tensor<3>>,
+    /// What a ControlNet adds to the features of every sample, on both sides of the guidance.
+    pub control: Vec<AddedFeatures>,
+}
+
+impl PriorCondition {
+    /// A text and nothing else.
+    pub fn new(text: Guided<TextEmbedding>) -> Self {
+        Self { text, pictures: None, control: Vec::new() }
+    }
+
+    /// The condition of a whole batch, as [`Guided::with`] makes it.
+    pub(super) fn of_batch(self) -> Condition {
+        Condition { control: self.control, ..self.text.with(self.pictures, None) }
+    }
 }
 
 /// A diffusion stage: its network, and the latents that it makes.
@@ -96,12 +120,19 @@ impl DiffusionStage {
 }
 
 impl Condition {
-    /// The condition that guidance leads away from: another text, and zeros in place of everything else.
+    /// A text, and for Stage B the image embedding.
+    pub(crate) fn new(text: TextEmbedding, image_embedding: Option<Tensor<4>>) -> Self {
+        Self { text, pictures: None, image_embedding, control: Vec::new() }
+    }
+
+    /// The condition that guidance leads away from: another text, the same that a ControlNet adds, and zeros in place
+    /// of everything else.
     fn away(&self, text: TextEmbedding) -> Self {
         Self {
             text,
             pictures: self.pictures.as_ref().map(Tensor::zeros_like),
             image_embedding: self.image_embedding.as_ref().map(Tensor::zeros_like),
+            control: self.control.clone(),
         }
     }
 
@@ -113,6 +144,7 @@ impl Condition {
             text: self.text.cat(other.text),
             pictures: both(self.pictures, other.pictures),
             image_embedding: both(self.image_embedding, other.image_embedding),
+            control: self.control,
         }
     }
 }
@@ -125,7 +157,8 @@ impl Guided<TextEmbedding> {
         pictures: Option<Tensor<3>>,
         image_embedding: Option<Tensor<4>>,
     ) -> Condition {
-        let condition = Condition { text: self.conditional, pictures, image_embedding };
+        let (text, control) = (self.conditional, Vec::new());
+        let condition = Condition { text, pictures, image_embedding, control };
         match self.unconditional {
             Some(text) => {
                 let away = condition.away(text);
@@ -154,7 +187,7 @@ impl Denoiser {
     ///
     /// Panics if the condition lacks what the stage needs, which a pipeline checks when it is loaded.
     pub(crate) fn prepare(&self, condition: Condition, size: [usize; 2]) -> Prepared<'_> {
-        let Condition { text, pictures, image_embedding } = condition;
+        let Condition { text, pictures, image_embedding, control } = condition;
         match self {
             Self::Prior(prior) => Prepared::Prior(prior.prepare(text.tokens)),
             Self::Decoder(decoder) => {
@@ -167,6 +200,7 @@ impl Denoiser {
                     text: Some(text.tokens),
                     images: pictures,
                     image_embedding,
+                    control,
                     ..CascadeConditions::new(pooled)
                 };
                 Prepared::Cascade(cascade.prepare(&conditions, size))

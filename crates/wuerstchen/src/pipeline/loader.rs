@@ -7,12 +7,13 @@ use super::denoiser::{DecoderStage, DiffusionStage};
 use super::models::{Diffusion, Models, StageB};
 use super::text::TextPart;
 use super::tokens::TokenStage;
-use super::{CompressorPart, ImageEncoderPart, Pipeline};
+use super::{CompressorPart, ControlNetPart, ImageEncoderPart, Pipeline};
 use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, PriorIndex};
 use crate::checkpoint::Checkpoint;
 use crate::compressor::CompressorConfig;
 use crate::config::ConfigError;
+use crate::controlnet::ControlNetConfig;
 use crate::error::LoadError;
 use crate::family::PipelineFolder;
 use crate::part::{Part, PartConfig};
@@ -81,6 +82,16 @@ impl PipelineLoader {
             let config: PreviewerConfig = files.part_config(part).ok()?;
             Some(Slot::new(part, config.init(device)))
         });
+        let controlnet = match family.controlnet {
+            Some(part) => ControlNetConfig::of(files, part).map(|config| ControlNetPart {
+                network: Slot::new(part, config.init(device)),
+                config,
+            }),
+            None => Err(LoadError::File {
+                path: prior_pipeline.name.to_owned(),
+                reason: format!("{} has none", family.name),
+            }),
+        };
         let pipeline = Pipeline {
             card: files.card()?,
             family,
@@ -103,6 +114,7 @@ impl PipelineLoader {
             compressor,
             image_encoder,
             previewer,
+            controlnet,
             device: device.clone(),
         };
         Ok(Self { pipeline })
@@ -143,12 +155,15 @@ impl PipelineLoader {
             path: part.folder().to_owned(),
             reason: "its weights are not in the model".to_owned(),
         };
-        let Pipeline { compressor, image_encoder, previewer, .. } = &mut self.pipeline;
+        let Pipeline { compressor, image_encoder, previewer, controlnet, .. } = &mut self.pipeline;
         if let Some(part) = empty(compressor.as_ref().ok().map(|part| &part.network)) {
             *compressor = Err(left_out(part));
         }
         if let Some(part) = empty(image_encoder.as_ref().ok().map(|part| &part.network)) {
             *image_encoder = Err(left_out(part));
+        }
+        if let Some(part) = empty(controlnet.as_ref().ok().map(|part| &part.network)) {
+            *controlnet = Err(left_out(part));
         }
         if empty(previewer.as_ref()).is_some() {
             *previewer = None;
@@ -177,6 +192,9 @@ impl Pipeline {
         }
         if let Ok(encoder) = &mut self.image_encoder {
             slots.push(&mut encoder.network);
+        }
+        if let Ok(controlnet) = &mut self.controlnet {
+            slots.push(&mut controlnet.network);
         }
         slots.extend(self.previewer.as_mut().map(|previewer| previewer as &mut dyn Load));
         slots

@@ -28,15 +28,12 @@ impl Pipeline {
         settings: &Settings,
     ) -> Result<Origin, Error> {
         let (cells, _) = self.sizes(settings.height, settings.width)?;
-        if let Some(mask) = mask.filter(|m| [m.width, m.height] != [image.width, image.height]) {
-            let size = |width, height| format!("{width} x {height}");
-            let (expected, found) =
-                (size(image.width, image.height), size(mask.width, mask.height));
-            return Err(OptionsError::Mask { expected, found }.into());
+        if let Some(mask) = mask {
+            mask.check(image, "mask")?;
         }
         let compressor = self.compressor.as_ref();
         let CompressorPart { network, downscale } =
-            compressor.map_err(|why| OptionsError::NoCompressor(why.to_string()))?;
+            compressor.map_err(|why| OptionsError::no_compressor("image", why))?;
         let pixels = image.to_tensor(&self.device);
         let prepared = prepare(pixels.clone(), cells.map(|side| side * downscale));
         let embedding = network.get()?.forward(prepared, Statistics::Running);
@@ -72,12 +69,17 @@ impl Pipeline {
     /// An option or an input cannot be used; also as [`Self::origin`] and [`Self::picture_prompt`].
     pub async fn prepare(&self, request: Request) -> Result<Prepared, Error> {
         request.check()?;
-        let SourcePictures { image, mask, image_to, picture_prompts } = &request.pictures;
+        let SourcePictures { image, mask, image_to, picture_prompts, control_image, control_mask } =
+            &request.pictures;
         let settings = self.settings(&request.options, image.as_ref())?;
         // Checked first, so that the error of an impossible size names the size.
         self.sizes(settings.height, settings.width)?;
         settings.check_pixels()?;
         let shares = request.shares()?;
+        let control = match control_image {
+            Some(image) => Some(self.control(image, control_mask.as_ref(), &settings).await?),
+            None => None,
+        };
         let origins = match image {
             None => Vec::new(),
             Some(image) => {
@@ -96,7 +98,7 @@ impl Pipeline {
         } else {
             Some(self.picture_prompt(picture_prompts).await?)
         };
-        Ok(Prepared { request, settings, shares, origins, like })
+        Ok(Prepared { request, settings, shares, origins, like, control })
     }
 
     /// What every stage of a batch starts from.

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use burn::prelude::*;
 
 use super::Pipeline;
-use super::denoiser::DecoderStage;
+use super::denoiser::{DecoderStage, PriorCondition};
 use super::progress::{Error, Progress};
 use super::sampling::{Guided, Noise, Sampling, denoise, read};
 use super::tokens::{TokenDraws, TokenStart, TokenSteps, TokenTask};
@@ -28,8 +28,7 @@ impl Pipeline {
         self.vqgan.get()
     }
 
-    /// Stage C: denoises `x` into its latents of an image embedding. Guidance leads away from the negative prompt and,
-    /// where there are CLIP embeddings of pictures, from zeros.
+    /// Stage C: denoises `x` into its latents of an image embedding.
     ///
     /// # Errors
     ///
@@ -38,16 +37,15 @@ impl Pipeline {
     /// # Shapes
     ///
     /// - x, output: `[B, c_in, h, w]`
-    /// - pictures: `[B, k, D]`
     pub async fn sample_prior(
         &self,
         x: Tensor<4>,
-        (text, pictures): (Guided<TextEmbedding>, Option<Tensor<3>>),
+        condition: PriorCondition,
         sampling: &Sampling<'_>,
         noise: Noise<'_>,
         on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<4>, Error> {
-        let (denoiser, condition) = (self.prior.denoiser.get()?, text.with(pictures, None));
+        let (denoiser, condition) = (self.prior.denoiser.get()?, condition.of_batch());
         let [.., height, width] = x.dims();
         let denoiser = denoiser.prepare(condition, [height, width]);
         let predict = |x: Tensor<4>, t: &[f32]| denoiser.forward(x, t);

@@ -89,6 +89,27 @@ impl KeyTable {
         convolutions: &["fc1", "fc2"],
     };
 
+    /// Names of the ControlNet, whose backbone may have the layers of the compressor.
+    pub const CONTROLNET: Self = Self {
+        names: &[
+            ("Features", ""),
+            ("Convolutions", ""),
+            ("Conv", ""),
+            ("Blocks", ""),
+            ("Squeeze", ""),
+            ("Activation", ""),
+            ("Residual", ""),
+            ("Norm", ""),
+            ("conv", "0.weight"),
+            ("norm", "1"),
+            ("inner", "0"),
+            ("outer", "2"),
+            ("gamma", "weight"),
+            ("beta", "bias"),
+        ],
+        convolutions: &["fc1", "fc2", "inner", "outer"],
+    };
+
     /// Names of the text encoders.
     pub const TEXT: Self = Self {
         names: &[

@@ -1,0 +1,134 @@
+//! Pictures that Stage C follows.
+
+use burn::prelude::*;
+use burn::tensor::Slice;
+
+use super::progress::Error;
+use super::sampling::read;
+use super::{CompressorPart, ControlNetPart, Pipeline};
+use crate::batch_norm::Statistics;
+use crate::canny;
+use crate::compressor::normalise;
+use crate::controlnet::ControlInput;
+use crate::image::{Image, Mask};
+use crate::options::{OptionsError, Settings};
+use crate::origin::Control;
+use crate::resize::{Filter, cover, resize_planes};
+
+/// Pixels on a side of the picture for each cell of the image embedding.
+const CELL: usize = 32;
+
+/// Side in pixels of the square in which edges are looked for, as the authors do.
+const EDGES_SIDE: usize = 224;
+
+impl Pipeline {
+    /// Makes what Stage C adds to its features, so that results follow a picture. The model's ControlNet decides what
+    /// is taken from the picture: its edges, all of it but the part that the mask paints anew, or its content in half
+    /// the resolution. The picture is scaled to cover the size in `settings`, and what stands out is cut off.
+    ///
+    /// # Errors
+    ///
+    /// The model cannot make that size, has no ControlNet or none that takes pictures; the mask is missing, is not
+    /// taken, or is not of the picture's size; or the device failed.
+    pub async fn control(
+        &self,
+        image: &Image,
+        mask: Option<&Mask>,
+        settings: &Settings,
+    ) -> Result<Control, Error> {
+        let part = self.controlnet.as_ref();
+        let ControlNetPart { network, config } =
+            part.map_err(|why| OptionsError::NoControlNet(why.to_string()))?;
+        let Some(input) = config.input() else {
+            let reason = format!("its ControlNet takes {} channels of another kind", config.c_in);
+            return Err(OptionsError::NoControlNet(reason).into());
+        };
+        let (cells, _) = self.sizes(settings.height, settings.width)?;
+        let size = cells.map(|side| side * CELL);
+        let picture = cover(image.to_tensor(&self.device), size);
+        let x = match (input, mask) {
+            (ControlInput::Painting, None) => {
+                let (field, needed) = ("control_image", "a control_mask for this ControlNet");
+                return Err(OptionsError::Missing { field, needed }.into());
+            }
+            (ControlInput::Painting, Some(mask)) => {
+                mask.check(image, "control_mask")?;
+                let mask =
+                    cover(mask.to_tensor(&self.device), size).greater_equal_elem(0.5).float();
+                let seen = picture * (mask.clone() * -1.0 + 1.0) + mask.clone();
+                Tensor::cat(vec![seen, mask], 1)
+            }
+            (_, Some(_)) => {
+                let other = "a ControlNet that takes no mask";
+                return Err(OptionsError::Contradiction { field: "control_mask", other }.into());
+            }
+            (ControlInput::Edges, None) => edges(picture).await?,
+            (ControlInput::Embedding, None) => self.embed_half(picture)?,
+        };
+        let scale = settings.control_scale;
+        let mut features = Vec::new();
+        for (&block, x) in config.blocks.iter().zip(network.get()?.forward(x)) {
+            features.push((block, read(x * scale).await?));
+        }
+        Ok(Control { features })
+    }
+
+    /// The image embedding of a picture in half its resolution, every cell twice as wide and as high.
+    fn embed_half(&self, picture: Tensor<4>) -> Result<Tensor<4>, Error> {
+        let compressor = self.compressor.as_ref();
+        let CompressorPart { network, .. } =
+            compressor.map_err(|why| OptionsError::no_compressor("control_image", why))?;
+        let every_second = Slice::new(0, None, 2);
+        let half = picture.slice([Slice::full(), Slice::full(), every_second, every_second]);
+        let embedding = network.get()?.forward(normalise(half), Statistics::Running);
+        let [batch, channels, rows, columns] = embedding.dims();
+        let doubled =
+            embedding.reshape([batch, channels, rows, 1, columns, 1]).repeat(&[1, 1, 1, 2, 1, 2]);
+        Ok(doubled.reshape([batch, channels, 2 * rows, 2 * columns]))
+    }
+}
+
+/// The edges of a picture `[1, 3, H, W]` in `[0, 1]`: `[1, 1, H, W]`, 1 in the middle of an edge.
+///
+/// Source: `CannyFilter` in `modules/controlnet.py` of Stability-AI/StableCascade.
+async fn edges(picture: Tensor<4>) -> Result<Tensor<4>, Error> {
+    let ([.., height, width], device) = (picture.dims(), picture.device());
+    let square = resize_planes(picture, [EDGES_SIDE; 2], Filter::BilinearAliased);
+    let edges = canny::edges(&read(square).await?);
+    let edges = TensorData::new(edges, [1, 1, EDGES_SIDE, EDGES_SIDE]);
+    let edges = Tensor::from_data(edges, &device);
+    Ok(resize_planes(edges, [height, width], Filter::BilinearAliased))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_lite::future::block_on;
+
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    const GOLDEN: &[u8] = include_bytes!("../../../../tests/golden/controlnets.safetensors");
+
+    /// OpenCV's edges of the same bytes, pixel by pixel; and as the authors resize them before and after. A byte of the
+    /// resized picture may be rounded down from another side of a whole number, which moves an edge by a pixel.
+    #[test]
+    fn edges_are_those_of_opencv() {
+        let device = Device::flex();
+        let golden = Checkpoint::parse("controlnets", Arc::new(GOLDEN)).unwrap();
+        let tensor = |name: &str| -> Tensor<4> {
+            let shape = golden.shape(name).unwrap();
+            Tensor::from_data(TensorData::new(golden.values(name).unwrap(), shape), &device)
+        };
+        let found = canny::edges(&tensor("canny.input").into_data());
+        let expected = golden.values("canny.edges").unwrap();
+        assert_eq!(found, expected);
+        assert!((0.05..0.5).contains(&(found.iter().sum::<f32>() / found.len() as f32)));
+
+        let found = block_on(edges(tensor("filter.input"))).unwrap();
+        let difference = (found - tensor("filter.edges")).abs();
+        let differing = difference.greater_elem(1e-3).float().mean().into_scalar::<f32>();
+        assert!(differing < 0.01, "{differing}");
+    }
+}
