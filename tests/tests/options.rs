@@ -6,12 +6,14 @@ use wuerstchen::Request;
 
 /// Options that JavaScript callers pass beside the JSON: pictures, and how results are returned. `prompt` is among
 /// them because a JavaScript call has only one, where a request has a list.
-const OF_JAVASCRIPT: [&str; 10] = [
+const OF_JAVASCRIPT: [&str; 12] = [
     "prompt",
     "image",
     "mask",
     "imageTo",
     "picturePrompts",
+    "controlImage",
+    "controlMask",
     "preview",
     "intermediates",
     "format",

@@ -109,11 +109,11 @@ export class ModelEngine {
 
   async #request(job: Job, seed: bigint): Promise<Request> {
     const request = new this.#wasm.Request(requestJson(job.picture, seed));
-    const { image, mask, imageTo, picturePrompts = [] } = job;
+    const { image, mask, imageTo, picturePrompts = [], controlImage, controlMask } = job;
     const add = async (
       name: string,
       picture: PictureSource | undefined,
-      take: 'setImage' | 'setMask' | 'setImageTo' | 'addPicturePrompt',
+      take: Exclude<keyof Request, 'free'>,
     ) => {
       if (!picture) return;
       const { width, rgba } = await toPixels(picture, name);
@@ -123,6 +123,8 @@ export class ModelEngine {
       await add('image', image, 'setImage');
       await add('mask', mask, 'setMask');
       await add('imageTo', imageTo, 'setImageTo');
+      await add('controlImage', controlImage, 'setControlImage');
+      await add('controlMask', controlMask, 'setControlMask');
       for (const [i, picture] of picturePrompts.entries()) {
         await add(`picturePrompts[${i}]`, picture, 'addPicturePrompt');
       }

@@ -10,6 +10,8 @@ export interface Job {
   readonly mask?: PictureSource;
   readonly imageTo?: PictureSource;
   readonly picturePrompts?: readonly PictureSource[];
+  readonly controlImage?: PictureSource;
+  readonly controlMask?: PictureSource;
   /** Steps between previews; 0 for none. */
   readonly previewEvery: number;
   readonly intermediates: boolean;
@@ -25,14 +27,25 @@ export interface Job {
 export function toJob(options: GenerateOptions): Job {
   const { onProgress, signal, preview, ...others } = options;
   const copies = Object.entries(others).map(([name, value]) => [name, copy(name, value)]);
-  const { image, mask, imageTo, picturePrompts, intermediates, format, ...picture } =
-    Object.fromEntries(copies) as typeof others;
+  const {
+    image,
+    mask,
+    imageTo,
+    picturePrompts,
+    controlImage,
+    controlMask,
+    intermediates,
+    format,
+    ...picture
+  } = Object.fromEntries(copies) as typeof others;
   return {
     picture,
     image,
     mask,
     imageTo,
     picturePrompts,
+    controlImage,
+    controlMask,
     // Previews are only made if somebody sees them.
     previewEvery: preview === false || !onProgress ? 0 : (preview?.every ?? 1),
     intermediates: intermediates ?? false,

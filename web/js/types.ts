@@ -269,6 +269,8 @@ export interface PictureOptions {
   readonly frames?: number;
   /** How much to change `image`: 0 reproduces it, 1 ignores it; default 0.8, and 1 with a mask. */
   readonly strength?: number;
+  /** Factor of what the ControlNet adds to the features of Stage C: 0 turns it off; default 1. */
+  readonly controlScale?: number;
 }
 
 export interface GenerateOptions extends PictureOptions {
@@ -289,6 +291,13 @@ export interface GenerateOptions extends PictureOptions {
    * the image encoder take them.
    */
   readonly picturePrompts?: readonly PictureSource[];
+  /**
+   * A picture that the result is to follow in what the model's ControlNet takes from it: edges, what a mask leaves, or
+   * the content in half the resolution. Only models of Stable Cascade with a ControlNet take it.
+   */
+  readonly controlImage?: PictureSource;
+  /** The part of `controlImage` to paint anew, as `mask` says it, for a ControlNet for inpainting. */
+  readonly controlMask?: PictureSource;
   /** Whether `onProgress` gets pictures of the latents, and after how many steps each; by default after every step. */
   readonly preview?: false | { readonly every?: number };
   /** Whether the result has the outputs of stages C and B too. */

@@ -33,6 +33,8 @@ export interface Request {
   setMask(width: number, rgba: Uint8Array): void;
   setImageTo(width: number, rgba: Uint8Array): void;
   addPicturePrompt(width: number, rgba: Uint8Array): void;
+  setControlImage(width: number, rgba: Uint8Array): void;
+  setControlMask(width: number, rgba: Uint8Array): void;
   free(): void;
 }
 

@@ -357,6 +357,18 @@ impl Request {
     pub fn add_picture_prompt(&mut self, width: usize, rgba: &[u8]) {
         self.0.pictures.picture_prompts.push(pixels::image(width, rgba));
     }
+
+    /// The picture that a ControlNet makes the result follow.
+    #[wasm_bindgen(js_name = setControlImage)]
+    pub fn set_control_image(&mut self, width: usize, rgba: &[u8]) {
+        self.0.pictures.control_image = Some(pixels::image(width, rgba));
+    }
+
+    /// The part of that picture to paint anew, as [`Self::set_mask`] takes it.
+    #[wasm_bindgen(js_name = setControlMask)]
+    pub fn set_control_mask(&mut self, width: usize, rgba: &[u8]) {
+        self.0.pictures.control_mask = Some(pixels::mask(width, rgba));
+    }
 }
 
 /// What a generation made.

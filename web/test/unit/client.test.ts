@@ -254,6 +254,23 @@ test('pictures reach the engine as a part of the prompt', async () => {
   });
 });
 
+test('a picture to follow reaches the engine with its mask and its scale', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const picture = (value: number) => ({ width: 1, height: 1, data: new Uint8Array(4).fill(value) });
+  const [controlImage, controlMask] = [picture(1), picture(2)];
+  const control = { controlImage, controlMask, controlScale: 0.5 };
+  await engine.generate({ prompt: 'a', ...control, format: 'blob' });
+  const { request } = world.cpu;
+  assert.deepEqual(request.controlImage?.rgba, controlImage.data);
+  assert.deepEqual(request.controlMask?.rgba, controlMask.data);
+  assert.equal(request.options.controlScale, 0.5);
+  await assert.rejects(engine.generate({ prompt: 'a', controlImage: 'photo.png' as never }), {
+    code: 'invalid-argument',
+    message: /^controlImage must be a Blob, an ImageBitmap or an ImageData/,
+  });
+});
+
 test('frames reach the engine with where they go', async () => {
   const world = new World();
   await using engine = await world.load();

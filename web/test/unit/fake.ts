@@ -124,6 +124,8 @@ class FakeRequest implements Request {
   mask: Pixels | undefined;
   imageTo: Pixels | undefined;
   readonly picturePrompts: Pixels[] = [];
+  controlImage: Pixels | undefined;
+  controlMask: Pixels | undefined;
 
   constructor(readonly json: string) {}
 
@@ -141,6 +143,14 @@ class FakeRequest implements Request {
 
   addPicturePrompt(width: number, rgba: Uint8Array) {
     this.picturePrompts.push({ width, rgba });
+  }
+
+  setControlImage(width: number, rgba: Uint8Array) {
+    this.controlImage = { width, rgba };
+  }
+
+  setControlMask(width: number, rgba: Uint8Array) {
+    this.controlMask = { width, rgba };
   }
 
   get prompt(): string {
