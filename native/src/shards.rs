@@ -8,9 +8,9 @@ mod parquet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rayon::prelude::*;
 use wuerstchen::Image;
 use wuerstchen::noise::Philox;
@@ -20,7 +20,7 @@ use wuerstchen_train::corpus::{CorpusError, Samples};
 
 use self::filter::{LeftOut, fields_of, texts_of};
 pub(crate) use self::index::MAX_TEXT;
-use self::index::{Found, Place, Shard, files_of, read_shard};
+use self::index::{Found, Place, Shard, Unread, files_of, read_shard};
 use crate::folder::{fill, shuffled};
 use crate::pictures::with_bytes;
 use crate::terminal::{counted, visible};
@@ -36,10 +36,21 @@ pub(crate) struct Shards {
     tells: bool,
     files: Vec<PathBuf>,
     samples: Vec<Sample>,
-    /// The order of the epoch that was asked for last.
-    order: Mutex<(u64, Arc<[u32]>)>,
+    /// Two epochs, those of even numbers in the first place: threads that read ahead are in the next one already.
+    epochs: Mutex<[Epoch; 2]>,
     /// Samples that cannot be read, and why.
     broken: Mutex<BTreeMap<u32, String>>,
+}
+
+/// The order of an epoch.
+#[derive(Default)]
+struct Epoch {
+    number: u64,
+    /// The samples, none before the epoch is used.
+    order: Vec<u32>,
+    /// For every place in the order, a later one before which all samples from this place on are broken, if this one
+    /// is. So a row of broken samples is not walked through again and again.
+    next: Vec<u32>,
 }
 
 /// A picture in a shard.
@@ -118,7 +129,6 @@ impl Shards {
             );
         }
         tell!("{} in {}", counted(samples.len(), "picture"), counted(files.len(), "shard"));
-        let order = Mutex::new((u64::MAX, Arc::default()));
         let (window, strict) = (config.shuffle.max(1), config.strict);
         Ok(Self {
             seed,
@@ -127,7 +137,7 @@ impl Shards {
             tells: true,
             files,
             samples,
-            order,
+            epochs: Mutex::default(),
             broken: Mutex::default(),
         })
     }
@@ -177,17 +187,30 @@ impl Shards {
 
     /// The sample at a place of the endless order, whether it can be read or not.
     fn at(&self, number: u64) -> u32 {
+        let (epoch, place) = self.place(number);
+        self.in_epoch(epoch, |epoch| epoch.order[place])
+    }
+
+    /// The epoch of a place of the endless order, and the place in it.
+    fn place(&self, number: u64) -> (u64, usize) {
         let count = self.samples.len() as u64;
-        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        if order.0 != number / count {
-            *order = (number / count, self.in_order(number / count));
+        (number / count, (number % count) as usize)
+    }
+
+    /// Does something with an epoch, whose order is made if it is not at hand.
+    fn in_epoch<T>(&self, number: u64, work: impl FnOnce(&mut Epoch) -> T) -> T {
+        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoch = &mut epochs[(number % 2) as usize];
+        if epoch.number != number || epoch.order.is_empty() {
+            let order = self.in_order(number);
+            *epoch = Epoch { number, next: (1..=order.len() as u32).collect(), order };
         }
-        order.1[(number % count) as usize]
+        work(epoch)
     }
 
     /// The order of an epoch: the shards in a random order, each from its start to its end, and then every window
     /// of samples shuffled. So shards are read nearly sequentially. The order depends only on the seed and the epoch.
-    fn in_order(&self, epoch: u64) -> Arc<[u32]> {
+    fn in_order(&self, epoch: u64) -> Vec<u32> {
         let mut of_shards = vec![Vec::new(); self.files.len()];
         for (index, sample) in self.samples.iter().enumerate() {
             of_shards[sample.shard as usize].push(index as u32);
@@ -207,21 +230,38 @@ impl Shards {
     /// The first sample that is not known to be broken, from a place of the order on.
     fn whole_from(&self, number: u64) -> Result<u32, CorpusError> {
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        // Any two epochs' length of samples contains a whole epoch, and so every sample.
-        let mut places = number..number + 2 * self.samples.len() as u64;
-        let found = places.find_map(|place| {
-            let index = self.at(place);
-            (!broken.contains_key(&index)).then_some(index)
+        let (epoch, place) = self.place(number);
+        // The next epoch has every sample.
+        let found = [(epoch, place), (epoch + 1, 0)].into_iter().find_map(|(epoch, place)| {
+            self.in_epoch(epoch, |epoch| {
+                epoch.whole_from(place, |index| broken.contains_key(&index))
+            })
         });
         let name = || self.files[0].display().to_string();
         let reason = || "expected at least one picture that can be read".to_owned();
         found.ok_or_else(|| CorpusError::Picture { name: name(), reason: reason() })
     }
 
-    fn bytes(&self, index: u32) -> Result<Vec<u8>> {
+    /// The bytes of a sample's picture; remembers the samples that have none.
+    fn bytes(&self, index: u32) -> Result<Vec<u8>, CorpusError> {
         let sample = &self.samples[index as usize];
         let path = &self.files[sample.shard as usize];
-        sample.place.read(path).with_context(|| format!("cannot read {}", path.display()))
+        sample.place.read(path).map_err(|error| match error {
+            Unread::Picture(reason) => self.leave_out(index, reason),
+            Unread::Shard(reason) => {
+                let reason = format!("cannot read the shard {}: {reason}", path.display());
+                CorpusError::File { reason }
+            }
+        })
+    }
+
+    /// Remembers that a sample is broken; reports it once. Returns the error.
+    fn leave_out(&self, index: u32, reason: String) -> CorpusError {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if broken.insert(index, reason.clone()).is_none() && self.tells && !self.strict {
+            tell!("left out: {}: {}", visible(&self.name(index)), visible(&reason));
+        }
+        CorpusError::Picture { name: self.name(index), reason }
     }
 
     /// Decodes a sample, scaled to the size that `size` gives for its own; remembers the samples for which that fails.
@@ -230,20 +270,29 @@ impl Shards {
         index: u32,
         size: &mut dyn FnMut([usize; 2]) -> Result<[usize; 2], String>,
     ) -> Result<Image, CorpusError> {
-        let decoded = self.bytes(index).and_then(|bytes| {
-            with_bytes(&bytes, |picture| {
-                let sides = [picture.pixels.height(), picture.pixels.width()];
-                Ok(fill(picture, size(sides.map(|side| side as usize))?))
-            })
+        let bytes = self.bytes(index)?;
+        let decoded = with_bytes(&bytes, |picture| {
+            let sides = [picture.pixels.height(), picture.pixels.width()];
+            Ok(fill(picture, size(sides.map(|side| side as usize))?))
         });
         let decoded = decoded.map_err(|error| error.root_cause().to_string()).flatten();
-        decoded.map_err(|reason| {
-            let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-            if broken.insert(index, reason.clone()).is_none() && self.tells && !self.strict {
-                tell!("left out: {}: {}", visible(&self.name(index)), visible(&reason));
-            }
-            CorpusError::Picture { name: self.name(index), reason }
-        })
+        decoded.map_err(|reason| self.leave_out(index, reason))
+    }
+}
+
+impl Epoch {
+    /// The first sample from a place on that is not known to be broken.
+    fn whole_from(&mut self, start: usize, is_broken: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut found = start;
+        while self.order.get(found).is_some_and(|index| is_broken(*index)) {
+            found = self.next[found] as usize;
+        }
+        // The next search leaps over all that this one has walked through.
+        let mut walked = start;
+        while walked < found {
+            walked = std::mem::replace(&mut self.next[walked], found as u32) as usize;
+        }
+        self.order.get(found).copied()
     }
 }
 
@@ -276,9 +325,8 @@ impl Samples for Shards {
                 Ok([side; 2])
             };
             match self.decode(index, &mut size) {
-                Err(error) if self.strict => return Err(error),
                 // The sample is known to be broken now, so the next round takes another one.
-                Err(_) => {}
+                Err(CorpusError::Picture { .. }) if !self.strict => {}
                 image => return image,
             }
         }
@@ -320,12 +368,7 @@ impl Pictures for Shards {
     }
 
     fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError> {
-        let index = index as u32;
-        let unreadable = |error: anyhow::Error| CorpusError::Picture {
-            name: self.name(index),
-            reason: error.root_cause().to_string(),
-        };
-        self.bytes(index).map_err(unreadable)
+        self.bytes(index as u32)
     }
 
     fn picture(
@@ -343,5 +386,89 @@ impl Pictures for Shards {
 
     fn leaves_out_broken(&self) -> bool {
         !self.strict
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// A tar file with the texts of all samples, whose pictures are no pictures unless `is_whole` says so.
+    fn write_shard(path: &Path, samples: u32, is_whole: impl Fn(u32) -> bool) {
+        let mut png = std::io::Cursor::new(Vec::new());
+        image::RgbImage::new(1, 1).write_to(&mut png, image::ImageFormat::Png).unwrap();
+        let mut tar = tar::Builder::new(fs::File::create(path).unwrap());
+        for sample in 0..samples {
+            let picture = if is_whole(sample) { &png.get_ref()[..] } else { b"none" };
+            for (ending, bytes) in [("png", picture), ("txt", &b"black"[..])] {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(bytes.len() as u64);
+                header.set_cksum();
+                tar.append_data(&mut header, format!("{sample}.{ending}"), bytes).unwrap();
+            }
+        }
+        tar.finish().unwrap();
+    }
+
+    fn open(path: &Path) -> Shards {
+        let paths = vec![path.display().to_string()];
+        Shards::open(&ShardsConfig { paths, ..ShardsConfig::default() }, 7).unwrap().without_lines()
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("wuerstchen-{}-{name}.tar", std::process::id()))
+    }
+
+    #[test]
+    fn a_shard_that_is_gone_is_no_broken_picture() {
+        let path = scratch("gone");
+        write_shard(&path, 4, |_| true);
+        let shards = open(&path);
+        assert!(Samples::picture(&shards, 0, 1).is_ok());
+        fs::remove_file(&path).unwrap();
+        let errors = [
+            Samples::picture(&shards, 1, 1).err(),
+            Pictures::picture(&shards, 1, &mut |_| Ok([1; 2])).err(),
+            shards.content(1).err(),
+        ];
+        for error in errors {
+            let Some(CorpusError::File { reason }) = error else { panic!("{error:?}") };
+            assert!(reason.starts_with(&format!("cannot read the shard {}", path.display())));
+        }
+        assert_eq!(shards.broken(), [""; 0]);
+    }
+
+    /// Wherever the only whole sample lies in the order, every number gets it.
+    #[test]
+    fn the_only_whole_sample_takes_every_place() {
+        let path = scratch("only");
+        write_shard(&path, 50, |sample| sample == 12);
+        let shards = open(&path);
+        for number in 0..200 {
+            assert!(Samples::picture(&shards, number, 1).is_ok());
+            assert_eq!(shards.whole_from(number).unwrap(), 12);
+        }
+        fs::remove_file(&path).unwrap();
+        assert_eq!(shards.broken().len(), 49);
+    }
+
+    #[test]
+    fn broken_samples_are_walked_through_once() {
+        const COUNT: usize = 1000;
+        let order: Vec<u32> = (0..COUNT as u32).collect();
+        let mut epoch = Epoch { number: 0, next: (1..=COUNT as u32).collect(), order };
+        let asked = std::cell::Cell::new(0);
+        let is_broken = |index: u32| {
+            asked.set(asked.get() + 1);
+            index != 900
+        };
+        for place in 0..COUNT {
+            let expected = (place <= 900).then_some(900);
+            assert_eq!(epoch.whole_from(place, is_broken), expected);
+        }
+        assert!(asked.get() < 5 * COUNT, "{}", asked.get());
     }
 }

@@ -28,6 +28,12 @@ pub enum CorpusError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file that holds many pictures, or lists some, cannot be read or written. No picture is to blame.
+    #[error("{reason}")]
+    File {
+        /// What is wrong, with the name of the file.
+        reason: String,
+    },
     /// Not one of the pictures can be read.
     #[error("not a single picture can be read, of {count}")]
     NoPicture {

@@ -4,7 +4,7 @@ use std::collections::btree_map;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -53,21 +53,43 @@ pub(super) enum Place {
     Row(Row),
 }
 
+/// Why the bytes of a picture cannot be read.
+#[derive(Debug)]
+pub(super) enum Unread {
+    /// The shard has no whole picture there.
+    Picture(String),
+    /// The shard itself cannot be opened or read.
+    Shard(String),
+}
+
 impl Place {
     /// The bytes of the picture, from the shard at a path.
-    pub(super) fn read(&self, path: &Path) -> Result<Vec<u8>> {
+    pub(super) fn read(&self, path: &Path) -> Result<Vec<u8>, Unread> {
         match self {
             Self::Bytes { offset, length } => {
-                let mut file = File::open(path)?;
-                file.seek(SeekFrom::Start(*offset))?;
-                let mut bytes = vec![0; *length];
-                file.read_exact(&mut bytes)?;
-                Ok(bytes)
+                // The index has found that the shard is long enough, so it is not the picture that is broken.
+                range(path, *offset, *length).map_err(|error| Unread::Shard(error.to_string()))
             }
             #[cfg(feature = "parquet")]
-            Self::Row(row) => row.read(path),
+            Self::Row(row) => row.read(path).map_err(|error| {
+                // Errors of unpacking are of the same type as those of reading, but have no number of the system's.
+                let is_of_system = error.chain().any(|cause| {
+                    let cause = cause.downcast_ref::<io::Error>();
+                    cause.is_some_and(|error| error.raw_os_error().is_some())
+                });
+                let reason = error.root_cause().to_string();
+                if is_of_system { Unread::Shard(reason) } else { Unread::Picture(reason) }
+            }),
         }
     }
+}
+
+fn range(path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = vec![0; length];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Text by which one picture differs from others that were in its place.

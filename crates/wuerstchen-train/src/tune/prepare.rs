@@ -297,7 +297,8 @@ pub(super) fn check(
     for fit in read {
         match fit {
             Ok(fit) => fill(&mut buckets, fit),
-            Err(error) => broken.push(error),
+            Err(error @ CorpusError::Picture { .. }) => broken.push(error),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok((buckets, broken))
@@ -322,8 +323,10 @@ fn embeddings(
             if index >= count {
                 return Ok(Unseen::End);
             }
-            let keep =
-                |error| if pictures.leaves_out_broken() { Ok(Unseen::Broken) } else { Err(error) };
+            let keep = |error| match error {
+                CorpusError::Picture { .. } if pictures.leaves_out_broken() => Ok(Unseen::Broken),
+                error => Err(error),
+            };
             let content = match pictures.content(index) {
                 Ok(content) => content,
                 Err(error) => return keep(error),
