@@ -23,6 +23,7 @@ use wuerstchen_train::tune::digest;
 
 use self::captions::captions_of;
 use self::find::{find, refuse};
+pub(crate) use self::metadata::Entry;
 use crate::pictures::{self, with_picture};
 use crate::terminal::counted;
 

@@ -20,7 +20,7 @@ use wuerstchen_train::corpus::{CorpusError, Samples};
 
 use self::filter::{LeftOut, fields_of, texts_of};
 pub(crate) use self::index::MAX_TEXT;
-use self::index::{Found, Place, Shard, Unread, files_of, read_shard};
+use self::index::{Found, MOST_FIELDS, Place, Tally, Unread, files_of, read_shard};
 use crate::folder::{fill, shuffled};
 use crate::pictures::with_bytes;
 use crate::terminal::{counted, visible};
@@ -75,17 +75,27 @@ impl Shards {
         let mut left_out = LeftOut::default();
         let mut samples = Vec::new();
         let mut unread = BTreeMap::<String, usize>::new();
+        let (mut without_picture, mut apart, mut dotted) =
+            (Tally::default(), Tally::default(), None);
         let mut unmatched: BTreeSet<&str> = config.captions.keys().map(String::as_str).collect();
         let (mut notes, mut fields) = (BTreeSet::new(), BTreeSet::new());
         for (shard, read) in read.into_iter().enumerate() {
-            let Shard { samples: found, faults, fields: of_shard, notes: notes_of_shard, .. } =
-                read;
-            notes.extend(notes_of_shard);
-            fields.extend(of_shard);
+            let name = |sample: &str| format!("{}/{sample}", files[shard].display());
+            for (all, own) in
+                [(&mut without_picture, &read.without_picture), (&mut apart, &read.apart)]
+            {
+                if all.count == 0 {
+                    all.first = name(&own.first);
+                }
+                all.count += own.count;
+            }
+            dotted = dotted.or(read.dotted);
+            notes.extend(read.notes);
+            fields.extend(read.fields);
             for (ending, count) in read.unread {
                 *unread.entry(ending).or_default() += count;
             }
-            for fault in faults {
+            for fault in read.faults {
                 // The name of a file from elsewhere must not control the terminal.
                 let line = format!("the shard {} {fault}", files[shard].display());
                 let line = visible(&line);
@@ -94,11 +104,11 @@ impl Shards {
                 }
                 tell!("{line}");
             }
-            for found in found {
-                let free = MOST_FIELDS.saturating_sub(fields.len());
-                fields.extend(found.texts.keys().chain(found.fields.keys()).take(free).cloned());
+            for found in read.samples {
                 unmatched.retain(|field| texts_of(&found, field).is_empty());
-                if let Some((captions, chances)) = left_out.take(config, &found) {
+                if let Some((captions, chances)) =
+                    left_out.take(config, &found, || name(&found.name))
+                {
                     let Found { name, place, .. } = found;
                     let shard = shard as u32;
                     let is_enlarged = AtomicBool::new(false);
@@ -108,10 +118,30 @@ impl Shards {
         }
         notes.iter().for_each(|note| tell!("{}", visible(note)));
         left_out.lines().for_each(|line| tell!("{}", visible(&line)));
-        if !unread.is_empty() {
-            let counts =
-                unread.iter().map(|(ending, count)| format!("{} ({count})", visible(ending)));
-            tell!("not read in the shards: {}", counts.collect::<Vec<_>>().join(", "));
+        if without_picture.count > 0 {
+            let (samples, first) =
+                (counted(without_picture.count, "sample"), &without_picture.first);
+            let dotted = dotted.map_or_else(String::new, |file| {
+                format!("; the name of a sample ends at the first dot of its files' names, such as {file}")
+            });
+            tell!(
+                "left out: {samples} without a picture, such as {}",
+                visible(&(first.clone() + &dotted))
+            );
+        }
+        if apart.count > 0 {
+            let (samples, first) = (counted(apart.count, "sample"), visible(&apart.first));
+            tell!(
+                "the files of a sample must follow each other: those of {samples} do not, such as {first}"
+            );
+        }
+        for (what, counts) in [
+            ("not read in the shards", &unread),
+            ("not used of the shards' texts", &left_out.unused),
+        ] {
+            if !counts.is_empty() {
+                tell!("{what}: {}", visible(&listed(counts)));
+            }
         }
         if let Some(field) = unmatched.first() {
             bail!(
@@ -296,8 +326,21 @@ impl Epoch {
     }
 }
 
-/// Most names of fields that an error lists.
-const MOST_FIELDS: usize = 40;
+/// Most endings that a line lists.
+const MOST_ENDINGS: usize = 20;
+
+/// The most frequent endings with their numbers, for a line.
+fn listed(counts: &BTreeMap<String, usize>) -> String {
+    let mut counts: Vec<_> = counts.iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let listed = counts.iter().take(MOST_ENDINGS);
+    let listed: Vec<_> = listed.map(|(ending, count)| format!("{ending} ({count})")).collect();
+    let others = match counts.len().saturating_sub(MOST_ENDINGS) {
+        0 => String::new(),
+        count => format!(" and {}", counted(count, "other ending")),
+    };
+    listed.join(", ") + &others
+}
 
 /// The names of the samples' fields, as the end of an error about captions.
 fn fields_told(fields: &BTreeSet<String>) -> String {
@@ -453,6 +496,14 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         assert_eq!(shards.broken().len(), 49);
+    }
+
+    #[test]
+    fn few_endings_are_listed() {
+        let counts = (0..23).map(|number| (format!("{number:02}.png"), number / 22 + 1)).collect();
+        let list = listed(&counts);
+        assert!(list.starts_with("22.png (2), 00.png (1), "), "{list}");
+        assert!(list.ends_with(", 18.png (1) and 3 other endings"), "{list}");
     }
 
     #[test]

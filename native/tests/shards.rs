@@ -339,7 +339,7 @@ fn parquet_files_are_read_as_tar_files_are() {
         assert!(output.status.success(), "{told}");
         for line in [
             "left out: 1 sample: no caption",
-            "left out: 1 sample: no field pwatermark",
+            "left out: 1 sample: no value in pwatermark",
             "left out: 1 sample: pwatermark above 0.5",
             "8 pictures in 1 shard",
             "1 picture that cannot be read was left out",

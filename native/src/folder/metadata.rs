@@ -17,8 +17,8 @@ pub(super) struct Row {
     pub(super) captions: Vec<String>,
 }
 
-/// The fields of a line of `metadata.jsonl`, including those that occur twice.
-struct Entry(Vec<(String, Value)>);
+/// The fields of an object in JSON, including those that occur twice.
+pub(crate) struct Entry(pub(crate) Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Entry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 use wuerstchen_train::config::{FilterConfig, ShardsConfig};
 
-use super::index::Found;
+use super::index::{Found, Tally};
 use crate::terminal::{counted, is_or_are};
 
 /// Names of fields, as img2dataset and the LAION sets write them. A sample's names may be in any case.
@@ -29,17 +29,21 @@ pub(super) fn fields_of(config: &ShardsConfig) -> BTreeSet<&str> {
 #[derive(Default)]
 pub(super) struct LeftOut {
     /// Numbers of samples, by the reason.
-    samples: BTreeMap<String, usize>,
+    samples: BTreeMap<String, Tally>,
+    /// Numbers of texts of samples that are taken, by the ends of their names, besides those that are captions.
+    pub(super) unused: BTreeMap<String, usize>,
     /// Number of values among the captions of samples that are no text.
     no_texts: usize,
 }
 
 impl LeftOut {
     /// The captions of a sample and their probabilities; `None` where the sample is left out, whose reason is counted.
+    /// `name` tells the sample and its shard.
     pub(super) fn take(
         &mut self,
         config: &ShardsConfig,
         found: &Found,
+        name: impl FnOnce() -> String,
     ) -> Option<(Vec<String>, Vec<f64>)> {
         let fault = found.fault.map(str::to_owned);
         let taken = match fault.or_else(|| refusal(&config.filter, &found.fields)) {
@@ -47,14 +51,23 @@ impl LeftOut {
             None => captions_of(config, found).ok_or_else(|| "no caption".to_owned()),
         };
         self.no_texts += no_texts(config, found);
-        taken.map_err(|reason| *self.samples.entry(reason).or_default() += 1).ok()
+        if taken.is_ok() {
+            let used = fields_read(config, found);
+            let is_used =
+                |ending: &str| used.iter().any(|(field, _)| *ending == field.to_lowercase());
+            for ending in found.texts.keys().filter(|ending| !is_used(ending)) {
+                *self.unused.entry(ending.clone()).or_default() += 1;
+            }
+        }
+        taken.map_err(|reason| self.samples.entry(reason).or_default().add(&name())).ok()
     }
 
     /// A line for each reason.
     pub(super) fn lines(&self) -> impl Iterator<Item = String> {
         let samples = self.samples.iter();
-        let samples = samples
-            .map(|(reason, count)| format!("left out: {}: {reason}", counted(*count, "sample")));
+        let samples = samples.map(|(reason, Tally { count, first })| {
+            format!("left out: {}: {reason}, such as {first}", counted(*count, "sample"))
+        });
         let no_texts = Some(self.no_texts).filter(|count| *count > 0);
         samples.chain(no_texts.map(|count| {
             let (captions, are) = (counted(count, "caption"), is_or_are(count));
@@ -79,9 +92,13 @@ fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String>
     ];
     bounds.into_iter().find_map(|(names, bound, is_least)| {
         let (bound, name) = (bound?, names[0]);
-        let known = |name: &&str| value_of(fields, name).filter(|value| !value.is_null());
-        let Some(value) = names.iter().find_map(known) else {
-            return Some(format!("no field {name}"));
+        let mut known = names.iter().filter_map(|name| Some((name, value_of(fields, name)?)));
+        let (empty, value) = (known.clone().next(), known.find(|(_, value)| !value.is_null()));
+        let Some((_, value)) = value else {
+            return Some(match empty {
+                Some((name, _)) => format!("no value in {name}"),
+                None => format!("no field {name}"),
+            });
         };
         // Tables that went through CSV have numbers as text.
         match value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()) {
@@ -116,12 +133,13 @@ pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<S
 
 /// How many captions of a sample are no texts; null stands for no caption and does not count.
 fn no_texts(config: &ShardsConfig, found: &Found) -> usize {
+    let is_no_text = |value: &Value| match value {
+        Value::Null => false,
+        value => value.as_str().is_none_or(|text| !is_text(text)),
+    };
     let in_field = |field: &str| match value_of(&found.fields, field) {
-        Some(Value::Array(list)) => {
-            list.iter().filter(|value| !value.is_string() && !value.is_null()).count()
-        }
-        None | Some(Value::Null | Value::String(_)) => 0,
-        Some(_) => 1,
+        Some(Value::Array(list)) => list.iter().filter(|value| is_no_text(value)).count(),
+        value => usize::from(value.is_some_and(is_no_text)),
     };
     fields_read(config, found).into_iter().map(|(field, _)| in_field(field)).sum()
 }
@@ -149,8 +167,13 @@ pub(super) fn texts_of(found: &Found, field: &str) -> Vec<String> {
             _ => {}
         }
     }
-    let texts = texts.into_iter().map(str::trim).filter(|text| !text.is_empty());
-    texts.map(str::to_owned).collect()
+    let texts = texts.into_iter().filter(|text| is_text(text)).map(str::trim);
+    texts.filter(|text| !text.is_empty()).map(str::to_owned).collect()
+}
+
+/// Whether a value is a text: what has zeros in it is a text in another encoding, or none, as in text files.
+fn is_text(value: &str) -> bool {
+    !value.contains('\0')
 }
 
 #[cfg(test)]
@@ -177,20 +200,24 @@ mod tests {
         };
         let config = ShardsConfig { filter, ..ShardsConfig::default() };
         let mut left_out = LeftOut::default();
-        let mut takes = |fields: Value| left_out.take(&config, &found(fields)).is_some();
+        let mut takes = |fields: Value| {
+            left_out.take(&config, &found(fields), || "a.tar/0.jpg".into()).is_some()
+        };
         assert!(takes(json!({"width": 100, "AESTHETIC_SCORE": 5.0, "pwatermark": 0.5})));
         assert!(!takes(json!({"width": 99, "AESTHETIC_SCORE": 6, "pwatermark": 0.1})));
         assert!(!takes(json!({"width": 100, "aesthetic": 4.9, "pwatermark": 0.1})));
         assert!(!takes(json!({"width": 100, "aesthetic": 5.1, "p_watermark": 0.6})));
         assert!(!takes(json!({"aesthetic": 5.1, "p_watermark": 0.6})));
+        assert!(!takes(json!({"width": 100, "aesthetic": 5.1, "p_watermark": null})));
         let lines: Vec<_> = left_out.lines().collect();
         assert_eq!(
             lines,
             [
-                "left out: 1 sample: aesthetic below 5",
-                "left out: 1 sample: no field width",
-                "left out: 1 sample: pwatermark above 0.5",
-                "left out: 1 sample: width below 100",
+                "left out: 1 sample: aesthetic below 5, such as a.tar/0.jpg",
+                "left out: 1 sample: no field width, such as a.tar/0.jpg",
+                "left out: 1 sample: no value in p_watermark, such as a.tar/0.jpg",
+                "left out: 1 sample: pwatermark above 0.5, such as a.tar/0.jpg",
+                "left out: 1 sample: width below 100, such as a.tar/0.jpg",
             ]
         );
     }
@@ -218,7 +245,7 @@ mod tests {
         let config = ShardsConfig { filter, ..ShardsConfig::default() };
         let take = |fields: Value| {
             let found = Found { texts: BTreeMap::new(), ..found(fields) };
-            let (captions, _) = LeftOut::default().take(&config, &found)?;
+            let (captions, _) = LeftOut::default().take(&config, &found, String::new)?;
             Some(captions.concat())
         };
         assert_eq!(take(json!({"TEXT": "a dog", "Width": 100})).as_deref(), Some("a dog"));
@@ -232,12 +259,16 @@ mod tests {
     fn captions_that_are_no_texts_are_counted() {
         let mut left_out = LeftOut::default();
         let mut take = |fields: Value| {
-            left_out.take(&ShardsConfig::default(), &found(fields)).map(|(texts, _)| texts)
+            let taken = left_out.take(&ShardsConfig::default(), &found(fields), String::new);
+            taken.map(|(texts, _)| texts)
         };
-        assert_eq!(take(json!({"captions": ["a", 5, null, {}]})), Some(vec!["a".to_owned()]));
+        let captions = json!({"captions": ["a", 5, null, {}, "b\0c"]});
+        assert_eq!(take(captions), Some(vec!["a".to_owned()]));
         // The text file comes first.
         assert_eq!(take(json!({"caption": 5})), Some(vec!["a fox".to_owned()]));
         let lines: Vec<_> = left_out.lines().collect();
-        assert_eq!(lines, ["left out: 2 captions that are no text"]);
+        assert_eq!(lines, ["left out: 3 captions that are no text"]);
+        // The first sample has captions in its fields, and a text that is none.
+        assert_eq!(left_out.unused, BTreeMap::from([("txt".to_owned(), 1)]));
     }
 }

@@ -1,15 +1,14 @@
 //! Indexes of shards: where each picture lies in the tar files of a `WebDataset`, or in Parquet files.
 
-use std::collections::btree_map;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
-use tar::{Archive, Entry, EntryType, PaxExtension};
+use tar::{Archive, EntryType, PaxExtension};
 use wuerstchen::FileType;
 use wuerstchen::fs::{decode, has_extension, is_hidden};
 use wuerstchen::json::with_nulls;
@@ -17,6 +16,7 @@ use wuerstchen_train::config::is_match;
 
 #[cfg(feature = "parquet")]
 use super::parquet::{Row, read_shard as read_parquet};
+use crate::folder::Entry;
 use crate::pictures;
 use crate::terminal::counted;
 
@@ -103,7 +103,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// The samples of a shard; of a Parquet file, the fields that are `wanted`.
+/// The samples of a shard, with the fields that are `wanted`.
 pub(super) fn read_shard(path: &Path, wanted: &BTreeSet<&str>) -> Result<Shard> {
     let cannot = || format!("cannot read the shard {}", path.display());
     // Checked before the file is opened, because opening a pipe waits for its other end.
@@ -133,7 +133,7 @@ pub(super) fn read_shard(path: &Path, wanted: &BTreeSet<&str>) -> Result<Shard> 
         return Err(refuse(&format!("one of {}", counted(kind.len(), "byte"))));
     }
     file.rewind().with_context(cannot)?;
-    if is_parquet { read_parquet(path, file, wanted) } else { read_tar(path, file) }
+    if is_parquet { read_parquet(path, file, wanted) } else { read_tar(path, file, wanted) }
 }
 
 #[cfg(not(feature = "parquet"))]
@@ -145,21 +145,28 @@ fn read_parquet(path: &Path, _: File, _: &BTreeSet<&str>) -> Result<Shard> {
     )
 }
 
-/// The samples of a tar file. Files of one sample follow each other and have one name up to the first dot.
-fn read_tar(path: &Path, file: File) -> Result<Shard> {
+/// The samples of a tar file. Files of one sample follow each other and have one name up to the first dot. Only the
+/// `wanted` texts and fields are kept.
+fn read_tar(path: &Path, file: File, wanted: &BTreeSet<&str>) -> Result<Shard> {
     let cannot = || format!("cannot read the shard {}", path.display());
     let refuse = |found: &str| anyhow!("{}: {EXPECTED}, found {found}", path.display());
+    let is_wanted = |name: &str| wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
     let whole = file.metadata().with_context(cannot)?.len();
+    // Looks at the bytes between entries, while the archive has a place of its own in the file.
+    let mut between = File::open(path).with_context(cannot)?;
     let mut archive = Archive::new(file);
     // Concatenated tar files have an end marker between them.
     archive.set_ignore_zeros(true);
-    let (mut samples, mut last): (Vec<Found>, Option<(String, Pieces)>) = (Vec::new(), None);
-    let (mut cut_off, mut unread) = (None, BTreeMap::<String, usize>::new());
+    let (mut shard, mut seen) = (Shard::default(), HashSet::new());
+    let mut last: Option<(Vec<u8>, Pieces)> = None;
+    // The end of the last entry; not known after a sparse file, whose header tells another size.
+    let mut end = Some(0);
+    let (mut cut_off, mut gap) = (None, None);
     for entry in archive.entries_with_seek().with_context(cannot)? {
         let mut entry = match entry {
             Ok(entry) => entry,
             // Not even the first header is one of a tar file.
-            Err(_) if samples.is_empty() && last.is_none() => {
+            Err(_) if shard.samples.is_empty() && last.is_none() => {
                 return Err(refuse("another type of file"));
             }
             Err(error) => {
@@ -168,7 +175,22 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
             }
         };
         let (offset, length) = (entry.raw_file_position(), entry.size());
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let path_bytes = entry.path_bytes().into_owned();
+        let name = String::from_utf8_lossy(&path_bytes).into_owned();
+        // Headers of long names lie before an entry's own.
+        if let Some(end) = end.filter(|end| *end < entry.raw_header_position()) {
+            let zeros = zeros_from(&mut between, end).with_context(cannot)?;
+            if zeros >= BLOCK {
+                gap.get_or_insert_with(|| {
+                    format!(
+                        "has zeros between its entries, such as {zeros} bytes before {name}: samples may be missing \
+                         there"
+                    )
+                });
+            }
+        }
+        let is_known = entry.header().entry_type() != EntryType::GNUSparse;
+        end = is_known.then(|| (offset + length).next_multiple_of(BLOCK));
         let unusable = match entry.header().entry_type() {
             EntryType::Directory | EntryType::XGlobalHeader => continue,
             _ if is_sparse(&mut entry) => Some("sparse files"),
@@ -176,82 +198,105 @@ fn read_tar(path: &Path, file: File) -> Result<Shard> {
             _ => Some("links and special files"),
         };
         if let Some(unusable) = unusable {
-            *unread.entry(unusable.to_owned()).or_default() += 1;
+            shard.count_unread(unusable.to_owned());
             continue;
         }
         if offset + length > whole {
             cut_off = Some(format!("{name} is cut off"));
             break;
         }
-        let Some((key, ending)) = key_of(&name) else {
-            *unread.entry("hidden files, or without an ending".to_owned()).or_default() += 1;
+        let Some((key, ending)) = key_of(&path_bytes) else {
+            shard.count_unread("hidden files, or without an ending".to_owned());
             continue;
         };
         if last.as_ref().is_none_or(|(of, _)| *of != key) {
-            finish(last.take(), &mut samples, &mut unread);
+            shard.finish(last.take(), &mut seen);
             last = Some((key, Pieces::default()));
         }
         let Some((_, pieces)) = &mut last else { continue };
         if pictures::ENDINGS.contains(&&*ending) {
             if pieces.picture.is_some() {
-                *unread.entry("second pictures of a sample".to_owned()).or_default() += 1;
+                shard.count_unread("second pictures of a sample".to_owned());
             }
             pieces.picture.get_or_insert((name, offset, length as usize));
-        } else if length <= MAX_TEXT && is_text(&ending) {
+            continue;
+        }
+        let is_picture =
+            ending.rsplit_once('.').is_some_and(|(_, last)| pictures::ENDINGS.contains(&last));
+        if is_picture {
+            pieces.dotted.get_or_insert(name);
+        } else {
+            pieces.has_others = true;
+        }
+        let is_json = ending == "json";
+        if !is_picture && !is_json {
+            shard.add_field(&ending);
+        }
+        if !is_json && !is_wanted(&ending) {
+            shard.count_unread(ending);
+        } else if length > MAX_TEXT {
+            shard.count_unread(format!("{ending} of more than {MAX_TEXT} bytes"));
+        } else if is_json && pieces.has_json || pieces.texts.contains_key(&ending) {
+            shard.count_unread(format!("second {ending} of a sample"));
+        } else {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes).with_context(cannot)?;
             let text = decode(&bytes).ok();
-            if ending == "json" && (pieces.fault.is_some() || !pieces.fields.is_empty()) {
-                *unread.entry("second json of a sample".to_owned()).or_default() += 1;
-            } else if ending == "json" {
-                match text.map(|text| serde_json::from_str(&with_nulls(&text))) {
-                    Some(Ok(Value::Object(fields))) => pieces.fields = fields,
-                    Some(Ok(_)) => pieces.fault = Some("its .json file holds no JSON object"),
-                    Some(Err(_)) => pieces.fault = Some("its .json file is not JSON"),
-                    None => pieces.fault = Some("its .json file is no text in UTF-8 or UTF-16"),
+            if is_json {
+                pieces.has_json = true;
+                match text.as_deref().map_or(Err(NO_TEXT), |text| fields_in(text, is_wanted)) {
+                    Ok((fields, names)) => {
+                        pieces.fields = fields;
+                        names.iter().for_each(|name| shard.add_field(name));
+                    }
+                    Err(fault) => pieces.fault = Some(fault),
                 }
             } else if let Some(text) = text {
-                match pieces.texts.entry(ending) {
-                    btree_map::Entry::Vacant(place) => {
-                        place.insert(text);
-                    }
-                    btree_map::Entry::Occupied(first) => {
-                        *unread
-                            .entry(format!("second {} of a sample", first.key()))
-                            .or_default() += 1;
-                    }
-                }
+                pieces.texts.insert(ending, text);
             } else {
-                *unread
-                    .entry(format!("{ending} that is no text in UTF-8 or UTF-16"))
-                    .or_default() += 1;
+                shard.count_unread(format!("{ending} that is no text in UTF-8 or UTF-16"));
             }
-        } else if is_text(&ending) {
-            *unread.entry(format!("{ending} of more than {MAX_TEXT} bytes")).or_default() += 1;
-        } else {
-            *unread.entry(ending).or_default() += 1;
         }
     }
-    finish(last, &mut samples, &mut unread);
-    // A whole tar file ends in two blocks of zeros.
-    if cut_off.is_none() && !ends_in_zeros(&mut archive.into_inner(), whole).with_context(cannot)? {
-        cut_off = Some("the end of the tar file is missing".to_owned());
+    shard.finish(last, &mut seen);
+    shard.faults.extend(gap);
+    if let (None, Some(end)) = (&cut_off, end) {
+        let (zeros, most) = (whole.saturating_sub(end), most_zeros(whole));
+        if zeros < END {
+            cut_off = Some("the end of the tar file is missing".to_owned());
+        } else if zeros > most {
+            shard.faults.push(format!(
+                "ends in {zeros} bytes of zeros, expected at most {most}: samples may be missing there"
+            ));
+        }
     }
-    let faults = cut_off.into_iter().map(|reason| format!("ends early: {reason}")).collect();
-    Ok(Shard { samples, faults, unread, ..Shard::default() })
+    shard.faults.extend(cut_off.map(|reason| format!("ends early: {reason}")));
+    Ok(shard)
 }
 
-/// Adds the last sample to the others, or counts that it has no picture.
-fn finish(
-    last: Option<(String, Pieces)>,
-    samples: &mut Vec<Found>,
-    unread: &mut BTreeMap<String, usize>,
-) {
-    let Some((_, pieces)) = last else { return };
-    match pieces.finish() {
-        Some(found) => samples.push(found),
-        None => *unread.entry("samples without a picture".to_owned()).or_default() += 1,
+/// What is wrong with a sample whose `.json` file is no text.
+const NO_TEXT: &str = "its .json file is no text in UTF-8 or UTF-16";
+
+/// The wanted fields of a `.json` file, and the names of all; or what is wrong with it.
+fn fields_in(
+    text: &str,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<(Map<String, Value>, Vec<String>), &'static str> {
+    let Entry(all) = serde_json::from_str(&with_nulls(text)).map_err(|error| {
+        if error.is_data() {
+            "its .json file holds no JSON object"
+        } else {
+            "its .json file is not JSON"
+        }
+    })?;
+    let (mut fields, mut names) = (Map::new(), Vec::new());
+    for (name, value) in all {
+        names.push(name.clone());
+        if is_wanted(&name) && fields.insert(name, value).is_some() {
+            return Err("its .json file has a field twice");
+        }
     }
+    Ok((fields, names))
 }
 
 /// The content of a shard.
@@ -262,19 +307,104 @@ pub(super) struct Shard {
     /// The faults of the shard, as clauses that follow "the shard": that it ends early, that it cannot be read, or
     /// which rows are broken.
     pub(super) faults: Vec<String>,
-    /// The names of a Parquet file's columns, including those that are not read.
+    /// The names of fields, of which a tar file's are not all here if there are very many.
     pub(super) fields: BTreeSet<String>,
     /// Further notes, each reported once for all shards.
     pub(super) notes: BTreeSet<String>,
     /// How many files are not read, by the ends of their names or by what they are.
     pub(super) unread: BTreeMap<String, usize>,
+    /// The samples that have no picture.
+    pub(super) without_picture: Tally,
+    /// A picture that belongs to none of the samples above, because its name has a dot before its ending.
+    pub(super) dotted: Option<String>,
+    /// The samples that come again, with the files that they lacked before.
+    pub(super) apart: Tally,
 }
+
+impl Shard {
+    fn count_unread(&mut self, what: String) {
+        *self.unread.entry(what).or_default() += 1;
+    }
+
+    fn add_field(&mut self, name: &str) {
+        if self.fields.len() < MOST_FIELDS && !self.fields.contains(name) {
+            self.fields.insert(name.to_owned());
+        }
+    }
+
+    /// Adds the last sample to the others, or counts that it has no picture; `seen` are the keys of those before it.
+    fn finish(&mut self, last: Option<(Vec<u8>, Pieces)>, seen: &mut HashSet<Vec<u8>>) {
+        let Some((key, pieces)) = last else { return };
+        let name = String::from_utf8_lossy(&key).trim_start_matches('/').to_owned();
+        let is_again = !seen.insert(key);
+        if is_again && pieces.picture.is_some() != pieces.has_others {
+            self.apart.add(&name);
+        }
+        if let Some((picture, offset, length)) = pieces.picture {
+            let Pieces { texts, fields, fault, .. } = pieces;
+            let place = Place::Bytes { offset, length };
+            self.samples.push(Found { name: picture, place, texts, fields, fault });
+        } else if !is_again {
+            self.without_picture.add(&name);
+            self.dotted = self.dotted.take().or(pieces.dotted);
+        }
+    }
+}
+
+/// How many samples there are of a kind, and which is the first.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) count: usize,
+    pub(super) first: String,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, name: &str) {
+        if self.count == 0 {
+            self.first = name.to_owned();
+        }
+        self.count += 1;
+    }
+}
+
+/// Most names of fields that an error lists.
+pub(super) const MOST_FIELDS: usize = 40;
 
 /// Bytes of a header; the length of a tar file is a multiple of it.
 const BLOCK: u64 = 512;
 
 /// Bytes of the two blocks that end a tar file.
-const END: usize = 1024;
+const END: u64 = 2 * BLOCK;
+
+/// Blocks of the records that most programs fill up with zeros.
+const RECORD: u64 = 20;
+
+/// Most bytes of a record.
+const MOST_RECORD: u64 = 1 << 20;
+
+/// Most bytes of zeros at the end of a whole tar file of this length: the end marker, and what fills up a record. A
+/// record has a power of two of blocks, or 20 times as many, and the file is a multiple of it.
+fn most_zeros(length: u64) -> u64 {
+    let records = (0..).map(|power| BLOCK << power).take_while(|record| *record <= MOST_RECORD);
+    let records = records.flat_map(|record| [record, RECORD * record]);
+    let fits = |record: &u64| *record <= MOST_RECORD && length.is_multiple_of(*record);
+    END + records.filter(fits).max().unwrap_or(BLOCK)
+}
+
+/// The number of zeros from a place of a file on, up to another byte or the end.
+fn zeros_from(file: &mut File, place: u64) -> io::Result<u64> {
+    file.seek(SeekFrom::Start(place))?;
+    let (mut reader, mut zeros) = (BufReader::with_capacity(1 << 12, file), 0);
+    loop {
+        let piece = reader.fill_buf()?;
+        let (length, own) = (piece.len(), piece.iter().take_while(|byte| **byte == 0).count());
+        zeros += own as u64;
+        if own < length || length == 0 {
+            return Ok(zeros);
+        }
+        reader.consume(length);
+    }
+}
 
 /// The files that can be shards, for messages.
 const EXPECTED: &str = if cfg!(feature = "parquet") {
@@ -299,7 +429,7 @@ const COMPRESSED: [(usize, &[u8], &str, &str); 5] = [
 /// The beginning of the keys with which GNU tar describes sparse files in the POSIX format.
 const SPARSE: &[u8] = b"GNU.sparse.";
 
-fn is_sparse(entry: &mut Entry<'_, File>) -> bool {
+fn is_sparse(entry: &mut tar::Entry<'_, File>) -> bool {
     if entry.header().entry_type() == EntryType::GNUSparse {
         return true;
     }
@@ -308,64 +438,31 @@ fn is_sparse(entry: &mut Entry<'_, File>) -> bool {
     described.is_some_and(|mut keys| keys.any(|key| key.is_ok_and(is_of_holes)))
 }
 
-fn ends_in_zeros(file: &mut File, length: u64) -> std::io::Result<bool> {
-    if length < END as u64 {
-        return Ok(false);
-    }
-    let mut end = [0; END];
-    file.seek(SeekFrom::End(-(END as i64)))?;
-    file.read_exact(&mut end)?;
-    Ok(end.iter().all(|&byte| byte == 0))
-}
-
 /// The files of a sample.
 #[derive(Default)]
 struct Pieces {
     picture: Option<(String, u64, usize)>,
     texts: BTreeMap<String, String>,
     fields: Map<String, Value>,
+    has_json: bool,
     fault: Option<&'static str>,
+    /// Whether there are other files than pictures.
+    has_others: bool,
+    /// The first file of a picture that is none of this sample, because its name has a dot before its ending.
+    dotted: Option<String>,
 }
 
-impl Pieces {
-    /// The sample, if it has a picture.
-    fn finish(self) -> Option<Found> {
-        let (name, offset, length) = self.picture?;
-        let Self { texts, fields, fault, .. } = self;
-        Some(Found { name, place: Place::Bytes { offset, length }, texts, fields, fault })
-    }
-}
-
-/// Endings of files that are no texts and may be large.
-const DATA: [&str; 13] = [
-    "npy",
-    "npz",
-    "pth",
-    "pt",
-    "pyd",
-    "mp4",
-    "wav",
-    "cls",
-    "avif",
-    "heic",
-    "jxl",
-    "bin",
-    "safetensors",
-];
-
-/// Whether a file is read as a text, that is, if its ending is neither that of a picture nor that of other data.
-fn is_text(ending: &str) -> bool {
-    let last = ending.rsplit('.').next().unwrap_or(ending);
-    !DATA.contains(&last) && !pictures::ENDINGS.contains(&last)
-}
-
-/// The sample that a file belongs to, and the end of its name in lower case; `None` for hidden files.
+/// The sample that a file belongs to, and the end of its name in lower case; `None` for hidden files. Names are bytes,
+/// so that those in other encodings than UTF-8 stay different.
 ///
 /// Source: `base_plus_ext` in `tariterators.py` of webdataset.
-fn key_of(name: &str) -> Option<(String, String)> {
-    let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
-    let (stem, ending) = file.split_once('.').filter(|(stem, _)| !stem.is_empty())?;
-    Some((format!("{folder}/{stem}"), ending.to_lowercase()))
+fn key_of(name: &[u8]) -> Option<(Vec<u8>, String)> {
+    let slash = name.iter().rposition(|byte| *byte == b'/');
+    let (folder, file) =
+        slash.map_or((&[][..], name), |slash| (&name[..slash], &name[slash + 1..]));
+    let dot = file.iter().position(|byte| *byte == b'.').filter(|dot| *dot > 0)?;
+    let ending = String::from_utf8_lossy(&file[dot + 1..]).to_lowercase();
+    Some(([folder, &file[..dot]].join(&b'/'), ending))
 }
 
 /// The files that patterns name, in the order of the patterns; those of one pattern are sorted. `*` in the last piece
@@ -469,7 +566,10 @@ mod tests {
 
     #[test]
     fn files_of_a_sample_have_one_name_up_to_the_first_dot() {
-        let key = |name: &str| key_of(name).map(|(key, ending)| format!("{key}|{ending}"));
+        let key = |name: &str| {
+            let (key, ending) = key_of(name.as_bytes())?;
+            Some(format!("{}|{ending}", String::from_utf8(key).unwrap()))
+        };
         assert_eq!(key("a/b/00.seg.PNG").as_deref(), Some("a/b/00|seg.png"));
         assert_eq!(key("00.txt").as_deref(), Some("/00|txt"));
         assert_eq!(key("a/.hidden"), None);
@@ -491,7 +591,7 @@ mod tests {
         let file = format!("wuerstchen-{}-{name}.tar", std::process::id());
         let path = std::env::temp_dir().join(file);
         std::fs::write(&path, bytes).unwrap();
-        let shard = read_shard(&path, &BTreeSet::new());
+        let shard = read_shard(&path, &BTreeSet::from(["caption", "txt", "width"]));
         std::fs::remove_file(&path).unwrap();
         shard
     }
@@ -526,7 +626,10 @@ mod tests {
         let second = tar(&[("1.png", b"three"), ("1.json", &marked)]);
         let bytes = [first, second].concat();
         let Shard { samples, faults, unread, .. } = read("joined", &bytes).unwrap();
-        assert_eq!((samples.len(), faults.len(), unread.len()), (2, 0, 0));
+        assert_eq!((samples.len(), unread.len()), (2, 0));
+        // The zeros between them may as well be in place of samples.
+        let gap = "has zeros between its entries, such as 1024 bytes before 1.png: samples may be missing there";
+        assert_eq!(faults, [gap]);
         assert_eq!((samples[1].fields["width"].as_u64(), samples[1].fault), (Some(3), None));
         let Place::Bytes { offset, length } = samples[1].place else { panic!("no tar file") };
         assert_eq!(&bytes[offset as usize..][..length], b"three");
@@ -553,7 +656,7 @@ mod tests {
         add(&mut tar, b'0', "3.txt", &vec![b' '; MAX_TEXT as usize + 1]);
         let bytes = tar.into_inner().unwrap();
         let Shard { samples, faults, unread, .. } = read("entries", &bytes).unwrap();
-        assert_eq!((samples.len(), faults.len()), (2, 0));
+        assert_eq!((samples.len(), &faults[..]), (2, &[][..]));
         let told = ["links and special files", "sparse files", "txt of more than 1048576 bytes"];
         assert_eq!(unread.keys().collect::<Vec<_>>(), told);
     }
@@ -571,10 +674,88 @@ mod tests {
         assert!(folder.ends_with(&format!("{EXPECTED}, found a folder")), "{folder}");
     }
 
+    /// Files of three samples, of which 1.png is a picture of 700 bytes.
+    fn three() -> Vec<u8> {
+        tar(&[
+            ("0.png", b"one"),
+            ("0.txt", b"red"),
+            ("1.png", &[7; 700]),
+            ("1.txt", b"blue"),
+            ("2.png", b"three"),
+            ("2.txt", b"green"),
+        ])
+    }
+
+    /// Zeros in place of samples, as a download that was not finished leaves them, are no end of a tar file.
     #[test]
-    fn masks_and_other_data_are_no_texts() {
-        let endings = ["txt", "json", "seg.png", "depth.npy", "blip", "mp4"];
-        assert_eq!(endings.map(is_text), [true, true, false, false, true, false]);
+    fn zeros_in_place_of_samples_are_faults() {
+        let of = |name: &str, bytes: &[u8]| {
+            let shard = read(name, bytes).unwrap();
+            (shard.samples.len(), shard.faults)
+        };
+        let mut whole = three();
+        assert_eq!(of("whole", &whole), (3, vec![]));
+        // Records of 20 blocks, and of as many as fit in a mebibyte.
+        for record in [10 << 10, 1 << 20] {
+            whole.resize(record, 0);
+            assert_eq!(of("record", &whole), (3, vec![]));
+        }
+        whole.resize(50 << 10, 0);
+        let ends =
+            "ends in 44544 bytes of zeros, expected at most 11264: samples may be missing there";
+        assert_eq!(of("ends", &whole), (3, vec![ends.to_owned()]));
+        let mut hole = three();
+        hole[1024..7 * 512].fill(0);
+        let (samples, faults) = of("hole", &hole);
+        let gap = "has zeros between its entries, such as 2560 bytes before 1.txt: samples may be missing there";
+        assert_eq!((samples, faults), (2, vec![gap.to_owned()]));
+    }
+
+    /// As old programs write them; all are the same text where bytes that are no UTF-8 are replaced.
+    #[test]
+    fn names_that_are_not_utf_8_are_different_samples() {
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in [b"caf\xe9.png", b"caf\xe9.txt", b"caf\xe8.png", b"caf\xe8.txt"] {
+            let mut header = tar::Header::new_ustar();
+            header.as_old_mut().name[..name.len()].copy_from_slice(name);
+            header.set_size(4);
+            header.set_cksum();
+            tar.append(&header, &b"text"[..]).unwrap();
+        }
+        let shard = read("latin", &tar.into_inner().unwrap()).unwrap();
+        let names: Vec<_> = shard.samples.iter().map(|sample| sample.name.as_str()).collect();
+        assert_eq!(names, ["caf\u{fffd}.png"; 2]);
+        assert!(shard.samples.iter().all(|sample| sample.texts["txt"] == "text"));
+    }
+
+    #[test]
+    fn samples_without_a_picture_and_in_pieces_are_counted() {
+        let apart = [("0.png", &b"one"[..]), ("1.png", b"two"), ("0.txt", b"a"), ("1.txt", b"b")];
+        let Shard { samples, apart, without_picture, .. } = read("apart", &tar(&apart)).unwrap();
+        assert_eq!((samples.len(), apart.count, &*apart.first), (2, 2, "0"));
+        assert_eq!(without_picture.count, 0);
+        let dotted = [("a/img.0.png", &b"one"[..]), ("a/img.1.png", b"two"), ("b/x.txt", b"c")];
+        let shard = read("dotted", &tar(&dotted)).unwrap();
+        assert_eq!((shard.without_picture.count, &*shard.without_picture.first), (2, "a/img"));
+        assert_eq!(shard.dotted.as_deref(), Some("a/img.0.png"));
+        assert_eq!(shard.apart.count, 0);
+    }
+
+    #[test]
+    fn only_wanted_fields_and_texts_are_kept() {
+        let files = [
+            ("0.png", &b"one"[..]),
+            ("0.blip", b"unused"),
+            ("0.json", br#"{"WIDTH": 3, "url": "x", "exif": "long"}"#),
+            ("1.png", b"two"),
+            ("1.json", br#"{"width": 3, "width": 4}"#),
+        ];
+        let Shard { samples, unread, fields, .. } = read("wanted", &tar(&files)).unwrap();
+        assert_eq!(samples[0].fields.keys().collect::<Vec<_>>(), ["WIDTH"]);
+        assert!(samples[0].texts.is_empty());
+        assert_eq!(unread, BTreeMap::from([("blip".to_owned(), 1)]));
+        assert!(["WIDTH", "blip", "exif", "url"].iter().all(|name| fields.contains(*name)));
+        assert_eq!(samples[1].fault, Some("its .json file has a field twice"));
     }
 
     #[test]
