@@ -399,8 +399,8 @@ fn what_is_odd_in_parquet_files_is_told() {
     for (file, expected) in [
         (
             "metadata.parquet",
-            "expected pictures in a column named by their type, such as jpg, or in image.bytes, found the \
-             columns key, url, ",
+            "expected pictures in a column image, img or named by their type, such as jpg, or in its field bytes, \
+             found the columns key, url, ",
         ),
         (
             "lz4.parquet",
@@ -421,6 +421,14 @@ fn what_is_odd_in_parquet_files_is_told() {
     }
     let cut = folder.join("cut.parquet").display().to_string();
     let whole = fs::read(golden("00000.parquet")).unwrap();
+    // The crate that reads Parquet files panics at this byte.
+    let mut broken = whole.clone();
+    broken[4866] ^= 0x80;
+    fs::write(&cut, broken).unwrap();
+    let (code, found, told) = stats(&cut);
+    assert_eq!(code, Some(0), "{told}");
+    assert!((found + &told).contains("the Parquet file is broken"), "{told}");
+    assert!(!told.contains("panicked"), "{told}");
     fs::write(&cut, &whole[..whole.len() - 100]).unwrap();
     let (code, _, told) = stats(&cut);
     assert!(code == Some(4) && told.contains("cut.parquet cannot be read: "), "{told}");

@@ -1,11 +1,12 @@
 //! Indexes of the Parquet files of img2dataset: where each picture lies.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use anyhow::{Result, anyhow, bail};
 use parquet::basic::{Compression, ConvertedType, Type as Physical};
@@ -30,8 +31,11 @@ const STATUS: &str = "status";
 /// The value of [`STATUS`] in rows that have a picture.
 const SUCCESS: &str = "success";
 
-/// The columns in which other programs than img2dataset keep pictures.
-const PICTURES: [&str; 2] = ["image", "image.bytes"];
+/// The columns in which other programs than img2dataset keep pictures, besides those that are named by their type.
+const PICTURES: [&str; 2] = ["image", "img"];
+
+/// The field with the picture where the column has several, as Hugging Face's `datasets` writes them.
+const BYTES: &str = ".bytes";
 
 /// Most bytes of a picture.
 const MAX_PICTURE: usize = 1 << 28;
@@ -50,9 +54,26 @@ struct Group {
     rows: usize,
 }
 
-/// The result of `read`, or an error where the crate `parquet` panics, as it does at some broken files.
+thread_local! {
+    /// Whether a panic of this thread is caught.
+    static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The result of `read`, or an error where the crate `parquet` panics, as it does at some broken files. Such a panic is
+/// not reported as others are.
 fn caught<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !IS_CAUGHT.get() {
+                report(info);
+            }
+        }));
+    });
+    IS_CAUGHT.set(true);
     let read = std::panic::catch_unwind(AssertUnwindSafe(read));
+    IS_CAUGHT.set(false);
     read.unwrap_or_else(|_| Err(anyhow!("the Parquet file is broken")))
 }
 
@@ -60,8 +81,10 @@ impl Row {
     /// The bytes of the picture. Only the headers are read of pages before the one with the picture.
     pub(super) fn read(&self, path: &Path) -> Result<Vec<u8>> {
         for pictures in &self.group.pictures {
-            if let Some(picture) = caught(|| self.read_in(path, pictures))? {
-                return Ok(picture);
+            match caught(|| self.read_in(path, pictures))? {
+                // Some programs write no bytes in place of null.
+                Some(picture) if !picture.is_empty() => return Ok(picture),
+                _ => {}
             }
         }
         bail!("expected a picture in the row, found none")
@@ -216,24 +239,30 @@ impl Columns {
         let all = || schema.columns().iter().enumerate();
         let is_of_pictures = |column: &ColumnDescriptor| {
             let name = column.path().string();
-            let is_known = |known: &&str| known.eq_ignore_ascii_case(&name);
+            let name = name.strip_suffix(BYTES).unwrap_or(&name);
+            let is_known = |known: &&str| known.eq_ignore_ascii_case(name);
             pictures::ENDINGS.iter().chain(&PICTURES).any(is_known)
         };
         let named: Vec<_> = all().filter(|(_, column)| is_of_pictures(column)).collect();
         let is_of_bytes = |column: &ColumnDescriptor| {
-            column.physical_type() == Physical::BYTE_ARRAY && column.max_rep_level() == 0
+            column.physical_type() == Physical::BYTE_ARRAY
+                && column.max_rep_level() == 0
+                && column.converted_type() == ConvertedType::NONE
+                && column.logical_type_ref().is_none()
         };
         let pictures = named.iter().filter(|(_, column)| is_of_bytes(column));
         let pictures: Vec<_> = pictures.map(|(number, _)| *number).collect();
         if let (true, Some((_, column))) = (pictures.is_empty(), named.first()) {
-            let (name, found) = (column.path(), column.physical_type());
-            return Err(format!("expected a picture in each row of {name}, found {found}"));
+            let (name, found) = (column.path(), type_of(column));
+            return Err(format!(
+                "expected the bytes of a picture in each row of the column {name}, found {found}"
+            ));
         }
         if pictures.is_empty() {
             let found: Vec<_> = all().map(|(_, column)| column.path().string()).collect();
             return Err(format!(
-                "expected pictures in a column named by their type, such as jpg, or in image.bytes, found the columns \
-                 {}: beside tar files, img2dataset keeps no pictures in Parquet",
+                "expected pictures in a column image, img or named by their type, such as jpg, or in its field bytes, \
+                 found the columns {}; beside tar files, img2dataset writes Parquet files without pictures",
                 found.join(", ")
             ));
         }
@@ -245,7 +274,9 @@ impl Columns {
         for (number, column) in all().filter(|(number, _)| !pictures.contains(number)) {
             let name = &column.path().parts()[0];
             let parts = all().filter(|(_, column)| column.path().parts()[0] == *name).count();
-            if is_wanted(name) && parts == 1 && is_read(column) {
+            if is_of_pictures(column) {
+                unread.insert(format!("{} of {}", column.path(), type_of(column)));
+            } else if is_wanted(name) && parts == 1 && is_read(column) {
                 read.push(number);
             } else if is_wanted(name) {
                 unread.insert(name.clone());
@@ -272,6 +303,17 @@ impl Columns {
             None => Ok(()),
         }
     }
+}
+
+/// The type of a column, for messages.
+fn type_of(column: &ColumnDescriptor) -> String {
+    let is_list = column.max_rep_level() > 0;
+    let of = match (column.physical_type(), column.converted_type()) {
+        (Physical::BYTE_ARRAY, ConvertedType::UTF8) => "texts (UTF8)".to_owned(),
+        (physical, ConvertedType::NONE) => physical.to_string(),
+        (physical, converted) => format!("{physical} ({converted})"),
+    };
+    if is_list { format!("lists of {of}") } else { of }
 }
 
 /// Whole numbers without a sign.
@@ -376,6 +418,9 @@ fn cells<T: DataType>(
 
 #[cfg(test)]
 mod tests {
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
     use super::*;
 
     const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/shards/00000.parquet");
@@ -411,6 +456,48 @@ mod tests {
             (&40.into(), &Value::Null)
         );
         assert!(!samples[0].fields.contains_key("url"));
+    }
+
+    /// A file of one group of rows; each column has the bytes of every row, or none.
+    fn write(schema: &str, columns: &[&[Option<&str>]]) -> Vec<u8> {
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for rows in columns {
+            let levels: Vec<_> = rows.iter().map(|row| i16::from(row.is_some())).collect();
+            let values: Vec<_> = rows.iter().flatten().map(|row| ByteArray::from(*row)).collect();
+            let mut column = group.next_column().unwrap().unwrap();
+            let typed = column.typed::<ByteArrayType>();
+            typed.write_batch(&values, Some(&levels), None).unwrap();
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.into_inner().unwrap()
+    }
+
+    /// An empty picture is none, so the next column counts.
+    #[test]
+    fn the_first_picture_that_is_not_empty_is_taken() {
+        let schema =
+            "message m { optional binary jpg; optional group img { required binary bytes; } }";
+        let file = write(schema, &[&[Some("1"), Some(""), None], &[Some("22"), Some("333"), None]]);
+        let (shard, lengths, unread) = read("empty", &file);
+        assert_eq!(shard.unwrap().samples.len(), 3);
+        assert_eq!((lengths, unread), (vec![1, 3], 1));
+    }
+
+    #[test]
+    fn texts_in_place_of_pictures_are_refused() {
+        let texts = write("message m { optional binary image (UTF8); }", &[&[Some("a.png")]]);
+        let error = read("texts", &texts).0.err().unwrap().to_string();
+        let expected = "expected the bytes of a picture in each row of the column \"image\", found texts (UTF8)";
+        assert!(error.ends_with(expected), "{error}");
+        // Beside pictures, they are told.
+        let schema = "message m { optional binary png; optional binary image (UTF8); }";
+        let both = write(schema, &[&[Some("1")], &[Some("a.png")]]);
+        let (shard, lengths, _) = read("both", &both);
+        let told = "the column \"image\" of texts (UTF8)".to_owned();
+        assert_eq!((shard.unwrap().unread, lengths), (BTreeMap::from([(told, 1)]), vec![1]));
     }
 
     /// Whatever is cut off or changed, there is an error or other content; what panics is caught.
