@@ -21,6 +21,7 @@ use wuerstchen_train::tune::Buckets;
 use crate::folder::Folder;
 use crate::new_folder::{NewFolder, check_new};
 use crate::output::check_output;
+use crate::pictures::tell_of_frames;
 use crate::shards::Shards;
 use crate::terminal::{counted, visible_lines};
 use crate::train::{CacheArgs, fill_cache};
@@ -279,6 +280,7 @@ fn sizes_of(pictures: &dyn Pictures) -> Vec<Result<[usize; 2], CorpusError>> {
     };
     let sizes = (0..pictures.count()).into_par_iter().map(size).collect();
     bar.finish_and_clear();
+    tell_of_frames(pictures.with_frames());
     sizes
 }
 

@@ -7,7 +7,7 @@ mod metadata;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Result, bail};
@@ -24,7 +24,7 @@ use wuerstchen_train::tune::digest;
 use self::captions::captions_of;
 use self::find::{find, refuse};
 pub(crate) use self::metadata::Entry;
-use crate::pictures::{self, with_picture};
+use crate::pictures::{self, size_of, tell_of_frames, with_picture};
 use crate::terminal::counted;
 
 /// Most bytes of scaled pictures that are kept, so that a small folder is decoded only once.
@@ -79,6 +79,8 @@ struct Picture {
     captions: Vec<String>,
     /// The picture at the size that was asked for first.
     scaled: OnceLock<Image>,
+    /// Whether it was read for [`Pictures`], and has several frames or pages.
+    has_frames: AtomicBool,
 }
 
 impl Folder {
@@ -96,7 +98,12 @@ impl Folder {
         found.left_out.lines().chain(captions.left_out).for_each(|line| tell!("{line}"));
         let pictures = found.pictures.into_iter().zip(captions.of_pictures);
         let pictures: Vec<_> = pictures
-            .map(|(path, captions)| Picture { path, captions, scaled: OnceLock::new() })
+            .map(|(path, captions)| Picture {
+                path,
+                captions,
+                scaled: OnceLock::new(),
+                has_frames: AtomicBool::new(false),
+            })
             .collect();
         refuse_uncaptioned(pictures.iter().map(|picture| (&picture.path, &picture.captions)))?;
         let order = Mutex::new((u64::MAX, Arc::default()));
@@ -162,13 +169,7 @@ impl Folder {
             }
         });
         let broken: Vec<_> = broken.collect();
-        match with_frames.into_inner() {
-            0 => {}
-            count => {
-                let pictures = counted(count, "picture");
-                tell!("of {pictures} with several frames or pages the first is taken");
-            }
-        }
+        tell_of_frames(with_frames.into_inner());
         if let Some(picture) = self.pictures.get(first.into_inner()) {
             let (pictures, first) =
                 (counted(smaller.into_inner(), "picture"), picture.path.display());
@@ -232,9 +233,16 @@ impl Pictures for Folder {
     }
 
     fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError> {
+        let Picture { path, has_frames, .. } = &self.pictures[index];
+        let bytes = read(path).map_err(anyhow::Error::from);
+        let bytes = bytes.map_err(|error| unreadable(path, error.root_cause().to_string()))?;
+        has_frames.fetch_or(pictures::has_frames(&bytes), Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    fn size(&self, index: usize, content: &[u8]) -> Result<[usize; 2], CorpusError> {
         let path = &self.pictures[index].path;
-        let read = read(path).map_err(anyhow::Error::from);
-        read.map_err(|error| unreadable(path, error.root_cause().to_string()))
+        size_of(content).map_err(|error| unreadable(path, error.root_cause().to_string()))
     }
 
     fn picture(
@@ -242,8 +250,9 @@ impl Pictures for Folder {
         index: usize,
         size: &mut dyn FnMut([usize; 2]) -> Result<[usize; 2], String>,
     ) -> Result<Image, CorpusError> {
-        let path = &self.pictures[index].path;
+        let Picture { path, has_frames, .. } = &self.pictures[index];
         let scaled = with_picture(path, |picture| {
+            has_frames.fetch_or(picture.has_frames, Ordering::Relaxed);
             let sides = [picture.pixels.height(), picture.pixels.width()];
             Ok(fill(picture, size(sides.map(|side| side as usize))?))
         });
@@ -257,6 +266,11 @@ impl Pictures for Folder {
         let captions = &self.pictures[index].captions;
         let chance = 1.0 / captions.len() as f64;
         captions.iter().map(|caption| (caption.clone(), chance)).collect()
+    }
+
+    fn with_frames(&self) -> usize {
+        let all = self.pictures.iter();
+        all.filter(|picture| picture.has_frames.load(Ordering::Relaxed)).count()
     }
 }
 

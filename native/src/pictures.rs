@@ -14,6 +14,7 @@ use wuerstchen::fs::read_at_most;
 use wuerstchen::{FileType, Image, Mask};
 
 use self::jpeg::Jpeg;
+use crate::terminal::counted;
 
 /// Ends of names of pictures, in lower case.
 pub(crate) const ENDINGS: [&str; 10] =
@@ -78,8 +79,31 @@ pub(crate) fn with_picture<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> R
     with_bytes(&bytes, work).with_context(|| format!("cannot read the picture {}", path.display()))
 }
 
-/// Decodes the bytes of a picture file for `work`.
-pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Result<T> {
+/// Reports of how many pictures only a part is taken, if of any.
+pub(crate) fn tell_of_frames(count: usize) {
+    if count > 0 {
+        let pictures = counted(count, "picture");
+        tell!("of {pictures} with several frames or pages the first is taken");
+    }
+}
+
+/// Whether the bytes of a picture file have several frames or pages. Decodes no more than two.
+pub(crate) fn has_frames(bytes: &[u8]) -> bool {
+    image::guess_format(bytes).is_ok_and(|format| frames::has_several(format, bytes))
+}
+
+/// The height and width of the picture in the bytes of a file, turned upright. Decodes no pixels.
+pub(crate) fn size_of(bytes: &[u8]) -> Result<[usize; 2]> {
+    let (_, mut decoder) = decoder_of(bytes)?;
+    let (width, height) = decoder.dimensions();
+    let [width, height] = [width, height].map(|side| side as usize);
+    // The first four orientations of EXIF do not lie on their side.
+    let is_turned = decoder.orientation()?.to_exif() > 4;
+    Ok(if is_turned { [width, height] } else { [height, width] })
+}
+
+/// The format of the bytes of a picture file, and what decodes them.
+fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
     if bytes.is_empty() {
         bail!("expected {TYPES}, found an empty file");
     }
@@ -93,7 +117,12 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
         let found = known.map_or("another type", FileType::name);
         bail!("expected {TYPES}, found {found}");
     };
-    let mut decoder = reader.into_decoder()?;
+    Ok((format, reader.into_decoder()?))
+}
+
+/// Decodes the bytes of a picture file for `work`.
+pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Result<T> {
+    let (format, mut decoder) = decoder_of(bytes)?;
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels > MAX_PIXELS {

@@ -2,11 +2,12 @@
 
 mod filter;
 mod index;
+mod list;
 #[cfg(feature = "parquet")]
 mod parquet;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,8 +22,9 @@ use wuerstchen_train::corpus::{CorpusError, Samples};
 use self::filter::{LeftOut, fields_of, texts_of};
 pub(crate) use self::index::MAX_TEXT;
 use self::index::{Found, MOST_FIELDS, Place, Tally, Unread, files_of, read_shard};
+use self::list::List;
 use crate::folder::{fill, shuffled};
-use crate::pictures::with_bytes;
+use crate::pictures::{has_frames, size_of, with_bytes};
 use crate::terminal::{counted, visible};
 
 /// Captioned pictures in shards, in another order in every epoch.
@@ -38,8 +40,10 @@ pub(crate) struct Shards {
     samples: Vec<Sample>,
     /// Two epochs, those of even numbers in the first place: threads that read ahead are in the next one already.
     epochs: Mutex<[Epoch; 2]>,
-    /// Samples that cannot be read, and why.
-    broken: Mutex<BTreeMap<u32, String>>,
+    /// Samples that cannot be read.
+    broken: Mutex<BTreeSet<u32>>,
+    /// Where they are listed.
+    list: Mutex<Option<List>>,
 }
 
 /// The order of an epoch.
@@ -63,6 +67,8 @@ struct Sample {
     chances: Vec<f64>,
     /// Whether it was read, and was smaller than it had to be.
     is_enlarged: AtomicBool,
+    /// Whether it was read, and has several frames or pages.
+    has_frames: AtomicBool,
 }
 
 impl Shards {
@@ -111,8 +117,16 @@ impl Shards {
                 {
                     let Found { name, place, .. } = found;
                     let shard = shard as u32;
-                    let is_enlarged = AtomicBool::new(false);
-                    samples.push(Sample { shard, name, place, captions, chances, is_enlarged });
+                    let [is_enlarged, has_frames] = [false; 2].map(AtomicBool::new);
+                    samples.push(Sample {
+                        shard,
+                        name,
+                        place,
+                        captions,
+                        chances,
+                        is_enlarged,
+                        has_frames,
+                    });
                 }
             }
         }
@@ -169,6 +183,7 @@ impl Shards {
             samples,
             epochs: Mutex::default(),
             broken: Mutex::default(),
+            list: Mutex::default(),
         })
     }
 
@@ -196,13 +211,18 @@ impl Shards {
         })
     }
 
-    /// The name of every picture that could not be read and is left out, and why, a line each.
-    pub(crate) fn broken(&self) -> Vec<String> {
-        if self.strict {
-            return Vec::new();
-        }
+    /// Lists the pictures that cannot be read and are left out in a file, below those that it lists already.
+    pub(crate) fn list_in(&self, path: &Path) -> Result<()> {
+        *self.list.lock().unwrap_or_else(PoisonError::into_inner) = Some(List::open(path)?);
+        Ok(())
+    }
+
+    /// How many pictures are listed, `None` where none was left out since the shards were opened.
+    pub(crate) fn listed(&self) -> Option<usize> {
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        broken.iter().map(|(&index, why)| format!("{}: {why}", self.name(index))).collect()
+        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_any = !broken.is_empty() && !self.strict;
+        is_any.then(|| list.as_ref().map_or(0, List::len))
     }
 
     /// How many pictures were read so far that had to be enlarged.
@@ -263,9 +283,7 @@ impl Shards {
         let (epoch, place) = self.place(number);
         // The next epoch has every sample.
         let found = [(epoch, place), (epoch + 1, 0)].into_iter().find_map(|(epoch, place)| {
-            self.in_epoch(epoch, |epoch| {
-                epoch.whole_from(place, |index| broken.contains_key(&index))
-            })
+            self.in_epoch(epoch, |epoch| epoch.whole_from(place, |index| broken.contains(&index)))
         });
         let name = || self.files[0].display().to_string();
         let reason = || "expected at least one picture that can be read".to_owned();
@@ -285,11 +303,18 @@ impl Shards {
         })
     }
 
-    /// Remembers that a sample is broken; reports it once. Returns the error.
+    /// Remembers that a sample is broken; reports and lists it once. Returns the error.
     fn leave_out(&self, index: u32, reason: String) -> CorpusError {
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        if broken.insert(index, reason.clone()).is_none() && self.tells && !self.strict {
-            tell!("left out: {}: {}", visible(&self.name(index)), visible(&reason));
+        if broken.insert(index) && !self.strict {
+            let line = visible(&format!("{}: {reason}", self.name(index)));
+            if self.tells {
+                tell!("left out: {line}");
+            }
+            let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(Err(error)) = list.as_mut().map(|list| list.add(line)) {
+                return CorpusError::File { reason: format!("{error:#}") };
+            }
         }
         CorpusError::Picture { name: self.name(index), reason }
     }
@@ -301,7 +326,9 @@ impl Shards {
         size: &mut dyn FnMut([usize; 2]) -> Result<[usize; 2], String>,
     ) -> Result<Image, CorpusError> {
         let bytes = self.bytes(index)?;
+        let has_frames = &self.samples[index as usize].has_frames;
         let decoded = with_bytes(&bytes, |picture| {
+            has_frames.fetch_or(picture.has_frames, Ordering::Relaxed);
             let sides = [picture.pixels.height(), picture.pixels.width()];
             Ok(fill(picture, size(sides.map(|side| side as usize))?))
         });
@@ -411,7 +438,14 @@ impl Pictures for Shards {
     }
 
     fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError> {
-        self.bytes(index as u32)
+        let bytes = self.bytes(index as u32)?;
+        self.samples[index].has_frames.fetch_or(has_frames(&bytes), Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    fn size(&self, index: usize, content: &[u8]) -> Result<[usize; 2], CorpusError> {
+        let size = size_of(content);
+        size.map_err(|error| self.leave_out(index as u32, error.root_cause().to_string()))
     }
 
     fn picture(
@@ -430,12 +464,15 @@ impl Pictures for Shards {
     fn leaves_out_broken(&self) -> bool {
         !self.strict
     }
+
+    fn with_frames(&self) -> usize {
+        self.samples.iter().filter(|sample| sample.has_frames.load(Ordering::Relaxed)).count()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use super::*;
 
@@ -481,7 +518,7 @@ mod tests {
             let Some(CorpusError::File { reason }) = error else { panic!("{error:?}") };
             assert!(reason.starts_with(&format!("cannot read the shard {}", path.display())));
         }
-        assert_eq!(shards.broken(), [""; 0]);
+        assert_eq!(shards.listed(), None);
     }
 
     /// Wherever the only whole sample lies in the order, every number gets it.
@@ -495,7 +532,7 @@ mod tests {
             assert_eq!(shards.whole_from(number).unwrap(), 12);
         }
         fs::remove_file(&path).unwrap();
-        assert_eq!(shards.broken().len(), 49);
+        assert_eq!(shards.broken.lock().unwrap().len(), 49);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use indicatif::ProgressBar;
 use same_file::is_same_file;
 use serde::Serialize;
 use wuerstchen::card::PriorIndex;
-use wuerstchen::fs::{check_writable, open, read_text, write};
+use wuerstchen::fs::{check_writable, open, read_text};
 use wuerstchen::{
     Checkpoint, ConfigError, Family, ModelFiles, Part, RUN_CONFIG, RUN_MODEL, Tokenizer,
     TokenizerFiles,
@@ -38,6 +38,7 @@ use crate::cache::remove_old_parts;
 use crate::devices::{Choice, choose_for};
 use crate::files::{read_model, read_tensors};
 use crate::folder::Folder;
+use crate::pictures::tell_of_frames;
 use crate::terminal::{counted, is_or_are, visible};
 use crate::{memory, usage};
 
@@ -117,6 +118,9 @@ impl Stages {
     }
 }
 
+/// The list of pictures that are left out, in a run's folder.
+const LEFT_OUT: &str = "left-out.txt";
+
 /// The place of this process among those that train together.
 pub struct Ranks {
     /// All processes.
@@ -160,11 +164,17 @@ impl Ranks {
         })
     }
 
-    /// Tells how many pictures were enlarged, and writes the list of those that were left out to the run's folder.
-    fn tell_of_pictures(&self, corpus: &Corpus, output: &Path) -> Result<()> {
+    /// Lists the pictures that are left out in the run's folder, as they are found.
+    fn list_pictures(&self, corpus: &Corpus, output: &Path) -> Result<()> {
+        if self.peers.rank() > 0 { Ok(()) } else { corpus.list_in(&output.join(LEFT_OUT)) }
+    }
+
+    /// Tells how many pictures were enlarged or are not used whole, and where those that were left out are listed.
+    fn tell_of_pictures(&self, corpus: &Corpus, output: &Path) {
         if self.peers.rank() > 0 {
-            return Ok(());
+            return;
         }
+        tell_of_frames(corpus.with_frames());
         match corpus.enlarged() {
             0 => {}
             count => tell!(
@@ -172,15 +182,11 @@ impl Ranks {
                 counted(count, "picture")
             ),
         }
-        let broken = corpus.broken();
-        if broken.is_empty() {
-            return Ok(());
+        if let Some(count) = corpus.listed() {
+            let pictures = counted(count, "picture");
+            let (were, path) = (if count == 1 { "was" } else { "were" }, output.join(LEFT_OUT));
+            tell!("{pictures} that cannot be read {were} left out: {}", path.display());
         }
-        let path = output.join("left-out.txt");
-        let pictures = counted(broken.len(), "picture");
-        let were = if broken.len() == 1 { "was" } else { "were" };
-        tell!("{pictures} that cannot be read {were} left out: {}", path.display());
-        Ok(write(&path, (broken.join("\n") + "\n").as_bytes())?)
     }
 
     /// Shows events, and says whether the run has to stop.
@@ -371,6 +377,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         None => run,
     };
     corpus.tell_if_changed(&*store, args.resume.is_some())?;
+    ranks.list_pictures(&corpus, &output)?;
     if let Some(cache) = &args.run.cache {
         remove_old_parts(cache)?;
         run = run.with_cache(Arc::new(store::Folder::new(cache)));
@@ -394,9 +401,8 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     for (stage, start) in stages {
         let done = run.train(stage, start);
-        let listed = ranks.tell_of_pictures(&corpus, &output);
+        ranks.tell_of_pictures(&corpus, &output);
         let is_stopped = done.map_err(with_remedy)?.is_break();
-        listed?;
         if is_stopped {
             tell!("stopped; go on with --resume auto");
             return Ok(());
@@ -647,13 +653,11 @@ fn check_scale(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Res
 /// Most changes of a config that are reported.
 const MOST_CHANGES: usize = 8;
 
-/// Reports the values of a run's config that have changed since it was last trained; changes of its pictures are
-/// reported elsewhere.
+/// Reports the values of a run's config that have changed since it was last trained; a folder that was moved is none of
+/// them, and other pictures in it are reported elsewhere.
 fn tell_of_changes(stored: &impl Serialize, config: &impl Serialize) -> Result<()> {
     let mut different = differences("", Some(&as_toml(stored)?), Some(&as_toml(config)?));
-    let are_pictures =
-        |field: &str| field.starts_with("corpus.folder") || field.starts_with("corpus.shards");
-    different.retain(|(field, ..)| !are_pictures(field));
+    different.retain(|(field, ..)| field != "corpus.folder");
     for (field, old, new) in different.iter().take(MOST_CHANGES) {
         tell!("{} was {}, and is now {}", visible(field), visible(old), visible(new));
     }

@@ -420,6 +420,9 @@ fn animations_and_long_captions_are_told_of() {
         "1 caption is longer than model.max_tokens = 32, which leaves out what follows, such as \"wo",
     ];
     folder.has(2, 2, &lines);
+    let stats = wuerstchen(&["data", "stats", &folder.0.display().to_string()]);
+    let told = text(&stats.stderr);
+    assert!(told.contains(lines[0]), "{told}");
 }
 
 /// A folder may be called like a number or a date.

@@ -121,10 +121,16 @@ fn a_killed_run_on_shards_goes_on_to_the_same_bits() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
+    let path = case.0.join("stopped/left-out.txt");
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
+    fs::write(&path, "an earlier line\n").unwrap();
     let resumed = case.run("a", "stopped", &["--resume", "auto"]);
     assert!(resumed.status.success(), "{}", text(&resumed.stderr));
     let state = |run: &str| fs::read(case.0.join(run).join("a/state.safetensors")).unwrap();
     assert!(state("straight") == state("stopped"));
+    let resumed_list = fs::read_to_string(&path).unwrap();
+    assert!(resumed_list.starts_with("an earlier line\n"), "{resumed_list}");
+    assert_eq!(resumed_list.lines().count(), 2, "{resumed_list}");
 }
 
 #[test]
@@ -145,10 +151,8 @@ fn nothing_of_shards_is_changed_without_a_line() {
     let case = Case::new("told");
     let data = case.0.join("data");
     let mut latin = Builder::new(File::create(data.join("00003.tar")).unwrap());
-    let mut png = Cursor::new(Vec::new());
-    RgbImage::new(40, 40).write_to(&mut png, ImageFormat::Png).unwrap();
     add(&mut latin, "1.json", br#"{"pwatermark": 0.1}"#);
-    add(&mut latin, "1.png", png.get_ref());
+    add(&mut latin, "1.png", include_bytes!("pictures_of_others/animated.png"));
     add(&mut latin, "1.txt", b"caf\xe9");
     add(&mut latin, "1.caption", b"a cafe");
     latin.finish().unwrap();
@@ -166,10 +170,16 @@ fn nothing_of_shards_is_changed_without_a_line() {
     ] {
         assert!(told.contains(line), "{line}: {told}");
     }
+    let stats = wuerstchen(&["data", "stats", &data.join("00003.tar").display().to_string()]);
+    let stats = text(&stats.stderr);
+    let frames = "of 1 picture with several frames or pages the first is taken";
+    assert!(stats.contains(frames), "{stats}");
     let (_, same) = run(&["--resume", "auto"]);
     assert!(!same.contains("the run began with other pictures"), "{same}");
     let (_, other) = run(&["--resume", "auto", "--set", "corpus.shards.filter.max_watermark=1"]);
     assert!(other.contains("the run began with other pictures, captions or filters"), "{other}");
+    let changed = "corpus.shards.filter.max_watermark was 0.5, and is now 1";
+    assert!(other.contains(changed), "{other}");
     let (code, none) = run(&["--set", "corpus.shards.captions={blip=1.0}"]);
     assert!(
         code != Some(0)

@@ -87,8 +87,7 @@ pub enum Event<'a> {
         pixels: [usize; 2],
         /// How many there are.
         pictures: usize,
-        /// How many of them are smaller than the compressor sees them, among those that are read: the size of one that
-        /// is in the cache is not known.
+        /// How many of them are smaller than the compressor sees them.
         enlarged: usize,
     },
     /// A cache is being filled with values that do not change while a stage trains.

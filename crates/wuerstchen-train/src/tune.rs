@@ -75,6 +75,13 @@ pub trait Pictures: Send + Sync {
     /// The file cannot be read.
     fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError>;
 
+    /// The height and width of a picture, of whose file these are the bytes; those that [`Self::picture`] tells.
+    ///
+    /// # Errors
+    ///
+    /// The size cannot be read.
+    fn size(&self, index: usize, content: &[u8]) -> Result<[usize; 2], CorpusError>;
+
     /// A picture at another size. `size` maps its own height and width to those of the result. The picture is scaled to
     /// cover the result, and what stands out is cut off on both sides.
     ///
@@ -94,6 +101,9 @@ pub trait Pictures: Send + Sync {
     fn leaves_out_broken(&self) -> bool {
         false
     }
+
+    /// How many of the pictures that were read so far have several frames or pages, of which the first is taken.
+    fn with_frames(&self) -> usize;
 }
 
 /// A fine-tuning of a model's Stage C.

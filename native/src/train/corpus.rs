@@ -1,5 +1,6 @@
 //! The corpus of a run, as its config says.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -127,11 +128,28 @@ impl Corpus {
         }
     }
 
-    /// The pictures that could not be read and were left out, a line each.
-    pub(super) fn broken(&self) -> Vec<String> {
+    /// How many pictures of shards were read that have several frames or pages. Those of folders are told before a run
+    /// begins.
+    pub(super) fn with_frames(&self) -> usize {
         match self {
-            Self::Shards(shards) => shards.broken(),
-            _ => Vec::new(),
+            Self::Shards(shards) => shards.with_frames(),
+            _ => 0,
+        }
+    }
+
+    /// Lists the pictures that cannot be read and are left out in a file, as they are found.
+    pub(super) fn list_in(&self, path: &Path) -> Result<()> {
+        match self {
+            Self::Shards(shards) => shards.list_in(path),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many pictures are listed, `None` where none was left out.
+    pub(super) fn listed(&self) -> Option<usize> {
+        match self {
+            Self::Shards(shards) => shards.listed(),
+            _ => None,
         }
     }
 }

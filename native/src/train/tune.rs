@@ -20,6 +20,7 @@ use super::{
 use crate::cache::{cache_folder, remove_old_parts};
 use crate::devices::choose_for;
 use crate::files::read_model;
+use crate::pictures::tell_of_frames;
 use crate::terminal::counted;
 use crate::{memory, usage};
 
@@ -82,6 +83,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     // Broken pictures in shards are left out later, when they are read.
     if args.dry_run || matches!(corpus, Corpus::Folder(_)) {
         let broken = check_pictures(&mut tune, corpus.pictures())?;
+        tell_of_frames(corpus.own_pictures().with_frames());
         if !corpus.own_pictures().leaves_out_broken() {
             refuse(&broken)?;
         } else if broken.len() == corpus.pictures() {
@@ -94,7 +96,9 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     remove_old_parts(&cache)?;
     if args.only_cache {
         tune.listen(ranks.listen(args)?);
-        if tune.fill_cache()?.is_break() {
+        let is_stopped = tune.fill_cache()?.is_break();
+        tell_of_frames(corpus.with_frames());
+        if is_stopped {
             tell!("stopped; what is done is kept");
         } else {
             tell!("kept in {}", cache.display());
@@ -102,11 +106,11 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         return Ok(());
     }
     corpus.tell_if_changed(&*store, resumes)?;
+    ranks.list_pictures(&corpus, &output)?;
     tune.listen(ranks.listen(args)?);
     let done = tune.train(from);
-    let listed = ranks.tell_of_pictures(&corpus, &output);
+    ranks.tell_of_pictures(&corpus, &output);
     let is_stopped = done.map_err(with_remedy)?.is_break();
-    listed?;
     if is_stopped {
         tell!("stopped; go on with --resume auto");
         return Ok(());

@@ -72,8 +72,12 @@ impl Sizes {
             ));
         }
         let cells = self.buckets.nearest(picture);
-        let is_enlarged = zip(picture, self.pixels(cells)).any(|(found, seen)| found < seen);
-        Ok(Fit { cells, is_enlarged })
+        Ok(Fit { cells, is_enlarged: self.is_enlarged(picture, cells) })
+    }
+
+    /// Whether a picture of this height and width has fewer pixels on a side than the compressor sees.
+    fn is_enlarged(&self, picture: [usize; 2], cells: [usize; 2]) -> bool {
+        zip(picture, self.pixels(cells)).any(|(found, seen)| found < seen)
     }
 
     /// The height and width in pixels that the compressor sees.
@@ -87,8 +91,7 @@ impl Sizes {
 struct Fit {
     /// Height and width of its embedding.
     cells: [usize; 2],
-    /// Whether it has fewer pixels on a side than the compressor sees; `false` where its embedding is in the cache,
-    /// which does not tell.
+    /// Whether it has fewer pixels on a side than the compressor sees.
     is_enlarged: bool,
 }
 
@@ -96,7 +99,7 @@ struct Fit {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Bucket {
     pub(super) pictures: usize,
-    /// How many of those that are read, not found in the cache, are enlarged.
+    /// How many of them are enlarged.
     pub(super) enlarged: usize,
 }
 
@@ -266,7 +269,7 @@ fn shape_of_texts(config: &TextEncoderConfig) -> [usize; 2] {
 /// The buckets, and the errors of the pictures that cannot be used.
 pub(super) type Checked = (Filled, Vec<CorpusError>);
 
-/// Reads the pictures that have no embedding in the cache.
+/// Reads the pictures that have no embedding in the cache, and the sizes of the others.
 pub(super) fn check(
     (model, pictures, cache, sizes): (&ModelFiles, &Arc<dyn Pictures>, &TensorCache, &Sizes),
     on_picture: impl Fn() + Sync,
@@ -276,7 +279,9 @@ pub(super) fn check(
         let content = pictures.content(index)?;
         let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
         if let Some([_, height, width]) = cache.shape(&name)?.as_deref() {
-            return Ok(Fit { cells: [*height, *width], is_enlarged: false });
+            let cells = [*height, *width];
+            let is_enlarged = sizes.is_enlarged(pictures.size(index, &content)?, cells);
+            return Ok(Fit { cells, is_enlarged });
         }
         let mut fit = Fit::default();
         // Only the size is needed, so the picture is scaled to a single pixel.
@@ -333,8 +338,8 @@ fn embeddings(
             };
             let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
             if let Some(shape) = cache.shape(&name)? {
-                let mut sizes = sizes.buckets.sizes().iter();
-                let cells = sizes.find(|[height, width]| shape == [c_latent, *height, *width]);
+                let mut buckets = sizes.buckets.sizes().iter();
+                let cells = buckets.find(|[height, width]| shape == [c_latent, *height, *width]);
                 let expected = || {
                     let reason = format!(
                         "expected an embedding of {c_latent} channels and the cells of a bucket, found a tensor of \
@@ -343,7 +348,11 @@ fn embeddings(
                     cache.unfit(&name, &reason)
                 };
                 let cells = *cells.ok_or_else(expected)?;
-                return Ok(Unseen::Cached((name, Fit { cells, is_enlarged: false })));
+                let is_enlarged = match pictures.size(index, &content) {
+                    Ok(size) => sizes.is_enlarged(size, cells),
+                    Err(error) => return keep(error),
+                };
+                return Ok(Unseen::Cached((name, Fit { cells, is_enlarged })));
             }
             let mut fit = Fit::default();
             let image = pictures.picture(index, &mut |size| {
