@@ -52,12 +52,27 @@ pub(crate) fn captions_of_pictures(folder: &Path) -> Result<Vec<Vec<String>>> {
     Ok(captions)
 }
 
+/// A line if a folder's name begins with a number, by which other programs repeat its pictures.
+fn of_repeats(pictures: &[PathBuf]) -> Option<String> {
+    let is_repeated = |folder: &&Path| {
+        let name = folder.file_name().and_then(|name| name.to_str());
+        let number = name.and_then(|name| name.split_once('_')).map(|(number, _)| number);
+        number
+            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let folder = pictures.iter().filter_map(|path| path.parent()).find(is_repeated)?;
+    Some(format!(
+        "the number before the name of a folder, such as {}, has no effect: every picture is seen once an epoch",
+        folder.display()
+    ))
+}
+
 /// Fails with the names of pictures without captions.
 fn refuse_uncaptioned<'a>(
     pictures: impl Iterator<Item = (&'a PathBuf, &'a Vec<String>)>,
 ) -> Result<()> {
     let without = pictures.filter(|(_, captions)| captions.is_empty());
-    let without: Vec<_> = without.map(|(path, _)| path.clone()).collect();
+    let without: Vec<_> = without.map(|(path, _)| path.display().to_string()).collect();
     refuse(
         &without,
         "without a caption in a .txt or .caption file of the same name, or in metadata.jsonl or metadata.csv",
@@ -95,7 +110,8 @@ impl Folder {
             bail!("{folder}: expected {types} files, found none{}", found.left_out.inline());
         }
         let captions = captions_of(folder, &found)?;
-        found.left_out.lines().chain(captions.left_out).for_each(|line| tell!("{line}"));
+        let lines = found.left_out.lines().chain(captions.left_out);
+        lines.chain(of_repeats(&found.pictures)).for_each(|line| tell!("{line}"));
         let pictures = found.pictures.into_iter().zip(captions.of_pictures);
         let pictures: Vec<_> = pictures
             .map(|(path, captions)| Picture {
@@ -164,7 +180,7 @@ impl Folder {
                 }
                 Err(error) => {
                     tell!("{error:#}");
-                    Some(picture.path.clone())
+                    Some(picture.path.display().to_string())
                 }
             }
         });

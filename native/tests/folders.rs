@@ -271,12 +271,14 @@ fn metadata_that_name_what_is_not_read_are_refused() {
     folder.write("metadata.jsonl", row("a.png") + &row("b.avif"));
     folder.is_refused("a picture named in metadata but of another type than PNG");
     folder.write("metadata.jsonl", row("a.png") + &row("c.png"));
+    folder.is_refused("c.png (metadata.jsonl, line 2)");
     folder.is_refused("named in metadata.jsonl or metadata.csv but not there");
     folder.write("metadata.jsonl", row("a.png") + &row("/old/c.png"));
     folder.is_refused("but not in the folder, where absolute names are looked for by their ends");
     folder.write("sub/metadata.jsonl", row("../a.png"));
     folder.write("metadata.jsonl", row("a.png"));
-    folder.has(1, 2, &["left out: files that are not"]);
+    // Both rows have the same caption, which counts once.
+    folder.has(1, 1, &["left out: files that are not"]);
     folder.picture("../outside.png");
     folder.write("metadata.jsonl", row("a.png") + &row("../outside.png"));
     folder.is_refused("outside of the corpus, which their names may not leave");
@@ -423,6 +425,15 @@ fn animations_and_long_captions_are_told_of() {
     let stats = wuerstchen(&["data", "stats", &folder.0.display().to_string()]);
     let told = text(&stats.stderr);
     assert!(told.contains(lines[0]), "{told}");
+}
+
+#[test]
+fn numbers_of_repeats_have_no_effect() {
+    let folder = Folder::new("repeats");
+    folder.picture("10_sks dog/a.png");
+    folder.write("10_sks dog/a.txt", "a dog");
+    let line = "10_sks dog, has no effect: every picture is seen once an epoch";
+    folder.has(1, 1, &[line]);
 }
 
 /// A folder may be called like a number or a date.

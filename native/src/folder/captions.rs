@@ -91,7 +91,7 @@ fn told_by_metadata(
     let pictures = index(root, &found.pictures, Path::to_owned);
     let others = index(root, &found.left_out.others, Path::to_owned);
     let (mut missing, mut outside) = (Vec::new(), Vec::new());
-    let (mut unread, mut lines) = (Vec::new(), Vec::new());
+    let (mut unread, mut lines, mut is_elsewhere) = (Vec::new(), Vec::new(), false);
     let mut folders = HashMap::new();
     let mut absolute: HashMap<usize, String> = HashMap::new();
     for path in &found.metadata {
@@ -103,11 +103,16 @@ fn told_by_metadata(
         }
         let mut moved = 0;
         let rows = read_rows(path)?;
-        if !rows.is_empty() && rows.iter().all(|row| row.captions.is_empty()) {
+        if !rows.is_empty() && rows.iter().all(|(_, row)| row.captions.is_empty()) {
             let (path, fields) = (path.display(), CAPTIONS.join(", "));
             lines.push(format!("{path}: no row has a caption, which is looked for in {fields}"));
         }
-        for row in rows {
+        for (line, row) in rows {
+            // The path of a picture, with the row that names it.
+            let in_row = |picture: PathBuf| {
+                let metadata = path.file_name().unwrap_or_default().display();
+                format!("{} ({metadata}, line {line})", picture.display())
+            };
             let mut names = names_of(root, folder, &row.file_name);
             // Tables may have spaces around their commas.
             let trimmed = row.file_name.trim();
@@ -132,16 +137,27 @@ fn told_by_metadata(
                 );
             }
             match named {
-                Some(picture) => captions[picture].extend(row.captions),
+                Some(picture) => {
+                    let of_picture = &mut captions[picture];
+                    for caption in row.captions {
+                        if !of_picture.contains(&caption) {
+                            of_picture.push(caption);
+                        }
+                    }
+                }
                 None if names.iter().any(|name| !others.get_in_any_case(name).is_empty()) => {
-                    unread.push(folder.join(&row.file_name));
+                    unread.push(in_row(folder.join(&row.file_name)));
                 }
                 None if !is_absolute(&row.file_name)
                     && names.iter().all(|name| normalised(name).starts_with("../")) =>
                 {
-                    outside.push(folder.join(&row.file_name));
+                    outside.push(in_row(folder.join(&row.file_name)));
                 }
-                None => missing.push(folder.join(&row.file_name)),
+                None => {
+                    let picture = folder.join(&row.file_name);
+                    is_elsewhere |= !picture.starts_with(root);
+                    missing.push(in_row(picture));
+                }
             }
             moved += usize::from(is_absolute(&row.file_name));
         }
@@ -155,7 +171,7 @@ fn told_by_metadata(
         &outside,
         "named in metadata.jsonl or metadata.csv but outside of the corpus, which their names may not leave",
     )?;
-    let place = if missing.iter().any(|path| !path.starts_with(root)) {
+    let place = if is_elsewhere {
         "in the folder, where absolute names are looked for by their ends"
     } else {
         "there"

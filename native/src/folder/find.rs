@@ -182,12 +182,11 @@ impl LeftOut {
 const NAMED: usize = 20;
 
 /// Fails if there are pictures `what`: names them.
-pub(super) fn refuse(files: &[PathBuf], what: &str) -> Result<()> {
+pub(super) fn refuse(files: &[String], what: &str) -> Result<()> {
     if files.is_empty() {
         return Ok(());
     }
-    let mut names: Vec<_> =
-        files.iter().take(NAMED).map(|file| file.display().to_string()).collect();
+    let mut names = files[..files.len().min(NAMED)].to_vec();
     if files.len() > NAMED {
         names.push(format!("and {} more", files.len() - NAMED));
     }

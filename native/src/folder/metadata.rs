@@ -65,24 +65,31 @@ fn texts_of(field: &str, value: Value) -> Result<Vec<String>> {
         value => vec![value],
     };
     let text = |value| match value {
+        // What has zeros in it is refused in tables and text files as well.
+        Value::String(text) if text.contains('\0') => {
+            bail!("expected {field:?} to be a text, found one with a zero byte")
+        }
         Value::String(text) => Ok(text),
         other => bail!("expected {field:?} to be a text or a list of texts, found {other}"),
     };
     values.into_iter().map(text).collect()
 }
 
+/// A row, and the number of its line.
+type Numbered = (u64, Row);
+
 /// Reads the rows of a file; a picture may have several.
-pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
+pub(super) fn read_rows(path: &Path) -> Result<Vec<Numbered>> {
     let text = read_text(path)?;
     let rows = if has_extension(path, "csv") { csv_rows(&text) } else { json_rows(&text) };
     rows.with_context(|| path.display().to_string())
 }
 
-fn json_rows(text: &str) -> Result<Vec<Row>> {
+fn json_rows(text: &str) -> Result<Vec<Numbered>> {
     if text.trim_start().starts_with('[') {
         bail!("expected one object a line, found a JSON array");
     }
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(number, line)| {
         let read = || {
             let expected = "expected {\"file_name\": …, \"text\": …}";
@@ -103,14 +110,14 @@ fn json_rows(text: &str) -> Result<Vec<Row>> {
             for field in CAPTIONS {
                 captions.extend(texts_of(field, entry.field(field)?)?);
             }
-            Ok::<_, anyhow::Error>(row(file_name, captions.into_iter()))
+            Ok::<_, anyhow::Error>((number, row(file_name, captions.into_iter())))
         };
-        read().with_context(|| format!("line {}", number + 1))
+        read().with_context(|| format!("line {number}"))
     });
     rows.collect()
 }
 
-fn csv_rows(text: &str) -> Result<Vec<Row>> {
+fn csv_rows(text: &str) -> Result<Vec<Numbered>> {
     let header = text.lines().next().unwrap_or_default();
     // Spreadsheets write semicolons in languages whose decimal mark is a comma.
     let separator = [b',', b';', b'\t'].into_iter().find(|&s| header.contains(char::from(s)));
@@ -154,7 +161,7 @@ fn csv_rows(text: &str) -> Result<Vec<Row>> {
             bail!("line {line}: expected a caption, found the list {list}: lists are for metadata.jsonl");
         }
         let captions = captions.iter().map(|&column| cell(column).to_owned());
-        Ok(row(cell(file_name).to_owned(), captions))
+        Ok((line, row(cell(file_name).to_owned(), captions)))
     });
     rows.collect()
 }
@@ -226,6 +233,29 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn without_lines(rows: Result<Vec<Numbered>>) -> Result<Vec<Row>> {
+        Ok(rows?.into_iter().map(|(_, row)| row).collect())
+    }
+
+    fn json_rows(text: &str) -> Result<Vec<Row>> {
+        without_lines(super::json_rows(text))
+    }
+
+    fn csv_rows(text: &str) -> Result<Vec<Row>> {
+        without_lines(super::csv_rows(text))
+    }
+
+    #[test]
+    fn rows_have_the_numbers_of_their_lines() {
+        let lines = |rows: Result<Vec<Numbered>>| {
+            rows.unwrap().iter().map(|(line, _)| *line).collect::<Vec<_>>()
+        };
+        let row = r#"{"file_name": "a.png", "text": "a fox"}"#;
+        assert_eq!(lines(super::json_rows(&format!("{row}\n\n{row}\n"))), [1, 3]);
+        let table = "file_name,text\na.png,\"a\nfox\"\nb.png,a dog\n";
+        assert_eq!(lines(super::csv_rows(table)), [2, 4]);
+    }
 
     fn expected(rows: &[(&str, &[&str])]) -> Vec<Row> {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
@@ -326,6 +356,11 @@ mod tests {
         assert!(
             list.ends_with(r#""caption" to be a text or a list of texts, found null"#),
             "{list}"
+        );
+        let zero = error(r#"{"file_name": "a.png", "text": "a\u0000b"}"#);
+        assert!(
+            zero.ends_with(r#"expected "text" to be a text, found one with a zero byte"#),
+            "{zero}"
         );
         let name = error(r#"{"image": "a.png"}"#);
         assert!(
