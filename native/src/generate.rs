@@ -243,9 +243,9 @@ impl Inputs {
 /// Reports which source pictures are scaled and cut to fit.
 fn tell_of_sizes(prepared: &Prepared) {
     let Settings { width, height, .. } = prepared.settings;
-    let SourcePictures { image, image_to, .. } = &prepared.request().pictures;
+    let SourcePictures { image, image_to, control_image, .. } = &prepared.request().pictures;
     let other = |image: &&Image| (image.width, image.height) != (width, height);
-    for image in image_to.iter().chain(image).filter(other) {
+    for image in image_to.iter().chain(image).chain(control_image).filter(other) {
         let (found_width, found_height) = (image.width, image.height);
         say!(
             "a picture of {found_width} x {found_height} pixels is scaled and cut to {width} x {height}"

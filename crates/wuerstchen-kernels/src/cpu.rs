@@ -181,6 +181,10 @@ pub(crate) trait CpuKernels: Backend {
     fn cpu_gelu(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_silu(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_softmax(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    #[cfg_attr(
+        target_family = "wasm",
+        allow(dead_code, reason = "WebAssembly adds biases in `product`")
+    )]
     fn cpu_add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cpu_global_response_norm(
         x: FloatTensor<Self>,

@@ -14,8 +14,8 @@ use wuerstchen::card::LATENT_MEANS;
 use wuerstchen::config::between;
 use wuerstchen::pipeline::MAX_SIDE;
 use wuerstchen::{
-    CompressorConfig, ConfigError, Defaults, PartConfig, PriorConfig, Schedule, TextEncoderConfig,
-    VqganConfig,
+    CompressorConfig, ConfigError, Defaults, PartConfig, PriorConfig, Recipe, Schedule,
+    TextEncoderConfig, VqganConfig,
 };
 
 pub use self::decoder::StageBModel;
@@ -391,7 +391,23 @@ impl TrainConfig {
                 return Err(ConfigError::new("defaults", field, expected, side));
             }
         }
-        self.defaults.validate()
+        self.defaults.validate()?;
+        let Defaults { recipe, prior_shift, decoder_shift, tokens, .. } = &self.defaults;
+        let has_tokens = self.model.decoder.has_tokens();
+        if tokens.is_some() && !has_tokens {
+            let expected = "left out where Stage B denoises latents";
+            return Err(ConfigError::new("defaults", "tokens", expected, "a table"));
+        }
+        // With the authors' recipe, the network is told a time that fits any shift.
+        let trained = self.model.schedule.shift;
+        let shifts = [("prior_shift", *prior_shift), ("decoder_shift", *decoder_shift)];
+        let shifts = &shifts[..if has_tokens { 1 } else { 2 }];
+        let other = shifts.iter().find(|(_, shift)| *shift != trained);
+        if let (Recipe::Diffusers, Some((field, shift))) = (recipe, other) {
+            let expected = format!("{trained}, as model.schedule.shift is");
+            return Err(ConfigError::new("defaults", field, expected, shift));
+        }
+        Ok(())
     }
 
     /// The updates of a stage.
@@ -509,7 +525,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 52] = [
+        let changes: [(Change, &str); 55] = [
             (
                 |config| config.image_size = 16,
                 "image_size must be at least 32 with scenes of shapes",
@@ -640,6 +656,9 @@ mod tests {
             (|config| config.defaults.width = 0, "width must be a multiple of 16, at most"),
             (|config| config.defaults.height = 40, "defaults config: height"),
             (|config| config.defaults.prior_steps = 0, "prior_steps must be from 1 to 1000"),
+            (|config| config.defaults.decoder_shift = 2.0, "1, as model.schedule.shift is, got 2"),
+            (|config| config.model.schedule.shift = 2.0, "prior_shift must be 2, as model"),
+            (|config| config.defaults.tokens = Some(Default::default()), "tokens must be left out"),
             (|config| config.defaults.decoder_steps = 1001, "decoder_steps"),
             (|config| config.defaults.decoder_guidance_scale = -1.0, "decoder_guidance_scale"),
         ];

@@ -65,6 +65,11 @@ impl Pipeline {
             (ControlInput::Edges, None) => edges(picture).await?,
             (ControlInput::Embedding, None) => self.embed_half(picture)?,
         };
+        let [_, channels, ..] = x.dims();
+        if channels != config.c_in {
+            let reason = format!("its ControlNet takes {} channels, got {channels}", config.c_in);
+            return Err(OptionsError::NoControlNet(reason).into());
+        }
         let scale = settings.control_scale;
         let mut features = Vec::new();
         for (&block, x) in config.blocks.iter().zip(network.get()?.forward(x)) {
