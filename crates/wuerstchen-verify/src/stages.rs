@@ -4,7 +4,7 @@ use burn::prelude::*;
 use wuerstchen::blocks::time_embedding;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::compressor::normalise;
-use wuerstchen::resize::{crop, resize_to_cover};
+use wuerstchen::resize::{Filter, crop, resize_to_cover};
 use wuerstchen::vqgan::COMMITMENT;
 use wuerstchen::{
     CompressorConfig, DecoderConfig, ModelFiles, Part, PipelineFolder, PriorConfig, Statistics,
@@ -118,7 +118,7 @@ pub(crate) fn compressor(
             return Err(recorder.error("expected pictures in \"cropped\"".into()));
         };
         let size = height.min(width);
-        let resized = resize_to_cover(picture, [size; 2]);
+        let resized = resize_to_cover(picture, [size; 2], Filter::Bilinear);
         recorder.check("resized", resized.clone(), EXACT_BOUND);
         let cropped = crop(resized, [size; 2]);
         recorder.check("cropped", cropped.clone(), EXACT_BOUND);

@@ -473,7 +473,12 @@ pub fn prepare(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
 
 /// Normalises the colours of `[B, 3, H, W]` in `[0, 1]` with the mean and deviation of ImageNet.
 pub fn normalise(image: Tensor<4>) -> Tensor<4> {
-    let channel =
-        |values: [f32; 3]| Tensor::<1>::from_data(values, &image.device()).reshape([1, 3, 1, 1]);
-    (image.clone() - channel(IMAGENET_MEAN)) / channel(IMAGENET_STD)
+    normalise_by(image, IMAGENET_MEAN, IMAGENET_STD)
+}
+
+/// Subtracts a mean from the colours of `[B, 3, H, W]` and divides them by a deviation.
+pub(crate) fn normalise_by(image: Tensor<4>, mean: [f32; 3], std: [f32; 3]) -> Tensor<4> {
+    let device = image.device();
+    let channel = |values: [f32; 3]| Tensor::<1>::from_data(values, &device).reshape([1, 3, 1, 1]);
+    (image - channel(mean)) / channel(std)
 }

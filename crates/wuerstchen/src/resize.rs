@@ -116,19 +116,19 @@ pub fn resize(x: Tensor<4>, [height, width]: [usize; 2], filter: Filter) -> Tens
 /// Makes pictures `[B, C, H, W]` as large as `size` (height, width): resizes them to cover it and cuts off the rest
 /// on both sides. Pictures of that size stay as they are.
 pub fn cover(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
-    crop(resize_to_cover(image, size), size)
+    crop(resize_to_cover(image, size, Filter::Bilinear), size)
 }
 
-/// Resizes `[B, C, H, W]` with [`Filter::Bilinear`] so that it just covers `height`x`width`; the side
-/// that stands out is rounded down, as torchvision does.
-pub fn resize_to_cover(image: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+/// Resizes `[B, C, H, W]` so that it just covers `height`x`width`; the side that stands out is rounded down, as
+/// torchvision does.
+pub fn resize_to_cover(image: Tensor<4>, [height, width]: [usize; 2], filter: Filter) -> Tensor<4> {
     let [_, _, rows, columns] = image.dims();
     let sides = if columns * height >= rows * width {
         [height, columns * height / rows]
     } else {
         [rows * width / columns, width]
     };
-    resize_planes(image, sides, Filter::Bilinear)
+    resize_planes(image, sides, filter)
 }
 
 /// Resizes `[B, C, H, W]` to `[B, C, height, width]`.

@@ -7,7 +7,7 @@ use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::compressor::normalise;
 use wuerstchen::family::{PREPARATION, PipelineFolder};
 use wuerstchen::previewer::PreviewerConfig;
-use wuerstchen::resize::resize_to_cover;
+use wuerstchen::resize::{Filter, resize_to_cover};
 use wuerstchen::vision::PreparationConfig;
 use wuerstchen::vqgan::STAGE_A_SCALE;
 use wuerstchen::{
@@ -254,7 +254,7 @@ pub(crate) fn compressor(
         let &[.., height, width] = recorder.shape("resize_out")? else {
             return Err(recorder.error("expected a picture in \"resize_out\"".into()));
         };
-        let resized = resize_to_cover(picture, [height.min(width); 2]);
+        let resized = resize_to_cover(picture, [height.min(width); 2], Filter::Bilinear);
         recorder.check("resize_out", resized, EXACT_BOUND);
     }
     if !files.weights.contains_key(&Part::CASCADE_COMPRESSOR) {
@@ -301,6 +301,13 @@ pub(crate) fn image_encoder(
         recorder.check(&name("pooled"), found.pooled, EXACT_BOUND);
         recorder.check(&name("pooler_output"), found.normed, EXACT_BOUND);
         recorder.check(&name("image_embeds"), found.embedding, EXACT_BOUND);
+        if recorder.has(&name("original.pixel_values")) {
+            let picture = picture(recorder, &name("picture"))?.to_tensor(device);
+            let pixels = preparation.prepare_floats(picture);
+            recorder.check(&name("original.pixel_values"), pixels.clone(), EXACT_BOUND);
+            let embedding = model.forward(pixels).embedding;
+            recorder.check(&name("original.image_embeds"), embedding, EXACT_BOUND);
+        }
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use wuerstchen::pipeline::{Guided, PriorCondition, Sampling};
 use wuerstchen::schedule::uniform_timesteps;
 use wuerstchen::{
     Checkpoint, Image, LoadError, ModelFiles, Part, PartConfig, Pipeline, PipelineFolder,
-    PooledTextConfig, PooledTextEncoder, Progress, Residency, Sampler, TextEmbedding, Tokenizer,
+    PooledTextConfig, PooledTextEncoder, Progress, Recipe, Residency, Sampler, TextEmbedding,
+    Tokenizer,
 };
 
 use super::networks::picture;
@@ -285,7 +286,7 @@ impl<'a> Studio<'a> {
         let recorder = Recorder::new("image_encoder", self.pictures, 1.0);
         let picture = |number: &usize| picture(&recorder, &format!("{number}.picture"));
         let images = run.pictures.iter().map(picture).collect::<Result<Vec<Image>, _>>()?;
-        let prompt = self.pipeline.picture_prompt(&images).await?;
+        let prompt = self.pipeline.picture_prompt(&images, Recipe::Diffusers).await?;
         let embeddings = Tensor::<3>::from_data(prompt.embeddings, self.device);
         Ok(Some(embeddings.repeat_dim(0, count)))
     }

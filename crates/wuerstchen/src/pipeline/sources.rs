@@ -96,7 +96,7 @@ impl Pipeline {
         let like = if picture_prompts.is_empty() {
             None
         } else {
-            Some(self.picture_prompt(picture_prompts).await?)
+            Some(self.picture_prompt(picture_prompts, settings.recipe).await?)
         };
         Ok(Prepared { request, settings, shares, origins, like, control })
     }

@@ -3,8 +3,10 @@
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::compressor::normalise_by;
 use crate::config::{ConfigError, size};
 use crate::image::Image;
+use crate::resize::{Filter, crop, resize_to_cover};
 
 /// How pictures are prepared, with the published field names
 /// (`feature_extractor/preprocessor_config.json`).
@@ -89,6 +91,16 @@ impl PreparationConfig {
         let resized = resize_bicubic(image, width, height);
         let pixels = self.normalise(&resized);
         Prepared { resized, pixels }
+    }
+
+    /// The same of pictures `[B, 3, H, W]` in `[0, 1]`, whose colours are not rounded to bytes, nor clamped, after they
+    /// are resized.
+    ///
+    /// Source: `clip_preprocess` in `core/` of Stability-AI/StableCascade.
+    pub fn prepare_floats(&self, picture: Tensor<4>) -> Tensor<4> {
+        let CropSize { height, width } = self.crop_size;
+        let resized = resize_to_cover(picture, [self.size.shortest_edge; 2], Filter::Bicubic);
+        normalise_by(crop(resized, [height, width]), self.image_mean, self.image_std)
     }
 
     /// The middle of a picture with normalised colours; black where the picture is smaller.
