@@ -144,7 +144,7 @@ fn stats(args: &StatsArgs) -> Result<()> {
             Box::new(Shards::open(&config, 0)?.without_lines())
         }
     };
-    let sizes = sizes_of(&*pictures);
+    let sizes = sizes_of(&*pictures)?;
     if let Some(path) = &args.grid {
         draw(&*pictures, path)?;
     }
@@ -236,7 +236,7 @@ fn pack(args: &PackArgs) -> Result<()> {
     check_new(&args.output)?;
     let folder = Folder::open(&args.folder, 0)?;
     let (count, samples) = (folder.len(), args.samples as usize);
-    let sizes = sizes_of(&folder);
+    let sizes = sizes_of(&folder)?;
     // Broken pictures are reported before anything is written.
     let broken = broken(&sizes);
     if !broken.is_empty() {
@@ -265,8 +265,9 @@ fn pack(args: &PackArgs) -> Result<()> {
     Ok(())
 }
 
-/// Reads all pictures: the height and width of each, or why it cannot be read.
-fn sizes_of(pictures: &dyn Pictures) -> Vec<Result<[usize; 2], CorpusError>> {
+/// Reads all pictures: the height and width of each, or why it cannot be read. Fails where a file of the corpus itself
+/// cannot be read.
+fn sizes_of(pictures: &dyn Pictures) -> Result<Vec<Result<[usize; 2], CorpusError>>> {
     let bar = ProgressBar::new(pictures.count() as u64).with_message("reading the pictures");
     let size = |index| {
         let mut sides = [0; 2];
@@ -276,12 +277,16 @@ fn sizes_of(pictures: &dyn Pictures) -> Vec<Result<[usize; 2], CorpusError>> {
             Ok([1; 2])
         });
         bar.inc(1);
-        read.map(|_| sides)
+        match read {
+            Ok(_) => Ok(Ok(sides)),
+            Err(broken @ CorpusError::Picture { .. }) => Ok(Err(broken)),
+            Err(error) => Err(error),
+        }
     };
-    let sizes = (0..pictures.count()).into_par_iter().map(size).collect();
+    let sizes = (0..pictures.count()).into_par_iter().map(size).collect::<Result<_, _>>();
     bar.finish_and_clear();
     tell_of_frames(pictures.with_frames());
-    sizes
+    Ok(sizes?)
 }
 
 /// The reasons why pictures cannot be read.

@@ -35,7 +35,7 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
 pub(crate) fn replace_controlnet(model: &mut ModelFiles, path: &Path) -> Result<()> {
     let mut found = Found::default();
     add(&mut found, path)?;
-    let mut own = found.finish()?;
+    let mut own = found.finish().with_context(|| path.display().to_string())?;
     let Some(part) = model.family().controlnet else {
         bail!(
             "{}: ControlNets are for Stable Cascade, and the model is {}",
@@ -43,8 +43,8 @@ pub(crate) fn replace_controlnet(model: &mut ModelFiles, path: &Path) -> Result<
             model.family().name
         );
     };
+    let parts: Vec<_> = own.weights.keys().map(|part| part.to_string()).collect();
     let Some(weights) = own.weights.remove(&part).filter(|_| own.weights.is_empty()) else {
-        let parts: Vec<_> = own.weights.keys().map(|part| part.to_string()).collect();
         bail!(
             "{}: expected a ControlNet and nothing else, found {}",
             path.display(),

@@ -57,8 +57,10 @@ fn of_repeats(pictures: &[PathBuf]) -> Option<String> {
     let is_repeated = |folder: &&Path| {
         let name = folder.file_name().and_then(|name| name.to_str());
         let number = name.and_then(|name| name.split_once('_')).map(|(number, _)| number);
-        number
-            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+        // More digits are a year or a serial number.
+        number.is_some_and(|number| {
+            (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit())
+        })
     };
     let folder = pictures.iter().filter_map(|path| path.parent()).find(is_repeated)?;
     Some(format!(
@@ -249,15 +251,14 @@ impl Pictures for Folder {
     }
 
     fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError> {
-        let Picture { path, has_frames, .. } = &self.pictures[index];
+        let path = &self.pictures[index].path;
         let bytes = read(path).map_err(anyhow::Error::from);
-        let bytes = bytes.map_err(|error| unreadable(path, error.root_cause().to_string()))?;
-        has_frames.fetch_or(pictures::has_frames(&bytes), Ordering::Relaxed);
-        Ok(bytes)
+        bytes.map_err(|error| unreadable(path, error.root_cause().to_string()))
     }
 
     fn size(&self, index: usize, content: &[u8]) -> Result<[usize; 2], CorpusError> {
-        let path = &self.pictures[index].path;
+        let Picture { path, has_frames, .. } = &self.pictures[index];
+        has_frames.fetch_or(pictures::has_frames(content), Ordering::Relaxed);
         size_of(content).map_err(|error| unreadable(path, error.root_cause().to_string()))
     }
 

@@ -245,7 +245,13 @@ fn tell_of_sizes(prepared: &Prepared) {
     let Settings { width, height, .. } = prepared.settings;
     let SourcePictures { image, image_to, control_image, .. } = &prepared.request().pictures;
     let other = |image: &&Image| (image.width, image.height) != (width, height);
-    for image in image_to.iter().chain(image).chain(control_image).filter(other) {
+    let cut = |image: &&Image| image.width * height != image.height * width;
+    for Image { width: found_width, height: found_height, .. } in control_image.iter().filter(cut) {
+        say!(
+            "a picture of {found_width} x {found_height} pixels is cut to the shape of {width} x {height}"
+        );
+    }
+    for image in image_to.iter().chain(image).filter(other) {
         let (found_width, found_height) = (image.width, image.height);
         say!(
             "a picture of {found_width} x {found_height} pixels is scaled and cut to {width} x {height}"

@@ -87,9 +87,10 @@ pub(crate) fn tell_of_frames(count: usize) {
     }
 }
 
-/// Whether the bytes of a picture file have several frames or pages. Decodes no more than two.
+/// Whether the bytes of a picture file have several frames or pages. Decodes no more than two, and none of a picture that
+/// is too large.
 pub(crate) fn has_frames(bytes: &[u8]) -> bool {
-    image::guess_format(bytes).is_ok_and(|format| frames::has_several(format, bytes))
+    decoder_of(bytes).is_ok_and(|(format, _)| frames::has_several(format, bytes))
 }
 
 /// The height and width of the picture in the bytes of a file, turned upright. Decodes no pixels.

@@ -21,7 +21,7 @@ use wuerstchen_train::corpus::{CorpusError, Samples};
 
 use self::filter::{LeftOut, fields_of, texts_of};
 pub(crate) use self::index::MAX_TEXT;
-use self::index::{Found, MOST_FIELDS, Place, Tally, Unread, files_of, read_shard};
+use self::index::{Found, MOST_FIELDS, Place, ReadError, Tally, files_of, read_shard};
 use self::list::List;
 use crate::folder::{fill, shuffled};
 use crate::pictures::{has_frames, size_of, with_bytes};
@@ -87,15 +87,9 @@ impl Shards {
         let (mut notes, mut fields) = (BTreeSet::new(), BTreeSet::new());
         for (shard, read) in read.into_iter().enumerate() {
             let name = |sample: &str| format!("{}/{sample}", files[shard].display());
-            for (all, own) in
-                [(&mut without_picture, &read.without_picture), (&mut apart, &read.apart)]
-            {
-                if all.count == 0 {
-                    all.first = name(&own.first);
-                }
-                all.count += own.count;
-            }
-            dotted = dotted.or(read.dotted);
+            without_picture.join(read.without_picture, name);
+            apart.join(read.apart, name);
+            dotted = dotted.or_else(|| read.dotted.map(|file| name(&file)));
             notes.extend(read.notes);
             fields.extend(read.fields);
             for (ending, count) in read.unread {
@@ -135,13 +129,13 @@ impl Shards {
         if without_picture.count > 0 {
             let (samples, first) =
                 (counted(without_picture.count, "sample"), &without_picture.first);
-            let dotted = dotted.map_or_else(String::new, |file| {
-                format!("; the name of a sample ends at the first dot of its files' names, such as {file}")
-            });
-            tell!(
-                "left out: {samples} without a picture, such as {}",
-                visible(&(first.clone() + &dotted))
-            );
+            tell!("left out: {samples} without a picture, such as {}", visible(first));
+            if let Some(file) = dotted {
+                let file = visible(&file);
+                tell!(
+                    "{file} is no picture of a sample: the name of a sample ends at the first dot"
+                );
+            }
         }
         if apart.count > 0 {
             let (samples, first) = (counted(apart.count, "sample"), visible(&apart.first));
@@ -295,8 +289,8 @@ impl Shards {
         let sample = &self.samples[index as usize];
         let path = &self.files[sample.shard as usize];
         sample.place.read(path).map_err(|error| match error {
-            Unread::Picture(reason) => self.leave_out(index, reason),
-            Unread::Shard(reason) => {
+            ReadError::Picture(reason) => self.leave_out(index, reason),
+            ReadError::Shard(reason) => {
                 let reason = format!("cannot read the shard {}: {reason}", path.display());
                 CorpusError::File { reason }
             }
@@ -364,7 +358,7 @@ fn listed(counts: &BTreeMap<String, usize>) -> String {
     let listed: Vec<_> = listed.map(|(ending, count)| format!("{ending} ({count})")).collect();
     let others = match counts.len().saturating_sub(MOST_ENDINGS) {
         0 => String::new(),
-        count => format!(" and {}", counted(count, "other ending")),
+        count => format!(" and {}", counted(count, "other kind")),
     };
     listed.join(", ") + &others
 }
@@ -438,12 +432,11 @@ impl Pictures for Shards {
     }
 
     fn content(&self, index: usize) -> Result<Vec<u8>, CorpusError> {
-        let bytes = self.bytes(index as u32)?;
-        self.samples[index].has_frames.fetch_or(has_frames(&bytes), Ordering::Relaxed);
-        Ok(bytes)
+        self.bytes(index as u32)
     }
 
     fn size(&self, index: usize, content: &[u8]) -> Result<[usize; 2], CorpusError> {
+        self.samples[index].has_frames.fetch_or(has_frames(content), Ordering::Relaxed);
         let size = size_of(content);
         size.map_err(|error| self.leave_out(index as u32, error.root_cause().to_string()))
     }
@@ -540,7 +533,7 @@ mod tests {
         let counts = (0..23).map(|number| (format!("{number:02}.png"), number / 22 + 1)).collect();
         let list = listed(&counts);
         assert!(list.starts_with("22.png (2), 00.png (1), "), "{list}");
-        assert!(list.ends_with(", 18.png (1) and 3 other endings"), "{list}");
+        assert!(list.ends_with(", 18.png (1) and 3 other kinds"), "{list}");
     }
 
     #[test]

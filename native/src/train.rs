@@ -397,6 +397,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
                 tell!("stopped; what is done is kept");
             }
         }
+        ranks.tell_of_pictures(&corpus, &output);
         return Ok(());
     }
     for (stage, start) in stages {

@@ -103,8 +103,8 @@ fn prompts_are_words_and_pictures() {
 /// Residual blocks of the golden model's Stage C.
 const RES_BLOCKS: usize = 6;
 
-/// A folder with the golden ControlNet of a kind, with one projection for each residual block of Stage C.
-fn controlnet(kind: &str) -> PathBuf {
+/// A folder with the golden ControlNet of a kind, whose projections belong to these residual blocks of Stage C.
+fn controlnet(kind: &str, blocks: [usize; RES_BLOCKS]) -> PathBuf {
     let path = golden("").with_file_name("controlnets.safetensors");
     let all = Checkpoint::parse("controlnets", open(&path).unwrap()).unwrap();
     let is_extra = |name: &str| {
@@ -114,9 +114,9 @@ fn controlnet(kind: &str) -> PathBuf {
     let weights = all.under(&format!("{kind}.weights."));
     let weights = weights.renamed(|name| (!is_extra(name)).then(|| name.to_owned()));
     let bytes = Checkpoint::write([(String::new(), &weights)], WeightDtype::F32, None).unwrap();
-    let folder = scratch(&format!("controlnet-{kind}"));
+    let folder = scratch(&format!("controlnet-{kind}-{}", blocks[RES_BLOCKS - 1]));
     fs::write(folder.join("model.safetensors"), bytes).unwrap();
-    fs::write(folder.join("config.json"), r#"{"blocks": [0, 1, 2, 3, 4, 5]}"#).unwrap();
+    fs::write(folder.join("config.json"), format!(r#"{{"blocks": {blocks:?}}}"#)).unwrap();
     folder
 }
 
@@ -125,8 +125,8 @@ fn controlnet(kind: &str) -> PathBuf {
 fn a_controlnet_makes_stage_c_follow_a_picture() {
     let photo = scratch("controlnet-photo").join("photo.png").display().to_string();
     assert!(wuerstchen(&["generate", "a red circle", "-o", &photo]).status.success());
-    let [edges, painting] =
-        ["edges", "painting"].map(|kind| controlnet(kind).display().to_string());
+    let [edges, painting, embedding] = ["edges", "painting", "embedding"]
+        .map(|kind| controlnet(kind, [0, 1, 2, 3, 4, 5]).display().to_string());
     let model = golden("");
     let pixels = |name: &str, more: &[&str]| {
         let more: Vec<_> = ["a hat"].iter().chain(more).copied().collect();
@@ -139,13 +139,25 @@ fn a_controlnet_makes_stage_c_follow_a_picture() {
     };
     let free = pixels("free", &[]);
     let followed = pixels("followed", &control);
-    assert_ne!(free, followed);
-    assert_eq!(free, pixels("scale-0", &with(&["--control-scale", "0"])));
-    assert_ne!(followed, pixels("scale-2", &with(&["--control-scale", "2"])));
+    assert!(free != followed);
+    assert!(free == pixels("scale-0", &with(&["--control-scale", "0"])));
+    assert!(followed != pixels("scale-2", &with(&["--control-scale", "2"])));
 
     let painted = ["--control-image", &photo, "--controlnet", &painting];
     let masked: Vec<_> = painted.iter().copied().chain(["--control-mask", &photo]).collect();
-    assert_ne!(free, pixels("masked", &masked));
+    assert!(free != pixels("masked", &masked));
+    // The content of a picture needs the compressor, which `import` puts into one file with the rest.
+    let whole = scratch("controlnet-whole").join("model.safetensors");
+    let [folder, effnet] =
+        ["", "original/effnet_encoder.safetensors"].map(|path| golden(path).display().to_string());
+    run(&["import", "--json", &folder, &effnet, "-o", &whole.display().to_string()]);
+    let content = ["--control-image", &photo, "--controlnet", &embedding];
+    let made = |name: &str, more: &[&str]| {
+        let more: Vec<_> = ["a hat"].iter().chain(more).copied().collect();
+        image::load_from_memory(&picture(&whole, name, &more)).unwrap().into_rgb8()
+    };
+    assert!(made("whole", &[]) != made("content", &content));
+
     let refuse = |more: &[&str], reason: &str| {
         let model = model.display().to_string();
         let arguments: Vec<_> =
@@ -160,6 +172,13 @@ fn a_controlnet_makes_stage_c_follow_a_picture() {
         "takes no mask",
     );
     refuse(&control[..2], "--control-image needs a model with a ControlNet");
+    refuse(&content, "--control-image needs a model with the semantic compressor");
+    let beyond = controlnet("edges", [0, 1, 2, 3, 4, 6]).display().to_string();
+    let beyond = ["--control-image", &photo, "--controlnet", &beyond];
+    refuse(
+        &beyond,
+        "blocks must be numbers below 6, of as many residual blocks as Stage C has, got 6",
+    );
     refuse(&["--control-scale", "2"], "--control-scale needs a --control-image");
     let original = golden("original/controlnet.safetensors").display().to_string();
     refuse(

@@ -160,6 +160,7 @@ fn enlarged_pictures_are_counted() {
     for (run, more) in [("checked", &["--dry-run"][..]), ("first", &[]), ("again", &[])] {
         let told = case.trained("lora", run, more);
         assert!(told.contains(&format!("{bucket}, 2 enlarged\n")), "{run}: {told}");
+        assert_eq!(told.matches(" enlarged").count(), 1, "{run}: {told}");
         let frames = "of 1 picture with several frames or pages the first is taken\n";
         assert!(told.contains(frames), "{run}: {told}");
     }

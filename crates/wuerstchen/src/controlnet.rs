@@ -232,7 +232,10 @@ impl ControlNetConfig {
         let widths = prior.res_block_widths();
         for &block in &config.blocks {
             let Some(&width) = widths.get(block) else {
-                let expected = format!("below {}, as many as Stage C has", widths.len());
+                let expected = format!(
+                    "numbers below {}, of as many residual blocks as Stage C has",
+                    widths.len()
+                );
                 return Err(ConfigError::new(PART, "blocks", expected, block).into());
             };
             if width != config.c_proj {
@@ -354,23 +357,35 @@ impl Conv {
     }
 }
 
+/// What PyTorch and OpenCV compute.
 #[cfg(test)]
-mod tests {
+pub(crate) mod golden {
     use std::sync::Arc;
 
     use super::*;
-    use crate::relative_error::assert_close;
 
     const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/controlnets.safetensors");
 
-    fn golden() -> Checkpoint {
+    pub(crate) fn all() -> Checkpoint {
         Checkpoint::parse("controlnets", Arc::new(GOLDEN)).unwrap()
     }
+
+    pub(crate) fn tensor(name: &str) -> Tensor<4> {
+        let all = all();
+        let values = TensorData::new(all.values(name).unwrap(), all.shape(name).unwrap());
+        Tensor::from_data(values, &Device::flex())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relative_error::assert_close;
 
     /// Each kind of published ControlNet computes what PyTorch computes, and is told by its weights.
     #[test]
     fn all_kinds_agree_with_pytorch() {
-        let (golden, device) = (golden(), Device::flex());
+        let (golden, device) = (golden::all(), Device::flex());
         let inputs = [
             ("edges", Some(ControlInput::Edges)),
             ("painting", Some(ControlInput::Painting)),
@@ -382,11 +397,7 @@ mod tests {
             assert_eq!(config.validate(), Ok(()));
             assert_eq!((config.input(), &config.blocks[..]), (input, &PUBLISHED_BLOCKS[..]));
             let model = config.load(&weights, &device).unwrap();
-            let tensor = |name: &str| -> Tensor<4> {
-                let name = format!("{kind}.{name}");
-                let shape = golden.shape(&name).unwrap();
-                Tensor::from_data(TensorData::new(golden.values(&name).unwrap(), shape), &device)
-            };
+            let tensor = |name: &str| golden::tensor(&format!("{kind}.{name}"));
             let found = model.forward(tensor("input"));
             assert_eq!(found.len(), PUBLISHED_BLOCKS.len());
             for (i, found) in found.into_iter().enumerate() {

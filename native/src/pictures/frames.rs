@@ -14,7 +14,8 @@ pub(super) fn has_several(format: ImageFormat, bytes: &[u8]) -> bool {
         ImageFormat::Png => PngDecoder::new(reader).and_then(|decoder| decoder.is_apng()),
         ImageFormat::WebP => WebPDecoder::new(reader).map(|decoder| decoder.has_animation()),
         ImageFormat::Gif => {
-            GifDecoder::new(reader).map(|decoder| decoder.into_frames().nth(1).is_some())
+            let frames = GifDecoder::new(reader).map(AnimationDecoder::into_frames);
+            frames.map(|mut frames| frames.nth(1).is_some_and(|frame| frame.is_ok()))
         }
         ImageFormat::Tiff => return has_pages(bytes).unwrap_or(false),
         _ => Ok(false),

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use wuerstchen::fs::read_text;
+use wuerstchen::fs::read;
 
 /// A file with a line for each picture that was left out. It grows as they are found, so that it is whole however the
 /// run ends, and keeps what is found before the run goes on.
@@ -18,8 +18,18 @@ pub(super) struct List {
 impl List {
     /// The list in a file, which may not be there yet.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let text = if path.exists() { read_text(path)? } else { String::new() };
-        Ok(Self { path: path.to_owned(), lines: text.lines().map(str::to_owned).collect() })
+        let cannot = || format!("cannot open {}", path.display());
+        let bytes = if path.exists() { read(path).with_context(cannot)? } else { Vec::new() };
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines: Vec<_> = text.split('\n').map(str::to_owned).collect();
+        // What follows the last end of a line was cut off while it was written.
+        if let Some(torn) = lines.pop().filter(|torn| !torn.is_empty()) {
+            tell!("{}: its last line is cut off, and removed: {torn}", path.display());
+            let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            let file = OpenOptions::new().write(true).open(path);
+            file.and_then(|file| file.set_len(whole as u64)).with_context(cannot)?;
+        }
+        Ok(Self { path: path.to_owned(), lines: lines.into_iter().collect() })
     }
 
     /// Adds a line, unless it is there.
@@ -54,6 +64,10 @@ mod tests {
             assert_eq!(list.len(), count);
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "a: torn\nb: empty\n");
+        // A line that was cut off within a letter is written anew.
+        std::fs::write(&path, b"a: torn\nc: \xc3").unwrap();
+        List::open(&path).unwrap().add("d: empty".to_owned()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a: torn\nd: empty\n");
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -107,7 +107,7 @@ tensors = {}
 for kind, net, x in [
     ("edges", ControlNet(efficient_net(1), 10), torch.rand(1, 1, 64, 95)),
     ("painting", ControlNet(efficient_net(4), 10), torch.rand(1, 4, 66, 64)),
-    ("embedding", ControlNet(embedding_net(5, 9), 9), torch.randn(1, 5, 4, 3)),
+    ("embedding", ControlNet(embedding_net(4, 9), 9), torch.randn(1, 4, 4, 3)),
 ]:
     net = net.eval()
     with torch.no_grad():

@@ -24,7 +24,8 @@ const EDGES_SIDE: usize = 224;
 impl Pipeline {
     /// Makes what Stage C adds to its features, so that results follow a picture. The model's ControlNet decides what
     /// is taken from the picture: its edges, all of it but the part that the mask paints anew, or its content in half
-    /// the resolution. The picture is scaled to cover the size in `settings`, and what stands out is cut off.
+    /// the resolution. The picture is scaled to cover 32 pixels for each cell of the image embedding, and what stands
+    /// out is cut off.
     ///
     /// # Errors
     ///
@@ -40,7 +41,11 @@ impl Pipeline {
         let ControlNetPart { network, config } =
             part.map_err(|why| OptionsError::NoControlNet(why.to_string()))?;
         let Some(input) = config.input() else {
-            let reason = format!("its ControlNet takes {} channels of another kind", config.c_in);
+            let reason = format!(
+                "expected one that takes edges (1 channel), a picture with a mask (4) or image embeddings, found one of \
+                 {} channels",
+                config.c_in
+            );
             return Err(OptionsError::NoControlNet(reason).into());
         };
         let (cells, _) = self.sizes(settings.height, settings.width)?;
@@ -67,7 +72,10 @@ impl Pipeline {
         };
         let [_, channels, ..] = x.dims();
         if channels != config.c_in {
-            let reason = format!("its ControlNet takes {} channels, got {channels}", config.c_in);
+            let reason = format!(
+                "it takes image embeddings of {} channels, and the compressor makes {channels}",
+                config.c_in
+            );
             return Err(OptionsError::NoControlNet(reason).into());
         }
         let scale = settings.control_scale;
@@ -107,27 +115,17 @@ async fn edges(picture: Tensor<4>) -> Result<Tensor<4>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures_lite::future::block_on;
 
     use super::*;
-    use crate::checkpoint::Checkpoint;
-
-    const GOLDEN: &[u8] = include_bytes!("../../../../tests/golden/controlnets.safetensors");
+    use crate::controlnet::golden::{all, tensor};
 
     /// OpenCV's edges of the same bytes, pixel by pixel; and as the authors resize them before and after. A byte of the
     /// resized picture may be rounded down from another side of a whole number, which moves an edge by a pixel.
     #[test]
     fn edges_are_those_of_opencv() {
-        let device = Device::flex();
-        let golden = Checkpoint::parse("controlnets", Arc::new(GOLDEN)).unwrap();
-        let tensor = |name: &str| -> Tensor<4> {
-            let shape = golden.shape(name).unwrap();
-            Tensor::from_data(TensorData::new(golden.values(name).unwrap(), shape), &device)
-        };
         let found = canny::edges(&tensor("canny.input").into_data());
-        let expected = golden.values("canny.edges").unwrap();
+        let expected = all().values("canny.edges").unwrap();
         assert_eq!(found, expected);
         assert!((0.05..0.5).contains(&(found.iter().sum::<f32>() / found.len() as f32)));
 
