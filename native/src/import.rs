@@ -9,7 +9,7 @@ use serde::Serialize;
 use wuerstchen::card::CARD;
 use wuerstchen::fs::{Found, LORA_FILES, Origin};
 use wuerstchen::import::complete;
-use wuerstchen::{Checkpoint, ModelFiles, Part, Pipeline, Residency};
+use wuerstchen::{Checkpoint, ControlNetConfig, LoadError, ModelFiles, Part, Pipeline, Residency};
 
 use crate::export::{Dtype, finish_bundle, write_shards};
 use crate::files;
@@ -79,7 +79,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let mut loaded = Ok(());
     if report.ok && report.lacking.is_empty() {
         // This reads no weights, but reports what no program could load before minutes of work.
-        loaded = Pipeline::load(&model, &Device::flex(), Residency::PerStage).map(|_| ());
+        loaded = Pipeline::load(&model, &Device::flex(), Residency::PerStage)
+            .and_then(|_| check_controlnet(&model));
         report.ok = loaded.is_ok();
     }
     crate::print(&if args.json {
@@ -95,6 +96,12 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     let folder = NewFolder::begin(output)?;
     finish_bundle(&write_shards(&model, args.dtype, &folder)?, folder)?;
     Ok(true)
+}
+
+/// Fails if the model has a ControlNet that does not fit its Stage C.
+fn check_controlnet(model: &ModelFiles) -> Result<(), LoadError> {
+    let part = model.family().controlnet.filter(|part| model.weights.contains_key(part));
+    part.map_or(Ok(()), |part| ControlNetConfig::of(model, part).map(|_| ()))
 }
 
 /// Writes into the model's card which LoRAs are merged into it.

@@ -83,12 +83,13 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
 }
 
 /// The options of Stage C alone, and whether they are given.
-pub(crate) fn options_of_prior(options: &GenerateOptions) -> [(&'static str, bool); 4] {
+pub(crate) fn options_of_prior(options: &GenerateOptions) -> [(&'static str, bool); 5] {
     [
         ("prior_steps", options.prior_steps.is_some()),
         ("prior_guidance_scale", options.prior_guidance_scale.is_some()),
         ("timesteps", options.timesteps.is_some()),
         ("prior_shift", options.prior_shift.is_some()),
+        ("control_scale", options.control_scale.is_some()),
     ]
 }
 

@@ -4,6 +4,7 @@ mod program;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 use wuerstchen::fs::open;
@@ -190,6 +191,53 @@ fn a_controlnet_makes_stage_c_follow_a_picture() {
         &["--control-image", &photo, "--controlnet", &lora],
         "expected a ControlNet and nothing else",
     );
+}
+
+/// The repository of Stage B has several ControlNets in a folder. They are left out with a line; one of them can be
+/// named, and has to fit Stage C. The only one in such a folder is the model's.
+#[test]
+fn one_of_several_controlnets_has_to_be_named() {
+    let folder = scratch("controlnets");
+    for pipeline in ["stable-cascade", "stable-cascade-prior"] {
+        let copied = Command::new("cp").arg("-r").args([golden(pipeline), folder.clone()]).status();
+        assert!(copied.unwrap().success());
+    }
+    let [pipeline, prior] =
+        ["stable-cascade", "stable-cascade-prior"].map(|name| folder.join(name));
+    let own = pipeline.join("controlnet");
+    fs::create_dir(&own).unwrap();
+    let net = controlnet("edges", [0, 1, 2, 3, 4, 5]);
+    for name in ["canny.safetensors", "inpainting.safetensors"] {
+        fs::copy(net.join("model.safetensors"), own.join(name)).unwrap();
+    }
+    fs::copy(net.join("config.json"), own.join("config.json")).unwrap();
+    let misfit = controlnet("edges", [0, 1, 2, 3, 4, 7]).join("model.safetensors");
+    let canny = own.join("canny.safetensors");
+    let import = |more: &[&Path]| {
+        let paths = [&*pipeline, &*prior].into_iter().chain(more.iter().copied());
+        let paths = paths.map(|path| path.to_str().unwrap());
+        wuerstchen(&["import", "--json"].into_iter().chain(paths).collect::<Vec<_>>())
+    };
+    let has_controlnet = |output: &[u8]| {
+        let report: Value = serde_json::from_slice(output).unwrap();
+        let parts = report["parts"].as_array().unwrap();
+        parts.iter().any(|part| part["part"] == "controlnet")
+    };
+    let output = import(&[]);
+    let told = text(&output.stderr);
+    assert!(output.status.success() && !has_controlnet(&output.stdout), "{told}");
+    let line = format!("{} is left out; one of its files can be named", own.display());
+    assert!(told.contains(&line), "{told}");
+    let output = import(&[&canny]);
+    assert!(output.status.success() && has_controlnet(&output.stdout), "{}", text(&output.stderr));
+    let error = text(&import(&[&misfit]).stderr);
+    assert!(error.contains("blocks must be numbers below 6"), "{error}");
+
+    fs::remove_file(own.join("inpainting.safetensors")).unwrap();
+    for model in [&folder, &pipeline] {
+        let told = run(&["inspect", "--json", model.to_str().unwrap()]);
+        assert!(told["parts"]["controlnet"].is_object(), "{told:#}");
+    }
 }
 
 /// Every multiple of 8 pixels from the least on comes out as asked; odd levels are fitted to each other.

@@ -197,7 +197,11 @@ impl PartConfig for ControlNetConfig {
     /// The weights do not tell which blocks the projections belong to: those of the published ControlNets are assumed
     /// for 8 and for 64 projections.
     fn infer(weights: &Checkpoint) -> Option<Self> {
-        let projections = weights.count(|i| format!("projections.{i}.0.weight"));
+        // A damaged file may lack one of the two layers.
+        let layer = |i: usize, layer: usize| format!("projections.{i}.{layer}.weight");
+        let has = |i: &usize| [0, 2].iter().any(|number| weights.has(&layer(*i, *number)));
+        let projections = (0..).take_while(has).count();
+        let side = |axis| (0..projections).find_map(|i| weights.side(&layer(i, 2), axis));
         let (backbone, first) = match ConvolutionsConfig::infer(weights) {
             Some(config) => (BackboneConfig::Convolutions(config), "backbone.0.weight"),
             None => {
@@ -208,8 +212,8 @@ impl PartConfig for ControlNetConfig {
         Some(Self {
             c_in: weights.side(first, 1)?,
             backbone,
-            c_hidden: weights.side("projections.0.2.weight", 1)?,
-            c_proj: weights.side("projections.0.2.weight", 0)?,
+            c_hidden: side(1)?,
+            c_proj: side(0)?,
             projections,
             blocks: match projections {
                 ALL_BLOCKS => (0..ALL_BLOCKS).collect(),

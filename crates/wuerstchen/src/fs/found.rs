@@ -186,15 +186,26 @@ impl Found {
             }
         }
         self.add_text(&path.join(CARD), CARD)?;
+        let mut places: Vec<&Path> = vec![path];
+        places.extend(with_pipelines.iter().map(|folder| folder.as_path()));
+        places.dedup();
         for part in lone_parts() {
-            let own = path.join(part.folder());
-            if own.is_dir() {
-                self.add_part(&own, Some(part))?;
+            let own = places.iter().map(|place| place.join(part.folder())).find(|own| own.is_dir());
+            if let Some(own) = own
+                && let Err(error) = self.add_part(&own, Some(part))
+            {
+                // The authors publish several in one folder, of which a model has none by itself.
+                if part != Part::CASCADE_CONTROLNET {
+                    return Err(error);
+                }
+                let own = own.display();
+                self.notes
+                    .push(format!("{own} is left out; one of its files can be named: {error}"));
             }
             // The published ones are files beside the folders of a pipeline.
             let file = format!("{part}.safetensors");
-            let files = with_pipelines.iter().map(|folder| folder.join(&file));
-            if let Some(file) = files.into_iter().find(|file| file.is_file())
+            let file = places.iter().map(|place| place.join(&file)).find(|file| file.is_file());
+            if let Some(file) = file
                 && !self.origins.contains_key(&part)
             {
                 self.add_file(&file)?;
@@ -203,9 +214,6 @@ impl Found {
         if self.origins.len() + self.ambiguous.len() == before {
             self.add_authors_folder(path)?;
         } else {
-            let mut places: Vec<&Path> = vec![path];
-            places.extend(with_pipelines.iter().map(|folder| folder.as_path()));
-            places.dedup();
             self.add_compressor_beside(&places)?;
             places.iter().try_for_each(|folder| self.note_unread(folder))?;
         }
