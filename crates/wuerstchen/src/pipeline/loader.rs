@@ -83,10 +83,7 @@ impl PipelineLoader {
             Some(Slot::new(part, config.init(device)))
         });
         let controlnet = match family.controlnet {
-            Some(part) => ControlNetConfig::of(files, part).map(|config| ControlNetPart {
-                network: Slot::new(part, config.init(device)),
-                config,
-            }),
+            Some(part) => controlnet(files, part, device),
             None => Err(LoadError::File {
                 path: prior_pipeline.name.to_owned(),
                 reason: format!("{} has none", family.name),
@@ -221,6 +218,17 @@ impl Pipeline {
     pub fn replace(&mut self, part: Part, weights: &Checkpoint) -> Result<(), LoadError> {
         self.slot(part)?.map_or(Ok(()), |slot| slot.add(weights))
     }
+}
+
+/// The ControlNet of a model. Few models have one, so that a web page fetches this function only if it is called.
+#[inline(never)]
+fn controlnet(
+    files: &ModelFiles,
+    part: Part,
+    device: &Device,
+) -> Result<ControlNetPart, LoadError> {
+    let config = ControlNetConfig::of(files, part)?;
+    Ok(ControlNetPart { network: Slot::new(part, config.init(device)), config })
 }
 
 /// The part whose slot this is, if nothing has arrived.

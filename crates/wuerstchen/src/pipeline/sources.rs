@@ -1,5 +1,7 @@
 //! Encoding of the source pictures that a generation starts from.
 
+use std::pin::Pin;
+
 use super::denoiser::DecoderStage;
 use super::progress::Error;
 use super::sampling::read;
@@ -8,7 +10,7 @@ use crate::batch_norm::Statistics;
 use crate::compressor::prepare;
 use crate::image::{Image, Mask};
 use crate::options::{OptionsError, Settings};
-use crate::origin::{Batch, Kept, Origin};
+use crate::origin::{Batch, Control, Kept, Origin};
 use crate::request::{Prepared, Request, SourcePictures};
 use crate::resize::cover;
 use crate::schedule::timesteps_from;
@@ -77,7 +79,12 @@ impl Pipeline {
         settings.check_pixels()?;
         let shares = request.shares()?;
         let control = match control_image {
-            Some(image) => Some(self.control(image, control_mask.as_ref(), &settings).await?),
+            Some(image) => {
+                // A function of its own, which a web page fetches only if it is called.
+                let control: Pin<Box<dyn Future<Output = Result<Control, Error>> + '_>> =
+                    Box::pin(self.control(image, control_mask.as_ref(), &settings));
+                Some(control.await?)
+            }
             None => None,
         };
         let origins = match image {
