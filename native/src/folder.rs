@@ -24,7 +24,7 @@ use wuerstchen_train::tune::digest;
 use self::captions::captions_of;
 use self::find::{find, refuse};
 pub(crate) use self::metadata::Entry;
-use crate::pictures::{self, size_of, tell_of_frames, with_picture};
+use crate::pictures::{self, look_at, tell_of_frames, with_picture};
 use crate::terminal::counted;
 
 /// Most bytes of scaled pictures that are kept, so that a small folder is decoded only once.
@@ -258,8 +258,11 @@ impl Pictures for Folder {
 
     fn size(&self, index: usize, content: &[u8]) -> Result<[usize; 2], CorpusError> {
         let Picture { path, has_frames, .. } = &self.pictures[index];
-        has_frames.fetch_or(pictures::has_frames(content), Ordering::Relaxed);
-        size_of(content).map_err(|error| unreadable(path, error.root_cause().to_string()))
+        let seen = look_at(content);
+        let (size, several) =
+            seen.map_err(|error| unreadable(path, error.root_cause().to_string()))?;
+        has_frames.fetch_or(several, Ordering::Relaxed);
+        Ok(size)
     }
 
     fn picture(

@@ -87,23 +87,19 @@ pub(crate) fn tell_of_frames(count: usize) {
     }
 }
 
-/// Whether the bytes of a picture file have several frames or pages. Decodes no more than two, and none of a picture that
-/// is too large.
-pub(crate) fn has_frames(bytes: &[u8]) -> bool {
-    decoder_of(bytes).is_ok_and(|(format, _)| frames::has_several(format, bytes))
-}
-
-/// The height and width of the picture in the bytes of a file, turned upright. Decodes no pixels.
-pub(crate) fn size_of(bytes: &[u8]) -> Result<[usize; 2]> {
-    let (_, mut decoder) = decoder_of(bytes)?;
+/// The height and width of the picture in the bytes of a file, turned upright, and whether the file has several frames
+/// or pages. Decodes no pixels but those of the first two frames of an animation.
+pub(crate) fn look_at(bytes: &[u8]) -> Result<([usize; 2], bool)> {
+    let (format, mut decoder) = decoder_of(bytes)?;
     let (width, height) = decoder.dimensions();
     let [width, height] = [width, height].map(|side| side as usize);
     // The first four orientations of EXIF do not lie on their side.
     let is_turned = decoder.orientation()?.to_exif() > 4;
-    Ok(if is_turned { [width, height] } else { [height, width] })
+    let size = if is_turned { [width, height] } else { [height, width] };
+    Ok((size, frames::has_several(format, bytes)))
 }
 
-/// The format of the bytes of a picture file, and what decodes them.
+/// The format of the bytes of a picture file, and what decodes them; fails for a picture that is too large.
 fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
     if bytes.is_empty() {
         bail!("expected {TYPES}, found an empty file");
@@ -118,12 +114,7 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
         let found = known.map_or("another type", FileType::name);
         bail!("expected {TYPES}, found {found}");
     };
-    Ok((format, reader.into_decoder()?))
-}
-
-/// Decodes the bytes of a picture file for `work`.
-pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Result<T> {
-    let (format, mut decoder) = decoder_of(bytes)?;
+    let decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels > MAX_PIXELS {
@@ -133,6 +124,14 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
     if u64::from(long) > MAX_RATIO * u64::from(short) {
         bail!("expected sides of at most {MAX_RATIO} to 1, found {width} x {height} pixels");
     }
+    Ok((format, decoder))
+}
+
+/// Decodes the bytes of a picture file for `work`.
+pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Result<T> {
+    let (format, mut decoder) = decoder_of(bytes)?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
     let jpeg = match format {
         ImageFormat::Jpeg => Some(Jpeg::find_end(bytes)?),
         _ => None,

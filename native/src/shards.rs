@@ -24,7 +24,7 @@ pub(crate) use self::index::MAX_TEXT;
 use self::index::{Found, MOST_FIELDS, Place, ReadError, Tally, files_of, read_shard};
 use self::list::List;
 use crate::folder::{fill, shuffled};
-use crate::pictures::{has_frames, size_of, with_bytes};
+use crate::pictures::{look_at, with_bytes};
 use crate::terminal::{counted, visible};
 
 /// Captioned pictures in shards, in another order in every epoch.
@@ -436,9 +436,11 @@ impl Pictures for Shards {
     }
 
     fn size(&self, index: usize, content: &[u8]) -> Result<[usize; 2], CorpusError> {
-        self.samples[index].has_frames.fetch_or(has_frames(content), Ordering::Relaxed);
-        let size = size_of(content);
-        size.map_err(|error| self.leave_out(index as u32, error.root_cause().to_string()))
+        let seen = look_at(content);
+        let (size, several) =
+            seen.map_err(|error| self.leave_out(index as u32, error.root_cause().to_string()))?;
+        self.samples[index].has_frames.fetch_or(several, Ordering::Relaxed);
+        Ok(size)
     }
 
     fn picture(

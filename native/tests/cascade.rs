@@ -4,13 +4,12 @@ mod program;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
 use wuerstchen::fs::open;
 use wuerstchen::{Checkpoint, WeightDtype};
 
-use program::{scratch, text, wuerstchen};
+use program::{copy, scratch, text, wuerstchen};
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("tests/golden/cascade").join(path)
@@ -199,8 +198,7 @@ fn a_controlnet_makes_stage_c_follow_a_picture() {
 fn one_of_several_controlnets_has_to_be_named() {
     let folder = scratch("controlnets");
     for pipeline in ["stable-cascade", "stable-cascade-prior"] {
-        let copied = Command::new("cp").arg("-r").args([golden(pipeline), folder.clone()]).status();
-        assert!(copied.unwrap().success());
+        copy(&golden(pipeline), &folder.join(pipeline));
     }
     let [pipeline, prior] =
         ["stable-cascade", "stable-cascade-prior"].map(|name| folder.join(name));

@@ -7,15 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use program::{scratch, text, wuerstchen};
+use program::{copy, scratch, text, wuerstchen};
 
 fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("tests/golden/small")
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to.parent().unwrap()).unwrap();
-    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
 }
 
 /// Fails unless all six parts, or all but the compressor, are there and whole; returns the reported lines.

@@ -7,7 +7,7 @@ mod samplings;
 mod text;
 
 use serde_json::{Value, json};
-use wuerstchen::{Checkpoint, LoadError, Lora, Part};
+use wuerstchen::{CascadeConfig, Checkpoint, Lora, Part};
 
 use crate::compare::Recorder;
 use crate::report::{Verification, VerifyError};
@@ -74,15 +74,13 @@ pub(crate) async fn samplings(
         on_file("controlnet");
         let mut controlled = files.clone();
         controlled.weights.insert(Part::CASCADE_CONTROLNET, weights.clone());
-        let blocks: Value = serde_json::from_str(config).map_err(|error| LoadError::File {
-            path: "controlnet.json".into(),
-            reason: error.to_string(),
-        })?;
-        let config = json!({ "blocks": blocks["blocks"] }).to_string();
+        let config: Value = samplings::parse("controlnet.json", config)?;
+        let config = json!({ "blocks": config["blocks"] }).to_string();
         controlled.texts.insert(Part::CASCADE_CONTROLNET.config_path(), config);
+        let (_, prior) = files.load::<CascadeConfig>(Part::CASCADE_PRIOR, device)?;
         let mut recorder = Recorder::new("controlnet", golden, slack);
-        let control = networks::controlnet(&mut recorder, &controlled, device)?;
-        authors::controlled_sampling(&mut recorder, &studio, files, control).await?;
+        let control = networks::controlnet(&mut recorder, &controlled, &prior, device)?;
+        authors::controlled_sampling(&mut recorder, &studio, files, &prior, control).await?;
         recorder.finish(result).await?;
     }
     if let Some(golden) = goldens.tensors.get("gdf") {

@@ -92,7 +92,7 @@ pub enum BlockKind {
 const PART: &str = "compressor";
 
 /// Channels of a picture.
-const COLOURS: usize = 3;
+pub(crate) const COLOURS: usize = 3;
 
 /// Strides of EfficientNetV2-L, whose weights do not tell them; EfficientNetV2-S has the first six stages.
 const V2_STRIDES: [usize; 7] = [1, 2, 2, 2, 1, 2, 1];
@@ -241,11 +241,12 @@ impl EfficientNetConfig {
         self.stages.iter().try_for_each(|stage| layers(part, "layers", stage.layers))
     }
 
-    /// The layers over pictures with `input` channels.
+    /// The layers over pictures with `input` channels. Where these are no colours, the first convolution has no padding,
+    /// as the one by which the authors replace it.
     pub(crate) fn init(&self, input: usize, device: &Device) -> Vec<Stage> {
         let epsilon = self.backbone_bn_eps;
         let conv = |shape, stride| ConvNorm::init(shape, stride, epsilon, device);
-        let stem = conv([self.stem, input, 3, 3], 2);
+        let stem = ConvNorm { padded: input == COLOURS, ..conv([self.stem, input, 3, 3], 2) };
         let mut backbone = vec![Stage::Conv(stem)];
         let mut input = self.stem;
         for stage in &self.stages {
@@ -404,11 +405,6 @@ impl ConvNorm {
 
     fn without_activation(self) -> Self {
         Self { activation: false, ..self }
-    }
-
-    /// As the authors replace the first convolution for pictures without three channels.
-    pub(crate) fn without_padding(self) -> Self {
-        Self { padded: false, ..self }
     }
 
     fn forward(&self, x: Tensor<4>, statistics: Statistics) -> Tensor<4> {

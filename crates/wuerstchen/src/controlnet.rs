@@ -1,6 +1,6 @@
 //! The ControlNets of Stable Cascade: what a picture adds to the features of Stage C.
 
-use burn::module::{Initializer, Module, Param};
+use burn::module::Module;
 use burn::nn::{
     Gelu, LayerNorm, LayerNormConfig, LeakyRelu, LeakyReluConfig, Linear, LinearConfig,
 };
@@ -13,10 +13,11 @@ use crate::blocks::{affine, channels_last};
 use crate::bundle::ModelFiles;
 use crate::cascade::CascadeConfig;
 use crate::checkpoint::Checkpoint;
-use crate::compressor::{EfficientNetConfig, Stage, dense_conv, features};
+use crate::compressor::{EfficientNetConfig, Stage, features};
 use crate::config::{ConfigError, layers, size};
 use crate::error::LoadError;
 use crate::part::{Part, PartConfig};
+use crate::previewer::Conv;
 use crate::weights::KeyTable;
 
 /// Configuration of a [`ControlNet`].
@@ -97,13 +98,6 @@ enum Layer {
     Residual(Residual),
 }
 
-/// A convolution with a bias that keeps the resolution; the weight is `[C_out, C_in, K, K]`.
-#[derive(Module, Debug)]
-struct Conv {
-    weight: Param<Tensor<4>>,
-    bias: Param<Tensor<1>>,
-}
-
 /// Twice a layer norm, GELU and a 3x3 convolution; the input is added to the result.
 #[derive(Module, Debug)]
 struct Residual {
@@ -178,14 +172,7 @@ impl PartConfig for ControlNetConfig {
         let projection = |_| Projection { inner: layer(self.c_hidden), outer: layer(self.c_proj) };
         let backbone = match &self.backbone {
             BackboneConfig::EfficientNet(config) => {
-                let mut stages = config.init(self.c_in, device);
-                // The authors replace the first convolution for other pictures than coloured ones.
-                if self.c_in != 3
-                    && let Stage::Conv(stem) = stages.remove(0)
-                {
-                    stages.insert(0, Stage::Conv(stem.without_padding()));
-                }
-                Backbone::Features(stages)
+                Backbone::Features(config.init(self.c_in, device))
             }
             BackboneConfig::Convolutions(config) => {
                 Backbone::Convolutions(config.init(self.c_in, self.c_hidden, device))
@@ -278,7 +265,8 @@ impl ConvolutionsConfig {
 
     fn init(&self, input: usize, output: usize, device: &Device) -> Vec<Layer> {
         let Self { kernel, expanded, channels, residual_blocks } = *self;
-        let conv = |input, output, kernel| Conv::init([output, input, kernel, kernel], device);
+        let conv =
+            |input, output, kernel| Conv::init([output, input, kernel, kernel], output, device);
         let norm = || ResidualLayer::Norm(LayerNormConfig::new(channels).init(device));
         let half = || {
             let conv = ResidualLayer::Conv(conv(channels, channels, 3));
@@ -345,19 +333,6 @@ impl Residual {
             ResidualLayer::Conv(conv) => conv.forward(y),
         });
         x + y
-    }
-}
-
-impl Conv {
-    fn init(shape: [usize; 4], device: &Device) -> Self {
-        Self {
-            weight: Initializer::XavierUniform { gain: 1.0 }.init(shape, device),
-            bias: Initializer::Zeros.init([shape[0]], device),
-        }
-    }
-
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        dense_conv(x, self.weight.val(), Some(self.bias.val()), 1)
     }
 }
 

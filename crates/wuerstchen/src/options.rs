@@ -5,7 +5,6 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, between};
-use crate::error::LoadError;
 use crate::sampler::{Recipe, Sampler};
 use crate::schedule::SHIFTS;
 use crate::tokens::TokenSampling;
@@ -397,11 +396,6 @@ pub enum OptionsError {
 }
 
 impl OptionsError {
-    /// A picture that needs the semantic compressor.
-    pub(crate) fn no_compressor(field: &'static str, why: &LoadError) -> Self {
-        Self::NoCompressor { field, reason: why.to_string() }
-    }
-
     /// The option or input that is wrong, by its name in Rust, such as `prior_steps`.
     pub fn field(&self) -> &'static str {
         match self {

@@ -9,7 +9,7 @@ use wuerstchen_kernels::{Epilogue, linear};
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{channels_first, channels_last, pixel_shuffle};
 use crate::checkpoint::Checkpoint;
-use crate::compressor::dense_conv;
+use crate::compressor::{COLOURS, dense_conv};
 use crate::config::{ConfigError, size};
 use crate::part::PartConfig;
 use crate::weights::KeyTable;
@@ -41,9 +41,10 @@ enum Layer {
     Norm(ChannelBatchNorm),
 }
 
-/// The weights of a convolution, `[C_out, C_in, K, K]`, or of a transposed one, `[C_in, C_out, 2, 2]`.
+/// The weights of a convolution that keeps the resolution, `[C_out, C_in, K, K]`, or of a transposed one,
+/// `[C_in, C_out, 2, 2]`.
 #[derive(Module, Debug)]
-struct Conv {
+pub(crate) struct Conv {
     weight: Param<Tensor<4>>,
     bias: Param<Tensor<1>>,
 }
@@ -71,10 +72,7 @@ impl PartConfig for PreviewerConfig {
     }
 
     fn init(&self, device: &Device) -> Previewer {
-        let conv = |shape: [usize; 4], output: usize| Conv {
-            weight: Initializer::XavierUniform { gain: 1.0 }.init(shape, device),
-            bias: Initializer::Zeros.init([output], device),
-        };
+        let conv = |shape, output| Conv::init(shape, output, device);
         let mut blocks = Vec::new();
         let normed = |blocks: &mut Vec<Layer>, layer: Layer, width: usize| {
             blocks.push(layer);
@@ -104,8 +102,6 @@ impl PartConfig for PreviewerConfig {
     }
 }
 
-const COLOURS: usize = 3;
-
 impl Previewer {
     /// Shows image embeddings.
     ///
@@ -115,7 +111,7 @@ impl Previewer {
     /// - output: `[B, 3, 8h, 8w]`, about `[0, 1]`, not clamped
     pub fn forward(&self, embedding: Tensor<4>) -> Tensor<4> {
         let x = self.blocks.iter().fold(channels_last(embedding), |x, layer| match layer {
-            Layer::Conv(conv) => dense_conv(x, conv.weight.val(), Some(conv.bias.val()), 1),
+            Layer::Conv(conv) => conv.forward(x),
             Layer::Grow(conv) => conv.transposed(x),
             Layer::Activation(gelu) => gelu.forward(x),
             Layer::Norm(norm) => norm.forward(x, Statistics::Running),
@@ -125,6 +121,18 @@ impl Previewer {
 }
 
 impl Conv {
+    /// Xavier-uniform weights of this shape, and zero biases.
+    pub(crate) fn init(shape: [usize; 4], output: usize, device: &Device) -> Self {
+        Self {
+            weight: Initializer::XavierUniform { gain: 1.0 }.init(shape, device),
+            bias: Initializer::Zeros.init([output], device),
+        }
+    }
+
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        dense_conv(x, self.weight.val(), Some(self.bias.val()), 1)
+    }
+
     /// The transposed convolution of stride 2, whose windows do not overlap.
     fn transposed(&self, x: Tensor<4>) -> Tensor<4> {
         let weight = self.weight.val();

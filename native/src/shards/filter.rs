@@ -45,16 +45,16 @@ impl LeftOut {
         found: &Found,
         name: impl FnOnce() -> String,
     ) -> Option<(Vec<String>, Vec<f64>)> {
+        let read = fields_read(config, found);
         let fault = found.fault.map(str::to_owned);
         let taken = match fault.or_else(|| refusal(&config.filter, &found.fields)) {
             Some(reason) => Err(reason),
-            None => captions_of(config, found).ok_or_else(|| "no caption".to_owned()),
+            None => captions_of(&read, found).ok_or_else(|| "no caption".to_owned()),
         };
-        self.no_texts += no_texts(config, found);
+        self.no_texts += no_texts(&read, found);
         if taken.is_ok() {
-            let used = fields_read(config, found);
             let is_used =
-                |ending: &str| used.iter().any(|(field, _)| *ending == field.to_lowercase());
+                |ending: &str| read.iter().any(|(field, _)| *ending == field.to_lowercase());
             for ending in found.texts.keys().filter(|ending| !is_used(ending)) {
                 *self.unused.entry(ending.clone()).or_default() += 1;
             }
@@ -116,23 +116,23 @@ fn value_of<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
     fields.get(name).or_else(|| in_any_case().map(|(_, value)| value))
 }
 
-/// The captions of a sample and their probabilities, which sum to 1. They come from the fields that the config names,
-/// in the shares that it gives them, or else from the first usual field that the sample has.
-pub(super) fn captions_of(config: &ShardsConfig, found: &Found) -> Option<(Vec<String>, Vec<f64>)> {
+/// The captions of a sample in the fields that are `read`, and their probabilities in the shares of the fields, which sum
+/// to 1.
+fn captions_of(read: &[(&str, f64)], found: &Found) -> Option<(Vec<String>, Vec<f64>)> {
     // The captions of one field divide its share equally.
-    let of_field = |(field, share): (&str, f64)| {
+    let of_field = |&(field, share): &(&str, f64)| {
         let texts = texts_of(found, field);
         let part = share / texts.len() as f64;
         texts.into_iter().map(move |text| (text, part)).collect::<Vec<_>>()
     };
-    let captions: Vec<_> = fields_read(config, found).into_iter().flat_map(of_field).collect();
+    let captions: Vec<_> = read.iter().flat_map(of_field).collect();
     let whole: f64 = captions.iter().map(|(_, share)| share).sum();
     let of_whole = |(text, share): (String, f64)| (text, share / whole);
     (whole > 0.0).then(|| captions.into_iter().map(of_whole).unzip())
 }
 
 /// How many captions of a sample are no texts; null stands for no caption and does not count.
-fn no_texts(config: &ShardsConfig, found: &Found) -> usize {
+fn no_texts(read: &[(&str, f64)], found: &Found) -> usize {
     let is_no_text = |value: &Value| match value {
         Value::Null => false,
         value => value.as_str().is_none_or(|text| !is_text(text)),
@@ -141,7 +141,7 @@ fn no_texts(config: &ShardsConfig, found: &Found) -> usize {
         Some(Value::Array(list)) => list.iter().filter(|value| is_no_text(value)).count(),
         value => usize::from(value.is_some_and(is_no_text)),
     };
-    fields_read(config, found).into_iter().map(|(field, _)| in_field(field)).sum()
+    read.iter().map(|(field, _)| in_field(field)).sum()
 }
 
 /// The fields in which captions are looked for, with their shares: those that the config names, or the usual ones up to
@@ -225,17 +225,19 @@ mod tests {
     /// Shares of 1 and 3 of those that are there.
     #[test]
     fn captions_have_their_shares() {
+        let captions =
+            |config: &ShardsConfig, found: &Found| captions_of(&fields_read(config, found), found);
         let shares = [("txt", 1.0), ("blip", 3.0), ("none", 9.0)];
-        let captions = shares.map(|(field, share)| (field.to_owned(), share)).into();
-        let config = ShardsConfig { captions, ..ShardsConfig::default() };
+        let shares = shares.map(|(field, share)| (field.to_owned(), share)).into();
+        let config = ShardsConfig { captions: shares, ..ShardsConfig::default() };
         let found = found(json!({"blip": "an animal", "caption": "x"}));
-        let (texts, chances) = captions_of(&config, &found).unwrap();
+        let (texts, chances) = captions(&config, &found).unwrap();
         assert_eq!(texts, ["an animal", "a fox"]);
         assert_eq!(chances, [0.75, 0.25]);
-        let (texts, chances) = captions_of(&ShardsConfig::default(), &found).unwrap();
+        let (texts, chances) = captions(&ShardsConfig::default(), &found).unwrap();
         assert_eq!((texts, chances), (vec!["a fox".to_owned()], vec![1.0]));
         let several = self::found(json!({"captions": ["one", " ", "two"]}));
-        let (texts, chances) = captions_of(&ShardsConfig::default(), &several).unwrap();
+        let (texts, chances) = captions(&ShardsConfig::default(), &several).unwrap();
         assert_eq!((texts, chances), (vec!["one".to_owned(), "two".to_owned()], vec![0.5; 2]));
     }
 

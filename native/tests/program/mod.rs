@@ -20,3 +20,10 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
     fs::create_dir_all(&folder).unwrap();
     folder
 }
+
+/// Copies a file, or a folder with all that is in it.
+#[allow(dead_code, reason = "not every file of tests copies anything")]
+pub(crate) fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+}

@@ -59,12 +59,12 @@ pub(super) async fn controlled_sampling(
     recorder: &mut Recorder<'_>,
     studio: &Studio<'_>,
     files: &ModelFiles,
+    prior: &Cascade,
     control: Vec<AddedFeatures>,
 ) -> Result<(), VerifyError> {
-    let (_, prior) = files.load::<CascadeConfig>(Part::CASCADE_PRIOR, studio.device)?;
     let task = Task::of_prior(recorder, studio, "sample", &[&studio.case.second], PRIOR)?;
     let task = Task { control, ..task };
-    let result = task.run(recorder, &prior, studio, files).await?;
+    let result = task.run(recorder, prior, studio, files).await?;
     recorder.check("sample.result", result, SAMPLING_BOUND);
     Ok(())
 }

@@ -195,6 +195,7 @@ pub(super) fn changed_prior(
 pub(super) fn controlnet(
     recorder: &mut Recorder,
     files: &ModelFiles,
+    prior: &Cascade,
     device: &Device,
 ) -> Result<Vec<AddedFeatures>, VerifyError> {
     let (config, model) = files.load::<ControlNetConfig>(Part::CASCADE_CONTROLNET, device)?;
@@ -206,9 +207,8 @@ pub(super) fn controlnet(
         recorder.check(&name, planes, EXACT_BOUND);
         control.push(AddedFeatures { block, features });
     }
-    let (_, prior) = files.load::<CascadeConfig>(Part::CASCADE_PRIOR, device)?;
     let inputs = Inputs { control: control.clone(), ..Inputs::read(recorder, device)? };
-    recorder.check("y", inputs.predict(&prior), DIFFUSION_BOUND);
+    recorder.check("y", inputs.predict(prior), DIFFUSION_BOUND);
     Ok(control)
 }
 

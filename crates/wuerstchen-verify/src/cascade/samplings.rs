@@ -352,7 +352,7 @@ impl<'a> Studio<'a> {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(file: &str, text: &'a str) -> Result<T, VerifyError> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(file: &str, text: &'a str) -> Result<T, VerifyError> {
     serde_json::from_str(text)
         .map_err(|error| VerifyError::Golden { file: file.into(), reason: error.to_string() })
 }

@@ -88,9 +88,7 @@ impl Pipeline {
 
     /// The image embedding of a picture in half its resolution, every cell twice as wide and as high.
     fn embed_half(&self, picture: Tensor<4>) -> Result<Tensor<4>, Error> {
-        let compressor = self.compressor.as_ref();
-        let CompressorPart { network, .. } =
-            compressor.map_err(|why| OptionsError::no_compressor("control_image", why))?;
+        let CompressorPart { network, .. } = self.compressor("control_image")?;
         let every_second = Slice::new(0, None, 2);
         let half = picture.slice([Slice::full(), Slice::full(), every_second, every_second]);
         let embedding = network.get()?.forward(normalise(half), Statistics::Running);

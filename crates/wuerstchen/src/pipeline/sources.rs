@@ -16,6 +16,12 @@ use crate::resize::cover;
 use crate::schedule::timesteps_from;
 
 impl Pipeline {
+    /// The semantic compressor, which the picture given as `field` needs.
+    pub(super) fn compressor(&self, field: &'static str) -> Result<&CompressorPart, OptionsError> {
+        let part = self.compressor.as_ref();
+        part.map_err(|why| OptionsError::NoCompressor { field, reason: why.to_string() })
+    }
+
     /// Encodes a source picture, and the part of it that the mask keeps. The picture is scaled to cover the
     /// size in `settings`, and what stands out is cut off on both sides.
     ///
@@ -33,9 +39,7 @@ impl Pipeline {
         if let Some(mask) = mask {
             mask.check(image, "mask")?;
         }
-        let compressor = self.compressor.as_ref();
-        let CompressorPart { network, downscale } =
-            compressor.map_err(|why| OptionsError::no_compressor("image", why))?;
+        let CompressorPart { network, downscale } = self.compressor("image")?;
         let pixels = image.to_tensor(&self.device);
         let prepared = prepare(pixels.clone(), cells.map(|side| side * downscale));
         let embedding = network.get()?.forward(prepared, Statistics::Running);
