@@ -112,7 +112,7 @@ const VERSIONS: readonly {
   {
     name: 'Stable Cascade',
     model: 'cascade',
-    files: { cpu: 15, webgpu: 12 },
+    files: { cpu: 16, webgpu: 13 },
     withoutOnGpu: ['pipeline', 'combined', 'gdf'],
   },
   {
