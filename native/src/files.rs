@@ -34,7 +34,7 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
 /// Replaces a model's ControlNet by that of a file or folder, which has to fit its Stage C.
 pub(crate) fn replace_controlnet(model: &mut ModelFiles, path: &Path) -> Result<()> {
     let mut found = Found::default();
-    add(&mut found, path)?;
+    add(&mut found, path).context("cannot read the ControlNet")?;
     let mut own = found.finish().with_context(|| path.display().to_string())?;
     let Some(part) = model.family().controlnet else {
         bail!(

@@ -102,6 +102,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let inputs = &args.inputs;
     let request =
         Request { prompts: args.prompts()?, pictures: inputs.pictures()?, ..args.request.clone() };
+    request.check()?;
     let outputs = args.outputs(&request)?;
     let Loaded { pipeline, device, load_secs } =
         args.model.load(&inputs.lora, inputs.controlnet.as_deref())?;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use wuerstchen::fs::{open, open_lora, read};
 use wuerstchen::import::complete;
-use wuerstchen::{CARD, Checkpoint, ModelFiles, Part, Provenance};
+use wuerstchen::{CARD, Checkpoint, ControlNetConfig, ModelFiles, Part, Provenance};
 
 use crate::files;
 use crate::terminal::{visible, visible_lines};
@@ -101,7 +101,9 @@ fn describe(files: &ModelFiles) -> Model {
         text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null)
     };
     let part = |(&part, weights): (&Part, &Checkpoint)| {
-        (part, describe_part(weights, json(&part.config_path())))
+        let is_controlnet = part == Part::CASCADE_CONTROLNET;
+        let config = is_controlnet.then(|| describe_controlnet(files)).flatten();
+        (part, describe_part(weights, config.unwrap_or_else(|| json(&part.config_path()))))
     };
     let parts: BTreeMap<_, _> = files.weights.iter().map(part).collect();
     Model {
@@ -110,6 +112,14 @@ fn describe(files: &ModelFiles) -> Model {
         bytes: parts.values().map(|part| part.bytes).sum(),
         parts,
     }
+}
+
+/// The config of a ControlNet, and what it takes. Published files have no config: their weights tell.
+fn describe_controlnet(files: &ModelFiles) -> Option<Value> {
+    let config: ControlNetConfig = files.part_config(Part::CASCADE_CONTROLNET).ok()?;
+    let mut described = serde_json::to_value(&config).ok()?;
+    described["takes"] = json!(config.takes());
+    Some(described)
 }
 
 fn describe_part(weights: &Checkpoint, config: Value) -> PartReport {

@@ -21,7 +21,7 @@ use wuerstchen::manifest::Unpacking;
 use wuerstchen::speed::reach;
 use wuerstchen::{
     Checkpoint, Error, Generated as Made, Image, LoadError, Lora, LoraError, LoraFile, Manifest,
-    ModelFiles, Part, Pipeline, PipelineLoader, Prepared, Progress, Provenance, ReadBytes,
+    ModelFiles, OnStep, Part, Pipeline, PipelineLoader, Prepared, Progress, Provenance, ReadBytes,
     Residency, Stage, Unread, WebBundle,
 };
 
@@ -289,7 +289,7 @@ impl Engine {
     async fn make(
         &self,
         request: wuerstchen::Request,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Generated, Error> {
         let mut unread = Unread::default();
         for (_, text) in request.texts() {

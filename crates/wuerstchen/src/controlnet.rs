@@ -237,6 +237,18 @@ impl ControlNetConfig {
         Ok(config)
     }
 
+    /// What the network takes, in words.
+    pub fn takes(&self) -> String {
+        match self.input() {
+            Some(ControlInput::Edges) => "the edges of a picture".to_owned(),
+            Some(ControlInput::Painting) => "a picture and a mask".to_owned(),
+            Some(ControlInput::Embedding) => {
+                "the image embedding of a picture in half its resolution".to_owned()
+            }
+            None => format!("{} channels, which no picture is made into", self.c_in),
+        }
+    }
+
     /// What the network takes; `None` where no picture can be made to fit it.
     pub(crate) fn input(&self) -> Option<ControlInput> {
         match (&self.backbone, self.c_in) {

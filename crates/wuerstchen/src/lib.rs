@@ -102,7 +102,7 @@ pub use manifest::{Manifest, WebBundle};
 pub use options::{Defaults, GenerateOptions, OptionsError, PromptSyntax, Settings};
 pub use origin::{Batch, Control, Origin, PicturePrompt};
 pub use part::{Part, PartConfig, Stage};
-pub use pipeline::{Error, Generated, Pipeline, PipelineLoader, Progress};
+pub use pipeline::{Error, Generated, OnStep, Pipeline, PipelineLoader, Progress};
 pub use preview::EmbeddingColours;
 pub use prior::{GroupConditions, Prior, PriorConfig};
 pub use provenance::{Provenance, ProvenanceError};

@@ -14,15 +14,13 @@ mod text;
 mod tiling;
 mod tokens;
 
-use std::ops::ControlFlow;
-
 use burn::prelude::*;
 
 pub(crate) use self::denoiser::DecoderStage;
 use self::denoiser::DiffusionStage;
 pub use self::denoiser::{Condition, PriorCondition};
 pub use self::loader::PipelineLoader;
-pub use self::progress::{Error, Progress};
+pub use self::progress::{Error, OnStep, Progress};
 pub use self::sampling::{Guided, Noise, Sampling};
 use self::sampling::{Steps, Streams, Task};
 pub(crate) use self::sampling::{denoise, read, report};
@@ -230,7 +228,7 @@ impl Pipeline {
         &self,
         prompt: &str,
         options: &GenerateOptions,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Generated, Error> {
         let settings = options.resolve(&self.card.defaults)?;
         settings.check_pixels()?;
@@ -248,7 +246,7 @@ impl Pipeline {
         &self,
         prompts: &[&str],
         settings: Settings,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Generated, Error> {
         let batch = Batch { prompts: prompts.to_vec(), ..Default::default() };
         let mut made = self.generate_batches(&[batch], &settings, on_step).await?;
@@ -265,7 +263,7 @@ impl Pipeline {
         &self,
         batches: &[Batch<'_>],
         settings: &Settings,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Vec<Generated>, Error> {
         let (embedding_size, latent_size) = self.sizes(settings.height, settings.width)?;
         if settings.strength.is_some() && batches.iter().all(|batch| batch.origin.is_none()) {
@@ -293,7 +291,7 @@ impl Pipeline {
     async fn embed_for_prior(
         &self,
         job: &Job<'_>,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Vec<Guided<TextEmbedding>>, Error> {
         let (prior, decoder) =
             (job.settings.prior_guidance_scale, job.settings.largest_decoder_guidance());
@@ -315,7 +313,7 @@ impl Pipeline {
         &self,
         job: &Job<'_>,
         texts: Vec<Guided<TextEmbedding>>,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Vec<Guided<TextEmbedding>>, Error> {
         let Some(part) = &self.decoder_text else { return Ok(texts) };
         drop(texts);
@@ -333,7 +331,7 @@ impl Pipeline {
         job: &mut Job<'_>,
         texts: &[Guided<TextEmbedding>],
         [height, width]: [usize; 2],
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Vec<Tensor<4>>, Error> {
         let settings = job.settings;
         let denoiser = if job.needs_prior { Some(self.prior.denoiser.get()?) } else { None };
@@ -371,7 +369,7 @@ impl Pipeline {
         texts: Vec<Guided<TextEmbedding>>,
         embeddings: &[Tensor<4>],
         size: [usize; 2],
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Vec<Tensor<4>>, Error> {
         match &self.decoder {
             DecoderStage::Latents(stage) => {
@@ -391,7 +389,7 @@ impl Pipeline {
         texts: Vec<Guided<TextEmbedding>>,
         embeddings: &[Tensor<4>],
         [height, width]: [usize; 2],
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Vec<Tensor<4>>, Error> {
         let (model, vqgan) = (stage.network.get()?, self.vqgan.get()?);
         let samplings: Vec<_> =
@@ -431,7 +429,7 @@ impl Pipeline {
         texts: Vec<Guided<TextEmbedding>>,
         embeddings: &[Tensor<4>],
         [height, width]: [usize; 2],
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Vec<Tensor<4>>, Error> {
         let settings = job.settings;
         let denoiser = stage.denoiser.get()?;
@@ -461,7 +459,7 @@ impl Pipeline {
         job: &Job<'_>,
         embeddings: Vec<Tensor<4>>,
         latents: Vec<Tensor<4>>,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Vec<Generated>, Error> {
         let (vqgan, settings, count) = (self.vqgan.get()?, job.settings, job.batches.len());
         let mut made = Vec::new();

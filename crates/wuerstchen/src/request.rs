@@ -87,8 +87,12 @@ impl Request {
         }
     }
 
-    /// Fails where an input has no effect without another, or contradicts it.
-    pub(crate) fn check(&self) -> Result<(), OptionsError> {
+    /// Checks what can be checked without a model.
+    ///
+    /// # Errors
+    ///
+    /// An input has no effect without another, or contradicts it.
+    pub fn check(&self) -> Result<(), OptionsError> {
         let SourcePictures { image, mask, image_to, control_image, control_mask, .. } =
             &self.pictures;
         let given = [("mask", mask.is_some()), ("image_to", image_to.is_some())];
@@ -102,6 +106,10 @@ impl Request {
         if let Some((field, _)) = given.into_iter().find(|given| given.1 && control_image.is_none())
         {
             return Err(OptionsError::Missing { field, needed: "a control_image" });
+        }
+        if control_image.is_some() && self.options.strength == Some(0.0) {
+            let other = "a strength of 0, where Stage C has no steps";
+            return Err(OptionsError::Contradiction { field: "control_image", other });
         }
         if mask.is_some() && image_to.is_some() {
             return Err(OptionsError::Contradiction { field: "image_to", other: "a mask" });
@@ -228,7 +236,13 @@ mod tests {
         let both =
             SourcePictures { image: image.clone(), image_to: image.clone(), ..masked.clone() };
         assert_eq!(message(both), Err("image_to cannot be used with a mask".to_owned()));
-        assert_eq!(message(SourcePictures { image, ..masked }), Ok(()));
+        assert_eq!(message(SourcePictures { image: image.clone(), ..masked }), Ok(()));
+        let control =
+            SourcePictures { image: image.clone(), control_image: image, ..Default::default() };
+        assert_eq!(message(control.clone()), Ok(()));
+        let still = request(r#"{"prompts": [""], "options": {"strength": 0}}"#);
+        let refused = Request { pictures: control, ..still }.check().unwrap_err();
+        assert!(refused.to_string().starts_with("control_image cannot be used with a strength"));
         assert!(request("{}").check().is_err());
     }
 

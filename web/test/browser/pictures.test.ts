@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { Browser, Page } from 'playwright-core';
 import { PNG } from 'pngjs';
+import { writeControlled } from './controlnet-file.ts';
 import { writeLora } from './lora-file.ts';
 import {
   CASCADE,
@@ -62,6 +63,7 @@ async function generate(
   options: {
     imageBase64?: string;
     maskBase64?: string;
+    controlBase64?: string;
     /** Picture prompts. */
     promptsBase64?: string[];
     [option: string]: unknown;
@@ -74,13 +76,14 @@ async function generate(
       const { load } = (window as any).wuerstchen;
       const engine = await load({ model, device, ...others });
       const [stages, previews]: [string[], string[]] = [[], []];
-      const { imageBase64, maskBase64, promptsBase64, ...picture } = options;
+      const { imageBase64, maskBase64, controlBase64, promptsBase64, ...picture } = options;
       const blob = async (base64?: string) =>
         base64 && (await fetch(`data:image/png;base64,${base64}`)).blob();
       const result = await engine.generate({
         ...picture,
         image: (await blob(imageBase64)) || undefined,
         mask: (await blob(maskBase64)) || undefined,
+        controlImage: (await blob(controlBase64)) || undefined,
         picturePrompts: promptsBase64 && (await Promise.all(promptsBase64.map(blob))),
         format: 'imageData',
         onProgress: (event: any) => {
@@ -190,6 +193,29 @@ test('pictures are prompts of Stable Cascade, as natively, and other models refu
   const prompts = files.flatMap((file) => ['--picture-prompt', file]);
   assertEqual(made.picture, native('', [...args, ...prompts], CASCADE));
   await assert.rejects(generate(page, 'cpu', { prompt: PROMPT, promptsBase64 }), /picture/);
+  await page.close();
+});
+
+test('Stage C follows the edges of a picture by a ControlNet, as natively', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
+  const model = join(folder, 'model');
+  writeControlled(model);
+  const image = join(folder, 'image.png');
+  execFileSync(program, ['generate', 'a blue square', '-o', image], { stdio: 'ignore' });
+  const exported = exportModel('controlled', model, 'f32', ['--picture-size', '128']);
+
+  const page = await openPage(browser, site);
+  const size = { prompt: PROMPT, width: 128, height: 128, seed: 7, ...FEW_STEPS };
+  const make = (options: Record<string, unknown>, model = `/${exported}/manifest.json`) =>
+    generate(page, 'cpu', { ...size, ...options }, model);
+  const controlBase64 = readFileSync(image, 'base64');
+  const controlled = await make({ controlBase64 });
+  const free = await make({});
+  const args = ['--width', '128', '--height', '128', '--seed', '7', ...FEW_STEPS_NATIVE];
+  assertEqual(controlled.picture, native(PROMPT, [...args, '--control-image', image], model));
+  assert.ok(difference(controlled.picture, free.picture).mean > 1);
+  await assert.rejects(make({ controlBase64 }, '/pkg/shapes/manifest.json'), /ControlNet/);
+  await assert.rejects(make({ controlScale: 2 }), /controlScale/);
   await page.close();
 });
 

@@ -1,5 +1,8 @@
 //! What a generation reports to its caller: its steps, or why it failed.
 
+use std::ops::ControlFlow;
+use std::pin::Pin;
+
 use burn::tensor::TensorData;
 
 use crate::error::LoadError;
@@ -49,4 +52,24 @@ pub struct Progress<'a> {
     pub steps: usize,
     /// What the step made, `[B, C, H, W]`; text embeddings as `[B, T, D]`.
     pub latents: &'a TensorData,
+}
+
+/// What is told of every step. Each closure `async |progress: Progress<'_>| ControlFlow::Continue(())` is one.
+///
+/// A trait object, so that the code of a generation is compiled once and not for every closure.
+pub trait OnStep {
+    /// Called after a step; `Break` stops the generation.
+    fn call<'a>(
+        &'a mut self,
+        progress: Progress<'a>,
+    ) -> Pin<Box<dyn Future<Output = ControlFlow<()>> + 'a>>;
+}
+
+impl<F: AsyncFnMut(Progress<'_>) -> ControlFlow<()>> OnStep for F {
+    fn call<'a>(
+        &'a mut self,
+        progress: Progress<'a>,
+    ) -> Pin<Box<dyn Future<Output = ControlFlow<()>> + 'a>> {
+        Box::pin(async move { self(progress).await })
+    }
 }

@@ -6,7 +6,7 @@ use std::task::Poll;
 
 use burn::prelude::*;
 
-use super::progress::{Error, Progress};
+use super::progress::{Error, OnStep, Progress};
 use crate::guidance::{guide, is_guided, rescale};
 use crate::noise::Philox;
 use crate::options::Settings;
@@ -150,7 +150,7 @@ pub(crate) async fn denoise(
     sampling: &Sampling<'_>,
     predict: &dyn Fn(Tensor<4>, &[f32]) -> Tensor<4>,
     noise: Noise<'_>,
-    on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    on_step: &mut dyn OnStep,
 ) -> Result<Tensor<4>, Error> {
     let (task, mut steps) =
         (Task { stage, schedule, known: None }, Steps::of([sampling.timesteps]));
@@ -186,7 +186,7 @@ impl Task<'_> {
         predict: &dyn Fn(Tensor<4>, &[f32]) -> Tensor<4>,
         noise: Noise<'_>,
         steps: &mut Steps,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Tensor<4>, Error> {
         let schedule = &Schedule { shift: sampling.shift, ..*self.schedule };
         let initial = x.clone();
@@ -241,7 +241,7 @@ impl Task<'_> {
         step: usize,
         steps: usize,
         latents: impl Future<Output = Result<TensorData, Error>>,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<(), Error> {
         let latents = latents.await?;
         if latents.iter::<f32>().any(|value| !value.is_finite()) {
@@ -252,13 +252,13 @@ impl Task<'_> {
 }
 
 pub(crate) async fn report(
-    on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+    on_step: &mut dyn OnStep,
     stage: Stage,
     step: usize,
     steps: usize,
     latents: &TensorData,
 ) -> Result<(), Error> {
-    match on_step(Progress { stage, step, steps, latents }).await {
+    match on_step.call(Progress { stage, step, steps, latents }).await {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::Cancelled),
     }

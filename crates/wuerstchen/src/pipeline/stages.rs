@@ -1,12 +1,10 @@
 //! The stages of a pipeline, callable one at a time.
 
-use std::ops::ControlFlow;
-
 use burn::prelude::*;
 
 use super::Pipeline;
 use super::denoiser::{DecoderStage, PriorCondition};
-use super::progress::{Error, Progress};
+use super::progress::{Error, OnStep};
 use super::sampling::{Guided, Noise, Sampling, denoise, read};
 use super::tokens::{TokenDraws, TokenStart, TokenSteps, TokenTask};
 use crate::batch_norm::Statistics;
@@ -43,7 +41,7 @@ impl Pipeline {
         condition: PriorCondition,
         sampling: &Sampling<'_>,
         noise: Noise<'_>,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Tensor<4>, Error> {
         let (denoiser, condition) = (self.prior.denoiser.get()?, condition.of_batch());
         let [.., height, width] = x.dims();
@@ -85,7 +83,7 @@ impl Pipeline {
         text: Guided<TextEmbedding>,
         sampling: &Sampling<'_>,
         noise: Noise<'_>,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<Tensor<4>, Error> {
         let DecoderStage::Latents(stage) = &self.decoder else {
             panic!("this Stage B denoises tokens: `sample_tokens`");
@@ -120,7 +118,7 @@ impl Pipeline {
         text: Guided<TextEmbedding>,
         sampling: &TokenSteps,
         draws: &mut dyn TokenDraws,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<(Vec<i32>, Tensor<4>), Error> {
         let DecoderStage::Tokens(stage) = &self.decoder else {
             panic!("this Stage B denoises latents: `sample_decoder`");

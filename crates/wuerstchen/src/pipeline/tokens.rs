@@ -1,11 +1,11 @@
 //! Stage B over tokens: its sampling, and where the random numbers come from.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 
 use burn::prelude::*;
 
 use super::denoiser::Condition;
-use super::progress::{Error, Progress};
+use super::progress::{Error, OnStep};
 use super::sampling::{Guided, read, report};
 use crate::guidance::is_guided;
 use crate::noise::Philox;
@@ -201,7 +201,7 @@ impl TokenTask<'_> {
         image_embedding: Tensor<4>,
         start: TokenStart,
         draws: &mut dyn TokenDraws,
-        on_step: &mut impl AsyncFnMut(Progress<'_>) -> ControlFlow<()>,
+        on_step: &mut dyn OnStep,
     ) -> Result<(Vec<i32>, Tensor<4>), Error> {
         let sampling = self.sampling;
         let TokenStart { noise, mut tokens, kept } = start;
