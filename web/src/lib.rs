@@ -295,7 +295,9 @@ impl Engine {
         for (_, text) in request.texts() {
             let found = self.pipeline.unread(text, request.options.prompt_syntax)?;
             unread.cut_off = unread.cut_off.or(found.cut_off);
-            unread.unknown_words.extend(found.unknown_words);
+            let known = |word: &String| !unread.unknown_words.contains(word);
+            let new: Vec<_> = found.unknown_words.into_iter().filter(known).collect();
+            unread.unknown_words.extend(new);
         }
         let prepared = self.pipeline.prepare(request).await?;
         let batches = prepared.batches();

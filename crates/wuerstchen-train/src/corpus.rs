@@ -217,11 +217,6 @@ impl Corpus {
         Ok(Self { samples, image_size, tokenizer: Arc::new(tokenizer), empty })
     }
 
-    /// Side of the pictures in pixels.
-    pub fn image_size(&self) -> usize {
-        self.image_size
-    }
-
     /// The pictures of samples, rows of `[3, H, W]` in `[0, 1]`.
     ///
     /// # Errors

@@ -186,7 +186,7 @@ impl Recipe {
             StageName::B => {
                 let channels =
                     if model.decoder.has_tokens() { 1 } else { model.vqgan.latent_channels };
-                let embedding = if config.b.freeze_compressor { embedding } else { 0 };
+                let embedding = if config.b_has_fixed_embeddings() { embedding } else { 0 };
                 (config.b.diffusion.cached_scenes, channels * side * side + embedding)
             }
             StageName::C => (config.c.diffusion.cached_scenes, embedding),

@@ -37,8 +37,10 @@ pre { overflow-x: auto; background: #8881; padding: 0.5rem; }
 #[derive(Deserialize)]
 struct Line {
     step: u64,
-    loss: f64,
-    grad_norm: f64,
+    /// `None` if it was infinite or NaN, which JSON has no numbers for.
+    loss: Option<f64>,
+    /// As [`Self::loss`].
+    grad_norm: Option<f64>,
     learning_rate: f64,
     #[serde(default = "yes")]
     applied: bool,
@@ -99,14 +101,14 @@ pub(crate) fn report(
         let _ = writeln!(page, "<h2>{title}</h2>");
         page.push_str(&summary(&lines, *batch_size, config.watts));
         for (what, value) in [
-            ("loss", (|line| line.loss) as fn(&Line) -> f64),
-            ("norm of the gradients", |line| line.grad_norm),
+            ("loss", (|line| line.loss.unwrap_or(f64::NAN)) as fn(&Line) -> f64),
+            ("norm of the gradients", |line| line.grad_norm.unwrap_or(f64::NAN)),
             ("learning rate", |line| line.learning_rate),
         ] {
             page.push_str(&curve(what, &lines, value));
         }
         for (name, what) in MEASURES {
-            // Updates that do not measure this number leave a gap in the curve.
+            // The curve passes over updates that do not measure this number.
             let value = |line: &Line| {
                 let value = line.measures.get(name).and_then(serde_json::Value::as_f64);
                 value.unwrap_or(f64::NAN)
@@ -123,8 +125,9 @@ pub(crate) fn report(
 /// A table of the updates of a stage: their number, loss, time and energy.
 fn summary(lines: &[Line], batch_size: usize, watts: Option<f64>) -> String {
     let last = lines.len().saturating_sub(100);
-    let mean = |lines: &[Line], value: fn(&Line) -> f64| {
-        lines.iter().map(value).sum::<f64>() / lines.len() as f64
+    let mean = |lines: &[Line], value: fn(&Line) -> Option<f64>| {
+        let values: Vec<_> = lines.iter().filter_map(value).collect();
+        values.iter().sum::<f64>() / values.len() as f64
     };
     let skipped = lines.iter().filter(|line| !line.applied).count();
     let mut rows = vec![
@@ -132,7 +135,7 @@ fn summary(lines: &[Line], batch_size: usize, watts: Option<f64>) -> String {
         ("pictures an update", batch_size.to_string()),
         ("mean loss of the last 100 updates", format!("{:.4}", mean(&lines[last..], |l| l.loss))),
         ("updates that changed nothing", skipped.to_string()),
-        ("time that waited for data", format!("{:.1} %", 100.0 * mean(lines, |l| l.data_wait))),
+        ("time that waited for data", format!("{:.1} %", 100.0 * mean(lines, |l| Some(l.data_wait)))),
     ];
     let secs: Option<f64> = lines.iter().map(|line| line.secs).sum();
     if let Some(secs) = secs {
@@ -219,8 +222,9 @@ mod tests {
         let store = Memory::default();
         for step in 1..=1000 {
             let (loss, applied) = (1.0 / f64::from(step), step != 7);
+            let grad_norm = if applied { 1.0 } else { f64::INFINITY };
             let line = serde_json::json!({
-                "step": step, "loss": loss, "grad_norm": 1.0, "learning_rate": 1e-3,
+                "step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": 1e-3,
                 "applied": applied, "data_wait": 0.25, "secs": 2.0, "perplexity": 20.0,
             });
             store.append("a/metrics.jsonl", format!("{line}\n").as_bytes()).unwrap();

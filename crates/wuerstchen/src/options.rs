@@ -549,7 +549,7 @@ impl GenerateOptions {
     ///
     /// Names the first option that cannot be run and what was expected.
     pub fn resolve(&self, defaults: &Defaults) -> Result<Settings, OptionsError> {
-        // A caller who asks for another recipe than the model's wants the numbers of that recipe too.
+        // A caller who asks for the authors' recipe wants its numbers too.
         let defaults = &match self.recipe {
             Some(Recipe::Authors) if defaults.recipe != Recipe::Authors => {
                 defaults.clone().by_authors()
@@ -582,6 +582,9 @@ impl GenerateOptions {
             }
             strength => strength,
         };
+        if self.timesteps.is_some() && self.prior_steps.is_some() {
+            return Err(OptionsError::Contradiction { field: "prior_steps", other: "timesteps" });
+        }
         let prior_timesteps = match &self.timesteps {
             Some(times) if is_schedule(times) => times.clone(),
             Some(times) => return Err(OptionsError::Timesteps(times.clone())),
@@ -653,9 +656,7 @@ impl GenerateOptions {
             vqgan_rows: self.vqgan_rows,
         })
     }
-}
 
-impl GenerateOptions {
     /// Fails where the caller gives an option that only models whose Stage B denoises tokens have.
     fn refuse_tokens(&self) -> Result<Option<TokenSettings>, OptionsError> {
         let given = [

@@ -116,7 +116,20 @@ pub fn resize(x: Tensor<4>, [height, width]: [usize; 2], filter: Filter) -> Tens
 /// Makes pictures `[B, C, H, W]` as large as `size` (height, width): resizes them to cover it and cuts off the rest
 /// on both sides. Pictures of that size stay as they are.
 pub fn cover(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
-    crop(resize_to_cover(image, size, Filter::Bilinear), size)
+    crop(resize_to_cover(cut_thin(image, size), size, Filter::Bilinear), size)
+}
+
+/// Cuts the ends off a picture that is far thinner than `size`: whole, it would be resized to many times what is
+/// kept of it. The middle stays where it is.
+fn cut_thin(image: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+    const THIN: usize = 4;
+    let [_, _, rows, columns] = image.dims();
+    let cut = |image: Tensor<4>, axis: usize, side: usize, kept: usize| {
+        let ends = side.saturating_sub(THIN * kept.max(1)) / 2;
+        image.narrow(axis, ends, side - 2 * ends)
+    };
+    let image = cut(image, 2, rows, columns * height / width);
+    cut(image, 3, columns, rows * width / height)
 }
 
 /// Resizes `[B, C, H, W]` so that it just covers `height`x`width`; the side that stands out is rounded down, as
@@ -193,6 +206,11 @@ mod tests {
         let image = Tensor::<4>::from_data([[[row, row]]], &device);
         let square = cover(image.clone(), [2, 2]).into_data();
         square.assert_eq(&TensorData::from([[[[1.0f32, 1.0], [1.0, 1.0]]]]), true);
+        // Twenty times as thin as the square. What is left is four times as thin.
+        let thin = image.clone().repeat_dim(3, 10);
+        assert_eq!(cut_thin(thin.clone(), [2, 2]).dims(), [1, 1, 2, 8]);
+        assert_eq!(cut_thin(thin.clone().swap_dims(2, 3), [2, 2]).dims(), [1, 1, 8, 2]);
+        cover(thin, [2, 2]).into_data().assert_eq(&TensorData::from([[[[0.0f32; 2]; 2]]]), true);
         cover(image.clone(), [2, 4]).into_data().assert_eq(&image.clone().into_data(), true);
         assert_eq!(cover(image.clone(), [1, 2]).dims(), [1, 1, 1, 2]);
         assert_eq!(cover(image, [7, 3]).dims(), [1, 1, 7, 3]);

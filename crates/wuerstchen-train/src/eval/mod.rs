@@ -126,7 +126,7 @@ impl Evaluation<'_> {
     ) -> Result<Vec<V>, Error> {
         let mut verdicts = Vec::new();
         for (batch, samples) in samples.chunks(self.config.batch_size).enumerate() {
-            let seed = self.config.seed + batch as u64;
+            let seed = self.config.seed.wrapping_add(batch as u64);
             let made = self.pictures(truth(samples), source, seed).await?;
             verdicts.extend(samples.iter().zip(&made).map(|(sample, made)| judge(sample, made)));
         }

@@ -283,7 +283,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     // TensorBoard takes the files of one folder for one run, and shows the last values of a step.
     let now = seconds_since_1970();
     let events = format!("{folder}/events.out.tfevents.{now:.0}");
-    if leads {
+    if leads && !trainer.is_done() {
         store.append(&events, &tensorboard::header(now))?;
     }
     // Steps in a row that changed nothing.
@@ -294,7 +294,10 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         let agreed = match session.agree_to_stop(ready, session.stops) {
             Ok(((), stops)) => stops,
             Err(error) => {
-                let saved = if leads { store.write(&state, &trainer.save()) } else { Ok(()) };
+                // As below: a run that diverges can go on from an earlier state, and none has weights without numbers.
+                let is_sound = skipped == 0 || !store.contains(&state);
+                let is_saved = leads && is_sound && can_be_kept(trainer.model());
+                let saved = if is_saved { store.write(&state, &trainer.save()) } else { Ok(()) };
                 return Err(match (error, saved) {
                     (error, Ok(())) => error,
                     (RunError::Failed { mut failure, own }, Err(cannot)) => {
@@ -306,6 +309,13 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
             }
         };
         let metrics = trainer.step().map_err(RunError::Sample)?;
+        let last = trainer.is_done();
+        // Before rank 0 writes anything: if that fails, the others must not be in another exchange than rank 0 is.
+        if !is_alone && (metrics.step.is_multiple_of(COMPARE_EVERY) || last) {
+            let hash = trainer.weights_hash();
+            session
+                .compare(&format!("weights of the hash {hash:08x} after step {}", metrics.step))?;
+        }
         let samples = (metrics.step - first) * config.batch_size as u64;
         let samples_per_sec = samples as f64 / begun.elapsed().as_secs_f64();
         if leads {
@@ -314,19 +324,13 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         }
         skipped = if metrics.applied { 0 } else { skipped + 1 };
         // A short run may end before that many steps.
-        let is_lost = trainer.is_done() && 2 * u64::from(skipped) >= metrics.step;
+        let is_lost = last && 2 * u64::from(skipped) >= metrics.step;
         if skipped == MAX_SKIPPED || skipped > 0 && is_lost {
             return Err(RunError::Diverged { stage, steps: skipped, step: metrics.step });
         }
         session.tell(&Event::Update { metrics: &metrics, samples_per_sec });
         // Several processes agree before the next update whether to stop.
         let stops = if is_alone { session.stops } else { agreed };
-        let last = trainer.is_done();
-        if !is_alone && (metrics.step.is_multiple_of(COMPARE_EVERY) || last) {
-            let hash = trainer.weights_hash();
-            session
-                .compare(&format!("weights of the hash {hash:08x} after step {}", metrics.step))?;
-        }
         let is_sampled = leads && (metrics.step % config.sample_every == 0 || last);
         // While steps are skipped, no state is saved only because it is due: a run that diverges can then go on from an
         // earlier one.

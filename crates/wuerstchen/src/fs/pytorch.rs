@@ -45,19 +45,26 @@ pub(super) struct Read {
 /// Reads several files that hold one dictionary together; at least one.
 pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Read> {
     let name = paths[0].display().to_string();
-    let (mut all, mut names) = (BTreeMap::<String, Checkpoint>::new(), Vec::new());
-    for (key, tensor) in tensors(paths)? {
-        if names.len() < NAMES {
-            names.push(key.clone());
+    let (mut all, mut names) = (BTreeMap::<String, Vec<Checkpoint>>::new(), Vec::new());
+    for path in paths {
+        let mut of_file = BTreeMap::new();
+        for (key, tensor) in tensors(path)? {
+            if names.len() < NAMES {
+                names.push(key.clone());
+            }
+            let split = key.split_once('.').filter(|(first, _)| DICTIONARIES.contains(first));
+            let (dictionary, key) = split.unwrap_or(("", &key));
+            let empty = || Checkpoint::empty(&path.display().to_string());
+            let weights = of_file.entry(dictionary.to_owned()).or_insert_with(empty);
+            insert(weights, key, tensor)?;
         }
-        let split = key.split_once('.').filter(|(first, _)| DICTIONARIES.contains(first));
-        let (dictionary, key) = split.unwrap_or(("", &key));
-        let weights = all.entry(dictionary.to_owned()).or_insert_with(|| Checkpoint::empty(&name));
-        insert(weights, key, tensor)?;
+        for (dictionary, weights) in of_file {
+            all.entry(dictionary).or_default().push(weights);
+        }
     }
     let mut dictionaries = Vec::new();
-    for (dictionary, weights) in all {
-        find(dictionary, weights, DEPTH, &mut dictionaries);
+    for (dictionary, shards) in all {
+        find(dictionary, Checkpoint::join(&name, &shards)?, DEPTH, &mut dictionaries);
     }
     let read = choose(&name, dictionaries);
     if read.weights.is_empty() {
@@ -134,7 +141,7 @@ const WRAPPER: &str = "state_dict.";
 /// The file is no PyTorch file.
 pub fn read_pytorch_tensors(path: &Path) -> Result<Checkpoint> {
     let mut all = Checkpoint::empty(&path.display().to_string());
-    for (key, tensor) in tensors(&[path.to_owned()])? {
+    for (key, tensor) in tensors(path)? {
         insert(&mut all, &key, tensor)?;
     }
     Ok(all.without_wrappers(&[WRAPPER]))
@@ -164,24 +171,17 @@ fn add_numbers(values: PickleValue, depth: usize, numbers: &mut BTreeMap<String,
     }
 }
 
-fn tensors(paths: &[PathBuf]) -> Result<Vec<(String, Tensor)>> {
-    let mut all = Vec::new();
-    for path in paths {
-        // The reader's own error would say twice why a file cannot be opened.
-        File::open(path).map_err(cannot("open", path))?;
-        let reader = PytorchReader::new(path).map_err(|error| {
-            // The end of a zip archive tells what is in it.
-            if error.to_string().contains("Could not find EOCD") {
-                return unfit(
-                    path,
-                    "expected a PyTorch file, found one that is cut off".to_owned(),
-                );
-            }
-            cannot("read", path)(error)
-        })?;
-        all.extend(reader.into_tensors());
-    }
-    Ok(all)
+fn tensors(path: &Path) -> Result<impl IntoIterator<Item = (String, Tensor)> + use<>> {
+    // The reader's own error would say twice why a file cannot be opened.
+    File::open(path).map_err(cannot("open", path))?;
+    let reader = PytorchReader::new(path).map_err(|error| {
+        // The end of a zip archive tells what is in it.
+        if error.to_string().contains("Could not find EOCD") {
+            return unfit(path, "expected a PyTorch file, found one that is cut off".to_owned());
+        }
+        cannot("read", path)(error)
+    })?;
+    Ok(reader.into_tensors())
 }
 
 /// Adds a tensor. Counters of batch norms, whose types weights never have, are left out.

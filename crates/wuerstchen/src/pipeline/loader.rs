@@ -124,7 +124,7 @@ impl PipelineLoader {
     /// The pipeline has no such part; or names every tensor that does not belong to the part or is
     /// misshapen.
     pub fn add(&mut self, part: Part, weights: &Checkpoint) -> Result<(), LoadError> {
-        self.pipeline.slot(part)?.map_or(Ok(()), |slot| slot.add(weights))
+        self.pipeline.replace(part, weights)
     }
 
     /// Leaves the weights of a part where they are, to be loaded when it is needed.

@@ -1,5 +1,6 @@
 //! What a generation reports to its caller: its steps, or why it failed.
 
+use std::fmt::Debug;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 
@@ -40,6 +41,13 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("stopped on request")]
     Cancelled,
+}
+
+impl Error {
+    /// The error of a device.
+    pub(super) fn of_device(error: impl Debug) -> Self {
+        Self::Device(format!("{error:?}"))
+    }
 }
 
 /// Reported after every step.

@@ -265,7 +265,7 @@ pub(crate) async fn report(
 }
 
 pub(crate) async fn read<const D: usize>(x: Tensor<D>) -> Result<TensorData, Error> {
-    x.into_data_async().await.map_err(|error| Error::Device(format!("{error:?}")))
+    x.into_data_async().await.map_err(Error::of_device)
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ impl Pipeline {
                 let pixels = cover(pixels.clone(), size);
                 let latents = self.encode(pixels)? * self.vqgan_config.scale_factor;
                 let tokens = self.vqgan.get()?.quantize(latents).indices.into_data_async().await;
-                let tokens = tokens.map_err(|error| Error::Device(format!("{error:?}")))?;
+                let tokens = tokens.map_err(Error::of_device)?;
                 Some(tokens.convert::<i32>())
             }
         };

@@ -225,7 +225,7 @@ impl TokenTask<'_> {
                 return Err(Error::NotFinite { stage: Stage::Decoder, step: step + 1 });
             }
             let drawn = drawn.into_data_async().await;
-            let drawn = drawn.map_err(|error| Error::Device(format!("{error:?}")))?;
+            let drawn = drawn.map_err(Error::of_device)?;
             let drawn = drawn.convert::<i32>().try_to_vec::<i32>().expect("converted to i32");
             tokens = self.renoise(&drawn, &noise, kept.as_ref(), step, draws);
             let [done, all] = self.steps;
