@@ -6,7 +6,7 @@ import type { CacheAdapter, CachedModel, LoadOptions, Support } from './types.js
 
 const FOLDER = 'wuerstchen-web';
 
-/** Ends the names of files that are still being written. */
+/** Ends the names of files that are still being written, or whose writing broke off. */
 const PART = '.part';
 
 /** Names of quota errors. The second and third are Firefox's, for origins and for disks. */
@@ -44,6 +44,8 @@ async function openOpfs(): Promise<FileCache | undefined> {
   });
   if (!folder) return undefined;
   const remove = (file: string) => folder.removeEntry(file).catch(ignoreMissing);
+  const locked = (name: string, work: () => Promise<void>) =>
+    navigator.locks.request(`${FOLDER}/${name}`, work);
   const file = async (name: string) =>
     (await folder.getFileHandle(encodeURIComponent(name)).catch(ignoreMissing))?.getFile();
   return {
@@ -53,7 +55,7 @@ async function openOpfs(): Promise<FileCache | undefined> {
       return bytes && new Uint8Array(bytes);
     },
     put(name, bytes) {
-      return navigator.locks.request(`${FOLDER}/${name}`, async () => {
+      return locked(name, async () => {
         const file = encodeURIComponent(name);
         const part = (await folder.getFileHandle(file + PART, { create: true })) as FileHandle;
         try {
@@ -68,16 +70,17 @@ async function openOpfs(): Promise<FileCache | undefined> {
         }
       });
     },
-    async delete(name) {
-      const file = encodeURIComponent(name);
-      await Promise.all([remove(file), remove(file + PART)]);
+    delete(name) {
+      // Another tab may be writing the part.
+      const whole = name.endsWith(PART) ? name.slice(0, -PART.length) : name;
+      return locked(whole, () => remove(encodeURIComponent(name)));
     },
     async list() {
       const entries: { name: string; bytes: number }[] = [];
       for await (const [file, handle] of folder.entries()) {
-        if (handle.kind !== 'file' || file.endsWith(PART)) continue;
-        // Another tab may delete the file meanwhile.
-        const stored = await (handle as FileSystemFileHandle).getFile().catch(ignoreMissing);
+        if (handle.kind !== 'file') continue;
+        // Another tab may write the file, or delete it meanwhile.
+        const stored = await orNothing(() => (handle as FileSystemFileHandle).getFile());
         if (stored) entries.push({ name: decodeURIComponent(file), bytes: stored.size });
       }
       return entries;
@@ -225,7 +228,8 @@ export class ModelCache {
 
   /** The text of a manifest of a model. */
   async manifestOf(id: string): Promise<string | undefined> {
-    const entry = (await this.list()).find(({ name }) => name.startsWith(id + MANIFEST));
+    const isWhole = (name: string) => name.startsWith(id + MANIFEST) && !name.endsWith(PART);
+    const entry = (await this.list()).find(({ name }) => isWhole(name));
     const bytes = entry && (await this.get(entry.name));
     return bytes && new TextDecoder().decode(bytes);
   }

@@ -8,8 +8,8 @@ import { toJob, type Job } from './job.js';
 import { toLoraSources } from './lora.js';
 import { checkGenerateOptions, checkLoadOptions } from './options.js';
 import { toModelSource } from './picked.js';
-import { serveCache } from './remote-cache.js';
 import type { EngineMessage, Loaded } from './serve.js';
+import { serveCache } from './serve-cache.js';
 import { onAbort, throwIfAborted } from './signals.js';
 import type {
   GenerateEvent,
@@ -19,8 +19,6 @@ import type {
   Wuerstchen,
 } from './types.js';
 import { messageOf } from './values.js';
-
-export { workerConnector, type Connector } from './connector.js';
 
 /** A job in the queue. */
 interface QueuedJob {
@@ -58,8 +56,6 @@ class Client implements Wuerstchen {
   readonly #queue: QueuedJob[] = [];
   #running: QueuedJob | undefined;
   #connection: Connection | undefined;
-  /** The port through which the engine uses a cache of the caller's. */
-  #cachePort: MessagePort | undefined;
   /** Settles the promise of an engine that is being opened. */
   #opening: { resolve: (loaded: Loaded) => void; reject: (reason: unknown) => void } | undefined;
   #loaded: Loaded | undefined;
@@ -121,7 +117,11 @@ class Client implements Wuerstchen {
     checkGenerateOptions(options);
     throwIfAborted(options.signal);
     if (this.#isDisposed) throw disposedError();
-    if (this.#failure) throw this.#failure;
+    if (this.#failure) {
+      if (!this.#connector.isWorker) throw this.#failure;
+      // What kept the engine from being reopened, such as a server, may be back.
+      void this.#reopen(this.#failure.message);
+    }
     return this.#enqueue(options);
   }
 
@@ -201,14 +201,13 @@ class Client implements Wuerstchen {
       };
     const connection: Connection = this.#connector.connect(
       ifCurrent((message: EngineMessage) => this.#hear(message)),
-      ifCurrent((error: WuerstchenError) => void this.#crash(error)),
+      ifCurrent((error: WuerstchenError) => this.#crash(error)),
     );
     this.#connection = connection;
 
     const isCustom = typeof cache === 'object';
     const channel = isCustom ? new MessageChannel() : undefined;
     if (isCustom && channel) serveCache(cache, channel.port1);
-    this.#cachePort = channel?.port1;
     connection.say(
       {
         type: 'load',
@@ -235,7 +234,6 @@ class Client implements Wuerstchen {
     const connection = this.#connection;
     this.#connection = undefined;
     connection?.close();
-    this.#cachePort?.close();
   }
 
   #hear(message: EngineMessage): void {
@@ -253,7 +251,7 @@ class Client implements Wuerstchen {
       case 'failed': {
         const error = fromErrorData(message.error);
         if (this.#opening) return this.#opening.reject(error);
-        if (message.isBroken) void this.#crash(error);
+        if (message.isBroken) this.#crash(error);
         else this.#endJob((job) => job.reject(error));
         return;
       }
@@ -266,7 +264,7 @@ class Client implements Wuerstchen {
           this.#running = undefined;
           this.#queue.unshift(job);
         }
-        void this.#crash(error, message.reason);
+        this.#crash(error, message.reason);
       }
     }
   }
@@ -347,7 +345,7 @@ class Client implements Wuerstchen {
   }
 
   /** Called when the engine cannot go on: a fresh one takes its place, if possible. */
-  async #crash(error: WuerstchenError, reason: string = error.message): Promise<void> {
+  #crash(error: WuerstchenError, reason: string = error.message): void {
     if (this.#opening) return this.#opening.reject(error);
     this.#disconnect();
     const job = this.#running;
@@ -359,11 +357,16 @@ class Client implements Wuerstchen {
       this.#dispatch('lost', reason);
       return;
     }
-    const reopening = this.open();
+    void this.#reopen(reason);
     job?.reject(error);
     this.#dispatch('lost', reason);
+  }
+
+  /** Opens a fresh engine for the jobs that wait. */
+  async #reopen(reason: string): Promise<void> {
+    this.#failure = undefined;
     try {
-      await reopening;
+      await this.open();
     } catch (failure) {
       if (this.#isDisposed) return;
       this.#failure = failure as WuerstchenError;

@@ -1,6 +1,7 @@
 // The same functions with the engine in the calling thread, for callers with workers of their own.
 
-import { load as loadThrough, workerConnector, type Connector } from './client.js';
+import { load as loadThrough } from './client.js';
+import { workerConnector, type Connector } from './connector.js';
 import { builds } from './glue.js';
 import { serve, type EngineMessage } from './serve.js';
 import type { LoadOptions, Wuerstchen } from './types.js';

@@ -1,7 +1,7 @@
 // Errors of WebAssembly that nobody can catch: they are thrown in a task of their own, so the caller's promise never
 // settles.
 
-import { Crash, WuerstchenError } from './errors.js';
+import { Crash } from './errors.js';
 import { isObject } from './values.js';
 
 /** The events of such an error; which one comes depends on how the browser starts tasks. */
@@ -14,28 +14,30 @@ export function isFatal(thrown: unknown): boolean {
 }
 
 /** Settles as `work` does, or rejects with a {@link Crash} of WebAssembly meanwhile. */
-export function orCrash<T>(work: Promise<T>): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const hear = (event: ErrorEvent | PromiseRejectionEvent) => {
+export async function orCrash<T>(work: Promise<T>): Promise<T> {
+  let hear!: (event: ErrorEvent | PromiseRejectionEvent) => void;
+  const crash = new Promise<never>((_, reject) => {
+    hear = (event) => {
       const thrown: unknown = 'reason' in event ? event.reason : event.error;
       if (!cameThroughWasm(thrown)) return;
       event.preventDefault();
       reject(new Crash(thrown));
     };
-    // Node has no such events.
-    for (const type of EVENTS) globalThis.addEventListener?.(type, hear);
-    const ignore = () => {
-      for (const type of EVENTS) globalThis.removeEventListener?.(type, hear);
-    };
-    work.then(resolve, reject).finally(ignore);
   });
+  // Node has no such events.
+  for (const type of EVENTS) globalThis.addEventListener?.(type, hear);
+  try {
+    return await Promise.race([work, crash]);
+  } finally {
+    for (const type of EVENTS) globalThis.removeEventListener?.(type, hear);
+  }
 }
 
 /**
- * Whether an error came through WebAssembly. Ours do, because only functions that WebAssembly calls throw them here;
- * the stack of any other has WebAssembly's frames, which all browsers write alike.
+ * Whether an error came through WebAssembly: its stack then has WebAssembly's frames, which all browsers write alike.
+ * Other errors, of this package too, may be the page's own in the calling thread.
  */
 function cameThroughWasm(thrown: unknown): boolean {
-  if (thrown instanceof WuerstchenError || isFatal(thrown)) return true;
+  if (isFatal(thrown)) return true;
   return isObject(thrown) && 'stack' in thrown && /wasm-function\[/.test(String(thrown.stack));
 }

@@ -19,6 +19,8 @@ const ATTRIBUTES = ['model', 'device', 'prompt', 'negative-prompt', 'seed', ...N
 /** A loaded model, which the elements of a page share. */
 interface Shared {
   readonly engine: Promise<Wuerstchen>;
+  /** Stops the loading. */
+  readonly loading: AbortController;
   /** The elements that get the events of the loading. */
   readonly users: Set<WuerstchenImage>;
 }
@@ -35,7 +37,8 @@ const Base = globalThis.HTMLElement ?? (class {} as typeof HTMLElement);
  *
  * Attributes: `model`, `device`, `prompt`, `negative-prompt`, `seed`, `width`, `height`, `prior-steps`,
  * `decoder-steps`. Events, with their `detail`: `progress` (a {@link LoadEvent} or {@link GenerateEvent}), `picture`
- * (the {@link GenerateResult}), `error` (the error). Parts for styles: `picture`, `message`.
+ * (the {@link GenerateResult}), `error` (the error). A preview's bitmap is closed after its event. Parts for styles:
+ * `picture`, `message`.
  */
 export class WuerstchenImage extends Base {
   static readonly observedAttributes = ATTRIBUTES;
@@ -140,9 +143,9 @@ export class WuerstchenImage extends Base {
     const name = (attribute: string) =>
       attribute.replace(/-(.)/, (_, c: string) => c.toUpperCase());
     for (const attribute of [...NUMBERS, 'seed', 'negative-prompt']) {
-      const value = this.getAttribute(attribute);
-      if (value === null) continue;
-      // A seed may have more digits than a number holds. The engine refuses other text.
+      const value = this.getAttribute(attribute)?.trim();
+      if (!value) continue;
+      // A seed may have more digits than a number holds. The engine refuses text that is no number.
       if (attribute === 'seed' && /^\d+$/.test(value)) options.seed = BigInt(value);
       else options[name(attribute)] = attribute === 'negative-prompt' ? value : Number(value);
     }
@@ -160,11 +163,19 @@ export class WuerstchenImage extends Base {
     if (!shared) {
       const users = new Set<WuerstchenImage>();
       const onProgress = (event: LoadEvent) => users.forEach((user) => user.#show(event));
-      const engine = load({ model, device: device as DeviceKind, lora: this.#lora, onProgress });
-      shared = { engine, users };
-      engines.set(key, shared);
-      // The next change tries again.
-      engine.catch(() => engines.delete(key));
+      const loading = new AbortController();
+      const engine = load({
+        model,
+        device: device as DeviceKind,
+        lora: this.#lora,
+        onProgress,
+        signal: loading.signal,
+      });
+      const begun = { engine, loading, users };
+      shared = begun;
+      engines.set(key, begun);
+      // The next change tries again, if none has yet.
+      engine.catch(() => engines.get(key) === begun && engines.delete(key));
     }
     shared.users.add(this);
     return shared.engine;
@@ -174,7 +185,8 @@ export class WuerstchenImage extends Base {
   #keyOf(model: ModelRef, device: string | undefined): unknown {
     const own = [model, device, this.#lora];
     if (typeof model === 'string' && !this.#lora?.length) {
-      return `${device} ${new URL(model, document.baseURI).href}`;
+      // Unlike `new URL`, a link also takes what is no URL, which `load` refuses.
+      return `${device} ${Object.assign(document.createElement('a'), { href: model }).href}`;
     }
     const old = this.#key;
     return Array.isArray(old) && own.every((value, i) => value === old[i]) ? old : own;
@@ -185,12 +197,14 @@ export class WuerstchenImage extends Base {
     shared?.users.delete(this);
     if (shared?.users.size !== 0) return;
     engines.delete(this.#key);
+    shared.loading.abort();
     shared.engine.then((engine) => engine.dispose()).catch(() => {});
   }
 
   #show(event: LoadEvent | GenerateEvent): void {
     if (event.type === 'preview') this.#draw(event.bitmap);
     this.#send('progress', event);
+    if (event.type === 'preview') event.bitmap.close();
   }
 
   #draw(bitmap: ImageBitmap): void {
@@ -198,7 +212,6 @@ export class WuerstchenImage extends Base {
     const { width, height } = bitmap;
     Object.assign(this.#canvas, { width, height });
     this.#canvas.getContext('2d')?.drawImage(bitmap, 0, 0);
-    bitmap.close();
   }
 
   #tell(message: string, isBusy: boolean, prompt: string): void {

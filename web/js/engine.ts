@@ -1,6 +1,5 @@
 // A model on a device, which makes pictures: one job at a time.
 
-import { isCancellation } from './errors.js';
 import type { GpuWatch } from './gpu.js';
 import type { Job } from './job.js';
 import { toPixels } from './pixels.js';
@@ -17,6 +16,7 @@ import type {
   Stage,
   Support,
 } from './types.js';
+import { isObject } from './values.js';
 import type { Engine, Generated, Picture, Request, Wasm } from './wasm.js';
 
 /** A model that has passed its self-test, and the device on which it runs. */
@@ -166,6 +166,11 @@ export class ModelEngine {
     if (this.#pace.size !== size) this.#pace = { size, stages: new Map() };
     return this.#pace.stages;
   }
+}
+
+/** Whether WebAssembly stopped because `onStep` told it to. */
+function isCancellation(error: unknown): boolean {
+  return isObject(error) && 'code' in error && error.code === 'cancelled';
 }
 
 /** A random seed of 53 bits, so that it is exact as a JavaScript number too. */

@@ -5,7 +5,6 @@ import { isObject, messageOf } from './values.js';
 /** What went wrong; see {@link WuerstchenError}. */
 export type ErrorCode =
   | 'unsupported'
-  | 'limits'
   | 'out-of-memory'
   | 'device-lost'
   | 'network'
@@ -18,7 +17,6 @@ export type ErrorCode =
 
 const RETRYABLE: Record<ErrorCode, boolean> = {
   unsupported: false,
-  limits: false,
   'out-of-memory': false,
   'device-lost': true,
   network: true,
@@ -36,8 +34,7 @@ const REPORT_HINT = 'Please report it, with what the console of the browser says
  * The error of all rejections of this package, except those of an abort, which reject with the signal's reason.
  *
  * - `unsupported`: this browser cannot run the requested device.
- * - `limits`: the GPU's limits are too small for the model.
- * - `out-of-memory`: the GPU or WebAssembly has no memory left.
+ * - `out-of-memory`: the GPU has no memory left, or there is none to start WebAssembly or to hand a job to it.
  * - `device-lost`: the GPU went away during a load, or twice in one job (once if there is no worker).
  * - `network`: a file could not be fetched; the message names it.
  * - `integrity`: a file is damaged or missing, or does not belong to the others.
@@ -45,7 +42,7 @@ const REPORT_HINT = 'Please report it, with what the console of the browser says
  * - `invalid-argument`: an option cannot be run; `field` has its name if a single option is at fault.
  * - `shader`: the GPU computes wrongly or refused a shader.
  * - `disposed`: the engine was disposed of.
- * - `internal`: a bug in this package.
+ * - `internal`: a bug in this package, or WebAssembly has used up its own memory.
  */
 export class WuerstchenError extends Error {
   override readonly name = 'WuerstchenError';
@@ -110,11 +107,6 @@ export function asWuerstchenError(error: unknown): WuerstchenError {
         cause: error,
       })
     : new WuerstchenError('internal', messageOf(error), { cause: error, hint: REPORT_HINT });
-}
-
-/** Whether WebAssembly stopped because `onStep` told it to. */
-export function isCancellation(error: unknown): boolean {
-  return textOf(error, 'code') === 'cancelled';
 }
 
 /** A property of what was thrown, if it is text: the code of a DOMException is a number. */

@@ -26,20 +26,6 @@ export async function request(
   return response;
 }
 
-/** Fetches a file synchronously, which only workers may do, because WebAssembly waits for it. */
-export function fetchNow(url: string): ArrayBuffer {
-  const request = new XMLHttpRequest();
-  request.open('GET', url, false);
-  request.responseType = 'arraybuffer';
-  try {
-    request.send();
-  } catch (cause) {
-    throw unreachable(url, cause);
-  }
-  checkAnswer(url, request.status, request.getResponseHeader('content-type'));
-  return request.response;
-}
-
 /** The error of a server that did not respond at all. */
 export function unreachable(url: string, cause: unknown): WuerstchenError {
   return new WuerstchenError('network', `${url} could not be fetched: ${messageOf(cause)}`, {

@@ -1,6 +1,7 @@
 // The package: pictures from text, computed in a worker.
 
-import { load as loadThrough, workerConnector } from './client.js';
+import { load as loadThrough } from './client.js';
+import { workerConnector } from './connector.js';
 import { WuerstchenError } from './errors.js';
 import { startWorker } from './own-worker.js';
 import type { LoadOptions, Wuerstchen } from './types.js';

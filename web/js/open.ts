@@ -4,12 +4,15 @@ import { openCache, type ModelCache } from './cache.js';
 import { isFatal, orCrash } from './crashes.js';
 import { ModelEngine, type Tested } from './engine.js';
 import { asWuerstchenError, WuerstchenError, type ErrorCode } from './errors.js';
+import { fetchFiles } from './fetch-files.js';
 import type { WasmBuild } from './glue.js';
 import { CPU_HINT, watchDevice, type GpuWatch } from './gpu.js';
-import { readLoras, type LoraBytes, type LoraSource } from './lora.js';
+import type { LoraSource } from './lora.js';
 import { fetchManifest, modelInfo, shardName, type Manifest } from './manifest.js';
 import { openSite, storedUrl, type ModelSite, type ModelSource } from './picked.js';
-import { fetchFiles, type Brought } from './shards.js';
+import { readLoras, type LoraBytes } from './read-loras.js';
+import type { Brought } from './shards.js';
+import { onAbort } from './signals.js';
 import { start, type Started } from './start.js';
 import { checkSupport } from './support.js';
 import { canShare, defaultThreads, MOST_THREADS } from './threads.js';
@@ -95,6 +98,11 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
   }
   let support = await checkSupport({ signal, powerPreference });
   let device = chooseDevice(options.device, support);
+  if (device !== support.device) {
+    const name = device === 'cpu' ? 'CPU' : 'GPU';
+    const message = `Pictures are computed by the ${name}, as it was asked for.`;
+    support = { ...support, device, reason: undefined, message };
+  }
   const cache = await openCache(host.cache ?? options.cache);
   const site = await openSite(options.model, cache, host.fetch);
   const manifest = await fetchManifest(site.url, cache, site.fetch, signal);
@@ -117,12 +125,7 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
     const measured: Measured = JSON.parse(await orCrash(tested.engine.measure()));
     emit({ type: 'measured', ...measured });
   }
-  const { id } = model.manifest;
-  await cache.putManifest(
-    id,
-    typeof options.model === 'string' ? model.url : storedUrl(id),
-    model.text,
-  );
+  await storeManifest(options.model, model);
   const info = await modelInfo(model.manifest, cache);
   emit({ type: 'ready', ms: performance.now() - begun });
   if (device === 'cpu') support = withThreads(support, tested.started, threads);
@@ -143,6 +146,13 @@ function chooseDevice(wish: EngineOptions['device'], support: Support): DeviceKi
   return wish === 'auto' ? support.device : wish;
 }
 
+/** Stores the manifest of a model, unless it comes from the cache, which may have it under its URL. */
+async function storeManifest(source: ModelSource, { manifest, url, text, cache }: Model) {
+  const isUrl = typeof source === 'string';
+  if (!isUrl && 'stored' in source) return;
+  await cache.putManifest(manifest.id, isUrl ? url : storedUrl(manifest.id), text);
+}
+
 /** Adds the number of threads, and why there are fewer than were asked for. */
 function withThreads(support: Support, { threads, problem }: Started, wanted = 1): Support {
   const reason = problem ?? 'several need a worker, and a page that is cross-origin isolated';
@@ -151,11 +161,12 @@ function withThreads(support: Support, { threads, problem }: Started, wanted = 1
   return { ...support, threads, message: support.message + note };
 }
 
-/** Adds to the message that the browser stopped storing, if so. */
-function withStorage(support: Support, cache: ModelCache): Support {
-  if (!cache.problem) return support;
-  const message = `${support.message} The model is not kept: ${asNote(cache.problem)}.`;
-  return { ...support, storage: { ...support.storage, backend: 'memory' }, message };
+/** Says where the model is stored; adds to the message that the browser stopped storing, if so. */
+function withStorage(support: Support, { backend, problem }: ModelCache): Support {
+  const storage = { ...support.storage, backend };
+  if (!problem) return { ...support, storage };
+  const message = `${support.message} The model is not kept: ${asNote(problem)}.`;
+  return { ...support, storage: { ...storage, backend: 'memory' }, message };
 }
 
 /** An error's message without the full stop that some browsers put. */
@@ -171,15 +182,24 @@ async function openOn(
 ): Promise<Tested & { readonly started: Started }> {
   const { module } = host.builds[device];
   const { gpu, ...started } = await openDevice(device, options, host);
-  const testing = orCrash(test(module, device, gpu, model, options, host)).catch((error) => {
+  host.signal.throwIfAborted();
+  const controller = new AbortController();
+  const { signal } = controller;
+  const ignore = onAbort(host.signal, (reason) => controller.abort(reason));
+  const work = test(module, device, gpu, model, options, { ...host, signal }).finally(ignore);
+  const testing = orCrash(work).catch((error) => {
     // The next model gets a fresh instance.
     if (isFatal(error)) opened.delete(module);
     throw error;
   });
   if (!gpu) return { ...(await testing), started };
-  // Work that waits for a lost GPU may wait for ever.
+  // Work that waits for a lost GPU may wait for ever; other work must not go on beside a load on the CPU.
   const lost = gpu.lost.then((reason) => {
-    throw new WuerstchenError('device-lost', `the GPU went away: ${reason}`, { hint: CPU_HINT });
+    const error = new WuerstchenError('device-lost', `the GPU went away: ${reason}`, {
+      hint: CPU_HINT,
+    });
+    controller.abort(error);
+    throw error;
   });
   const tested = await Promise.race([testing, lost]);
   void gpu.lost.then(host.onLost);

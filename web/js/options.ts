@@ -158,13 +158,6 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
 
 export function checkGenerateOptions(options: GenerateOptions): void {
   check(options, GENERATE_KINDS, 'prompt');
-  const { image, mask, imageTo } = options;
-  const refuse = (field: keyof GenerateOptions, reason: string) => {
-    throw new WuerstchenError('invalid-argument', `${field} ${reason}`, { field });
-  };
-  if (mask && !image) refuse('mask', 'needs an image to start from');
-  if (imageTo && !image) refuse('imageTo', 'needs an image to start from');
-  if (imageTo && mask) refuse('imageTo', 'cannot be used with a mask');
 }
 
 export function checkLoadOptions(options: LoadOptions): void {

@@ -37,8 +37,9 @@ export class JobProgress {
     this.#pace.set(stage, this.#ms[stage] / step);
     const overall = sum((stage) => this.#done[stage]) / sum((stage) => this.#plan[stage]);
     this.#emit({ type: 'step', stage, step, steps, overall, etaMs: this.#etaMs() });
-    // The two text encoders run right before the stages that they are for.
+    // The text encoders run right before the stages that they are for. Where there is only one, it is for both.
     if (stage === 'text') this.#beginStage(step === 1 ? 'prior' : 'decoder');
+    if (stage === 'prior' && step === steps && this.#plan.text === 1) this.#beginStage('decoder');
     if (stage === 'decoder' && step === steps) this.#beginStage('vqgan');
   }
 

@@ -1,6 +1,6 @@
 // A React hook for the package: `wuerstchen-web/react`.
 
-import { useCallback, useEffect, useRef, useState } from 'react';
+import { useCallback, useEffect, useRef, useState, type RefObject } from 'react';
 import { load } from './index.js';
 import type {
   GenerateEvent,
@@ -8,7 +8,7 @@ import type {
   GenerateResult,
   LoadEvent,
   LoadOptions,
-  LoraRef,
+  ModelRef,
   Wuerstchen,
 } from './types.js';
 
@@ -45,11 +45,11 @@ const IDLE: PictureState = { state: 'idle', progress: 0 };
 export function useWuerstchen(options: LoadOptions): UseWuerstchen {
   const [view, setView] = useState(IDLE);
   const latest = useRef(options);
-  const engine = useRef<Promise<Wuerstchen>>(undefined);
+  const engine: EngineRef = useRef(undefined);
   const job = useRef<AbortController>(undefined);
-  const loras = useRef(options.lora);
-  // An array literal in the component is a new array at every rendering.
-  if (!areSame(loras.current, options.lora)) loras.current = options.lora;
+  const current = partsOf(options);
+  const parts = useRef(current);
+  if (!areSame(parts.current, current)) parts.current = current;
 
   useEffect(() => {
     latest.current = options;
@@ -58,10 +58,9 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
   useEffect(
     () => () => {
       job.current?.abort();
-      engine.current?.then((engine) => engine.dispose()).catch(() => {});
-      engine.current = undefined;
+      free(engine);
     },
-    [options.model, options.device, loras.current],
+    [parts.current],
   );
 
   const stop = useCallback(() => job.current?.abort(), []);
@@ -74,17 +73,15 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
       if (job.current === own) setView((view) => merged(view, change));
     };
     show({ state: 'loading', progress: 0, error: undefined });
+    let ready: Wuerstchen | undefined;
     try {
       const onLoad = (event: LoadEvent) => {
         latest.current.onProgress?.(event);
         if (event.type === 'download')
           show({ progress: event.overall.loaded / event.overall.total });
       };
-      const loading = (engine.current ??= load({ ...latest.current, onProgress: onLoad, signal }));
-      loading.catch(() => {
-        if (engine.current === loading) engine.current = undefined;
-      });
-      const ready = await loading;
+      const loading = { ...latest.current, onProgress: onLoad, signal };
+      ready = await (engine.current ??= begin(engine, loading));
       show({ state: 'making', progress: 0 });
       const onProgress = (event: GenerateEvent) => {
         wanted.onProgress?.(event);
@@ -95,6 +92,8 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
       show({ ...IDLE, progress: 1, preview: undefined, result });
       return result;
     } catch (error) {
+      // An engine in this thread stays lost, so the next call loads another one.
+      if (ready?.state === 'lost' && !signal.aborted) free(engine);
       const told = signal.aborted || !(error instanceof Error) ? undefined : error;
       show({ ...IDLE, preview: undefined, error: told });
       return undefined;
@@ -104,16 +103,50 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
   return { ...view, generate, stop };
 }
 
+type EngineRef = RefObject<Promise<Wuerstchen> | undefined>;
+
+/** Loads an engine. If that fails or is aborted, it is forgotten at once, so that the next call begins another load. */
+function begin(
+  engine: EngineRef,
+  options: LoadOptions & { signal: AbortSignal },
+): Promise<Wuerstchen> {
+  const { signal } = options;
+  const loading = load(options);
+  const forget = () => {
+    if (engine.current === loading) free(engine);
+  };
+  signal.addEventListener('abort', forget);
+  loading.then(() => signal.removeEventListener('abort', forget), forget);
+  return loading;
+}
+
+function free(engine: EngineRef): void {
+  engine.current?.then((engine) => engine.dispose()).catch(() => {});
+  engine.current = undefined;
+}
+
 function merged(view: PictureState, change: Partial<PictureState>): PictureState {
   if ('preview' in change && view.preview !== change.preview) view.preview?.close();
   return { ...view, ...change };
 }
 
-function areSame(a: readonly LoraRef[] = [], b: readonly LoraRef[] = []): boolean {
-  const isSame = (a: LoraRef, b?: LoraRef) =>
-    String(a.url) === String(b?.url) &&
-    a.blob === b?.blob &&
-    a.weight === b?.weight &&
-    a.adapterConfig === b?.adapterConfig;
-  return a.length === b.length && a.every((lora, i) => isSame(lora, b[i]));
+/** What an engine is made of, as values to compare: a literal in the component is a new object at every rendering. */
+function partsOf({ model, device, lora = [] }: LoadOptions): readonly unknown[] {
+  const loras = lora.flatMap(({ url, blob, weight, adapterConfig }) => [
+    url && String(url),
+    blob,
+    weight,
+    adapterConfig instanceof URL ? adapterConfig.href : adapterConfig,
+  ]);
+  return [device, ...partsOfModel(model), ...loras];
+}
+
+function partsOfModel(model: ModelRef): readonly unknown[] {
+  if (!model || typeof model === 'string') return [model];
+  if ('stored' in model) return ['stored', model.stored];
+  return 'length' in model ? Array.from(model) : [model.href];
+}
+
+function areSame(a: readonly unknown[], b: readonly unknown[]): boolean {
+  return a.length === b.length && a.every((part, i) => part === b[i]);
 }

@@ -1,31 +1,20 @@
-// A caller's cache in one thread, used from another.
+// The engine's side of a cache that a caller has in another thread.
 
-import { fromErrorData, toErrorData, type ErrorData } from './errors.js';
+import { fromErrorData, type ErrorData } from './errors.js';
 import type { CacheAdapter } from './types.js';
 
 type Method = keyof CacheAdapter;
 
-interface Call {
+export interface Call {
   readonly id: number;
   readonly method: Method;
   readonly args: [name: string, bytes: Uint8Array];
 }
 
-interface Answer {
+export interface Answer {
   readonly id: number;
   readonly value?: unknown;
   readonly error?: ErrorData;
-}
-
-/** Answers the calls that come through a port. */
-export function serveCache(adapter: CacheAdapter, port: MessagePort): void {
-  port.onmessage = async ({ data: { id, method, args } }: MessageEvent<Call>) => {
-    try {
-      port.postMessage({ id, value: await adapter[method](...args) } satisfies Answer);
-    } catch (error) {
-      port.postMessage({ id, error: toErrorData(error) } satisfies Answer);
-    }
-  };
 }
 
 /** The cache at the other end of a port. */

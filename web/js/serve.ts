@@ -66,13 +66,15 @@ export function serve(
     port: MessagePort | undefined,
     signal: AbortSignal,
   ) => {
-    engine = await openEngine(options, {
+    const opening = openEngine(options, {
       ...surroundings,
       cache: port && remoteCache(port),
       emit: (event) => say({ type: 'load-event', event }),
       onLost: (reason) => say({ type: 'lost', reason }),
       signal,
     });
+    // The port stays open until then: a load that is aborted still waits for an answer of the cache.
+    engine = await opening.finally(() => port?.close());
     const { info, support, device, selfTest } = engine;
     say({ type: 'loaded', info, support, device, selfTest });
   };
@@ -91,7 +93,10 @@ export function serve(
       const data = toErrorData(error);
       // A job that reads from a lost GPU fails before the browser says that it is lost.
       if (engine && data.code === 'device-lost') return say({ type: 'lost', reason: data.message });
-      say({ type: 'failed', error: data, isBroken: isFatal(error) });
+      const isBroken = isFatal(error);
+      // WebAssembly that has stopped cannot free it.
+      if (isBroken) engine = undefined;
+      say({ type: 'failed', error: data, isBroken });
     });
     running = { controller, done };
   };

@@ -1,15 +1,11 @@
-// Gets the files of a model from the cache or the network, some of them ahead of the caller.
+// Gets a file of a model from the cache or the network.
 
 import type { ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
 import { sha256 } from './hash.js';
 import { besides, brokenOff, request } from './http.js';
 import { shardName, type Manifest, type Shard } from './manifest.js';
-import { onAbort } from './signals.js';
 import type { LoadEvent } from './types.js';
-
-/** Files that are fetched, verified and stored at a time: enough to keep the network, the hash and the disk busy. */
-const AHEAD = 4;
 
 const ATTEMPTS = 3;
 
@@ -36,46 +32,6 @@ export interface Brought {
   readonly stored: Promise<void>;
 }
 
-/**
- * Yields every file of a model, verified: its contents, then its shards in their order. Some are fetched and stored
- * ahead, while the caller works on earlier ones. At most {@link AHEAD} are in memory at a time, if the caller keeps
- * none of them.
- */
-export async function* fetchFiles(
-  manifest: Manifest,
-  source: ShardSource,
-): AsyncGenerator<Brought, void, void> {
-  source.signal?.throwIfAborted();
-  const files = [manifest.contents, ...manifest.shards];
-  const progress = new DownloadProgress(files, source.emit);
-  // This also stops files that are fetched ahead when an earlier file fails, or when the caller takes no more.
-  const controller = new AbortController();
-  const { signal } = controller;
-  const ignore = onAbort(source.signal, (reason) => controller.abort(reason));
-  const begun: Promise<Brought>[] = [];
-  const beginNext = () => {
-    const file = files.shift();
-    if (!file) return;
-    const brought = bring(file, shardName(manifest, file), { ...source, signal }, progress);
-    // The loop below throws a failure when the file's turn comes. Until then it must not count as unhandled.
-    brought.catch(() => undefined);
-    begun.push(brought);
-  };
-  try {
-    for (let i = 0; i < AHEAD; i++) beginNext();
-    for (let turn = begun.shift(); turn; turn = begun.shift()) {
-      const brought = await turn;
-      signal.throwIfAborted();
-      yield brought;
-      await brought.stored;
-      beginNext();
-    }
-  } finally {
-    ignore();
-    controller.abort();
-  }
-}
-
 /** The contents of a model alone, verified. */
 export async function fetchContents(manifest: Manifest, source: ShardSource): Promise<Uint8Array> {
   const file = manifest.contents;
@@ -86,7 +42,7 @@ export async function fetchContents(manifest: Manifest, source: ShardSource): Pr
 }
 
 /** Gets a file from the cache, or from the network and puts it into the cache. */
-async function bring(
+export async function bring(
   file: Shard,
   name: string,
   source: ShardSource,
@@ -197,7 +153,7 @@ function pause(ms: number, signal?: AbortSignal): Promise<void> {
 }
 
 /** Counts bytes and reports them. */
-class DownloadProgress {
+export class DownloadProgress {
   readonly #emit: (event: LoadEvent) => void;
   readonly #total: number;
   /** Bytes of each file. */

@@ -2,11 +2,12 @@
 // which few visitors call (see link/). A function of the rest calls `rest.load` first.
 
 import { WuerstchenError } from './errors.js';
-import { brokenOff, fetchNow, request } from './http.js';
+import { fetchNow } from './fetch-now.js';
+import { brokenOff, request } from './http.js';
 import { Threads } from './threads.js';
 import { messageOf } from './values.js';
 import type { Wasm } from './wasm.js';
-import { hasSimd, hasWasm, isForbidden } from './wasm-support.js';
+import { hasSimd, hasWasm } from './wasm-support.js';
 
 /** The absolute URLs of both files. */
 export interface WasmUrls {
@@ -30,6 +31,9 @@ export interface Started {
   /** Why there is only one although several were wanted. */
   readonly problem?: string;
 }
+
+/** A module with nothing in it. */
+const EMPTY_MODULE = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0]);
 
 /** The module name under which WebAssembly imports wasm-bindgen's glue. */
 const GLUE = './wuerstchen_web_bg.js';
@@ -114,6 +118,16 @@ function checkWasm(): void {
         "Add 'wasm-unsafe-eval' to script-src in the Content-Security-Policy of the page, and of " +
         'worker.js if it is served with one.',
     });
+  }
+}
+
+/** Whether a content security policy forbids this thread to compile. */
+function isForbidden(): boolean {
+  try {
+    new WebAssembly.Module(EMPTY_MODULE);
+    return false;
+  } catch {
+    return true;
   }
 }
 

@@ -27,7 +27,7 @@ const TASK_BITS = 16;
 const CLOSED = (1 << TASK_BITS) - 1;
 const ROUNDS = 1 << (32 - TASK_BITS);
 
-/** Looks for work before a thread sleeps. They take about as long as waking up. */
+/** How often a thread looks for work before it sleeps; this takes about as long as waking up. */
 const LOOKS = 4000;
 
 /** What {@link Tasks} and {@link serveTasks} share. */

@@ -4,7 +4,7 @@
 // have an instance of it, and all instances one memory. Only the first instance runs the program. The others run
 // tasks, which calculate with memory and do nothing else (crates/wuerstchen-kernels/src/cpu/threads.rs).
 
-import { fetchNow } from './http.js';
+import { fetchNow } from './fetch-now.js';
 import { patiently } from './patience.js';
 import { MAX_PAGES, withSharedMemory } from './shared-memory.js';
 import { newBoard, serveTasks, Tasks, type Call } from './tasks.js';

@@ -17,9 +17,9 @@ export type SupportReason =
 export interface Support {
   /** Whether a model can run at all. */
   readonly ok: boolean;
-  /** The device that `device: 'auto'` takes. */
+  /** The device that `device: 'auto'` takes; of a loaded model, the one that computes. */
   readonly device: DeviceKind;
-  /** Why `device` is not WebGPU, or why no model can run; left out if WebGPU works. */
+  /** Why `device` is not WebGPU, or why no model can run; left out if WebGPU works, or if the caller chose the CPU. */
   readonly reason?: SupportReason;
   readonly adapter?: {
     readonly vendor: string;
@@ -33,6 +33,7 @@ export interface Support {
     readonly maxStorageBufferBindingSize: number;
   };
   readonly storage: {
+    /** Where this package stores models; `memory`: nowhere, or in a cache of the caller's. */
     readonly backend: 'opfs' | 'cache' | 'memory';
     readonly quota?: number;
     readonly free?: number;
@@ -197,7 +198,7 @@ export interface LoadOptions {
   readonly threads?: number;
   /** Whether to measure the device's speed too, which takes about a second; a `measured` event has the result. */
   readonly measure?: boolean;
-  /** Where weights are kept. `auto`, the default: OPFS, else the Cache API, else memory. */
+  /** Where weights are kept. `auto`, the default: OPFS, else the Cache API, else nothing is stored. */
   readonly cache?: 'auto' | 'opfs' | 'cache' | 'none' | CacheAdapter;
   /** Whether to ask the browser to keep the cache even when space is short. */
   readonly persist?: boolean;
@@ -350,7 +351,11 @@ export interface GenerateResult {
   readonly height: number;
   /** Milliseconds that each stage and the whole job took. */
   readonly timings: Readonly<Record<Stage | 'total', number>>;
-  /** The options with every gap filled. */
+  /**
+   * The values that made the pictures, as their PNGs carry them: the options, with the model's values for those that
+   * were left out. `priorTimesteps` and `decoderTimesteps` take the place of the steps, and some options are left out
+   * where they change nothing.
+   */
   readonly settings: Readonly<Record<string, unknown>>;
   /** The parts of the prompts that have no influence on the pictures. */
   readonly unread: Unread;

@@ -5,8 +5,8 @@ import { look } from './manifest.js';
 import { fetchContents } from './shards.js';
 import type { ModelRef } from './types.js';
 
-/** Stage C's tokenizer in the files of a model. */
-const TOKENIZER = 'wuerstchen-prior/tokenizer/tokenizer.json';
+/** How the path of Stage C's tokenizer ends in the files of a model; it begins with the model's family. */
+const TOKENIZER = '-prior/tokenizer/tokenizer.json';
 
 /**
  * The words that a model knows, in alphabetical order; undefined if its tokenizer splits words into parts and so reads
@@ -21,7 +21,8 @@ export async function vocabulary(
     const bytes = await fetchContents(manifest, { ...site, emit: () => {} });
     try {
       const { files } = JSON.parse(new TextDecoder().decode(bytes));
-      return TOKENIZER in files ? wordsOf(JSON.parse(files[TOKENIZER])) : undefined;
+      const path = Object.keys(files).find((path) => path.endsWith(TOKENIZER));
+      return path === undefined ? undefined : wordsOf(JSON.parse(files[path]));
     } catch (cause) {
       throw new WuerstchenError('integrity', `${manifest.contents.file} cannot be read: ${cause}`, {
         cause,

@@ -6,9 +6,6 @@ const SIMD_MODULE = new Uint8Array([
   253, 98, 11,
 ]);
 
-/** A module with nothing in it. */
-const EMPTY_MODULE = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0]);
-
 /** Whether there is WebAssembly at all; browsers in a lockdown mode have none. */
 export function hasWasm(): boolean {
   return typeof WebAssembly !== 'undefined';
@@ -16,14 +13,4 @@ export function hasWasm(): boolean {
 
 export function hasSimd(): boolean {
   return hasWasm() && WebAssembly.validate(SIMD_MODULE);
-}
-
-/** Whether a content security policy forbids this thread to compile. */
-export function isForbidden(): boolean {
-  try {
-    new WebAssembly.Module(EMPTY_MODULE);
-    return false;
-  } catch {
-    return true;
-  }
 }

@@ -1,5 +1,5 @@
 // What wasm-bindgen's glue of both WebAssembly builds exports, as the engine uses it.
-// Everything throws an Error with a `code` (see errors.ts) and a message for people.
+// Everything but `openDevice` throws an Error with a `code` (see errors.ts) and a message for people.
 
 import type { ThreadNames } from './threads.js';
 import type { Residency, Stage } from './types.js';
@@ -16,7 +16,7 @@ export interface Picture {
 export interface Generated {
   readonly count: number;
   picture(index: number): Picture;
-  /** JSON of the options with every gap filled; `seed` is a number of up to 64 bits. */
+  /** JSON of {@link GenerateResult.settings}; `seed` is a number of up to 64 bits. */
   readonly settings: string;
   /** JSON of {@link GenerateResult.unread}. */
   readonly unread: string;

@@ -68,7 +68,11 @@ export async function initHistory(onReuse: (settings: Settings) => void): Promis
 /** Keeps a picture. */
 export function remember(settings: Settings, index: number, png: Blob): void {
   const picture = { id: Date.now() + index / 100, settings, index, png };
-  pictures('readwrite')?.put(picture);
+  const request = pictures('readwrite')?.put(picture);
+  // Without room, the transaction may fail only at its end.
+  request?.transaction?.addEventListener('abort', () => {
+    note.textContent = 'There was no room to keep the last picture: it goes when the page closes.';
+  });
   add(picture);
   describe();
 }

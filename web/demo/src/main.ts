@@ -149,7 +149,6 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
     const onProgress = followLoad((note) => notes.push(note));
     const loaded = await load({ ...loadOptions(), signal, onProgress });
     if (notes.length > 0) showNotice('The model is changed', notes.map(sentence).join(' '));
-    if (!(model instanceof URL)) rememberModel(loaded.info.id);
     loaded.addEventListener('lost', () => {
       showNotice(
         'The GPU went away',
@@ -160,6 +159,7 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
       showNotice('The GPU is back', 'The picture that was interrupted is being made again.');
     });
     engine = loaded;
+    if (!(model instanceof URL)) rememberModel(loaded.info.id);
     showDevice(loaded.support, loaded);
     element('load-title', HTMLElement).textContent = 'Ready';
     element('load-text', HTMLElement).textContent = 'Write a prompt and press Generate.';
@@ -202,6 +202,8 @@ async function useModel(files: readonly File[] | undefined): Promise<void> {
 async function makePictures(): Promise<void> {
   // A visitor who is quicker than the first look at the device and the model must not be refused.
   await started;
+  // Enter works while a picture is made, and the form must keep that picture's seed.
+  if (job) return;
   const pictures = { ...readSource(), ...readLikenesses() };
   const settings = readSettings(pictures.picturePrompts === undefined);
   if (!settings) return;
@@ -342,12 +344,10 @@ initFilm();
 initSource();
 initLikenesses();
 initOwn(useModel, reload, takePictures);
-initStorage(async () => {
+initStorage(function lookAgain() {
   if (engine) return;
   // A picked model is deleted with the storage.
-  if (!(model instanceof URL)) return void (await useModel(undefined));
-  info = await inspect(model);
-  offerLoad(info);
+  void (model instanceof URL ? run(look, lookAgain) : useModel(undefined));
 });
 void initHistory((settings) => {
   writeSettings({ negativePrompt: '', ...settings });

@@ -10,7 +10,6 @@ const ADVICE: Readonly<Record<WuerstchenError['code'], readonly [string, string]
     'This browser cannot run the model',
     'Choose “Automatic” as the device, or try a current Chrome, Edge, Firefox or Safari.',
   ],
-  limits: ['The GPU is too small for this', 'Choose a smaller picture, or “CPU” as the device.'],
   'out-of-memory': [
     'The memory did not suffice',
     'Close other tabs, make fewer or smaller pictures, or choose “CPU” as the device.',

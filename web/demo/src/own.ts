@@ -31,15 +31,24 @@ export function readLoras(): LoraRef[] {
 
 /** The model that was picked at an earlier visit, if it is still stored. */
 export async function rememberedModel(): Promise<ModelRef | undefined> {
-  const stored = localStorage.getItem(KEY);
+  let stored: string | null = null;
+  try {
+    stored = localStorage.getItem(KEY);
+  } catch {
+    // If storage is blocked, nothing is remembered.
+  }
   if (stored === null || !(await cache.list()).some(({ id }) => id === stored)) return undefined;
   return { stored };
 }
 
 /** Loads the model of this id at the next visit, or the built-in one. */
 export function rememberModel(id: string | undefined): void {
-  if (id === undefined) localStorage.removeItem(KEY);
-  else localStorage.setItem(KEY, id);
+  try {
+    if (id === undefined) localStorage.removeItem(KEY);
+    else localStorage.setItem(KEY, id);
+  } catch {
+    // If storage is blocked, the model lasts as long as the page.
+  }
 }
 
 /** Allows or forbids to pick and drop files; they are forbidden while the engine is busy. */
@@ -80,7 +89,8 @@ export function initOwn(
   document.addEventListener('dragover', (event) => event.preventDefault());
   document.addEventListener('drop', async (event) => {
     event.preventDefault();
-    const files = await droppedFiles(event.dataTransfer);
+    const files = await droppedFiles(event.dataTransfer).catch(() => undefined);
+    if (!files) return say('What was dropped cannot be read.');
     if (arePictures(files)) return onPictures(files, event.target);
     if (folder.disabled) return say('Drop it again when this is done.');
     const isLora = ({ name }: File) => /\.safetensors$/i.test(name);

@@ -16,6 +16,9 @@ const moment = element('film-moment', HTMLInputElement);
 /** The previews of the first picture of a run, and then the picture itself. */
 const frames: { readonly bitmap: ImageBitmap; readonly label: string }[] = [];
 
+/** The other pictures of the run. */
+const others: ImageBitmap[] = [];
+
 /** Copies a bitmap to a canvas of its size. */
 export function draw(bitmap: ImageBitmap, target: HTMLCanvasElement): void {
   target.width = bitmap.width;
@@ -30,6 +33,7 @@ export function expect({ width, height }: Settings): void {
   batch.hidden = true;
   film.hidden = true;
   for (const { bitmap } of frames.splice(0)) bitmap.close();
+  for (const bitmap of others.splice(0)) bitmap.close();
   if (width && height) frame.style.aspectRatio = `${width} / ${height}`;
   frame.scrollIntoView({ block: 'nearest' });
 }
@@ -80,8 +84,9 @@ export function showPictures(
       return button;
     }),
   );
-  const [first] = bitmaps;
+  const [first, ...rest] = bitmaps;
   if (first) frames.push({ bitmap: first, label: prompt });
+  others.push(...rest);
   choose(0);
 }
 

@@ -130,7 +130,19 @@ export function writeSettings(settings: Partial<Settings>): void {
   checkAspect();
 }
 
-/** Offers the model's own values: presets of sizes, and numbers in fields where nobody has chosen one. */
+/** The values of the last model that was offered, by the ids of their fields. */
+const offered = new Map<string, string>();
+
+/** Puts the model's own value into a field where nobody has chosen another one. */
+function offerValue(
+  field: HTMLInputElement | HTMLSelectElement,
+  value: string | number = '',
+): void {
+  if (field.value === '' || field.value === offered.get(field.id)) field.value = String(value);
+  offered.set(field.id, String(value));
+}
+
+/** Offers the model's own values: presets of sizes, and those of fields where nobody has chosen one. */
 export function offerDefaults(defaults: Defaults): void {
   const { width: columns, height: rows } = defaults;
   aspects.replaceChildren(
@@ -144,11 +156,9 @@ export function offerDefaults(defaults: Defaults): void {
       return make('label', { title: `${width} × ${height} pixels` }, radio, label);
     }),
   );
-  for (const name of NUMBER_NAMES) {
-    if (input(name).value === '') input(name).value = String(defaults[name] ?? '');
-  }
+  for (const name of NUMBER_NAMES) offerValue(input(name), defaults[name]);
   ofTokens.hidden = defaults.tokenSampling === undefined;
-  if (tokenSampling.value === '') tokenSampling.value = defaults.tokenSampling ?? '';
+  offerValue(tokenSampling, defaults.tokenSampling);
   checkAspect();
 }
 

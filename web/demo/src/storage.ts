@@ -35,7 +35,8 @@ export function initStorage(onDelete: () => void): void {
 /** Shows how much is stored. */
 export async function showStorage(): Promise<void> {
   const size = await cache.size();
-  const persisted = await navigator.storage?.persisted?.();
+  // Asked only where something is stored: a browser that stores nothing may refuse to answer.
+  const persisted = size > 0 ? await navigator.storage?.persisted?.() : undefined;
   const kept = persisted ? ', and the browser keeps them even when space is short' : '';
   text.textContent =
     size === 0

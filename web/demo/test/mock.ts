@@ -53,6 +53,7 @@ export async function inspect(model: ModelRef): Promise<ModelInfo> {
   if (Array.isArray(model) && !model.some(({ name }: File) => name === 'manifest.json')) {
     throw new WuerstchenError('invalid-argument', 'there is no manifest.json among the 1 files');
   }
+  if ('isOffline' in window) throw new WuerstchenError('network', 'it went away', true);
   const isOwn = !(model instanceof URL) && typeof model !== 'string';
   if (location.search.includes('slow')) await sleep(500);
   return {
@@ -71,7 +72,7 @@ export async function inspect(model: ModelRef): Promise<ModelInfo> {
     defaults: {
       width: 64,
       height: 64,
-      priorSteps: 20,
+      priorSteps: isOwn ? 10 : 20,
       priorGuidanceScale: 4,
       decoderSteps: 12,
       decoderGuidanceScale: 1,

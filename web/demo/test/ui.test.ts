@@ -337,16 +337,69 @@ test('a model of picked files is used, remembered and left again', async () => {
   await at('error').getByText('There is no manifest.json').waitFor();
   await at('error').getByRole('button', { name: 'Dismiss' }).click();
   await writeFile(join(folder, 'manifest.json'), '{}');
+  await page.locator('#decoder-steps').fill('7');
   await at('model-folder').setInputFiles(folder);
   await state('ready');
   const line = page.locator('#model-line');
   await line.getByText('Model own.').waitFor();
+  const steps = ['prior', 'decoder'].map((stage) => page.locator(`#${stage}-steps`).inputValue());
+  assert.deepEqual(await Promise.all(steps), ['10', '7'], 'its own where none was chosen');
   await page.reload();
   await line.getByText('Model own.').waitFor();
   await page.getByText('Advanced', { exact: true }).click();
   await at('model-built-in').click();
   await line.getByText('Model mock.').waitFor();
   await rm(folder, { recursive: true });
+});
+
+test('where nothing may be remembered, pictures are made all the same', async () => {
+  await page.addInitScript(() => {
+    for (const method of ['getItem', 'setItem', 'removeItem'] as const) {
+      const original: (...args: string[]) => unknown = Storage.prototype[method];
+      Storage.prototype[method] = function (this: Storage, ...args: string[]) {
+        // The mock keeps its own values there.
+        if (args[0] === 'own-model') throw new DOMException('blocked', 'SecurityError');
+        return original.apply(this, args) as never;
+      };
+    }
+  });
+  await open();
+  await makePicture('a red circle');
+});
+
+test('a picture for which there is no room is told of', async () => {
+  await page.addInitScript(() => {
+    const { put } = IDBObjectStore.prototype;
+    IDBObjectStore.prototype.put = function (...args) {
+      const request = put.apply(this, args);
+      this.transaction.abort();
+      return request;
+    };
+  });
+  await open();
+  await makePicture('a red circle');
+  await page.locator('#history-note').getByText('no room to keep the last picture').waitFor();
+});
+
+test('a model that cannot be looked at once it is deleted is an error of the page', async () => {
+  await page.addInitScript(() => localStorage.setItem('mock-stored', '1000'));
+  await open();
+  await at('load').waitFor();
+  await page.evaluate(() => Object.assign(window, { isOffline: true }));
+  await page.getByRole('button', { name: 'Delete the stored model' }).click();
+  await at('error').getByText('It went away').waitFor();
+});
+
+test('Enter while a picture is made leaves its seed alone', async () => {
+  await open();
+  await at('prompt').fill('an endless column');
+  await at('prompt').press('Enter');
+  await at('stage-prior').getByText('2 / 20').waitFor();
+  const seed = await at('seed').inputValue();
+  await at('prompt').press('Enter');
+  assert.equal(await at('seed').inputValue(), seed);
+  await page.keyboard.press('Escape');
+  await at('status').getByText('Stopped: Stage C, prior, step').waitFor();
 });
 
 test('Esc stops; what was drawn stays, and the next picture works', async () => {

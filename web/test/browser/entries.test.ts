@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
 import { build } from 'esbuild';
-import { difference, native, page, useFreshPages, web, type Picture } from './site.ts';
+import { context, difference, native, page, useFreshPages, web, type Picture } from './site.ts';
 
 const MODEL = '/pkg/shapes/manifest.json';
 
@@ -19,7 +19,9 @@ const COMPONENT = `
   function Component() {
     const [model, setModel] = useState('${MODEL}');
     window.setModel = setModel;
-    window.hook = useWuerstchen({ model, device: 'cpu', lora: [] });
+    // A literal is a new object at every rendering.
+    const source = typeof model === 'string' ? model : { ...model };
+    window.hook = useWuerstchen({ model: source, device: 'cpu', lora: [] });
     (window.states ??= []).push(window.hook.state);
   }
   const root = createRoot(document.body.appendChild(document.createElement('div')));
@@ -91,7 +93,11 @@ test('elements make pictures, share an engine and free it', async () => {
       `<wuerstchen-image model="${model}" device="cpu" prompt="a blue star" prior-steps="2"></wuerstchen-image>`;
     const [first, second] = document.querySelectorAll('wuerstchen-image') as any;
     const events: string[] = [];
-    first.addEventListener('progress', (event: any) => events.push(event.detail.type));
+    let preview = 0;
+    first.addEventListener('progress', ({ detail }: any) => {
+      events.push(detail.type);
+      if (detail.type === 'preview') preview = detail.bitmap.width;
+    });
     const busy = new Promise((resolve) =>
       setTimeout(() =>
         resolve([first.ariaBusy, first.shadowRoot.querySelector('canvas').ariaLabel]),
@@ -115,6 +121,8 @@ test('elements make pictures, share an engine and free it', async () => {
       busy: await busy,
       after: first.ariaBusy,
       events: [...new Set(events)],
+      // Bitmaps that are closed have no width.
+      isOpen: [preview > 0, one.images[0].width === width],
       seeds: [one.seed, third.seed].map(String),
       steps: two.settings.priorSteps,
       prompts: [two, third].map((result) => result.settings.prompt),
@@ -127,8 +135,34 @@ test('elements make pictures, share an engine and free it', async () => {
   for (const type of ['download', 'selftest', 'ready', 'stage', 'step', 'preview']) {
     assert.ok(found.events.includes(type), `${type} is not among ${found.events}`);
   }
+  assert.deepEqual(found.isOpen, [true, true]);
   assert.deepEqual(found.seeds, ['5', '18446744073709551615']);
   assert.deepEqual(found.workers, [1, 0, 1]);
+});
+
+test('an element that is removed while its model is loaded stops the load', async () => {
+  // Never answered.
+  await context.route('**/shapes/shard-000.bin', () => {});
+  const isEnded = await page.evaluate(async ({ model, element: script }) => {
+    let isEnded = false;
+    const { terminate } = Worker.prototype;
+    Worker.prototype.terminate = function () {
+      isEnded = true;
+      terminate.call(this);
+    };
+    await import(script);
+    const element = document.createElement('wuerstchen-image');
+    for (const [name, value] of Object.entries({ model, device: 'cpu', prompt: 'a' })) {
+      element.setAttribute(name, value);
+    }
+    const progress = new Promise((resolve) => element.addEventListener('progress', resolve));
+    document.body.append(element);
+    await progress;
+    element.remove();
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    return isEnded;
+  }, ELEMENT);
+  assert.equal(isEnded, true);
 });
 
 test('an element tells what is wrong, and makes the picture once that is right', async () => {
@@ -138,6 +172,8 @@ test('an element tells what is wrong, and makes the picture once that is right',
     element.setAttribute('device', 'cpu');
     element.setAttribute('model', '/nothing/manifest.json');
     element.setAttribute('prompt', 'a red circle');
+    // As no seed.
+    element.setAttribute('seed', '');
     const next = (type: string) =>
       new Promise<any>((resolve) =>
         element.addEventListener(type, (event: any) => resolve(event.detail), { once: true }),
@@ -146,19 +182,47 @@ test('an element tells what is wrong, and makes the picture once that is right',
     const missing = next('error');
     document.body.append(element);
     const errors = [(await missing).code, message()];
+    const noUrl = next('error');
+    element.setAttribute('model', 'https://');
+    errors.push((await noUrl).code, message());
     const wrong = next('error');
     element.setAttribute('width', 'wide');
     element.setAttribute('model', model);
     errors.push((await wrong).code, message());
     const made = next('picture');
     element.removeAttribute('width');
-    return { errors, width: (await made).width, message: message(), busy: element.ariaBusy };
+    const { width, seed } = await made;
+    const isDrawn = seed > 0n;
+    return { errors, width, isDrawn, message: message(), busy: element.ariaBusy };
   }, ELEMENT);
-  const [network, told, invalid, width] = found.errors;
-  assert.deepEqual([network, invalid], ['network', 'invalid-argument']);
+  const [network, told, noUrl, url, invalid, width] = found.errors;
+  assert.deepEqual([network, noUrl, invalid], ['network', 'invalid-argument', 'invalid-argument']);
   assert.match(told, /manifest\.json/);
+  assert.match(url, /is not a URL/);
   assert.match(width, /width/);
   assert.deepEqual([found.width, found.message, found.busy], [64, '', 'false']);
+  assert.equal(found.isDrawn, true);
+});
+
+test('the hook takes a double click before its model is loaded, and a model that is a literal', async () => {
+  await page.addScriptTag({ content: component, type: 'module' });
+  await page.waitForFunction(() => 'hook' in window);
+  const found = await page.evaluate(async (model) => {
+    const hook = () => (window as any).hook;
+    const settled = () => new Promise((resolve) => setTimeout(resolve, 50));
+    const few = { priorSteps: 1, decoderSteps: 1 };
+    const generate = (prompt: string) => hook().generate({ prompt, ...few });
+    const made = await Promise.all(['a', 'b'].map(generate));
+    await settled();
+    const error = hook().error?.message;
+    const { id } = await (window as any).wuerstchen.inspect(model);
+    (window as any).setModel({ stored: id });
+    await settled();
+    made.push(await generate('c'));
+    return { error, prompts: made.map((result: any) => result?.settings.prompt) };
+  }, MODEL);
+  assert.equal(found.error, undefined);
+  assert.deepEqual(found.prompts, [undefined, 'b', 'c']);
 });
 
 test('the hook makes pictures, stops, tells errors and frees the engine', async () => {

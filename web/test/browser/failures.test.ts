@@ -116,6 +116,28 @@ test('a full disk does not stop the load', async () => {
   assert.deepEqual([loaded.ok, loaded.storage], [true, 'memory'], loaded.message);
 });
 
+test('what is left of a write that broke off is counted and deleted, but no write under way', async () => {
+  const outcome = await page.evaluate(async () => {
+    const { cache } = (window as any).wuerstchen;
+    const root = await navigator.storage.getDirectory();
+    const folder = await root.getDirectoryHandle('wuerstchen-web', { create: true });
+    const name = `${encodeURIComponent('gone-1/0123')}.part`;
+    const stream = await (await folder.getFileHandle(name, { create: true })).createWritable();
+    await stream.write('12345');
+    await stream.close();
+    let end = () => {};
+    const writing = new Promise<void>((resolve) => (end = resolve));
+    void navigator.locks.request('wuerstchen-web/gone-1/0123', () => writing);
+    const deletion = cache.delete('gone-1');
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    const meanwhile = await cache.list();
+    end();
+    await deletion;
+    return [meanwhile, await cache.list()];
+  });
+  assert.deepEqual(outcome, [[{ id: 'gone-1', bytes: 5 }], []]);
+});
+
 test('two tabs load at once', async () => {
   const other = await openPage(context, site);
   const inOther = other.evaluate(async (model) => {

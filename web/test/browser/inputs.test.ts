@@ -176,3 +176,23 @@ test('of a mask that is white on transparent, the white alone is painted anew', 
   });
   assert.deepEqual(same, [true, true]);
 });
+
+test('pictures that do not go together are refused by the names of their options', async () => {
+  const refusals = await page.evaluate(async () => {
+    const { engine } = window as any;
+    const picture = new ImageData(64, 64);
+    const jobs = [
+      { mask: picture },
+      { imageTo: picture },
+      { image: picture, imageTo: picture, mask: picture },
+    ];
+    const refusal = (job: object) =>
+      engine.generate({ prompt: 'a', ...job }).then(
+        () => 'made',
+        (error: any) => `${error.code}: ${error.field}`,
+      );
+    return Promise.all(jobs.map(refusal));
+  });
+  const refused = ['mask', 'imageTo', 'imageTo'].map((field) => `invalid-argument: ${field}`);
+  assert.deepEqual(refusals, refused);
+});

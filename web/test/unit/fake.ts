@@ -2,7 +2,8 @@
 
 import { createHash } from 'node:crypto';
 
-import { load, workerConnector } from '../../js/client.js';
+import { load } from '../../js/client.js';
+import { workerConnector } from '../../js/connector.js';
 import type { WasmBuild } from '../../js/glue.js';
 import { serve, type Endpoint } from '../../js/serve.js';
 import type {
@@ -178,6 +179,8 @@ export class FakeModel {
     weight: number;
   }[] = [];
   appliedLoras = 0;
+  /** How many engines were freed. */
+  freed = 0;
   /** What the loader was told besides the manifest. */
   contents = '';
   selfTestOk = true;
@@ -217,7 +220,9 @@ export class FakeModel {
           },
           generate: (...job) => model.#generate(...job),
           preview: async () => undefined,
-          free() {},
+          free: () => {
+            model.freed += 1;
+          },
         };
       }
 
@@ -280,25 +285,26 @@ export class FakeWorker {
   onmessage: ((event: MessageEvent) => void) | null = null;
   onerror: ((event: ErrorEvent) => void) | null = null;
   isTerminated = false;
-  readonly #port: MessagePort;
-  readonly #inner: MessagePort;
+  readonly #ports: MessagePort[];
 
   constructor(builds: Record<DeviceKind, WasmBuild>, fetch: typeof globalThis.fetch) {
     const { port1, port2 } = new MessageChannel();
-    this.#port = port1;
-    this.#inner = port2;
+    this.#ports = [port1, port2];
     serve(port2 as unknown as Endpoint, { builds, fetch, mayBlock: true });
+    // A worker has the ports that were sent to it.
+    port2.addEventListener('message', ({ data }) => {
+      if (data.cachePort) this.#ports.push(data.cachePort);
+    });
     port1.onmessage = (event) => this.onmessage?.(event);
   }
 
   postMessage(message: unknown, transfer: Transferable[]) {
-    this.#port.postMessage(message, transfer);
+    this.#ports[0]?.postMessage(message, transfer);
   }
 
   terminate() {
     this.isTerminated = true;
-    this.#port.close();
-    this.#inner.close();
+    for (const port of this.#ports) port.close();
   }
 }
 
@@ -312,13 +318,40 @@ export class World {
 
   load(options: Partial<LoadOptions> = {}): Promise<Wuerstchen> {
     const makeWorker = () => {
-      const builds = { cpu: this.cpu.build(), webgpu: this.webgpu.build() };
-      const worker = new FakeWorker(builds, this.server.fetch);
+      const worker = new FakeWorker(this.#builds(), this.server.fetch);
       this.workers.push(worker);
       return worker as unknown as Worker;
     };
-    const wanted = { model: MODEL_URL, cache: this.cache, ...options };
-    return load(wanted, workerConnector(makeWorker));
+    return load(this.#options(options), workerConnector(makeWorker));
+  }
+
+  /** The same with the engine in the calling thread, as core.js has it; `ended` is called when it has let go. */
+  loadHere(options: Partial<LoadOptions>, ended: () => void): Promise<Wuerstchen> {
+    return load(this.#options(options), {
+      isWorker: false,
+      connect: (hear) => {
+        const { port1, port2 } = new MessageChannel();
+        serve(port2 as unknown as Endpoint, {
+          builds: this.#builds(),
+          fetch: this.server.fetch,
+          mayBlock: false,
+        });
+        port1.onmessage = ({ data }) => hear(data);
+        port1.addEventListener('close', ended);
+        return {
+          say: (message, transfer = []) => port1.postMessage(message, transfer),
+          close: () => port1.postMessage({ type: 'close' }),
+        };
+      },
+    });
+  }
+
+  #builds(): Record<DeviceKind, WasmBuild> {
+    return { cpu: this.cpu.build(), webgpu: this.webgpu.build() };
+  }
+
+  #options(options: Partial<LoadOptions>): LoadOptions {
+    return { model: MODEL_URL, cache: this.cache, ...options };
   }
 }
 

@@ -35,6 +35,6 @@ test('an error survives structured cloning as the same error', () => {
 test('whatever else is thrown gets a code', () => {
   assert.equal(toErrorData(new TypeError('oops')).code, 'internal');
   assert.equal(toErrorData(Object.assign(new Error('x'), { code: 'ENOENT' })).code, 'internal');
-  assert.equal(toErrorData(Object.assign(new Error('x'), { code: 'limits' })).code, 'limits');
+  assert.equal(toErrorData(Object.assign(new Error('x'), { code: 'quota' })).code, 'quota');
   assert.equal(toErrorData(new DOMException('x', 'DataCloneError')).code, 'internal');
 });

@@ -171,6 +171,24 @@ test('a download can be aborted with the reason of the signal, and begun anew', 
   assert.equal(engine.state, 'ready');
 });
 
+test('an engine in the calling thread ends when its load is aborted, though a cache answers late', async () => {
+  const world = new World();
+  const controller = new AbortController();
+  const ended = deferred();
+  const asked = deferred();
+  const answer = deferred<undefined>();
+  world.cache.get = () => {
+    asked.resolve();
+    return answer.promise;
+  };
+  const loading = world.loadHere({ signal: controller.signal }, ended.resolve);
+  await asked.promise;
+  controller.abort();
+  await assert.rejects(loading, { name: 'AbortError' });
+  answer.resolve(undefined);
+  await ended.promise;
+});
+
 test('manifests that lead out of their folder or to another format are refused', async () => {
   const refuse = async (change: object, message: RegExp) => {
     const world = new World();

@@ -107,9 +107,12 @@ test('a model that was loaded from a URL can be loaded from storage alone', asyn
   await (await world.load()).dispose();
   world.server.answers.clear();
   world.server.answers.set(WASM_URL, () => new Response(WASM));
+  world.server.answers.set(MODEL_URL, () => Promise.reject(new TypeError('offline')));
   await using engine = await world.load({ model: { stored: 'fake-1234' } });
   assert.equal(engine.state, 'ready');
   assert.equal(world.server.asked.filter((url) => url === MODEL_URL).length, 1);
+  // Its manifest stays the one of the URL.
+  await (await world.load()).dispose();
 });
 
 test('what is missing of picked and of stored models is named', async () => {

@@ -3,7 +3,8 @@ import { afterEach, test } from 'node:test';
 
 import { cache, checkSupport, inspect, load } from '../../js/index.js';
 import { ModelCache } from '../../js/cache.js';
-import { load as loadThrough, workerConnector } from '../../js/client.js';
+import { load as loadThrough } from '../../js/client.js';
+import { workerConnector } from '../../js/connector.js';
 import { start } from '../../js/start.js';
 import type { LoadOptions } from '../../js/types.js';
 import type { Wasm } from '../../js/wasm.js';
@@ -119,6 +120,29 @@ test('no room is known by every name that browsers have for it', async () => {
     assert.equal(engine.support.storage.backend, 'memory');
     assert.match(engine.support.message, /The model is not kept: no room to store .*full\.$/);
   }
+});
+
+test('an engine tells where its own model is stored', async () => {
+  const store = { match: async () => undefined, put: async () => {}, keys: async () => [] };
+  provide('caches', () => ({ open: async () => store }));
+  assert.equal((await checkSupport()).storage.backend, 'cache');
+  for (const [cache, backend] of [
+    ['auto', 'cache'],
+    ['none', 'memory'],
+  ] as const) {
+    await using engine = await new World().load({ cache });
+    assert.equal(engine.support.storage.backend, backend);
+  }
+});
+
+test('the part of a manifest whose writing broke off is not read', async () => {
+  const store = new MemoryCache();
+  const name = 'a-1/manifest:0123';
+  await store.put(`${name}.part`, new TextEncoder().encode('{"fo'));
+  const files = new ModelCache(store, 'memory');
+  assert.equal(await files.manifestOf('a-1'), undefined);
+  await store.put(name, new TextEncoder().encode('{}'));
+  assert.equal(await files.manifestOf('a-1'), '{}');
 });
 
 test('a worker that cannot be made is an error that says what to do', async () => {

@@ -194,6 +194,6 @@ test('whatever can be thrown gets a code and a message', () => {
     const { code, message: found, hint } = toErrorData(value);
     assert.deepEqual([code, found, typeof hint], ['internal', message, 'string']);
   }
-  const coded = runInNewContext('Object.assign(new Error("big"), { code: "limits" })');
-  assert.equal(toErrorData(coded).code, 'limits');
+  const coded = runInNewContext('Object.assign(new Error("big"), { code: "quota" })');
+  assert.equal(toErrorData(coded).code, 'quota');
 });

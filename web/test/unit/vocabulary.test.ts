@@ -17,16 +17,24 @@ function serve(t: TestContext, contents: unknown): FakeServer {
 
 const TOKENIZER = 'wuerstchen-prior/tokenizer/tokenizer.json';
 
-function filesWith(model: object) {
+function filesWith(model: object, path = TOKENIZER) {
   const tokenizer = { added_tokens: [{ content: '<|unknown|>' }], model };
-  return { files: { [TOKENIZER]: JSON.stringify(tokenizer) } };
+  return { files: { 'config.json': '{}', [path]: JSON.stringify(tokenizer) } };
 }
 
 test('the words of a model are told without its weights', async (t) => {
   const vocab = { '<|unknown|>': 0, star: 1, red: 2 };
-  const server = serve(t, filesWith({ type: 'WordLevel', vocab }));
-  assert.deepEqual(await vocabulary(MODEL_URL), ['red', 'star']);
-  assert.equal(server.shardRequests, 0);
+  for (const path of [TOKENIZER, 'wuerstchen-v1-prior/tokenizer/tokenizer.json']) {
+    const server = serve(t, filesWith({ type: 'WordLevel', vocab }, path));
+    assert.deepEqual(await vocabulary(MODEL_URL), ['red', 'star']);
+    assert.equal(server.shardRequests, 0);
+  }
+});
+
+test('a page without a secure connection, which cannot verify files, gets an error with a code', async (t) => {
+  serve(t, filesWith({ type: 'BPE', vocab: { a: 0 } }));
+  t.mock.getter(crypto, 'subtle', () => undefined);
+  await assert.rejects(vocabulary(MODEL_URL), { name: 'WuerstchenError', code: 'unsupported' });
 });
 
 test('a model whose tokens are parts of words reads anything', async (t) => {

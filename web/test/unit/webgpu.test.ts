@@ -3,7 +3,9 @@ import { test } from 'node:test';
 
 import { checkSupport } from '../../js/support.js';
 import type { Stage } from '../../js/types.js';
-import { deferred, SHARD_URLS, World } from './fake.js';
+import { deferred, SHARD_URLS, SHARDS, World } from './fake.js';
+
+const [FIRST = ''] = SHARD_URLS;
 
 class FakeDevice extends EventTarget {
   readonly #lost = deferred<{ reason: string; message: string }>();
@@ -128,6 +130,28 @@ test('errors that WebGPU reports to nobody fail the job', async () => {
   await generate();
 });
 
+test('a device that was asked for is the one that is told', async () => {
+  await using engine = await gpuWorld().load({ device: 'cpu' });
+  const { device, message } = engine.support;
+  assert.deepEqual([engine.device, device], ['cpu', 'cpu']);
+  assert.equal(message, 'Pictures are computed by the CPU, as it was asked for.');
+});
+
+test('a load that loses its GPU stops, and only that on the CPU goes on', async () => {
+  const world = gpuWorld();
+  const late = deferred<Response>();
+  world.server.answers.set(FIRST, () => {
+    devices.at(-1)?.lose('driver reset');
+    world.server.answers.set(FIRST, () => new Response(SHARDS[0]));
+    return late.promise;
+  });
+  await using engine = await world.load();
+  assert.equal(engine.device, 'cpu');
+  late.resolve(new Response(SHARDS[0]));
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.deepEqual([world.cpu.shards, world.webgpu.shards], [SHARDS, []]);
+});
+
 test('a GPU that computes wrongly is left for the CPU, unless it is forced', async () => {
   const world = gpuWorld();
   world.webgpu.selfTestOk = false;
@@ -146,7 +170,7 @@ test('a GPU that fails in any way is left for the CPU, with its reason; forced, 
     ['unsupported', reject(new WebAssembly.RuntimeError('unreachable')), /unreachable/],
     ['unsupported', reject(new TypeError('info is undefined')), /info is undefined/],
     ['unsupported', reject('a text'), /a text/],
-    ['limits', reject(Object.assign(new Error('too small'), { code: 'limits' })), /too small/],
+    ['shader', reject(Object.assign(new Error('too small'), { code: 'shader' })), /too small/],
     [
       'device-lost',
       async () => {
@@ -166,7 +190,7 @@ test('a GPU that fails in any way is left for the CPU, with its reason; forced, 
     await engine.generate({ prompt: 'a', format: 'blob' });
     await assert.rejects(world.load({ device: 'webgpu' }), (error: any) => {
       assert.deepEqual([error.name, error.code], ['WuerstchenError', code]);
-      assert.ok(error.hint || code === 'limits');
+      assert.ok(error.hint || code === 'shader');
       return true;
     });
   }
