@@ -45,7 +45,7 @@ pub(crate) struct BenchArgs {
     device: Option<Choice>,
     /// Time the shaders of a GPU, beside what its arithmetic and memory reach, instead of a model
     #[cfg(feature = "gpu")]
-    #[arg(long, conflicts_with_all = ["config", "stage"])]
+    #[arg(long, conflicts_with_all = ["config", "stage", "runs"])]
     kernels: bool,
     #[cfg(feature = "gpu")]
     #[command(flatten)]
@@ -240,11 +240,11 @@ impl Bench {
             let counts = launches::update(trainer, &self.device)?;
             return Ok(json!({"stage": name, "update": counts}));
         }
-        let _ = trainer.step();
+        trainer.step()?;
         let mut times = Vec::new();
         for _ in 0..self.runs {
             let start = Instant::now();
-            let _ = trainer.step();
+            trainer.step()?;
             times.push(start.elapsed().as_secs_f64());
         }
         let secs = median(times);

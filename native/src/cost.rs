@@ -38,11 +38,15 @@ struct Counted {
     compressor_side: usize,
     decoder: StageBModel,
     prior: PriorConfig,
-    /// The text encoders of Stage B and of Stage C.
+    /// The text encoders of Stage B and of Stage C; the same one where Stage B denoises tokens.
     texts: [TextEncoderConfig; 2],
     tokens: usize,
     /// Whether the text encoders are trained; pretrained ones are not.
     texts_learn: bool,
+    /// Whether Stage A's encoder is trained.
+    encoder_learns: bool,
+    /// Whether the compressor is trained.
+    compressor_learns: bool,
     /// For Stage B and for Stage C: the number of steps, and of predictions for each step.
     steps: [[usize; 2]; 2],
 }
@@ -177,6 +181,8 @@ fn published() -> Counted {
         texts: [text(1024, 24, 16), text(1280, 32, 20)],
         tokens: 77,
         texts_learn: false,
+        encoder_learns: true,
+        compressor_learns: true,
         steps: [[12, 1], [29, 2]],
     }
 }
@@ -197,6 +203,8 @@ fn of_config(config: &TrainConfig) -> Result<Counted> {
         texts: [text(model.decoder_text), text(model.prior_text)],
         tokens: model.max_tokens,
         texts_learn: true,
+        encoder_learns: !config.a.freeze_encoder,
+        compressor_learns: !config.b.freeze_compressor,
         steps: [
             [defaults.decoder_steps, predictions(defaults.decoder_guidance_scale)],
             [defaults.prior_steps, predictions(defaults.prior_guidance_scale)],
@@ -217,7 +225,9 @@ impl Counted {
         let [decoder_text, prior_text] =
             [decoder_text, prior_text].map(|text| text.multiply_adds());
         let [[decoder_steps, decoder_predictions], [prior_steps, prior_predictions]] = self.steps;
-        let text = if self.texts_learn { TRAINED } else { 1 };
+        let factor = |learns: bool| if learns { TRAINED } else { 1 };
+        // One text encoder embeds once for both stages. Stage B trains it, and Stage C leaves it as it is.
+        let is_shared = self.decoder.has_tokens();
         let line = |work, part, multiply_adds| Line {
             model: self.name.clone(),
             work,
@@ -228,26 +238,35 @@ impl Counted {
         // Without an embedding nothing reads the compressor and Stage C.
         let [compress, prior, prior_text] =
             if has_embedding { [compress, prior, prior_text] } else { [0; 3] };
-        let [texts, learnt] = if has_embedding {
-            ["text encoders, for each prediction of a step", "Stage B and compressor, trained"]
+        let embed = if is_shared {
+            decoder_text * decoder_predictions.max(prior_predictions)
         } else {
-            ["text encoder, for each prediction of a step", "Stage B, trained"]
+            decoder_text * decoder_predictions + prior_text * prior_predictions
         };
+        let texts = if has_embedding && !is_shared {
+            "text encoders, for each prediction of a step"
+        } else {
+            "text encoder, for each prediction of a step"
+        };
+        let encoder = if self.encoder_learns { "encoder, trained" } else { "encoder" };
+        let compressor = if self.compressor_learns { "compressor, trained" } else { "compressor" };
         let mut lines = vec![
-            line(
-                "picture",
-                texts,
-                decoder_text * decoder_predictions + prior_text * prior_predictions,
-            ),
+            line("picture", texts, embed),
             line("picture", "Stage C, all steps", prior * prior_steps * prior_predictions),
             line("picture", "Stage B, all steps", decoder * decoder_steps * decoder_predictions),
             line("picture", "Stage A, decoder", decode),
-            line("sample of Stage A", "encoder and decoder, trained", TRAINED * (encode + decode)),
+            line("sample of Stage A", encoder, factor(self.encoder_learns) * encode),
+            line("sample of Stage A", "decoder, trained", TRAINED * decode),
             line("sample of Stage B", "Stage A's encoder", encode),
-            line("sample of Stage B", "text encoder", text * decoder_text),
-            line("sample of Stage B", learnt, TRAINED * (decoder + compress)),
+            line("sample of Stage B", "text encoder", factor(self.texts_learn) * decoder_text),
+            line("sample of Stage B", compressor, factor(self.compressor_learns) * compress),
+            line("sample of Stage B", "Stage B, trained", TRAINED * decoder),
             line("sample of Stage C", "compressor", compress),
-            line("sample of Stage C", "text encoder", text * prior_text),
+            line(
+                "sample of Stage C",
+                "text encoder",
+                factor(self.texts_learn && !is_shared) * prior_text,
+            ),
             line("sample of Stage C", "Stage C, trained", TRAINED * prior),
         ];
         lines.retain(|line| has_embedding || line.multiply_adds > 0);
@@ -296,6 +315,40 @@ mod tests {
         let lines = counted.lines();
         let of = |word: &str| lines.iter().filter(|line| line.part.contains(word)).count();
         assert_eq!((of("Stage C"), of("compressor"), of("Stage B")), (0, 0, 2));
+    }
+
+    fn of_toml(config: &str) -> Vec<Line> {
+        of_config(&TrainConfig::from_toml(config).unwrap()).unwrap().lines()
+    }
+
+    fn find(lines: &[Line], work: &str, part: &str) -> usize {
+        let found = lines.iter().find(|line| line.work == work && line.part.starts_with(part));
+        found.unwrap().multiply_adds
+    }
+
+    /// Würstchen v1 has one text encoder, which Stage B trains. Its guidance scales are 3 and 1.
+    #[test]
+    fn the_text_encoder_of_both_stages_counts_once() {
+        let lines = of_toml(include_str!("../../configs/shapes-v1.toml"));
+        let text = find(&lines, "sample of Stage C", "text encoder");
+        assert_eq!(find(&lines, "picture", "text encoder"), 2 * text);
+        assert_eq!(find(&lines, "sample of Stage B", "text encoder"), 3 * text);
+    }
+
+    #[test]
+    fn frozen_parts_count_once() {
+        let config = include_str!("../../configs/smoke.toml");
+        let frozen = config.replacen("[a]", "[a]\nfreeze_encoder = true", 1);
+        let frozen = frozen.replacen("[b]", "[b]\nfreeze_compressor = true", 1);
+        let (lines, frozen) = (of_toml(config), of_toml(&frozen));
+        for (work, part, factor) in [
+            ("sample of Stage A", "encoder", 3),
+            ("sample of Stage A", "decoder", 1),
+            ("sample of Stage B", "compressor", 3),
+            ("sample of Stage B", "Stage B", 1),
+        ] {
+            assert_eq!(find(&lines, work, part), factor * find(&frozen, work, part), "{part}");
+        }
     }
 
     /// A picture and a sample of each stage have a sum of their own.

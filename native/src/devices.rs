@@ -9,6 +9,8 @@ use serde::Serialize;
 #[cfg(feature = "gpu")]
 use wuerstchen::kernels::LAUNCHES_OF_A_SUBMIT;
 
+use crate::terminal::counted;
+
 /// Where to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Choice {
@@ -166,7 +168,8 @@ fn nth_gpu(process: usize, with_software: bool) -> Option<Found> {
         return None;
     }
     if process >= gpus.len() {
-        say!("{} GPUs for more processes: some share one", gpus.len());
+        let gpus = counted(gpus.len(), "GPU");
+        say!("this machine has {gpus} and more processes: some share one");
     }
     Some(gpus.swap_remove(process % gpus.len()))
 }

@@ -18,6 +18,7 @@ use wuerstchen_train::eval::{
     Ceiling, EmojiScores, EvalConfig, EvalRow, Evaluation, ShapesScores, evaluate_emoji,
     evaluate_shapes, stage_a_psnr,
 };
+use wuerstchen_train::shapes::MIN_SIDE;
 
 use crate::art::read_art;
 use crate::devices::{Choice, choose};
@@ -64,8 +65,9 @@ pub(crate) fn hide_refused(arg: Arg) -> Arg {
 }
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
-    let of_prior = options_of_prior(&args.options);
-    if let Some(option) = first_given(of_prior).filter(|_| args.without_prior) {
+    let of_prior = options_of_prior(&args.options).into_iter();
+    let unused = of_prior.chain([("strength", args.options.strength.is_some())]);
+    if let Some(option) = first_given(unused).filter(|_| args.without_prior) {
         return Err(usage(&anyhow!("{option} changes nothing with --without-prior")));
     }
     let device = choose(args.device)?.device;
@@ -82,9 +84,9 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let compressor = config.load(files.weights(family.compressor)?, &device)?;
     let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
     let settings = args.options.resolve(&pipeline.card.defaults)?;
-    let negative = ("--negative-prompt", &*settings.negative_prompt);
+    let negative = ("negative_prompt", &*settings.negative_prompt);
     tell_of_prompt(&pipeline, negative, settings.prompt_syntax)?;
-    tell_of_guidance(&settings);
+    tell_of_guidance(&settings, !args.without_prior);
     if args.options.count.is_some() {
         return Err(usage(&anyhow!("eval makes one picture of each prompt: leave --count out")));
     }
@@ -112,6 +114,11 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     if args.art.is_some() && scenes == Scenes::Shapes {
         let reason = "--art is for --scenes emoji, and the prompts are of shapes: leave --art out";
         return Err(usage(&anyhow!(reason)));
+    }
+    if scenes == Scenes::Shapes && width < MIN_SIDE as usize {
+        return Err(usage(&anyhow!(
+            "eval expects pictures of shapes of at least {MIN_SIDE} x {MIN_SIDE} pixels, got {width} x {height}"
+        )));
     }
     let config = EvalConfig {
         prompts: args.prompts.get(),

@@ -14,6 +14,8 @@ use wuerstchen::{
 };
 use wuerstchen_verify::{Goldens, original_weights};
 
+use crate::terminal::visible;
+
 /// The built-in model, as `wuerstchen export web --dtype i8` has written it: in one shard.
 const MANIFEST: &str = include_str!("../../models/emoji/manifest.json");
 const CONTENTS: &[u8] = include_bytes!("../../models/emoji/contents.json");
@@ -65,7 +67,7 @@ pub(crate) fn replace_controlnet(model: &mut ModelFiles, path: &Path) -> Result<
 pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
     let told = found.notes().len();
     let added = found.add(path);
-    found.notes()[told..].iter().for_each(|note| tell!("{note}"));
+    found.notes()[told..].iter().for_each(|note| tell!("{}", visible(note)));
     if added.is_err() && !path.exists() {
         return added.with_context(|| {
             format!("{}: expected a file or folder; models are not downloaded", path.display())

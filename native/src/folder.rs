@@ -22,7 +22,7 @@ use wuerstchen_train::corpus::{CorpusError, Samples};
 use wuerstchen_train::tune::digest;
 
 use self::captions::captions_of;
-use self::find::{find, refuse};
+use self::find::{Found, find, refuse};
 pub(crate) use self::metadata::Entry;
 use crate::pictures::{self, look_at, tell_of_frames, with_picture};
 use crate::terminal::counted;
@@ -35,13 +35,19 @@ const TOLD_BYTES: u64 = 1 << 30;
 
 /// The pictures of a folder and of the folders below it, sorted; reports what it leaves out.
 pub(crate) fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>> {
+    let found = find_any(folder)?;
+    found.left_out.lines().for_each(|line| tell!("{line}"));
+    Ok(found.pictures)
+}
+
+/// The files of a folder; fails where none is a picture.
+fn find_any(folder: &Path) -> Result<Found> {
     let found = find(folder)?;
     if found.pictures.is_empty() {
         let (folder, types) = (folder.display(), pictures::TYPES);
         bail!("{folder}: expected {types} files, found none{}", found.left_out.inline());
     }
-    found.left_out.lines().for_each(|line| tell!("{line}"));
-    Ok(found.pictures)
+    Ok(found)
 }
 
 /// The captions of the pictures of a folder, in the order of [`pictures_of`]; fails where one has none.
@@ -106,11 +112,7 @@ impl Folder {
         if folder.as_os_str().is_empty() {
             bail!("expected the path of a folder of pictures, found an empty one");
         }
-        let found = find(folder)?;
-        if found.pictures.is_empty() {
-            let (folder, types) = (folder.display(), pictures::TYPES);
-            bail!("{folder}: expected {types} files, found none{}", found.left_out.inline());
-        }
+        let found = find_any(folder)?;
         let captions = captions_of(folder, &found)?;
         let lines = found.left_out.lines().chain(captions.left_out);
         lines.chain(of_repeats(&found.pictures)).for_each(|line| tell!("{line}"));
@@ -172,7 +174,7 @@ impl Folder {
                     smaller.fetch_add(1, Ordering::Relaxed);
                     first.fetch_min(i, Ordering::Relaxed);
                 }
-                scale(found, side)
+                fill(found, [side; 2])
             });
             on_picture();
             match read {
@@ -224,7 +226,7 @@ impl Samples for Folder {
         if let Some(image) = picture.scaled.get().filter(|image| image.width == side) {
             return Ok(image.clone());
         }
-        let image = with_picture(&picture.path, |picture| scale(picture, side));
+        let image = with_picture(&picture.path, |picture| fill(picture, [side; 2]));
         let image =
             image.map_err(|error| unreadable(&picture.path, error.root_cause().to_string()))?;
         self.keep(picture, &image);
@@ -298,12 +300,8 @@ fn unreadable(path: &Path, reason: String) -> CorpusError {
     CorpusError::Picture { name: path.display().to_string(), reason }
 }
 
-/// A picture, scaled to cover a square; what stands out is cut off on both sides. Transparent pixels become white.
-fn scale(picture: pictures::Picture, side: usize) -> Image {
-    fill(picture, [side; 2])
-}
-
-/// As [`scale`], for any height and width.
+/// A picture, scaled to cover a height and a width; what stands out is cut off on both sides. Transparent pixels become
+/// white.
 pub(crate) fn fill(picture: pictures::Picture, [height, width]: [usize; 2]) -> Image {
     let pixels = DynamicImage::from(picture.on(u8::MAX));
     let scaled = pixels.resize_to_fill(width as u32, height as u32, FilterType::Lanczos3);

@@ -20,9 +20,9 @@ use wuerstchen::{
 use crate::lora::LoraArg;
 use crate::model::{Loaded, ModelArgs};
 use crate::output::{Output, png_files};
-use crate::pictures;
 use crate::progress::StepsBar;
 use crate::terminal::counted;
+use crate::{as_option, pictures};
 
 /// Arguments of `wuerstchen generate`.
 #[derive(Args)]
@@ -113,7 +113,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     }
     let prepared = block_on(pipeline.prepare(request))?;
     tell_of_sizes(&prepared);
-    tell_of_guidance(&prepared.settings);
+    tell_of_guidance(&prepared.settings, true);
     let batches = prepared.batches();
     let (mut generate_secs, mut made_settings) = (0.0, None);
     let (mut left, mut numbers) = (outputs.iter(), 0..);
@@ -260,12 +260,13 @@ fn tell_of_sizes(prepared: &Prepared) {
     }
 }
 
-/// Reports that the negative prompt does nothing, if so.
-pub(crate) fn tell_of_guidance(settings: &Settings) {
+/// Reports that the negative prompt does nothing, if so. Stage C's guidance scale counts only where Stage C runs.
+pub(crate) fn tell_of_guidance(settings: &Settings, runs_prior: bool) {
     let end = settings.tokens.map_or(0.0, |tokens| tokens.decoder_guidance_scale_end);
-    let largest = settings.prior_guidance_scale.max(settings.decoder_guidance_scale).max(end);
+    let prior = if runs_prior { settings.prior_guidance_scale } else { 0.0 };
+    let largest = prior.max(settings.decoder_guidance_scale).max(end);
     if !settings.negative_prompt.is_empty() && largest <= 1.0 {
-        say!("the negative_prompt does nothing: no guidance scale is above 1");
+        say!("the --negative-prompt does nothing: no guidance scale is above 1");
     }
 }
 
@@ -276,13 +277,15 @@ const SHOWN_WORDS: usize = 20;
 const SHOWN_LETTERS: usize = 500;
 
 /// Reports the parts of a prompt that do nothing: those beyond the model's length, unknown words, and syntax of other
-/// programs that is taken for words here. `field` is the option with the prompt.
+/// programs that is taken for words here. `field` is the name of the option with the prompt.
 pub(crate) fn tell_of_prompt(
     pipeline: &Pipeline,
     (field, prompt): (&str, &str),
     syntax: PromptSyntax,
 ) -> Result<()> {
     let unread = pipeline.unread(prompt, syntax).map_err(wuerstchen::Error::from)?;
+    let is_main = field == "prompt";
+    let field = if is_main { field.to_owned() } else { as_option(field) };
     if let Some(end) = unread.cut_off {
         let letters = end.chars().count();
         let shown: String = end.chars().take(SHOWN_LETTERS).collect();
@@ -293,8 +296,7 @@ pub(crate) fn tell_of_prompt(
         say!("the {field} is longer than the model reads, which leaves out {shown:?}{rest}");
     }
     if !unread.unknown_words.is_empty() {
-        let of =
-            if field == "prompt" { String::new() } else { format!(" these words of the {field}") };
+        let of = if is_main { String::new() } else { format!(" these words of the {field}") };
         let shown = unread.unknown_words.iter().take(SHOWN_WORDS);
         let shown: Vec<String> =
             shown.map(|word| word.chars().take(SHOWN_LETTERS).collect()).collect();

@@ -115,7 +115,9 @@ fn write_merged(model: &mut ModelFiles, loras: &[LoraArg]) -> Result<()> {
         let named =
             if LORA_FILES.iter().any(|file| path.ends_with(file)) { path.parent() } else { None };
         let named = named.unwrap_or(&path);
-        named.file_stem().unwrap_or_default().display().to_string()
+        // The name of a folder has no ending, though it may have a dot.
+        let name = if named.is_dir() { named.file_name() } else { named.file_stem() };
+        name.unwrap_or_default().display().to_string()
     };
     let merged: Vec<_> =
         loras.iter().map(|lora| format!("{} at weight {}", name(lora), lora.weight)).collect();

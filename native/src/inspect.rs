@@ -63,7 +63,8 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
         let lines = file.summary()?;
         if let [lora, left_out @ ..] = &lines[..] {
             let text = json!({"lora": lora, "leftOut": left_out}).to_string();
-            return crate::print(if args.json { text } else { lines.join("\n") }.as_str());
+            let lines = visible_lines(&lines.join("\n"));
+            return crate::print(if args.json { &text } else { &lines });
         }
     }
     let mut files = files::read_model(Some(&args.path))?;

@@ -175,12 +175,17 @@ fn as_typed(error: &anyhow::Error) -> String {
     let named = named.split_once(": ").map_or(named.as_str(), |(options, _)| options);
     let words = named.split(' ').enumerate().map(|(place, word)| {
         if word.contains('_') || place == 0 && word == options.field() {
-            format!("--{}", word.replace('_', "-"))
+            as_option(word)
         } else {
             word.to_owned()
         }
     });
     text.replace(named, &words.collect::<Vec<_>>().join(" "))
+}
+
+/// The name of an option as it is typed.
+fn as_option(name: &str) -> String {
+    format!("--{}", name.replace('_', "-"))
 }
 
 /// Marks an error as one of the command line.

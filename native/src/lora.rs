@@ -7,6 +7,8 @@ use anyhow::Result;
 use wuerstchen::fs::open_lora;
 use wuerstchen::{Lora, ModelFiles};
 
+use crate::terminal::visible;
+
 /// A LoRA's file and its weight: `FILE[:WEIGHT]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LoraArg {
@@ -41,9 +43,10 @@ pub(crate) fn apply(model: &mut ModelFiles, arguments: &[LoraArg]) -> Result<()>
     for argument in arguments {
         let file = open_lora(&argument.path)?;
         let lora = Lora::read(&file, model, argument.weight)?;
-        say!("{}: {}, weight {}", argument.path.display(), lora.summary(), argument.weight);
+        let (path, summary) = (argument.path.display(), visible(&lora.summary()));
+        say!("{path}: {summary}, weight {}", argument.weight);
         for line in lora.left_out() {
-            say!("{}: {line}", argument.path.display());
+            say!("{path}: {}", visible(line));
         }
         loras.push(lora);
     }

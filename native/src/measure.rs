@@ -23,7 +23,7 @@ use crate::output::check_output;
 #[derive(Args)]
 pub(crate) struct StageArgs {
     /// Time one prediction of this stage of a model, instead of all stages with random weights
-    #[arg(long, value_enum, requires = "inputs")]
+    #[arg(long, value_enum, requires = "inputs", conflicts_with = "config")]
     stage: Option<Stage>,
     /// The model that `--stage` or `--launches` measures, as `generate` takes it [default: the built-in model]
     #[arg(short, long, value_name = "PATH", requires = "of_a_model")]

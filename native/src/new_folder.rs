@@ -21,8 +21,10 @@ impl NewFolder {
     pub(crate) fn begin(path: &Path) -> Result<Self> {
         check_new(path)?;
         let on_signal = || {
-            remove_begun();
-            say!("interrupted: what was written is removed");
+            // A folder that is complete is kept.
+            if remove_begun() {
+                say!("interrupted: what was written is removed");
+            }
             std::process::exit(130);
         };
         ctrlc::set_handler(on_signal).context("cannot listen to Ctrl-C")?;
@@ -60,20 +62,26 @@ fn begun() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
     BEGUN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes the files that were begun, and then the folder, if nothing else is in it.
-fn remove_begun() {
-    for path in begun().drain(..).rev() {
+/// Removes the files that were begun, and then the folder, if nothing else is in it. Returns whether there was anything
+/// to remove.
+fn remove_begun() -> bool {
+    let mut begun = begun();
+    let is_any = !begun.is_empty();
+    for path in begun.drain(..).rev() {
         // What cannot be removed stays: the error that led here is the one to report.
-        let _ = if path.is_dir() { remove_folder(&path) } else { fs::remove_file(&path) };
+        let _ = if path.is_dir() { fs::remove_dir(&path) } else { remove_file(&path) };
     }
+    is_any
 }
 
-/// Removes a folder with the file that was being written when the program was interrupted.
-fn remove_folder(path: &Path) -> std::io::Result<()> {
-    for entry in path.read_dir()?.flatten().filter(|entry| is_part(&entry.path())) {
-        fs::remove_file(entry.path())?;
+/// Removes a file, and the one that was being written beside it when the program was interrupted.
+fn remove_file(path: &Path) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    for entry in folder.read_dir()?.flatten().filter(|entry| is_part(&entry.path())) {
+        // It may have its own name by now.
+        let _ = fs::remove_file(entry.path());
     }
-    fs::remove_dir(path)
+    fs::remove_file(path)
 }
 
 /// Fails if the folder to write is not empty, because a file could be replaced or mixed with the model's files.
@@ -116,11 +124,18 @@ mod tests {
         fs::write(&part, "b").unwrap();
         drop(folder);
         assert!(!path.exists());
+        // A folder that was there stays.
         fs::create_dir(&path).unwrap();
+        let folder = NewFolder { path: path.clone() };
+        write(&folder);
+        fs::write(&part, "b").unwrap();
+        drop(folder);
+        assert!(path.read_dir().unwrap().next().is_none());
         let folder = NewFolder { path: path.clone() };
         write(&folder);
         folder.keep();
         assert!(check_new(&path).is_err());
+        assert!(!remove_begun());
         fs::remove_dir_all(&path).unwrap();
     }
 }

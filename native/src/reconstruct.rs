@@ -9,10 +9,10 @@ use futures_lite::future::block_on;
 use serde::Serialize;
 use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Settings};
 
-use crate::generate::tell_of_prompt;
+use crate::generate::{tell_of_guidance, tell_of_prompt};
 use crate::model::ModelArgs;
 use crate::output::png_files;
-use crate::{pictures, usage};
+use crate::{as_option, pictures, usage};
 
 /// Arguments of `wuerstchen reconstruct`.
 #[derive(Args)]
@@ -59,6 +59,7 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     for prompt in [("prompt", &*args.prompt), negative] {
         tell_of_prompt(&pipeline, prompt, settings.prompt_syntax)?;
     }
+    tell_of_guidance(&settings, false);
     let [original, through_a, through_b_and_a] =
         block_on(reconstruct(&pipeline, &image, &args.prompt, settings))?;
     let report = Report {
@@ -100,12 +101,12 @@ fn unused(options: &GenerateOptions) -> impl Iterator<Item = (&'static str, bool
     options_of_prior(options).into_iter().chain(more)
 }
 
-/// The first option that is given of those that change nothing, as people write it.
+/// The first option that is given of those that change nothing, as it is typed.
 pub(crate) fn first_given(
     options: impl IntoIterator<Item = (&'static str, bool)>,
 ) -> Option<String> {
     let given = options.into_iter().find(|(_, is_given)| *is_given);
-    given.map(|(option, _)| format!("--{}", option.replace('_', "-")))
+    given.map(|(option, _)| as_option(option))
 }
 
 /// Leaves options that change nothing out of the help.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
 use clap::Args;
+use futures_lite::future::{or, pending};
 use tower_http::services::ServeDir;
 use tower_http::set_header::SetResponseHeaderLayer;
 
@@ -48,12 +49,16 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
             .with_context(|| format!("cannot listen on {host}, port {port}"))?;
         let address = listener.local_addr()?;
         crate::print(&format!("serving {} on http://{address}/", args.folder.display()))?;
+        let serve = async { axum::serve(listener, router(args)).await };
         let stop = async {
-            // If there is no handler, Ctrl-C ends the program at once, which is just as good.
-            let _ = tokio::signal::ctrl_c().await;
+            // Without a handler, Ctrl-C ends the program at once, which is just as good.
+            if tokio::signal::ctrl_c().await.is_err() {
+                pending::<()>().await;
+            }
+            Ok(())
         };
-        axum::serve(listener, router(args)).with_graceful_shutdown(stop).await?;
-        Ok(())
+        // The end does not wait for downloads, of which one may have stalled.
+        Ok(or(serve, stop).await?)
     })
 }
 

@@ -52,8 +52,8 @@ struct Epoch {
     number: u64,
     /// The samples, none before the epoch is used.
     order: Vec<u32>,
-    /// For every place in the order, a later one before which all samples from this place on are broken, if this one
-    /// is. So a row of broken samples is not walked through again and again.
+    /// For a place whose sample is broken, a later place; all samples between the two are broken. So a row of broken
+    /// samples is not walked through again and again.
     next: Vec<u32>,
 }
 

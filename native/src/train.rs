@@ -32,7 +32,7 @@ use wuerstchen_train::{
     Alone, Event, Peers, Recipe, Run, RunError, StageName, Start, emoji, store,
 };
 
-use self::corpus::Corpus;
+use self::corpus::{Corpus, DIGEST, tell_if_changed};
 use self::progress::{TrainProgress, tell_partial};
 use crate::cache::remove_old_parts;
 use crate::devices::{Choice, choose_for};
@@ -244,7 +244,8 @@ pub(crate) fn fill_cache(args: &CacheArgs) -> Result<()> {
 impl TrainArgs {
     /// When the run has to stop.
     fn deadline(&self) -> Option<Instant> {
-        self.max_seconds.map(|secs| Instant::now() + Duration::from_secs(secs))
+        // A time beyond the clock's end never comes.
+        self.max_seconds.and_then(|secs| Instant::now().checked_add(Duration::from_secs(secs)))
     }
 }
 
@@ -280,7 +281,6 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         check_folder(cache).map_err(|error| usage(&error))?;
     }
     let stored = stored_config(&output)?;
-    let is_same_corpus = stored.as_ref().is_some_and(|stored| same_corpus(stored, &config));
     if let Some(stored) = &stored {
         let fits = match args.resume {
             Some(_) => check_sizes(&output, stored, &config),
@@ -335,9 +335,12 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         let of = format!(" of {DRAWN} drawn scenes");
         tell_of_captions(captions, "caption", &of, &tokenizer, "model.max_tokens")?;
     }
+    // A dry run keeps no hash.
+    let digest = if args.dry_run { None } else { corpus.digest() };
     if let Corpus::Folder(folder) = &corpus {
-        // A run that has begun has read its pictures before.
-        if args.dry_run || !is_same_corpus {
+        // A run that has begun with these pictures has read them before.
+        let read = std::fs::read_to_string(output.join(DIGEST)).ok();
+        if digest.is_none() || digest != read {
             check(folder, recipe.config.image_size)?;
         }
     }
@@ -345,12 +348,12 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         tell_of_warmup(&format!("{}.", stage.as_str()), recipe.config.updates(stage));
         let (cached, _) = recipe.cached(stage);
         if let Some(count) =
-            corpus.count().filter(|count| args.dry_run && (1..*count).contains(&cached))
+            corpus.pictures().filter(|count| args.dry_run && (1..*count).contains(&cached))
         {
             tell_partial(stage, cached, count);
         }
     }
-    check_memory(&recipe, args.stage, corpus.count())?;
+    check_memory(&recipe, args.stage, corpus.pictures())?;
     let device = choose_for(args.run.device, ranks.local)?.device;
     let store = ranks.store(&output);
     let run = Run::new(recipe, corpus.source(), store.clone(), device);
@@ -376,7 +379,9 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         Some(weights) => run.with_perceptual(weights),
         None => run,
     };
-    corpus.tell_if_changed(&*store, args.resume.is_some())?;
+    if let Some(digest) = digest {
+        tell_if_changed(&digest, &*store, args.resume.is_some())?;
+    }
     ranks.list_pictures(&corpus, &output)?;
     if let Some(cache) = &args.run.cache {
         remove_old_parts(cache)?;
@@ -844,8 +849,8 @@ fn describe(recipe: &Recipe, corpus: &Corpus, output: &Path) -> Result<()> {
     if let Corpus::Emoji(art) = corpus {
         lines.push(counted(art.concepts().len(), "concept"));
     }
-    if let Some(captions) = corpus.captions() {
-        let pictures = counted(corpus.pictures(), "picture");
+    if let (Some(pictures), Some(captions)) = (corpus.pictures(), corpus.captions()) {
+        let pictures = counted(pictures, "picture");
         lines.push(format!("{pictures} with {}", counted(captions.count(), "caption")));
     }
     for (part, count) in recipe.parameters() {
@@ -854,7 +859,7 @@ fn describe(recipe: &Recipe, corpus: &Corpus, output: &Path) -> Result<()> {
     let updates = [&config.a.updates, &config.b.updates, &config.c.updates];
     for (name, updates) in ["a", "b", "c"].into_iter().zip(updates) {
         let UpdateConfig { steps, batch_size, .. } = updates;
-        let samples = steps * *batch_size as u64;
+        let samples = steps.saturating_mul(*batch_size as u64);
         let (steps, samples) = (counted(*steps, "step"), counted(samples, "sample"));
         lines.push(format!("stage {name}: {steps} of {batch_size} = {samples}"));
     }

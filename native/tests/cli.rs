@@ -204,6 +204,11 @@ fn mistakes_are_named_and_have_their_exit_code() {
         (vec!["generate", "x", "--seed", "-1"], 2, "invalid value '-1' for '--seed <SEED>'"),
         (vec!["generate", "x", "-W", "-64"], 2, "invalid value '-64' for '--width <WIDTH>'"),
         (vec!["generate", "x", "--lora", &half], 2, "expected a number as the weight of the LoRA"),
+        (
+            vec!["bench", "--stage", "vqgan", "--inputs", "x", "-c", &smoke],
+            2,
+            "'--stage <STAGE>' cannot be used with '--config <CONFIG>'",
+        ),
         (vec!["generate", "x", "--model", "/no/such/model"], 4, "/no/such/model"),
         (vec!["verify", "/no/such/folder"], 4, "/no/such/folder"),
         (vec!["train", "a", "-c", "/no/such/config.toml"], 4, "/no/such/config.toml"),
@@ -417,6 +422,34 @@ fn serves_a_folder_and_nothing_outside() {
     }
 }
 
+/// Nobody reads the answer, so that the server waits in the middle of it.
+#[cfg(unix)]
+#[test]
+fn a_stalled_download_does_not_keep_the_server() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let site = scratch("serve-stalled");
+    fs::File::create(site.join("large.bin")).unwrap().set_len(1 << 28).unwrap();
+    let mut server = Command::new(env!("CARGO_BIN_EXE_wuerstchen"))
+        .args(["serve", &site.display().to_string(), "--port", "0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut server = Server(server);
+    let address = line.trim().rsplit_once("http://").unwrap().1.trim_end_matches('/');
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET /large.bin HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    stream.read_exact(&mut [0; 9]).unwrap();
+    let sent = Command::new("kill").args(["-INT", &server.0.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let ended = (0..200).find_map(|_| {
+        sleep(Duration::from_millis(50));
+        server.0.try_wait().unwrap()
+    });
+    assert_eq!(ended.expect("the server ends").code(), Some(0));
+}
+
 #[test]
 fn serving_what_is_not_there_is_an_error() {
     let output = wuerstchen(&["serve", "no/such/folder"]);
@@ -458,6 +491,10 @@ fn published_layouts_are_recognised_and_imported() {
     for (more, expected) in [
         (&["-W", "32"][..], "eval expects square pictures, got 32 x 64"),
         (&["--count", "2"], "eval makes one picture of each prompt: leave --count out"),
+        (
+            &["-W", "16", "-H", "16"],
+            "eval expects pictures of shapes of at least 32 x 32 pixels, got 16 x 16",
+        ),
     ] {
         let output = wuerstchen(&[&["eval", "-m", &shapes, "--device", "cpu"], more].concat());
         let told = text(&output.stderr);

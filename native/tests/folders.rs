@@ -222,6 +222,8 @@ fn metadata_may_have_several_rows_of_a_picture() {
 
     // The same picture by the absolute name that it had elsewhere, and by the one that it has here.
     rows.push(r#"{"file_name": "C:\\data\\sub\\b.png", "text": "a third fox"}"#.to_owned());
+    folder.write("metadata.jsonl", rows.join("\n"));
+    folder.has(2, 8, &["1 absolute name is looked for in its folder"]);
     let here = folder.0.join("a.png").display().to_string();
     rows.push(serde_json::json!({"file_name": here, "text": "another"}).to_string());
     folder.write("metadata.jsonl", rows.join("\n"));

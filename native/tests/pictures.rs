@@ -184,8 +184,11 @@ fn reconstructs_a_picture() {
     assert!(generate.status.success(), "{}", text(&generate.stderr));
     let output = folder.path("out.png");
     let output = ["reconstruct", &start, "-o", &output, "--json"];
-    let output = wuerstchen(&[&output[..], &model].concat());
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    let unguided = ["--negative-prompt", "a circle", "--decoder-guidance-scale", "1"];
+    let output = wuerstchen(&[&output[..], &model, &unguided].concat());
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("the --negative-prompt does nothing"), "{told}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let [a, ba] = ["psnrThroughA", "psnrThroughBAndA"].map(|key| report[key].as_f64().unwrap());
     assert!(a > 28.0 && ba > 18.0 && a > ba, "{report}");
@@ -222,13 +225,18 @@ fn stage_b_works_without_stage_c() {
     let told = text(&eval(&[]).stderr);
     let expected = "the model lacks wuerstchen-prior/text_encoder, wuerstchen-prior/prior, which";
     assert!(told.contains(expected), "{told}");
-    let refused = eval(&["--without-prior", "--prior-steps", "3"]);
-    let told = text(&refused.stderr);
-    let expected = "--prior-steps changes nothing with --without-prior";
-    assert!(refused.status.code() == Some(2) && told.contains(expected), "{told}");
+    for (option, value) in [("--prior-steps", "3"), ("--strength", "0.5")] {
+        let refused = eval(&["--without-prior", option, value]);
+        let told = text(&refused.stderr);
+        let expected = format!("{option} changes nothing with --without-prior");
+        assert!(refused.status.code() == Some(2) && told.contains(&expected), "{told}");
+    }
     let [plain, guided] = ["1", "9"].map(|scale| {
-        let output = eval(&["--without-prior", "--json", "--decoder-guidance-scale", scale]);
-        assert!(output.status.success(), "{}", text(&output.stderr));
+        let negative = ["--negative-prompt", "a circle", "--decoder-guidance-scale", scale];
+        let output = eval(&[&["--without-prior", "--json"], &negative[..]].concat());
+        let told = text(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        assert_eq!(told.contains("the --negative-prompt does nothing"), scale == "1", "{told}");
         let rows = text(&output.stdout);
         assert_eq!(rows.matches(r#""source":"generated""#).count(), 5, "{rows}");
         rows
@@ -324,9 +332,9 @@ fn what_of_a_prompt_is_not_read_is_told() {
     assert!(drawn.contains("the model does not know: \u{2764}, \u{1f34e}\n"), "{drawn}");
     let negative = told(&format!("{PROMPT}\0{long}, a (zebra:101)"));
     for line in [
-        "the negative_prompt is longer than the model reads",
-        "does not know these words of the negative_prompt: also, beside, zebra\n",
-        "in the negative_prompt is cut to",
+        "the --negative-prompt is longer than the model reads",
+        "does not know these words of the --negative-prompt: also, beside, zebra\n",
+        "in the --negative-prompt is cut to",
     ] {
         assert!(negative.contains(line), "expected {line:?}: {negative}");
     }

@@ -279,7 +279,7 @@ fn stage_a_learns_with_a_frozen_encoder() {
     let refused = train_on(&pictures, &run, &frozen);
     let error = text(&refused.stderr);
     assert!(!refused.status.success() && error.contains("vqgan"), "{error}");
-    let output = train_on(&pictures, &run, &["a"]);
+    let output = train_on(&pictures, &run, &["a", "--max-seconds", &u64::MAX.to_string()]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let weights = || {
         let path = run.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
@@ -604,6 +604,12 @@ fn mistakes_in_a_folder_are_named() {
     fs::remove_file(pictures.join("silent.webp")).unwrap();
     let output = train_on(&pictures, &run, &["a"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
+    // Another picture that comes after a stage is read before the next one.
+    fs::write(pictures.join("silent.webp"), "").unwrap();
+    for more in [&["b"][..], &["b", "--resume", "auto"]] {
+        fails(4, "a picture that cannot be read", more);
+    }
+    fs::remove_file(pictures.join("silent.webp")).unwrap();
     fs::remove_file(pictures.join("more/green.png")).unwrap();
     fails(4, "a picture named in metadata.jsonl or metadata.csv but not there", &["a"]);
     fs::write(pictures.join("more/metadata.jsonl"), "{}").unwrap();

@@ -387,6 +387,25 @@ fn what_cannot_be_done_is_told_before_it_begins() {
         "{}",
         text(&output.stderr)
     );
+    // The same pictures in another place, and then in their own again.
+    let moved = case.folder.join("moved");
+    fs::rename(case.pictures(), &moved).unwrap();
+    let place = format!("corpus.folder={}", moved.display());
+    let more = ["--set", &place, "--set", "c.steps=2", "--resume", "auto"];
+    let told = case.trained("lora", "used", &more);
+    assert!(!told.contains("corpus.folder") && !told.contains("began with other"), "{told}");
+    fs::rename(&moved, case.pictures()).unwrap();
+    // What is wrong with the config of a run is told.
+    let smoke = fs::read_to_string(native.with_file_name("configs/smoke.toml")).unwrap();
+    fs::create_dir(case.folder.join("odd")).unwrap();
+    for (config, expected) in [
+        (&*smoke, "holds a run that is no fine-tuning"),
+        ("steps = ", "odd/config.toml is not TOML"),
+        ("steps = 1", "odd/config.toml does not fit: "),
+    ] {
+        fs::write(case.folder.join("odd/config.toml"), config).unwrap();
+        case.refused("lora", "odd", &["--resume", "auto"], expected);
+    }
     // The result of a training stays, even if its state is gone.
     fs::remove_file(case.folder.join("used/lora/state.safetensors")).unwrap();
     let before = case.read("used/pytorch_lora_weights.safetensors");

@@ -427,6 +427,27 @@ fn loras_of_onetrainer_are_read() {
     assert!(told.contains("its embedding of the word \"<sks>\" is left out"), "{told}");
 }
 
+/// A header must not control the terminal that shows it. The name of a LoRA is that of its folder, with the dot in it.
+#[test]
+fn texts_of_loras_are_shown_and_not_obeyed() {
+    let folder = scratch("lora-texts");
+    let (style, merged) = (folder.join("style-1.5"), folder.join("merged"));
+    let alpha = [("ss_network_alpha", "4\u{1b}[2J")];
+    let file = style.join("pytorch_lora_weights.safetensors");
+    safetensors(&file, &lora(kohya("lora_prior_unet_"), None), &alpha);
+    let [style, merged] = [&style, &merged].map(|path| path.display().to_string());
+    let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("models/shapes.safetensors");
+    let shapes = shapes.display().to_string();
+    let import = wuerstchen(&["import", &shapes, "--lora", &style, "-o", &merged]);
+    assert!(import.status.success(), "{}", text(&import.stderr));
+    let inspect = wuerstchen(&["inspect", &style]);
+    for told in [text(&import.stderr), text(&inspect.stdout)] {
+        assert!(told.contains(r"ss_network_alpha = 4\u{1b}[2J is left out"), "{told}");
+    }
+    let card = text(&wuerstchen(&["inspect", &merged]).stdout);
+    assert!(card.contains("with the LoRA style-1.5 at weight 1"), "{card}");
+}
+
 #[test]
 fn other_methods_are_refused_in_a_sentence() {
     let folder = scratch("lora-methods");

@@ -135,7 +135,10 @@ fn summary(lines: &[Line], batch_size: usize, watts: Option<f64>) -> String {
         ("pictures an update", batch_size.to_string()),
         ("mean loss of the last 100 updates", format!("{:.4}", mean(&lines[last..], |l| l.loss))),
         ("updates that changed nothing", skipped.to_string()),
-        ("time that waited for data", format!("{:.1} %", 100.0 * mean(lines, |l| Some(l.data_wait)))),
+        (
+            "time that waited for data",
+            format!("{:.1} %", 100.0 * mean(lines, |l| Some(l.data_wait))),
+        ),
     ];
     let secs: Option<f64> = lines.iter().map(|line| line.secs).sum();
     if let Some(secs) = secs {

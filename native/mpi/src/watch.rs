@@ -64,7 +64,7 @@ impl Watch {
                 let done = Duration::from_millis(watch.done.load(Ordering::Relaxed));
                 let idle = watch.begun.elapsed().saturating_sub(done);
                 let waits = watch.waits.load(Ordering::Relaxed);
-                let limit = if waits { limit + PATIENCE } else { limit };
+                let limit = if waits { limit.saturating_add(PATIENCE) } else { limit };
                 if done.is_zero() || idle < limit {
                     continue;
                 }

@@ -11,7 +11,7 @@ use super::index::{Index, is_absolute, normalised};
 use super::metadata::{CAPTIONS, read_rows, trimmed};
 use crate::pictures;
 use crate::shards::MAX_TEXT;
-use crate::terminal::counted;
+use crate::terminal::{counted, is_or_are};
 
 /// The captions of the pictures of a folder.
 pub(super) struct Captions {
@@ -162,8 +162,8 @@ fn told_by_metadata(
             moved += usize::from(is_absolute(&row.file_name));
         }
         if moved > 0 {
-            let path = path.display();
-            lines.push(format!("{path}: {moved} absolute names are looked for in its folder"));
+            let (names, are) = (counted(moved, "absolute name"), is_or_are(moved));
+            lines.push(format!("{}: {names} {are} looked for in its folder", path.display()));
         }
     }
     refuse(&unread, &format!("named in metadata but of another type than {}", pictures::TYPES))?;

@@ -101,7 +101,9 @@ fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String>
             });
         };
         // Tables that went through CSV have numbers as text.
-        match value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()) {
+        let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
+        // The text "nan" is neither below a bound nor above it.
+        match number.filter(|number| !number.is_nan()) {
             None => Some(format!("{name} is no number")),
             Some(value) if is_least && value < bound => Some(format!("{name} below {bound}")),
             Some(value) if !is_least && value > bound => Some(format!("{name} above {bound}")),
@@ -111,7 +113,7 @@ fn refusal(filter: &FilterConfig, fields: &Map<String, Value>) -> Option<String>
 }
 
 /// The value of a field: the one of exactly this name, or else the first whose name differs in case alone.
-fn value_of<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+pub(super) fn value_of<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     let in_any_case = || fields.iter().find(|(field, _)| field.eq_ignore_ascii_case(name));
     fields.get(name).or_else(|| in_any_case().map(|(_, value)| value))
 }
@@ -209,6 +211,7 @@ mod tests {
         assert!(!takes(json!({"width": 100, "aesthetic": 5.1, "p_watermark": 0.6})));
         assert!(!takes(json!({"aesthetic": 5.1, "p_watermark": 0.6})));
         assert!(!takes(json!({"width": 100, "aesthetic": 5.1, "p_watermark": null})));
+        assert!(!takes(json!({"width": 100, "aesthetic": 5.1, "pwatermark": "nan"})));
         let lines: Vec<_> = left_out.lines().collect();
         assert_eq!(
             lines,
@@ -217,6 +220,7 @@ mod tests {
                 "left out: 1 sample: no field width, such as a.tar/0.jpg",
                 "left out: 1 sample: no value in p_watermark, such as a.tar/0.jpg",
                 "left out: 1 sample: pwatermark above 0.5, such as a.tar/0.jpg",
+                "left out: 1 sample: pwatermark is no number, such as a.tar/0.jpg",
                 "left out: 1 sample: width below 100, such as a.tar/0.jpg",
             ]
         );

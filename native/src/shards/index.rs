@@ -169,7 +169,7 @@ fn read_tar(path: &Path, file: File, wanted: &BTreeSet<&str>) -> Result<Shard> {
         let mut entry = match entry {
             Ok(entry) => entry,
             // Not even the first header is one of a tar file.
-            Err(_) if shard.samples.is_empty() && last.is_none() => {
+            Err(_) if end == Some(0) => {
                 return Err(refuse("another type of file"));
             }
             Err(error) => {
@@ -315,7 +315,7 @@ pub(super) struct Shard {
     /// The faults of the shard, as clauses that follow "the shard": that it ends early, that it cannot be read, or
     /// which rows are broken.
     pub(super) faults: Vec<String>,
-    /// The names of fields, of which a tar file's are not all here if there are very many.
+    /// The names of fields; of a tar file at most [`MOST_FIELDS`].
     pub(super) fields: BTreeSet<String>,
     /// Further notes, each reported once for all shards.
     pub(super) notes: BTreeSet<String>,
@@ -685,6 +685,21 @@ mod tests {
         assert!(page.contains(&format!("{EXPECTED}, found another type of file")), "{page}");
         let folder = read_shard(&std::env::temp_dir(), &BTreeSet::new()).err().unwrap().to_string();
         assert!(folder.ends_with(&format!("{EXPECTED}, found a folder")), "{folder}");
+    }
+
+    /// The first entry is the folder, as `tar cf x.tar folder` writes it.
+    #[test]
+    fn a_broken_header_behind_a_folder_is_a_fault() {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(EntryType::Directory);
+        header.set_size(0);
+        header.set_cksum();
+        tar.append_data(&mut header, "data/", &[][..]).unwrap();
+        let mut bytes = tar.into_inner().unwrap();
+        bytes[BLOCK as usize..].fill(b'<');
+        let faults = read("folder", &bytes).unwrap().faults;
+        assert!(faults.len() == 1 && faults[0].starts_with("ends early: "), "{faults:?}");
     }
 
     /// Files of three samples, of which 1.png is a picture of 700 bytes.

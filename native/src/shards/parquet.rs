@@ -20,6 +20,7 @@ use parquet::file::serialized_reader::{ReadOptionsBuilder, SerializedPageReader}
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 use serde_json::{Map, Number, Value};
 
+use super::filter::value_of;
 use super::index::{Found, MAX_TEXT, Place, Shard};
 use crate::pictures;
 use crate::terminal::counted;
@@ -206,13 +207,13 @@ impl Rows {
                     Err(fault) => *shard.unread.entry(format!("{name} {fault}")).or_default() += 1,
                 }
             }
-            if let Some(status) = fields.get(STATUS).and_then(Value::as_str)
+            if let Some(status) = value_of(&fields, STATUS).and_then(Value::as_str)
                 && status != SUCCESS
             {
                 *shard.unread.entry(format!("rows of the status {status}")).or_default() += 1;
                 continue;
             }
-            let key = fields.get(KEY).and_then(Value::as_str).map(str::to_owned);
+            let key = value_of(&fields, KEY).and_then(Value::as_str).map(str::to_owned);
             shard.samples.push(Found {
                 name: key.unwrap_or_else(|| format!("row {row} of group {number}")),
                 place: Place::Row(Row { group: self.group.clone(), row }),
@@ -484,6 +485,17 @@ mod tests {
         let (shard, lengths, unread) = read("empty", &file);
         assert_eq!(shard.unwrap().samples.len(), 3);
         assert_eq!((lengths, unread), (vec![1, 3], 1));
+    }
+
+    #[test]
+    fn names_of_columns_may_be_in_any_case() {
+        let schema = "message m { optional binary JPG; optional binary KEY (UTF8);
+            optional binary Status (UTF8); }";
+        let [pictures, keys] = [[Some("1"), Some("2")], [Some("a"), Some("b")]];
+        let file = write(schema, &[&pictures, &keys, &[Some("success"), Some("failed")]]);
+        let Shard { samples, unread, .. } = read("case", &file).0.unwrap();
+        assert_eq!(samples.iter().map(|sample| &*sample.name).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(unread, BTreeMap::from([("rows of the status failed".to_owned(), 1)]));
     }
 
     #[test]

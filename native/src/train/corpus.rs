@@ -16,7 +16,7 @@ use crate::shards::Shards;
 
 /// A file in a run's folder with a hash of the pictures and the captions: of a folder's files, or of the names, places and
 /// sizes of pictures in shards.
-const DIGEST: &str = "pictures.sha256";
+pub(super) const DIGEST: &str = "pictures.sha256";
 
 /// Where pictures and captions come from.
 pub(super) enum Corpus {
@@ -86,38 +86,22 @@ impl Corpus {
         }
     }
 
-    /// How many pictures there are; 0 where the scenes are drawn.
-    pub(super) fn pictures(&self) -> usize {
-        match self {
-            Self::Shapes | Self::Emoji(_) => 0,
-            Self::Folder(folder) => folder.len(),
-            Self::Shards(shards) => shards.len(),
-        }
-    }
-
     /// How many pictures there are; `None` where the scenes are drawn.
-    pub(super) fn count(&self) -> Option<usize> {
-        self.captions().map(|_| self.pictures())
+    pub(super) fn pictures(&self) -> Option<usize> {
+        match self {
+            Self::Shapes | Self::Emoji(_) => None,
+            Self::Folder(folder) => Some(folder.len()),
+            Self::Shards(shards) => Some(shards.len()),
+        }
     }
 
-    /// Reports that a run goes on with other pictures or captions than those with which it began, if so. Keeps the
-    /// hash of the current ones in the run's store.
-    pub(super) fn tell_if_changed(&self, store: &dyn Store, resumes: bool) -> Result<(), RunError> {
-        let own = match self {
-            Self::Shapes | Self::Emoji(_) => return Ok(()),
-            Self::Folder(folder) => digest(folder.described()),
-            Self::Shards(shards) => digest(shards.described()),
-        };
-        store.claim()?;
-        let begun = if resumes { store.read(DIGEST)? } else { None };
-        let Some(begun) = begun else { return Ok(store.write(DIGEST, own.as_bytes())?) };
-        if begun != own.as_bytes() {
-            tell!(
-                "the run began with other pictures, captions or filters: it goes on with those that are there \
-                 now, and is not what it would have been"
-            );
+    /// The hash of the pictures and the captions; `None` where the scenes are drawn. Reads all files of a folder.
+    pub(super) fn digest(&self) -> Option<String> {
+        match self {
+            Self::Shapes | Self::Emoji(_) => None,
+            Self::Folder(folder) => Some(digest(folder.described())),
+            Self::Shards(shards) => Some(digest(shards.described())),
         }
-        Ok(())
     }
 
     /// How many pictures of shards were read that had to be enlarged. Those of folders are told before a run begins.
@@ -152,4 +136,19 @@ impl Corpus {
             _ => None,
         }
     }
+}
+
+/// Reports that a run goes on with other pictures or captions than those with which it began, if so. A run that begins
+/// keeps their hash, `own`, in its store.
+pub(super) fn tell_if_changed(own: &str, store: &dyn Store, resumes: bool) -> Result<(), RunError> {
+    store.claim()?;
+    let begun = if resumes { store.read(DIGEST)? } else { None };
+    let Some(begun) = begun else { return Ok(store.write(DIGEST, own.as_bytes())?) };
+    if begun != own.as_bytes() {
+        tell!(
+            "the run began with other pictures, captions or filters: it goes on with those that are there now, and is \
+             not what it would have been"
+        );
+    }
+    Ok(())
 }

@@ -11,17 +11,17 @@ use wuerstchen_train::config::{ReadConfigError, SamplesConfig, TuneConfig};
 use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::{RunError, Tune, store, tune};
 
-use super::corpus::Corpus;
+use super::corpus::{Corpus, tell_if_changed};
 use super::progress::tell_bucket;
 use super::{
-    Ranks, Stages, TrainArgs, check_folder, invalid, plain, read_table, same_place,
+    Ranks, Stages, TrainArgs, check_folder, invalid, plain, read_config, read_table,
     tell_of_captions, tell_of_changes, tell_of_warmup, unfit_change, with_remedy,
 };
 use crate::cache::{cache_folder, remove_old_parts};
 use crate::devices::choose_for;
 use crate::files::read_model;
 use crate::pictures::tell_of_frames;
-use crate::terminal::counted;
+use crate::terminal::{counted, visible};
 use crate::{memory, usage};
 
 /// Name of the default cache of fine-tuning, in `wuerstchen`'s folder of the user's cache.
@@ -42,7 +42,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let output = args.run.output.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
     check_folder(&output).map_err(|error| usage(&error))?;
     let resumes = args.resume.is_some();
-    let stored = check_output(&output, &config, resumes).map_err(|error| usage(&error))?;
+    let stored = check_output(&output, &config).map_err(|error| usage(&error))?;
     if let (Some(stored), true) = (stored, resumes) {
         tell_of_changes(&stored, &config)?;
     }
@@ -53,7 +53,8 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     check_folder(&cache).map_err(|error| usage(&error))?;
     let model = read_model(args.run.model.as_deref())?;
     let corpus = Corpus::open_tuned(&config)?;
-    let (pictures, captions) = (corpus.pictures(), corpus.captions().map_or(0, Iterator::count));
+    let own = corpus.own_pictures();
+    let captions = corpus.captions().map_or(0, Iterator::count);
     tell_of_model_captions(&corpus, &config.samples, &model)?;
     tell_of_warmup("", &config.c.updates);
     let found = choose_for(args.run.device, ranks.local)?;
@@ -62,10 +63,10 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let stores = [store.clone(), Arc::new(store::Folder::new(&cache))];
     let steps = config.c.updates.steps;
     let changed = changed_layers(&config, &model);
-    let tune = Tune::new(config, model, corpus.own_pictures(), stores, device);
+    let tune = Tune::new(config, model, own.clone(), stores, device);
     let mut tune = tune.map_err(of_config)?.with_peers(ranks.peers.clone());
     let [pictures, captions] =
-        [(pictures, "picture"), (captions, "caption")].map(|(count, noun)| counted(count, noun));
+        [(own.count(), "picture"), (captions, "caption")].map(|(count, noun)| counted(count, noun));
     tell!("{pictures} with {captions}, {}", counted(steps, "update"));
     let counted = tune.memory()?;
     tell!("memory by count: {counted}");
@@ -82,11 +83,11 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     // Broken pictures in shards are left out later, when they are read.
     if args.dry_run || matches!(corpus, Corpus::Folder(_)) {
-        let broken = check_pictures(&mut tune, corpus.pictures())?;
-        tell_of_frames(corpus.own_pictures().with_frames());
-        if !corpus.own_pictures().leaves_out_broken() {
+        let broken = check_pictures(&mut tune, own.count())?;
+        tell_of_frames(own.with_frames());
+        if !own.leaves_out_broken() {
             refuse(&broken)?;
-        } else if broken.len() == corpus.pictures() {
+        } else if broken.len() == own.count() {
             return Err(CorpusError::NoPicture { count: broken.len() }.into());
         }
     }
@@ -105,7 +106,9 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         }
         return Ok(());
     }
-    corpus.tell_if_changed(&*store, resumes)?;
+    if let Some(digest) = corpus.digest() {
+        tell_if_changed(&digest, &*store, resumes)?;
+    }
     ranks.list_pictures(&corpus, &output)?;
     tune.listen(ranks.listen(args)?);
     let done = tune.train(from);
@@ -134,7 +137,7 @@ fn refuse(broken: &[CorpusError]) -> Result<()> {
         [] => Ok(()),
         [error] => Err(anyhow!("{error}")),
         [first, ..] => {
-            broken.iter().for_each(|error| tell!("{error}"));
+            broken.iter().for_each(|error| tell!("{}", visible(&error.to_string())));
             bail!("{} cannot be used, such as: {first}", counted(broken.len(), "picture"))
         }
     }
@@ -190,15 +193,16 @@ fn check_kind(stage: Stages, config: &TuneConfig) -> Result<()> {
 }
 
 /// The config of the run that the folder holds, if there is one; fails where it is no run of this config.
-fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<Option<TuneConfig>> {
+fn check_output(output: &Path, config: &TuneConfig) -> Result<Option<TuneConfig>> {
     let path = output.join(RUN_CONFIG);
     if !path.is_file() {
         return Ok(None);
     }
     let remedy = "name another folder with --output, or remove this one";
-    let Ok(stored) = read(&path, &[]) else {
-        bail!("{} holds a run that is no fine-tuning: {remedy}", output.display());
-    };
+    let stored = read(&path, &[]).map_err(|error| match read_config(&path, &[]) {
+        Ok(_) => anyhow!("{} holds a run that is no fine-tuning: {remedy}", output.display()),
+        Err(_) => error,
+    })?;
     let of = |config: &TuneConfig| match &config.lora {
         Some(lora) => {
             format!("a LoRA of rank {} and alpha {} of {:?}", lora.rank, lora.alpha(), lora.modules)
@@ -208,21 +212,6 @@ fn check_output(output: &Path, config: &TuneConfig, resumes: bool) -> Result<Opt
     let (old, new) = (of(&stored), of(config));
     if old != new {
         bail!("{} holds a run of {old}, the config says {new}: {remedy}", output.display());
-    }
-    let place = |config: &TuneConfig| match (&config.corpus.folder, &config.corpus.shards) {
-        (Some(folder), _) => folder.display().to_string(),
-        (None, shards) => {
-            shards.as_ref().map_or_else(String::new, |shards| shards.paths.join(", "))
-        }
-    };
-    let folders = [place(&stored), place(config)];
-    if resumes && !same_place(Path::new(&folders[0]), Path::new(&folders[1])) {
-        bail!(
-            "{} holds a run on {}, the config says {}: {remedy}",
-            output.display(),
-            folders[0],
-            folders[1]
-        );
     }
     Ok(Some(stored))
 }
