@@ -17,7 +17,7 @@ use wuerstchen::Image;
 use wuerstchen::noise::Philox;
 use wuerstchen_train::Pictures;
 use wuerstchen_train::config::ShardsConfig;
-use wuerstchen_train::corpus::{CorpusError, Samples};
+use wuerstchen_train::corpus::{CorpusError, Samples, draw_place};
 
 use self::filter::{LeftOut, fields_of, texts_of};
 pub(crate) use self::index::MAX_TEXT;
@@ -404,12 +404,7 @@ impl Samples for Shards {
     fn caption(&self, number: u64, rng: &mut Philox) -> String {
         let index = self.whole_from(number).unwrap_or_else(|_| self.at(number));
         let sample = &self.samples[index as usize];
-        let mut left = f64::from(rng.uniform());
-        let place = sample.chances.iter().position(|chance| {
-            left -= chance;
-            left < 0.0
-        });
-        sample.captions[place.unwrap_or(sample.captions.len() - 1)].clone()
+        sample.captions[draw_place(sample.chances.iter().copied(), rng)].clone()
     }
 
     fn prompt(&self, number: u64) -> String {

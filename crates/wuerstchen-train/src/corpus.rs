@@ -51,6 +51,20 @@ pub enum CorpusError {
     Tokenizer(#[from] TokenizerError),
 }
 
+/// Draws one of several things, such as the captions of a picture: its place among them.
+///
+/// `chances` are those of all of them, at least one, with the sum 1. Rounding may leave something over, which goes to
+/// the last one.
+pub fn draw_place(mut chances: impl ExactSizeIterator<Item = f64>, rng: &mut Philox) -> usize {
+    let last = chances.len() - 1;
+    let mut left = f64::from(rng.uniform());
+    let place = chances.position(|chance| {
+        left -= chance;
+        left < 0.0
+    });
+    place.unwrap_or(last)
+}
+
 /// Captioned pictures, numbered without end; the same number is always the same picture.
 pub trait Samples: Send + Sync {
     /// A picture, `side` pixels wide and high.

@@ -19,7 +19,7 @@ use super::Pictures;
 use super::buckets::{Buckets, Order};
 use crate::batches::{Batches, MakeBatch};
 use crate::config::PicturesConfig;
-use crate::corpus::CorpusError;
+use crate::corpus::{CorpusError, draw_place};
 use crate::rows::Rows;
 use crate::run::RunError;
 use crate::tensor_cache::{TensorCache, digest, digest_of, name_of};
@@ -243,12 +243,7 @@ impl Prepared {
             if f64::from(rng.uniform()) < drop {
                 &self.empty
             } else {
-                let mut left = f64::from(rng.uniform());
-                let chosen = texts.iter().find(|(_, chance)| {
-                    left -= chance;
-                    left < 0.0
-                });
-                &chosen.unwrap_or(&texts[texts.len() - 1]).0
+                &texts[draw_place(texts.iter().map(|(_, chance)| *chance), rng)].0
             }
         };
         let names: Vec<_> = chosen.iter().map(&mut draw).collect();
@@ -266,6 +261,11 @@ fn shape_of_texts(config: &TextEncoderConfig) -> [usize; 2] {
     [config.max_position_embeddings, config.hidden_size]
 }
 
+/// What the cache calls the embedding of a picture of this content. `own` is the compressor's digest.
+fn name_of_embedding(own: &str, sizes: &Sizes, content: &[u8]) -> String {
+    name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), content])
+}
+
 /// The buckets, and the errors of the pictures that cannot be used.
 pub(super) type Checked = (Filled, Vec<CorpusError>);
 
@@ -277,7 +277,7 @@ pub(super) fn check(
     let own = digest_of(model, Part::COMPRESSOR)?;
     let fit_of = |index: usize| {
         let content = pictures.content(index)?;
-        let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
+        let name = name_of_embedding(&own, sizes, &content);
         if let Some([_, height, width]) = cache.shape(&name)?.as_deref() {
             let cells = [*height, *width];
             let is_enlarged = sizes.is_enlarged(pictures.size(index, &content)?, cells);
@@ -336,7 +336,7 @@ fn embeddings(
                 Ok(content) => content,
                 Err(error) => return keep(error),
             };
-            let name = name_of("embeddings", &[own.as_bytes(), sizes.key.as_bytes(), &content]);
+            let name = name_of_embedding(&own, &sizes, &content);
             if let Some(shape) = cache.shape(&name)? {
                 let mut buckets = sizes.buckets.sizes().iter();
                 let cells = buckets.find(|[height, width]| shape == [c_latent, *height, *width]);
