@@ -113,7 +113,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     }
     let prepared = block_on(pipeline.prepare(request))?;
     tell_of_sizes(&prepared);
-    tell_of_guidance(&prepared.settings, true);
+    tell_of_guidance(&prepared.settings, prepared.settings.strength != Some(0.0));
     let batches = prepared.batches();
     let (mut generate_secs, mut made_settings) = (0.0, None);
     let (mut left, mut numbers) = (outputs.iter(), 0..);

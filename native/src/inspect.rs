@@ -32,6 +32,9 @@ struct PartReport {
     bytes: usize,
     dtypes: BTreeSet<String>,
     config: Value,
+    /// What a ControlNet takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    takes: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -102,9 +105,15 @@ fn describe(files: &ModelFiles) -> Model {
         text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null)
     };
     let part = |(&part, weights): (&Part, &Checkpoint)| {
-        let is_controlnet = part == Part::CASCADE_CONTROLNET;
-        let config = is_controlnet.then(|| describe_controlnet(files)).flatten();
-        (part, describe_part(weights, config.unwrap_or_else(|| json(&part.config_path()))))
+        let mut report = describe_part(weights, json(&part.config_path()));
+        // Published ControlNets have no config: their weights tell.
+        if part == Part::CASCADE_CONTROLNET
+            && let Ok(config) = files.part_config::<ControlNetConfig>(part)
+        {
+            report.takes = Some(config.takes());
+            report.config = serde_json::to_value(config).unwrap_or_default();
+        }
+        (part, report)
     };
     let parts: BTreeMap<_, _> = files.weights.iter().map(part).collect();
     Model {
@@ -115,17 +124,10 @@ fn describe(files: &ModelFiles) -> Model {
     }
 }
 
-/// The config of a ControlNet, and what it takes. Published files have no config: their weights tell.
-fn describe_controlnet(files: &ModelFiles) -> Option<Value> {
-    let config: ControlNetConfig = files.part_config(Part::CASCADE_CONTROLNET).ok()?;
-    let mut described = serde_json::to_value(&config).ok()?;
-    described["takes"] = json!(config.takes());
-    Some(described)
-}
-
 fn describe_part(weights: &Checkpoint, config: Value) -> PartReport {
     let parameters = weights.parameters();
-    let mut part = PartReport { tensors: 0, parameters, bytes: 0, dtypes: BTreeSet::new(), config };
+    let dtypes = BTreeSet::new();
+    let mut part = PartReport { tensors: 0, parameters, bytes: 0, dtypes, config, takes: None };
     for (_, dtype, _, bytes) in weights.describe() {
         part.tensors += 1;
         part.bytes += bytes;
@@ -155,6 +157,7 @@ fn model_text(model: &Model) -> String {
                 lines.push(format!("  {field}: {value}"));
             }
         }
+        lines.extend(part.takes.as_ref().map(|takes| format!("  takes: {takes}")));
     }
     if let Some(card) = model.card.as_object() {
         lines.push("\nmodel".to_string());

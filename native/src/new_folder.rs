@@ -1,5 +1,6 @@
 //! Folders that a command fills: what it has written is removed if it does not reach its end.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -67,21 +68,19 @@ fn begun() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
 fn remove_begun() -> bool {
     let mut begun = begun();
     let is_any = !begun.is_empty();
+    // What cannot be removed stays: the error that led here is the one to report.
+    let files = begun.iter().filter(|path| !path.is_dir());
+    let folders: BTreeSet<_> = files.filter_map(|path| path.parent()).collect();
+    for entry in folders.into_iter().flat_map(fs::read_dir).flatten().flatten() {
+        // A file was being written when the program was interrupted, unless it has its own name by now.
+        if is_part(&entry.path()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
     for path in begun.drain(..).rev() {
-        // What cannot be removed stays: the error that led here is the one to report.
-        let _ = if path.is_dir() { fs::remove_dir(&path) } else { remove_file(&path) };
+        let _ = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
     }
     is_any
-}
-
-/// Removes a file, and the one that was being written beside it when the program was interrupted.
-fn remove_file(path: &Path) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    for entry in folder.read_dir()?.flatten().filter(|entry| is_part(&entry.path())) {
-        // It may have its own name by now.
-        let _ = fs::remove_file(entry.path());
-    }
-    fs::remove_file(path)
 }
 
 /// Fails if the folder to write is not empty, because a file could be replaced or mixed with the model's files.

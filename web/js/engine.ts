@@ -19,6 +19,9 @@ import type {
 import { isObject } from './values.js';
 import type { Engine, Generated, Picture, Request, Wasm } from './wasm.js';
 
+/** The engine's value for `strength` where there is a picture to start from and no mask. */
+const STRENGTH = 0.8;
+
 /** A model that has passed its self-test, and the device on which it runs. */
 export interface Tested {
   readonly engine: Engine;
@@ -149,13 +152,19 @@ export class ModelEngine {
   }
 
   /** The expected steps of every stage. Where frames are made, the first step of a stage reports the real number. */
-  #plan({ picture }: Job): Record<Stage, number> {
+  #plan({ picture, image, mask }: Job): Record<Stage, number> {
     const { defaults } = this.info;
-    const { timesteps } = picture;
+    const { timesteps, priorSteps = defaults.priorSteps } = picture;
+    const { strength = image && !mask ? STRENGTH : 1 } = picture;
+    // A decoder of tokens has no steps where the picture is only reproduced; one of latents always has all of them.
+    const isCopy = strength === 0 && defaults.temperature !== undefined;
     return {
       text: 2,
-      prior: timesteps ? timesteps.length - 1 : (picture.priorSteps ?? defaults.priorSteps),
-      decoder: picture.decoderSteps ?? defaults.decoderSteps,
+      // The prior starts at the time `strength`, and visits the times below it.
+      prior: timesteps
+        ? timesteps.slice(1).filter((time) => time < strength).length
+        : Math.ceil(strength * priorSteps),
+      decoder: isCopy ? 0 : (picture.decoderSteps ?? defaults.decoderSteps),
       vqgan: 1,
     };
   }

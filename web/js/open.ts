@@ -84,7 +84,14 @@ interface OpenDevice extends Started {
   readonly gpu: GpuWatch | undefined;
 }
 
-/** The opened devices: a build is started and its device opened only once, however many models a thread loads. */
+/**
+ * The opened devices: a build is started and its device opened only once, however many models a thread loads.
+ *
+ * An instance stays here when a job breaks it, or when its GPU goes away after the load. wasm-bindgen's glue knows one
+ * instance: what the garbage collector frees later of the old engine would be freed in a fresh one. So another load in
+ * the same thread gets the old instance and may fail; with `device: 'auto'` the CPU takes the place of a lost GPU.
+ * Workers are replaced together with their instances.
+ */
 const opened = new WeakMap<Wasm, Promise<OpenDevice>>();
 
 /** Loads a model onto the device that suits the options and this browser. */
@@ -279,7 +286,7 @@ function openDevice(
   if (!opening) {
     opening = open();
     opened.set(module, opening);
-    // After a failure, the next load tries again.
+    // What could not be opened is opened anew by the next load.
     opening.catch(() => opened.delete(module));
   }
   return opening;

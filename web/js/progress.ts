@@ -32,15 +32,15 @@ export class JobProgress {
   step(stage: Stage, step: number, steps: number): void {
     this.#ms[stage] += performance.now() - this.#resumed;
     this.#done[stage] = step;
-    // A picture to start from leaves fewer steps than planned.
+    // There may be more steps than planned, for example where frames are made.
     this.#plan[stage] = steps;
     this.#pace.set(stage, this.#ms[stage] / step);
     const overall = sum((stage) => this.#done[stage]) / sum((stage) => this.#plan[stage]);
     this.#emit({ type: 'step', stage, step, steps, overall, etaMs: this.#etaMs() });
     // The text encoders run right before the stages that they are for. Where there is only one, it is for both.
-    if (stage === 'text') this.#beginStage(step === 1 ? 'prior' : 'decoder');
-    if (stage === 'prior' && step === steps && this.#plan.text === 1) this.#beginStage('decoder');
-    if (stage === 'decoder' && step === steps) this.#beginStage('vqgan');
+    if (stage === 'text') this.#beginAfter(step === 1 ? 'text' : 'prior');
+    if (stage === 'prior' && step === steps && this.#plan.text === 1) this.#beginAfter('prior');
+    if (stage === 'decoder' && step === steps) this.#beginAfter('decoder');
   }
 
   /** Begins the next step. The time since the last one, for example for previews, does not count. */
@@ -51,6 +51,13 @@ export class JobProgress {
   /** Milliseconds of every stage, and of everything so far. */
   timings(): Record<Stage | 'total', number> {
     return { ...this.#ms, total: performance.now() - this.#begun };
+  }
+
+  /** Begins the next stage that has steps: a picture that is only reproduced needs no prior. */
+  #beginAfter(stage: Stage): void {
+    const later = STAGES.slice(STAGES.indexOf(stage) + 1);
+    const next = later.find((stage) => this.#plan[stage] > 0);
+    if (next) this.#beginStage(next);
   }
 
   #beginStage(stage: Stage): void {

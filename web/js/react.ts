@@ -28,11 +28,11 @@ export interface PictureState {
 
 export interface UseWuerstchen extends PictureState {
   /**
-   * Makes pictures. The first call loads the model; a call while pictures are being made stops those. It never rejects:
-   * if it fails or is stopped, it resolves with undefined.
+   * Makes pictures. The first call loads the model. A call takes the place of the one before, whose pictures are not
+   * made; a load goes on for the later call. It never rejects: if it fails or is stopped, it resolves with undefined.
    */
   generate(options: GenerateOptions): Promise<GenerateResult | undefined>;
-  /** Stops the loading of the model or the making of pictures. */
+  /** Stops the loading of the model or the making of pictures; the `signal` of a call leaves the loading alone. */
   stop(): void;
 }
 
@@ -63,7 +63,10 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
     [parts.current],
   );
 
-  const stop = useCallback(() => job.current?.abort(), []);
+  const stop = useCallback(() => {
+    job.current?.abort();
+    engine.current?.loading.abort();
+  }, []);
 
   const generate = useCallback(async (wanted: GenerateOptions) => {
     job.current?.abort();
@@ -72,16 +75,25 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
     const show = (change: Partial<PictureState>) => {
       if (job.current === own) setView((view) => merged(view, change));
     };
-    show({ state: 'loading', progress: 0, error: undefined });
+    const onLoad = (event: LoadEvent) => {
+      latest.current.onProgress?.(event);
+      if (event.type !== 'download') return;
+      const progress = event.overall.loaded / event.overall.total;
+      // The call that waits for the load may be a later one than the call that began it.
+      setView((view) => (view.state === 'loading' ? { ...view, progress } : view));
+    };
+    setView((view) => {
+      const progress = view.state === 'loading' ? view.progress : 0;
+      return { ...view, state: 'loading', progress, error: undefined };
+    });
     let ready: Wuerstchen | undefined;
     try {
-      const onLoad = (event: LoadEvent) => {
-        latest.current.onProgress?.(event);
-        if (event.type === 'download')
-          show({ progress: event.overall.loaded / event.overall.total });
-      };
-      const loading = { ...latest.current, onProgress: onLoad, signal };
-      ready = await (engine.current ??= begin(engine, loading));
+      signal.throwIfAborted();
+      engine.current ??= begin(engine, { ...latest.current, onProgress: onLoad });
+      const aborted = new Promise<never>((_, reject) =>
+        signal.addEventListener('abort', () => reject(signal.reason)),
+      );
+      ready = await Promise.race([engine.current.ready, aborted]);
       show({ state: 'making', progress: 0 });
       const onProgress = (event: GenerateEvent) => {
         wanted.onProgress?.(event);
@@ -92,8 +104,10 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
       show({ ...IDLE, progress: 1, preview: undefined, result });
       return result;
     } catch (error) {
-      // An engine in this thread stays lost, so the next call loads another one.
-      if (ready?.state === 'lost' && !signal.aborted) free(engine);
+      // An engine in a worker recovers. One in this thread stays lost, so the next call tries another load, which helps
+      // where the CPU can take the place of a GPU that went away.
+      if (latest.current.worker === false && ready?.state === 'lost' && !signal.aborted)
+        free(engine);
       const told = signal.aborted || !(error instanceof Error) ? undefined : error;
       show({ ...IDLE, preview: undefined, error: told });
       return undefined;
@@ -103,26 +117,33 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
   return { ...view, generate, stop };
 }
 
-type EngineRef = RefObject<Promise<Wuerstchen> | undefined>;
+/** An engine that is loaded, or that is being loaded. */
+interface Begun {
+  readonly ready: Promise<Wuerstchen>;
+  /** Stops the loading, which is not that of a single call. */
+  readonly loading: AbortController;
+}
+
+type EngineRef = RefObject<Begun | undefined>;
 
 /** Loads an engine. If that fails or is aborted, it is forgotten at once, so that the next call begins another load. */
-function begin(
-  engine: EngineRef,
-  options: LoadOptions & { signal: AbortSignal },
-): Promise<Wuerstchen> {
-  const { signal } = options;
-  const loading = load(options);
+function begin(engine: EngineRef, options: LoadOptions): Begun {
+  const loading = new AbortController();
+  const { signal } = loading;
+  const begun = { ready: load({ ...options, signal }), loading };
   const forget = () => {
-    if (engine.current === loading) free(engine);
+    if (engine.current === begun) free(engine);
   };
   signal.addEventListener('abort', forget);
-  loading.then(() => signal.removeEventListener('abort', forget), forget);
-  return loading;
+  begun.ready.then(() => signal.removeEventListener('abort', forget), forget);
+  return begun;
 }
 
 function free(engine: EngineRef): void {
-  engine.current?.then((engine) => engine.dispose()).catch(() => {});
+  const begun = engine.current;
   engine.current = undefined;
+  begun?.loading.abort();
+  begun?.ready.then((engine) => engine.dispose()).catch(() => {});
 }
 
 function merged(view: PictureState, change: Partial<PictureState>): PictureState {

@@ -295,8 +295,8 @@ impl Engine {
         for (_, text) in request.texts() {
             let found = self.pipeline.unread(text, request.options.prompt_syntax)?;
             unread.cut_off = unread.cut_off.or(found.cut_off);
-            let known = |word: &String| !unread.unknown_words.contains(word);
-            let new: Vec<_> = found.unknown_words.into_iter().filter(known).collect();
+            let is_new = |word: &String| !unread.unknown_words.contains(word);
+            let new: Vec<_> = found.unknown_words.into_iter().filter(is_new).collect();
             unread.unknown_words.extend(new);
         }
         let prepared = self.pipeline.prepare(request).await?;
@@ -520,11 +520,10 @@ fn generate_error(reason: Error) -> JsValue {
         Error::Cancelled => "cancelled",
         Error::Load(_) => "integrity",
     };
-    let thrown = error(code, &reason.to_string());
-    if let Error::Options(reason) = &reason {
-        // A fresh object takes any property.
-        let _ = Reflect::set(&thrown, &"field".into(), &camel_case(reason.field()).into());
-    }
+    let Error::Options(reason) = &reason else { return error(code, &reason.to_string()) };
+    let thrown = error(code, &as_written(&reason.to_string()));
+    // A fresh object takes any property.
+    let _ = Reflect::set(&thrown, &"field".into(), &camel_case(reason.field()).into());
     thrown
 }
 
@@ -534,6 +533,12 @@ fn error(code: &str, message: &str) -> JsValue {
     // A fresh object takes any property.
     let _ = Reflect::set(&error, &"code".into(), &code.into());
     error.into()
+}
+
+/// A message with the names of options as JavaScript writes them.
+fn as_written(message: &str) -> String {
+    let name = |word: &str| if word.contains('_') { camel_case(word) } else { word.to_owned() };
+    message.split(' ').map(name).collect::<Vec<_>>().join(" ")
 }
 
 /// The name that JavaScript has for an option: `priorSteps` for `prior_steps`.
@@ -554,5 +559,7 @@ mod tests {
     fn options_have_the_names_of_json() {
         let [one, many] = ["width", "decoder_guidance_scale"].map(camel_case);
         assert_eq!((&*one, &*many), ("width", "decoderGuidanceScale"));
+        let message = as_written("image_to needs an image to start from, which is missing");
+        assert_eq!(message, "imageTo needs an image to start from, which is missing");
     }
 }

@@ -1,4 +1,4 @@
-//! Hand-written f32 kernels for burn Flex, each with its backward pass.
+//! Hand-written f32 kernels for burn Flex; those that training needs have their backward passes.
 //!
 //! burn composes these operations from whole-tensor passes, and its depthwise weight gradient loops
 //! over the channels; on a CPU the memory traffic and the loop cost more than the arithmetic.

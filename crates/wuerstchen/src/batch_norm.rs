@@ -80,8 +80,12 @@ impl ChannelBatchNorm {
             let _ = state.value_sync();
         };
         update(&self.running_mean, mean.clone());
-        // PyTorch keeps the unbiased variance and normalises by the biased one.
-        update(&self.running_var, variance.clone() * (count as f64 / (count as f64 - 1.0)));
+        // PyTorch keeps the unbiased variance and normalises by the biased one. It refuses a single row, whose variance
+        // counts as 0 here.
+        update(
+            &self.running_var,
+            variance.clone() * (count as f64 / (count as f64 - 1.0).max(1.0)),
+        );
         (mean, variance)
     }
 }

@@ -13,7 +13,7 @@ use wuerstchen_kernels::{
 use crate::batch_norm::{ChannelBatchNorm, Statistics};
 use crate::blocks::{Observer, affine, channels_first, channels_last, linear_layer};
 use crate::checkpoint::Checkpoint;
-use crate::config::{ConfigError, below_one, layers, size};
+use crate::config::{ConfigError, below_one, between, layers, size};
 use crate::part::PartConfig;
 use crate::resize::cover;
 use crate::weights::KeyTable;
@@ -93,6 +93,9 @@ const PART: &str = "compressor";
 
 /// Channels of a picture.
 pub(crate) const COLOURS: usize = 3;
+
+/// The largest number of pixels, along an axis, for each cell of the features, over 2.
+const LARGEST_STRIDE: usize = 512;
 
 /// Strides of EfficientNetV2-L, whose weights do not tell them; EfficientNetV2-S has the first six stages.
 const V2_STRIDES: [usize; 7] = [1, 2, 2, 2, 1, 2, 1];
@@ -238,6 +241,16 @@ impl EfficientNetConfig {
             return Err(ConfigError::new(part, "kernel", "odd", found));
         }
         sizes.into_iter().chain(stages).try_for_each(|(field, value)| size(part, field, value))?;
+        let mut input = self.stem;
+        for stage in &self.stages {
+            for width in [input, stage.channels] {
+                size(part, "expand", width * stage.expand)?;
+            }
+            input = stage.channels;
+        }
+        let stride =
+            self.stages.iter().try_fold(1usize, |all, stage| all.checked_mul(stage.stride));
+        between(part, "stride", stride.unwrap_or(usize::MAX), 1..=LARGEST_STRIDE)?;
         self.stages.iter().try_for_each(|stage| layers(part, "layers", stage.layers))
     }
 

@@ -113,6 +113,9 @@ const LARGEST_SIZE: usize = 1 << 20;
 /// Most layers of one kind that follow each other; published models have at most 64.
 const MOST_LAYERS: usize = 1024;
 
+/// Most resolutions of a network; published models have at most 4.
+const MOST_LEVELS: usize = 16;
+
 /// Checks a size of a layer. A larger one than any model has would end the program for lack of memory.
 pub(crate) fn size(
     part: &'static str,
@@ -129,6 +132,16 @@ pub(crate) fn layers(
     value: usize,
 ) -> Result<(), ConfigError> {
     between(part, field, value, 1..=MOST_LAYERS)
+}
+
+/// Checks a number of levels. Each has half the resolution of the one before, so that more would leave nothing of any
+/// picture.
+pub(crate) fn levels(
+    part: &'static str,
+    field: &'static str,
+    value: usize,
+) -> Result<(), ConfigError> {
+    between(part, field, value, 1..=MOST_LEVELS)
 }
 
 /// Checks that lists, by their fields, have one value per level of `c_hidden`.

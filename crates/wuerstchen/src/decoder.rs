@@ -117,7 +117,6 @@ impl PartConfig for DecoderConfig {
             ("patch_size", self.patch_size),
             ("effnet_embd", self.effnet_embd),
             ("clip_embd", self.clip_embd),
-            ("c_hidden", self.levels()),
         ] {
             size("decoder", field, value)?;
         }
@@ -132,6 +131,7 @@ impl PartConfig for DecoderConfig {
             return Err(ConfigError::new("decoder", "kernel_size", "odd", self.kernel_size));
         }
         let levels = self.levels();
+        crate::config::levels("decoder", "c_hidden", levels)?;
         self.dropout.check_dropout("decoder", levels)?;
         let lists = [
             ("nhead", self.nhead.len()),

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-/// Linear interpolation, `a + t·(b − a)`: exactly `a` at 0 and `b` at 1.
+/// Linear interpolation, `a·(1 − t) + b·t`: exactly `a` at 0 and `b` at 1.
 ///
 /// This suits text embeddings, whose tokens lie near each other.
 ///

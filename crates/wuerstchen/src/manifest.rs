@@ -53,7 +53,7 @@ pub struct Manifest {
     pub licence: String,
     /// How the weights were made.
     pub provenance: String,
-    /// The options that the model takes where the caller gives none, as JavaScript names them.
+    /// Sizes, steps and guidance scales that the model takes where the caller gives none, as JavaScript names them.
     pub defaults: Value,
     /// The sizes of the stages' weights; the semantic compressor belongs to no stage.
     pub stages: BTreeMap<Stage, StageInfo>,
@@ -448,7 +448,7 @@ impl WebBundle {
     }
 }
 
-/// A source of a shard's length that has no bytes yet.
+/// A source of a tensor's length that has no bytes yet.
 struct Absent(usize);
 
 impl ReadBytes for Absent {

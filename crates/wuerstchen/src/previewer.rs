@@ -60,15 +60,9 @@ impl PartConfig for PreviewerConfig {
     const TOLD_BY_WEIGHTS: bool = true;
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let [first, second, third] = self.doublings;
-        for (field, value) in [
-            ("c_in", self.c_in),
-            ("c_hidden", self.c_hidden),
-            ("doublings", first.min(second).min(third)),
-        ] {
-            size("previewer", field, value)?;
-        }
-        Ok(())
+        size("previewer", "c_in", self.c_in)?;
+        size("previewer", "c_hidden", self.c_hidden)?;
+        self.doublings.into_iter().try_for_each(|width| size("previewer", "doublings", width))
     }
 
     fn init(&self, device: &Device) -> Previewer {
@@ -123,8 +117,11 @@ impl Previewer {
 impl Conv {
     /// Xavier-uniform weights of this shape, and zero biases.
     pub(crate) fn init(shape: [usize; 4], output: usize, device: &Device) -> Self {
+        let [first, second, height, width] = shape;
+        let fans = [second, first].map(|channels| Some(channels * height * width));
         Self {
-            weight: Initializer::XavierUniform { gain: 1.0 }.init(shape, device),
+            weight: Initializer::XavierUniform { gain: 1.0 }
+                .init_with(shape, fans[0], fans[1], device),
             bias: Initializer::Zeros.init([output], device),
         }
     }

@@ -119,14 +119,19 @@ pub fn cover(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     crop(resize_to_cover(cut_thin(image, size), size, Filter::Bilinear), size)
 }
 
+/// How many pixels to cut off at each end of a side, of which `kept` pixels are kept in the end.
+pub(crate) fn thin_end(side: usize, kept: usize) -> usize {
+    const THIN: usize = 4;
+    side.saturating_sub(THIN * kept.max(1)) / 2
+}
+
 /// Cuts the ends off a picture that is far thinner than `size`: whole, it would be resized to many times what is
 /// kept of it. The middle stays where it is.
 fn cut_thin(image: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
-    const THIN: usize = 4;
     let [_, _, rows, columns] = image.dims();
     let cut = |image: Tensor<4>, axis: usize, side: usize, kept: usize| {
-        let ends = side.saturating_sub(THIN * kept.max(1)) / 2;
-        image.narrow(axis, ends, side - 2 * ends)
+        let end = thin_end(side, kept);
+        image.narrow(axis, end, side - 2 * end)
     };
     let image = cut(image, 2, rows, columns * height / width);
     cut(image, 3, columns, rows * width / height)

@@ -25,7 +25,7 @@ pub struct SelfTest {
     picture: Vec<f32>,
 }
 
-/// A prime number, so that every colour and every column is sampled.
+/// A prime number, so that all colours are sampled, and all columns where it does not divide the width.
 const PICTURE_STRIDE: usize = 7;
 
 /// Bound of the relative errors: devices differ in the order of sums by less than 1e-4, stale data by

@@ -109,7 +109,6 @@ impl PartConfig for TokenDecoderConfig {
             ("patch_size", self.patch_size),
             ("effnet_embd", self.effnet_embd),
             ("byt5_embd", self.byt5_embd),
-            ("c_hidden", self.levels()),
         ] {
             size(PART, field, value)?;
         }
@@ -124,6 +123,7 @@ impl PartConfig for TokenDecoderConfig {
             return Err(ConfigError::new(PART, "kernel_size", "odd", self.kernel_size));
         }
         let levels = self.levels();
+        crate::config::levels(PART, "c_hidden", levels)?;
         self.dropout.check_dropout(PART, levels)?;
         if !self.self_attn.fits(levels) {
             let expected = format!("one value or {levels}, one per level");

@@ -107,10 +107,14 @@ fn fill<M: Module>(
     keys: KeyTable,
     loaded: &mut BTreeSet<String>,
 ) -> Result<(M, Differences), LoadError> {
+    let shapes = shapes(&module, keys);
+    let parameters: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let mut loader = Loader {
         path: Path::default(),
         keys,
         checkpoint,
+        // A browser loads a part piece by piece, so that the whole part counts and not what this checkpoint holds.
+        is_small: parameters <= SMALL_PART,
         loaded,
         transposed: BTreeSet::new(),
         differences: Differences::default(),
@@ -210,6 +214,8 @@ struct Loader<'a> {
     path: Path,
     keys: KeyTable,
     checkpoint: &'a Checkpoint,
+    /// Whether the part has at most [`SMALL_PART`] parameters.
+    is_small: bool,
     loaded: &'a mut BTreeSet<String>,
     /// Names of the matrices of linear layers that stay packed.
     transposed: BTreeSet<String>,
@@ -266,7 +272,7 @@ impl Loader<'_> {
             Ok(Some((packing, planes))) if is_finite(packing, &planes) => {
                 let mut matrix = PackedMatrix::new(packing, [shape[0], shape[1]], planes, device);
                 let is_frozen = !device.is_autodiff();
-                if is_frozen && !matrix.has_kernel() && self.checkpoint.parameters() <= SMALL_PART {
+                if is_frozen && !matrix.has_kernel() && self.is_small {
                     matrix = matrix.keep_unpacked();
                 }
                 Some(Packed { matrix, transposed: self.transposed.contains(name) })

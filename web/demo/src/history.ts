@@ -18,6 +18,7 @@ const note = element('history-note', HTMLParagraphElement);
 const dialog = element('entry', HTMLDialogElement);
 const large = element('entry-picture', HTMLImageElement);
 const store = 'pictures';
+const usualNote = note.textContent;
 
 let database: IDBDatabase | undefined;
 let open: { picture: Picture; item: HTMLLIElement } | undefined;
@@ -68,10 +69,13 @@ export async function initHistory(onReuse: (settings: Settings) => void): Promis
 /** Keeps a picture. */
 export function remember(settings: Settings, index: number, png: Blob): void {
   const picture = { id: Date.now() + index / 100, settings, index, png };
-  const request = pictures('readwrite')?.put(picture);
+  const transaction = pictures('readwrite')?.put(picture).transaction;
   // Without room, the transaction may fail only at its end.
-  request?.transaction?.addEventListener('abort', () => {
+  transaction?.addEventListener('abort', () => {
     note.textContent = 'There was no room to keep the last picture: it goes when the page closes.';
+  });
+  transaction?.addEventListener('complete', () => {
+    note.textContent = usualNote;
   });
   add(picture);
   describe();

@@ -364,21 +364,37 @@ test('where nothing may be remembered, pictures are made all the same', async ()
     }
   });
   await open();
+  const line = page.locator('#model-line');
+  await line.getByText('Model mock.').waitFor();
+  await page.getByText('Advanced', { exact: true }).click();
+  const folder = await mkdtemp(join(tmpdir(), 'wuerstchen-model-'));
+  await writeFile(join(folder, 'manifest.json'), '{}');
+  // The page tries to remember a picked model, and to forget it when it is left.
+  await at('model-folder').setInputFiles(folder);
+  await state('ready');
+  await line.getByText('Model own.').waitFor();
   await makePicture('a red circle');
+  await at('model-built-in').click();
+  await line.getByText('Model mock.').waitFor();
+  await rm(folder, { recursive: true });
 });
 
-test('a picture for which there is no room is told of', async () => {
+test('a picture for which there is no room is told of, until there is room again', async () => {
   await page.addInitScript(() => {
     const { put } = IDBObjectStore.prototype;
     IDBObjectStore.prototype.put = function (...args) {
+      IDBObjectStore.prototype.put = put;
       const request = put.apply(this, args);
       this.transaction.abort();
       return request;
     };
   });
   await open();
+  const note = page.locator('#history-note');
   await makePicture('a red circle');
-  await page.locator('#history-note').getByText('no room to keep the last picture').waitFor();
+  await note.getByText('no room to keep the last picture').waitFor();
+  await makePicture('a blue star');
+  await note.getByText('The pictures you make are kept here').waitFor();
 });
 
 test('a model that cannot be looked at once it is deleted is an error of the page', async () => {

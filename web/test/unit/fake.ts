@@ -165,6 +165,10 @@ class FakeRequest implements Request {
   free() {}
 }
 
+export function stepsOf(stage: Stage, count: number): [Stage, step: number, steps: number][] {
+  return Array.from({ length: count }, (_, i) => [stage, i + 1, count]);
+}
+
 /** What the fake WebAssembly does and has been told. */
 export class FakeModel {
   /** Prompts of the jobs that were begun. */
@@ -184,6 +188,14 @@ export class FakeModel {
   /** What the loader was told besides the manifest. */
   contents = '';
   selfTestOk = true;
+  /** The steps of a job. */
+  steps: readonly (readonly [Stage, step: number, steps: number])[] = [
+    ['text', 1, 2],
+    ...stepsOf('prior', PRIOR_STEPS),
+    ['text', 2, 2],
+    ...stepsOf('decoder', DECODER_STEPS),
+    ['vqgan', 1, 1],
+  ];
   /** Runs before each step. */
   beforeStep: (stage: Stage, step: number) => Promise<void> = async () => {};
   openDevice: () => Promise<void> = async () => {};
@@ -246,16 +258,11 @@ export class FakeModel {
     const [request, onStep] = job;
     this.request = request as FakeRequest;
     this.prompts.push(this.request.prompt);
-    const run = async (stage: Stage, step: number, steps: number) => {
+    for (const [stage, step, steps] of this.steps) {
       await this.beforeStep(stage, step);
       const goesOn = await onStep(stage, step, steps, new Uint32Array([1]), new Float32Array([1]));
       if (!goesOn) throw Object.assign(new Error('cancelled'), { code: 'cancelled' });
-    };
-    await run('text', 1, 2);
-    for (let step = 1; step <= PRIOR_STEPS; step++) await run('prior', step, PRIOR_STEPS);
-    await run('text', 2, 2);
-    for (let step = 1; step <= DECODER_STEPS; step++) await run('decoder', step, DECODER_STEPS);
-    await run('vqgan', 1, 1);
+    }
     return makeGenerated(JSON.stringify(this.request.options));
   }
 }
@@ -317,13 +324,14 @@ export class World {
   readonly workers: FakeWorker[] = [];
 
   load(options: Partial<LoadOptions> = {}): Promise<Wuerstchen> {
-    const makeWorker = () => {
-      const worker = new FakeWorker(this.#builds(), this.server.fetch);
-      this.workers.push(worker);
-      return worker as unknown as Worker;
-    };
-    return load(this.#options(options), workerConnector(makeWorker));
+    return load(this.#options(options), workerConnector(this.makeWorker));
   }
+
+  readonly makeWorker = (): Worker => {
+    const worker = new FakeWorker(this.#builds(), this.server.fetch);
+    this.workers.push(worker);
+    return worker as unknown as Worker;
+  };
 
   /** The same with the engine in the calling thread, as core.js has it; `ended` is called when it has let go. */
   loadHere(options: Partial<LoadOptions>, ended: () => void): Promise<Wuerstchen> {

@@ -46,7 +46,9 @@ impl Values {
     }
 
     pub(super) fn words(&self) -> &[i32] {
-        self.tensor.as_slice().expect("made contiguous in `of`, of 32-bit integers in `new`")
+        self.tensor
+            .as_slice()
+            .expect("made contiguous in `of`, of 32-bit integers by `PackedMatrix::new`")
     }
 
     pub(super) fn channels(&self) -> usize {

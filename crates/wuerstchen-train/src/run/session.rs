@@ -294,7 +294,8 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         let agreed = match session.agree_to_stop(ready, session.stops) {
             Ok(((), stops)) => stops,
             Err(error) => {
-                // As below: a run that diverges can go on from an earlier state, and none has weights without numbers.
+                // As below: while steps are skipped, an earlier state is kept, and weights that are NaN or infinite are
+                // never saved.
                 let is_sound = skipped == 0 || !store.contains(&state);
                 let is_saved = leads && is_sound && can_be_kept(trainer.model());
                 let saved = if is_saved { store.write(&state, &trainer.save()) } else { Ok(()) };

@@ -79,7 +79,7 @@ impl TokenRun {
             temperatures: linspace(self.temperature[0], self.temperature[1], count),
             guidance_scales,
             choices,
-            renoise_steps: self.renoise_steps.unwrap_or(count - 1),
+            renoise_steps: self.renoise_steps.unwrap_or(count.saturating_sub(1)),
         }
     }
 }
@@ -186,7 +186,7 @@ impl<'a> Studio<'a> {
                 recorder.check(&name("initial"), x, EXACT_BOUND);
             }
             let times = recorder.values(&name("r"))?;
-            if times[0] == 1.0 {
+            if times.first() == Some(&1.0) {
                 let ours = uniform_timesteps(settings.timesteps);
                 recorder.check_values(&name("r"), &[&ours], EXACT_BOUND);
             }

@@ -105,12 +105,12 @@ impl PartConfig for CascadeConfig {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let levels = self.levels();
+        crate::config::levels(PART, "block_out_channels", levels)?;
         for (field, value) in [
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
             ("patch_size", self.patch_size),
             ("conditioning_dim", self.conditioning_dim),
-            ("block_out_channels", levels),
             ("clip_text_pooled_in_channels", self.clip_text_pooled_in_channels),
             ("clip_seq", self.clip_seq),
         ] {
@@ -346,7 +346,11 @@ impl CascadeConfig {
     /// The least side of the latents: the deepest level has one pixel left.
     pub fn smallest_side(&self) -> usize {
         let halvings = match &self.switch_level {
-            Some(switches) => switches.iter().filter(|enabled| **enabled).count(),
+            Some(switches) => {
+                // As many as there are steps between levels; a list may be longer.
+                let switches = switches.iter().take(self.levels() - 1);
+                switches.filter(|enabled| **enabled).count()
+            }
             None => self.levels() - 1,
         };
         self.patch_size << halvings

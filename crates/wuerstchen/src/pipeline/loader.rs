@@ -4,14 +4,14 @@ use burn::module::Module;
 use burn::prelude::*;
 
 use super::denoiser::{DecoderStage, DiffusionStage};
-use super::models::{Diffusion, Models, StageB};
+use super::models::{Diffusion, Models, StageB, agree};
 use super::text::TextPart;
 use super::tokens::TokenStage;
 use super::{CompressorPart, ControlNetPart, ImageEncoderPart, Pipeline};
 use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, PriorIndex};
 use crate::checkpoint::Checkpoint;
-use crate::compressor::CompressorConfig;
+use crate::compressor::{COLOURS, CompressorConfig};
 use crate::config::ConfigError;
 use crate::controlnet::ControlNetConfig;
 use crate::error::LoadError;
@@ -45,6 +45,11 @@ impl PipelineLoader {
         let decoder_index: DecoderIndex = files.index(decoder_pipeline)?;
         decoder_index.validate().map_err(unfit(decoder_pipeline.index()))?;
         let vqgan_config: VqganConfig = files.part_config(family.vqgan)?;
+        for (field, value) in
+            [("in_channels", vqgan_config.in_channels), ("out_channels", vqgan_config.out_channels)]
+        {
+            agree("vqgan", field, value, ("the number of colours", COLOURS))?;
+        }
         let text = |pipeline, part, text| TextPart::init(&files.tokenizer(pipeline), part, text);
         let decoder_text = family.decoder_text.zip(models.decoder_text);
         let decoder_text = decoder_text.map(|(part, model)| text(decoder_pipeline, part, model));
@@ -58,9 +63,13 @@ impl PipelineLoader {
                 smallest_side,
             })
         };
-        let compressor = files.part_config(family.compressor).map(|config: CompressorConfig| {
+        let channels = models.prior.channels;
+        let of_prior = ("the number of Stage C's channels", channels);
+        let compressor = files.part_config(family.compressor);
+        let compressor = compressor.and_then(|config: CompressorConfig| {
+            agree("compressor", "c_latent", config.c_latent, of_prior)?;
             let network = Slot::new(family.compressor, config.init(device));
-            CompressorPart { network, downscale: config.downscale() }
+            Ok(CompressorPart { network, downscale: config.downscale() })
         });
         let image_encoder = match family.image_encoder {
             Some(part) => files.part_config(part).and_then(|config: ImageEncoderConfig| {
@@ -78,10 +87,13 @@ impl PipelineLoader {
                 reason: format!("{} takes no pictures as prompts", family.name),
             }),
         };
-        let previewer = family.previewer.and_then(|part| {
-            let config: PreviewerConfig = files.part_config(part).ok()?;
-            Some(Slot::new(part, config.init(device)))
-        });
+        let mut previewer = None;
+        if let Some(part) = family.previewer
+            && let Ok(config) = files.part_config::<PreviewerConfig>(part)
+        {
+            agree("previewer", "c_in", config.c_in, of_prior)?;
+            previewer = Some(Slot::new(part, config.init(device)));
+        }
         let controlnet = match family.controlnet {
             Some(part) => controlnet(files, part, device),
             None => Err(LoadError::File {

@@ -213,7 +213,7 @@ fn cascade(files: &ModelFiles, device: &Device) -> Result<Models, LoadError> {
 }
 
 /// Checks a width that two parts share; `None` where a part has none.
-fn agree(
+pub(super) fn agree(
     part: &'static str,
     field: &'static str,
     found: impl Into<Option<usize>>,

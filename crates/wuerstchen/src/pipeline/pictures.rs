@@ -1,5 +1,7 @@
 //! Pictures as prompts.
 
+use std::borrow::Cow;
+
 use burn::prelude::*;
 
 use super::progress::Error;
@@ -8,7 +10,7 @@ use super::{ImageEncoderPart, Pipeline};
 use crate::image::Image;
 use crate::options::OptionsError;
 use crate::origin::PicturePrompt;
-use crate::resize::{Filter, resize_to_cover};
+use crate::resize::{Filter, resize_to_cover, thin_end};
 use crate::sampler::Recipe;
 
 /// The shorter side in pixels to which the authors scale all pictures first.
@@ -35,10 +37,10 @@ impl Pipeline {
         let encoder = network.get()?;
         let prepare = |image: &Image| match recipe {
             Recipe::Diffusers => {
-                Tensor::<4>::from_data(preparation.prepare(image).pixels, &self.device)
+                Tensor::<4>::from_data(preparation.prepare(&middle(image)).pixels, &self.device)
             }
             Recipe::Authors => {
-                let picture = image.to_tensor(&self.device);
+                let picture = middle(image).to_tensor(&self.device);
                 let picture = resize_to_cover(picture, [AUTHORS_SIDE; 2], Filter::Bilinear);
                 preparation.prepare_floats(picture)
             }
@@ -53,5 +55,34 @@ impl PicturePrompt {
     /// The same pictures for `count` samples, `[count, k, D]`.
     pub(super) fn repeat(&self, count: usize, device: &Device) -> Tensor<3> {
         Tensor::from_data(self.embeddings.clone(), device).repeat_dim(0, count)
+    }
+}
+
+/// A picture without the ends of a side that is far longer than the other, of which only the middle square is seen.
+fn middle(image: &Image) -> Cow<'_, Image> {
+    let Image { width, height, .. } = *image;
+    let (left, top) = (thin_end(width, height), thin_end(height, width));
+    if left == 0 && top == 0 {
+        return Cow::Borrowed(image);
+    }
+    let (kept, rows) = (3 * (width - 2 * left), height - 2 * top);
+    let rows = image.rgb.chunks_exact(3 * width).skip(top).take(rows);
+    let rgb = rows.flat_map(|row| &row[3 * left..][..kept]).copied().collect();
+    Cow::Owned(Image { width: width - 2 * left, height: height - 2 * top, rgb })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 22 pixels in a row the middle eight are kept, four times as many as there are rows.
+    #[test]
+    fn only_the_middle_of_a_thin_picture_is_prepared() {
+        let rgb: Vec<u8> = (0..22).flat_map(|x| [x; 3]).cycle().take(2 * 3 * 22).collect();
+        let image = Image { width: 22, height: 2, rgb };
+        let kept = middle(&image);
+        assert_eq!((kept.width, kept.height), (8, 2));
+        assert_eq!((kept.rgb[0], kept.rgb[23], kept.rgb[24]), (7, 14, 7));
+        assert!(matches!(middle(&kept), Cow::Borrowed(_)));
     }
 }

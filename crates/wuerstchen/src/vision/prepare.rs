@@ -4,7 +4,7 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::compressor::normalise_by;
-use crate::config::{ConfigError, size};
+use crate::config::{ConfigError, between};
 use crate::image::Image;
 use crate::resize::{Filter, crop, resize_to_cover};
 
@@ -37,6 +37,9 @@ pub struct CropSize {
     /// Width in pixels.
     pub width: usize,
 }
+
+/// Most times that a picture's shorter side may be as long as what is cut out.
+const LARGEST_EDGE: usize = 4;
 
 /// A picture on its way into the encoder.
 pub struct Prepared {
@@ -73,7 +76,7 @@ impl PreparationConfig {
                 return Err(ConfigError::new(part, field, expected, value));
             }
         }
-        size(part, "size.shortest_edge", self.size.shortest_edge)
+        between(part, "size.shortest_edge", self.size.shortest_edge, 1..=LARGEST_EDGE * side)
     }
 
     /// Resizes a picture so that its shorter side has the configured length, with the longer one rounded down; cuts out
@@ -99,7 +102,9 @@ impl PreparationConfig {
     /// Source: `clip_preprocess` in `core/` of Stability-AI/StableCascade.
     pub fn prepare_floats(&self, picture: Tensor<4>) -> Tensor<4> {
         let CropSize { height, width } = self.crop_size;
-        let resized = resize_to_cover(picture, [self.size.shortest_edge; 2], Filter::Bicubic);
+        // What is cut out has to be there.
+        let side = self.size.shortest_edge.max(height).max(width);
+        let resized = resize_to_cover(picture, [side; 2], Filter::Bicubic);
         normalise_by(crop(resized, [height, width]), self.image_mean, self.image_std)
     }
 
