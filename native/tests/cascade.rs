@@ -24,7 +24,7 @@ fn run(arguments: &[&str]) -> Value {
 
 /// A small picture by the model of a folder; `more` are further arguments.
 fn picture(model: &Path, name: &str, more: &[&str]) -> Vec<u8> {
-    let file = scratch("cascade-pictures").with_file_name(format!("{name}.png"));
+    let file = scratch(&format!("cascade-picture-{name}")).join("out.png");
     let (model, output) = (model.display().to_string(), file.display().to_string());
     let size = ["--width", "128", "--height", "128", "--prior-steps", "2", "--decoder-steps", "2"];
     let mut arguments = vec!["generate", "-m", &model, "-o", &output, "--device", "cpu", "--json"];

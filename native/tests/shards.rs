@@ -120,7 +120,7 @@ fn a_killed_run_on_shards_goes_on_to_the_same_bits() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     child.kill().unwrap();
-    child.wait().unwrap();
+    assert!(!child.wait().unwrap().success(), "it ended before it was killed");
     let path = case.0.join("stopped/left-out.txt");
     assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
     fs::write(&path, "an earlier line\n").unwrap();

@@ -11,7 +11,6 @@ use image::{Rgb, RgbImage};
 
 use program::{scratch, text, wuerstchen};
 
-/// A folder with pictures of three aspect ratios, and the folder that a run may use.
 /// A one-file model in which one value of a part is another one.
 fn with_changed_part(model: &[u8], part: &str) -> Vec<u8> {
     let length = u64::from_le_bytes(model[..8].try_into().unwrap()) as usize;
@@ -24,6 +23,7 @@ fn with_changed_part(model: &[u8], part: &str) -> Vec<u8> {
     changed
 }
 
+/// A folder with pictures of three aspect ratios, and the folder that a run may use.
 struct Case {
     folder: PathBuf,
 }
@@ -105,14 +105,17 @@ impl Case {
     fn interrupted(&self, stage: &str, run: &str, more: &[&str]) {
         let program = env!("CARGO_BIN_EXE_wuerstchen");
         let mut command = Command::new(program);
-        command.args(self.arguments(stage, run, more)).stderr(Stdio::null());
+        command.args(self.arguments(stage, run, more)).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         while self.steps(&format!("{run}/{stage}")) == 0 {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before its first update");
             std::thread::sleep(Duration::from_millis(5));
         }
         let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
         assert!(kill.unwrap().success());
-        assert!(child.wait().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output.stderr);
+        assert!(output.status.success() && told.contains("go on with --resume auto"), "{told}");
     }
 
     fn refused(&self, stage: &str, run: &str, more: &[&str], expected: &str) {
@@ -257,10 +260,11 @@ fn a_killed_run_goes_on_to_the_same_bits() {
     let mut child = Command::new(program).args(arguments).stderr(Stdio::null()).spawn().unwrap();
     let steps = case.steps("stopped/lora");
     while case.steps("stopped/lora") < steps + 2 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
         std::thread::sleep(Duration::from_millis(20));
     }
     child.kill().unwrap();
-    child.wait().unwrap();
+    assert!(!child.wait().unwrap().success(), "it ended before it was killed");
     case.trained("lora", "stopped", &[&more[..], &resume].concat());
     for file in ["lora/state.safetensors", "pytorch_lora_weights.safetensors"] {
         assert_eq!(case.read(&format!("straight/{file}")), case.read(&format!("stopped/{file}")));
@@ -305,6 +309,8 @@ fn runs_in_little_memory_go_on_and_keep_their_bits() {
     let model = shapes();
     let least = ["-m", &model, "--set", "c.optimizer.method=adafactor", "--set", "c.shards=2"];
     let least = [&least[..], &recompute, &["--set", "c.shards_at_once=1"]].concat();
+    // Enough of them that the signal comes before the last one.
+    let least = [&least[..], &["--set", "c.steps=24", "--set", "c.sample_every=24"]].concat();
     let told = case.trained("c", "straight", &least);
     assert!(told.contains("moments 0.00, moving average 0.00"), "{told}");
     case.interrupted("c", "stopped", &least);

@@ -4,6 +4,7 @@ mod program;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -100,12 +101,16 @@ fn folders_without_permission_are_named() {
     let prior = model.join("wuerstchen-prior");
     fs::set_permissions(&prior, fs::Permissions::from_mode(0o000)).unwrap();
     // Root may read everything.
-    let is_root = prior.read_dir().is_ok();
+    if prior.read_dir().is_ok() {
+        // Not `eprintln!`, whose output the test harness keeps back when a test passes.
+        let _ = writeln!(std::io::stderr(), "folders without permission were not tested, as root");
+        return;
+    }
     let output = wuerstchen(&["import", model.to_str().unwrap()]);
     fs::set_permissions(&prior, fs::Permissions::from_mode(0o755)).unwrap();
     let told = text(&output.stderr);
     let expected = format!("cannot read {}", prior.display());
-    assert_eq!(told.contains(&expected), !is_root, "{told}");
+    assert!(told.contains(&expected), "{told}");
 }
 
 /// The files that diffusers saves for the pipeline that joins both.

@@ -1,5 +1,7 @@
 //! Compares every shader, on any available adapter, with its composed twin on the CPU.
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::prelude::*;
 use burn::tensor::DType;
 use wuerstchen_kernels::{
@@ -237,10 +239,14 @@ fn epilogues(inputs: usize, outputs: usize, device: &Device) -> Vec<Epilogue<2>>
     ]
 }
 
+/// Held by the test that chooses a device's tiling, which all tests share.
+static TILING: Mutex<()> = Mutex::new(());
+
 /// With every tiling. burn multiplies where no shader takes the sizes.
 #[test]
 fn linear_matches_its_twin() {
     let Some(device) = gpu() else { return };
+    let _turn = TILING.lock().unwrap_or_else(PoisonError::into_inner);
     for tiling in Tiling::ALL.map(Some).into_iter().chain([None]) {
         choose_tiling(&device, tiling);
         for [inputs, outputs, columns] in PRODUCTS {
@@ -329,6 +335,7 @@ fn packed(packing: Packing, [rows, columns]: [usize; 2], device: &Device) -> Pac
 #[test]
 fn packed_linear_matches_its_twin() {
     let Some(device) = gpu() else { return };
+    let _turn = TILING.lock().unwrap_or_else(PoisonError::into_inner);
     for tiling in Tiling::ALL {
         choose_tiling(&device, Some(tiling));
         for packing in [Packing::F16, Packing::I8, Packing::I4] {

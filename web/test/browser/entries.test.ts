@@ -124,7 +124,7 @@ test('elements make pictures, share an engine and free it', async () => {
       // Bitmaps that are closed have no width.
       isOpen: [preview > 0, one.images[0].width === width],
       seeds: [one.seed, third.seed].map(String),
-      steps: two.settings.priorSteps,
+      steps: two.settings.priorTimesteps.length - 1,
       prompts: [two, third].map((result) => result.settings.prompt),
       workers: [made, before, ended],
     };
@@ -137,6 +137,7 @@ test('elements make pictures, share an engine and free it', async () => {
   }
   assert.deepEqual(found.isOpen, [true, true]);
   assert.deepEqual(found.seeds, ['5', '18446744073709551615']);
+  assert.deepEqual([found.steps, found.prompts], [2, ['a blue star', 'a green star']]);
   assert.deepEqual(found.workers, [1, 0, 1]);
 });
 
@@ -269,7 +270,7 @@ test('the hook makes pictures, stops, tells errors and frees the engine', async 
   assert.deepEqual(found.shown, ['idle', undefined]);
   assert.deepEqual(found.stopped, [undefined, 'idle', undefined]);
   assert.deepEqual(found.failed, [undefined, 'idle', 'invalid-argument']);
-  assert.deepEqual(found.replaced, [undefined, found.replaced[1]]);
+  assert.deepEqual(found.replaced, [undefined, 'b']);
   assert.deepEqual(found.missing, [undefined, 'network']);
   assert.deepEqual(found.states, ['idle', 'loading', 'making']);
 });

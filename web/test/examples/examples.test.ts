@@ -41,6 +41,19 @@ async function make(page: Page, prompt: string): Promise<string> {
   });
 }
 
+/** Has the LoRAs of a page's last picture on its `window.loras`, as its worker tells them. */
+function watchLoras(): void {
+  const { Worker } = window;
+  window.Worker = class extends Worker {
+    constructor(...args: ConstructorParameters<typeof Worker>) {
+      super(...args);
+      this.addEventListener('message', ({ data }) => {
+        if (data.type === 'result') (window as any).loras = data.result.settings.loras;
+      });
+    }
+  };
+}
+
 for (const name of ['plain', 'vite', 'next', 'next-webpack']) {
   test(`${name} makes pictures, with a LoRA and of a picked model`, async () => {
     cpSync(model, join(sites, name, 'model'), { recursive: true });
@@ -50,6 +63,8 @@ for (const name of ['plain', 'vite', 'next', 'next-webpack']) {
     page.on('pageerror', (error) => problems.push(String(error)));
     const requests: string[] = [];
     page.on('request', (request) => requests.push(request.url()));
+    await page.addInitScript(watchLoras);
+    const loras = () => page.evaluate(() => (window as any).loras);
     const loads = () => requests.filter((url) => url.endsWith('/model/manifest.json')).length;
     try {
       await page.goto(site.url);
@@ -58,9 +73,11 @@ for (const name of ['plain', 'vite', 'next', 'next-webpack']) {
       const other = await make(page, 'a blue star');
       assert.equal(loads(), 1, 'the model is loaded once');
       assert.notEqual(other, plain);
+      assert.equal(await loras(), undefined);
       await page.setInputFiles('#lora', lora);
       await make(page, 'a red star');
       assert.equal(loads(), 2, 'a LoRA makes another model');
+      assert.deepEqual(await loras(), ['style.safetensors:1']);
       await page.setInputFiles('#model', model);
       await make(page, 'a green circle');
       assert.equal(loads(), 2, 'a picked model is not fetched');

@@ -70,6 +70,8 @@ async function tests() {
         counts.reduce((sum, count) => sum + count, 0),
         expected,
       );
+      // Those from 8 up only run in the rounds of all tasks.
+      assert.ok(counts.subarray(8).every((count) => count === counts[8]));
     });
   }
 
