@@ -112,8 +112,8 @@ const VERSIONS: readonly {
   {
     name: 'Stable Cascade',
     model: 'cascade',
-    files: { cpu: 16, webgpu: 13 },
-    withoutOnGpu: ['pipeline', 'combined', 'gdf'],
+    files: { cpu: 16, webgpu: 12 },
+    withoutOnGpu: ['pipeline', 'combined', 'controlnet', 'gdf'],
   },
   {
     name: 'Würstchen v1',
