@@ -55,7 +55,7 @@ export async function inspect(model: ModelRef): Promise<ModelInfo> {
   }
   if ('isOffline' in window) throw new WuerstchenError('network', 'it went away', true);
   const isOwn = !(model instanceof URL) && typeof model !== 'string';
-  if (location.search.includes('slow')) await sleep(500);
+  if (location.search.includes('slow')) while (!('isKnown' in window)) await sleep(20);
   return {
     id: 'mock-0',
     name: isOwn ? 'own' : 'mock',
