@@ -162,6 +162,10 @@ ends() {
     wait "$job" || code=$?
     [ "$code" != 0 ] || fail "the job has ended without an error: $(cat "$run.log")"
     grep -qE "$text" "$run.log" || fail "expected $text: $(cat "$run.log")"
+    for process in $processes; do
+        if kill -0 "$process" 2>/dev/null && grep -q wuerstchen "/proc/$process/cmdline"; then fail "process $process is left"; fi
+    done
+    # A job that fails at once may have had no processes yet when they were listed.
     if pgrep -f "^$program .*$run" >/dev/null; then fail "a process is left: $(pgrep -af "^$program .*$run")"; fi
     echo "ended after $((($(date +%s%N) - begun) / 1000000)) ms with code $code: $(grep -E "$text" "$run.log" | head -1)"
 }

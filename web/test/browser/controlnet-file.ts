@@ -2,6 +2,7 @@
 
 import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { writeSafetensors, type Tensor } from './safetensors.ts';
 import { CASCADE } from './site.ts';
 
 /** Random weights of ControlNets, with what PyTorch makes of them. */
@@ -24,25 +25,16 @@ export function writeControlled(folder: string): void {
   const file = readFileSync(GOLDENS);
   const length = Number(file.readBigUInt64LE());
   const header: Record<string, Entry> = JSON.parse(file.toString('utf8', 8, 8 + length));
-  const [prefix, tensors, parts]: [string, Record<string, Entry>, Buffer[]] = [
-    'edges.weights.',
-    {},
-    [],
-  ];
-  let end = 0;
+  const prefix = 'edges.weights.';
+  const tensors: Record<string, Tensor> = {};
   for (const [name, { dtype, shape, data_offsets }] of Object.entries(header)) {
     const [, block] = /projections\.(\d+)/.exec(name) ?? [];
     if (!name.startsWith(prefix) || (block && !BLOCKS.includes(Number(block)))) continue;
     const bytes = file.subarray(...data_offsets.map((offset) => 8 + length + offset));
-    tensors[name.slice(prefix.length)] = { dtype, shape, data_offsets: [end, end + bytes.length] };
-    parts.push(bytes);
-    end += bytes.length;
+    tensors[name.slice(prefix.length)] = { dtype, shape, bytes };
   }
-  const written = Buffer.from(JSON.stringify(tensors));
-  const size = Buffer.alloc(8);
-  size.writeBigUInt64LE(BigInt(written.length));
   const controlnet = join(folder, 'controlnet');
   mkdirSync(controlnet);
-  writeFileSync(join(controlnet, 'model.safetensors'), Buffer.concat([size, written, ...parts]));
+  writeSafetensors(join(controlnet, 'model.safetensors'), tensors);
   writeFileSync(join(controlnet, 'config.json'), JSON.stringify({ blocks: BLOCKS }));
 }
