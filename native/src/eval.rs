@@ -65,9 +65,8 @@ pub(crate) fn hide_refused(arg: Arg) -> Arg {
 }
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
-    let of_prior = options_of_prior(&args.options).into_iter();
-    let unused = of_prior.chain([("strength", args.options.strength.is_some())]);
-    if let Some(option) = first_given(unused).filter(|_| args.without_prior) {
+    let of_prior = options_of_prior(&args.options);
+    if let Some(option) = first_given(of_prior).filter(|_| args.without_prior) {
         return Err(usage(&anyhow!("{option} changes nothing with --without-prior")));
     }
     let device = choose(args.device)?.device;

@@ -84,21 +84,21 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
 }
 
 /// The options of Stage C alone, and whether they are given.
-pub(crate) fn options_of_prior(options: &GenerateOptions) -> [(&'static str, bool); 5] {
+pub(crate) fn options_of_prior(options: &GenerateOptions) -> [(&'static str, bool); 6] {
     [
         ("prior_steps", options.prior_steps.is_some()),
         ("prior_guidance_scale", options.prior_guidance_scale.is_some()),
         ("timesteps", options.timesteps.is_some()),
         ("prior_shift", options.prior_shift.is_some()),
         ("control_scale", options.control_scale.is_some()),
+        ("strength", options.strength.is_some()),
     ]
 }
 
 /// Options that change nothing here, and whether they are given. Stage C does not run, because the image embedding is
 /// the picture's own.
 fn unused(options: &GenerateOptions) -> impl Iterator<Item = (&'static str, bool)> {
-    let more = [("count", options.count.is_some()), ("strength", options.strength.is_some())];
-    options_of_prior(options).into_iter().chain(more)
+    options_of_prior(options).into_iter().chain([("count", options.count.is_some())])
 }
 
 /// The first option that is given of those that change nothing, as it is typed.
