@@ -1,4 +1,4 @@
-//! Attention of several heads, without a mask.
+//! Attention of several heads.
 
 use burn::prelude::*;
 
@@ -41,7 +41,52 @@ pub fn attention(
     if crate::cpu::can_multiply(&q) {
         return crate::cpu::attention(q, joined(keys), joined(values), heads);
     }
-    reference::attention(q, joined(keys), joined(values), heads)
+    let (keys, values) = (joined(keys), joined(values));
+    #[cfg(all(feature = "cpu", feature = "train"))]
+    if is_trained_on_cpu(&q, &keys, heads) {
+        return crate::cpu::trained_attention(q, [keys, values], None, heads);
+    }
+    reference::attention(q, keys, values, heads)
+}
+
+/// Attention of tokens to themselves with a mask, which is added to the scores: `softmax(q·kᵀ / √D + mask)·v`. No
+/// gradient passes to the mask.
+///
+/// # Shapes
+///
+/// - q, k, v, output: `[B, T, C]`
+/// - mask: `[B, 1, T, T]`
+///
+/// # Panics
+///
+/// Panics if the shapes differ, or the heads do not divide the channels.
+pub fn masked_attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    mask: Tensor<4>,
+    heads: usize,
+) -> Tensor<3> {
+    let [batch, tokens, channels] = q.dims();
+    assert!(channels.is_multiple_of(heads), "{heads} heads do not divide {channels}");
+    assert_shape!(&k, [batch, tokens, channels]);
+    assert_shape!(&v, [batch, tokens, channels]);
+    assert_shape!(&mask, [batch, 1, tokens, tokens]);
+    let mask = mask.detach();
+    #[cfg(all(feature = "cpu", feature = "train"))]
+    if is_trained_on_cpu(&q, &k, heads) {
+        return crate::cpu::trained_attention(q, [k, v], Some(mask), heads);
+    }
+    reference::masked_attention(q, k, v, mask, heads)
+}
+
+/// Whether a kernel of the CPU computes attention and its gradient.
+#[cfg(all(feature = "cpu", feature = "train"))]
+fn is_trained_on_cpu(q: &Tensor<3>, k: &Tensor<3>, heads: usize) -> bool {
+    let ([batch, queries, _], [_, keys, _]) = (q.dims(), k.dims());
+    crate::cpu::records_gradients(&q.device(), q.dtype())
+        && crate::autocast::is_exact()
+        && batch * heads * queries * keys <= reference::MAX_WEIGHTS
 }
 
 /// Attention of tokens to themselves and to `more` keys and values. In `qkv`, each token's query, key and value
@@ -93,20 +138,43 @@ pub mod reference {
 
     /// Most attention weights at a time: 16 MiB in f32, which caches hold better than more, and far less
     /// than the 128 MiB that every WebGPU device binds.
-    const MAX_WEIGHTS: usize = 1 << 22;
+    pub(super) const MAX_WEIGHTS: usize = 1 << 22;
 
     /// Twin of `shaders/attention.wgsl`.
     pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
-        let [batch, queries, channels] = q.dims();
-        let size = channels / heads;
-        let split = |x: Tensor<3>| {
-            let [_, tokens, _] = x.dims();
-            x.reshape([batch, tokens, heads, size]).swap_dims(1, 2)
-        };
-        let q = split(q * (size as f64).powf(-0.5));
-        attend(q, split(k).swap_dims(2, 3), split(v))
-            .swap_dims(1, 2)
-            .reshape([batch, queries, channels])
+        let q = split(scaled(q, heads), heads);
+        merged(attend(q, split(k, heads).swap_dims(2, 3), split(v, heads)))
+    }
+
+    /// Twin of the CPU kernel for training.
+    pub fn masked_attention(
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        mask: Tensor<4>,
+        heads: usize,
+    ) -> Tensor<3> {
+        let [q, k, v] = [scaled(q, heads), k, v].map(|tensor| split(tensor, heads));
+        let weights = softmax(product(q, k.swap_dims(2, 3)) + mask);
+        merged(product(weights, v))
+    }
+
+    /// `q / √D`.
+    fn scaled(q: Tensor<3>, heads: usize) -> Tensor<3> {
+        let [.., channels] = q.dims();
+        q * ((channels / heads) as f64).powf(-0.5)
+    }
+
+    /// `[B, T, C]` as `[B, heads, T, D]`.
+    fn split(x: Tensor<3>, heads: usize) -> Tensor<4> {
+        let [batch, tokens, channels] = x.dims();
+        x.reshape([batch, tokens, heads, channels / heads]).swap_dims(1, 2)
+    }
+
+    /// The inverse of [`split`].
+    fn merged(x: Tensor<4>) -> Tensor<3> {
+        let [batch, heads, tokens, size] = x.dims();
+        x.swap_dims(1, 2).reshape([batch, tokens, heads * size])
     }
 
     /// Twin of `shaders/attention.wgsl` with `joined_tokens.wgsl`.

@@ -7,7 +7,11 @@
 #[cfg(any(test, target_family = "wasm"))]
 mod attention;
 #[cfg(feature = "train")]
+mod attention_gradient;
+#[cfg(feature = "train")]
 mod backward;
+#[cfg(feature = "train")]
+mod batch_norm;
 mod functions;
 #[cfg(feature = "train")]
 mod optimizer;
@@ -31,6 +35,10 @@ use burn_flex::FlexTensor;
 
 #[cfg(target_family = "wasm")]
 pub(crate) use self::attention::attention;
+#[cfg(feature = "train")]
+pub(crate) use self::attention_gradient::trained_attention;
+#[cfg(feature = "train")]
+pub(crate) use self::batch_norm::batch_norm;
 use self::functions::{exp, normal_cdf, sigmoid};
 #[cfg(feature = "train")]
 pub(crate) use self::optimizer::{adamw, weighted_sum};
@@ -55,6 +63,12 @@ pub(crate) fn runs_on(device: &Device, dtype: DType) -> bool {
         _ => false,
     };
     on_flex && dtype == DType::F32
+}
+
+/// Whether this device also records gradients for the kernels of this file.
+#[cfg(feature = "train")]
+pub(crate) fn records_gradients(device: &Device, dtype: DType) -> bool {
+    matches!(device.as_dispatch(), DispatchDevice::Autodiff(_)) && runs_on(device, dtype)
 }
 
 pub(crate) fn layer_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {

@@ -15,6 +15,8 @@ pub mod attention;
 mod autocast;
 #[cfg(all(feature = "train", any(feature = "cpu", feature = "gpu")))]
 mod autodiff;
+#[cfg(feature = "train")]
+pub mod batch_norm;
 #[cfg(feature = "cpu")]
 mod cpu;
 pub mod depthwise_conv;
@@ -36,8 +38,10 @@ mod wgsl;
 
 #[cfg(feature = "train")]
 pub use adamw::{AdamW, adamw};
-pub use attention::{attention, joined_attention};
+pub use attention::{attention, joined_attention, masked_attention};
 pub use autocast::{autocast, product};
+#[cfg(feature = "train")]
+pub use batch_norm::batch_norm;
 pub use depthwise_conv::{DepthwiseOptions, Padding, depthwise_conv};
 pub use gelu::gelu;
 pub use global_response_norm::global_response_norm;
@@ -61,7 +65,9 @@ pub use wgsl::{
 pub mod reference {
     #[cfg(feature = "train")]
     pub use crate::adamw::reference::adamw;
-    pub use crate::attention::reference::{attention, joined_attention};
+    pub use crate::attention::reference::{attention, joined_attention, masked_attention};
+    #[cfg(feature = "train")]
+    pub use crate::batch_norm::reference::batch_norm;
     pub use crate::depthwise_conv::reference::depthwise_conv;
     pub use crate::gelu::reference::gelu;
     pub use crate::global_response_norm::reference::{

@@ -31,6 +31,7 @@ mod report;
 mod rows;
 pub mod run;
 pub mod shapes;
+mod share_threads;
 mod shares;
 mod square;
 pub mod stages;

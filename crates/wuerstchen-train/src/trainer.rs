@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -21,6 +21,7 @@ use crate::moments;
 use crate::optimizer::{Method, Optimizer, Values, global_norm, values, with_values};
 use crate::peers::{Alone, Peers};
 use crate::precision::{LossScale, Precision};
+use crate::share_threads::ShareThreads;
 use crate::shares::{Share, models, move_running_averages, running_averages, set_running_averages};
 use crate::stages::{Adversary, Stage};
 
@@ -46,6 +47,8 @@ pub struct Trainer<S: Stage> {
     step: u64,
     device: Device,
     peers: Arc<dyn Peers>,
+    /// Made with the first update, when the number of processes is known.
+    share_threads: OnceLock<ShareThreads>,
     /// A hash of the weights that the stage takes from other parts, if it takes any.
     frozen: Option<String>,
 }
@@ -201,6 +204,7 @@ impl<S: Stage> Trainer<S> {
             step: 0,
             device,
             peers,
+            share_threads: OnceLock::new(),
             frozen: None,
         }
     }
@@ -217,7 +221,7 @@ impl<S: Stage> Trainer<S> {
     ///
     /// An update panics if the config's shares cannot be divided by the number of processes.
     pub fn with_peers(self, peers: Arc<dyn Peers>) -> Self {
-        Self { peers, ..self }
+        Self { peers, share_threads: OnceLock::new(), ..self }
     }
 
     /// The hash given to [`Self::with_frozen`].
@@ -344,8 +348,8 @@ impl<S: Stage> Trainer<S> {
         self.config.batch_size / self.config.shards
     }
 
-    /// The sum of the shares of a batch. Each of this process's shares has its own thread, and the config says how many
-    /// are computed at a time. `before` are the model's running averages.
+    /// The sum of the shares of a batch. Each of this process's shares has threads of its own, and the config says how
+    /// many are computed at a time. `before` are the model's running averages.
     fn shares(&self, batch: &S::Batch, before: &Values) -> Share {
         let (count, size, own) = (self.config.shards, self.share_size(), self.own_shares());
         let (stage, model, peers) = (&*self.stage, self.model(), &*self.peers);
@@ -354,28 +358,20 @@ impl<S: Stage> Trainer<S> {
         let share = |model: &S::Model, before: &Values, range: Range<usize>| {
             autocast(products, || Share::new(model, before, stage.loss(model, batch, range), parts))
         };
+        let at_once = self.config.at_once(own.len());
+        let threads = self.share_threads.get_or_init(|| ShareThreads::new(at_once, &self.device));
         if count == 1 {
             // The only share uses the model itself, whose running averages move in the forward pass.
-            return share(model, &Values::new(), 0..size);
+            return Share::sum(
+                threads.map(vec![model], |model| share(model, &Values::new(), 0..size)),
+            );
         }
         let share = |(i, model): (usize, S::Model)| share(&model, before, i * size..(i + 1) * size);
-        let at_once = self.config.at_once(own.len());
         let mut shares = Vec::new();
         for first in own.clone().step_by(at_once) {
             let turn = first..own.end.min(first + at_once);
             let models = models(model, turn.len());
-            std::thread::scope(|scope| {
-                let share = &share;
-                let mut models = turn.zip(models);
-                let mine = models.next().expect("there is at least one share");
-                let threads: Vec<_> =
-                    models.map(|model| scope.spawn(move || share(model))).collect();
-                shares.push(share(mine));
-                let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                };
-                shares.extend(threads.into_iter().map(join));
-            });
+            shares.extend(threads.map(turn.zip(models).collect(), share));
             // Other processes add to each share in its turn; alone, the sum so far needs no more than one share.
             if peers.size() == 1 {
                 shares = vec![Share::sum(shares)];

@@ -2,17 +2,21 @@
 
 use burn::module::{Initializer, Module, Param, RunningState};
 use burn::prelude::*;
+#[cfg(feature = "train")]
+use wuerstchen_kernels::batch_norm;
 
 /// Which statistics a batch norm uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statistics {
     /// The running averages that training left.
     Running,
-    /// The statistics of the batch, as in training. They also move the running averages.
+    /// The statistics of the batch, as in training. They also move the running averages. Only with the feature `train`.
+    #[cfg(feature = "train")]
     Batch,
 }
 
 /// Share of a batch's statistics in the running averages, PyTorch's default.
+#[cfg(feature = "train")]
 const MOMENTUM: f64 = 0.1;
 
 /// Normalises every channel over the batch, then scales and shifts it.
@@ -52,10 +56,16 @@ impl ChannelBatchNorm {
     pub fn forward(&self, x: Tensor<4>, statistics: Statistics) -> Tensor<4> {
         let [batch, height, width, channels] = x.dims();
         let rows = x.reshape([batch * height * width, channels]);
-        let (mean, variance) = match statistics {
-            Statistics::Running => (self.running_mean.value(), self.running_var.value()),
-            Statistics::Batch => self.batch_statistics(&rows),
+        let y = match statistics {
+            Statistics::Running => self.by_running_averages(rows),
+            #[cfg(feature = "train")]
+            Statistics::Batch => self.by_the_batch(rows),
         };
+        y.reshape([batch, height, width, channels])
+    }
+
+    fn by_running_averages(&self, rows: Tensor<2>) -> Tensor<2> {
+        let (mean, variance) = (self.running_mean.value(), self.running_var.value());
         let deviation = (variance + self.epsilon).sqrt();
         let scale = match &self.weight {
             Some(weight) => weight.val() / deviation,
@@ -65,32 +75,31 @@ impl ChannelBatchNorm {
             Some(bias) => bias.val() - mean * scale.clone(),
             None => -(mean * scale.clone()),
         };
-        let y = rows * scale.unsqueeze() + shift.unsqueeze();
-        y.reshape([batch, height, width, channels])
+        rows * scale.unsqueeze() + shift.unsqueeze()
     }
 
-    fn batch_statistics(&self, rows: &Tensor<2>) -> (Tensor<1>, Tensor<1>) {
-        let [count, _] = rows.dims();
-        let mean = rows.clone().mean_dim(0);
-        let variance = (rows.clone() - mean.clone()).square().mean_dim(0);
-        let (mean, variance) = (mean.squeeze_dim(0), variance.squeeze_dim(0));
+    #[cfg(feature = "train")]
+    fn by_the_batch(&self, rows: Tensor<2>) -> Tensor<2> {
+        let ([count, channels], device) = (rows.dims(), rows.device());
+        let ones = || Tensor::ones([channels], &device);
+        let weight = self.weight.as_ref().map_or_else(ones, Param::val);
+        let bias =
+            self.bias.as_ref().map_or_else(|| Tensor::zeros([channels], &device), Param::val);
+        let (y, [mean, variance]) = batch_norm(rows, weight, bias, self.epsilon);
         let update = |state: &RunningState<Tensor<1>>, value: Tensor<1>| {
-            state.update(state.value_sync() * (1.0 - MOMENTUM) + value.detach() * MOMENTUM);
+            state.update(state.value_sync() * (1.0 - MOMENTUM) + value * MOMENTUM);
             // Only synchronised values are saved with the module.
             let _ = state.value_sync();
         };
-        update(&self.running_mean, mean.clone());
+        update(&self.running_mean, mean);
         // PyTorch keeps the unbiased variance and normalises by the biased one. It refuses a single row, whose variance
         // counts as 0 here.
-        update(
-            &self.running_var,
-            variance.clone() * (count as f64 / (count as f64 - 1.0).max(1.0)),
-        );
-        (mean, variance)
+        update(&self.running_var, variance * (count as f64 / (count as f64 - 1.0).max(1.0)));
+        y
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests {
     use super::*;
     use burn::tensor::Tolerance;

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
-use wuerstchen_kernels::{product, softmax};
+use wuerstchen_kernels::{attention, masked_attention};
 
 use crate::blocks::{affine, affine_gelu, linear_layer};
 use crate::config::{ConfigError, below_one, heads_divide, layers, size};
@@ -120,18 +120,13 @@ impl ClipLayer {
 
 impl SelfAttention {
     fn forward(&self, x: Tensor<3>, mask: Option<Tensor<4>>) -> Tensor<3> {
-        let [batch, tokens, channels] = x.dims();
-        let size = channels / self.heads;
-        let split = |x: Tensor<3>| x.reshape([batch, tokens, self.heads, size]).swap_dims(1, 2);
-        let q = split(affine(&self.q_proj, x.clone()) * (size as f64).powf(-0.5));
-        let k = split(affine(&self.k_proj, x.clone()));
-        let v = split(affine(&self.v_proj, x));
-        let scores = product(q, k.swap_dims(2, 3));
-        let weights = softmax(match mask {
-            Some(mask) => scores + mask,
-            None => scores,
-        });
-        let attended = product(weights, v).swap_dims(1, 2).reshape([batch, tokens, channels]);
+        let q = affine(&self.q_proj, x.clone());
+        let k = affine(&self.k_proj, x.clone());
+        let v = affine(&self.v_proj, x);
+        let attended = match mask {
+            Some(mask) => masked_attention(q, k, v, mask, self.heads),
+            None => attention(q, vec![k], vec![v], self.heads),
+        };
         affine(&self.out_proj, attended)
     }
 }

@@ -13,7 +13,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use mpi::Threading;
-use wuerstchen_cli::{Ranks, TrainArgs, exit_code, failure_of, say, silence, train, visible_lines};
+use wuerstchen_cli::{
+    Ranks, TrainArgs, exit_code, failure_of, on_all_cores, say, silence, train, visible_lines,
+};
 use wuerstchen_train::Peers;
 use wuerstchen_train::peers::agree;
 
@@ -47,7 +49,11 @@ struct Args {
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    // Only the main thread takes part in sums, but another one may end all processes.
+    on_all_cores(run)
+}
+
+fn run() -> ExitCode {
+    // Only this thread takes part in sums, but another one may end all processes.
     let Some((_universe, _)) = mpi::initialize_with_threading(Threading::Serialized) else {
         unreachable!("nothing else initializes MPI")
     };

@@ -350,20 +350,29 @@ impl Backward<Flex, 1> for Softmax {
 
     /// `∂x = y·(g − Σ g·y)`.
     fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        change_gradient(
-            ops,
-            grads,
-            #[inline(always)]
-            |channels, y, grad| {
-                for (y, g) in y.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
-                    let inner = sum(|i| g[i] * y[i], channels);
-                    for (g, y) in g.iter_mut().zip(y) {
-                        *g = y * (*g - inner);
-                    }
-                }
-            },
-        );
+        let grad = grads.consume::<Flex>(&ops.node);
+        if let [Some(parent)] = ops.parents {
+            grads.register::<Flex>(parent.id, softmax_gradient(ops.state, grad));
+        }
     }
+}
+
+/// The gradient of a softmax's input, from its output `y` and the gradient of that.
+pub(super) fn softmax_gradient(y: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    let y = Values::of(y);
+    let (channels, values) = (y.channels(), y.as_slice());
+    Values::of(grad).map_rows(
+        #[inline(always)]
+        |row, grad| {
+            let y = &values[row * channels..][..grad.len()];
+            for (y, g) in y.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
+                let inner = sum(|i| g[i] * y[i], channels);
+                for (g, y) in g.iter_mut().zip(y) {
+                    *g = y * (*g - inner);
+                }
+            }
+        },
+    )
 }
 
 #[derive(Debug)]
@@ -591,7 +600,10 @@ mod tests {
     use burn::tensor::{Distribution, Tolerance};
 
     use super::*;
-    use crate::{depthwise_conv, gelu, global_response_norm, layer_norm, patches, silu, softmax};
+    use crate::{
+        attention, batch_norm, depthwise_conv, gelu, global_response_norm, layer_norm,
+        masked_attention, patches, silu, softmax,
+    };
 
     /// Two more than one block of the elementwise kernels, and no multiple of a vector's width.
     const ODD: [usize; 4] = [2, 11, 41, 19];
@@ -638,6 +650,103 @@ mod tests {
         for x in [random(ODD), two, random([3, 2, 5, 48])] {
             let twin = |[x]: [Tensor<4>; 1]| layer_norm::reference::layer_norm(x);
             compare([x], |[x]| layer_norm(x), twin);
+        }
+    }
+
+    #[test]
+    fn attention_is_its_twin() {
+        for ([batch, queries, keys, channels], heads) in
+            [([2, 5, 7, 12], 3), ([1, 1, 1, 4], 4), ([3, 33, 20, 16], 1)]
+        {
+            let three = |x: Tensor<4>| x.squeeze_dim::<3>(1);
+            let compare = |keys, mask: Option<Tensor<4>>| {
+                let run = |ours: bool, [q, k, v]: [Tensor<4>; 3]| {
+                    let ([q, k, v], mask) = ([q, k, v].map(three), mask.clone());
+                    let mask = mask.map(|mask| Tensor::from_data(mask.into_data(), &q.device()));
+                    let y = match (ours, mask) {
+                        (true, None) => attention(q, vec![k], vec![v], heads),
+                        (true, Some(mask)) => masked_attention(q, k, v, mask, heads),
+                        (false, None) => crate::reference::attention(q, k, v, heads),
+                        (false, Some(mask)) => {
+                            crate::reference::masked_attention(q, k, v, mask, heads)
+                        }
+                    };
+                    // A gradient that is not in order.
+                    y.swap_dims(1, 2).unsqueeze_dim(1)
+                };
+                let inputs =
+                    [queries, keys, keys].map(|tokens| random([batch, 1, tokens, channels]));
+                compare(inputs, |inputs| run(true, inputs), |inputs| run(false, inputs));
+            };
+            compare(keys, None);
+            let hidden = Tensor::<2>::ones([queries, queries], &Device::flex()).triu(1) * -1e4;
+            compare(queries, Some(hidden.unsqueeze::<4>().repeat_dim(0, batch)));
+        }
+    }
+
+    #[test]
+    fn batch_norm_is_its_twin() {
+        type Norm = fn(Tensor<2>, Tensor<1>, Tensor<1>, f64) -> (Tensor<2>, [Tensor<1>; 2]);
+        // Less and more rows than a part of the sums; means that are large beside the deviations.
+        for (shape, shift) in [(ODD, 0.0), ([1, 1, 3, 5], 1.0), ([2, 4, 32, 33], 100.0)] {
+            let channels = shape[3];
+            let run = |norm: Norm, [x, weight, bias]: [Tensor<4>; 3]| {
+                let [weight, bias] = [weight, bias].map(|x| x.reshape([channels]));
+                norm(x.reshape([-1, channels as i32]), weight, bias, 1e-3)
+            };
+            let affine = || random([1, 1, 1, channels]);
+            let inputs = [random(shape) + shift, affine(), affine()];
+            let statistics = |norm: Norm| run(norm, inputs.clone()).1;
+            let twins = statistics(batch_norm::reference::batch_norm);
+            for (found, expected) in statistics(batch_norm).into_iter().zip(twins) {
+                assert_close(found.reshape([1, 1, 1, -1]), expected.reshape([1, 1, 1, -1]));
+            }
+            compare(
+                inputs,
+                |inputs| run(batch_norm, inputs).0.reshape(shape),
+                |inputs| run(batch_norm::reference::batch_norm, inputs).0.reshape(shape),
+            );
+        }
+    }
+
+    /// Gradients are the same whichever of the other inputs are tracked, and whatever the order of values in memory.
+    #[test]
+    fn inputs_may_be_constant_or_turned() {
+        type Operation = fn([Tensor<4>; 3]) -> Tensor<4>;
+        let attention: Operation = |inputs| {
+            let [q, k, v] = inputs.map(|x| x.swap_dims(2, 3).squeeze_dim::<3>(1));
+            attention(q, vec![k], vec![v], 2).unsqueeze_dim(1)
+        };
+        let norm: Operation = |[x, weight, bias]| {
+            let x = x.swap_dims(2, 3).reshape([-1, 6]);
+            let [weight, bias] = [weight, bias].map(|x| x.slice_dim(3, 0).reshape([6]));
+            batch_norm(x, weight, bias, 1e-3).0.reshape([2, 1, 9, 6])
+        };
+        for (operation, batches) in [(attention, [2; 3]), (norm, [2, 1, 1])] {
+            let inputs = batches.map(|batch| random([batch, 1, 6, 9]));
+            let weights = random([2, 1, 9, 6]);
+            let gradients = |tracked: [bool; 3]| {
+                let device = Device::flex().autodiff();
+                let mut i = 0;
+                let leaves = inputs.each_ref().map(|x| {
+                    i += 1;
+                    let x = Tensor::<4>::from_data(x.to_data(), &device);
+                    if tracked[i - 1] { x.require_grad() } else { x }
+                });
+                let weights = Tensor::from_data(weights.to_data(), &device);
+                let gradients = (operation(leaves.clone()) * weights).sum().backward();
+                leaves.map(|x| x.grad(&gradients))
+            };
+            let all = gradients([true; 3]);
+            for mask in 1..7 {
+                let tracked = [1, 2, 4].map(|bit| mask & bit > 0);
+                for (i, gradient) in gradients(tracked).into_iter().enumerate() {
+                    assert_eq!(gradient.is_some(), tracked[i], "{mask}, input {i}");
+                    if let (Some(found), Some(expected)) = (gradient, &all[i]) {
+                        found.into_data().assert_eq(&expected.to_data(), true);
+                    }
+                }
+            }
         }
     }
 

@@ -44,6 +44,10 @@ pub(super) fn row_statistics(x: &[f32]) -> (f32, f32) {
     (mean, 1.0 / (variance + VARIANCE_EPSILON as f32).sqrt())
 }
 
+/// Number of rows or pixels that are summed before the other parts are added: a single long sum in f32 would lose the
+/// small values that are added last.
+const PART: usize = 256;
+
 /// The sums of `f` of every channel over the pixels, at least one, sample by sample. `f` is to be inlined as in
 /// [`for_each_block`].
 pub(super) fn channel_sums(
@@ -51,9 +55,7 @@ pub(super) fn channel_sums(
     [pixels, channels]: [usize; 2],
     f: impl Fn(f32) -> f32 + Sync,
 ) -> Vec<f32> {
-    const PART: usize = 256; // pixels in a part of the sum
     let (samples, per_sample) = (values.len() / (pixels * channels), pixels.div_ceil(PART));
-    // Parts are summed first, because a single long sum in f32 would lose the small values that are added last.
     let mut parts = vec![0.0f32; samples * per_sample * channels];
     for_each_block(
         &mut parts,
@@ -72,6 +74,28 @@ pub(super) fn channel_sums(
         .chunks_exact(per_sample * channels)
         .flat_map(|parts| sum_blocks(parts, channels, channels))
         .collect()
+}
+
+/// `count` sums over rows. `add` takes the number of a row, and adds that row's values to the sums. It is to be inlined
+/// as in [`for_each_block`].
+#[cfg(feature = "train")]
+pub(super) fn row_sums(
+    rows: usize,
+    count: usize,
+    add: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let mut parts = vec![0.0f32; rows.div_ceil(PART) * count];
+    for_each_block(
+        &mut parts,
+        count,
+        #[inline(always)]
+        |i, sums| {
+            for row in i * PART..rows.min((i + 1) * PART) {
+                add(row, sums);
+            }
+        },
+    );
+    sum_blocks(&parts, count, count)
 }
 
 /// The sums over all blocks of their first `count` values.

@@ -39,6 +39,9 @@ impl Pipeline {
 
     /// Makes pictures of a prompt, and returns when they are there.
     ///
+    /// On a CPU it is faster if it is called by a thread of a rayon pool (`ThreadPool::install`): each kernel divides its
+    /// work among the pool's threads, and does not have to hand all of it over to them.
+    ///
     /// # Errors
     ///
     /// As [`Self::generate`].
