@@ -37,11 +37,11 @@ pub fn attention(
         let more = (!more[0].is_empty()).then(|| more.map(joined));
         return crate::wgsl::attention(q, first.map(joined), more, heads);
     }
+    let (keys, values) = (joined(keys), joined(values));
     #[cfg(all(feature = "cpu", target_family = "wasm"))]
     if crate::cpu::can_multiply(&q) {
-        return crate::cpu::attention(q, joined(keys), joined(values), heads);
+        return crate::cpu::attention(q, keys, values, heads);
     }
-    let (keys, values) = (joined(keys), joined(values));
     #[cfg(all(feature = "cpu", feature = "train"))]
     if is_trained_on_cpu(&q, &keys, heads) {
         return crate::cpu::trained_attention(q, [keys, values], None, heads);

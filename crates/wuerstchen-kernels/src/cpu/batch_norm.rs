@@ -6,7 +6,7 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 
-use super::sums::row_sums;
+use super::sums::{channel_sums, row_sums};
 use super::values::Values;
 use super::*;
 use crate::autodiff::record;
@@ -54,14 +54,11 @@ impl CpuBatchNorm for Flex {
             sums.iter_mut().for_each(|sum| *sum /= rows as f32);
             sums
         };
-        let means = mean(row_sums(
-            rows,
-            channels,
+        let means = mean(channel_sums(
+            values,
+            [rows, channels],
             #[inline(always)]
-            |row, sums| {
-                let x = &values[row * channels..][..channels];
-                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
-            },
+            |x| x,
         ));
         let variances = mean(row_sums(
             rows,
