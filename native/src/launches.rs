@@ -10,9 +10,8 @@ use burn::tensor::Device;
 use clap::Args;
 use futures_lite::future::block_on;
 use log::{LevelFilter, Log, Metadata, Record};
-use serde::Serialize;
 use serde_json::{Value, json};
-use wuerstchen::kernels::{Tiling, choose_tiling, runs_shaders};
+use wuerstchen::kernels::{ShaderTraffic, Tiling, choose_tiling, runs_shaders, shader_traffic};
 use wuerstchen::{GenerateOptions, ModelFiles, Part, Pipeline, Progress, Residency};
 use wuerstchen_train::Trainer;
 use wuerstchen_train::stages::Stage;
@@ -23,7 +22,8 @@ use crate::files;
 /// The arguments that count launches.
 #[derive(Args)]
 pub(crate) struct LaunchesArgs {
-    /// Count dispatches, queue submits, buffer writes and reads for each step and each update, instead of timing
+    /// Count dispatches, queue submits, buffer writes and reads for each step and each update, and the bytes of the
+    /// hand-written shaders' tensors, instead of timing
     #[arg(long, conflicts_with_all = ["stage", "kernels", "inputs", "dump", "runs"])]
     pub(crate) launches: bool,
     /// Width of the picture in pixels [default: the model's]
@@ -78,32 +78,30 @@ impl Log for Counter {
     fn flush(&self) {}
 }
 
-/// What some work has cost the queue.
-#[derive(Clone, Copy, Serialize)]
-struct Counts {
-    dispatches: f64,
-    submits: f64,
-    buffer_writes: f64,
-    /// Reads, each of one buffer. Reads that are asked for at once wait only once for the work before them.
-    reads: f64,
-}
+/// What is counted: [`CALLS`], and of the dispatches those of hand-written shaders, with the bytes of their tensors.
+/// Reads are of one buffer each. Reads that are asked for at once wait only once for the work before them.
+const COUNTED: [&str; 6] =
+    ["dispatches", "submits", "buffer_writes", "reads", "shader_dispatches", "shader_bytes"];
+
+/// What some work has cost the queue, in the order of [`COUNTED`].
+#[derive(Clone, Copy)]
+struct Counts([f64; COUNTED.len()]);
 
 impl Counts {
     /// The counts since the program began.
     fn now() -> Self {
         let [dispatches, submits, buffer_writes, reads] =
             COUNTS.each_ref().map(|count| count.load(Ordering::Relaxed) as f64);
-        Self { dispatches, submits, buffer_writes, reads }
+        let ShaderTraffic { launches, bytes } = shader_traffic();
+        Self([dispatches, submits, buffer_writes, reads, launches as f64, bytes as f64])
     }
 
     fn over(self, parts: f64) -> Self {
-        let Self { dispatches, submits, buffer_writes, reads } = self;
-        Self {
-            dispatches: dispatches / parts,
-            submits: submits / parts,
-            buffer_writes: buffer_writes / parts,
-            reads: reads / parts,
-        }
+        Self(self.0.map(|count| count / parts))
+    }
+
+    fn json(self) -> Value {
+        COUNTED.into_iter().zip(self.0).collect()
     }
 }
 
@@ -111,12 +109,7 @@ impl Sub for Counts {
     type Output = Self;
 
     fn sub(self, other: Self) -> Self {
-        Self {
-            dispatches: self.dispatches - other.dispatches,
-            submits: self.submits - other.submits,
-            buffer_writes: self.buffer_writes - other.buffer_writes,
-            reads: self.reads - other.reads,
-        }
+        Self(std::array::from_fn(|i| self.0[i] - other.0[i]))
     }
 }
 
@@ -182,13 +175,13 @@ pub(crate) fn generation(
         "model": pipeline.card.name,
         "prior_step": line(prior, family.prior())?,
         "decoder_step": line(decoder, family.decoder())?,
-        "rest_of_a_picture": least - prior - decoder,
+        "rest_of_a_picture": (least - prior - decoder).json(),
     }))
 }
 
 /// The counts of a step, with the bytes of the weights that it reads at least once.
 fn step_of(files: &ModelFiles, step: Counts, part: Part) -> Result<Value> {
-    let mut line = serde_json::to_value(step)?;
+    let mut line = step.json();
     line["weight_bytes"] = files.weights(part)?.device_bytes().into();
     Ok(line)
 }
@@ -209,5 +202,5 @@ pub(crate) fn update<S: Stage>(mut trainer: Trainer<S>, device: &Device) -> Resu
         })
     };
     updates()?;
-    Ok(serde_json::to_value(updates()?.over(UPDATES as f64))?)
+    Ok(updates()?.over(UPDATES as f64).json())
 }

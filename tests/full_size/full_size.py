@@ -301,16 +301,19 @@ def constants(root, version):
 
 
 def tokenizer(folder):
-    """A stand-in with CLIP's vocabulary size: bytes, bytes at the end of a word, and words."""
+    """A stand-in with CLIP's vocabulary size: bytes, bytes at the end of a word, and merges of both."""
+    from itertools import islice, product
     from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
     folder.mkdir(parents=True, exist_ok=True)
     characters = list(bytes_to_unicode().values())
     words = characters + [c + "</w>" for c in characters]
-    words += [f"word{i}</w>" for i in range(49408 - 2 - len(words))]
+    merges = list(islice(product(characters, words[256:]), 49408 - 2 - len(words)))
+    words += [first + last for first, last in merges]
     words += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77,
               "pad_token": "<|endoftext|>", "bos_token": "<|startoftext|>",
               "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}

@@ -1,5 +1,7 @@
 //! The hand-written shaders of wgpu devices, launched through burn's queue.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::wgpu::{
     CubeBackend, CubeTensor, KernelSource, SourceKernel, SourceTemplate, into_contiguous,
@@ -48,6 +50,27 @@ const ATTENTION_TILE: [usize; 2] = [32, 64];
 
 /// Most workgroups along one axis of a dispatch that every WebGPU device takes.
 const MAX_GROUPS: u32 = 65_535;
+
+static LAUNCHES: AtomicU64 = AtomicU64::new(0);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// What the hand-written shaders of this process have moved so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShaderTraffic {
+    /// Launches.
+    pub launches: u64,
+    /// Bytes of the tensors that the launches read or wrote. Each launch counts each of its tensors once. A shader that
+    /// reads a tensor several times moves more, unless the GPU's cache keeps the tensor.
+    pub bytes: u64,
+}
+
+/// The traffic since the process began.
+pub fn shader_traffic() -> ShaderTraffic {
+    ShaderTraffic {
+        launches: LAUNCHES.load(Ordering::Relaxed),
+        bytes: BYTES.load(Ordering::Relaxed),
+    }
+}
 
 /// Whether `device` compiles WGSL and tracks no gradients. It holds for wgpu as long as neither burn's feature `vulkan`
 /// nor `metal` is enabled, which compile SPIR-V and MSL instead.
@@ -537,6 +560,10 @@ impl Shader {
     /// As [`Self::launch`], but the first buffer exists already.
     fn run(self, first: &CubeTensor, others: Vec<CubeTensor>, sizes: &[usize], groups: usize) {
         let (client, dtype) = (first.client.clone(), first.dtype);
+        let bytes = |x: &CubeTensor| x.meta.shape().num_elements() * x.dtype.size();
+        let all_bytes = bytes(first) + others.iter().map(bytes).sum::<usize>();
+        LAUNCHES.fetch_add(1, Ordering::Relaxed);
+        BYTES.fetch_add(all_bytes as u64, Ordering::Relaxed);
         let mut buffers = vec![first.handle.clone().binding()];
         buffers.extend(others.into_iter().map(|x| into_contiguous(x).handle.binding()));
         let kernel = ShaderKernel { shader: self, dtype };

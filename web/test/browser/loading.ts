@@ -5,8 +5,7 @@
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { chromium } from 'playwright-core';
-import { openPage, Site } from './site.ts';
+import { launchWithProfile, openPage, Site } from './site.ts';
 
 const [folder] = process.argv.slice(2);
 if (!folder) throw new Error('expected the folder of a browser bundle');
@@ -17,12 +16,8 @@ rmSync(link, { force: true });
 symlinkSync(resolve(folder), link);
 
 const site = await Site.open('.');
-// A profile on the disk, as people have one: others keep what is stored in memory, in another process.
 const profile = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
-const context = await chromium.launchPersistentContext(profile, {
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  args: ['--no-sandbox', '--disable-quic', '--no-first-run'],
-});
+const context = await launchWithProfile(profile);
 
 /** A load in a page of its own, until the last shard is on the device. */
 async function load(): Promise<{ bytes: number; seconds: number; megabytesPerSecond: number }> {
