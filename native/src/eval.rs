@@ -60,7 +60,7 @@ pub(crate) struct EvalArgs {
 
 /// Leaves the options that an evaluation refuses out of the help.
 pub(crate) fn hide_refused(arg: Arg) -> Arg {
-    let is_refused = ["count", "strength"].iter().any(|id| arg.get_id() == id);
+    let is_refused = ["count", "strength", "control_scale"].iter().any(|id| arg.get_id() == id);
     if is_refused { arg.hide(true) } else { arg }
 }
 
@@ -86,6 +86,9 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let negative = ("negative_prompt", &*settings.negative_prompt);
     tell_of_prompt(&pipeline, negative, settings.prompt_syntax)?;
     tell_of_guidance(&settings, !args.without_prior);
+    if args.options.control_scale.is_some() {
+        return Err(usage(&anyhow!("eval takes no ControlNet: leave --control-scale out")));
+    }
     if args.options.count.is_some() {
         return Err(usage(&anyhow!("eval makes one picture of each prompt: leave --count out")));
     }

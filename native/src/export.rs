@@ -4,6 +4,7 @@ mod picture;
 mod plan;
 mod report;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -47,9 +48,9 @@ struct WebArgs {
     /// The folder to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// How weights are stored
-    #[arg(long, value_enum, default_value = "f16")]
-    dtype: Dtype,
+    /// How weights are stored [default: i4 or i8 if the model's linear layers are, else f16]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
     /// Where to make the pictures; the golden vectors are always the CPU's
     #[arg(long, value_enum, default_value = "cpu")]
     device: Choice,
@@ -84,6 +85,25 @@ impl From<Dtype> for StoredDtype {
     }
 }
 
+impl Dtype {
+    /// The type in which a model's weights are written if the user names none: more bits than the model's linear layers
+    /// have would take more space and gain nothing.
+    pub(crate) fn default_of(model: &ModelFiles) -> Self {
+        let stored: BTreeSet<_> = model
+            .weights
+            .values()
+            .flat_map(|weights| weights.describe().map(|(_, dtype, ..)| dtype))
+            .collect();
+        if stored.contains(&StoredDtype::I4) {
+            Self::I4
+        } else if stored.contains(&StoredDtype::I8) {
+            Self::I8
+        } else {
+            Self::F16
+        }
+    }
+}
+
 const CANNOT_LOAD: &str = "cannot load the model";
 
 /// Exports.
@@ -92,6 +112,10 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let inputs = args.model.as_deref();
     let report_file = args.report.as_deref().map(|path| check_output(path, inputs.as_slice()));
     let report_file = report_file.transpose()?;
+    if let Some(report) = args.report.as_deref().filter(|report| *report == args.output) {
+        let error = anyhow!("--report {} is --output, a folder: expected a file", report.display());
+        return Err(crate::usage(&error));
+    }
     if let Some(model) = &args.model
         && is_same_file(model, &args.output).unwrap_or(false)
     {
@@ -112,7 +136,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     say!("{}", plan.text(&given)?);
 
     let folder = NewFolder::begin(&args.output)?;
-    let bundle = write_shards(&model, args.dtype, &folder)?;
+    let dtype = args.dtype.unwrap_or_else(|| Dtype::default_of(&model));
+    let bundle = write_shards(&model, dtype, &folder)?;
     // The browser must reproduce the results of the stored weights, not those of the given ones.
     let open = |file: &str| open(&args.output.join(file));
     let stored = bundle.open::<OpenError>(open)?;
@@ -137,8 +162,9 @@ pub(crate) fn write_shards(
     dtype: Dtype,
     folder: &NewFolder,
 ) -> Result<WebBundle> {
-    let dtype = dtype.into();
-    let bar = bytes_bar("storing the weights", WebBundle::bytes(model, dtype));
+    let value = dtype.to_possible_value().expect("every type can be given");
+    let (what, dtype) = (format!("storing the weights as {}", value.get_name()), dtype.into());
+    let bar = bytes_bar(&what, WebBundle::bytes(model, dtype));
     let bundle = WebBundle::write(model, dtype, |file, bytes| {
         bar.inc(bytes.len() as u64);
         wuerstchen::fs::write(&folder.file(file), bytes)
@@ -157,7 +183,7 @@ pub(crate) fn finish_bundle(bundle: &WebBundle, folder: NewFolder) -> Result<()>
     let shards = &bundle.manifest().shards;
     let bytes: usize = shards.iter().map(|shard| shard.bytes).sum();
     let (path, count, sizes) = (folder.path().display(), shards.len(), sizes.join(", "));
-    let shards = crate::terminal::counted(count, "shard");
+    let shards = crate::terminal::counted(count, "weight shard");
     say!("wrote {path}: {shards}, {bytes} bytes; {sizes}");
     folder.keep();
     Ok(())

@@ -9,9 +9,7 @@ use walkdir::WalkDir;
 use wuerstchen::fs::{
     Found, has_extension, open, open_lora, read, read_pytorch_tensors, read_text, with_extension,
 };
-use wuerstchen::{
-    Checkpoint, ControlNetConfig, Family, LoadError, LoraFile, Manifest, ModelFiles, Part,
-};
+use wuerstchen::{Checkpoint, Family, LoadError, LoraFile, Manifest, ModelFiles, Part};
 use wuerstchen_verify::{Goldens, original_weights};
 
 use crate::terminal::visible;
@@ -59,7 +57,7 @@ pub(crate) fn replace_controlnet(model: &mut ModelFiles, path: &Path) -> Result<
         Some(text) => model.texts.insert(config, text),
         None => model.texts.remove(&config),
     };
-    ControlNetConfig::of(model, part).with_context(|| path.display().to_string())?;
+    model.controlnet_config(part).with_context(|| path.display().to_string())?;
     Ok(())
 }
 

@@ -83,7 +83,7 @@ fn refuse_uncaptioned<'a>(
     let without: Vec<_> = without.map(|(path, _)| path.display().to_string()).collect();
     refuse(
         &without,
-        "without a caption in a .txt or .caption file of the same name, or in metadata.jsonl or metadata.csv",
+        "without a caption in a .txt, .caption, .captions, .cap or .tags file of the same name, or in metadata.jsonl or metadata.csv",
     )
 }
 
@@ -300,8 +300,8 @@ fn unreadable(path: &Path, reason: String) -> CorpusError {
     CorpusError::Picture { name: path.display().to_string(), reason }
 }
 
-/// A picture, scaled to cover a height and a width; what stands out is cut off on both sides. Transparent pixels become
-/// white.
+/// A picture, scaled to cover a height and a width; the parts beyond its edges are cut off on both sides.
+/// Transparent pixels become white.
 pub(crate) fn fill(picture: pictures::Picture, [height, width]: [usize; 2]) -> Image {
     let pixels = DynamicImage::from(picture.on(u8::MAX));
     let scaled = pixels.resize_to_fill(width as u32, height as u32, FilterType::Lanczos3);

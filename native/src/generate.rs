@@ -64,8 +64,8 @@ struct Inputs {
     /// Stable Cascade with its image encoder takes these
     #[arg(long, value_name = "FILE")]
     picture_prompt: Vec<PathBuf>,
-    /// A picture that the result follows in what the model's ControlNet takes from pictures: edges, the part beside a
-    /// mask, or the content in half the resolution
+    /// A picture that the result follows. The model's ControlNet decides in what: edges, the part beside a mask, or the
+    /// content in half the resolution
     #[arg(long, value_name = "FILE")]
     control_image: Option<PathBuf>,
     /// The part of that picture to paint anew, of the same size, for a ControlNet for inpainting: white paints
@@ -244,7 +244,13 @@ impl Inputs {
 /// Reports which source pictures are scaled and cut to fit.
 fn tell_of_sizes(prepared: &Prepared) {
     let Settings { width, height, .. } = prepared.settings;
-    let SourcePictures { image, image_to, control_image, .. } = &prepared.request().pictures;
+    let SourcePictures { image, image_to, control_image, picture_prompts, .. } =
+        &prepared.request().pictures;
+    for Image { width, height, .. } in
+        picture_prompts.iter().filter(|image| image.width != image.height)
+    {
+        say!("of a picture prompt of {width} x {height} pixels the square in the middle counts");
+    }
     let other = |image: &&Image| (image.width, image.height) != (width, height);
     let cut = |image: &&Image| image.width * height != image.height * width;
     for Image { width: found_width, height: found_height, .. } in control_image.iter().filter(cut) {
@@ -253,11 +259,16 @@ fn tell_of_sizes(prepared: &Prepared) {
         );
     }
     for image in image_to.iter().chain(image).filter(other) {
-        let (found_width, found_height) = (image.width, image.height);
-        say!(
-            "a picture of {found_width} x {found_height} pixels is scaled and cut to {width} x {height}"
-        );
+        tell_of_size(image, [width, height]);
     }
+}
+
+/// Reports that a picture is scaled and cut to fit.
+pub(crate) fn tell_of_size(image: &Image, [width, height]: [usize; 2]) {
+    let (found_width, found_height) = (image.width, image.height);
+    say!(
+        "a picture of {found_width} x {found_height} pixels is scaled and cut to {width} x {height}"
+    );
 }
 
 /// Reports that the negative prompt does nothing, if so. Stage C's guidance scale counts only where Stage C runs.

@@ -7,9 +7,9 @@ use burn::tensor::Device;
 use clap::Args;
 use serde::Serialize;
 use wuerstchen::card::CARD;
-use wuerstchen::fs::{Found, LORA_FILES, Origin};
+use wuerstchen::fs::{Found, LORA_FILES, PartOrigin};
 use wuerstchen::import::complete;
-use wuerstchen::{Checkpoint, ControlNetConfig, LoadError, ModelFiles, Part, Pipeline, Residency};
+use wuerstchen::{Checkpoint, LoadError, ModelFiles, Part, Pipeline, Residency};
 
 use crate::export::{Dtype, finish_bundle, write_shards};
 use crate::files;
@@ -31,9 +31,9 @@ pub(crate) struct ImportArgs {
     /// several times
     #[arg(long, value_name = "FILE[:WEIGHT]")]
     lora: Vec<LoraArg>,
-    /// How weights are stored
-    #[arg(long, value_enum, default_value = "f16")]
-    dtype: Dtype,
+    /// How weights are stored [default: i4 or i8 if the linear layers are and no LoRA is merged, else f16]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -55,7 +55,7 @@ struct Report {
 struct PartReport {
     part: Part,
     #[serde(flatten)]
-    origin: Origin,
+    origin: PartOrigin,
     tensors: usize,
     parameters: usize,
     /// The missing, unexpected and misshapen tensors; or those with infinite values or NaN.
@@ -94,14 +94,16 @@ pub(crate) fn run(args: &ImportArgs) -> Result<bool> {
     })?;
     let Some(output) = args.output.as_ref().filter(|_| report.ok) else { return Ok(report.ok) };
     let folder = NewFolder::begin(output)?;
-    finish_bundle(&write_shards(&model, args.dtype, &folder)?, folder)?;
+    let default = || if args.lora.is_empty() { Dtype::default_of(&model) } else { Dtype::F16 };
+    let dtype = args.dtype.unwrap_or_else(default);
+    finish_bundle(&write_shards(&model, dtype, &folder)?, folder)?;
     Ok(true)
 }
 
 /// Fails if the model has a ControlNet that does not fit its Stage C.
 fn check_controlnet(model: &ModelFiles) -> Result<(), LoadError> {
     let part = model.family().controlnet.filter(|part| model.weights.contains_key(part));
-    part.map_or(Ok(()), |part| ControlNetConfig::of(model, part).map(|_| ()))
+    part.map_or(Ok(()), |part| model.controlnet_config(part).map(|_| ()))
 }
 
 /// Writes into the model's card which LoRAs are merged into it.
@@ -138,7 +140,7 @@ fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>, reads_values:
         model.check(part, &device)?;
         if reads_values { weights.check_finite() } else { Ok(()) }
     };
-    let part = |(&part, origin): (&Part, &Origin)| {
+    let part = |(&part, origin): (&Part, &PartOrigin)| {
         let weights = &model.weights[&part];
         PartReport {
             part,
@@ -168,7 +170,7 @@ fn text(report: &Report) -> String {
         lines.push(format!(
             "{:<36}{:<12}{:>8}{:>16}  {}",
             part.part,
-            format!("{:?}", part.origin.layout).to_lowercase(),
+            part.origin.layout.name().to_owned(),
             part.tensors,
             part.parameters,
             part.origin.path.display()

@@ -3,6 +3,7 @@
 mod colour;
 mod frames;
 mod jpeg;
+mod tags;
 
 use std::io::Cursor;
 use std::path::Path;
@@ -114,6 +115,9 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
         let found = known.map_or("another type", FileType::name);
         bail!("expected {TYPES}, found {found}");
     };
+    if format == ImageFormat::Tiff {
+        tags::check_order(bytes)?;
+    }
     let decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
@@ -121,6 +125,9 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
         bail!("expected at most {MAX_PIXELS} pixels, found {width} x {height} = {pixels}");
     }
     let (short, long) = (width.min(height), width.max(height));
+    if long == 0 {
+        bail!("expected pixels, found a picture of 0 x 0");
+    }
     if u64::from(long) > MAX_RATIO * u64::from(short) {
         bail!("expected sides of at most {MAX_RATIO} to 1, found {width} x {height} pixels");
     }
@@ -145,6 +152,12 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
         Some(pixels) => pixels,
         None => DynamicImage::from_decoder(decoder)?,
     };
+    if format == ImageFormat::Tiff {
+        tags::check_fractions(&pixels)?;
+        if tags::are_multiplied(bytes) {
+            pixels = tags::divided(pixels);
+        }
+    }
     if let Some(profile) = profile {
         pixels = colour::to_srgb(pixels, &profile);
     }

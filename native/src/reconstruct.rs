@@ -9,7 +9,7 @@ use futures_lite::future::block_on;
 use serde::Serialize;
 use wuerstchen::{Batch, Error, GenerateOptions, Image, Pipeline, Progress, Settings};
 
-use crate::generate::{tell_of_guidance, tell_of_prompt};
+use crate::generate::{tell_of_guidance, tell_of_prompt, tell_of_size};
 use crate::model::ModelArgs;
 use crate::output::png_files;
 use crate::{as_option, pictures, usage};
@@ -55,6 +55,9 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     let image = pictures::read_image(&args.image)?;
     let pipeline = args.model.load_decoder()?.pipeline;
     let settings = pipeline.settings(&args.options, Some(&image))?;
+    if (image.width, image.height) != (settings.width, settings.height) {
+        tell_of_size(&image, [settings.width, settings.height]);
+    }
     let negative = ("negative_prompt", &*args.options.negative_prompt);
     for prompt in [("prompt", &*args.prompt), negative] {
         tell_of_prompt(&pipeline, prompt, settings.prompt_syntax)?;

@@ -392,6 +392,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
             tell!("nothing is kept in {}: cached_scenes is 0", cache.display());
         }
     }
+    tell_of_later(&*store, args.stage.names(), &run.recipe().config);
     run.listen(ranks.listen(args)?);
     if let Some(model) = init {
         run.start_from(model)?;
@@ -653,6 +654,26 @@ fn check_scale(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Res
             Err(other_run(output, field))
         }
         _ => Ok(()),
+    }
+}
+
+/// Reports which stages of the run will no longer fit when the last of `stages` has changed. They still do if only the
+/// parts are trained that no later stage takes.
+fn tell_of_later(store: &dyn store::Store, stages: &[StageName], config: &TrainConfig) {
+    let Some(&last) = stages.last().filter(|last| !config.is_frozen_in_part(**last)) else {
+        return;
+    };
+    for later in StageName::ALL.into_iter().skip_while(|stage| *stage != last).skip(1) {
+        let (last, later) = (last.as_str(), later.as_str());
+        if ["", "-frozen"]
+            .iter()
+            .any(|end| store.contains(&format!("{later}{end}/state.safetensors")))
+        {
+            tell!(
+                "stage {later} of this run was trained with stage {last} as it is now: \
+                 when stage {last} has changed, train stage {later} again"
+            );
+        }
     }
 }
 

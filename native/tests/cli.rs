@@ -341,7 +341,7 @@ fn an_export_tells_its_plan() {
          golden vectors: 1 picture of 128 x 128 pixels, {steps}\n\
          colours of previews: 1 picture of 128 x 128 pixels, {steps}\n\
          what storing costs: no pictures, only weights are compared\n\
-         storing the weights: "
+         storing the weights as i8: "
     );
     assert!(told.starts_with(&plan), "{told}");
     let json = |file: &str| -> Value {
@@ -488,9 +488,13 @@ fn published_layouts_are_recognised_and_imported() {
     let again = wuerstchen(&import);
     assert_eq!(again.status.code(), Some(4));
     assert!(text(&again.stderr).contains("holds a model already"));
+    let copy = folder.join("copy").display().to_string();
+    let copied = wuerstchen(&["import", &bundle, "-o", &copy]);
+    assert!(text(&copied.stderr).contains("storing the weights as i4: "));
     for (more, expected) in [
         (&["-W", "32"][..], "eval expects square pictures, got 32 x 64"),
         (&["--count", "2"], "eval makes one picture of each prompt: leave --count out"),
+        (&["--control-scale", "1"], "eval takes no ControlNet: leave --control-scale out"),
         (
             &["-W", "16", "-H", "16"],
             "eval expects pictures of shapes of at least 32 x 32 pixels, got 16 x 16",

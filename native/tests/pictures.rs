@@ -203,11 +203,11 @@ fn stage_b_works_without_stage_c() {
     folder.generate("start.png", &[PROMPT]);
     let (shapes, model) = (shapes(), folder.path("model.safetensors"));
     let mut files =
-        ModelFiles::from_bundle("shapes", Arc::new(fs::read(&shapes).unwrap())).unwrap();
+        ModelFiles::from_one_file("shapes", Arc::new(fs::read(&shapes).unwrap())).unwrap();
     for part in [Part::PRIOR, Part::PRIOR_TEXT] {
         assert!(files.weights.remove(&part).is_some());
     }
-    fs::write(&model, files.to_bundle(WeightDtype::F16).unwrap()).unwrap();
+    fs::write(&model, files.to_one_file(WeightDtype::F16).unwrap()).unwrap();
     let [whole, lone] = [(&shapes, "whole.png"), (&model, "lone.png")].map(|(model, name)| {
         let output = folder.path(name);
         let output =
@@ -405,7 +405,7 @@ fn mistakes_are_named_and_have_their_exit_code() {
             vec!["x", "--prior-guidance-scale", "1e30", "--device", "cpu"],
             2,
             "the latents of Stage B are infinite or NaN from step 1 on: expected smaller \
-             guidance scales, or other weights",
+             scales of guidance or of a ControlNet, or other weights",
         ),
         (
             vec!["x", "--prior-guidance-scale", "1e300", "--device", "cpu"],

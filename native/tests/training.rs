@@ -351,8 +351,10 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
     let vqgan = first.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
     let vqgan = vqgan.to_str().unwrap();
     let nowhere = folder.join("nowhere").display().to_string();
-    let of_stage_a = "found a run whose stage a is not trained; train it first";
-    let of_stage_b = "found a run whose stage b is not trained; train it first";
+    let of_stage_a =
+        "Stage A of this run is not trained yet, and no model to begin with has this part";
+    let of_stage_b =
+        "Stage B of this run is not trained yet, and no model to begin with has this part";
     let misfit = "expected in_block.1.weight of ";
     for (arguments, reasons) in [
         (vec!["b"], vec![of_stage_a]),

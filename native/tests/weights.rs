@@ -275,7 +275,7 @@ fn the_number_of_threads_changes_no_file() {
         assert_eq!(output.status.code(), Some(0), "{error}");
         // Without a terminal a line tells what begins, and one what was done.
         let lines: Vec<_> = error.lines().collect();
-        assert!(lines[0].starts_with("storing the weights: "), "{error}");
+        assert!(lines[0].starts_with("storing the weights as i4: "), "{error}");
         assert!(lines[1].starts_with("wrote "), "{error}");
         let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         let file = |path: PathBuf| (path.file_name().unwrap().to_owned(), fs::read(path).unwrap());

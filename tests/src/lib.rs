@@ -14,7 +14,7 @@ use wuerstchen::{LoadError, ModelFiles, ReadBytes, StoredDtype, WebBundle, relat
 /// Panics if the model cannot be read.
 pub fn shapes_model() -> ModelFiles {
     let bytes: &'static [u8] = include_bytes!("../../models/shapes.safetensors");
-    ModelFiles::from_bundle("shapes", Arc::new(bytes)).unwrap()
+    ModelFiles::from_one_file("shapes", Arc::new(bytes)).unwrap()
 }
 
 /// The model after it was written as `dtype` and read back, and its browser bundle.

@@ -234,7 +234,7 @@ export interface PictureOptions {
   readonly height?: number;
   readonly priorSteps?: number;
   readonly priorGuidanceScale?: number;
-  /** Times that the prior visits, from 1 to 0, instead of evenly spaced steps. */
+  /** Times that the prior visits, falling from at most 1 to 0, instead of evenly spaced steps. */
   readonly timesteps?: readonly number[];
   readonly decoderSteps?: number;
   readonly decoderGuidanceScale?: number;
@@ -242,9 +242,9 @@ export interface PictureOptions {
   readonly decoderGuidanceScaleEnd?: number;
   /** Temperature (divisor of the logits) of the decoder's first step, where the decoder denoises tokens. */
   readonly temperature?: number;
-  /** The same at the decoder's last step. */
+  /** The same at the decoder's last step; default 0.6, but at most `temperature`. */
   readonly temperatureEnd?: number;
-  /** After how many steps tokens are noised again, where the decoder denoises tokens; default all but the last. */
+  /** Number of steps after which tokens are noised again, if the decoder denoises tokens; default all but the last. */
   readonly renoiseSteps?: number;
   /**
    * How tokens are chosen: drawn, the likeliest, or the one whose code is nearest to the mean of all codes, weighted by
@@ -293,8 +293,8 @@ export interface GenerateOptions extends PictureOptions {
    */
   readonly picturePrompts?: readonly PictureSource[];
   /**
-   * A picture that the result is to follow in what the model's ControlNet takes from it: edges, what a mask leaves, or
-   * the content in half the resolution. Only models of Stable Cascade with a ControlNet take it.
+   * A picture that the result is to follow. The model's ControlNet decides in what: edges, what a mask leaves, or the
+   * content in half the resolution. Only models of Stable Cascade with a ControlNet take it.
    */
   readonly controlImage?: PictureSource;
   /** The part of `controlImage` to paint anew, as `mask` says it, for a ControlNet for inpainting. */

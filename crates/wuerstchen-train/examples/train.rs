@@ -1,4 +1,5 @@
-//! Trains a model on drawn shapes: `cargo run --release --example train CONFIG.toml OUTPUT`.
+//! Trains a model on drawn shapes:
+//! `cargo run --release -p wuerstchen-train --features fs --example train CONFIG.toml OUTPUT`.
 
 use std::sync::Arc;
 

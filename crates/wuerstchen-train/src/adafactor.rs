@@ -67,7 +67,8 @@ mod tests {
     use wuerstchen::relative_error;
 
     use super::*;
-    use crate::optimizer::{Method, Optimizer, OptimizerConfig, Values, values};
+    use crate::optimizer::{Method, Optimizer, OptimizerConfig};
+    use crate::values::{Values, values};
 
     #[derive(Module, Debug)]
     struct Three {

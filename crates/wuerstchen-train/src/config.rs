@@ -425,7 +425,7 @@ impl TrainConfig {
     }
 
     /// Whether a stage starts from existing weights and keeps some of them frozen.
-    pub(crate) fn is_frozen_in_part(&self, stage: StageName) -> bool {
+    pub fn is_frozen_in_part(&self, stage: StageName) -> bool {
         match stage {
             StageName::A => self.a.freeze_encoder,
             StageName::B => self.b.freeze_compressor,
@@ -461,17 +461,18 @@ impl TrainConfig {
         }
         for stage in [&self.a.updates, &self.b.updates, &self.c.updates] {
             let Lesson { tinted, plain_relations, first_leads, .. } = stage.lesson;
-            let of_shapes = plain_relations != 0.0 || first_leads != 0.0;
-            let (unfit, expected) = match self.corpus.scenes {
-                _ if is_own => {
-                    (stage.lesson != Lesson::default(), "none but with a built-in corpus")
-                }
-                Scenes::Shapes => (tinted.is_some(), "without tinted, which only emoji are"),
-                Scenes::Emoji => (of_shapes, "without what only the scenes of shapes have"),
+            let no_value = |field, reason: &str| {
+                Err(ConfigError::new("training", field, format!("left out: {reason}"), "a value"))
             };
-            if unfit {
-                let found = format!("{:?}", stage.lesson);
-                return Err(ConfigError::new("training", "lesson", expected, found));
+            let is_of_emoji = self.corpus.scenes == Scenes::Emoji;
+            if is_own && stage.lesson != Lesson::default() {
+                return no_value("lesson", "only a built-in corpus has lessons");
+            } else if !is_own && !is_of_emoji && tinted.is_some() {
+                return no_value("lesson.tinted", "only scenes of emoji are tinted");
+            } else if is_of_emoji && plain_relations != 0.0 {
+                return no_value("lesson.plain_relations", "only scenes of shapes have it");
+            } else if is_of_emoji && first_leads != 0.0 {
+                return no_value("lesson.first_leads", "only scenes of shapes have it");
             }
         }
         let least = crate::shapes::MIN_SIDE as usize;

@@ -106,6 +106,10 @@ impl Discriminator {
     ///
     /// Source: Lim and Ye, "Geometric GAN" (arXiv 1705.02894), equations 14 and 15; `hinge_d_loss` of
     /// CompVis/taming-transformers.
+    ///
+    /// # Shapes
+    ///
+    /// - pictures (the true ones), made: `[B, 3, H, W]`
     pub fn hinge_loss(&self, pictures: Tensor<4>, made: Tensor<4>) -> Tensor<1> {
         let on_true = relu(-self.forward(pictures) + 1.0).mean();
         let on_made = relu(self.forward(made) + 1.0).mean();

@@ -39,8 +39,10 @@ pub mod store;
 mod tensor_cache;
 mod tensorboard;
 pub mod tokenizer;
+mod told;
 pub mod trainer;
 pub mod tune;
+pub mod values;
 
 pub use config::{StageName, TrainConfig, TuneConfig};
 pub use corpus::Source;

@@ -9,8 +9,8 @@ use wuerstchen::weights::{KeyTable, shapes};
 use wuerstchen::{Checkpoint, Differences, LoadError};
 
 use crate::adafactor;
-use crate::optimizer::Values;
 use crate::shares::visited;
+use crate::values::Values;
 
 /// The moments under the names of their parameters.
 pub(crate) fn write<M: Module>(part: &str, model: &M, moments: &Values) -> Checkpoint {

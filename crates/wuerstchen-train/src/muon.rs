@@ -11,7 +11,7 @@ use burn::prelude::*;
 use rayon::prelude::*;
 use wuerstchen::kernels::weighted_sum;
 
-use crate::optimizer::Values;
+use crate::values::Values;
 
 /// Steps of the Newton-Schulz iteration.
 const ITERATIONS: usize = 5;
@@ -167,7 +167,7 @@ mod tests {
             embedding: EmbeddingConfig::new(8, 8).init(&device),
             linear: LinearConfig::new(16, 64).init(&device),
         };
-        let mut gradients = crate::optimizer::values(&module);
+        let mut gradients = crate::values::values(&module);
         let mut momentum = Values::new();
         let changes = changes(&module, &mut gradients, &mut momentum, 0.95);
         let id = module.linear.weight.id;

@@ -431,9 +431,12 @@ pub(crate) fn trained<'a>(
     part: Part,
     stage: &str,
 ) -> Result<&'a Checkpoint, LoadError> {
-    weights.get(&part).ok_or_else(|| LoadError::MissingFile {
+    weights.get(&part).ok_or_else(|| LoadError::File {
         path: part.to_string(),
-        found: format!("a run whose stage {stage} is not trained; train it first"),
+        reason: format!(
+            "Stage {} of this run is not trained yet, and no model to begin with has this part",
+            stage.to_uppercase()
+        ),
     })
 }
 

@@ -165,10 +165,10 @@ mod tests {
     use wuerstchen::{PartConfig, PriorConfig};
 
     use super::*;
-    use crate::optimizer::{Values, collect_gradients, values};
     use crate::shares::Share;
     use crate::stages::Loss;
     use crate::tune::{LoraLayers, LowRank, Tuned, Whole};
+    use crate::values::{Values, collect_gradients, values};
 
     /// The gradients of the trained weights `model` of the prior `tuned`.
     fn gradients<T: Tuned>(tuned: &T, model: &T::Model, recompute: bool) -> Values {

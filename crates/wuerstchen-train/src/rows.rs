@@ -8,7 +8,7 @@ use wuerstchen::noise::Philox;
 use wuerstchen::sampler::add_noise;
 use wuerstchen::schedule::{TIME_SPREAD, training_time};
 
-use crate::stages::Told;
+use crate::told::Told;
 
 /// Values of the same shape for every sample of a batch, or for some consecutive ones. They are in main memory, so that
 /// any thread can make them and any device can take some of them.

@@ -32,7 +32,7 @@ use crate::trainer::{Metrics, Trainer};
 const REPORT: &str = "report.html";
 
 /// The file of the whole model.
-const BUNDLE: &str = "model.safetensors";
+const ONE_FILE_MODEL: &str = "model.safetensors";
 
 /// What must be equal in processes that train together: the program, how many pictures they see, and the config.
 pub(crate) fn essence(config: &toml::Value, pictures: Option<usize>) -> String {
@@ -528,7 +528,7 @@ impl Run {
         let mut files = self.recipe.model_files(trained, &self.device);
         files.weights.retain(|part, _| parts.contains(part));
         self.write_texts()?;
-        self.session.store.write(BUNDLE, &files.to_bundle(WeightDtype::F16)?)?;
+        self.session.store.write(ONE_FILE_MODEL, &files.to_one_file(WeightDtype::F16)?)?;
         self.write_report()?;
         Ok(files)
     }

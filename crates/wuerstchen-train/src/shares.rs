@@ -3,9 +3,10 @@
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 
-use crate::optimizer::{Values, collect_gradients};
 use crate::peers::{self, Peers};
-use crate::stages::{Loss, Told};
+use crate::stages::Loss;
+use crate::told::Told;
+use crate::values::{Values, collect_gradients};
 
 /// Number of values that go to the other processes at once: 64 MiB.
 const BUCKET: usize = 16 << 20;

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use burn::module::{Module, ParamId};
 use burn::prelude::*;
-use burn::tensor::{DType, Transaction};
+use burn::tensor::DType;
 use wuerstchen::kernels::autocast;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::TokenIds;
@@ -30,6 +30,7 @@ use crate::corpus::{Corpus, CorpusError};
 pub use crate::discriminator::Discriminator;
 use crate::optimizer::OptimizerConfig;
 pub use crate::recompute::Earlier;
+pub use crate::told::{Make, Told};
 
 /// A stage that can be trained.
 pub trait Stage: Send + Sync + 'static {
@@ -87,62 +88,11 @@ pub struct Loss {
     pub earlier: Option<Earlier>,
 }
 
-/// Numbers that a share of a batch reports beside its loss. Every share reports equally many, and an update takes the
-/// means over its shares. They are read from the device together with the loss and the norm of the gradients.
-pub struct Told {
-    /// The tensors that are read from the device.
-    pub read: Vec<Tensor<1>>,
-    /// Makes the numbers from the values of these tensors.
-    pub make: Make,
-}
-
-/// Makes numbers from values that were read from a device.
-pub type Make = Box<dyn FnOnce(&[Vec<f32>]) -> Vec<f32> + Send>;
-
-impl Told {
-    /// Numbers that are known.
-    pub(crate) fn known(numbers: Vec<f32>) -> Self {
-        Self { read: Vec::new(), make: Box::new(|_| numbers) }
-    }
-
-    /// The numbers of all, and the values of `more`, read from the device at once.
-    pub(crate) fn ask_all(all: Vec<Self>, more: Vec<Tensor<1>>) -> [Vec<Vec<f32>>; 2] {
-        let (tensors, rest): (Vec<_>, Vec<_>) =
-            all.into_iter().map(|told| (told.read, told.make)).unzip();
-        let counts: Vec<_> = tensors.iter().map(Vec::len).collect();
-        let mut values = read(tensors.into_iter().flatten().chain(more)).into_iter();
-        let own =
-            |(make, count): (Make, usize)| make(&values.by_ref().take(count).collect::<Vec<_>>());
-        let numbers = rest.into_iter().zip(counts).map(own).collect();
-        [numbers, values.collect()]
-    }
-
-    /// The numbers.
-    #[cfg(test)]
-    pub(crate) fn ask(self) -> Vec<f32> {
-        let [mut numbers, _] = Self::ask_all(vec![self], Vec::new());
-        numbers.remove(0)
-    }
-}
-
 impl From<Tensor<1>> for Loss {
     /// A loss that is shown as it is, and tells nothing else.
     fn from(total: Tensor<1>) -> Self {
         Self { shown: total.clone(), total, told: Told::known(Vec::new()), earlier: None }
     }
-}
-
-/// The values of f32 tensors, read from the device at once.
-fn read(tensors: impl Iterator<Item = Tensor<1>>) -> Vec<Vec<f32>> {
-    let values = |data: TensorData| data.try_to_vec::<f32>().expect("they are f32");
-    let plain =
-        tensors.map(|tensor| if tensor.device().is_autodiff() { tensor.inner() } else { tensor });
-    plain
-        .fold(Transaction::default(), Transaction::register)
-        .execute()
-        .into_iter()
-        .map(values)
-        .collect()
 }
 
 /// Networks that are trained against the others of a model, by an optimizer of their own.
@@ -157,12 +107,22 @@ pub struct Adversary {
 
 /// Stage B's target: Stage A's latents in the scale that Stage B works in. They are in f32, as cached latents are,
 /// whatever the stage's precision is.
+///
+/// # Shapes
+///
+/// - pictures: `[B, 3, H, W]`, in `[0, 1]`
+/// - output: `[B, latent_channels, H / downscale, W / downscale]`
 pub fn stage_a_latents(vqgan: &Vqgan, config: &VqganConfig, pictures: Tensor<4>) -> Tensor<4> {
     autocast(DType::F32, || vqgan.encode(pictures, Statistics::Running) / config.scale_factor)
 }
 
 /// Stage C's target: the image embeddings of pictures in `[0, 1]`, scaled to `side` pixels. They are in f32, as with
 /// [`stage_a_latents`].
+///
+/// # Shapes
+///
+/// - pictures: `[B, 3, H, W]`
+/// - output: `[B, c_latent, h, w]`, with `h` and `w` the cells that the compressor makes of `side` pixels
 pub fn image_embeddings(compressor: &Compressor, pictures: Tensor<4>, side: usize) -> Tensor<4> {
     let pictures = compressor::prepare(pictures, [side; 2]);
     autocast(DType::F32, || compressor.forward(pictures, Statistics::Running))

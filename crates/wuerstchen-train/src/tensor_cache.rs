@@ -30,6 +30,10 @@ impl TensorCache {
         let Some(bytes) = self.0.read(name).map_err(|error| cannot(with_causes(&*error)))? else {
             return Ok(None);
         };
+        // As a machine leaves a new file when it loses its power.
+        if bytes.is_empty() {
+            return Ok(None);
+        }
         let path = self.0.describe(name);
         let read = || {
             let (header, start) = read_header(&path, &bytes)?;
@@ -51,7 +55,7 @@ impl TensorCache {
     /// The shape of the tensor of a name, `None` if there is none; fails if its file is not whole. Reads no values.
     pub(crate) fn shape(&self, name: &str) -> Result<Option<Vec<usize>>, CorpusError> {
         let source = self.0.open(name).map_err(|error| cannot(with_causes(&*error)))?;
-        let Some(source) = source else { return Ok(None) };
+        let Some(source) = source.filter(|source| source.length() > 0) else { return Ok(None) };
         let file = Checkpoint::parse(&self.0.describe(name), source)
             .map_err(|error| unfit(&with_causes(&error)))?;
         Ok(Some(file.shape(TENSOR).unwrap_or_default().to_vec()))

@@ -18,12 +18,13 @@ use crate::batches::{Batches, MakeBatch};
 use crate::config::{UpdateConfig, is_false};
 use crate::corpus::CorpusError;
 use crate::moments;
-use crate::optimizer::{Method, Optimizer, Values, global_norm, values, with_values};
+use crate::optimizer::{Method, Optimizer};
 use crate::peers::{Alone, Peers};
 use crate::precision::{LossScale, Precision};
 use crate::share_threads::ShareThreads;
 use crate::shares::{Share, models, move_running_averages, running_averages, set_running_averages};
 use crate::stages::{Adversary, Stage};
+use crate::values::{Values, global_norm, values, with_values};
 
 /// Trains one stage, one update at a time.
 ///

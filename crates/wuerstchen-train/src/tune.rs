@@ -83,7 +83,7 @@ pub trait Pictures: Send + Sync {
     fn size(&self, index: usize, content: &[u8]) -> Result<[usize; 2], CorpusError>;
 
     /// A picture at another size. `size` maps its own height and width to those of the result. The picture is scaled to
-    /// cover the result, and what stands out is cut off on both sides.
+    /// cover the result, and the parts beyond its edges are cut off on both sides.
     ///
     /// # Errors
     ///
@@ -602,7 +602,7 @@ impl Tune {
         }
         let card = serde_json::to_string_pretty(&card).expect("a card is JSON");
         files.texts.insert(CARD.into(), card);
-        Ok(store.write(MODEL, &files.to_bundle(WeightDtype::F16)?)?)
+        Ok(store.write(MODEL, &files.to_one_file(WeightDtype::F16)?)?)
     }
 }
 

@@ -137,7 +137,8 @@ fn check_optimizer_step<M: Module>(
     model: &M,
     gradients: &burn::tensor::Gradients,
 ) {
-    use wuerstchen_train::optimizer::{Optimizer, OptimizerConfig, collect_gradients};
+    use wuerstchen_train::optimizer::{Optimizer, OptimizerConfig};
+    use wuerstchen_train::values::collect_gradients;
 
     // The defaults are those of `torch.optim.AdamW`, which the goldens used.
     let config = OptimizerConfig::default();

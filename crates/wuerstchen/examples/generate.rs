@@ -1,4 +1,5 @@
-//! Makes a picture of a prompt: `cargo run --release --example generate MODEL PROMPT OUTPUT.png`.
+//! Makes a picture of a prompt:
+//! `cargo run --release -p wuerstchen --features fs --example generate MODEL PROMPT OUTPUT.png`.
 
 use wuerstchen::{Device, GenerateOptions, Pipeline};
 

@@ -66,10 +66,11 @@ fn key(part: Part) -> Option<&'static str> {
     names.into_iter().find(|(own, _)| *own == part).map(|(_, name)| name)
 }
 
-/// Whether a text is a config of all parts of Würstchen v1.
+/// Whether a text is a config of parts of Würstchen v1.
 pub fn is_one(text: &str) -> bool {
     let fields: Option<Map<String, Value>> = serde_json::from_str(text).ok();
-    fields.is_some_and(|fields| fields.get("stage_b").is_some_and(Value::is_object))
+    let names = ["stage_a", "stage_b", "stage_c", "effnet"];
+    fields.is_some_and(|fields| names.iter().any(|name| fields.contains_key(*name)))
 }
 
 /// The config of a part as its own file would have it; `None` where the text says nothing about the part.

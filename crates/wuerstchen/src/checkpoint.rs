@@ -13,7 +13,11 @@ use wuerstchen_kernels::{Packing, Planes};
 use crate::error::{Differences, LoadError};
 use crate::parallel::try_for_each;
 use crate::stored::{Stored, StoredDtype, Unfit, planes};
-use crate::weights::is_counter;
+
+/// Whether a tensor is a training counter of a batch norm or a list of positions, which no model needs.
+pub(crate) fn is_counter(name: &str) -> bool {
+    name.ends_with("num_batches_tracked") || name.ends_with("position_ids")
+}
 
 /// Bytes that are read by range: a buffer, a file, several pieces of files.
 pub trait ReadBytes: Send + Sync {

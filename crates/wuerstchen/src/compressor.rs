@@ -82,9 +82,9 @@ fn is_published_kernel(kernel: &usize) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BlockKind {
-    /// A dense 3x3 convolution, then a 1x1 one unless `expand` is 1.
+    /// A dense convolution, then a 1x1 one unless `expand` is 1.
     Fused,
-    /// 1x1, depthwise 3x3, squeeze-and-excitation, 1x1.
+    /// 1x1, depthwise, squeeze-and-excitation, 1x1.
     Inverted,
 }
 
@@ -94,7 +94,7 @@ const PART: &str = "compressor";
 /// Channels of a picture.
 pub(crate) const COLOURS: usize = 3;
 
-/// The largest number of pixels, along an axis, for each cell of the features, over 2.
+/// The largest product of all strides: half of the pixels, along an axis, that a cell of the features may stand for.
 const LARGEST_STRIDE: usize = 512;
 
 /// Strides of EfficientNetV2-L, whose weights do not tell them; EfficientNetV2-S has the first six stages.
@@ -213,7 +213,7 @@ impl PartConfig for CompressorConfig {
 }
 
 impl CompressorConfig {
-    /// How many pixels one pixel of the embedding stands for, along each axis.
+    /// How many pixels one cell of the embedding stands for, along each axis.
     pub fn downscale(&self) -> usize {
         self.stages.iter().map(|stage| stage.stride).product::<usize>() * 2
     }
@@ -470,7 +470,7 @@ fn window_weight(weight: Tensor<4>) -> Tensor<2> {
 }
 
 /// Prepares pictures for the compressor: they cover `size` (height, width; bilinear, antialiased),
-/// what stands out is cut off, colours are normalised with the mean and deviation of ImageNet.
+/// the parts beyond its edges are cut off, colours are normalised with the mean and deviation of ImageNet.
 ///
 /// # Shapes
 ///

@@ -10,13 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch_norm::Statistics;
 use crate::blocks::{affine, channels_last};
-use crate::bundle::ModelFiles;
 use crate::cascade::CascadeConfig;
 use crate::checkpoint::Checkpoint;
 use crate::compressor::{EfficientNetConfig, Stage, features};
 use crate::config::{ConfigError, layers, size};
-use crate::error::LoadError;
-use crate::part::{Part, PartConfig};
+use crate::part::PartConfig;
 use crate::previewer::Conv;
 use crate::weights::KeyTable;
 
@@ -212,29 +210,27 @@ impl PartConfig for ControlNetConfig {
 }
 
 impl ControlNetConfig {
-    /// Reads the config of a model's ControlNet, and checks that it fits the model's Stage C.
+    /// Fails if the network does not fit a Stage C.
     ///
     /// # Errors
     ///
-    /// There is no ControlNet, or its config or Stage C's does not fit.
-    pub fn of(files: &ModelFiles, part: Part) -> Result<Self, LoadError> {
-        let config: Self = files.part_config(part)?;
-        let prior: CascadeConfig = files.part_config(Part::CASCADE_PRIOR)?;
+    /// It adds to a block that Stage C does not have, or makes features of another width.
+    pub fn check(&self, prior: &CascadeConfig) -> Result<(), ConfigError> {
         let widths = prior.res_block_widths();
-        for &block in &config.blocks {
+        for &block in &self.blocks {
             let Some(&width) = widths.get(block) else {
                 let expected = format!(
                     "numbers below {}, of as many residual blocks as Stage C has",
                     widths.len()
                 );
-                return Err(ConfigError::new(PART, "blocks", expected, block).into());
+                return Err(ConfigError::new(PART, "blocks", expected, block));
             };
-            if width != config.c_proj {
+            if width != self.c_proj {
                 let expected = format!("{width}, as wide as Stage C is before block {block}");
-                return Err(ConfigError::new(PART, "c_proj", expected, config.c_proj).into());
+                return Err(ConfigError::new(PART, "c_proj", expected, self.c_proj));
             }
         }
-        Ok(config)
+        Ok(())
     }
 
     /// What the network takes, in words.

@@ -43,7 +43,7 @@ pub struct DecoderConfig {
     pub nhead: Vec<i64>,
     /// How often every level repeats its blocks.
     pub blocks: Vec<usize>,
-    /// The blocks of every level: `C`onvolution, `T`imestep, `A`ttention; starts with `C`.
+    /// The blocks of every level: residual (C), timestep (T), attention (A); starts with C.
     pub level_config: Vec<LevelConfig>,
     /// Whether a level sees the image embedding.
     pub inject_effnet: Vec<bool>,

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::bundle::ModelFiles;
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 use crate::family::Family;
+use crate::model_files::ModelFiles;
 use crate::part::Part;
 use crate::schedule::Schedule;
 

@@ -29,13 +29,12 @@
 //! [`Pipeline::prepare`] encodes its pictures, and [`Pipeline::generate_batches`] makes the pictures that it asks
 //! for.
 //!
-//! Without the feature the crate does no I/O: [`ModelFiles::from_bundle`] takes bytes, [`Pipeline::load`] a model,
+//! Without the feature the crate does no I/O: [`ModelFiles::from_one_file`] takes bytes, [`Pipeline::load`] a model,
 //! and [`Pipeline::generate`] reports every step to a callback.
 
 pub mod authors_config;
 pub mod batch_norm;
 pub mod blocks;
-pub mod bundle;
 mod canny;
 pub mod card;
 pub mod cascade;
@@ -57,6 +56,7 @@ pub mod interpolate;
 pub mod json;
 pub mod lora;
 pub mod manifest;
+pub mod model_files;
 mod multiply_adds;
 pub mod noise;
 pub mod options;
@@ -85,7 +85,6 @@ pub mod vqgan;
 pub mod weights;
 
 pub use batch_norm::Statistics;
-pub use bundle::ModelFiles;
 pub use burn::tensor::Device;
 pub use card::{CARD, ModelCard, RUN_CONFIG, RUN_MODEL, TUNED_LORA, TUNED_MODEL};
 pub use cascade::{Cascade, CascadeConfig};
@@ -99,6 +98,7 @@ pub use family::{Family, PipelineFolder};
 pub use image::{Image, Mask};
 pub use lora::{Lora, LoraError, LoraFile, TrainedLayer, TrainedLora};
 pub use manifest::{Manifest, WebBundle};
+pub use model_files::ModelFiles;
 pub use options::{Defaults, GenerateOptions, OptionsError, PromptSyntax, Settings};
 pub use origin::{Batch, Control, Origin, PicturePrompt};
 pub use part::{Part, PartConfig, Stage};

@@ -16,13 +16,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use self::read::{LoraFile, MAX_RANK, is_lora};
+pub use self::read::{LoraFile, is_lora};
 pub use self::write::{TrainedLayer, TrainedLora};
-use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, ReadBytes};
 use crate::error::{Differences, LoadError};
+use crate::model_files::ModelFiles;
 use crate::part::{Part, Stage};
 use crate::stored::StoredDtype;
+
+/// The largest rank of a LoRA: no layer of a published model is wider on both sides.
+pub const MAX_RANK: usize = 4096;
 
 /// Why a LoRA cannot be used.
 #[derive(Debug, thiserror::Error)]

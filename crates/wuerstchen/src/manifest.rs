@@ -12,16 +12,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::bundle::ModelFiles;
-use crate::checkpoint::{Checkpoint, Pieces, ReadBytes, UnfitTensors};
+use crate::checkpoint::{Checkpoint, Pieces, ReadBytes, UnfitTensors, is_counter};
 use crate::error::LoadError;
 use crate::family::Family;
+use crate::model_files::ModelFiles;
 use crate::options::Defaults;
 use crate::part::{Part, Stage};
 use crate::preview::EmbeddingColours;
 use crate::self_test::SelfTest;
 use crate::stored::{Stored, StoredDtype, Unfit};
-use crate::weights::is_counter;
 
 /// Version of the format.
 pub const FORMAT: u32 = 2;

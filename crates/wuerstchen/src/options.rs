@@ -39,7 +39,8 @@ pub struct GenerateOptions {
     /// Guidance scale of the prior; 1 or less turns guidance off
     #[cfg_attr(feature = "clap", arg(long))]
     pub prior_guidance_scale: Option<f64>,
-    /// Times that the prior visits, separated by commas and falling from 1 to 0, instead of evenly spaced steps
+    /// Times that the prior visits, separated by commas and falling from at most 1 to 0, instead of evenly
+    /// spaced steps
     #[cfg_attr(feature = "clap", arg(long, value_delimiter = ',', conflicts_with = "prior_steps"))]
     pub timesteps: Option<Vec<f32>>,
     /// Denoising steps of the decoder (Stage B)
@@ -60,8 +61,8 @@ pub struct GenerateOptions {
     /// but at most that of the first step]
     #[cfg_attr(feature = "clap", arg(long))]
     pub temperature_end: Option<f64>,
-    /// After how many of the decoder's steps tokens are noised again, where it denoises tokens [default: all
-    /// but the last]
+    /// Number of the decoder's steps after which tokens are noised again, if it denoises tokens [default: all but the
+    /// last]
     #[cfg_attr(feature = "clap", arg(long))]
     pub renoise_steps: Option<usize>,
     /// How tokens are chosen, where Stage B denoises tokens
@@ -295,6 +296,14 @@ pub enum OptionsError {
     /// A share of guidance rescaling outside of `[0, 1]`.
     #[error("guidance_rescale must be between 0 and 1, got {0}")]
     Rescale(f64),
+    /// Tokens are to be noised again after more steps than there are before the last one.
+    #[error("renoise_steps must be at most {most}, one less than the decoder's steps, got {found}")]
+    RenoiseSteps {
+        /// The largest number.
+        most: usize,
+        /// The number.
+        found: usize,
+    },
     /// The model lacks the part that picture prompts need.
     #[error("a picture prompt needs a model with an image encoder: {0}")]
     NoImageEncoder(String),
@@ -412,6 +421,7 @@ impl OptionsError {
             Self::Frames(_) => "frames",
             Self::Strength(_) | Self::StrengthAboveTimesteps { .. } => "strength",
             Self::Rescale(_) => "guidance_rescale",
+            Self::RenoiseSteps { .. } => "renoise_steps",
             Self::NoImageEncoder(_) => "picture_prompts",
             Self::NoControlNet(_) => "control_image",
             Self::Timesteps(_) => "timesteps",
@@ -612,6 +622,12 @@ impl GenerateOptions {
                     None => tokens.decoder_guidance_scale_end.unwrap_or(decoder_guidance_scale),
                 };
                 let temperature = scale("temperature", self.temperature, tokens.temperature)?;
+                // One time more than steps, and no noise after the last step.
+                let most = decoder_timesteps.len() - 2;
+                let renoise_steps = self.renoise_steps.unwrap_or(most);
+                if renoise_steps > most {
+                    return Err(OptionsError::RenoiseSteps { most, found: renoise_steps });
+                }
                 Some(TokenSettings {
                     decoder_guidance_scale_end: scale(
                         "decoder_guidance_scale_end",
@@ -624,7 +640,7 @@ impl GenerateOptions {
                         self.temperature_end,
                         tokens.temperature_end.min(temperature),
                     )?,
-                    renoise_steps: self.renoise_steps.unwrap_or(decoder_timesteps.len() - 2),
+                    renoise_steps,
                     token_sampling: self.token_sampling.unwrap_or(tokens.token_sampling),
                 })
             }
@@ -770,6 +786,7 @@ mod tests {
             OptionsError::Contradiction { field: "image_to", other: "a mask" },
             OptionsError::NoCompressor { field: "image", reason: String::new() },
             OptionsError::NoControlNet(String::new()),
+            OptionsError::RenoiseSteps { most: 2, found: 3 },
             OptionsError::Mask {
                 field: "control_mask",
                 expected: String::new(),

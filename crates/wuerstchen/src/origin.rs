@@ -5,7 +5,6 @@ use burn::prelude::*;
 use crate::cascade::AddedFeatures;
 use crate::image::{Image, Mask};
 use crate::interpolate::slerp;
-use crate::pipeline::KnownTokens;
 use crate::sampler::Known;
 
 /// Pictures that are made at once, each from its own stream of the seed's noise.
@@ -75,6 +74,15 @@ pub(crate) struct Kept {
     pub(crate) latents: TensorData,
     /// The mask, in the size of the picture.
     pub(crate) mask: Mask,
+}
+
+/// The tokens of a picture, and which of them are painted anew; one for each of all pictures.
+#[derive(Clone, Debug)]
+pub struct KnownTokens {
+    /// The tokens of the picture.
+    pub clean: Vec<i32>,
+    /// Whether a sampling paints each token anew.
+    pub painted: Vec<bool>,
 }
 
 impl Origin {

@@ -1,5 +1,6 @@
 //! The whole system: prompt to text embedding to image embedding to latents to picture.
 
+mod condition;
 mod control;
 mod denoiser;
 mod loader;
@@ -16,9 +17,9 @@ mod tokens;
 
 use burn::prelude::*;
 
+pub use self::condition::{Condition, PriorCondition};
 pub(crate) use self::denoiser::DecoderStage;
 use self::denoiser::DiffusionStage;
-pub use self::denoiser::{Condition, PriorCondition};
 pub use self::loader::PipelineLoader;
 pub use self::progress::{Error, OnStep, Progress};
 pub use self::sampling::{Guided, Noise, Sampling};
@@ -26,19 +27,18 @@ use self::sampling::{Steps, Streams, Task};
 pub(crate) use self::sampling::{denoise, read, report};
 pub use self::text::TextPart;
 use self::text::embed;
-pub use self::tokens::{
-    KnownTokens, STRIP_LOGITS, SeededDraws, TokenDraws, TokenStart, TokenSteps,
-};
+pub use self::tokens::{STRIP_LOGITS, SeededDraws, TokenDraws, TokenStart, TokenSteps};
 use self::tokens::{TokenStage, TokenTask, start_of};
-use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, ModelCard, PriorIndex};
 use crate::compressor::Compressor;
 use crate::controlnet::{ControlNet, ControlNetConfig};
 use crate::error::LoadError;
 use crate::family::{Family, SizeRule};
 use crate::image::Image;
+use crate::model_files::ModelFiles;
 use crate::options::{GenerateOptions, OptionsError, PromptSyntax, Settings};
 use crate::origin::Batch;
+pub use crate::origin::KnownTokens;
 use crate::part::{Part, Stage};
 use crate::previewer::Previewer;
 use crate::residency::{Residency, Slot};
@@ -80,7 +80,7 @@ pub struct Pipeline {
 /// The semantic compressor, which pictures to start from need.
 struct CompressorPart {
     network: Slot<Compressor>,
-    /// How many pixels one pixel of the embedding stands for, along each axis.
+    /// How many pixels one cell of the embedding stands for, along each axis.
     downscale: usize,
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::ModelFiles;
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
+use crate::model_files::ModelFiles;
 use crate::part::Part;
 use crate::weights::{all_loaded, check, load, load_some};
 

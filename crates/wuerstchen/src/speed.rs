@@ -6,8 +6,8 @@ use std::hint::black_box;
 use burn::prelude::*;
 use wuerstchen_kernels::{Probe, probe_copy, probe_multiply_adds};
 
-use crate::bundle::ModelFiles;
 use crate::decoder::DecoderConfig;
+use crate::model_files::ModelFiles;
 use crate::part::{Part, Stage};
 use crate::pipeline::{Error, Pipeline, read};
 use crate::prior::PriorConfig;

@@ -27,7 +27,7 @@ pub fn safetensors(bytes: &[u8]) {
         read_all(&weights);
         read_all(&weights.from_original());
     }
-    let _ = ModelFiles::from_bundle("file", source);
+    let _ = ModelFiles::from_one_file("file", source);
 }
 
 /// Reads a `.pt` file, which is written to `scratch` first.

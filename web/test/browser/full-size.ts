@@ -74,10 +74,11 @@ for (const device of devices.length > 0 ? devices : ['cpu', 'webgpu']) {
         if (what !== last) console.info(`${since()} s: ${what}`);
         last = what;
       };
+      const ofShards = ['download', 'verify', 'upload'];
       const engine = await load({
         model,
         device,
-        onProgress: (event: any) => tell(event.type),
+        onProgress: ({ type }: any) => tell(ofShards.includes(type) ? 'shards' : type),
       });
       const secondsUntilReady = since();
       const result = await engine.generate({

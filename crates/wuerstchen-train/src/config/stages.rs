@@ -18,9 +18,9 @@ pub struct UpdateConfig {
     pub steps: u64,
     /// Pictures in every update.
     pub batch_size: usize,
-    /// Number of equal shares of the batch. A thread computes the gradients of each share; processes that train
-    /// together divide the shares among them. On a CPU the number of cores is best. Batch norms see the statistics of a
-    /// share; everything else stays the same up to rounding.
+    /// Number of equal shares of the batch. Each share has threads of its own; processes that train together divide
+    /// the shares among them. On a CPU the number of cores is best. Batch norms, the discriminator's norms and the
+    /// adaptive weight see the statistics of one share; everything else stays the same up to rounding.
     #[serde(default = "one")]
     pub shards: usize,
     /// How many of these shares a process computes at a time, at least 1; by default all that it has. Fewer take less
@@ -31,11 +31,11 @@ pub struct UpdateConfig {
     /// depend on this number.
     #[serde(default = "one")]
     pub data_threads: usize,
-    /// The type of the numbers that matrix products multiply. 16 bits take less time on GPUs that have matrix units for
-    /// them.
+    /// The type of the numbers that matrix products multiply. Shaders in WGSL do not reach a GPU's matrix units, so that
+    /// 16 bits may not take less time.
     #[serde(default, skip_serializing_if = "Precision::is_default")]
     pub precision: Precision,
-    /// Steps between sample grids, at least 1.
+    /// Updates between sample grids, at least 1.
     pub sample_every: u64,
     /// The optimizer.
     #[serde(default)]

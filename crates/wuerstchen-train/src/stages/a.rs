@@ -353,9 +353,9 @@ mod tests {
     use super::*;
     use crate::corpus::Shapes;
     use crate::lesson::Lesson;
-    use crate::optimizer::collect_gradients;
     use crate::recipe::Recipe;
     use crate::tokenizer::shapes_tokenizer;
+    use crate::values::collect_gradients;
     use wuerstchen::relative_error_above;
 
     /// Both ways add in another order, and of some gradients large parts cancel out: f32 rounds to 2e-4 of them.

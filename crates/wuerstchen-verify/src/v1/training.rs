@@ -292,7 +292,8 @@ fn check_gradients(
 /// One step of our optimizer with the authors' settings.
 #[cfg(feature = "train")]
 fn step<M: Module>(model: M, gradients: &burn::tensor::Gradients) -> M {
-    use wuerstchen_train::optimizer::{Optimizer, OptimizerConfig, collect_gradients};
+    use wuerstchen_train::optimizer::{Optimizer, OptimizerConfig};
+    use wuerstchen_train::values::collect_gradients;
 
     let config = OptimizerConfig { beta2: 0.95, ..OptimizerConfig::default() };
     let learning_rate = config.learning_rate;

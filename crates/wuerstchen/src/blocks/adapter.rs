@@ -5,7 +5,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use wuerstchen_kernels::{Epilogue, linear, packed_linear};
 
-use super::linear::Packed;
+use super::packed::Packed;
 
 /// The change `scale·up·down` of a frozen linear layer, in the layout of a LoRA's file.
 #[derive(Clone, Debug)]

@@ -1,32 +1,13 @@
 //! Linear layers and embeddings, whose matrices may stay packed.
 
-use burn::module::{Initializer, Module, Param, Reparameterization};
+use burn::module::{Initializer, Param};
 use burn::nn::Linear;
 use burn::prelude::*;
 use wuerstchen_kernels::linear::has_kernel;
 use wuerstchen_kernels::{Epilogue, PackedMatrix, linear, packed_linear};
 
 use super::adapter::Adapter;
-
-/// A matrix as the checkpoint packs it, in the layout of PyTorch, in place of a weight in f32.
-#[derive(Module, Debug)]
-pub(crate) struct Packed {
-    pub(crate) matrix: PackedMatrix,
-    /// Whether the parameter is the transposed matrix, as a linear layer's is.
-    #[module(skip)]
-    pub(crate) transposed: bool,
-}
-
-impl Reparameterization for Packed {
-    const NAME: &'static str = "packed";
-
-    /// The matrix in f32; layers use [`affine`] instead, which leaves it packed.
-    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        let matrix = self.matrix.unpack();
-        let matrix = if self.transposed { matrix.transpose() } else { matrix };
-        matrix.reshape(base.dims())
-    }
-}
+use super::packed::Packed;
 
 /// A linear layer with Xavier-uniform weights of the given gain and zero bias, as the authors start.
 pub(crate) fn linear_layer(input: usize, output: usize, gain: f64, device: &Device) -> Linear {

@@ -4,6 +4,7 @@ mod adapter;
 mod attention_block;
 mod block;
 mod linear;
+mod packed;
 mod res_block;
 mod resample;
 mod timestep_block;
@@ -17,7 +18,8 @@ pub use attention_block::{
 pub(crate) use block::width;
 pub use block::{Block, Conditions, Kept, Observer};
 pub use linear::Folded;
-pub(crate) use linear::{Packed, affine, affine_gelu, condition_mapper, embed, linear_layer};
+pub(crate) use linear::{affine, affine_gelu, condition_mapper, embed, linear_layer};
+pub(crate) use packed::Packed;
 pub use res_block::{
     ChannelMlp, DepthwiseConv, MappedImage, ResBlock, ResBlockConfig, ResponseNorm,
 };

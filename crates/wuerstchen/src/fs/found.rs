@@ -11,22 +11,26 @@ use super::error::{OpenError, Result, cannot, unfit};
 use super::files::{NO_FILE, file_name, open, read, subfolders, with_extension};
 use super::hub::snapshot;
 use super::pytorch::read_pytorch_shards;
-use super::shards::{Shards, files_of_weights, is_pytorch};
+use super::shards::{PYTORCH, Shards, files_of_weights, is_pytorch};
 use super::text::read_text;
 use crate::authors_config;
-use crate::bundle::ModelFiles;
 use crate::card::{CARD, RUN_CONFIG, RUN_MODEL, TUNED_LORA, TUNED_MODEL};
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 use crate::family::{Family, PREPARATION, PipelineFolder};
 use crate::import::{complete, part_beside, recognise};
+use crate::json::reason;
 use crate::lora::is_lora;
 use crate::manifest::{Manifest, WebBundle};
+use crate::model_files::ModelFiles;
 use crate::part::{Part, Stage};
 use crate::text::TokenizerFiles;
 
 /// Where the authors' files may lie in a folder.
 const ORIGINALS: &str = "original";
+
+/// With what the names of a network's tensors begin in a checkpoint of ComfyUI.
+const COMFYUI_NETWORK: &str = "model.diffusion_model.";
 
 /// The authors' file of Stage B and the semantic compressor of Würstchen v2. Hugging Face's repository of Stage B has it
 /// beside the folders of diffusers, which have no compressor.
@@ -48,9 +52,9 @@ pub struct Found {
     /// The files that have a place in a model.
     files: ModelFiles,
     /// Where every part comes from.
-    pub origins: BTreeMap<Part, Origin>,
+    pub origins: BTreeMap<Part, PartOrigin>,
     /// Weights that may be of several parts, with their configs: the other parts tell which of them it is.
-    ambiguous: Vec<(Checkpoint, Option<String>, Origin)>,
+    ambiguous: Vec<(Checkpoint, Option<String>, PartOrigin)>,
     /// The files of a tokenizer that belongs to whatever text encoder the model has.
     tokenizer: BTreeMap<&'static str, String>,
     /// Whether a folder of the authors' files was added, which have no configs but that of their sizes.
@@ -60,7 +64,7 @@ pub struct Found {
 
 /// Where a part comes from.
 #[derive(Clone, Serialize)]
-pub struct Origin {
+pub struct PartOrigin {
     /// A file, or a folder of shards.
     pub path: PathBuf,
     /// Whose layout it has.
@@ -72,17 +76,31 @@ pub struct Origin {
 
 /// The layouts of weights that are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// Hugging Face's.
     Diffusers,
     /// The authors' own.
     Original,
-    /// A one-file model or a browser bundle of this program.
-    Bundle,
+    /// A one-file model of this program.
+    OneFile,
+    /// A browser bundle of this program.
+    BrowserBundle,
 }
 
-impl Origin {
+impl Layout {
+    /// The name, as it is serialized.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Diffusers => "diffusers",
+            Self::Original => "original",
+            Self::OneFile => "one-file",
+            Self::BrowserBundle => "browser-bundle",
+        }
+    }
+}
+
+impl PartOrigin {
     fn of(path: &Path, weights: &Checkpoint) -> Self {
         let is_original = weights
             .names()
@@ -107,13 +125,14 @@ impl Found {
     pub fn add(&mut self, path: &Path) -> Result<()> {
         let kind = fs::metadata(path).map_err(cannot("open", path))?;
         if kind.is_file() {
-            self.add_file(path)
+            self.add_file(path)?;
         } else if kind.is_dir() {
-            self.add_folder(path)
+            self.add_folder(path)?;
         } else {
             let expected = "expected the file or the folder of a model";
-            Err(unfit(path, format!("{expected}, found {NO_FILE}")))
+            return Err(unfit(path, format!("{expected}, found {NO_FILE}")));
         }
+        self.note_spare()
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
@@ -122,16 +141,16 @@ impl Found {
             return self.add_pytorch(&[path.to_owned()], path, config.as_deref(), None);
         }
         let (name, source) = (path.display().to_string(), open(path)?);
-        match ModelFiles::from_bundle(&name, source.clone()) {
+        match ModelFiles::from_one_file(&name, source.clone()) {
             Err(LoadError::NoModel { .. }) => {}
             files => {
-                let origin = Origin::new(path, Layout::Bundle);
+                let origin = PartOrigin::new(path, Layout::OneFile);
                 return self.merge(files?, &origin);
             }
         }
         let weights = Checkpoint::parse(&name, source)?.unwrapped();
         let weights = self.without_prefix(weights, path);
-        let origin = Origin::of(path, &weights);
+        let origin = PartOrigin::of(path, &weights);
         self.add_weights(weights, config, origin, None)
     }
 
@@ -140,7 +159,7 @@ impl Found {
         if path.join(MANIFEST).is_file() {
             let bundle = read_manifest(path)?;
             self.notes.extend(others_beside(path, bundle.manifest())?);
-            let origin = Origin::new(path, Layout::Bundle);
+            let origin = PartOrigin::new(path, Layout::BrowserBundle);
             return self.merge(read_web_bundle(path, &bundle)?, &origin);
         }
         if path.join(CONTENTS).is_file() {
@@ -272,11 +291,13 @@ impl Found {
         if !text.is_dir() {
             return Ok(());
         }
-        let original = folder.join(ORIGINALS);
-        let place = if original.is_dir() { &original } else { folder };
-        for file in with_extension(place, "pt")? {
-            self.add_file(&file)?;
-            self.has_authors_folder = true;
+        for place in [&folder.join(ORIGINALS), folder] {
+            for ending in PYTORCH {
+                for file in with_extension(place, ending)? {
+                    self.add_file(&file)?;
+                    self.has_authors_folder = true;
+                }
+            }
         }
         self.add_part(&text, None)?;
         for file in TokenizerFiles::NAMES {
@@ -377,29 +398,32 @@ impl Found {
             .collect::<Result<Vec<_>>>()?;
         let weights = Checkpoint::join(&name, &shards)?.unwrapped();
         let weights = self.without_prefix(weights, path);
-        let origin = Origin::of(path, &weights);
+        let origin = PartOrigin::of(path, &weights);
         match part {
             Some(part) => self.place(part, weights.from_original(), config, origin),
             None => self.add_weights(weights, config, origin, None),
         }
     }
 
-    /// Weights without the beginning, up to a dot, of all their names, if they are those of a part only then; notes it.
-    /// Programs write the name of the network there, or of the average that the weights are.
+    /// Weights without the beginning of all their names, one word or two that end in dots, if they are those of a part
+    /// only then; notes it. Programs write the name of the network there, or of the average that the weights are.
     fn without_prefix(&mut self, weights: Checkpoint, path: &Path) -> Checkpoint {
         let is_known = |weights: &Checkpoint| !recognise(&weights.from_original()).is_empty();
-        let first = weights.names().next().and_then(|name| name.split_once('.'));
-        let Some(prefix) = first.map(|(prefix, _)| format!("{prefix}.")) else { return weights };
-        if !weights.names().all(|name| name.starts_with(&prefix)) || is_known(&weights) {
-            return weights;
+        let first = weights.names().next().unwrap_or_default();
+        let prefixes = first.match_indices('.').take(2).map(|(dot, _)| first[..=dot].to_owned());
+        for prefix in prefixes.collect::<Vec<_>>() {
+            if !weights.names().all(|name| name.starts_with(&prefix)) || is_known(&weights) {
+                return weights;
+            }
+            let inner = weights.clone().without_wrappers(&[&prefix]);
+            if is_known(&inner) {
+                let path = path.display();
+                let note = format!("{path}: {prefix}, with which all names begin, is left out");
+                self.notes.push(note);
+                return inner;
+            }
         }
-        let inner = weights.clone().without_wrappers(&[&prefix]);
-        if !is_known(&inner) {
-            return weights;
-        }
-        let path = path.display();
-        self.notes.push(format!("{path}: {prefix}, with which all names begin, is left out"));
-        inner
+        weights
     }
 
     /// Adds the weights of PyTorch's files at `path`; notes which dictionaries are left out.
@@ -414,7 +438,7 @@ impl Found {
         self.notes.extend(read.notes);
         let is_shared = read.weights.len() > 1;
         for weights in read.weights {
-            let origin = Origin { is_shared, ..Origin::of(path, &weights) };
+            let origin = PartOrigin { is_shared, ..PartOrigin::of(path, &weights) };
             self.add_weights(weights, config.map(str::to_owned), origin, folder)?;
         }
         Ok(())
@@ -426,7 +450,7 @@ impl Found {
         &mut self,
         weights: Checkpoint,
         config: Option<String>,
-        origin: Origin,
+        origin: PartOrigin,
         folder: Option<Part>,
     ) -> Result<()> {
         let weights = weights.from_original();
@@ -453,6 +477,10 @@ impl Found {
                         .to_owned()
                 } else if is_lora(&weights) {
                     "expected a part of a model, found a LoRA, which changes a model".to_owned()
+                } else if weights.names().any(|name| name.starts_with(COMFYUI_NETWORK)) {
+                    "it is a checkpoint of ComfyUI, which holds several parts: expected the file of one part, as the \
+                     authors or diffusers write it"
+                        .to_owned()
                 } else {
                     format!("its tensors are those of no part of Würstchen, such as {names}")
                 };
@@ -473,7 +501,7 @@ impl Found {
         part: Part,
         weights: Checkpoint,
         config: Option<String>,
-        origin: Origin,
+        origin: PartOrigin,
     ) -> Result<()> {
         if let Some(other) = self.origins.get(&part) {
             let (taken, left_out) = match (origin.is_shared, other.is_shared) {
@@ -512,7 +540,7 @@ impl Found {
     }
 
     /// Adds all of another model.
-    fn merge(&mut self, files: ModelFiles, origin: &Origin) -> Result<()> {
+    fn merge(&mut self, files: ModelFiles, origin: &PartOrigin) -> Result<()> {
         self.files.texts.extend(files.texts);
         for (part, weights) in files.weights {
             self.place(part, weights, None, origin.clone())?;
@@ -538,11 +566,10 @@ impl Found {
             recognise(weights).iter().any(|part| !part.stands_alone())
         });
         for (weights, config, origin) in ambiguous {
-            let part = part_beside(&self.files, &weights).ok_or_else(|| {
-                let reason = "cannot tell whether this text encoder is Stage C's or Stage B's; put it \
-                              into the folder of its pipeline";
-                unfit(&origin.path, reason)
-            })?;
+            let Some(part) = part_beside(&self.files, &weights) else {
+                self.check_family(self.files.family())?;
+                return Err(unfit(&origin.path, self.unclear(&weights)));
+            };
             self.place(part, weights, config, origin)?;
         }
         let family = self.files.family();
@@ -555,9 +582,67 @@ impl Found {
             }
         }
         if self.has_authors_folder {
-            complete(&mut self.files)?;
+            let lacks_decoder = !self.files.weights.contains_key(&family.decoder());
+            complete(&mut self.files).map_err(|error| match error {
+                LoadError::File { path, reason } if lacks_decoder => {
+                    let reason = format!(
+                        "{reason}; the file of Stage B, which tells Würstchen v1 from v2, is not there"
+                    );
+                    LoadError::File { path, reason }
+                }
+                error => error,
+            })?;
         }
         Ok(self.files.clone())
+    }
+
+    /// Notes parts of the published pipelines that are left out although they differ from those that do the same. The
+    /// norms and biases are compared: a training changes all of them, and they are few.
+    fn note_spare(&mut self) -> Result<()> {
+        let family = self.files.family();
+        let pairs = family.spare.iter().map(|&spare| (spare, family.prior_text));
+        for (spare, own) in pairs {
+            let weights = &self.files.weights;
+            let (Some(left_out), Some(taken)) = (weights.get(&spare), weights.get(&own)) else {
+                continue;
+            };
+            let mut different = None;
+            for (name, _, shape, _) in
+                left_out.describe().filter(|(_, _, shape, _)| shape.len() == 1)
+            {
+                if taken.shape(name) != Some(shape)
+                    || !are_alike(&left_out.values(name)?, &taken.values(name)?)
+                {
+                    different = Some(name.to_owned());
+                    break;
+                }
+            }
+            let Some(name) = different else { continue };
+            let note = format!(
+                "{spare} is left out, although it differs from {own}, such as in {name}: both stages see the text of \
+                 {own}"
+            );
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why weights that may be of several parts are of none.
+    fn unclear(&self, weights: &Checkpoint) -> String {
+        let parts = recognise(weights);
+        let names: Vec<_> = parts.iter().map(Part::to_string).collect();
+        let missing: Vec<_> = self.files.missing_parts().iter().map(Part::to_string).collect();
+        let (names, missing) = (names.join(", "), missing.join(", "));
+        if parts.iter().all(|part| part.stage() == Some(Stage::Text)) {
+            format!(
+                "cannot tell whether this text encoder is Stage C's or Stage B's, as {missing} are not there; put it \
+                 into the folder of its pipeline"
+            )
+        } else {
+            format!("cannot tell which of {names} it is, as {missing} are not there")
+        }
     }
 
     /// Fails where there are parts of another family, which would be left out without a word.
@@ -659,13 +744,35 @@ fn read_web_bundle(folder: &Path, bundle: &WebBundle) -> Result<ModelFiles> {
 /// The text of the `config.json` beside a file of weights, or of the authors' one for all stages beside the
 /// folder of their files.
 fn config_beside(weights: &Path) -> Result<Option<String>> {
-    let config = read_if_there(&weights.with_file_name("config.json"))?;
-    if config.is_some() {
-        return Ok(config);
+    let path = weights.with_file_name("config.json");
+    if let Some(config) = read_if_there(&path)? {
+        check_object(&path, &config)?;
+        return Ok(Some(config));
     }
-    let Some(above) = weights.parent().and_then(Path::parent) else { return Ok(None) };
-    let config = read_if_there(&above.join("config.json"))?;
-    Ok(config.filter(|text| authors_config::is_one(text)))
+    let Some(folder) = weights.parent() else { return Ok(None) };
+    let path = folder.with_file_name("config.json");
+    let Some(config) = read_if_there(&path)? else { return Ok(None) };
+    if folder.ends_with(ORIGINALS) {
+        check_object(&path, &config)?;
+    }
+    Ok(Some(config).filter(|text| authors_config::is_one(text)))
+}
+
+/// Whether numbers are the same but for the rounding to 16 bits.
+fn are_alike(one: &[f32], other: &[f32]) -> bool {
+    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2 * a.abs().max(b.abs()) + 1e-4;
+    one.iter().zip(other).all(near)
+}
+
+/// Fails where a config is no JSON object.
+fn check_object(path: &Path, config: &str) -> Result<()> {
+    match serde_json::from_str(config) {
+        Ok(Value::Object(_)) => Ok(()),
+        Ok(_) => Err(unfit(path, "expected a JSON object".to_owned())),
+        Err(error) => {
+            Err(unfit(path, format!("expected a JSON object: {}", reason(config, &error))))
+        }
+    }
 }
 
 /// Two parts of different kinds.

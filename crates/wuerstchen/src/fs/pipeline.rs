@@ -8,7 +8,7 @@ use futures_lite::future::block_on;
 
 use super::error::{OpenError, Result};
 use super::found::Found;
-use crate::bundle::ModelFiles;
+use crate::model_files::ModelFiles;
 use crate::options::GenerateOptions;
 use crate::pipeline::{Error, Generated, Pipeline, Progress};
 use crate::residency::Residency;

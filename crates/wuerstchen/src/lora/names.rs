@@ -27,13 +27,15 @@ const ROLES: [(&str, Role); 11] = [
 ];
 
 /// What trainers put in front of the name of a layer. A prefix comes before the shorter ones that it begins with.
-const PREFIXES: [&str; 15] = [
+const PREFIXES: [&str; 16] = [
     "base_model.model.prior.",
     "base_model.model.text_encoder.",
     "base_model.model.",
     "prior_text_encoder.",
     "prior.",
     "unet.",
+    // ComfyUI calls the network so.
+    "diffusion_model.",
     "text_encoder.",
     "lora_prior_unet_",
     // OneTrainer wrote this until 2024.
@@ -120,6 +122,7 @@ mod tests {
             ("base_model.model.blocks.2.attention.to_k.lora_A.weight", "to_k"),
             ("base_model.model.blocks.2.attention.to_k.lora_A.default.weight", "to_k"),
             ("prior.blocks.2.attention.to_k.lora_A.my_style.weight", "to_k"),
+            ("diffusion_model.blocks.2.attention.to_v.lora_down.weight", "to_v"),
             ("lora_prior_unet_blocks_2_attention_to_v.lora_down.weight", "to_v"),
             ("lora_prior_prior_blocks_2_attention_to_v.lora_down.weight", "to_v"),
             ("lora_unet_blocks_2_attention_to_out_0.lora_down.weight", "to_out_0"),

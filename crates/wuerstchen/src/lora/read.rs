@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::method::other_method;
 use super::names::{Role, layer_of, peft_layer_of, plain_layer_of, role_of, spelling};
 use super::scaling::Scaling;
-use super::{Lora, LoraError, LowRank, alpha_text, counted_layers, strengths_text};
+use super::{Lora, LoraError, LowRank, MAX_RANK, alpha_text, counted_layers, strengths_text};
 use super::{tokens, unnamed};
-use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
 use crate::error::{Differences, LoadError};
+use crate::model_files::ModelFiles;
 use crate::part::Part;
 
 /// The beginning of the names of embeddings of a user's own words, which `OneTrainer` puts beside a LoRA.
@@ -26,9 +26,6 @@ const DOWN_OF_DIFFUSERS: &str = ".lora.down.weight";
 
 /// What peft stores for the layers of `modules_to_save`, and what a model consists of.
 const WHOLE_LAYERS: &str = "whole layers";
-
-/// The largest rank of a LoRA: no layer of a published model is wider on both sides.
-pub const MAX_RANK: usize = 4096;
 
 /// The file of a LoRA, and the configs that tell how strong it is.
 pub struct LoraFile {

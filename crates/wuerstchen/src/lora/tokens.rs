@@ -2,9 +2,9 @@
 
 use super::scaling::Scaling;
 use super::{LoraError, Rows};
-use crate::bundle::ModelFiles;
 use crate::checkpoint::Checkpoint;
 use crate::error::Differences;
+use crate::model_files::ModelFiles;
 use crate::part::Part;
 
 /// What is added, `[n, width]`.

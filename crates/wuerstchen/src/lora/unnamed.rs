@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::read::MAX_RANK;
+use super::MAX_RANK;
 use super::{and_tokens, counted_layers, tokens};
-use crate::bundle::ModelFiles;
 use crate::checkpoint::{Checkpoint, NamedTensor};
 use crate::error::LoadError;
+use crate::model_files::ModelFiles;
 
 /// What the output projection of a block and its fused projections are called here, in the order in which the
 /// authors number them.

@@ -8,14 +8,13 @@ use super::models::{Diffusion, Models, StageB, agree};
 use super::text::TextPart;
 use super::tokens::TokenStage;
 use super::{CompressorPart, ControlNetPart, ImageEncoderPart, Pipeline};
-use crate::bundle::ModelFiles;
 use crate::card::{DecoderIndex, PriorIndex};
 use crate::checkpoint::Checkpoint;
 use crate::compressor::{COLOURS, CompressorConfig};
 use crate::config::ConfigError;
-use crate::controlnet::ControlNetConfig;
 use crate::error::LoadError;
 use crate::family::PipelineFolder;
+use crate::model_files::ModelFiles;
 use crate::part::{Part, PartConfig};
 use crate::previewer::PreviewerConfig;
 use crate::residency::{Load, Slot};
@@ -239,7 +238,7 @@ fn controlnet(
     part: Part,
     device: &Device,
 ) -> Result<ControlNetPart, LoadError> {
-    let config = ControlNetConfig::of(files, part)?;
+    let config = files.controlnet_config(part)?;
     Ok(ControlNetPart { network: Slot::new(part, config.init(device)), config })
 }
 

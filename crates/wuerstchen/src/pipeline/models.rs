@@ -4,12 +4,12 @@ use burn::prelude::*;
 
 use super::denoiser::Denoiser;
 use super::text::TextModel;
-use crate::bundle::ModelFiles;
 use crate::cascade::CascadeConfig;
 use crate::config::ConfigError;
 use crate::decoder::DecoderConfig;
 use crate::error::LoadError;
 use crate::family::Family;
+use crate::model_files::ModelFiles;
 use crate::part::{Part, PartConfig};
 use crate::prior::PriorConfig;
 use crate::text::{PooledTextConfig, TextEncoderConfig};

@@ -28,8 +28,8 @@ pub enum Error {
     Device(String),
     /// The latents of a stage have values that are infinite or NaN.
     #[error(
-        "the latents of {} are infinite or NaN from step {step} on: expected smaller guidance \
-         scales, or other weights",
+        "the latents of {} are infinite or NaN from step {step} on: expected smaller scales of \
+         guidance or of a ControlNet, or other weights",
         stage.name()
     )]
     NotFinite {

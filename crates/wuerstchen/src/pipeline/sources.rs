@@ -23,7 +23,7 @@ impl Pipeline {
     }
 
     /// Encodes a source picture, and the part of it that the mask keeps. The picture is scaled to cover the
-    /// size in `settings`, and what stands out is cut off on both sides.
+    /// size in `settings`, and the parts beyond its edges are cut off on both sides.
     ///
     /// # Errors
     ///

@@ -3,7 +3,8 @@
 use burn::prelude::*;
 
 use super::Pipeline;
-use super::denoiser::{DecoderStage, PriorCondition};
+use super::condition::PriorCondition;
+use super::denoiser::DecoderStage;
 use super::progress::{Error, OnStep};
 use super::sampling::{Guided, Noise, Sampling, denoise, read};
 use super::tokens::{TokenDraws, TokenStart, TokenSteps, TokenTask};
@@ -51,12 +52,12 @@ impl Pipeline {
         denoise(Stage::Prior, schedule, x, sampling, &predict, noise, on_step).await
     }
 
-    /// The image embedding as Stage C's latents, the inverse of [`Self::image_embedding`].
+    /// The image embedding as Stage C's latents, the inverse of [`Self::image_embedding`]; both are `[B, c, h, w]`.
     pub fn prior_latents(&self, image_embedding: Tensor<4>) -> Tensor<4> {
         (image_embedding + self.prior_index.latent_std) / self.prior_index.latent_mean
     }
 
-    /// Stage C's latents as the image embedding that Stage B takes.
+    /// Stage C's latents as the image embedding that Stage B takes; both are `[B, c, h, w]`.
     pub fn image_embedding(&self, latents: Tensor<4>) -> Tensor<4> {
         latents * self.prior_index.latent_mean - self.prior_index.latent_std
     }

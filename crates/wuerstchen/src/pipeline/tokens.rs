@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use burn::prelude::*;
 
-use super::denoiser::Condition;
+use super::condition::Condition;
 use super::progress::{Error, OnStep};
 use super::sampling::{Guided, read, report};
 use crate::guidance::is_guided;
 use crate::noise::Philox;
 use crate::options::{Settings, TokenSettings};
+use crate::origin::KnownTokens;
 use crate::part::Stage;
 use crate::residency::Slot;
 use crate::schedule::linspace;
@@ -157,15 +158,6 @@ pub struct TokenStart {
     pub tokens: Vec<i32>,
     /// The tokens of a picture that a mask keeps: those where it is not painted.
     pub kept: Option<KnownTokens>,
-}
-
-/// The tokens of a picture, and which of them are painted anew; one for each of all pictures.
-#[derive(Clone, Debug)]
-pub struct KnownTokens {
-    /// The tokens of the picture.
-    pub clean: Vec<i32>,
-    /// Whether a sampling paints each token anew.
-    pub painted: Vec<bool>,
 }
 
 impl TokenStart {

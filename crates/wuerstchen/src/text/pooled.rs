@@ -108,7 +108,7 @@ impl PooledTextEncoder {
         TextEmbedding { tokens, pooled: Some(pooled) }
     }
 
-    /// Applies the last norm to the tokens of [`Self::forward`].
+    /// Applies the last norm to the tokens of [`Self::forward`], `[B, T, D]`.
     pub fn last_hidden_state(&self, tokens: Tensor<3>) -> Tensor<3> {
         self.text.normalise(tokens)
     }

@@ -3,8 +3,11 @@
 /// Words that divide a prompt in AUTOMATIC1111's web UI.
 const DIVIDERS: [&str; 2] = ["BREAK", "AND"];
 
+/// What stands before the name of an embedding in ComfyUI.
+const EMBEDDING: &str = "embedding:";
+
 /// The passages of a prompt that do something in other programs and are words here: `<lora:style:0.8>`,
-/// `[cat:dog:0.5]`, `[cat|dog]`, `{cat|dog}`, `BREAK`.
+/// `[cat:dog:0.5]`, `[cat|dog]`, `{cat|dog}`, `BREAK`, `embedding:bad`.
 pub fn unknown_syntax(prompt: &str) -> Vec<&str> {
     let angular = closed(prompt, '>').filter_map(|text| Some(&text[text.rfind('<')?..]));
     // Brackets around emphasis are emphasis too.
@@ -13,8 +16,9 @@ pub fn unknown_syntax(prompt: &str) -> Vec<&str> {
     let angular = angular.filter(|found| found.contains(':'));
     let square = square.filter(|found| found.contains([':', '|']) && !found.contains('('));
     let curly = curly.filter(|found| found.contains('|'));
-    let dividers = prompt.split_whitespace().filter(|word| DIVIDERS.contains(word));
-    angular.chain(square).chain(curly).chain(dividers).collect()
+    let words = prompt.split_whitespace();
+    let words = words.filter(|word| DIVIDERS.contains(word) || word.starts_with(EMBEDDING));
+    angular.chain(square).chain(curly).chain(words).collect()
 }
 
 /// The pieces of a prompt that end with a closing bracket.
@@ -32,6 +36,7 @@ mod tests {
             "a (red:1.3) [cat:dog:0.5] BREAK on [grass|snow] in {rain|fog} <lora:style:0.8>";
         let found = ["<lora:style:0.8>", "[cat:dog:0.5]", "[grass|snow]", "{rain|fog}", "BREAK"];
         assert_eq!(unknown_syntax(prompt), found);
+        assert_eq!(unknown_syntax("a fox, embedding:bad"), ["embedding:bad"]);
         let none: [&str; 0] = [];
         assert_eq!(unknown_syntax("[weak] [(a:1.2)] 1 < 2: a [b"), none);
         let nested = unknown_syntax("1 < 2 <x:1> [a [b|c]] {d|{e} f}");

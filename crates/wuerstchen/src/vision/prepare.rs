@@ -2,6 +2,7 @@
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::compressor::normalise_by;
 use crate::config::{ConfigError, between};
@@ -20,6 +21,9 @@ pub struct PreparationConfig {
     pub image_mean: [f32; 3],
     /// What every colour is divided by.
     pub image_std: [f32; 3],
+    /// All other fields of the file.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
 }
 
 /// The length of a picture's shorter side.
@@ -37,6 +41,9 @@ pub struct CropSize {
     /// Width in pixels.
     pub width: usize,
 }
+
+/// The number by which Pillow calls bicubic interpolation.
+const BICUBIC: u32 = 3;
 
 /// Most times that a picture's shorter side may be as long as what is cut out.
 const LARGEST_EDGE: usize = 4;
@@ -59,16 +66,32 @@ impl PreparationConfig {
             crop_size: CropSize { height: side, width: side },
             image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
             image_std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+            others: Map::new(),
         }
     }
 
-    /// Checks that what is cut out is as large as the encoder's pictures.
+    /// Checks that what is cut out is as large as the encoder's pictures, and that nothing else is asked for than what
+    /// [`Self::prepare`] does.
     ///
     /// # Errors
     ///
     /// Names the field that does not fit.
     pub(crate) fn validate(&self, side: usize) -> Result<(), ConfigError> {
         let part = "feature extractor";
+        for field in ["do_resize", "do_center_crop", "do_rescale", "do_normalize"] {
+            if let Some(found) = self.others.get(field).filter(|found| **found != Value::Bool(true))
+            {
+                return Err(ConfigError::new(part, field, true, found));
+            }
+        }
+        if let Some(found) = self.others.get("resample").filter(|found| **found != BICUBIC) {
+            return Err(ConfigError::new(part, "resample", format!("{BICUBIC} (bicubic)"), found));
+        }
+        if let Some(found) = self.others.get("rescale_factor")
+            && found.as_f64().is_none_or(|factor| (factor * 255.0 - 1.0).abs() > 1e-6)
+        {
+            return Err(ConfigError::new(part, "rescale_factor", "1/255", found));
+        }
         let CropSize { height, width } = self.crop_size;
         for (field, value) in [("crop_size.height", height), ("crop_size.width", width)] {
             if value != side {

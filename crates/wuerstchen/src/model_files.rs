@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::card::{CARD, ModelCard};
 use crate::checkpoint::{Checkpoint, ReadBytes, WeightDtype, read_header};
 use crate::config::ConfigError;
+use crate::controlnet::ControlNetConfig;
 use crate::error::LoadError;
 use crate::family::{Family, PipelineFolder};
 use crate::json::reason;
@@ -47,7 +48,7 @@ impl ModelFiles {
     ///
     /// The bytes are not a safetensors file, carry no model header of a known version, or have a tensor of
     /// no part.
-    pub fn from_bundle(name: &str, source: Arc<dyn ReadBytes>) -> Result<Self, LoadError> {
+    pub fn from_one_file(name: &str, source: Arc<dyn ReadBytes>) -> Result<Self, LoadError> {
         let format = |reason: String| LoadError::File { path: name.to_owned(), reason };
         let (metadata, _) = read_header(name, &*source)?;
         let header = metadata.metadata().as_ref().and_then(|map| map.get(HEADER_KEY));
@@ -77,7 +78,7 @@ impl ModelFiles {
     /// # Errors
     ///
     /// A tensor cannot be read, is of a type that no weights have, or has values that f16 does not hold.
-    pub fn to_bundle(&self, dtype: WeightDtype) -> Result<Vec<u8>, LoadError> {
+    pub fn to_one_file(&self, dtype: WeightDtype) -> Result<Vec<u8>, LoadError> {
         let header = Header { format: FORMAT, files: self.texts.clone() };
         let header = serde_json::to_string(&header).expect("a map of strings is JSON");
         let parts = self.weights.iter().map(|(part, weights)| (format!("{part}/"), weights));
@@ -112,6 +113,17 @@ impl ModelFiles {
     /// The config is missing or does not fit, or the architecture cannot be of these sizes.
     pub fn part_config<C: PartConfig>(&self, part: Part) -> Result<C, LoadError> {
         C::read(part, self.text(&part.config_path()), self.weights.get(&part))
+    }
+
+    /// The config of a ControlNet, which is checked against Stage C's.
+    ///
+    /// # Errors
+    ///
+    /// There is no ControlNet, or its config or Stage C's does not fit.
+    pub fn controlnet_config(&self, part: Part) -> Result<ControlNetConfig, LoadError> {
+        let config: ControlNetConfig = self.part_config(part)?;
+        config.check(&self.part_config(Part::CASCADE_PRIOR)?)?;
+        Ok(config)
     }
 
     /// A part with its weights on a device, and its config.
@@ -287,15 +299,15 @@ mod tests {
             weights: BTreeMap::from([(part, weights(part.folder()))]),
             ..Default::default()
         };
-        let bytes = files(Part::PRIOR).to_bundle(WeightDtype::F32).unwrap();
-        let read = ModelFiles::from_bundle("sound", Arc::new(bytes)).unwrap();
+        let bytes = files(Part::PRIOR).to_one_file(WeightDtype::F32).unwrap();
+        let read = ModelFiles::from_one_file("sound", Arc::new(bytes)).unwrap();
         assert_eq!(read.weights[&Part::PRIOR].values("a").unwrap(), [1.0]);
 
         let header = serde_json::to_string(&Header { format: FORMAT, files: BTreeMap::new() });
         let metadata = HashMap::from([(HEADER_KEY.to_owned(), header.unwrap())]);
         let other = [("wuerstchen/unet/".to_owned(), &weights("other"))];
         let bytes = Checkpoint::write(other, WeightDtype::F32, Some(metadata)).unwrap();
-        let error = ModelFiles::from_bundle("other", Arc::new(bytes)).err().unwrap().to_string();
+        let error = ModelFiles::from_one_file("other", Arc::new(bytes)).err().unwrap().to_string();
         assert!(
             error.starts_with("other: unknown part \"wuerstchen/unet/a\": expected one of"),
             "{error}"

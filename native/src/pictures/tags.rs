@@ -1,0 +1,81 @@
+//! What tags of TIFF files say about their pixels that the decoder does not act on.
+//!
+//! Source: TIFF 6.0, sections 8 (`FillOrder`) and 18 (`ExtraSamples`).
+
+use std::io::Cursor;
+
+use anyhow::{Result, bail};
+use image::DynamicImage;
+use tiff::TiffResult;
+use tiff::decoder::Decoder;
+use tiff::tags::Tag;
+
+/// The value of `ExtraSamples` where colours are multiplied by their alpha.
+const ASSOCIATED_ALPHA: u16 = 1;
+
+/// Fails where the bits of every byte are in the reverse order, which the decoder would read as they lie.
+pub(super) fn check_order(bytes: &[u8]) -> Result<()> {
+    let find = || -> TiffResult<_> {
+        Decoder::new(Cursor::new(bytes))?.find_tag_unsigned::<u16>(Tag::FillOrder)
+    };
+    match find() {
+        Ok(Some(order)) if order != 1 => {
+            bail!("expected a TIFF with the highest bit of a byte first, found FillOrder {order}")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the colours are multiplied by their alpha.
+pub(super) fn are_multiplied(bytes: &[u8]) -> bool {
+    let find = || -> TiffResult<_> {
+        Decoder::new(Cursor::new(bytes))?.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples)
+    };
+    find().ok().flatten().is_some_and(|samples| samples.first() == Some(&ASSOCIATED_ALPHA))
+}
+
+/// The colours before they were multiplied by their alpha, in 16 bits.
+pub(super) fn divided(pixels: DynamicImage) -> DynamicImage {
+    if !pixels.color().has_alpha() {
+        return pixels;
+    }
+    let mut pixels = pixels.into_rgba16();
+    for pixel in pixels.pixels_mut() {
+        let [colours @ .., alpha] = &mut pixel.0;
+        let alpha = u32::from(*alpha);
+        for colour in colours.iter_mut().filter(|_| alpha > 0) {
+            let whole = (u32::from(*colour) * u32::from(u16::MAX) + alpha / 2) / alpha;
+            *colour = u16::try_from(whole).unwrap_or(u16::MAX);
+        }
+    }
+    pixels.into()
+}
+
+/// Fails where colours are fractions outside of 0 to 1, which would become white or black.
+pub(super) fn check_fractions(pixels: &DynamicImage) -> Result<()> {
+    let values: &[f32] = match pixels {
+        DynamicImage::ImageRgb32F(pixels) => pixels.as_raw(),
+        DynamicImage::ImageRgba32F(pixels) => pixels.as_raw(),
+        _ => return Ok(()),
+    };
+    let unfit = values.iter().find(|value| !(-0.01..=1.01).contains(*value));
+    match unfit {
+        Some(value) => bail!("expected fractions from 0 to 1, found {value}"),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of half a red on half an alpha the red is whole. A colour above its alpha is cut, one without alpha stays.
+    #[test]
+    fn colours_are_divided_by_their_alpha() {
+        let pixel = |rgba| image::RgbaImage::from_pixel(1, 1, image::Rgba(rgba)).into();
+        let read = |rgba| divided(pixel(rgba)).into_rgba8().get_pixel(0, 0).0;
+        assert_eq!(read([128, 64, 0, 128]), [255, 128, 0, 128]);
+        assert_eq!(read([9, 0, 0, 3]), [255, 0, 0, 3]);
+        assert_eq!(read([9, 8, 7, 0]), [9, 8, 7, 0]);
+    }
+}
