@@ -4,8 +4,7 @@ mod picture;
 mod plan;
 mod report;
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
@@ -48,7 +47,7 @@ struct WebArgs {
     /// The folder to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// How weights are stored [default: i4 or i8 if the model's linear layers are, else f16]
+    /// How weights are stored [default: i4 or i8 if all linear layers of the model are, else f16]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
     /// Where to make the pictures; the golden vectors are always the CPU's
@@ -86,17 +85,22 @@ impl From<Dtype> for StoredDtype {
 }
 
 impl Dtype {
-    /// The type in which a model's weights are written if the user names none: more bits than the model's linear layers
-    /// have would take more space and gain nothing.
+    /// The type in which a model's weights are written if the user names none. If no linear layer has more bits than 4
+    /// or 8, more would take more space and gain nothing.
     pub(crate) fn default_of(model: &ModelFiles) -> Self {
-        let stored: BTreeSet<_> = model
-            .weights
-            .values()
-            .flat_map(|weights| weights.describe().map(|(_, dtype, ..)| dtype))
-            .collect();
-        if stored.contains(&StoredDtype::I4) {
+        let quantisable = |(name, _, shape, _): &(&str, StoredDtype, &[usize], usize)| {
+            StoredDtype::I4.of_tensor(name, shape) == StoredDtype::I4
+        };
+        let stored = |weights: &Checkpoint| -> Vec<_> {
+            weights.describe().filter(quantisable).map(|(_, dtype, ..)| dtype).collect()
+        };
+        let stored: Vec<_> = model.weights.values().flat_map(stored).collect();
+        let all_in = |types: &[StoredDtype]| {
+            !stored.is_empty() && stored.iter().all(|dtype| types.contains(dtype))
+        };
+        if all_in(&[StoredDtype::I4]) {
             Self::I4
-        } else if stored.contains(&StoredDtype::I8) {
+        } else if all_in(&[StoredDtype::I4, StoredDtype::I8]) {
             Self::I8
         } else {
             Self::F16
@@ -112,7 +116,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let inputs = args.model.as_deref();
     let report_file = args.report.as_deref().map(|path| check_output(path, inputs.as_slice()));
     let report_file = report_file.transpose()?;
-    if let Some(report) = args.report.as_deref().filter(|report| *report == args.output) {
+    let is_output = |report: &&Path| absolute(report).ok() == absolute(&args.output).ok();
+    if let Some(report) = args.report.as_deref().filter(is_output) {
         let error = anyhow!("--report {} is --output, a folder: expected a file", report.display());
         return Err(crate::usage(&error));
     }

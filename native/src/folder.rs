@@ -22,7 +22,7 @@ use wuerstchen_train::corpus::{CorpusError, Samples};
 use wuerstchen_train::tune::digest;
 
 use self::captions::captions_of;
-use self::find::{Found, find, refuse};
+use self::find::{CAPTION_ENDINGS, Found, find, refuse};
 pub(crate) use self::metadata::Entry;
 use crate::pictures::{self, look_at, tell_of_frames, with_picture};
 use crate::terminal::counted;
@@ -81,9 +81,12 @@ fn refuse_uncaptioned<'a>(
 ) -> Result<()> {
     let without = pictures.filter(|(_, captions)| captions.is_empty());
     let without: Vec<_> = without.map(|(path, _)| path.display().to_string()).collect();
+    let endings = CAPTION_ENDINGS.map(|ending| format!(".{ending}")).join(", ");
     refuse(
         &without,
-        "without a caption in a .txt, .caption, .captions, .cap or .tags file of the same name, or in metadata.jsonl or metadata.csv",
+        &format!(
+            "without a caption in a file of the same name that ends in {endings}, or in metadata.jsonl or metadata.csv"
+        ),
     )
 }
 

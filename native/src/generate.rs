@@ -113,6 +113,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     }
     let prepared = block_on(pipeline.prepare(request))?;
     tell_of_sizes(&prepared);
+    if prepared.lacks_edges() {
+        say!("no edges were found in the --control-image, so nothing of it is followed");
+    }
     tell_of_guidance(&prepared.settings, prepared.settings.strength != Some(0.0));
     let batches = prepared.batches();
     let (mut generate_secs, mut made_settings) = (0.0, None);

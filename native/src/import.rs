@@ -31,7 +31,8 @@ pub(crate) struct ImportArgs {
     /// several times
     #[arg(long, value_name = "FILE[:WEIGHT]")]
     lora: Vec<LoraArg>,
-    /// How weights are stored [default: i4 or i8 if the linear layers are and no LoRA is merged, else f16]
+    /// How weights are stored [default: i4 or i8 if all linear layers are and no LoRA is merged, else
+    /// f16]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
     /// Print the report as JSON
@@ -165,12 +166,12 @@ fn report(found: &Found, model: &ModelFiles, assumed: Vec<String>, reads_values:
 
 fn text(report: &Report) -> String {
     let mut lines =
-        vec![format!("{:<36}{:<12}{:>8}{:>16}  from", "part", "layout", "tensors", "parameters")];
+        vec![format!("{:<36}{:<16}{:>8}{:>16}  from", "part", "layout", "tensors", "parameters")];
     for part in &report.parts {
         lines.push(format!(
-            "{:<36}{:<12}{:>8}{:>16}  {}",
+            "{:<36}{:<16}{:>8}{:>16}  {}",
             part.part,
-            part.origin.layout.name().to_owned(),
+            part.origin.layout.name(),
             part.tensors,
             part.parameters,
             part.origin.path.display()

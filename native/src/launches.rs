@@ -78,14 +78,15 @@ impl Log for Counter {
     fn flush(&self) {}
 }
 
-/// What is counted: [`CALLS`], and of the dispatches those of hand-written shaders, with the bytes of their tensors.
-/// Reads are of one buffer each. Reads that are asked for at once wait only once for the work before them.
-const COUNTED: [&str; 6] =
+/// What is counted, as the report names it: the four [`CALLS`]; then how many of the dispatches are of hand-written
+/// shaders, and the bytes of the tensors of these. Reads are of one buffer each; those that are asked for at once wait
+/// only once for the work before them.
+const FIELDS: [&str; 6] =
     ["dispatches", "submits", "buffer_writes", "reads", "shader_dispatches", "shader_bytes"];
 
-/// What some work has cost the queue, in the order of [`COUNTED`].
+/// What some work has cost the queue, in the order of [`FIELDS`].
 #[derive(Clone, Copy)]
-struct Counts([f64; COUNTED.len()]);
+struct Counts([f64; FIELDS.len()]);
 
 impl Counts {
     /// The counts since the program began.
@@ -101,7 +102,7 @@ impl Counts {
     }
 
     fn json(self) -> Value {
-        COUNTED.into_iter().zip(self.0).collect()
+        FIELDS.into_iter().zip(self.0).collect()
     }
 }
 

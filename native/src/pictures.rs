@@ -3,7 +3,7 @@
 mod colour;
 mod frames;
 mod jpeg;
-mod tags;
+mod tiff;
 
 use std::io::Cursor;
 use std::path::Path;
@@ -116,7 +116,7 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
         bail!("expected {TYPES}, found {found}");
     };
     if format == ImageFormat::Tiff {
-        tags::check_order(bytes)?;
+        tiff::check_order(bytes)?;
     }
     let decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
@@ -153,9 +153,9 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
         None => DynamicImage::from_decoder(decoder)?,
     };
     if format == ImageFormat::Tiff {
-        tags::check_fractions(&pixels)?;
-        if tags::are_multiplied(bytes) {
-            pixels = tags::divided(pixels);
+        tiff::check_fractions(&pixels)?;
+        if tiff::are_multiplied(bytes) {
+            pixels = tiff::divided(pixels);
         }
     }
     if let Some(profile) = profile {

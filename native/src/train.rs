@@ -27,6 +27,7 @@ use wuerstchen_train::config::{
 };
 use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::lpips::Lpips;
+use wuerstchen_train::run::ONE_FILE_MODEL;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 use wuerstchen_train::{
     Alone, Event, Peers, Recipe, Run, RunError, StageName, Start, emoji, store,
@@ -392,7 +393,6 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
             tell!("nothing is kept in {}: cached_scenes is 0", cache.display());
         }
     }
-    tell_of_later(&*store, args.stage.names(), &run.recipe().config);
     run.listen(ranks.listen(args)?);
     if let Some(model) = init {
         run.start_from(model)?;
@@ -405,6 +405,10 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         }
         ranks.tell_of_pictures(&corpus, &output);
         return Ok(());
+    }
+    for (later, of) in run.dependents(args.stage.names()) {
+        let [later, of] = [later, of].map(|stage| stage.as_str().to_uppercase());
+        tell!("Stage {later} of this run takes parts of Stage {of}: train it again afterwards");
     }
     for (stage, start) in stages {
         let done = run.train(stage, start);
@@ -419,8 +423,8 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         return Ok(());
     }
     let model = run.write_model()?;
-    let [folder, bundle] = [RUN_MODEL, "model.safetensors"].map(|file| output.join(file));
-    tell!("wrote {} and {}", folder.display(), bundle.display());
+    let [folder, file] = [RUN_MODEL, ONE_FILE_MODEL].map(|name| output.join(name));
+    tell!("wrote {} and {}", folder.display(), file.display());
     let missing: Vec<_> = model.missing_parts().iter().map(Part::to_string).collect();
     if !missing.is_empty() {
         tell!("not trained yet, so that it makes no pictures: {}", missing.join(", "));
@@ -654,26 +658,6 @@ fn check_scale(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Res
             Err(other_run(output, field))
         }
         _ => Ok(()),
-    }
-}
-
-/// Reports which stages of the run will no longer fit when the last of `stages` has changed. They still do if only the
-/// parts are trained that no later stage takes.
-fn tell_of_later(store: &dyn store::Store, stages: &[StageName], config: &TrainConfig) {
-    let Some(&last) = stages.last().filter(|last| !config.is_frozen_in_part(**last)) else {
-        return;
-    };
-    for later in StageName::ALL.into_iter().skip_while(|stage| *stage != last).skip(1) {
-        let (last, later) = (last.as_str(), later.as_str());
-        if ["", "-frozen"]
-            .iter()
-            .any(|end| store.contains(&format!("{later}{end}/state.safetensors")))
-        {
-            tell!(
-                "stage {later} of this run was trained with stage {last} as it is now: \
-                 when stage {last} has changed, train stage {later} again"
-            );
-        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::fs::open;
 use wuerstchen::{Checkpoint, WeightDtype};
 
@@ -142,6 +143,14 @@ fn a_controlnet_makes_stage_c_follow_a_picture() {
     assert!(free != followed);
     assert!(free == pixels("scale-0", &with(&["--control-scale", "0"])));
     assert!(followed != pixels("scale-2", &with(&["--control-scale", "2"])));
+    let plain = scratch("controlnet-plain");
+    let [flat, output] = ["flat.png", "out.png"].map(|file| plain.join(file).display().to_string());
+    image::RgbImage::new(64, 64).save(&flat).unwrap();
+    let (model_path, size) = (model.display().to_string(), ["--width", "64", "--height", "64"]);
+    let arguments = ["generate", "a hat", "-m", &model_path, "--device", "cpu", "-o", &output];
+    let of_nothing = ["--control-image", &flat, "--controlnet", &edges];
+    let told = text(&wuerstchen(&[&arguments[..], &size, &of_nothing].concat()).stderr);
+    assert!(told.contains("no edges were found in the --control-image"), "{told}");
 
     let painted = ["--control-image", &photo, "--controlnet", &painting];
     let masked: Vec<_> = painted.iter().copied().chain(["--control-mask", &photo]).collect();
@@ -258,6 +267,28 @@ fn any_multiple_of_eight_pixels_is_made() {
     assert!(error.contains("width must be a size that the model can make"), "{error}");
     let error = text(&ask("130", "104").stderr);
     assert!(error.contains("the nearest being 128 and 136"), "{error}");
+}
+
+/// Stage B has a text encoder of its own in diffusers' folders, which is left out. If it is another one, a line says so.
+#[test]
+fn another_text_encoder_of_stage_b_is_told_of() {
+    let folder = scratch("cascade-encoders").join("model");
+    copy(&golden("."), &folder);
+    let path = folder.display().to_string();
+    let line = "stable-cascade/text_encoder is left out, although it differs from";
+    let inspected = wuerstchen(&["inspect", &path]);
+    assert!(inspected.status.success() && !text(&inspected.stderr).contains(line));
+    let file = folder.join("stable-cascade/text_encoder/model.safetensors");
+    let weights = Checkpoint::parse("text encoder", open(&file).unwrap()).unwrap();
+    let changed = weights.describe().map(|(name, _, shape, _)| {
+        let values = weights.values(name).unwrap().iter().map(|value| 1.01 * value).collect();
+        NamedTensor::new(name, shape, values)
+    });
+    let changed = Checkpoint::from_tensors("text encoder", changed.collect::<Vec<_>>());
+    let bytes = Checkpoint::write([(String::new(), &changed)], WeightDtype::F32, None).unwrap();
+    fs::write(&file, bytes).unwrap();
+    let told = text(&wuerstchen(&["inspect", &path]).stderr);
+    assert!(told.contains(line), "{told}");
 }
 
 /// The bundle has one text encoder, and what it makes is what its weights make.

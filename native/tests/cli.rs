@@ -103,6 +103,9 @@ fn a_step_takes_few_launches() {
         let found = |what: &str| report["generation"][step][what].as_f64().unwrap();
         assert!((1.0..=dispatches).contains(&found("dispatches")), "{report}");
         assert!((1.0..=6.0).contains(&found("submits")), "{report}");
+        assert!((1.0..=dispatches).contains(&found("shader_dispatches")), "{report}");
+        // The shaders read the weights, and more besides.
+        assert!(found("shader_bytes") > found("weight_bytes"), "{report}");
         // The reads of the preview, which shows the progress of a picture.
         assert!((0.0..=1.0).contains(&found("reads")), "{report}");
     }
@@ -490,7 +493,12 @@ fn published_layouts_are_recognised_and_imported() {
     assert!(text(&again.stderr).contains("holds a model already"));
     let copy = folder.join("copy").display().to_string();
     let copied = wuerstchen(&["import", &bundle, "-o", &copy]);
-    assert!(text(&copied.stderr).contains("storing the weights as i4: "));
+    assert!(
+        copied.status.success() && text(&copied.stderr).contains("storing the weights as i4: ")
+    );
+    let report = folder.join("web").display().to_string();
+    let refused = wuerstchen(&["export", "web", "-m", &shapes, "-o", &report, "--report", &report]);
+    assert!(text(&refused.stderr).contains("is --output, a folder: expected a file"));
     for (more, expected) in [
         (&["-W", "32"][..], "eval expects square pictures, got 32 x 64"),
         (&["--count", "2"], "eval makes one picture of each prompt: leave --count out"),

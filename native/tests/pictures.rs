@@ -305,6 +305,92 @@ fn colours_of_print_are_read() {
     }
 }
 
+/// A TIFF of 64 x 64 equal pixels of these samples with as many bits each, and with further tags.
+fn tiff(samples: &[u32], bits: u16, further: &[(u16, u16)]) -> Vec<u8> {
+    let count = samples.len() as u16;
+    let pixel: Vec<u8> = match bits {
+        1 => Vec::new(),
+        8 => samples.iter().map(|&value| value as u8).collect(),
+        _ => samples.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    };
+    // One sample of one bit: a byte is eight pixels.
+    let pixels = if bits == 1 { vec![samples[0] as u8; 512] } else { pixel.repeat(64 * 64) };
+    let photometric = if count < 3 { 1 } else { 2 };
+    let mut tags =
+        vec![(256, 64), (257, 64), (259, 1), (262, photometric), (277, count), (278, 64)];
+    tags.extend(further);
+    // The bits of each sample come after the directory, and the pixels after them.
+    let directory = 8 + 2 + 12 * (tags.len() as u32 + 3) + 4;
+    let short = |(tag, value): (u16, u16)| (tag, 3u16, 1u32, u32::from(value));
+    let mut entries: Vec<_> = tags.into_iter().map(short).collect();
+    let of_bits = if count < 3 { u32::from(bits) } else { directory };
+    entries.push((258, 3, u32::from(count), of_bits));
+    entries.push((273, 4, 1, directory + 8));
+    entries.push((279, 4, 1, pixels.len() as u32));
+    entries.sort_unstable();
+    let mut bytes = b"II*\0\x08\0\0\0".to_vec();
+    bytes.extend((entries.len() as u16).to_le_bytes());
+    for (tag, kind, count, value) in entries {
+        bytes.extend(tag.to_le_bytes().into_iter().chain(kind.to_le_bytes()));
+        bytes.extend(count.to_le_bytes().into_iter().chain(value.to_le_bytes()));
+    }
+    bytes.extend(0u32.to_le_bytes());
+    bytes.extend([bits; 4].iter().flat_map(|bits| bits.to_le_bytes()));
+    bytes.extend(pixels);
+    bytes
+}
+
+/// Half a red on half an alpha is a whole red. What the decoder would read wrongly is refused.
+#[test]
+fn tags_of_tiff_files_count() {
+    let folder = Folder::new("tiff");
+    let path = folder.path("a.tif");
+    let read = |bytes: Vec<u8>| {
+        std::fs::write(&path, bytes).unwrap();
+        as_read(&folder, &path).get_pixel(9, 9).0
+    };
+    let refused = |bytes: Vec<u8>, reason: &str| {
+        std::fs::write(&path, bytes).unwrap();
+        let output = wuerstchen(&["reconstruct", &path, "--device", "cpu"]);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(reason), "{told}");
+    };
+    assert_eq!(read(tiff(&[255, 0, 0, 128], 8, &[(338, 2)])), [255, 127, 127]);
+    assert_eq!(read(tiff(&[128, 0, 0, 128], 8, &[(338, 1)])), [255, 127, 127]);
+    let fraction = |value: f32| tiff(&[value.to_bits(); 3], 32, &[(339, 3)]);
+    assert_eq!(read(fraction(1.0)), [255; 3]);
+    refused(fraction(200.0), "expected fractions from 0 to 1, found 200");
+    assert_eq!(read(tiff(&[0xff], 1, &[(266, 1)])), [255; 3]);
+    refused(tiff(&[0x0f], 1, &[(266, 2)]), "found FillOrder 2");
+}
+
+/// A GIF may have a screen of nothing. Its one frame has a pixel.
+#[test]
+fn a_picture_without_pixels_is_refused() {
+    let folder = Folder::new("no-pixels");
+    let path = folder.path("a.gif");
+    let gif = b"GIF89a\0\0\0\0\x80\0\0\xff\0\0\0\0\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
+    std::fs::write(&path, gif).unwrap();
+    for command in [&["reconstruct", &path][..], &["generate", "x", "--image", &path]] {
+        let output = wuerstchen(&[command, &["--device", "cpu"]].concat());
+        let told = text(&output.stderr);
+        let expected = "a.gif: expected pixels, found a picture of 0 x 0";
+        assert!(output.status.code() == Some(4) && told.contains(expected), "{told}");
+    }
+}
+
+/// A thin picture is cut to the model's square, and a line says so.
+#[test]
+fn a_reconstruction_tells_what_it_cuts() {
+    let folder = Folder::new("cut");
+    let path = folder.path("thin.png");
+    RgbImage::new(640, 10).save(&path).unwrap();
+    let output =
+        wuerstchen(&["reconstruct", &path, "-o", &folder.path("r.png"), "--device", "cpu"]);
+    let told = text(&output.stderr);
+    assert!(told.contains("a picture of 640 x 10 pixels is scaled and cut to 64 x 64"), "{told}");
+}
+
 /// The parts of a prompt that do nothing are reported, and nothing else.
 #[test]
 fn what_of_a_prompt_is_not_read_is_told() {

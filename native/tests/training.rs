@@ -262,7 +262,9 @@ fn pictures_of_a_folder_train_a_model() {
     let further = ["b", "--resume", "auto", "--set", "b.steps=3"];
     for (stage_b, measured) in [(&frozen[..], false), (&further[..], true)] {
         let output = train_on(&pictures, &run, stage_b);
-        assert!(output.status.success(), "{}", text(&output.stderr));
+        let told = text(&output.stderr);
+        let later = "Stage C of this run takes parts of Stage B: train it again afterwards";
+        assert!(output.status.success() && told.contains(later) == measured, "{told}");
         let output = train_on(&pictures, &run, &["c", "--resume", "auto", "--set", "c.steps=4"]);
         let told = text(&output.stderr);
         assert!(output.status.success() && told.contains("embedding_scale") == measured, "{told}");
@@ -351,10 +353,8 @@ fn what_is_missing_or_does_not_fit_is_told_at_once() {
     let vqgan = first.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
     let vqgan = vqgan.to_str().unwrap();
     let nowhere = folder.join("nowhere").display().to_string();
-    let of_stage_a =
-        "Stage A of this run is not trained yet, and no model to begin with has this part";
-    let of_stage_b =
-        "Stage B of this run is not trained yet, and no model to begin with has this part";
+    let of_stage_a = "Stage A of this run is not trained yet: train it first";
+    let of_stage_b = "Stage B of this run is not trained yet: train it first";
     let misfit = "expected in_block.1.weight of ";
     for (arguments, reasons) in [
         (vec!["b"], vec![of_stage_a]),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use program::{scratch, text, wuerstchen};
+use program::{copy, scratch, text, wuerstchen};
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("tests/golden/v1").join(path)
@@ -96,6 +96,67 @@ fn tokens_are_sampled_as_the_options_say() {
     assert_eq!(refused.status.code(), Some(2));
     let expected = "temperature needs a model whose Stage B denoises tokens";
     assert!(text(&refused.stderr).contains(expected), "{}", text(&refused.stderr));
+    let model = model.display().to_string();
+    let steps = ["--decoder-steps", "3", "--renoise-steps", "3"];
+    let refused = wuerstchen(&[&["generate", "a hat", "-m", &model][..], &steps].concat());
+    let expected = "--renoise-steps must be at most 2, one less than the decoder's steps, got 3";
+    assert!(text(&refused.stderr).contains(expected), "{}", text(&refused.stderr));
+}
+
+/// Each folder of the authors' files lacks something or has too much. The error says what.
+#[test]
+fn mistakes_in_a_folder_of_the_authors_files_are_named() {
+    let folder = scratch("v1-mistakes");
+    let fails = |name: &str, change: &dyn Fn(&Path), reason: &str| {
+        let folder = folder.join(name);
+        copy(&golden("."), &folder);
+        change(&folder);
+        let output = wuerstchen(&["import", &folder.display().to_string()]);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(reason), "{name}: {told}");
+    };
+    let stage_c = "original/model_stage_c_ema.pt";
+    let stage_b = "original/model_stage_b.pt";
+    let v2 = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("tests/golden/small");
+    fails(
+        "both versions",
+        &|folder| {
+            for file in ["model_v2_stage_b.pt", "model_v2_stage_c.pt"] {
+                fs::copy(v2.join("original").join(file), folder.join("original").join(file))
+                    .unwrap();
+            }
+        },
+        "and other files are of Würstchen v",
+    );
+    let remove =
+        |file: &'static str| move |folder: &Path| fs::remove_file(folder.join(file)).unwrap();
+    fails("no stage c", &remove(stage_c), "expected wuerstchen-v1-prior/prior beside it");
+    fails("no stage b", &remove(stage_b), "the file of Stage B, which tells Würstchen v1 from v2");
+    let config = |text: &'static str| {
+        move |folder: &Path| fs::write(folder.join("config.json"), text).unwrap()
+    };
+    fails(
+        "no JSON",
+        &config("junk"),
+        "config.json: expected a JSON object: expected value at line 1",
+    );
+    fails("no object", &config("[]"), "config.json: expected a JSON object");
+    fails("no stage", &config(r#"{"stage_a": 5}"#), "config.json of all stages, stage_a: ");
+}
+
+/// Endings that other programs give, and files in both places.
+#[test]
+fn authors_files_are_found_by_any_ending() {
+    let folder = scratch("v1-endings").join("model");
+    copy(&golden("."), &folder);
+    for (from, to) in [
+        ("original/model_stage_c_ema.pt", "model_stage_c_ema.pt"),
+        ("original/vqgan_f4_v1_500k.pt", "original/vqgan_f4_v1_500k.ckpt"),
+    ] {
+        fs::rename(folder.join(from), folder.join(to)).unwrap();
+    }
+    let output = wuerstchen(&["import", &folder.display().to_string()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 /// Picture 1 of three is picture 1 of two.

@@ -8,6 +8,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use wuerstchen::checkpoint::NamedTensor;
+use wuerstchen::fs::open;
+use wuerstchen::{Checkpoint, WeightDtype};
+
 use program::{copy, scratch, text, wuerstchen};
 
 fn goldens() -> PathBuf {
@@ -51,6 +55,39 @@ fn the_compressor_comes_from_the_authors_file() {
     let other = decoder.join("other.safetensors");
     copy(&goldens().join("effnet/diffusion_pytorch_model.safetensors"), &other);
     assert!(import(&[&folder], 6).contains("left out: other.safetensors"));
+}
+
+/// Programs put the name of the network in front of all names, in one word or two. In a checkpoint of several parts, or
+/// in the state of a training, each part has a beginning of its own.
+#[test]
+fn beginnings_of_names_are_left_out_or_explained() {
+    let folder = scratch("beginnings");
+    let file = goldens().join("wuerstchen-prior/prior/diffusion_pytorch_model.safetensors");
+    let weights = Checkpoint::parse("prior", open(&file).unwrap()).unwrap();
+    let write = |name: &str, begin: &dyn Fn(usize) -> &'static str| {
+        let tensor = |(i, name): (usize, &str)| {
+            let shape = weights.shape(name).unwrap();
+            let values = weights.values(name).unwrap();
+            NamedTensor::new(format!("{}{name}", begin(i)), shape, values)
+        };
+        let tensors: Vec<_> = weights.names().enumerate().map(tensor).collect();
+        let file = Checkpoint::from_tensors(name, tensors);
+        let bytes = Checkpoint::write([(String::new(), &file)], WeightDtype::F32, None).unwrap();
+        let path = folder.join(format!("{name}.safetensors")).display().to_string();
+        fs::write(&path, bytes).unwrap();
+        let output = wuerstchen(&["import", &path]);
+        (output.status.success(), text(&output.stderr))
+    };
+    for (name, beginning) in [("one", "generator."), ("two", "model.diffusion_model.")] {
+        let (ok, told) = write(name, &|_| beginning);
+        let line = format!("{beginning}, with which all names begin, is left out");
+        assert!(ok && told.contains(&line), "{told}");
+    }
+    let network = "model.diffusion_model.";
+    let (ok, told) = write("comfy", &|i| if i == 0 { "text." } else { network });
+    assert!(!ok && told.contains("it is a checkpoint of ComfyUI"), "{told}");
+    let (ok, told) = write("state", &|i| if i % 2 == 0 { "weights/" } else { "first/" });
+    assert!(!ok && told.contains("found the state of a training"), "{told}");
 }
 
 /// What nothing could load is not written, though each part alone is whole.

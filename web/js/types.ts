@@ -244,7 +244,7 @@ export interface PictureOptions {
   readonly temperature?: number;
   /** The same at the decoder's last step; default 0.6, but at most `temperature`. */
   readonly temperatureEnd?: number;
-  /** Number of steps after which tokens are noised again, if the decoder denoises tokens; default all but the last. */
+  /** Number of steps after which tokens are noised again, if the decoder denoises tokens; at most all but the last. */
   readonly renoiseSteps?: number;
   /**
    * How tokens are chosen: drawn, the likeliest, or the one whose code is nearest to the mean of all codes, weighted by

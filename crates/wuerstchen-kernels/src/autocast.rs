@@ -12,8 +12,8 @@ thread_local! {
 
 /// Runs `compute` with matrix products that multiply numbers of the type `products`, on this thread.
 ///
-/// The factors of linear layers and of attention are rounded to that type; results and gradients are in f32 again. Norms, softmax, convolutions and everything else, including hand-written
-/// shaders, stay in f32.
+/// The factors of linear layers and of attention are rounded to that type; results and gradients are in f32 again.
+/// Norms, softmax, convolutions and everything else, including hand-written shaders, stay in f32.
 ///
 /// Source: Micikevicius et al., "Mixed precision training" (arXiv 1710.03740).
 pub fn autocast<R>(products: DType, compute: impl FnOnce() -> R) -> R {

@@ -425,7 +425,7 @@ impl TrainConfig {
     }
 
     /// Whether a stage starts from existing weights and keeps some of them frozen.
-    pub fn is_frozen_in_part(&self, stage: StageName) -> bool {
+    pub(crate) fn is_frozen_in_part(&self, stage: StageName) -> bool {
         match stage {
             StageName::A => self.a.freeze_encoder,
             StageName::B => self.b.freeze_compressor,

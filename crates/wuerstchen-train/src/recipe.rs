@@ -434,7 +434,7 @@ pub(crate) fn trained<'a>(
     weights.get(&part).ok_or_else(|| LoadError::File {
         path: part.to_string(),
         reason: format!(
-            "Stage {} of this run is not trained yet, and no model to begin with has this part",
+            "Stage {} of this run is not trained yet: train it first, or begin with a model that has this part",
             stage.to_uppercase()
         ),
     })

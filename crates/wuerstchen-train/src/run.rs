@@ -32,7 +32,7 @@ use crate::trainer::{Metrics, Trainer};
 const REPORT: &str = "report.html";
 
 /// The file of the whole model.
-const ONE_FILE_MODEL: &str = "model.safetensors";
+pub const ONE_FILE_MODEL: &str = "model.safetensors";
 
 /// What must be equal in processes that train together: the program, how many pictures they see, and the config.
 pub(crate) fn essence(config: &toml::Value, pictures: Option<usize>) -> String {
@@ -316,6 +316,25 @@ impl Run {
         let shared = self.share_files();
         self.session.conclude(shared)?;
         self.write_model().map(Some)
+    }
+
+    /// The stages besides these that the run has trained and that take parts of them, each with the stage whose parts it
+    /// takes. They no longer fit when that stage has been trained further.
+    pub fn dependents(&self, stages: &[StageName]) -> Vec<(StageName, StageName)> {
+        let (recipe, store) = (&self.recipe, &self.session.store);
+        let later = StageName::ALL.into_iter().filter(|later| {
+            !stages.contains(later) && store.contains(&state_name(self.folder(*later)))
+        });
+        let with_cause = later.filter_map(|later| {
+            let taken = recipe.parts_before(later);
+            let gives = |stage: &&StageName| {
+                // What is trained of such a stage is taken by no other.
+                !recipe.config.is_frozen_in_part(**stage)
+                    && recipe.parts_of(**stage).iter().any(|part| taken.contains(part))
+            };
+            Some((later, *stages.iter().find(gives)?))
+        });
+        with_cause.collect()
     }
 
     /// Fails if a stage that starts anew would overwrite a state, if it cannot go on from one, if its shares of a batch

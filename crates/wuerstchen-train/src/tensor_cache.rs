@@ -30,7 +30,7 @@ impl TensorCache {
         let Some(bytes) = self.0.read(name).map_err(|error| cannot(with_causes(&*error)))? else {
             return Ok(None);
         };
-        // As a machine leaves a new file when it loses its power.
+        // A machine that loses its power can leave an empty file. It counts as missing.
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -150,4 +150,23 @@ pub(crate) fn digest_of_weights(config: &str, weights: &Checkpoint) -> Result<St
         hash.update(&weights.stored(name)?.bytes);
     }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Memory;
+
+    #[test]
+    fn an_empty_file_counts_as_missing_and_another_does_not() {
+        let store = Arc::new(Memory::default());
+        let cache = TensorCache(store.clone());
+        store.write("empty", &[]).unwrap();
+        assert!(cache.get("empty").unwrap().is_none() && cache.shape("empty").unwrap().is_none());
+        cache.put("empty", &[2], vec![1.0, 2.0]).unwrap();
+        assert_eq!(cache.shape("empty").unwrap().unwrap(), [2]);
+        store.write("cut", &[0; 9]).unwrap();
+        let error = cache.get("cut").err().unwrap().to_string();
+        assert!(error.contains("remove the file, and it is computed again"), "{error}");
+    }
 }

@@ -264,8 +264,13 @@ impl Manifest {
         match format(&value) {
             Some(found) if found == u64::from(FORMAT) => {}
             Some(found) => {
+                let remedy = if found < u64::from(FORMAT) {
+                    "export the model anew"
+                } else {
+                    "a newer program reads it"
+                };
                 return Err(fail(format!(
-                    "it is of format {found}, this program reads {FORMAT}: export the model anew"
+                    "it is of format {found}, this program reads {FORMAT}: {remedy}"
                 )));
             }
             None => return Err(fail("it has no field \"format\"".into())),
@@ -722,6 +727,8 @@ mod tests {
         let format = parse(|manifest, _| manifest["format"] = 1.into()).unwrap_err();
         let expected = "it is of format 1, this program reads 2: export the model anew";
         assert_eq!(format, format!("manifest.json: {expected}"));
+        let newer = parse(|manifest, _| manifest["format"] = 3.into()).unwrap_err();
+        assert!(newer.ends_with("this program reads 2: a newer program reads it"), "{newer}");
         for file in ["../s.bin", "/s.bin", "a/b", ".s", "", "a\\b", "c:s"] {
             let error = parse(|manifest, _| manifest["shards"][0]["file"] = file.into());
             let error = error.unwrap_err();

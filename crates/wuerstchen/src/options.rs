@@ -61,8 +61,8 @@ pub struct GenerateOptions {
     /// but at most that of the first step]
     #[cfg_attr(feature = "clap", arg(long))]
     pub temperature_end: Option<f64>,
-    /// Number of the decoder's steps after which tokens are noised again, if it denoises tokens [default: all but the
-    /// last]
+    /// Number of the decoder's steps after which tokens are noised again, if it denoises tokens; at most, and by
+    /// default, all but the last
     #[cfg_attr(feature = "clap", arg(long))]
     pub renoise_steps: Option<usize>,
     /// How tokens are chosen, where Stage B denoises tokens

@@ -34,6 +34,8 @@ pub struct PicturePrompt {
 pub struct Control {
     /// What is added to Stage C's features, `[1, h, w, C]` each, with the number of the residual block that follows.
     pub(crate) features: Vec<(usize, TensorData)>,
+    /// Whether the ControlNet takes edges and the picture has none.
+    pub(crate) lacks_edges: bool,
 }
 
 impl Control {

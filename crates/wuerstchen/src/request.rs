@@ -143,6 +143,11 @@ impl Prepared {
         &self.request
     }
 
+    /// Whether the results were to follow the edges of a picture that has none, so that they follow nothing.
+    pub fn lacks_edges(&self) -> bool {
+        self.control.as_ref().is_some_and(|control| control.lacks_edges)
+    }
+
     /// The batches to make: one for every frame of every prompt, prompt by prompt.
     pub fn batches(&self) -> Vec<Batch<'_>> {
         let frames =

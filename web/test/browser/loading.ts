@@ -2,18 +2,15 @@
 // browser's storage, and prints JSON: `npm run bench:loading -- FOLDER`, a folder that
 // `wuerstchen export web` wrote. Megabytes are 10^6 bytes.
 
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
-import { launchWithProfile, openPage, Site } from './site.ts';
+import { join } from 'node:path';
+import { launchWithProfile, link, openPage, Site } from './site.ts';
 
 const [folder] = process.argv.slice(2);
 if (!folder) throw new Error('expected the folder of a browser bundle');
 
-const link = 'node_modules/.cache/loading';
-mkdirSync('node_modules/.cache', { recursive: true });
-rmSync(link, { force: true });
-symlinkSync(resolve(folder), link);
+const bundle = link(folder, 'loading');
 
 const site = await Site.open('.');
 const profile = mkdtempSync(join(tmpdir(), 'wuerstchen-'));
@@ -36,7 +33,7 @@ async function load(): Promise<{ bytes: number; seconds: number; megabytesPerSec
     const engine = await load({ model, device: 'cpu', onProgress });
     await engine.dispose();
     return { bytes, seconds: (ended - begun) / 1000 };
-  }, `/${link}/manifest.json`);
+  }, `/${bundle}/manifest.json`);
   await page.close();
   return { bytes, seconds, megabytesPerSecond: bytes / 1e6 / seconds };
 }
@@ -46,5 +43,5 @@ const fromStorage = [await load(), await load(), await load()];
 console.log(JSON.stringify({ overHttp, fromStorage }, null, 2));
 await context.close();
 site.close();
-rmSync(link);
+rmSync(bundle);
 rmSync(profile, { recursive: true });

@@ -1,7 +1,14 @@
 // The pages under test: served by the binary, opened in a real browser.
 
 import { spawn, execFileSync, type ChildProcess } from 'node:child_process';
-import { createReadStream, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import {
+  createReadStream,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+} from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -83,11 +90,10 @@ export class Cdn {
   }
 }
 
-/** Chromium as Debian ships it; its GPU is SwiftShader, a software one. */
-export const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
+const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
 
 /** The arguments that every Chromium here gets. */
-export const CHROMIUM_ARGUMENTS: readonly string[] = [
+const CHROMIUM_ARGUMENTS: readonly string[] = [
   '--no-sandbox',
   '--disable-quic',
   '--no-first-run',
@@ -97,12 +103,21 @@ export const CHROMIUM_ARGUMENTS: readonly string[] = [
   '--enable-unsafe-webgpu',
 ];
 
-/** Starts Chromium, with further arguments. */
+/** Starts Chromium as Debian ships it, with further arguments; its GPU is SwiftShader, a software one. */
 export function launch(...args: string[]): Promise<Browser> {
   return chromium.launch({ executablePath: CHROMIUM, args: [...CHROMIUM_ARGUMENTS, ...args] });
 }
 
-/** Starts Chromium with a profile on the disk, as people have one. Without it, storage is kept in memory. */
+/** Makes a folder of any place reachable for pages, under the path that this gives. */
+export function link(folder: string, name: string): string {
+  const path = `node_modules/.cache/${name}`;
+  mkdirSync('node_modules/.cache', { recursive: true });
+  rmSync(path, { force: true });
+  symlinkSync(resolve(folder), path);
+  return path;
+}
+
+/** Starts Chromium with a profile on the disk, as people have one. Without a profile, storage is kept in memory. */
 export function launchWithProfile(profile: string): Promise<BrowserContext> {
   return chromium.launchPersistentContext(profile, {
     executablePath: CHROMIUM,

@@ -18,8 +18,8 @@ pub(crate) use tensors::{can_multiply, linear, multiplies, packed_linear, panels
 /// one of `x`, the tile takes eleven of the sixteen registers that x86-64 has.
 pub(super) const ROWS: usize = 4;
 
-/// Most values of `x` that are multiplied with the same panels before the next ones: 64 KiB, which stay in the level-two cache while a panel
-/// stays in the level-one cache.
+/// Most values of `x` that are multiplied with the same panels before the next ones: 64 KiB, which stay in the level-two
+/// cache while a panel stays in the level-one cache.
 pub(super) const BLOCK: usize = 1 << 14;
 
 /// Columns of a packed matrix that are unpacked together: whole panels, whatever vectors a processor has.

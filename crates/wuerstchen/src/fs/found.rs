@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::error::{OpenError, Result, cannot, unfit};
 use super::files::{NO_FILE, file_name, open, read, subfolders, with_extension};
 use super::hub::snapshot;
 use super::pytorch::read_pytorch_shards;
-use super::shards::{PYTORCH, Shards, files_of_weights, is_pytorch};
+use super::shards::{Shards, files_of_weights, is_pytorch};
 use super::text::read_text;
 use crate::authors_config;
 use crate::card::{CARD, RUN_CONFIG, RUN_MODEL, TUNED_LORA, TUNED_MODEL};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, is_counter};
 use crate::error::LoadError;
 use crate::family::{Family, PREPARATION, PipelineFolder};
 use crate::import::{complete, part_beside, recognise};
@@ -28,6 +28,9 @@ use crate::text::TokenizerFiles;
 
 /// Where the authors' files may lie in a folder.
 const ORIGINALS: &str = "original";
+
+/// Ends of names of the authors' files. Trainers write other files that end in `.bin`.
+const AUTHORS_ENDINGS: [&str; 3] = ["pt", "pth", "ckpt"];
 
 /// With what the names of a network's tensors begin in a checkpoint of ComfyUI.
 const COMFYUI_NETWORK: &str = "model.diffusion_model.";
@@ -75,8 +78,7 @@ pub struct PartOrigin {
 }
 
 /// The layouts of weights that are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// Hugging Face's.
     Diffusers,
@@ -88,8 +90,14 @@ pub enum Layout {
     BrowserBundle,
 }
 
+impl Serialize for Layout {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 impl Layout {
-    /// The name, as it is serialized.
+    /// Its name for people and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Diffusers => "diffusers",
@@ -136,8 +144,8 @@ impl Found {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
-        let config = config_beside(path)?;
         if is_pytorch(path)? {
+            let config = config_beside(path)?;
             return self.add_pytorch(&[path.to_owned()], path, config.as_deref(), None);
         }
         let (name, source) = (path.display().to_string(), open(path)?);
@@ -148,6 +156,7 @@ impl Found {
                 return self.merge(files?, &origin);
             }
         }
+        let config = config_beside(path)?;
         let weights = Checkpoint::parse(&name, source)?.unwrapped();
         let weights = self.without_prefix(weights, path);
         let origin = PartOrigin::of(path, &weights);
@@ -284,15 +293,15 @@ impl Found {
         Ok(())
     }
 
-    /// Adds the authors' files in a folder, or in `original/` of it, with a text encoder and a tokenizer in
-    /// folders beside them.
+    /// Adds the authors' files in a folder and in `original/` of it, with a text encoder and a tokenizer in folders
+    /// beside them.
     fn add_authors_folder(&mut self, folder: &Path) -> Result<()> {
         let text = folder.join("text_encoder");
         if !text.is_dir() {
             return Ok(());
         }
         for place in [&folder.join(ORIGINALS), folder] {
-            for ending in PYTORCH {
+            for ending in AUTHORS_ENDINGS {
                 for file in with_extension(place, ending)? {
                     self.add_file(&file)?;
                     self.has_authors_folder = true;
@@ -409,10 +418,13 @@ impl Found {
     /// only then; notes it. Programs write the name of the network there, or of the average that the weights are.
     fn without_prefix(&mut self, weights: Checkpoint, path: &Path) -> Checkpoint {
         let is_known = |weights: &Checkpoint| !recognise(&weights.from_original()).is_empty();
+        if is_known(&weights) {
+            return weights;
+        }
         let first = weights.names().next().unwrap_or_default();
         let prefixes = first.match_indices('.').take(2).map(|(dot, _)| first[..=dot].to_owned());
         for prefix in prefixes.collect::<Vec<_>>() {
-            if !weights.names().all(|name| name.starts_with(&prefix)) || is_known(&weights) {
+            if !weights.names().all(|name| name.starts_with(&prefix)) {
                 return weights;
             }
             let inner = weights.clone().without_wrappers(&[&prefix]);
@@ -467,6 +479,9 @@ impl Found {
         let part = match (&parts[..], folder) {
             ([], _) => {
                 let names = weights.names().take(3).collect::<Vec<_>>().join(", ");
+                let is_state = ["weights/", "first/"]
+                    .iter()
+                    .all(|start| weights.names().any(|name| name.starts_with(start)));
                 let is_model =
                     weights.names().next().is_some_and(|name| Part::of_path(name).is_ok());
                 let reason = if names.is_empty() {
@@ -475,6 +490,8 @@ impl Found {
                     "it has the tensors of a one-file model, but not its metadata, in which the configs are: another \
                      program has saved it without them"
                         .to_owned()
+                } else if is_state {
+                    "expected a part of a model, found the state of a training".to_owned()
                 } else if is_lora(&weights) {
                     "expected a part of a model, found a LoRA, which changes a model".to_owned()
                 } else if weights.names().any(|name| name.starts_with(COMFYUI_NETWORK)) {
@@ -596,8 +613,8 @@ impl Found {
         Ok(self.files.clone())
     }
 
-    /// Notes parts of the published pipelines that are left out although they differ from those that do the same. The
-    /// norms and biases are compared: a training changes all of them, and they are few.
+    /// Notes parts of the published pipelines that are left out although they differ from those that do the same. Norms,
+    /// biases and positions are compared: they are few, and a training of all weights changes them.
     fn note_spare(&mut self) -> Result<()> {
         let family = self.files.family();
         let pairs = family.spare.iter().map(|&spare| (spare, family.prior_text));
@@ -606,18 +623,15 @@ impl Found {
             let (Some(left_out), Some(taken)) = (weights.get(&spare), weights.get(&own)) else {
                 continue;
             };
-            let mut different = None;
-            for (name, _, shape, _) in
-                left_out.describe().filter(|(_, _, shape, _)| shape.len() == 1)
-            {
-                if taken.shape(name) != Some(shape)
-                    || !are_alike(&left_out.values(name)?, &taken.values(name)?)
-                {
-                    different = Some(name.to_owned());
-                    break;
-                }
-            }
-            let Some(name) = different else { continue };
+            let mut compared = left_out.names().filter(|name| {
+                let is_vector = left_out.shape(name).is_some_and(|shape| shape.len() == 1);
+                (is_vector || name.ends_with("position_embedding.weight")) && !is_counter(name)
+            });
+            let differs = |name: &&str| {
+                taken.shape(name) != left_out.shape(name)
+                    || !are_alike(left_out.values(name), taken.values(name))
+            };
+            let Some(name) = compared.find(differs) else { continue };
             let note = format!(
                 "{spare} is left out, although it differs from {own}, such as in {name}: both stages see the text of \
                  {own}"
@@ -632,16 +646,18 @@ impl Found {
     /// Why weights that may be of several parts are of none.
     fn unclear(&self, weights: &Checkpoint) -> String {
         let parts = recognise(weights);
-        let names: Vec<_> = parts.iter().map(Part::to_string).collect();
-        let missing: Vec<_> = self.files.missing_parts().iter().map(Part::to_string).collect();
-        let (names, missing) = (names.join(", "), missing.join(", "));
-        if parts.iter().all(|part| part.stage() == Some(Stage::Text)) {
+        let mut missing = self.files.missing_parts();
+        missing.retain(|part| !parts.contains(part));
+        let text =
+            |parts: &[Part]| parts.iter().map(Part::to_string).collect::<Vec<_>>().join(", ");
+        let (names, missing) = (text(&parts), text(&missing));
+        if self.files.family().decoder_text.is_some() {
             format!(
-                "cannot tell whether this text encoder is Stage C's or Stage B's, as {missing} are not there; put it \
-                 into the folder of its pipeline"
+                "cannot tell which of {names} it is: expected {missing} beside it, or the folder of its pipeline \
+                 around it"
             )
         } else {
-            format!("cannot tell which of {names} it is, as {missing} are not there")
+            format!("cannot tell which of {names} it is: expected {missing} beside it")
         }
     }
 
@@ -758,11 +774,16 @@ fn config_beside(weights: &Path) -> Result<Option<String>> {
     Ok(Some(config).filter(|text| authors_config::is_one(text)))
 }
 
-/// Whether numbers are the same but for the rounding to 16 bits.
-fn are_alike(one: &[f32], other: &[f32]) -> bool {
-    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2 * a.abs().max(b.abs()) + 1e-4;
-    one.iter().zip(other).all(near)
+/// Whether numbers are the same but for the rounding to 16 bits. Those that cannot be read are reported elsewhere.
+fn are_alike(one: LoadResult, other: LoadResult) -> bool {
+    const ROUNDING: f32 = 1.0 / 256.0;
+    let (Ok(one), Ok(other)) = (one, other) else { return true };
+    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + 1e-6;
+    one.iter().zip(&other).all(near)
 }
+
+/// The values of a tensor.
+type LoadResult = std::result::Result<Vec<f32>, LoadError>;
 
 /// Fails where a config is no JSON object.
 fn check_object(path: &Path, config: &str) -> Result<()> {

@@ -51,6 +51,7 @@ impl Pipeline {
         let (cells, _) = self.sizes(settings.height, settings.width)?;
         let size = cells.map(|side| side * CELL);
         let picture = cover(image.to_tensor(&self.device), size);
+        let mut lacks_edges = false;
         let x = match (input, mask) {
             (ControlInput::Painting, None) => {
                 let (field, needed) = ("control_image", "a control_mask for this ControlNet");
@@ -67,7 +68,11 @@ impl Pipeline {
                 let other = "a ControlNet that takes no mask";
                 return Err(OptionsError::Contradiction { field: "control_mask", other }.into());
             }
-            (ControlInput::Edges, None) => edges(picture).await?,
+            (ControlInput::Edges, None) => {
+                let (x, found) = edges(picture).await?;
+                lacks_edges = !found;
+                x
+            }
             (ControlInput::Embedding, None) => self.embed_half(picture)?,
         };
         let [_, channels, ..] = x.dims();
@@ -83,7 +88,7 @@ impl Pipeline {
         for (&block, x) in config.blocks.iter().zip(network.get()?.forward(x)) {
             features.push((block, read(x * scale).await?));
         }
-        Ok(Control { features })
+        Ok(Control { features, lacks_edges })
     }
 
     /// The image embedding of a picture in half its resolution, every cell twice as wide and as high.
@@ -99,16 +104,18 @@ impl Pipeline {
     }
 }
 
-/// The edges of a picture `[1, 3, H, W]` in `[0, 1]`: `[1, 1, H, W]`, 1 in the middle of an edge.
+/// The edges of a picture `[1, 3, H, W]` in `[0, 1]`: `[1, 1, H, W]`, 1 in the middle of an edge; and whether there are
+/// any.
 ///
 /// Source: `CannyFilter` in `modules/controlnet.py` of Stability-AI/StableCascade.
-async fn edges(picture: Tensor<4>) -> Result<Tensor<4>, Error> {
+async fn edges(picture: Tensor<4>) -> Result<(Tensor<4>, bool), Error> {
     let ([.., height, width], device) = (picture.dims(), picture.device());
     let square = resize_planes(picture, [EDGES_SIDE; 2], Filter::BilinearAliased);
     let edges = canny::edges(&read(square).await?);
+    let has_any = edges.iter().any(|&edge| edge > 0.0);
     let edges = TensorData::new(edges, [1, 1, EDGES_SIDE, EDGES_SIDE]);
     let edges = Tensor::from_data(edges, &device);
-    Ok(resize_planes(edges, [height, width], Filter::BilinearAliased))
+    Ok((resize_planes(edges, [height, width], Filter::BilinearAliased), has_any))
 }
 
 #[cfg(test)]
@@ -127,7 +134,9 @@ mod tests {
         assert_eq!(found, expected);
         assert!((0.05..0.5).contains(&(found.iter().sum::<f32>() / found.len() as f32)));
 
-        let found = block_on(edges(tensor("filter.input"))).unwrap();
+        let (found, has_any) = block_on(edges(tensor("filter.input"))).unwrap();
+        assert!(has_any);
+        assert!(!block_on(edges(tensor("filter.input").zeros_like())).unwrap().1);
         let difference = (found - tensor("filter.edges")).abs();
         let differing = difference.greater_elem(1e-3).float().mean().into_scalar::<f32>();
         assert!(differing < 0.01, "{differing}");

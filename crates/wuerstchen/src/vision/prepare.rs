@@ -70,8 +70,8 @@ impl PreparationConfig {
         }
     }
 
-    /// Checks that what is cut out is as large as the encoder's pictures, and that nothing else is asked for than what
-    /// [`Self::prepare`] does.
+    /// Checks that what is cut out is as large as the encoder's pictures, and that no step of [`Self::prepare`] is turned
+    /// off or done in another way.
     ///
     /// # Errors
     ///
@@ -233,6 +233,8 @@ fn cubic(distance: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// Weights of two pixels from four sum to one, and a grey picture stays grey.
@@ -242,6 +244,31 @@ mod tests {
         let resized = resize_bicubic(&image, 3, 9);
         assert_eq!((resized.width, resized.height), (3, 9));
         assert!(resized.rgb.iter().all(|&byte| byte == 93), "{:?}", resized.rgb);
+    }
+
+    #[test]
+    fn another_preparation_is_refused() {
+        let with = |field: &str, value: Value| {
+            let mut config = PreparationConfig::published(8);
+            config.others.insert(field.to_owned(), value);
+            config.validate(8).map_err(|error| error.to_string())
+        };
+        for (field, value) in [
+            ("do_resize", json!(true)),
+            ("resample", json!(3)),
+            ("rescale_factor", json!(1.0 / 255.0)),
+            ("do_convert_rgb", json!(false)),
+        ] {
+            assert_eq!(with(field, value), Ok(()), "{field}");
+        }
+        for (field, value, expected) in [
+            ("do_normalize", json!(false), "do_normalize must be true, got false"),
+            ("resample", json!(2), "resample must be 3 (bicubic), got 2"),
+            ("rescale_factor", json!(1), "rescale_factor must be 1/255, got 1"),
+        ] {
+            let error = with(field, value).unwrap_err();
+            assert!(error.ends_with(expected), "{error}");
+        }
     }
 
     /// The shorter side becomes 2, so 4 x 3 becomes 2 x 2 (2.67 rounded down), of which nothing is cut.

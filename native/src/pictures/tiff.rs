@@ -1,4 +1,4 @@
-//! What tags of TIFF files say about their pixels that the decoder does not act on.
+//! What TIFF files say about their pixels that the decoder does not act on.
 //!
 //! Source: TIFF 6.0, sections 8 (`FillOrder`) and 18 (`ExtraSamples`).
 
