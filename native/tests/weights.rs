@@ -62,7 +62,9 @@ fn the_compressor_comes_from_the_authors_file() {
 #[test]
 fn beginnings_of_names_are_left_out_or_explained() {
     let folder = scratch("beginnings");
-    let file = goldens().join("wuerstchen-prior/prior/diffusion_pytorch_model.safetensors");
+    let prior = goldens().join("wuerstchen-prior/prior");
+    copy(&prior.join("config.json"), &folder.join("config.json"));
+    let file = prior.join("diffusion_pytorch_model.safetensors");
     let weights = Checkpoint::parse("prior", open(&file).unwrap()).unwrap();
     let write = |name: &str, begin: &dyn Fn(usize) -> &'static str| {
         let tensor = |(i, name): (usize, &str)| {

@@ -353,6 +353,6 @@ fn a_stage_that_rank_0_cannot_start_starts_nowhere() {
     for error in done.map(Result::unwrap_err) {
         let error = error.to_string();
         assert!(error.starts_with("rank 0 of 2 on thread0: "), "{error}");
-        assert!(error.contains("stage b is not trained"), "{error}");
+        assert!(error.contains("Stage B of this run is not trained yet"), "{error}");
     }
 }

@@ -276,7 +276,7 @@ fn a_cache_is_filled_ahead() {
     let (store, cache) = (Arc::new(Memory::default()), Arc::new(Memory::default()));
     let mut run = run(2, &store).with_cache(cache.clone());
     let error = run.fill_cache(StageName::B).unwrap_err().to_string();
-    assert!(error.contains("stage a"), "{error}");
+    assert!(error.contains("Stage A of this run is not trained yet"), "{error}");
     assert!(run.train(StageName::A, Start::Anew).unwrap().is_continue());
     assert!(run.fill_cache(StageName::B).unwrap().is_continue());
     assert_eq!(cache.names().len(), 1);
@@ -323,7 +323,7 @@ fn a_stage_needs_the_ones_before() {
     let _turn = turn();
     let store = Arc::new(Memory::default());
     let error = run(1, &store).train(StageName::B, Start::Anew).unwrap_err().to_string();
-    assert!(error.contains("stage a is not trained"), "{error}");
+    assert!(error.contains("Stage A of this run is not trained yet"), "{error}");
 }
 
 /// A corpus of ten shapes, of which number 5 cannot be read.
