@@ -116,7 +116,13 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let inputs = args.model.as_deref();
     let report_file = args.report.as_deref().map(|path| check_output(path, inputs.as_slice()));
     let report_file = report_file.transpose()?;
-    let is_output = |report: &&Path| absolute(report).ok() == absolute(&args.output).ok();
+    let resolved = |path: &Path| {
+        let path = absolute(path).ok()?;
+        Some((path.parent()?.canonicalize().ok()?, path.file_name()?.to_owned()))
+    };
+    let is_output = |report: &&Path| {
+        resolved(report).is_some_and(|report| Some(report) == resolved(&args.output))
+    };
     if let Some(report) = args.report.as_deref().filter(is_output) {
         let error = anyhow!("--report {} is --output, a folder: expected a file", report.display());
         return Err(crate::usage(&error));

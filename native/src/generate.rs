@@ -114,7 +114,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let prepared = block_on(pipeline.prepare(request))?;
     tell_of_sizes(&prepared);
     if prepared.lacks_edges() {
-        say!("no edges were found in the --control-image, so nothing of it is followed");
+        say!("no edges were found in the --control-image: the ControlNet sees an empty picture");
     }
     tell_of_guidance(&prepared.settings, prepared.settings.strength != Some(0.0));
     let batches = prepared.batches();

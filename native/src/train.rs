@@ -406,10 +406,6 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         ranks.tell_of_pictures(&corpus, &output);
         return Ok(());
     }
-    for (later, of) in run.dependents(args.stage.names()) {
-        let [later, of] = [later, of].map(|stage| stage.as_str().to_uppercase());
-        tell!("Stage {later} of this run takes parts of Stage {of}: train it again afterwards");
-    }
     for (stage, start) in stages {
         let done = run.train(stage, start);
         ranks.tell_of_pictures(&corpus, &output);
@@ -425,6 +421,12 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let model = run.write_model()?;
     let [folder, file] = [RUN_MODEL, ONE_FILE_MODEL].map(|name| output.join(name));
     tell!("wrote {} and {}", folder.display(), file.display());
+    for stage in run.outdated()? {
+        tell!(
+            "stage {} of this run was trained with other weights of the stages before it: train it again",
+            stage.as_str()
+        );
+    }
     let missing: Vec<_> = model.missing_parts().iter().map(Part::to_string).collect();
     if !missing.is_empty() {
         tell!("not trained yet, so that it makes no pictures: {}", missing.join(", "));

@@ -263,7 +263,7 @@ fn pictures_of_a_folder_train_a_model() {
     for (stage_b, measured) in [(&frozen[..], false), (&further[..], true)] {
         let output = train_on(&pictures, &run, stage_b);
         let told = text(&output.stderr);
-        let later = "Stage C of this run takes parts of Stage B: train it again afterwards";
+        let later = "stage c of this run was trained with other weights of the stages before it: train it again";
         assert!(output.status.success() && told.contains(later) == measured, "{told}");
         let output = train_on(&pictures, &run, &["c", "--resume", "auto", "--set", "c.steps=4"]);
         let told = text(&output.stderr);

@@ -132,6 +132,11 @@ fn mistakes_in_a_folder_of_the_authors_files_are_named() {
         |file: &'static str| move |folder: &Path| fs::remove_file(folder.join(file)).unwrap();
     fails("no stage c", &remove(stage_c), "expected wuerstchen-v1-prior/prior beside it");
     fails("no stage b", &remove(stage_b), "the file of Stage B, which tells Würstchen v1 from v2");
+    fails(
+        "no text encoder",
+        &|folder| fs::remove_dir_all(folder.join("text_encoder")).unwrap(),
+        "expected the folders text_encoder and tokenizer beside the authors' files",
+    );
     let config = |text: &'static str| {
         move |folder: &Path| fs::write(folder.join("config.json"), text).unwrap()
     };
@@ -144,7 +149,7 @@ fn mistakes_in_a_folder_of_the_authors_files_are_named() {
     fails("no stage", &config(r#"{"stage_a": 5}"#), "config.json of all stages, stage_a: ");
 }
 
-/// Endings that other programs give, and files in both places.
+/// Endings that other programs give, files in both places, links, and files that hold no part.
 #[test]
 fn authors_files_are_found_by_any_ending() {
     let folder = scratch("v1-endings").join("model");
@@ -155,8 +160,13 @@ fn authors_files_are_found_by_any_ending() {
     ] {
         fs::rename(folder.join(from), folder.join(to)).unwrap();
     }
+    fs::write(folder.join("optimizer.pt"), "junk").unwrap();
+    let stage_b = folder.join("original/model_stage_b.pt");
+    std::os::unix::fs::symlink(stage_b, folder.join("model_stage_b.pt")).unwrap();
     let output = wuerstchen(&["import", &folder.display().to_string()]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    let told = text(&output.stderr);
+    assert!(output.status.success() && told.contains("left out: "), "{told}");
+    assert!(told.contains("optimizer.pt"), "{told}");
 }
 
 /// Picture 1 of three is picture 1 of two.

@@ -220,7 +220,8 @@ impl Optimizer {
         Self { config, first: Values::new(), second: Values::new(), ema: Values::new() }
     }
 
-    /// Updates the weights, but not their moving average, with the gradients of a loss (see [`collect_gradients`]);
+    /// Updates the weights, but not their moving average, with the gradients of a loss (see
+    /// [`collect_gradients`](crate::values::collect_gradients));
     /// `step` counts from 0.
     pub fn step<M: Module>(
         &mut self,

@@ -26,7 +26,7 @@ use crate::report::report;
 use crate::stages::Stage;
 use crate::store::Store;
 use crate::tensor_cache::{TensorCache, digest, digest_of_weights};
-use crate::trainer::{Metrics, Trainer};
+use crate::trainer::{Metrics, Trainer, read_header};
 
 /// The page that shows how the run went.
 const REPORT: &str = "report.html";
@@ -318,23 +318,22 @@ impl Run {
         self.write_model().map(Some)
     }
 
-    /// The stages besides these that the run has trained and that take parts of them, each with the stage whose parts it
-    /// takes. They no longer fit when that stage has been trained further.
-    pub fn dependents(&self, stages: &[StageName]) -> Vec<(StageName, StageName)> {
-        let (recipe, store) = (&self.recipe, &self.session.store);
-        let later = StageName::ALL.into_iter().filter(|later| {
-            !stages.contains(later) && store.contains(&state_name(self.folder(*later)))
-        });
-        let with_cause = later.filter_map(|later| {
-            let taken = recipe.parts_before(later);
-            let gives = |stage: &&StageName| {
-                // What is trained of such a stage is taken by no other.
-                !recipe.config.is_frozen_in_part(**stage)
-                    && recipe.parts_of(**stage).iter().any(|part| taken.contains(part))
-            };
-            Some((later, *stages.iter().find(gives)?))
-        });
-        with_cause.collect()
+    /// The stages that the run has trained with other weights of the stages before them than it has now.
+    ///
+    /// # Errors
+    ///
+    /// Weights or the state of a stage cannot be read.
+    pub fn outdated(&self) -> Result<Vec<StageName>, RunError> {
+        let mut outdated = Vec::new();
+        for stage in StageName::ALL {
+            let name = state_name(self.folder(stage));
+            let Some(state) = self.session.store.open(&name)? else { continue };
+            let header = read_header(&name, &*state)?;
+            if header.frozen.is_some() && header.frozen != self.frozen(stage)? {
+                outdated.push(stage);
+            }
+        }
+        Ok(outdated)
     }
 
     /// Fails if a stage that starts anew would overwrite a state, if it cannot go on from one, if its shares of a batch

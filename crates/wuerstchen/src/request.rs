@@ -143,7 +143,7 @@ impl Prepared {
         &self.request
     }
 
-    /// Whether the results were to follow the edges of a picture that has none, so that they follow nothing.
+    /// Whether the results are to follow the edges of a picture that has none.
     pub fn lacks_edges(&self) -> bool {
         self.control.as_ref().is_some_and(|control| control.lacks_edges)
     }

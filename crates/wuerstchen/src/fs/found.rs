@@ -1,6 +1,6 @@
 //! Models as other programs and this one lay them out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::error::{OpenError, Result, cannot, unfit};
-use super::files::{NO_FILE, file_name, open, read, subfolders, with_extension};
+use super::files::{NO_FILE, file_name, has_extension, open, read, subfolders, with_extension};
 use super::hub::snapshot;
 use super::pytorch::read_pytorch_shards;
 use super::shards::{Shards, files_of_weights, is_pytorch};
@@ -29,7 +29,7 @@ use crate::text::TokenizerFiles;
 /// Where the authors' files may lie in a folder.
 const ORIGINALS: &str = "original";
 
-/// Ends of names of the authors' files. Trainers write other files that end in `.bin`.
+/// Ends of names of the authors' files, the published one first. Trainers write other files that end in `.bin`.
 const AUTHORS_ENDINGS: [&str; 3] = ["pt", "pth", "ckpt"];
 
 /// With what the names of a network's tensors begin in a checkpoint of ComfyUI.
@@ -246,13 +246,23 @@ impl Found {
             places.iter().try_for_each(|folder| self.note_unread(folder))?;
         }
         if self.origins.len() + self.ambiguous.len() == before {
-            self.add_part(path, None)?;
+            let files = with_extension(path, "safetensors")?;
+            match &files[..] {
+                [file] if is_one_file_model(file)? => self.add_file(file)?,
+                _ => self.add_part(path, None)?,
+            }
         }
         if self.origins.len() + self.ambiguous.len() == before {
             let is_of_run = path.ends_with(RUN_MODEL)
                 && path.parent().is_some_and(|run| run.join(RUN_CONFIG).is_file());
+            let mut places = [path.join(ORIGINALS), path.to_owned()].into_iter();
+            let has_authors_files = places
+                .any(|place| with_extension(&place, "pt").is_ok_and(|files| !files.is_empty()));
             let reason = if is_of_run {
                 "the run has not trained a part yet: expected a model".to_owned()
+            } else if has_authors_files {
+                "expected the folders text_encoder and tokenizer beside the authors' files"
+                    .to_owned()
             } else {
                 format!(
                     "it is no model: expected folders such as {} with safetensors or PyTorch files",
@@ -300,14 +310,26 @@ impl Found {
         if !text.is_dir() {
             return Ok(());
         }
+        // Trainers write other files beside the authors', and links may lead from one place to the other.
+        let (mut seen, mut found_any) = (BTreeSet::new(), false);
         for place in [&folder.join(ORIGINALS), folder] {
+            let mut files = Vec::new();
             for ending in AUTHORS_ENDINGS {
-                for file in with_extension(place, ending)? {
-                    self.add_file(&file)?;
-                    self.has_authors_folder = true;
+                files.extend(with_extension(place, ending)?);
+            }
+            files.retain(|file| file.canonicalize().map_or(true, |file| seen.insert(file)));
+            let is_second = found_any;
+            for file in files {
+                match self.add_file(&file) {
+                    Ok(()) => found_any = true,
+                    Err(error) if is_second || !has_extension(&file, AUTHORS_ENDINGS[0]) => {
+                        self.notes.push(format!("left out: {error}"));
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
+        self.has_authors_folder |= found_any;
         self.add_part(&text, None)?;
         for file in TokenizerFiles::NAMES {
             if let Some(text) = read_if_there(&folder.join("tokenizer").join(file))? {
@@ -494,7 +516,7 @@ impl Found {
                     "expected a part of a model, found the state of a training".to_owned()
                 } else if is_lora(&weights) {
                     "expected a part of a model, found a LoRA, which changes a model".to_owned()
-                } else if weights.names().any(|name| name.starts_with(COMFYUI_NETWORK)) {
+                } else if !recognise(&weights.under(COMFYUI_NETWORK).from_original()).is_empty() {
                     "it is a checkpoint of ComfyUI, which holds several parts: expected the file of one part, as the \
                      authors or diffusers write it"
                         .to_owned()
@@ -538,7 +560,14 @@ impl Found {
             self.files.texts.remove(&part.config_path());
         }
         let config = match config {
-            Some(text) if authors_config::is_one(&text) => authors_config::of_part(&text, part)?,
+            Some(text) if authors_config::is_one(&text) => authors_config::of_part(&text, part)
+                .map_err(|error| match error {
+                    LoadError::File { path, reason } => {
+                        let path = format!("{path}, for {}", origin.path.display());
+                        LoadError::File { path, reason }
+                    }
+                    error => error,
+                })?,
             config => config,
         };
         if let Some(config) = config {
@@ -631,7 +660,8 @@ impl Found {
                 taken.shape(name) != left_out.shape(name)
                     || !are_alike(left_out.values(name), taken.values(name))
             };
-            let Some(name) = compared.find(differs) else { continue };
+            let more = || taken.names().find(|name| !left_out.has(name) && !is_counter(name));
+            let Some(name) = compared.find(differs).or_else(more) else { continue };
             let note = format!(
                 "{spare} is left out, although it differs from {own}, such as in {name}: both stages see the text of \
                  {own}"
@@ -772,6 +802,12 @@ fn config_beside(weights: &Path) -> Result<Option<String>> {
         check_object(&path, &config)?;
     }
     Ok(Some(config).filter(|text| authors_config::is_one(text)))
+}
+
+/// Whether a file holds a model of this program.
+fn is_one_file_model(file: &Path) -> Result<bool> {
+    let read = ModelFiles::from_one_file(&file.display().to_string(), open(file)?);
+    Ok(!matches!(read, Err(LoadError::NoModel { .. } | LoadError::Format { .. })))
 }
 
 /// Whether numbers are the same but for the rounding to 16 bits. Those that cannot be read are reported elsewhere.

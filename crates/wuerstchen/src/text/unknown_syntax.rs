@@ -16,9 +16,19 @@ pub fn unknown_syntax(prompt: &str) -> Vec<&str> {
     let angular = angular.filter(|found| found.contains(':'));
     let square = square.filter(|found| found.contains([':', '|']) && !found.contains('('));
     let curly = curly.filter(|found| found.contains('|'));
-    let words = prompt.split_whitespace();
-    let words = words.filter(|word| DIVIDERS.contains(word) || word.starts_with(EMBEDDING));
-    angular.chain(square).chain(curly).chain(words).collect()
+    let dividers = prompt.split_whitespace().filter(|word| DIVIDERS.contains(word));
+    angular.chain(square).chain(curly).chain(dividers).chain(embeddings(prompt)).collect()
+}
+
+/// The names of embeddings in a prompt, with what stands before them.
+fn embeddings(prompt: &str) -> impl Iterator<Item = &str> {
+    prompt.match_indices(EMBEDDING).filter_map(|(start, _)| {
+        let name = &prompt[start + EMBEDDING.len()..];
+        let is_of_name = |c: char| c.is_alphanumeric() || "_-.".contains(c);
+        let length = name.find(|c| !is_of_name(c)).unwrap_or(name.len());
+        let is_word = prompt[..start].ends_with(char::is_alphanumeric);
+        (length > 0 && !is_word).then(|| &prompt[start..start + EMBEDDING.len() + length])
+    })
 }
 
 /// The pieces of a prompt that end with a closing bracket.
@@ -36,7 +46,8 @@ mod tests {
             "a (red:1.3) [cat:dog:0.5] BREAK on [grass|snow] in {rain|fog} <lora:style:0.8>";
         let found = ["<lora:style:0.8>", "[cat:dog:0.5]", "[grass|snow]", "{rain|fog}", "BREAK"];
         assert_eq!(unknown_syntax(prompt), found);
-        assert_eq!(unknown_syntax("a fox, embedding:bad"), ["embedding:bad"]);
+        let embeddings = "a,embedding:bad, (embedding:worse-2:1.2) embedding: an embedding:";
+        assert_eq!(unknown_syntax(embeddings), ["embedding:bad", "embedding:worse-2"]);
         let none: [&str; 0] = [];
         assert_eq!(unknown_syntax("[weak] [(a:1.2)] 1 < 2: a [b"), none);
         let nested = unknown_syntax("1 < 2 <x:1> [a [b|c]] {d|{e} f}");

@@ -92,6 +92,9 @@ impl PreparationConfig {
         {
             return Err(ConfigError::new(part, "rescale_factor", "1/255", found));
         }
+        if let Some(std) = self.image_std.into_iter().find(|std| !std.is_normal() || *std < 0.0) {
+            return Err(ConfigError::new(part, "image_std", "above 0", std));
+        }
         let CropSize { height, width } = self.crop_size;
         for (field, value) in [("crop_size.height", height), ("crop_size.width", width)] {
             if value != side {
@@ -261,6 +264,10 @@ mod tests {
         ] {
             assert_eq!(with(field, value), Ok(()), "{field}");
         }
+        let mut flat = PreparationConfig::published(8);
+        flat.image_std[1] = 0.0;
+        let error = flat.validate(8).unwrap_err().to_string();
+        assert!(error.ends_with("image_std must be above 0, got 0"), "{error}");
         for (field, value, expected) in [
             ("do_normalize", json!(false), "do_normalize must be true, got false"),
             ("resample", json!(2), "resample must be 3 (bicubic), got 2"),
