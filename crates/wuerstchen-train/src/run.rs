@@ -318,17 +318,18 @@ impl Run {
         self.write_model().map(Some)
     }
 
-    /// The stages that the run has trained with other weights of the stages before them than it has now.
+    /// The stages that the run has trained with other weights of the stages before them than it has now. A state that
+    /// cannot be read is left out, because nothing goes on from it.
     ///
     /// # Errors
     ///
-    /// Weights or the state of a stage cannot be read.
+    /// Weights cannot be read.
     pub fn outdated(&self) -> Result<Vec<StageName>, RunError> {
         let mut outdated = Vec::new();
         for stage in StageName::ALL {
             let name = state_name(self.folder(stage));
             let Some(state) = self.session.store.open(&name)? else { continue };
-            let header = read_header(&name, &*state)?;
+            let Ok(header) = read_header(&name, &*state) else { continue };
             if header.frozen.is_some() && header.frozen != self.frozen(stage)? {
                 outdated.push(stage);
             }
