@@ -146,7 +146,7 @@ fn mistakes_in_a_folder_of_the_authors_files_are_named() {
         "config.json: expected a JSON object: expected value at line 1",
     );
     fails("no object", &config("[]"), "config.json: expected a JSON object");
-    fails("no stage", &config(r#"{"stage_a": 5}"#), "config.json of all stages, stage_a: ");
+    fails("no stage", &config(r#"{"stage_a": 5}"#), "config.json of all stages, stage_a, for ");
 }
 
 /// Endings that other programs give, files in both places, links, and files that hold no part.
