@@ -20,7 +20,7 @@ use wuerstchen_train::tune::Buckets;
 
 use crate::folder::Folder;
 use crate::new_folder::{NewFolder, check_new};
-use crate::output::check_output;
+use crate::output::{check_output, folder_of};
 use crate::pictures::tell_of_frames;
 use crate::shards::Shards;
 use crate::terminal::{counted, visible_lines};
@@ -158,10 +158,8 @@ fn stats(args: &StatsArgs) -> Result<()> {
 
 /// Whether a file lies in a folder or in one below it.
 fn is_within(file: &Path, folder: &Path) -> bool {
-    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new(".")).canonicalize();
     let folder = folder.canonicalize().ok().filter(|folder| folder.is_dir());
-    folder.zip(parent.ok()).is_some_and(|(folder, parent)| parent.starts_with(folder))
+    folder.zip(folder_of(file)).is_some_and(|(folder, parent)| parent.starts_with(folder))
 }
 
 fn count(pictures: &dyn Pictures, sizes: &[Result<[usize; 2], CorpusError>]) -> Stats {

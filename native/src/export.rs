@@ -4,7 +4,7 @@ mod picture;
 mod plan;
 mod report;
 
-use std::path::{Path, PathBuf, absolute};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
@@ -23,7 +23,7 @@ use self::report::Report;
 use crate::devices::{self, Choice};
 use crate::files;
 use crate::new_folder::{NewFolder, check_new};
-use crate::output::check_output;
+use crate::output::{check_output, folder_of};
 use crate::progress::bytes_bar;
 
 /// Arguments of `wuerstchen export`.
@@ -116,12 +116,9 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let inputs = args.model.as_deref();
     let report_file = args.report.as_deref().map(|path| check_output(path, inputs.as_slice()));
     let report_file = report_file.transpose()?;
-    let resolved = |path: &Path| {
-        let path = absolute(path).ok()?;
-        Some((path.parent()?.canonicalize().ok()?, path.file_name()?.to_owned()))
-    };
     let is_output = |report: &&Path| {
-        resolved(report).is_some_and(|report| Some(report) == resolved(&args.output))
+        report.file_name() == args.output.file_name()
+            && folder_of(report).is_some_and(|folder| Some(folder) == folder_of(&args.output))
     };
     if let Some(report) = args.report.as_deref().filter(is_output) {
         let error = anyhow!("--report {} is --output, a folder: expected a file", report.display());

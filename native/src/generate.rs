@@ -254,24 +254,25 @@ fn tell_of_sizes(prepared: &Prepared) {
     {
         say!("of a picture prompt of {width} x {height} pixels the square in the middle counts");
     }
-    let other = |image: &&Image| (image.width, image.height) != (width, height);
     let cut = |image: &&Image| image.width * height != image.height * width;
     for Image { width: found_width, height: found_height, .. } in control_image.iter().filter(cut) {
         say!(
             "a picture of {found_width} x {found_height} pixels is cut to the shape of {width} x {height}"
         );
     }
-    for image in image_to.iter().chain(image).filter(other) {
-        tell_of_size(image, [width, height]);
+    for image in image_to.iter().chain(image) {
+        tell_of_size(image, &prepared.settings);
     }
 }
 
-/// Reports that a picture is scaled and cut to fit.
-pub(crate) fn tell_of_size(image: &Image, [width, height]: [usize; 2]) {
+/// Reports that a picture is scaled and cut to fit, if so.
+pub(crate) fn tell_of_size(image: &Image, &Settings { width, height, .. }: &Settings) {
     let (found_width, found_height) = (image.width, image.height);
-    say!(
-        "a picture of {found_width} x {found_height} pixels is scaled and cut to {width} x {height}"
-    );
+    if (found_width, found_height) != (width, height) {
+        say!(
+            "a picture of {found_width} x {found_height} pixels is scaled and cut to {width} x {height}"
+        );
+    }
 }
 
 /// Reports that the negative prompt does nothing, if so. Stage C's guidance scale counts only where Stage C runs.

@@ -59,6 +59,12 @@ pub(crate) fn png_files(
     Ok(outputs)
 }
 
+/// The folder in which a file lies or will lie, without links; `None` if there is no such folder.
+pub(crate) fn folder_of(path: &Path) -> Option<PathBuf> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new(".")).canonicalize().ok()
+}
+
 /// The file that will be written to `path`.
 ///
 /// Fails if it is one of the command's `inputs` or replaces a file in a folder of them, or if it cannot be written.

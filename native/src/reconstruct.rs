@@ -55,9 +55,7 @@ pub(crate) fn run(args: &ReconstructArgs) -> Result<()> {
     let image = pictures::read_image(&args.image)?;
     let pipeline = args.model.load_decoder()?.pipeline;
     let settings = pipeline.settings(&args.options, Some(&image))?;
-    if (image.width, image.height) != (settings.width, settings.height) {
-        tell_of_size(&image, [settings.width, settings.height]);
-    }
+    tell_of_size(&image, &settings);
     let negative = ("negative_prompt", &*args.options.negative_prompt);
     for prompt in [("prompt", &*args.prompt), negative] {
         tell_of_prompt(&pipeline, prompt, settings.prompt_syntax)?;

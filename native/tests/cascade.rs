@@ -6,11 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use wuerstchen::Checkpoint;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::fs::open;
-use wuerstchen::{Checkpoint, WeightDtype};
 
-use program::{copy, scratch, text, wuerstchen};
+use program::{copy, save, scratch, text, wuerstchen};
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("tests/golden/cascade").join(path)
@@ -114,9 +114,8 @@ fn controlnet(kind: &str, blocks: [usize; RES_BLOCKS]) -> PathBuf {
     };
     let weights = all.under(&format!("{kind}.weights."));
     let weights = weights.renamed(|name| (!is_extra(name)).then(|| name.to_owned()));
-    let bytes = Checkpoint::write([(String::new(), &weights)], WeightDtype::F32, None).unwrap();
     let folder = scratch(&format!("controlnet-{kind}-{}", blocks[RES_BLOCKS - 1]));
-    fs::write(folder.join("model.safetensors"), bytes).unwrap();
+    save(folder.join("model.safetensors"), &weights);
     fs::write(folder.join("config.json"), format!(r#"{{"blocks": {blocks:?}}}"#)).unwrap();
     folder
 }
@@ -284,9 +283,8 @@ fn another_text_encoder_of_stage_b_is_told_of() {
         let values = weights.values(name).unwrap().iter().map(|value| 1.01 * value).collect();
         NamedTensor::new(name, shape, values)
     });
-    let changed = Checkpoint::from_tensors("text encoder", changed.collect::<Vec<_>>());
-    let bytes = Checkpoint::write([(String::new(), &changed)], WeightDtype::F32, None).unwrap();
-    fs::write(&file, bytes).unwrap();
+    let changed = changed.collect::<Vec<_>>();
+    save(&file, &Checkpoint::from_tensors("text encoder", changed));
     let told = text(&wuerstchen(&["inspect", &path]).stderr);
     assert!(told.contains(line), "{told}");
 }

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use serde_json::Value;
+use wuerstchen::Checkpoint;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::noise::Philox;
-use wuerstchen::{Checkpoint, WeightDtype};
 
-use program::{scratch, text, wuerstchen};
+use program::{save, scratch, text, wuerstchen};
 
 /// Writes pictures of 40 x 36 pixels: a ramp, brighter by `shift`, and for each name another colour.
 fn write_pictures(folder: &Path, names: &[&str], shift: u8) {
@@ -56,10 +56,8 @@ fn write_lpips(folder: &Path) -> [String; 2] {
     let heads: Vec<_> =
         (0..5).map(|i| random(format!("lin{i}.model.1.weight"), &[1, 2, 1, 1])).collect();
     [("alexnet.safetensors", trunk), ("alex.safetensors", heads)].map(|(name, tensors)| {
-        let weights = Checkpoint::from_tensors(name, tensors);
-        let bytes = Checkpoint::write([(String::new(), &weights)], WeightDtype::F32, None);
         let path = folder.join(name);
-        fs::write(&path, bytes.unwrap()).unwrap();
+        save(&path, &Checkpoint::from_tensors(name, tensors));
         path.display().to_string()
     })
 }

@@ -8,11 +8,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use wuerstchen::Checkpoint;
 use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::fs::open;
-use wuerstchen::{Checkpoint, WeightDtype};
 
-use program::{copy, scratch, text, wuerstchen};
+use program::{copy, save, scratch, text, wuerstchen};
 
 fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("tests/golden/small")
@@ -73,10 +73,8 @@ fn beginnings_of_names_are_left_out_or_explained() {
             NamedTensor::new(format!("{}{name}", begin(i)), shape, values)
         };
         let tensors: Vec<_> = weights.names().enumerate().map(tensor).collect();
-        let file = Checkpoint::from_tensors(name, tensors);
-        let bytes = Checkpoint::write([(String::new(), &file)], WeightDtype::F32, None).unwrap();
         let path = folder.join(format!("{name}.safetensors")).display().to_string();
-        fs::write(&path, bytes).unwrap();
+        save(&path, &Checkpoint::from_tensors(name, tensors));
         let output = wuerstchen(&["import", &path]);
         (output.status.success(), text(&output.stderr))
     };

@@ -467,7 +467,7 @@ impl TrainConfig {
             let is_of_emoji = self.corpus.scenes == Scenes::Emoji;
             if is_own && stage.lesson != Lesson::default() {
                 return no_value("lesson", "only a built-in corpus has lessons");
-            } else if !is_own && !is_of_emoji && tinted.is_some() {
+            } else if !is_of_emoji && tinted.is_some() {
                 return no_value("lesson.tinted", "only scenes of emoji are tinted");
             } else if is_of_emoji && plain_relations != 0.0 {
                 return no_value("lesson.plain_relations", "only scenes of shapes have it");

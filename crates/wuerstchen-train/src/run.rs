@@ -330,7 +330,7 @@ impl Run {
             let name = state_name(self.folder(stage));
             let Some(state) = self.session.store.open(&name)? else { continue };
             let Ok(header) = read_header(&name, &*state) else { continue };
-            if header.frozen.is_some() && header.frozen != self.frozen(stage)? {
+            if header.has_other_parts(self.frozen(stage)?.as_deref()) {
                 outdated.push(stage);
             }
         }

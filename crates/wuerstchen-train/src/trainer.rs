@@ -93,10 +93,15 @@ pub(crate) struct Header {
     pub(crate) precision: Option<Precision>,
     /// A hash of the weights of other parts with which the stage was trained, if it takes any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) frozen: Option<String>,
+    frozen: Option<String>,
 }
 
 impl Header {
+    /// Whether the stage was trained with other weights of the parts that it takes than those with this hash.
+    pub(crate) fn has_other_parts(&self, frozen: Option<&str>) -> bool {
+        self.frozen.is_some() && self.frozen.as_deref() != frozen
+    }
+
     /// Fails unless the state is of this seed and of a method with the same moments.
     pub(crate) fn check(&self, name: &str, seed: u64, method: Method) -> Result<(), RestoreError> {
         if self.seed != seed {

@@ -6,7 +6,6 @@ use std::io::Cursor;
 
 use anyhow::{Result, bail};
 use image::DynamicImage;
-use tiff::TiffResult;
 use tiff::decoder::Decoder;
 use tiff::tags::Tag;
 
@@ -15,11 +14,8 @@ const ASSOCIATED_ALPHA: u16 = 1;
 
 /// Fails where the bits of every byte are in the reverse order, which the decoder would read as they lie.
 pub(super) fn check_order(bytes: &[u8]) -> Result<()> {
-    let find = || -> TiffResult<_> {
-        Decoder::new(Cursor::new(bytes))?.find_tag_unsigned::<u16>(Tag::FillOrder)
-    };
-    match find() {
-        Ok(Some(order)) if order != 1 => {
+    match first_value(bytes, Tag::FillOrder) {
+        Some(order) if order != 1 => {
             bail!("expected a TIFF with the highest bit of a byte first, found FillOrder {order}")
         }
         _ => Ok(()),
@@ -28,10 +24,14 @@ pub(super) fn check_order(bytes: &[u8]) -> Result<()> {
 
 /// Whether the colours are multiplied by their alpha.
 pub(super) fn are_multiplied(bytes: &[u8]) -> bool {
-    let find = || -> TiffResult<_> {
-        Decoder::new(Cursor::new(bytes))?.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples)
-    };
-    find().ok().flatten().is_some_and(|samples| samples.first() == Some(&ASSOCIATED_ALPHA))
+    first_value(bytes, Tag::ExtraSamples) == Some(ASSOCIATED_ALPHA)
+}
+
+/// The first number of a tag of the first picture; `None` if there is none, or if the file cannot be read, which the
+/// decoder reports.
+fn first_value(bytes: &[u8], tag: Tag) -> Option<u16> {
+    let mut decoder = Decoder::new(Cursor::new(bytes)).ok()?;
+    decoder.find_tag_unsigned_vec(tag).ok().flatten()?.first().copied()
 }
 
 /// The colours before they were multiplied by their alpha, in 16 bits.

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use wuerstchen::{Checkpoint, WeightDtype};
+
 pub(crate) fn wuerstchen<S: AsRef<OsStr>>(arguments: &[S]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_wuerstchen")).args(arguments).output().unwrap()
 }
@@ -19,6 +21,13 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
     folder
+}
+
+/// Writes weights in f32.
+#[allow(dead_code, reason = "not every file of tests writes weights")]
+pub(crate) fn save(path: impl AsRef<Path>, weights: &Checkpoint) {
+    let bytes = Checkpoint::write([(String::new(), weights)], WeightDtype::F32, None).unwrap();
+    fs::write(path, bytes).unwrap();
 }
 
 /// Copies a file, or a folder with all that is in it.

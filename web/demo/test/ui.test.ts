@@ -7,6 +7,7 @@ import { join, resolve } from 'node:path';
 import { after, afterEach, before, beforeEach, test } from 'node:test';
 import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core';
 import { build, preview, type PreviewServer } from 'vite';
+import { chromiumOptions } from '../../test/chromium';
 
 let folder: string;
 let server: PreviewServer;
@@ -27,17 +28,7 @@ before(async () => {
   });
   server = await preview({ ...options, build: { outDir: folder }, preview: { port: 0 } });
   url = server.resolvedUrls?.local[0] ?? '';
-  browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-    args: [
-      '--no-sandbox',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
-      '--disable-sync',
-    ],
-  });
+  browser = await chromium.launch(chromiumOptions());
 });
 
 after(async () => {

@@ -16,6 +16,7 @@ import { join, resolve } from 'node:path';
 import { after, afterEach, before, beforeEach } from 'node:test';
 import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core';
 import { PNG } from 'pngjs';
+import { chromiumOptions } from '../chromium.ts';
 
 /** The folder `web/`; tests are started in it. */
 export const web = resolve('.');
@@ -90,22 +91,12 @@ export class Cdn {
   }
 }
 
-const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
+/** Lets pages use WebGPU on a software GPU. */
+const WEBGPU = '--enable-unsafe-webgpu';
 
-/** The arguments that every Chromium here gets. */
-const CHROMIUM_ARGUMENTS: readonly string[] = [
-  '--no-sandbox',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-  '--enable-unsafe-webgpu',
-];
-
-/** Starts Chromium as Debian ships it, with further arguments; its GPU is SwiftShader, a software one. */
+/** Starts Chromium with further arguments; its GPU is SwiftShader, a software one. */
 export function launch(...args: string[]): Promise<Browser> {
-  return chromium.launch({ executablePath: CHROMIUM, args: [...CHROMIUM_ARGUMENTS, ...args] });
+  return chromium.launch(chromiumOptions(WEBGPU, ...args));
 }
 
 /** Makes a folder of any place reachable for pages, under the path that this gives. */
@@ -119,10 +110,7 @@ export function link(folder: string, name: string): string {
 
 /** Starts Chromium with a profile on the disk, as people have one. Without a profile, storage is kept in memory. */
 export function launchWithProfile(profile: string): Promise<BrowserContext> {
-  return chromium.launchPersistentContext(profile, {
-    executablePath: CHROMIUM,
-    args: [...CHROMIUM_ARGUMENTS],
-  });
+  return chromium.launchPersistentContext(profile, chromiumOptions(WEBGPU));
 }
 
 export interface Picture {

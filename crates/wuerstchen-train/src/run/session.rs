@@ -267,7 +267,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         if let Some(from) = header.precision.filter(|from| *from != config.precision) {
             session.tell(&Event::Precision { stage, from, to: config.precision });
         }
-        if header.frozen.is_some() && header.frozen.as_deref() != trainer.frozen() {
+        if header.has_other_parts(trainer.frozen()) {
             session.tell(&Event::OtherParts { stage });
         }
     }

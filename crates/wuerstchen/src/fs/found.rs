@@ -246,18 +246,15 @@ impl Found {
             places.iter().try_for_each(|folder| self.note_unread(folder))?;
         }
         if self.origins.len() + self.ambiguous.len() == before {
-            let files = with_extension(path, "safetensors")?;
-            match &files[..] {
-                [file] if is_one_file_model(file)? => self.add_file(file)?,
-                _ => self.add_part(path, None)?,
-            }
+            self.add_part(path, None)?;
         }
         if self.origins.len() + self.ambiguous.len() == before {
             let is_of_run = path.ends_with(RUN_MODEL)
                 && path.parent().is_some_and(|run| run.join(RUN_CONFIG).is_file());
             let mut places = [path.join(ORIGINALS), path.to_owned()].into_iter();
-            let has_authors_files = places
-                .any(|place| with_extension(&place, "pt").is_ok_and(|files| !files.is_empty()));
+            let has_authors_files = places.any(|place| {
+                with_extension(&place, AUTHORS_ENDINGS[0]).is_ok_and(|files| !files.is_empty())
+            });
             let reason = if is_of_run {
                 "the run has not trained a part yet: expected a model".to_owned()
             } else if has_authors_files {
@@ -405,8 +402,8 @@ impl Found {
         Ok(())
     }
 
-    /// Adds the weights of a folder, one file or several shards, and their config; notes which of its
-    /// files are left out.
+    /// Adds the weights of a folder, one file or several shards, and their config; notes which of its files are left
+    /// out. A lone file of no known part is added as if it were named itself.
     fn add_part(&mut self, folder: &Path, part: Option<Part>) -> Result<()> {
         let Some(Shards { files, left_out }) = Shards::of(folder)? else { return Ok(()) };
         if !left_out.is_empty() {
@@ -416,6 +413,9 @@ impl Found {
             let (taken, left_out) = (names(&files), names(&left_out));
             let note = format!("{}: reads {taken}; left out: {left_out}", folder.display());
             self.notes.push(note);
+        }
+        if let (None, [file]) = (part, &files[..]) {
+            return self.add_file(file);
         }
         let config = config_beside(&files[0])?;
         let path = if files.len() == 1 { &files[0] } else { folder };
@@ -657,8 +657,12 @@ impl Found {
                 (is_vector || name.ends_with("position_embedding.weight")) && !is_counter(name)
             });
             let differs = |name: &&str| {
-                taken.shape(name) != left_out.shape(name)
-                    || !are_alike(left_out.values(name), taken.values(name))
+                if taken.shape(name) != left_out.shape(name) {
+                    return true;
+                }
+                // Values that cannot be read are reported elsewhere.
+                let both = left_out.values(name).ok().zip(taken.values(name).ok());
+                both.is_some_and(|(one, other)| !are_alike(&one, &other))
             };
             let more = || taken.names().find(|name| !left_out.has(name) && !is_counter(name));
             let Some(name) = compared.find(differs).or_else(more) else { continue };
@@ -804,22 +808,12 @@ fn config_beside(weights: &Path) -> Result<Option<String>> {
     Ok(Some(config).filter(|text| authors_config::is_one(text)))
 }
 
-/// Whether a file holds a model of this program.
-fn is_one_file_model(file: &Path) -> Result<bool> {
-    let read = ModelFiles::from_one_file(&file.display().to_string(), open(file)?);
-    Ok(!matches!(read, Err(LoadError::NoModel { .. } | LoadError::Format { .. })))
-}
-
-/// Whether numbers are the same but for the rounding to 16 bits. Those that cannot be read are reported elsewhere.
-fn are_alike(one: LoadResult, other: LoadResult) -> bool {
+/// Whether numbers are the same but for the rounding to 16 bits.
+fn are_alike(one: &[f32], other: &[f32]) -> bool {
     const ROUNDING: f32 = 1.0 / 256.0;
-    let (Ok(one), Ok(other)) = (one, other) else { return true };
     let near = |(a, b): (&f32, &f32)| (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + 1e-6;
-    one.iter().zip(&other).all(near)
+    one.iter().zip(other).all(near)
 }
-
-/// The values of a tensor.
-type LoadResult = std::result::Result<Vec<f32>, LoadError>;
 
 /// Fails where a config is no JSON object.
 fn check_object(path: &Path, config: &str) -> Result<()> {
