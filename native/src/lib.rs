@@ -113,14 +113,18 @@ pub fn main() -> ExitCode {
     on_all_cores(run_arguments)
 }
 
-/// Calls `f` on a thread of a pool with one thread for each core.
+/// Calls `f` on a thread of rayon's global pool, which gets one thread for each core.
 ///
 /// A kernel divides its work among the threads of the pool in which it is called. Outside of a pool, its caller wakes a
 /// thread and sleeps until that one is done: with small models this takes a sixth of a picture's time.
+///
+/// The pool must be the global one, which is never dropped. Dropping a pool does not wait for its threads: what a GPU's
+/// driver keeps for a thread would be freed while the process, at its end, frees what the driver keeps for all of them,
+/// and now and then the driver frees something twice.
 pub fn on_all_cores<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     const STACK: usize = 8 << 20; // bytes, as the main thread usually has
-    match rayon::ThreadPoolBuilder::new().stack_size(STACK).build() {
-        Ok(pool) => pool.install(f),
+    match rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global() {
+        Ok(()) => rayon::scope(|_| f()),
         // Where no thread can be started, everything runs on this one.
         Err(_) => f(),
     }
