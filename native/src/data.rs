@@ -238,7 +238,7 @@ fn pack(args: &PackArgs) -> Result<()> {
     // Broken pictures are reported before anything is written.
     let broken = broken(&sizes);
     if !broken.is_empty() {
-        broken.iter().for_each(|error| say!("{}", visible_lines(error)));
+        broken.iter().for_each(|error| say!("{error}"));
         bail!("{} cannot be read", counted(broken.len(), "picture"));
     }
     let output = NewFolder::begin(&args.output)?;

@@ -33,8 +33,8 @@ pub(crate) struct EvalArgs {
     #[arg(short, long)]
     model: Option<PathBuf>,
     /// Prompts for every kind of scene, seen and held out
-    #[arg(long, value_name = "NUMBER", default_value = "512")]
-    prompts: NonZeroUsize,
+    #[arg(long, value_name = "NUMBER", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=MAX_PROMPTS))]
+    prompts: u32,
     /// What the prompts ask for [default: what the model was trained on]
     #[arg(long, value_name = "shapes|emoji")]
     scenes: Option<Scenes>,
@@ -123,7 +123,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         )));
     }
     let config = EvalConfig {
-        prompts: args.prompts.get(),
+        prompts: args.prompts as usize,
         batch_size: args.batch_size.get(),
         seed: args.options.seed,
     };
@@ -173,6 +173,9 @@ fn scenes_of(card: &ModelCard) -> Scenes {
 fn to_json(row: &impl Serialize) -> Value {
     serde_json::to_value(row).expect("a report is JSON")
 }
+
+/// Most prompts for a kind of scene: they are in memory together.
+const MAX_PROMPTS: i64 = 100_000;
 
 const SHAPES_COLUMNS: [&str; 7] =
     ["background", "count", "colour", "shape", "objects", "size", "relation"];

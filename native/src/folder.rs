@@ -25,7 +25,7 @@ use self::captions::captions_of;
 use self::find::{CAPTION_ENDINGS, Found, find, refuse};
 pub(crate) use self::metadata::Entry;
 use crate::pictures::{self, look_at, tell_of_frames, with_picture};
-use crate::terminal::counted;
+use crate::terminal::{counted, visible};
 
 /// Most bytes of scaled pictures that are kept, so that a small folder is decoded only once.
 const KEPT_BYTES: usize = 2 << 30;
@@ -36,7 +36,7 @@ const TOLD_BYTES: u64 = 1 << 30;
 /// The pictures of a folder and of the folders below it, sorted; reports what it leaves out.
 pub(crate) fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let found = find_any(folder)?;
-    found.left_out.lines().for_each(|line| tell!("{line}"));
+    found.left_out.lines().for_each(|line| tell!("{}", visible(&line)));
     Ok(found.pictures)
 }
 
@@ -118,7 +118,7 @@ impl Folder {
         let found = find_any(folder)?;
         let captions = captions_of(folder, &found)?;
         let lines = found.left_out.lines().chain(captions.left_out);
-        lines.chain(of_repeats(&found.pictures)).for_each(|line| tell!("{line}"));
+        lines.chain(of_repeats(&found.pictures)).for_each(|line| tell!("{}", visible(&line)));
         let pictures = found.pictures.into_iter().zip(captions.of_pictures);
         let pictures: Vec<_> = pictures
             .map(|(path, captions)| Picture {

@@ -135,7 +135,7 @@ fn run_arguments() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
-            say!("{}", visible_lines(&format!("error: {}", as_typed(&error))));
+            say!("error: {}", as_typed(&error));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
@@ -85,6 +85,18 @@ fn remove_begun() -> bool {
 
 /// Fails if the folder to write is not empty, because a file could be replaced or mixed with the model's files.
 pub(crate) fn check_new(folder: &Path) -> Result<()> {
+    // Below a folder that is not there, `..` leads to another place once that folder is made.
+    let mut above = PathBuf::new();
+    let mut missing = None;
+    for component in folder.components() {
+        if let (Component::ParentDir, Some(missing)) = (component, &missing) {
+            bail!("{}: there is no folder {missing:?} to go back from", folder.display());
+        }
+        above.push(component);
+        if missing.is_none() && !above.exists() {
+            missing = Some(above.clone());
+        }
+    }
     if folder.join(MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", folder.display())
     }
@@ -135,6 +147,10 @@ mod tests {
         folder.keep();
         assert!(check_new(&path).is_err());
         assert!(!remove_begun());
+        let around = path.join("missing/..");
+        let error = check_new(&around).unwrap_err().to_string();
+        assert!(error.ends_with("to go back from"), "{error}");
+        assert!(!path.join("missing").exists());
         fs::remove_dir_all(&path).unwrap();
     }
 }

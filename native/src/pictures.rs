@@ -116,7 +116,7 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
         bail!("expected {TYPES}, found {found}");
     };
     if format == ImageFormat::Tiff {
-        tiff::check_order(bytes)?;
+        tiff::check_values(bytes)?;
     }
     let decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, header};
+use axum::middleware::map_request;
 use clap::Args;
 use futures_lite::future::{or, pending};
 use tower_http::services::ServeDir;
@@ -62,6 +64,15 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     })
 }
 
+/// Asks for the whole file in place of a part where the part is only wanted of a file that has not changed since: the
+/// service of files does not look at `If-Range` (RFC 9110, section 13.1.5).
+async fn whole_if_changed(mut request: Request) -> Request {
+    if request.headers().contains_key(header::IF_RANGE) {
+        request.headers_mut().remove(header::RANGE);
+    }
+    request
+}
+
 /// Serves files with their types, ranges and modification times. A browser may cache a file but must ask again, so that
 /// it shows a new build at once. Pages are isolated from other origins, because only then does a browser let threads
 /// share memory.
@@ -71,6 +82,7 @@ fn router(args: &ServeArgs) -> Router {
     };
     Router::new()
         .fallback_service(ServeDir::new(&args.folder))
+        .layer(map_request(whole_if_changed))
         .layer(set(header::CACHE_CONTROL, "no-cache"))
         .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(set(header::REFERRER_POLICY, "no-referrer"))

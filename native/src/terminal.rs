@@ -16,13 +16,14 @@ pub(crate) fn is_silent() -> bool {
     SILENT.load(Ordering::Relaxed)
 }
 
-/// Writes a line to stderr. It ignores errors, because a program must not fail when nobody reads its messages any more,
-/// for example with the output piped into `head`.
+/// Writes a line to stderr, with characters escaped that would control a terminal: names of files may have them. It
+/// ignores errors, because a program must not fail when nobody reads its messages any more, for example with the output
+/// piped into `head`.
 #[macro_export]
 macro_rules! say {
     ($($line:tt)*) => {{
         use std::io::Write;
-        let _ = writeln!(std::io::stderr(), $($line)*);
+        let _ = writeln!(std::io::stderr(), "{}", $crate::visible_lines(&format!($($line)*)));
     }};
 }
 

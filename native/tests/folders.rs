@@ -311,6 +311,10 @@ fn captions_may_have_byte_order_marks_and_no_other_encoding() {
     folder.has(3, 3, &[]);
     folder.write("c.txt", b"a fox\na caf\xe9");
     folder.is_refused("c.txt: line 2: expected text in UTF-8, or UTF-16 with a byte-order mark, found the byte 0xe9");
+    folder.write("b.txt", b"\xe9");
+    let error = "2 pictures whose text cannot be read:";
+    folder.is_refused(error);
+    folder.write("b.txt", "a fox");
     folder.write("c.txt", "\u{feff}\r\n");
     folder.is_refused(
         "a picture without a caption in a file of the same name that ends in .txt, .caption",

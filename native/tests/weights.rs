@@ -189,6 +189,17 @@ fn both_pipelines_may_be_one_folder() {
     assert_eq!(output.status.code(), Some(4), "{error}");
     let expected = "expected a pipeline of Würstchen, found a KandinskyPriorPipeline";
     assert!(error.contains(expected), "{error}");
+
+    // Other models have text encoders of the same kind.
+    let folder = scratch("other-pipeline");
+    copy(&goldens().join("wuerstchen-prior/text_encoder"), &folder.join("text_encoder"));
+    let other = r#"{"_class_name": "StableDiffusionPipeline"}"#;
+    fs::write(folder.join("model_index.json"), other).unwrap();
+    let output = wuerstchen(&["import", folder.to_str().unwrap()]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    let expected = "expected a pipeline of Würstchen, found a StableDiffusionPipeline";
+    assert!(error.contains(expected), "{error}");
 }
 
 #[cfg(unix)]

@@ -19,16 +19,19 @@ const QUOTA_ERRORS = [
 /** TypeScript has no `move`, and `createSyncAccessHandle` only for workers. */
 interface FileHandle extends FileSystemFileHandle {
   move(name: string): Promise<void>;
-  createSyncAccessHandle?(): Promise<{
+  createSyncAccessHandle?(options?: { mode: 'read-only' }): Promise<{
+    getSize(): number;
+    read(bytes: Uint8Array): number;
     write(bytes: Uint8Array): number;
     truncate(size: number): void;
-    flush(): void;
     close(): void;
   }>;
 }
 
-/** A cache whose files are read again without being held in memory. */
+/** A cache in the browser's storage. It keeps none of the arrays that it is given. */
 interface FileCache extends CacheAdapter {
+  /** The bytes of a name. They are in `room` if they fit and this browser can read them there, else in a new array. */
+  get(name: string, room?: Uint8Array): Promise<Uint8Array | undefined>;
   /** The file of a name; its bytes stay where they are. */
   file(name: string): Promise<Blob | undefined>;
 }
@@ -44,15 +47,20 @@ async function openOpfs(): Promise<FileCache | undefined> {
   });
   if (!folder) return undefined;
   const remove = (file: string) => folder.removeEntry(file).catch(ignoreMissing);
-  const locked = (name: string, work: () => Promise<void>) =>
-    navigator.locks.request(`${FOLDER}/${name}`, work);
-  const file = async (name: string) =>
-    (await folder.getFileHandle(encodeURIComponent(name)).catch(ignoreMissing))?.getFile();
+  const locked = <T>(name: string, work: () => Promise<T>, mode: LockMode = 'exclusive') =>
+    navigator.locks.request(`${FOLDER}/${name}`, { mode }, work);
+  const open = (name: string) =>
+    folder.getFileHandle(encodeURIComponent(name)).catch(ignoreMissing);
   return {
-    file,
-    async get(name) {
-      const bytes = await (await file(name))?.arrayBuffer();
-      return bytes && new Uint8Array(bytes);
+    file: async (name) => (await open(name))?.getFile(),
+    get(name, room) {
+      const work = async () => {
+        const handle = await open(name);
+        if (!handle) return undefined;
+        const there = room && (await orNothing(() => readInto(room, handle as FileHandle)));
+        return there ?? new Uint8Array(await (await handle.getFile()).arrayBuffer());
+      };
+      return locked(name, work, 'shared');
     },
     put(name, bytes) {
       return locked(name, async () => {
@@ -86,6 +94,19 @@ async function openOpfs(): Promise<FileCache | undefined> {
       return entries;
     },
   };
+}
+
+/** The content of a file in `room`; undefined if it does not fit, or can be read there only in a worker. */
+async function readInto(room: Uint8Array, handle: FileHandle): Promise<Uint8Array | undefined> {
+  // Browsers that know no modes open the file for one tab at a time, and fail in the others.
+  const access = await handle.createSyncAccessHandle?.({ mode: 'read-only' });
+  try {
+    if (!access || access.getSize() > room.length) return undefined;
+    const bytes = room.subarray(0, access.getSize());
+    return access.read(bytes) === bytes.length ? bytes : undefined;
+  } finally {
+    access?.close();
+  }
 }
 
 async function write(handle: FileHandle, bytes: Uint8Array): Promise<void> {
@@ -188,8 +209,14 @@ export class ModelCache {
     this.#adapter = adapter;
   }
 
-  async get(name: string): Promise<Uint8Array | undefined> {
-    return orNothing(() => this.#adapter?.get(name));
+  /** Whether arrays that this cache was given may be used again. An adapter of the caller may keep them. */
+  get keepsNoArrays(): boolean {
+    return !this.#adapter || 'file' in this.#adapter;
+  }
+
+  /** The stored bytes of a name, where they fit in `room` if possible. */
+  async get(name: string, room?: Uint8Array): Promise<Uint8Array | undefined> {
+    return orNothing(() => (this.#adapter as FileCache | undefined)?.get(name, room));
   }
 
   /** The stored file of a name, for reading later; undefined if there is none in the browser's storage. */

@@ -9,8 +9,8 @@ const AHEAD = 4;
 
 /**
  * Yields every file of a model, verified: its contents, then its shards in their order. Some are fetched and stored
- * ahead, while the caller works on earlier ones. At most {@link AHEAD} are in memory at a time, if the caller keeps
- * none of them.
+ * ahead, while the caller works on earlier ones. At most {@link AHEAD} are in memory at a time: the bytes of a file are
+ * overwritten when the caller takes the next one.
  */
 export async function* fetchFiles(
   manifest: Manifest,
@@ -23,23 +23,27 @@ export async function* fetchFiles(
   const controller = new AbortController();
   const { signal } = controller;
   const ignore = onAbort(source.signal, (reason) => controller.abort(reason));
-  const begun: Promise<Brought>[] = [];
-  const beginNext = () => {
+  const begun: [Promise<Brought>, room?: Uint8Array][] = [];
+  const beginNext = (room?: Uint8Array) => {
     const file = files.shift();
     if (!file) return;
-    const brought = bring(file, shardName(manifest, file), { ...source, signal }, progress);
+    const brought = bring(file, shardName(manifest, file), { ...source, signal }, progress, room);
     // The loop below throws a failure when the file's turn comes. Until then it must not count as unhandled.
     brought.catch(() => undefined);
-    begun.push(brought);
+    begun.push([brought, room]);
   };
+  // A new array for every file would take longer than to fill it, because the system clears its memory first.
+  const largest = Math.max(...files.map(({ bytes }) => bytes));
+  const makeRoom = () => (source.cache.keepsNoArrays ? new Uint8Array(largest) : undefined);
   try {
-    for (let i = 0; i < AHEAD; i++) beginNext();
+    for (let i = 0; i < AHEAD; i++) beginNext(makeRoom());
     for (let turn = begun.shift(); turn; turn = begun.shift()) {
-      const brought = await turn;
+      const [coming, room] = turn;
+      const brought = await coming;
       signal.throwIfAborted();
       yield brought;
       await brought.stored;
-      beginNext();
+      beginNext(room);
     }
   } finally {
     ignore();

@@ -41,21 +41,26 @@ export async function fetchContents(manifest: Manifest, source: ShardSource): Pr
   return bytes;
 }
 
-/** Gets a file from the cache, or from the network and puts it into the cache. */
+/**
+ * Gets a file from the cache, or from the network and puts it into the cache. Its bytes may be in `room`, which must have
+ * room for all of them.
+ */
 export async function bring(
   file: Shard,
   name: string,
   source: ShardSource,
   progress: DownloadProgress,
+  room?: Uint8Array,
 ): Promise<Brought> {
   const { cache, signal, emit } = source;
-  const kept = await readStored(file, name, source);
+  const kept = await readStored(file, name, source, room);
   signal?.throwIfAborted();
   if (kept) {
     progress.update(file, file.bytes, true);
     return { bytes: kept, stored: Promise.resolve() };
   }
-  const bytes = await download(file, source, progress);
+  const bytes = room?.subarray(0, file.bytes) ?? new Uint8Array(file.bytes);
+  await download(file, source, progress, bytes);
   emit({ type: 'verify', file: file.file });
   if (!(await isIntact(bytes, file))) {
     throw new WuerstchenError('integrity', `${file.file} has other bytes than its sha256`, {
@@ -71,8 +76,9 @@ async function readStored(
   shard: Shard,
   name: string,
   { cache, emit }: ShardSource,
+  room?: Uint8Array,
 ): Promise<Uint8Array | undefined> {
-  const bytes = await cache.get(name);
+  const bytes = await cache.get(name, room);
   if (!bytes) return undefined;
   emit({ type: 'verify', file: shard.file });
   if (await isIntact(bytes, shard)) return bytes;
@@ -84,15 +90,16 @@ async function isIntact(bytes: Uint8Array, shard: Shard): Promise<boolean> {
   return bytes.length === shard.bytes && (await sha256(bytes)) === shard.sha256;
 }
 
-/** Fetches a shard; failures that may pass are tried again after a pause. */
+/** Fetches a shard into `bytes`; failures that may pass are tried again after a pause. */
 async function download(
   shard: Shard,
   source: ShardSource,
   progress: DownloadProgress,
-): Promise<Uint8Array> {
+  bytes: Uint8Array,
+): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {
-      return await downloadOnce(shard, source, progress);
+      return await downloadOnce(shard, source, progress, bytes);
     } catch (error) {
       const mayPass = error instanceof WuerstchenError && error.retryable;
       if (!mayPass || attempt === ATTEMPTS) throw error;
@@ -105,11 +112,11 @@ async function downloadOnce(
   shard: Shard,
   { url: manifestUrl, fetch, signal }: ShardSource,
   progress: DownloadProgress,
-): Promise<Uint8Array> {
+  bytes: Uint8Array,
+): Promise<void> {
   const url = besides(manifestUrl, shard.file);
   // The HTTP cache would keep a second copy, or return a damaged one again.
   const response = await request(fetch, url, { cache: 'no-store', signal });
-  const bytes = new Uint8Array(shard.bytes);
   let loaded = 0;
   const reader = response.body?.getReader();
   try {
@@ -130,7 +137,6 @@ async function downloadOnce(
     void reader?.cancel().catch(() => undefined);
   }
   if (loaded < bytes.length) throw lengthError(url, shard, `${loaded}`);
-  return bytes;
 }
 
 function lengthError(url: string, shard: Shard, found: string): WuerstchenError {

@@ -31,7 +31,7 @@ pub use self::tune::{
 };
 use crate::lesson::Lesson;
 use crate::limits::{folder_name, positive};
-use crate::tokenizer::MIN_VOCAB_SIZE;
+use crate::tokenizer::{MAX_VOCAB_SIZE, MIN_VOCAB_SIZE};
 
 /// The tables of a model's parts, as errors name them.
 const VQGAN: &str = "model.vqgan";
@@ -484,8 +484,8 @@ impl TrainConfig {
             return Ok(());
         }
         let found = self.corpus.vocab_size;
-        if found < MIN_VOCAB_SIZE {
-            let expected = format!("at least {MIN_VOCAB_SIZE}");
+        if !(MIN_VOCAB_SIZE..=MAX_VOCAB_SIZE).contains(&found) {
+            let expected = format!("from {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE}");
             return Err(ConfigError::new("training", "vocab_size", expected, found));
         }
         for stage in [&self.b.diffusion, &self.c.diffusion] {

@@ -102,14 +102,14 @@ fn fill<M: Module>(
     keys: KeyTable,
     loaded: &mut BTreeSet<String>,
 ) -> Result<(M, Differences), LoadError> {
-    let shapes = shapes(&module, keys);
-    let parameters: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let mut count = Count(0);
+    module.visit(&mut count);
     let mut loader = Loader {
         path: Path::default(),
         keys,
         checkpoint,
         // A browser loads a part piece by piece, so that the whole part counts and not what this checkpoint holds.
-        is_small: parameters <= SMALL_PART,
+        is_small: count.0 <= SMALL_PART,
         loaded,
         transposed: BTreeSet::new(),
         differences: Differences::default(),
@@ -130,6 +130,15 @@ fn fill<M: Module>(
     let unused = checkpoint.names().filter(|name| !loaded.contains(*name) && !is_counter(name));
     differences.unexpected = unused.map(str::to_owned).collect();
     Ok((module, differences))
+}
+
+/// Counts the values of all parameters. Values that wait to be initialised go on waiting.
+struct Count(usize);
+
+impl ModuleVisitor for Count {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0 += param.lazy_shape().num_elements();
+    }
 }
 
 /// The names of a module's parameters that are not in `loaded`.
@@ -324,6 +333,9 @@ impl Reparameterizer for Packer<'_, '_> {
         path: &str,
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<Packed>) {
+        if D != 2 {
+            return (param, None);
+        }
         let names: Vec<_> = path.split('.').map(str::to_owned).collect();
         let name = self.0.keys.name(&names);
         let packed = if stays_packed(self.0.checkpoint, &name, D) {

@@ -131,7 +131,7 @@ fn end(peers: &dyn Peers, done: Result<()>) -> ExitCode {
     let mut code = vec![own];
     peers.broadcast(failure.rank, &mut code);
     if peers.rank() == 0 {
-        say!("{}", visible_lines(&format!("error: {failure}")));
+        say!("error: {failure}");
         say!("all {} processes end; what is saved is kept, for --resume auto", peers.size());
     }
     ExitCode::from(code.first().copied().unwrap_or_default())

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor};
 use image::imageops::FilterType;
 use image::{RgbImage, imageops};
 use indicatif::ProgressBar;
+use unicode_normalization::UnicodeNormalization;
 use wuerstchen::vqgan::strip_rows;
 use wuerstchen::{Image, Statistics, Vqgan, VqganConfig};
 use wuerstchen_train::clip_score::ClipScore;
@@ -117,7 +118,9 @@ impl Pictures {
     fn by_stem(&self) -> Result<BTreeMap<PathBuf, usize>> {
         let mut stems = BTreeMap::new();
         for (place, name) in self.names.iter().enumerate() {
-            if let Some(other) = stems.insert(Path::new(name).with_extension(""), place) {
+            // macOS, zip files and other systems write an accent in different forms.
+            let name: String = name.nfc().collect();
+            if let Some(other) = stems.insert(Path::new(&name).with_extension(""), place) {
                 let [other, path] = [other, place].map(|place| self.path(place).display());
                 bail!("{other} and {path} differ in nothing but their endings");
             }

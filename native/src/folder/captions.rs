@@ -8,7 +8,7 @@ use wuerstchen::fs::read_text_at_most;
 
 use super::find::{CAPTION_ENDINGS, Found, ending, refuse};
 use super::index::{Index, is_absolute, normalised};
-use super::metadata::{CAPTIONS, read_rows, trimmed};
+use super::metadata::{CAPTIONS, NULLS, read_rows, trimmed};
 use crate::pictures;
 use crate::shards::MAX_TEXT;
 use crate::terminal::{counted, is_or_are};
@@ -30,17 +30,21 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     let texts = index(root, &found.texts, without_ending);
     let pictures = index(root, &found.pictures, without_ending);
     let mut unused: BTreeSet<usize> = (0..found.texts.len()).collect();
-    let mut doubled = BTreeSet::new();
+    let (mut doubled, mut unread) = (BTreeSet::new(), Vec::new());
     for (picture, captions) in found.pictures.iter().zip(&mut captions) {
         for text in beside(root, picture, &pictures, &texts, &found.texts) {
             if captions.is_empty() {
-                *captions = trimmed(read_text_at_most(&found.texts[text], MAX_TEXT)?.lines());
+                match read_text_at_most(&found.texts[text], MAX_TEXT) {
+                    Ok(lines) => *captions = trimmed(lines.lines()),
+                    Err(error) => unread.push(format!("{error:#}")),
+                }
                 unused.remove(&text);
             } else {
                 doubled.insert(text);
             }
         }
     }
+    refuse(&unread, "whose text cannot be read")?;
     // A text may belong to two pictures, as the only text of one and a second text of the other.
     let doubled: Vec<_> = doubled.into_iter().filter(|text| unused.remove(text)).collect();
     if let Some(&first) = doubled.first() {
@@ -106,6 +110,11 @@ fn told_by_metadata(
         if !rows.is_empty() && rows.iter().all(|(_, row)| row.captions.is_empty()) {
             let (path, fields) = (path.display(), CAPTIONS.join(", "));
             lines.push(format!("{path}: no row has a caption, which is looked for in {fields}"));
+        }
+        let nulls = rows.iter().filter(|(_, row)| row.has_null).count();
+        if nulls > 0 {
+            let (path, rows, nulls) = (path.display(), counted(nulls, "row"), NULLS.join(", "));
+            lines.push(format!("{path}: left out: captions of {rows} that are one of {nulls}"));
         }
         for (line, row) in rows {
             // The path of a picture, with the row that names it.

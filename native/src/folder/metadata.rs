@@ -15,6 +15,8 @@ use wuerstchen::json::with_nulls;
 pub(super) struct Row {
     pub(super) file_name: String,
     pub(super) captions: Vec<String>,
+    /// Whether a cell of a caption stands for none.
+    pub(super) has_null: bool,
 }
 
 /// The fields of an object in JSON, including those that occur twice.
@@ -56,6 +58,9 @@ const FILE_NAME: &str = "file_name";
 
 /// The fields or columns of a row that tell captions.
 pub(super) const CAPTIONS: [&str; 4] = ["text", "caption", "captions", "prompt"];
+
+/// What Python's programs write into the cells of tables where there is no text.
+pub(super) const NULLS: [&str; 5] = ["nan", "NaN", "None", "NULL", "null"];
 
 /// The captions in a field: one text, several or none.
 fn texts_of(field: &str, value: Value) -> Result<Vec<String>> {
@@ -120,8 +125,11 @@ fn json_rows(text: &str) -> Result<Vec<Numbered>> {
 fn csv_rows(text: &str) -> Result<Vec<Numbered>> {
     let header = text.lines().next().unwrap_or_default();
     // Spreadsheets write semicolons in languages whose decimal mark is a comma.
-    let separator = [b',', b';', b'\t'].into_iter().find(|&s| header.contains(char::from(s)));
-    let separator = separator.unwrap_or(b',');
+    let names_pictures = |separator: &u8| {
+        let mut cells = header.split(char::from(*separator));
+        cells.any(|cell| cell.trim().trim_matches('"').eq_ignore_ascii_case(FILE_NAME))
+    };
+    let separator = [b',', b';', b'\t'].into_iter().find(names_pictures).unwrap_or(b',');
     check_quotes(text, char::from(separator))?;
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(separator)
@@ -160,8 +168,12 @@ fn csv_rows(text: &str) -> Result<Vec<Numbered>> {
         if let Some(list) = captions.iter().map(|&column| cell(column)).find(|cell| is_list(cell)) {
             bail!("line {line}: expected a caption, found the list {list}: lists are for metadata.jsonl");
         }
-        let captions = captions.iter().map(|&column| cell(column).to_owned());
-        Ok((line, row(cell(file_name).to_owned(), captions)))
+        let is_null = |cell: &&str| NULLS.contains(&cell.trim());
+        let (nulls, captions): (Vec<_>, Vec<_>) =
+            captions.iter().map(|&column| cell(column)).partition(is_null);
+        let captions = captions.into_iter().map(str::to_owned);
+        let row = row(cell(file_name).to_owned(), captions);
+        Ok((line, Row { has_null: !nulls.is_empty(), ..row }))
     });
     rows.collect()
 }
@@ -178,6 +190,8 @@ fn is_list(cell: &str) -> bool {
 #[derive(Clone, Copy)]
 enum Place {
     Start,
+    /// After spaces at the start.
+    Spaces,
     Plain,
     /// In a quoted cell, whose opening quote stands in this line.
     Quoted(usize),
@@ -186,7 +200,8 @@ enum Place {
 }
 
 /// Fails where a quote that opens a cell is not closed at the cell's end: all rows up to the next quote
-/// would be taken for a part of the cell.
+/// would be taken for a part of the cell. Fails also where spaces stand before it, because it would be taken for a part
+/// of the text.
 fn check_quotes(text: &str, separator: char) -> Result<()> {
     let (mut place, mut line) = (Place::Start, 1);
     for character in text.chars() {
@@ -199,6 +214,12 @@ fn check_quotes(text: &str, separator: char) -> Result<()> {
                 bail!("line {opened}: a quote is not closed at the end of its cell")
             }
             (Place::Start, '"') => Place::Quoted(line),
+            (Place::Spaces, '"') => {
+                bail!(
+                    "line {line}: expected a quote right after the separator, found a space before it"
+                )
+            }
+            (Place::Start | Place::Spaces, character) if character.is_whitespace() => Place::Spaces,
             _ => Place::Plain,
         };
         line += usize::from(character == '\n');
@@ -217,7 +238,7 @@ fn row(file_name: String, captions: impl Iterator<Item = String>) -> Row {
             different.push(caption);
         }
     }
-    Row { file_name, captions: different }
+    Row { file_name, captions: different, has_null: false }
 }
 
 /// The captions that are not blank, trimmed.
@@ -262,6 +283,7 @@ mod tests {
         let row = |(file, captions): &(&str, &[&str])| Row {
             file_name: (*file).to_owned(),
             captions: owned(captions),
+            has_null: false,
         };
         rows.iter().map(row).collect()
     }
@@ -337,6 +359,28 @@ mod tests {
         assert_eq!(error("b.png,\"a fox\nc.png,a dog\n"), "line 4: a quote is not closed");
         let closed = error("b.png,\"a fox\nc.png,\"a dog\"\n");
         assert_eq!(closed, "line 4: a quote is not closed at the end of its cell");
+        let spaced = error("b.png, \"a fox\"\n");
+        let expected =
+            "line 4: expected a quote right after the separator, found a space before it";
+        assert_eq!(spaced, expected);
+    }
+
+    #[test]
+    fn what_python_writes_for_no_text_is_no_caption() {
+        let rows = csv_rows("file_name,text,caption\na.png,nan,a fox\nb.png,nano,None\n").unwrap();
+        let found: Vec<_> =
+            rows.iter().map(|row| (row.captions[0].as_str(), row.has_null)).collect();
+        assert_eq!(found, [("a fox", true), ("nano", true)]);
+    }
+
+    /// A comma in the header may belong to the name of a column.
+    #[test]
+    fn the_separator_is_the_one_beside_the_names_of_files() {
+        for table in
+            ["file_name;\"text\";\"a, b\"\na.png;x, y;z\n", "file_name;text;a, b\na.png;x, y;z\n"]
+        {
+            assert_eq!(csv_rows(table).unwrap(), expected(&[("a.png", &["x, y"])]), "{table}");
+        }
         assert!(
             csv_rows("file_name,text\na.png,a 5\" disk\nb.png,\"a \"\"5\"\" disk\" \n").is_ok()
         );
@@ -378,7 +422,7 @@ mod tests {
         ) {
             let _ = (json_rows(&noise), csv_rows(&noise));
             let expected: Vec<_> = rows.iter().map(|(file, text)| {
-                Row { file_name: file.clone(), captions: trimmed([text].into_iter()) }
+                Row { file_name: file.clone(), captions: trimmed([text].into_iter()), has_null: false }
             }).collect();
             let lines = rows.iter().map(|(file, text)| {
                 serde_json::json!({"file_name": file, "text": text}).to_string()

@@ -1,47 +1,61 @@
 //! Colour profiles: telephones take pictures in Display P3, and models see sRGB.
 
-use image::{DynamicImage, RgbImage, RgbaImage};
+use image::{DynamicImage, Rgb, RgbImage, RgbaImage};
 use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 
 /// Colours of a profile that differ from those of sRGB by no more than this are the same.
 const SAME: u8 = 2;
 
-/// The pixels in sRGB, with 8 bits a colour where they had others. Profiles that are damaged, or not of RGB, are left
-/// out, as browsers do.
+/// The pixels in sRGB, with 8 bits a colour where they had others. Profiles that are damaged, or of other colours than
+/// the pixels, are left out, as browsers do.
 pub(super) fn to_srgb(pixels: DynamicImage, profile: &[u8]) -> DynamicImage {
     converted(&pixels, profile).unwrap_or(pixels)
 }
 
 /// The pixels in sRGB; `None` where they are as good as that, or the profile cannot be used.
 fn converted(pixels: &DynamicImage, profile: &[u8]) -> Option<DynamicImage> {
-    if !pixels.color().has_color() {
-        return None;
-    }
     let profile = ColorProfile::new_from_slice(profile).ok()?;
-    if profile.color_space != DataColorSpace::Rgb {
+    let (has_color, has_alpha) = (pixels.color().has_color(), pixels.color().has_alpha());
+    let space = if has_color { DataColorSpace::Rgb } else { DataColorSpace::Gray };
+    if profile.color_space != space {
         return None;
     }
-    let has_alpha = pixels.color().has_alpha();
-    let layout = if has_alpha { Layout::Rgba } else { Layout::Rgb };
+    let own = match (has_color, has_alpha) {
+        (true, true) => Layout::Rgba,
+        (true, false) => Layout::Rgb,
+        (false, true) => Layout::GrayAlpha,
+        (false, false) => Layout::Gray,
+    };
+    let made = if has_alpha { Layout::Rgba } else { Layout::Rgb };
     let (srgb, options) = (ColorProfile::new_srgb(), TransformOptions::default());
-    let transform = profile.create_transform_8bit(layout, &srgb, layout, options).ok()?;
-    let convert = |from: &[u8]| {
-        let mut to = vec![0; from.len()];
-        transform.transform(from, &mut to).ok()?;
+    let transform = profile.create_transform_8bit(own, &srgb, made, options).ok()?;
+    let convert = |pixels: &DynamicImage| {
+        let from = match own {
+            Layout::Gray => pixels.to_luma8().into_raw(),
+            Layout::GrayAlpha => pixels.to_luma_alpha8().into_raw(),
+            Layout::Rgb => pixels.to_rgb8().into_raw(),
+            _ => pixels.to_rgba8().into_raw(),
+        };
+        let mut to = vec![0; from.len() / own.channels() * made.channels()];
+        transform.transform(&from, &mut to).ok()?;
         Some(to)
     };
-    let probe: Vec<u8> = (0..6u8.pow(3))
-        .flat_map(|i| [i / 36, i / 6 % 6, i % 6, 5].into_iter().take(if has_alpha { 4 } else { 3 }))
-        .map(|level| 51 * level)
-        .collect();
-    if probe.iter().zip(convert(&probe)?).all(|(a, b)| a.abs_diff(b) <= SAME) {
+    // Six levels of each colour, or of grey.
+    let probe = RgbImage::from_fn(36, 6, |x, y| {
+        let levels = if has_color { [x / 6, x % 6, y] } else { [x % 6; 3] };
+        Rgb(levels.map(|level| 51 * level as u8))
+    });
+    let found = convert(&probe.clone().into())?;
+    let differs = |(a, b): (&u8, &u8)| a.abs_diff(*b) > SAME;
+    let mut pairs = probe.pixels().zip(found.chunks(made.channels()));
+    if !pairs.any(|(given, found)| given.0.iter().zip(found).any(differs)) {
         return None;
     }
-    let (width, height) = (pixels.width(), pixels.height());
+    let (width, height, converted) = (pixels.width(), pixels.height(), convert(pixels)?);
     if has_alpha {
-        RgbaImage::from_raw(width, height, convert(&pixels.to_rgba8())?).map(DynamicImage::from)
+        RgbaImage::from_raw(width, height, converted).map(DynamicImage::from)
     } else {
-        RgbImage::from_raw(width, height, convert(&pixels.to_rgb8())?).map(DynamicImage::from)
+        RgbImage::from_raw(width, height, converted).map(DynamicImage::from)
     }
 }
 
@@ -62,6 +76,18 @@ mod tests {
         let made = in_srgb([234, 51, 35, 128], &ColorProfile::new_display_p3()).into_rgba8();
         let [red, green, blue, alpha] = made.get_pixel(0, 0).0;
         assert!(red >= 253 && green <= 6 && blue <= 6 && alpha == 128, "{made:?}");
+    }
+
+    /// A grey of gamma 1 is half as bright as white where sRGB has 188 of 255.
+    #[test]
+    fn grey_becomes_srgb() {
+        let profile = ColorProfile::new_gray_with_gamma(1.0);
+        let pixels = DynamicImage::from(image::GrayImage::from_pixel(1, 1, image::Luma([128])));
+        let made = to_srgb(pixels.clone(), &profile.encode().unwrap()).into_rgb8();
+        assert!(made.get_pixel(0, 0).0.iter().all(|level| level.abs_diff(188) <= 1), "{made:?}");
+        // A profile of other colours than the pixels.
+        let display_p3 = ColorProfile::new_display_p3().encode().unwrap();
+        assert_eq!(to_srgb(pixels.clone(), &display_p3), pixels);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What TIFF files say about their pixels that the decoder does not act on.
 //!
-//! Source: TIFF 6.0, sections 8 (`FillOrder`) and 18 (`ExtraSamples`).
+//! Source: TIFF 6.0, sections 8 (`FillOrder`), 18 (`ExtraSamples`) and 19 (`SampleFormat`).
 
 use std::io::Cursor;
 
@@ -12,14 +12,20 @@ use tiff::tags::Tag;
 /// The value of `ExtraSamples` where colours are multiplied by their alpha.
 const ASSOCIATED_ALPHA: u16 = 1;
 
-/// Fails where the bits of every byte are in the reverse order, which the decoder would read as they lie.
-pub(super) fn check_order(bytes: &[u8]) -> Result<()> {
-    match first_value(bytes, Tag::FillOrder) {
-        Some(order) if order != 1 => {
-            bail!("expected a TIFF with the highest bit of a byte first, found FillOrder {order}")
-        }
-        _ => Ok(()),
+/// The value of `SampleFormat` for fractions.
+const FRACTIONS: u16 = 3;
+
+/// Fails where the decoder would read other values than the file has: where the bits of every byte are in the reverse
+/// order, and where whole numbers have 32 bits, which it takes for fractions.
+pub(super) fn check_values(bytes: &[u8]) -> Result<()> {
+    if let Some(order) = first_value(bytes, Tag::FillOrder).filter(|order| *order != 1) {
+        bail!("expected a TIFF with the highest bit of a byte first, found FillOrder {order}");
     }
+    let bits = first_value(bytes, Tag::BitsPerSample).unwrap_or(1);
+    if bits > 16 && first_value(bytes, Tag::SampleFormat) != Some(FRACTIONS) {
+        bail!("expected fractions, or whole numbers of at most 16 bits, found some of {bits} bits");
+    }
+    Ok(())
 }
 
 /// Whether the colours are multiplied by their alpha.

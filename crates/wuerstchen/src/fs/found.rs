@@ -354,19 +354,26 @@ impl Found {
                 found.push((pipeline, prefix));
             }
         }
-        let Some(&first) = found.first() else { return Ok(false) };
         // Families call their parts alike: what is written beside them tells the family.
         let index = read_if_there(&folder.join("model_index.json"))?;
-        let (pipeline, prefix) = match index.as_deref().and_then(class_of) {
+        let class = index.as_deref().and_then(class_of);
+        let Some(&first) = found.first() else {
+            // Other models have text encoders of the same kind.
+            let mut known = Family::ALL.into_iter().flat_map(|family| family.pipelines);
+            return match class {
+                Some(class) if !known.any(|own| class.starts_with(own.family_class)) => {
+                    Err(other_pipeline(folder, &class))
+                }
+                _ => Ok(false),
+            };
+        };
+        let (pipeline, prefix) = match class {
             Some(class) => {
                 let fits =
                     |(pipeline, _): &&(PipelineFolder, _)| class.starts_with(pipeline.family_class);
                 // The name of a family may begin with that of another.
                 let best = found.iter().filter(fits).max_by_key(|(own, _)| own.family_class.len());
-                *best.ok_or_else(|| {
-                    let reason = format!("expected a pipeline of Würstchen, found a {class}");
-                    unfit(folder, reason)
-                })?
+                *best.ok_or_else(|| other_pipeline(folder, &class))?
             }
             None => {
                 found.iter().find(|found| is_described(folder, **found)).copied().unwrap_or(first)
@@ -836,6 +843,11 @@ fn of_two_kinds(parts: &[Part]) -> Option<(Part, Part)> {
 /// Whether a config is not of another kind of part, as far as it says what it is of.
 fn describes(config: &str, part: Part) -> bool {
     class_of(config).is_none_or(|class| part.is_of_class(&class))
+}
+
+/// The error of a folder that holds a pipeline of another model.
+fn other_pipeline(folder: &Path, class: &str) -> OpenError {
+    unfit(folder, format!("expected a pipeline of Würstchen, found a {class}"))
 }
 
 /// The class of diffusers or transformers that a config is of.

@@ -11,6 +11,7 @@ use burn_store::pytorch_reader::{DType, PickleValue, PytorchReader, Tensor};
 
 use super::error::{Result, cannot, unfit};
 use crate::checkpoint::{Checkpoint, ReadBytes};
+use crate::error::LoadError;
 use crate::import::recognise;
 use crate::lora::is_lora;
 use crate::stored::StoredDtype;
@@ -184,9 +185,13 @@ fn tensors(path: &Path) -> Result<impl IntoIterator<Item = (String, Tensor)> + u
     Ok(reader.into_tensors())
 }
 
-/// Adds a tensor. Counters of batch norms, whose types weights never have, are left out.
+/// Adds a tensor.
 fn insert(weights: &mut Checkpoint, key: &str, tensor: Tensor) -> Result<()> {
-    let Some(dtype) = stored_dtype(tensor.dtype()) else { return Ok(()) };
+    let dtype = stored_dtype(tensor.dtype()).ok_or_else(|| LoadError::Dtype {
+        part: weights.part().to_owned(),
+        name: key.to_owned(),
+        found: format!("{:?}", tensor.dtype()),
+    })?;
     let (shape, length) = (tensor.shape().to_vec(), tensor.byte_len());
     Ok(weights.insert(key, dtype, &shape, Arc::new(PytorchTensor(tensor)), 0..length)?)
 }
@@ -197,6 +202,9 @@ fn stored_dtype(dtype: DType) -> Option<StoredDtype> {
         DType::F32 => StoredDtype::F32,
         DType::F16 => StoredDtype::F16,
         DType::BF16 => StoredDtype::Bf16,
+        DType::I64 => StoredDtype::I64,
+        DType::I32 => StoredDtype::I32,
+        DType::U8 | DType::Bool => StoredDtype::U8,
         _ => return None,
     })
 }

@@ -172,6 +172,8 @@ fn rank(name: &str, has_index: bool) -> (usize, bool, bool) {
             Some(half) => 2 + half,
             // These lie beside the moving averages of the weights, which make the better pictures.
             None if variant.contains("non_ema") => 2 + HALVES.len(),
+            // Values of 8 bits are not read.
+            None if variant.contains("fp8") || variant.contains("int8") => 3 + HALVES.len(),
             None => 1,
         },
     };

@@ -6,9 +6,13 @@ use encoding_rs::{Encoding, UTF_8};
 
 use super::error::{Result, unfit};
 use super::files;
+use crate::checkpoint::FileType;
 
 /// The encodings that are read, for messages.
 pub const ENCODINGS: &str = "UTF-8, or UTF-16 with a byte-order mark";
+
+/// More bytes than a pointer of Git LFS has.
+const MOST_POINTER: usize = 1024;
 
 /// Most bytes of a text file: the metadata of a few million pictures.
 const MOST_TEXT: u64 = 1 << 30;
@@ -36,8 +40,11 @@ pub fn read_text_at_most(path: &Path, most: u64) -> Result<String> {
 ///
 /// # Errors
 ///
-/// Names the first line that is in another encoding.
+/// Names the first line that is in another encoding, or says that the text is a pointer of Git LFS.
 pub fn decode(bytes: &[u8]) -> std::result::Result<String, String> {
+    if bytes.len() <= MOST_POINTER && FileType::of(bytes) == Some(FileType::LfsPointer) {
+        return Err(format!("expected a text, found {}", FileType::LfsPointer.name()));
+    }
     let (encoding, mark) = Encoding::for_bom(bytes).unwrap_or((UTF_8, 0));
     let bytes = &bytes[mark..];
     let text = match str::from_utf8(bytes) {

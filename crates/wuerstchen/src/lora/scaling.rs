@@ -66,7 +66,9 @@ impl<'a> Scaling<'a> {
                 let config = config.map_err(|error| scaling.error(HEADER, error.to_string()))?;
                 scaling.configs.insert(part, (config, HEADER));
             }
-            if let Some(text) = adapter_config {
+        }
+        match adapter_config {
+            Some(text) if !scaling.configs.is_empty() => {
                 let beside: AdapterConfig = scaling.parse(FILE, text)?;
                 let differs = |(config, _): &(AdapterConfig, _)| *config != beside;
                 scaling.left_out = scaling.configs.values().any(differs).then(|| {
@@ -75,11 +77,13 @@ impl<'a> Scaling<'a> {
                     )
                 });
             }
-        } else if let Some(text) = adapter_config {
-            let config: AdapterConfig = scaling.parse(FILE, text)?;
-            for part in parts {
-                scaling.configs.insert(part, (config.clone(), FILE));
+            Some(text) => {
+                let config: AdapterConfig = scaling.parse(FILE, text)?;
+                for part in parts {
+                    scaling.configs.insert(part, (config.clone(), FILE));
+                }
             }
+            None => {}
         }
         for (config, place) in scaling.configs.values() {
             config.check().map_err(|reason| scaling.error(place, reason))?;
@@ -323,6 +327,17 @@ mod tests {
         assert_eq!(left_out(r#"{"r": 4, "lora_alpha": 64, "task_type": null}"#), None);
         let told = left_out(r#"{"r": 4, "lora_alpha": 8}"#).unwrap();
         assert!(told.starts_with("adapter_config.json beside it is left out"), "{told}");
+    }
+
+    #[test]
+    fn the_config_beside_counts_where_the_header_is_empty() {
+        let header = HashMap::from([(HEADER.to_owned(), "{}".to_owned())]);
+        let parts = [Part::PRIOR, Part::PRIOR_TEXT];
+        let beside = r#"{"r": 4, "lora_alpha": 8}"#;
+        let scaling = Scaling::new("style", 1.0, parts, &header, Some(beside)).unwrap();
+        let config = serde_json::from_str(beside).unwrap();
+        assert_eq!(scaling.configs[&Part::PRIOR], (config, FILE));
+        assert_eq!(scaling.left_out, None);
     }
 
     #[test]

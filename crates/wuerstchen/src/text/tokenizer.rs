@@ -26,29 +26,33 @@ pub struct TokenizerFiles {
     pub tokenizer_config: Option<String>,
     /// `special_tokens_map.json`: the padding token where the config has none.
     pub special_tokens_map: Option<String>,
+    /// `added_tokens.json`: token to id of words that were added to `vocab.json`.
+    pub added_tokens: Option<String>,
 }
 
 impl TokenizerFiles {
     /// Their names.
-    pub const NAMES: [&str; 5] = [
+    pub const NAMES: [&str; 6] = [
         "tokenizer.json",
         "vocab.json",
         "merges.txt",
         "tokenizer_config.json",
         "special_tokens_map.json",
+        ADDED_TOKENS,
     ];
 
     /// The files whose text `text` gives for their names.
     pub fn from_named(text: impl Fn(&str) -> Option<String>) -> Self {
-        let [tokenizer, vocab, merges, tokenizer_config, special_tokens_map] =
+        let [tokenizer, vocab, merges, tokenizer_config, special_tokens_map, added_tokens] =
             Self::NAMES.map(text);
-        Self { tokenizer, vocab, merges, tokenizer_config, special_tokens_map }
+        Self { tokenizer, vocab, merges, tokenizer_config, special_tokens_map, added_tokens }
     }
 
     /// The files that are there: their names and texts.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let Self { tokenizer, vocab, merges, tokenizer_config, special_tokens_map } = self;
-        let texts = [tokenizer, vocab, merges, tokenizer_config, special_tokens_map];
+        let Self { tokenizer, vocab, merges, tokenizer_config, special_tokens_map, added_tokens } =
+            self;
+        let texts = [tokenizer, vocab, merges, tokenizer_config, special_tokens_map, added_tokens];
         let named = Self::NAMES.into_iter().zip(texts);
         named.filter_map(|(name, text)| Some((name, text.as_deref()?)))
     }
@@ -134,6 +138,7 @@ pub struct Tokenizer {
     length: usize,
 }
 
+const ADDED_TOKENS: &str = "added_tokens.json";
 const BEGIN: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
@@ -159,7 +164,12 @@ impl Tokenizer {
             (Some(tokenizer), ..) => without_decoder(tokenizer)?
                 .parse()
                 .map_err(|error: tokenizers::Error| file_error("tokenizer.json", error))?,
-            (None, Some(vocab), Some(merges)) => from_vocabulary(vocab, merges, &pad)?,
+            (None, Some(vocab), Some(merges)) => {
+                let mut tokenizer = from_vocabulary(vocab, merges, &pad)?;
+                let added = json(ADDED_TOKENS, files.added_tokens.as_deref())?;
+                add_words(&mut tokenizer, &added, &config["added_tokens_decoder"])?;
+                tokenizer
+            }
             (None, Some(_), None) => return Err(TokenizerError::NoVocabulary("vocab.json alone")),
             (None, None, Some(_)) => return Err(TokenizerError::NoVocabulary("merges.txt alone")),
             (None, None, None) => return Err(TokenizerError::NoVocabulary("neither")),
@@ -307,6 +317,14 @@ fn without_decoder(text: &str) -> Result<String, TokenizerError> {
     if let Some(fields) = tokenizer.as_object_mut() {
         fields.remove("decoder");
     }
+    // CLIP's is empty. With another one, the `tokenizers` crate panics at merges that lack it.
+    match &tokenizer["model"]["continuing_subword_prefix"] {
+        Value::String(prefix) if !prefix.is_empty() => {
+            let reason = format!("expected no continuing_subword_prefix, found {prefix:?}");
+            return Err(file_error("tokenizer.json", reason));
+        }
+        _ => {}
+    }
     // `train` makes tokenizers of whole words for the emoji.
     let kind = tokenizer["model"]["type"].as_str().unwrap_or("BPE");
     if !["BPE", "WordLevel"].contains(&kind) {
@@ -316,8 +334,10 @@ fn without_decoder(text: &str) -> Result<String, TokenizerError> {
     Ok(tokenizer.to_string())
 }
 
-/// Most tokens that no merge makes: characters aside, only special tokens and words that somebody has added are such.
+/// Most tokens that no merge makes, and their largest share: characters aside, only special tokens and words that
+/// somebody has added are such.
 const MAX_UNMADE: usize = 256;
+const MAX_UNMADE_SHARE: f64 = 0.1;
 
 /// Fails where so many tokens are made by no merge that the file of merges must be cut off.
 fn check_merges(
@@ -330,7 +350,10 @@ fn check_merges(
         |token: &str| token.strip_suffix("</w>").unwrap_or(token).chars().count() <= 1;
     let mut unmade: Vec<_> =
         vocab.iter().filter(|(token, _)| !is_character(token) && !made.contains(*token)).collect();
-    if unmade.len() <= MAX_UNMADE {
+    let share = unmade.iter().filter(|(token, _)| ![BEGIN, END].contains(&token.as_str())).count()
+        as f64
+        / vocab.len() as f64;
+    if unmade.len() <= MAX_UNMADE && share <= MAX_UNMADE_SHARE {
         return Ok(());
     }
     unmade.sort_by_key(|(_, id)| **id);
@@ -406,6 +429,45 @@ fn from_vocabulary(
     Ok(tokenizer)
 }
 
+/// Adds words to a tokenizer, each with an id behind all others: those of `added_tokens.json`, as transformers saves
+/// them. `properties` are those of `added_tokens_decoder` in `tokenizer_config.json`, by id.
+fn add_words(
+    tokenizer: &mut tokenizers::Tokenizer,
+    added: &Value,
+    properties: &Value,
+) -> Result<(), TokenizerError> {
+    let mut words: Vec<_> = match added {
+        Value::Null => return Ok(()),
+        Value::Object(words) => words.iter().map(|(word, id)| (id.as_u64(), word)).collect(),
+        other => {
+            let reason = format!("expected an object of ids by their words, found {other}");
+            return Err(file_error(ADDED_TOKENS, reason));
+        }
+    };
+    words.sort_unstable();
+    for (id, word) in words {
+        let own = &properties[id.unwrap_or_default().to_string()];
+        let is = |property: &str, default| own[property].as_bool().unwrap_or(default);
+        let special = is("special", false);
+        let token = AddedToken::from(word.as_str(), special)
+            .lstrip(is("lstrip", false))
+            .rstrip(is("rstrip", false))
+            .single_word(is("single_word", false))
+            .normalized(is("normalized", !special));
+        tokenizer.add_tokens([token]).map_err(|error| file_error(ADDED_TOKENS, error))?;
+        let found = tokenizer.token_to_id(word).map(u64::from);
+        if found != id {
+            let found = found.unwrap_or_default();
+            let reason = format!(
+                "expected {found} as the id of {word:?}, the next one, found {}",
+                added[word]
+            );
+            return Err(file_error(ADDED_TOKENS, reason));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,6 +501,29 @@ mod tests {
         let found = tokenizer(3).encode_passages(&passages("(a b c:2)")).unwrap();
         assert_eq!((found.tokens.ids, found.weights), (vec![11, 1, 12], vec![1.0, 2.0, 1.0]));
         assert_eq!(found.tokens.attended, [true; 3]);
+    }
+
+    /// The word is one token also where capitals are written and letters follow, as in transformers.
+    #[test]
+    fn words_are_added_behind_the_vocabulary() {
+        let letters = ('a'..='e').flat_map(|c| [c.to_string(), format!("{c}</w>")]);
+        let tokens = letters.chain([BEGIN.into(), END.into()]).enumerate();
+        let vocab: serde_json::Map<_, _> = tokens.map(|(id, token)| (token, id.into())).collect();
+        let of = |added: &str| {
+            let files = TokenizerFiles {
+                vocab: Some(Value::from(vocab.clone()).to_string()),
+                merges: Some("#version: 0.2".into()),
+                added_tokens: Some(added.into()),
+                ..Default::default()
+            };
+            Tokenizer::new(&files, 6)
+        };
+        let tokenizer = of(r#"{"<cat>": 12, "<dog>": 13}"#).unwrap();
+        assert_eq!(tokenizer.encode("a <CAT>b<dog>").unwrap().ids, [10, 1, 12, 3, 13, 11]);
+        assert_eq!(tokenizer.id_count(), 14);
+        let error = of(r#"{"<cat>": 14}"#).err().unwrap().to_string();
+        let expected = "tokenizer: added_tokens.json: expected 12 as the id of \"<cat>\", the next one, found 14";
+        assert_eq!(error, expected);
     }
 
     #[test]

@@ -196,6 +196,11 @@ impl KeyTable {
     pub(super) fn name(self, path: &[String]) -> String {
         let mut name = format!(".{}.", path.join("."));
         for (field, key) in self.names {
+            // A browser asks for all names of a part with every shard: most fields are left out by their first segment.
+            let first = field.split('.').next();
+            if !name.split('.').any(|segment| Some(segment) == first) {
+                continue;
+            }
             let key = if key.is_empty() { ".".to_owned() } else { format!(".{key}.") };
             name = name.replace(&format!(".{field}."), &key);
         }
