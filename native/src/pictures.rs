@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+};
 use wuerstchen::fs::read_at_most;
 use wuerstchen::{FileType, Image, Mask};
 
@@ -148,9 +150,13 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
     let orientation = decoder.orientation()?;
     // A profile that cannot be read is none.
     let profile = decoder.icc_profile().ok().flatten();
-    let mut pixels = match jpeg.map(|jpeg| jpeg.decode()).transpose()?.flatten() {
-        Some(pixels) => pixels,
-        None => DynamicImage::from_decoder(decoder)?,
+    let of_file = decoder.original_color_type();
+    let (mut pixels, is_cmyk) = match jpeg.map(|jpeg| jpeg.decode()).transpose()?.flatten() {
+        Some(decoded) => decoded,
+        None => {
+            let is_cmyk = matches!(of_file, ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16);
+            (DynamicImage::from_decoder(decoder)?, is_cmyk)
+        }
     };
     if format == ImageFormat::Tiff {
         tiff::check_fractions(&pixels)?;
@@ -158,7 +164,8 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
             pixels = tiff::divided(pixels);
         }
     }
-    if let Some(profile) = profile {
+    // The profile of a picture in CMYK is not for the colours into which it was decoded.
+    if let Some(profile) = profile.filter(|_| !is_cmyk) {
         pixels = colour::to_srgb(pixels, &profile);
     }
     pixels.apply_orientation(orientation);

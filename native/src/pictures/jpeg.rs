@@ -56,12 +56,13 @@ impl<'a> Jpeg<'a> {
         bail!("expected a whole JPEG file, found one of {} bytes that lacks its end", bytes.len())
     }
 
-    /// The pixels; `None` where the headers have oddities that only `image` accepts.
+    /// The pixels, and whether the file has them in CMYK; `None` where the headers have oddities that only `image`
+    /// accepts.
     ///
     /// # Errors
     ///
     /// Some coded pixels are missing, or are damaged so that the decoder cannot go on.
-    pub(super) fn decode(&self) -> Result<Option<DynamicImage>> {
+    pub(super) fn decode(&self) -> Result<Option<(DynamicImage, bool)>> {
         let mut bytes = self.bytes.to_vec();
         // The decoder needs a marker right after the first scan of a progressive file.
         if !self.is_progressive || self.scans > 1 {
@@ -80,15 +81,17 @@ impl<'a> Jpeg<'a> {
             return Ok(None);
         };
         let is_grey = space == ColorSpace::Luma;
+        let is_cmyk = matches!(space, ColorSpace::CMYK | ColorSpace::YCCK);
         let space = if is_grey { ColorSpace::Luma } else { ColorSpace::RGB };
         decoder.set_options(options.jpeg_set_out_colorspace(space));
         let pixels = decoder.decode().context("expected a whole JPEG file, found a damaged one")?;
         let (width, height) = (u32::try_from(width)?, u32::try_from(height)?);
-        Ok(if is_grey {
+        let pixels = if is_grey {
             GrayImage::from_raw(width, height, pixels).map(DynamicImage::from)
         } else {
             RgbImage::from_raw(width, height, pixels).map(DynamicImage::from)
-        })
+        };
+        Ok(pixels.map(|pixels| (pixels, is_cmyk)))
     }
 }
 
@@ -148,7 +151,7 @@ mod tests {
             encoded(&[0; 64 * 64], ExtendedColorType::L8),
         ] {
             let expected = image::load_from_memory(&whole).unwrap();
-            assert_eq!(Jpeg::find_end(&whole).unwrap().decode().unwrap(), Some(expected));
+            assert_eq!(Jpeg::find_end(&whole).unwrap().decode().unwrap(), Some((expected, false)));
         }
     }
 
