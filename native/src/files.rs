@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use walkdir::WalkDir;
+use walkdir::{DirEntry, WalkDir};
 use wuerstchen::fs::{
     Found, has_extension, open, open_lora, read, read_pytorch_tensors, read_text, with_extension,
 };
@@ -77,13 +77,28 @@ pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
 /// The endings that programs append to the names of files while they fetch them.
 const UNFINISHED: [&str; 4] = ["incomplete", "part", "crdownload", "aria2"];
 
+/// Says which links in a model's folder lead nowhere. It looks no deeper than a model's files lie, because the folder may
+/// hold more than the model.
+pub(crate) fn tell_of_dead_links(folder: &Path) {
+    for entry in WalkDir::new(folder).max_depth(3).into_iter().filter_map(Result::ok) {
+        tell_if_dead(&entry);
+    }
+}
+
+/// Whether a link leads nowhere, which is told.
+fn tell_if_dead(entry: &DirEntry) -> bool {
+    let is_dead = entry.path_is_symlink() && !entry.path().exists();
+    if is_dead {
+        tell!("{}: leads to a file that is not there", entry.path().display());
+    }
+    is_dead
+}
+
 /// Names the files of a folder whose download was broken off.
 pub(crate) fn tell_of_missing(folder: &Path) {
     for entry in WalkDir::new(folder).into_iter().filter_map(Result::ok) {
         let path = entry.path();
-        if entry.path_is_symlink() && !path.exists() {
-            tell!("{}: leads to a file that is not there", path.display());
-        } else if UNFINISHED.iter().any(|ending| has_extension(path, ending)) {
+        if !tell_if_dead(&entry) && UNFINISHED.iter().any(|ending| has_extension(path, ending)) {
             tell!("{}: its download was not finished", path.display());
         }
     }

@@ -99,13 +99,14 @@ impl ModelArgs {
         if let Some(path) = controlnet {
             files::replace_controlnet(&mut files, path)?;
         }
-        // A link that leads nowhere may be in the place of a file that the model can do without.
-        self.model.iter().for_each(|path| files::tell_of_missing(path));
+        // They may be in the place of files that the model can do without.
+        self.model.iter().for_each(|path| files::tell_of_dead_links(path));
         lora::apply(&mut files, loras)?;
         let found = devices::choose(self.device)?;
         let started = Instant::now();
-        let pipeline =
-            load(&files, &found.device, self.residency).context("cannot load the model")?;
+        let pipeline = load(&files, &found.device, self.residency)
+            .inspect_err(|_| self.model.iter().for_each(|path| files::tell_of_missing(path)))
+            .context("cannot load the model")?;
         #[cfg(feature = "gpu")]
         self.tiling.apply(&pipeline)?;
         let load_secs = started.elapsed().as_secs_f64();

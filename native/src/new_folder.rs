@@ -87,13 +87,14 @@ fn remove_begun() -> bool {
 pub(crate) fn check_new(folder: &Path) -> Result<()> {
     // Below a folder that is not there, `..` leads to another place once that folder is made.
     let mut above = PathBuf::new();
-    let mut missing = None;
+    let mut missing: Option<PathBuf> = None;
     for component in folder.components() {
         if let (Component::ParentDir, Some(missing)) = (component, &missing) {
-            bail!("{}: there is no folder {missing:?} to go back from", folder.display());
+            let (folder, missing) = (folder.display(), missing.display());
+            bail!("{folder}: {missing} is not there, so that `..` after it leads nowhere");
         }
         above.push(component);
-        if missing.is_none() && !above.exists() {
+        if missing.is_none() && !above.try_exists().unwrap_or(true) {
             missing = Some(above.clone());
         }
     }
@@ -149,7 +150,7 @@ mod tests {
         assert!(!remove_begun());
         let around = path.join("missing/..");
         let error = check_new(&around).unwrap_err().to_string();
-        assert!(error.ends_with("to go back from"), "{error}");
+        assert!(error.ends_with("so that `..` after it leads nowhere"), "{error}");
         assert!(!path.join("missing").exists());
         fs::remove_dir_all(&path).unwrap();
     }

@@ -114,7 +114,7 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
     let Some(format) = reader.format() else {
         let start = &bytes[..bytes.len().min(FileType::START_BYTES)];
         let known = FileType::of(start).filter(|found| *found != FileType::Picture);
-        let found = known.map_or("another type", FileType::name);
+        let found = other_type(start).or(known.map(FileType::name)).unwrap_or("another type");
         bail!("expected {TYPES}, found {found}");
     };
     if format == ImageFormat::Tiff {
@@ -134,6 +134,26 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
         bail!("expected sides of at most {MAX_RATIO} to 1, found {width} x {height} pixels");
     }
     Ok((format, decoder))
+}
+
+/// A type of pictures that is not read, if the start of a file is of one.
+fn other_type(start: &[u8]) -> Option<&'static str> {
+    const TYPES: [(&[u8], &str); 5] = [
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cJXL ", "JPEG XL"),
+        (b"II+\0", "BigTIFF"),
+        (b"MM\0+", "BigTIFF"),
+        (b"8BPS", "a picture of Photoshop's own type"),
+    ];
+    let known = TYPES.into_iter().find(|(begin, _)| start.starts_with(begin));
+    known.map(|(_, name)| name).or(match start.get(4..12)? {
+        [b'f', b't', b'y', b'p', brand @ ..] => match brand {
+            [b'h', b'e', ..] => Some("HEIC, the type of telephones"),
+            b"mif1" | b"msf1" => Some("HEIF"),
+            _ => None,
+        },
+        _ => None,
+    })
 }
 
 /// Decodes the bytes of a picture file for `work`.
@@ -205,6 +225,21 @@ mod tests {
     fn on(pixels: impl Into<DynamicImage>, ground: u8) -> [u8; 3] {
         let picture = Picture { pixels: pixels.into(), has_frames: false };
         picture.on(ground).get_pixel(0, 0).0
+    }
+
+    #[test]
+    fn types_that_are_not_read_are_named() {
+        let error = |start: &[u8]| with_bytes(start, |_| ()).unwrap_err().to_string();
+        for (start, name) in [
+            (&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], "HEIC, the type of telephones"),
+            (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "HEIF"),
+            (b"\xff\x0a\x10\x40", "JPEG XL"),
+            (b"II+\0\x08\0\0\0", "BigTIFF"),
+            (b"{}", "JSON"),
+            (b"\x01\x02", "another type"),
+        ] {
+            assert_eq!(error(start), format!("expected {TYPES}, found {name}"));
+        }
     }
 
     /// A share of 51/255 = 0.2 of the colour on 0.8 of the ground; colours of no share do not matter.

@@ -64,9 +64,9 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     })
 }
 
-/// Asks for the whole file in place of a part where the part is only wanted of a file that has not changed since: the
-/// service of files does not look at `If-Range` (RFC 9110, section 13.1.5).
-async fn whole_if_changed(mut request: Request) -> Request {
+/// Asks for the whole file in place of a part that is only wanted if the file has not changed: `ServeDir` ignores
+/// `If-Range` (RFC 9110, section 13.1.5), and could send a part of a newer file.
+async fn without_conditional_range(mut request: Request) -> Request {
     if request.headers().contains_key(header::IF_RANGE) {
         request.headers_mut().remove(header::RANGE);
     }
@@ -82,7 +82,7 @@ fn router(args: &ServeArgs) -> Router {
     };
     Router::new()
         .fallback_service(ServeDir::new(&args.folder))
-        .layer(map_request(whole_if_changed))
+        .layer(map_request(without_conditional_range))
         .layer(set(header::CACHE_CONTROL, "no-cache"))
         .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(set(header::REFERRER_POLICY, "no-referrer"))

@@ -189,6 +189,7 @@ fn mistakes_are_named_and_have_their_exit_code() {
         (dry_run("model.vqgan.latent_channels=5"), 2, &sizes),
         (dry_run("c.time_shift=1e9"), 2, "time_shift must be a positive number of at most 100"),
         (dry_run("c.shards_at_once=9"), 2, "shards_at_once must be from 1 to shards = 1"),
+        (vec!["eval", "--prompts", "100001"], 2, "100001 is not in 1..=100000"),
         (
             vec!["eval", "--scenes", "shapes", "--art", ".", "--device", "cpu"],
             2,

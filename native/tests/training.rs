@@ -593,7 +593,10 @@ fn mistakes_in_a_folder_are_named() {
     fails(4, "expected PNG, JPEG, WebP, GIF, BMP or TIFF files, found none", &["a"]);
     own_pictures(&pictures);
     fails(2, "unknown_words must be 0 with pictures", &["a", "--set", "c.unknown_words=0.1"]);
-    fails(2, "vocab_size must be at least 258", &["a", "--set", "corpus.vocab_size=100"]);
+    for size in ["100", "1000001"] {
+        let sizes = "vocab_size must be from 258 to 1000000";
+        fails(2, sizes, &["a", "--set", &format!("corpus.vocab_size={size}")]);
+    }
 
     fs::write(pictures.join("silent.webp"), "").unwrap();
     fs::write(pictures.join("silent.txt"), "\n").unwrap();

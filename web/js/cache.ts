@@ -36,6 +36,10 @@ interface FileCache extends CacheAdapter {
   file(name: string): Promise<Blob | undefined>;
 }
 
+function isFileCache(cache: CacheAdapter | undefined): cache is FileCache {
+  return cache !== undefined && 'file' in cache;
+}
+
 /** The origin private file system; undefined where it is missing or closed (private windows). */
 async function openOpfs(): Promise<FileCache | undefined> {
   // Without `move` a file cannot be put in its place at once. Without locks two tabs would write the same part.
@@ -209,27 +213,24 @@ export class ModelCache {
     this.#adapter = adapter;
   }
 
-  /** Whether arrays that this cache was given may be used again. An adapter of the caller may keep them. */
-  get keepsNoArrays(): boolean {
-    return !this.#adapter || 'file' in this.#adapter;
-  }
-
   /** The stored bytes of a name, where they fit in `room` if possible. */
   async get(name: string, room?: Uint8Array): Promise<Uint8Array | undefined> {
-    return orNothing(() => (this.#adapter as FileCache | undefined)?.get(name, room));
+    const adapter = this.#adapter;
+    return orNothing(() => (isFileCache(adapter) ? adapter.get(name, room) : adapter?.get(name)));
   }
 
   /** The stored file of a name, for reading later; undefined if there is none in the browser's storage. */
   async file(name: string): Promise<Blob | undefined> {
     const adapter = this.#adapter;
-    if (!adapter || !('file' in adapter)) return undefined;
-    return orNothing(() => adapter.file(name));
+    return isFileCache(adapter) ? orNothing(() => adapter.file(name)) : undefined;
   }
 
   async put(name: string, bytes: Uint8Array): Promise<void> {
     if (this.problem) return;
+    const adapter = this.#adapter;
     try {
-      await this.#adapter?.put(name, bytes);
+      // A caller's adapter may keep the array, which may be a part of a larger one and be used again.
+      await adapter?.put(name, isFileCache(adapter) ? bytes : bytes.slice());
     } catch (error) {
       this.problem = asWuerstchenError(error);
     }

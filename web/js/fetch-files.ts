@@ -23,20 +23,20 @@ export async function* fetchFiles(
   const controller = new AbortController();
   const { signal } = controller;
   const ignore = onAbort(source.signal, (reason) => controller.abort(reason));
-  const begun: [Promise<Brought>, room?: Uint8Array][] = [];
-  const beginNext = (room?: Uint8Array) => {
+  const begun: [Promise<Brought>, room: Uint8Array][] = [];
+  // A new array for every file would take longer than to fill it, because the system clears its memory first.
+  const largest = Math.max(...files.map(({ bytes }) => bytes));
+  const beginNext = (free?: Uint8Array) => {
     const file = files.shift();
     if (!file) return;
+    const room = free ?? new Uint8Array(largest);
     const brought = bring(file, shardName(manifest, file), { ...source, signal }, progress, room);
     // The loop below throws a failure when the file's turn comes. Until then it must not count as unhandled.
     brought.catch(() => undefined);
     begun.push([brought, room]);
   };
-  // A new array for every file would take longer than to fill it, because the system clears its memory first.
-  const largest = Math.max(...files.map(({ bytes }) => bytes));
-  const makeRoom = () => (source.cache.keepsNoArrays ? new Uint8Array(largest) : undefined);
   try {
-    for (let i = 0; i < AHEAD; i++) beginNext(makeRoom());
+    for (let i = 0; i < AHEAD; i++) beginNext();
     for (let turn = begun.shift(); turn; turn = begun.shift()) {
       const [coming, room] = turn;
       const brought = await coming;

@@ -22,7 +22,8 @@ pub(crate) const UNKNOWN_ID: u32 = 2;
 /// Fewest tokens of a tokenizer of [`learn_tokenizer`]: every byte, beginning and end.
 pub const MIN_VOCAB_SIZE: usize = 258;
 
-/// Largest number of tokens of a tokenizer; that of CLIP has 49 408.
+/// Most tokens that may be asked for: the trainer takes memory for all of them, whatever the captions are. CLIP's
+/// tokenizer has 49 408.
 pub const MAX_VOCAB_SIZE: usize = 1_000_000;
 
 /// The tokenizer that knows the words of the built-in scenes of shapes.

@@ -161,14 +161,6 @@ pub enum FileType {
     Json,
     /// A picture.
     Picture,
-    /// A picture in HEIC.
-    Heic,
-    /// A picture in JPEG XL.
-    JpegXl,
-    /// A picture in TIFF with offsets of 64 bits.
-    BigTiff,
-    /// A picture of Photoshop's.
-    Photoshop,
     /// Another text.
     Text,
 }
@@ -189,22 +181,6 @@ impl FileType {
         let pictures: [&[u8]; 4] = [b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF"];
         if pictures.iter().any(|picture| start.starts_with(picture)) {
             return Some(Self::Picture);
-        }
-        let others: [(&[u8], Self); 5] = [
-            (b"\xff\x0a", Self::JpegXl),
-            (b"\0\0\0\x0cJXL ", Self::JpegXl),
-            (b"II+\0", Self::BigTiff),
-            (b"MM\0+", Self::BigTiff),
-            (b"8BPS", Self::Photoshop),
-        ];
-        if let Some((_, other)) = others.into_iter().find(|(begin, _)| start.starts_with(begin)) {
-            return Some(other);
-        }
-        let is_heic = |brand: &&[u8; 4]| start[8..].starts_with(*brand);
-        if matches!(start, [_, _, _, _, b'f', b't', b'y', b'p', ..])
-            && [b"heic", b"heix", b"hevc", b"mif1", b"msf1"].iter().any(is_heic)
-        {
-            return Some(Self::Heic);
         }
         let text = start.trim_ascii_start().to_ascii_lowercase();
         let begins = |with: &[u8]| text.starts_with(with);
@@ -232,10 +208,6 @@ impl FileType {
             Self::WebPage => "a web page",
             Self::Json => "JSON",
             Self::Picture => "a picture",
-            Self::Heic => "a picture in HEIC, the type of telephones",
-            Self::JpegXl => "a picture in JPEG XL",
-            Self::BigTiff => "a BigTIFF",
-            Self::Photoshop => "a picture of Photoshop's own type",
             Self::Text => "a text",
         }
     }

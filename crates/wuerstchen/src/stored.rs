@@ -156,6 +156,12 @@ impl StoredDtype {
         }
     }
 
+    /// Whether the values are integers, which no weights are.
+    #[cfg(feature = "fs")]
+    pub(crate) fn is_integer(self) -> bool {
+        matches!(self, Self::I64 | Self::I32 | Self::U8)
+    }
+
     /// Bytes of a tensor of this type; `None` if their number overflows, or if the type cannot hold the shape.
     pub fn size(self, shape: &[usize]) -> Option<usize> {
         let count = shape.iter().try_fold(1usize, |size, &side| size.checked_mul(side))?;

@@ -122,7 +122,9 @@ impl Pictures {
             let name: String = name.nfc().collect();
             if let Some(other) = stems.insert(Path::new(&name).with_extension(""), place) {
                 let [other, path] = [other, place].map(|place| self.path(place).display());
-                bail!("{other} and {path} differ in nothing but their endings");
+                bail!(
+                    "{other} and {path} differ only in their endings, or in how accents are written"
+                );
             }
         }
         Ok(stems)

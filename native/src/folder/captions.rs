@@ -36,7 +36,10 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
             if captions.is_empty() {
                 match read_text_at_most(&found.texts[text], MAX_TEXT) {
                     Ok(lines) => *captions = trimmed(lines.lines()),
-                    Err(error) => unread.push(format!("{error:#}")),
+                    Err(error) => {
+                        unread.push(format!("{:#}", anyhow::Error::from(error)));
+                        break;
+                    }
                 }
                 unused.remove(&text);
             } else {

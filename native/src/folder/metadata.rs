@@ -216,7 +216,7 @@ fn check_quotes(text: &str, separator: char) -> Result<()> {
             (Place::Start, '"') => Place::Quoted(line),
             (Place::Spaces, '"') => {
                 bail!(
-                    "line {line}: expected a quote right after the separator, found a space before it"
+                    "line {line}: found white space before the quote that opens a cell: remove it"
                 )
             }
             (Place::Start | Place::Spaces, character) if character.is_whitespace() => Place::Spaces,
@@ -360,8 +360,7 @@ mod tests {
         let closed = error("b.png,\"a fox\nc.png,\"a dog\"\n");
         assert_eq!(closed, "line 4: a quote is not closed at the end of its cell");
         let spaced = error("b.png, \"a fox\"\n");
-        let expected =
-            "line 4: expected a quote right after the separator, found a space before it";
+        let expected = "line 4: found white space before the quote that opens a cell: remove it";
         assert_eq!(spaced, expected);
     }
 

@@ -6,8 +6,8 @@ use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 /// Colours of a profile that differ from those of sRGB by no more than this are the same.
 const SAME: u8 = 2;
 
-/// The pixels in sRGB, with 8 bits a colour where they had others. Profiles that are damaged, or of other colours than
-/// the pixels, are left out, as browsers do.
+/// The pixels in sRGB, with 8 bits a colour where they had others. Damaged profiles are left out, as browsers do, and
+/// so are profiles of other colours than the pixels.
 pub(super) fn to_srgb(pixels: DynamicImage, profile: &[u8]) -> DynamicImage {
     converted(&pixels, profile).unwrap_or(pixels)
 }
@@ -85,6 +85,10 @@ mod tests {
         let pixels = DynamicImage::from(image::GrayImage::from_pixel(1, 1, image::Luma([128])));
         let made = to_srgb(pixels.clone(), &profile.encode().unwrap()).into_rgb8();
         assert!(made.get_pixel(0, 0).0.iter().all(|level| level.abs_diff(188) <= 1), "{made:?}");
+        let veiled =
+            DynamicImage::from(image::GrayAlphaImage::from_pixel(1, 1, image::LumaA([128, 9])));
+        let made = to_srgb(veiled, &profile.encode().unwrap()).into_rgba8();
+        assert!(made.get_pixel(0, 0).0[0].abs_diff(188) <= 1 && made.get_pixel(0, 0).0[3] == 9);
         // A profile of other colours than the pixels.
         let display_p3 = ColorProfile::new_display_p3().encode().unwrap();
         assert_eq!(to_srgb(pixels.clone(), &display_p3), pixels);

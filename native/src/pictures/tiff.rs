@@ -75,6 +75,30 @@ pub(super) fn check_fractions(pixels: &DynamicImage) -> Result<()> {
 mod tests {
     use super::*;
 
+    /// The decoder takes whole numbers of 32 bits for fractions, unless a tag says what they are.
+    #[test]
+    fn whole_numbers_of_32_bits_are_refused() {
+        use tiff::encoder::TiffEncoder;
+        use tiff::encoder::colortype::{RGB8, RGB32, RGB32Float};
+
+        fn encoded<C: tiff::encoder::colortype::ColorType<Inner: Copy>>(value: C::Inner) -> Vec<u8>
+        where
+            [C::Inner]: tiff::encoder::TiffValue,
+        {
+            let mut bytes = Cursor::new(Vec::new());
+            let mut encoder = TiffEncoder::new(&mut bytes).unwrap();
+            encoder.write_image::<C>(1, 1, &[value; 3]).unwrap();
+            bytes.into_inner()
+        }
+        assert!(check_values(&encoded::<RGB8>(9)).is_ok());
+        assert!(check_values(&encoded::<RGB32Float>(0.5)).is_ok());
+        let error = check_values(&encoded::<RGB32>(9)).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "expected fractions, or whole numbers of at most 16 bits, found some of 32 bits"
+        );
+    }
+
     /// Of half a red on half an alpha the red is whole. A colour above its alpha is cut, one without alpha stays.
     #[test]
     fn colours_are_divided_by_their_alpha() {

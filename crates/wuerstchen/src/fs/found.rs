@@ -249,6 +249,7 @@ impl Found {
             self.add_part(path, None)?;
         }
         if self.origins.len() + self.ambiguous.len() == before {
+            refuse_other_pipeline(path)?;
             let is_of_run = path.ends_with(RUN_MODEL)
                 && path.parent().is_some_and(|run| run.join(RUN_CONFIG).is_file());
             let mut places = [path.join(ORIGINALS), path.to_owned()].into_iter();
@@ -326,6 +327,10 @@ impl Found {
                 }
             }
         }
+        if !found_any {
+            // Other models have text encoders of the same kind.
+            refuse_other_pipeline(folder)?;
+        }
         self.has_authors_folder |= found_any;
         self.add_part(&text, None)?;
         for file in TokenizerFiles::NAMES {
@@ -354,20 +359,10 @@ impl Found {
                 found.push((pipeline, prefix));
             }
         }
+        let Some(&first) = found.first() else { return Ok(false) };
         // Families call their parts alike: what is written beside them tells the family.
         let index = read_if_there(&folder.join("model_index.json"))?;
-        let class = index.as_deref().and_then(class_of);
-        let Some(&first) = found.first() else {
-            // Other models have text encoders of the same kind.
-            let mut known = Family::ALL.into_iter().flat_map(|family| family.pipelines);
-            return match class {
-                Some(class) if !known.any(|own| class.starts_with(own.family_class)) => {
-                    Err(other_pipeline(folder, &class))
-                }
-                _ => Ok(false),
-            };
-        };
-        let (pipeline, prefix) = match class {
+        let (pipeline, prefix) = match index.as_deref().and_then(class_of) {
             Some(class) => {
                 let fits =
                     |(pipeline, _): &&(PipelineFolder, _)| class.starts_with(pipeline.family_class);
@@ -843,6 +838,18 @@ fn of_two_kinds(parts: &[Part]) -> Option<(Part, Part)> {
 /// Whether a config is not of another kind of part, as far as it says what it is of.
 fn describes(config: &str, part: Part) -> bool {
     class_of(config).is_none_or(|class| part.is_of_class(&class))
+}
+
+/// Fails where a folder says that it holds a pipeline of another model.
+fn refuse_other_pipeline(folder: &Path) -> Result<()> {
+    let index = read_if_there(&folder.join("model_index.json"))?;
+    let mut known = Family::ALL.into_iter().flat_map(|family| family.pipelines);
+    match index.as_deref().and_then(class_of) {
+        Some(class) if !known.any(|own| class.starts_with(own.family_class)) => {
+            Err(other_pipeline(folder, &class))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The error of a folder that holds a pipeline of another model.

@@ -57,7 +57,12 @@ pub(super) fn read_pytorch_shards(paths: &[PathBuf]) -> Result<Read> {
             let (dictionary, key) = split.unwrap_or(("", &key));
             let empty = || Checkpoint::empty(&path.display().to_string());
             let weights = of_file.entry(dictionary.to_owned()).or_insert_with(empty);
-            insert(weights, key, tensor)?;
+            // Integers are counters beside weights, such as the number of steps, and other types are of other networks.
+            let is_counter = stored_dtype(tensor.dtype())
+                .is_none_or(|dtype| dtype.is_integer() && tensor.shape().is_empty());
+            if !is_counter {
+                insert(weights, key, tensor)?;
+            }
         }
         for (dictionary, weights) in of_file {
             all.entry(dictionary).or_default().push(weights);

@@ -172,7 +172,7 @@ fn rank(name: &str, has_index: bool) -> (usize, bool, bool) {
             Some(half) => 2 + half,
             // These lie beside the moving averages of the weights, which make the better pictures.
             None if variant.contains("non_ema") => 2 + HALVES.len(),
-            // Values of 8 bits are not read.
+            // Other programs' values of 8 bits are not read.
             None if variant.contains("fp8") || variant.contains("int8") => 3 + HALVES.len(),
             None => 1,
         },
@@ -228,6 +228,8 @@ mod tests {
         assert_eq!(set(&[plain, WHOLE]), (owned(&[WHOLE]), 1));
         let averages = "diffusion_pytorch_model.ema.safetensors";
         assert_eq!(set(&[plain, averages]), (owned(&[averages]), 1));
+        let eighth = "diffusion_pytorch_model.fp8_e4m3fn.safetensors";
+        assert_eq!(set(&[eighth, HALF]), (owned(&[HALF]), 1));
     }
 
     #[test]

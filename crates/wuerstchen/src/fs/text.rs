@@ -106,6 +106,8 @@ mod tests {
     #[test]
     fn other_encodings_are_named_with_their_line() {
         let error = |bytes: &[u8]| decode(bytes).unwrap_err();
+        let pointer = error(b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n");
+        assert!(pointer.starts_with("expected a text, found a pointer of Git LFS"), "{pointer}");
         let latin = error(b"a fox\na caf\xe9\n");
         let expected = "expected text in UTF-8, or UTF-16 with a byte-order mark, found";
         assert_eq!(latin, format!("line 2: {expected} the byte 0xe9"));

@@ -167,7 +167,7 @@ impl Tokenizer {
             (None, Some(vocab), Some(merges)) => {
                 let mut tokenizer = from_vocabulary(vocab, merges, &pad)?;
                 let added = json(ADDED_TOKENS, files.added_tokens.as_deref())?;
-                add_words(&mut tokenizer, &added, &config["added_tokens_decoder"])?;
+                add_words(&mut tokenizer, &added, [&config, &map])?;
                 tokenizer
             }
             (None, Some(_), None) => return Err(TokenizerError::NoVocabulary("vocab.json alone")),
@@ -334,10 +334,12 @@ fn without_decoder(text: &str) -> Result<String, TokenizerError> {
     Ok(tokenizer.to_string())
 }
 
-/// Most tokens that no merge makes, and their largest share: characters aside, only special tokens and words that
-/// somebody has added are such.
+/// Most tokens that no merge makes: characters and special tokens aside, only words that somebody has added are such. In
+/// a small vocabulary their share counts.
 const MAX_UNMADE: usize = 256;
 const MAX_UNMADE_SHARE: f64 = 0.1;
+/// Tokens without a merge that any vocabulary may have.
+const FEW_UNMADE: usize = 16;
 
 /// Fails where so many tokens are made by no merge that the file of merges must be cut off.
 fn check_merges(
@@ -350,10 +352,9 @@ fn check_merges(
         |token: &str| token.strip_suffix("</w>").unwrap_or(token).chars().count() <= 1;
     let mut unmade: Vec<_> =
         vocab.iter().filter(|(token, _)| !is_character(token) && !made.contains(*token)).collect();
-    let share = unmade.iter().filter(|(token, _)| ![BEGIN, END].contains(&token.as_str())).count()
-        as f64
-        / vocab.len() as f64;
-    if unmade.len() <= MAX_UNMADE && share <= MAX_UNMADE_SHARE {
+    unmade.retain(|(token, _)| ![BEGIN, END].contains(&token.as_str()));
+    let most = (MAX_UNMADE_SHARE * vocab.len() as f64) as usize;
+    if unmade.len() <= most.clamp(FEW_UNMADE, MAX_UNMADE) {
         return Ok(());
     }
     unmade.sort_by_key(|(_, id)| **id);
@@ -386,6 +387,8 @@ fn from_vocabulary(
         vocab.get(token).copied().ok_or(TokenizerError::UnknownToken { role, token: token.into() })
     };
     let (begin, end) = (id("begin", BEGIN)?, id("end", END)?);
+    // Otherwise it may be among the words that are added.
+    let has_pad = vocab.contains_key(pad);
     check_merges(&vocab, &pairs)?;
     let model = BPE::builder()
         .vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), pairs)
@@ -419,7 +422,7 @@ fn from_vocabulary(
         .add_prefix_space(false),
     ));
     let mut special = vec![BEGIN, END];
-    if !special.contains(&pad) {
+    if has_pad && !special.contains(&pad) {
         special.push(pad);
     }
     // transformers keeps only CLIP's own two special tokens from the normaliser.
@@ -430,12 +433,14 @@ fn from_vocabulary(
 }
 
 /// Adds words to a tokenizer, each with an id behind all others: those of `added_tokens.json`, as transformers saves
-/// them. `properties` are those of `added_tokens_decoder` in `tokenizer_config.json`, by id.
+/// them. `tokenizer_config.json` and `special_tokens_map.json` tell their properties.
 fn add_words(
     tokenizer: &mut tokenizers::Tokenizer,
     added: &Value,
-    properties: &Value,
+    [config, map]: [&Value; 2],
 ) -> Result<(), TokenizerError> {
+    let lists = [config, map].map(|file| file["additional_special_tokens"].as_array());
+    let listed: Vec<_> = lists.into_iter().flatten().flatten().filter_map(text_of).collect();
     let mut words: Vec<_> = match added {
         Value::Null => return Ok(()),
         Value::Object(words) => words.iter().map(|(word, id)| (id.as_u64(), word)).collect(),
@@ -446,9 +451,9 @@ fn add_words(
     };
     words.sort_unstable();
     for (id, word) in words {
-        let own = &properties[id.unwrap_or_default().to_string()];
+        let own = &config["added_tokens_decoder"][id.unwrap_or_default().to_string()];
         let is = |property: &str, default| own[property].as_bool().unwrap_or(default);
-        let special = is("special", false);
+        let special = is("special", listed.contains(word));
         let token = AddedToken::from(word.as_str(), special)
             .lstrip(is("lstrip", false))
             .rstrip(is("rstrip", false))
@@ -518,6 +523,16 @@ mod tests {
             };
             Tokenizer::new(&files, 6)
         };
+        // A padding token may be one of them.
+        let pad = TokenizerFiles {
+            vocab: Some(Value::from(vocab.clone()).to_string()),
+            merges: Some("#version: 0.2".into()),
+            added_tokens: Some(r#"{"<cat>": 12, "[PAD]": 13}"#.into()),
+            tokenizer_config: Some(r#"{"pad_token": "[PAD]"}"#.into()),
+            ..Default::default()
+        };
+        let ids = Tokenizer::new(&pad, 5).unwrap().encode("<cat>").unwrap().ids;
+        assert_eq!(ids, [10, 12, 11, 13, 13]);
         let tokenizer = of(r#"{"<cat>": 12, "<dog>": 13}"#).unwrap();
         assert_eq!(tokenizer.encode("a <CAT>b<dog>").unwrap().ids, [10, 1, 12, 3, 13, 11]);
         assert_eq!(tokenizer.id_count(), 14);
@@ -547,8 +562,18 @@ mod tests {
         };
         assert_eq!(made(pairs.len()), Ok(()));
         let error = made(300).unwrap_err();
-        let expected = "tokenizer: merges.txt: expected merges that make the tokens of vocab.json, found none for 378 of \
+        let expected = "tokenizer: merges.txt: expected merges that make the tokens of vocab.json, found none for 376 of \
                         them, such as \"lo\": the file may be cut off";
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn what_the_tokenizers_crate_panics_at_is_refused() {
+        let text = r###"{"model": {"type": "BPE", "continuing_subword_prefix": "##"}}"###;
+        let files = TokenizerFiles { tokenizer: Some(text.into()), ..Default::default() };
+        let error = Tokenizer::new(&files, 8).err().unwrap().to_string();
+        let expected =
+            "tokenizer: tokenizer.json: expected no continuing_subword_prefix, found \"##\"";
         assert_eq!(error, expected);
     }
 
