@@ -216,7 +216,8 @@ export class FakeModel {
       }
 
       addShard(_index: number, bytes: Uint8Array) {
-        model.shards.push(bytes);
+        // WebAssembly copies them, too.
+        model.shards.push(bytes.slice());
       }
 
       keepShard(length: number, read: (start: number, end: number) => Uint8Array) {
