@@ -145,15 +145,14 @@ fn other_type(start: &[u8]) -> Option<&'static str> {
         (b"MM\0+", "BigTIFF"),
         (b"8BPS", "a picture of Photoshop's own type"),
     ];
-    let known = TYPES.into_iter().find(|(begin, _)| start.starts_with(begin));
-    known.map(|(_, name)| name).or(match start.get(4..12)? {
-        [b'f', b't', b'y', b'p', brand @ ..] => match brand {
-            [b'h', b'e', ..] => Some("HEIC, the type of telephones"),
-            b"mif1" | b"msf1" => Some("HEIF"),
-            _ => None,
-        },
+    if let Some((_, name)) = TYPES.into_iter().find(|(begin, _)| start.starts_with(begin)) {
+        return Some(name);
+    }
+    match start.get(4..12)? {
+        [b'f', b't', b'y', b'p', b'h', b'e', ..] => Some("HEIC, the type of telephones"),
+        b"ftypmif1" | b"ftypmsf1" => Some("HEIF"),
         _ => None,
-    })
+    }
 }
 
 /// Decodes the bytes of a picture file for `work`.

@@ -13,7 +13,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use mpi::Threading;
-use wuerstchen_cli::{Ranks, TrainArgs, exit_code, failure_of, on_all_cores, say, silence, train};
+use wuerstchen_cli::{
+    Ranks, TrainArgs, exit_code, failure_of, no_threads, on_all_cores, say, silence, train,
+};
 use wuerstchen_train::Peers;
 use wuerstchen_train::peers::agree;
 
