@@ -128,7 +128,8 @@ pub fn tokenizer(bytes: &[u8], sound: &TokenizerFiles) {
     let vocab = TokenizerFiles { vocab: text(), ..sound.clone() };
     let merges = TokenizerFiles { merges: text(), ..sound.clone() };
     let tokenizer_config = TokenizerFiles { tokenizer_config: text(), ..sound.clone() };
-    for files in [whole, vocab, merges, tokenizer_config] {
+    let added_tokens = TokenizerFiles { added_tokens: text(), ..sound.clone() };
+    for files in [whole, vocab, merges, tokenizer_config, added_tokens] {
         if let Ok(tokenizer) = Tokenizer::new(&files, 77) {
             let _ = tokenizer.encode("a red circle, Würstchen \u{1F32D}");
         }
