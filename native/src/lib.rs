@@ -110,10 +110,10 @@ const DATA: u8 = 4;
 
 /// Runs `wuerstchen` with this process's arguments.
 pub fn main() -> ExitCode {
-    on_all_cores(run_arguments).unwrap_or_else(no_threads)
+    on_all_cores(run_arguments)
 }
 
-/// Calls `f` on a thread of rayon's global pool, which gets one thread for each core.
+/// Calls `f` on a thread of rayon's global pool, which gets one thread for each core; says so if they cannot be started.
 ///
 /// A kernel divides its work among the threads of the pool in which it is called. Outside of a pool, its caller wakes a
 /// thread and sleeps until that one is done: with small models this takes a sixth of a picture's time.
@@ -121,24 +121,17 @@ pub fn main() -> ExitCode {
 /// The pool must be the global one, which is never dropped. Dropping a pool does not wait for its threads: what a GPU's
 /// driver keeps for a thread would be freed while the process, at its end, frees what the driver keeps for all of them,
 /// and now and then the driver frees something twice.
-///
-/// # Errors
-///
-/// The threads cannot be started.
-pub fn on_all_cores<R: Send>(
-    f: impl FnOnce() -> R + Send,
-) -> std::result::Result<R, rayon::ThreadPoolBuildError> {
+pub fn on_all_cores(f: impl FnOnce() -> ExitCode + Send) -> ExitCode {
     const STACK: usize = 8 << 20; // bytes, as the main thread usually has
-    rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global()?;
-    Ok(rayon::scope(|_| f()))
-}
-
-/// Says that the threads cannot be started, and how to have fewer.
-pub fn no_threads(error: rayon::ThreadPoolBuildError) -> ExitCode {
-    say!(
-        "error: cannot start the threads: {error}; RAYON_NUM_THREADS=1 in the environment asks for one"
-    );
-    ExitCode::from(FAILED)
+    match rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global() {
+        Ok(()) => rayon::scope(|_| f()),
+        Err(error) => {
+            say!(
+                "error: cannot start the threads: {error}; RAYON_NUM_THREADS=1 in the environment asks for one"
+            );
+            ExitCode::from(FAILED)
+        }
+    }
 }
 
 fn run_arguments() -> ExitCode {

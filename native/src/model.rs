@@ -99,8 +99,6 @@ impl ModelArgs {
         if let Some(path) = controlnet {
             files::replace_controlnet(&mut files, path)?;
         }
-        // They may be in the place of files that the model can do without.
-        self.model.iter().for_each(|path| files::tell_of_dead_links(path));
         lora::apply(&mut files, loras)?;
         let found = devices::choose(self.device)?;
         let started = Instant::now();
@@ -110,6 +108,8 @@ impl ModelArgs {
         #[cfg(feature = "gpu")]
         self.tiling.apply(&pipeline)?;
         let load_secs = started.elapsed().as_secs_f64();
+        // They may be in the place of files that the model can do without.
+        self.model.iter().for_each(|path| files::tell_of_dead_links(path));
         Ok(Loaded { pipeline, device: found.name, load_secs })
     }
 }

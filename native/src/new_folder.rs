@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
@@ -86,17 +86,12 @@ fn remove_begun() -> bool {
 /// Fails if the folder to write is not empty, because a file could be replaced or mixed with the model's files.
 pub(crate) fn check_new(folder: &Path) -> Result<()> {
     // Below a folder that is not there, `..` leads to another place once that folder is made.
-    let mut above = PathBuf::new();
-    let mut missing: Option<PathBuf> = None;
-    for component in folder.components() {
-        if let (Component::ParentDir, Some(missing)) = (component, &missing) {
-            let (folder, missing) = (folder.display(), missing.display());
-            bail!("{folder}: {missing} is not there, so that `..` after it leads nowhere");
-        }
-        above.push(component);
-        if missing.is_none() && !above.try_exists().unwrap_or(true) {
-            missing = Some(above.clone());
-        }
+    let is_missing =
+        |path: &&Path| !path.as_os_str().is_empty() && !path.try_exists().unwrap_or(true);
+    let left = folder.ancestors().filter(|above| above.ends_with("..")).filter_map(Path::parent);
+    if let Some(missing) = left.filter(is_missing).last() {
+        let (folder, missing) = (folder.display(), missing.display());
+        bail!("{folder}: {missing} is not there, so that `..` after it leads nowhere");
     }
     if folder.join(MANIFEST).exists() {
         bail!("{} holds a model already: name another folder", folder.display())

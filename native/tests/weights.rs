@@ -182,24 +182,20 @@ fn both_pipelines_may_be_one_folder() {
     let told = import(&[&folder], 5);
     assert!(told.contains("reads prior_prior_lite; left out: prior_prior_ema"), "{told}");
 
-    let other = r#"{"_class_name": "KandinskyPriorPipeline"}"#;
-    fs::write(folder.join("model_index.json"), other).unwrap();
-    let output = wuerstchen(&["import", folder.to_str().unwrap()]);
-    let error = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(4), "{error}");
-    let expected = "expected a pipeline of Würstchen, found a KandinskyPriorPipeline";
-    assert!(error.contains(expected), "{error}");
-
+    let is_refused = |folder: &Path, class: &str| {
+        let other = format!(r#"{{"_class_name": "{class}"}}"#);
+        fs::write(folder.join("model_index.json"), other).unwrap();
+        let output = wuerstchen(&["import", folder.to_str().unwrap()]);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{error}");
+        let expected = format!("expected a pipeline of Würstchen, found a {class}");
+        assert!(error.contains(&expected), "{error}");
+    };
+    is_refused(&folder, "KandinskyPriorPipeline");
     // Other models have text encoders of the same kind.
     let folder = scratch("other-pipeline");
     copy(&goldens().join("wuerstchen-prior/text_encoder"), &folder.join("text_encoder"));
-    let other = r#"{"_class_name": "StableDiffusionPipeline"}"#;
-    fs::write(folder.join("model_index.json"), other).unwrap();
-    let output = wuerstchen(&["import", folder.to_str().unwrap()]);
-    let error = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(4), "{error}");
-    let expected = "expected a pipeline of Würstchen, found a StableDiffusionPipeline";
-    assert!(error.contains(expected), "{error}");
+    is_refused(&folder, "StableDiffusionPipeline");
 }
 
 #[cfg(unix)]

@@ -13,9 +13,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use mpi::Threading;
-use wuerstchen_cli::{
-    Ranks, TrainArgs, exit_code, failure_of, no_threads, on_all_cores, say, silence, train,
-};
+use wuerstchen_cli::{Ranks, TrainArgs, exit_code, failure_of, on_all_cores, say, silence, train};
 use wuerstchen_train::Peers;
 use wuerstchen_train::peers::agree;
 
@@ -49,7 +47,7 @@ struct Args {
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    on_all_cores(run).unwrap_or_else(no_threads)
+    on_all_cores(run)
 }
 
 fn run() -> ExitCode {
