@@ -102,14 +102,13 @@ fn fill<M: Module>(
     keys: KeyTable,
     loaded: &mut BTreeSet<String>,
 ) -> Result<(M, Differences), LoadError> {
-    let mut count = Count(0);
-    module.visit(&mut count);
+    let is_small = module.num_params() <= SMALL_PART;
     let mut loader = Loader {
         path: Path::default(),
         keys,
         checkpoint,
         // A browser loads a part piece by piece, so that the whole part counts and not what this checkpoint holds.
-        is_small: count.0 <= SMALL_PART,
+        is_small,
         loaded,
         transposed: BTreeSet::new(),
         differences: Differences::default(),
@@ -130,15 +129,6 @@ fn fill<M: Module>(
     let unused = checkpoint.names().filter(|name| !loaded.contains(*name) && !is_counter(name));
     differences.unexpected = unused.map(str::to_owned).collect();
     Ok((module, differences))
-}
-
-/// Counts the values of all parameters. Values that wait to be initialised go on waiting.
-struct Count(usize);
-
-impl ModuleVisitor for Count {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0 += param.lazy_shape().num_elements();
-    }
 }
 
 /// The names of a module's parameters that are not in `loaded`.

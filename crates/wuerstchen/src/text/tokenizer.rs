@@ -318,12 +318,10 @@ fn without_decoder(text: &str) -> Result<String, TokenizerError> {
         fields.remove("decoder");
     }
     // CLIP's is empty. With another one, the `tokenizers` crate panics at merges that lack it.
-    match &tokenizer["model"]["continuing_subword_prefix"] {
-        Value::String(prefix) if !prefix.is_empty() => {
-            let reason = format!("expected no continuing_subword_prefix, found {prefix:?}");
-            return Err(file_error("tokenizer.json", reason));
-        }
-        _ => {}
+    let prefix = tokenizer["model"]["continuing_subword_prefix"].as_str();
+    if let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) {
+        let reason = format!("expected no continuing_subword_prefix, found {prefix:?}");
+        return Err(file_error("tokenizer.json", reason));
     }
     // `train` makes tokenizers of whole words for the emoji.
     let kind = tokenizer["model"]["type"].as_str().unwrap_or("BPE");
@@ -514,29 +512,23 @@ mod tests {
         let letters = ('a'..='e').flat_map(|c| [c.to_string(), format!("{c}</w>")]);
         let tokens = letters.chain([BEGIN.into(), END.into()]).enumerate();
         let vocab: serde_json::Map<_, _> = tokens.map(|(id, token)| (token, id.into())).collect();
-        let of = |added: &str| {
+        let of = |added: &str, config: &str| {
             let files = TokenizerFiles {
                 vocab: Some(Value::from(vocab.clone()).to_string()),
                 merges: Some("#version: 0.2".into()),
                 added_tokens: Some(added.into()),
+                tokenizer_config: Some(config.into()),
                 ..Default::default()
             };
             Tokenizer::new(&files, 6)
         };
         // A padding token may be one of them.
-        let pad = TokenizerFiles {
-            vocab: Some(Value::from(vocab.clone()).to_string()),
-            merges: Some("#version: 0.2".into()),
-            added_tokens: Some(r#"{"<cat>": 12, "[PAD]": 13}"#.into()),
-            tokenizer_config: Some(r#"{"pad_token": "[PAD]"}"#.into()),
-            ..Default::default()
-        };
-        let ids = Tokenizer::new(&pad, 5).unwrap().encode("<cat>").unwrap().ids;
-        assert_eq!(ids, [10, 12, 11, 13, 13]);
-        let tokenizer = of(r#"{"<cat>": 12, "<dog>": 13}"#).unwrap();
+        let pad = of(r#"{"<cat>": 12, "[PAD]": 13}"#, r#"{"pad_token": "[PAD]"}"#).unwrap();
+        assert_eq!(pad.encode("<cat>").unwrap().ids, [10, 12, 11, 13, 13, 13]);
+        let tokenizer = of(r#"{"<cat>": 12, "<dog>": 13}"#, "{}").unwrap();
         assert_eq!(tokenizer.encode("a <CAT>b<dog>").unwrap().ids, [10, 1, 12, 3, 13, 11]);
         assert_eq!(tokenizer.id_count(), 14);
-        let error = of(r#"{"<cat>": 14}"#).err().unwrap().to_string();
+        let error = of(r#"{"<cat>": 14}"#, "{}").err().unwrap().to_string();
         let expected = "tokenizer: added_tokens.json: expected 12 as the id of \"<cat>\", the next one, found 14";
         assert_eq!(error, expected);
     }
