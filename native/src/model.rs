@@ -3,15 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+#[cfg(feature = "gpu")]
+use anyhow::bail;
 use anyhow::{Context, Result};
 use clap::Args;
 #[cfg(feature = "gpu")]
-use wuerstchen::kernels::{Tiling, choose_tiling};
+use wuerstchen::kernels::{Products, Tiling, choose_products, has_halves};
 use wuerstchen::{Device, LoadError, ModelFiles, Pipeline, Residency};
 
+#[cfg(feature = "gpu")]
+use crate::devices::Found;
 use crate::devices::{self, Choice};
 use crate::files;
 use crate::lora::{self, LoraArg};
+#[cfg(feature = "gpu")]
+use crate::usage;
 
 /// Arguments of commands that run a whole model.
 #[derive(Args)]
@@ -30,6 +36,19 @@ pub(crate) struct ModelArgs {
     #[cfg(feature = "gpu")]
     #[arg(long, value_enum, default_value = "auto")]
     tiling: TilingChoice,
+    /// `f16` lets a GPU round the factors of matrix products to half precision, where they must be below 65504, if a
+    /// measurement says that it is faster, or if --tiling names tiles; sums stay in f32
+    #[cfg(feature = "gpu")]
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Precision,
+}
+
+/// What `--precision` may say.
+#[cfg(feature = "gpu")]
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Precision {
+    F32,
+    F16,
 }
 
 /// What `--tiling` may say.
@@ -48,20 +67,20 @@ enum TilingChoice {
 
 #[cfg(feature = "gpu")]
 impl TilingChoice {
-    /// Makes a pipeline's device divide products like this.
-    fn apply(self, pipeline: &Pipeline) -> Result<()> {
+    /// Makes a pipeline's device compute products like this, with tiles of halves if `halves`.
+    fn apply(self, halves: bool, pipeline: &Pipeline) -> Result<()> {
         let tiling = match self {
             Self::Auto => {
                 let started = Instant::now();
                 let clock = move || started.elapsed().as_secs_f64();
-                futures_lite::future::block_on(pipeline.choose_tiling(&clock))?;
+                futures_lite::future::block_on(pipeline.choose_products(halves, &clock))?;
                 return Ok(());
             }
             Self::Direct => Tiling::Direct,
             Self::Small => Tiling::Small,
             Self::Large => Tiling::Large,
         };
-        choose_tiling(pipeline.device(), Some(tiling));
+        choose_products(pipeline.device(), Products { tiling: Some(tiling), halves });
         Ok(())
     }
 }
@@ -94,6 +113,19 @@ impl ModelArgs {
         self.load_by(Pipeline::load_decoder, &[], None)
     }
 
+    /// Whether products may have tiles of halves on this device.
+    #[cfg(feature = "gpu")]
+    fn halves(&self, found: &Found) -> Result<bool> {
+        let halves = self.precision == Precision::F16;
+        if halves && matches!(self.tiling, TilingChoice::Direct) {
+            bail!("--precision f16 is for tiles, and --tiling direct has none");
+        }
+        if halves && !has_halves(&found.device) {
+            bail!("--precision f16 needs a GPU whose shaders have f16, found {}", found.name);
+        }
+        Ok(halves)
+    }
+
     fn load_by(&self, load: Load, loras: &[LoraArg], controlnet: Option<&Path>) -> Result<Loaded> {
         let mut files = files::read_model(self.model.as_deref())?;
         if let Some(path) = controlnet {
@@ -101,12 +133,14 @@ impl ModelArgs {
         }
         lora::apply(&mut files, loras)?;
         let found = devices::choose(self.device)?;
+        #[cfg(feature = "gpu")]
+        let halves = self.halves(&found).map_err(|error| usage(&error))?;
         let started = Instant::now();
         let pipeline = load(&files, &found.device, self.residency)
             .inspect_err(|_| self.model.iter().for_each(|path| files::tell_of_missing(path)))
             .context("cannot load the model")?;
         #[cfg(feature = "gpu")]
-        self.tiling.apply(&pipeline)?;
+        self.tiling.apply(halves, &pipeline)?;
         let load_secs = started.elapsed().as_secs_f64();
         // They may be in the place of files that the model can do without.
         self.model.iter().for_each(|path| files::tell_of_dead_links(path));

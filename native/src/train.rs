@@ -18,6 +18,7 @@ use same_file::is_same_file;
 use serde::Serialize;
 use wuerstchen::card::PriorIndex;
 use wuerstchen::fs::{check_writable, open, read_text};
+use wuerstchen::text::emphasis::is_plain;
 use wuerstchen::{
     Checkpoint, ConfigError, Family, ModelFiles, Part, RUN_CONFIG, RUN_MODEL, Tokenizer,
     TokenizerFiles,
@@ -27,7 +28,7 @@ use wuerstchen_train::config::{
 };
 use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::lpips::Lpips;
-use wuerstchen_train::run::ONE_FILE_MODEL;
+use wuerstchen_train::run::{ONE_FILE_MODEL, STAGE_FOLDERS};
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 use wuerstchen_train::{
     Alone, Event, Peers, Recipe, Run, RunError, StageName, Start, emoji, store,
@@ -58,8 +59,8 @@ pub struct TrainArgs {
     /// Fills the cache and stops.
     #[arg(skip)]
     only_cache: bool,
-    /// Stop at a picture in a shard of the corpus that cannot be read, instead of leaving it out; pictures in a folder must
-    /// always be readable
+    /// Stop at a picture in a shard of the corpus that cannot be read, instead of leaving it out; pictures in a folder
+    /// must always be readable
     #[arg(long)]
     strict: bool,
     /// Save and stop after this many seconds
@@ -86,7 +87,8 @@ struct RunArgs {
     /// run has trained already stay
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
-    /// The Würstchen v2 model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in model]
+    /// The Würstchen v2 model whose Stage C is fine-tuned, as `generate` takes it [default for lora: the built-in
+    /// model]
     #[arg(short, long, value_name = "PATH", conflicts_with = "init")]
     model: Option<PathBuf>,
     /// Folder where latents, image embeddings and hidden states of texts are kept for other runs; `data cache b` and
@@ -195,6 +197,11 @@ impl Ranks {
         &self,
         args: &TrainArgs,
     ) -> Result<impl FnMut(&Event<'_>) -> ControlFlow<()> + use<>> {
+        if cfg!(debug_assertions) && self.peers.rank() == 0 {
+            tell!(
+                "this program is not optimised; cargo build --release makes one that trains four times as fast"
+            );
+        }
         let mut progress = TrainProgress::new(args.deadline())?;
         let listener = self.listener.clone();
         Ok(move |event: &Event<'_>| {
@@ -243,6 +250,11 @@ pub(crate) fn fill_cache(args: &CacheArgs) -> Result<()> {
 }
 
 impl TrainArgs {
+    /// The state that `--resume` names, if it names one.
+    fn state(&self) -> Option<&str> {
+        self.resume.as_deref().filter(|path| *path != "auto")
+    }
+
     /// When the run has to stop.
     fn deadline(&self) -> Option<Instant> {
         // A time beyond the clock's end never comes.
@@ -270,9 +282,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
         shards.strict = true;
     }
-    if let (Stages::All, Some(path)) = (args.stage, args.resume.as_deref())
-        && path != "auto"
-    {
+    if let (Stages::All, Some(path)) = (args.stage, args.state()) {
         let error = anyhow!("{path} is the state of one stage: train that stage, or --resume auto");
         return Err(usage(&error));
     }
@@ -284,7 +294,8 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let stored = stored_config(&output)?;
     if let Some(stored) = &stored {
         let fits = match args.resume {
-            Some(_) => check_sizes(&output, stored, &config),
+            Some(_) => check_drawings(&output, stored, &config)
+                .and_then(|()| check_sizes(&output, stored, &config)),
             None => check_fits(&output, stored, &config),
         };
         fits.and_then(|()| check_scale(&output, stored, &config)).map_err(|error| usage(&error))?;
@@ -307,15 +318,30 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     if let (Some(stored), Some(_)) = (&stored, &args.resume) {
         tell_of_changes(&without_scale(stored), &without_scale(&config))?;
-        if config.corpus.is_own() && stored.corpus.vocab_size != config.corpus.vocab_size {
-            tell!(
-                "corpus.vocab_size has no effect: the run goes on with the tokenizer that it has"
-            );
-        }
+    }
+    if let (Some(scale), true) =
+        (config.model.embedding_scale, trains_compressor(args.stage, &config))
+    {
+        tell!(
+            "the scale of the image embeddings is not measured: model.embedding_scale is {scale}"
+        );
     }
     let tokenizer = match &corpus {
         Corpus::Folder(_) | Corpus::Shards(_) => {
-            tokenizer(&corpus, &config, &output, init.as_ref())?
+            let given = init.as_ref().map(|model| model.tokenizer(family.pipelines[0]));
+            let given = given.filter(TokenizerFiles::is_complete);
+            let own = own_tokenizer(&output, family)?;
+            let known = known_tokenizer(args, &output, family, own, given);
+            let known = known.map_err(|error| usage(&error))?;
+            if let (Some(stored), Some(_)) = (&stored, &known)
+                && stored.corpus.vocab_size != config.corpus.vocab_size
+            {
+                tell!(
+                    "corpus.vocab_size has no effect: the run goes on with the tokenizer that it has"
+                );
+            }
+            let captions = corpus.captions().into_iter().flatten();
+            known.map_or_else(|| learn_tokenizer(captions, config.corpus.vocab_size), Ok)?
         }
         Corpus::Shapes => shapes_tokenizer(),
         Corpus::Emoji(art) => word_tokenizer(&emoji::vocabulary(art)),
@@ -326,6 +352,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         .transpose()?;
     let recipe = Recipe::new(config, tokenizer)?;
     let tokenizer = Tokenizer::new(&recipe.tokenizer, recipe.config.model.max_tokens)?;
+    tell_of_brackets(corpus.captions().into_iter().flatten());
     if let Some(captions) = corpus.captions() {
         tell_of_captions(captions, "caption", "", &tokenizer, "model.max_tokens")?;
     } else {
@@ -373,6 +400,12 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     for (stage, start) in &stages {
         run.check_start(*stage, start).map_err(with_remedy)?;
     }
+    if !args.only_cache && ranks.peers.rank() == 0 {
+        if args.state().is_none() {
+            run.check_results().map_err(with_remedy)?;
+        }
+        tell_of_starts(&run, args, &output)?;
+    }
     if args.dry_run {
         return describe(run.recipe(), &corpus, &output);
     }
@@ -382,6 +415,9 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     };
     if let Some(digest) = digest {
         tell_if_changed(&digest, &*store, args.resume.is_some())?;
+    }
+    if ranks.peers.rank() == 0 {
+        remove_parts_of_run(&output)?;
     }
     ranks.list_pictures(&corpus, &output)?;
     if let Some(cache) = &args.run.cache {
@@ -421,17 +457,49 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     let model = run.write_model()?;
     let [folder, file] = [RUN_MODEL, ONE_FILE_MODEL].map(|name| output.join(name));
     tell!("wrote {} and {}", folder.display(), file.display());
-    for stage in run.outdated()? {
-        tell!(
-            "stage {} of this run was trained with other weights of the stages before it: train it again",
-            stage.as_str()
-        );
+    for (stage, state) in run.outdated()? {
+        let stage = stage.as_str();
+        match state {
+            Some(state) => tell!(
+                "stage {stage} of this run was trained with other weights of the stages before it: remove {state}, and \
+                 train it again"
+            ),
+            None => tell!(
+                "stage {stage} is that of --init, which was trained with other weights of the stages before it: train it, \
+                 again with --init if it should begin with its weights"
+            ),
+        }
     }
     let missing: Vec<_> = model.missing_parts().iter().map(Part::to_string).collect();
     if !missing.is_empty() {
         tell!("not trained yet, so that it makes no pictures: {}", missing.join(", "));
     }
     Ok(())
+}
+
+/// Tells where the first stage begins, if that may not be what was meant: in a folder without a run, or after a stage
+/// that is not done.
+fn tell_of_starts(run: &Run, args: &TrainArgs, output: &Path) -> Result<()> {
+    let stage = args.stage.names()[0];
+    if args.resume.is_some() && !output.join(RUN_CONFIG).is_file() && args.state().is_none() {
+        tell!("there is no run in {} yet: it begins", output.display());
+    }
+    for (before, step) in run.unfinished(stage)? {
+        tell!(
+            "stage {} has done {step} of {}; stage {} takes its weights as they are",
+            before.as_str(),
+            counted(run.recipe().config.updates(before).steps, "update"),
+            stage.as_str()
+        );
+    }
+    Ok(())
+}
+
+/// Removes what programs were writing in the folders of a run when they were killed. Other files and folders beside
+/// these may be anyone's.
+fn remove_parts_of_run(output: &Path) -> Result<()> {
+    let folders = STAGE_FOLDERS.into_iter().chain([RUN_MODEL, "lora"]);
+    folders.map(|folder| output.join(folder)).try_for_each(|folder| remove_old_parts(&folder))
 }
 
 /// Reads the weights of Stage A's perceptual loss, and fails unless they are those of LPIPS.
@@ -591,7 +659,9 @@ fn check_folder(path: &Path) -> Result<()> {
         empty if empty.as_os_str().is_empty() => Path::new("."),
         path => path,
     });
-    let Some(there) = above.find(|path| path.exists()) else { return Ok(()) };
+    // A link that leads nowhere is in the way, too.
+    let is_there = |path: &&Path| path.exists() || path.is_symlink();
+    let Some(there) = above.find(is_there) else { return Ok(()) };
     if !there.is_dir() {
         bail!("{}: expected a folder, as runs and caches are folders of files", there.display())
     }
@@ -626,16 +696,27 @@ fn same_place(one: &Path, other: &Path) -> bool {
 /// Fails where a run cannot go on with what its folder holds: a stage takes the tokenizer, the scale and the
 /// earlier stages from there.
 fn check_fits(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
+    if !same_corpus(stored, config) {
+        return Err(other_corpus(output, stored, config));
+    }
+    check_model(output, stored, config)
+}
+
+/// The error of a run in a folder that is trained on other pictures than a config says.
+fn other_corpus(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> anyhow::Error {
     let corpus = |config: &TrainConfig| match (&config.corpus.folder, &config.corpus.shards) {
         (Some(folder), _) => folder.display().to_string(),
         (None, Some(shards)) => shards.paths.join(", "),
         (None, None) => format!("{:?}", config.corpus.scenes).to_lowercase(),
     };
-    if !same_corpus(stored, config) {
-        let field = ("corpus".to_owned(), corpus(stored), corpus(config));
-        return Err(other_run(output, field));
-    }
-    check_model(output, stored, config)
+    other_run(output, ("corpus".to_owned(), corpus(stored), corpus(config)))
+}
+
+/// Fails where a run would go on with drawings of another kind, or with pictures in place of drawings, or the other way
+/// round: its tokenizer does not know their words.
+fn check_drawings(output: &Path, stored: &TrainConfig, config: &TrainConfig) -> Result<()> {
+    let drawn = |config: &TrainConfig| (!config.corpus.is_own()).then_some(config.corpus.scenes);
+    if drawn(stored) == drawn(config) { Ok(()) } else { Err(other_corpus(output, stored, config)) }
 }
 
 /// Fails where a run that goes on would have models of other sizes than those that it has trained. The schedule does
@@ -720,30 +801,72 @@ fn differences(
     keys.into_iter().flat_map(of_key).collect()
 }
 
-/// The tokenizer of the captions of pictures: the run's own, else that of the model that it starts from, else
-/// one that is learnt from the captions.
-fn tokenizer(
-    corpus: &Corpus,
-    config: &TrainConfig,
-    output: &Path,
-    init: Option<&ModelFiles>,
-) -> Result<TokenizerFiles> {
-    let (mut own, pipeline) = (ModelFiles::default(), config.model.decoder.family().pipelines[0]);
+/// The tokenizer in a run's folder, if there is a whole one.
+fn own_tokenizer(run: &Path, family: &Family) -> Result<Option<TokenizerFiles>> {
+    let (mut own, pipeline) = (ModelFiles::default(), family.pipelines[0]);
     for file in TokenizerFiles::NAMES {
         let file = format!("{}/{file}", pipeline.tokenizer());
-        let path = output.join(RUN_MODEL).join(&file);
+        let path = run.join(RUN_MODEL).join(&file);
         if path.is_file() {
             own.texts.insert(file, read_text(&path)?);
         }
     }
-    for model in [Some(&own), init].into_iter().flatten() {
-        let tokenizer = model.tokenizer(pipeline);
-        if tokenizer.is_complete() {
-            return Ok(tokenizer);
-        }
+    Ok(Some(own.tokenizer(pipeline)).filter(TokenizerFiles::is_complete))
+}
+
+/// The tokenizer that a run goes on with, of its own one and the one of `--init`; `None` if it has to learn one. The
+/// run keeps its own one as soon as a text encoder has learnt with it. Before that, a text encoder of `--init` brings
+/// its own.
+///
+/// Fails where a text encoder would get another tokenizer than the one with which it was trained.
+fn known_tokenizer(
+    args: &TrainArgs,
+    output: &Path,
+    family: &Family,
+    own: Option<TokenizerFiles>,
+    given: Option<TokenizerFiles>,
+) -> Result<Option<TokenizerFiles>> {
+    let has = |part: Part| output.join(RUN_MODEL).join(part.weights_path()).exists();
+    let has_state = |folder: &str| output.join(folder).join("state.safetensors").exists();
+    let mut texts = family.decoder_text.into_iter().chain([family.prior_text]);
+    let has_all = texts.clone().all(has);
+    let has_learnt = texts.any(has)
+        || STAGE_FOLDERS.iter().any(|folder| !folder.starts_with('a') && has_state(folder));
+    if has_learnt
+        && !has_all
+        && let (Some(own), Some(given)) = (&own, &given)
+        && own != given
+    {
+        let folder = output.join(RUN_MODEL);
+        bail!(
+            "--init has another tokenizer than {}: name another folder with --output",
+            folder.display()
+        );
     }
-    let captions = corpus.captions().into_iter().flatten();
-    Ok(learn_tokenizer(captions, config.corpus.vocab_size)?)
+    let has_begun = has_learnt
+        || family.all_parts().any(has)
+        || STAGE_FOLDERS.iter().any(|folder| has_state(folder));
+    let known = match (own, given) {
+        (Some(own), _) if has_learnt => Some(own),
+        (_, Some(given)) => Some(given),
+        // A run that was killed before it saved anything learns from the captions that there are now.
+        (own, None) => own.filter(|_| has_begun),
+    };
+    // Stage A reads no texts.
+    let state = args.state().filter(|_| args.stage != Stages::A);
+    let Some(state) = state else { return Ok(known) };
+    let run = Path::new(state).parent().and_then(Path::parent);
+    let Some(run) = run.filter(|run| !same_place(run, output)) else { return Ok(known) };
+    let theirs = own_tokenizer(run, family)?;
+    if theirs.is_some() && theirs != known {
+        bail!(
+            "the state {state} was trained with the tokenizer in {}, and this run has another one: expected \
+             --init {}, or the same --output",
+            run.join(RUN_MODEL).display(),
+            run.display()
+        );
+    }
+    Ok(known)
 }
 
 /// Whether the image embeddings change, so that their scale has to be measured anew before Stage C.
@@ -794,7 +917,6 @@ fn tell_of_captions<'a>(
             unknown.1.get_or_insert(word);
         }
     }
-    let example = |text: &str| text.chars().take(EXAMPLE_LETTERS).collect::<String>();
     if let (count, Some(end)) = cut {
         tell!(
             "{}{of} {} longer than {limit} = {}, which leaves out what follows, such as {:?}",
@@ -812,6 +934,24 @@ fn tell_of_captions<'a>(
         );
     }
     Ok(())
+}
+
+/// Reports captions that would mean something else as prompts.
+fn tell_of_brackets<'a>(captions: impl Iterator<Item = &'a str>) {
+    let mut bracketed = captions.filter(|caption| !is_plain(caption));
+    if let Some(first) = bracketed.next() {
+        tell!(
+            "{} with brackets or backslashes, which are learnt as they stand; in a prompt, brackets weigh words, unless \
+             generate has --prompt-syntax plain: such as {:?}",
+            counted(1 + bracketed.count(), "caption"),
+            example(first)
+        );
+    }
+}
+
+/// The beginning of a text.
+fn example(text: &str) -> String {
+    text.chars().take(EXAMPLE_LETTERS).collect()
 }
 
 /// Reports that a stage ends before its learning rate has risen to that of the config, if so. `stage` is a prefix of

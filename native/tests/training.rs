@@ -263,7 +263,8 @@ fn pictures_of_a_folder_train_a_model() {
     for (stage_b, measured) in [(&frozen[..], false), (&further[..], true)] {
         let output = train_on(&pictures, &run, stage_b);
         let told = text(&output.stderr);
-        let later = "stage c of this run was trained with other weights of the stages before it: train it again";
+        let later =
+            "stage c of this run was trained with other weights of the stages before it: remove ";
         assert!(output.status.success() && told.contains(later) == measured, "{told}");
         let output = train_on(&pictures, &run, &["c", "--resume", "auto", "--set", "c.steps=4"]);
         let told = text(&output.stderr);
@@ -340,6 +341,93 @@ fn a_run_starts_from_what_a_model_has() {
     let same = second.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
     assert_eq!(fs::read(vqgan).unwrap(), fs::read(same).unwrap());
     assert!(second.join("model/wuerstchen/decoder/diffusion_pytorch_model.safetensors").is_file());
+}
+
+/// A run goes on with its own kind of pictures and with its own tokenizer, and nothing replaces a model whose states
+/// are gone.
+#[test]
+fn what_was_learnt_otherwise_is_refused() {
+    let folder = scratch("otherwise");
+    let [pictures, others] = ["pictures", "others"].map(|name| folder.join(name));
+    let [first, second] = ["1", "2"].map(|name| folder.join(name));
+    own_pictures(&pictures);
+    own_pictures(&others);
+    fs::write(others.join("red.txt"), "ein rotes (Feld)\n").unwrap();
+    let trained = |pictures: &Path, run: &Path, stage: &str| {
+        let output = train_on(pictures, run, &[stage]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let refused = |output: Output, reason: &str| {
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(reason), "{told}");
+    };
+    trained(&pictures, &first, "all");
+    let (run, config) = (first.display().to_string(), smoke());
+    let drawn = ["train", "a", "-c", &config, "-o", &run, "--device", "cpu", "--resume", "auto"];
+    refused(wuerstchen(&drawn), "holds a run whose corpus is ");
+
+    let told = trained(&others, &second, "a");
+    assert!(told.contains("1 caption with brackets or backslashes"), "{told}");
+    let tokenizer =
+        |run: &Path| fs::read(run.join("model/wuerstchen-prior/tokenizer/tokenizer.json")).unwrap();
+    let own = tokenizer(&second);
+    assert!(own != tokenizer(&first));
+    // A text encoder brings its own, until one of the run has learnt.
+    let output = train_on(&others, &folder.join("5"), &["a"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = train_on(&others, &folder.join("5"), &["b", "--init", &run]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(tokenizer(&folder.join("5")) == tokenizer(&first));
+    trained(&others, &second, "b");
+    let other = "--init has another tokenizer than ";
+    refused(train_on(&others, &second, &["c", "--init", &run]), other);
+    let state = first.join("c/state.safetensors").display().to_string();
+    let other = "was trained with the tokenizer in ";
+    refused(train_on(&others, &second, &["c", "--resume", &state]), other);
+
+    // The other stages of a model are made for its own Stage A.
+    let third = folder.join("3");
+    let output = train_on(&pictures, &third, &["a", "--init", &run]);
+    let told = text(&output.stderr);
+    let later =
+        "stage b is that of --init, which was trained with other weights of the stages before it";
+    assert!(output.status.success() && told.contains(later), "{told}");
+
+    let short = train_on(
+        &pictures,
+        &folder.join("4"),
+        &["a", "--set", "a.steps=90000", "--max-seconds", "0"],
+    );
+    assert!(short.status.success(), "{}", text(&short.stderr));
+    let output = train_on(&pictures, &folder.join("4"), &["b", "--set", "a.steps=90000"]);
+    let told = text(&output.stderr);
+    assert!(
+        output.status.success()
+            && told.contains(" of 90000 updates; stage b takes its weights as they are"),
+        "{told}"
+    );
+
+    for stage in ["a", "b", "c"] {
+        fs::remove_dir_all(first.join(stage)).unwrap();
+    }
+    for stage in ["a", "c"] {
+        let output = train_on(&pictures, &first, &[stage]);
+        refused(output, " is the result of a training whose state, ");
+    }
+
+    // Killed before it saved anything, a run has a tokenizer that nothing has learnt with.
+    for entry in ["a", "b"] {
+        fs::remove_dir_all(second.join(entry)).unwrap();
+    }
+    fs::remove_file(second.join("model.safetensors")).unwrap();
+    for part in ["vqgan", "text_encoder", "decoder"] {
+        fs::remove_dir_all(second.join("model/wuerstchen").join(part)).unwrap();
+    }
+    fs::remove_dir_all(second.join("model/effnet")).unwrap();
+    fs::write(others.join("red.txt"), "un champ rouge et rond\n").unwrap();
+    trained(&others, &second, "a");
+    assert!(tokenizer(&second) != own);
 }
 
 /// The parts that a stage needs from others, and the memory that it takes, are checked before anything is made or

@@ -393,6 +393,11 @@ fn what_cannot_be_done_is_told_before_it_begins() {
         "{}",
         text(&output.stderr)
     );
+    let state = case.folder.join("used/lora/state.safetensors").display().to_string();
+    for change in ["lora.alpha=160", "lora.modules=[\"attention.to_k\"]"] {
+        let more = ["--resume", &state, "--set", change];
+        case.refused("lora", "elsewhere", &more, "or [lora] is another one than that with which");
+    }
     // The same pictures in another place, and then in their own again.
     let moved = case.folder.join("moved");
     fs::rename(case.pictures(), &moved).unwrap();

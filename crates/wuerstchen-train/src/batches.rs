@@ -1,8 +1,9 @@
 //! Batches that are made ahead of the updates that need them.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::corpus::CorpusError;
 
@@ -46,7 +47,10 @@ impl<B: Send + 'static> Batches<B> {
         self.turn = (turn + 1) % self.threads.len();
         let maker = &mut self.threads[turn];
         let queue = maker.queue.as_ref().expect("queues stay until batches are dropped");
-        match queue.recv() {
+        match wait(|time| match queue.recv_timeout(time) {
+            Err(RecvTimeoutError::Timeout) => None,
+            taken => Some(taken),
+        }) {
             Ok(batch) => batch,
             // Only a panic ends the thread this early.
             Err(_) => {
@@ -62,15 +66,64 @@ impl<B> Drop for Maker<B> {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
+            wait(|time| {
+                if thread.is_finished() {
+                    return Some(());
+                }
+                std::thread::sleep(time);
+                None
+            });
             // A panic while making a batch that nobody takes does not matter.
             let _ = thread.join();
         }
     }
 }
 
+/// How long a thread sleeps at most while it waits and its pool has no work.
+const IDLE: Duration = Duration::from_millis(1);
+
+/// Waits until `poll`, which may sleep for as long as it is told, returns something.
+///
+/// The thread that makes a batch divides its work among the threads of a pool. One of them may be the thread that waits
+/// here, and even the only one. So this thread does such work meanwhile.
+fn wait<T>(mut poll: impl FnMut(Duration) -> Option<T>) -> T {
+    let mut time = Duration::ZERO;
+    loop {
+        if let Some(value) = poll(time) {
+            return value;
+        }
+        #[cfg(feature = "parallel")]
+        let has_worked = rayon::yield_now() == Some(rayon::Yield::Executed);
+        #[cfg(not(feature = "parallel"))]
+        let has_worked = false;
+        time = if has_worked { Duration::ZERO } else { IDLE };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The thread that waits is the only one of the pool that makes the batches.
+    #[cfg(feature = "parallel")]
+    #[test]
+    fn one_thread_waits_and_works() {
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+        let make: MakeBatch<u64> = {
+            let pool = pool.clone();
+            Arc::new(move |step| Ok(pool.install(|| step)))
+        };
+        let (give, made) = std::sync::mpsc::channel();
+        pool.spawn(move || {
+            let mut batches = Batches::start(2, 0, &make);
+            let made = [(); 5].map(|()| batches.next().unwrap());
+            // The threads are still making batches.
+            drop(batches);
+            give.send(made).unwrap();
+        });
+        let made = made.recv_timeout(Duration::from_secs(60)).expect("nothing waits for ever");
+        assert_eq!(made, [0, 1, 2, 3, 4]);
+    }
 
     fn batches(threads: usize, make: fn(u64) -> Result<u64, CorpusError>) -> Batches<u64> {
         Batches::start(threads, 5, &(Arc::new(make) as MakeBatch<u64>))

@@ -434,7 +434,8 @@ pub(crate) fn trained<'a>(
     weights.get(&part).ok_or_else(|| LoadError::File {
         path: part.to_string(),
         reason: format!(
-            "Stage {} of this run is not trained yet: train it first, or begin with a model that has this part",
+            "Stage {} of this run is not trained yet: train it first, or begin with a model that has this part; or its \
+             weights were removed: go on with it, and it writes them again",
             stage.to_uppercase()
         ),
     })

@@ -15,7 +15,7 @@ use wuerstchen::{
 };
 
 pub use self::error::RunError;
-pub(crate) use self::session::{GRID_SIDE, Job, Session, state_name, updates};
+pub(crate) use self::session::{GRID_SIDE, Job, Session, metrics_name, state_name, updates};
 use crate::config::{StageName, TrainConfig};
 use crate::corpus::Source;
 use crate::lesson::Lesson;
@@ -30,6 +30,10 @@ use crate::trainer::{Metrics, Trainer, read_header};
 
 /// The page that shows how the run went.
 const REPORT: &str = "report.html";
+
+/// The folders of the stages, with their states. States of a stage that is frozen in part have other tensors, and a
+/// folder of their own.
+pub const STAGE_FOLDERS: [&str; 5] = ["a", "a-frozen", "b", "b-frozen", "c"];
 
 /// The file of the whole model.
 pub const ONE_FILE_MODEL: &str = "model.safetensors";
@@ -318,23 +322,82 @@ impl Run {
         self.write_model().map(Some)
     }
 
-    /// The stages that the run has trained with other weights of the stages before them than it has now. A state that
-    /// cannot be read is left out, because nothing goes on from it.
+    /// The stages whose weights were trained with other weights of the stages before them than the run has now, and
+    /// their states. A stage of the model that the run has started from has no state. Left out is a stage whose state
+    /// cannot be read, because nothing goes on from it, and one before which weights are missing.
     ///
     /// # Errors
     ///
     /// Weights cannot be read.
-    pub fn outdated(&self) -> Result<Vec<StageName>, RunError> {
-        let mut outdated = Vec::new();
+    pub fn outdated(&self) -> Result<Vec<(StageName, Option<String>)>, RunError> {
+        let (store, mut outdated) = (&self.session.store, Vec::new());
+        let has = |part: &Part| store.contains(&self.weights_name(*part));
         for stage in StageName::ALL {
-            let name = state_name(self.folder(stage));
-            let Some(state) = self.session.store.open(&name)? else { continue };
+            let (needed, name) = (self.recipe.parts_before(stage), state_name(self.folder(stage)));
+            if !needed.iter().all(has) {
+                continue;
+            }
+            let Some(state) = store.open(&name)? else {
+                let is_needed = |part: &Part| needed.contains(part);
+                let moves = |before: &StageName| {
+                    store.contains(&state_name(before.as_str()))
+                        && self.recipe.parts_of(*before).iter().any(is_needed)
+                };
+                // A stage that this run has trained has metrics.
+                let is_own = STAGE_FOLDERS.iter().any(|folder| {
+                    folder.starts_with(stage.as_str()) && store.contains(&metrics_name(folder))
+                });
+                let is_whole = self.recipe.parts_of(stage).iter().all(has);
+                if is_whole && !is_own && StageName::ALL.iter().any(moves) {
+                    outdated.push((stage, None));
+                }
+                continue;
+            };
             let Ok(header) = read_header(&name, &*state) else { continue };
             if header.has_other_parts(self.frozen(stage)?.as_deref()) {
-                outdated.push(stage);
+                outdated.push((stage, Some(store.describe(&name))));
             }
         }
         Ok(outdated)
+    }
+
+    /// The stages before `stage` that have not done all of their updates, and how many they have done.
+    ///
+    /// # Errors
+    ///
+    /// A state cannot be opened.
+    pub fn unfinished(&self, stage: StageName) -> Result<Vec<(StageName, u64)>, RunError> {
+        let mut unfinished = Vec::new();
+        for before in StageName::ALL.into_iter().take_while(|before| *before != stage) {
+            // The number of steps in the config is then that of another training.
+            if self.recipe.config.is_frozen_in_part(before) {
+                continue;
+            }
+            let name = state_name(before.as_str());
+            let Some(state) = self.session.store.open(&name)? else { continue };
+            let Ok(header) = read_header(&name, &*state) else { continue };
+            if header.step < self.recipe.config.updates(before).steps {
+                unfinished.push((before, header.step));
+            }
+        }
+        Ok(unfinished)
+    }
+
+    /// Fails if the store has the model of an earlier run, but no state of any stage: a new start would overwrite the
+    /// model.
+    ///
+    /// # Errors
+    ///
+    /// As said.
+    pub fn check_results(&self) -> Result<(), RunError> {
+        let store = &self.session.store;
+        let state = |folder: &&str| store.contains(&state_name(folder));
+        if !store.contains(ONE_FILE_MODEL) || STAGE_FOLDERS.iter().any(state) {
+            return Ok(());
+        }
+        let [result, state] =
+            [ONE_FILE_MODEL, &state_name(STAGE_FOLDERS[0])].map(|name| store.describe(name));
+        Err(RunError::ResultExists { result, state })
     }
 
     /// Fails if a stage that starts anew would overwrite a state, if it cannot go on from one, if its shares of a batch
@@ -474,7 +537,7 @@ impl Run {
         self.session.tell(event);
     }
 
-    /// The folder of a stage. States of a stage that is frozen in part have other tensors, and a folder of their own.
+    /// The folder of a stage, one of [`STAGE_FOLDERS`].
     fn folder(&self, stage: StageName) -> &'static str {
         match (stage, self.recipe.config.is_frozen_in_part(stage)) {
             (StageName::A, true) => "a-frozen",

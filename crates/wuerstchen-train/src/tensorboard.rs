@@ -9,12 +9,25 @@
 /// A picture's colours are red, green and blue.
 const RGB: u64 = 3;
 
+/// Fields of `Event`.
+const SUMMARY: u64 = 5;
+const SESSION_LOG: u64 = 7;
+
 /// What a file starts with.
 pub(crate) fn header(wall_time: f64) -> Vec<u8> {
     let mut event = Message::default();
     event.double(1, wall_time);
     event.bytes(3, b"brain.Event:2");
     record(&event.0)
+}
+
+/// Says that the steps from `step` on are done again: what earlier files say of them does not count.
+pub(crate) fn restart(step: u64, wall_time: f64) -> Vec<u8> {
+    /// `SessionLog.START`.
+    const START: u64 = 1;
+    let mut log = Message::default();
+    log.number(1, START);
+    event(step, wall_time, SESSION_LOG, &log)
 }
 
 /// Numbers of a step, by their tags. `wall_time` is in seconds since 1970.
@@ -26,7 +39,7 @@ pub(crate) fn scalars(step: u64, wall_time: f64, values: &[(&str, f64)]) -> Vec<
         value.float(2, *number as f32);
         summary.bytes(1, &value.0);
     }
-    event(step, wall_time, &summary)
+    event(step, wall_time, SUMMARY, &summary)
 }
 
 /// A picture of a step as PNG, of the given width and height in pixels.
@@ -47,14 +60,15 @@ pub(crate) fn picture(
     value.bytes(4, &image.0);
     let mut summary = Message::default();
     summary.bytes(1, &value.0);
-    event(step, wall_time, &summary)
+    event(step, wall_time, SUMMARY, &summary)
 }
 
-fn event(step: u64, wall_time: f64, summary: &Message) -> Vec<u8> {
+/// An event of a step with a message in one of its fields.
+fn event(step: u64, wall_time: f64, field: u64, message: &Message) -> Vec<u8> {
     let mut event = Message::default();
     event.double(1, wall_time);
     event.number(2, step);
-    event.bytes(5, &summary.0);
+    event.bytes(field, &message.0);
     record(&event.0)
 }
 

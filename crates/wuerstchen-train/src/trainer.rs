@@ -81,7 +81,7 @@ pub struct Metrics {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Header {
     format: u32,
-    step: u64,
+    pub(crate) step: u64,
     seed: u64,
     /// Whether the moments are Adafactor's.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -91,7 +91,8 @@ pub(crate) struct Header {
     /// The precision of the last updates; states of older versions do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) precision: Option<Precision>,
-    /// A hash of the weights of other parts with which the stage was trained, if it takes any.
+    /// A hash of the weights of other parts with which the stage was trained, if it takes any; of a fine-tuning also the
+    /// rank, alpha and layers of its LoRA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     frozen: Option<String>,
 }

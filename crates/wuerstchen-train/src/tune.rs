@@ -36,7 +36,7 @@ use crate::run::{Event, GRID_SIDE, Job, RunError, Session, Start, essence, state
 use crate::store::Store;
 pub use crate::tensor_cache::digest;
 use crate::tensor_cache::{TensorCache, digest_of};
-use crate::trainer::Trainer;
+use crate::trainer::{Trainer, read_header};
 
 /// The file of a trained LoRA that diffusers reads.
 pub use wuerstchen::TUNED_LORA as LORA;
@@ -235,11 +235,12 @@ impl Tune {
     ///
     /// # Errors
     ///
-    /// There is a state where the run starts anew; or the state is not whole, has another seed, method or model, or has
-    /// values that are not finite; or the number of shares is no multiple of the number of processes; or the device
-    /// lacks the type.
+    /// There is a state where the run starts anew; or the state is not whole, has another seed, method or model, is of
+    /// a training of other layers or with another base, or has values that are not finite; or the number of shares is
+    /// no multiple of the number of processes; or the device lacks the type.
     pub fn check_start(&self, start: &Start) -> Result<(), RunError> {
         self.check_base(start)?;
+        self.check_state(start)?;
         self.check_results(start)?;
         let name = (StageName::C, self.folder());
         let own = (&self.config.c.updates, self.config.seed, &self.device);
@@ -393,6 +394,29 @@ impl Tune {
         }
     }
 
+    /// Fails if a state from elsewhere is of a training of other layers, of another alpha, or with another Stage C,
+    /// text encoder or compressor. States of older versions do not say that.
+    fn check_state(&self, start: &Start) -> Result<(), RunError> {
+        let Start::State { name, bytes } = start else { return Ok(()) };
+        let header = read_header(name, &**bytes)?;
+        if !header.has_other_parts(Some(&self.setting()?)) {
+            return Ok(());
+        }
+        let or_table = if self.config.lora.is_some() { "or [lora] " } else { "" };
+        let reason = format!("{or_table}is another one than that with which {name} was trained");
+        Err(RunError::Model { reason })
+    }
+
+    /// A hash of what must not change while a stage is trained: what it starts from, and what it changes.
+    fn setting(&self) -> Result<String, RunError> {
+        let changed = self.config.lora.as_ref();
+        let changed =
+            changed.map(|lora| format!("{} {} {:?}", lora.rank, lora.alpha(), lora.modules));
+        let mut parts = self.digests()?.to_vec();
+        parts.extend(changed);
+        Ok(digest(&parts))
+    }
+
     /// Fails if the run would begin anew and overwrite the result of another one.
     fn check_results(&self, start: &Start) -> Result<(), RunError> {
         let (store, state) = (&self.session.store, state_name(self.folder()));
@@ -454,6 +478,7 @@ impl Tune {
         let (config, seed) = (self.config.c.clone(), self.config.seed);
         let stage = StageTune::new(tuned, pictures, config.clone(), schedule, device.clone());
         let trainer = Trainer::new(stage, model, config.updates.clone(), seed, device);
+        let trainer = trainer.with_frozen(Some(self.setting()?));
         let (stage, folder) = (StageName::C, self.folder());
         let job = Job { stage, folder, config: &config.updates, start, columns: GRID_SIDE };
         updates(self, job, trainer, sample, save)

@@ -563,7 +563,8 @@ impl Checkpoint {
     }
 
     /// The authors' original layout as diffusers names it: fused attention projections are split,
-    /// and the codebook is called an embedding. Names of diffusers stay as they are.
+    /// and the codebook is called an embedding. Names of diffusers stay as they are. A tensor keeps its name where the
+    /// weights have a tensor of the new name too: loading them then fails, because no part has both.
     ///
     /// Source: `convert_wuerstchen.py` and `convert_stable_cascade.py` in diffusers.
     pub fn from_original(&self) -> Self {
@@ -571,28 +572,32 @@ impl Checkpoint {
         let is_cascade = self.has("effnet_mapper.0.weight");
         let mut tensors = BTreeMap::new();
         for (name, entry) in &self.tensors {
-            match name.rsplit_once(".attn.in_proj_") {
-                Some((block, kind)) if entry.shape.first().is_some_and(|n| n % 3 == 0) => {
-                    let third = entry.range.len() / 3;
-                    let mut shape = entry.shape.clone();
-                    shape[0] /= 3;
-                    for (i, projection) in ["to_q", "to_k", "to_v"].into_iter().enumerate() {
-                        let start = entry.range.start + i * third;
-                        let range = start..start + third;
-                        let entry = Entry { shape: shape.clone(), range, ..entry.clone() };
-                        tensors.insert(format!("{block}.{projection}.{kind}"), entry);
-                    }
+            let fused = name.rsplit_once(".attn.in_proj_");
+            let fused = fused.filter(|_| entry.shape.first().is_some_and(|n| n % 3 == 0));
+            let mut renamed = Vec::new();
+            if let Some((block, kind)) = fused {
+                let third = entry.range.len() / 3;
+                let mut shape = entry.shape.clone();
+                shape[0] /= 3;
+                for (i, projection) in ["to_q", "to_k", "to_v"].into_iter().enumerate() {
+                    let start = entry.range.start + i * third;
+                    let range = start..start + third;
+                    let entry = Entry { shape: shape.clone(), range, ..entry.clone() };
+                    renamed.push((format!("{block}.{projection}.{kind}"), entry));
                 }
-                _ => {
-                    let name = name.replace(".attn.out_proj.", ".to_out.0.");
-                    let name = name.replace("vquantizer.codebook.", "vquantizer.embedding.");
-                    let name = match name.strip_prefix("clip_mapper.") {
-                        Some(rest) if is_cascade => format!("clip_txt_pooled_mapper.{rest}"),
-                        _ => name,
-                    };
-                    tensors.insert(name, entry.clone());
-                }
+            } else {
+                let name = name.replace(".attn.out_proj.", ".to_out.0.");
+                let name = name.replace("vquantizer.codebook.", "vquantizer.embedding.");
+                let name = match name.strip_prefix("clip_mapper.") {
+                    Some(rest) if is_cascade => format!("clip_txt_pooled_mapper.{rest}"),
+                    _ => name,
+                };
+                renamed.push((name, entry.clone()));
             }
+            if renamed.iter().any(|(other, _)| other != name && self.has(other)) {
+                renamed = vec![(name.clone(), entry.clone())];
+            }
+            tensors.extend(renamed);
         }
         Self { part: self.part.clone(), tensors }
     }
@@ -720,6 +725,21 @@ mod tests {
         assert_eq!(pieces.length(), 5);
         assert_eq!(*pieces.read(0..5).unwrap(), [1, 2, 3, 4, 5]);
         assert_eq!(*pieces.read(2..4).unwrap(), [3, 4]);
+    }
+
+    #[test]
+    fn a_layer_of_two_layouts_keeps_both() {
+        let names = |names: &[&str]| {
+            let tensors = names.iter().map(|name| NamedTensor::new(*name, &[3], vec![0.0; 3]));
+            let weights = Checkpoint::from_tensors("a", tensors).from_original();
+            weights.names().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let [fused, q] = ["b.attn.in_proj_bias", "b.to_q.bias"];
+        assert_eq!(names(&[fused]), ["b.to_k.bias", q, "b.to_v.bias"]);
+        assert_eq!(names(&[fused, q]), [fused, q]);
+        let [original, diffusers] = ["b.attn.out_proj.bias", "b.to_out.0.bias"];
+        assert_eq!(names(&[original]), [diffusers]);
+        assert_eq!(names(&[original, diffusers]), [original, diffusers]);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use super::corpus::{Corpus, tell_if_changed};
 use super::progress::tell_bucket;
 use super::{
     Ranks, Stages, TrainArgs, check_folder, invalid, plain, read_config, read_table,
-    tell_of_captions, tell_of_changes, tell_of_warmup, unfit_change, with_remedy,
+    remove_parts_of_run, tell_of_brackets, tell_of_captions, tell_of_changes, tell_of_warmup,
+    unfit_change, with_remedy,
 };
 use crate::cache::{cache_folder, remove_old_parts};
 use crate::devices::choose_for;
@@ -109,6 +110,9 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     if let Some(digest) = corpus.digest() {
         tell_if_changed(&digest, &*store, resumes)?;
     }
+    if ranks.peers.rank() == 0 {
+        remove_parts_of_run(&output)?;
+    }
     ranks.list_pictures(&corpus, &output)?;
     tune.listen(ranks.listen(args)?);
     let done = tune.train(from);
@@ -159,6 +163,7 @@ fn tell_of_model_captions(
     let captions = corpus.captions().into_iter().flatten();
     let prompts = samples.prompts.iter().map(String::as_str);
     let limit = "the text encoder's max_position_embeddings";
+    tell_of_brackets(corpus.captions().into_iter().flatten());
     tell_of_captions(captions, "caption", "", &tokenizer, limit)?;
     tell_of_captions(prompts, "sample prompt", "", &tokenizer, limit)
 }

@@ -19,7 +19,7 @@ pub enum RunError {
         /// Its state.
         state: String,
     },
-    /// A fine-tuning is to begin where there is the result of another one, but not its state.
+    /// A training is to begin where there is the result of another one, but no state.
     #[error(
         "{result} is the result of a training whose state, {state}, is not there: a new start would overwrite it"
     )]

@@ -280,11 +280,12 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         save(host, &trainer.averaged())?;
     }
     let (begun, mut saved) = (Instant::now(), Instant::now());
-    // TensorBoard takes the files of one folder for one run, and shows the last values of a step.
+    // TensorBoard takes the files of one folder for one run. It would show the steps after the last saved state twice.
     let now = seconds_since_1970();
     let events = format!("{folder}/events.out.tfevents.{now:.0}");
     if leads && !trainer.is_done() {
         store.append(&events, &tensorboard::header(now))?;
+        store.append(&events, &tensorboard::restart(first + 1, now))?;
     }
     // Steps in a row that changed nothing.
     let mut skipped = 0;
@@ -428,7 +429,7 @@ pub(crate) fn state_name(folder: &str) -> String {
 }
 
 /// The file of a stage's metrics: a line of JSON for every step.
-fn metrics_name(folder: &str) -> String {
+pub(crate) fn metrics_name(folder: &str) -> String {
     format!("{folder}/{METRICS}")
 }
 

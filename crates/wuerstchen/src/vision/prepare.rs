@@ -1,7 +1,8 @@
 //! Pictures as CLIP's image encoder takes them.
 
 use burn::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::compressor::normalise_by;
@@ -14,8 +15,10 @@ use crate::resize::{Filter, crop, resize_to_cover};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PreparationConfig {
     /// The size that the picture is brought to.
+    #[serde(deserialize_with = "fields_or_number")]
     pub size: ShortestEdge,
     /// The part that is cut out of its middle.
+    #[serde(deserialize_with = "fields_or_number")]
     pub crop_size: CropSize,
     /// Subtracted from every colour in `[0, 1]`.
     pub image_mean: [f32; 3],
@@ -40,6 +43,31 @@ pub struct CropSize {
     pub height: usize,
     /// Width in pixels.
     pub width: usize,
+}
+
+impl From<usize> for ShortestEdge {
+    fn from(shortest_edge: usize) -> Self {
+        Self { shortest_edge }
+    }
+}
+
+impl From<usize> for CropSize {
+    fn from(side: usize) -> Self {
+        Self { height: side, width: side }
+    }
+}
+
+/// Reads a size that is one number, as older versions of transformers write it, or has fields.
+fn fields_or_number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned + From<usize>,
+{
+    let value = Value::deserialize(deserializer)?;
+    match value.as_u64().and_then(|number| usize::try_from(number).ok()) {
+        Some(number) => Ok(number.into()),
+        None => serde_json::from_value(value).map_err(D::Error::custom),
+    }
 }
 
 /// The number by which Pillow calls bicubic interpolation.
@@ -247,6 +275,19 @@ mod tests {
         let resized = resize_bicubic(&image, 3, 9);
         assert_eq!((resized.width, resized.height), (3, 9));
         assert!(resized.rgb.iter().all(|&byte| byte == 93), "{:?}", resized.rgb);
+    }
+
+    #[test]
+    fn sizes_may_be_single_numbers() {
+        let published = PreparationConfig::published(8);
+        let mut config = json!(published);
+        let read = |config: &Value| serde_json::from_value::<PreparationConfig>(config.clone());
+        assert_eq!(read(&config).unwrap(), published);
+        config["size"] = json!(8);
+        config["crop_size"] = json!(8);
+        assert_eq!(read(&config).unwrap(), published);
+        config["crop_size"] = json!(8.5);
+        read(&config).unwrap_err();
     }
 
     #[test]
