@@ -7,11 +7,13 @@
 const QUADS = 16u; // quads along a side of the tile; this line is rewritten for the small tile, 8
 const LARGE = QUADS == 16u;
 const SIDE = 8u; // invocations along a side of the tile
+
+alias factor = f32; // a number of a tile; this line is rewritten for tiles of halves
 const ROUND = WORKGROUP_SIZE / QUADS; // quads of columns of a round; divides `BLOCK`
 
 // The first columns of all quads come first, then the second columns, and so on. So a browser can check one
 // index for all four columns of a quad.
-alias Tile = array<array<vec4<f32>, WORKGROUP_SIZE>, 4>;
+alias Tile = array<array<vec4<factor>, WORKGROUP_SIZE>, 4>;
 var<workgroup> x_tile: Tile; // [column of a quad, quads of columns of a round, quads of rows]
 var<workgroup> w_tile: Tile; // [column of a quad, quads of columns of a round, quads of outputs]
 
@@ -41,14 +43,14 @@ struct Sums {
 
 // `sums` + the products of column `i` of a quad of columns.
 fn add_column(sums: Sums, i: u32, from_x: u32, from_w: u32) -> Sums {
-    let x_upper = x_tile[i][from_x];
-    let w_left = w_tile[i][from_w];
+    let x_upper = vec4<f32>(x_tile[i][from_x]);
+    let w_left = vec4<f32>(w_tile[i][from_w]);
     let upper_left = add_products(sums.upper_left, x_upper, w_left);
     if !LARGE {
         return Sums(upper_left, sums.upper_right, sums.lower_left, sums.lower_right);
     }
-    let x_lower = x_tile[i][from_x + SIDE];
-    let w_right = w_tile[i][from_w + SIDE];
+    let x_lower = vec4<f32>(x_tile[i][from_x + SIDE]);
+    let w_right = vec4<f32>(w_tile[i][from_w + SIDE]);
     return Sums(
         upper_left,
         add_products(sums.upper_right, x_upper, w_right),
@@ -95,14 +97,14 @@ fn main(
                 vec4<f32>(x[at.w]),
             ));
             let w = weight_block(w_from, min(k + block.y, columns - 1u), s);
-            x_tile[0][x_to] = x_columns[0];
-            x_tile[1][x_to] = x_columns[1];
-            x_tile[2][x_to] = x_columns[2];
-            x_tile[3][x_to] = x_columns[3];
-            w_tile[0][w_to] = w[0];
-            w_tile[1][w_to] = w[1];
-            w_tile[2][w_to] = w[2];
-            w_tile[3][w_to] = w[3];
+            x_tile[0][x_to] = vec4<factor>(x_columns[0]);
+            x_tile[1][x_to] = vec4<factor>(x_columns[1]);
+            x_tile[2][x_to] = vec4<factor>(x_columns[2]);
+            x_tile[3][x_to] = vec4<factor>(x_columns[3]);
+            w_tile[0][w_to] = vec4<factor>(w[0]);
+            w_tile[1][w_to] = vec4<factor>(w[1]);
+            w_tile[2][w_to] = vec4<factor>(w[2]);
+            w_tile[3][w_to] = vec4<factor>(w[3]);
             workgroupBarrier();
             for (var q = 0u; q < min(ROUND, columns - k); q += 1u) {
                 let from_x = q * QUADS + place(down, q);

@@ -30,6 +30,8 @@ step devices 20 "$program" devices --json
 step verify 120 "$program" verify tests/golden/small --device gpu
 step verify-v1 120 "$program" verify tests/golden/v1 --device gpu
 step picture 60 "$program" generate "a red circle on a white background" --seed 1 --device gpu -o "$results/gpu.png"
+step picture-f16 60 "$program" generate "a red circle on a white background" --seed 1 --device gpu --tiling small \
+    --precision f16 -o "$results/f16.png"
 step picture-cpu 60 "$program" generate "a red circle on a white background" --seed 1 --device cpu -o "$results/cpu.png"
 step kernels 120 "$program" bench --kernels --device gpu
 step stages 120 "$program" bench --device gpu

@@ -8,8 +8,8 @@ use burn::tensor::{Device, Distribution, Tensor};
 use serde_json::{Value, json};
 use wuerstchen::kernels::linear::{Epilogue, linear};
 use wuerstchen::kernels::{
-    PackedMatrix, Packing, Planes, Tiling, attention, choose_tiling, chosen_tiling, layer_norm,
-    packed_linear, runs_shaders,
+    PackedMatrix, Packing, Planes, Products, Tiling, attention, choose_products, chosen_products,
+    has_halves, layer_norm, packed_linear, runs_shaders,
 };
 use wuerstchen::speed::{Reach, reach, seconds_of};
 
@@ -41,10 +41,10 @@ pub(crate) fn run(found: &Found) -> Result<()> {
     let reach = futures_lite::future::block_on(reach(device, &clock))?;
     let slowest = Cell::new(reach.multiply_adds_per_sec);
     let bench = Kernels { device, clock: &clock, reach, slowest };
-    let chosen = chosen_tiling(device);
+    let chosen = chosen_products(device);
     let products: Result<Vec<_>> =
         PRODUCTS.into_iter().map(|sides| bench.products(sides)).collect();
-    choose_tiling(device, chosen);
+    choose_products(device, chosen);
     let attentions: Result<Vec<_>> = ATTENTIONS.into_iter().map(|s| bench.attention(s)).collect();
     let report = json!({
         "device": found.name,
@@ -65,7 +65,7 @@ struct Kernels<'a> {
 }
 
 impl Kernels<'_> {
-    /// Times a product with every kind of weight and every tiling.
+    /// Times a product with every kind of weight and every tiling, with tiles of f32 and of f16.
     fn products(&self, [rows, columns, outputs]: [usize; 3]) -> Result<Vec<Value>> {
         let work = rows * columns * outputs;
         if self.is_too_long(work) {
@@ -74,12 +74,14 @@ impl Kernels<'_> {
         let x = self.random([rows, columns]);
         let dense = self.random([columns, outputs]);
         let mut lines = Vec::new();
-        for tiling in Tiling::ALL {
-            choose_tiling(self.device, Some(tiling));
+        let has_halves = has_halves(self.device);
+        for products in Products::ALL.into_iter().filter(|one| has_halves || !one.halves) {
+            choose_products(self.device, products);
             let mut line = |weight: &str, secs: f64| {
                 lines.push(json!({
                     "rows": rows, "columns": columns, "outputs": outputs, "weight": weight,
-                    "tiling": format!("{tiling:?}").to_lowercase(), "secs": secs,
+                    "tiling": products.tiling.map(Tiling::name),
+                    "tiles": if products.halves { "f16" } else { "f32" }, "secs": secs,
                     "share_of_reach": self.share(work, secs),
                 }));
             };

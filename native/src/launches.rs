@@ -11,7 +11,9 @@ use clap::Args;
 use futures_lite::future::block_on;
 use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Value, json};
-use wuerstchen::kernels::{ShaderTraffic, Tiling, choose_tiling, runs_shaders, shader_traffic};
+use wuerstchen::kernels::{
+    Products, ShaderTraffic, Tiling, choose_products, runs_shaders, shader_traffic,
+};
 use wuerstchen::{GenerateOptions, ModelFiles, Part, Pipeline, Progress, Residency};
 use wuerstchen_train::Trainer;
 use wuerstchen_train::stages::Stage;
@@ -134,7 +136,7 @@ pub(crate) fn begin(found: &Found) -> Result<()> {
         .map_err(|error| anyhow::anyhow!("cannot read wgpu's log: {error}"))?;
     log::set_max_level(LevelFilter::Trace);
     // Tiles are chosen as on a hardware GPU, because a software one would use none.
-    choose_tiling(&found.device, Some(Tiling::Small));
+    choose_products(&found.device, Products { tiling: Some(Tiling::Small), halves: false });
     Ok(())
 }
 

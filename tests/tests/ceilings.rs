@@ -53,8 +53,9 @@ const fn plain(shader: &'static str, registers: u64, memory: u64) -> Ceiling {
     Ceiling { shader, instructions: None, registers, memory }
 }
 
-/// A shader has the first of these ceilings that fits its name. GCN converts every half of x before it multiplies.
-const CEILINGS: [Ceiling; 33] = [
+/// A shader has the first of these ceilings that fits its name. GCN converts every half before it multiplies, others
+/// only on the way into tiles.
+const CEILINGS: [Ceiling; 35] = [
     product("direct dense product F16", [1.5, 1.66], 84, 0),
     product("direct packed product BITS=16 F16", [1.5, 1.8], 84, 0),
     product("direct packed product BITS=8 F16", [1.65, 1.85], 84, 0),
@@ -63,6 +64,8 @@ const CEILINGS: [Ceiling; 33] = [
     product("direct packed product BITS=16", [1.26, 1.54], 84, 0),
     product("direct packed product BITS=8", [1.4, 1.6], 84, 0),
     product("direct packed product BITS=4", [1.65, 1.85], 84, 0),
+    product("tiled QUADS=8 halves", [1.85, 1.95], 72, 4096),
+    product("tiled QUADS=16 halves", [1.42, 1.48], 120, 4096),
     product("tiled dense product QUADS=8", [1.15, 1.25], 72, 8192),
     product("tiled packed product QUADS=8 BITS=16", [1.15, 1.27], 72, 8192),
     product("tiled packed product QUADS=8 BITS=8", [1.21, 1.32], 72, 8192),

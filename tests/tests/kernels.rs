@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use burn::prelude::*;
 use burn::tensor::DType;
 use wuerstchen_kernels::{
-    AdamW, DepthwiseOptions, Epilogue, PackedMatrix, Packing, Padding, Planes, Tiling, adamw,
-    attention, choose_tiling, depthwise_conv, global_response_norm, joined_attention, layer_norm,
-    linear, packed_linear, patches, reference, sum_of_squares,
+    AdamW, DepthwiseOptions, Epilogue, PackedMatrix, Packing, Padding, Planes, Products, Tiling,
+    adamw, attention, choose_products, depthwise_conv, global_response_norm, has_halves,
+    joined_attention, layer_norm, linear, packed_linear, patches, reference, sum_of_squares,
 };
 use wuerstchen_tests::{error_of, gpu, values};
 
@@ -239,7 +239,7 @@ fn epilogues(inputs: usize, outputs: usize, device: &Device) -> Vec<Epilogue<2>>
     ]
 }
 
-/// Held by the test that chooses a device's tiling, which all tests share.
+/// Held by a test that chooses how a device multiplies, which all tests share.
 static TILING: Mutex<()> = Mutex::new(());
 
 /// With every tiling. burn multiplies where no shader takes the sizes.
@@ -248,7 +248,7 @@ fn linear_matches_its_twin() {
     let Some(device) = gpu() else { return };
     let _turn = TILING.lock().unwrap_or_else(PoisonError::into_inner);
     for tiling in Tiling::ALL.map(Some).into_iter().chain([None]) {
-        choose_tiling(&device, tiling);
+        choose_products(&device, Products { tiling, halves: false });
         for [inputs, outputs, columns] in PRODUCTS {
             let on = |device: &Device| {
                 let x: Tensor<2> = values([inputs, columns], 3, device);
@@ -265,7 +265,7 @@ fn linear_matches_its_twin() {
             }
         }
     }
-    choose_tiling(&device, None);
+    choose_products(&device, Products::default());
 }
 
 /// Heads that are narrower than a part of the workgroup, as wide, wider, and not a multiple of 4; fewer and
@@ -337,7 +337,7 @@ fn packed_linear_matches_its_twin() {
     let Some(device) = gpu() else { return };
     let _turn = TILING.lock().unwrap_or_else(PoisonError::into_inner);
     for tiling in Tiling::ALL {
-        choose_tiling(&device, Some(tiling));
+        choose_products(&device, Products { tiling: Some(tiling), halves: false });
         for packing in [Packing::F16, Packing::I8, Packing::I4] {
             for [inputs, outputs, columns] in PRODUCTS {
                 // All columns of the weight, and the first half of them.
@@ -357,7 +357,42 @@ fn packed_linear_matches_its_twin() {
             }
         }
     }
-    choose_tiling(&device, None);
+    choose_products(&device, Products::default());
+}
+
+/// Tiles of halves change no product of halves, but round other factors.
+#[test]
+fn tiles_of_halves_round_the_factors() {
+    let Some(device) = gpu().filter(has_halves) else { return };
+    let _turn = TILING.lock().unwrap_or_else(PoisonError::into_inner);
+    let halves = |values: Tensor<2>| values.cast(DType::F16).cast(DType::F32);
+    let to_gpu = |values: &Tensor<2>| Tensor::from_data(values.to_data(), (&device, DType::F32));
+    for tiling in [Tiling::Small, Tiling::Large] {
+        choose_products(&device, Products { tiling: Some(tiling), halves: true });
+        for [inputs, outputs, columns] in PRODUCTS {
+            let x = halves(values([inputs, columns], 3, &Device::flex()));
+            let weight = halves(values([columns, outputs], 4, &Device::flex()));
+            let epilogue = |device: &Device| epilogues(inputs, outputs, device).swap_remove(3);
+            let found = linear(to_gpu(&x), to_gpu(&weight), epilogue(&device));
+            let expected = reference::linear(x.clone(), weight, epilogue(&Device::flex()));
+            let error = error_of(found, expected);
+            assert!(error < TOLERANCE, "{tiling:?} {inputs} {outputs} {columns}: {error}");
+            for packing in [Packing::F16, Packing::I8, Packing::I4] {
+                let weight = |device: &Device| packed(packing, [outputs, columns], device);
+                let found = packed_linear(to_gpu(&x), &weight(&device), epilogue(&device));
+                let (weight, epilogue) = (weight(&Device::flex()), epilogue(&Device::flex()));
+                let error = error_of(found, reference::packed_linear(x.clone(), &weight, epilogue));
+                let shape = [inputs, outputs, columns];
+                assert!(error < TOLERANCE, "{tiling:?} {packing:?} {shape:?}: {error}");
+            }
+        }
+        // The nearest half is 1, whatever the direction of the rounding.
+        let [x, weight] = [[64, 32], [32, 64]]
+            .map(|sides| Tensor::<2>::full(sides, 1.0 + 2f32.powi(-12), &device));
+        let found = linear(x, weight, Epilogue::new(None)).into_data();
+        found.assert_eq(&TensorData::new(vec![32f32; 64 * 64], [64, 64]), true);
+    }
+    choose_products(&device, Products::default());
 }
 
 /// Widths with a last block that is short.

@@ -5,8 +5,9 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 #[test]
 fn shaders_are_valid_wgsl() {
     let shaders = wuerstchen_kernels::shaders();
-    // Nine plain shaders, nine of training, and products of three tilings with four kinds of weights, in f32 and f16.
-    assert_eq!(shaders.len(), 2 * (9 + 9 + 3 * 4));
+    // Nine plain shaders, nine of training, and products of three tilings, two of them with tiles of halves too, with
+    // four kinds of weights. All of them in f32 and f16.
+    assert_eq!(shaders.len(), 2 * (9 + 9 + 3 * 4 + 2 * 4));
     for (name, source) in shaders {
         let module = naga::front::wgsl::parse_str(&source)
             .unwrap_or_else(|error| panic!("{}", error.emit_to_string_with_path(&source, &name)));

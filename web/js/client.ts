@@ -192,7 +192,7 @@ class Client implements Wuerstchen {
   #connect(): void {
     const { model, lora, device = 'auto', wasmUrl = {} } = this.#options;
     const { residency = 'auto', threads, measure = false } = this.#options;
-    const { cache, powerPreference } = this.#options;
+    const { cache, powerPreference, tiling = 'auto', precision = 'f32' } = this.#options;
     // Messages of an engine that was given up are ignored.
     const ifCurrent =
       <T>(handle: (value: T) => void) =>
@@ -220,6 +220,8 @@ class Client implements Wuerstchen {
           measure,
           cache: isCustom ? undefined : cache,
           powerPreference,
+          tiling,
+          precision,
           wasmUrl: Object.fromEntries(
             Object.entries(wasmUrl).map(([file, url]) => [file, url && absoluteUrl(url)]),
           ),

@@ -10,10 +10,13 @@ export const CPU_HINT = "Leave device out, or set it to 'cpu'.";
 export class GpuWatch {
   /** Resolves to the reason once the device has gone away. */
   readonly lost: Promise<string>;
+  /** Whether its shaders can have numbers in f16. */
+  readonly hasHalves: boolean;
   /** The first error that has not been taken yet. */
   #error: WuerstchenError | undefined;
 
   constructor(device: GPUDevice) {
+    this.hasHalves = device.features.has('shader-f16');
     this.lost = device.lost.then(({ reason, message }) => message || reason);
     device.addEventListener('uncapturederror', ({ error }) => {
       const code = isOutOfMemory(error) ? 'out-of-memory' : 'shader';

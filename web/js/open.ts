@@ -22,9 +22,11 @@ import type {
   LoadEvent,
   LoadOptions,
   Measured,
+  Precision,
   Residency,
   SelfTest,
   Support,
+  Tiling,
   WasmFile,
 } from './types.js';
 import type { Engine, Loader, Wasm } from './wasm.js';
@@ -44,6 +46,8 @@ export interface EngineOptions {
   readonly measure: boolean;
   readonly cache: Exclude<LoadOptions['cache'], CacheAdapter>;
   readonly powerPreference?: LoadOptions['powerPreference'];
+  readonly tiling: Tiling;
+  readonly precision: Precision;
   /** Absolute URLs. */
   readonly wasmUrl: Partial<Record<WasmFile, string>>;
 }
@@ -103,6 +107,10 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
     const message = `threads must be from 1 to ${MOST_THREADS}, got ${threads}`;
     throw new WuerstchenError('invalid-argument', message, { field: 'threads' });
   }
+  if (options.tiling === 'direct' && options.precision === 'f16') {
+    const message = 'precision: f16 is for tiles, and tiling: direct has none';
+    throw new WuerstchenError('invalid-argument', message, { field: 'precision' });
+  }
   let support = await checkSupport({ signal, powerPreference });
   let device = chooseDevice(options.device, support);
   if (device !== support.device) {
@@ -129,13 +137,15 @@ export async function openEngine(options: EngineOptions, host: Host): Promise<Mo
     tested = await openOn(device, model, options, host);
   }
   if (options.measure) {
-    const measured: Measured = JSON.parse(await orCrash(tested.engine.measure()));
-    emit({ type: 'measured', ...measured });
+    const measured: Omit<Measured, 'products'> = JSON.parse(await orCrash(tested.engine.measure()));
+    const products: Measured['products'] = JSON.parse(tested.engine.products ?? 'null');
+    emit({ type: 'measured', ...measured, products });
   }
   await storeManifest(options.model, model);
   const info = await modelInfo(model.manifest, cache);
   emit({ type: 'ready', ms: performance.now() - begun });
   if (device === 'cpu') support = withThreads(support, tested.started, threads);
+  if (options.precision === 'f16') support = withPrecision(support, tested);
   return new ModelEngine(tested, device, info, withStorage(support, cache));
 }
 
@@ -166,6 +176,13 @@ function withThreads(support: Support, { threads, problem }: Started, wanted = 1
   const note =
     problem || wanted > threads ? ` One thread computes: ${asNote({ message: reason })}.` : '';
   return { ...support, threads, message: support.message + note };
+}
+
+/** Adds why products are in f32 after all, unless it is because f16 is not faster. */
+function withPrecision(support: Support, { gpu, selfTest }: Tested): Support {
+  if (gpu?.hasHalves && !selfTest.failedInHalves) return support;
+  const reason = gpu?.hasHalves ? 'the self-test failed in f16' : 'this device has no f16';
+  return { ...support, message: `${support.message} Products are in f32: ${reason}.` };
 }
 
 /** Says where the model is stored; adds to the message that the browser stopped storing, if so. */
@@ -219,7 +236,7 @@ async function test(
   device: DeviceKind,
   gpu: GpuWatch | undefined,
   model: Model,
-  { residency }: EngineOptions,
+  { residency, tiling, precision }: EngineOptions,
   host: Host,
 ): Promise<Tested> {
   let loader: Loader | undefined;
@@ -242,7 +259,7 @@ async function test(
     // `finish` uses the loader up, even if it fails.
     loader = undefined;
     engine = complete.finish();
-    const selfTest: SelfTest = JSON.parse(await engine.selfTest());
+    const selfTest: SelfTest = JSON.parse(await engine.selfTest(tiling, precision));
     host.emit({ type: 'selftest', ...selfTest });
     host.signal.throwIfAborted();
     const gpuError = gpu?.takeError();

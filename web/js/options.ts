@@ -149,6 +149,8 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
   cache: CACHE,
   persist: BOOLEAN,
   powerPreference: oneOf('low-power', 'high-performance'),
+  tiling: oneOf('auto', 'direct', 'small', 'large'),
+  precision: oneOf('f32', 'f16'),
   worker: WORKER,
   wasmUrl: { is: isObject, text: 'an object of URLs' },
   fetch: CALLBACK,

@@ -103,6 +103,8 @@ export interface Defaults {
 
 export interface SelfTest {
   readonly ok: boolean;
+  /** Whether the test failed with `precision: 'f16'`; it then ran once more in f32, which pictures use too. */
+  readonly failedInHalves?: boolean;
   /** Largest relative error `||out - ref|| / ||ref||` of all checks. */
   readonly maxError: number;
   readonly checks: readonly {
@@ -119,6 +121,8 @@ export interface Measured {
   readonly multiplyAddsPerSec: number;
   /** Bytes a second, those read and those written together, of a copy of 32 MiB. */
   readonly bytesPerSec: number;
+  /** How a GPU computes products; `tiling` is `auto` where the size of each product decides. `null` on a CPU. */
+  readonly products: { readonly tiling: Tiling; readonly precision: Precision } | null;
   /** The work for one prediction of one picture; empty for Stable Cascade, whose work is not counted. */
   readonly work: readonly {
     readonly stage: Stage;
@@ -183,6 +187,12 @@ export type WasmFile = DeviceKind | `${DeviceKind}Rest`;
  */
 export type Residency = 'auto' | 'all' | 'per-stage';
 
+/** How a GPU divides matrix products into workgroups. */
+export type Tiling = 'auto' | 'direct' | 'small' | 'large';
+
+/** The numbers that matrix products multiply. */
+export type Precision = 'f32' | 'f16';
+
 export interface LoadOptions {
   readonly model: ModelRef;
   /** LoRAs that change the model; all of them apply together. */
@@ -203,6 +213,17 @@ export interface LoadOptions {
   /** Whether to ask the browser to keep the cache even when space is short. */
   readonly persist?: boolean;
   readonly powerPreference?: 'low-power' | 'high-performance';
+  /**
+   * How a GPU divides matrix products into workgroups: without tiles, or with tiles of 32 by 32 or 64 by 64 outputs.
+   * `auto`, the default, measures both tiles on a product of the model; a software GPU gets none.
+   */
+  readonly tiling?: Tiling;
+  /**
+   * `f16` lets a GPU that has the feature `shader-f16` round the factors of matrix products to half precision, where
+   * they must be below 65504: if a measurement says that it is faster, or if `tiling` names tiles. Sums stay in f32, the
+   * default.
+   */
+  readonly precision?: Precision;
   /** `false` computes in the calling thread; a function makes the worker. By default the package starts its own. */
   readonly worker?: false | (() => Worker);
   /** Where the WebAssembly files lie, if not beside the worker. */

@@ -2,7 +2,7 @@
 // Everything but `openDevice` throws an Error with a `code` (see errors.ts) and a message for people.
 
 import type { ThreadNames } from './threads.js';
-import type { Residency, Stage } from './types.js';
+import type { Precision, Residency, Stage, Tiling } from './types.js';
 
 export interface Picture {
   readonly width: number;
@@ -39,9 +39,11 @@ export interface Request {
 }
 
 export interface Engine {
-  /** Compares the device's results with the golden vectors of `contents.json`; JSON of `SelfTest`. */
-  selfTest(): Promise<string>;
-  /** JSON of `Measured`. */
+  /** Chooses how a GPU computes products, then compares the device's results with the golden vectors of `contents.json`; JSON of `SelfTest`. */
+  selfTest(tiling: Tiling, precision: Precision): Promise<string>;
+  /** JSON of `Measured['products']`; `undefined` on a CPU. */
+  readonly products: string | undefined;
+  /** JSON of the rest of `Measured`. */
   measure(): Promise<string>;
   /** Applies all LoRAs; called once, after the self-test. */
   applyLoras(): void;

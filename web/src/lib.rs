@@ -6,6 +6,8 @@
 mod pixels;
 mod stored;
 
+#[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use serde_json::{Value, json};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
-use wuerstchen::kernels::LAUNCHES_OF_A_SUBMIT;
+use wuerstchen::kernels::{LAUNCHES_OF_A_SUBMIT, Products, Tiling, choose_products, has_halves};
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::speed::reach;
 use wuerstchen::{
@@ -169,7 +171,14 @@ impl Loader {
                 (per_stage(&files)?, Some(files))
             }
         };
-        Ok(Engine { bundle, loras, pipeline, files })
+        Ok(Engine {
+            bundle,
+            loras,
+            pipeline,
+            files,
+            #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+            products: Cell::default(),
+        })
     }
 }
 
@@ -185,6 +194,9 @@ pub struct Engine {
     pipeline: Pipeline,
     /// What parts are loaded from whenever they are needed.
     files: Option<ModelFiles>,
+    /// How products are computed. Several engines of a thread share a device, so each job chooses it anew.
+    #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+    products: Cell<Products>,
 }
 
 /// What LoRAs change. The golden vectors are those of the unchanged model, which is tested first.
@@ -199,16 +211,55 @@ struct Loras {
 
 #[wasm_bindgen]
 impl Engine {
-    /// Compares this device's results with the golden vectors of `contents.json`; the report is JSON.
+    /// Compares this device's results with the golden vectors of `contents.json`; the report is JSON. Before that, a GPU
+    /// chooses how it computes products, by the options `tiling` and `precision` of a load. If the results differ with
+    /// halves, it does without.
     #[wasm_bindgen(js_name = selfTest)]
-    pub async fn self_test(&self) -> Result<String, JsValue> {
-        // The test then runs the shaders that pictures will run.
+    pub async fn self_test(&self, tiling: &str, precision: &str) -> Result<String, JsValue> {
         #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
-        self.pipeline.choose_tiling(&seconds).await.map_err(generate_error)?;
+        self.choose_products(tiling, precision == "f16").await?;
+        #[cfg(feature = "cpu")]
+        let _ = (tiling, precision);
         let test = self.bundle.contents().self_test.as_ref();
         let test = test.ok_or_else(|| error("integrity", "the model has no golden vectors"))?;
         let report = test.run(&self.pipeline).await.map_err(generate_error)?;
-        Ok(serde_json::to_string(&report).expect("numbers and names are JSON"))
+        #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+        if self.products.get().halves && !report.ok {
+            self.choose_products(tiling, false).await?;
+            let report = test.run(&self.pipeline).await.map_err(generate_error)?;
+            let mut report = json!(report);
+            report["failedInHalves"] = true.into();
+            return Ok(report.to_string());
+        }
+        Ok(json!(report).to_string())
+    }
+
+    #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+    async fn choose_products(&self, tiling: &str, halves: bool) -> Result<(), JsValue> {
+        let device = self.pipeline.device();
+        let tiling = Tiling::ALL.into_iter().find(|known| known.name() == tiling);
+        let products = if tiling.is_none() {
+            self.pipeline.choose_products(halves, &seconds).await.map_err(generate_error)?
+        } else {
+            Products { tiling, halves: halves && has_halves(device) }
+        };
+        choose_products(device, products);
+        self.products.set(products);
+        Ok(())
+    }
+
+    /// How the device computes products, in the words of the options of a load; nothing of a CPU.
+    #[wasm_bindgen(getter)]
+    pub fn products(&self) -> Option<String> {
+        #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+        {
+            let Products { tiling, halves } = self.products.get();
+            let tiling = tiling.map_or("auto", Tiling::name);
+            let precision = if halves { "f16" } else { "f32" };
+            Some(json!({"tiling": tiling, "precision": precision}).to_string())
+        }
+        #[cfg(feature = "cpu")]
+        None
     }
 
     /// Measures the speed of this device, and counts the work for a picture; JSON.
@@ -291,6 +342,8 @@ impl Engine {
         request: wuerstchen::Request,
         on_step: &mut dyn OnStep,
     ) -> Result<Generated, Error> {
+        #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
+        choose_products(self.pipeline.device(), self.products.get());
         let mut unread = Unread::default();
         for (_, text) in request.texts() {
             let found = self.pipeline.unread(text, request.options.prompt_syntax)?;

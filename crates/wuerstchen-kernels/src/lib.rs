@@ -58,8 +58,8 @@ pub use sum_of_squares::sum_of_squares;
 pub use weighted_sum::weighted_sum;
 #[cfg(feature = "gpu")]
 pub use wgsl::{
-    LAUNCHES_OF_A_SUBMIT, ShaderTraffic, Tiling, choose_tiling, chosen_tiling,
-    runs_on as runs_shaders, shader_traffic, shaders,
+    LAUNCHES_OF_A_SUBMIT, Products, ShaderTraffic, Tiling, choose_products, chosen_products,
+    has_halves, runs_on as runs_shaders, shader_traffic, shaders,
 };
 
 /// All composed twins: the definitions of the kernels.

@@ -27,7 +27,7 @@ mod product;
 #[cfg(feature = "train")]
 pub(crate) use optimizer::{adamw, sum_of_squares};
 pub(crate) use probe::{copy, probe_multiply_adds};
-pub use product::{Tiling, choose_tiling, chosen_tiling};
+pub use product::{Products, Tiling, choose_products, chosen_products, has_halves};
 
 /// Most launches in one submit. A browser hands every submit to another process, so few submits are faster. But the
 /// screen cannot be drawn until a submit ends. At the published size, 80 launches are about 0.27 TFLOP.
@@ -449,6 +449,8 @@ struct Shader {
     parts: [&'static str; 3],
     /// The constants that are rewritten in the text.
     constants: [Option<Constant>; 2],
+    /// Whether tiles of products hold halves.
+    halves: bool,
 }
 
 /// The value for a line `const NAME = …u;` of a shader.
@@ -522,21 +524,32 @@ impl Shader {
 
     /// A shader whose text is in two files.
     const fn of_two(name: &'static str, [first, second]: [&'static str; 2]) -> Self {
-        Self { name, parts: [first, second, ""], constants: [None, None] }
+        Self { name, parts: [first, second, ""], constants: [None, None], halves: false }
     }
 
     /// The name, with the names and values of constants.
     fn variant(&self) -> String {
         let constants = self.constants.iter().flatten();
         let values = constants.map(|Constant { name, value }| format!(" {name}={value}"));
-        self.name.to_owned() + &values.collect::<String>()
+        let name = self.name.to_owned() + &values.collect::<String>();
+        if self.halves { name + " halves" } else { name }
     }
 
     /// The text for one element type.
     fn source(&self, dtype: DType) -> String {
-        let source = self.parts.concat();
         let constants = self.constants.iter().flatten();
-        for_dtype(&constants.fold(source, |source, constant| constant.write(&source)), dtype)
+        let mut source =
+            constants.fold(self.parts.concat(), |source, constant| constant.write(&source));
+        match dtype {
+            DType::F32 => {}
+            DType::F16 => source = with_halves(&source, "elem"),
+            other => panic!("no shader for {other:?}"),
+        }
+        if self.halves {
+            source = with_halves(&source, "factor");
+        }
+        let enable = if dtype == DType::F16 || self.halves { "enable f16;\n" } else { "" };
+        enable.to_owned() + &source
     }
 
     /// Runs the shader on `groups` workgroups. Its buffers are the output, the inputs and the sizes, in
@@ -597,8 +610,8 @@ impl KernelSource for ShaderKernel {
     }
 
     fn id(&self) -> KernelId {
-        let Shader { name, constants, .. } = self.shader.clone();
-        KernelId::new::<Self>().info((name, constants, self.dtype))
+        let Shader { name, constants, halves, .. } = self.shader.clone();
+        KernelId::new::<Self>().info((name, constants, halves, self.dtype))
     }
 
     fn lang(&self) -> &'static str {
@@ -606,15 +619,11 @@ impl KernelSource for ShaderKernel {
     }
 }
 
-/// Rewrites the one `alias elem` line of a shader for half precision.
-fn for_dtype(source: &str, dtype: DType) -> String {
-    match dtype {
-        DType::F32 => source.to_owned(),
-        DType::F16 => {
-            format!("enable f16;\n{source}").replace("alias elem = f32;", "alias elem = f16;")
-        }
-        other => panic!("no shader for {other:?}"),
-    }
+/// Rewrites the line `alias NAME = f32;` of a shader for half precision.
+fn with_halves(source: &str, name: &str) -> String {
+    let (before, after) =
+        source.split_once(&format!("alias {name} = f32;")).expect("the shader has the alias");
+    format!("{before}alias {name} = f16;{after}")
 }
 
 /// All shaders but those of products.

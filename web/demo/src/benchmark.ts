@@ -1,4 +1,5 @@
-// `?benchmark`: times a load and some pictures, as JSON.
+// `?benchmark`: times a load and some pictures, as JSON. `?benchmark&precision=f16` and `&tiling=small` are options of
+// the load.
 
 import type { GenerateResult, LoadEvent, LoadOptions, Measured, Stage } from 'wuerstchen-web';
 import { load } from 'wuerstchen-web';
@@ -16,7 +17,7 @@ const PROMPT = 'a red apple on a blue background';
 
 /** Loads without any cache, makes one picture and then five more, and shows the times beside the device's speed. */
 export async function runBenchmark(
-  options: Pick<LoadOptions, 'model' | 'device'>,
+  options: Pick<LoadOptions, 'model' | 'device' | 'tiling' | 'precision'>,
   onPicture: (done: number, of: number) => void,
 ): Promise<void> {
   const section = element('benchmark', HTMLElement);
@@ -67,6 +68,7 @@ export async function runBenchmark(
     adapter: engine.support.adapter ?? null,
     userAgent: navigator.userAgent,
     selfTestMaxError: engine.selfTest.maxError,
+    products: measured?.products,
     reach: measured && {
       multiplyAddsPerSec: measured.multiplyAddsPerSec,
       bytesPerSec: measured.bytesPerSec,

@@ -1,6 +1,15 @@
 // The page: looks at the device and the model, loads the model and makes pictures, one job at a time.
 
-import type { LoadOptions, ModelInfo, ModelRef, Support, Unread, Wuerstchen } from 'wuerstchen-web';
+import type {
+  LoadOptions,
+  ModelInfo,
+  ModelRef,
+  Precision,
+  Support,
+  Tiling,
+  Unread,
+  Wuerstchen,
+} from 'wuerstchen-web';
 import { checkSupport, inspect, load, WuerstchenError } from 'wuerstchen-web';
 import { runBenchmark } from './benchmark';
 import { element, formatBytes, sentence } from './dom';
@@ -280,7 +289,11 @@ async function start(): Promise<void> {
       setState('loading');
       say('Benchmark: loading without the cache');
       device.value = link.searchParams.get('device') ?? device.value;
-      await runBenchmark(loadOptions(), (done, of) => {
+      // `load` checks their values.
+      const tiling = link.searchParams.get('tiling') as Tiling | null;
+      const precision = link.searchParams.get('precision') as Precision | null;
+      const products = { tiling: tiling ?? undefined, precision: precision ?? undefined };
+      await runBenchmark({ ...loadOptions(), ...products }, (done, of) => {
         setState('busy');
         say(`Benchmark: picture ${done + 1} of ${of}`);
       });

@@ -159,7 +159,13 @@ export async function load(options: LoadOptions): Promise<Wuerstchen> {
   onProgress?.({ type: 'selftest', ...selfTest });
   if (options.measure) {
     const work = [{ stage: 'prior', multiplyAdds: 3e6, weightBytes: 1e6 } as const];
-    onProgress?.({ type: 'measured', multiplyAddsPerSec: 1e9, bytesPerSec: 1e9, work });
+    onProgress?.({
+      type: 'measured',
+      multiplyAddsPerSec: 1e9,
+      bytesPerSec: 1e9,
+      products: null,
+      work,
+    });
   }
   if (options.cache !== 'none') localStorage.setItem(STORED, String(BYTES));
   const events = new EventTarget();

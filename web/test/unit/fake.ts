@@ -10,8 +10,10 @@ import type {
   CacheAdapter,
   DeviceKind,
   LoadOptions,
+  Precision,
   Residency,
   Stage,
+  Tiling,
   Wuerstchen,
 } from '../../js/types.js';
 import type { Engine, Generated, Loader, Request, Wasm } from '../../js/wasm.js';
@@ -188,6 +190,8 @@ export class FakeModel {
   /** What the loader was told besides the manifest. */
   contents = '';
   selfTestOk = true;
+  /** How each engine was told to multiply. */
+  readonly products: [Tiling, Precision][] = [];
   /** The steps of a job. */
   steps: readonly (readonly [Stage, step: number, steps: number])[] = [
     ['text', 1, 2],
@@ -226,7 +230,11 @@ export class FakeModel {
 
       finish(): Engine {
         return {
-          selfTest: async () => model.#selfTest(),
+          selfTest: async (tiling, precision) => {
+            model.products.push([tiling, precision]);
+            return model.#selfTest();
+          },
+          products: undefined,
           measure: async () => '{"multiplyAddsPerSec":1e9,"bytesPerSec":2e9,"work":[]}',
           applyLoras: () => {
             model.appliedLoras += 1;

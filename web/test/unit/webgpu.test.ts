@@ -11,6 +11,10 @@ class FakeDevice extends EventTarget {
   readonly #lost = deferred<{ reason: string; message: string }>();
   readonly lost = this.#lost.promise;
 
+  constructor(readonly features: ReadonlySet<string>) {
+    super();
+  }
+
   lose(message: string) {
     this.#lost.resolve({ reason: 'unknown', message });
   }
@@ -30,7 +34,7 @@ class FakeAdapter {
   readonly limits = { maxBufferSize: 1, maxStorageBufferBindingSize: 1 };
 
   async requestDevice() {
-    const device = new FakeDevice();
+    const device = new FakeDevice(this.features);
     devices.push(device);
     return device;
   }
@@ -77,6 +81,26 @@ test("the caller's power preference reaches the adapter that computes", async (t
   await using engine = await world.load({ powerPreference: 'low-power' });
   assert.equal(engine.device, 'webgpu');
   assert.deepEqual(asked, ['low-power', 'low-power']);
+});
+
+test('a device is told how to multiply, and says that it has no f16', async (t) => {
+  const world = gpuWorld();
+  await using plain = await world.load();
+  await using halves = await world.load({ tiling: 'small', precision: 'f16' });
+  assert.equal(halves.support.message, plain.support.message);
+  const adapter = new FakeAdapter();
+  adapter.features.clear();
+  t.mock.method(gpu, 'requestAdapter', async () => adapter);
+  await using exact = await world.load({ precision: 'f16' });
+  assert.match(exact.support.message, / Products are in f32: this device has no f16\.$/);
+  assert.deepEqual(world.webgpu.products, [
+    ['auto', 'f32'],
+    ['small', 'f16'],
+    ['auto', 'f16'],
+  ]);
+  await assert.rejects(world.load({ tiling: 'tiny' as 'small' }), { field: 'tiling' });
+  const untiled = world.load({ tiling: 'direct', precision: 'f16' });
+  await assert.rejects(untiled, { code: 'invalid-argument', field: 'precision' });
 });
 
 test('a GPU that is lost under a job is replaced, and the job runs once more', async () => {

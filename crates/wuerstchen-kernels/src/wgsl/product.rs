@@ -7,6 +7,7 @@ use burn::backend::DispatchDevice;
 use burn::backend::wgpu::CubeTensor;
 use burn::cubecl::Device as CubeDevice;
 use burn::prelude::*;
+use burn::tensor::DType;
 
 use super::{Constant, Shader};
 
@@ -24,6 +25,15 @@ pub enum Tiling {
 impl Tiling {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Direct, Self::Small, Self::Large];
+
+    /// Its name in options and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Small => "small",
+            Self::Large => "large",
+        }
+    }
 
     /// Rows and columns of the output that one workgroup makes.
     pub(super) const fn tile(self) -> [usize; 2] {
@@ -60,30 +70,57 @@ const FEW_ROWS: usize = 16;
 /// Number of workgroups that keep a large GPU busy.
 const MANY_GROUPS: usize = 128;
 
-/// The choice of a device, where it is not [`Tiling::of_size`].
-static CHOSEN: RwLock<Option<HashMap<CubeDevice, Tiling>>> = RwLock::new(None);
+/// How a device computes its products of many rows. Those of few rows have no tiles, and none of this changes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Products {
+    /// How each is divided; `None` for [`Tiling::of_size`].
+    pub tiling: Option<Tiling>,
+    /// Whether tiles hold halves: the factors are rounded to f16, and their products are summed in f32. A factor above
+    /// 65504 becomes infinite.
+    pub halves: bool,
+}
 
-/// Makes a device divide all products of many rows in one way, or as [`Tiling::of_size`] says.
+impl Products {
+    /// All that name a tiling: without tiles, with tiles of f32, with tiles of halves.
+    pub const ALL: [Self; 5] = [
+        Self { tiling: Some(Tiling::Direct), halves: false },
+        Self { tiling: Some(Tiling::Small), halves: false },
+        Self { tiling: Some(Tiling::Large), halves: false },
+        Self { tiling: Some(Tiling::Small), halves: true },
+        Self { tiling: Some(Tiling::Large), halves: true },
+    ];
+}
+
+/// The choices of devices that do not compute as [`Products::default`].
+static CHOSEN: RwLock<Option<HashMap<CubeDevice, Products>>> = RwLock::new(None);
+
+/// Makes a device compute its products like this from now on.
 ///
 /// Has no effect on a device that does not run shaders.
-pub fn choose_tiling(device: &Device, tiling: Option<Tiling>) {
+///
+/// # Panics
+///
+/// Panics if `products` has halves and the device's shaders have none ([`has_halves`]).
+pub fn choose_products(device: &Device, products: Products) {
+    assert!(!products.halves || has_halves(device), "the device's shaders have no halves");
     let Some(device) = cube(device) else { return };
     let mut chosen = CHOSEN.write().unwrap_or_else(PoisonError::into_inner);
-    let chosen = chosen.get_or_insert_default();
-    match tiling {
-        Some(tiling) => chosen.insert(device, tiling),
-        None => chosen.remove(&device),
-    };
+    chosen.get_or_insert_default().insert(device, products);
 }
 
-/// The tiling that was chosen for a device; `None` if none was.
-pub fn chosen_tiling(device: &Device) -> Option<Tiling> {
-    chosen(&cube(device)?)
+/// How a device computes its products.
+pub fn chosen_products(device: &Device) -> Products {
+    cube(device).map(|device| chosen(&device)).unwrap_or_default()
 }
 
-fn chosen(device: &CubeDevice) -> Option<Tiling> {
+/// Whether a device runs shaders, and they can have numbers in f16 (WebGPU's feature `shader-f16`).
+pub fn has_halves(device: &Device) -> bool {
+    cube(device).is_some() && device.supports_dtype(DType::F16)
+}
+
+fn chosen(device: &CubeDevice) -> Products {
     let chosen = CHOSEN.read().unwrap_or_else(PoisonError::into_inner);
-    chosen.as_ref()?.get(device).copied()
+    chosen.as_ref().and_then(|chosen| chosen.get(device).copied()).unwrap_or_default()
 }
 
 /// The device as tensors of shaders name it, if it runs any.
@@ -95,9 +132,15 @@ fn cube(device: &Device) -> Option<CubeDevice> {
     }
 }
 
-fn tiling(device: &CubeDevice, rows: usize, outputs: usize) -> Tiling {
+/// How a device divides a product of this size, and whether its tiles hold halves.
+fn tiling(device: &CubeDevice, rows: usize, outputs: usize) -> (Tiling, bool) {
     let by_size = Tiling::of_size(rows, outputs);
-    if by_size == Tiling::Direct { by_size } else { chosen(device).unwrap_or(by_size) }
+    if by_size == Tiling::Direct {
+        return (by_size, false);
+    }
+    let Products { tiling, halves } = chosen(device);
+    let tiling = tiling.unwrap_or(by_size);
+    (tiling, halves && tiling != Tiling::Direct)
 }
 
 // Bits of the epilogue, which tell the shader what to do with the sums.
@@ -113,8 +156,9 @@ pub(super) struct Layout {
     pub(super) widths: [usize; 3],
 }
 
-/// The shader of a tiling, for a weight that is packed in `bits`, or for one that is not packed.
-fn shader(tiling: Tiling, bits: Option<usize>) -> Shader {
+/// The shader of a tiling, with or without tiles of halves, for a weight that is packed in `bits`, or for one that is
+/// not packed.
+fn shader(tiling: Tiling, halves: bool, bits: Option<usize>) -> Shader {
     let (body, quads) = match tiling {
         Tiling::Direct => (DIRECT, None),
         Tiling::Small => (TILED, Some(8)),
@@ -127,14 +171,16 @@ fn shader(tiling: Tiling, bits: Option<usize>) -> Shader {
         (true, false) => ("tiled packed product", PACKED),
     };
     let constants = [Constant::of("QUADS", quads), Constant::of("BITS", bits)];
-    Shader { name, parts: [PRODUCT, weight, body], constants }
+    Shader { name, parts: [PRODUCT, weight, body], constants, halves }
 }
 
 /// Every shader of products, its tiling, and the bits of the weight if it is packed.
 pub(super) fn variants() -> impl Iterator<Item = (Shader, Tiling, Option<usize>)> {
     let weights = [None, Some(4), Some(8), Some(16)];
-    let of_tiling = move |tiling| weights.map(|bits| (shader(tiling, bits), tiling, bits));
-    Tiling::ALL.into_iter().flat_map(of_tiling)
+    Products::ALL.into_iter().flat_map(move |Products { tiling, halves }| {
+        let tiling = tiling.expect("all name one");
+        weights.map(|bits| (shader(tiling, halves, bits), tiling, bits))
+    })
 }
 
 /// The shaders of [`variants`].
@@ -153,10 +199,10 @@ pub(super) fn product(
 ) -> CubeTensor {
     let x = &inputs[0];
     let ([rows, outputs], [_, columns]) = (shape.dims(), x.meta.shape().dims());
-    let tiling = tiling(&x.device, rows, outputs);
+    let (tiling, halves) = tiling(&x.device, rows, outputs);
     let mut sizes = vec![rows, outputs / 4, columns / 4, epilogue];
     sizes.extend(packed.iter().flat_map(|layout| layout.widths));
-    let shader = shader(tiling, packed.map(|layout| layout.bits));
+    let shader = shader(tiling, halves, packed.map(|layout| layout.bits));
     shader.launch(inputs, shape, &sizes, tiling.groups(rows, outputs))
 }
 

@@ -1,56 +1,60 @@
-//! Which size of a product's tiles suits a GPU.
+//! Which tiles of products suit a GPU.
 
 use burn::prelude::*;
 use burn::tensor::Distribution;
 use wuerstchen_kernels::linear::{Epilogue, linear};
-use wuerstchen_kernels::{Tiling, choose_tiling, runs_shaders};
+use wuerstchen_kernels::{Products, Tiling, choose_products, has_halves, runs_shaders};
 
 use super::Pipeline;
 use super::progress::Error;
 use crate::speed::{Clock, seconds_of};
 
-/// A device that takes longer for the first product of [`Pipeline::choose_tiling`] emulates a GPU on a CPU.
+/// A device that takes longer for the first product of [`Pipeline::choose_products`] emulates a GPU on a CPU.
 const SLOW: f64 = 0.05;
 
 impl Pipeline {
-    /// Times the sizes of tiles for the model's largest product, and makes the device use the fastest one for
-    /// all products from then on. A software GPU gets no tiles. `None` where the device has no shaders, where the
-    /// model has no product that is large enough, or where its stages are on the device only while they work.
+    /// Times the sizes of tiles for the model's largest product, and makes the device use the fastest one for all
+    /// products from then on; if `halves`, tiles of halves too, where the device has them. Returns what the device
+    /// uses.
+    ///
+    /// A software GPU gets no tiles. Nothing is timed where the model has no product that is large enough, and where
+    /// its stages are on the device only while they work: [`Products::default`] is chosen. Has no effect where the
+    /// device has no shaders.
     ///
     /// # Errors
     ///
     /// The device failed.
-    pub async fn choose_tiling(&self, clock: Clock<'_>) -> Result<Option<Tiling>, Error> {
-        if !runs_shaders(self.device()) {
-            return Ok(None);
-        }
-        let Some([rows, outputs, columns]) = self.largest_product() else { return Ok(None) };
-        if Tiling::of_size(rows, outputs) == Tiling::Direct {
-            return Ok(None);
-        }
-        let product = |[rows, outputs, columns]: [usize; 3]| {
-            let random = |shape: [usize; 2]| {
-                Tensor::<2>::random(shape, Distribution::Default, self.device())
+    pub async fn choose_products(&self, halves: bool, clock: Clock<'_>) -> Result<Products, Error> {
+        let device = self.device();
+        let halves = halves && has_halves(device);
+        let mut fastest = Products::default();
+        let large = self.largest_product().filter(|&[rows, outputs, _]| {
+            Tiling::of_size(rows, outputs) != Tiling::Direct && runs_shaders(device)
+        });
+        if let Some(sides) = large {
+            let seconds = async |products: Products, [rows, outputs, columns]: [usize; 3]| {
+                choose_products(device, products);
+                let random =
+                    |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Default, device);
+                let (x, weight) = (random([rows, columns]), random([columns, outputs]));
+                seconds_of(&|| linear(x.clone(), weight.clone(), Epilogue::new(None)), clock).await
             };
-            let (x, weight) = (random([rows, columns]), random([columns, outputs]));
-            move || linear(x.clone(), weight.clone(), Epilogue::new(None))
-        };
-        let small = product([256, 512, 512]);
-        choose_tiling(self.device(), Some(Tiling::Direct));
-        let mut fastest = (seconds_of(&small, clock).await?, Tiling::Direct);
-        if fastest.0 < SLOW {
-            let product = product([rows, outputs, columns]);
-            fastest.0 = f64::INFINITY;
-            for tiling in [Tiling::Small, Tiling::Large] {
-                choose_tiling(self.device(), Some(tiling));
-                let secs = seconds_of(&product, clock).await?;
-                if secs < fastest.0 {
-                    fastest = (secs, tiling);
+            fastest = Products { tiling: Some(Tiling::Direct), halves: false };
+            if seconds(fastest, [256, 512, 512]).await? < SLOW {
+                let mut least = f64::INFINITY;
+                let suits = |products: &Products| {
+                    products.tiling != Some(Tiling::Direct) && (halves || !products.halves)
+                };
+                for products in Products::ALL.into_iter().filter(suits) {
+                    let secs = seconds(products, sides).await?;
+                    if secs < least {
+                        (least, fastest) = (secs, products);
+                    }
                 }
             }
         }
-        choose_tiling(self.device(), Some(fastest.1));
-        Ok(Some(fastest.1))
+        choose_products(device, fastest);
+        Ok(fastest)
     }
 
     /// Rows, outputs and columns of the product that takes most multiply-adds for a picture of the model's
