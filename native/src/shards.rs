@@ -3,10 +3,13 @@
 mod filter;
 mod index;
 mod list;
+mod named;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod web_dataset;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -21,8 +24,9 @@ use wuerstchen_train::corpus::{CorpusError, Samples, draw_place};
 
 use self::filter::{LeftOut, fields_of, texts_of};
 pub(crate) use self::index::MAX_TEXT;
-use self::index::{Found, MOST_FIELDS, Place, ReadError, Tally, files_of, read_shard};
+use self::index::{Found, MOST_FIELDS, Place, ReadError, Shard, Tally, read_shard};
 use self::list::List;
+use self::named::files_of;
 use crate::folder::{fill, shuffled};
 use crate::pictures::{look_at, with_bytes};
 use crate::terminal::{counted, visible};
@@ -57,6 +61,63 @@ struct Epoch {
     next: Vec<u32>,
 }
 
+/// What shards have beside their samples.
+#[derive(Default)]
+struct Rest {
+    notes: BTreeSet<String>,
+    fields: BTreeSet<String>,
+    unread: BTreeMap<String, usize>,
+    without_picture: Tally,
+    dotted: Option<String>,
+    apart: Tally,
+}
+
+impl Rest {
+    /// Adds a shard, in which `name` tells a file.
+    fn add(&mut self, shard: Shard, name: impl Fn(&str) -> String) {
+        self.notes.extend(shard.notes);
+        self.fields.extend(shard.fields);
+        for (ending, count) in shard.unread {
+            *self.unread.entry(ending).or_default() += count;
+        }
+        self.without_picture.join(shard.without_picture, &name);
+        self.dotted = self.dotted.take().or_else(|| shard.dotted.map(|file| name(&file)));
+        self.apart.join(shard.apart, &name);
+    }
+
+    /// Reports all of it, and the samples that were left out.
+    fn tell(&self, left_out: &LeftOut) {
+        self.notes.iter().for_each(|note| tell!("{}", visible(note)));
+        left_out.lines().for_each(|line| tell!("{}", visible(&line)));
+        let Self { without_picture, apart, .. } = self;
+        if without_picture.count > 0 {
+            let samples = counted(without_picture.count, "sample");
+            let first = visible(&without_picture.first);
+            tell!("left out: {samples} without a picture, such as {first}");
+            if let Some(file) = &self.dotted {
+                let file = visible(file);
+                tell!(
+                    "{file} is no picture of a sample: the name of a sample ends at the first dot"
+                );
+            }
+        }
+        if apart.count > 0 {
+            let (samples, first) = (counted(apart.count, "sample"), visible(&apart.first));
+            tell!(
+                "the files of a sample must follow each other: those of {samples} do not, such as {first}"
+            );
+        }
+        for (what, counts) in [
+            ("not read in the shards", &self.unread),
+            ("not used of the shards' texts", &left_out.unused),
+        ] {
+            if !counts.is_empty() {
+                tell!("{what}: {}", visible(&listed(counts)));
+            }
+        }
+    }
+}
+
 /// A picture in a shard.
 struct Sample {
     shard: u32,
@@ -79,23 +140,13 @@ impl Shards {
         let read = files.par_iter().map(|file| read_shard(file, &wanted));
         let read = read.collect::<Result<Vec<_>>>()?;
         let mut left_out = LeftOut::default();
-        let mut samples = Vec::new();
-        let mut unread = BTreeMap::<String, usize>::new();
-        let (mut without_picture, mut apart, mut dotted) =
-            (Tally::default(), Tally::default(), None);
+        let (mut samples, mut rest) = (Vec::new(), Rest::default());
         let mut unmatched: BTreeSet<&str> = config.captions.keys().map(String::as_str).collect();
-        let (mut notes, mut fields) = (BTreeSet::new(), BTreeSet::new());
-        for (shard, read) in read.into_iter().enumerate() {
+        for (shard, mut read) in read.into_iter().enumerate() {
             let name = |sample: &str| format!("{}/{sample}", files[shard].display());
-            without_picture.join(read.without_picture, name);
-            apart.join(read.apart, name);
-            dotted = dotted.or_else(|| read.dotted.map(|file| name(&file)));
-            notes.extend(read.notes);
-            fields.extend(read.fields);
-            for (ending, count) in read.unread {
-                *unread.entry(ending).or_default() += count;
-            }
-            for fault in read.faults {
+            let (found, faults) = (mem::take(&mut read.samples), mem::take(&mut read.faults));
+            rest.add(read, name);
+            for fault in faults {
                 // The name of a file from elsewhere must not control the terminal.
                 let line = format!("the shard {} {fault}", files[shard].display());
                 let line = visible(&line);
@@ -104,7 +155,7 @@ impl Shards {
                 }
                 tell!("{line}");
             }
-            for found in read.samples {
+            for found in found {
                 unmatched.retain(|field| texts_of(&found, field).is_empty());
                 if let Some((captions, chances)) =
                     left_out.take(config, &found, || name(&found.name))
@@ -124,38 +175,12 @@ impl Shards {
                 }
             }
         }
-        notes.iter().for_each(|note| tell!("{}", visible(note)));
-        left_out.lines().for_each(|line| tell!("{}", visible(&line)));
-        if without_picture.count > 0 {
-            let (samples, first) =
-                (counted(without_picture.count, "sample"), &without_picture.first);
-            tell!("left out: {samples} without a picture, such as {}", visible(first));
-            if let Some(file) = dotted {
-                let file = visible(&file);
-                tell!(
-                    "{file} is no picture of a sample: the name of a sample ends at the first dot"
-                );
-            }
-        }
-        if apart.count > 0 {
-            let (samples, first) = (counted(apart.count, "sample"), visible(&apart.first));
-            tell!(
-                "the files of a sample must follow each other: those of {samples} do not, such as {first}"
-            );
-        }
-        for (what, counts) in [
-            ("not read in the shards", &unread),
-            ("not used of the shards' texts", &left_out.unused),
-        ] {
-            if !counts.is_empty() {
-                tell!("{what}: {}", visible(&listed(counts)));
-            }
-        }
+        rest.tell(&left_out);
         if let Some(field) = unmatched.first() {
             bail!(
                 "corpus.shards.captions: expected fields of the samples, found {field:?}, in which none has a \
                  caption{}",
-                fields_told(&fields)
+                fields_told(&rest.fields)
             );
         }
         if samples.is_empty() {
@@ -163,7 +188,7 @@ impl Shards {
             bail!(
                 "expected captioned pictures in {shards}, found none{}{}",
                 left_out.inline(),
-                fields_told(&fields)
+                fields_told(&rest.fields)
             );
         }
         tell!("{} in {}", counted(samples.len(), "picture"), counted(files.len(), "shard"));

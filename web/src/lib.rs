@@ -241,9 +241,10 @@ impl Engine {
         let products = if tiling.is_none() {
             self.pipeline.choose_products(halves, &seconds).await.map_err(generate_error)?
         } else {
-            Products { tiling, halves: halves && has_halves(device) }
+            let products = Products { tiling, halves: halves && has_halves(device) };
+            choose_products(device, products);
+            products
         };
-        choose_products(device, products);
         self.products.set(products);
         Ok(())
     }

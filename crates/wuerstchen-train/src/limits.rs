@@ -25,13 +25,13 @@ pub(crate) fn share(
     }
 }
 
-/// Fails unless a value is a finite number above 0.
+/// Fails unless a value is a finite number above 0, also in f32, in which training computes.
 pub(crate) fn positive(
     part: &'static str,
     field: &'static str,
     value: f64,
 ) -> Result<(), ConfigError> {
-    if value > 0.0 && value.is_finite() {
+    if value as f32 > 0.0 && value.is_finite() {
         Ok(())
     } else {
         Err(ConfigError::new(part, field, "a positive number", value))
@@ -59,7 +59,7 @@ pub(crate) fn learning_rate(
     positive_up_to(part, field, value, MAX_LEARNING_RATE)
 }
 
-/// Fails unless a value is above 0, also in f32, in which training computes, and at most `most`.
+/// Fails unless a value is above 0, also in f32, and at most `most`.
 fn positive_up_to(
     part: &'static str,
     field: &'static str,

@@ -409,11 +409,8 @@ impl Tune {
 
     /// A hash of what must not change while a stage is trained: what it starts from, and what it changes.
     fn setting(&self) -> Result<String, RunError> {
-        let changed = self.config.lora.as_ref();
-        let changed =
-            changed.map(|lora| format!("{} {} {:?}", lora.rank, lora.alpha(), lora.modules));
         let mut parts = self.digests()?.to_vec();
-        parts.extend(changed);
+        parts.extend(self.config.lora.as_ref().map(LoraConfig::to_string));
         Ok(digest(&parts))
     }
 

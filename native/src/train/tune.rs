@@ -7,17 +7,16 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
 use wuerstchen::{ModelFiles, RUN_CONFIG, TextEncoderConfig, Tokenizer};
-use wuerstchen_train::config::{ReadConfigError, SamplesConfig, TuneConfig};
+use wuerstchen_train::config::{SamplesConfig, TuneConfig};
 use wuerstchen_train::corpus::CorpusError;
 use wuerstchen_train::{RunError, Tune, store, tune};
 
+use super::captions::{tell_of_brackets, tell_of_captions};
+use super::config::{invalid, read_config, read_tune_config};
 use super::corpus::{Corpus, tell_if_changed};
 use super::progress::tell_bucket;
-use super::{
-    Ranks, Stages, TrainArgs, check_folder, invalid, plain, read_config, read_table,
-    remove_parts_of_run, tell_of_brackets, tell_of_captions, tell_of_changes, tell_of_warmup,
-    unfit_change, with_remedy,
-};
+use super::stored::{check_folder, remove_parts_of_run, tell_of_changes};
+use super::{Ranks, Stages, TrainArgs, tell_of_warmup, with_remedy};
 use crate::cache::{cache_folder, remove_old_parts};
 use crate::devices::choose_for;
 use crate::files::read_model;
@@ -34,7 +33,7 @@ pub(super) fn run(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         let reason = "--init is for training from nothing: fine-tuning starts from --model";
         return Err(usage(&anyhow!(reason)));
     }
-    let mut config = read(&args.run.config, &args.run.set)?;
+    let mut config = read_tune_config(&args.run.config, &args.run.set)?;
     if let (Some(shards), true) = (&mut config.corpus.shards, args.strict) {
         shards.strict = true;
     }
@@ -168,21 +167,6 @@ fn tell_of_model_captions(
     tell_of_captions(prompts, "sample prompt", "", &tokenizer, limit)
 }
 
-/// Reads the config and applies `KEY=VALUE` changes.
-fn read(path: &Path, changes: &[String]) -> Result<TuneConfig> {
-    let fits = |table: &toml::Table| TuneConfig::from_table(table.clone()).is_ok();
-    let (table, unfit) = read_table(path, changes, &fits)?;
-    TuneConfig::from_table(table).map_err(|error| match (error, unfit) {
-        (ReadConfigError::Toml(error), Some(change)) => unfit_change(change, &error),
-        (ReadConfigError::Config(error), _) => invalid(error, path, changes),
-        (ReadConfigError::Toml(error), _) => usage(&anyhow!(
-            "{} does not fit: expected a config of fine-tuning, such as configs/lora.toml: {}",
-            path.display(),
-            plain(&error.to_string())
-        )),
-    })
-}
-
 /// Fails where the command and the config do not agree on what is trained.
 fn check_kind(stage: Stages, config: &TuneConfig) -> Result<()> {
     match (stage, &config.lora) {
@@ -204,14 +188,12 @@ fn check_output(output: &Path, config: &TuneConfig) -> Result<Option<TuneConfig>
         return Ok(None);
     }
     let remedy = "name another folder with --output, or remove this one";
-    let stored = read(&path, &[]).map_err(|error| match read_config(&path, &[]) {
+    let stored = read_tune_config(&path, &[]).map_err(|error| match read_config(&path, &[]) {
         Ok(_) => anyhow!("{} holds a run that is no fine-tuning: {remedy}", output.display()),
         Err(_) => error,
     })?;
     let of = |config: &TuneConfig| match &config.lora {
-        Some(lora) => {
-            format!("a LoRA of rank {} and alpha {} of {:?}", lora.rank, lora.alpha(), lora.modules)
-        }
+        Some(lora) => format!("a LoRA of {lora}"),
         None => "all of Stage C".to_owned(),
     };
     let (old, new) = (of(&stored), of(config));

@@ -1,5 +1,6 @@
 //! The config of a fine-tuning of Stage C, one TOML file.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -115,6 +116,12 @@ impl LoraConfig {
         let ends = layer.match_indices('.').map(|(dot, _)| &layer[dot + 1..]);
         let names: Vec<_> = std::iter::once(layer).chain(ends).collect();
         self.modules.iter().any(|pattern| names.iter().any(|name| is_match(pattern, name)))
+    }
+}
+
+impl fmt::Display for LoraConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} and alpha {} of {:?}", self.rank, self.alpha(), self.modules)
     }
 }
 
