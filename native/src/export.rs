@@ -64,12 +64,16 @@ struct WebArgs {
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Dtype {
     /// 32 bits
+    #[value(aliases = ["fp32", "float32"])]
     F32,
     /// 16 bits
+    #[value(aliases = ["fp16", "float16"])]
     F16,
     /// 8 bits with a scale and zero-point for every 64 weights of a linear layer
+    #[value(alias = "int8")]
     I8,
     /// 4 bits with a scale and zero-point for every 64 weights of a linear layer
+    #[value(alias = "int4")]
     I4,
 }
 

@@ -231,6 +231,22 @@ fn mistakes_are_named_and_have_their_exit_code() {
 }
 
 /// A misspelt field is named, and not only the missing one.
+#[cfg(feature = "gpu")]
+#[test]
+fn halves_need_a_gpu_and_tiles() {
+    let model = repository().join("models/shapes.safetensors").display().to_string();
+    for (tiling, message) in [
+        ("auto", "--precision f16 needs a GPU whose shaders have f16, found"),
+        ("direct", "--precision f16 is for tiles, and --tiling direct has none"),
+    ] {
+        let device = ["--device", "cpu", "--precision", "f16", "--tiling", tiling];
+        let output = wuerstchen(&[&["generate", "x", "-m", &model][..], &device].concat());
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(message), "{error}");
+    }
+}
+
 #[test]
 fn misspelt_fields_of_a_config_are_named() {
     let smoke = fs::read_to_string(repository().join("configs/smoke.toml")).unwrap();

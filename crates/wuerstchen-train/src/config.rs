@@ -526,7 +526,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         type Change = fn(&mut TrainConfig);
-        let changes: [(Change, &str); 55] = [
+        let changes: [(Change, &str); 56] = [
             (
                 |config| config.image_size = 16,
                 "image_size must be at least 32 with scenes of shapes",
@@ -649,6 +649,8 @@ mod tests {
             ),
             (|config| config.c.updates.optimizer.cooldown = 1.1, "cooldown"),
             (|config| config.c.updates.optimizer.max_grad_norm = 0.0, "max_grad_norm"),
+            // In f32 it is 0.
+            (|config| config.c.updates.optimizer.epsilon = 1e-300, "epsilon must be a positive"),
             (|config| config.c.updates.optimizer.weight_decay = -0.1, "weight_decay"),
             (
                 |config| config.c.updates.optimizer.weight_decay = 1e6,

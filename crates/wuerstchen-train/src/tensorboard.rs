@@ -126,13 +126,19 @@ impl Message {
 mod tests {
     use super::*;
 
-    /// Written by `RecordWriter` of `TensorBoard` 2.21 for the same event.
+    /// Written by `RecordWriter` of `TensorBoard` 2.21 for the same events.
     #[test]
-    fn a_record_is_that_of_tensorboard() {
-        let expected = "1b000000000000001a0d9e1309000000000000f83f10ac022a0d0a0b0a046c6f7373150000803e\
-                        9908deed";
-        let found = scalars(300, 1.5, &[("loss", 0.25)]);
-        let hex: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expected);
+    fn records_are_those_of_tensorboard() {
+        let hex = |record: Vec<u8>| -> String {
+            record.iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        assert_eq!(
+            hex(scalars(300, 1.5, &[("loss", 0.25)])),
+            "1b000000000000001a0d9e1309000000000000f83f10ac022a0d0a0b0a046c6f7373150000803e9908deed"
+        );
+        assert_eq!(
+            hex(restart(300, 1.5)),
+            "100000000000000095fbfe1809000000000000f83f10ac023a020801713b788a"
+        );
     }
 }
