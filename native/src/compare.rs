@@ -9,8 +9,8 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde::Serialize;
+use wuerstchen::TokenizerFiles;
 use wuerstchen::fs::{read_text, with_extension};
-use wuerstchen::{Image, TokenizerFiles};
 use wuerstchen_train::clip_score::ClipScore;
 use wuerstchen_train::inception::Inception;
 use wuerstchen_train::likeness::{MIN_SSIM_SIDE, cosine, frechet_distance, ssim};
@@ -20,6 +20,7 @@ use self::pictures::Pictures;
 use crate::devices::{Choice, choose};
 use crate::files::read_tensors;
 use crate::folder::captions_of_pictures;
+use crate::terminal::{counted, is_or_are};
 use crate::usage;
 
 /// Arguments of `wuerstchen compare`.
@@ -127,9 +128,22 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let captions =
         args.clip.as_ref().map(|_| captions_of_pictures(&pictures.folder)).transpose()?;
     let captions = captions.unwrap_or_default();
+    let several = captions.iter().filter(|of| of.len() > 1).count();
+    if several > 0 {
+        tell!("CLIP compares {} with the first of their captions", counted(several, "picture"));
+    }
     let captions: Vec<_> = captions.into_iter().map(|mut of| of.swap_remove(0)).collect();
 
     let networks = Networks::load(args, device)?;
+    if let Some(clip) = &networks.clip {
+        let cut: Result<Vec<_>, _> =
+            captions.iter().map(|caption| clip.is_cut_off(caption)).collect();
+        let cut = cut?.into_iter().filter(|is_cut| *is_cut).count();
+        if cut > 0 {
+            let captions = counted(cut, "caption");
+            tell!("{captions} {} longer than CLIP reads: the end is left out", is_or_are(cut));
+        }
+    }
     let both = [&reference, &pictures];
     let of_pairs =
         (!pairs.is_empty()).then(|| compare_pairs(&pairs, both, &networks)).transpose()?;
@@ -207,27 +221,40 @@ fn read_clip(folder: &Path, device: &Device) -> Result<ClipScore> {
     clip.with_context(|| folder.display().to_string())
 }
 
+/// Fails unless the pictures of every pair are of one size, and their sides are at least `least` pixels.
+fn check_sizes(
+    pairs: &[[usize; 2]],
+    [reference, pictures]: [&Pictures; 2],
+    least: usize,
+) -> Result<()> {
+    for &[place, judged] in pairs {
+        let (expected, found) = (reference.size(place)?, pictures.size(judged)?);
+        let of = reference.path(place).display();
+        let text = |[height, width]: [usize; 2]| format!("{width} x {height} pixels");
+        if found != expected {
+            let (made, found, expected) =
+                (pictures.path(judged).display(), text(found), text(expected));
+            bail!("{made}: expected {expected} as {of}, found {found}");
+        }
+        if expected.iter().any(|&side| side < least) {
+            bail!("{of}: expected sides of at least {least} pixels, found {}", text(expected));
+        }
+    }
+    Ok(())
+}
+
 /// Compares pairs of pictures, true and judged ones.
 fn compare_pairs(
     pairs: &[[usize; 2]],
     [reference, pictures]: [&Pictures; 2],
     networks: &Networks,
 ) -> Result<OfPairs> {
+    let least = networks.lpips.as_ref().map_or(0, |lpips| lpips.backbone().min_side());
+    check_sizes(pairs, [reference, pictures], least.max(MIN_SSIM_SIDE))?;
     let bar = ProgressBar::new(pairs.len() as u64).with_message("pairs");
     let (mut psnr, mut structures, mut distances, mut equal) = (0.0, 0.0, 0.0, 0);
-    let least = networks.lpips.as_ref().map_or(0, |lpips| lpips.backbone().min_side());
-    let least = least.max(MIN_SSIM_SIDE);
     for &[place, judged] in pairs {
         let (a, b) = (reference.image(place)?, pictures.image(judged)?);
-        let of = reference.path(place).display();
-        let size = |image: &Image| format!("{} x {} pixels", image.width, image.height);
-        if [a.width, a.height] != [b.width, b.height] {
-            let (made, found, expected) = (pictures.path(judged).display(), size(&b), size(&a));
-            bail!("{made}: expected {expected} as {of}, found {found}");
-        }
-        if a.width.min(a.height) < least {
-            bail!("{of}: expected sides of at least {least} pixels, found {}", size(&a));
-        }
         if a == b {
             equal += 1;
         } else {

@@ -13,8 +13,8 @@ use wuerstchen::fs::{file_name, read_text};
 use wuerstchen::text::emphasis::{MAX_WEIGHT, Passage, cut_passages};
 use wuerstchen::text::unknown_syntax;
 use wuerstchen::{
-    Defaults, Generated, Image, Pipeline, Prepared, Progress, PromptSyntax, Request, Settings,
-    SourcePictures,
+    Defaults, Generated, Image, Mask, Pipeline, Prepared, Progress, PromptSyntax, Request,
+    Settings, SourcePictures,
 };
 
 use crate::lora::LoraArg;
@@ -247,7 +247,7 @@ impl Inputs {
 /// Reports which source pictures are scaled and cut to fit.
 fn tell_of_sizes(prepared: &Prepared) {
     let Settings { width, height, .. } = prepared.settings;
-    let SourcePictures { image, image_to, control_image, picture_prompts, .. } =
+    let SourcePictures { image, mask, image_to, control_image, picture_prompts, .. } =
         &prepared.request().pictures;
     for Image { width, height, .. } in
         picture_prompts.iter().filter(|image| image.width != image.height)
@@ -263,6 +263,25 @@ fn tell_of_sizes(prepared: &Prepared) {
     for image in image_to.iter().chain(image) {
         tell_of_size(image, &prepared.settings);
     }
+    if mask.as_ref().is_some_and(|mask| is_cut_off(mask, [width, height])) {
+        say!(
+            "all that is white of the mask is cut off with the picture, so nothing is painted anew"
+        );
+    }
+}
+
+/// Whether a mask has white parts, but none in the middle that is left when its picture is scaled and cut to a width and
+/// height.
+fn is_cut_off(mask: &Mask, [width, height]: [usize; 2]) -> bool {
+    let scale = (width as f64 / mask.width as f64).max(height as f64 / mask.height as f64);
+    let left = |side: usize, to: usize| {
+        let cut = (side as f64 - to as f64 / scale) / 2.0;
+        cut.floor() as usize..side - cut.floor() as usize
+    };
+    let (columns, rows) = (left(mask.width, width), left(mask.height, height));
+    let is_white = |values: &[u8]| values.iter().any(|&value| value > 0);
+    let mut seen = mask.values.chunks(mask.width).skip(rows.start).take(rows.len());
+    is_white(&mask.values) && !seen.any(|row| is_white(&row[columns.clone()]))
 }
 
 /// Reports that a picture is scaled and cut to fit, if so.
@@ -331,4 +350,25 @@ pub(crate) fn tell_of_prompt(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_parts_of_masks_can_be_cut_off() {
+        let cut_off = |white: Option<usize>| {
+            let mut mask = Mask { width: 10, height: 6, values: vec![0; 60] };
+            white.into_iter().for_each(|place| mask.values[place] = 1);
+            is_cut_off(&mask, [12, 12])
+        };
+        // Two columns are lost on each side.
+        assert_eq!(
+            [0, 1, 2, 7, 8, 59].map(|place| cut_off(Some(place))),
+            [true, true, false, false, true, true]
+        );
+        // Another line tells of a mask that is all black.
+        assert!(!cut_off(None));
+    }
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use burn::tensor::{Device, Distribution, Tensor};
 use serde_json::{Value, json};
 use wuerstchen::kernels::linear::{Epilogue, linear};
@@ -14,6 +14,7 @@ use wuerstchen::kernels::{
 use wuerstchen::speed::{Reach, reach, seconds_of};
 
 use crate::devices::Found;
+use crate::usage;
 
 /// Rows, columns and outputs of products: those of the published stages C and B, and some of few rows.
 const PRODUCTS: [[usize; 3]; 5] = [
@@ -34,7 +35,8 @@ const TOO_LONG: f64 = 0.5;
 pub(crate) fn run(found: &Found) -> Result<()> {
     let device = &found.device;
     if !runs_shaders(device) {
-        bail!("--kernels times shaders: expected --device gpu, found {}", found.name);
+        let reason = "--kernels times shaders: expected --device gpu, found";
+        return Err(usage(&anyhow!("{reason} {}", found.name)));
     }
     let started = Instant::now();
     let clock = move || started.elapsed().as_secs_f64();

@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Sub};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::tensor::Device;
 use clap::Args;
 use futures_lite::future::block_on;
@@ -19,7 +19,7 @@ use wuerstchen_train::Trainer;
 use wuerstchen_train::stages::Stage;
 
 use crate::devices::Found;
-use crate::files;
+use crate::{files, usage};
 
 /// The arguments that count launches.
 #[derive(Args)]
@@ -130,7 +130,8 @@ fn count(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<Counts> {
 /// Begins to count, for a device.
 pub(crate) fn begin(found: &Found) -> Result<()> {
     if !runs_shaders(&found.device) {
-        bail!("--launches counts a GPU's launches: expected --device gpu, found {}", found.name);
+        let reason = "--launches counts a GPU's launches: expected --device gpu, found";
+        return Err(usage(&anyhow!("{reason} {}", found.name)));
     }
     log::set_logger(&Counter)
         .map_err(|error| anyhow::anyhow!("cannot read wgpu's log: {error}"))?;

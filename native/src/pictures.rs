@@ -9,9 +9,10 @@ use std::io::Cursor;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use image::{
-    DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
+    RgbImage,
 };
 use wuerstchen::fs::read_at_most;
 use wuerstchen::{FileType, Image, Mask};
@@ -25,6 +26,16 @@ pub(crate) const ENDINGS: [&str; 10] =
 
 /// The types of pictures that are read, for messages.
 pub(crate) const TYPES: &str = "PNG, JPEG, WebP, GIF, BMP or TIFF";
+
+/// The same types.
+const READ: [ImageFormat; 6] = [
+    ImageFormat::Png,
+    ImageFormat::Jpeg,
+    ImageFormat::WebP,
+    ImageFormat::Gif,
+    ImageFormat::Bmp,
+    ImageFormat::Tiff,
+];
 
 /// Most pixels of a picture: a few hundred bytes can claim any number of them.
 const MAX_PIXELS: u64 = 1 << 27;
@@ -117,10 +128,13 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
         let found = other_type(start).or(known.map(FileType::name)).unwrap_or("another type");
         bail!("expected {TYPES}, found {found}");
     };
+    if !READ.contains(&format) {
+        bail!("expected {TYPES}, found {}", format!("{format:?}").to_uppercase());
+    }
     if format == ImageFormat::Tiff {
         tiff::check_values(bytes)?;
     }
-    let decoder = reader.into_decoder()?;
+    let decoder = reader.into_decoder().map_err(in_words)?;
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels > MAX_PIXELS {
@@ -134,6 +148,14 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
         bail!("expected sides of at most {MAX_RATIO} to 1, found {width} x {height} pixels");
     }
     Ok((format, decoder))
+}
+
+/// An error of a decoder; some tell only that there were no more bytes.
+fn in_words(error: ImageError) -> anyhow::Error {
+    if error.to_string().contains("failed to fill whole buffer") {
+        return anyhow!("expected a whole file, found one that is cut off");
+    }
+    error.into()
 }
 
 /// A type of pictures that is not read, if the start of a file is of one.
@@ -174,7 +196,7 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
         Some(decoded) => decoded,
         None => {
             let is_cmyk = matches!(of_file, ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16);
-            (DynamicImage::from_decoder(decoder)?, is_cmyk)
+            (DynamicImage::from_decoder(decoder).map_err(in_words)?, is_cmyk)
         }
     };
     if format == ImageFormat::Tiff {
@@ -234,6 +256,8 @@ mod tests {
             (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "HEIF"),
             (b"\xff\x0a\x10\x40", "JPEG XL"),
             (b"II+\0\x08\0\0\0", "BigTIFF"),
+            (b"P6 1 1 255\n", "PNM"),
+            (b"qoif\0\0\0\x01", "QOI"),
             (b"{}", "JSON"),
             (b"\x01\x02", "another type"),
         ] {

@@ -512,6 +512,8 @@ fn other_methods_are_refused_in_a_sentence() {
     assert!(loha.contains("expected LoRA, found LoHa in 4 tensors, such as"), "{loha}");
     let lokr = refusal("lokr", &[("down", "lokr_w1"), ("up", "lokr_w2")]);
     assert!(lokr.contains("expected LoRA, found LoKr in 4 tensors"), "{lokr}");
+    let inspect = wuerstchen(&["inspect", &folder.join("lokr").display().to_string()]);
+    assert!(text(&inspect.stderr).contains("expected LoRA, found LoKr in 4 tensors"));
     let foreign = lora(kohya("lora_unet_down_blocks_0_"), Some(4.0));
     let path = folder.join("foreign/x.safetensors");
     safetensors(&path, &foreign, &[]);

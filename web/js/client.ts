@@ -169,8 +169,12 @@ class Client implements Wuerstchen {
     return Object.assign(iterate(), { result });
   }
 
-  addEventListener(type: 'lost' | 'recovered', listener: LostListener): void {
-    this.#events.addEventListener(type, listener as EventListener);
+  addEventListener(
+    type: 'lost' | 'recovered',
+    listener: LostListener,
+    options?: AddEventListenerOptions,
+  ): void {
+    this.#events.addEventListener(type, listener as EventListener, options);
   }
 
   removeEventListener(type: 'lost' | 'recovered', listener: LostListener): void {

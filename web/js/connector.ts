@@ -47,6 +47,9 @@ export function workerConnector(makeWorker: () => Worker): Connector {
   };
 }
 
+/** A worker is ended with its engine. */
+const started = new WeakSet<Worker>();
+
 function start(makeWorker: () => Worker): Worker {
   let worker: Worker;
   try {
@@ -59,6 +62,11 @@ function start(makeWorker: () => Worker): Worker {
     const message = `worker must make a Worker, got ${show(worker)}`;
     throw new WuerstchenError('invalid-argument', message, { field: 'worker' });
   }
+  if (started.has(worker)) {
+    const message = 'worker must make a new Worker at every call';
+    throw new WuerstchenError('invalid-argument', message, { field: 'worker' });
+  }
+  started.add(worker);
   return worker;
 }
 

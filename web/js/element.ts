@@ -86,6 +86,13 @@ export class WuerstchenImage extends Base {
       this.#canvas = root.querySelector('canvas') ?? undefined;
       this.#message = root.querySelector('p') ?? undefined;
     }
+    // What was set before the page knew this element hides the accessors.
+    for (const name of ['model', 'lora'] as const) {
+      if (!Object.hasOwn(this, name)) continue;
+      const { [name]: value } = this;
+      Reflect.deleteProperty(this, name);
+      Object.assign(this, { [name]: value });
+    }
     this.#schedule();
   }
 
@@ -225,7 +232,11 @@ export class WuerstchenImage extends Base {
   }
 }
 
-globalThis.customElements?.define('wuerstchen-image', WuerstchenImage);
+const elements = globalThis.customElements;
+// Another copy of this package may have defined it.
+if (elements && !elements.get('wuerstchen-image')) {
+  elements.define('wuerstchen-image', WuerstchenImage);
+}
 
 declare global {
   interface HTMLElementTagNameMap {

@@ -2,6 +2,7 @@
 
 import { WuerstchenError } from './errors.js';
 import type { GenerateOptions, PictureOptions, PictureSource } from './types.js';
+import { classOf } from './values.js';
 
 /** `GenerateOptions` without what stays with the client. */
 export interface Job {
@@ -56,7 +57,10 @@ export function toJob(options: GenerateOptions): Job {
 function copy(name: string, value: unknown): unknown {
   if (typeof value === 'string') return wellFormed(value);
   try {
-    return structuredClone(value);
+    // A clone of memory that threads share shares it, too.
+    const { data } = (value ?? {}) as { data?: Uint8Array };
+    const isShared = classOf(data?.buffer) === 'SharedArrayBuffer';
+    return structuredClone(isShared ? { ...(value as object), data: data?.slice() } : value);
   } catch (cause) {
     const message = `${name} cannot be copied for the engine`;
     const hint =

@@ -21,24 +21,28 @@ const CALLBACK: Kind = { is: (value) => typeof value === 'function', text: 'a fu
 const NUMBER: Kind = { is: Number.isFinite, text: 'a finite number' };
 const STRING: Kind = { is: (value) => typeof value === 'string', text: 'a string' };
 const WHOLE: Kind = {
-  is: (value) => Number.isSafeInteger(value) && Number(value) >= 0,
-  text: 'a whole number',
+  is: (value) => Number.isInteger(value) && Number(value) >= 0 && Number(value) < 2 ** 32,
+  text: 'a whole number below 2^32',
 };
 const SEED: Kind = {
   is: (value) =>
-    typeof value === 'bigint' ? BigInt.asUintN(64, value) === value : WHOLE.is(value),
+    typeof value === 'bigint'
+      ? BigInt.asUintN(64, value) === value
+      : Number.isSafeInteger(value) && Number(value) >= 0,
   text: 'a whole number from 0 to 2^53 - 1, or a bigint from 0 to 2^64 - 1',
 };
 const SIGNAL: Kind = { is: isSignal, text: 'an AbortSignal' };
 const TIMES: Kind = {
-  is: (value) => Array.isArray(value) && value.every(Number.isFinite),
+  // `every` leaves out holes.
+  is: (value) => Array.isArray(value) && Array.from(value).every(Number.isFinite),
   text: 'an array of finite numbers',
 };
 const PREVIEW: Kind = {
   is: (value) => {
     if (value === false) return true;
-    const every = isObject(value) ? (value as { every?: unknown }).every : null;
-    return every === undefined || (WHOLE.is(every) && every !== 0);
+    if (!isObject(value)) return false;
+    const { every = 1, ...others } = value as { every?: unknown };
+    return WHOLE.is(every) && every !== 0 && Object.keys(others).length === 0;
   },
   text: 'false or { every: 1 or more }',
 };
@@ -48,7 +52,8 @@ const PICTURE: Kind = {
     const { width = 0, height = 0, data } = (value ?? {}) as { [K in keyof ImageData]?: unknown };
     if (!['Uint8Array', 'Uint8ClampedArray'].includes(classOf(data))) return false;
     const { length } = data as Uint8Array;
-    return length > 0 && length === 4 * Number(width) * Number(height);
+    const are = [width, height].every((side) => WHOLE.is(side) && side !== 0);
+    return are && length === 4 * Number(width) * Number(height);
   },
   text: 'a Blob, an ImageBitmap or an ImageData',
   hint:
@@ -96,6 +101,15 @@ const WORKER: Kind = {
 const CACHE: Kind = {
   is: (value) => isObject(value) || ['auto', 'opfs', 'cache', 'none'].includes(value as string),
   text: 'one of auto, opfs, cache, none, or an adapter',
+};
+
+const WASM_URL: Kind = {
+  is: (value) =>
+    isObject(value) &&
+    Object.entries(value).every(
+      ([file, url]) => /^(cpu|webgpu)(Rest)?$/.test(file) && (url === undefined || isUrl(url)),
+    ),
+  text: 'an object of URLs: cpu, cpuRest, webgpu, webgpuRest',
 };
 
 const GENERATE_KINDS: Record<keyof GenerateOptions, Kind> = {
@@ -152,7 +166,7 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
   tiling: oneOf('auto', 'direct', 'small', 'large'),
   precision: oneOf('f32', 'f16'),
   worker: WORKER,
-  wasmUrl: { is: isObject, text: 'an object of URLs' },
+  wasmUrl: WASM_URL,
   fetch: CALLBACK,
   onProgress: CALLBACK,
   signal: SIGNAL,

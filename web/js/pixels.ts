@@ -12,7 +12,9 @@ export interface Pixels {
 
 /** The pixels of a picture, upright as its EXIF data say; `name` is that of the option. */
 export async function toPixels(picture: PictureSource, name: string): Promise<Pixels> {
-  if ('data' in picture) {
+  // The browser converts wide colours, such as those of "display-p3".
+  const { colorSpace = 'srgb' } = picture as Partial<ImageData>;
+  if ('data' in picture && colorSpace === 'srgb') {
     const { width, data } = picture;
     return { width, rgba: new Uint8Array(data.buffer, data.byteOffset, data.length) };
   }
@@ -28,9 +30,9 @@ export async function toPixels(picture: PictureSource, name: string): Promise<Pi
   }
 }
 
-async function decode(picture: Blob | ImageBitmap, name: string): Promise<ImageBitmap> {
+async function decode(picture: PictureSource, name: string): Promise<ImageBitmap> {
   try {
-    return await createImageBitmap(picture, { premultiplyAlpha: 'none' });
+    return await createImageBitmap(picture as ImageBitmapSource, { premultiplyAlpha: 'none' });
   } catch (cause) {
     const message = `${name} is not a picture that this browser can read: ${messageOf(cause)}`;
     const hint = 'PNG, JPEG and WebP are read everywhere; an ImageData needs no reading.';

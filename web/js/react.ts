@@ -1,16 +1,26 @@
 // A React hook for the package: `wuerstchen-web/react`.
 
-import { useCallback, useEffect, useRef, useState, type RefObject } from 'react';
-import { load } from './index.js';
+import {
+  useCallback,
+  useEffect,
+  useInsertionEffect,
+  useRef,
+  useState,
+  type RefObject,
+} from 'react';
+import { WuerstchenError, load } from './index.js';
+import { isSignal, onAbort, throwIfAborted } from './signals.js';
 import type {
   GenerateEvent,
   GenerateOptions,
   GenerateResult,
   LoadEvent,
   LoadOptions,
+  LoraRef,
   ModelRef,
   Wuerstchen,
 } from './types.js';
+import { isObject } from './values.js';
 
 /** The state that a component shows. */
 export interface PictureState {
@@ -63,15 +73,28 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
     [parts.current],
   );
 
+  // Unlike other effects, it is not begun anew in strict mode, where children's effects may call `generate` before.
+  const isUnmounted = useRef(false);
+  useInsertionEffect(() => {
+    isUnmounted.current = false;
+    return () => {
+      isUnmounted.current = true;
+    };
+  }, []);
+
   const stop = useCallback(() => {
     job.current?.abort();
     engine.current?.loading.abort();
   }, []);
 
   const generate = useCallback(async (wanted: GenerateOptions) => {
+    // Nobody would free the engine.
+    if (isUnmounted.current) return undefined;
     job.current?.abort();
     const own = (job.current = new AbortController());
-    const signal = wanted.signal ? AbortSignal.any([own.signal, wanted.signal]) : own.signal;
+    const { signal } = own;
+    const given = wanted?.signal;
+    let forget: (() => void) | undefined;
     const show = (change: Partial<PictureState>) => {
       if (job.current === own) setView((view) => merged(view, change));
     };
@@ -88,7 +111,12 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
     });
     let ready: Wuerstchen | undefined;
     try {
-      signal.throwIfAborted();
+      if (given !== undefined && !isSignal(given)) {
+        const message = 'signal must be an AbortSignal';
+        throw new WuerstchenError('invalid-argument', message, { field: 'signal' });
+      }
+      throwIfAborted(given);
+      forget = onAbort(given, (reason) => own.abort(reason));
       engine.current ??= begin(engine, { ...latest.current, onProgress: onLoad });
       const aborted = new Promise<never>((_, reject) =>
         signal.addEventListener('abort', () => reject(signal.reason)),
@@ -108,9 +136,12 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
       // where the CPU can take the place of a GPU that went away.
       if (latest.current.worker === false && ready?.state === 'lost' && !signal.aborted)
         free(engine);
-      const told = signal.aborted || !(error instanceof Error) ? undefined : error;
+      const isAborted = signal.aborted || (isSignal(given) && given.aborted);
+      const told = isAborted || !(error instanceof Error) ? undefined : error;
       show({ ...IDLE, preview: undefined, error: told });
       return undefined;
+    } finally {
+      forget?.();
     }
   }, []);
 
@@ -153,12 +184,13 @@ function merged(view: PictureState, change: Partial<PictureState>): PictureState
 
 /** What an engine is made of, as values to compare: a literal in the component is a new object at every rendering. */
 function partsOf({ model, device, lora = [] }: LoadOptions): readonly unknown[] {
-  const loras = lora.flatMap(({ url, blob, weight, adapterConfig }) => [
-    url && String(url),
-    blob,
-    weight,
-    adapterConfig instanceof URL ? adapterConfig.href : adapterConfig,
-  ]);
+  // What is no LoRA is refused by the load.
+  const loras = (Array.isArray(lora) ? (lora as LoraRef[]) : [lora]).flatMap((lora) => {
+    if (!isObject(lora)) return [lora];
+    const { url, blob, weight, adapterConfig } = lora as LoraRef;
+    const config = adapterConfig instanceof URL ? adapterConfig.href : adapterConfig;
+    return [url && String(url), blob, weight, config];
+  });
   return [device, ...partsOfModel(model), ...loras];
 }
 

@@ -289,7 +289,7 @@ export interface PictureOptions {
   readonly promptTo?: string;
   /** Frames on the way to `promptTo` or `imageTo`, both ends included; default 8. */
   readonly frames?: number;
-  /** How much to change `image`: 0 reproduces it, 1 ignores it; default 0.8, and 1 with a mask. */
+  /** How much to change `image`: 0 reproduces it, 1 ignores it; default 0.8, and 1 with a mask, but at most the first of `timesteps`. */
   readonly strength?: number;
   /** Factor of what the ControlNet adds to the features of Stage C: 0 turns it off; default 1. */
   readonly controlScale?: number;
@@ -404,6 +404,7 @@ export interface Wuerstchen extends AsyncDisposable {
   addEventListener(
     type: 'lost' | 'recovered',
     listener: (event: CustomEvent<{ reason: string }>) => void,
+    options?: AddEventListenerOptions,
   ): void;
   removeEventListener(
     type: 'lost' | 'recovered',

@@ -80,6 +80,16 @@ impl ClipScore {
         })
     }
 
+    /// Whether a caption is longer than the text encoder reads.
+    ///
+    /// # Errors
+    ///
+    /// The tokenizer cannot split the caption.
+    pub fn is_cut_off(&self, caption: &str) -> Result<bool, LoadError> {
+        let end = self.tokenizer.cut_off(caption);
+        end.map(|end| end.is_some()).map_err(|error| LoadError::Tokenizer(error.to_string()))
+    }
+
     /// `100·max(cos, 0)` with the cosine of the embeddings of a picture and a caption. The end of a caption that is
     /// longer than the text encoder reads is cut off.
     ///

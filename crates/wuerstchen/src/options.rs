@@ -86,7 +86,7 @@ pub struct GenerateOptions {
     #[cfg_attr(feature = "clap", arg(long))]
     pub guidance_rescale: Option<f64>,
     /// How much to change the source picture: 0 reproduces it, 1 ignores it [default: 0.8, and 1 with
-    /// a mask]
+    /// a mask, but at most the first of the timesteps]
     #[cfg_attr(feature = "clap", arg(long))]
     pub strength: Option<f64>,
     /// Factor of what the ControlNet adds to Stage C's features: 0 turns it off [default: 1]
@@ -545,9 +545,11 @@ impl Settings {
         }
     }
 
-    /// How much to change the source picture; the default depends on whether a mask keeps a part of it.
+    /// How much to change the source picture; the default depends on whether a mask keeps a part of it. Sampling begins
+    /// at the first timestep at most.
     pub fn strength(&self, masked: bool) -> f64 {
-        self.strength.unwrap_or(if masked { 1.0 } else { STRENGTH })
+        let most = f64::from(self.prior_timesteps[0]);
+        self.strength.unwrap_or(if masked { 1.0 } else { STRENGTH }).min(most)
     }
 }
 
@@ -865,5 +867,7 @@ mod tests {
         let strength = |json, masked| resolve(json).unwrap().strength(masked);
         assert_eq!((strength("{}", false), strength("{}", true)), (0.8, 1.0));
         assert_eq!(strength(r#"{"strength": 0.25}"#, true), 0.25);
+        let short = r#"{"timesteps": [0.5, 0.25, 0]}"#;
+        assert_eq!((strength(short, false), strength(short, true)), (0.5, 0.5));
     }
 }

@@ -1,6 +1,7 @@
 //! The pictures of a folder as they are compared: whole, cut, or as Stage A makes them.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,7 +17,7 @@ use wuerstchen_train::inception::{self, Inception};
 
 use crate::files::read_model;
 use crate::folder::pictures_of;
-use crate::pictures::read_image;
+use crate::pictures::{look_at, read_image};
 
 /// Side in pixels to which pictures are scaled to find the nearest one by pixels.
 const NEAREST_SIDE: usize = 32;
@@ -71,6 +72,14 @@ impl Pictures {
     /// The path of a picture, or of the picture that Stage A encodes.
     pub(super) fn path(&self, place: usize) -> &Path {
         &self.paths[place]
+    }
+
+    /// The height and width of a picture, as far as it is compared.
+    pub(super) fn size(&self, place: usize) -> Result<[usize; 2]> {
+        let path = self.path(place);
+        let cannot = || format!("cannot read the picture {}", path.display());
+        let (size, _) = look_at(&fs::read(path).with_context(cannot)?).with_context(cannot)?;
+        Ok(size.map(|side| side / self.multiple * self.multiple))
     }
 
     /// A picture.

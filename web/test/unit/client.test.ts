@@ -346,8 +346,28 @@ test('unknown options and wrong types are named', async () => {
   });
   await assert.rejects(generate({ prompt: 'a', width: NaN }), {
     code,
-    message: 'width must be a whole number, got NaN',
+    message: 'width must be a whole number below 2^32, got NaN',
   });
   await assert.rejects(generate({ prompt: 'a', seed: 2n ** 64n }), { code });
+  const pixels = (width: unknown, height: unknown, length: number) => ({
+    width,
+    height,
+    data: new Uint8Array(length),
+  });
+  const wrong: [string, unknown][] = [
+    ['image', pixels(0.5, 32, 64)],
+    ['image', pixels(-2, -2, 16)],
+    ['mask', pixels('2', '2', 16)],
+    ['count', 2 ** 32],
+    ['timesteps', Object.assign(new Array<number>(3), { 0: 1, 2: 0 })],
+    ['preview', { evry: 2 }],
+  ];
+  for (const [field, value] of wrong) {
+    await assert.rejects(generate({ prompt: 'a', [field]: value }), { code, field });
+  }
+  for (const wasmUrl of [{ cpuWasm: 'x' }, ['x'], { cpu: null }]) {
+    const options = { wasmUrl } as unknown as { wasmUrl: { cpu: string } };
+    await assert.rejects(new World().load(options), { code, field: 'wasmUrl' });
+  }
   await assert.rejects(new World().load({ fetch }), { code, message: /worker: false/ });
 });

@@ -176,7 +176,7 @@ test('values that cannot be shown as text are refused by the name of their optio
   const nothing = Object.create(null);
   for (const value of [nothing, Symbol('x'), () => {}, [nothing]]) {
     const options = { prompt: 'a', width: value } as unknown as GenerateOptions;
-    const message = /^width must be a whole number, got /;
+    const message = /^width must be a whole number below 2\^32, got /;
     const refusal = { code: 'invalid-argument', field: 'width', message };
     await assert.rejects(engine.generate(options), refusal);
   }

@@ -182,7 +182,8 @@ fn tensors(path: &Path) -> Result<impl IntoIterator<Item = (String, Tensor)> + u
     File::open(path).map_err(cannot("open", path))?;
     let reader = PytorchReader::new(path).map_err(|error| {
         // The end of a zip archive tells what is in it.
-        if error.to_string().contains("Could not find EOCD") {
+        let error_text = error.to_string();
+        if ["Could not find EOCD", "Invalid Zip"].iter().any(|end| error_text.contains(end)) {
             return unfit(path, "expected a PyTorch file, found one that is cut off".to_owned());
         }
         cannot("read", path)(error)

@@ -66,7 +66,14 @@ impl LoraFile {
             }
         }
         if downs.is_empty() {
-            return Ok(unnamed::summary(tensors).into_iter().collect());
+            let unnamed = unnamed::summary(tensors);
+            // Whole layers are those of a model.
+            if unnamed.is_none()
+                && let Err(error @ LoraError::Method { .. }) = refuse_other_methods(tensors)
+            {
+                return Err(error);
+            }
+            return Ok(unnamed.into_iter().collect());
         }
         refuse_other_methods(tensors)?;
         let parts = [Part::PRIOR, Part::PRIOR_TEXT];
@@ -76,7 +83,10 @@ impl LoraFile {
         for ((key, layer), names) in downs.iter().zip(&names) {
             let part = parts[usize::from(layer.starts_with("text_model"))];
             let rank = tensors.side(key, 0).unwrap_or_default();
-            let alpha = stored.get(layer).map(|alpha| scaling.finite(layer, alpha)).transpose()?;
+            let alpha = stored
+                .get(layer)
+                .map(|alpha| scaling.finite(&format!("{layer}.alpha"), alpha))
+                .transpose()?;
             let alpha = known_alpha(scaling.of(part, *names, alpha, rank)?.1, key, rank);
             ranks.insert(rank);
             has_unknown |= alpha.is_none();
