@@ -80,11 +80,18 @@ export class WuerstchenImage extends Base {
   connectedCallback(): void {
     if (!this.#canvas) {
       const root = this.attachShadow({ mode: 'open' });
-      root.innerHTML =
-        '<style>:host{display:inline-block}canvas{width:100%}p:empty{display:none}</style>' +
-        '<canvas part="picture" role="img"></canvas><p part="message" role="status"></p>';
-      this.#canvas = root.querySelector('canvas') ?? undefined;
-      this.#message = root.querySelector('p') ?? undefined;
+      // Content security policies forbid a <style>.
+      const style = new CSSStyleSheet();
+      style.replaceSync(':host{display:inline-block}canvas{width:100%}p:empty{display:none}');
+      root.adoptedStyleSheets = [style];
+      const part = <Name extends 'canvas' | 'p'>(name: Name, part: string, role: string) => {
+        const element = document.createElement(name);
+        element.part.add(part);
+        element.role = role;
+        return root.appendChild(element);
+      };
+      this.#canvas = part('canvas', 'picture', 'img');
+      this.#message = part('p', 'message', 'status');
     }
     // What was set before the page knew this element hides the accessors.
     for (const name of ['model', 'lora'] as const) {

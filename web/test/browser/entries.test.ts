@@ -166,6 +166,28 @@ test('an element that is removed while its model is loaded stops the load', asyn
   assert.equal(isEnded, true);
 });
 
+test('an element takes what was set before it was known, and a second copy of the script', async () => {
+  const found = await page.evaluate(async ({ element: script }) => {
+    const element = document.createElement('wuerstchen-image') as any;
+    element.lora = [{ url: '/nothing.safetensors', weight: 'heavy' }];
+    element.setAttribute('prompt', 'a');
+    element.setAttribute('model', '/pkg/shapes/manifest.json');
+    const error = new Promise<any>((resolve) =>
+      element.addEventListener('error', ({ detail }: any) => resolve(detail)),
+    );
+    document.body.append(element);
+    await import(script);
+    await import(`${script}?copy`);
+    const { field } = await error;
+    return {
+      field,
+      own: Object.hasOwn(element, 'lora'),
+      display: getComputedStyle(element).display,
+    };
+  }, ELEMENT);
+  assert.deepEqual(found, { field: 'lora', own: false, display: 'inline-block' });
+});
+
 test('an element tells what is wrong, and makes the picture once that is right', async () => {
   const found = await page.evaluate(async ({ model, element: script }) => {
     await import(script);
@@ -252,7 +274,19 @@ test('the hook makes pictures, stops, tells errors and frees the engine', async 
     const missing = [await hook().generate({ prompt: 'a' })];
     await settled();
     missing.push(hook().error?.code);
+    const odd = [await hook().generate(), await hook().generate({ prompt: 'a', signal: 5 })];
+    await settled();
+    odd.push(hook().error?.field);
+    const { generate } = hook();
     (window as any).unmount();
+    const { Worker } = window;
+    window.Worker = class extends Worker {
+      constructor() {
+        super('data:,');
+        odd.push('a worker');
+      }
+    };
+    odd.push(await generate({ prompt: 'a' }));
     const { width, data } = made.images[0];
     const states = new Set((window as any).states);
     return {
@@ -263,6 +297,7 @@ test('the hook makes pictures, stops, tells errors and frees the engine', async 
       failed,
       replaced,
       missing,
+      odd,
       states: [...states],
     };
   });
@@ -272,5 +307,6 @@ test('the hook makes pictures, stops, tells errors and frees the engine', async 
   assert.deepEqual(found.failed, [undefined, 'idle', 'invalid-argument']);
   assert.deepEqual(found.replaced, [undefined, 'b']);
   assert.deepEqual(found.missing, [undefined, 'network']);
+  assert.deepEqual(found.odd, [undefined, undefined, 'signal', undefined]);
   assert.deepEqual(found.states, ['idle', 'loading', 'making']);
 });
