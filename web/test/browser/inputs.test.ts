@@ -152,6 +152,21 @@ test('a transparent picture lies on white, however it is handed over', async () 
   assert.deepEqual(differences.slice(0, 3), [0, 0, 0]);
 });
 
+test('wide colours become those of sRGB', async () => {
+  const [wide, bitmap, plain] = await page.evaluate(async () => {
+    const { shown } = window as any;
+    const image = (colorSpace: PredefinedColorSpace) => {
+      const image = new ImageData(64, 64, { colorSpace });
+      for (let i = 0; i < image.data.length; i += 4) image.data.set([200, 100, 60, 255], i);
+      return image;
+    };
+    const p3 = image('display-p3');
+    return [await shown(p3), await shown(await createImageBitmap(p3)), await shown(image('srgb'))];
+  });
+  assert.deepEqual(wide, bitmap);
+  assert.notDeepEqual(wide, plain);
+});
+
 test('of a mask that is white on transparent, the white alone is painted anew', async () => {
   const same = await page.evaluate(async () => {
     const { shown } = window as any;
