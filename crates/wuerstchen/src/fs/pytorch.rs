@@ -182,8 +182,8 @@ fn tensors(path: &Path) -> Result<impl IntoIterator<Item = (String, Tensor)> + u
     File::open(path).map_err(cannot("open", path))?;
     let reader = PytorchReader::new(path).map_err(|error| {
         // The end of a zip archive tells what is in it.
-        let error_text = error.to_string();
-        if ["Could not find EOCD", "Invalid Zip"].iter().any(|end| error_text.contains(end)) {
+        let text = error.to_string();
+        if text.contains("Could not find EOCD") || text.contains("invalid Zip archive") {
             return unfit(path, "expected a PyTorch file, found one that is cut off".to_owned());
         }
         cannot("read", path)(error)
