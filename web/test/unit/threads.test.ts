@@ -2,11 +2,12 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { isMainThread, Worker, workerData } from 'node:worker_threads';
+import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
 
 import { MAX_PAGES, withSharedMemory } from '../../js/shared-memory.js';
 import { newBoard, serveTasks, Tasks, type Call } from '../../js/tasks.js';
@@ -34,8 +35,8 @@ if (isMainThread) {
   await tests();
 } else {
   const work = workerData as Work;
-  // In Node, a worker ends that only waits for another thread.
-  setInterval(() => {}, 1000);
+  // In Node, a worker without a timer would end that only waits for another thread.
+  setInterval(() => parentPort?.postMessage('free'), 50);
   void serveTasks(work.board, counter(work, false));
 }
 
@@ -50,7 +51,12 @@ function open(threads: number, size: number) {
     () => new Worker(new URL(import.meta.url), { workerData: work, stderr: true }),
   );
   const tasks = new Tasks(work.board, counter(work, true));
-  return { ...work, tasks, close: () => Promise.all(workers.map((worker) => worker.terminate())) };
+  return {
+    ...work,
+    tasks,
+    workers,
+    close: () => Promise.all(workers.map((worker) => worker.terminate())),
+  };
 }
 
 async function tests() {
@@ -76,6 +82,13 @@ async function tests() {
       assert.ok(counts.subarray(8).every((count) => count === counts[8]));
     });
   }
+
+  test('a thread without tasks does not block its worker', { timeout: 60_000 }, async () => {
+    const { tasks, workers, close } = open(2, 8);
+    tasks.run(8, 1, 2);
+    for (const worker of workers) assert.deepEqual(await once(worker, 'message'), ['free']);
+    await close();
+  });
 
   test('a thread that has slept helps again, whatever the number of tasks', async () => {
     const { tasks, counts, helped, close } = open(2, 20_000);
