@@ -27,16 +27,6 @@ pub(crate) const ENDINGS: [&str; 10] =
 /// The types of pictures that are read, for messages.
 pub(crate) const TYPES: &str = "PNG, JPEG, WebP, GIF, BMP or TIFF";
 
-/// The same types.
-const READ: [ImageFormat; 6] = [
-    ImageFormat::Png,
-    ImageFormat::Jpeg,
-    ImageFormat::WebP,
-    ImageFormat::Gif,
-    ImageFormat::Bmp,
-    ImageFormat::Tiff,
-];
-
 /// Most pixels of a picture: a few hundred bytes can claim any number of them.
 const MAX_PIXELS: u64 = 1 << 27;
 
@@ -89,8 +79,17 @@ pub(crate) fn read_mask(path: &Path) -> Result<Mask> {
 
 /// Reads a picture file for `work`.
 pub(crate) fn with_picture<T>(path: &Path, work: impl FnOnce(Picture) -> T) -> Result<T> {
+    with_file(path, |bytes| with_bytes(bytes, work))
+}
+
+/// The height and width of a picture file, turned upright.
+pub(crate) fn size_of(path: &Path) -> Result<[usize; 2]> {
+    with_file(path, |bytes| Ok(look_at(bytes)?.0))
+}
+
+fn with_file<T>(path: &Path, work: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
     let bytes = read_at_most(path, MAX_PIXELS * MAX_PIXEL_BYTES)?;
-    with_bytes(&bytes, work).with_context(|| format!("cannot read the picture {}", path.display()))
+    work(&bytes).with_context(|| format!("cannot read the picture {}", path.display()))
 }
 
 /// Reports of how many pictures only a part is taken, if of any.
@@ -128,7 +127,7 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
         let found = other_type(start).or(known.map(FileType::name)).unwrap_or("another type");
         bail!("expected {TYPES}, found {found}");
     };
-    if !READ.contains(&format) {
+    if !format.reading_enabled() {
         bail!("expected {TYPES}, found {}", format!("{format:?}").to_uppercase());
     }
     if format == ImageFormat::Tiff {

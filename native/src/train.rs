@@ -299,7 +299,19 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     }
     let corpus = Corpus::open(&config)?;
     let init = read_initial_model(args, config.model.decoder.family())?;
-    set_scale(args, &mut config, stored.as_ref(), init.as_ref(), &output)?;
+    let is_measured = trains_compressor(args.stage, &config);
+    if config.model.embedding_scale.is_none() && !is_measured {
+        let family = config.model.decoder.family();
+        config.model.embedding_scale = known_scale(&output, family, stored.as_ref(), init.as_ref());
+    }
+    if let (Some(stored), Some(_)) = (&stored, &args.resume) {
+        tell_of_changes(&without_scale(stored), &without_scale(&config))?;
+    }
+    if let (Some(scale), true) = (config.model.embedding_scale, is_measured) {
+        tell!(
+            "the scale of the image embeddings is not measured: model.embedding_scale is {scale}"
+        );
+    }
     let tokenizer =
         find_tokenizer(args, &config, stored.as_ref(), init.as_ref(), &corpus, &output)?;
     let trains_a = args.stage.names().contains(&StageName::A);
@@ -407,34 +419,6 @@ fn read_initial_model(args: &TrainArgs, family: &Family) -> Result<Option<ModelF
         );
     }
     Ok(Some(model))
-}
-
-/// Gives the config the scale of the image embeddings that is known before the training, unless it says one itself.
-/// Reports what has changed since the run was last trained.
-fn set_scale(
-    args: &TrainArgs,
-    config: &mut TrainConfig,
-    stored: Option<&TrainConfig>,
-    init: Option<&ModelFiles>,
-    output: &Path,
-) -> Result<()> {
-    let is_measured = trains_compressor(args.stage, config);
-    if config.model.embedding_scale.is_none() && !is_measured {
-        let family = config.model.decoder.family();
-        // A run's own compressor makes other embeddings than that of the model that it starts from.
-        let own = output.join(RUN_MODEL).join(family.compressor.folder()).exists();
-        let init = init.filter(|_| !own);
-        config.model.embedding_scale = known_scale(family, stored, init);
-    }
-    if let (Some(stored), Some(_)) = (stored, &args.resume) {
-        tell_of_changes(&without_scale(stored), &without_scale(config))?;
-    }
-    if let (Some(scale), true) = (config.model.embedding_scale, is_measured) {
-        tell!(
-            "the scale of the image embeddings is not measured: model.embedding_scale is {scale}"
-        );
-    }
-    Ok(())
 }
 
 /// The tokenizer that the run has, or that the model of `--init` has, or else one that is made for the corpus.

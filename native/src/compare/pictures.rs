@@ -1,7 +1,6 @@
 //! The pictures of a folder as they are compared: whole, cut, or as Stage A makes them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,7 +16,7 @@ use wuerstchen_train::inception::{self, Inception};
 
 use crate::files::read_model;
 use crate::folder::pictures_of;
-use crate::pictures::{look_at, read_image};
+use crate::pictures::{read_image, size_of};
 
 /// Side in pixels to which pictures are scaled to find the nearest one by pixels.
 const NEAREST_SIDE: usize = 32;
@@ -76,10 +75,7 @@ impl Pictures {
 
     /// The height and width of a picture, as far as it is compared.
     pub(super) fn size(&self, place: usize) -> Result<[usize; 2]> {
-        let path = self.path(place);
-        let cannot = || format!("cannot read the picture {}", path.display());
-        let (size, _) = look_at(&fs::read(path).with_context(cannot)?).with_context(cannot)?;
-        Ok(size.map(|side| side / self.multiple * self.multiple))
+        Ok(size_of(self.path(place))?.map(|side| side / self.multiple * self.multiple))
     }
 
     /// A picture.

@@ -254,11 +254,16 @@ pub(super) fn known_tokenizer(
 /// The scale of Stage C's latents as the run has measured it before, or else that of the Stage C that it
 /// starts from.
 pub(super) fn known_scale(
+    output: &Path,
     family: &Family,
     stored: Option<&TrainConfig>,
     init: Option<&ModelFiles>,
 ) -> Option<f64> {
     stored.and_then(|stored| stored.model.embedding_scale).or_else(|| {
+        // A run's own compressor makes other embeddings than that of the model that it starts from.
+        if output.join(RUN_MODEL).join(family.compressor.folder()).exists() {
+            return None;
+        }
         let model = init.filter(|model| model.weights.contains_key(&family.prior()))?;
         let index: PriorIndex = model.config(&family.pipelines[0].index()).ok()?;
         Some(index.latent_mean)
