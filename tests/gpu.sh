@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# What there is to learn on a hardware GPU, within ten minutes: whether everything runs there, how fast each stage
-# and each shader is, and how fast training is.
+# What there is to learn on a hardware GPU, within a quarter of an hour: whether everything runs there, how fast each
+# stage and each shader is, and how fast training is.
 #
 #     bash tests/gpu.sh target/release/wuerstchen results
 #
 # Every step writes what it prints into the folder `results`, and goes on if it fails; the last lines say what failed.
 # A software GPU runs it too, for a try; its times mean nothing.
 set -uo pipefail
+if [ $# != 2 ]; then
+    echo "usage: bash tests/gpu.sh PROGRAM FOLDER, such as target/release/wuerstchen and results" >&2
+    exit 2
+fi
 program="$(realpath "$1")"
 mkdir -p "$2"
 results="$(realpath "$2")"
@@ -27,8 +31,9 @@ step() {
 
 step devices 20 "$program" devices --json
 # Correct before fast: every tensor of the reference, and the built-in model's picture beside the CPU's.
-step verify 120 "$program" verify tests/golden/small --device gpu
-step verify-v1 120 "$program" verify tests/golden/v1 --device gpu
+step verify 90 "$program" verify tests/golden/small --device gpu
+step verify-v1 90 "$program" verify tests/golden/v1 --device gpu
+step verify-cascade 90 "$program" verify tests/golden/cascade --device gpu
 step picture 60 "$program" generate "a red circle on a white background" --seed 1 --device gpu -o "$results/gpu.png"
 step picture-f16 60 "$program" generate "a red circle on a white background" --seed 1 --device gpu --tiling small \
     --precision f16 -o "$results/f16.png"

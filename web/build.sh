@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds everything of the browser: the WebAssembly, the npm package, the built-in model's bundle, the
-# demo page (web/demo/dist). Needs Chromium, which tells what to split, and Node.js.
+# demo page (web/demo/dist). Needs rustup, Chromium, which tells what to split, and
+# Node.js.
 # `build.sh compile` stops where cargo's part is done, `build.sh package` goes on from there.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -27,7 +27,7 @@ use crate::{as_option, pictures};
 /// Arguments of `wuerstchen generate`.
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
-    /// What the picture shows; may be left out where there is a picture to start from
+    /// What the picture shows; may be left out with --prompts, --image or --picture-prompt
     #[arg(required_unless_present_any = ["prompts", "image", "picture_prompt"])]
     prompt: Option<String>,
     /// The PNG file to write, or its folder. Several pictures are numbered, prompt by prompt: out-0.png, out-1.png, …
@@ -210,7 +210,7 @@ impl Inputs {
         model: &str,
     ) -> Result<()> {
         for (i, image) in made.images.iter().enumerate() {
-            let mut provenance = prepared.provenance(made, model, [batch, i]);
+            let mut provenance = prepared.provenance(&made.settings, model, [batch, i]);
             self.describe(&mut provenance.settings);
             let png = provenance.to_png(image).context("cannot encode the picture")?;
             let output = outputs.next().context("more pictures were made than planned")?;

@@ -11,7 +11,8 @@ use wuerstchen::kernels::{
     PackedMatrix, Packing, Planes, Products, Tiling, attention, choose_products, chosen_products,
     has_halves, layer_norm, packed_linear, runs_shaders,
 };
-use wuerstchen::speed::{Reach, reach, seconds_of};
+use wuerstchen::pipeline::seconds_of;
+use wuerstchen::speed::{Reach, reach};
 
 use crate::devices::Found;
 use crate::usage;

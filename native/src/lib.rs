@@ -78,7 +78,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Train a model: Stage A, then B with the compressor, then C; or fine-tune one
     Train(train::TrainArgs),
-    /// Look through pictures to train on, or pack them into .tar files
+    /// Look through pictures to train on, pack them into .tar files, or fill the caches of training
     Data(data::DataArgs),
     /// Write a model in another form
     Export(export::ExportArgs),

@@ -22,7 +22,8 @@ use crate::usage;
 /// Arguments of commands that run a whole model.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// A model: a folder in the layout of diffusers, a browser bundle, a one-file model or the folder of a training run
+    /// A model: a folder in the layout of diffusers or with the authors' files, a browser bundle, a one-file model or the
+    /// folder of a training run
     /// [default: the built-in model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use wuerstchen::fs::{MANIFEST, is_part};
+use wuerstchen::fs::is_part;
+use wuerstchen::manifest::MANIFEST;
 
 /// The folder that this command fills, if it has made it, and the files that it has begun.
 static BEGUN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());

@@ -60,8 +60,8 @@ pub struct TrainArgs {
     /// Fills the cache and stops.
     #[arg(skip)]
     only_cache: bool,
-    /// Stop at a picture in a shard of the corpus that cannot be read, instead of leaving it out; pictures in a folder
-    /// must always be readable
+    /// Stop at a picture in a shard of the corpus that cannot be read, and at a shard that is cut off or has zeros in
+    /// place of samples, instead of leaving them out; pictures in a folder must always be readable
     #[arg(long)]
     strict: bool,
     /// Save and stop after this many seconds
@@ -329,15 +329,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
             check(folder, recipe.config.image_size)?;
         }
     }
-    for &stage in args.stage.names() {
-        tell_of_warmup(&format!("{}.", stage.as_str()), recipe.config.updates(stage));
-        let (cached, _) = recipe.cached(stage);
-        if let Some(count) =
-            corpus.pictures().filter(|count| args.dry_run && (1..*count).contains(&cached))
-        {
-            tell_partial(stage, cached, count);
-        }
-    }
+    tell_of_updates(args, &recipe, &corpus);
     check_memory(&recipe, args.stage, corpus.pictures())?;
     let device = choose_for(args.run.device, ranks.local)?.device;
     let store = ranks.store(&output);
@@ -380,11 +372,7 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
     if let Some(cache) = &args.run.cache {
         remove_old_parts(cache)?;
         run = run.with_cache(Arc::new(store::Folder::new(cache)));
-        if args.stage.names().iter().any(|&stage| run.recipe().cached(stage).0 > 0) {
-            tell!("keeping latents and image embeddings in {}", cache.display());
-        } else {
-            tell!("nothing is kept in {}: cached_scenes is 0", cache.display());
-        }
+        tell_of_cache(args.stage, run.recipe(), cache);
     }
     run.listen(ranks.listen(args)?);
     if let Some(model) = init {
@@ -405,6 +393,28 @@ fn train(args: &TrainArgs, ranks: &Ranks) -> Result<()> {
         }
     }
     if ranks.peers.rank() == 0 { write_model(&run, &output) } else { Ok(()) }
+}
+
+/// Tells what each stage's updates leave out.
+fn tell_of_updates(args: &TrainArgs, recipe: &Recipe, corpus: &Corpus) {
+    for &stage in args.stage.names() {
+        tell_of_warmup(&format!("{}.", stage.as_str()), recipe.config.updates(stage));
+        let (cached, _) = recipe.cached(stage);
+        if let Some(count) =
+            corpus.pictures().filter(|count| args.dry_run && (1..*count).contains(&cached))
+        {
+            tell_partial(stage, cached, count);
+        }
+    }
+}
+
+/// Tells whether the folder of `--cache` is used.
+fn tell_of_cache(stages: Stages, recipe: &Recipe, cache: &Path) {
+    if stages.names().iter().any(|&stage| recipe.cached(stage).0 > 0) {
+        tell!("keeping latents and image embeddings in {}", cache.display());
+    } else {
+        tell!("nothing is kept in {}: cached_scenes is 0", cache.display());
+    }
 }
 
 /// The model of `--init`, which has to be of the family that the config trains.

@@ -3,6 +3,7 @@
 import { asWuerstchenError, WuerstchenError } from './errors.js';
 import { sha256 } from './hash.js';
 import type { CacheAdapter, CachedModel, LoadOptions, Support } from './types.js';
+import { classOf, show } from './values.js';
 
 const FOLDER = 'wuerstchen-web';
 
@@ -216,7 +217,12 @@ export class ModelCache {
   /** The stored bytes of a name, where they fit in `room` if possible. */
   async get(name: string, room?: Uint8Array): Promise<Uint8Array | undefined> {
     const adapter = this.#adapter;
-    return orNothing(() => (isFileCache(adapter) ? adapter.get(name, room) : adapter?.get(name)));
+    const bytes = await orNothing(() =>
+      isFileCache(adapter) ? adapter.get(name, room) : adapter?.get(name),
+    );
+    return classOf(bytes) === 'ArrayBuffer'
+      ? new Uint8Array(bytes as ArrayBuffer)
+      : ((bytes ?? undefined) as Uint8Array | undefined);
   }
 
   /** The stored file of a name, for reading later; undefined if there is none in the browser's storage. */
@@ -327,6 +333,10 @@ export const cache = {
    * a time.
    */
   async delete(id?: string): Promise<void> {
+    if (id !== undefined && typeof id !== 'string') {
+      const message = `id must be a string, got ${show(id)}`;
+      throw new WuerstchenError('invalid-argument', message, { field: 'id' });
+    }
     for (const [store, entries] of await stores()) {
       for (const { name } of entries) {
         if (id !== undefined && modelId(name) !== id) continue;

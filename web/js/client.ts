@@ -12,6 +12,7 @@ import type { EngineMessage, Loaded } from './serve.js';
 import { serveCache } from './serve-cache.js';
 import { onAbort, throwIfAborted } from './signals.js';
 import type {
+  Format,
   GenerateEvent,
   GenerateOptions,
   GenerateResult,
@@ -113,7 +114,9 @@ class Client implements Wuerstchen {
     }
   }
 
-  async generate(options: GenerateOptions): Promise<GenerateResult> {
+  async generate<F extends Format = 'bitmap'>(
+    options: GenerateOptions<F>,
+  ): Promise<GenerateResult<F>> {
     checkGenerateOptions(options);
     throwIfAborted(options.signal);
     if (this.#isDisposed) throw disposedError();
@@ -122,12 +125,13 @@ class Client implements Wuerstchen {
       // What kept the engine from being reopened, such as a server, may be back.
       void this.#reopen(this.#failure.message);
     }
-    return this.#enqueue(options);
+    // The engine makes the format that the options ask for.
+    return this.#enqueue(options) as Promise<GenerateResult<F>>;
   }
 
-  stream(
-    options: GenerateOptions,
-  ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult> } {
+  stream<F extends Format = 'bitmap'>(
+    options: GenerateOptions<F>,
+  ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult<F>> } {
     const controller = new AbortController();
     const events: GenerateEvent[] = [];
     let isOver = false;

@@ -32,7 +32,7 @@ const Base = globalThis.HTMLElement ?? (class {} as typeof HTMLElement);
 
 /**
  * `<wuerstchen-image model="/model/manifest.json" prompt="a red circle"></wuerstchen-image>`: makes its picture as soon
- * as it has a model and a prompt, and anew when an attribute changes. Elements with the same model URL and `device`,
+ * as it has a model and a prompt, and anew when an attribute is set, or when it is put into the page again. Elements with the same model URL and `device`,
  * and without LoRAs, share one engine, which is disposed of with the last of them.
  *
  * Attributes: `model`, `device`, `prompt`, `negative-prompt`, `seed`, `width`, `height`, `prior-steps`,
@@ -140,7 +140,7 @@ export class WuerstchenImage extends Base {
         signal: job.signal,
       });
       const [image] = result.images;
-      if (image instanceof ImageBitmap) this.#draw(image);
+      if (image) this.#draw(image);
       this.#tell('', false, prompt);
       this.#send('picture', result);
     } catch (error) {
@@ -152,7 +152,7 @@ export class WuerstchenImage extends Base {
     }
   }
 
-  #options(prompt: string): GenerateOptions {
+  #options(prompt: string): GenerateOptions<'bitmap'> {
     const options: Record<string, unknown> = { prompt };
     const name = (attribute: string) =>
       attribute.replace(/-(.)/, (_, c: string) => c.toUpperCase());
@@ -163,7 +163,7 @@ export class WuerstchenImage extends Base {
       if (attribute === 'seed' && /^\d+$/.test(value)) options.seed = BigInt(value);
       else options[name(attribute)] = attribute === 'negative-prompt' ? value : Number(value);
     }
-    return options as unknown as GenerateOptions;
+    return options as unknown as GenerateOptions<'bitmap'>;
   }
 
   /** The engine of a model; releases the engine that the element had before, if that is another one. */
@@ -243,6 +243,29 @@ const elements = globalThis.customElements;
 // Another copy of this package may have defined it.
 if (elements && !elements.get('wuerstchen-image')) {
   elements.define('wuerstchen-image', WuerstchenImage);
+}
+
+/** The events of `<wuerstchen-image>`. */
+export interface WuerstchenImageEventMap extends Omit<
+  HTMLElementEventMap,
+  'progress' | 'picture' | 'error'
+> {
+  readonly progress: CustomEvent<LoadEvent | GenerateEvent>;
+  readonly picture: CustomEvent<GenerateResult<'bitmap'>>;
+  readonly error: CustomEvent<unknown>;
+}
+
+export interface WuerstchenImage {
+  addEventListener<Type extends keyof WuerstchenImageEventMap>(
+    type: Type,
+    listener: (this: WuerstchenImage, event: WuerstchenImageEventMap[Type]) => unknown,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
 }
 
 declare global {

@@ -3,15 +3,15 @@
 import { openCache, type ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
 import { brokenOff, request } from './http.js';
-import { checkModel } from './options.js';
+import { checkLookOptions } from './options.js';
 import { openSite, toModelSource, type ModelSite } from './picked.js';
 import { onAbort, throwIfAborted } from './signals.js';
-import type { Defaults, Dtype, ModelInfo, ModelRef, Stage } from './types.js';
+import type { Defaults, Dtype, LookOptions, ModelInfo, ModelRef, Stage } from './types.js';
 import { isObject } from './values.js';
 
 const FORMAT = 2;
 
-/** Largest size of a shard. */
+/** Largest size of a file beside the manifest: of a shard or of the contents. */
 const MAX_FILE_BYTES = 16 * 2 ** 20;
 
 /** A file beside the manifest: a piece of the weights, or what is needed to read them. */
@@ -142,11 +142,8 @@ export async function modelInfo(manifest: Manifest, cache: ModelCache): Promise<
  * What a model is and how much of it lies in this browser's cache; fetches only the manifest.
  * Rejects with `network` or `integrity`.
  */
-export async function inspect(
-  model: ModelRef,
-  options: { signal?: AbortSignal } = {},
-): Promise<ModelInfo> {
-  return look(model, options.signal, ({ manifest, cache }) => modelInfo(manifest, cache));
+export async function inspect(model: ModelRef, options: LookOptions = {}): Promise<ModelInfo> {
+  return look(model, options, ({ manifest, cache }) => modelInfo(manifest, cache));
 }
 
 /** A model of which only the manifest has been fetched. */
@@ -159,16 +156,17 @@ export interface Looked extends ModelSite {
 /** Fetches a model's manifest and looks at the model, without an engine. */
 export async function look<T>(
   model: ModelRef,
-  signal: AbortSignal | undefined,
+  options: LookOptions,
   at: (looked: Looked) => Promise<T>,
 ): Promise<T> {
-  checkModel(model);
+  checkLookOptions({ ...options, model });
+  const { signal } = options;
   throwIfAborted(signal);
   // `fetch` takes only signals of its own window.
   const controller = new AbortController();
   const ignore = onAbort(signal, (reason) => controller.abort(reason));
   try {
-    const cache = await openCache();
+    const cache = await openCache(options.cache);
     const site = await openSite(toModelSource(model), cache, (...asked) => fetch(...asked));
     const { manifest } = await fetchManifest(site.url, cache, site.fetch, controller.signal);
     return await at({ ...site, manifest, cache, signal: controller.signal });

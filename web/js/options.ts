@@ -2,7 +2,7 @@
 
 import { WuerstchenError } from './errors.js';
 import { isSignal } from './signals.js';
-import type { GenerateOptions, LoadOptions, ModelRef } from './types.js';
+import type { GenerateOptions, LoadOptions, LookOptions, ModelRef } from './types.js';
 import { classOf, isObject, isUrl, show } from './values.js';
 
 interface Kind {
@@ -99,8 +99,11 @@ const WORKER: Kind = {
   text: 'false or a function that makes a worker',
 };
 const CACHE: Kind = {
-  is: (value) => isObject(value) || ['auto', 'opfs', 'cache', 'none'].includes(value as string),
-  text: 'one of auto, opfs, cache, none, or an adapter',
+  is: (value) =>
+    isObject(value)
+      ? ['get', 'put', 'delete', 'list'].every((name) => CALLBACK.is(value[name as never]))
+      : ['auto', 'opfs', 'cache', 'none'].includes(value as string),
+  text: 'one of auto, opfs, cache, none, or an adapter with get, put, delete and list',
 };
 
 const WASM_URL: Kind = {
@@ -180,8 +183,9 @@ export function checkLoadOptions(options: LoadOptions): void {
   check(options, LOAD_KINDS, 'model');
 }
 
-export function checkModel(model: ModelRef): void {
-  checkValue('model', model, MODEL);
+export function checkLookOptions(options: { model: ModelRef } & LookOptions): void {
+  const { model, cache, signal } = LOAD_KINDS;
+  check(options, { model, cache, signal }, 'model');
 }
 
 function check(options: object, kinds: Record<string, Kind>, required: string): void {

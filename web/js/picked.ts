@@ -25,11 +25,18 @@ export interface ModelSite {
 const MANIFEST = 'manifest.json';
 
 export function toModelSource(model: ModelRef): ModelSource {
-  if (isUrl(model)) return absoluteUrl(model);
+  if (isUrl(model)) return manifestUrl(model);
   if (isObject(model) && 'stored' in model) return { stored: model.stored };
   return Array.from(model as ArrayLike<File>, (file) => {
     return { path: file.webkitRelativePath || file.name, file };
   });
+}
+
+/** The URL of a model's manifest, which may be given as that of its folder. */
+function manifestUrl(model: string | URL): string {
+  const url = new URL(absoluteUrl(model));
+  if (/^https?:$/.test(url.protocol) && url.pathname.endsWith('/')) url.pathname += MANIFEST;
+  return url.href;
 }
 
 /** The site of a model: its URL, and the `fetch` that gets its files. */

@@ -11,6 +11,7 @@ import {
 import { WuerstchenError, load } from './index.js';
 import { isSignal, onAbort, throwIfAborted } from './signals.js';
 import type {
+  Format,
   GenerateEvent,
   GenerateOptions,
   GenerateResult,
@@ -41,7 +42,9 @@ export interface UseWuerstchen extends PictureState {
    * Makes pictures. The first call loads the model. A call takes the place of the one before, whose pictures are not
    * made; a load goes on for the later call. It never rejects: if it fails or is stopped, it resolves with undefined.
    */
-  generate(options: GenerateOptions): Promise<GenerateResult | undefined>;
+  generate<F extends Format = 'bitmap'>(
+    options: GenerateOptions<F>,
+  ): Promise<GenerateResult<F> | undefined>;
   /** Stops the loading of the model or the making of pictures; the `signal` of a call leaves the loading alone. */
   stop(): void;
 }
@@ -87,7 +90,7 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
     engine.current?.loading.abort();
   }, []);
 
-  const generate = useCallback(async (wanted: GenerateOptions) => {
+  const generate = useCallback(async <F extends Format>(wanted: GenerateOptions<F>) => {
     // Nobody would free the engine.
     if (isUnmounted.current) return undefined;
     job.current?.abort();

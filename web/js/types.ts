@@ -46,8 +46,8 @@ export interface Support {
 }
 
 /**
- * A model. A string or URL is the location of its `manifest.json`, absolute or relative to the page; the other
- * files lie beside it and are requested with the same query. A list of files is a model that a person picked or
+ * A model. A string or URL is the location of its `manifest.json`, or of the folder with it if the path ends in `/`,
+ * absolute or relative to the page; the other files lie beside it and are requested with the same query. A list of files is a model that a person picked or
  * dropped. `stored` is the id of a model in this browser's cache.
  */
 export type ModelRef = string | URL | FileList | readonly File[] | { readonly stored: string };
@@ -167,8 +167,8 @@ export type LoadEvent =
 
 /** Where weights are kept between visits; a custom one may be given. */
 export interface CacheAdapter {
-  /** The bytes stored under a name, or undefined. */
-  get(name: string): Promise<Uint8Array | undefined>;
+  /** The bytes stored under a name; undefined or null if there are none. */
+  get(name: string): Promise<Uint8Array | ArrayBuffer | null | undefined>;
   /** Stores bytes whole or not at all; rejects with a `quota` error if they do not fit. */
   put(name: string, bytes: Uint8Array): Promise<void>;
   delete(name: string): Promise<void>;
@@ -226,13 +226,16 @@ export interface LoadOptions {
   readonly precision?: Precision;
   /** `false` computes in the calling thread; a function makes the worker. By default the package starts its own. */
   readonly worker?: false | (() => Worker);
-  /** Where the WebAssembly files lie, if not beside the worker. */
+  /** Where the WebAssembly files lie, if not beside the worker. With `worker: false` the first load of a page decides. */
   readonly wasmUrl?: Partial<Record<WasmFile, string | URL>>;
   /** Used in place of the global `fetch`; only with `worker: false`. */
   readonly fetch?: typeof fetch;
   readonly onProgress?: (event: LoadEvent) => void;
   readonly signal?: AbortSignal;
 }
+
+/** Options of looking at a model without loading it. */
+export type LookOptions = Pick<LoadOptions, 'cache' | 'signal'>;
 
 /** Pixels to start from; `ImageData`, or anything that looks like it, needs no decoding. */
 export type PictureSource =
@@ -259,11 +262,14 @@ export interface PictureOptions {
   readonly timesteps?: readonly number[];
   readonly decoderSteps?: number;
   readonly decoderGuidanceScale?: number;
-  /** Guidance scale of the decoder's last step, where the decoder denoises tokens; default that of the first step. */
+  /**
+   * Guidance scale of the decoder's last step, where the decoder denoises tokens; default the model's, or
+   * `decoderGuidanceScale` if that is given or the model has none.
+   */
   readonly decoderGuidanceScaleEnd?: number;
   /** Temperature (divisor of the logits) of the decoder's first step, where the decoder denoises tokens. */
   readonly temperature?: number;
-  /** The same at the decoder's last step; default 0.6, but at most `temperature`. */
+  /** The same at the decoder's last step; default the model's, but at most `temperature`. */
   readonly temperatureEnd?: number;
   /** Number of steps after which tokens are noised again, if the decoder denoises tokens; at most all but the last. */
   readonly renoiseSteps?: number;
@@ -275,11 +281,11 @@ export interface PictureOptions {
   readonly sampler?: 'ddpm' | 'ddim' | 'lcm';
   /** How to sample: as diffusers does, or as Stable Cascade's authors do, with their values of other options. */
   readonly recipe?: 'diffusers' | 'authors';
-  /** Above 1, the prior takes more of its steps where there is much noise; default 1. */
+  /** Above 1, the prior takes more of its steps where there is much noise; default the model's, or that of `recipe`. */
   readonly priorShift?: number;
   /** The same for the decoder. */
   readonly decoderShift?: number;
-  /** How far to undo the wider spread that guidance gives to predictions: 0 not at all, 1 completely; default 0. */
+  /** How far to undo the wider spread that guidance gives to predictions: 0 not at all, 1 completely; default as for `priorShift`. */
   readonly guidanceRescale?: number;
   /** What brackets in prompts mean: weights, as in `(red:1.3)`, or nothing; default `weighted`. */
   readonly promptSyntax?: 'weighted' | 'plain';
@@ -295,7 +301,17 @@ export interface PictureOptions {
   readonly controlScale?: number;
 }
 
-export interface GenerateOptions extends PictureOptions {
+/** What pictures can be given as. */
+export interface Formats {
+  readonly bitmap: ImageBitmap;
+  /** A PNG that carries the prompt and the settings. */
+  readonly blob: Blob;
+  readonly imageData: ImageData;
+}
+
+export type Format = keyof Formats;
+
+export interface GenerateOptions<F extends Format = Format> extends PictureOptions {
   /**
    * A picture to start from instead of noise. Where it is transparent, it is put on white. It is scaled and cut to
    * the size of the result.
@@ -324,8 +340,8 @@ export interface GenerateOptions extends PictureOptions {
   readonly preview?: false | { readonly every?: number };
   /** Whether the result has the outputs of stages C and B too. */
   readonly intermediates?: boolean;
-  /** `bitmap` by default; a blob is a PNG that carries the prompt and the settings. */
-  readonly format?: 'bitmap' | 'blob' | 'imageData';
+  /** What `images` has; `bitmap` by default. */
+  readonly format?: F;
   readonly onProgress?: (event: GenerateEvent) => void;
   readonly signal?: AbortSignal;
 }
@@ -362,9 +378,9 @@ export interface Unread {
   readonly cutOff?: string;
 }
 
-export interface GenerateResult {
+export interface GenerateResult<F extends Format = Format> {
   /** The pictures, in the `format` that was asked for. */
-  readonly images: (ImageBitmap | Blob | ImageData)[];
+  readonly images: Formats[F][];
   /** The seed that was used. */
   readonly seed: bigint;
   /** Width of each picture in pixels; `height` likewise. */
@@ -392,11 +408,14 @@ export interface Wuerstchen extends AsyncDisposable {
   readonly selfTest: SelfTest;
   readonly state: 'ready' | 'busy' | 'lost' | 'disposed';
   /** Makes pictures; jobs run one at a time, in their order. */
-  generate(options: GenerateOptions): Promise<GenerateResult>;
-  /** As `generate`, but returns the events to iterate over; `result` has the same result. */
-  stream(
-    options: GenerateOptions,
-  ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult> };
+  generate<F extends Format = 'bitmap'>(options: GenerateOptions<F>): Promise<GenerateResult<F>>;
+  /**
+   * As `generate`, but returns the events to iterate over; `result` has the same result. `onProgress` gets the same
+   * events, if it is given, and the same bitmaps.
+   */
+  stream<F extends Format = 'bitmap'>(
+    options: GenerateOptions<F>,
+  ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult<F>> };
   /**
    * `lost`: the GPU went away, or the engine failed. `recovered`: a fresh engine took its place. A job that lost the
    * GPU starts again, once.

@@ -3,7 +3,7 @@
 import { WuerstchenError } from './errors.js';
 import { look } from './manifest.js';
 import { fetchContents } from './shards.js';
-import type { ModelRef } from './types.js';
+import type { LookOptions, ModelRef } from './types.js';
 
 /** How the path of Stage C's tokenizer ends in the files of a model; it begins with the model's family. */
 const TOKENIZER = '-prior/tokenizer/tokenizer.json';
@@ -15,9 +15,9 @@ const TOKENIZER = '-prior/tokenizer/tokenizer.json';
  */
 export async function vocabulary(
   model: ModelRef,
-  options: { signal?: AbortSignal } = {},
+  options: LookOptions = {},
 ): Promise<readonly string[] | undefined> {
-  return look(model, options.signal, async ({ manifest, ...site }) => {
+  return look(model, options, async ({ manifest, ...site }) => {
     const bytes = await fetchContents(manifest, { ...site, emit: () => {} });
     try {
       const { files } = JSON.parse(new TextDecoder().decode(bytes));

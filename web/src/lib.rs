@@ -450,7 +450,7 @@ impl Generated {
     pub fn picture(&self, index: usize) -> Option<Picture> {
         let (image, place) = self.pictures().nth(index)?;
         let made = &self.made[place[0]];
-        let mut provenance = self.prepared.provenance(made, &self.model, place);
+        let mut provenance = self.prepared.provenance(&made.settings, &self.model, place);
         self.add_loras(&mut provenance.settings);
         Some(Picture { image: image.clone(), provenance: Some(provenance) })
     }
@@ -478,7 +478,7 @@ impl Generated {
     /// JSON of the options with every gap filled.
     #[wasm_bindgen(getter)]
     pub fn settings(&self) -> String {
-        let mut settings = self.prepared.describe(&self.made[0], None);
+        let mut settings = self.prepared.describe(&self.made[0].settings, None);
         self.add_loras(&mut settings);
         settings.to_string()
     }

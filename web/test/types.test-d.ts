@@ -1,6 +1,7 @@
 // What the public types allow and refuse; compiled, never run.
 
 import { cache, checkSupport, inspect, load, WuerstchenError } from '../js/index.js';
+import type { WuerstchenImage } from '../js/element.js';
 import type {
   CachedModel,
   GenerateEvent,
@@ -26,10 +27,20 @@ export async function allowed(): Promise<void> {
     seed: 1n,
     preview: false,
   });
+  const [bitmap] = (await engine.generate({ prompt: 'a' })).images;
+  bitmap?.close();
+  const [png] = (await engine.stream({ prompt: 'a', format: 'blob' }).result).images;
+  await png?.arrayBuffer();
   const again = result.settings['seed'];
   const stream = engine.stream({ prompt: String(again), preview: { every: models.length } });
   for await (const event of stream) tell(event);
   if (await stream.result.catch((error) => error instanceof WuerstchenError)) await cache.delete();
+}
+
+export function listen(image: WuerstchenImage): void {
+  image.addEventListener('picture', ({ detail }) => detail.images[0]?.close());
+  image.addEventListener('progress', ({ detail }) => detail.type === 'step' && tell(detail));
+  image.addEventListener('click', ({ clientX }) => clientX);
 }
 
 function tell(event: GenerateEvent): string {
@@ -58,6 +69,8 @@ export async function refused(): Promise<void> {
   await load({ model: 'manifest.json', device: 'gpu' });
   // @ts-expect-error: no such field.
   await load({ model: 'manifest.json', lora: [{ url: 'a.safetensors', scale: 1 }] });
+  // @ts-expect-error: a PNG has no pixels.
+  (await engine.generate({ prompt: 'a', format: 'blob' })).images[0]?.data;
   // @ts-expect-error: results are read-only.
   (await engine.generate({ prompt: 'a' })).seed = 1n;
   // @ts-expect-error: no such code.

@@ -304,7 +304,7 @@ impl TrainConfig {
                 if model.decoder_text != model.prior_text {
                     let expected = "as prior_text: both stages have one text encoder";
                     let found = format!("{:?}", model.decoder_text);
-                    return Err(ConfigError::new("training", "decoder_text", expected, found));
+                    return Err(ConfigError::new("model", "decoder_text", expected, found));
                 }
             }
         }
@@ -318,7 +318,7 @@ impl TrainConfig {
         model.schedule.validate()?;
         if model.max_tokens > MAX_TOKENS {
             let expected = format!("at most {MAX_TOKENS}");
-            return Err(ConfigError::new("training", "max_tokens", expected, model.max_tokens));
+            return Err(ConfigError::new("model", "max_tokens", expected, model.max_tokens));
         }
         if let Some(watts) = self.watts {
             positive("training", "watts", watts)?;
@@ -338,8 +338,11 @@ impl TrainConfig {
         let side = self.compressor_side();
         if side == 0 || !side.is_multiple_of(compressed) {
             let expected = format!("a multiple of {compressed}");
-            let field = model.compressor_side.map_or("image_size", |_| "compressor_side");
-            return Err(ConfigError::new("training", field, expected, side));
+            let (part, field) = match model.compressor_side {
+                Some(_) => ("model", "compressor_side"),
+                None => ("training", "image_size"),
+            };
+            return Err(ConfigError::new(part, field, expected, side));
         }
         let latents = model.vqgan.downscale() * decoder.size_multiple();
         let mut multiples = (1..).map(|i| i * latents);
@@ -459,13 +462,15 @@ impl TrainConfig {
                 return Err(ConfigError::new("training", "corpus", "a folder or shards", found));
             }
         }
-        for stage in [&self.a.updates, &self.b.updates, &self.c.updates] {
-            let Lesson { tinted, plain_relations, first_leads, .. } = stage.lesson;
+        for stage in StageName::ALL {
+            let lesson = self.updates(stage).lesson;
+            let Lesson { tinted, plain_relations, first_leads, .. } = lesson;
             let no_value = |field, reason: &str| {
-                Err(ConfigError::new("training", field, format!("left out: {reason}"), "a value"))
+                let expected = format!("left out: {reason}");
+                Err(ConfigError::new(stage.part(), field, expected, "a value"))
             };
             let is_of_emoji = self.corpus.scenes == Scenes::Emoji;
-            if is_own && stage.lesson != Lesson::default() {
+            if is_own && lesson != Lesson::default() {
                 return no_value("lesson", "only a built-in corpus has lessons");
             } else if !is_of_emoji && tinted.is_some() {
                 return no_value("lesson.tinted", "only scenes of emoji are tinted");
@@ -486,13 +491,13 @@ impl TrainConfig {
         let found = self.corpus.vocab_size;
         if !(MIN_VOCAB_SIZE..=MAX_VOCAB_SIZE).contains(&found) {
             let expected = format!("from {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE}");
-            return Err(ConfigError::new("training", "vocab_size", expected, found));
+            return Err(ConfigError::new("corpus", "vocab_size", expected, found));
         }
-        for stage in [&self.b.diffusion, &self.c.diffusion] {
+        for (part, stage) in [("stage b", &self.b.diffusion), ("stage c", &self.c.diffusion)] {
             if stage.unknown_words > 0.0 {
                 let expected = "0 with pictures, whose tokenizer splits words it does not know";
                 let found = stage.unknown_words;
-                return Err(ConfigError::new("training", "unknown_words", expected, found));
+                return Err(ConfigError::new(part, "unknown_words", expected, found));
             }
         }
         Ok(())

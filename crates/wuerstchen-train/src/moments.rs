@@ -9,8 +9,7 @@ use wuerstchen::weights::{KeyTable, shapes};
 use wuerstchen::{Checkpoint, Differences, LoadError};
 
 use crate::adafactor;
-use crate::shares::visited;
-use crate::values::Values;
+use crate::values::{Values, visited};
 
 /// The moments under the names of their parameters.
 pub(crate) fn write<M: Module>(part: &str, model: &M, moments: &Values) -> Checkpoint {

@@ -112,28 +112,34 @@ impl Default for OptimizerConfig {
 impl OptimizerConfig {
     /// Checks every value; `part` names the stage.
     pub(crate) fn validate(&self, part: &'static str) -> Result<(), ConfigError> {
-        learning_rate(part, "learning_rate", self.learning_rate)?;
-        positive(part, "epsilon", self.epsilon)?;
-        positive(part, "max_grad_norm", self.max_grad_norm)?;
-        self.skip_grad_norm.map_or(Ok(()), |norm| positive(part, "skip_grad_norm", norm))?;
-        not_negative(part, "weight_decay", self.weight_decay)?;
+        learning_rate(part, "optimizer.learning_rate", self.learning_rate)?;
+        positive(part, "optimizer.epsilon", self.epsilon)?;
+        positive(part, "optimizer.max_grad_norm", self.max_grad_norm)?;
+        self.skip_grad_norm
+            .map_or(Ok(()), |norm| positive(part, "optimizer.skip_grad_norm", norm))?;
+        not_negative(part, "optimizer.weight_decay", self.weight_decay)?;
         if self.weight_decay * self.learning_rate > 1.0 {
             let expected =
                 "at most 1 / learning_rate: more than all of a weight cannot decay in a step";
-            return Err(ConfigError::new(part, "weight_decay", expected, self.weight_decay));
+            return Err(ConfigError::new(
+                part,
+                "optimizer.weight_decay",
+                expected,
+                self.weight_decay,
+            ));
         }
-        share(part, "cooldown", self.cooldown)?;
+        share(part, "optimizer.cooldown", self.cooldown)?;
         for (field, decay) in [
-            ("beta1", self.beta1),
-            ("beta2", self.beta2),
-            ("momentum", self.momentum),
-            ("ema_beta", self.ema_beta),
+            ("optimizer.beta1", self.beta1),
+            ("optimizer.beta2", self.beta2),
+            ("optimizer.momentum", self.momentum),
+            ("optimizer.ema_beta", self.ema_beta),
         ] {
             below_one(part, field, decay)?;
         }
         self.validate_unused(part)?;
         match self.ema_every {
-            0 => Err(ConfigError::new(part, "ema_every", "at least 1", 0)),
+            0 => Err(ConfigError::new(part, "optimizer.ema_every", "at least 1", 0)),
             _ => Ok(()),
         }
     }
@@ -143,16 +149,16 @@ impl OptimizerConfig {
         let unused = Self::default();
         if self.method == Method::AdamW && self.momentum != unused.momentum {
             let expected = "left out with adamw, which has beta1: momentum is Muon's";
-            return Err(ConfigError::new(part, "momentum", expected, self.momentum));
+            return Err(ConfigError::new(part, "optimizer.momentum", expected, self.momentum));
         }
         if self.method != Method::Adafactor {
             return Ok(());
         }
         for (field, value, unused) in [
-            ("beta1", self.beta1, unused.beta1),
-            ("beta2", self.beta2, unused.beta2),
-            ("momentum", self.momentum, unused.momentum),
-            ("epsilon", self.epsilon, unused.epsilon),
+            ("optimizer.beta1", self.beta1, unused.beta1),
+            ("optimizer.beta2", self.beta2, unused.beta2),
+            ("optimizer.momentum", self.momentum, unused.momentum),
+            ("optimizer.epsilon", self.epsilon, unused.epsilon),
         ] {
             if value != unused {
                 let expected = "left out with adafactor, which has values of its own";

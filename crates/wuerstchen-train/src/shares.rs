@@ -6,7 +6,7 @@ use burn::prelude::*;
 use crate::peers::{self, Peers};
 use crate::stages::Loss;
 use crate::told::Told;
-use crate::values::{Values, collect_gradients};
+use crate::values::{Values, collect_gradients, visited};
 
 /// Number of values that go to the other processes at once: 64 MiB.
 const BUCKET: usize = 16 << 20;
@@ -150,19 +150,6 @@ fn buckets(order: &[ParamId], values: &Values) -> Vec<Vec<ParamId>> {
         buckets.last_mut().expect("the first value begins a bucket").push(*id);
     }
     buckets
-}
-
-/// All parameters, in the order in which the module is visited.
-pub(crate) fn visited<M: Module>(model: &M) -> Vec<ParamId> {
-    struct Order(Vec<ParamId>);
-    impl ModuleVisitor for Order {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.push(param.id);
-        }
-    }
-    let mut order = Order(Vec::new());
-    model.visit(&mut order);
-    order.0
 }
 
 /// The running averages of batch norms, without autodiff. In a model that is trained, these are the values that require

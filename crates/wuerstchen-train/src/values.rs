@@ -10,6 +10,19 @@ use wuerstchen::kernels::sum_of_squares;
 /// One flat tensor for every parameter, without autodiff.
 pub type Values = HashMap<ParamId, Tensor<1>>;
 
+/// All parameters, in the order in which the module is visited.
+pub(crate) fn visited<M: Module>(model: &M) -> Vec<ParamId> {
+    struct Order(Vec<ParamId>);
+    impl ModuleVisitor for Order {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.push(param.id);
+        }
+    }
+    let mut order = Order(Vec::new());
+    model.visit(&mut order);
+    order.0
+}
+
 /// The gradient of every parameter that has one.
 pub fn collect_gradients<M: Module>(module: &M, gradients: &Gradients) -> Values {
     struct Collect<'a> {

@@ -57,7 +57,7 @@ pub struct Family {
 pub enum SizeRule {
     /// The size of the image embedding decides. Only some sizes of pictures fit exactly.
     FromEmbedding,
-    /// The size of the picture decides. Stage B resizes the image embedding to fit.
+    /// The size of the picture decides. Stage B takes an image embedding of any size.
     FromPixels,
 }
 

@@ -29,11 +29,11 @@ pub const FORMAT: u32 = 2;
 /// that several fit in memory and one that fails is fetched again. A tensor may lie across the borders of shards.
 pub const MAX_SHARD_BYTES: usize = 16 << 20;
 
-/// The name of the file of [`Manifest`].
-const MANIFEST: &str = "manifest.json";
+/// The name of the file of [`Manifest`], which makes a folder a browser bundle.
+pub const MANIFEST: &str = "manifest.json";
 
 /// The name of the file of [`Contents`].
-const CONTENTS: &str = "contents.json";
+pub(crate) const CONTENTS: &str = "contents.json";
 
 /// Offsets are multiples of this, as WebGPU demands of the offsets of storage buffers.
 const ALIGNMENT: usize = 256;

@@ -11,9 +11,9 @@ use crate::tokens::TokenSampling;
 
 /// Everything a caller may choose about the pictures of one prompt.
 ///
-/// The command line, the JSON of JavaScript callers and the pipeline all use this one type, so that
-/// a new option is added here and where it takes effect, nowhere else. An option that is left out takes
-/// the model's own default.
+/// The command line, the JSON of JavaScript callers and the pipeline all use this one type. For a new option, the
+/// compiler and the tests also ask for its value in [`Settings`] and its TypeScript types (`web/js/types.ts`,
+/// `web/js/options.ts`). An option that is left out takes the model's own default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "clap", derive(clap::Args))]
@@ -50,7 +50,7 @@ pub struct GenerateOptions {
     #[cfg_attr(feature = "clap", arg(long))]
     pub decoder_guidance_scale: Option<f64>,
     /// Guidance scale of the decoder's last step, to which the scale moves evenly, where Stage B denoises
-    /// tokens [default: the scale of the first step]
+    /// tokens [default: the model's, or the first step's scale if that is given or the model has none]
     #[cfg_attr(feature = "clap", arg(long))]
     pub decoder_guidance_scale_end: Option<f64>,
     /// Temperature of the decoder's first step, where Stage B denoises tokens: what the logits are divided
@@ -389,7 +389,7 @@ pub enum OptionsError {
         /// Width and height of the mask in pixels.
         found: String,
     },
-    /// Timesteps that do not fall from 1 to 0.
+    /// Timesteps that do not fall from at most 1 to 0.
     #[error("timesteps must fall from at most 1 to 0, at least two of them, got {0:?}")]
     Timesteps(Vec<f32>),
     /// A width or height that the model cannot make.
@@ -572,10 +572,6 @@ impl GenerateOptions {
             steps @ 1..=MAX_STEPS => Ok(crate::schedule::uniform_timesteps(steps)),
             found => Err(OptionsError::Steps { field, found }),
         };
-        let scale = |field, value: Option<f64>, default| match value.unwrap_or(default) {
-            scale if scale.is_finite() && scale >= 0.0 => Ok(scale),
-            found => Err(OptionsError::GuidanceScale { field, found }),
-        };
         let shift = |field, value: Option<f64>, default| match value.unwrap_or(default) {
             shift if SHIFTS.contains(&shift) => Ok(shift),
             found => Err(OptionsError::Shift { field, found }),
@@ -612,42 +608,7 @@ impl GenerateOptions {
             self.decoder_guidance_scale,
             defaults.decoder_guidance_scale,
         )?;
-        let tokens = match defaults.tokens {
-            Some(_) if self.decoder_shift.is_some() => {
-                let needed = "a model whose Stage B denoises latents";
-                return Err(OptionsError::Missing { field: "decoder_shift", needed });
-            }
-            Some(tokens) => {
-                // A scale that the caller gives holds for all steps; so does a temperature below the last step's.
-                let end = match self.decoder_guidance_scale {
-                    Some(scale) => scale,
-                    None => tokens.decoder_guidance_scale_end.unwrap_or(decoder_guidance_scale),
-                };
-                let temperature = scale("temperature", self.temperature, tokens.temperature)?;
-                // One time more than steps, and no noise after the last step.
-                let most = decoder_timesteps.len() - 2;
-                let renoise_steps = self.renoise_steps.unwrap_or(most);
-                if renoise_steps > most {
-                    return Err(OptionsError::RenoiseSteps { most, found: renoise_steps });
-                }
-                Some(TokenSettings {
-                    decoder_guidance_scale_end: scale(
-                        "decoder_guidance_scale_end",
-                        self.decoder_guidance_scale_end,
-                        end,
-                    )?,
-                    temperature,
-                    temperature_end: scale(
-                        "temperature_end",
-                        self.temperature_end,
-                        tokens.temperature_end.min(temperature),
-                    )?,
-                    renoise_steps,
-                    token_sampling: self.token_sampling.unwrap_or(tokens.token_sampling),
-                })
-            }
-            None => self.refuse_tokens()?,
-        };
+        let tokens = self.resolve_tokens(defaults, &decoder_timesteps, decoder_guidance_scale)?;
         Ok(Settings {
             negative_prompt: self.negative_prompt.clone(),
             seed: self.seed,
@@ -675,6 +636,47 @@ impl GenerateOptions {
         })
     }
 
+    /// The settings that only a Stage B over tokens has; `None` for a model without tokens.
+    fn resolve_tokens(
+        &self,
+        defaults: &Defaults,
+        timesteps: &[f32],
+        guidance_scale: f64,
+    ) -> Result<Option<TokenSettings>, OptionsError> {
+        let Some(tokens) = defaults.tokens else { return self.refuse_tokens() };
+        if self.decoder_shift.is_some() {
+            let needed = "a model whose Stage B denoises latents";
+            return Err(OptionsError::Missing { field: "decoder_shift", needed });
+        }
+        // A scale that the caller gives holds for all steps; so does a temperature below the last step's.
+        let end = match self.decoder_guidance_scale {
+            Some(scale) => scale,
+            None => tokens.decoder_guidance_scale_end.unwrap_or(guidance_scale),
+        };
+        let temperature = scale("temperature", self.temperature, tokens.temperature)?;
+        // One time more than steps, and no noise after the last step.
+        let most = timesteps.len() - 2;
+        let renoise_steps = self.renoise_steps.unwrap_or(most);
+        if renoise_steps > most {
+            return Err(OptionsError::RenoiseSteps { most, found: renoise_steps });
+        }
+        Ok(Some(TokenSettings {
+            decoder_guidance_scale_end: scale(
+                "decoder_guidance_scale_end",
+                self.decoder_guidance_scale_end,
+                end,
+            )?,
+            temperature,
+            temperature_end: scale(
+                "temperature_end",
+                self.temperature_end,
+                tokens.temperature_end.min(temperature),
+            )?,
+            renoise_steps,
+            token_sampling: self.token_sampling.unwrap_or(tokens.token_sampling),
+        }))
+    }
+
     /// Fails where the caller gives an option that only models whose Stage B denoises tokens have.
     fn refuse_tokens(&self) -> Result<Option<TokenSettings>, OptionsError> {
         let given = [
@@ -691,6 +693,14 @@ impl GenerateOptions {
             }
             None => Ok(None),
         }
+    }
+}
+
+/// A scale, or its default.
+fn scale(field: &'static str, value: Option<f64>, default: f64) -> Result<f64, OptionsError> {
+    match value.unwrap_or(default) {
+        scale if scale.is_finite() && scale >= 0.0 => Ok(scale),
+        found => Err(OptionsError::GuidanceScale { field, found }),
     }
 }
 

@@ -72,7 +72,7 @@ pub struct Origin {
 pub(crate) struct Kept {
     /// The picture, in the size of the result.
     pub(crate) image: Image,
-    /// Its latents in Stage B's scale, `[1, 4, H, W]`.
+    /// Its latents in Stage B's scale, `[1, latent_channels, H, W]`.
     pub(crate) latents: TensorData,
     /// The mask, in the size of the picture.
     pub(crate) mask: Mask,

@@ -8,6 +8,7 @@ mod models;
 mod pictures;
 mod progress;
 mod sampling;
+mod seconds;
 mod sources;
 mod stages;
 mod text;
@@ -25,6 +26,7 @@ pub use self::progress::{Error, OnStep, Progress};
 pub use self::sampling::{Guided, Noise, Sampling};
 use self::sampling::{Steps, Streams, Task};
 pub(crate) use self::sampling::{denoise, read, report};
+pub use self::seconds::{Clock, seconds_of};
 pub use self::text::TextPart;
 use self::text::embed;
 pub use self::tokens::{STRIP_LOGITS, SeededDraws, TokenDraws, TokenStart, TokenSteps};
@@ -102,7 +104,7 @@ pub struct Generated {
     pub images: Vec<Image>,
     /// Stage C's result, `[B, c_in, h, w]`.
     pub image_embeddings: TensorData,
-    /// Stage B's result, `[B, 4, H, W]`, in its own scale.
+    /// Stage B's result, `[B, latent_channels, H, W]`, in its own scale.
     pub latents: TensorData,
     /// The options with every gap filled.
     pub settings: Settings,

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use crate::image::{Image, Mask};
 use crate::options::{GenerateOptions, MAX_COUNT, OptionsError, Settings};
 use crate::origin::{Batch, Control, Origin, PicturePrompt};
-use crate::pipeline::Generated;
 use crate::provenance::Provenance;
 
 /// Everything that pictures are made of.
@@ -165,14 +164,14 @@ impl Prepared {
     }
 
     /// How a picture was made. `batch` is the number of its batch among [`Self::batches`], `image` the number of the
-    /// picture in it, and `made` the result of that batch.
+    /// picture in it, and `settings` are those of that batch's result.
     ///
     /// # Panics
     ///
     /// Panics if there is no such batch.
     pub fn provenance(
         &self,
-        made: &Generated,
+        settings: &Settings,
         model: &str,
         [batch, image]: [usize; 2],
     ) -> Provenance {
@@ -182,14 +181,13 @@ impl Prepared {
             model: model.to_owned(),
             image,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            settings: self.describe(made, (frames > 1).then_some(batch % frames)),
+            settings: self.describe(settings, (frames > 1).then_some(batch % frames)),
         }
     }
 
     /// The settings of a result; where there are frames, also the prompt that they lead to and the frame's number.
-    pub fn describe(&self, made: &Generated, frame: Option<usize>) -> Value {
-        let mut settings =
-            serde_json::to_value(&made.settings).expect("numbers and names are JSON");
+    pub fn describe(&self, settings: &Settings, frame: Option<usize>) -> Value {
+        let mut settings = serde_json::to_value(settings).expect("numbers and names are JSON");
         if let Some(prompt) = &self.request.prompt_to {
             settings["promptTo"] = json!(prompt);
         }
@@ -270,13 +268,7 @@ mod tests {
             batches.iter().map(|batch| (batch.prompts[0], batch.towards.unwrap().1)).collect();
         let expected = [("a", 0.0), ("a", 0.5), ("a", 1.0), ("c", 0.0), ("c", 0.5), ("c", 1.0)];
         assert_eq!(found, expected);
-        let made = Generated {
-            images: vec![],
-            image_embeddings: burn::tensor::TensorData::from([0.0f32]),
-            latents: burn::tensor::TensorData::from([0.0f32]),
-            settings: prepared.settings.clone(),
-        };
-        let found = prepared.provenance(&made, "m", [4, 0]);
+        let found = prepared.provenance(&prepared.settings, "m", [4, 0]);
         assert_eq!((&*found.prompt, &*found.model), ("c", "m"));
         let [to, frame, frames] = ["promptTo", "frame", "frames"].map(|name| &found.settings[name]);
         assert_eq!((to, frame, frames), (&json!("b"), &json!(1), &json!(3)));

@@ -45,10 +45,20 @@ impl Filter {
             Self::Bilinear | Self::BilinearAlignedCorners | Self::BilinearAliased => {
                 (1.0 - d).max(0.0)
             }
-            _ if d < 1.0 => (1.5 * d - 2.5) * d * d + 1.0,
-            _ if d < 2.0 => ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0,
-            Self::BicubicAlignedCorners | Self::Bicubic => 0.0,
+            Self::BicubicAlignedCorners | Self::Bicubic => cubic(d),
         }
+    }
+}
+
+/// Keys' cubic with a = −1/2.
+pub(crate) fn cubic(distance: f64) -> f64 {
+    let d = distance.abs();
+    if d < 1.0 {
+        (1.5 * d - 2.5) * d * d + 1.0
+    } else if d < 2.0 {
+        ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+    } else {
+        0.0
     }
 }
 

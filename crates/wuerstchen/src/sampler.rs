@@ -10,12 +10,13 @@ use crate::schedule::Schedule;
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Sampler {
-    /// Ancestral: adds noise at every step, the authors' sampler.
+    /// Ancestral: adds fresh noise after every step but the last, the authors' sampler.
     #[default]
     Ddpm,
     /// Deterministic after the initial noise.
     Ddim,
-    /// Adds fresh noise to the predicted clean latents, for models that predict them in one step.
+    /// Predicts the clean latents and, after every step but the last, adds fresh noise to them, for models that predict
+    /// them in one step.
     Lcm,
 }
 

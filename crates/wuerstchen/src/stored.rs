@@ -205,8 +205,8 @@ impl StoredDtype {
     }
 }
 
-/// Rows and columns of a linear layer's weight or a 1x1 convolution's kernel.
-fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
+/// Rows and columns of a linear layer's weight or a 1x1 convolution's kernel, which has two more axes of length 1.
+pub(crate) fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
     match *shape {
         [rows, columns] | [rows, columns, 1, 1] => Some([rows, columns]),
         _ => None,

@@ -239,7 +239,7 @@ async function makePictures(): Promise<void> {
         },
       });
       progress.close(result.timings);
-      const pngs = result.images.filter((image) => image instanceof Blob);
+      const pngs = result.images;
       const bitmaps = await Promise.all(pngs.map((png) => createImageBitmap(png)));
       const { width, height } = result;
       const complete = { ...settings, width, height };

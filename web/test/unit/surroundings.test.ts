@@ -100,16 +100,64 @@ test('storage that may not even be looked at does not keep a model from loading'
 });
 
 test('an adapter that fails in any way does not keep a model from loading', async () => {
+  const failing = { get: refuse, put: refuse, delete: refuse, list: refuse };
   const failures: object[] = [
-    {},
-    { get: refuse, put: refuse, delete: refuse, list: refuse },
-    { get: async () => 'text', put: () => Promise.reject(null), delete: refuse },
-    { get: async () => () => {}, put: async () => () => {} },
+    failing,
+    { ...failing, get: async () => 'text', put: () => Promise.reject(null) },
+    { ...failing, get: async () => () => {}, put: async () => () => {} },
+    { ...failing, get: async () => null, list: async () => null },
   ];
   for (const adapter of failures) {
     await using engine = await new World().load({ cache: adapter as LoadOptions['cache'] });
     assert.equal(engine.info.cachedBytes, 0);
   }
+});
+
+test('an adapter without all of its functions is refused', async () => {
+  const { get, put, list } = new MemoryCache();
+  for (const adapter of [{}, { get, put, list }]) {
+    await assert.rejects(new World().load({ cache: adapter as LoadOptions['cache'] }), {
+      code: 'invalid-argument',
+      field: 'cache',
+      message: /an adapter with get, put, delete and list, got/,
+    });
+  }
+});
+
+test('an adapter may give buffers, as IndexedDB does', async (t) => {
+  const store = new MemoryCache();
+  const cache = {
+    get: async (name: string) => store.entries.get(name)?.slice().buffer ?? null,
+    put: store.put.bind(store),
+    delete: store.delete.bind(store),
+    list: store.list.bind(store),
+  };
+  for (const requests of [2, 0]) {
+    const world = new World();
+    await (await world.load({ cache })).dispose();
+    assert.equal(world.server.shardRequests, requests);
+  }
+  t.mock.method(globalThis, 'fetch', new World().server.fetch);
+  const found = await inspect(MODEL_URL, { cache });
+  assert.equal(found.cachedBytes, found.bytes);
+  await assert.rejects(inspect(MODEL_URL, { cash: cache } as never), { field: 'cash' });
+});
+
+test('a model may be given by its folder', async () => {
+  const world = new World();
+  const model = new URL('./?signature=1', MODEL_URL);
+  const asked = `${MODEL_URL}?signature=1`;
+  world.server.answers.set(asked, () => Response.json(makeManifest()));
+  await assert.rejects(world.load({ model }), { message: /contents\.json\?signature=1/ });
+  assert.ok(world.server.asked.includes(asked));
+});
+
+test('only a name deletes a stored model', async () => {
+  await assert.rejects(cache.delete({ id: 'fake-1234' } as never), {
+    code: 'invalid-argument',
+    field: 'id',
+    message: 'id must be a string, got [object Object]',
+  });
 });
 
 test('no room is known by every name that browsers have for it', async () => {

@@ -14,7 +14,7 @@ use super::{Event, RunError, Start};
 use crate::config::{StageName, UpdateConfig};
 use crate::peers::{Alone, Peers, agree};
 use crate::stages::Stage;
-use crate::store::{METRICS, Store, with_causes};
+use crate::store::{METRICS, Store, StoreError, with_causes};
 use crate::tensorboard;
 use crate::trainer::{Metrics, Trainer, check_state, read_header};
 
@@ -300,14 +300,7 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
                 let is_sound = skipped == 0 || !store.contains(&state);
                 let is_saved = leads && is_sound && can_be_kept(trainer.model());
                 let saved = if is_saved { store.write(&state, &trainer.save()) } else { Ok(()) };
-                return Err(match (error, saved) {
-                    (error, Ok(())) => error,
-                    (RunError::Failed { mut failure, own }, Err(cannot)) => {
-                        failure.reason += &format!("; and the state cannot be saved: {cannot}");
-                        RunError::Failed { failure, own }
-                    }
-                    (_, Err(cannot)) => cannot.into(),
-                });
+                return Err(if_not_saved(error, saved));
             }
         };
         let metrics = trainer.step().map_err(RunError::Sample)?;
@@ -350,11 +343,9 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
                     }
                     error => error,
                 });
+                let name = format!("{folder}/samples-{step:06}.png");
                 let grid = Image::grid(&samples?, columns);
-                let png = grid.to_png().map_err(|error| RunError::Picture(error.to_string()))?;
-                store.write(&format!("{folder}/samples-{step:06}.png"), &png)?;
-                let (size, now) = ([grid.width, grid.height], seconds_since_1970());
-                store.append(&events, &tensorboard::picture(step, now, "samples", &png, size))?;
+                store.append(&events, &keep_samples(&*store, &name, &grid, step)?)?;
             }
             if is_saved {
                 store.write(&state, &trainer.save())?;
@@ -368,6 +359,31 @@ pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
         }
     }
     Ok(ControlFlow::Continue(()))
+}
+
+/// An error that ends a run, with the reason why the state could not be saved then either.
+fn if_not_saved(error: RunError, saved: Result<(), StoreError>) -> RunError {
+    match (error, saved) {
+        (error, Ok(())) => error,
+        (RunError::Failed { mut failure, own }, Err(cannot)) => {
+            failure.reason += &format!("; and the state cannot be saved: {cannot}");
+            RunError::Failed { failure, own }
+        }
+        (_, Err(cannot)) => cannot.into(),
+    }
+}
+
+/// Writes a grid of samples; returns the event that shows it in TensorBoard.
+fn keep_samples(
+    store: &dyn Store,
+    name: &str,
+    grid: &Image,
+    step: u64,
+) -> Result<Vec<u8>, RunError> {
+    let png = grid.to_png().map_err(|error| RunError::Picture(error.to_string()))?;
+    store.write(name, &png)?;
+    let size = [grid.width, grid.height];
+    Ok(tensorboard::picture(step, seconds_since_1970(), "samples", &png, size))
 }
 
 impl Session {

@@ -16,7 +16,7 @@ use crate::discriminator::Discriminator;
 use crate::lpips::Lpips;
 use crate::optimizer::{Method, OptimizerConfig};
 use crate::rows::Rows;
-use crate::shares::visited;
+use crate::values::visited;
 
 /// The networks that the training of Stage A changes.
 #[derive(Module, Debug)]

@@ -21,7 +21,7 @@ use crate::family::{Family, PREPARATION, PipelineFolder};
 use crate::import::{complete, part_beside, recognise};
 use crate::json::reason;
 use crate::lora::is_lora;
-use crate::manifest::{Manifest, WebBundle};
+use crate::manifest::{CONTENTS, MANIFEST, Manifest, WebBundle};
 use crate::model_files::ModelFiles;
 use crate::part::{Part, Stage};
 use crate::text::TokenizerFiles;
@@ -42,12 +42,6 @@ const STAGE_B_FILE: &str = "model_v2_stage_b.pt";
 /// How the names of folders with variants of a part end, the preferred one first: the large and the small one as
 /// published, and the moving averages that trainings of diffusers keep beside the weights.
 const VARIANTS: [&str; 3] = ["", "_lite", "_ema"];
-
-/// The file that makes a folder a browser bundle.
-pub const MANIFEST: &str = "manifest.json";
-
-/// The other file that every browser bundle has, beside its shards.
-const CONTENTS: &str = "contents.json";
 
 /// Files of a model, from wherever its parts lie.
 #[derive(Default)]

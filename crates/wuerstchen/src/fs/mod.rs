@@ -16,7 +16,7 @@ mod write;
 
 pub use error::OpenError;
 pub use files::{file_name, has_extension, open, read, read_at_most, with_extension};
-pub use found::{Found, Layout, MANIFEST, PartOrigin};
+pub use found::{Found, Layout, PartOrigin};
 pub use hidden::is_hidden;
 pub use lora::{LORA_FILES, open_lora};
 pub use pytorch::{read_pytorch, read_pytorch_tensors};

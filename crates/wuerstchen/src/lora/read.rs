@@ -12,6 +12,7 @@ use crate::checkpoint::{Checkpoint, NamedTensor, ReadBytes, read_header};
 use crate::error::{Differences, LoadError};
 use crate::model_files::ModelFiles;
 use crate::part::Part;
+use crate::stored::matrix;
 
 /// The beginning of the names of embeddings of a user's own words, which `OneTrainer` puts beside a LoRA.
 const WORDS: &str = "bundle_emb.";
@@ -358,14 +359,6 @@ fn numbers(tensors: &Checkpoint, key: &str) -> Result<Vec<f32>, LoadError> {
     match tensors.integers(key) {
         Some(integers) => Ok(integers.into_iter().map(|value| value as f32).collect()),
         None => tensors.values(key),
-    }
-}
-
-/// Rows and columns of a linear layer or of a 1x1 convolution, which has two more axes of length 1.
-fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
-    match *shape {
-        [rows, columns] | [rows, columns, 1, 1] => Some([rows, columns]),
-        _ => None,
     }
 }
 

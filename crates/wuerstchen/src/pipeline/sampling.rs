@@ -19,7 +19,7 @@ pub type Noise<'a> = &'a mut dyn FnMut([usize; 4]) -> Tensor<4>;
 
 /// How one stage is sampled.
 pub struct Sampling<'a> {
-    /// The times to visit, falling from 1 to 0.
+    /// The times to visit, falling from at most 1 to 0.
     pub timesteps: &'a [f32],
     /// The guidance scale; a scale above 1 guides.
     pub guidance_scale: f64,

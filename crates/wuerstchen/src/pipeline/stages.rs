@@ -71,7 +71,7 @@ impl Pipeline {
     ///
     /// # Shapes
     ///
-    /// - x, output: `[B, 4, H, W]`
+    /// - x, output: `[B, latent_channels, H, W]`
     /// - `image_embedding`: `[B, effnet_embd, h, w]`
     ///
     /// # Panics
@@ -107,7 +107,7 @@ impl Pipeline {
     /// # Shapes
     ///
     /// - `image_embedding`: `[B, effnet_embd, h, w]`
-    /// - latents: `[B, 4, H, W]`, as [`Self::decode`] takes them
+    /// - latents: `[B, latent_channels, H, W]`, as [`Self::decode`] takes them
     ///
     /// # Panics
     ///
@@ -148,7 +148,7 @@ impl Pipeline {
     /// # Shapes
     ///
     /// - pixels: `[B, 3, H·downscale, W·downscale]` in `[0, 1]`
-    /// - output: `[B, 4, H, W]`
+    /// - output: `[B, latent_channels, H, W]`
     ///
     /// # Errors
     ///
@@ -162,7 +162,7 @@ impl Pipeline {
     ///
     /// # Shapes
     ///
-    /// - latents: `[B, 4, H, W]`, as Stage B makes them
+    /// - latents: `[B, latent_channels, H, W]`, as Stage B makes them
     /// - output: `[B, 3, H·downscale, W·downscale]`
     ///
     /// # Errors

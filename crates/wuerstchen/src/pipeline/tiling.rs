@@ -7,7 +7,7 @@ use wuerstchen_kernels::{Products, Tiling, choose_products, has_halves, runs_sha
 
 use super::Pipeline;
 use super::progress::Error;
-use crate::speed::{Clock, seconds_of};
+use super::seconds::{Clock, seconds_of};
 
 /// A device that takes longer for the first product of [`Pipeline::choose_products`] emulates a GPU on a CPU.
 const SLOW: f64 = 0.05;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::compressor::normalise_by;
 use crate::config::{ConfigError, between};
 use crate::image::Image;
-use crate::resize::{Filter, crop, resize_to_cover};
+use crate::resize::{Filter, crop, cubic, resize_to_cover};
 
 /// How pictures are prepared, with the published field names
 /// (`feature_extractor/preprocessor_config.json`).
@@ -248,18 +248,6 @@ fn bicubic_weights(input: usize, output: usize) -> Vec<Weights> {
         Weights { first: low, values: weights.iter().map(integer).collect() }
     };
     (0..output).map(one).collect()
-}
-
-/// Keys' cubic with a = −1/2.
-fn cubic(distance: f64) -> f64 {
-    let d = distance.abs();
-    if d < 1.0 {
-        (1.5 * d - 2.5) * d * d + 1.0
-    } else if d < 2.0 {
-        ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
-    } else {
-        0.0
-    }
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ async function makePicture(signal: AbortSignal): Promise<void> {
   picture.ariaLabel = prompt.value;
   const result = await engine.generate({ prompt: prompt.value, onProgress, signal });
   const [image] = result.images;
-  if (image instanceof ImageBitmap) show(image);
+  if (image) show(image);
   status.textContent = `Done with seed ${result.seed} on ${engine.device}.`;
 }
 
