@@ -13,8 +13,8 @@ use wuerstchen::fs::{file_name, read_text};
 use wuerstchen::text::emphasis::{MAX_WEIGHT, Passage, cut_passages};
 use wuerstchen::text::unknown_syntax;
 use wuerstchen::{
-    Defaults, Generated, Image, Mask, Pipeline, Prepared, Progress, PromptSyntax, Request,
-    Settings, SourcePictures,
+    Defaults, GenerateOptions, Generated, Image, Mask, Pipeline, Prepared, Progress, PromptSyntax,
+    Request, Settings, SourcePictures, TokenSampling,
 };
 
 use crate::lora::LoraArg;
@@ -117,6 +117,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         say!("no edges were found in the --control-image: the ControlNet sees an empty picture");
     }
     tell_of_guidance(&prepared.settings, prepared.settings.strength != Some(0.0));
+    tell_of_unused(&args.request.options, &prepared.settings);
     let batches = prepared.batches();
     let (mut generate_secs, mut made_settings) = (0.0, None);
     let (mut left, mut numbers) = (outputs.iter(), 0..);
@@ -301,6 +302,38 @@ pub(crate) fn tell_of_guidance(settings: &Settings, runs_prior: bool) {
     let largest = prior.max(settings.decoder_guidance_scale).max(end);
     if !settings.negative_prompt.is_empty() && largest <= 1.0 {
         say!("the --negative-prompt does nothing: no guidance scale is above 1");
+    }
+}
+
+/// Reports the options that do nothing beside the others.
+fn tell_of_unused(given: &GenerateOptions, settings: &Settings) {
+    let runs_prior = settings.strength != Some(0.0);
+    let tell = |reason: &str, options: &[(&str, bool)]| {
+        for (name, _) in options.iter().filter(|(_, is_given)| *is_given) {
+            say!("the {} does nothing: {reason}", as_option(name));
+        }
+    };
+    if !runs_prior {
+        let options = [
+            ("prior_steps", given.prior_steps.is_some()),
+            ("timesteps", given.timesteps.is_some()),
+            ("prior_guidance_scale", given.prior_guidance_scale.is_some()),
+            ("prior_shift", given.prior_shift.is_some()),
+        ];
+        tell("Stage C does not run at a strength of 0", &options);
+    }
+    let prior = if runs_prior { settings.prior_guidance_scale } else { 0.0 };
+    if prior.max(settings.decoder_guidance_scale) <= 1.0 {
+        let is_given = given.guidance_rescale.is_some_and(|share| share > 0.0);
+        tell("no guidance scale is above 1", &[("guidance_rescale", is_given)]);
+    }
+    let sampling = settings.tokens.map(|tokens| tokens.token_sampling);
+    if sampling == Some(TokenSampling::Argmax) {
+        let options = [
+            ("temperature", given.temperature.is_some()),
+            ("temperature_end", given.temperature_end.is_some()),
+        ];
+        tell("argmax takes the likeliest tokens at any temperature", &options);
     }
 }
 

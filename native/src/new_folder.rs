@@ -1,7 +1,7 @@
 //! Folders that a command fills: what it has written is removed if it does not reach its end.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,6 +15,8 @@ static BEGUN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 /// A folder that is being filled.
 pub(crate) struct NewFolder {
     path: PathBuf,
+    /// Keeps other programs from filling the folder, where folders can be locked (not on Windows).
+    _lock: Option<File>,
 }
 
 impl NewFolder {
@@ -32,8 +34,19 @@ impl NewFolder {
         ctrlc::set_handler(on_signal).context("cannot listen to Ctrl-C")?;
         let is_new = !path.exists();
         fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let lock = Self::lock(path)?;
         begun().extend(is_new.then(|| path.to_owned()));
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    fn lock(path: &Path) -> Result<Option<File>> {
+        let folder = File::open(path).ok();
+        match folder.as_ref().map(File::try_lock) {
+            Some(Err(TryLockError::WouldBlock)) => {
+                bail!("{}: another program is filling this folder", path.display())
+            }
+            _ => Ok(folder),
+        }
     }
 
     /// The path of the folder.
@@ -127,6 +140,8 @@ mod tests {
         let write = |folder: &NewFolder| fs::write(folder.file("a"), "a").unwrap();
         let folder = NewFolder::begin(&path).unwrap();
         write(&folder);
+        #[cfg(unix)]
+        assert!(NewFolder::lock(&path).is_err());
         // A file that was being written.
         let part = path.join(format!("b.{}.part", std::process::id()));
         fs::write(&part, "b").unwrap();
@@ -134,12 +149,12 @@ mod tests {
         assert!(!path.exists());
         // A folder that was there stays.
         fs::create_dir(&path).unwrap();
-        let folder = NewFolder { path: path.clone() };
+        let folder = NewFolder { path: path.clone(), _lock: None };
         write(&folder);
         fs::write(&part, "b").unwrap();
         drop(folder);
         assert!(path.read_dir().unwrap().next().is_none());
-        let folder = NewFolder { path: path.clone() };
+        let folder = NewFolder { path: path.clone(), _lock: None };
         write(&folder);
         folder.keep();
         assert!(check_new(&path).is_err());

@@ -626,8 +626,8 @@ fn describe(recipe: &Recipe, corpus: &Corpus, output: &Path) -> Result<()> {
     for (name, updates) in ["a", "b", "c"].into_iter().zip(updates) {
         let UpdateConfig { steps, batch_size, .. } = updates;
         let samples = steps.saturating_mul(*batch_size as u64);
-        let (steps, samples) = (counted(*steps, "step"), counted(samples, "sample"));
-        lines.push(format!("stage {name}: {steps} of {batch_size} = {samples}"));
+        let (updates, samples) = (counted(*steps, "update"), counted(samples, "sample"));
+        lines.push(format!("stage {name}: {updates} of {batch_size} = {samples}"));
     }
     crate::print(&lines.join("\n"))
 }

@@ -174,6 +174,27 @@ fn rows_do_not_change_the_picture() {
     assert!(difference(&folder.pixels("whole.png"), &folder.pixels("strips.png")) <= 1);
 }
 
+/// Options that others make useless are told, and only those.
+#[test]
+fn options_without_effect_are_told() {
+    let folder = Folder::new("unused");
+    let start = folder.path("start.png");
+    folder.generate("start.png", &[PROMPT]);
+    let output = folder.path("out.png");
+    let told = |more: &[&str]| {
+        let generate = ["generate", PROMPT, "-m", &shapes(), "--device", "cpu", "-o", &output];
+        let output = wuerstchen(&[&generate[..], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let options = ["--prior-steps", "3", "--guidance-rescale", "0.5"];
+    let unused = told(&[&options[..], &["--image", &start, "--strength", "0"]].concat());
+    for option in ["prior-steps", "guidance-rescale"] {
+        assert!(unused.contains(&format!("the --{option} does nothing")), "{unused}");
+    }
+    assert!(!told(&options).contains("does nothing"));
+}
+
 /// A picture as in the corpus is reconstructed, better through Stage A alone than through all stages.
 #[test]
 fn reconstructs_a_picture() {

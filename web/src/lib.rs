@@ -3,7 +3,10 @@
 //! Failures are thrown as a JavaScript `Error`. Its `code` tells the kind of failure. Its `field` names the option that
 //! cannot be run, if an option is the cause.
 
+mod error;
+mod generated;
 mod pixels;
+mod request;
 mod stored;
 
 #[cfg(all(feature = "webgpu", not(feature = "cpu")))]
@@ -13,7 +16,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use burn::tensor::{Device, TensorData};
-use js_sys::{Float32Array, Function, Promise, Reflect, Uint32Array};
+use js_sys::{Function, Promise};
 use serde_json::{Value, json};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
@@ -22,11 +25,13 @@ use wuerstchen::kernels::{LAUNCHES_OF_A_SUBMIT, Products, Tiling, choose_product
 use wuerstchen::manifest::Unpacking;
 use wuerstchen::speed::reach;
 use wuerstchen::{
-    Checkpoint, Error, Generated as Made, Image, LoadError, Lora, LoraError, LoraFile, Manifest,
-    ModelFiles, OnStep, Part, Pipeline, PipelineLoader, Prepared, Progress, Provenance, ReadBytes,
-    Residency, Stage, Unread, WebBundle,
+    Checkpoint, Error, LoadError, Lora, LoraFile, Manifest, ModelFiles, OnStep, Part, Pipeline,
+    PipelineLoader, Progress, ReadBytes, Residency, Stage, Unread, WebBundle,
 };
 
+use crate::error::{error, generate_error, load_error, lora_error};
+use crate::generated::{Generated, Picture, shape_of, values_of};
+use crate::request::Request;
 use crate::stored::Stored;
 
 #[cfg(all(feature = "cpu", feature = "webgpu", target_family = "wasm"))]
@@ -374,246 +379,4 @@ async fn call(on_step: &Function, progress: &Progress<'_>) -> Result<JsValue, Js
     );
     let promise: Promise = on_step.apply(&JsValue::UNDEFINED, &arguments)?.into();
     JsFuture::from(promise).await
-}
-
-/// What a caller asks for.
-#[wasm_bindgen]
-pub struct Request(wuerstchen::Request);
-
-#[wasm_bindgen]
-impl Request {
-    /// The prompts and the options; the pictures are added one by one.
-    #[wasm_bindgen(constructor)]
-    pub fn new(json: &str) -> Result<Self, JsValue> {
-        let request = serde_json::from_str(json);
-        request.map(Self).map_err(|reason| error("invalid-argument", &reason.to_string()))
-    }
-
-    /// The picture to start from. `rgba` has four bytes a pixel, as `ImageData` has them; transparent pixels are put on
-    /// white.
-    #[wasm_bindgen(js_name = setImage)]
-    pub fn set_image(&mut self, width: usize, rgba: &[u8]) {
-        self.0.pictures.image = Some(pixels::image(width, rgba));
-    }
-
-    /// The parts of that picture to paint anew: white is painted; black and transparent parts stay.
-    #[wasm_bindgen(js_name = setMask)]
-    pub fn set_mask(&mut self, width: usize, rgba: &[u8]) {
-        self.0.pictures.mask = Some(pixels::mask(width, rgba));
-    }
-
-    /// The picture at which the frames end.
-    #[wasm_bindgen(js_name = setImageTo)]
-    pub fn set_image_to(&mut self, width: usize, rgba: &[u8]) {
-        self.0.pictures.image_to = Some(pixels::image(width, rgba));
-    }
-
-    /// A picture as a prompt.
-    #[wasm_bindgen(js_name = addPicturePrompt)]
-    pub fn add_picture_prompt(&mut self, width: usize, rgba: &[u8]) {
-        self.0.pictures.picture_prompts.push(pixels::image(width, rgba));
-    }
-
-    /// The picture that a ControlNet makes the result follow.
-    #[wasm_bindgen(js_name = setControlImage)]
-    pub fn set_control_image(&mut self, width: usize, rgba: &[u8]) {
-        self.0.pictures.control_image = Some(pixels::image(width, rgba));
-    }
-
-    /// The part of that picture to paint anew, as [`Self::set_mask`] takes it.
-    #[wasm_bindgen(js_name = setControlMask)]
-    pub fn set_control_mask(&mut self, width: usize, rgba: &[u8]) {
-        self.0.pictures.control_mask = Some(pixels::mask(width, rgba));
-    }
-}
-
-/// What a generation made.
-#[wasm_bindgen]
-pub struct Generated {
-    prepared: Prepared,
-    model: String,
-    loras: Vec<String>,
-    unread: Unread,
-    /// One for each batch of the request.
-    made: Vec<Made>,
-}
-
-#[wasm_bindgen]
-impl Generated {
-    /// Number of pictures.
-    #[wasm_bindgen(getter)]
-    pub fn count(&self) -> usize {
-        self.pictures().count()
-    }
-
-    /// A picture, `undefined` past the last.
-    pub fn picture(&self, index: usize) -> Option<Picture> {
-        let (image, place) = self.pictures().nth(index)?;
-        let made = &self.made[place[0]];
-        let mut provenance = self.prepared.provenance(&made.settings, &self.model, place);
-        self.add_loras(&mut provenance.settings);
-        Some(Picture { image: image.clone(), provenance: Some(provenance) })
-    }
-
-    /// All pictures, with the number of the batch and their number in it.
-    fn pictures(&self) -> impl Iterator<Item = (&Image, [usize; 2])> {
-        self.made.iter().enumerate().flat_map(|(batch, made)| {
-            made.images.iter().enumerate().map(move |(i, image)| (image, [batch, i]))
-        })
-    }
-
-    fn add_loras(&self, settings: &mut Value) {
-        if !self.loras.is_empty() {
-            settings["loras"] = self.loras.clone().into();
-        }
-    }
-
-    /// JSON of the parts of the prompts that have no influence: `unknownWords`, and `cutOff` where a prompt is too
-    /// long.
-    #[wasm_bindgen(getter)]
-    pub fn unread(&self) -> String {
-        serde_json::to_string(&self.unread).expect("words are JSON")
-    }
-
-    /// JSON of the options with every gap filled.
-    #[wasm_bindgen(getter)]
-    pub fn settings(&self) -> String {
-        let mut settings = self.prepared.describe(&self.made[0].settings, None);
-        self.add_loras(&mut settings);
-        settings.to_string()
-    }
-
-    /// `[B, C, h, w]`, all frames together.
-    #[wasm_bindgen(getter, js_name = imageEmbeddingShape)]
-    pub fn image_embedding_shape(&self) -> Uint32Array {
-        shape_of(self.made.iter().map(|made| &made.image_embeddings))
-    }
-
-    /// Stage C's result.
-    #[wasm_bindgen(getter, js_name = imageEmbedding)]
-    pub fn image_embedding(&self) -> Float32Array {
-        values_of(self.made.iter().map(|made| &made.image_embeddings))
-    }
-
-    /// `[B, C, h, w]`, all frames together.
-    #[wasm_bindgen(getter, js_name = latentsShape)]
-    pub fn latents_shape(&self) -> Uint32Array {
-        shape_of(self.made.iter().map(|made| &made.latents))
-    }
-
-    /// Stage B's result.
-    #[wasm_bindgen(getter)]
-    pub fn latents(&self) -> Float32Array {
-        values_of(self.made.iter().map(|made| &made.latents))
-    }
-}
-
-/// The shape of batches that are put one after the other.
-fn shape_of<'a>(mut batches: impl Iterator<Item = &'a TensorData>) -> Uint32Array {
-    let mut shape: Vec<u32> = Vec::new();
-    if let Some(first) = batches.next() {
-        shape.extend(first.shape().iter().map(|&side| side as u32));
-        shape[0] += batches.map(|batch| batch.shape()[0] as u32).sum::<u32>();
-    }
-    Uint32Array::from(&shape[..])
-}
-
-fn values_of<'a>(batches: impl Iterator<Item = &'a TensorData>) -> Float32Array {
-    let values = batches.map(|data| data.as_slice::<f32>().expect("the pipeline reports f32"));
-    Float32Array::from(&values.collect::<Vec<_>>().concat()[..])
-}
-
-/// A picture.
-#[wasm_bindgen]
-pub struct Picture {
-    image: Image,
-    provenance: Option<Provenance>,
-}
-
-#[wasm_bindgen]
-impl Picture {
-    /// Pixels.
-    #[wasm_bindgen(getter)]
-    pub fn width(&self) -> usize {
-        self.image.width
-    }
-
-    /// Pixels.
-    #[wasm_bindgen(getter)]
-    pub fn height(&self) -> usize {
-        self.image.height
-    }
-
-    /// Four bytes a pixel, opaque, as `ImageData` has them.
-    pub fn rgba(&self) -> Vec<u8> {
-        self.image.rgb.chunks(3).flat_map(|pixel| [pixel[0], pixel[1], pixel[2], u8::MAX]).collect()
-    }
-
-    /// A PNG file whose text chunks carry the prompt and the settings.
-    pub fn png(&self) -> Result<Vec<u8>, JsValue> {
-        let png = match &self.provenance {
-            Some(provenance) => provenance.to_png(&self.image),
-            None => self.image.to_png(),
-        };
-        png.map_err(|reason| error("internal", &reason.to_string()))
-    }
-}
-
-fn load_error(reason: LoadError) -> JsValue {
-    error("integrity", &reason.to_string())
-}
-
-fn lora_error(reason: LoraError) -> JsValue {
-    error("integrity", &reason.to_string())
-}
-
-fn generate_error(reason: Error) -> JsValue {
-    let code = match reason {
-        Error::Options(_) | Error::Tokenizer(_) | Error::NotFinite { .. } => "invalid-argument",
-        Error::Device(_) => "device-lost",
-        Error::Cancelled => "cancelled",
-        Error::Load(_) => "integrity",
-    };
-    let Error::Options(reason) = &reason else { return error(code, &reason.to_string()) };
-    let thrown = error(code, &as_written(&reason.to_string()));
-    // A fresh object takes any property.
-    let _ = Reflect::set(&thrown, &"field".into(), &camel_case(reason.field()).into());
-    thrown
-}
-
-/// An `Error` with a `code`.
-fn error(code: &str, message: &str) -> JsValue {
-    let error = js_sys::Error::new(message);
-    // A fresh object takes any property.
-    let _ = Reflect::set(&error, &"code".into(), &code.into());
-    error.into()
-}
-
-/// A message with the names of options as JavaScript writes them.
-fn as_written(message: &str) -> String {
-    let name = |word: &str| if word.contains('_') { camel_case(word) } else { word.to_owned() };
-    message.split(' ').map(name).collect::<Vec<_>>().join(" ")
-}
-
-/// The name that JavaScript has for an option: `priorSteps` for `prior_steps`.
-fn camel_case(name: &str) -> String {
-    let mut words = name.split('_');
-    let first = words.next().unwrap_or_default().to_owned();
-    words.fold(first, |name, word| {
-        let (initial, rest) = word.split_at(word.len().min(1));
-        name + &initial.to_ascii_uppercase() + rest
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_have_the_names_of_json() {
-        let [one, many] = ["width", "decoder_guidance_scale"].map(camel_case);
-        assert_eq!((&*one, &*many), ("width", "decoderGuidanceScale"));
-        let message = as_written("image_to needs an image to start from, which is missing");
-        assert_eq!(message, "imageTo needs an image to start from, which is missing");
-    }
 }

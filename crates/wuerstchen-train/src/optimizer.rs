@@ -63,17 +63,17 @@ pub struct OptimizerConfig {
     pub beta2: f64,
     /// Added to the root of AdamW's second moment.
     pub epsilon: f64,
-    /// Every step takes this share, times the learning rate, of every weight away.
+    /// Every update takes this share, times the learning rate, of every weight away.
     pub weight_decay: f64,
-    /// Steps over which the learning rate rises from 0.
+    /// Updates over which the learning rate rises from 0.
     pub warmup_steps: u64,
-    /// Share of the steps, at the end, over which the learning rate falls to 0 along a cosine, `[0, 1]`; 0 keeps it
+    /// Share of the updates, at the end, over which the learning rate falls to 0 along a cosine, `[0, 1]`; 0 keeps it
     /// constant.
     pub cooldown: f64,
     /// Largest global L2 norm of the gradients.
     pub max_grad_norm: f64,
-    /// A step is skipped if the global L2 norm of its gradients, before clipping, is above this. If left out, only
-    /// steps whose gradients are not finite are skipped.
+    /// An update is skipped if the global L2 norm of its gradients, before clipping, is above this. If left out, only
+    /// updates whose gradients are not finite are skipped.
     ///
     /// After clipping, a batch that is far from all others still counts as much as they do, and Adam makes it count
     /// more where gradients have been small: one such batch can spoil a run.
@@ -81,9 +81,9 @@ pub struct OptimizerConfig {
     pub skip_grad_norm: Option<f64>,
     /// Decay of the moving average of the weights at every update.
     pub ema_beta: f64,
-    /// Steps between updates of the moving average.
+    /// Updates between two steps of the moving average.
     pub ema_every: u64,
-    /// Steps before which the moving average is a copy of the weights.
+    /// Updates before which the moving average is a copy of the weights.
     pub ema_start: u64,
 }
 

@@ -28,6 +28,9 @@ const DOWN_OF_DIFFUSERS: &str = ".lora.down.weight";
 /// What peft stores for the layers of `modules_to_save`, and what a model consists of.
 const WHOLE_LAYERS: &str = "whole layers";
 
+/// Most faults in a summary.
+const SHOWN_FAULTS: usize = 4;
+
 /// The file of a LoRA, and the configs that tell how strong it is.
 pub struct LoraFile {
     tensors: Checkpoint,
@@ -56,14 +59,17 @@ impl LoraFile {
     pub fn summary(&self) -> Result<Vec<String>, LoraError> {
         let tensors = &self.tensors;
         let name = tensors.part();
-        let (mut stored, mut downs) = (BTreeMap::new(), Vec::new());
+        let (mut stored, mut downs, mut ups) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
         for key in tensors.names() {
             match plain_layer_of(key) {
                 Some((layer, Role::Alpha)) => {
                     stored.insert(layer, numbers(tensors, key)?);
                 }
                 Some((layer, Role::Down)) => downs.push((key, layer)),
-                Some((_, Role::Up)) | None => {}
+                Some((layer, Role::Up)) => {
+                    ups.insert(layer, key);
+                }
+                None => {}
             }
         }
         if downs.is_empty() {
@@ -98,7 +104,33 @@ impl LoraFile {
         let lora = format!("a LoRA of {layers}, {strengths}");
         let unused = scaling.unused_patterns(&names);
         let left_out = scaling.left_out.into_iter().chain(unused);
-        Ok([lora].into_iter().chain(left_out).chain(self.alpha_of_kohya(has_unknown)).collect())
+        let faults = self.faults(&downs, ups);
+        let notes = left_out.chain(self.alpha_of_kohya(has_unknown)).chain(faults);
+        Ok([lora].into_iter().chain(notes).collect())
+    }
+
+    /// Why no model can take the LoRA: matrices without the other of their pair, and pairs of different ranks.
+    fn faults(&self, downs: &[(&str, &str)], mut ups: BTreeMap<&str, &str>) -> Option<String> {
+        let tensors = &self.tensors;
+        let mut faults = Vec::new();
+        for &(down, layer) in downs {
+            let Some(up) = ups.remove(layer) else {
+                faults.push(format!("{down} is alone"));
+                continue;
+            };
+            let [of_down, of_up] = [(down, 0), (up, 1)].map(|(key, axis)| tensors.side(key, axis));
+            if of_down != of_up || of_down == Some(0) {
+                let [of_down, of_up] = [of_down, of_up].map(Option::unwrap_or_default);
+                faults.push(format!("{down} has the rank {of_down}, {up} the rank {of_up}"));
+            }
+        }
+        faults.extend(ups.into_values().map(|up| format!("{up} is alone")));
+        let more = faults.len().saturating_sub(SHOWN_FAULTS);
+        faults.truncate(SHOWN_FAULTS);
+        if more > 0 {
+            faults.push(format!("and {more} more"));
+        }
+        (!faults.is_empty()).then(|| format!("it fits no model: {}", faults.join("; ")))
     }
 
     /// A sentence on kohya's alpha in the header, if some layers have no alpha beside their matrices.
@@ -549,6 +581,29 @@ pub(super) mod tests {
         assert_eq!(of_kohya(patterns), (vec![], vec![]));
         let refused = "style: adapter_config.json: use_dora must be false, found true";
         assert_eq!(summary(r#"{"use_dora": true}"#), Err(refused.to_owned()));
+    }
+
+    #[test]
+    fn a_file_tells_that_it_fits_no_model() {
+        let faults = |shapes: &[(&str, [usize; 2])]| {
+            let tensor = |&(name, shape): &(&str, [usize; 2])| {
+                NamedTensor::new(name, &shape, vec![1.0; shape.iter().product()])
+            };
+            let file = LoraFile::from(Checkpoint::from_tensors("style", shapes.iter().map(tensor)));
+            file.summary().unwrap().split_off(1)
+        };
+        let (down, up) = ("prior.a.lora_A.weight", "prior.a.lora_B.weight");
+        assert!(faults(&[(down, [1, 3]), (up, [2, 1])]).is_empty());
+        let alone = format!("it fits no model: {down} is alone");
+        assert_eq!(faults(&[(down, [1, 3])]), [alone]);
+        for (of_down, of_up) in [(2, 1), (0, 0)] {
+            let expected =
+                format!("it fits no model: {down} has the rank {of_down}, {up} the rank {of_up}");
+            assert_eq!(faults(&[(down, [of_down, 3]), (up, [2, of_up])]), [expected]);
+        }
+        let (other, others) = ("b.lora_up.weight", (down, [1, 3]));
+        let expected = format!("it fits no model: {down} is alone; {other} is alone");
+        assert_eq!(faults(&[others, (other, [2, 1])]), [expected]);
     }
 
     proptest! {

@@ -19,6 +19,7 @@ const FILE: &str = "adapter_config.json";
 
 /// The fields of peft's config that change what the weights mean.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(expecting = "an object with the fields of peft's config")]
 struct AdapterConfig {
     peft_type: Option<String>,
     /// Some programs write whole numbers as `4.0`.
