@@ -101,8 +101,9 @@ for size in 2 3; do
     same "$scratch/six" "$scratch/six-$size"
 done
 
-step "a Stage B over tokens, scenes drawn afresh"
-tokens=(-c "$root/configs/shapes-v1.toml" --device cpu $(sizes 2 8 4) --set b.cached_scenes=0)
+step "a Stage B over tokens, dropout, scenes drawn afresh"
+tokens=(-c "$root/configs/shapes-v1.toml" --device cpu $(sizes 2 8 4) --set b.cached_scenes=0
+    --set model.decoder.dropout=0.2 --set model.prior.dropout=0.2)
 "$alone" train all "${tokens[@]}" -o "$scratch/tokens" 2>"$scratch/log"
 "${launch[@]}" -n 2 "$program" train all "${tokens[@]}" -o "$scratch/tokens-2" 2>"$scratch/log"
 same "$scratch/tokens" "$scratch/tokens-2"

@@ -284,6 +284,8 @@ fn stage_a_learns_with_a_frozen_encoder() {
     assert!(!refused.status.success() && error.contains("vqgan"), "{error}");
     let output = train_on(&pictures, &run, &["a", "--max-seconds", &u64::MAX.to_string()]);
     assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = train_on(&pictures, &run, &["b"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
     let weights = || {
         let path = run.join("model/wuerstchen/vqgan/diffusion_pytorch_model.safetensors");
         let file = Checkpoint::parse("vqgan", Arc::new(fs::read(path).unwrap())).unwrap();
@@ -294,8 +296,10 @@ fn stage_a_learns_with_a_frozen_encoder() {
     let codes = [&frozen[..], &["--set", "a.codebook.decay=0.5"]].concat();
     let error = text(&train_on(&pictures, &run, &codes).stderr);
     assert!(error.contains("codebook must be left out with freeze_encoder"), "{error}");
-    let output = train_on(&pictures, &run, &frozen);
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    // The moving average of a frozen weight is not rounded anew in every update, so that Stage B still fits.
+    let output = train_on(&pictures, &run, &[&frozen[..], &["--set", "a.steps=12"]].concat());
+    let told = text(&output.stderr);
+    assert!(output.status.success() && !told.contains("was trained with other weights"), "{told}");
     assert!(run.join("a-frozen/state.safetensors").is_file());
     for (name, values) in weights() {
         let learns = name.starts_with("up_blocks.") || name.starts_with("out_block.");

@@ -9,11 +9,14 @@ type Imports = BTreeMap<String, BTreeSet<String>>;
 
 #[test]
 fn files_import_each_other_in_one_direction() {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+    let crates: Vec<_> = fs::read_dir(crates).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(crates.len() > 3, "{crates:?}");
     // In `wuerstchen-kernels` an operation and its kernels import each other.
-    for name in ["wuerstchen", "wuerstchen-train", "wuerstchen-verify", "wuerstchen-mpi"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates").join(name).join("src");
+    for folder in crates.iter().filter(|folder| !folder.ends_with("wuerstchen-kernels")) {
+        let name = folder.display();
         let mut imports = Imports::new();
-        add_folder(&folder, None, &mut imports);
+        add_folder(&folder.join("src"), None, &mut imports);
         let count: usize = imports.values().map(BTreeSet::len).sum();
         assert!(count > 0, "{name} has no imports");
         assert_eq!(circle(&imports), None, "files of {name} import each other in a circle");

@@ -1,5 +1,7 @@
 //! AdamW, Muon or Adafactor, global gradient clipping and the exponential moving average of the weights.
 
+use std::collections::HashSet;
+
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -200,6 +202,8 @@ pub struct Optimizer {
     pub second: Values,
     /// Moving average of the weights; empty if it would always be the weights themselves.
     pub ema: Values,
+    /// The parameters that the last update changed.
+    changed: HashSet<ParamId>,
 }
 
 /// What one step did.
@@ -218,12 +222,14 @@ impl Optimizer {
         // Reading the values draws weights that are initialised lazily, before a clone would draw others.
         let weights = values(module);
         let ema = if config.keeps_average() { weights } else { Values::new() };
-        Self { config, first: Values::new(), second: Values::new(), ema }
+        let (first, second) = (Values::new(), Values::new());
+        Self { config, first, second, ema, changed: HashSet::new() }
     }
 
     /// Starts with moments of zero, and keeps no moving average.
     pub(crate) fn without_average(config: OptimizerConfig) -> Self {
-        Self { config, first: Values::new(), second: Values::new(), ema: Values::new() }
+        let [first, second, ema] = std::array::from_fn(|_| Values::new());
+        Self { config, first, second, ema, changed: HashSet::new() }
     }
 
     /// Updates the weights, but not their moving average, with the gradients of a loss (see
@@ -252,6 +258,7 @@ impl Optimizer {
         if !grad_norm.is_finite() || is_outlier {
             return (module, StepReport { grad_norm, applied: false });
         }
+        self.changed = gradients.keys().copied().collect();
         // `clip_grad_norm_` of PyTorch.
         let clip = (self.config.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
         let orthogonal = match self.config.method {
@@ -289,7 +296,11 @@ impl Optimizer {
         let beta = if step < self.config.ema_start { 0.0 } else { self.config.ema_beta };
         for (id, value) in values(module) {
             let average = match self.ema.remove(&id) {
-                Some(average) if beta > 0.0 => weighted_sum(average, beta, value, 1.0 - beta),
+                Some(average) if beta > 0.0 && self.changed.contains(&id) => {
+                    weighted_sum(average, beta, value, 1.0 - beta)
+                }
+                // The average of a value that stays must stay, too: the sum above would round it.
+                Some(average) if beta > 0.0 => average.clone() + (value - average) * (1.0 - beta),
                 _ => value,
             };
             self.ema.insert(id, average);

@@ -7,7 +7,6 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use crate::config::TrainConfig;
 use crate::store::{METRICS, Store, StoreError};
 
 /// Most points of a curve; each is the mean of an equal number of steps.
@@ -76,14 +75,34 @@ fn yes() -> bool {
     true
 }
 
-/// The page of a run. `stages` has each stage's folder, its title, and the number of pictures in an update.
-pub(crate) fn report(
-    config: &TrainConfig,
+/// The name of the page among a run's files.
+const REPORT: &str = "report.html";
+
+/// What the page says of a run besides its files.
+pub(crate) struct About<'a> {
+    pub(crate) name: &'a str,
+    /// The machine's power while it trains.
+    pub(crate) watts: Option<f64>,
+    /// The config as TOML.
+    pub(crate) config: &'a str,
+}
+
+/// Writes the page of a run. `stages` has each stage's folder, its title, and the number of pictures in an update.
+pub(crate) fn write_report(
+    about: &About<'_>,
+    stages: &[(&str, &str, usize)],
+    store: &dyn Store,
+) -> Result<(), StoreError> {
+    store.write(REPORT, report(about, stages, store)?.as_bytes())
+}
+
+fn report(
+    about: &About<'_>,
     stages: &[(&str, &str, usize)],
     store: &dyn Store,
 ) -> Result<String, StoreError> {
     let mut page = String::new();
-    let name = escaped(&config.name);
+    let name = escaped(about.name);
     let _ = write!(
         page,
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
@@ -99,7 +118,7 @@ pub(crate) fn report(
             continue;
         }
         let _ = writeln!(page, "<h2>{title}</h2>");
-        page.push_str(&summary(&lines, *batch_size, config.watts));
+        page.push_str(&summary(&lines, *batch_size, about.watts));
         for (what, value) in [
             ("loss", (|line| line.loss.unwrap_or(f64::NAN)) as fn(&Line) -> f64),
             ("norm of the gradients", |line| line.grad_norm.unwrap_or(f64::NAN)),
@@ -117,8 +136,8 @@ pub(crate) fn report(
         }
         page.push_str(&grids(folder, &lines, store)?);
     }
-    let toml = config.to_toml()?;
-    let _ = write!(page, "<h2>Config</h2>\n<pre>{}</pre>\n</html>\n", escaped(&toml));
+    let config = escaped(about.config);
+    let _ = write!(page, "<h2>Config</h2>\n<pre>{config}</pre>\n</html>\n");
     Ok(page)
 }
 
@@ -219,9 +238,7 @@ mod tests {
 
     #[test]
     fn a_report_shows_curves_grids_and_what_it_took() {
-        let config = include_str!("../../../configs/smoke.toml").replacen("smoke", "a<b", 1);
-        let mut config = TrainConfig::from_toml(&config).unwrap();
-        config.watts = Some(1800.0);
+        let about = About { name: "a<b", watts: Some(1800.0), config: "name = \"a<b\"" };
         let store = Memory::default();
         for step in 1..=1000 {
             let (loss, applied) = (1.0 / f64::from(step), step != 7);
@@ -235,7 +252,7 @@ mod tests {
         for step in [100, 200, 1000] {
             store.write(&format!("a/samples-{step:06}.png"), b"picture").unwrap();
         }
-        let page = report(&config, &[("a", "Stage A", 4), ("b", "Stage B", 4)], &store).unwrap();
+        let page = report(&about, &[("a", "Stage A", 4), ("b", "Stage B", 4)], &store).unwrap();
         assert!(page.contains("<h1>The run a&lt;b</h1>") && page.contains("<h2>Stage A</h2>"));
         assert!(!page.contains("Stage B"), "it has not been trained");
         for row in [
@@ -253,5 +270,6 @@ mod tests {
         assert!(page.contains("perplexity of the codes") && !page.contains("LPIPS"));
         assert_eq!(page.matches("base64,cGljdHVyZQ==").count(), 3);
         assert!(page.contains("samples after step 1000"));
+        assert!(page.contains("<pre>name = \"a&lt;b\"</pre>"));
     }
 }

@@ -22,14 +22,11 @@ use crate::lesson::Lesson;
 use crate::peers::Peers;
 use crate::precision::Precision;
 use crate::recipe::{Recipe, Weights, trained};
-use crate::report::report;
+use crate::report::{About, write_report};
 use crate::stages::Stage;
 use crate::store::Store;
-use crate::tensor_cache::{TensorCache, digest, digest_of_weights};
+use crate::tensor_cache::{TensorCache, digest, digest_of_taken, digest_of_weights};
 use crate::trainer::{Metrics, Trainer, read_header};
-
-/// The page that shows how the run went.
-const REPORT: &str = "report.html";
 
 /// The folders of the stages, with their states. States of a stage that is frozen in part have other tensors, and a
 /// folder of their own.
@@ -354,7 +351,7 @@ impl Run {
                 continue;
             };
             let Ok(header) = read_header(&name, &*state) else { continue };
-            if header.has_other_parts(self.frozen(stage)?.as_deref()) {
+            if header.has_other_parts(&self.frozen(stage)?) {
                 outdated.push((stage, Some(store.describe(&name))));
             }
         }
@@ -522,15 +519,17 @@ impl Run {
         updates(self, job, trainer, sample, save)
     }
 
-    /// A hash of the weights of the parts that a stage takes from those before it; `None` where it takes none.
-    fn frozen(&self, stage: StageName) -> Result<Option<String>, RunError> {
-        let (weights, mut hashes) = (self.read_weights()?, Vec::new());
-        for part in self.recipe.parts_before(stage) {
-            if let Some(weights) = weights.get(part) {
-                hashes.push(digest_of_weights("", weights)?);
+    /// A hash of the weights that a stage takes from those before it, and what older versions had for it, which also
+    /// counted Stage A's decoder; nothing where it takes none.
+    fn frozen(&self, stage: StageName) -> Result<Vec<String>, RunError> {
+        let (weights, mut own, mut older) = (self.read_weights()?, Vec::new(), Vec::new());
+        for &part in self.recipe.parts_before(stage) {
+            if let Some(weights) = weights.get(&part) {
+                own.push(digest_of_taken("", part, weights)?);
+                older.push(digest_of_weights("", weights)?);
             }
         }
-        Ok((!hashes.is_empty()).then(|| digest(&hashes)))
+        Ok(if own.is_empty() { Vec::new() } else { vec![digest(&own), digest(&older)] })
     }
 
     fn tell(&mut self, event: &Event<'_>) {
@@ -627,9 +626,8 @@ impl Run {
         let stages = titles.map(|(name, folder, title)| {
             (folder, title, self.recipe.config.updates(name).batch_size)
         });
-        Ok(self
-            .session
-            .store
-            .write(REPORT, report(config, &stages, &*self.session.store)?.as_bytes())?)
+        let toml = config.to_toml()?;
+        let about = About { name: &config.name, watts: config.watts, config: &toml };
+        Ok(write_report(&about, &stages, &*self.session.store)?)
     }
 }

@@ -57,6 +57,11 @@ pub trait Stage: Send + Sync + 'static {
     /// The mean loss of the samples `range` of a batch, which are among those that it was made for.
     fn loss(&self, model: &Self::Model, batch: &Self::Batch, range: Range<usize>) -> Loss;
 
+    /// Whether the loss draws random numbers from the device's own generator, as dropout does.
+    fn has_dropout(&self) -> bool {
+        false
+    }
+
     /// Further metrics of the update number `step`, from 0: names and values. `_told` are the numbers that its shares
     /// reported ([`Told`]), averaged.
     fn measures(&self, _told: &[f32], _step: u64) -> Vec<(&'static str, f64)> {

@@ -143,9 +143,28 @@ pub(crate) fn digest_of(model: &ModelFiles, part: Part) -> Result<String, LoadEr
 
 /// A hash of a config and of weights.
 pub(crate) fn digest_of_weights(config: &str, weights: &Checkpoint) -> Result<String, LoadError> {
+    digest_of_tensors(config, weights, |_| true)
+}
+
+/// A hash of a config and of those weights of a part that other stages learn from: all but Stage A's decoder.
+pub(crate) fn digest_of_taken(
+    config: &str,
+    part: Part,
+    weights: &Checkpoint,
+) -> Result<String, LoadError> {
+    let is_of_decoder =
+        |name: &str| name.starts_with("up_blocks.") || name.starts_with("out_block.");
+    digest_of_tensors(config, weights, |name| part != Part::VQGAN || !is_of_decoder(name))
+}
+
+fn digest_of_tensors(
+    config: &str,
+    weights: &Checkpoint,
+    counts: impl Fn(&str) -> bool,
+) -> Result<String, LoadError> {
     let mut hash = Sha256::new();
     hash.update(config);
-    for (name, dtype, shape, _) in weights.describe() {
+    for (name, dtype, shape, _) in weights.describe().filter(|(name, ..)| counts(name)) {
         hash.update(format!("\n{name} {dtype:?} {shape:?}\n"));
         hash.update(&weights.stored(name)?.bytes);
     }

@@ -50,8 +50,9 @@ pub struct Trainer<S: Stage> {
     peers: Arc<dyn Peers>,
     /// Made with the first update, when the number of processes is known.
     share_threads: OnceLock<ShareThreads>,
-    /// A hash of the weights that the stage takes from other parts, if it takes any.
-    frozen: Option<String>,
+    /// The hash of the weights that the stage takes from other parts, then those that states of older versions have for
+    /// the same weights; empty if it takes none.
+    frozen: Vec<String>,
 }
 
 /// What one update did.
@@ -86,6 +87,10 @@ pub(crate) struct Header {
     /// Whether the moments are Adafactor's.
     #[serde(default, skip_serializing_if = "is_false")]
     adafactor: bool,
+    /// Whether the last updates were Muon's, which keeps no second moments of matrices; states of older versions do not
+    /// say so.
+    #[serde(default, skip_serializing_if = "is_false")]
+    muon: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     loss_scale: Option<LossScale>,
     /// The precision of the last updates; states of older versions do not have it.
@@ -98,19 +103,25 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Whether the stage was trained with other weights of the parts that it takes than those with this hash.
-    pub(crate) fn has_other_parts(&self, frozen: Option<&str>) -> bool {
-        self.frozen.is_some() && self.frozen.as_deref() != frozen
+    /// Whether the stage was trained with other weights of the parts that it takes than those with one of these hashes.
+    pub(crate) fn has_other_parts(&self, frozen: &[String]) -> bool {
+        self.frozen.as_ref().is_some_and(|own| !frozen.contains(own))
     }
 
-    /// Fails unless the state is of this seed and of a method with the same moments.
+    /// Fails unless the state is of this seed and of a method with all moments that this one needs.
     pub(crate) fn check(&self, name: &str, seed: u64, method: Method) -> Result<(), RestoreError> {
         if self.seed != seed {
             let (name, found, expected) = (name.to_owned(), self.seed, seed);
             return Err(RestoreError::Seed { name, found, expected });
         }
-        if self.adafactor != (method == Method::Adafactor) {
-            let found = if self.adafactor { "adafactor" } else { "adamw or muon" };
+        // Second moments of zero would make AdamW's updates thirty times too large.
+        let lacks_moments = self.muon && method == Method::AdamW;
+        if lacks_moments || self.adafactor != (method == Method::Adafactor) {
+            let found = match self {
+                Self { adafactor: true, .. } => "adafactor",
+                Self { muon: true, .. } => "muon",
+                _ => "adamw or muon",
+            };
             let (name, expected) = (name.to_owned(), method.name());
             return Err(RestoreError::Method { name, found, expected });
         }
@@ -212,13 +223,14 @@ impl<S: Stage> Trainer<S> {
             device,
             peers,
             share_threads: OnceLock::new(),
-            frozen: None,
+            frozen: Vec::new(),
         }
     }
 
-    /// Keeps in saved states the hash of the weights of other parts with which the stage is trained.
-    pub(crate) fn with_frozen(self, hash: Option<String>) -> Self {
-        Self { frozen: hash, ..self }
+    /// Keeps in saved states the first of these hashes, that of the weights of other parts with which the stage is
+    /// trained. The others are what older versions kept for the same weights.
+    pub(crate) fn with_frozen(self, hashes: Vec<String>) -> Self {
+        Self { frozen: hashes, ..self }
     }
 
     /// Trains together with other processes, which do the same updates: each computes its part of the shares of a
@@ -231,9 +243,9 @@ impl<S: Stage> Trainer<S> {
         Self { peers, share_threads: OnceLock::new(), ..self }
     }
 
-    /// The hash given to [`Self::with_frozen`].
-    pub(crate) fn frozen(&self) -> Option<&str> {
-        self.frozen.as_deref()
+    /// The hashes given to [`Self::with_frozen`].
+    pub(crate) fn frozen(&self) -> &[String] {
+        &self.frozen
     }
 
     /// Updates done.
@@ -256,9 +268,6 @@ impl<S: Stage> Trainer<S> {
         self.prepare()?;
         let start = Instant::now();
         let (batch, waited) = self.ready.take().expect("the batch is prepared");
-        // Only dropout draws from the device's own generator. Other processes must draw other numbers.
-        let others = (self.peers.rank() as u64) << 48;
-        self.device.seed(self.seed ^ self.step ^ others);
         // The forward pass moves the running averages; an update that changes nothing puts them back.
         let before = running_averages(self.model());
         let mut total = self.shares(&batch, &before);
@@ -360,20 +369,24 @@ impl<S: Stage> Trainer<S> {
     fn shares(&self, batch: &S::Batch, before: &Values) -> Share {
         let (count, size, own) = (self.config.shards, self.share_size(), self.own_shares());
         let (stage, model, peers) = (&*self.stage, self.model(), &*self.peers);
+        let (device, seed) = (&self.device, self.seed ^ self.step);
         let products = self.config.precision.dtype();
         let parts = (count, self.loss_scale.map_or(1.0, LossScale::scale));
-        let share = |model: &S::Model, before: &Values, range: Range<usize>| {
-            autocast(products, || Share::new(model, before, stage.loss(model, batch, range), parts))
+        let share = |model: &S::Model, before: &Values, i: usize| {
+            if stage.has_dropout() {
+                device.seed(seed ^ ((i as u64) << 48));
+            }
+            let loss = || stage.loss(model, batch, i * size..(i + 1) * size);
+            autocast(products, || Share::new(model, before, loss(), parts))
         };
-        let at_once = self.config.at_once(own.len());
+        // All threads share the device's generator, which gives every share its own numbers only one by one.
+        let at_once = if stage.has_dropout() { 1 } else { self.config.at_once(own.len()) };
         let threads = self.share_threads.get_or_init(|| ShareThreads::new(at_once, &self.device));
         if count == 1 {
             // The only share uses the model itself, whose running averages move in the forward pass.
-            return Share::sum(
-                threads.map(vec![model], |model| share(model, &Values::new(), 0..size)),
-            );
+            return Share::sum(threads.map(vec![model], |model| share(model, &Values::new(), 0)));
         }
-        let share = |(i, model): (usize, S::Model)| share(&model, before, i * size..(i + 1) * size);
+        let share = |(i, model): (usize, S::Model)| share(&model, before, i);
         let mut shares = Vec::new();
         for first in own.clone().step_by(at_once) {
             let turn = first..own.end.min(first + at_once);
@@ -447,9 +460,10 @@ impl<S: Stage> Trainer<S> {
             step: self.step,
             seed: self.seed,
             adafactor: self.is_adafactor(),
+            muon: self.config.optimizer.method == Method::Muon,
             loss_scale: self.loss_scale,
             precision: Some(self.config.precision),
-            frozen: self.frozen.clone(),
+            frozen: self.frozen.first().cloned(),
         };
         let header = serde_json::to_string(&header).expect("plain values are JSON");
         let metadata = HashMap::from([(HEADER_KEY.to_owned(), header)]);
@@ -462,7 +476,8 @@ impl<S: Stage> Trainer<S> {
     /// # Errors
     ///
     /// The file is no training state; it has another seed; its moments are Adafactor's but the config has another
-    /// method, or the other way round; or its tensors do not fit the model or are not finite.
+    /// method, or the other way round; Muon made it and the config has AdamW; or its tensors do not fit the model or are
+    /// not finite.
     pub fn restore(mut self, name: &str, state: Arc<dyn ReadBytes>) -> Result<Self, RestoreError> {
         let own = (self.seed, self.config.optimizer.method);
         let header = check_state(name, state.clone(), self.model(), own)?;

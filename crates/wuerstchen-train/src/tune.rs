@@ -32,6 +32,7 @@ pub use self::stage::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tune
 use crate::config::{LoraConfig, StageName, TuneConfig};
 use crate::corpus::CorpusError;
 use crate::peers::Peers;
+use crate::report::{About, write_report};
 use crate::run::{Event, GRID_SIDE, Job, RunError, Session, Start, essence, state_name, updates};
 use crate::store::Store;
 pub use crate::tensor_cache::digest;
@@ -282,7 +283,7 @@ impl Tune {
         let text: TextEncoderConfig = self.model.part_config(Part::PRIOR_TEXT)?;
         let updates = &self.config.c.updates;
         let own = updates.shards / self.session.peers.size();
-        let at_once = updates.at_once(own);
+        let at_once = if prior.dropout > 0.0 { 1 } else { updates.at_once(own) };
         // Alone, the process holds the shares that it computes and the sum of those before them; with others, all of
         // its own.
         let shares = match (self.session.peers.size(), at_once < own) {
@@ -399,7 +400,7 @@ impl Tune {
     fn check_state(&self, start: &Start) -> Result<(), RunError> {
         let Start::State { name, bytes } = start else { return Ok(()) };
         let header = read_header(name, &**bytes)?;
-        if !header.has_other_parts(Some(&self.setting()?)) {
+        if !header.has_other_parts(&[self.setting()?]) {
             return Ok(());
         }
         let or_table = if self.config.lora.is_some() { "or [lora] " } else { "" };
@@ -457,7 +458,8 @@ impl Tune {
             let bytes = Checkpoint::write([(String::new(), &weights)], WeightDtype::F32, None)?;
             Ok(tune.session.store.write(PRIOR, &bytes)?)
         };
-        let done = self.updates((Whole, model), ready, sample, save)?;
+        let whole = Whole { has_dropout: self.prior.dropout > 0.0 };
+        let done = self.updates((whole, model), ready, sample, save)?;
         if done.is_continue() && self.session.leads() {
             self.write_model()?;
         }
@@ -475,10 +477,18 @@ impl Tune {
         let (config, seed) = (self.config.c.clone(), self.config.seed);
         let stage = StageTune::new(tuned, pictures, config.clone(), schedule, device.clone());
         let trainer = Trainer::new(stage, model, config.updates.clone(), seed, device);
-        let trainer = trainer.with_frozen(Some(self.setting()?));
+        let trainer = trainer.with_frozen(vec![self.setting()?]);
         let (stage, folder) = (StageName::C, self.folder());
         let job = Job { stage, folder, config: &config.updates, start, columns: GRID_SIDE };
-        updates(self, job, trainer, sample, save)
+        let done = updates(self, job, trainer, sample, save)?;
+        if done.is_continue() && self.session.leads() {
+            let title = if self.config.lora.is_some() { "LoRA of Stage C" } else { "Stage C" };
+            let stages = [(folder, title, config.updates.batch_size)];
+            let toml = self.config.to_toml()?;
+            let about = About { name: &self.config.name, watts: self.config.watts, config: &toml };
+            write_report(&about, &stages, &*self.session.store)?;
+        }
+        Ok(done)
     }
 
     /// The folder of the run's states and samples.

@@ -49,6 +49,14 @@ impl<T: Copy> PerLevel<T> {
         }
     }
 
+    /// Whether a value of some level is as said.
+    pub fn any(&self, is: impl Fn(T) -> bool) -> bool {
+        match self {
+            Self::One(value) => is(*value),
+            Self::Levels(values) => values.iter().any(|value| is(*value)),
+        }
+    }
+
     pub(crate) fn fits(&self, levels: usize) -> bool {
         !matches!(self, Self::Levels(values) if values.len() != levels)
     }

@@ -120,6 +120,9 @@ fn apply(
 ) -> Result<()> {
     let as_text = toml::Value::from(value);
     let parsed: Option<toml::Table> = format!("value = {value}").parse().ok();
+    // After a line break a value could go on with other fields.
+    let parsed = parsed.filter(|table| table.len() == 1);
+    let is_number = parsed.is_some() || !value.bytes().all(|byte| byte.is_ascii_digit());
     let parsed = parsed.map_or(as_text.clone(), |table| table["value"].clone());
     let with = |value: toml::Value| {
         let mut changed = table.clone();
@@ -127,7 +130,11 @@ fn apply(
         Ok::<_, anyhow::Error>(changed)
     };
     let (parsed, text) = (with(parsed)?, with(as_text)?);
-    *table = if !fits(&parsed) && fits(&text) { text } else { parsed };
+    *table = match (fits(&parsed), fits(&text)) {
+        (false, true) => text,
+        (false, false) if !is_number => bail!("expected a number of at most {}", i64::MAX),
+        _ => parsed,
+    };
     Ok(())
 }
 

@@ -175,7 +175,7 @@ export async function load(options: LoadOptions): Promise<Wuerstchen> {
     device: 'cpu',
     selfTest,
     state: 'ready',
-    generate,
+    generate: generate as Wuerstchen['generate'],
     stream: () => {
       throw new Error('the page does not stream');
     },

@@ -44,6 +44,14 @@ impl StageBModel {
         }
     }
 
+    /// Whether training sets some activations to zero.
+    pub fn has_dropout(&self) -> bool {
+        match self {
+            Self::Latents(config) => config.dropout.any(|share| share > 0.0),
+            Self::Tokens(config) => config.dropout.any(|share| share > 0.0),
+        }
+    }
+
     /// The sides of its latents or tokens must be multiples of this.
     pub fn size_multiple(&self) -> usize {
         match self {

@@ -33,6 +33,9 @@ pub struct TuneConfig {
     pub name: String,
     /// Seed of everything random.
     pub seed: u64,
+    /// The power of the machine while it trains, from which the report computes the energy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watts: Option<f64>,
     /// Where the pictures are.
     pub corpus: TuneCorpusConfig,
     /// How pictures become image embeddings.
@@ -223,6 +226,7 @@ impl TuneConfig {
     /// Names the first field that cannot be used and what it needs.
     pub fn validate(&self) -> Result<(), ConfigError> {
         folder_name(PART, &self.name)?;
+        self.watts.map_or(Ok(()), |watts| positive(PART, "watts", watts))?;
         let TuneCorpusConfig { folder, shards, .. } = &self.corpus;
         if folder.is_some() == shards.is_some() {
             let found = if folder.is_some() { "both" } else { "neither" };

@@ -8,8 +8,7 @@ use futures_lite::future::block_on;
 use serde::Serialize;
 use wuerstchen::options::most_at_once;
 use wuerstchen::{
-    Checkpoint, Compressor, ConfigError, GenerateOptions, Image, LoadError, Part, Progress,
-    Statistics, Vqgan,
+    Compressor, ConfigError, GenerateOptions, Image, LoadError, Part, Progress, Statistics, Vqgan,
 };
 
 use super::{Event, GRID_SIDE, Run, RunError, Start};
@@ -26,7 +25,7 @@ use crate::stages::{
     Cache, DecoderModel, Kept, PriorModel, StageA, StageB, StageBTokens, StageC, TokenModel,
     VqganModel, image_embeddings, stage_a_latents, stage_a_tokens,
 };
-use crate::tensor_cache::digest_of_weights;
+use crate::tensor_cache::digest_of_taken;
 use crate::trainer::Trainer;
 
 /// Number of pictures from whose image embeddings the spread of all is measured.
@@ -313,7 +312,7 @@ impl Run {
         let model = &self.recipe.config.model;
         let (sizes, has_tokens) = (model.vqgan.clone(), model.decoder.has_tokens());
         let scenes = self.cached_scenes(StageName::B);
-        let network = self.network(&sizes, &weights[&Part::VQGAN])?;
+        let network = self.network(&sizes, Part::VQGAN, weights)?;
         if has_tokens {
             let encode = |x| stage_a_tokens(vqgan, x);
             self.cache(("Stage A's tokens", "tokens", network), corpus, scenes, encode)
@@ -335,7 +334,7 @@ impl Run {
         let side = self.recipe.config.compressor_side();
         let scenes = self.cached_scenes(stage);
         let sizes = (&self.recipe.config.model.compressor, side);
-        let network = self.network(&sizes, &weights[&Part::COMPRESSOR])?;
+        let network = self.network(&sizes, Part::COMPRESSOR, weights)?;
         let encode = |x| image_embeddings(compressor, x, side);
         let what = ("the compressor's image embeddings", "embeddings", network);
         self.cache(what, corpus, scenes, encode)
@@ -345,10 +344,12 @@ impl Run {
     fn network(
         &self,
         sizes: &impl Serialize,
-        weights: &Checkpoint,
+        part: Part,
+        weights: &Weights,
     ) -> Result<Option<String>, LoadError> {
         let sizes = || serde_json::to_string(sizes).expect("sizes are JSON");
-        self.cache.as_ref().map(|_| digest_of_weights(&sizes(), weights)).transpose()
+        let network = self.cache.as_ref().map(|_| digest_of_taken(&sizes(), part, &weights[&part]));
+        network.transpose()
     }
 
     /// Fills a cache with values that do not change. `what` names them for people, `kind` in the store, and `network`

@@ -45,6 +45,7 @@ pub struct StageB {
     /// Whether any level sees the image embedding. Where none does, the compressor does not run: autodiff would keep
     /// its features, which no backward pass visits, until the end of the run.
     takes_embedding: bool,
+    has_dropout: bool,
     latent_shape: [usize; 3],
     /// The frozen Stage A.
     vqgan: Vqgan,
@@ -66,6 +67,7 @@ impl StageB {
             compressor_side: config.compressor_side(),
             embedding_shape: config.embedding_shape(),
             takes_embedding: model.decoder.takes_embedding(),
+            has_dropout: model.decoder.has_dropout(),
             latent_shape: [model.vqgan.latent_channels, side, side],
             vqgan,
             vqgan_config: model.vqgan.clone(),
@@ -169,6 +171,10 @@ impl Stage for StageB {
             captions: captions(&self.corpus, &self.config.diffusion, &samples, rng)?,
             noise: Noise::draw(rng, count, self.latent_shape, time_shift),
         })
+    }
+
+    fn has_dropout(&self) -> bool {
+        self.has_dropout
     }
 
     fn loss(&self, model: &DecoderModel, batch: &BatchB, range: Range<usize>) -> Loss {

@@ -49,6 +49,7 @@ pub struct StageC {
     embedding_scale: f64,
     /// Whether the text encoder has been trained with Stage B.
     has_frozen_text: bool,
+    has_dropout: bool,
 }
 
 impl StageC {
@@ -71,6 +72,7 @@ impl StageC {
             embedding_shape: config.embedding_shape(),
             embedding_scale,
             has_frozen_text: config.model.decoder.has_tokens(),
+            has_dropout: config.model.prior.dropout > 0.0,
         }
     }
 }
@@ -109,6 +111,10 @@ impl Stage for StageC {
             captions: captions(&self.corpus, &self.config.diffusion, &samples, rng)?,
             noise: Noise::draw(rng, (samples.len(), own), self.embedding_shape, time_shift),
         })
+    }
+
+    fn has_dropout(&self) -> bool {
+        self.has_dropout
     }
 
     fn loss(&self, model: &PriorModel, batch: &BatchC, range: Range<usize>) -> Loss {

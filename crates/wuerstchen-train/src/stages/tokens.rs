@@ -53,6 +53,7 @@ pub struct StageBTokens {
     labels: u32,
     /// The frozen Stage A.
     vqgan: Vqgan,
+    has_dropout: bool,
 }
 
 impl StageBTokens {
@@ -71,6 +72,7 @@ impl StageBTokens {
             side: config.image_size / model.vqgan.downscale(),
             labels: model.vqgan.num_vq_embeddings as u32,
             vqgan,
+            has_dropout: model.decoder.has_dropout(),
         }
     }
 }
@@ -147,6 +149,10 @@ impl Stage for StageBTokens {
             replaced: mask,
             others,
         })
+    }
+
+    fn has_dropout(&self) -> bool {
+        self.has_dropout
     }
 
     fn loss(&self, model: &TokenModel, batch: &BatchTokens, range: Range<usize>) -> Loss {

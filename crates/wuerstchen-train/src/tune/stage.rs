@@ -27,16 +27,26 @@ pub trait Tuned: Send + Sync + 'static {
 
     /// Stage C with the trained weights.
     fn prior(&self, model: &Self::Model) -> Prior;
+
+    /// Whether Stage C sets some activations to zero.
+    fn has_dropout(&self) -> bool;
 }
 
 /// All weights of Stage C.
-pub struct Whole;
+pub struct Whole {
+    /// Whether the config has a dropout.
+    pub has_dropout: bool,
+}
 
 impl Tuned for Whole {
     type Model = Prior;
 
     fn prior(&self, model: &Prior) -> Prior {
         model.clone()
+    }
+
+    fn has_dropout(&self) -> bool {
+        self.has_dropout
     }
 }
 
@@ -106,6 +116,10 @@ impl Tuned for LowRank {
         };
         self.base.with_changes(self.targets.iter().map(change).collect())
     }
+
+    fn has_dropout(&self) -> bool {
+        false
+    }
 }
 
 /// Fine-tuning of Stage C.
@@ -156,6 +170,10 @@ impl<T: Tuned> Stage for StageTune<T> {
         let latents = self.pictures.latents(&chosen, own)?;
         let noise = Noise::draw(rng, (chosen.len(), own), latents.shape(), self.config.time_shift);
         Ok(BatchTune { latents, texts, noise })
+    }
+
+    fn has_dropout(&self) -> bool {
+        self.tuned.has_dropout()
     }
 
     fn loss(&self, model: &T::Model, batch: &BatchTune, range: Range<usize>) -> Loss {
