@@ -20,7 +20,8 @@ pub(crate) struct ServeArgs {
     /// allow it (CORS or CORP)
     #[arg(value_name = "DIR", default_value = "web/demo/dist")]
     folder: PathBuf,
-    /// Address to listen on, or its name; with the default, only this machine can reach the server
+    /// Address to listen on, or its name; with the default, only this machine can reach the server. On other machines,
+    /// browsers make no pictures with a page that has no https: put a server with a certificate before this one
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
     /// Port to listen on; 0 takes any free one
@@ -51,6 +52,9 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
             .with_context(|| format!("cannot listen on {host}, port {port}"))?;
         let address = listener.local_addr()?;
         crate::print(&format!("serving {} on http://{address}/", args.folder.display()))?;
+        if !address.ip().is_loopback() {
+            tell!("on other machines, the page makes pictures only over https");
+        }
         let serve = async { axum::serve(listener, router(args)).await };
         let stop = async {
             // Without a handler, Ctrl-C ends the program at once, which is just as good.

@@ -311,8 +311,21 @@ function openDevice(
 
 function addLoras(loader: Loader, { loras }: Model, { emit }: Host): void {
   for (const { name, bytes, adapterConfig, weight } of loras) {
-    const [message = '', ...leftOut] = loader.addLora(name, bytes, adapterConfig, weight);
+    const [message = '', ...leftOut] = ofLora(() =>
+      loader.addLora(name, bytes, adapterConfig, weight),
+    );
     emit({ type: 'lora', file: name, message, leftOut });
+  }
+}
+
+/** What `add` returns; what it throws says that the option `lora` is at fault. */
+function ofLora<T>(add: () => T): T {
+  try {
+    return add();
+  } catch (cause) {
+    const { code, message, hint, retryable } = asWuerstchenError(cause);
+    if (code !== 'integrity') throw cause;
+    throw new WuerstchenError(code, message, { hint, retryable, field: 'lora', cause });
   }
 }
 

@@ -4,6 +4,9 @@ import { WuerstchenError } from './errors.js';
 import type { PictureSource } from './types.js';
 import { messageOf } from './values.js';
 
+/** Most pixels of a picture: those of a larger one do not fit into the memory of WebAssembly with their copies. */
+const MAX_PIXELS = 2 ** 27;
+
 export interface Pixels {
   readonly width: number;
   /** Not premultiplied; WebAssembly puts transparent pixels on white. */
@@ -15,19 +18,31 @@ export async function toPixels(picture: PictureSource, name: string): Promise<Pi
   // The browser converts wide colours, such as those of "display-p3".
   const { colorSpace = 'srgb' } = picture as Partial<ImageData>;
   if ('data' in picture && colorSpace === 'srgb') {
-    const { width, data } = picture;
+    const { width, height, data } = picture;
+    checkSize(width, height, name);
     return { width, rgba: new Uint8Array(data.buffer, data.byteOffset, data.length) };
   }
   const bitmap = await decode(picture, name);
   try {
+    checkSize(bitmap.width, bitmap.height, name);
     return draw(bitmap);
   } catch (cause) {
+    if (cause instanceof WuerstchenError) throw cause;
     const message = `${name} could not be drawn to get its pixels: ${messageOf(cause)}`;
     const hint = 'Give it as ImageData, or make it smaller.';
     throw new WuerstchenError('invalid-argument', message, { hint, field: name, cause });
   } finally {
     bitmap.close();
   }
+}
+
+function checkSize(width: number, height: number, name: string): void {
+  if (width * height <= MAX_PIXELS) return;
+  const message = `${name} must have at most ${MAX_PIXELS} pixels, got ${width} x ${height}`;
+  throw new WuerstchenError('invalid-argument', message, {
+    hint: 'Make the picture smaller; the result has far fewer pixels.',
+    field: name,
+  });
 }
 
 async function decode(picture: PictureSource, name: string): Promise<ImageBitmap> {

@@ -23,7 +23,21 @@ export async function runBenchmark(
   const section = element('benchmark', HTMLElement);
   section.hidden = false;
   section.scrollIntoView();
+  const shown = element('benchmark-result', HTMLPreElement);
+  shown.textContent = 'Running…';
+  try {
+    window.benchmarkResult = await measure(options, onPicture);
+    shown.textContent = JSON.stringify(window.benchmarkResult, null, 2);
+  } catch (error) {
+    shown.textContent = 'It did not end.';
+    throw error;
+  }
+}
 
+async function measure(
+  options: Pick<LoadOptions, 'model' | 'device' | 'tiling' | 'precision'>,
+  onPicture: (done: number, of: number) => void,
+): Promise<unknown> {
   const start = performance.now();
   let measured: Measured | undefined;
   let loadMs = NaN;
@@ -60,7 +74,7 @@ export async function runBenchmark(
       { ms, steps: count, msPerStep: ms / count, ...reached(work, predictions, count, ms) },
     ];
   });
-  window.benchmarkResult = {
+  return {
     model: engine.info.id,
     width,
     height,
@@ -81,8 +95,6 @@ export async function runBenchmark(
       stages: Object.fromEntries(stages),
     },
   };
-  const json = JSON.stringify(window.benchmarkResult, null, 2);
-  element('benchmark-result', HTMLPreElement).textContent = json;
 }
 
 /** The speed of a stage: multiply-adds, and bytes of weights, which every step reads once. */

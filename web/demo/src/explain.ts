@@ -38,7 +38,7 @@ export function explain(made: Made): void {
 
   lead.replaceChildren(
     'What each stage made of ',
-    make('q', {}, made.prompt),
+    make('q', { dir: 'auto' }, made.prompt),
     `, from ${formatCount(embedding.count)} numbers to ${formatCount(picture)}.`,
   );
   fill('prior', heatmaps(embedding, 'image embedding'), [

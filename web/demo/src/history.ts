@@ -10,11 +10,14 @@ interface Picture {
   readonly index: number;
   /** A PNG that carries its settings, too. */
   readonly png: Blob;
+  /** What it was made with besides the settings, such as a picture; pictures of older versions do not say so. */
+  readonly besides?: readonly string[];
 }
 
 const list = element('history', HTMLUListElement);
 const clear = element('history-clear', HTMLButtonElement);
 const note = element('history-note', HTMLParagraphElement);
+const heading = element('pictures-title', HTMLHeadingElement);
 const dialog = element('entry', HTMLDialogElement);
 const large = element('entry-picture', HTMLImageElement);
 const store = 'pictures';
@@ -34,17 +37,21 @@ const pictures = (mode: IDBTransactionMode) =>
   database?.transaction(store, mode).objectStore(store);
 
 /** Shows the stored pictures; where the browser cannot store any, pictures stay until the page closes. */
-export async function initHistory(onReuse: (settings: Settings) => void): Promise<void> {
+export async function initHistory(
+  onReuse: (settings: Settings, besides: readonly string[]) => void,
+): Promise<void> {
   clear.addEventListener('click', () => {
-    if (!confirm(`Delete all ${list.childElementCount} pictures?`)) return;
+    const count = list.childElementCount;
+    if (!confirm(count === 1 ? 'Delete the picture?' : `Delete all ${count} pictures?`)) return;
     pictures('readwrite')?.clear();
     for (const image of list.querySelectorAll('img')) URL.revokeObjectURL(image.src);
     list.replaceChildren();
     describe();
+    heading.focus();
   });
   element('entry-reuse', HTMLButtonElement).addEventListener('click', () => {
     dialog.close();
-    if (open) onReuse(open.picture.settings);
+    if (open) onReuse(open.picture.settings, open.picture.besides ?? []);
   });
   element('entry-download', HTMLButtonElement).addEventListener('click', () => {
     if (open) downloadPng(open.picture.png, open.picture.settings, open.picture.index);
@@ -67,8 +74,13 @@ export async function initHistory(onReuse: (settings: Settings) => void): Promis
 }
 
 /** Keeps a picture. */
-export function remember(settings: Settings, index: number, png: Blob): void {
-  const picture = { id: Date.now() + index / 100, settings, index, png };
+export function remember(
+  settings: Settings,
+  index: number,
+  png: Blob,
+  besides: readonly string[],
+): void {
+  const picture = { id: Date.now() + index / 100, settings, index, png, besides };
   const transaction = pictures('readwrite')?.put(picture).transaction;
   // Without room, the transaction may fail only at its end.
   transaction?.addEventListener('abort', () => {
@@ -84,20 +96,20 @@ export function remember(settings: Settings, index: number, png: Blob): void {
 function add(picture: Picture): void {
   const title = titleOf(picture.settings);
   const image = make('img', { src: URL.createObjectURL(picture.png), alt: '' });
-  const button = make('button', { type: 'button' }, image, make('span', {}, title));
+  const button = make('button', { type: 'button' }, image, make('span', { dir: 'auto' }, title));
   const item = make('li', {}, button);
   button.addEventListener('click', () => {
     open = { picture, item };
     large.src = image.src;
     large.alt = title;
     element('entry-title', HTMLHeadingElement).textContent = title;
-    element('entry-facts', HTMLDListElement).replaceChildren(...facts(picture.settings));
+    element('entry-facts', HTMLDListElement).replaceChildren(...facts(picture));
     dialog.showModal();
   });
   list.prepend(item);
 }
 
-function facts(settings: Settings): HTMLElement[] {
+function facts({ settings, besides = [] }: Picture): HTMLElement[] {
   const rows: [string, unknown][] = [
     ['Not', settings.negativePrompt],
     ['Seed', settings.seed],
@@ -106,6 +118,7 @@ function facts(settings: Settings): HTMLElement[] {
     ['Prior guidance', settings.priorGuidanceScale],
     ['Decoder steps', settings.decoderSteps],
     ['Decoder guidance', settings.decoderGuidanceScale],
+    ['Made with', besides.length > 0 ? besides.join(', ') : undefined],
   ];
   return rows.filter(([, value]) => value !== undefined).map(([k, v]) => entry(k, String(v)));
 }
@@ -114,8 +127,10 @@ function remove(picture: Picture, item: HTMLLIElement): void {
   pictures('readwrite')?.delete(picture.id);
   const image = item.querySelector('img');
   if (image) URL.revokeObjectURL(image.src);
+  const next = item.nextElementSibling ?? item.previousElementSibling;
   item.remove();
   describe();
+  (next?.querySelector('button') ?? heading).focus();
 }
 
 function describe(): void {
@@ -127,10 +142,11 @@ export function downloadPng(png: Blob, settings: Settings, index: number): void 
   const words = titleOf(settings)
     .toLowerCase()
     .replace(/[^\p{L}\p{N}]+/gu, '-')
-    .slice(0, 60);
+    .slice(0, 60)
+    .replace(/^-|-$/g, '');
   const number = index === 0 ? '' : `-${index + 1}`;
   const href = URL.createObjectURL(png);
-  make('a', { href, download: `${words}-${settings.seed}${number}.png` }).click();
+  make('a', { href, download: `${words || 'picture'}-${settings.seed}${number}.png` }).click();
   // By then the download has read the blob.
   setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }

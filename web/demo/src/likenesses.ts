@@ -2,6 +2,7 @@
 
 import type { GenerateOptions } from 'wuerstchen-web';
 import { element, make } from './dom';
+import { clearFieldError } from './settings';
 
 const field = element('of-picture-prompts', HTMLDivElement);
 const file = element('picture-prompts-file', HTMLInputElement);
@@ -29,6 +30,7 @@ export const isAmongLikenesses = (target: EventTarget | null): boolean =>
 
 /** Shows pictures and uses them as prompts until they are removed. */
 export function addLikenesses(blobs: readonly Blob[]): void {
+  clearFieldError('picture-prompts');
   for (const blob of blobs) {
     const picture = { blob };
     const image = make('img', { src: URL.createObjectURL(blob), alt: 'A picture prompt' });
@@ -38,6 +40,7 @@ export function addLikenesses(blobs: readonly Blob[]): void {
       pictures = pictures.filter((other) => other !== picture);
       URL.revokeObjectURL(image.src);
       item.remove();
+      clearFieldError('picture-prompts');
       file.focus();
     });
     list.append(item);

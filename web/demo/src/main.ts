@@ -27,6 +27,7 @@ import { allowOwn, initOwn, readLoras, rememberedModel, rememberModel, showOwn }
 import { expect, initFilm, settle, showPictures, showPreview } from './picture';
 import { finish, followLoad, followRun, say, showModel, STAGE_NAMES } from './progress';
 import {
+  clearFieldError,
   drawSeed,
   initForm,
   linkTo,
@@ -54,12 +55,17 @@ const loadButton = element('load', HTMLButtonElement);
 const device = element('device', HTMLSelectElement);
 const actions = element('actions', HTMLDivElement);
 
+/** Most letters of a prompt's unread end that are shown. */
+const SHOWN_LETTERS = 80;
+
 let info: ModelInfo | undefined;
 let support: Support | undefined;
 let engine: Wuerstchen | undefined;
 let job: AbortController | undefined;
 /** The picture that the buttons below it act on. */
-let shown: { settings: Settings; png: Blob; index: number; isFromPictures: boolean } | undefined;
+let shown: { settings: Settings; png: Blob; index: number; besides: string[] } | undefined;
+/** Whether the last look at the model failed; the button to load it then looks again. */
+let isLost = false;
 
 /** The built-in model, or another one of this site. */
 function modelFromLink(): URL {
@@ -78,7 +84,8 @@ function setState(state: State): void {
   const focused = document.activeElement;
   generate.hidden = running;
   stop.hidden = !running;
-  loadButton.hidden = running || engine !== undefined || info === undefined;
+  const isOffered = isLost || (info !== undefined && support?.ok === true);
+  loadButton.hidden = running || engine !== undefined || !isOffered;
   device.disabled = running;
   allowOwn(!running);
   // When the focused button goes, the focus must move to another element.
@@ -94,6 +101,7 @@ async function run(work: (signal: AbortSignal) => Promise<void>, again: () => vo
   const { signal } = job;
   const wake = await navigator.wakeLock?.request('screen').catch(() => undefined);
   hideError();
+  say('');
   try {
     await work(signal);
     setState(engine ? 'ready' : 'idle');
@@ -114,17 +122,28 @@ async function run(work: (signal: AbortSignal) => Promise<void>, again: () => vo
 }
 
 /** Looks at the device and the model, as far as that needs no download. */
-async function look(): Promise<void> {
+async function look(signal: AbortSignal): Promise<void> {
   support = await checkSupport();
   showDevice(support);
   await showStorage();
-  info = await inspect(model);
+  isLost = false;
+  try {
+    info = await inspect(model, { signal });
+  } catch (error) {
+    isLost = true;
+    if (!engine) {
+      element('load-title', HTMLElement).textContent = 'The model was not found';
+      element('load-text', HTMLElement).textContent = '';
+      loadButton.textContent = 'Look again';
+    }
+    throw error;
+  }
   showOwn(!(model instanceof URL));
   showModel(info);
   offerDefaults(info.defaults);
   offerLikenesses(info.picturePrompts);
   element('model-line', HTMLElement).textContent =
-    `Model ${info.name}. ${sentence(info.provenance)} Licence: ${info.licence}.`;
+    `Model ${info.name}. ${sentence(info.provenance.replace(/`([^`]*)`/g, '“$1”'))} Licence: ${info.licence}.`;
   offerLoad(info);
 }
 
@@ -132,6 +151,11 @@ function offerLoad({ bytes, cachedBytes }: ModelInfo): void {
   const missing = bytes - cachedBytes;
   const title = element('load-title', HTMLElement);
   const text = element('load-text', HTMLElement);
+  if (support?.ok !== true) {
+    title.textContent = 'Nothing here can run the model';
+    text.textContent = support?.message ?? '';
+    return;
+  }
   title.textContent = missing === 0 ? 'The model is here' : 'From three small models, a picture';
   const { connection } = navigator as { connection?: { saveData?: boolean } };
   const stored = cachedBytes > 0 ? ` ${formatBytes(cachedBytes)} of it are stored here.` : '';
@@ -153,21 +177,29 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
   if (engine && engine.state !== 'disposed') return engine;
   engine = undefined;
   setState('loading');
+  if (!info) await look(signal);
   try {
     const notes: string[] = [];
     const onProgress = followLoad((note) => notes.push(note));
     const loaded = await load({ ...loadOptions(), signal, onProgress });
     if (notes.length > 0) showNotice('The model is changed', notes.map(sentence).join(' '));
+    const onGpu = loaded.device === 'webgpu';
     loaded.addEventListener('lost', () => {
-      showNotice(
-        'The GPU went away',
-        'It is being set up anew from the stored model; your picture goes on by itself.',
-      );
+      if (onGpu) showNotice('The GPU went away', 'It is being set up anew from the stored model.');
+      else showNotice('The computation broke off', 'The model is being loaded anew.');
     });
     loaded.addEventListener('recovered', () => {
-      showNotice('The GPU is back', 'The picture that was interrupted is being made again.');
+      // A job that lost the GPU is repeated.
+      const goesOn = onGpu && job ? 'The picture that was interrupted is being made again.' : '';
+      showNotice(
+        onGpu ? 'The GPU is back' : 'The model is back',
+        goesOn || 'Pictures can be made.',
+      );
     });
     engine = loaded;
+    if (loaded.support.storage.backend === 'memory') {
+      showNotice('The model is not kept', sentence(loaded.support.message));
+    }
     if (!(model instanceof URL)) rememberModel(loaded.info.id);
     showDevice(loaded.support, loaded);
     element('load-title', HTMLElement).textContent = 'Ready';
@@ -179,17 +211,24 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
     return loaded;
   } catch (error) {
     if (info) showModel(info);
-    if (signal.aborted) finish('Loading was stopped; what has arrived is kept.');
+    if (signal.aborted) {
+      finish('Loading was stopped; files that have arrived whole are kept.');
+      await showStorage();
+      info = await inspect(model).catch(() => info);
+      if (info) offerLoad(info);
+    }
     throw error;
   }
 }
 
 const loadModel = () => run(async (signal) => void (await loadEngine(signal)), loadModel);
 
-/** Loads the model anew where one is loaded: with other LoRAs, or on another device. */
+/** Loads the model anew where one is loaded, or could not be: with other LoRAs, or on another device. */
 async function reload(): Promise<void> {
-  if (!engine) return;
-  await engine.dispose();
+  clearFieldError('lora');
+  const hasFailed = document.documentElement.dataset.state === 'error';
+  if (!engine && !hasFailed) return;
+  await engine?.dispose();
   engine = undefined;
   await loadModel();
 }
@@ -197,15 +236,22 @@ async function reload(): Promise<void> {
 /** Switches to a model in files, or to the one that the link names. */
 async function useModel(files: readonly File[] | undefined): Promise<void> {
   if (job) return;
+  const previous = { model, info };
+  info = undefined;
+  model = files ?? modelFromLink();
+  await run(look, () => void useModel(files));
+  if (!info) {
+    // The model before stays as it is.
+    ({ model, info } = previous);
+    isLost = info === undefined;
+    if (info) offerLoad(info);
+    setState('error');
+    return;
+  }
+  if (!files) rememberModel(undefined);
   await engine?.dispose();
   engine = undefined;
-  info = undefined;
-  const previous = model;
-  model = files ?? modelFromLink();
-  if (!files) rememberModel(undefined);
-  await run(look, () => void useModel(files));
-  if (info) await loadModel();
-  else model = previous;
+  await loadModel();
 }
 
 async function makePictures(): Promise<void> {
@@ -217,11 +263,18 @@ async function makePictures(): Promise<void> {
   const settings = readSettings(pictures.picturePrompts === undefined);
   if (!settings) return;
   const title = titleOf(settings);
+  const besides = whatBesides(Object.keys(pictures));
   await run(async (signal) => {
     const loaded = await loadEngine(signal);
     setState('busy');
-    actions.hidden = true;
-    expect(settings);
+    // The picture before stays until the engine has accepted the settings.
+    let hasBegun = false;
+    const accept = () => {
+      if (hasBegun) return;
+      hasBegun = true;
+      actions.hidden = true;
+      expect(settings);
+    };
     const progress = followRun();
     try {
       const result = await loaded.generate({
@@ -233,11 +286,13 @@ async function makePictures(): Promise<void> {
         signal,
         onProgress(event) {
           progress.onProgress(event);
+          if (event.type === 'step' || event.type === 'preview') accept();
           if (event.type !== 'preview') return;
           const step = `${STAGE_NAMES[event.stage]}, step ${event.step}`;
           showPreview(event.bitmap, title, step);
         },
       });
+      accept();
       progress.close(result.timings);
       const pngs = result.images;
       const bitmaps = await Promise.all(pngs.map((png) => createImageBitmap(png)));
@@ -246,12 +301,11 @@ async function makePictures(): Promise<void> {
       showPictures(bitmaps, title, (index) => {
         const [picture, png] = [bitmaps[index], pngs[index]];
         if (!picture || !png) return;
-        const isFromPictures = Object.keys(pictures).length > 0;
-        shown = { settings: complete, png, index, isFromPictures };
+        shown = { settings: complete, png, index, besides };
         actions.hidden = false;
         explain({ prompt: title, picture, index, result, info: loaded.info });
       });
-      for (const [index, png] of pngs.entries()) remember(complete, index, png);
+      for (const [index, png] of pngs.entries()) remember(complete, index, png, besides);
       const seconds = (result.timings.total / 1000).toFixed(1);
       finish(`Done in ${seconds} s with seed ${settings.seed}.${told(result.unread)}`);
     } catch (error) {
@@ -261,6 +315,16 @@ async function makePictures(): Promise<void> {
       throw error;
     }
   }, makePictures);
+}
+
+/** What makes a picture besides the settings, which no link carries. */
+function whatBesides(pictures: readonly string[]): string[] {
+  return [
+    pictures.includes('image') ? 'a picture to start from' : '',
+    pictures.includes('picturePrompts') ? 'pictures as prompts' : '',
+    model instanceof URL ? '' : 'a model of your own',
+    readLoras().length > 0 ? 'LoRAs' : '',
+  ].filter((text) => text !== '');
 }
 
 /** Takes dropped or pasted pictures: as prompts if they land there, else the first one as the picture to start from. */
@@ -273,7 +337,9 @@ function takePictures(pictures: readonly File[], place: EventTarget | null): voi
 /** The parts of the prompt that the picture cannot show, as sentences that follow others. */
 function told({ unknownWords, cutOff }: Unread): string {
   const unknown = unknownWords.length > 0 ? ` It does not know: ${unknownWords.join(', ')}.` : '';
-  const cut = cutOff !== undefined ? ` The prompt is too long; it did not read “${cutOff}”.` : '';
+  const shown = cutOff && [...cutOff].slice(0, SHOWN_LETTERS).join('');
+  const rest = shown === cutOff ? '' : '…';
+  const cut = shown ? ` The prompt is too long; it did not read “${shown}${rest}”.` : '';
   return unknown + cut;
 }
 
@@ -282,7 +348,12 @@ async function start(): Promise<void> {
   writeSettings(linked);
   drawSeedUnless(linked.seed);
   if (!link.searchParams.has('model')) model = (await rememberedModel()) ?? model;
-  await run(look, start);
+  await begin();
+}
+
+/** Looks at the model, and loads it if it is stored. What has been written into the form stays. */
+async function begin(): Promise<void> {
+  await run(look, begin);
   if (!info || !support) return;
   if (link.searchParams.has('benchmark')) {
     await run(async () => {
@@ -298,7 +369,7 @@ async function start(): Promise<void> {
         say(`Benchmark: picture ${done + 1} of ${of}`);
       });
       finish('The benchmark is done.');
-    }, start);
+    }, begin);
   } else if (support.ok && info.cachedBytes === info.bytes) {
     await loadModel();
   }
@@ -339,8 +410,8 @@ element('copy', HTMLButtonElement).addEventListener('click', async () => {
   try {
     await navigator.clipboard.writeText(text);
     say(
-      shown.isFromPictures
-        ? 'The link is copied: it has the settings, but not the pictures that this one was made from.'
+      shown.besides.length > 0
+        ? `The link is copied: it has the settings, but not what else made this picture (${shown.besides.join(', ')}).`
         : 'The link is copied: it makes this picture again.',
     );
   } catch {
@@ -362,9 +433,19 @@ initStorage(function lookAgain() {
   // A picked model is deleted with the storage.
   void (model instanceof URL ? run(look, lookAgain) : useModel(undefined));
 });
-void initHistory((settings) => {
+void initHistory((settings, besides) => {
   writeSettings({ negativePrompt: '', ...settings });
   lockSeed(true);
   generate.focus({ preventScroll: true });
+  if (besides.length > 0) say(`This picture was also made with ${besides.join(', ')}.`);
+});
+addEventListener('hashchange', () => {
+  // The address line may hold another link now, or only a place on the page.
+  const address = new URL(location.href);
+  address.search = '';
+  const linked = settingsFromLink(address);
+  if (Object.keys(linked).length === 0) return;
+  writeSettings(linked);
+  drawSeedUnless(linked.seed);
 });
 const started = start();

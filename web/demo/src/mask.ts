@@ -84,8 +84,8 @@ function showCursor({ x, y }: Point): void {
   cursor.style.insetBlockStart = `${(100 * y) / canvas.height}%`;
 }
 
-/** Wires the mask; `onFirst` is called when the first stroke of a mask is made. */
-export function initMask(onFirst: () => void): void {
+/** Wires the mask. `onFirst` is called when its first stroke is made, `onClear` when the person clears it. */
+export function initMask(onFirst: () => void, onClear: () => void): void {
   const paint = (to: Point) => {
     stroke(to);
     if (clear.hidden) onFirst();
@@ -125,6 +125,7 @@ export function initMask(onFirst: () => void): void {
   canvas.addEventListener('focus', () => showCursor(at));
   clear.addEventListener('click', () => {
     forget();
+    onClear();
     canvas.focus();
   });
 }

@@ -20,7 +20,7 @@ const ADVICE: Readonly<Record<WuerstchenError['code'], readonly [string, string]
   ],
   network: [
     'The model could not be fetched',
-    'Check the connection and try again; what has arrived is kept.',
+    'Check the connection and try again; files that have arrived whole are kept.',
   ],
   integrity: [
     'The model’s files are not what they should be',
@@ -47,8 +47,15 @@ export function showError(error: unknown, retry: () => void): void {
   const [title, advice] = ADVICE[known?.code ?? 'internal'];
   const message = error instanceof Error ? error.message : String(error);
   const again = known === undefined || known.retryable;
-  const texts = [sentence(message), sentence(known?.hint ?? advice)];
-  fill(errorBanner, title, texts, again ? retry : undefined);
+  fill(errorBanner, title, [sentence(message), adviceOn(known, advice)], again ? retry : undefined);
+}
+
+/** What the visitor can do. Most hints of the package are for those who build a page with it. */
+function adviceOn(error: WuerstchenError | undefined, usual: string): string {
+  if (error?.code === 'unsupported' && !isSecureContext) {
+    return 'Open the page by an address that begins with https, or on the machine that serves it.';
+  }
+  return error?.code === 'invalid-argument' && error.hint ? sentence(error.hint) : usual;
 }
 
 export function showNotice(title: string, text: string): void {
@@ -64,6 +71,8 @@ function fill(banner: HTMLElement, title: string, texts: string[], retry?: () =>
     const node = make('button', { type: 'button' }, text);
     node.addEventListener('click', () => {
       banner.hidden = true;
+      // The focus must not go with the button.
+      element('generate', HTMLButtonElement).focus({ preventScroll: true });
       act?.();
     });
     return node;

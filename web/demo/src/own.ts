@@ -86,8 +86,13 @@ export function initOwn(
     folder.value = '';
   });
   builtIn.addEventListener('click', () => onModel(undefined));
-  document.addEventListener('dragover', (event) => event.preventDefault());
+  // Text goes where it is dropped.
+  const hasFiles = ({ dataTransfer }: DragEvent) => dataTransfer?.types.includes('Files');
+  document.addEventListener('dragover', (event) => {
+    if (hasFiles(event)) event.preventDefault();
+  });
   document.addEventListener('drop', async (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
     const files = await droppedFiles(event.dataTransfer).catch(() => undefined);
     if (!files) return say('What was dropped cannot be read.');
@@ -95,7 +100,11 @@ export function initOwn(
     if (folder.disabled) return say('Drop it again when this is done.');
     const isLora = ({ name }: File) => /\.safetensors$/i.test(name);
     if (files.length > 0 && files.every(isLora)) addLoras(files, onLoras);
-    else if (files.length > 0) onModel(files);
+    else if (files.some(({ name }) => name === 'manifest.json')) onModel(files);
+    else
+      say(
+        'This page takes pictures, LoRAs (.safetensors), and folders that “wuerstchen export web” wrote.',
+      );
   });
   document.addEventListener('paste', (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
@@ -106,7 +115,7 @@ export function initOwn(
 }
 
 const arePictures = (files: readonly File[]) =>
-  files.length > 0 && files.every(({ type }) => /^image\/(png|jpeg|webp)$/.test(type));
+  files.length > 0 && files.every(({ type }) => /^image\/(?!svg)/.test(type));
 
 function addLoras(files: readonly File[], onChange: () => void): void {
   for (const blob of files) {
@@ -118,12 +127,17 @@ function addLoras(files: readonly File[], onChange: () => void): void {
     remove.addEventListener('click', () => {
       loras = loras.filter((lora) => lora.weight !== weight);
       item.remove();
+      loraFile.focus();
       onChange();
     });
     loras.push({ blob, weight });
     loraList.append(item);
   }
-  if (files.length > 0) onChange();
+  if (files.length === 0) return;
+  // LoRAs may be dropped while this part of the form is closed.
+  const details = loraList.closest('details');
+  if (details) details.open = true;
+  onChange();
 }
 
 /** The dropped files and those in dropped folders, with paths as in a picked folder. */

@@ -2,6 +2,7 @@
 
 import type { Defaults, PictureOptions } from 'wuerstchen-web';
 import { element, make, sentence } from './dom';
+import { forgetWords } from './words';
 
 /** The settings as the engine takes them; the seed is always known, so that every picture can be made again. */
 export type Settings = Omit<PictureOptions, 'seed' | 'timesteps' | 'strength'> & {
@@ -85,7 +86,10 @@ export function readSettings(needsWords: boolean): Settings | undefined {
   const numbers: Partial<Record<NumberName, number>> = {};
   for (const name of NUMBER_NAMES) {
     const field = input(name);
-    if (field.value !== '' && isOffered(field)) numbers[name] = field.valueAsNumber;
+    if (!isOffered(field)) continue;
+    // The value of such a field is empty.
+    if (field.validity.badInput) return refuse(field.id, field, 'Write a number here.');
+    if (field.value !== '') numbers[name] = field.valueAsNumber;
   }
   const count = Number(new FormData(controls).get('count'));
   const negative = negativePrompt.value.trim();
@@ -114,7 +118,10 @@ function samplingOf(text: string | null): TokenSampling | undefined {
 /** Fills the form; fields without a setting stay as they are. */
 export function writeSettings(settings: Partial<Settings>): void {
   clearFieldErrors();
-  if (settings.prompt !== undefined) prompt.value = settings.prompt;
+  if (settings.prompt !== undefined) {
+    prompt.value = settings.prompt;
+    forgetWords();
+  }
   if (settings.negativePrompt !== undefined) negativePrompt.value = settings.negativePrompt;
   if (settings.seed !== undefined) seed.value = String(settings.seed);
   for (const name of NUMBER_NAMES) {
@@ -186,6 +193,8 @@ function checkAspect(): void {
 }
 
 function refuse(field: string, control: HTMLElement, message: string): undefined {
+  const details = control.closest('details');
+  if (details) details.open = true;
   showFieldError(field, control, message);
   control.focus();
 }
@@ -194,6 +203,7 @@ function refuse(field: string, control: HTMLElement, message: string): undefined
 const CONTROLS: Record<string, string> = {
   image: 'source-file',
   picturePrompts: 'picture-prompts-file',
+  'picture-prompts': 'picture-prompts-file',
   model: 'model-folder',
   lora: 'lora-file',
 };
@@ -205,11 +215,19 @@ export function showInvalidArgument(field: string, message: string): boolean {
   const id = option.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
   const control = document.getElementById(CONTROLS[option] ?? id);
   if (!control || !errorOf(id)) return false;
-  const details = control.closest('details');
-  if (details) details.open = true;
-  showFieldError(id, control, message);
-  control.focus();
+  // Numbers have labels that can stand for their names.
+  const label = document.querySelector(`label[for="${control.id}"]`)?.textContent;
+  const isNamed = label && option in NUMBERS && message.startsWith(`${option} `);
+  const name = label?.split(',')[0];
+  refuse(id, control, isNamed ? `${name}${message.slice(option.length)}` : message);
   return true;
+}
+
+/** Hides what is wrong with a field, because its value is another one now. */
+export function clearFieldError(id: string): void {
+  const error = errorOf(id);
+  if (error) error.hidden = true;
+  document.getElementById(CONTROLS[id] ?? id)?.removeAttribute('aria-invalid');
 }
 
 /** The element in which the page says what is wrong with a field. */
@@ -289,6 +307,7 @@ export function initForm(): void {
   for (const chip of element('examples', HTMLDivElement).querySelectorAll('button')) {
     chip.addEventListener('click', () => {
       prompt.value = chip.textContent;
+      forgetWords();
       prompt.focus();
     });
   }

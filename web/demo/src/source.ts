@@ -3,6 +3,7 @@
 import type { GenerateOptions } from 'wuerstchen-web';
 import { element } from './dom';
 import { initMask, readMask, resetMask } from './mask';
+import { clearFieldError } from './settings';
 
 const file = element('source-file', HTMLInputElement);
 const picture = element('source-picture', HTMLImageElement);
@@ -11,6 +12,11 @@ const strength = element('strength', HTMLInputElement);
 const share = element('strength-share', HTMLOutputElement);
 
 let image: Blob | undefined;
+/** The strength before something was painted. */
+let unpainted: string | undefined;
+
+/** The size of the mask until that of the picture is known. */
+const UNKNOWN_SIDE = 64;
 
 /** The form's picture to start from, with its mask and strength, as the engine takes them. */
 export function readSource(): Pick<GenerateOptions, 'image' | 'mask' | 'strength'> {
@@ -20,6 +26,8 @@ export function readSource(): Pick<GenerateOptions, 'image' | 'mask' | 'strength
 /** Shows the picture and starts from it, until another one is chosen or it is removed. */
 export function startFrom(blob: Blob): void {
   forget();
+  // The field names another file than a picture that comes from elsewhere.
+  if (file.files?.[0] !== blob) file.value = '';
   image = blob;
   picture.src = URL.createObjectURL(blob);
   chosen.hidden = false;
@@ -29,7 +37,9 @@ function forget(): void {
   image = undefined;
   if (picture.src) URL.revokeObjectURL(picture.src);
   picture.removeAttribute('src');
+  resetMask(UNKNOWN_SIDE, UNKNOWN_SIDE);
   chosen.hidden = true;
+  clearFieldError('image');
 }
 
 function showShare(): void {
@@ -49,11 +59,23 @@ export function initSource(): void {
     file.value = '';
     file.focus();
   });
-  initMask(() => {
-    // With a mask, the painted parts are made from pure noise, unless the person chooses less strength afterwards.
-    strength.value = strength.max;
+  initMask(
+    () => {
+      // With a mask, the painted parts are made from pure noise, unless the person chooses less strength afterwards.
+      unpainted = strength.value;
+      strength.value = strength.max;
+      showShare();
+    },
+    () => {
+      if (unpainted !== undefined && strength.value === strength.max) strength.value = unpainted;
+      showShare();
+    },
+  );
+  strength.addEventListener('input', showShare);
+  // A browser that goes back to the page may fill the form anew.
+  addEventListener('pageshow', () => {
+    if (!image) file.value = '';
     showShare();
   });
-  strength.addEventListener('input', showShare);
   showShare();
 }

@@ -13,6 +13,7 @@ export function initStorage(onDelete: () => void): void {
   remove.addEventListener('click', async () => {
     await cache.delete();
     await showStorage();
+    element('storage-title', HTMLHeadingElement).focus();
     onDelete();
   });
   persist.addEventListener('click', async () => {

@@ -16,7 +16,9 @@ const isWasm = (file: string) => file.endsWith('.wasm');
 
 self.addEventListener('install', (event) => {
   const shell = ['./', ...FILES.filter((file) => !isWasm(file) && file !== 'index.html')];
-  event.waitUntil(caches.open(NAME).then((cache) => cache.addAll(shell)));
+  // Past the browser's own cache, which may still have the page of an earlier version.
+  const requests = shell.map((file) => new Request(file, { cache: 'reload' }));
+  event.waitUntil(caches.open(NAME).then((cache) => cache.addAll(requests)));
 });
 
 self.addEventListener('activate', (event) => {

@@ -33,6 +33,12 @@ export function offerWords(currentModel: () => ModelRef): void {
   });
 }
 
+/** Takes away what was said of the words of another prompt. */
+export function forgetWords(): void {
+  offers.replaceChildren();
+  unknown.hidden = true;
+}
+
 function show(known: readonly string[]): void {
   const { value, selectionEnd } = prompt;
   const typed = /[\p{L}\p{N}]*$/u.exec(value.slice(0, selectionEnd))?.[0].toLowerCase() ?? '';

@@ -140,6 +140,10 @@ export async function load(options: LoadOptions): Promise<Wuerstchen> {
   }
   for (const { blob, weight } of lora) {
     const file = (blob as File).name;
+    if (file.includes('broken')) {
+      const message = `${file}: the LoRA does not fit the model`;
+      throw new WuerstchenError('integrity', message, true, 'lora');
+    }
     onProgress?.({
       type: 'lora',
       file,

@@ -177,7 +177,8 @@ test('what is painted over is made anew, painted with the mouse or with keys', a
   assert.deepEqual([mask[4], mask[32], mask[60]], [empty, stroke, empty]);
 
   await page.getByRole('button', { name: 'Clear the paint' }).click();
-  assert.deepEqual((await paint('a green circle')).mask, []);
+  const cleared = await paint('a green circle');
+  assert.deepEqual([cleared.mask, cleared.strength], [[], 0.7], 'the strength of before');
   await at('mask').focus();
   const corner = [...Array(16).fill('ArrowLeft'), ...Array(16).fill('ArrowUp')];
   for (const key of [...corner, ' ']) await page.keyboard.press(key);
@@ -247,7 +248,7 @@ test('pictures are prompts where the model takes them, alone or beside words', a
   assert.deepEqual(await lastPictures(), [false, [BLUE]]);
   await at('history').getByRole('button', { name: 'Like other pictures' }).waitFor();
   await page.getByRole('button', { name: 'Copy link' }).click();
-  await at('status').getByText('but not the pictures').waitFor();
+  await at('status').getByText('(pictures as prompts)').waitFor();
 
   await page.getByRole('button', { name: 'More like this' }).click();
   assert.equal(await chosen.count(), 2);
@@ -310,7 +311,7 @@ test('LoRAs are picked, weighted and taken away, and told of', async () => {
     mimeType: '',
     buffer: Buffer.from('x'),
   });
-  await notice.getByText('Style.safetensors: changes 24 layers, weight 1.').waitFor();
+  await notice.getByText('style.safetensors: changes 24 layers, weight 1.').waitFor();
   await page.getByLabel('Weight of style.safetensors').fill('0.5');
   await page.getByLabel('Weight of style.safetensors').press('Enter');
   await notice.getByText('weight 0.5.').waitFor();
@@ -532,6 +533,133 @@ test('a phone shows everything without scrolling sideways', async () => {
   await page.setViewportSize({ width: 360, height: 740 });
   await open();
   await makePicture('a red circle');
-  const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-  assert.ok(overflow <= 0, `${overflow} pixels too wide`);
+  const check = async () => {
+    const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    assert.ok(overflow <= 0, `${overflow} pixels too wide`);
+  };
+  await check();
+  await makePicture('W'.repeat(300));
+  await check();
+  await at('history').getByRole('button').first().click();
+  await check();
+});
+
+test('what the engine refuses leaves the finished picture as it was', async () => {
+  await open();
+  await makePicture('a red circle');
+  await page.getByText('Advanced', { exact: true }).click();
+  await page.locator('#width').fill('64001');
+  await at('generate').click();
+  await page.locator('#size-error').getByText('Width must be a size').waitFor();
+  const ratio = await page.locator('#frame').evaluate((frame) => frame.style.aspectRatio);
+  assert.equal(ratio, '64 / 64');
+  assert.equal(await at('picture').getAttribute('aria-label'), 'a red circle');
+  for (const part of [at('film'), page.getByRole('button', { name: 'Copy link' })]) {
+    assert.equal(await part.isVisible(), true);
+  }
+});
+
+test('text in the place of a number is refused', async () => {
+  await open();
+  await page.getByText('Advanced', { exact: true }).click();
+  await page.locator('#prior-steps').fill('');
+  await page.locator('#prior-steps').pressSequentially('1e');
+  await page.getByText('Advanced', { exact: true }).click();
+  await at('generate').click();
+  await page.locator('#prior-steps-error').getByText('Write a number here.').waitFor();
+  await page.locator('#prior-steps').fill('7');
+  await makePicture('a red circle');
+});
+
+/** Files that are dropped on the prompt. */
+async function drop(name: string, type = ''): Promise<void> {
+  await at('prompt').evaluate(
+    (target, [name, type]) => {
+      const dataTransfer = new DataTransfer();
+      dataTransfer.items.add(new File(['x'], name ?? '', { type: type ?? '' }));
+      target.dispatchEvent(
+        new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer }),
+      );
+    },
+    [name, type],
+  );
+}
+
+test('dropped files of other kinds leave the model alone', async () => {
+  await open();
+  await at('load').click();
+  await state('ready');
+  await drop('notes.txt', 'text/plain');
+  await at('status').getByText('This page takes pictures, LoRAs').waitFor();
+  await drop('party.gif', 'image/gif');
+  await page.locator('#source-chosen').waitFor();
+  await state('ready');
+  assert.equal(await at('error').isVisible(), false);
+});
+
+test('a LoRA that does not fit is told of at its field, also if that was closed', async () => {
+  await open();
+  await drop('broken.safetensors');
+  assert.equal(await page.locator('#loras li').isVisible(), true);
+  await at('generate').click();
+  await page.locator('#lora-error').getByText('broken.safetensors: the LoRA does not').waitFor();
+  await page.locator('#loras').getByRole('button', { name: 'Remove' }).click();
+  await state('ready');
+  assert.equal(await page.locator('#lora-error').isVisible(), false);
+  await makePicture('a red circle');
+});
+
+test('after a first look that failed, what was typed stays and a picture can be made', async () => {
+  for (const again of ['Try again', 'Look again', 'Generate']) {
+    await page.addInitScript(() => Object.assign(window, { isOffline: true }));
+    await page.goto(`${url}?again=${again}#prompt=a+star&seed=5`);
+    await at('error').getByText('It went away').waitFor();
+    await page.getByText('The model was not found').waitFor();
+    await at('prompt').fill(`a red circle ${again}`);
+    await page.evaluate(() => Reflect.deleteProperty(window, 'isOffline'));
+    await page.getByRole('button', { name: again, exact: true }).click();
+    await page.locator('#aspects label').first().waitFor();
+    assert.equal(await at('prompt').inputValue(), `a red circle ${again}`);
+  }
+  await at('status').getByText('Done in').waitFor();
+});
+
+test('another link in the address line fills the form, and a place on the page does not', async () => {
+  await open();
+  const go = (hash: string) => page.evaluate((hash) => void (location.hash = hash), hash);
+  await go('prompt=two+rings&seed=7');
+  await page.waitForFunction(() => document.querySelector('textarea')?.value === 'two rings');
+  assert.equal(await at('seed').inputValue(), '7');
+  await at('prompt').fill('a red circle');
+  await go('how');
+  await page.waitForTimeout(100);
+  assert.equal(await at('prompt').inputValue(), 'a red circle');
+});
+
+test('what no link carries is named with the link and with the picture', async () => {
+  await open();
+  await makePicture('a red circle');
+  await page.getByRole('button', { name: 'Start from this' }).click();
+  await makePicture('a blue circle');
+  await page.getByRole('button', { name: 'Copy link' }).click();
+  await at('status').getByText('what else made this picture (a picture to start from)').waitFor();
+  await at('history').getByRole('button', { name: 'a blue circle' }).click();
+  await page.locator('#entry-facts').getByText('a picture to start from').waitFor();
+  await page.getByRole('button', { name: 'Use these settings' }).click();
+  await at('status').getByText('also made with a picture to start from').waitFor();
+});
+
+test('the focus stays on the page when a picture is deleted', async () => {
+  await open();
+  await makePicture('a red circle');
+  await makePicture('a blue circle');
+  const focused = () => page.evaluate(() => document.activeElement?.textContent);
+  for (const [name, next] of [
+    ['a blue circle', 'a red circle'],
+    ['a red circle', 'Pictures'],
+  ] as const) {
+    await at('history').getByRole('button', { name }).click();
+    await page.getByRole('button', { name: 'Delete', exact: true }).click();
+    assert.equal(await focused(), next);
+  }
 });

@@ -215,6 +215,8 @@ export class FakeModel {
       }
 
       addLora(name: string, bytes: Uint8Array, adapterConfig: string | undefined, weight: number) {
+        if (name.includes('unfit'))
+          throw Object.assign(new Error(`${name}: no`), { code: 'integrity' });
         model.loras.push({ name, bytes, adapterConfig, weight });
         return [`changes nothing, weight ${weight}`, 'a word is left out'];
       }

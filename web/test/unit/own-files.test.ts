@@ -40,6 +40,15 @@ test('LoRAs of a URL and of a file reach the loader, and are applied after the s
   });
 });
 
+test('a LoRA that does not fit is the fault of its option', async () => {
+  const blob = new File([new Uint8Array([3])], 'unfit.safetensors');
+  await assert.rejects(new World().load({ lora: [{ blob }] }), {
+    code: 'integrity',
+    field: 'lora',
+    message: 'unfit.safetensors: no',
+  });
+});
+
 test('the config that peft writes is found beside its file, and may be missing', async () => {
   const world = new World();
   const url = 'https://example.test/style/adapter_model.safetensors?sig=1';

@@ -4,10 +4,20 @@ import { runInNewContext } from 'node:vm';
 
 import { inspect } from '../../js/index.js';
 import { toErrorData } from '../../js/errors.js';
+import { toPixels } from '../../js/pixels.js';
 import type { GenerateOptions } from '../../js/types.js';
 import { deferred, MODEL_URL, SHARD_URLS, World } from './fake.js';
 
 const format = 'blob';
+
+test('a picture that WebAssembly has no memory for is refused', async () => {
+  const picture = { width: 12_000, height: 12_000, data: new Uint8Array() };
+  await assert.rejects(toPixels(picture, 'image'), {
+    code: 'invalid-argument',
+    field: 'image',
+    message: 'image must have at most 134217728 pixels, got 12000 x 12000',
+  });
+});
 
 /** A signal as old browsers and libraries have it. */
 class PlainSignal extends EventTarget {
