@@ -20,7 +20,7 @@ use self::pictures::Pictures;
 use crate::devices::{Choice, choose};
 use crate::files::read_tensors;
 use crate::folder::captions_of_pictures;
-use crate::terminal::{counted, is_or_are};
+use crate::terminal::{counted, is_or_are, visible};
 use crate::usage;
 
 /// Arguments of `wuerstchen compare`.
@@ -355,6 +355,7 @@ impl Report {
             line("CLIP score", format!("{score:.2} ({pictures} pictures)"));
         }
         for Nearest { picture, nearest, distance } in self.nearest.iter().flatten() {
+            let [picture, nearest] = [picture, nearest].map(|name| visible(name));
             lines.push(format!("{picture}: nearest {nearest}, distance {distance:.4}"));
         }
         lines

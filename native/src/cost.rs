@@ -15,6 +15,7 @@ use wuerstchen::{DecoderConfig, PriorConfig, VqganConfig};
 use wuerstchen_train::config::{StageBModel, TrainConfig};
 
 use self::stable_diffusion::{StableDiffusion, VERSIONS};
+use crate::terminal::visible;
 use crate::train::read_valid_config;
 
 /// Arguments of `wuerstchen cost`.
@@ -81,7 +82,8 @@ fn text(lines: &[Line]) -> String {
     let name = 2 + lines.iter().map(|line| line.model.chars().count()).max().unwrap_or(0);
     let mut rows = vec![format!("{:<name$}{:<22}{:<44}{:>14}", "model", "work", "part", "GMAC")];
     let row = |model: &str, work: &str, part: &str, multiply_adds: usize| {
-        format!("{model:<name$}{work:<22}{part:<44}{:>14.4}", multiply_adds as f64 / 1e9)
+        let (model, giga) = (visible(model), multiply_adds as f64 / 1e9);
+        format!("{model:<name$}{work:<22}{part:<44}{giga:>14.4}")
     };
     for group in lines.chunk_by(|a, b| a.model == b.model && a.work == b.work) {
         let [first, ..] = group else { continue };

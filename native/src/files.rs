@@ -28,6 +28,9 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
     };
     let mut found = Found::default();
     add(&mut found, path)?;
+    if path.is_dir() {
+        tell_of_missing(path);
+    }
     Ok(found.finish()?)
 }
 

@@ -154,7 +154,9 @@ impl GenerateArgs {
     /// The prompts of the command line or of a file; at least one.
     fn prompts(&self) -> Result<Vec<String>> {
         let Some(path) = &self.inputs.prompts else {
-            return Ok(vec![self.prompt.clone().unwrap_or_default()]);
+            // As a text that is copied from a file may begin.
+            let prompt = self.prompt.as_deref().unwrap_or_default();
+            return Ok(vec![prompt.trim_start_matches('\u{feff}').to_owned()]);
         };
         let text = read_text(path)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());

@@ -2,14 +2,19 @@
 
 mod colour;
 mod frames;
+mod ifd;
 mod jpeg;
+mod png;
 mod tiff;
 
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
+use image::error::ImageFormatHint;
+use image::metadata::Orientation;
 use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
     RgbImage,
@@ -17,6 +22,7 @@ use image::{
 use wuerstchen::fs::read_at_most;
 use wuerstchen::{FileType, Image, Mask};
 
+use self::ifd::Directory;
 use self::jpeg::Jpeg;
 use crate::terminal::counted;
 
@@ -101,13 +107,13 @@ pub(crate) fn tell_of_frames(count: usize) {
 }
 
 /// The height and width of the picture in the bytes of a file, turned upright, and whether the file has several frames
-/// or pages. Decodes no pixels but those of the first two frames of an animation.
+/// or pages. Decodes no pixels.
 pub(crate) fn look_at(bytes: &[u8]) -> Result<([usize; 2], bool)> {
     let (format, mut decoder) = decoder_of(bytes)?;
     let (width, height) = decoder.dimensions();
     let [width, height] = [width, height].map(|side| side as usize);
     // The first four orientations of EXIF do not lie on their side.
-    let is_turned = decoder.orientation()?.to_exif() > 4;
+    let is_turned = orientation_of(format, bytes, &mut decoder)?.to_exif() > 4;
     let size = if is_turned { [width, height] } else { [height, width] };
     Ok((size, frames::has_several(format, bytes)))
 }
@@ -130,8 +136,10 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
     if !format.reading_enabled() {
         bail!("expected {TYPES}, found {}", format!("{format:?}").to_uppercase());
     }
-    if format == ImageFormat::Tiff {
-        tiff::check_values(bytes)?;
+    match format {
+        ImageFormat::Tiff => tiff::check_values(bytes)?,
+        ImageFormat::Png => png::check_profile(bytes)?,
+        _ => {}
     }
     let decoder = reader.into_decoder().map_err(in_words)?;
     let (width, height) = decoder.dimensions();
@@ -149,10 +157,39 @@ fn decoder_of(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder + '_)> {
     Ok((format, decoder))
 }
 
+/// Which side of a picture is up. EXIF data are looked for in all places where programs put them.
+fn orientation_of(
+    format: ImageFormat,
+    bytes: &[u8],
+    decoder: &mut impl ImageDecoder,
+) -> Result<Orientation> {
+    const ORIENTATION: usize = 0x112;
+    let exif = match format {
+        ImageFormat::Tiff => return Ok(decoder.orientation()?),
+        ImageFormat::Png => png::exif(bytes),
+        _ => decoder.exif_metadata()?.map(Cow::from),
+    };
+    let value = exif.and_then(|exif| {
+        // As in a JPEG, where this begins the segment.
+        let exif = exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif);
+        Directory::first(exif)?.value(ORIENTATION)
+    });
+    let known = value.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
+    Ok(known.unwrap_or(Orientation::NoTransforms))
+}
+
 /// An error of a decoder; some tell only that there were no more bytes.
 fn in_words(error: ImageError) -> anyhow::Error {
     if error.to_string().contains("failed to fill whole buffer") {
         return anyhow!("expected a whole file, found one that is cut off");
+    }
+    if let ImageError::Unsupported(unsupported) = &error
+        && unsupported.format_hint() == ImageFormatHint::Exact(ImageFormat::Tiff)
+    {
+        return anyhow!(
+            "expected a TIFF in grey or RGB of 8 or 16 bits, or in RGB of fractions, found another \
+             kind ({error})"
+        );
     }
     error.into()
 }
@@ -187,9 +224,12 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
     };
     let _turn =
         (pixels > LARGE_PIXELS).then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
-    let orientation = decoder.orientation()?;
+    let orientation = orientation_of(format, bytes, &mut decoder)?;
     // A profile that cannot be read is none.
-    let profile = decoder.icc_profile().ok().flatten();
+    let profile = match format {
+        ImageFormat::Tiff => tiff::profile(bytes),
+        _ => decoder.icc_profile().ok().flatten(),
+    };
     let of_file = decoder.original_color_type();
     let (mut pixels, is_cmyk) = match jpeg.map(|jpeg| jpeg.decode()).transpose()?.flatten() {
         Some(decoded) => decoded,

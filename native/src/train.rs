@@ -42,7 +42,7 @@ use crate::devices::{Choice, choose_for};
 use crate::files::{read_model, read_tensors};
 use crate::folder::Folder;
 use crate::pictures::tell_of_frames;
-use crate::terminal::counted;
+use crate::terminal::{counted, visible};
 use crate::{memory, usage};
 
 /// Arguments of `wuerstchen train`.
@@ -611,7 +611,8 @@ fn check_memory(recipe: &Recipe, stages: Stages, pictures: Option<usize>) -> Res
 
 fn describe(recipe: &Recipe, corpus: &Corpus, output: &Path) -> Result<()> {
     let config = &recipe.config;
-    let mut lines = vec![format!("run {:?} in {}", config.name, output.display())];
+    let output = visible(&output.display().to_string());
+    let mut lines = vec![format!("run {:?} in {output}", config.name)];
     if let Corpus::Emoji(art) = corpus {
         lines.push(counted(art.concepts().len(), "concept"));
     }

@@ -697,6 +697,9 @@ fn mistakes_in_a_folder_are_named() {
     fs::write(pictures.join("silent.txt"), "a broken picture").unwrap();
     fails(4, "a picture that cannot be read", &["a", "--dry-run"]);
     fails(4, "cannot read the picture", &["a"]);
+    fs::write(pictures.join("silent.txt"), "\n<!DOCTYPE html><html>404</html>").unwrap();
+    fails(4, "silent.txt: expected captions, found an HTML page", &["a"]);
+    fs::write(pictures.join("silent.txt"), "a broken picture").unwrap();
 
     fs::remove_file(pictures.join("silent.webp")).unwrap();
     let output = train_on(&pictures, &run, &["a"]);

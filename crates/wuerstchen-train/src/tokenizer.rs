@@ -1,5 +1,7 @@
 //! The tokenizers of corpora: the words of a built-in corpus, or parts of words learnt from captions.
 
+use std::borrow::Cow;
+
 use serde_json::json;
 use tokenizers::AddedToken;
 use tokenizers::models::TrainerWrapper;
@@ -60,6 +62,9 @@ pub fn word_tokenizer(words: &[impl AsRef<str>]) -> TokenizerFiles {
     files(tokenizer.to_string())
 }
 
+/// Longest word, in letters, that the parts of words are learnt from. The trainer's time grows with its square.
+const LONGEST_WORD: usize = 256;
+
 /// A tokenizer of at most `vocab_size` tokens, the parts of words that are frequent in captions (byte-level BPE): it
 /// can split any text in any language, and the same captions always give the same tokenizer.
 ///
@@ -93,10 +98,29 @@ pub fn learn_tokenizer<'a>(
         .show_progress(false)
         .build()
         .into();
-    tokenizer.train(&mut trainer, captions).map_err(error)?;
+    tokenizer.train(&mut trainer, captions.map(without_long_words)).map_err(error)?;
     let ends = RobertaProcessing::new((END.into(), 1), (BEGIN.into(), 0));
     tokenizer.with_post_processor(Some(ends.trim_offsets(false).add_prefix_space(false)));
     Ok(files(tokenizer.to_string(false).map_err(error)?))
+}
+
+/// The text with spaces inside words that are too long, such as those of a picture's bytes as text.
+fn without_long_words(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST_WORD || text.split_whitespace().all(|word| word.len() <= LONGEST_WORD)
+    {
+        return Cow::Borrowed(text);
+    }
+    let mut cut = String::with_capacity(text.len());
+    let mut length = 0;
+    for c in text.chars() {
+        length = if c.is_whitespace() { 0 } else { length + 1 };
+        if length > LONGEST_WORD {
+            cut.push(' ');
+            length = 1;
+        }
+        cut.push(c);
+    }
+    Cow::Owned(cut)
 }
 
 fn files(tokenizer: String) -> TokenizerFiles {
@@ -113,6 +137,14 @@ mod tests {
     use wuerstchen::Tokenizer;
 
     use super::*;
+
+    #[test]
+    fn long_words_are_cut_up() {
+        let text = |length: usize| format!("a {} b", "x".repeat(length));
+        assert_eq!(without_long_words(&text(256)), text(256));
+        let cut = format!("a {} x b", "x".repeat(256));
+        assert_eq!(without_long_words(&text(257)), cut);
+    }
 
     #[test]
     fn case_and_punctuation_do_not_matter_to_shapes() {

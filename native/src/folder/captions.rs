@@ -32,18 +32,23 @@ pub(super) fn captions_of(root: &Path, found: &Found) -> Result<Captions> {
     let mut unused: BTreeSet<usize> = (0..found.texts.len()).collect();
     let (mut doubled, mut unread) = (BTreeSet::new(), Vec::new());
     for (picture, captions) in found.pictures.iter().zip(&mut captions) {
-        for text in beside(root, picture, &pictures, &texts, &found.texts) {
+        for text_number in beside(root, picture, &pictures, &texts, &found.texts) {
             if captions.is_empty() {
-                match read_text_at_most(&found.texts[text], MAX_TEXT) {
-                    Ok(lines) => *captions = trimmed(lines.lines()),
+                match read_text_at_most(&found.texts[text_number], MAX_TEXT) {
+                    Ok(text) if is_page(&text) => {
+                        let path = found.texts[text_number].display();
+                        unread.push(format!("{path}: expected captions, found an HTML page"));
+                        break;
+                    }
+                    Ok(text) => *captions = trimmed(text.lines()),
                     Err(error) => {
                         unread.push(format!("{:#}", anyhow::Error::from(error)));
                         break;
                     }
                 }
-                unused.remove(&text);
+                unused.remove(&text_number);
             } else {
-                doubled.insert(text);
+                doubled.insert(text_number);
             }
         }
     }
@@ -228,6 +233,13 @@ fn name_in(root: &Path, path: &Path) -> String {
 
 fn without_ending(path: &Path) -> PathBuf {
     path.with_extension("")
+}
+
+/// Whether a text is a page that a server sent in place of a file.
+fn is_page(text: &str) -> bool {
+    let start: String = text.trim_start_matches(char::is_whitespace).chars().take(14).collect();
+    let start = start.to_ascii_lowercase();
+    start.starts_with("<!doctype html") || start.starts_with("<html")
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -95,6 +96,11 @@ pub(super) fn find(root: &Path) -> Result<Found> {
                     } else {
                         found.sort(entry.into_path());
                     }
+                }
+                // As in a folder that may be listed, but not entered.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                    let path = entry.path().display();
+                    return Err(error).with_context(|| format!("cannot look at {path}"));
                 }
                 _ => found.left_out.links.push(entry.into_path()),
             }

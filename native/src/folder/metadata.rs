@@ -10,6 +10,8 @@ use serde_json::Value;
 use wuerstchen::fs::{has_extension, read_text};
 use wuerstchen::json::with_nulls;
 
+use crate::shards::MAX_TEXT;
+
 /// A line about a picture.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
@@ -87,7 +89,18 @@ type Numbered = (u64, Row);
 pub(super) fn read_rows(path: &Path) -> Result<Vec<Numbered>> {
     let text = read_text(path)?;
     let rows = if has_extension(path, "csv") { csv_rows(&text) } else { json_rows(&text) };
-    rows.with_context(|| path.display().to_string())
+    rows.and_then(with_short_captions).with_context(|| path.display().to_string())
+}
+
+/// The rows, if no caption is longer than a text file may be.
+fn with_short_captions(rows: Vec<Numbered>) -> Result<Vec<Numbered>> {
+    for (line, row) in &rows {
+        let longest = row.captions.iter().map(String::len).max().unwrap_or(0);
+        if longest as u64 > MAX_TEXT {
+            bail!("line {line}: expected a caption of at most {MAX_TEXT} bytes, found {longest}");
+        }
+    }
+    Ok(rows)
 }
 
 fn json_rows(text: &str) -> Result<Vec<Numbered>> {
@@ -178,12 +191,16 @@ fn csv_rows(text: &str) -> Result<Vec<Numbered>> {
     rows.collect()
 }
 
-/// Whether a cell is a list of texts as Python and JSON write it.
+/// Whether a cell is a list of texts, or texts with names, as Python and JSON write them.
 fn is_list(cell: &str) -> bool {
-    let cell = cell.trim();
-    ['\'', '"']
-        .into_iter()
-        .any(|quote| cell.starts_with(&format!("[{quote}")) && cell.ends_with(&format!("{quote}]")))
+    let inside = |(open, close)| cell.trim().strip_prefix(open)?.strip_suffix(close);
+    let begins_a_text = |inside: &str| inside.trim_start().starts_with(['\'', '"']);
+    let is_empty = |open| open == '[';
+    [('[', ']'), ('(', ')'), ('{', '}')].into_iter().any(|brackets| {
+        inside(brackets).is_some_and(|inside| {
+            begins_a_text(inside) || inside.trim().is_empty() && is_empty(brackets.0)
+        })
+    })
 }
 
 /// The place of a character in a cell of a table.
@@ -335,6 +352,16 @@ mod tests {
         assert!(unnamed.starts_with("line 3: expected the name of a picture"), "{unnamed}");
         let list = csv_rows("file_name,text\na.png,\"['a fox', 'a dog']\"\n").unwrap_err();
         assert!(list.to_string().contains("found the list ['a fox', 'a dog']"), "{list}");
+        for list in ["[\"it's a fox\", 'a dog']", "[]", "[ 'a' ]", "('a', 'b')", "{'en': 'a'}"] {
+            assert!(is_list(list), "{list}");
+        }
+        for text in ["[a fox]", "(a fox:1.2)", "a fox", "()", "'a'", "[[very] red]"] {
+            assert!(!is_list(text), "{text}");
+        }
+        let long =
+            vec![(7, row("a.png".to_owned(), ["x".repeat(MAX_TEXT as usize + 1)].into_iter()))];
+        let error = with_short_captions(long).unwrap_err().to_string();
+        assert_eq!(error, "line 7: expected a caption of at most 1048576 bytes, found 1048577");
     }
 
     #[test]

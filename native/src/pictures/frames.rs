@@ -2,40 +2,54 @@
 
 use std::io::Cursor;
 
-use image::codecs::gif::GifDecoder;
-use image::codecs::png::PngDecoder;
+use image::ImageFormat;
 use image::codecs::webp::WebPDecoder;
-use image::{AnimationDecoder, ImageFormat, ImageResult};
 
-/// Whether the file of a picture that can be read has more frames or pages.
+use super::ifd::Directory;
+use super::png;
+
+/// Whether the file of a picture that can be read has more frames or pages. Unpacks none of them: they may be larger
+/// than the first one, by any amount.
 pub(super) fn has_several(format: ImageFormat, bytes: &[u8]) -> bool {
-    let reader = Cursor::new(bytes);
-    let found: ImageResult<bool> = match format {
-        ImageFormat::Png => PngDecoder::new(reader).and_then(|decoder| decoder.is_apng()),
-        ImageFormat::WebP => WebPDecoder::new(reader).map(|decoder| decoder.has_animation()),
-        ImageFormat::Gif => {
-            let frames = GifDecoder::new(reader).map(AnimationDecoder::into_frames);
-            frames.map(|mut frames| frames.nth(1).is_some_and(|frame| frame.is_ok()))
+    match format {
+        ImageFormat::Png => png::is_animated(bytes),
+        ImageFormat::WebP => {
+            WebPDecoder::new(Cursor::new(bytes)).is_ok_and(|decoder| decoder.has_animation())
         }
-        ImageFormat::Tiff => return has_pages(bytes).unwrap_or(false),
-        _ => Ok(false),
-    };
-    found.unwrap_or(false)
+        ImageFormat::Gif => has_two_pictures(bytes).unwrap_or(false),
+        ImageFormat::Tiff => Directory::first(bytes).is_some_and(|first| first.has_next()),
+        _ => false,
+    }
 }
 
-/// Whether the first directory of a TIFF file names a second one; `None` where it is cut off.
+/// Whether a GIF has a second picture, whatever that is.
 ///
-/// Source: TIFF 6.0, section 2.
-fn has_pages(bytes: &[u8]) -> Option<bool> {
-    let is_little = bytes.starts_with(b"II");
-    let number = |at: usize, length: usize| {
-        let digits = bytes.get(at..at.checked_add(length)?)?;
-        let add = |sum: usize, &digit: &u8| sum << 8 | usize::from(digit);
-        Some(if is_little { digits.iter().rev().fold(0, add) } else { digits.iter().fold(0, add) })
+/// Source: GIF89a, sections 15 to 26.
+fn has_two_pictures(bytes: &[u8]) -> Option<bool> {
+    const EXTENSION: u8 = 0x21;
+    const PICTURE: u8 = 0x2c;
+    let colours = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
+    // Pieces of up to 255 bytes, the last of which is empty.
+    let after_pieces = |mut at: usize| loop {
+        let length = usize::from(*bytes.get(at)?);
+        at += 1 + length;
+        if length == 0 {
+            return Some(at);
+        }
     };
-    let directory = number(4, 4)?;
-    let entries = number(directory, 2)?;
-    Some(number(directory + 2 + 12 * entries, 4)? != 0)
+    let mut at = 13 + colours(*bytes.get(10)?);
+    let mut pictures = 0;
+    loop {
+        match *bytes.get(at)? {
+            EXTENSION => at = after_pieces(at + 2)?,
+            PICTURE if pictures == 1 => return Some(true),
+            PICTURE => {
+                pictures += 1;
+                at = after_pieces(at + 11 + colours(*bytes.get(at + 9)?))?;
+            }
+            _ => return Some(false),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -54,21 +68,9 @@ mod tests {
             bytes
         };
         assert!(!has_several(ImageFormat::Gif, &gif(1)));
-        assert!(has_several(ImageFormat::Gif, &gif(2)));
+        let two = gif(2);
+        assert!(has_several(ImageFormat::Gif, &two));
+        assert!(!has_several(ImageFormat::Gif, &two[..40]));
         assert!(!has_several(ImageFormat::Jpeg, &[]));
-    }
-
-    /// A directory of one entry at byte 8, and where the next one is.
-    #[test]
-    fn a_second_directory_is_a_second_page() {
-        let tiff = |next: u8| {
-            let mut bytes = b"II\x2a\0\x08\0\0\0\x01\0".to_vec();
-            bytes.extend([0; 12]);
-            bytes.extend([next, 0, 0, 0]);
-            bytes
-        };
-        assert!(has_several(ImageFormat::Tiff, &tiff(64)));
-        assert!(!has_several(ImageFormat::Tiff, &tiff(0)));
-        assert!(!has_several(ImageFormat::Tiff, &tiff(64)[..20]));
     }
 }

@@ -9,6 +9,8 @@ use image::DynamicImage;
 use tiff::decoder::Decoder;
 use tiff::tags::Tag;
 
+use super::ifd::Directory;
+
 /// The value of `ExtraSamples` where colours are multiplied by their alpha.
 const ASSOCIATED_ALPHA: u16 = 1;
 
@@ -26,6 +28,11 @@ pub(super) fn check_values(bytes: &[u8]) -> Result<()> {
         bail!("expected fractions, or whole numbers of at most 16 bits, found some of {bits} bits");
     }
     Ok(())
+}
+
+/// The colour profile. `image` finds none in TIFF files.
+pub(super) fn profile(bytes: &[u8]) -> Option<Vec<u8>> {
+    Some(Directory::first(bytes)?.data(usize::from(Tag::IccProfile.to_u16()))?.to_vec())
 }
 
 /// Whether the colours are multiplied by their alpha.

@@ -31,7 +31,9 @@ pub(super) fn files_of(patterns: &[String]) -> Result<Vec<PathBuf>> {
 fn named(patterns: &[String]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for pattern in patterns {
-        for pattern in expanded(pattern)? {
+        // A file may have braces in its name.
+        let is_file = pattern.contains('{') && Path::new(pattern).exists();
+        for pattern in if is_file { vec![pattern.clone()] } else { expanded(pattern)? } {
             let path = PathBuf::from(&pattern);
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
             let Some(name) = name.filter(|name| name.contains('*')) else {
