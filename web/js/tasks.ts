@@ -30,9 +30,6 @@ const ROUNDS = 1 << (32 - TASK_BITS);
 /** How often a thread looks for work before it sleeps; this takes about as long as waking up. */
 const LOOKS = 4000;
 
-/** A thread that has slept for this long lets its worker do other things, such as end. */
-const IDLE_MS = 100;
-
 /** What {@link Tasks} and {@link serveTasks} share. */
 export function newBoard(): Int32Array {
   const board = new Int32Array(new SharedArrayBuffer(WORDS * Int32Array.BYTES_PER_ELEMENT));
@@ -80,7 +77,7 @@ export class Tasks {
 }
 
 /** Runs tasks on another thread until its worker is terminated. */
-export async function serveTasks(board: Int32Array, call: Call): Promise<never> {
+export function serveTasks(board: Int32Array, call: Call): never {
   for (;;) {
     const round = Atomics.load(board, ROUND);
     for (let task = take(board); task !== undefined; task = take(board)) {
@@ -95,21 +92,9 @@ export async function serveTasks(board: Int32Array, call: Call): Promise<never> 
     }
     for (let looks = 0; looks < LOOKS && Atomics.load(board, ROUND) === round; looks++);
     Atomics.add(board, SLEEPERS, 1);
-    if (Atomics.wait(board, ROUND, round, IDLE_MS) === 'timed-out') await nextRound(board, round);
+    Atomics.wait(board, ROUND, round);
     Atomics.sub(board, SLEEPERS, 1);
   }
-}
-
-/**
- * Waits for another round. Browsers end a worker at once if it does not block: Chromium takes seconds to end one that
- * does, and its memory stays as long. Waking up takes longer, too.
- */
-async function nextRound(board: Int32Array, round: number): Promise<void> {
-  const { waitAsync } = Atomics as {
-    waitAsync?: (board: Int32Array, index: number, value: number) => { value: unknown };
-  };
-  if (waitAsync) await waitAsync(board, ROUND, round).value;
-  else Atomics.wait(board, ROUND, round);
 }
 
 /** The number of a task that nobody else has taken. As long as it runs, the round stays as it is. */

@@ -180,7 +180,7 @@ export function beThread(scope: {
     scope.onmessage = ({ data }: MessageEvent<Beginning>) => {
       (exports['stack'] as WebAssembly.Global<'i32'>).value = data.stack;
       tiles = data.tiles && instantiateTiles(data.tiles, memory);
-      void serveTasks(board, exports[names.call] as Call);
+      serveTasks(board, exports[names.call] as Call);
     };
   };
   scope.onmessage = ({ data }: MessageEvent<Opening>) => {
