@@ -92,6 +92,7 @@ export function serveTasks(board: Int32Array, call: Call): never {
     }
     for (let looks = 0; looks < LOOKS && Atomics.load(board, ROUND) === round; looks++);
     Atomics.add(board, SLEEPERS, 1);
+    // Chromium takes two seconds to end a worker that blocks. With `waitAsync`, now and then one never ended.
     Atomics.wait(board, ROUND, round);
     Atomics.sub(board, SLEEPERS, 1);
   }
