@@ -182,7 +182,12 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
     const notes: string[] = [];
     const onProgress = followLoad((note) => notes.push(note));
     const loaded = await load({ ...loadOptions(), signal, onProgress });
-    if (notes.length > 0) showNotice('The model is changed', notes.map(sentence).join(' '));
+    const { storage, message } = loaded.support;
+    const why = message.includes('not kept')
+      ? sentence(message)
+      : 'This browser stores nothing for this page.';
+    if (storage.backend === 'memory') notes.push(`The model is gone after this visit. ${why}`);
+    if (notes.length > 0) showNotice('About this model', notes.map(sentence).join(' '));
     const onGpu = loaded.device === 'webgpu';
     loaded.addEventListener('lost', () => {
       if (onGpu) showNotice('The GPU went away', 'It is being set up anew from the stored model.');
@@ -197,9 +202,6 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
       );
     });
     engine = loaded;
-    if (loaded.support.storage.backend === 'memory') {
-      showNotice('The model is not kept', sentence(loaded.support.message));
-    }
     if (!(model instanceof URL)) rememberModel(loaded.info.id);
     showDevice(loaded.support, loaded);
     element('load-title', HTMLElement).textContent = 'Ready';
@@ -245,7 +247,7 @@ async function useModel(files: readonly File[] | undefined): Promise<void> {
     ({ model, info } = previous);
     isLost = info === undefined;
     if (info) offerLoad(info);
-    setState('error');
+    setState(document.documentElement.dataset.state as State);
     return;
   }
   if (!files) rememberModel(undefined);
