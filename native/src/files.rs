@@ -1,11 +1,13 @@
 //! Models, goldens and original weights as they lie on disk.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use walkdir::{DirEntry, WalkDir};
+use walkdir::WalkDir;
 use wuerstchen::fs::{
     Found, has_extension, open, open_lora, read, read_pytorch_tensors, read_text, with_extension,
 };
@@ -26,11 +28,9 @@ pub(crate) fn read_model(path: Option<&Path>) -> Result<ModelFiles> {
         let bundle = Manifest::parse(MANIFEST)?.with_contents(CONTENTS)?;
         return Ok(bundle.open::<LoadError>(|_| Ok(Arc::new(WEIGHTS)))?);
     };
+    tell_of_missing(path);
     let mut found = Found::default();
     add(&mut found, path)?;
-    if path.is_dir() {
-        tell_of_missing(path);
-    }
     Ok(found.finish()?)
 }
 
@@ -80,31 +80,35 @@ pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
 /// The endings that programs append to the names of files while they fetch them.
 const UNFINISHED: [&str; 4] = ["incomplete", "part", "crdownload", "aria2"];
 
-/// Says which links in a model's folder lead nowhere. It looks no deeper than a model's files lie, because the folder may
-/// hold more than the model.
-pub(crate) fn tell_of_dead_links(folder: &Path) {
-    for entry in WalkDir::new(folder).max_depth(3).into_iter().filter_map(Result::ok) {
-        tell_if_dead(&entry);
-    }
-}
+/// Bytes of weights that are hardly all zeros, unless a program has reserved the file's room and not filled it.
+const END: u64 = 1 << 16;
 
-/// Whether a link leads nowhere, which is told.
-fn tell_if_dead(entry: &DirEntry) -> bool {
-    let is_dead = entry.path_is_symlink() && !entry.path().exists();
-    if is_dead {
-        tell!("{}: leads to a file that is not there", entry.path().display());
-    }
-    is_dead
-}
-
-/// Names the files of a folder whose download was broken off.
-pub(crate) fn tell_of_missing(folder: &Path) {
-    for entry in WalkDir::new(folder).into_iter().filter_map(Result::ok) {
+/// Names the links of a model's folder that lead nowhere, and the files whose download was broken off.
+pub(crate) fn tell_of_missing(model: &Path) {
+    for entry in WalkDir::new(model).into_iter().filter_map(Result::ok) {
         let path = entry.path();
-        if !tell_if_dead(&entry) && UNFINISHED.iter().any(|ending| has_extension(path, ending)) {
+        if entry.path_is_symlink() && !path.exists() {
+            tell!("{}: leads to a file that is not there", path.display());
+        } else if UNFINISHED.iter().any(|ending| has_extension(path, ending)) {
             tell!("{}: its download was not finished", path.display());
+        } else if has_extension(path, "safetensors") && ends_in_zeros(path) {
+            let path = path.display();
+            tell!("{path}: its last {END} bytes are zeros; was its download finished?");
         }
     }
+}
+
+/// Whether the last [`END`] bytes of a file are zeros. What cannot be read is reported elsewhere.
+fn ends_in_zeros(path: &Path) -> bool {
+    let ends = || -> std::io::Result<bool> {
+        let mut file = fs::metadata(path)?.is_file().then(|| File::open(path)).transpose()?;
+        let Some(file) = &mut file else { return Ok(false) };
+        file.seek(SeekFrom::End(-(END as i64)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes.iter().all(|&byte| byte == 0))
+    };
+    ends().unwrap_or(false)
 }
 
 /// Opens the tensors of several files, of safetensors or of PyTorch, as one dictionary.

@@ -299,12 +299,16 @@ pub(crate) fn tell_of_size(image: &Image, &Settings { width, height, .. }: &Sett
 
 /// Reports that the negative prompt does nothing, if so. Stage C's guidance scale counts only where Stage C runs.
 pub(crate) fn tell_of_guidance(settings: &Settings, runs_prior: bool) {
-    let end = settings.tokens.map_or(0.0, |tokens| tokens.decoder_guidance_scale_end);
-    let prior = if runs_prior { settings.prior_guidance_scale } else { 0.0 };
-    let largest = prior.max(settings.decoder_guidance_scale).max(end);
-    if !settings.negative_prompt.is_empty() && largest <= 1.0 {
+    if !settings.negative_prompt.is_empty() && largest_guidance_scale(settings, runs_prior) <= 1.0 {
         say!("the --negative-prompt does nothing: no guidance scale is above 1");
     }
+}
+
+/// The largest guidance scale of the stages that run.
+fn largest_guidance_scale(settings: &Settings, runs_prior: bool) -> f64 {
+    let end = settings.tokens.map_or(0.0, |tokens| tokens.decoder_guidance_scale_end);
+    let prior = if runs_prior { settings.prior_guidance_scale } else { 0.0 };
+    prior.max(settings.decoder_guidance_scale).max(end)
 }
 
 /// Reports the options that do nothing beside the others.
@@ -324,8 +328,7 @@ fn tell_of_unused(given: &GenerateOptions, settings: &Settings) {
         ];
         tell("Stage C does not run at a strength of 0", &options);
     }
-    let prior = if runs_prior { settings.prior_guidance_scale } else { 0.0 };
-    if prior.max(settings.decoder_guidance_scale) <= 1.0 {
+    if largest_guidance_scale(settings, runs_prior) <= 1.0 {
         let is_given = given.guidance_rescale.is_some_and(|share| share > 0.0);
         tell("no guidance scale is above 1", &[("guidance_rescale", is_given)]);
     }

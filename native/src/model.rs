@@ -137,14 +137,11 @@ impl ModelArgs {
         #[cfg(feature = "gpu")]
         let halves = self.halves(&found).map_err(|error| usage(&error))?;
         let started = Instant::now();
-        let pipeline = load(&files, &found.device, self.residency)
-            .inspect_err(|_| self.model.iter().for_each(|path| files::tell_of_missing(path)))
-            .context("cannot load the model")?;
+        let pipeline =
+            load(&files, &found.device, self.residency).context("cannot load the model")?;
         #[cfg(feature = "gpu")]
         self.tiling.apply(halves, &pipeline)?;
         let load_secs = started.elapsed().as_secs_f64();
-        // They may be in the place of files that the model can do without.
-        self.model.iter().for_each(|path| files::tell_of_dead_links(path));
         Ok(Loaded { pipeline, device: found.name, load_secs })
     }
 }

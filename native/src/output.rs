@@ -94,6 +94,10 @@ fn output(path: PathBuf, inputs: &[&Path]) -> Result<Output> {
     if path.exists() && !path.is_file() {
         bail!("cannot write {}: expected a file, found something else there", path.display());
     }
+    // It is replaced as a whole, which needs the right to write its folder only.
+    if path.metadata().is_ok_and(|file| file.permissions().readonly()) {
+        bail!("cannot write {}: the file there is write-protected", path.display());
+    }
     // Also through links, and where both names are links to one file.
     // A pipe is not opened, because opening one waits for its other end.
     let is_input = |input: &&Path| input.is_file() && is_same_file(&path, input).unwrap_or(false);

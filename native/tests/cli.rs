@@ -679,6 +679,14 @@ fn every_picture_has_a_place_before_one_is_made() {
     assert!(!told.contains("in place of"), "{told}");
     let (_, told) = generate("out-1.png", &[]);
     assert!(told.contains("out-1.png, in place of the file that was there"), "{told}");
+
+    let file = folder.join("out-1.png");
+    let mut rights = fs::metadata(&file).unwrap().permissions();
+    rights.set_readonly(true);
+    fs::set_permissions(&file, rights).unwrap();
+    let (code, error) = generate("out-1.png", &[]);
+    assert_eq!(code, Some(4), "{error}");
+    assert!(error.contains("out-1.png: the file there is write-protected"), "{error}");
 }
 
 #[test]

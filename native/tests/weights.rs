@@ -549,6 +549,36 @@ fn other_methods_are_refused_in_a_sentence() {
     );
 }
 
+/// Programs reserve the room of a file before they fetch it. Every such file is told once, as is a link to a file that a
+/// hub's cache has lost.
+#[test]
+fn unfinished_downloads_are_told() {
+    let folder = scratch("unfinished");
+    let model = folder.join("model");
+    for pipeline in ["wuerstchen-prior", "wuerstchen"] {
+        copy(&goldens().join(pipeline), &model.join(pipeline));
+    }
+    let file = model.join("wuerstchen-prior/prior/diffusion_pytorch_model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let whole = bytes.len();
+    assert!(whole > 100_000);
+    bytes[whole - (1 << 16)..].fill(0);
+    fs::write(&file, bytes).unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("nowhere", model.join("model_index.json")).unwrap();
+    let (model, out) = (model.display().to_string(), folder.join("out.png").display().to_string());
+    let steps = ["--prior-steps", "1", "--decoder-steps", "1", "--device", "cpu"];
+    let output = wuerstchen(&[&["generate", "a", "-m", &model, "-o", &out], &steps[..]].concat());
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    let zeros = format!("{}: its last 65536 bytes are zeros", file.display());
+    assert_eq!(told.matches(&zeros).count(), 1, "{told}");
+    assert_eq!(told.matches("bytes are zeros").count(), 1, "{told}");
+    if cfg!(unix) {
+        assert_eq!(told.matches("leads to a file that is not there").count(), 1, "{told}");
+    }
+}
+
 /// Devices and pipes are refused, because a program that reads one may never come to its end.
 #[cfg(unix)]
 #[test]

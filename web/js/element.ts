@@ -32,8 +32,8 @@ const Base = globalThis.HTMLElement ?? (class {} as typeof HTMLElement);
 
 /**
  * `<wuerstchen-image model="/model/manifest.json" prompt="a red circle"></wuerstchen-image>`: makes its picture as soon
- * as it has a model and a prompt, and anew when an attribute is set, or when it is put into the page again. Elements with the same model URL and `device`,
- * and without LoRAs, share one engine, which is disposed of with the last of them.
+ * as it has a model and a prompt, and anew when an attribute is set, or when it is put into the page again. Elements
+ * with the same model URL and `device`, and without LoRAs, share one engine, which is disposed of with the last of them.
  *
  * Attributes: `model`, `device`, `prompt`, `negative-prompt`, `seed`, `width`, `height`, `prior-steps`,
  * `decoder-steps`. Events, with their `detail`: `progress` (a {@link LoadEvent} or {@link GenerateEvent}), `picture`

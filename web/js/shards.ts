@@ -42,8 +42,8 @@ export async function fetchContents(manifest: Manifest, source: ShardSource): Pr
 }
 
 /**
- * Gets a file from the cache, or from the network and puts it into the cache. Its bytes may be in `room`, which must have
- * room for all of them.
+ * Gets a file from the cache, or from the network and puts it into the cache. Its bytes may be in `room`, which must
+ * have room for all of them.
  */
 export async function bring(
   file: Shard,

@@ -59,9 +59,9 @@ export function canShare(): boolean {
 }
 
 /**
- * The default number of threads. Only browsers built on Chromium have several. In Firefox 153, one of 182 loads with two
- * threads has hung: the engine's worker and the one that it had started both waited inside the browser. Nobody has tried
- * other browsers.
+ * The default number of threads. Only browsers built on Chromium have several. In Firefox 153, one of 182 loads with
+ * two threads has hung: the engine's worker and the one that it had started both waited inside the browser. Nobody has
+ * tried other browsers.
  */
 export function defaultThreads(): number {
   const isChromium = 'userAgentData' in navigator;

@@ -47,8 +47,8 @@ export interface Support {
 
 /**
  * A model. A string or URL is the location of its `manifest.json`, or of the folder with it if the path ends in `/`,
- * absolute or relative to the page; the other files lie beside it and are requested with the same query. A list of files is a model that a person picked or
- * dropped. `stored` is the id of a model in this browser's cache.
+ * absolute or relative to the page; the other files lie beside it and are requested with the same query. A list of
+ * files is a model that a person picked or dropped. `stored` is the id of a model in this browser's cache.
  */
 export type ModelRef = string | URL | FileList | readonly File[] | { readonly stored: string };
 
@@ -220,13 +220,15 @@ export interface LoadOptions {
   readonly tiling?: Tiling;
   /**
    * `f16` lets a GPU that has the feature `shader-f16` round the factors of matrix products to half precision, where
-   * they must be below 65504: if a measurement says that it is faster, or if `tiling` names tiles. Sums stay in f32, the
-   * default.
+   * they must be below 65504: if a measurement says that it is faster, or if `tiling` names tiles. Sums stay in f32,
+   * the default.
    */
   readonly precision?: Precision;
   /** `false` computes in the calling thread; a function makes the worker. By default the package starts its own. */
   readonly worker?: false | (() => Worker);
-  /** Where the WebAssembly files lie, if not beside the worker. With `worker: false` the first load of a page decides. */
+  /**
+   * Where the WebAssembly files lie, if not beside the worker. With `worker: false` the first load of a page decides.
+   */
   readonly wasmUrl?: Partial<Record<WasmFile, string | URL>>;
   /** Used in place of the global `fetch`; only with `worker: false`. */
   readonly fetch?: typeof fetch;
@@ -285,7 +287,10 @@ export interface PictureOptions {
   readonly priorShift?: number;
   /** The same for the decoder. */
   readonly decoderShift?: number;
-  /** How far to undo the wider spread that guidance gives to predictions: 0 not at all, 1 completely; default as for `priorShift`. */
+  /**
+   * How far to undo the wider spread that guidance gives to predictions: 0 not at all, 1 completely; default as for
+   * `priorShift`.
+   */
   readonly guidanceRescale?: number;
   /** What brackets in prompts mean: weights, as in `(red:1.3)`, or nothing; default `weighted`. */
   readonly promptSyntax?: 'weighted' | 'plain';
@@ -295,7 +300,10 @@ export interface PictureOptions {
   readonly promptTo?: string;
   /** Frames on the way to `promptTo` or `imageTo`, both ends included; default 8. */
   readonly frames?: number;
-  /** How much to change `image`: 0 reproduces it, 1 ignores it; default 0.8, and 1 with a mask, but at most the first of `timesteps`. */
+  /**
+   * How much to change `image`: 0 reproduces it, 1 ignores it; default 0.8, and 1 with a mask, but at most the first of
+   * `timesteps`.
+   */
   readonly strength?: number;
   /** Factor of what the ControlNet adds to the features of Stage C: 0 turns it off; default 1. */
   readonly controlScale?: number;

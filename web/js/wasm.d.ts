@@ -39,7 +39,10 @@ export interface Request {
 }
 
 export interface Engine {
-  /** Chooses how a GPU computes products, then compares the device's results with the golden vectors of `contents.json`; JSON of `SelfTest`. */
+  /**
+   * Chooses how a GPU computes products, then compares the device's results with the golden vectors of
+   * `contents.json`; JSON of `SelfTest`.
+   */
   selfTest(tiling: Tiling, precision: Precision): Promise<string>;
   /** JSON of `Measured['products']`; `undefined` on a CPU. */
   readonly products: string | undefined;

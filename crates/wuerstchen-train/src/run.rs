@@ -525,8 +525,10 @@ impl Run {
         let (weights, mut own, mut older) = (self.read_weights()?, Vec::new(), Vec::new());
         for &part in self.recipe.parts_before(stage) {
             if let Some(weights) = weights.get(&part) {
-                own.push(digest_of_taken("", part, weights)?);
-                older.push(digest_of_weights("", weights)?);
+                let taken = digest_of_taken("", part, weights)?;
+                let is_whole = part != Part::VQGAN;
+                older.push(if is_whole { taken.clone() } else { digest_of_weights("", weights)? });
+                own.push(taken);
             }
         }
         Ok(if own.is_empty() { Vec::new() } else { vec![digest(&own), digest(&older)] })

@@ -379,8 +379,7 @@ impl<S: Stage> Trainer<S> {
             let loss = || stage.loss(model, batch, i * size..(i + 1) * size);
             autocast(products, || Share::new(model, before, loss(), parts))
         };
-        // All threads share the device's generator, which gives every share its own numbers only one by one.
-        let at_once = if stage.has_dropout() { 1 } else { self.config.at_once(own.len()) };
+        let at_once = self.config.at_once(own.len(), stage.has_dropout());
         let threads = self.share_threads.get_or_init(|| ShareThreads::new(at_once, &self.device));
         if count == 1 {
             // The only share uses the model itself, whose running averages move in the forward pass.

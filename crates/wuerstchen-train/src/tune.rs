@@ -283,7 +283,7 @@ impl Tune {
         let text: TextEncoderConfig = self.model.part_config(Part::PRIOR_TEXT)?;
         let updates = &self.config.c.updates;
         let own = updates.shards / self.session.peers.size();
-        let at_once = if prior.dropout > 0.0 { 1 } else { updates.at_once(own) };
+        let at_once = updates.at_once(own, prior.dropout > 0.0);
         // Alone, the process holds the shares that it computes and the sum of those before them; with others, all of
         // its own.
         let shares = match (self.session.peers.size(), at_once < own) {

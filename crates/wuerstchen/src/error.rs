@@ -163,17 +163,46 @@ impl Differences {
     }
 }
 
+/// Most tensors of each kind in a message.
+const SHOWN: usize = 20;
+
 impl fmt::Display for Differences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for name in &self.missing {
-            write!(f, "\n  missing: {name}")?;
-        }
-        for name in &self.unexpected {
-            write!(f, "\n  unexpected: {name}")?;
-        }
-        for (name, expected, found) in &self.misshapen {
-            write!(f, "\n  misshapen: {name}: expected {expected:?}, found {found:?}")?;
+        let Self { missing, unexpected, misshapen } = self;
+        let named = |names: &[String]| names.iter().take(SHOWN).cloned().collect();
+        let with_shapes = misshapen.iter().take(SHOWN).map(|(name, expected, found)| {
+            format!("{name}: expected {expected:?}, found {found:?}")
+        });
+        let lists: [(&str, Vec<String>, usize); 3] = [
+            ("missing", named(missing), missing.len()),
+            ("unexpected", named(unexpected), unexpected.len()),
+            ("misshapen", with_shapes.collect(), misshapen.len()),
+        ];
+        for (kind, shown, count) in lists {
+            for tensor in &shown {
+                write!(f, "\n  {kind}: {tensor}")?;
+            }
+            match count - shown.len() {
+                0 => {}
+                more => write!(f, "\n  {kind}: {more} more")?,
+            }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A model of another size has hundreds of tensors that differ.
+    #[test]
+    fn long_lists_are_cut_with_their_length() {
+        let names = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<_>>();
+        let shown = |missing| Differences { missing, ..Differences::default() }.to_string();
+        assert_eq!(shown(names(2)), "\n  missing: 0\n  missing: 1");
+        assert_eq!(shown(names(SHOWN)).lines().count(), SHOWN + 1);
+        let long = shown(names(SHOWN + 5));
+        assert!(long.ends_with("missing: 19\n  missing: 5 more"), "{long}");
     }
 }

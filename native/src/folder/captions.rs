@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use wuerstchen::FileType;
 use wuerstchen::fs::read_text_at_most;
 
 use super::find::{CAPTION_ENDINGS, Found, ending, refuse};
@@ -237,9 +238,8 @@ fn without_ending(path: &Path) -> PathBuf {
 
 /// Whether a text is a page that a server sent in place of a file.
 fn is_page(text: &str) -> bool {
-    let start: String = text.trim_start_matches(char::is_whitespace).chars().take(14).collect();
-    let start = start.to_ascii_lowercase();
-    start.starts_with("<!doctype html") || start.starts_with("<html")
+    let start = text.trim_start().as_bytes();
+    FileType::of(&start[..start.len().min(FileType::START_BYTES)]) == Some(FileType::WebPage)
 }
 
 #[cfg(test)]

@@ -195,10 +195,9 @@ fn csv_rows(text: &str) -> Result<Vec<Numbered>> {
 fn is_list(cell: &str) -> bool {
     let inside = |(open, close)| cell.trim().strip_prefix(open)?.strip_suffix(close);
     let begins_a_text = |inside: &str| inside.trim_start().starts_with(['\'', '"']);
-    let is_empty = |open| open == '[';
     [('[', ']'), ('(', ')'), ('{', '}')].into_iter().any(|brackets| {
         inside(brackets).is_some_and(|inside| {
-            begins_a_text(inside) || inside.trim().is_empty() && is_empty(brackets.0)
+            begins_a_text(inside) || inside.trim().is_empty() && brackets.0 == '['
         })
     })
 }

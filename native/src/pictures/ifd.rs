@@ -38,11 +38,13 @@ impl<'a> Directory<'a> {
     /// The first number of a tag.
     pub(super) fn value(&self, tag: usize) -> Option<usize> {
         let (kind, count, at) = self.entry(tag)?;
-        match kind {
-            SHORT if count <= 2 => self.number(at, 2),
-            LONG if count == 1 => self.number(at, 4),
-            _ => None,
-        }
+        let length = match kind {
+            BYTE => 1,
+            SHORT => 2,
+            LONG => 4,
+            _ => return None,
+        };
+        self.number(self.values_at(at, count.checked_mul(length)?)?, length)
     }
 
     /// The bytes of a tag.
@@ -51,8 +53,13 @@ impl<'a> Directory<'a> {
         if !matches!(kind, BYTE | UNDEFINED) {
             return None;
         }
-        let start = if count <= 4 { at } else { self.number(at, 4)? };
+        let start = self.values_at(at, count)?;
         self.bytes.get(start..start.checked_add(count)?)
+    }
+
+    /// Where the values of a tag are that have `length` bytes: in the entry itself, at `at`, if they fit.
+    fn values_at(&self, at: usize, length: usize) -> Option<usize> {
+        if length <= 4 { Some(at) } else { self.number(at, 4) }
     }
 
     /// The type of a tag's values, their number, and the place of the values or of their offset.

@@ -2,29 +2,32 @@
 //!
 //! Source: TIFF 6.0, sections 8 (`FillOrder`), 18 (`ExtraSamples`) and 19 (`SampleFormat`).
 
-use std::io::Cursor;
-
 use anyhow::{Result, bail};
 use image::DynamicImage;
-use tiff::decoder::Decoder;
-use tiff::tags::Tag;
 
 use super::ifd::Directory;
 
+/// Numbers of tags.
+const BITS_PER_SAMPLE: usize = 258;
+const FILL_ORDER: usize = 266;
+const EXTRA_SAMPLES: usize = 338;
+const SAMPLE_FORMAT: usize = 339;
+const ICC_PROFILE: usize = 34675;
+
 /// The value of `ExtraSamples` where colours are multiplied by their alpha.
-const ASSOCIATED_ALPHA: u16 = 1;
+const ASSOCIATED_ALPHA: usize = 1;
 
 /// The value of `SampleFormat` for fractions.
-const FRACTIONS: u16 = 3;
+const FRACTIONS: usize = 3;
 
 /// Fails where the decoder would read other values than the file has: where the bits of every byte are in the reverse
 /// order, and where whole numbers have 32 bits, which it takes for fractions.
 pub(super) fn check_values(bytes: &[u8]) -> Result<()> {
-    if let Some(order) = first_value(bytes, Tag::FillOrder).filter(|order| *order != 1) {
+    if let Some(order) = first_value(bytes, FILL_ORDER).filter(|order| *order != 1) {
         bail!("expected a TIFF with the highest bit of a byte first, found FillOrder {order}");
     }
-    let bits = first_value(bytes, Tag::BitsPerSample).unwrap_or(1);
-    if bits > 16 && first_value(bytes, Tag::SampleFormat) != Some(FRACTIONS) {
+    let bits = first_value(bytes, BITS_PER_SAMPLE).unwrap_or(1);
+    if bits > 16 && first_value(bytes, SAMPLE_FORMAT) != Some(FRACTIONS) {
         bail!("expected fractions, or whole numbers of at most 16 bits, found some of {bits} bits");
     }
     Ok(())
@@ -32,19 +35,18 @@ pub(super) fn check_values(bytes: &[u8]) -> Result<()> {
 
 /// The colour profile. `image` finds none in TIFF files.
 pub(super) fn profile(bytes: &[u8]) -> Option<Vec<u8>> {
-    Some(Directory::first(bytes)?.data(usize::from(Tag::IccProfile.to_u16()))?.to_vec())
+    Some(Directory::first(bytes)?.data(ICC_PROFILE)?.to_vec())
 }
 
 /// Whether the colours are multiplied by their alpha.
 pub(super) fn are_multiplied(bytes: &[u8]) -> bool {
-    first_value(bytes, Tag::ExtraSamples) == Some(ASSOCIATED_ALPHA)
+    first_value(bytes, EXTRA_SAMPLES) == Some(ASSOCIATED_ALPHA)
 }
 
 /// The first number of a tag of the first picture; `None` if there is none, or if the file cannot be read, which the
 /// decoder reports.
-fn first_value(bytes: &[u8], tag: Tag) -> Option<u16> {
-    let mut decoder = Decoder::new(Cursor::new(bytes)).ok()?;
-    decoder.find_tag_unsigned_vec(tag).ok().flatten()?.first().copied()
+fn first_value(bytes: &[u8], tag: usize) -> Option<usize> {
+    Directory::first(bytes)?.value(tag)
 }
 
 /// The colours before they were multiplied by their alpha, in 16 bits.
@@ -85,6 +87,7 @@ mod tests {
     /// The decoder takes whole numbers of 32 bits for fractions, unless a tag says what they are.
     #[test]
     fn whole_numbers_of_32_bits_are_refused() {
+        use std::io::Cursor;
         use tiff::encoder::TiffEncoder;
         use tiff::encoder::colortype::{RGB8, RGB32, RGB32Float};
 

@@ -23,7 +23,9 @@ export function entry(term: string, description: string): HTMLElement {
   return make('div', {}, make('dt', {}, term), make('dd', {}, description));
 }
 
-/** A message as a sentence: the engine's begin in lower case and have no full stop. Names and addresses stay as they are. */
+/**
+ * A message as a sentence: the engine's begin in lower case and have no full stop. Names and addresses stay as they are.
+ */
 export function sentence(message: string): string {
   const text = message.trim().replace(/^[a-z](?=[a-z]* )/, (first) => first.toUpperCase());
   return /[.!?]$/.test(text) ? text : `${text}.`;

@@ -183,10 +183,9 @@ async function loadEngine(signal: AbortSignal): Promise<Wuerstchen> {
     const onProgress = followLoad((note) => notes.push(note));
     const loaded = await load({ ...loadOptions(), signal, onProgress });
     const { storage, message } = loaded.support;
-    const why = message.includes('not kept')
-      ? sentence(message)
-      : 'This browser stores nothing for this page.';
-    if (storage.backend === 'memory') notes.push(`The model is gone after this visit. ${why}`);
+    if (storage.backend === 'memory') {
+      notes.push(`The model is gone after this visit. ${sentence(message)}`);
+    }
     if (notes.length > 0) showNotice('About this model', notes.map(sentence).join(' '));
     const onGpu = loaded.device === 'webgpu';
     loaded.addEventListener('lost', () => {

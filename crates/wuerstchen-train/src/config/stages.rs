@@ -271,9 +271,10 @@ pub(super) fn unshifted() -> f32 {
 }
 
 impl UpdateConfig {
-    /// How many of `own` shares a process computes at a time.
-    pub(crate) fn at_once(&self, own: usize) -> usize {
-        self.shards_at_once.unwrap_or(own).min(own)
+    /// How many of `own` shares a process computes at a time. With dropout it is one: all threads share the device's
+    /// generator, which gives every share numbers of its own only one by one.
+    pub(crate) fn at_once(&self, own: usize, has_dropout: bool) -> usize {
+        if has_dropout { 1 } else { self.shards_at_once.unwrap_or(own).min(own) }
     }
 
     /// Checks every value; `part` names the stage.
