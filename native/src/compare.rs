@@ -11,10 +11,10 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use wuerstchen::TokenizerFiles;
 use wuerstchen::fs::{read_text, with_extension};
-use wuerstchen_train::clip_score::ClipScore;
-use wuerstchen_train::inception::Inception;
-use wuerstchen_train::likeness::{MIN_SSIM_SIDE, cosine, frechet_distance, ssim};
-use wuerstchen_train::lpips::{Backbone, Lpips};
+use wuerstchen_train::compare::clip_score::ClipScore;
+use wuerstchen_train::compare::inception::Inception;
+use wuerstchen_train::compare::likeness::{MIN_SSIM_SIDE, cosine, frechet_distance, ssim};
+use wuerstchen_train::compare::lpips::{Backbone, Lpips};
 
 use self::pictures::Pictures;
 use crate::devices::{Choice, choose};

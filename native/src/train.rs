@@ -20,9 +20,9 @@ use wuerstchen::fs::open;
 use wuerstchen::{
     Checkpoint, Family, ModelFiles, Part, RUN_CONFIG, RUN_MODEL, Tokenizer, TokenizerFiles,
 };
+use wuerstchen_train::compare::lpips::Lpips;
 use wuerstchen_train::config::{TrainConfig, UpdateConfig};
 use wuerstchen_train::corpus::CorpusError;
-use wuerstchen_train::lpips::Lpips;
 use wuerstchen_train::run::ONE_FILE_MODEL;
 use wuerstchen_train::tokenizer::{learn_tokenizer, shapes_tokenizer, word_tokenizer};
 use wuerstchen_train::{

@@ -4,40 +4,27 @@
 //! [`Run`] trains stages and keeps what it makes in a [`Store`]. With the feature `fs` a store can be a folder
 //! ([`store::Folder`]); `examples/train.rs` is a whole program.
 
-mod adafactor;
-mod adaptive;
 mod batches;
-pub mod clip_score;
-mod codebook;
+pub mod compare;
 pub mod config;
 pub mod corpus;
-mod discriminator;
 pub mod emoji;
 pub mod eval;
-pub mod inception;
 mod lesson;
-pub mod likeness;
 mod limits;
 mod lots;
-pub mod lpips;
-mod moments;
-mod muon;
 pub mod optimizer;
 pub mod peers;
 pub mod precision;
 pub mod recipe;
 mod recompute;
-mod report;
 mod rows;
 pub mod run;
 pub mod shapes;
-mod share_threads;
 mod shares;
-mod square;
 pub mod stages;
 pub mod store;
 mod tensor_cache;
-mod tensorboard;
 pub mod tokenizer;
 mod told;
 pub mod trainer;

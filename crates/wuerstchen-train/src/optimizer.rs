@@ -1,5 +1,9 @@
 //! AdamW, Muon or Adafactor, global gradient clipping and the exponential moving average of the weights.
 
+mod adafactor;
+pub(crate) mod moments;
+mod muon;
+
 use std::collections::HashSet;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
@@ -11,7 +15,6 @@ use wuerstchen::kernels::{AdamW, adamw, weighted_sum};
 
 use crate::limits::{learning_rate, not_negative, positive, share};
 use crate::values::{Values, global_norm, values};
-use crate::{adafactor, muon};
 
 /// How the weights are updated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

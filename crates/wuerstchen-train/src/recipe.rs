@@ -14,9 +14,9 @@ use wuerstchen::{
     Tokenizer, TokenizerFiles, Vqgan, VqganConfig,
 };
 
-use crate::adaptive::LevelErrors;
 use crate::config::{StageBModel, StageName, TrainConfig};
 use crate::corpus::{Corpus, CorpusError, Samples};
+use crate::stages::LevelErrors;
 use crate::stages::{DecoderModel, PriorModel, TokenModel, VqganModel};
 
 /// What a run trains: the sizes in its config, and the tokenizer of its captions.

@@ -1,8 +1,10 @@
 //! A training run: trains the three stages and keeps what it makes in a store.
 
 mod error;
+mod report;
 mod session;
 mod stages;
+mod tensorboard;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use wuerstchen::{
 };
 
 pub use self::error::RunError;
+pub(crate) use self::report::{About, write_report};
 pub(crate) use self::session::{GRID_SIDE, Job, Session, metrics_name, state_name, updates};
 use crate::config::{StageName, TrainConfig};
 use crate::corpus::Source;
@@ -22,7 +25,6 @@ use crate::lesson::Lesson;
 use crate::peers::Peers;
 use crate::precision::Precision;
 use crate::recipe::{Recipe, Weights, trained};
-use crate::report::{About, write_report};
 use crate::stages::Stage;
 use crate::store::Store;
 use crate::tensor_cache::{TensorCache, digest, digest_of_taken, digest_of_weights};
@@ -199,7 +201,7 @@ impl Run {
     }
 
     /// Gives Stage A's perceptual loss the weights of LPIPS, in any form that
-    /// [`Lpips::load`](crate::lpips::Lpips::load) takes.
+    /// [`Lpips::load`](crate::compare::lpips::Lpips::load) takes.
     pub fn with_perceptual(self, weights: Checkpoint) -> Self {
         Self { perceptual: Some(weights), ..self }
     }

@@ -1,8 +1,11 @@
 //! The equal shares of a batch: their gradients, and the sum of those over all processes.
 
+mod threads;
+
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 
+pub(crate) use self::threads::ShareThreads;
 use crate::peers::{self, Peers};
 use crate::stages::Loss;
 use crate::told::Told;

@@ -1,9 +1,12 @@
 //! The model, the batches and the loss of each stage.
 
 mod a;
+mod adaptive;
 mod b;
 mod c;
 mod cache;
+mod codebook;
+mod discriminator;
 mod tokens;
 
 use std::collections::HashSet;
@@ -18,16 +21,16 @@ use wuerstchen::text::TokenIds;
 use wuerstchen::{Compressor, Statistics, Vqgan, VqganConfig, compressor};
 
 pub use self::a::{BatchA, StageA, VqganModel};
+pub use self::adaptive::LevelErrors;
 pub use self::b::{BatchB, DecoderModel, StageB};
 pub use self::c::{BatchC, PriorModel, StageC};
 pub use self::cache::Cache;
 pub(crate) use self::cache::Kept;
+pub use self::codebook::CodebookAverages;
+pub use self::discriminator::Discriminator;
 pub use self::tokens::{BatchTokens, StageBTokens, TokenModel, stage_a_tokens};
-pub use crate::adaptive::LevelErrors;
-pub use crate::codebook::CodebookAverages;
 use crate::config::DiffusionConfig;
 use crate::corpus::{Corpus, CorpusError};
-pub use crate::discriminator::Discriminator;
 use crate::optimizer::OptimizerConfig;
 pub use crate::recompute::Earlier;
 pub use crate::told::{Make, Told};

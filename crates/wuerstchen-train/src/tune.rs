@@ -32,7 +32,7 @@ pub use self::stage::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tune
 use crate::config::{LoraConfig, StageName, TuneConfig};
 use crate::corpus::CorpusError;
 use crate::peers::Peers;
-use crate::report::{About, write_report};
+use crate::run::{About, write_report};
 use crate::run::{Event, GRID_SIDE, Job, RunError, Session, Start, essence, state_name, updates};
 use crate::store::Store;
 pub use crate::tensor_cache::digest;

@@ -11,8 +11,8 @@ use indicatif::ProgressBar;
 use unicode_normalization::UnicodeNormalization;
 use wuerstchen::vqgan::strip_rows;
 use wuerstchen::{Image, Statistics, Vqgan, VqganConfig};
-use wuerstchen_train::clip_score::ClipScore;
-use wuerstchen_train::inception::{self, Inception};
+use wuerstchen_train::compare::clip_score::ClipScore;
+use wuerstchen_train::compare::inception::{self, Inception};
 
 use crate::files::read_model;
 use crate::folder::pictures_of;

@@ -1,4 +1,5 @@
-"""What Adafactor changes a matrix, a vector and a convolution by: the numbers in `crates/wuerstchen-train/src/adafactor.rs`.
+"""What Adafactor changes a matrix, a vector and a convolution by: the numbers in
+`crates/wuerstchen-train/src/optimizer/adafactor.rs`.
 
 `Adafactor(lr=0.1, scale_parameter=False, relative_step=False, weight_decay=0.1)` of transformers in f64, which factors
 matrices as `_approx_sq_grad` does; convolutions keep their whole moment.

@@ -10,12 +10,12 @@ use half::f16;
 use wuerstchen::checkpoint::ReadBytes;
 use wuerstchen::{ConfigError, Image};
 
+use super::tensorboard;
 use super::{Event, RunError, Start};
 use crate::config::{StageName, UpdateConfig};
 use crate::peers::{Alone, Peers, agree};
 use crate::stages::Stage;
 use crate::store::{METRICS, Store, StoreError, with_causes};
-use crate::tensorboard;
 use crate::trainer::{Metrics, Trainer, check_state, read_header};
 
 /// Time between saved states.

@@ -12,11 +12,11 @@ use wuerstchen::{
 };
 
 use super::{Event, GRID_SIDE, Run, RunError, Start};
+use crate::compare::lpips::Lpips;
 use crate::config::StageName;
 use crate::corpus::Corpus;
 use crate::eval::reconstruct;
 use crate::lesson::Lesson;
-use crate::lpips::Lpips;
 use crate::recipe::{
     Weights, decoder_weights, lone_prior_weights, prior_weights, token_decoder_weights,
     vqgan_weights,

@@ -8,12 +8,12 @@ use wuerstchen::noise::Philox;
 use wuerstchen::vqgan::COMMITMENT;
 use wuerstchen::{Statistics, Vqgan};
 
+use super::codebook::{CANDIDATES, CodebookAverages, Latents, Offer};
+use super::discriminator::Discriminator;
 use super::{Adversary, Loss, Stage, Told};
-use crate::codebook::{CANDIDATES, CodebookAverages, Latents, Offer};
+use crate::compare::lpips::Lpips;
 use crate::config::{AdversarialConfig, StageAConfig, TrainConfig};
 use crate::corpus::{Corpus, CorpusError};
-use crate::discriminator::Discriminator;
-use crate::lpips::Lpips;
 use crate::optimizer::{Method, OptimizerConfig};
 use crate::rows::Rows;
 use crate::values::visited;

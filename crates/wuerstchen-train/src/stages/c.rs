@@ -9,8 +9,8 @@ use wuerstchen::noise::Philox;
 use wuerstchen::text::TokenIds;
 use wuerstchen::{Compressor, Prior, Schedule, TextEncoder};
 
+use super::adaptive::{LevelErrors, sums_by_level};
 use super::{Cache, Loss, Stage, captions, image_embeddings};
-use crate::adaptive::{LevelErrors, sums_by_level};
 use crate::config::{StageCConfig, TrainConfig};
 use crate::corpus::{Corpus, CorpusError};
 use crate::recompute::{Inputs, Prediction};

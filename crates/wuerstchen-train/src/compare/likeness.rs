@@ -2,7 +2,7 @@
 
 use wuerstchen::Image;
 
-use crate::square::{Square, add_multiple};
+use crate::compare::square::{Square, add_multiple};
 
 /// Standard deviation of the window in which structures are compared, in pixels.
 const WINDOW_DEVIATION: f64 = 1.5;
@@ -83,7 +83,7 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// The Fréchet distance between the normal distributions of two sets of features: rows of equal width, at least two in
-/// each set. For the features of [`Inception`](crate::inception::Inception) it is the Fréchet inception distance.
+/// each set. For the features of [`Inception`](super::inception::Inception) it is the Fréchet inception distance.
 ///
 /// With the means μ and the covariances Σ: `|μ₁ − μ₂|² + Tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½)`.
 ///

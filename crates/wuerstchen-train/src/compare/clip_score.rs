@@ -10,7 +10,7 @@ use wuerstchen::{
     PooledTextEncoder, Tokenizer, TokenizerFiles,
 };
 
-use crate::likeness::cosine;
+use crate::compare::likeness::cosine;
 
 /// Both encoders of a CLIP model.
 ///

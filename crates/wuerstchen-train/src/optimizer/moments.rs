@@ -8,7 +8,7 @@ use wuerstchen::checkpoint::NamedTensor;
 use wuerstchen::weights::{KeyTable, shapes};
 use wuerstchen::{Checkpoint, Differences, LoadError};
 
-use crate::adafactor;
+use super::adafactor;
 use crate::values::{Values, visited};
 
 /// The moments under the names of their parameters.
