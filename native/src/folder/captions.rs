@@ -9,7 +9,7 @@ use wuerstchen::fs::read_text_at_most;
 
 use super::find::{CAPTION_ENDINGS, Found, ending, refuse};
 use super::index::{Index, is_absolute, normalised};
-use super::metadata::{CAPTIONS, NULLS, read_rows, trimmed};
+use super::metadata::{CAPTIONS, NULLS, Numbered, read_rows, trimmed};
 use crate::pictures;
 use crate::shards::MAX_TEXT;
 use crate::terminal::{counted, is_or_are};
@@ -103,8 +103,7 @@ fn told_by_metadata(
 ) -> Result<Vec<String>> {
     let pictures = index(root, &found.pictures, Path::to_owned);
     let others = index(root, &found.left_out.others, Path::to_owned);
-    let (mut missing, mut outside) = (Vec::new(), Vec::new());
-    let (mut unread, mut lines, mut is_elsewhere) = (Vec::new(), Vec::new(), false);
+    let (mut strangers, mut lines) = (Strangers::default(), Vec::new());
     let mut folders = HashMap::new();
     let mut absolute: HashMap<usize, String> = HashMap::new();
     for path in &found.metadata {
@@ -114,23 +113,9 @@ fn told_by_metadata(
             let (folder, [one, other]) = (folder.display(), names);
             bail!("{folder}: expected one file of metadata, found {one} and {other}");
         }
-        let mut moved = 0;
         let rows = read_rows(path)?;
-        if !rows.is_empty() && rows.iter().all(|(_, row)| row.captions.is_empty()) {
-            let (path, fields) = (path.display(), CAPTIONS.join(", "));
-            lines.push(format!("{path}: no row has a caption, which is looked for in {fields}"));
-        }
-        let nulls = rows.iter().filter(|(_, row)| row.has_null).count();
-        if nulls > 0 {
-            let (path, rows, nulls) = (path.display(), counted(nulls, "row"), NULLS.join(", "));
-            lines.push(format!("{path}: left out: captions of {rows} that are one of {nulls}"));
-        }
+        lines.extend(lines_about(path, &rows));
         for (line, row) in rows {
-            // The path of a picture, with the row that names it.
-            let in_row = |picture: PathBuf| {
-                let metadata = path.file_name().unwrap_or_default().display();
-                format!("{} ({metadata}, line {line})", picture.display())
-            };
             let mut names = names_of(root, folder, &row.file_name);
             // Tables may have spaces around their commas.
             let trimmed = row.file_name.trim();
@@ -143,8 +128,12 @@ fn told_by_metadata(
                 [picture] => Some(*picture),
                 _ => None,
             });
-            if let Some(picture) = named
-                && is_absolute(&row.file_name)
+            let Some(picture) = named else {
+                let is_other = names.iter().any(|name| !others.get_in_any_case(name).is_empty());
+                strangers.add((path, line), (root, folder), &row.file_name, (&names, is_other));
+                continue;
+            };
+            if is_absolute(&row.file_name)
                 && let Some(other) = absolute.insert(picture, row.file_name.clone())
                 && normalised(&other) != normalised(&row.file_name)
             {
@@ -154,48 +143,90 @@ fn told_by_metadata(
                     "{path}: {other:?} and {name:?} are different files, but both lead to {picture}"
                 );
             }
-            match named {
-                Some(picture) => {
-                    let of_picture = &mut captions[picture];
-                    for caption in row.captions {
-                        if !of_picture.contains(&caption) {
-                            of_picture.push(caption);
-                        }
-                    }
-                }
-                None if names.iter().any(|name| !others.get_in_any_case(name).is_empty()) => {
-                    unread.push(in_row(folder.join(&row.file_name)));
-                }
-                None if !is_absolute(&row.file_name)
-                    && names.iter().all(|name| normalised(name).starts_with("../")) =>
-                {
-                    outside.push(in_row(folder.join(&row.file_name)));
-                }
-                None => {
-                    let picture = folder.join(&row.file_name);
-                    is_elsewhere |= !picture.starts_with(root);
-                    missing.push(in_row(picture));
+            let of_picture = &mut captions[picture];
+            for caption in row.captions {
+                if !of_picture.contains(&caption) {
+                    of_picture.push(caption);
                 }
             }
-            moved += usize::from(is_absolute(&row.file_name));
-        }
-        if moved > 0 {
-            let (names, are) = (counted(moved, "absolute name"), is_or_are(moved));
-            lines.push(format!("{}: {names} {are} looked for in its folder", path.display()));
         }
     }
-    refuse(&unread, &format!("named in metadata but of another type than {}", pictures::TYPES))?;
-    refuse(
-        &outside,
-        "named in metadata.jsonl or metadata.csv but outside of the corpus, which their names may not leave",
-    )?;
-    let place = if is_elsewhere {
-        "in the folder, where absolute names are looked for by their ends"
-    } else {
-        "there"
-    };
-    refuse(&missing, &format!("named in metadata.jsonl or metadata.csv but not {place}"))?;
+    strangers.refuse()?;
     Ok(lines)
+}
+
+/// Lines about rows that have no caption, and about names that are not taken as written.
+fn lines_about(path: &Path, rows: &[Numbered]) -> Vec<String> {
+    let (mut lines, path) = (Vec::new(), path.display());
+    if !rows.is_empty() && rows.iter().all(|(_, row)| row.captions.is_empty()) {
+        let fields = CAPTIONS.join(", ");
+        lines.push(format!("{path}: no row has a caption, which is looked for in {fields}"));
+    }
+    let nulls = rows.iter().filter(|(_, row)| row.has_null).count();
+    if nulls > 0 {
+        let (rows, nulls) = (counted(nulls, "row"), NULLS.join(", "));
+        lines.push(format!("{path}: left out: captions of {rows} that are one of {nulls}"));
+    }
+    let moved = rows.iter().filter(|(_, row)| is_absolute(&row.file_name)).count();
+    if moved > 0 {
+        let (names, are) = (counted(moved, "absolute name"), is_or_are(moved));
+        lines.push(format!("{path}: {names} {are} looked for in its folder"));
+    }
+    lines
+}
+
+/// Rows of metadata whose pictures are none of the corpus: the paths that they mean, each with its row.
+#[derive(Default)]
+struct Strangers {
+    missing: Vec<String>,
+    /// Whether a missing one is named by a path of another place.
+    is_elsewhere: bool,
+    /// Those outside of the corpus.
+    outside: Vec<String>,
+    /// Files of other types.
+    of_other_types: Vec<String>,
+}
+
+impl Strangers {
+    /// Adds the row at `line` of the metadata in a folder below the root. `names` are those that its file name may mean,
+    /// and `is_other` says that a file of another type has one of them.
+    fn add(
+        &mut self,
+        (metadata, line): (&Path, u64),
+        (root, folder): (&Path, &Path),
+        file_name: &str,
+        (names, is_other): (&[String], bool),
+    ) {
+        let picture = folder.join(file_name);
+        let metadata = metadata.file_name().unwrap_or_default().display();
+        let row = format!("{} ({metadata}, line {line})", picture.display());
+        let leaves = || names.iter().all(|name| normalised(name).starts_with("../"));
+        if is_other {
+            self.of_other_types.push(row);
+        } else if !is_absolute(file_name) && leaves() {
+            self.outside.push(row);
+        } else {
+            self.is_elsewhere |= !picture.starts_with(root);
+            self.missing.push(row);
+        }
+    }
+
+    /// Fails if there are any.
+    fn refuse(self) -> Result<()> {
+        let Self { missing, is_elsewhere, outside, of_other_types } = self;
+        let types = pictures::TYPES;
+        refuse(&of_other_types, &format!("named in metadata but of another type than {types}"))?;
+        refuse(
+            &outside,
+            "named in metadata.jsonl or metadata.csv but outside of the corpus, which their names may not leave",
+        )?;
+        let place = if is_elsewhere {
+            "in the folder, where absolute names are looked for by their ends"
+        } else {
+            "there"
+        };
+        refuse(&missing, &format!("named in metadata.jsonl or metadata.csv but not {place}"))
+    }
 }
 
 /// The names below the root that a name in a folder's metadata may mean, the likeliest first. A folder whose metadata

@@ -83,7 +83,7 @@ fn texts_of(field: &str, value: Value) -> Result<Vec<String>> {
 }
 
 /// A row, and the number of its line.
-type Numbered = (u64, Row);
+pub(super) type Numbered = (u64, Row);
 
 /// Reads the rows of a file; a picture may have several.
 pub(super) fn read_rows(path: &Path) -> Result<Vec<Numbered>> {

@@ -216,6 +216,37 @@ impl Session {
         }
     }
 
+    /// The trainer with the state from which the job starts, if there is one. Removes the metrics of steps that come
+    /// again, unless the state is of another run, and tells the listener from where the stage goes on.
+    fn begin_updates<S: Stage>(
+        &mut self,
+        job: &Job<'_>,
+        trainer: Trainer<S>,
+        is_foreign: bool,
+    ) -> Result<Trainer<S>, RunError> {
+        let Job { stage, folder, config, ref start, .. } = *job;
+        let begun = self.state(folder, start)?;
+        let header = begun.as_ref().map(|(name, state)| read_header(name, &**state)).transpose()?;
+        let trainer = self.restore(trainer, begun)?;
+        let step = trainer.steps_done();
+        if header.is_none() && self.store.contains(&metrics_name(folder)) {
+            self.tell(&Event::NoState { stage });
+        }
+        if !is_foreign && self.leads() {
+            self.forget_steps_after(folder, step)?;
+        }
+        if let Some(header) = header {
+            if let Some(from) = header.precision.filter(|from| *from != config.precision) {
+                self.tell(&Event::Precision { stage, from, to: config.precision });
+            }
+            if header.has_other_parts(trainer.frozen()) {
+                self.tell(&Event::OtherParts { stage });
+            }
+        }
+        self.tell(&Event::Begin { stage, step, steps: config.steps });
+        Ok(trainer)
+    }
+
     fn log(&self, folder: &str, metrics: &Metrics, samples_per_sec: f64) -> Result<(), RunError> {
         let mut line = serde_json::to_value(metrics).expect("metrics are numbers");
         line["samples_per_sec"] = samples_per_sec.into();
@@ -243,35 +274,19 @@ impl Session {
 /// processes train together, only rank 0 calls them.
 pub(crate) fn updates<H: AsMut<Session>, S: Stage>(
     host: &mut H,
-    Job { stage, folder, config, start, columns }: Job<'_>,
+    job: Job<'_>,
     trainer: Trainer<S>,
     sample: impl Fn(&H, &S::Model) -> Result<Vec<Image>, RunError>,
     save: impl Fn(&H, &S::Model) -> Result<(), RunError>,
 ) -> Result<ControlFlow<()>, RunError> {
     let session = host.as_mut();
+    let Job { stage, folder, config, columns, .. } = job;
     let (store, state, leads) = (session.store.clone(), state_name(folder), session.leads());
     // A state that is named may be the run's own.
-    let is_foreign = matches!(start, Start::State { .. }) && !store.contains(&state);
-    let begun = session.state(folder, &start)?;
-    let header = begun.as_ref().map(|(name, state)| read_header(name, &**state)).transpose()?;
-    let mut trainer = session.restore(trainer, begun)?;
+    let is_foreign = matches!(job.start, Start::State { .. }) && !store.contains(&state);
+    let mut trainer = session.begin_updates(&job, trainer, is_foreign)?;
     let is_alone = session.peers.size() == 1;
     let first = trainer.steps_done();
-    if header.is_none() && store.contains(&metrics_name(folder)) {
-        session.tell(&Event::NoState { stage });
-    }
-    if !is_foreign && leads {
-        session.forget_steps_after(folder, first)?;
-    }
-    if let Some(header) = header {
-        if let Some(from) = header.precision.filter(|from| *from != config.precision) {
-            session.tell(&Event::Precision { stage, from, to: config.precision });
-        }
-        if header.has_other_parts(trainer.frozen()) {
-            session.tell(&Event::OtherParts { stage });
-        }
-    }
-    session.tell(&Event::Begin { stage, step: first, steps: config.steps });
     if leads && trainer.is_done() {
         // No update is left to do, but the files that a run has after its last update may be missing.
         if is_foreign {

@@ -1,14 +1,18 @@
 //! Models as other programs and this one lay them out.
 
+mod bundle;
+mod config;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
-use serde_json::Value;
 
-use super::error::{OpenError, Result, cannot, unfit};
-use super::files::{NO_FILE, file_name, has_extension, open, read, subfolders, with_extension};
+use self::bundle::{others_beside, read_manifest, read_web_bundle};
+use self::config::{class_of, config_beside, describes, other_pipeline, refuse_other_pipeline};
+use super::error::{Result, cannot, unfit};
+use super::files::{NO_FILE, file_name, has_extension, open, subfolders, with_extension};
 use super::hub::snapshot;
 use super::pytorch::read_pytorch_shards;
 use super::shards::{Shards, files_of_weights, is_pytorch};
@@ -19,9 +23,8 @@ use crate::checkpoint::{Checkpoint, is_counter};
 use crate::error::LoadError;
 use crate::family::{Family, PREPARATION, PipelineFolder};
 use crate::import::{complete, part_beside, recognise};
-use crate::json::reason;
 use crate::lora::is_lora;
-use crate::manifest::{CONTENTS, MANIFEST, Manifest, WebBundle};
+use crate::manifest::{CONTENTS, MANIFEST};
 use crate::model_files::ModelFiles;
 use crate::part::{Part, Stage};
 use crate::text::TokenizerFiles;
@@ -171,25 +174,10 @@ impl Found {
                 format!("expected a browser bundle, found one without {MANIFEST}"),
             ));
         }
-        let model = path.join(RUN_MODEL);
-        if path.join(RUN_CONFIG).is_file() && model.is_dir() {
-            return self.add_folder(&model);
+        if path.join(RUN_CONFIG).is_file() && self.add_run(path)? {
+            return Ok(());
         }
-        // A fine-tuning has no folder of the model's parts, and a LoRA no model at all.
-        if path.join(RUN_CONFIG).is_file() {
-            let (bundle, lora) = (path.join(TUNED_MODEL), path.join(TUNED_LORA));
-            if bundle.is_file() {
-                return self.add_file(&bundle);
-            }
-            if lora.is_file() {
-                let reason =
-                    "it holds a LoRA and no model: expected a model; `generate` takes a LoRA \
-                              beside it with --lora, and `import` merges both"
-                        .to_owned();
-                return Err(unfit(path, reason));
-            }
-        }
-        let before = self.origins.len() + self.ambiguous.len();
+        let before = self.count();
         // The folder itself may be a pipeline, or hold pipelines.
         let mut folders = vec![path.to_owned()];
         for folder in subfolders(path)? {
@@ -211,6 +199,51 @@ impl Found {
         let mut places: Vec<&Path> = vec![path];
         places.extend(with_pipelines.iter().map(|folder| folder.as_path()));
         places.dedup();
+        self.add_lone_parts(&places)?;
+        if self.count() == before {
+            self.add_authors_folder(path)?;
+        } else {
+            self.add_compressor_beside(&places)?;
+            places.iter().try_for_each(|folder| self.note_unread(folder))?;
+        }
+        if self.count() == before {
+            self.add_part(path, None)?;
+        }
+        if self.count() == before {
+            refuse_other_pipeline(path)?;
+            return Err(unfit(path, why_no_model(path)));
+        }
+        Ok(())
+    }
+
+    /// The number of weights that were found so far.
+    fn count(&self) -> usize {
+        self.origins.len() + self.ambiguous.len()
+    }
+
+    /// Adds what a training run has made; false if its folder has no model of its own.
+    fn add_run(&mut self, path: &Path) -> Result<bool> {
+        let model = path.join(RUN_MODEL);
+        if model.is_dir() {
+            self.add_folder(&model)?;
+            return Ok(true);
+        }
+        // A fine-tuning has no folder of the model's parts, and a LoRA no model at all.
+        let (bundle, lora) = (path.join(TUNED_MODEL), path.join(TUNED_LORA));
+        if bundle.is_file() {
+            self.add_file(&bundle)?;
+            return Ok(true);
+        }
+        if lora.is_file() {
+            let reason = "it holds a LoRA and no model: expected a model; `generate` takes a LoRA beside it with \
+                          --lora, and `import` merges both";
+            return Err(unfit(path, reason.to_owned()));
+        }
+        Ok(false)
+    }
+
+    /// Adds the parts that belong to no pipeline, from folders or files in these places.
+    fn add_lone_parts(&mut self, places: &[&Path]) -> Result<()> {
         for part in lone_parts() {
             let own = places.iter().map(|place| place.join(part.folder())).find(|own| own.is_dir());
             if let Some(own) = own
@@ -232,36 +265,6 @@ impl Found {
             {
                 self.add_file(&file)?;
             }
-        }
-        if self.origins.len() + self.ambiguous.len() == before {
-            self.add_authors_folder(path)?;
-        } else {
-            self.add_compressor_beside(&places)?;
-            places.iter().try_for_each(|folder| self.note_unread(folder))?;
-        }
-        if self.origins.len() + self.ambiguous.len() == before {
-            self.add_part(path, None)?;
-        }
-        if self.origins.len() + self.ambiguous.len() == before {
-            refuse_other_pipeline(path)?;
-            let is_of_run = path.ends_with(RUN_MODEL)
-                && path.parent().is_some_and(|run| run.join(RUN_CONFIG).is_file());
-            let mut places = [path.join(ORIGINALS), path.to_owned()].into_iter();
-            let has_authors_files = places.any(|place| {
-                with_extension(&place, AUTHORS_ENDINGS[0]).is_ok_and(|files| !files.is_empty())
-            });
-            let reason = if is_of_run {
-                "the run has not trained a part yet: expected a model".to_owned()
-            } else if has_authors_files {
-                "expected the folders text_encoder and tokenizer beside the authors' files"
-                    .to_owned()
-            } else {
-                format!(
-                    "it is no model: expected folders such as {} with safetensors or PyTorch files",
-                    Part::PRIOR
-                )
-            };
-            return Err(unfit(path, reason));
         }
         Ok(())
     }
@@ -495,32 +498,7 @@ impl Found {
         // One config may lie beside the weights of several parts.
         let config = config.filter(|config| parts.iter().any(|part| describes(config, *part)));
         let part = match (&parts[..], folder) {
-            ([], _) => {
-                let names = weights.names().take(3).collect::<Vec<_>>().join(", ");
-                let is_state = ["weights/", "first/"]
-                    .iter()
-                    .all(|start| weights.names().any(|name| name.starts_with(start)));
-                let is_model =
-                    weights.names().next().is_some_and(|name| Part::of_path(name).is_ok());
-                let reason = if names.is_empty() {
-                    "expected weights, found a file without tensors".to_owned()
-                } else if is_model {
-                    "it has the tensors of a one-file model, but not its metadata, in which the configs are: another \
-                     program has saved it without them"
-                        .to_owned()
-                } else if is_state {
-                    "expected a part of a model, found the state of a training".to_owned()
-                } else if is_lora(&weights) {
-                    "expected a part of a model, found a LoRA, which changes a model".to_owned()
-                } else if !recognise(&weights.under(COMFYUI_NETWORK).from_original()).is_empty() {
-                    "it is a checkpoint of ComfyUI, which holds several parts: expected the file of one part, as the \
-                     authors or diffusers write it"
-                        .to_owned()
-                } else {
-                    format!("its tensors are those of no part of Würstchen, such as {names}")
-                };
-                return Err(unfit(&origin.path, reason));
-            }
+            ([], _) => return Err(unfit(&origin.path, why_no_part(&weights))),
             ([part], _) => *part,
             (parts, Some(part)) if parts.contains(&part) => part,
             _ => {
@@ -705,6 +683,52 @@ impl Found {
     }
 }
 
+/// Why a folder in which no weights were found is no model.
+fn why_no_model(folder: &Path) -> String {
+    let is_of_run = folder.ends_with(RUN_MODEL)
+        && folder.parent().is_some_and(|run| run.join(RUN_CONFIG).is_file());
+    let mut places = [folder.join(ORIGINALS), folder.to_owned()].into_iter();
+    let has_authors_files = places.any(|place| {
+        with_extension(&place, AUTHORS_ENDINGS[0]).is_ok_and(|files| !files.is_empty())
+    });
+    if is_of_run {
+        "the run has not trained a part yet: expected a model".to_owned()
+    } else if has_authors_files {
+        "expected the folders text_encoder and tokenizer beside the authors' files".to_owned()
+    } else {
+        format!(
+            "it is no model: expected folders such as {} with safetensors or PyTorch files",
+            Part::PRIOR
+        )
+    }
+}
+
+/// What weights are that are those of no part.
+fn why_no_part(weights: &Checkpoint) -> String {
+    let names = weights.names().take(3).collect::<Vec<_>>().join(", ");
+    let is_state = ["weights/", "first/"]
+        .iter()
+        .all(|start| weights.names().any(|name| name.starts_with(start)));
+    let is_model = weights.names().next().is_some_and(|name| Part::of_path(name).is_ok());
+    if names.is_empty() {
+        "expected weights, found a file without tensors".to_owned()
+    } else if is_model {
+        "it has the tensors of a one-file model, but not its metadata, in which the configs are: another program has \
+         saved it without them"
+            .to_owned()
+    } else if is_state {
+        "expected a part of a model, found the state of a training".to_owned()
+    } else if is_lora(weights) {
+        "expected a part of a model, found a LoRA, which changes a model".to_owned()
+    } else if !recognise(&weights.under(COMFYUI_NETWORK).from_original()).is_empty() {
+        "it is a checkpoint of ComfyUI, which holds several parts: expected the file of one part, as the authors or \
+         diffusers write it"
+            .to_owned()
+    } else {
+        format!("its tensors are those of no part of Würstchen, such as {names}")
+    }
+}
+
 /// Whether a folder has the name of a pipeline.
 fn is_of_pipeline(folder: &Path) -> bool {
     let mut pipelines = Family::ALL.into_iter().flat_map(|family| family.pipelines);
@@ -736,74 +760,6 @@ fn lone_parts() -> impl Iterator<Item = Part> {
     Part::all().filter(|part| !part.folder().contains('/'))
 }
 
-/// Folders that hold parts of a model where it is no browser bundle: those of pipelines, parts in a pipeline's own
-/// folder, and parts that belong to no pipeline. Text encoders and tokenizers always lie beside one of these.
-fn folders_of_parts() -> Vec<String> {
-    let mut folders = Vec::new();
-    for pipeline in Family::ALL.into_iter().flat_map(|family| family.pipelines) {
-        folders.push(pipeline.name.to_owned());
-        for (name, _) in pipeline.parts().filter(|(_, part)| part.stage() != Some(Stage::Text)) {
-            folders.push(name.to_owned());
-            folders.push(format!("{}{name}", pipeline.prefix));
-        }
-    }
-    folders.extend(lone_parts().map(|part| part.folder().to_owned()));
-    folders.sort();
-    folders.dedup();
-    folders
-}
-
-fn read_manifest(folder: &Path) -> Result<WebBundle> {
-    let read_all = || {
-        let manifest = Manifest::parse(&read_text(&folder.join(MANIFEST))?)?;
-        let contents = read(&folder.join(&manifest.contents.file))?;
-        Ok::<_, OpenError>(manifest.with_contents(&contents)?)
-    };
-    read_all().map_err(cannot("read the model in", folder))
-}
-
-/// Tells which other folders and files of weights lie beside a browser bundle; `None` where there are none.
-fn others_beside(folder: &Path, manifest: &Manifest) -> Result<Option<String>> {
-    let parts = folders_of_parts().into_iter().map(|part| folder.join(part));
-    let parts = parts.filter(|part| part.is_dir());
-    let files = files_of_weights(folder)?.into_iter().flatten();
-    let others: Vec<_> = parts.chain(files).collect();
-    let is_shard = |name: &String| manifest.shards.iter().any(|shard| shard.file == *name);
-    let others = others.iter().map(|path| file_name(path)).filter(|name| !is_shard(name));
-    let others = others.collect::<Vec<_>>().join(", ");
-    let folder = folder.display();
-    let note = format!("{folder}: reads the browser bundle of {MANIFEST}; left out: {others}");
-    Ok((!others.is_empty()).then_some(note))
-}
-
-/// Opens a browser bundle, and checks the hashes of its shards.
-fn read_web_bundle(folder: &Path, bundle: &WebBundle) -> Result<ModelFiles> {
-    let read_all = || {
-        for (index, shard) in bundle.manifest().shards.iter().enumerate() {
-            bundle.verify(index, &read(&folder.join(&shard.file))?)?;
-        }
-        bundle.open::<OpenError>(|file| open(&folder.join(file)))
-    };
-    read_all().map_err(cannot("read the model in", folder))
-}
-
-/// The text of the `config.json` beside a file of weights, or of the authors' one for all stages beside the
-/// folder of their files.
-fn config_beside(weights: &Path) -> Result<Option<String>> {
-    let path = weights.with_file_name("config.json");
-    if let Some(config) = read_if_there(&path)? {
-        check_object(&path, &config)?;
-        return Ok(Some(config));
-    }
-    let Some(folder) = weights.parent() else { return Ok(None) };
-    let path = folder.with_file_name("config.json");
-    let Some(config) = read_if_there(&path)? else { return Ok(None) };
-    if folder.ends_with(ORIGINALS) {
-        check_object(&path, &config)?;
-    }
-    Ok(Some(config).filter(|text| authors_config::is_one(text)))
-}
-
 /// Whether numbers are the same but for the rounding to 16 bits.
 fn are_alike(one: &[f32], other: &[f32]) -> bool {
     const ROUNDING: f32 = 1.0 / 256.0;
@@ -811,49 +767,9 @@ fn are_alike(one: &[f32], other: &[f32]) -> bool {
     one.iter().zip(other).all(near)
 }
 
-/// Fails where a config is no JSON object.
-fn check_object(path: &Path, config: &str) -> Result<()> {
-    match serde_json::from_str(config) {
-        Ok(Value::Object(_)) => Ok(()),
-        Ok(_) => Err(unfit(path, "expected a JSON object".to_owned())),
-        Err(error) => {
-            Err(unfit(path, format!("expected a JSON object: {}", reason(config, &error))))
-        }
-    }
-}
-
 /// Two parts of different kinds.
 fn of_two_kinds(parts: &[Part]) -> Option<(Part, Part)> {
     let first = *parts.first()?;
     let other = parts.iter().find(|part| part.class() != first.class())?;
     Some((first, *other))
-}
-
-/// Whether a config is not of another kind of part, as far as it says what it is of.
-fn describes(config: &str, part: Part) -> bool {
-    class_of(config).is_none_or(|class| part.is_of_class(&class))
-}
-
-/// Fails where a folder says that it holds a pipeline of another model.
-fn refuse_other_pipeline(folder: &Path) -> Result<()> {
-    let index = read_if_there(&folder.join("model_index.json"))?;
-    let mut known = Family::ALL.into_iter().flat_map(|family| family.pipelines);
-    match index.as_deref().and_then(class_of) {
-        Some(class) if !known.any(|own| class.starts_with(own.family_class)) => {
-            Err(other_pipeline(folder, &class))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The error of a folder that holds a pipeline of another model.
-fn other_pipeline(folder: &Path, class: &str) -> OpenError {
-    unfit(folder, format!("expected a pipeline of Würstchen, found a {class}"))
-}
-
-/// The class of diffusers or transformers that a config is of.
-fn class_of(config: &str) -> Option<String> {
-    let config: Value = serde_json::from_str(config).ok()?;
-    let class = config["_class_name"].as_str().or_else(|| config["architectures"][0].as_str());
-    class.map(str::to_owned)
 }
