@@ -83,9 +83,13 @@ const UNFINISHED: [&str; 4] = ["incomplete", "part", "crdownload", "aria2"];
 /// Bytes of weights that are hardly all zeros, unless a program has reserved the file's room and not filled it.
 const END: u64 = 1 << 16;
 
-/// Names the links of a model's folder that lead nowhere, and the files whose download was broken off.
+/// How deep below its folder the files of a model lie at most: in `snapshots/HASH/prior/` of Hugging Face's cache.
+const DEPTH: usize = 4;
+
+/// Names the links of a model's folder that lead nowhere, and the files whose download was broken off. It looks no
+/// deeper than a model's files lie, because the folder may hold more than the model.
 pub(crate) fn tell_of_missing(model: &Path) {
-    for entry in WalkDir::new(model).into_iter().filter_map(Result::ok) {
+    for entry in WalkDir::new(model).max_depth(DEPTH).into_iter().filter_map(Result::ok) {
         let path = entry.path();
         if entry.path_is_symlink() && !path.exists() {
             tell!("{}: leads to a file that is not there", path.display());
@@ -98,11 +102,14 @@ pub(crate) fn tell_of_missing(model: &Path) {
     }
 }
 
-/// Whether the last [`END`] bytes of a file are zeros. What cannot be read is reported elsewhere.
+/// Whether the last [`END`] bytes of a file are zeros; false of a shorter one. What cannot be read is reported elsewhere.
 fn ends_in_zeros(path: &Path) -> bool {
     let ends = || -> std::io::Result<bool> {
-        let mut file = fs::metadata(path)?.is_file().then(|| File::open(path)).transpose()?;
-        let Some(file) = &mut file else { return Ok(false) };
+        // A pipe is not opened, because opening one waits for its other end.
+        if !fs::metadata(path)?.is_file() {
+            return Ok(false);
+        }
+        let mut file = File::open(path)?;
         file.seek(SeekFrom::End(-(END as i64)))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;

@@ -231,7 +231,8 @@ pub(crate) fn with_bytes<T>(bytes: &[u8], work: impl FnOnce(Picture) -> T) -> Re
         _ => decoder.icc_profile().ok().flatten(),
     };
     let of_file = decoder.original_color_type();
-    let (mut pixels, is_cmyk) = match jpeg.map(|jpeg| jpeg.decode()).transpose()?.flatten() {
+    let decoded = jpeg.map(|jpeg| jpeg.decode(profile.as_deref())).transpose()?.flatten();
+    let (mut pixels, is_cmyk) = match decoded {
         Some(decoded) => decoded,
         None => {
             let is_cmyk = matches!(of_file, ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16);

@@ -69,8 +69,12 @@ fn key(part: Part) -> Option<&'static str> {
 /// Whether a text is a config of parts of Würstchen v1.
 pub fn is_one(text: &str) -> bool {
     let fields: Option<Map<String, Value>> = serde_json::from_str(text).ok();
-    let names = ["stage_a", "stage_b", "stage_c", "effnet"];
-    fields.is_some_and(|fields| names.iter().any(|name| fields.contains_key(*name)))
+    let names = ["stage_a", "stage_b", "stage_c"];
+    fields.is_some_and(|fields| {
+        // Where it is a text, it is the name of a compressor's backbone in the config of that compressor.
+        let has_compressor = fields.get("effnet").is_some_and(Value::is_object);
+        has_compressor || names.iter().any(|name| fields.contains_key(*name))
+    })
 }
 
 /// The config of a part as its own file would have it; `None` where the text says nothing about the part.
@@ -156,6 +160,8 @@ mod tests {
     #[test]
     fn sections_become_configs_of_parts() {
         assert!(is_one(TEXT) && !is_one("{}") && !is_one("["));
+        // The name of a compressor's backbone.
+        assert!(!is_one(r#"{"effnet": "tiny", "backbone_bn_eps": 0.2}"#));
         let of = |part| of_part(TEXT, part).unwrap().unwrap();
         let vqgan: VqganConfig = serde_json::from_str(&of(Part::V1_VQGAN)).unwrap();
         assert_eq!((vqgan.embed_dim, vqgan.latent_channels, vqgan.scale_factor), (16, 3, 0.5));

@@ -33,7 +33,7 @@ impl ConfigError {
 
 /// One value, or one per level.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected one value, or a list with one value for each level")]
 pub enum PerLevel<T> {
     /// The same on every level.
     One(T),
@@ -57,8 +57,20 @@ impl<T: Copy> PerLevel<T> {
         }
     }
 
-    pub(crate) fn fits(&self, levels: usize) -> bool {
-        !matches!(self, Self::Levels(values) if values.len() != levels)
+    /// Fails unless there is one value for all levels or one for each; `part` and `field` name them.
+    pub(crate) fn check_count(
+        &self,
+        part: &'static str,
+        field: &'static str,
+        levels: usize,
+    ) -> Result<(), ConfigError> {
+        match self {
+            Self::Levels(values) if values.len() != levels => {
+                let expected = format!("one value or {levels}, one per level");
+                Err(ConfigError::new(part, field, expected, values.len()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -75,10 +87,7 @@ impl PerLevel<f64> {
         part: &'static str,
         levels: usize,
     ) -> Result<(), ConfigError> {
-        if !self.fits(levels) {
-            let expected = format!("one value or {levels}, one per level");
-            return Err(ConfigError::new(part, "dropout", expected, "another number"));
-        }
+        self.check_count(part, "dropout", levels)?;
         (0..levels).try_for_each(|level| below_one(part, "dropout", self.at(level)))
     }
 }

@@ -169,7 +169,13 @@ impl ModelFiles {
     ///
     /// Its file is missing or does not fit.
     pub fn schedule(&self, pipeline: PipelineFolder) -> Result<Schedule, LoadError> {
+        const CLASS: &str = "DDPMWuerstchenScheduler";
         let path = pipeline.scheduler();
+        let config: Value = self.config(&path)?;
+        if let Some(class) = config["_class_name"].as_str().filter(|class| *class != CLASS) {
+            let reason = format!("expected a {CLASS}, found a {class}");
+            return Err(LoadError::File { path, reason });
+        }
         let schedule: Schedule = self.config(&path)?;
         schedule.validate().map_err(|error| unusable(&path, &error))?;
         Ok(schedule)

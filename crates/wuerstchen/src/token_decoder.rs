@@ -125,10 +125,7 @@ impl PartConfig for TokenDecoderConfig {
         let levels = self.levels();
         crate::config::levels(PART, "c_hidden", levels)?;
         self.dropout.check_dropout(PART, levels)?;
-        if !self.self_attn.fits(levels) {
-            let expected = format!("one value or {levels}, one per level");
-            return Err(ConfigError::new(PART, "self_attn", expected, "another number"));
-        }
+        self.self_attn.check_count(PART, "self_attn", levels)?;
         let lists = [
             ("nhead", self.nhead.len()),
             ("blocks", self.blocks.len()),

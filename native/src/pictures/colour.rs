@@ -1,7 +1,9 @@
 //! Colour profiles: telephones take pictures in Display P3, and models see sRGB.
 
+use std::sync::Arc;
+
 use image::{DynamicImage, Rgb, RgbImage, RgbaImage};
-use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
+use moxcms::{ColorProfile, DataColorSpace, Layout, Transform8BitExecutor, TransformOptions};
 
 /// Colours of a profile that differ from those of sRGB by no more than this are the same.
 const SAME: u8 = 2;
@@ -56,6 +58,28 @@ fn converted(pixels: &DynamicImage, profile: &[u8]) -> Option<DynamicImage> {
         RgbaImage::from_raw(width, height, converted).map(DynamicImage::from)
     } else {
         RgbImage::from_raw(width, height, converted).map(DynamicImage::from)
+    }
+}
+
+/// How the inks of a printer look in sRGB.
+pub(super) struct Inks(Arc<Transform8BitExecutor>);
+
+impl Inks {
+    /// The inks of a profile; `None` where it is damaged or has other colours.
+    pub(super) fn of(profile: &[u8]) -> Option<Self> {
+        let profile = ColorProfile::new_from_slice(profile).ok()?;
+        if profile.color_space != DataColorSpace::Cmyk {
+            return None;
+        }
+        let (srgb, options) = (ColorProfile::new_srgb(), TransformOptions::default());
+        profile.create_transform_8bit(Layout::Rgba, &srgb, Layout::Rgb, options).ok().map(Self)
+    }
+
+    /// The colours of pixels, of which each has four values from 0 for no ink to 255: cyan, magenta, yellow, black.
+    pub(super) fn colours(&self, inks: &[u8]) -> Option<Vec<u8>> {
+        let mut colours = vec![0; inks.len() / 4 * 3];
+        self.0.transform(inks, &mut colours).ok()?;
+        Some(colours)
     }
 }
 

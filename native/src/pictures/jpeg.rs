@@ -8,6 +8,8 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::colour::Inks;
+
 /// Bits of 1 that replace the end marker after the coded pixels. No code of JPEG consists of ones alone, so a decoder
 /// that lacks pixels fails at them, while it would take the end marker for pixels of one colour.
 const NO_CODE: [u8; 64] = {
@@ -56,13 +58,13 @@ impl<'a> Jpeg<'a> {
         bail!("expected a whole JPEG file, found one of {} bytes that lacks its end", bytes.len())
     }
 
-    /// The pixels, and whether the file has them in CMYK; `None` where the headers have oddities that only `image`
-    /// accepts.
+    /// The pixels, and whether the file has them in CMYK: then they are in sRGB, by the profile if it can be used. `None`
+    /// where the headers have oddities that only `image` accepts.
     ///
     /// # Errors
     ///
     /// Some coded pixels are missing, or are damaged so that the decoder cannot go on.
-    pub(super) fn decode(&self) -> Result<Option<(DynamicImage, bool)>> {
+    pub(super) fn decode(&self, profile: Option<&[u8]>) -> Result<Option<(DynamicImage, bool)>> {
         let mut bytes = self.bytes.to_vec();
         // The decoder needs a marker right after the first scan of a progressive file.
         if !self.is_progressive || self.scans > 1 {
@@ -82,9 +84,21 @@ impl<'a> Jpeg<'a> {
         };
         let is_grey = space == ColorSpace::Luma;
         let is_cmyk = matches!(space, ColorSpace::CMYK | ColorSpace::YCCK);
-        let space = if is_grey { ColorSpace::Luma } else { ColorSpace::RGB };
-        decoder.set_options(options.jpeg_set_out_colorspace(space));
+        let inks = profile.filter(|_| is_cmyk).and_then(Inks::of);
+        let decoded = match (is_grey, &inks) {
+            (true, _) => ColorSpace::Luma,
+            (false, None) => ColorSpace::RGB,
+            (false, Some(_)) => space,
+        };
+        decoder.set_options(options.jpeg_set_out_colorspace(decoded));
         let pixels = decoder.decode().context("expected a whole JPEG file, found a damaged one")?;
+        let pixels = match inks {
+            Some(inks) => {
+                let colours = inks.colours(&inks_of(pixels, space));
+                colours.context("cannot convert the colours of print by their profile")?
+            }
+            None => pixels,
+        };
         let (width, height) = (u32::try_from(width)?, u32::try_from(height)?);
         let pixels = if is_grey {
             GrayImage::from_raw(width, height, pixels).map(DynamicImage::from)
@@ -93,6 +107,28 @@ impl<'a> Jpeg<'a> {
         };
         Ok(pixels.map(|pixels| (pixels, is_cmyk)))
     }
+}
+
+/// The inks of decoded pixels, from 0 for none to 255. Programs write them as Adobe's do, inverted.
+///
+/// Source: Adobe, "Supporting the DCT filters in PostScript level 2" (technical note 5116), section 18.
+fn inks_of(mut pixels: Vec<u8>, space: ColorSpace) -> Vec<u8> {
+    for pixel in pixels.as_chunks_mut::<4>().0 {
+        let [first, second, third, black] = pixel;
+        if space == ColorSpace::YCCK {
+            let (y, cb, cr) =
+                (f32::from(*first), f32::from(*second) - 128.0, f32::from(*third) - 128.0);
+            // `as` keeps within 0 to 255.
+            let red = y + 1.402 * cr;
+            let green = y - 0.344_136 * cb - 0.714_136 * cr;
+            let blue = y + 1.772 * cb;
+            [*first, *second, *third] = [red, green, blue].map(|value| value.round() as u8);
+        } else {
+            [*first, *second, *third] = [*first, *second, *third].map(|value| 255 - value);
+        }
+        *black = 255 - *black;
+    }
+    pixels
 }
 
 #[cfg(test)]
@@ -151,8 +187,42 @@ mod tests {
             encoded(&[0; 64 * 64], ExtendedColorType::L8),
         ] {
             let expected = image::load_from_memory(&whole).unwrap();
-            assert_eq!(Jpeg::find_end(&whole).unwrap().decode().unwrap(), Some((expected, false)));
+            assert_eq!(
+                Jpeg::find_end(&whole).unwrap().decode(None).unwrap(),
+                Some((expected, false))
+            );
         }
+    }
+
+    /// Eight mixtures of inks, with a profile whose inks are dull; and a light grey in YCCK with the same profile. The
+    /// expected colours are LittleCMS's (Pillow 13, `ImageCms`).
+    #[test]
+    fn colours_of_print_follow_their_profile() {
+        let cmyk = include_bytes!("../../tests/pictures_of_others/cmyk-profile.jpg");
+        let ycck = include_bytes!("../../tests/pictures_of_others/ycck.jpg");
+        let read = |bytes: &[u8]| {
+            let picture = crate::pictures::with_bytes(bytes, |picture| picture.on(255)).unwrap();
+            move |x, y| picture.get_pixel(x, y).0
+        };
+        let assert_near = |found: [u8; 3], expected: [u8; 3]| {
+            let differ = |(a, b): (&u8, u8)| a.abs_diff(b) > 10;
+            assert!(!found.iter().zip(expected).any(differ), "{found:?} {expected:?}");
+        };
+        let expected = [
+            [[232, 232, 233], [0, 194, 242], [247, 118, 178], [238, 218, 79]],
+            [[219, 125, 90], [127, 134, 140], [138, 155, 174], [116, 98, 184]],
+        ];
+        let pixel = read(cmyk);
+        for (row, colours) in (0u32..).zip(expected) {
+            for (column, colour) in (0u32..).zip(colours) {
+                assert_near(pixel(8 * column + 4, 8 * row + 4), colour);
+            }
+        }
+        assert_near(read(ycck)(9, 9), [217, 217, 217]);
+        let start = cmyk.windows(2).position(|bytes| bytes == [0xff, 0xe2]).unwrap();
+        let length = usize::from(u16::from_be_bytes([cmyk[start + 2], cmyk[start + 3]]));
+        let with_profile = [&ycck[..2], &cmyk[start..start + 2 + length], &ycck[2..]].concat();
+        assert_near(read(&with_profile)(9, 9), [216, 212, 210]);
     }
 
     /// The file ends as it should, but not all of its pixels are coded.
@@ -163,7 +233,7 @@ mod tests {
         for from in (start..whole.len() - 8).filter(|&from| whole[from - 1] != 0xff) {
             let mut cut = whole.clone();
             cut.drain(from..whole.len() - 2);
-            let error = Jpeg::find_end(&cut).unwrap().decode().unwrap_err().to_string();
+            let error = Jpeg::find_end(&cut).unwrap().decode(None).unwrap_err().to_string();
             assert_eq!(error, "expected a whole JPEG file, found a damaged one", "{from}");
         }
     }

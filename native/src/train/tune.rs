@@ -161,7 +161,7 @@ fn tell_of_model_captions(
     let tokenizer = Tokenizer::new(&files, config.max_position_embeddings)?;
     let captions = corpus.captions().into_iter().flatten();
     let prompts = samples.prompts.iter().map(String::as_str);
-    let limit = "the text encoder's max_position_embeddings";
+    let limit = "what the model's text encoder and tokenizer take";
     tell_of_brackets(corpus.captions().into_iter().flatten());
     tell_of_captions(captions, "caption", "", &tokenizer, limit)?;
     tell_of_captions(prompts, "sample prompt", "", &tokenizer, limit)

@@ -23,6 +23,9 @@ const large = element('entry-picture', HTMLImageElement);
 const store = 'pictures';
 const usualNote = note.textContent;
 
+/** The list's entries of the pictures that the browser keeps, by their ids. */
+const kept = new Map<number, HTMLLIElement>();
+
 let database: IDBDatabase | undefined;
 let open: { picture: Picture; item: HTMLLIElement } | undefined;
 
@@ -44,6 +47,7 @@ export async function initHistory(
     const count = list.childElementCount;
     if (!confirm(count === 1 ? 'Delete the picture?' : `Delete all ${count} pictures?`)) return;
     pictures('readwrite')?.clear();
+    kept.clear();
     for (const image of list.querySelectorAll('img')) URL.revokeObjectURL(image.src);
     list.replaceChildren();
     describe();
@@ -66,9 +70,25 @@ export async function initHistory(
     const request = indexedDB.open('wuerstchen-demo', 1);
     request.onupgradeneeded = () => request.result.createObjectStore(store, { keyPath: 'id' });
     database = await done(request);
-    for (const picture of (await done(pictures('readonly')!.getAll())) as Picture[]) add(picture);
+    await follow();
+    document.addEventListener('visibilitychange', () => {
+      // A browser that has lost the pictures since cannot be asked again.
+      if (document.visibilityState === 'visible') follow().catch(() => {});
+    });
   } catch {
     note.textContent = 'This browser keeps no pictures for this page: they go when it closes.';
+  }
+}
+
+/** Shows what the browser keeps: other tabs may have made pictures, and deleted some. */
+async function follow(): Promise<void> {
+  const stored = (await done(pictures('readonly')!.getAll())) as Picture[];
+  const ids = new Set(stored.map(({ id }) => id));
+  for (const [id, item] of kept) {
+    if (!ids.has(id)) discard(id, item);
+  }
+  for (const picture of stored) {
+    if (!kept.has(picture.id)) kept.set(picture.id, add(picture));
   }
   describe();
 }
@@ -81,6 +101,7 @@ export function remember(
   besides: readonly string[],
 ): void {
   const picture = { id: Date.now() + index / 100, settings, index, png, besides };
+  const item = add(picture);
   const transaction = pictures('readwrite')?.put(picture).transaction;
   // Without room, the transaction may fail only at its end.
   transaction?.addEventListener('abort', () => {
@@ -88,12 +109,12 @@ export function remember(
   });
   transaction?.addEventListener('complete', () => {
     note.textContent = usualNote;
+    kept.set(picture.id, item);
   });
-  add(picture);
   describe();
 }
 
-function add(picture: Picture): void {
+function add(picture: Picture): HTMLLIElement {
   const title = titleOf(picture.settings);
   const image = make('img', { src: URL.createObjectURL(picture.png), alt: '' });
   const button = make('button', { type: 'button' }, image, make('span', { dir: 'auto' }, title));
@@ -107,6 +128,7 @@ function add(picture: Picture): void {
     dialog.showModal();
   });
   list.prepend(item);
+  return item;
 }
 
 function facts({ settings, besides = [] }: Picture): HTMLElement[] {
@@ -125,12 +147,18 @@ function facts({ settings, besides = [] }: Picture): HTMLElement[] {
 
 function remove(picture: Picture, item: HTMLLIElement): void {
   pictures('readwrite')?.delete(picture.id);
-  const image = item.querySelector('img');
-  if (image) URL.revokeObjectURL(image.src);
   const next = item.nextElementSibling ?? item.previousElementSibling;
-  item.remove();
+  discard(picture.id, item);
   describe();
   (next?.querySelector('button') ?? heading).focus();
+}
+
+/** Takes a picture out of the list. */
+function discard(id: number, item: HTMLLIElement): void {
+  kept.delete(id);
+  const image = item.querySelector('img');
+  if (image) URL.revokeObjectURL(image.src);
+  item.remove();
 }
 
 function describe(): void {

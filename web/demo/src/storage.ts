@@ -21,6 +21,10 @@ export function initStorage(onDelete: () => void): void {
     await showStorage();
     if (!kept) text.append(' This browser decides by itself what it keeps, and declined.');
   });
+  document.addEventListener('visibilitychange', () => {
+    // Another tab may have stored a model, or deleted all of them.
+    if (document.visibilityState === 'visible') void showStorage();
+  });
   const showConnection = () => {
     offline.hidden = navigator.onLine;
   };

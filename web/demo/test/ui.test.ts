@@ -663,3 +663,23 @@ test('the focus stays on the page when a picture is deleted', async () => {
     assert.equal(await focused(), next);
   }
 });
+
+test('a tab shows what another one has made and deleted', async () => {
+  await open();
+  const other = await context.newPage();
+  await other.goto(url);
+  const picture = other.getByTestId('history').getByRole('button', { name: 'a red circle' });
+  await makePicture('a red circle');
+  // Headless tabs never go out of sight.
+  const comeBack = (tab: Page) =>
+    tab.evaluate(() => document.dispatchEvent(new Event('visibilitychange')));
+  await comeBack(other);
+  await picture.click();
+  await comeBack(other);
+  assert.equal(await picture.count(), 1);
+  await other.getByRole('button', { name: 'Delete', exact: true }).click();
+  assert.equal(await at('history').getByRole('button').count(), 1);
+  await comeBack(page);
+  await at('history').getByRole('button').waitFor({ state: 'detached' });
+  assert.equal(await page.locator('#history-clear').isVisible(), false);
+});

@@ -204,7 +204,7 @@ impl Prepared {
             pictures: entries,
             channels: compressor.c_latent,
             empty: texts[""].clone(),
-            text_shape: shape_of_texts(&model.part_config(Part::PRIOR_TEXT)?),
+            text_shape: tokenizer(model, &model.part_config(Part::PRIOR_TEXT)?)?.1,
             order: Order::new(seed, batch_size as usize, of_buckets.into_values().collect()),
             scale: index.latent_mean as f32,
             shift: index.latent_std as f32,
@@ -256,9 +256,16 @@ impl Prepared {
     }
 }
 
-/// The shape of a caption's hidden states.
-fn shape_of_texts(config: &TextEncoderConfig) -> [usize; 2] {
-    [config.max_position_embeddings, config.hidden_size]
+/// The tokenizer of the captions, and the shape of a caption's hidden states.
+fn tokenizer(
+    model: &ModelFiles,
+    config: &TextEncoderConfig,
+) -> Result<(Tokenizer, [usize; 2]), RunError> {
+    let files = model.tokenizer(PipelineFolder::PRIOR);
+    let tokenizer =
+        Tokenizer::new(&files, config.max_position_embeddings).map_err(CorpusError::from)?;
+    let shape = [tokenizer.length(), config.hidden_size];
+    Ok((tokenizer, shape))
 }
 
 /// What the cache calls the embedding of a picture of this content. `own` is the compressor's digest.
@@ -399,8 +406,7 @@ fn texts<'a>(
     let part = Part::PRIOR_TEXT;
     let config: TextEncoderConfig = model.part_config(part)?;
     let files = model.tokenizer(PipelineFolder::PRIOR);
-    let tokenizer =
-        Tokenizer::new(&files, config.max_position_embeddings).map_err(CorpusError::from)?;
+    let (tokenizer, shape_of_texts) = tokenizer(model, &config)?;
     let tokenizer_files: Vec<&[u8]> = files.named().map(|(_, text)| text.as_bytes()).collect();
     let own = digest([digest_of(model, part)?.as_bytes(), digest(&tokenizer_files).as_bytes()]);
     let distinct: BTreeSet<&str> =
@@ -411,7 +417,7 @@ fn texts<'a>(
     let mut missing = Vec::new();
     for (&caption, name) in &names {
         match cache.shape(name)? {
-            Some(shape) => cache.check_shape(name, &shape, &shape_of_texts(&config))?,
+            Some(shape) => cache.check_shape(name, &shape, &shape_of_texts)?,
             None => missing.push((caption, name)),
         }
     }

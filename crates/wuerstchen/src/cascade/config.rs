@@ -132,20 +132,20 @@ impl PartConfig for CascadeConfig {
             return Err(ConfigError::new(PART, field, expected, format!("{conditions:?}")));
         }
         let length = |list: &Option<Vec<usize>>| list.as_ref().map_or(levels, Vec::len);
-        for (field, fits) in [
-            ("num_attention_heads", self.num_attention_heads.len() == levels),
-            ("down_num_layers_per_block", self.down_num_layers_per_block.len() == levels),
-            ("up_num_layers_per_block", self.up_num_layers_per_block.len() == levels),
-            ("block_types_per_layer", self.block_types_per_layer.len() == levels),
-            ("down_blocks_repeat_mappers", length(&self.down_blocks_repeat_mappers) == levels),
-            ("up_blocks_repeat_mappers", length(&self.up_blocks_repeat_mappers) == levels),
-            ("self_attn", self.self_attn.fits(levels)),
+        for (field, found) in [
+            ("num_attention_heads", self.num_attention_heads.len()),
+            ("down_num_layers_per_block", self.down_num_layers_per_block.len()),
+            ("up_num_layers_per_block", self.up_num_layers_per_block.len()),
+            ("block_types_per_layer", self.block_types_per_layer.len()),
+            ("down_blocks_repeat_mappers", length(&self.down_blocks_repeat_mappers)),
+            ("up_blocks_repeat_mappers", length(&self.up_blocks_repeat_mappers)),
         ] {
-            if !fits {
+            if found != levels {
                 let expected = format!("{levels} values, one per level of block_out_channels");
-                return Err(ConfigError::new(PART, field, expected, "another number"));
+                return Err(ConfigError::new(PART, field, expected, found));
             }
         }
+        self.self_attn.check_count(PART, "self_attn", levels)?;
         for (field, counts) in [
             ("down_num_layers_per_block", Some(&self.down_num_layers_per_block)),
             ("up_num_layers_per_block", Some(&self.up_num_layers_per_block)),

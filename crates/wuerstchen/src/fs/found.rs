@@ -617,7 +617,8 @@ impl Found {
     }
 
     /// Notes parts of the published pipelines that are left out although they differ from those that do the same. Norms,
-    /// biases and positions are compared: they are few, and a training of all weights changes them.
+    /// biases and positions are compared: they are few, and a training of all weights changes them. So are the matrices
+    /// of the first layer's attention, which LoRAs change.
     fn note_spare(&mut self) -> Result<()> {
         let family = self.files.family();
         let pairs = family.spare.iter().map(|&spare| (spare, family.prior_text));
@@ -628,7 +629,10 @@ impl Found {
             };
             let mut compared = left_out.names().filter(|name| {
                 let is_vector = left_out.shape(name).is_some_and(|shape| shape.len() == 1);
-                (is_vector || name.ends_with("position_embedding.weight")) && !is_counter(name)
+                let is_of_start = name.contains(".layers.0.self_attn.");
+                let is_few =
+                    is_vector || is_of_start || name.ends_with("position_embedding.weight");
+                is_few && !is_counter(name)
             });
             let differs = |name: &&str| {
                 if taken.shape(name) != left_out.shape(name) {
@@ -659,6 +663,11 @@ impl Found {
         let text =
             |parts: &[Part]| parts.iter().map(Part::to_string).collect::<Vec<_>>().join(", ");
         let (names, missing) = (text(&parts), text(&missing));
+        if missing.is_empty() {
+            return format!(
+                "cannot tell which of {names} it is: expected the folder of its pipeline around it"
+            );
+        }
         if self.files.family().decoder_text.is_some() {
             format!(
                 "cannot tell which of {names} it is: expected {missing} beside it, or the folder of its pipeline \

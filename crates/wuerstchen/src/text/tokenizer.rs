@@ -146,14 +146,25 @@ const END: &str = "<|endoftext|>";
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 impl Tokenizer {
-    /// Makes the tokenizer of a folder; prompts become `length` tokens.
+    /// Makes the tokenizer of a folder; prompts become `length` tokens, or fewer if `model_max_length` of
+    /// `tokenizer_config.json` says so.
     ///
     /// # Errors
     ///
-    /// Names the file that is missing or cannot be read, or the special token that is unknown.
+    /// Names the file that is missing or cannot be read, the special token that is unknown, or a `model_max_length` that
+    /// leaves no room for a beginning and an end.
     pub fn new(files: &TokenizerFiles, length: usize) -> Result<Self, TokenizerError> {
         let config = json("tokenizer_config.json", files.tokenizer_config.as_deref())?;
         let map = json("special_tokens_map.json", files.special_tokens_map.as_deref())?;
+        // Tokenizers without a limit have a number here that no integer can hold.
+        let length = match config["model_max_length"].as_f64() {
+            Some(most) if most < 2.0 => {
+                let reason = format!("model_max_length must be at least 2, got {most}");
+                return Err(TokenizerError::File { file: "tokenizer_config.json", reason });
+            }
+            Some(most) if most < length as f64 => most as usize,
+            _ => length,
+        };
         let special = |key: &str| {
             let token = text_of(&config[key]).or_else(|| text_of(&map[key]));
             token.unwrap_or_else(|| END.to_owned())
@@ -528,6 +539,15 @@ mod tests {
         let tokenizer = of(r#"{"<cat>": 12, "<dog>": 13}"#, "{}").unwrap();
         assert_eq!(tokenizer.encode("a <CAT>b<dog>").unwrap().ids, [10, 1, 12, 3, 13, 11]);
         assert_eq!(tokenizer.id_count(), 14);
+        // transformers cuts and pads to this length, and writes the first of these numbers where there is none.
+        let most = |most: &str| of("{}", &format!(r#"{{"model_max_length": {most}}}"#));
+        assert_eq!(most("1000000000000000019884624838656").unwrap().length(), 6);
+        assert_eq!(most("4").unwrap().encode("a b c").unwrap().ids, [10, 1, 3, 11]);
+        assert_eq!(most("4").unwrap().encode("a").unwrap().ids, [10, 1, 11, 11]);
+        let error = most("1").err().unwrap().to_string();
+        let expected =
+            "tokenizer: tokenizer_config.json: model_max_length must be at least 2, got 1";
+        assert_eq!(error, expected);
         let error = of(r#"{"<cat>": 14}"#, "{}").err().unwrap().to_string();
         let expected = "tokenizer: added_tokens.json: expected 12 as the id of \"<cat>\", the next one, found 14";
         assert_eq!(error, expected);
