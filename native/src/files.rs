@@ -1,8 +1,6 @@
 //! Models, goldens and original weights as they lie on disk.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -81,7 +79,7 @@ pub(crate) fn add(found: &mut Found, path: &Path) -> Result<()> {
 const UNFINISHED: [&str; 4] = ["incomplete", "part", "crdownload", "aria2"];
 
 /// Bytes of weights that are hardly all zeros, unless a program has reserved the file's room and not filled it.
-const END: u64 = 1 << 16;
+const END: usize = 1 << 16;
 
 /// How deep below its folder the files of a model lie at most: in `snapshots/HASH/prior/` of Hugging Face's cache.
 const DEPTH: usize = 4;
@@ -102,20 +100,16 @@ pub(crate) fn tell_of_missing(model: &Path) {
     }
 }
 
-/// Whether the last [`END`] bytes of a file are zeros; false of a shorter one. What cannot be read is reported elsewhere.
+/// Whether the last [`END`] bytes of a file are zeros; false of a shorter one. What cannot be read is reported
+/// elsewhere.
 fn ends_in_zeros(path: &Path) -> bool {
-    let ends = || -> std::io::Result<bool> {
-        // A pipe is not opened, because opening one waits for its other end.
-        if !fs::metadata(path)?.is_file() {
-            return Ok(false);
-        }
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::End(-(END as i64)))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(bytes.iter().all(|&byte| byte == 0))
+    let is_zero = || {
+        let file = open(path).ok()?;
+        let length = file.length();
+        let bytes = file.read(length.checked_sub(END)?..length).ok()?;
+        Some(bytes.iter().all(|&byte| byte == 0))
     };
-    ends().unwrap_or(false)
+    is_zero().unwrap_or(false)
 }
 
 /// Opens the tensors of several files, of safetensors or of PyTorch, as one dictionary.

@@ -16,8 +16,7 @@ use wuerstchen::{
 
 use crate::config::{StageBModel, StageName, TrainConfig};
 use crate::corpus::{Corpus, CorpusError, Samples};
-use crate::stages::LevelErrors;
-use crate::stages::{DecoderModel, PriorModel, TokenModel, VqganModel};
+use crate::stages::{DecoderModel, LevelErrors, PriorModel, TokenModel, VqganModel};
 
 /// What a run trains: the sizes in its config, and the tokenizer of its captions.
 pub struct Recipe {

@@ -20,8 +20,9 @@ use crate::corpus::CorpusError;
 use crate::optimizer::{Method, Optimizer, moments};
 use crate::peers::{Alone, Peers};
 use crate::precision::{LossScale, Precision};
-use crate::shares::ShareThreads;
-use crate::shares::{Share, models, move_running_averages, running_averages, set_running_averages};
+use crate::shares::{
+    Share, ShareThreads, models, move_running_averages, running_averages, set_running_averages,
+};
 use crate::stages::{Adversary, Stage};
 use crate::values::{Values, global_norm, values, with_values};
 

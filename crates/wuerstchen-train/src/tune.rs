@@ -32,8 +32,10 @@ pub use self::stage::{BatchTune, LoraLayer, LoraLayers, LowRank, StageTune, Tune
 use crate::config::{LoraConfig, StageName, TuneConfig};
 use crate::corpus::CorpusError;
 use crate::peers::Peers;
-use crate::run::{About, write_report};
-use crate::run::{Event, GRID_SIDE, Job, RunError, Session, Start, essence, state_name, updates};
+use crate::run::{
+    About, Event, GRID_SIDE, Job, RunError, Session, Start, essence, state_name, updates,
+    write_report,
+};
 use crate::store::Store;
 pub use crate::tensor_cache::digest;
 use crate::tensor_cache::{TensorCache, digest_of};

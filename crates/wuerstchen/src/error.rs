@@ -168,26 +168,27 @@ const SHOWN: usize = 20;
 
 impl fmt::Display for Differences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { missing, unexpected, misshapen } = self;
-        let named = |names: &[String]| names.iter().take(SHOWN).cloned().collect();
-        let with_shapes = misshapen.iter().take(SHOWN).map(|(name, expected, found)| {
+        write_list(f, "missing", &self.missing, String::clone)?;
+        write_list(f, "unexpected", &self.unexpected, String::clone)?;
+        write_list(f, "misshapen", &self.misshapen, |(name, expected, found)| {
             format!("{name}: expected {expected:?}, found {found:?}")
-        });
-        let lists: [(&str, Vec<String>, usize); 3] = [
-            ("missing", named(missing), missing.len()),
-            ("unexpected", named(unexpected), unexpected.len()),
-            ("misshapen", with_shapes.collect(), misshapen.len()),
-        ];
-        for (kind, shown, count) in lists {
-            for tensor in &shown {
-                write!(f, "\n  {kind}: {tensor}")?;
-            }
-            match count - shown.len() {
-                0 => {}
-                more => write!(f, "\n  {kind}: {more} more")?,
-            }
-        }
-        Ok(())
+        })
+    }
+}
+
+/// Writes a line for each of the first tensors, and one with the number of the others.
+fn write_list<T>(
+    f: &mut fmt::Formatter<'_>,
+    kind: &str,
+    tensors: &[T],
+    text: impl Fn(&T) -> String,
+) -> fmt::Result {
+    for tensor in tensors.iter().take(SHOWN) {
+        write!(f, "\n  {kind}: {}", text(tensor))?;
+    }
+    match tensors.len().saturating_sub(SHOWN) {
+        0 => Ok(()),
+        more => write!(f, "\n  {kind}: {more} more"),
     }
 }
 

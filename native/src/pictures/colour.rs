@@ -16,12 +16,8 @@ pub(super) fn to_srgb(pixels: DynamicImage, profile: &[u8]) -> DynamicImage {
 
 /// The pixels in sRGB; `None` where they are as good as that, or the profile cannot be used.
 fn converted(pixels: &DynamicImage, profile: &[u8]) -> Option<DynamicImage> {
-    let profile = ColorProfile::new_from_slice(profile).ok()?;
     let (has_color, has_alpha) = (pixels.color().has_color(), pixels.color().has_alpha());
     let space = if has_color { DataColorSpace::Rgb } else { DataColorSpace::Gray };
-    if profile.color_space != space {
-        return None;
-    }
     let own = match (has_color, has_alpha) {
         (true, true) => Layout::Rgba,
         (true, false) => Layout::Rgb,
@@ -29,8 +25,7 @@ fn converted(pixels: &DynamicImage, profile: &[u8]) -> Option<DynamicImage> {
         (false, false) => Layout::Gray,
     };
     let made = if has_alpha { Layout::Rgba } else { Layout::Rgb };
-    let (srgb, options) = (ColorProfile::new_srgb(), TransformOptions::default());
-    let transform = profile.create_transform_8bit(own, &srgb, made, options).ok()?;
+    let transform = transform(profile, (space, own), made)?;
     let convert = |pixels: &DynamicImage| {
         let from = match own {
             Layout::Gray => pixels.to_luma8().into_raw(),
@@ -61,18 +56,28 @@ fn converted(pixels: &DynamicImage, profile: &[u8]) -> Option<DynamicImage> {
     }
 }
 
+/// From colours of a profile, which must be of this space, to sRGB; `None` where the profile is damaged or of others.
+fn transform(
+    profile: &[u8],
+    (space, from): (DataColorSpace, Layout),
+    to: Layout,
+) -> Option<Arc<Transform8BitExecutor>> {
+    let profile = ColorProfile::new_from_slice(profile).ok()?;
+    if profile.color_space != space {
+        return None;
+    }
+    let (srgb, options) = (ColorProfile::new_srgb(), TransformOptions::default());
+    profile.create_transform_8bit(from, &srgb, to, options).ok()
+}
+
 /// How the inks of a printer look in sRGB.
 pub(super) struct Inks(Arc<Transform8BitExecutor>);
 
 impl Inks {
     /// The inks of a profile; `None` where it is damaged or has other colours.
     pub(super) fn of(profile: &[u8]) -> Option<Self> {
-        let profile = ColorProfile::new_from_slice(profile).ok()?;
-        if profile.color_space != DataColorSpace::Cmyk {
-            return None;
-        }
-        let (srgb, options) = (ColorProfile::new_srgb(), TransformOptions::default());
-        profile.create_transform_8bit(Layout::Rgba, &srgb, Layout::Rgb, options).ok().map(Self)
+        // The layout of four inks is that of any four values.
+        transform(profile, (DataColorSpace::Cmyk, Layout::Rgba), Layout::Rgb).map(Self)
     }
 
     /// The colours of pixels, of which each has four values from 0 for no ink to 255: cyan, magenta, yellow, black.

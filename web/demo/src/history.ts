@@ -48,8 +48,7 @@ export async function initHistory(
     if (!confirm(count === 1 ? 'Delete the picture?' : `Delete all ${count} pictures?`)) return;
     pictures('readwrite')?.clear();
     kept.clear();
-    for (const image of list.querySelectorAll('img')) URL.revokeObjectURL(image.src);
-    list.replaceChildren();
+    for (const item of list.querySelectorAll('li')) discard(item);
     describe();
     heading.focus();
   });
@@ -85,7 +84,9 @@ async function follow(): Promise<void> {
   const stored = (await done(pictures('readonly')!.getAll())) as Picture[];
   const ids = new Set(stored.map(({ id }) => id));
   for (const [id, item] of kept) {
-    if (!ids.has(id)) discard(id, item);
+    if (ids.has(id)) continue;
+    kept.delete(id);
+    discard(item);
   }
   for (const picture of stored) {
     if (!kept.has(picture.id)) kept.set(picture.id, add(picture));
@@ -148,14 +149,14 @@ function facts({ settings, besides = [] }: Picture): HTMLElement[] {
 function remove(picture: Picture, item: HTMLLIElement): void {
   pictures('readwrite')?.delete(picture.id);
   const next = item.nextElementSibling ?? item.previousElementSibling;
-  discard(picture.id, item);
+  kept.delete(picture.id);
+  discard(item);
   describe();
   (next?.querySelector('button') ?? heading).focus();
 }
 
 /** Takes a picture out of the list. */
-function discard(id: number, item: HTMLLIElement): void {
-  kept.delete(id);
+function discard(item: HTMLLIElement): void {
   const image = item.querySelector('img');
   if (image) URL.revokeObjectURL(image.src);
   item.remove();

@@ -190,8 +190,9 @@ impl Prepared {
             fill(&mut buckets, fit);
             let cells = fit.cells;
             of_buckets.entry(cells).or_default().push(entries.len() as u32);
-            let text =
-                |(caption, chance): &(String, f64)| (texts[caption.as_str()].clone(), *chance);
+            let text = |(caption, chance): &(String, f64)| {
+                (texts.names[caption.as_str()].clone(), *chance)
+            };
             entries.push(Entry { embedding, cells, texts: captions.iter().map(text).collect() });
         }
         if entries.is_empty() {
@@ -203,8 +204,8 @@ impl Prepared {
             cache: sources.cache.clone(),
             pictures: entries,
             channels: compressor.c_latent,
-            empty: texts[""].clone(),
-            text_shape: tokenizer(model, &model.part_config(Part::PRIOR_TEXT)?)?.1,
+            empty: texts.names[""].clone(),
+            text_shape: texts.shape,
             order: Order::new(seed, batch_size as usize, of_buckets.into_values().collect()),
             scale: index.latent_mean as f32,
             shift: index.latent_std as f32,
@@ -254,18 +255,6 @@ impl Prepared {
         }
         Ok(Rows::new([1, tokens, width], values).at(own.start))
     }
-}
-
-/// The tokenizer of the captions, and the shape of a caption's hidden states.
-fn tokenizer(
-    model: &ModelFiles,
-    config: &TextEncoderConfig,
-) -> Result<(Tokenizer, [usize; 2]), RunError> {
-    let files = model.tokenizer(PipelineFolder::PRIOR);
-    let tokenizer =
-        Tokenizer::new(&files, config.max_position_embeddings).map_err(CorpusError::from)?;
-    let shape = [tokenizer.length(), config.hidden_size];
-    Ok((tokenizer, shape))
 }
 
 /// What the cache calls the embedding of a picture of this content. `own` is the compressor's digest.
@@ -395,18 +384,28 @@ fn embeddings(
     Ok(Some(found))
 }
 
-/// The names in the cache of the hidden states of all captions and of the empty one; `None` if `on_progress` breaks.
+/// The hidden states of captions in the cache.
+struct Texts<'a> {
+    /// Their names, by the captions.
+    names: BTreeMap<&'a str, String>,
+    /// The shape of each: tokens, and values of each.
+    shape: [usize; 2],
+}
+
+/// The hidden states of all captions and of the empty one; `None` if `on_progress` breaks.
 fn texts<'a>(
     sources: &Sources<'_>,
     captions: &'a [Vec<(String, f64)>],
     on_progress: OnProgress<'_>,
-) -> Result<Option<BTreeMap<&'a str, String>>, RunError> {
+) -> Result<Option<Texts<'a>>, RunError> {
     let Sources { model, cache, device, .. } = *sources;
     const WHAT: &str = "the text encoder's hidden states";
     let part = Part::PRIOR_TEXT;
     let config: TextEncoderConfig = model.part_config(part)?;
     let files = model.tokenizer(PipelineFolder::PRIOR);
-    let (tokenizer, shape_of_texts) = tokenizer(model, &config)?;
+    let tokenizer =
+        Tokenizer::new(&files, config.max_position_embeddings).map_err(CorpusError::from)?;
+    let shape = [tokenizer.length(), config.hidden_size];
     let tokenizer_files: Vec<&[u8]> = files.named().map(|(_, text)| text.as_bytes()).collect();
     let own = digest([digest_of(model, part)?.as_bytes(), digest(&tokenizer_files).as_bytes()]);
     let distinct: BTreeSet<&str> =
@@ -417,12 +416,12 @@ fn texts<'a>(
     let mut missing = Vec::new();
     for (&caption, name) in &names {
         match cache.shape(name)? {
-            Some(shape) => cache.check_shape(name, &shape, &shape_of_texts)?,
+            Some(found) => cache.check_shape(name, &found, &shape)?,
             None => missing.push((caption, name)),
         }
     }
     if missing.is_empty() {
-        return Ok(Some(names));
+        return Ok(Some(Texts { names, shape }));
     }
     let encoder = config.load(model.weights(part)?, device)?;
     let mut done = 0;
@@ -440,5 +439,5 @@ fn texts<'a>(
             return Ok(None);
         }
     }
-    Ok(Some(names))
+    Ok(Some(Texts { names, shape }))
 }
