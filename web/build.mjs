@@ -10,7 +10,7 @@ import { build } from 'esbuild';
 const DEVICES = ['cpu', 'webgpu'];
 
 /** Compressed bytes of index.js and what it imports: what every page of a user loads. */
-const INDEX_BUDGET = 12 * 1024;
+const INDEX_BUDGET = 13 * 1024;
 
 /** The same of each thin entry, which imports index.js. */
 const ENTRY_BUDGET = 2 * 1024;

@@ -10,6 +10,9 @@ const FOLDER = 'wuerstchen-web';
 /** Ends the names of files that are still being written, or whose writing broke off. */
 const PART = '.part';
 
+/** Ends the names of files that Chromium writes in the place of others; it deletes them itself. */
+const SWAP = '.crswap';
+
 /** Names of quota errors. The second and third are Firefox's, for origins and for disks. */
 const QUOTA_ERRORS = [
   'QuotaExceededError',
@@ -91,10 +94,11 @@ async function openOpfs(): Promise<FileCache | undefined> {
     async list() {
       const entries: { name: string; bytes: number }[] = [];
       for await (const [file, handle] of folder.entries()) {
-        if (handle.kind !== 'file') continue;
+        const name = storedName(file);
+        if (handle.kind !== 'file' || name === undefined) continue;
         // Another tab may write the file, or delete it meanwhile.
         const stored = await orNothing(() => (handle as FileSystemFileHandle).getFile());
-        if (stored) entries.push({ name: decodeURIComponent(file), bytes: stored.size });
+        if (stored) entries.push({ name, bytes: stored.size });
       }
       return entries;
     },
@@ -158,15 +162,25 @@ async function openCacheApi(): Promise<FileCache | undefined> {
     },
     async list() {
       const requests = await cache.keys();
-      return Promise.all(
-        requests.map(async (request) => {
-          const length = (await cache.match(request))?.headers.get('content-length');
-          const name = decodeURIComponent(request.url.slice(origin.length));
-          return { name, bytes: Number(length ?? 0) };
-        }),
-      );
+      const entries = requests.map(async (request) => {
+        const name = storedName(request.url.slice(origin.length));
+        if (name === undefined) return [];
+        const length = (await cache.match(request))?.headers.get('content-length');
+        return [{ name, bytes: Number(length ?? 0) }];
+      });
+      return (await Promise.all(entries)).flat();
     },
   };
+}
+
+/** The name that a file of this package has; undefined for files of others, such as the browser's own of a write. */
+function storedName(file: string): string | undefined {
+  try {
+    const name = decodeURIComponent(file);
+    return /^[^/]+\/[^/]+$/.test(name) && !name.endsWith(SWAP) ? name : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 /** The answer of the storage; undefined where it refuses, as in sandboxed frames. */
@@ -191,6 +205,11 @@ function quotaError(name: string, cause: string): WuerstchenError {
   return new WuerstchenError('quota', `no room to store ${name}: ${cause}`, {
     hint: 'Delete stored models, or leave the private window.',
   });
+}
+
+function isEntry(value: unknown): boolean {
+  const { name, bytes } = Object(value) as { [K in 'name' | 'bytes']?: unknown };
+  return typeof name === 'string' && typeof bytes === 'number';
 }
 
 /** The part of a stored manifest's name that follows the model's id. */
@@ -220,9 +239,9 @@ export class ModelCache {
     const bytes = await orNothing(() =>
       isFileCache(adapter) ? adapter.get(name, room) : adapter?.get(name),
     );
-    return classOf(bytes) === 'ArrayBuffer'
-      ? new Uint8Array(bytes as ArrayBuffer)
-      : ((bytes ?? undefined) as Uint8Array | undefined);
+    if (classOf(bytes) === 'ArrayBuffer') return new Uint8Array(bytes as ArrayBuffer);
+    // Anything else of a caller's adapter counts as nothing.
+    return classOf(bytes) === 'Uint8Array' ? (bytes as Uint8Array) : undefined;
   }
 
   /** The stored file of a name, for reading later; undefined if there is none in the browser's storage. */
@@ -247,7 +266,8 @@ export class ModelCache {
   }
 
   async list(): Promise<{ name: string; bytes: number }[]> {
-    return (await orNothing(() => this.#adapter?.list())) ?? [];
+    const entries: unknown = await orNothing(() => this.#adapter?.list());
+    return Array.isArray(entries) ? entries.filter(isEntry) : [];
   }
 
   /** The text of the manifest that was last loaded from a URL. */

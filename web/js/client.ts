@@ -6,7 +6,7 @@ import { fromErrorData, WuerstchenError } from './errors.js';
 import { absoluteUrl } from './http.js';
 import { toJob, type Job } from './job.js';
 import { toLoraSources } from './lora.js';
-import { checkGenerateOptions, checkLoadOptions } from './options.js';
+import { checkedGenerateOptions, checkedLoadOptions } from './options.js';
 import { toModelSource } from './picked.js';
 import type { EngineMessage, Loaded } from './serve.js';
 import { serveCache } from './serve-cache.js';
@@ -36,8 +36,8 @@ interface QueuedJob {
 type LostListener = (event: CustomEvent<{ reason: string }>) => void;
 
 /** Loads a model through a connector. */
-export async function load(options: LoadOptions, connector: Connector): Promise<Wuerstchen> {
-  checkLoadOptions(options);
+export async function load(given: LoadOptions, connector: Connector): Promise<Wuerstchen> {
+  const options = checkedLoadOptions(given);
   if (options.fetch && connector.isWorker) {
     const message = 'fetch needs worker: false';
     throw new WuerstchenError('invalid-argument', message, { field: 'fetch' });
@@ -115,9 +115,9 @@ class Client implements Wuerstchen {
   }
 
   async generate<F extends Format = 'bitmap'>(
-    options: GenerateOptions<F>,
+    given: GenerateOptions<F>,
   ): Promise<GenerateResult<F>> {
-    checkGenerateOptions(options);
+    const options = checkedGenerateOptions(given);
     throwIfAborted(options.signal);
     if (this.#isDisposed) throw disposedError();
     if (this.#failure) {
@@ -130,19 +130,19 @@ class Client implements Wuerstchen {
   }
 
   stream<F extends Format = 'bitmap'>(
-    options: GenerateOptions<F>,
+    given: GenerateOptions<F>,
   ): AsyncIterable<GenerateEvent> & { readonly result: Promise<GenerateResult<F>> } {
     const controller = new AbortController();
     const events: GenerateEvent[] = [];
     let isOver = false;
     let wake = () => {};
-    const onProgress = (event: GenerateEvent) => {
-      events.push(event);
-      wake();
-      tell(options.onProgress, event);
-    };
     const run = async () => {
-      checkGenerateOptions(options);
+      const options = checkedGenerateOptions(given);
+      const onProgress = (event: GenerateEvent) => {
+        events.push(event);
+        wake();
+        tell(options.onProgress, event);
+      };
       throwIfAborted(options.signal);
       const ignore = onAbort(options.signal, (reason) => controller.abort(reason));
       const { signal } = controller;
@@ -231,7 +231,10 @@ class Client implements Wuerstchen {
           tiling,
           precision,
           wasmUrl: Object.fromEntries(
-            Object.entries(wasmUrl).map(([file, url]) => [file, url && absoluteUrl(url)]),
+            Object.entries(wasmUrl).map(([file, url]) => [
+              file,
+              url && absoluteUrl(url, 'wasmUrl'),
+            ]),
           ),
         },
         cachePort: channel?.port2,

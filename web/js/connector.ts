@@ -2,12 +2,17 @@
 
 import { WuerstchenError } from './errors.js';
 import type { ClientMessage, EngineMessage } from './serve.js';
+import { PATIENCE_MS } from './patience.js';
 import { isObject, messageOf, show } from './values.js';
 
 const WORKER_HINT =
   "Serve worker.js from the page's own origin, with the page's Cross-Origin-Embedder-Policy if it has " +
   'one, and let the content security policy allow it (worker-src); or pass a function that makes the ' +
   'worker as `worker`, or load with worker: false.';
+
+const SCRIPT_HINT =
+  "It must run this package's worker.js as a module, new Worker(URL, { type: 'module' }), and not lose " +
+  'messages that come while it starts.';
 
 /** A connection to an engine. */
 export interface Connection {
@@ -32,16 +37,27 @@ export function workerConnector(makeWorker: () => Worker): Connector {
     isWorker: true,
     connect(hear, crash) {
       const worker = start(makeWorker);
-      worker.onmessage = ({ data }: MessageEvent<EngineMessage>) => hear(data);
+      // A worker with another script says nothing, or something else.
+      const silence = setTimeout(() => crash(foreignWorker('does not answer')), PATIENCE_MS);
+      let hasBegun = false;
+      worker.onmessage = ({ data }: MessageEvent<EngineMessage>) => {
+        clearTimeout(silence);
+        hasBegun ||= isObject(data) && data.type === 'begun';
+        if (hasBegun) hear(data);
+        else crash(foreignWorker('sends other messages'));
+      };
       worker.onmessageerror = () =>
         crash(new WuerstchenError('internal', 'a message of the worker could not be read'));
       worker.onerror = (event) => {
         event.preventDefault();
-        crash(workerError(event));
+        crash(workerError(event, hasBegun));
       };
       return {
         say: (message, transfer = []) => worker.postMessage(message, transfer),
-        close: () => worker.terminate(),
+        close: () => {
+          clearTimeout(silence);
+          worker.terminate();
+        },
       };
     },
   };
@@ -70,10 +86,17 @@ function start(makeWorker: () => Worker): Worker {
   return worker;
 }
 
+function foreignWorker(what: string): WuerstchenError {
+  const message = `the Worker that worker has made ${what}`;
+  return new WuerstchenError('invalid-argument', message, { hint: SCRIPT_HINT, field: 'worker' });
+}
+
 /** Browsers say nothing of a script that they could not or would not load. */
-function workerError({ message }: ErrorEvent): WuerstchenError {
+function workerError({ message }: ErrorEvent, hasBegun: boolean): WuerstchenError {
   return message
-    ? new WuerstchenError('internal', `the worker failed: ${message}`)
+    ? new WuerstchenError('internal', `the worker failed: ${message}`, {
+        hint: hasBegun ? undefined : SCRIPT_HINT,
+      })
     : new WuerstchenError('network', 'the script of the worker could not be loaded', {
         hint: WORKER_HINT,
       });

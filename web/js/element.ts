@@ -80,10 +80,7 @@ export class WuerstchenImage extends Base {
   connectedCallback(): void {
     if (!this.#canvas) {
       const root = this.attachShadow({ mode: 'open' });
-      // Content security policies forbid a <style>.
-      const style = new CSSStyleSheet();
-      style.replaceSync(':host{display:inline-block}canvas{width:100%}p:empty{display:none}');
-      root.adoptedStyleSheets = [style];
+      this.#style(root);
       const part = <Name extends 'canvas' | 'p'>(name: Name, part: string, role: string) => {
         const element = document.createElement(name);
         element.part.add(part);
@@ -103,12 +100,26 @@ export class WuerstchenImage extends Base {
     this.#schedule();
   }
 
+  /** Another document, such as that of a popup, takes no style sheet of the old one. */
+  adoptedCallback(): void {
+    if (this.shadowRoot) this.#style(this.shadowRoot);
+  }
+
   disconnectedCallback(): void {
     this.#schedule();
   }
 
   attributeChangedCallback(): void {
     this.#schedule();
+  }
+
+  #style(root: ShadowRoot): void {
+    const view = this.ownerDocument.defaultView;
+    if (!view) return;
+    // Content security policies forbid a <style>.
+    const style = new view.CSSStyleSheet();
+    style.replaceSync(':host{display:inline-block}canvas{width:100%}p:empty{display:none}');
+    root.adoptedStyleSheets = [style];
   }
 
   /** Several changes at once make one picture. */

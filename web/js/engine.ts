@@ -1,5 +1,7 @@
 // A model on a device, which makes pictures: one job at a time.
 
+import { isFatal, orCrash } from './crashes.js';
+import { Crash } from './errors.js';
 import type { GpuWatch } from './gpu.js';
 import type { Job } from './job.js';
 import { toPixels } from './pixels.js';
@@ -91,16 +93,17 @@ export class ModelEngine {
     try {
       const request = await this.#request(job, seed);
       progress.resume();
-      generated = await this.#engine.generate(request, onStep);
+      generated = await orCrash(this.#engine.generate(request, onStep));
       signal.throwIfAborted();
       const gpuError = this.#gpu?.takeError();
       if (gpuError) throw gpuError;
       return await toResult(generated, job, seed, progress);
     } catch (error) {
-      signal.throwIfAborted();
+      // The GPU's own error is nearer to the cause than the error that followed from it.
       const gpuError = this.#gpu?.takeError();
-      if (gpuError) throw gpuError;
-      throw isCancellation(error) ? failure : error;
+      if (isFatal(error)) throw gpuError ? new Crash(gpuError) : error;
+      signal.throwIfAborted();
+      throw gpuError ?? (isCancellation(error) ? failure : error);
     } finally {
       generated?.free();
     }

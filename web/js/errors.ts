@@ -67,7 +67,7 @@ export class WuerstchenError extends Error {
   }
 }
 
-/** WebAssembly stopped in a task for which nobody waits; `cause` is what it threw there. */
+/** WebAssembly has stopped; `cause` is what it threw, maybe in a task for which nobody waits, or why. */
 export class Crash extends Error {
   constructor(override readonly cause: unknown) {
     super('WebAssembly stopped');
@@ -103,10 +103,18 @@ export function asWuerstchenError(error: unknown): WuerstchenError {
   const isKnown = code !== undefined && Object.hasOwn(RETRYABLE, code);
   return isKnown
     ? new WuerstchenError(code as ErrorCode, messageOf(error), {
+        // What WebAssembly refuses, it refuses again.
+        retryable: code === 'device-lost',
         field: textOf(error, 'field'),
         cause: error,
       })
     : new WuerstchenError('internal', messageOf(error), { cause: error, hint: REPORT_HINT });
+}
+
+/** The same error, said to be that of an option. */
+export function withField(error: unknown, field: string): WuerstchenError {
+  const { code, message, retryable, hint } = asWuerstchenError(error);
+  return new WuerstchenError(code, message, { retryable, hint, field, cause: error });
 }
 
 /** A property of what was thrown, if it is text: the code of a DOMException is a number. */

@@ -25,7 +25,7 @@ export async function* fetchFiles(
   const ignore = onAbort(source.signal, (reason) => controller.abort(reason));
   const begun: [Promise<Brought>, room: Uint8Array][] = [];
   // A new array for every file would take longer than to fill it, because the system clears its memory first.
-  const largest = Math.max(...files.map(({ bytes }) => bytes));
+  const largest = files.reduce((most, { bytes }) => Math.max(most, bytes), 0);
   const beginNext = (free?: Uint8Array) => {
     const file = files.shift();
     if (!file) return;

@@ -2,7 +2,7 @@
 
 import { WuerstchenError } from './errors.js';
 import { throwIfAborted } from './signals.js';
-import { messageOf, show } from './values.js';
+import { isObject, messageOf, show } from './values.js';
 
 /**
  * A successful response that is a file. An HTML page in its place is an error, because many servers send one for a
@@ -22,6 +22,10 @@ export async function request(
     if (cause instanceof WuerstchenError) throw cause;
     throw unreachable(url, cause);
   }
+  if (!isObject(response) || !('headers' in response)) {
+    const message = `fetch must give a Response for ${url}, got ${show(response)}`;
+    throw new WuerstchenError('invalid-argument', message, { field: 'fetch' });
+  }
   checkAnswer(url, response.status, response.headers.get('content-type'));
   return response;
 }
@@ -36,15 +40,18 @@ export function unreachable(url: string, cause: unknown): WuerstchenError {
   });
 }
 
+/** Statuses that ask for another attempt: Request Timeout, Too Early and Too Many Requests. */
+const TRY_LATER = [408, 425, 429];
+
 /** Throws unless the answer is a successful one with a file. */
 export function checkAnswer(url: string, status: number, contentType: string | null): void {
   if (status < 200 || status > 299) {
     throw new WuerstchenError('network', `${url} answered with status ${status}`, {
-      retryable: status >= 500,
+      retryable: status >= 500 || TRY_LATER.includes(status),
       hint: 'Check that the file lies there, and that a signed URL has not expired.',
     });
   }
-  if (contentType?.includes('text/html')) {
+  if (contentType?.toLowerCase().includes('text/html')) {
     throw new WuerstchenError('network', `${url} is an HTML page, not the expected file`, {
       retryable: false,
       hint: 'Check that the file lies there: many servers answer so for what does not exist.',
@@ -60,19 +67,23 @@ export function brokenOff(url: string, cause: unknown): WuerstchenError {
   });
 }
 
-/** An absolute URL from one that is relative to the page, because it must mean the same in a worker. */
-export function absoluteUrl(url: string | URL): string {
+/**
+ * An absolute URL from one that is relative to the page, because it must mean the same in a worker. `field` is the
+ * option that has it.
+ */
+export function absoluteUrl(url: string | URL, field?: string): string {
   try {
     return new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href).href;
   } catch (cause) {
     throw new WuerstchenError('invalid-argument', `${show(String(url))} is not a URL`, {
       hint: 'Where there is no page, a URL has to be absolute.',
+      field,
       cause,
     });
   }
 }
 
-/** The URL of a file in the folder of another one, with the same query, which may grant access. */
+/** The URL of a file in the folder of a manifest, with the same query, which may grant access. */
 export function besides(url: string, file: string): string {
   try {
     const found = new URL(file, url);
@@ -81,6 +92,7 @@ export function besides(url: string, file: string): string {
   } catch (cause) {
     throw new WuerstchenError('invalid-argument', `nothing can lie beside ${url}`, {
       hint: 'Give the model as the URL of a file on a server: blob: and data: have no folders.',
+      field: 'model',
       cause,
     });
   }

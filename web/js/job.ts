@@ -2,7 +2,7 @@
 
 import { WuerstchenError } from './errors.js';
 import type { GenerateOptions, PictureOptions, PictureSource } from './types.js';
-import { classOf } from './values.js';
+import { isObject } from './values.js';
 
 /** `GenerateOptions` without what stays with the client. */
 export interface Job {
@@ -56,17 +56,27 @@ export function toJob(options: GenerateOptions): Job {
 
 function copy(name: string, value: unknown): unknown {
   if (typeof value === 'string') return wellFormed(value);
+  if (Array.isArray(value)) return value.map((item) => copy(name, item));
   try {
-    // A clone of memory that threads share shares it, too.
-    const { data } = (value ?? {}) as { data?: Uint8Array };
-    const isShared = classOf(data?.buffer) === 'SharedArrayBuffer';
-    return structuredClone(isShared ? { ...(value as object), data: data?.slice() } : value);
+    return isObject(value) && 'data' in value
+      ? copyOfPixels(value as ImageData)
+      : structuredClone(value);
   } catch (cause) {
     const message = `${name} cannot be copied for the engine`;
     const hint =
-      'It must not be closed or transferred, and no proxy; an object holds data alone, no functions.';
+      'It must not be closed or transferred, no proxy, and not drawn from a picture of another ' +
+      'site; an object holds data alone, no functions.';
     throw new WuerstchenError('invalid-argument', message, { hint, field: name, cause });
   }
+}
+
+/** The pixels alone: a clone would take, or share, all of the memory in which they may be a small part. */
+function copyOfPixels({ width, height, data, colorSpace = 'srgb' }: ImageData): PictureSource {
+  const copied = new Uint8ClampedArray(data);
+  // The browser converts wide colours, such as those of "display-p3", but only of its own class.
+  return colorSpace === 'srgb'
+    ? { width, height, data: copied }
+    : new ImageData(copied, width, height, { colorSpace });
 }
 
 /** Half an emoji, as cutting text leaves it, becomes U+FFFD: JSON and UTF-8 have no such thing. */

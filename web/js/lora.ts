@@ -17,13 +17,13 @@ export interface LoraSource {
 /** Checked references to LoRAs, with URLs and files that mean the same in a worker. */
 export function toLoraSources(loras: readonly LoraRef[] = []): LoraSource[] {
   return loras.map(({ url, blob, adapterConfig, weight = 1 }, index) => {
-    const file = blob ?? absoluteUrl(url ?? '');
+    const file = blob ?? absoluteUrl(url ?? '', 'lora');
     return { name: nameOf(file, index), file, adapterConfig: place(adapterConfig), weight };
   });
 }
 
 function place(file: string | URL | Blob | undefined): string | Blob | undefined {
-  return isUrl(file) ? absoluteUrl(file) : file;
+  return isUrl(file) ? absoluteUrl(file, 'lora') : file;
 }
 
 function nameOf(file: string | Blob, index: number): string {

@@ -3,7 +3,7 @@
 import { openCache, type ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
 import { brokenOff, request } from './http.js';
-import { checkLookOptions } from './options.js';
+import { checkedLookOptions } from './options.js';
 import { openSite, toModelSource, type ModelSite } from './picked.js';
 import { onAbort, throwIfAborted } from './signals.js';
 import type { Defaults, Dtype, LookOptions, ModelInfo, ModelRef, Stage } from './types.js';
@@ -99,11 +99,12 @@ export function parseManifest(text: string, url: string): Manifest {
     check(typeof manifest[field] === 'string', `${field} must be a string`);
   }
   check(isPlainName(manifest.id), `id must be a plain name, got "${manifest.id}"`);
-  check(typeof manifest.defaults === 'object', 'defaults are missing');
+  check(isObject(manifest.defaults), 'defaults are missing');
   for (const stage of ['text', 'prior', 'decoder', 'vqgan'] as const) {
-    check(typeof manifest.stages?.[stage] === 'object', `stage ${stage} is missing`);
+    check(isObject(manifest.stages?.[stage]), `stage ${stage} is missing`);
   }
   check(Array.isArray(manifest.shards), 'shards are missing');
+  check(manifest.shards.every(isObject), 'every shard must be an object');
   for (const { file, bytes, sha256 } of [manifest.contents, ...manifest.shards]) {
     check(isPlainName(file), `file "${file}" must have a plain name`);
     check(
@@ -159,14 +160,13 @@ export async function look<T>(
   options: LookOptions,
   at: (looked: Looked) => Promise<T>,
 ): Promise<T> {
-  checkLookOptions({ ...options, model });
-  const { signal } = options;
+  const { signal, cache: choice } = checkedLookOptions(model, options);
   throwIfAborted(signal);
   // `fetch` takes only signals of its own window.
   const controller = new AbortController();
   const ignore = onAbort(signal, (reason) => controller.abort(reason));
   try {
-    const cache = await openCache(options.cache);
+    const cache = await openCache(choice);
     const site = await openSite(toModelSource(model), cache, (...asked) => fetch(...asked));
     const { manifest } = await fetchManifest(site.url, cache, site.fetch, controller.signal);
     return await at({ ...site, manifest, cache, signal: controller.signal });

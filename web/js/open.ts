@@ -12,8 +12,8 @@ import { fetchManifest, modelInfo, shardName, type Manifest } from './manifest.j
 import { openSite, storedUrl, type ModelSite, type ModelSource } from './picked.js';
 import { readLoras, type LoraBytes } from './read-loras.js';
 import type { Brought } from './shards.js';
-import { onAbort } from './signals.js';
-import { start, type Started } from './start.js';
+import { onAbort, unlessAborted } from './signals.js';
+import { defaultUrl, start, type Started } from './start.js';
 import { checkSupport } from './support.js';
 import { canShare, defaultThreads, MOST_THREADS } from './threads.js';
 import type {
@@ -29,6 +29,7 @@ import type {
   Tiling,
   WasmFile,
 } from './types.js';
+import { messageOf } from './values.js';
 import type { Engine, Loader, Wasm } from './wasm.js';
 
 /** TypeScript declares it only for workers. */
@@ -205,8 +206,8 @@ async function openOn(
   host: Host,
 ): Promise<Tested & { readonly started: Started }> {
   const { module } = host.builds[device];
-  const { gpu, ...started } = await openDevice(device, options, host);
-  host.signal.throwIfAborted();
+  const opening = openDevice(device, options, host);
+  const { gpu, ...started } = await unlessAborted(opening, host.signal);
   const controller = new AbortController();
   const { signal } = controller;
   const ignore = onAbort(host.signal, (reason) => controller.abort(reason));
@@ -214,7 +215,8 @@ async function openOn(
   const testing = orCrash(work).catch((error) => {
     // The next model gets a fresh instance.
     if (isFatal(error)) opened.delete(module);
-    throw error;
+    // The GPU's own error is nearer to the cause than the error that followed from it.
+    throw gpu?.takeError() ?? error;
   });
   if (!gpu) return { ...(await testing), started };
   // Work that waits for a lost GPU may wait for ever; other work must not go on beside a load on the CPU.
@@ -273,11 +275,11 @@ async function test(
       loader?.free();
       engine?.free();
     }
-    // The GPU's own error is nearer to the cause than the error that followed from it.
-    throw gpu?.takeError() ?? error;
+    throw error;
   }
 }
 
+/** The device, which other loads may wait for too: an abort of one of them does not stop it. */
 function openDevice(
   device: DeviceKind,
   { wasmUrl, powerPreference, threads }: EngineOptions,
@@ -286,8 +288,8 @@ function openDevice(
   const { module, first, rest } = host.builds[device];
   const open = async () => {
     const urls = {
-      first: wasmUrl[device] ?? first().href,
-      rest: wasmUrl[`${device}Rest`] ?? rest().href,
+      first: wasmUrl[device] ?? defaultUrl(first),
+      rest: wasmUrl[`${device}Rest`] ?? defaultUrl(rest),
     };
     const started = await start(module, urls, {
       ...host,
@@ -323,9 +325,9 @@ function ofLora<T>(add: () => T): T {
   try {
     return add();
   } catch (cause) {
-    const { code, message, hint, retryable } = asWuerstchenError(cause);
+    const { code, message } = asWuerstchenError(cause);
     if (code !== 'integrity') throw cause;
-    throw new WuerstchenError(code, message, { hint, retryable, field: 'lora', cause });
+    throw new WuerstchenError(code, message, { retryable: false, field: 'lora', cause });
   }
 }
 
@@ -364,7 +366,14 @@ function uploader({ manifest, cache }: Model, { emit }: Host) {
 /** Reads ranges of a file synchronously. */
 function reader(file: Blob): (start: number, end: number) => Uint8Array {
   const reader = new FileReaderSync();
-  return (start, end) => new Uint8Array(reader.readAsArrayBuffer(file.slice(start, end)));
+  return (start, end) => {
+    try {
+      return new Uint8Array(reader.readAsArrayBuffer(file.slice(start, end)));
+    } catch (cause) {
+      const problem = `the browser's storage has lost them (${messageOf(cause)})`;
+      throw new Error(`${problem}: load the model again`, { cause });
+    }
+  };
 }
 
 function selfTestError({ checks }: SelfTest, device: DeviceKind): WuerstchenError {

@@ -2,10 +2,18 @@
 
 import { WuerstchenError } from './errors.js';
 import { isSignal } from './signals.js';
-import type { GenerateOptions, LoadOptions, LookOptions, ModelRef } from './types.js';
+import type {
+  Format,
+  GenerateOptions,
+  LoadOptions,
+  LookOptions,
+  ModelRef,
+  SupportOptions,
+} from './types.js';
 import { classOf, isObject, isUrl, show } from './values.js';
 
 interface Kind {
+  /** May throw, as what is asked of a revoked proxy does. Of arrays it takes `Array.from`, as `every` leaves out holes. */
   readonly is: (value: unknown) => boolean;
   readonly text: string;
   /** A hint for callers who pass something else. */
@@ -33,7 +41,6 @@ const SEED: Kind = {
 };
 const SIGNAL: Kind = { is: isSignal, text: 'an AbortSignal' };
 const TIMES: Kind = {
-  // `every` leaves out holes.
   is: (value) => Array.isArray(value) && Array.from(value).every(Number.isFinite),
   text: 'an array of finite numbers',
 };
@@ -61,7 +68,7 @@ const PICTURE: Kind = {
     'ImageData are four bytes a pixel, and must not be transferred.',
 };
 const PICTURES: Kind = {
-  is: (value) => Array.isArray(value) && value.length > 0 && value.every(PICTURE.is),
+  is: (value) => Array.isArray(value) && value.length > 0 && Array.from(value).every(PICTURE.is),
   text: 'an array of Blobs, ImageBitmaps or ImageData',
 };
 const isFile = (value: unknown) => ['Blob', 'File'].includes(classOf(value));
@@ -78,7 +85,7 @@ const MODEL: Kind = {
 const LORA: Kind = {
   is: (value) =>
     Array.isArray(value) &&
-    value.every((lora: unknown) => {
+    Array.from(value).every((lora: unknown) => {
       if (!isObject(lora)) return false;
       const { url, blob, weight, adapterConfig, ...others } = lora as Record<string, unknown>;
       const isOne = (url === undefined) !== (blob === undefined);
@@ -175,25 +182,37 @@ const LOAD_KINDS: Record<keyof LoadOptions, Kind> = {
   signal: SIGNAL,
 };
 
-export function checkGenerateOptions(options: GenerateOptions): void {
-  check(options, GENERATE_KINDS, 'prompt');
+// These give a copy of the options, because what a getter gave once it may not give again.
+
+export function checkedGenerateOptions<F extends Format>(
+  options: GenerateOptions<F>,
+): GenerateOptions<F> {
+  return checked(options, GENERATE_KINDS, 'prompt');
 }
 
-export function checkLoadOptions(options: LoadOptions): void {
-  check(options, LOAD_KINDS, 'model');
+export function checkedLoadOptions(options: LoadOptions): LoadOptions {
+  return checked(options, LOAD_KINDS, 'model');
 }
 
-export function checkLookOptions(options: { model: ModelRef } & LookOptions): void {
-  const { model, cache, signal } = LOAD_KINDS;
-  check(options, { model, cache, signal }, 'model');
+export function checkedLookOptions(model: ModelRef, options: LookOptions): LookOptions {
+  checkValue('model', model, LOAD_KINDS.model);
+  const { cache, signal } = LOAD_KINDS;
+  return checked(options, { cache, signal });
 }
 
-function check(options: object, kinds: Record<string, Kind>, required: string): void {
+export function checkedSupportOptions(options: SupportOptions): SupportOptions {
+  const { powerPreference, signal } = LOAD_KINDS;
+  return checked(options, { powerPreference, signal });
+}
+
+function checked<T extends object>(options: T, kinds: Record<string, Kind>, required?: string): T {
   if (!isObject(options)) {
     const message = `options must be an object, got ${show(options)}`;
     throw new WuerstchenError('invalid-argument', message);
   }
-  const values: Record<string, unknown> = { [required]: undefined, ...options };
+  const values = { ...options };
+  if (required !== undefined && !(required in values))
+    Object.assign(values, { [required]: undefined });
   for (const [name, value] of Object.entries(values)) {
     const kind = Object.hasOwn(kinds, name) ? kinds[name] : undefined;
     if (!kind) {
@@ -202,10 +221,15 @@ function check(options: object, kinds: Record<string, Kind>, required: string): 
     }
     if (value !== undefined || name === required) checkValue(name, value, kind);
   }
+  return values;
 }
 
 function checkValue(name: string, value: unknown, { is, text, hint }: Kind): void {
-  if (is(value)) return;
+  try {
+    if (is(value)) return;
+  } catch {
+    // What cannot be looked at is not of the kind.
+  }
   const message = `${name} must be ${text}, got ${show(value)}`;
   throw new WuerstchenError('invalid-argument', message, { hint, field: name });
 }

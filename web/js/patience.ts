@@ -1,7 +1,7 @@
 // Waiting for browsers that may never answer.
 
 /** A working GPU answers within seconds, even if its driver is slow to start. */
-const PATIENCE_MS = 60_000;
+export const PATIENCE_MS = 60_000;
 
 /** Settles as `answer` does, or rejects after some milliseconds. */
 export async function patiently<T>(

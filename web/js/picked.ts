@@ -4,7 +4,7 @@ import type { ModelCache } from './cache.js';
 import { WuerstchenError } from './errors.js';
 import { absoluteUrl } from './http.js';
 import type { ModelRef } from './types.js';
-import { isObject, isUrl } from './values.js';
+import { isObject, isUrl, messageOf } from './values.js';
 
 /** A file with its place in the folder that was picked; files lose it on their way to a worker. */
 interface PickedFile {
@@ -34,7 +34,7 @@ export function toModelSource(model: ModelRef): ModelSource {
 
 /** The URL of a model's manifest, which may be given as that of its folder. */
 function manifestUrl(model: string | URL): string {
-  const url = new URL(absoluteUrl(model));
+  const url = new URL(absoluteUrl(model, 'model'));
   if (/^https?:$/.test(url.protocol) && url.pathname.endsWith('/')) url.pathname += MANIFEST;
   return url.href;
 }
@@ -68,6 +68,7 @@ function pickedSite(files: readonly PickedFile[]): ModelSite {
       `there is no ${MANIFEST} among the ${files.length} files`,
       {
         hint: 'Pick the folder that "wuerstchen export web -m MODEL -o FOLDER" writes, or all files in it.',
+        field: 'model',
       },
     );
   }
@@ -75,6 +76,7 @@ function pickedSite(files: readonly PickedFile[]): ModelSite {
     const message = `there are two models among the files, ${manifest} and ${other}`;
     throw new WuerstchenError('invalid-argument', message, {
       hint: 'Pick the folder of one of them.',
+      field: 'model',
     });
   }
   const folder = manifest.slice(0, -MANIFEST.length);
@@ -86,11 +88,26 @@ function pickedSite(files: readonly PickedFile[]): ModelSite {
       if (!file) {
         throw new WuerstchenError('integrity', `${name} is not among the files`, {
           hint: 'Pick the whole folder, or all files in it.',
+          field: 'model',
+          retryable: false,
         });
       }
-      return new Response(file, { headers: { 'content-type': 'application/octet-stream' } });
+      return new Response(await contentOf(file, name, 'model'));
     },
   };
+}
+
+/** The content of a file that a person picked for an option. Rejects with `integrity` if it is gone. */
+export async function contentOf(file: Blob, name: string, field: string): Promise<ArrayBuffer> {
+  return file.arrayBuffer().catch((cause) => {
+    const message = `${name} cannot be read: ${messageOf(cause)}`;
+    throw new WuerstchenError('integrity', message, {
+      hint: 'Pick the file again: it was moved or changed.',
+      field,
+      retryable: false,
+      cause,
+    });
+  });
 }
 
 /** The site of a model that is only in the cache. */

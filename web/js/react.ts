@@ -9,7 +9,7 @@ import {
   type RefObject,
 } from 'react';
 import { WuerstchenError, load } from './index.js';
-import { isSignal, onAbort, throwIfAborted } from './signals.js';
+import { isSignal, onAbort, throwIfAborted, unlessAborted } from './signals.js';
 import type {
   Format,
   GenerateEvent,
@@ -121,10 +121,7 @@ export function useWuerstchen(options: LoadOptions): UseWuerstchen {
       throwIfAborted(given);
       forget = onAbort(given, (reason) => own.abort(reason));
       engine.current ??= begin(engine, { ...latest.current, onProgress: onLoad });
-      const aborted = new Promise<never>((_, reject) =>
-        signal.addEventListener('abort', () => reject(signal.reason)),
-      );
-      ready = await Promise.race([engine.current.ready, aborted]);
+      ready = await unlessAborted(engine.current.ready, signal);
       show({ state: 'making', progress: 0 });
       const onProgress = (event: GenerateEvent) => {
         wanted.onProgress?.(event);
@@ -198,7 +195,8 @@ function partsOf({ model, device, lora = [] }: LoadOptions): readonly unknown[] 
 }
 
 function partsOfModel(model: ModelRef): readonly unknown[] {
-  if (!model || typeof model === 'string') return [model];
+  // What is no model is refused by the load.
+  if (!isObject(model)) return [model];
   if ('stored' in model) return ['stored', model.stored];
   return 'length' in model ? Array.from(model) : [model.href];
 }

@@ -1,9 +1,10 @@
 // Reads the LoRAs that a load brings to the model.
 
-import { WuerstchenError } from './errors.js';
+import { WuerstchenError, withField } from './errors.js';
 import { besides, brokenOff, request } from './http.js';
 import type { LoraSource } from './lora.js';
-import { messageOf } from './values.js';
+import { contentOf } from './picked.js';
+import { throwIfAborted } from './signals.js';
 
 /** A LoRA whose file has been read. */
 export interface LoraBytes {
@@ -23,38 +24,44 @@ export async function readLoras(
   fetcher: typeof fetch,
   signal: AbortSignal,
 ): Promise<LoraBytes[]> {
-  const read = async (file: string | Blob): Promise<Uint8Array> => {
-    if (typeof file === 'string') return fetchBytes(file, fetcher, signal);
-    const buffer = await file.arrayBuffer().catch((cause) => {
-      throw new WuerstchenError('integrity', `a LoRA could not be read: ${messageOf(cause)}`, {
-        hint: 'Pick the file again: it was moved or changed.',
-        cause,
-      });
-    });
-    return new Uint8Array(buffer);
-  };
-  const text = async (file: string | Blob) => new TextDecoder().decode(await read(file));
+  const read = async (file: string | Blob, name: string): Promise<Uint8Array> =>
+    new Uint8Array(
+      typeof file === 'string'
+        ? await fetchBytes(file, fetcher, signal)
+        : await contentOf(file, name, 'lora'),
+    );
+  const text = async (file: string | Blob, name: string) =>
+    new TextDecoder().decode(await read(file, name));
   return Promise.all(
     sources.map(async ({ name, file, adapterConfig, weight }) => {
-      const bytes = await read(file);
-      let config = adapterConfig && (await text(adapterConfig));
+      const bytes = await read(file, name);
+      let config = adapterConfig && (await text(adapterConfig, `the adapterConfig of ${name}`));
       if (!adapterConfig && typeof file === 'string' && name === OF_PEFT) {
         // Older files of peft have a config beside them, newer ones need none.
-        config = await text(besides(file, 'adapter_config.json')).catch(() => undefined);
+        config = await text(besides(file, 'adapter_config.json'), name).catch(ignoreMissing);
       }
       return { name, bytes, adapterConfig: config, weight };
     }),
   );
 }
 
+/** A config that is there but did not come must not be left out: it has the LoRA's strength. */
+function ignoreMissing(error: unknown): undefined {
+  if (!(error instanceof WuerstchenError) || error.retryable) throw error;
+}
+
 async function fetchBytes(
   url: string,
   fetcher: typeof fetch,
   signal: AbortSignal,
-): Promise<Uint8Array> {
-  const response = await request(fetcher, url, { signal });
-  const buffer = await response.arrayBuffer().catch((cause) => {
-    throw brokenOff(url, cause);
-  });
-  return new Uint8Array(buffer);
+): Promise<ArrayBuffer> {
+  try {
+    const response = await request(fetcher, url, { signal });
+    return await response.arrayBuffer().catch((cause) => {
+      throw brokenOff(url, cause);
+    });
+  } catch (error) {
+    throwIfAborted(signal);
+    throw withField(error, 'lora');
+  }
 }

@@ -1,6 +1,6 @@
 // The engine's side of the conversation with a client, in a worker or in the same thread.
 
-import { isFatal, orCrash } from './crashes.js';
+import { isFatal } from './crashes.js';
 import type { ModelEngine } from './engine.js';
 import { toErrorData, WuerstchenError, type ErrorData } from './errors.js';
 import type { Job } from './job.js';
@@ -27,6 +27,8 @@ export type ClientMessage =
 
 /** The messages of an engine. */
 export type EngineMessage =
+  /** The first one: a load has begun. */
+  | { readonly type: 'begun' }
   | { readonly type: 'load-event'; readonly event: LoadEvent }
   | ({ readonly type: 'loaded' } & Loaded)
   | { readonly type: 'event'; readonly event: GenerateEvent }
@@ -83,7 +85,7 @@ export function serve(
     if (!engine) throw new WuerstchenError('internal', 'no model is loaded');
     const emit = (event: GenerateEvent) =>
       say({ type: 'event', event }, event.type === 'preview' ? [event.bitmap] : []);
-    const result = await orCrash(engine.generate(job, emit, signal));
+    const result = await engine.generate(job, emit, signal);
     say({ type: 'result', result }, transferables(result));
   };
 
@@ -109,6 +111,7 @@ export function serve(
   endpoint.onmessage = async ({ data }) => {
     switch (data.type) {
       case 'load':
+        say({ type: 'begun' });
         return run((signal) => load(data.options, data.cachePort, signal));
       case 'generate':
         return run((signal) => generate(data.job, signal));

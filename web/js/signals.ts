@@ -28,6 +28,20 @@ export function onAbort(
   return () => signal.removeEventListener('abort', listener);
 }
 
+/** Settles as `work` does, or rejects with the reason at an abort, while the work goes on. */
+export async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  throwIfAborted(signal);
+  let ignore = () => {};
+  const aborted = new Promise<never>((_, reject) => {
+    ignore = onAbort(signal, reject);
+  });
+  try {
+    return await Promise.race([work, aborted]);
+  } finally {
+    ignore();
+  }
+}
+
 function reasonOf(signal: AbortSignal): unknown {
   return signal.reason ?? new DOMException('This operation was aborted', 'AbortError');
 }

@@ -1,7 +1,7 @@
 // Starts a WebAssembly build. Its code lies in two files: the code that a picture from a prompt needs, and the rest,
 // which few visitors call (see link/). A function of the rest calls `rest.load` first.
 
-import { WuerstchenError } from './errors.js';
+import { asWuerstchenError, WuerstchenError } from './errors.js';
 import { fetchNow } from './fetch-now.js';
 import { brokenOff, request } from './http.js';
 import { Threads } from './threads.js';
@@ -17,7 +17,6 @@ export interface WasmUrls {
 
 export interface StartOptions {
   readonly fetch: typeof fetch;
-  readonly signal: AbortSignal;
   /** Whether the thread may block. If so, the rest is fetched at the first call that needs it. */
   readonly mayBlock: boolean;
   /** Number of threads, including this one. Where the program or this thread allows only one, there is one. */
@@ -31,6 +30,8 @@ export interface Started {
   /** Why there is only one although several were wanted. */
   readonly problem?: string;
 }
+
+const URL_HINT = 'Serve all .wasm files of this package, and pass their URLs as wasmUrl.';
 
 /** A module with nothing in it. */
 const EMPTY_MODULE = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0]);
@@ -47,8 +48,12 @@ export async function start(module: Wasm, urls: WasmUrls, options: StartOptions)
     // If the thread may not block, the rest is fetched before anything is called.
     if (!mayBlock) return;
     const rest = fetchNow(urls.rest);
-    if (threads) threads.addRest(rest, restImports);
-    else new WebAssembly.Instance(new WebAssembly.Module(rest), restImports);
+    try {
+      if (threads) threads.addRest(rest, restImports);
+      else new WebAssembly.Instance(new WebAssembly.Module(rest), restImports);
+    } catch (cause) {
+      throw startError(urls.rest, cause);
+    }
   };
   const { exports, threads, problem } = await first(module, urls, options, {
     [GLUE]: glue,
@@ -77,7 +82,7 @@ async function first(
 ): Promise<First> {
   const { mayBlock, threads: count } = options;
   if (!names || !mayBlock || count < 2) return fetched(urls.first, imports, options);
-  const file = await request(options.fetch, urls.first, { signal: options.signal });
+  const file = await requestWasm(options.fetch, urls.first);
   const program = await file.arrayBuffer().catch((cause) => {
     throw brokenOff(urls.first, cause);
   });
@@ -97,12 +102,39 @@ async function first(
 async function fetched(
   url: string,
   imports: WebAssembly.Imports,
-  { fetch, signal }: StartOptions,
+  { fetch }: StartOptions,
 ): Promise<WebAssembly.Instance> {
-  const file = await request(fetch, url, { signal });
+  const file = await requestWasm(fetch, url);
   return instantiate(file, imports).catch((cause) => {
     throw startError(url, cause);
   });
+}
+
+async function requestWasm(fetcher: typeof fetch, url: string): Promise<Response> {
+  try {
+    return await request(fetcher, url, {});
+  } catch (cause) {
+    const { code, message, retryable, field } = asWuerstchenError(cause);
+    if (retryable || field) throw cause;
+    throw new WuerstchenError(code, message, { retryable, hint: URL_HINT, cause });
+  }
+}
+
+/** The URL at which a file lies by default. A bundle may not know it, as in a worker that another site's script is. */
+export function defaultUrl(locate: () => URL): string {
+  try {
+    return locate().href;
+  } catch (cause) {
+    throw new WuerstchenError(
+      'invalid-argument',
+      'this bundle does not know where its .wasm files lie',
+      {
+        hint: URL_HINT,
+        field: 'wasmUrl',
+        cause,
+      },
+    );
+  }
 }
 
 /** Throws before any download if WebAssembly cannot run. */
@@ -150,7 +182,8 @@ async function instantiate(
   file: Response,
   imports: WebAssembly.Imports,
 ): Promise<WebAssembly.Instance> {
-  const isWasm = file.headers.get('content-type')?.startsWith('application/wasm');
+  // With parameters, such as a charset, browsers refuse the type.
+  const isWasm = file.headers.get('content-type')?.trim().toLowerCase() === 'application/wasm';
   const { instance } = isWasm
     ? await WebAssembly.instantiateStreaming(file, imports)
     : await WebAssembly.instantiate(await file.arrayBuffer(), imports);

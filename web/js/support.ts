@@ -1,9 +1,10 @@
 // What this browser can do, found out without any download.
 
 import { storageSupport } from './cache.js';
+import { checkedSupportOptions } from './options.js';
 import { patiently } from './patience.js';
 import { throwIfAborted } from './signals.js';
-import type { Support, SupportReason } from './types.js';
+import type { Support, SupportOptions, SupportReason } from './types.js';
 import { messageOf } from './values.js';
 import { hasSimd, hasWasm } from './wasm-support.js';
 
@@ -21,16 +22,11 @@ const MESSAGES: Record<SupportReason | 'webgpu', string> = {
 };
 
 /**
- * Finds out what runs here, without any download. It works in pages and workers, and rejects only for an abort, with
- * the signal's reason.
+ * Finds out what runs here, without any download. It works in pages and workers. Rejects with `invalid-argument`, or
+ * with the reason of `signal`.
  */
-export async function checkSupport(
-  options: {
-    signal?: AbortSignal;
-    powerPreference?: 'low-power' | 'high-performance';
-  } = {},
-): Promise<Support> {
-  const { signal, powerPreference } = options;
+export async function checkSupport(options: SupportOptions = {}): Promise<Support> {
+  const { signal, powerPreference } = checkedSupportOptions(options);
   throwIfAborted(signal);
   const storage = await storageSupport();
   const gpu = await findGpu(powerPreference);

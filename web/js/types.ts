@@ -45,6 +45,13 @@ export interface Support {
   readonly message: string;
 }
 
+/** What {@link checkSupport} takes. */
+export interface SupportOptions {
+  readonly signal?: AbortSignal;
+  /** Which GPU is wanted, if there are two. */
+  readonly powerPreference?: 'low-power' | 'high-performance';
+}
+
 /**
  * A model. A string or URL is the location of its `manifest.json`, or of the folder with it if the path ends in `/`,
  * absolute or relative to the page; the other files lie beside it and are requested with the same query. A list of

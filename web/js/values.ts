@@ -6,7 +6,11 @@ export function isObject(value: unknown): value is object {
 
 /** The name of a class of the platform, such as `Blob`: the same for the values of every window. */
 export function classOf(value: unknown): string {
-  return Object.prototype.toString.call(value).slice(8, -1);
+  try {
+    return Object.prototype.toString.call(value).slice(8, -1);
+  } catch {
+    return 'revoked Proxy';
+  }
 }
 
 /** Whether a value is text or an object that names a place. */
@@ -25,6 +29,8 @@ export function show(value: unknown): string {
 /** The message of something that was thrown. */
 export function messageOf(thrown: unknown): string {
   const message = isObject(thrown) && 'message' in thrown ? thrown.message : undefined;
+  // Firefox has errors with names alone.
+  if (message === '' && 'name' in Object(thrown)) return String((thrown as Error).name);
   if (typeof message === 'string') return message;
   return typeof thrown === 'string' ? thrown : show(thrown);
 }

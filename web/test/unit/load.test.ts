@@ -123,7 +123,7 @@ test('a truncated shard is asked for again and then an integrity error', async (
 
 test('an HTML page and a 404 are network errors with the URL', async () => {
   const world = new World();
-  const headers = { 'content-type': 'text/html; charset=utf-8' };
+  const headers = { 'content-type': 'TEXT/HTML; charset=utf-8' };
   world.server.answers.set(SECOND, () => new Response('<!doctype html>', { headers }));
   const message = `${SECOND} is an HTML page, not the expected file`;
   await assert.rejects(world.load(), { code: 'network', message, retryable: false });
@@ -138,11 +138,10 @@ test('an HTML page and a 404 are network errors with the URL', async () => {
 test('an overloaded server is asked again', async () => {
   const world = new World();
   let requests = 0;
-  world.server.answers.set(FIRST, () =>
-    ++requests === 1 ? new Response('', { status: 503 }) : new Response(SHARDS[0]),
-  );
+  const answers = [503, 429].map((status) => new Response('', { status }));
+  world.server.answers.set(FIRST, () => answers[requests++] ?? new Response(SHARDS[0]));
   await using _engine = await world.load();
-  assert.equal(requests, 2);
+  assert.equal(requests, 3);
 });
 
 test('a full store does not keep a model from loading, and is told', async () => {

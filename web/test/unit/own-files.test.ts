@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+import { contentOf } from '../../js/picked.js';
 import type { LoadEvent } from '../../js/types.js';
 import { CONTENTS, makeManifest, MODEL_URL, SHARDS, WASM, WASM_URL, World } from './fake.js';
 
@@ -45,6 +46,7 @@ test('a LoRA that does not fit is the fault of its option', async () => {
   await assert.rejects(new World().load({ lora: [{ blob }] }), {
     code: 'integrity',
     field: 'lora',
+    retryable: false,
     message: 'unfit.safetensors: no',
   });
 });
@@ -61,6 +63,26 @@ test('the config that peft writes is found beside its file, and may be missing',
     world.cpu.loras.map(({ adapterConfig }) => adapterConfig),
     [undefined, '{}'],
   );
+  // Without its config the LoRA would have another strength.
+  world.server.answers.set(config, () => new Response('', { status: 503 }));
+  const message = `${config} answered with status 503`;
+  await assert.rejects(world.load({ lora: [{ url }] }), {
+    code: 'network',
+    field: 'lora',
+    message,
+  });
+});
+
+test('a picked file that has changed since must be picked again', async () => {
+  const gone = new File([''], 'contents.json');
+  gone.arrayBuffer = () => Promise.reject(new DOMException('', 'NotReadableError'));
+  await assert.rejects(contentOf(gone, 'contents.json', 'model'), {
+    code: 'integrity',
+    field: 'model',
+    retryable: false,
+    message: 'contents.json cannot be read: NotReadableError',
+    hint: /^Pick the file again/,
+  });
 });
 
 test('LoRAs that are not there or no LoRAs are named', async () => {

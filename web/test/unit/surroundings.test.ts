@@ -106,6 +106,11 @@ test('an adapter that fails in any way does not keep a model from loading', asyn
     { ...failing, get: async () => 'text', put: () => Promise.reject(null) },
     { ...failing, get: async () => () => {}, put: async () => () => {} },
     { ...failing, get: async () => null, list: async () => null },
+    {
+      ...failing,
+      get: async () => 5,
+      list: async () => [null, 'a/b', { name: 5 }, { name: 'a/b' }],
+    },
   ];
   for (const adapter of failures) {
     await using engine = await new World().load({ cache: adapter as LoadOptions['cache'] });
@@ -227,6 +232,61 @@ test('a worker whose script cannot be loaded is an error that says what to do', 
   });
 });
 
+test('a worker with another script is refused', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  class Other {
+    onmessage: ((event: object) => void) | undefined;
+    constructor(readonly answer: object | undefined) {}
+    postMessage() {
+      const { answer } = this;
+      if (answer) queueMicrotask(() => this.onmessage?.({ data: answer }));
+      else queueMicrotask(() => t.mock.timers.tick(60_000));
+    }
+    terminate() {}
+  }
+  for (const [answer, message] of [
+    [undefined, /does not answer$/],
+    [{ type: 'ready' }, /sends other messages$/],
+  ] as const) {
+    const connector = workerConnector(() => new Other(answer) as unknown as Worker);
+    const loading = loadThrough({ model: MODEL_URL, cache: 'none' }, connector);
+    const refusal = { code: 'invalid-argument', field: 'worker', message };
+    await assert.rejects(loading, refusal);
+  }
+});
+
+test('files of others beside the models are left alone', async () => {
+  const origin = 'https://wuerstchen-web.invalid/';
+  const deleted: string[] = [];
+  const store = {
+    keys: async () =>
+      ['100%', 'else', 'a-1%2Fx.part.crswap', 'a-1%2F0f'].map((file) => ({ url: origin + file })),
+    match: async () => new Response('', { headers: { 'content-length': '7' } }),
+    delete: async (url: string) => deleted.push(url),
+  };
+  provide('caches', () => ({ open: async () => store }));
+  assert.deepEqual(await cache.list(), [{ id: 'a-1', bytes: 7 }]);
+  await cache.delete();
+  assert.deepEqual(deleted, [`${origin}a-1%2F0f`]);
+});
+
+test('a bundle that does not know where its files lie says what to do', async () => {
+  const world = new World();
+  const build = world.cpu.build();
+  world.cpu.build = () => ({ ...build, first: () => new URL('engine.wasm', 'blob:null/1') });
+  await assert.rejects(world.load(), {
+    code: 'invalid-argument',
+    field: 'wasmUrl',
+    hint: /wasmUrl/,
+  });
+});
+
+test('a fetch that gives no response is the fault of its option', async () => {
+  const world = new World();
+  world.server.answers.set(MODEL_URL, () => undefined as never);
+  await assert.rejects(world.load(), { code: 'invalid-argument', field: 'fetch' });
+});
+
 test('a page that has frozen what is global starts a worker all the same', async () => {
   let started = 0;
   class Frozen {
@@ -288,13 +348,8 @@ test('WebAssembly that a policy forbids, or that is missing, is known before any
     requests += 1;
     return new Response();
   };
-  const { signal } = new AbortController();
   const begin = () =>
-    start(
-      {} as Wasm,
-      { first: WASM_URL, rest: WASM_URL },
-      { fetch, signal, mayBlock: true, threads: 1 },
-    );
+    start({} as Wasm, { first: WASM_URL, rest: WASM_URL }, { fetch, mayBlock: true, threads: 1 });
   t.mock.method(WebAssembly, 'Module', () => {
     throw new WebAssembly.CompileError('refused by a policy');
   });

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { runInNewContext } from 'node:vm';
 
-import { inspect } from '../../js/index.js';
+import { checkSupport, inspect } from '../../js/index.js';
 import { toErrorData } from '../../js/errors.js';
 import { toPixels } from '../../js/pixels.js';
 import type { GenerateOptions } from '../../js/types.js';
@@ -131,14 +131,14 @@ test('what cannot be copied ends its own job, also behind another', async () => 
   const pixels = { width: 1, height: 1, data };
   const detached = new Uint8Array(4);
   structuredClone(detached.buffer, { transfer: [detached.buffer] });
+  const closed = { [Symbol.toStringTag]: 'ImageBitmap', close() {} } as unknown as ImageBitmap;
   const refused: Partial<GenerateOptions>[] = [
-    { image: { ...pixels, clone() {} } as typeof pixels },
-    { image: new Proxy(pixels, {}) },
+    { image: closed },
     { image: { ...pixels, data: detached } },
-    { image: pixels, mask: { ...pixels, clone() {} } as typeof pixels },
-    { timesteps: new Proxy([1, 0], {}) },
+    { image: pixels, mask: closed },
+    { picturePrompts: [pixels, closed] },
   ];
-  const names = ['image', 'image', 'image', 'mask', 'timesteps'];
+  const names = ['image', 'image', 'mask', 'picturePrompts'];
   for (const [index, options] of refused.entries()) {
     await assert.rejects(engine.generate({ prompt: 'b', ...options, format }), (error: any) => {
       assert.deepEqual([error.name, error.code], ['WuerstchenError', 'invalid-argument']);
@@ -164,6 +164,59 @@ test('a picture may be changed and transferred once its job is in the queue', as
   structuredClone(data.buffer, { transfer: [data.buffer] });
   await Promise.all([first, second]);
   assert.deepEqual([...(world.cpu.request.image?.rgba ?? [])], [7, 7, 7, 7]);
+});
+
+test('pixels are copied from proxies, accessors, and a part of a large memory', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  const memory = new ArrayBuffer(2 ** 24);
+  const data = new Uint8Array(memory, 400, 4).fill(7);
+  const pixels = { width: 1, height: 1, data, clone() {} };
+  class Picture {
+    get width() {
+      return 1;
+    }
+    get height() {
+      return 1;
+    }
+    get data() {
+      return data;
+    }
+  }
+  for (const image of [pixels, new Proxy(pixels, {}), new Picture()]) {
+    await engine.generate({ prompt: 'a', image, timesteps: new Proxy([1, 0], {}), format });
+    const rgba = world.cpu.request.image?.rgba;
+    assert.deepEqual([...(rgba ?? [])], [7, 7, 7, 7]);
+    assert.equal(rgba?.buffer.byteLength, 4);
+  }
+});
+
+test('options are read once', async () => {
+  const world = new World();
+  await using engine = await world.load();
+  let reads = 0;
+  const options = { prompt: 'a', format } as GenerateOptions;
+  Object.defineProperty(options, 'seed', { enumerable: true, get: () => (reads++ ? 'x' : 1) });
+  assert.equal((await engine.generate(options)).seed, 1n);
+});
+
+test('what cannot be looked at is refused by the name of its option', async () => {
+  await using engine = await new World().load();
+  const { proxy, revoke } = Proxy.revocable({}, {});
+  revoke();
+  const refusal = { code: 'invalid-argument', field: 'image' };
+  await assert.rejects(engine.generate({ prompt: 'a', image: proxy as Blob }), refusal);
+  const model = { length: 2 ** 32 } as unknown as FileList;
+  const noModel = { code: 'invalid-argument', field: 'model' };
+  await assert.rejects(new World().load({ model }), noModel);
+  await assert.rejects(new World().load({ lora: [,] as never }), { ...noModel, field: 'lora' });
+  const holes = { ...refusal, field: 'picturePrompts' };
+  await assert.rejects(engine.generate({ prompt: 'a', picturePrompts: [,] as never }), holes);
+  await assert.rejects(inspect(MODEL_URL, null as never), { code: 'invalid-argument' });
+  await assert.rejects(checkSupport({ powerPreference: 'x' as never }), {
+    code: 'invalid-argument',
+    field: 'powerPreference',
+  });
 });
 
 test('a job for which memory lacks on its way ends alone', async () => {
