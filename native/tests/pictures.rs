@@ -412,6 +412,24 @@ fn a_reconstruction_tells_what_it_cuts() {
     assert!(told.contains("a picture of 640 x 10 pixels is scaled and cut to 64 x 64"), "{told}");
 }
 
+/// Without a size, the result is as large as its picture up to twice the model's default size of 64 pixels.
+#[test]
+fn a_photo_of_a_camera_does_not_make_a_result_of_its_size() {
+    let folder = Folder::new("photo");
+    let size = |[width, height]: [u32; 2]| {
+        let path = folder.path("photo.png");
+        RgbImage::new(width, height).save(&path).unwrap();
+        let output = folder.path("out.png");
+        let steps = ["--strength", "0", "--decoder-steps", "1", "--device", "cpu"];
+        let arguments = ["generate", "--image", &path, "-m", &shapes(), "-o", &output];
+        let told = text(&wuerstchen(&[&arguments[..], &steps].concat()).stderr);
+        (image::image_dimensions(&output).unwrap(), told.contains("scaled and cut"))
+    };
+    assert_eq!(size([128, 64]), ((128, 64), false));
+    assert_eq!(size([136, 64]), ((64, 64), true));
+    assert_eq!(size([4032, 3024]), ((64, 64), true));
+}
+
 /// The parts of a prompt that do nothing are reported, and nothing else.
 #[test]
 fn what_of_a_prompt_is_not_read_is_told() {

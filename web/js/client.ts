@@ -170,7 +170,7 @@ class Client implements Wuerstchen {
         events.forEach(closePreview);
       }
     }
-    return Object.assign(iterate(), { result });
+    return { [Symbol.asyncIterator]: iterate, result };
   }
 
   addEventListener(

@@ -55,11 +55,21 @@ async function decode(picture: PictureSource, name: string): Promise<ImageBitmap
   }
 }
 
+/** Most pixels that are drawn at a time: on a canvas of more than 2^24 pixels Safari draws nothing, without a word. */
+const STRIP_PIXELS = 2 ** 22;
+
+/** Draws a bitmap in strips of rows, and collects their pixels. */
 function draw(bitmap: ImageBitmap): Pixels {
   const { width, height } = bitmap;
-  const context = new OffscreenCanvas(width, height).getContext('2d');
+  const most = Math.min(height, Math.ceil(STRIP_PIXELS / width));
+  const context = new OffscreenCanvas(width, most).getContext('2d', { willReadFrequently: true });
   if (!context) throw new Error('this browser gives no canvas');
-  context.drawImage(bitmap, 0, 0);
-  const { data } = context.getImageData(0, 0, width, height);
-  return { width, rgba: new Uint8Array(data.buffer) };
+  const rgba = new Uint8Array(4 * width * height);
+  for (let top = 0; top < height; top += most) {
+    const rows = Math.min(most, height - top);
+    context.clearRect(0, 0, width, rows);
+    context.drawImage(bitmap, 0, top, width, rows, 0, 0, width, rows);
+    rgba.set(context.getImageData(0, 0, width, rows).data, 4 * width * top);
+  }
+  return { width, rgba };
 }

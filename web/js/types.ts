@@ -263,6 +263,10 @@ export interface PictureOptions {
   /** 0 to 2^64 - 1; drawn at random if left out. The result has the seed that was used. */
   readonly seed?: number | bigint;
   readonly count?: number;
+  /**
+   * Pixels. Without `width` and `height`, a result that starts from `image` has its size, if the model can make that and
+   * the sides are at most twice the model's default ones; any other result has the model's default size.
+   */
   readonly width?: number;
   readonly height?: number;
   readonly priorSteps?: number;

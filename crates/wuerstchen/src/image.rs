@@ -3,6 +3,7 @@
 use burn::prelude::*;
 
 use crate::options::OptionsError;
+use crate::resize::Pixels;
 
 /// An RGB picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,11 @@ impl Image {
     pub fn to_tensor(&self, device: &Device) -> Tensor<4> {
         let shape = [1, 3, self.height, self.width];
         Tensor::from_data(TensorData::new(self.to_planes(), shape), device)
+    }
+
+    /// All of its bytes.
+    pub(crate) fn pixels(&self) -> Pixels<'_> {
+        Pixels::new(&self.rgb, [self.height, self.width], 3)
     }
 
     /// Peak signal-to-noise ratio to a picture of the same size, in decibels; infinite for equal ones.
@@ -160,11 +166,9 @@ impl Mask {
         Self { width, height, values: bytes.collect() }
     }
 
-    /// The mask on `device`, `[1, 1, H, W]` in `[0, 1]`.
-    pub fn to_tensor(&self, device: &Device) -> Tensor<4> {
-        let values: Vec<f32> = self.values.iter().map(|&value| f32::from(value) / 255.0).collect();
-        let shape = [1, 1, self.height, self.width];
-        Tensor::from_data(TensorData::new(values, shape), device)
+    /// All of its bytes.
+    pub(crate) fn pixels(&self) -> Pixels<'_> {
+        Pixels::new(&self.values, [self.height, self.width], 1)
     }
 
     /// Fails if the mask is not of the size of its picture; `field` is the input that the mask was given as.

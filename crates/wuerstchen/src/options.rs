@@ -169,6 +169,9 @@ impl GenerateOptions {
             return Err(OptionsError::Contradiction { field: "prior_steps", other: "timesteps" });
         }
         let prior_timesteps = match &self.timesteps {
+            Some(times) if times.len() > MAX_STEPS + 1 => {
+                return Err(OptionsError::ManyTimesteps { found: times.len() });
+            }
             Some(times) if is_schedule(times) => times.clone(),
             Some(times) => return Err(OptionsError::Timesteps(times.clone())),
             None => steps("prior_steps", self.prior_steps, defaults.prior_steps)?,
@@ -314,6 +317,8 @@ mod tests {
             "decoder_guidance_scale must be finite and at least 0, got -1"
         );
         assert!(message(r#"{"timesteps": [1.0, 0.5]}"#).starts_with("timesteps must fall"));
+        let many = format!(r#"{{"timesteps": {:?}}}"#, crate::schedule::uniform_timesteps(1001));
+        assert_eq!(message(&many), "timesteps must be at most 1001 numbers, got 1002");
         assert_eq!(message(r#"{"strength": 1.5}"#), "strength must be between 0 and 1, got 1.5");
     }
 
@@ -380,6 +385,7 @@ mod tests {
                 found: String::new(),
             },
             OptionsError::Timesteps(vec![]),
+            OptionsError::ManyTimesteps { found: 1002 },
             size("width"),
         ];
         for error in errors {

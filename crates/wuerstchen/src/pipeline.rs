@@ -188,7 +188,8 @@ impl Pipeline {
     }
 
     /// Fills the gaps of options. Where they name no size, the result is as large as the picture to start from, if
-    /// the model can make that size.
+    /// the model can make that size, and if its sides are not longer than twice the default ones: a photo of a camera
+    /// would take hours.
     ///
     /// # Errors
     ///
@@ -199,7 +200,11 @@ impl Pipeline {
         image: Option<&Image>,
     ) -> Result<Settings, OptionsError> {
         let mut defaults = self.card.defaults.clone();
-        let possible = image.filter(|image| self.sizes(image.height, image.width).is_ok());
+        let possible = image.filter(|image| {
+            let most = [2 * defaults.width, 2 * defaults.height];
+            let fits = image.width <= most[0] && image.height <= most[1];
+            fits && self.sizes(image.height, image.width).is_ok()
+        });
         let free = options.width.is_none() && options.height.is_none();
         if let Some(image) = possible.filter(|_| free) {
             (defaults.width, defaults.height) = (image.width, image.height);

@@ -1,4 +1,6 @@
-//! Antialiased resizing as two small matrices, `out = M_height · x · M_widthᵀ`.
+//! Antialiased resizing: of tensors as two small matrices, `out = M_height · x · M_widthᵀ`; of bytes pixel by pixel.
+
+use std::ops::Range;
 
 use burn::prelude::*;
 
@@ -51,7 +53,7 @@ impl Filter {
 }
 
 /// Keys' cubic with a = −1/2.
-pub(crate) fn cubic(distance: f64) -> f64 {
+fn cubic(distance: f64) -> f64 {
     let d = distance.abs();
     if d < 1.0 {
         (1.5 * d - 2.5) * d * d + 1.0
@@ -62,38 +64,47 @@ pub(crate) fn cubic(distance: f64) -> f64 {
     }
 }
 
-/// The `[output, input]` matrix that resizes one axis, row by row.
+/// How one output pixel is made: a weight for the input pixel `first` and for each one after it. They sum to 1.
+pub(crate) struct Weights {
+    pub(crate) first: usize,
+    pub(crate) values: Vec<f64>,
+}
+
+/// The weights of every output pixel of one axis.
 ///
 /// With an antialiased filter, aligned corners change only the scale, not the centres:
 /// `centre = scale·(i + ½)`.
 ///
 /// Source: `_upsample_bicubic2d_aa` and `upsample_bilinear2d` of PyTorch.
-pub fn resize_matrix(filter: Filter, input: usize, output: usize) -> Vec<f32> {
+pub(crate) fn weights(filter: Filter, input: usize, output: usize) -> Vec<Weights> {
     if input == output {
-        return (0..input * input).map(|i| if i % (input + 1) == 0 { 1.0 } else { 0.0 }).collect();
+        return (0..input).map(|first| Weights { first, values: vec![1.0] }).collect();
     }
     let scale = filter.scale(input, output);
     let stretch = match filter {
         Filter::BilinearAlignedCorners | Filter::BilinearAliased => 1.0,
         _ => scale.max(1.0),
     };
-    let mut matrix = Vec::with_capacity(output * input);
-    for i in 0..output {
+    let one = |i: usize| {
         let centre = match filter {
             Filter::BilinearAlignedCorners => scale * i as f64 + 0.5,
             _ => scale * (i as f64 + 0.5),
         };
         let low = ((centre - filter.radius() * stretch + 0.5) as isize).max(0) as usize;
         let high = ((centre + filter.radius() * stretch + 0.5) as usize).min(input);
-        let weight = |j: usize| {
-            if (low..high).contains(&j) {
-                filter.weight((j as f64 - centre + 0.5) / stretch)
-            } else {
-                0.0
-            }
-        };
-        let total: f64 = (0..input).map(weight).sum();
-        matrix.extend((0..input).map(|j| (weight(j) / total) as f32));
+        let weight = |j: usize| filter.weight((j as f64 - centre + 0.5) / stretch);
+        let total: f64 = (low..high).map(weight).sum();
+        Weights { first: low, values: (low..high).map(|j| weight(j) / total).collect() }
+    };
+    (0..output).map(one).collect()
+}
+
+/// The `[output, input]` matrix that resizes one axis, row by row.
+pub fn resize_matrix(filter: Filter, input: usize, output: usize) -> Vec<f32> {
+    let mut matrix = vec![0.0; output * input];
+    for (i, Weights { first, values }) in weights(filter, input, output).iter().enumerate() {
+        let row = &mut matrix[i * input + first..][..values.len()];
+        row.iter_mut().zip(values).for_each(|(place, &weight)| *place = weight as f32);
     }
     matrix
 }
@@ -147,16 +158,102 @@ fn cut_thin(image: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
     cut(image, 3, columns, rows * width / height)
 }
 
-/// Resizes `[B, C, H, W]` so that it just covers `height`x`width`; the side that stands out is rounded down, as
-/// torchvision does.
-pub fn resize_to_cover(image: Tensor<4>, [height, width]: [usize; 2], filter: Filter) -> Tensor<4> {
+/// Resizes `[B, C, H, W]` so that it just covers `size` (height, width).
+pub fn resize_to_cover(image: Tensor<4>, size: [usize; 2], filter: Filter) -> Tensor<4> {
     let [_, _, rows, columns] = image.dims();
-    let sides = if columns * height >= rows * width {
+    resize_planes(image, covering([rows, columns], size), filter)
+}
+
+/// The sides of a picture that just covers `height`x`width`; the side that stands out is rounded down, as torchvision
+/// does.
+fn covering([rows, columns]: [usize; 2], [height, width]: [usize; 2]) -> [usize; 2] {
+    if columns * height >= rows * width {
         [height, columns * height / rows]
     } else {
         [rows * width / columns, width]
-    };
-    resize_planes(image, sides, filter)
+    }
+}
+
+/// A part of a picture in bytes.
+///
+/// It is resized with the weights alone that are not zero: as a tensor, and multiplied with whole matrices, a photo
+/// would take gigabytes and seconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Pixels<'a> {
+    bytes: &'a [u8],
+    channels: usize,
+    /// Bytes of a row.
+    stride: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl<'a> Pixels<'a> {
+    /// A whole picture: `channels` bytes a pixel, row by row.
+    pub(crate) fn new(bytes: &'a [u8], [height, width]: [usize; 2], channels: usize) -> Self {
+        let (rows, columns) = (0..height, 0..width);
+        Self { bytes, channels, stride: width * channels, rows, columns }
+    }
+
+    /// As [`cover`] makes a tensor as large as `size`, `[1, C, height, width]` in `[0, 1]`.
+    pub(crate) fn cover(self, size: [usize; 2], device: &Device) -> Tensor<4> {
+        crop(self.cut_thin(size).resize_to_cover(size, Filter::Bilinear, device), size)
+    }
+
+    /// As [`resize_to_cover`] resizes a tensor.
+    pub(crate) fn resize_to_cover(
+        &self,
+        size: [usize; 2],
+        filter: Filter,
+        device: &Device,
+    ) -> Tensor<4> {
+        let [height, width] = covering([self.rows.len(), self.columns.len()], size);
+        let planes = TensorData::new(
+            self.resize([height, width], filter),
+            [1, self.channels, height, width],
+        );
+        Tensor::from_data(planes, device)
+    }
+
+    /// As [`cut_thin`] cuts a tensor.
+    pub(crate) fn cut_thin(self, [height, width]: [usize; 2]) -> Self {
+        let [rows, columns] = [self.rows.len(), self.columns.len()];
+        let cut = |range: Range<usize>, kept: usize| {
+            let end = thin_end(range.len(), kept);
+            range.start + end..range.end - end
+        };
+        Self {
+            rows: cut(self.rows, columns * height / width),
+            columns: cut(self.columns, rows * width / height),
+            ..self
+        }
+    }
+
+    /// The planes of the resized picture.
+    fn resize(&self, [height, width]: [usize; 2], filter: Filter) -> Vec<f32> {
+        let channels = self.channels;
+        let [down, across] = [(self.rows.len(), height), (self.columns.len(), width)]
+            .map(|(input, output)| weights(filter, input, output));
+        let mut planes = vec![0.0; channels * height * width];
+        let mut row = vec![0.0; channels * self.columns.len()];
+        for (y, Weights { first, values }) in down.iter().enumerate() {
+            row.fill(0.0);
+            for (at, &weight) in (self.rows.start + first..).zip(values) {
+                let start = at * self.stride + self.columns.start * channels;
+                let bytes = &self.bytes[start..][..row.len()];
+                let weight = weight as f32;
+                row.iter_mut().zip(bytes).for_each(|(sum, &b)| *sum += weight * f32::from(b));
+            }
+            for (x, Weights { first, values }) in across.iter().enumerate() {
+                for channel in 0..channels {
+                    let places = row[first * channels + channel..].iter().step_by(channels);
+                    let sum: f32 = places.zip(values).map(|(v, &weight)| v * weight as f32).sum();
+                    planes[(channel * height + y) * width + x] = sum / 255.0;
+                }
+            }
+        }
+        planes
+    }
 }
 
 /// Resizes `[B, C, H, W]` to `[B, C, height, width]`.
@@ -210,6 +307,39 @@ mod tests {
             resize_matrix(Filter::BilinearAlignedCorners, 5, 2)[5..],
             [0.0, 0.0, 0.0, 0.0, 1.0]
         );
+    }
+
+    /// Every filter, larger and smaller, wider and higher, whole pictures and thin ones.
+    #[test]
+    fn bytes_are_resized_as_tensors_are() {
+        let device = Device::flex();
+        for ([height, width], size) in [
+            ([9, 16], [9, 16]),
+            ([9, 16], [4, 5]),
+            ([31, 7], [8, 8]),
+            ([5, 6], [17, 40]),
+            ([3, 200], [4, 4]),
+            ([90, 2], [2, 3]),
+        ] {
+            for channels in [1, 3] {
+                let bytes: Vec<u8> =
+                    (0..height * width * channels).map(|i| (i * 89) as u8).collect();
+                let values: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) / 255.0).collect();
+                let shape = [1, height, width, channels];
+                let tensor = Tensor::from_data(TensorData::new(values, shape), &device);
+                let tensor: Tensor<4> = channels_first(tensor);
+                let pixels = Pixels::new(&bytes, [height, width], channels);
+                let tolerance = burn::tensor::Tolerance::<f32>::absolute(1e-6);
+                let found = pixels.clone().cover(size, &device).into_data();
+                let expected = cover(tensor.clone(), size).into_data();
+                found.assert_approx_eq(&expected, tolerance);
+                for filter in [Filter::Bicubic, Filter::Bilinear, Filter::BilinearAliased] {
+                    let found = pixels.resize_to_cover(size, filter, &device).into_data();
+                    let expected = resize_to_cover(tensor.clone(), size, filter).into_data();
+                    found.assert_approx_eq(&expected, tolerance);
+                }
+            }
+        }
     }
 
     /// A 2x4 picture whose middle half is ones covers a square of 2 with its middle, and one of 1x2

@@ -167,6 +167,32 @@ test('wide colours become those of sRGB', async () => {
   assert.notDeepEqual(wide, plain);
 });
 
+test('a large photo is scaled to the size of the result, and is the same as a bitmap and as pixels', async () => {
+  const ends = await page.evaluate(async () => {
+    const { engine, shown } = window as any;
+    const [width, height] = [4032, 3024];
+    const canvas = new OffscreenCanvas(width, height);
+    const context = canvas.getContext('2d')!;
+    const fade = context.createLinearGradient(0, 0, width, height);
+    for (const [at, colour] of [
+      [0, 'red'],
+      [0.5, 'transparent'],
+      [1, 'blue'],
+    ] as const)
+      fade.addColorStop(at, colour);
+    context.fillStyle = fade;
+    context.fillRect(0, 0, width, height);
+    const pixels = await shown(context.getImageData(0, 0, width, height));
+    const bitmap = await shown(canvas.transferToImageBitmap());
+    const differences = bitmap.map((value: number, i: number) => Math.abs(value - pixels[i]));
+    const image = new ImageData(width, height);
+    const job = { prompt: 'a', priorSteps: 1, decoderSteps: 1, image, seed: 0 };
+    const result = await engine.generate(job);
+    return [Math.max(...differences), new Set(pixels).size > 9, result.width, result.height];
+  });
+  assert.deepEqual(ends, [0, true, 64, 64]);
+});
+
 test('of a mask that is white on transparent, the white alone is painted anew', async () => {
   const same = await page.evaluate(async () => {
     const { shown } = window as any;

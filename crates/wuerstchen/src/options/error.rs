@@ -129,6 +129,12 @@ pub enum OptionsError {
     /// Timesteps that do not fall from at most 1 to 0.
     #[error("timesteps must fall from at most 1 to 0, at least two of them, got {0:?}")]
     Timesteps(Vec<f32>),
+    /// More timesteps than Stage C takes steps.
+    #[error("timesteps must be at most {} numbers, got {found}", MAX_STEPS + 1)]
+    ManyTimesteps {
+        /// How many there are.
+        found: usize,
+    },
     /// A width or height that the model cannot make.
     #[error("{field} must be {}, got {found}", nearest_text(nearest))]
     Size {
@@ -161,7 +167,7 @@ impl OptionsError {
             Self::RenoiseSteps { .. } => "renoise_steps",
             Self::NoImageEncoder(_) => "picture_prompts",
             Self::NoControlNet(_) => "control_image",
-            Self::Timesteps(_) => "timesteps",
+            Self::Timesteps(_) | Self::ManyTimesteps { .. } => "timesteps",
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::controlnet::ControlInput;
 use crate::image::{Image, Mask};
 use crate::options::{OptionsError, Settings};
 use crate::origin::Control;
-use crate::resize::{Filter, cover, resize_planes};
+use crate::resize::{Filter, resize_planes};
 
 /// Pixels on a side of the picture for each cell of the image embedding.
 const CELL: usize = 32;
@@ -50,7 +50,7 @@ impl Pipeline {
         };
         let (cells, _) = self.sizes(settings.height, settings.width)?;
         let size = cells.map(|side| side * CELL);
-        let picture = cover(image.to_tensor(&self.device), size);
+        let picture = image.pixels().cover(size, &self.device);
         let mut lacks_edges = false;
         let x = match (input, mask) {
             (ControlInput::Painting, None) => {
@@ -59,8 +59,7 @@ impl Pipeline {
             }
             (ControlInput::Painting, Some(mask)) => {
                 mask.check(image, "control_mask")?;
-                let mask =
-                    cover(mask.to_tensor(&self.device), size).greater_equal_elem(0.5).float();
+                let mask = mask.pixels().cover(size, &self.device).greater_equal_elem(0.5).float();
                 let seen = picture * (mask.clone() * -1.0 + 1.0) + mask.clone();
                 Tensor::cat(vec![seen, mask], 1)
             }

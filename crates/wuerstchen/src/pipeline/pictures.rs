@@ -10,7 +10,7 @@ use super::{ImageEncoderPart, Pipeline};
 use crate::image::Image;
 use crate::options::OptionsError;
 use crate::origin::PicturePrompt;
-use crate::resize::{Filter, resize_to_cover, thin_end};
+use crate::resize::{Filter, thin_end};
 use crate::sampler::Recipe;
 
 /// The shorter side in pixels to which the authors scale all pictures first.
@@ -40,8 +40,10 @@ impl Pipeline {
                 Tensor::<4>::from_data(preparation.prepare(&middle(image)).pixels, &self.device)
             }
             Recipe::Authors => {
-                let picture = middle(image).to_tensor(&self.device);
-                let picture = resize_to_cover(picture, [AUTHORS_SIDE; 2], Filter::Bilinear);
+                // Of a very long picture only the middle square is seen.
+                let size = [AUTHORS_SIDE; 2];
+                let picture = image.pixels().cut_thin(size);
+                let picture = picture.resize_to_cover(size, Filter::Bilinear, &self.device);
                 preparation.prepare_floats(picture)
             }
         };

@@ -7,12 +7,12 @@ use super::progress::Error;
 use super::sampling::read;
 use super::{CompressorPart, Pipeline, Plan};
 use crate::batch_norm::Statistics;
-use crate::compressor::prepare;
+use crate::compressor::normalise;
 use crate::image::{Image, Mask};
 use crate::options::{OptionsError, Settings};
 use crate::origin::{Batch, Control, Kept, Origin};
 use crate::request::{Prepared, Request, SourcePictures};
-use crate::resize::cover;
+use crate::resize::Pixels;
 use crate::schedule::timesteps_from;
 
 impl Pipeline {
@@ -40,15 +40,15 @@ impl Pipeline {
             mask.check(image, "mask")?;
         }
         let CompressorPart { network, downscale } = self.compressor("image")?;
-        let pixels = image.to_tensor(&self.device);
-        let prepared = prepare(pixels.clone(), cells.map(|side| side * downscale));
-        let embedding = network.get()?.forward(prepared, Statistics::Running);
+        let cover = |pixels: Pixels, size: [usize; 2]| pixels.cover(size, &self.device);
+        let seen = cover(image.pixels(), cells.map(|side| side * downscale));
+        let embedding = network.get()?.forward(normalise(seen), Statistics::Running);
         let embedding = read(embedding).await?;
         let size = [settings.height, settings.width];
         let tokens = match &self.decoder {
             DecoderStage::Latents(_) => None,
             DecoderStage::Tokens(_) => {
-                let pixels = cover(pixels.clone(), size);
+                let pixels = cover(image.pixels(), size);
                 let latents = self.encode(pixels)? * self.vqgan_config.scale_factor;
                 let tokens = self.vqgan.get()?.quantize(latents).indices.into_data_async().await;
                 let tokens = tokens.map_err(Error::of_device)?;
@@ -57,9 +57,9 @@ impl Pipeline {
         };
         let Some(mask) = mask else { return Ok(Origin { embedding, tokens, kept: None }) };
 
-        let pixels = cover(pixels, size);
+        let pixels = cover(image.pixels(), size);
         let latents = self.encode(pixels.clone())?;
-        let mask = read(cover(mask.to_tensor(&self.device), size)).await?;
+        let mask = read(cover(mask.pixels(), size)).await?;
         let kept = Kept {
             image: Image::from_data(&read(pixels).await?).swap_remove(0),
             latents: read(latents).await?,

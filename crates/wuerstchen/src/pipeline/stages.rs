@@ -13,7 +13,6 @@ use crate::error::LoadError;
 use crate::image::{Image, stack_rows};
 use crate::options::Settings;
 use crate::part::Stage;
-use crate::resize::cover;
 use crate::text::TextEmbedding;
 use crate::vqgan::{Vqgan, strip_rows};
 
@@ -207,8 +206,7 @@ impl Pipeline {
         settings: &Settings,
     ) -> Result<[Image; 2], Error> {
         self.sizes(settings.height, settings.width)?;
-        let pixels = image.to_tensor(&self.device);
-        let pixels = cover(pixels, [settings.height, settings.width]);
+        let pixels = image.pixels().cover([settings.height, settings.width], &self.device);
         let latents = self.encode(pixels.clone())?;
         let vqgan = self.vqgan.get()?;
         let decoded = self.decode_strips(&vqgan, latents, settings.vqgan_rows).await?;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::compressor::normalise_by;
 use crate::config::{ConfigError, between};
 use crate::image::Image;
-use crate::resize::{Filter, crop, cubic, resize_to_cover};
+use crate::resize::{Filter, Weights, crop, resize_to_cover, weights};
 
 /// How pictures are prepared, with the published field names
 /// (`feature_extractor/preprocessor_config.json`).
@@ -189,12 +189,6 @@ impl PreparationConfig {
 /// Fractional bits of the integer weights that Pillow uses.
 const PRECISION: u32 = 22;
 
-/// Weights of one output pixel: the first input pixel, and one weight for it and for each pixel after it.
-struct Weights {
-    first: usize,
-    values: Vec<i64>,
-}
-
 /// Resizes bytes as Pillow's `BICUBIC` does, to the byte: antialiased, first along rows, then along columns,
 /// bytes between both.
 ///
@@ -225,7 +219,13 @@ fn resize_bicubic(image: &Image, width: usize, height: usize) -> Image {
     resized
 }
 
-impl Weights {
+/// The weights of one output pixel in Pillow's integers: the first is that of the input pixel `first`.
+struct IntegerWeights {
+    first: usize,
+    values: Vec<i64>,
+}
+
+impl IntegerWeights {
     fn apply(&self, byte: impl Fn(usize) -> u8) -> u8 {
         let places = (self.first..).zip(&self.values);
         let sum: i64 = places.map(|(at, weight)| i64::from(byte(at)) * weight).sum();
@@ -233,21 +233,13 @@ impl Weights {
     }
 }
 
-fn bicubic_weights(input: usize, output: usize) -> Vec<Weights> {
-    let scale = input as f64 / output as f64;
-    let stretch = scale.max(1.0);
-    let support = 2.0 * stretch;
-    let one = |i: usize| {
-        let centre = (i as f64 + 0.5) * scale;
-        let low = ((centre - support + 0.5) as isize).max(0) as usize;
-        let high = ((centre + support + 0.5) as usize).min(input);
-        let weight = |j: usize| cubic((j as f64 - centre + 0.5) / stretch);
-        let weights: Vec<f64> = (low..high).map(weight).collect();
-        let total: f64 = weights.iter().sum();
-        let integer = |weight: &f64| (weight / total * f64::from(1 << PRECISION)).round() as i64;
-        Weights { first: low, values: weights.iter().map(integer).collect() }
+fn bicubic_weights(input: usize, output: usize) -> Vec<IntegerWeights> {
+    let integer = |weight: &f64| (weight * f64::from(1 << PRECISION)).round() as i64;
+    let integers = |Weights { first, values }| IntegerWeights {
+        first,
+        values: values.iter().map(integer).collect(),
     };
-    (0..output).map(one).collect()
+    weights(Filter::Bicubic, input, output).into_iter().map(integers).collect()
 }
 
 #[cfg(test)]
