@@ -95,17 +95,22 @@ export function initMask(onFirst: () => void, onClear: () => void): void {
     x: (offsetX / canvas.clientWidth) * canvas.width,
     y: (offsetY / canvas.clientHeight) * canvas.height,
   });
+  /** The pointer that paints: a press that began elsewhere, or another finger, does not. */
+  let painter: number | undefined;
   canvas.addEventListener('pointerdown', (event) => {
+    if (!event.isPrimary || event.button !== 0) return;
+    painter = event.pointerId;
     canvas.setPointerCapture(event.pointerId);
     at = place(event);
     paint(at);
   });
   canvas.addEventListener('pointermove', (event) => {
     const point = place(event);
-    // A mouse that only rests here must not move the brush of the keys.
-    if (event.buttons > 0) paint(point);
+    // A mouse that only rests here must not move the brush of the keys either.
+    if (event.pointerId === painter) paint(point);
     showCursor(point);
   });
+  canvas.addEventListener('lostpointercapture', () => (painter = undefined));
   canvas.addEventListener('keydown', (event) => {
     const arrow = ARROWS[event.key];
     if (!arrow && event.key !== ' ') return;

@@ -16,8 +16,8 @@ const MAX_COUNT = 4;
 
 /** Fields with a number: their id and the values that a link may carry. */
 const NUMBERS = {
-  width: { id: 'width', min: 1, max: 8192, whole: true },
-  height: { id: 'height', min: 1, max: 8192, whole: true },
+  width: { id: 'width', min: 1, max: 4096, whole: true },
+  height: { id: 'height', min: 1, max: 4096, whole: true },
   priorSteps: { id: 'prior-steps', min: 1, max: 1000, whole: true },
   priorGuidanceScale: { id: 'prior-guidance-scale', min: 0, max: 100, whole: false },
   decoderSteps: { id: 'decoder-steps', min: 1, max: 1000, whole: true },

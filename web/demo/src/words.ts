@@ -19,10 +19,13 @@ export function offerWords(currentModel: () => ModelRef): void {
   prompt.addEventListener('input', async () => {
     if (model !== currentModel()) {
       model = currentModel();
-      // If the words cannot be fetched, nothing is offered; a later load reports the error.
       words = vocabulary(model).then(
         (found) => found ?? [],
-        () => [],
+        () => {
+          // Nothing is offered until they can be fetched; a load reports the error.
+          model = undefined;
+          return [];
+        },
       );
     }
     show(await words);
