@@ -1,5 +1,5 @@
-//! Stage A decodes a large picture in the memory of a small one, Stage B keeps nothing from update to update, and Stage
-//! C trains in less memory than its features take.
+//! Stage A decodes a large picture in the memory of a small one, stages keep nothing from update to update, and Stage C
+//! trains in less memory than its features take.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,9 +10,11 @@ use wuerstchen::{PartConfig, VqganConfig};
 use wuerstchen_tests::{error_of, values};
 use wuerstchen_train::Lesson;
 use wuerstchen_train::config::StageBModel;
-use wuerstchen_train::corpus::Shapes;
+use wuerstchen_train::corpus::{Corpus, Shapes};
 use wuerstchen_train::optimizer::Method;
-use wuerstchen_train::stages::{Cache, StageB, StageC, image_embeddings};
+use wuerstchen_train::stages::{
+    Cache, Stage, StageA, StageB, StageBTokens, StageC, image_embeddings,
+};
 use wuerstchen_train::tokenizer::shapes_tokenizer;
 use wuerstchen_train::tune::{Memory, Work};
 use wuerstchen_train::{Precision, Recipe, TrainConfig, Trainer};
@@ -63,23 +65,8 @@ fn strips_take_the_memory_of_a_strip() {
     assert!(in_strips * 5 < at_once, "{in_strips} bytes in strips, {at_once} at once");
 }
 
-/// Autodiff keeps what no backward pass visits, so the compressor must not run where no level takes the embedding.
-#[test]
-fn stage_b_without_an_embedding_keeps_no_features() {
-    let _turn = turn();
-    let mut config = TrainConfig::from_toml(include_str!("../../configs/smoke.toml")).unwrap();
-    let StageBModel::Latents(decoder) = &mut config.model.decoder else {
-        panic!("the smoke test's Stage B makes latents");
-    };
-    decoder.inject_effnet = vec![false, false];
-    let device = Device::flex().autodiff();
-    let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
-    let config = &recipe.config;
-    let corpus = recipe.corpus(Arc::new(Shapes { seed: 1, lesson: Lesson::default() })).unwrap();
-    let vqgan = config.model.vqgan.init(&Device::flex());
-    let stage = StageB::new(config, corpus, vqgan, device.clone());
-    let model = recipe.init_decoder(&device);
-    let mut trainer = Trainer::new(stage, model, config.b.updates.clone(), 1, device);
+/// Fails if updates leave something in memory: autodiff keeps every graph that no backward pass takes down.
+fn assert_keeps_nothing<S: Stage>(mut trainer: Trainer<S>) {
     let mut taken_after = |updates: usize| {
         for _ in 0..updates {
             trainer.step().unwrap();
@@ -93,10 +80,73 @@ fn stage_b_without_an_embedding_keeps_no_features() {
     assert!(later < first + 3_000_000, "{first} bytes after 3 updates, {later} after 9");
 }
 
+/// A run with the configuration `toml` after `change`, and its pictures.
+fn shapes(toml: &str, change: impl FnOnce(&mut TrainConfig)) -> (Recipe, Corpus) {
+    let mut config = TrainConfig::from_toml(toml).unwrap();
+    change(&mut config);
+    let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
+    let corpus = recipe.corpus(Arc::new(Shapes { seed: 1, lesson: Lesson::default() })).unwrap();
+    (recipe, corpus)
+}
+
+const SMOKE: &str = include_str!("../../configs/smoke.toml");
+
+fn stage_b(change: impl FnOnce(&mut TrainConfig)) -> Trainer<StageB> {
+    let (recipe, corpus) = shapes(SMOKE, change);
+    let (config, device) = (&recipe.config, Device::flex().autodiff());
+    let vqgan = config.model.vqgan.init(&Device::flex());
+    let stage = StageB::new(config, corpus, vqgan, device.clone());
+    let model = recipe.init_decoder(&device);
+    Trainer::new(stage, model, config.b.updates.clone(), 1, device)
+}
+
+#[test]
+fn stage_a_keeps_nothing() {
+    let _turn = turn();
+    for freeze_encoder in [false, true] {
+        let (recipe, corpus) = shapes(SMOKE, |config| config.a.freeze_encoder = freeze_encoder);
+        let (config, device) = (&recipe.config, Device::flex().autodiff());
+        let stage = StageA::new(config, corpus, device.clone());
+        let model = recipe.init_vqgan(&device);
+        assert_keeps_nothing(Trainer::new(stage, model, config.a.updates.clone(), 1, device));
+    }
+}
+
+#[test]
+fn stage_b_keeps_nothing_of_a_compressor_that_does_not_learn() {
+    let _turn = turn();
+    assert_keeps_nothing(stage_b(|config| config.b.freeze_compressor = true));
+    assert_keeps_nothing(stage_b(|config| {
+        let StageBModel::Latents(decoder) = &mut config.model.decoder else {
+            panic!("the smoke test's Stage B makes latents");
+        };
+        decoder.inject_effnet = vec![false, false];
+    }));
+}
+
+#[test]
+fn version_1_keeps_nothing_of_networks_that_do_not_learn() {
+    let _turn = turn();
+    let (recipe, corpus) = shapes(include_str!("../../configs/shapes-v1.toml"), |config| {
+        config.b.freeze_compressor = true;
+        (config.b.updates.batch_size, config.c.updates.batch_size) = (8, 16);
+    });
+    let (config, device) = (&recipe.config, Device::flex().autodiff());
+    let vqgan = config.model.vqgan.init(&Device::flex());
+    let stage = StageBTokens::new(config, corpus.clone(), vqgan, device.clone());
+    let model = recipe.init_token_decoder(&device);
+    let updates = config.b.updates.clone();
+    assert_keeps_nothing(Trainer::new(stage, model, updates, 1, device.clone()));
+    let compressor = config.model.compressor.init(&Device::flex());
+    let stage = StageC::new(config, corpus, (compressor, 4.6), device.clone());
+    let model = recipe.init_prior(&device);
+    assert_keeps_nothing(Trainer::new(stage, model, config.c.updates.clone(), 1, device));
+}
+
 /// Stage C of eight groups on embeddings of 8 x 8 cells, 64 pictures in a batch, so that what is kept for the backward
 /// pass is many times as large as the weights.
 fn config() -> TrainConfig {
-    let mut config = TrainConfig::from_toml(include_str!("../../configs/smoke.toml")).unwrap();
+    let mut config = TrainConfig::from_toml(SMOKE).unwrap();
     config.image_size = 128;
     (config.defaults.width, config.defaults.height) = (128, 128);
     (config.model.prior.depth, config.model.prior.dropout) = (8, 0.1);

@@ -21,6 +21,9 @@ pub struct Rows {
     values: Vec<f32>,
 }
 
+/// Most pixels of the pictures that go through a network at a time: 64 pictures of 128 pixels a side.
+const PIXELS_AT_ONCE: usize = 1 << 20;
+
 impl Rows {
     /// Rows of the shape `[channels, height, width]`, one after the other.
     ///
@@ -64,6 +67,13 @@ impl Rows {
         values.drain(..first - even);
         rng.skip(all - (own.end * size).next_multiple_of(2));
         Self::new(shape, values).at(own.start)
+    }
+
+    /// Pictures in parts that go through a network one after the other: large pictures in small parts.
+    pub(crate) fn in_parts(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let ([_, height, width], count) = (self.shape, self.count());
+        let most = (PIXELS_AT_ONCE / (height * width)).max(1);
+        (0..count).step_by(most).map(move |start| start..count.min(start + most))
     }
 
     /// The samples `range` as a tensor `[B, C, H, W]`.

@@ -118,6 +118,11 @@ pub enum Event<'a> {
         /// The precision of the updates to come.
         to: Precision,
     },
+    /// A stage starts from weights that [`Run::start_from`] has taken in an earlier session.
+    GivenWeights {
+        /// Which stage.
+        stage: StageName,
+    },
     /// A stage that has been trained before begins anew, because its state is not there.
     NoState {
         /// Which stage.
@@ -253,7 +258,8 @@ impl Run {
         for &stage in stages {
             let parts = self.recipe.parts_of(stage);
             let has_any = parts.iter().any(|part| weights.contains_key(part));
-            let starts = self.recipe.config.is_frozen_in_part(stage) || model.is_some() && has_any;
+            let is_given = model.is_some() || !self.has_trained(stage);
+            let starts = self.recipe.config.is_frozen_in_part(stage) || is_given && has_any;
             let needed = self
                 .recipe
                 .parts_before(stage)
@@ -290,7 +296,8 @@ impl Run {
         given.collect()
     }
 
-    /// Starts stages from a model's weights instead of random ones. Parts that the run has trained stay its own.
+    /// Starts stages from a model's weights instead of random ones, in later sessions too. Parts that the run has
+    /// trained stay its own.
     ///
     /// # Errors
     ///
@@ -321,6 +328,12 @@ impl Run {
         self.write_model().map(Some)
     }
 
+    /// Whether the run has trained a stage, which then has metrics.
+    fn has_trained(&self, stage: StageName) -> bool {
+        let mut folders = STAGE_FOLDERS.iter().filter(|folder| folder.starts_with(stage.as_str()));
+        folders.any(|folder| self.session.store.contains(&metrics_name(folder)))
+    }
+
     /// The stages whose weights were trained with other weights of the stages before them than the run has now, and
     /// their states. A stage of the model that the run has started from has no state. Left out is a stage whose state
     /// cannot be read, because nothing goes on from it, and one before which weights are missing.
@@ -342,12 +355,8 @@ impl Run {
                     store.contains(&state_name(before.as_str()))
                         && self.recipe.parts_of(*before).iter().any(is_needed)
                 };
-                // A stage that this run has trained has metrics.
-                let is_own = STAGE_FOLDERS.iter().any(|folder| {
-                    folder.starts_with(stage.as_str()) && store.contains(&metrics_name(folder))
-                });
                 let is_whole = self.recipe.parts_of(stage).iter().all(has);
-                if is_whole && !is_own && StageName::ALL.iter().any(moves) {
+                if is_whole && !self.has_trained(stage) && StageName::ALL.iter().any(moves) {
                     outdated.push((stage, None));
                 }
                 continue;

@@ -58,6 +58,7 @@ fn a_run_trains_all_stages_and_keeps_them() {
             Event::Caching { what, done, scenes } => format!("{what}: {done} of {scenes}"),
             Event::EmbeddingScale { scale, .. } => format!("scale {}", *scale > 0.0),
             Event::Precision { .. } => "precision".to_owned(),
+            Event::GivenWeights { .. } => "given weights".to_owned(),
             Event::OtherParts { .. } => "other parts".to_owned(),
             Event::NoState { .. } => "no state".to_owned(),
             Event::SmallGrid { .. } => "small grid".to_owned(),
@@ -96,6 +97,48 @@ fn a_run_trains_all_stages_and_keeps_them() {
     let pipeline = Pipeline::load(&model, &Device::flex(), wuerstchen::Residency::All).unwrap();
     let made = pipeline.generate_blocking("a star", &GenerateOptions::default()).unwrap();
     assert_eq!([made.images[0].width, made.images[0].height], [32, 32]);
+}
+
+/// A run that started from a model starts later stages from it too, although nobody names the model again.
+#[test]
+fn the_model_that_a_run_started_from_is_not_forgotten() {
+    let _turn = turn();
+    let store = Arc::new(Memory::default());
+    let given = run(2, &store).train_all().unwrap().unwrap();
+    let first_loss = |store: &Memory| {
+        let metrics = String::from_utf8(store.read("b/metrics.jsonl").unwrap().unwrap()).unwrap();
+        let update: serde_json::Value =
+            serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+        update["loss"].as_f64().unwrap()
+    };
+    let losses = [true, false].map(|is_named_again| {
+        let store = Arc::new(Memory::default());
+        let mut first = run(2, &store);
+        first.start_from(given.clone()).unwrap();
+        assert!(first.train(StageName::A, Start::Anew).unwrap().is_continue());
+        drop(first);
+        let mut second = run(2, &store);
+        let told = Arc::new(AtomicBool::new(false));
+        let listener = told.clone();
+        second.listen(move |event| {
+            if matches!(event, Event::GivenWeights { stage: StageName::B }) {
+                listener.store(true, Ordering::Relaxed);
+            }
+            ControlFlow::Continue(())
+        });
+        if is_named_again {
+            second.start_from(given.clone()).unwrap();
+        }
+        assert!(second.train(StageName::B, Start::Resume).unwrap().is_continue());
+        assert_eq!(told.load(Ordering::Relaxed), !is_named_again);
+        first_loss(&store)
+    });
+    assert_eq!(losses[0], losses[1]);
+    let fresh = Arc::new(Memory::default());
+    let mut cold = run(2, &fresh);
+    assert!(cold.train(StageName::A, Start::Anew).unwrap().is_continue());
+    assert!(cold.train(StageName::B, Start::Anew).unwrap().is_continue());
+    assert_ne!(first_loss(&fresh), losses[0]);
 }
 
 /// A run that is stopped after its first update and goes on ends with the bits of one that was not.

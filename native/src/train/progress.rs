@@ -59,6 +59,12 @@ impl TrainProgress {
                      and replaces the metrics and the weights"
                 );
             }
+            Event::GivenWeights { stage } => {
+                let stage = stage.as_str();
+                tell!(
+                    "stage {stage} starts from the weights of the model that --init has named before"
+                );
+            }
             Event::OtherParts { stage } => {
                 let stage = stage.as_str();
                 tell!(

@@ -33,6 +33,7 @@ const MEASURED_PICTURES: u64 = 64;
 
 impl Run {
     pub(super) fn stage_a(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        let is_warm = self.is_warm(StageName::A);
         let device = self.autodiff();
         let (recipe, config) = (&self.recipe, &self.recipe.config);
         let corpus = self.corpus(StageName::A, config.a.updates.lesson)?;
@@ -41,7 +42,7 @@ impl Run {
             stage = stage.with_perceptual(lpips);
         }
         let weights = self.read_weights()?;
-        let model = if config.a.freeze_encoder || self.is_warm(&weights, StageName::A) {
+        let model = if config.a.freeze_encoder || is_warm {
             recipe.vqgan_model(recipe.load_vqgan(&weights, &device)?, &device)
         } else {
             recipe.init_vqgan(&device)
@@ -82,6 +83,7 @@ impl Run {
         if self.recipe.config.model.decoder.has_tokens() {
             return self.stage_b_tokens(start);
         }
+        let is_warm = self.is_warm(StageName::B);
         let device = self.autodiff();
         let config = self.recipe.config.clone();
         let weights = self.read_weights()?;
@@ -92,7 +94,7 @@ impl Run {
         };
         let mut stage = StageB::new(&config, corpus.clone(), vqgan, device.clone());
         stage.latents = latents;
-        let model = if config.b.freeze_compressor || self.is_warm(&weights, StageName::B) {
+        let model = if config.b.freeze_compressor || is_warm {
             self.recipe.load_decoder(&weights, &device)?
         } else {
             self.recipe.init_decoder(&device)
@@ -112,6 +114,7 @@ impl Run {
     }
 
     fn stage_b_tokens(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
+        let is_warm = self.is_warm(StageName::B);
         let device = self.autodiff();
         let config = self.recipe.config.clone();
         let weights = self.read_weights()?;
@@ -122,7 +125,7 @@ impl Run {
         };
         let mut stage = StageBTokens::new(&config, corpus.clone(), vqgan, device.clone());
         stage.tokens = tokens;
-        let model = if config.b.freeze_compressor || self.is_warm(&weights, StageName::B) {
+        let model = if config.b.freeze_compressor || is_warm {
             self.recipe.load_token_decoder(&weights, &device)?
         } else {
             self.recipe.init_token_decoder(&device)
@@ -166,6 +169,7 @@ impl Run {
 
     pub(super) fn stage_c(&mut self, start: Start) -> Result<ControlFlow<()>, RunError> {
         let embedding_scale = self.embedding_scale()?;
+        let is_warm = self.is_warm(StageName::C);
         let device = self.autodiff();
         let config = self.recipe.config.clone();
         let weights = self.read_weights()?;
@@ -176,7 +180,7 @@ impl Run {
         let frozen = (compressor, embedding_scale);
         let mut stage = StageC::new(&config, corpus.clone(), frozen, device.clone());
         stage.embeddings = embeddings;
-        let model = if self.is_warm(&weights, StageName::C) {
+        let model = if is_warm {
             self.recipe.load_prior(&weights, &device)?
         } else {
             self.recipe.init_prior(&device)
@@ -211,9 +215,18 @@ impl Run {
         device
     }
 
-    /// Whether a stage starts from weights that are there.
-    fn is_warm(&self, weights: &Weights, stage: StageName) -> bool {
-        self.warm && self.recipe.parts_of(stage).iter().any(|part| weights.contains_key(part))
+    /// Whether a stage starts from weights that are there. Those of a stage that the run has not trained are of the
+    /// model from which the run has started, maybe in an earlier session.
+    fn is_warm(&mut self, stage: StageName) -> bool {
+        let mut told = vec![u8::from(self.warm || !self.has_trained(stage))];
+        // Only rank 0 has the metrics of earlier sessions.
+        self.session.peers.broadcast(0, &mut told);
+        let has = |part: &Part| self.session.store.contains(&self.weights_name(*part));
+        let is_warm = told == [1] && self.recipe.parts_of(stage).iter().any(has);
+        if is_warm && !self.warm {
+            self.tell(&Event::GivenWeights { stage });
+        }
+        is_warm
     }
 
     fn corpus(&self, stage: StageName, lesson: Lesson) -> Result<Corpus, RunError> {
@@ -399,9 +412,10 @@ impl Run {
         let compressor = self.recipe.load_compressor(&self.read_weights()?, &self.device)?;
         let corpus = self.corpus(StageName::C, self.recipe.config.c.updates.lesson)?;
         let numbers: Vec<_> = (0..MEASURED_PICTURES).collect();
-        let pictures = corpus.pictures(&numbers)?.tensor(&(0..numbers.len()), &self.device);
-        let embeddings =
-            image_embeddings(&compressor, pictures, self.recipe.config.compressor_side());
+        let (pictures, side) = (corpus.pictures(&numbers)?, self.recipe.config.compressor_side());
+        let embed =
+            |part| image_embeddings(&compressor, pictures.tensor(&part, &self.device), side);
+        let embeddings = Tensor::cat(pictures.in_parts().map(embed).collect(), 0);
         let spread = embeddings.flatten::<1>(0, 3).var(0).sqrt().into_scalar::<f32>();
         // Three digits are as much as 64 pictures tell.
         let scale = format!("{:.2e}", 2.0 * spread).parse().expect("a number's digits are one");

@@ -83,7 +83,8 @@ pub(super) fn learnt_embeddings(
     is_frozen: bool,
 ) -> Tensor<4> {
     if is_frozen {
-        image_embeddings(compressor, pictures, side).detach()
+        // A graph that no backward pass takes down would stay in memory.
+        Tensor::from_inner(image_embeddings(&compressor.valid(), pictures.inner(), side))
     } else {
         compressor.forward(compressor::prepare(pictures, [side; 2]), Statistics::Batch)
     }

@@ -126,8 +126,13 @@ impl Stage for StageC {
                 image_embeddings(&self.compressor, pictures, self.compressor_side)
             }
         };
-        let text = model.text_encoder.forward(&batch.captions[range.clone()]);
-        let text = if self.has_frozen_text { text.detach() } else { text };
+        let captions = &batch.captions[range.clone()];
+        let text = if self.has_frozen_text {
+            // A graph that no backward pass takes down would stay in memory.
+            Tensor::from_inner(model.text_encoder.valid().forward(captions))
+        } else {
+            model.text_encoder.forward(captions)
+        };
         let latents = Tensor::from_inner(embeddings) / self.embedding_scale;
         let noised = Noised::new(latents.clone(), &batch.noise, &range, &self.schedule);
         let inputs = Inputs { x: noised.x.clone(), times: noised.times, text };

@@ -16,8 +16,8 @@ pub struct Cache {
     values: Vec<f32>,
 }
 
-/// Scenes in one forward pass while a cache is filled.
-const CACHE_BATCH: usize = 64;
+/// Scenes whose pictures are in memory at a time while a cache is filled, and whose latents are kept in one file.
+const SCENES_AT_ONCE: usize = 64;
 
 /// The place where latents are kept for other runs.
 pub(crate) struct Kept<'a> {
@@ -89,12 +89,18 @@ impl Cache {
     ) -> Result<Option<Self>, CorpusError> {
         let (mut values, mut shape) = (Vec::new(), [0; 3]);
         let encode = |pictures: Rows| {
-            let latents = encode(pictures.tensor(&(0..pictures.count()), device));
-            let shape = latents.dims();
-            (latents.into_data().try_to_vec::<f32>().expect("latents are f32"), shape)
+            let (mut values, mut shape) = (Vec::new(), [0; 3]);
+            for part in pictures.in_parts() {
+                let latents = encode(pictures.tensor(&part, device));
+                let [_, channels, height, width] = latents.dims();
+                shape = [channels, height, width];
+                values.extend(latents.into_data().try_to_vec::<f32>().expect("latents are f32"));
+            }
+            let [channels, height, width] = shape;
+            (values, [pictures.count(), channels, height, width])
         };
-        for start in (0..scenes).step_by(CACHE_BATCH) {
-            let end = scenes.min(start + CACHE_BATCH);
+        for start in (0..scenes).step_by(SCENES_AT_ONCE) {
+            let end = scenes.min(start + SCENES_AT_ONCE);
             let samples: Vec<_> = (start as u64..end as u64).collect();
             let pictures = corpus.pictures(&samples)?;
             let (latents, [_, channels, height, width]) = match &kept {

@@ -6,6 +6,8 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::prelude::*;
+use burn::tensor::DType;
+use wuerstchen::kernels::autocast;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::TokenIds;
 use wuerstchen::tokens::{LEAST_WEIGHT, cross_entropy, loss_weight, replaced, weighted_means};
@@ -77,10 +79,11 @@ impl StageBTokens {
     }
 }
 
-/// Stage B's target: Stage A's tokens as numbers, `[B, 1, H, W]`.
+/// Stage B's target: Stage A's tokens as numbers, `[B, 1, H, W]`. They are computed in f32, as cached tokens are,
+/// whatever the stage's precision is.
 pub fn stage_a_tokens(vqgan: &Vqgan, pictures: Tensor<4>) -> Tensor<4> {
-    let latents = vqgan.encode(pictures, Statistics::Running);
-    vqgan.quantize(latents).indices.float().unsqueeze_dim(1)
+    let encode = || vqgan.quantize(vqgan.encode(pictures, Statistics::Running)).indices;
+    autocast(DType::F32, encode).float().unsqueeze_dim(1)
 }
 
 /// A batch of Stage B.
