@@ -44,7 +44,9 @@ lints() {
     nice cargo clippy --quiet --jobs 1 --release --workspace --all-targets "${features[@]}" -- -D warnings &&
         RUSTDOCFLAGS="-D warnings" nice cargo doc --quiet --jobs 1 --release --workspace "${features[@]}" --no-deps
 }
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+halves="$(mktemp -d)"
+# If the first half of the browser's tests fails, the second one has not told yet how it went.
+trap 'kill $(jobs -p) 2>/dev/null || true; cat "$halves/log" 2>/dev/null || true' EXIT
 bash web/build.sh compile &
 web=$!
 cargo test --release --workspace "${features[@]}"
@@ -67,7 +69,6 @@ page=$!
 bash web/build.sh package
 wait "$page"
 # A browser's tests keep about one core busy: these run side by side, and the second half tells in the end how it went.
-halves="$(mktemp -d)"
 (
     cd web
     npm run test:verify
@@ -85,6 +86,7 @@ cd ..
 ended=0
 wait "$second" || ended=$?
 cat "$halves/log"
+rm "$halves/log"
 [ "$ended" = 0 ]
 
 wait "$lints"

@@ -31,6 +31,9 @@ fn a_circle_is_found() {
     assert_eq!(circle(&imports), None);
     imports.insert("c".to_owned(), imported("// crate::b\nlet x = crate::a::Y;").collect());
     assert_eq!(circle(&imports), Some(["a", "b", "c", "a"].map(str::to_owned).to_vec()));
+    let several: Vec<_> =
+        imported("use crate::{\n    a::{X, y},\n    b,\n};\nuse crate::c;").collect();
+    assert_eq!(several, ["a", "b", "c"]);
 }
 
 /// Adds the files of a folder, all of them under the name `unit` if there is one.
@@ -53,12 +56,36 @@ fn add_folder(folder: &Path, unit: Option<&str>, imports: &mut Imports) {
 fn imported(text: &str) -> impl Iterator<Item = String> {
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    let after = lines.flat_map(|line| line.split("crate::").skip(1));
+    let code = lines.collect::<Vec<_>>().join("\n");
+    let after = code.split("crate::").skip(1);
     let names = after.flat_map(|after| match after.strip_prefix('{') {
-        Some(several) => several.split('}').next().unwrap().split(", ").collect(),
+        Some(several) => in_braces(several),
         None => vec![after],
     });
-    names.map(|name| name.chars().take_while(|&c| c == '_' || c.is_ascii_lowercase()).collect())
+    let name =
+        |text: &str| text.chars().take_while(|&c| c == '_' || c.is_ascii_lowercase()).collect();
+    let found = names.map(name).filter(|name: &String| !name.is_empty());
+    found.collect::<Vec<_>>().into_iter()
+}
+
+/// What commas divide, up to the brace that closes; what inner braces hold is not divided.
+fn in_braces(several: &str) -> Vec<&str> {
+    let (mut depth, mut parts, mut start) = (0, Vec::new(), 0);
+    for (at, c) in several.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                parts.push(several[start..at].trim());
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    parts
 }
 
 /// A way from a file through its imports back to it.

@@ -197,7 +197,7 @@ pub struct Engine {
     bundle: WebBundle,
     loras: Loras,
     pipeline: Pipeline,
-    /// What parts are loaded from whenever they are needed.
+    /// Where parts take turns: what the pipeline is loaded from anew with the LoRAs.
     files: Option<ModelFiles>,
     /// How products are computed. Several engines of a thread share a device, so each job chooses it anew.
     #[cfg(all(feature = "webgpu", not(feature = "cpu")))]

@@ -92,10 +92,7 @@ fn wait<T>(mut poll: impl FnMut(Duration) -> Option<T>) -> T {
         if let Some(value) = poll(time) {
             return value;
         }
-        #[cfg(feature = "parallel")]
         let has_worked = rayon::yield_now() == Some(rayon::Yield::Executed);
-        #[cfg(not(feature = "parallel"))]
-        let has_worked = false;
         time = if has_worked { Duration::ZERO } else { IDLE };
     }
 }
@@ -105,7 +102,6 @@ mod tests {
     use super::*;
 
     /// The thread that waits is the only one of the pool that makes the batches.
-    #[cfg(feature = "parallel")]
     #[test]
     fn one_thread_waits_and_works() {
         let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());

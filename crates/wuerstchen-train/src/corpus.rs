@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-#[cfg(feature = "parallel")]
 use rayon::prelude::*;
 use wuerstchen::noise::Philox;
 use wuerstchen::text::{TokenIds, TokenizerError};
@@ -283,17 +282,14 @@ impl Corpus {
         Ok(rows.at(own.start))
     }
 
-    /// Pictures of the corpus's size, made side by side where there are threads.
+    /// Pictures of the corpus's size, made side by side.
     fn batch<T: Sync>(
         &self,
         items: &[T],
         picture: impl Fn(&T) -> Result<Image, CorpusError> + Sync,
     ) -> Result<Rows, CorpusError> {
         let planes = |item: &T| Ok(picture(item)?.to_planes());
-        #[cfg(feature = "parallel")]
         let planes = items.par_iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
-        #[cfg(not(feature = "parallel"))]
-        let planes = items.iter().map(planes).collect::<Result<Vec<_>, CorpusError>>()?;
         Ok(Rows::new([3, self.image_size, self.image_size], planes.concat()))
     }
 

@@ -44,8 +44,8 @@ pub trait Stage: Send + Sync + 'static {
     type Batch: Send + Sync + 'static;
 
     /// Makes the batch of the samples with these numbers: draws or decodes pictures, splits captions into
-    /// tokens, draws noise. All random numbers come from `rng`. Large values are made only for the places `own`
-    /// of the batch, but the random numbers are the same as if all were made.
+    /// tokens, draws noise. All random numbers come from `rng`. Pictures, latents and noise are made only for the places
+    /// `own` of the batch, but the random numbers are the same as if all were made.
     ///
     /// # Errors
     ///

@@ -17,9 +17,9 @@ const NEAR: usize = 5;
 pub struct EmojiScores {
     /// The background is right.
     pub background: Option<f64>,
-    /// No concept of the style is nearer than the one asked for; of two objects, this holds for both.
+    /// Every other concept of the style is farther than the one asked for; of two objects, this holds for both.
     pub concept: Option<f64>,
-    /// At most four concepts are nearer.
+    /// At most four concepts are nearer, or as near.
     pub top5: Option<f64>,
     /// The tint is right.
     pub tint: Option<f64>,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
-#[cfg(all(feature = "cpu", feature = "parallel"))]
+#[cfg(feature = "cpu")]
 use rayon::prelude::*;
 use wuerstchen::kernels::weighted_sum;
 
@@ -51,7 +51,7 @@ pub(crate) fn changes<M: Module>(
     };
     // The threads of a CPU take one matrix after the other. On a GPU a batch of all matrices of a shape takes fewer
     // launches.
-    #[cfg(all(feature = "cpu", feature = "parallel"))]
+    #[cfg(feature = "cpu")]
     if shapes.values().flatten().all(|(_, matrix)| matrix.device() == Device::flex()) {
         let one_by_one = shapes
             .into_iter()

@@ -1,7 +1,6 @@
 //! The threads that compute the shares of a batch.
 
 use burn::prelude::*;
-#[cfg(feature = "parallel")]
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// A pool of threads for each share that is computed at a time on a CPU.
@@ -47,13 +46,11 @@ impl ShareThreads {
 /// Threads of which one calls a function, and the others take parts of its kernels' work.
 struct Pool {
     /// `None` on a GPU, or where no thread can be started: the caller's thread does the work.
-    #[cfg(feature = "parallel")]
     threads: Option<ThreadPool>,
 }
 
 impl Pool {
     /// One of `count` pools.
-    #[cfg(feature = "parallel")]
     fn new(count: usize, on_cpu: bool) -> Self {
         const STACK: usize = 8 << 20; // bytes, as the main thread usually has
         let threads = rayon::current_num_threads().div_ceil(count);
@@ -61,17 +58,11 @@ impl Pool {
         Self { threads: on_cpu.then(pool).flatten() }
     }
 
-    #[cfg(not(feature = "parallel"))]
-    fn new(_: usize, _: bool) -> Self {
-        Self {}
-    }
-
     fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        #[cfg(feature = "parallel")]
-        if let Some(threads) = &self.threads {
-            return threads.install(f);
+        match &self.threads {
+            Some(threads) => threads.install(f),
+            None => f(),
         }
-        f()
     }
 }
 
@@ -93,7 +84,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "parallel")]
     fn the_threads_are_divided_among_the_shares() {
         let all = rayon::current_num_threads();
         for count in [1, 2, 3] {

@@ -44,6 +44,9 @@ impl Buckets {
     }
 }
 
+/// The number of an epoch and the pictures of its batches.
+type Epoch = (u64, Arc<Vec<Vec<u32>>>);
+
 /// Which pictures every batch has; all are of one bucket. An epoch shows every picture at least once: the last
 /// batch of a bucket is filled up with others of that bucket.
 pub(crate) struct Order {
@@ -51,13 +54,19 @@ pub(crate) struct Order {
     batch_size: usize,
     /// The numbers of each bucket's pictures.
     buckets: Vec<Vec<u32>>,
-    /// The epoch that was asked for last.
-    epoch: Mutex<(u64, Arc<Vec<Vec<u32>>>)>,
+    /// The batches of two epochs, the even and the odd one that were asked for last: where one ends, threads that make
+    /// batches ahead ask for both.
+    epochs: Mutex<[Epoch; 2]>,
 }
 
 impl Order {
     pub(crate) fn new(seed: u64, batch_size: usize, buckets: Vec<Vec<u32>>) -> Self {
-        Self { seed, batch_size, buckets, epoch: Mutex::new((u64::MAX, Arc::default())) }
+        Self {
+            seed,
+            batch_size,
+            buckets,
+            epochs: Mutex::new([u64::MAX; 2].map(|none| (none, Arc::default()))),
+        }
     }
 
     /// The pictures of a step's batch; depends on nothing but the step.
@@ -65,11 +74,12 @@ impl Order {
         let batches = self.buckets.iter().map(|bucket| bucket.len().div_ceil(self.batch_size));
         let batches = batches.sum::<usize>() as u64;
         let (epoch, place) = (step / batches, (step % batches) as usize);
-        let mut last = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.0 != epoch {
-            *last = (epoch, Arc::new(self.in_order(epoch)));
+        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        let (found, batches) = &mut epochs[(epoch % 2) as usize];
+        if *found != epoch {
+            (*found, *batches) = (epoch, Arc::new(self.in_order(epoch)));
         }
-        last.1[place].clone()
+        batches[place].clone()
     }
 
     fn in_order(&self, epoch: u64) -> Vec<Vec<u32>> {

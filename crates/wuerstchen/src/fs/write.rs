@@ -2,8 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use super::error::{Result, cannot};
 use super::files::has_extension;
@@ -49,9 +51,13 @@ fn behind_link(path: &Path) -> std::io::Result<PathBuf> {
     if path.is_symlink() { path.canonicalize() } else { Ok(path.to_owned()) }
 }
 
+/// A number that other programs do not have. Containers that share a folder often have equal process ids.
+static PROGRAM: LazyLock<u32> =
+    LazyLock::new(|| RandomState::new().hash_one(std::process::id()) as u32);
+
 /// What a file is called until it is whole; two programs may write the same file at a time.
 fn part_of(path: &Path) -> PathBuf {
-    path.with_added_extension(format!("{}.part", std::process::id()))
+    path.with_added_extension(format!("{}.part", *PROGRAM))
 }
 
 /// Whether a file is one that [`write()`] has not finished, by its name.
