@@ -46,7 +46,7 @@ pub struct TrainConfig {
     pub name: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// Side of the training pictures in pixels.
+    /// Side of the training pictures in pixels, 1 to 4096.
     pub image_size: usize,
     /// The power that the machine takes while it trains, in watts, for the energy in the run's report.
     #[serde(default, skip_serializing_if = "Option::is_none")]

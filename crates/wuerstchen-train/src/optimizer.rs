@@ -60,13 +60,13 @@ pub struct OptimizerConfig {
     pub method: Method,
     /// Peak learning rate, at most 1.
     pub learning_rate: f64,
-    /// Decay of AdamW's first moment.
+    /// Decay of AdamW's first moment, `[0, 1)`.
     pub beta1: f64,
-    /// Decay of Muon's momentum.
+    /// Decay of Muon's momentum, `[0, 1)`.
     pub momentum: f64,
-    /// Decay of AdamW's second moment.
+    /// Decay of AdamW's second moment, `[0, 1)`.
     pub beta2: f64,
-    /// Added to the root of AdamW's second moment.
+    /// Added to the root of AdamW's second moment; above 0.
     pub epsilon: f64,
     /// Every update takes this share, times the learning rate, of every weight away.
     pub weight_decay: f64,
@@ -75,7 +75,7 @@ pub struct OptimizerConfig {
     /// Share of the updates, at the end, over which the learning rate falls to 0 along a cosine, `[0, 1]`; 0 keeps it
     /// constant.
     pub cooldown: f64,
-    /// Largest global L2 norm of the gradients.
+    /// Largest global L2 norm of the gradients; above 0.
     pub max_grad_norm: f64,
     /// An update is skipped if the global L2 norm of its gradients, before clipping, is above this. If left out, only
     /// updates whose gradients are not finite are skipped.
@@ -84,7 +84,7 @@ pub struct OptimizerConfig {
     /// more where gradients have been small: one such batch can spoil a run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_grad_norm: Option<f64>,
-    /// Decay of the moving average of the weights at every update.
+    /// Decay of the moving average of the weights at every step of it, `[0, 1)`.
     pub ema_beta: f64,
     /// Updates between two steps of the moving average.
     pub ema_every: u64,

@@ -1,5 +1,4 @@
-//! Readers of untrusted files: whatever the bytes are, they return, and take no more memory than the size of
-//! the file justifies.
+//! Readers of untrusted files: whatever the bytes are, they return, and take little memory.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -18,17 +18,17 @@ pub struct UpdateConfig {
     pub steps: u64,
     /// Pictures in every update.
     pub batch_size: usize,
-    /// Number of equal shares of the batch. Each share has threads of its own; processes that train together divide
-    /// the shares among them. On a CPU the number of cores is best. Batch norms, the discriminator's norms and the
-    /// adaptive weight see the statistics of one share; everything else stays the same up to rounding.
+    /// Number of equal shares of the batch, 1 to 1024. Each share has threads of its own; processes that train together
+    /// divide the shares among them. On a CPU the number of cores is best. Batch norms, the discriminator's norms and
+    /// the adaptive weight see the statistics of one share; everything else stays the same up to rounding.
     #[serde(default = "one")]
     pub shards: usize,
     /// How many of these shares a process computes at a time, at least 1; by default all that it has. Fewer take less
     /// memory (gradient accumulation), and the results have the same bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards_at_once: Option<usize>,
-    /// Number of threads that draw, decode and tokenise the next batches; each keeps one batch ready. Results do not
-    /// depend on this number.
+    /// Number of threads, 1 to 1024, that draw, decode and tokenise the next batches; each keeps one ready. Results do
+    /// not depend on this number.
     #[serde(default = "one")]
     pub data_threads: usize,
     /// The type of the numbers that matrix products multiply. Shaders in WGSL do not reach a GPU's matrix units, so that

@@ -33,7 +33,7 @@ pub struct TuneConfig {
     pub name: String,
     /// Seed of everything random.
     pub seed: u64,
-    /// The power of the machine while it trains, from which the report computes the energy.
+    /// The power of the machine while it trains, in watts, from which the report computes the energy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watts: Option<f64>,
     /// Where the pictures are.
@@ -91,9 +91,10 @@ impl Default for PicturesConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
-    /// Rank of the two matrices of each layer, at least 1.
+    /// Rank of the two matrices of each layer, 1 to 4096.
     pub rank: usize,
-    /// The number that, divided by the rank, scales the product of the two matrices. By default it is the rank.
+    /// The number that, divided by the rank, scales the product of the two matrices: a ten-thousandth of the rank to
+    /// ten thousand times the rank. By default it is the rank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
     /// Patterns for the names of the linear layers that are changed. A pattern is a whole name, or its end from a dot
