@@ -504,7 +504,7 @@ fn write_model(run: &Run, output: &Path) -> Result<()> {
             ),
             None => tell!(
                 "stage {stage} is that of --init, which was trained with other weights of the stages before it: train it, \
-                 again with --init if it should begin with its weights"
+                 which begins with these weights"
             ),
         }
     }
