@@ -99,12 +99,9 @@ impl Run {
         } else {
             self.recipe.init_decoder(&device)
         };
-        if config.b_has_fixed_embeddings() {
-            let compressor = model.compressor.valid();
-            let cached = self.cached_embeddings(StageName::B, &corpus, &compressor, &weights)?;
-            let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
-            stage.embeddings = embeddings;
-        }
+        let fixed = self.fixed_embeddings(&corpus, &model.compressor, &weights)?;
+        let Some(embeddings) = fixed else { return Ok(ControlFlow::Break(())) };
+        stage.embeddings = embeddings;
         let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
         let grid = self.grid()?;
         let sample = |run: &Self, model: &DecoderModel| {
@@ -130,18 +127,30 @@ impl Run {
         } else {
             self.recipe.init_token_decoder(&device)
         };
-        if config.b_has_fixed_embeddings() {
-            let compressor = model.compressor.valid();
-            let cached = self.cached_embeddings(StageName::B, &corpus, &compressor, &weights)?;
-            let Some(embeddings) = cached else { return Ok(ControlFlow::Break(())) };
-            stage.embeddings = embeddings;
-        }
+        let fixed = self.fixed_embeddings(&corpus, &model.compressor, &weights)?;
+        let Some(embeddings) = fixed else { return Ok(ControlFlow::Break(())) };
+        stage.embeddings = embeddings;
         let trainer = Trainer::new(stage, model, config.b.updates.clone(), config.seed, device);
         let grid = self.grid()?;
         let sample = |run: &Self, model: &TokenModel| {
             run.reconstructions(&grid, &model.compressor, token_decoder_weights(model))
         };
         self.updates(StageName::B, start, trainer, sample, token_decoder_weights)
+    }
+
+    /// The image embeddings that Stage B takes, if they do not change while it trains, else none; `None` if the listener
+    /// has stopped it.
+    fn fixed_embeddings(
+        &mut self,
+        corpus: &Corpus,
+        compressor: &Compressor,
+        weights: &Weights,
+    ) -> Result<Option<Cache>, RunError> {
+        if self.recipe.config.b_has_fixed_embeddings() {
+            self.cached_embeddings(StageName::B, corpus, &compressor.valid(), weights)
+        } else {
+            Ok(Some(Cache::none()))
+        }
     }
 
     /// The pictures of a grid, and below them the pictures that Stage B makes of their image embeddings. `trained` are
