@@ -80,10 +80,15 @@ fn assert_keeps_nothing<S: Stage>(mut trainer: Trainer<S>) {
     assert!(later < first + 3_000_000, "{first} bytes after 3 updates, {later} after 9");
 }
 
-/// A run with the configuration `toml` after `change`, and its pictures.
-fn shapes(toml: &str, change: impl FnOnce(&mut TrainConfig)) -> (Recipe, Corpus) {
+/// A config after `change`.
+fn changed(toml: &str, change: impl FnOnce(&mut TrainConfig)) -> TrainConfig {
     let mut config = TrainConfig::from_toml(toml).unwrap();
     change(&mut config);
+    config
+}
+
+/// What a run with this config trains, and its pictures.
+fn shapes(config: TrainConfig) -> (Recipe, Corpus) {
     let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
     let corpus = recipe.corpus(Arc::new(Shapes { seed: 1, lesson: Lesson::default() })).unwrap();
     (recipe, corpus)
@@ -92,7 +97,7 @@ fn shapes(toml: &str, change: impl FnOnce(&mut TrainConfig)) -> (Recipe, Corpus)
 const SMOKE: &str = include_str!("../../configs/smoke.toml");
 
 fn stage_b(change: impl FnOnce(&mut TrainConfig)) -> Trainer<StageB> {
-    let (recipe, corpus) = shapes(SMOKE, change);
+    let (recipe, corpus) = shapes(changed(SMOKE, change));
     let (config, device) = (&recipe.config, Device::flex().autodiff());
     let vqgan = config.model.vqgan.init(&Device::flex());
     let stage = StageB::new(config, corpus, vqgan, device.clone());
@@ -104,7 +109,8 @@ fn stage_b(change: impl FnOnce(&mut TrainConfig)) -> Trainer<StageB> {
 fn stage_a_keeps_nothing() {
     let _turn = turn();
     for freeze_encoder in [false, true] {
-        let (recipe, corpus) = shapes(SMOKE, |config| config.a.freeze_encoder = freeze_encoder);
+        let config = changed(SMOKE, |config| config.a.freeze_encoder = freeze_encoder);
+        let (recipe, corpus) = shapes(config);
         let (config, device) = (&recipe.config, Device::flex().autodiff());
         let stage = StageA::new(config, corpus, device.clone());
         let model = recipe.init_vqgan(&device);
@@ -127,10 +133,11 @@ fn stage_b_keeps_nothing_of_a_compressor_that_does_not_learn() {
 #[test]
 fn version_1_keeps_nothing_of_networks_that_do_not_learn() {
     let _turn = turn();
-    let (recipe, corpus) = shapes(include_str!("../../configs/shapes-v1.toml"), |config| {
-        config.b.freeze_compressor = true;
-        (config.b.updates.batch_size, config.c.updates.batch_size) = (8, 16);
-    });
+    let (recipe, corpus) =
+        shapes(changed(include_str!("../../configs/shapes-v1.toml"), |config| {
+            config.b.freeze_compressor = true;
+            (config.b.updates.batch_size, config.c.updates.batch_size) = (8, 16);
+        }));
     let (config, device) = (&recipe.config, Device::flex().autodiff());
     let vqgan = config.model.vqgan.init(&Device::flex());
     let stage = StageBTokens::new(config, corpus.clone(), vqgan, device.clone());
@@ -146,24 +153,23 @@ fn version_1_keeps_nothing_of_networks_that_do_not_learn() {
 /// Stage C of eight groups on embeddings of 8 x 8 cells, 64 pictures in a batch, so that what is kept for the backward
 /// pass is many times as large as the weights.
 fn config() -> TrainConfig {
-    let mut config = TrainConfig::from_toml(SMOKE).unwrap();
-    config.image_size = 128;
-    (config.defaults.width, config.defaults.height) = (128, 128);
-    (config.model.prior.depth, config.model.prior.dropout) = (8, 0.1);
-    (config.c.updates.steps, config.c.updates.batch_size) = (3, 64);
-    config
+    changed(SMOKE, |config| {
+        config.image_size = 128;
+        (config.defaults.width, config.defaults.height) = (128, 128);
+        (config.model.prior.depth, config.model.prior.dropout) = (8, 0.1);
+        (config.c.updates.steps, config.c.updates.batch_size) = (3, 64);
+    })
 }
 
 /// A trainer of Stage C that has done two updates, and has its moments.
 fn trainer(config: TrainConfig) -> Trainer<StageC> {
     let device = Device::flex().autodiff();
-    let recipe = Recipe::new(config, shapes_tokenizer()).unwrap();
+    let (recipe, corpus) = shapes(config);
     let config = &recipe.config;
     let compressor = config.model.compressor.init(&Device::flex());
     // Weights are made when they are first used, and clones of them have their own.
     let _ = tensors(&compressor, KeyTable::FIELDS);
     let encode = |x| image_embeddings(&compressor, x, config.compressor_side());
-    let corpus = recipe.corpus(Arc::new(Shapes { seed: 1, lesson: Lesson::default() })).unwrap();
     let embeddings = Cache::fill(&corpus, 8, &Device::flex(), encode, |_| {}).unwrap();
     let mut stage = StageC::new(config, corpus, (compressor, 4.6), device.clone());
     stage.embeddings = embeddings;

@@ -3,7 +3,7 @@
 import { openCache, type ModelCache } from './cache.js';
 import { isFatal, orCrash } from './crashes.js';
 import { ModelEngine, type Tested } from './engine.js';
-import { asWuerstchenError, WuerstchenError, type ErrorCode } from './errors.js';
+import { asWuerstchenError, withField, WuerstchenError, type ErrorCode } from './errors.js';
 import { fetchFiles } from './fetch-files.js';
 import type { WasmBuild } from './glue.js';
 import { CPU_HINT, watchDevice, type GpuWatch } from './gpu.js';
@@ -325,9 +325,7 @@ function ofLora<T>(add: () => T): T {
   try {
     return add();
   } catch (cause) {
-    const { code, message } = asWuerstchenError(cause);
-    if (code !== 'integrity') throw cause;
-    throw new WuerstchenError(code, message, { retryable: false, field: 'lora', cause });
+    throw asWuerstchenError(cause).code === 'integrity' ? withField(cause, 'lora') : cause;
   }
 }
 

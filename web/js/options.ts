@@ -210,9 +210,7 @@ function checked<T extends object>(options: T, kinds: Record<string, Kind>, requ
     const message = `options must be an object, got ${show(options)}`;
     throw new WuerstchenError('invalid-argument', message);
   }
-  const values = { ...options };
-  if (required !== undefined && !(required in values))
-    Object.assign(values, { [required]: undefined });
+  const values: T = { ...(required !== undefined && { [required]: undefined }), ...options };
   for (const [name, value] of Object.entries(values)) {
     const kind = Object.hasOwn(kinds, name) ? kinds[name] : undefined;
     if (!kind) {

@@ -69,11 +69,16 @@ impl Rows {
         Self::new(shape, values).at(own.start)
     }
 
-    /// Pictures in parts that go through a network one after the other: large pictures in small parts.
-    pub(crate) fn in_parts(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    /// What a network makes of all pictures. They go through it in parts: large pictures in small parts.
+    pub(crate) fn through(
+        &self,
+        device: &Device,
+        network: impl Fn(Tensor<4>) -> Tensor<4>,
+    ) -> Tensor<4> {
         let ([_, height, width], count) = (self.shape, self.count());
         let most = (PIXELS_AT_ONCE / (height * width)).max(1);
-        (0..count).step_by(most).map(move |start| start..count.min(start + most))
+        let parts = (0..count).step_by(most).map(|start| start..count.min(start + most));
+        Tensor::cat(parts.map(|part| network(self.tensor(&part, device))).collect(), 0)
     }
 
     /// The samples `range` as a tensor `[B, C, H, W]`.

@@ -140,22 +140,25 @@ pub fn cover(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     crop(resize_to_cover(cut_thin(image, size), size, Filter::Bilinear), size)
 }
 
-/// How many pixels to cut off at each end of a side, of which `kept` pixels are kept in the end.
-pub(crate) fn thin_end(side: usize, kept: usize) -> usize {
+/// The rows and the columns in the middle of a picture that may be far thinner than `height`x`width`: whole, it would be
+/// resized to many times what is kept of it.
+pub(crate) fn middle(
+    [rows, columns]: [usize; 2],
+    [height, width]: [usize; 2],
+) -> [Range<usize>; 2] {
     const THIN: usize = 4;
-    side.saturating_sub(THIN * kept.max(1)) / 2
+    let middle = |side: usize, kept: usize| {
+        let end = side.saturating_sub(THIN * kept.max(1)) / 2;
+        end..side - end
+    };
+    [middle(rows, columns * height / width), middle(columns, rows * width / height)]
 }
 
-/// Cuts the ends off a picture that is far thinner than `size`: whole, it would be resized to many times what is
-/// kept of it. The middle stays where it is.
-fn cut_thin(image: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+/// Cuts the ends off a picture that is far thinner than `size`. The middle stays where it is.
+fn cut_thin(image: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     let [_, _, rows, columns] = image.dims();
-    let cut = |image: Tensor<4>, axis: usize, side: usize, kept: usize| {
-        let end = thin_end(side, kept);
-        image.narrow(axis, end, side - 2 * end)
-    };
-    let image = cut(image, 2, rows, columns * height / width);
-    cut(image, 3, columns, rows * width / height)
+    let [rows, columns] = middle([rows, columns], size);
+    image.narrow(2, rows.start, rows.len()).narrow(3, columns.start, columns.len())
 }
 
 /// Resizes `[B, C, H, W]` so that it just covers `size` (height, width).
@@ -216,17 +219,12 @@ impl<'a> Pixels<'a> {
     }
 
     /// As [`cut_thin`] cuts a tensor.
-    pub(crate) fn cut_thin(self, [height, width]: [usize; 2]) -> Self {
-        let [rows, columns] = [self.rows.len(), self.columns.len()];
-        let cut = |range: Range<usize>, kept: usize| {
-            let end = thin_end(range.len(), kept);
-            range.start + end..range.end - end
+    pub(crate) fn cut_thin(self, size: [usize; 2]) -> Self {
+        let [rows, columns] = middle([self.rows.len(), self.columns.len()], size);
+        let cut = |whole: Range<usize>, kept: Range<usize>| {
+            whole.start + kept.start..whole.start + kept.end
         };
-        Self {
-            rows: cut(self.rows, columns * height / width),
-            columns: cut(self.columns, rows * width / height),
-            ..self
-        }
+        Self { rows: cut(self.rows, rows), columns: cut(self.columns, columns), ..self }
     }
 
     /// The planes of the resized picture.

@@ -422,9 +422,8 @@ impl Run {
         let corpus = self.corpus(StageName::C, self.recipe.config.c.updates.lesson)?;
         let numbers: Vec<_> = (0..MEASURED_PICTURES).collect();
         let (pictures, side) = (corpus.pictures(&numbers)?, self.recipe.config.compressor_side());
-        let embed =
-            |part| image_embeddings(&compressor, pictures.tensor(&part, &self.device), side);
-        let embeddings = Tensor::cat(pictures.in_parts().map(embed).collect(), 0);
+        let embed = |part| image_embeddings(&compressor, part, side);
+        let embeddings = pictures.through(&self.device, embed);
         let spread = embeddings.flatten::<1>(0, 3).var(0).sqrt().into_scalar::<f32>();
         // Three digits are as much as 64 pictures tell.
         let scale = format!("{:.2e}", 2.0 * spread).parse().expect("a number's digits are one");

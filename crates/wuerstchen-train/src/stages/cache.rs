@@ -89,15 +89,9 @@ impl Cache {
     ) -> Result<Option<Self>, CorpusError> {
         let (mut values, mut shape) = (Vec::new(), [0; 3]);
         let encode = |pictures: Rows| {
-            let (mut values, mut shape) = (Vec::new(), [0; 3]);
-            for part in pictures.in_parts() {
-                let latents = encode(pictures.tensor(&part, device));
-                let [_, channels, height, width] = latents.dims();
-                shape = [channels, height, width];
-                values.extend(latents.into_data().try_to_vec::<f32>().expect("latents are f32"));
-            }
-            let [channels, height, width] = shape;
-            (values, [pictures.count(), channels, height, width])
+            let latents = pictures.through(device, &encode);
+            let shape = latents.dims();
+            (latents.into_data().try_to_vec::<f32>().expect("latents are f32"), shape)
         };
         for start in (0..scenes).step_by(SCENES_AT_ONCE) {
             let end = scenes.min(start + SCENES_AT_ONCE);

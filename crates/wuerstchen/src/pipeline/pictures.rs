@@ -10,7 +10,7 @@ use super::{ImageEncoderPart, Pipeline};
 use crate::image::Image;
 use crate::options::OptionsError;
 use crate::origin::PicturePrompt;
-use crate::resize::{Filter, thin_end};
+use crate::resize::{self, Filter};
 use crate::sampler::Recipe;
 
 /// The shorter side in pixels to which the authors scale all pictures first.
@@ -63,14 +63,13 @@ impl PicturePrompt {
 /// A picture without the ends of a side that is far longer than the other, of which only the middle square is seen.
 fn middle(image: &Image) -> Cow<'_, Image> {
     let Image { width, height, .. } = *image;
-    let (left, top) = (thin_end(width, height), thin_end(height, width));
-    if left == 0 && top == 0 {
+    let [rows, columns] = resize::middle([height, width], [1, 1]);
+    if [rows.len(), columns.len()] == [height, width] {
         return Cow::Borrowed(image);
     }
-    let (kept, rows) = (3 * (width - 2 * left), height - 2 * top);
-    let rows = image.rgb.chunks_exact(3 * width).skip(top).take(rows);
-    let rgb = rows.flat_map(|row| &row[3 * left..][..kept]).copied().collect();
-    Cow::Owned(Image { width: width - 2 * left, height: height - 2 * top, rgb })
+    let kept = image.rgb.chunks_exact(3 * width).skip(rows.start).take(rows.len());
+    let rgb = kept.flat_map(|row| &row[3 * columns.start..3 * columns.end]).copied().collect();
+    Cow::Owned(Image { width: columns.len(), height: rows.len(), rgb })
 }
 
 #[cfg(test)]
